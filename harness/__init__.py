@@ -1,0 +1,29 @@
+"""Harness for lottery-ticket research with signs: find a winning sign, keep its lineage, use it anywhere.
+
+Importing this package is light; MLflow, FFCV and Accelerate load where they are used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.lineage.reload import load_checkpoint, load_signed_mask
+    from harness.masks import Mask, SignedMask
+
+__version__ = "0.1.0"
+__all__ = ["Mask", "SignedMask", "load_checkpoint", "load_signed_mask"]
+
+_HOMES = {
+    "Mask": "harness.masks",
+    "SignedMask": "harness.masks",
+    "load_checkpoint": "harness.lineage.reload",
+    "load_signed_mask": "harness.lineage.reload",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home on first use, so that `import harness` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'harness' has no attribute {name!r}; public names: {', '.join(__all__)}")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,225 @@
+"""The settings of a run: frozen dataclasses that hold every default once. No torch here.
+
+What determines a level's bits is chosen in `harness.search.level_key`; paths, worker counts and logging never are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from difflib import get_close_matches
+from math import cos, pi
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT = "harness.config/1"
+
+LrSchedule = Literal["constant", "step", "cosine"]
+Precision = Literal["no", "fp16", "bf16"]
+Kind = Literal[
+    "dense", "retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const", "random_signs", "random_mask"
+]
+
+
+def known(what: str, name: str, names: Sequence[str]) -> str:
+    """Return `name` if it is one of `names`; else raise a ValueError that lists them and the nearest."""
+    if name in names:
+        return name
+    near = get_close_matches(name, names, n=1)
+    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    raise ValueError(f"unknown {what} {name!r}{hint}; known: {', '.join(sorted(names))}")
+
+
+def _require(ok: bool, message: str) -> None:
+    if not ok:
+        raise ValueError(message)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, and how it is read."""
+
+    name: str
+    """Data set: digits, fashion_mnist or imagenet."""
+    directory: Path = Path("data")
+    """Where tools/prepare_data.py put it."""
+    loader: Literal["ffcv", "memory"] = "ffcv"
+    """ffcv reads the .beton files; memory keeps small raw sets on the device. Both give the same batches."""
+    num_workers: int = 1
+    """Loader threads per process; no influence on the numbers."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which network."""
+
+    name: str
+    """A name of harness.models.MODELS, e.g. resnet20, resnet50_cifar, mlp_mixer."""
+    width: int | None = None
+    """Channels of the first stage where the family can be widened; the family's own if not given."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer, new at every level."""
+
+    name: Literal["sgd", "adam"] = "sgd"
+    lr: float = 0.1
+    """Learning rate before the schedule."""
+    momentum: float = 0.9
+    """SGD only."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam only."""
+    weight_decay: float = 5e-4
+    """Coupled L2 on all parameters, as in the paper."""
+    max_grad_norm: float | None = None
+    """Clip the gradient of the remaining parameters to this 2-norm; no clipping if not given."""
+
+    def __post_init__(self) -> None:
+        _require(self.lr > 0, f"optim.lr is {self.lr}; it must be positive")
+        _require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long one training lasts and how its learning rate falls, in steps of one epoch."""
+
+    epochs: int
+    lr_schedule: LrSchedule
+    """constant; step: ×0.1 at epochs E//2 and (E//4)·3; cosine: to 0.001 of the start."""
+
+    def __post_init__(self) -> None:
+        _require(self.epochs >= 0, f"epochs is {self.epochs}; it must not be negative")
+
+    def lr_factor(self, epoch: int) -> float:
+        """Return what the learning rate is multiplied by in `epoch` (0-based)."""
+        if self.lr_schedule == "constant":
+            return 1.0
+        if self.lr_schedule == "step":
+            milestones = (self.epochs // 2, self.epochs // 4 * 3)
+            return float(0.1 ** sum(epoch >= milestone for milestone in milestones))
+        floor = 1e-3
+        return floor + (1 - floor) * (1 + cos(pi * epoch / self.epochs)) / 2
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """One search for a signed mask (Algorithm 1) and the schedule of the final trainings that use it."""
+
+    data: DataConfig
+    model: ModelConfig
+    optim: OptimConfig
+    final: Schedule
+    """Schedule of every final training."""
+    warmup_epochs: int
+    """Level 0: dense warm-up, at constant learning rate."""
+    level_epochs: int
+    """Each pruning level, at constant learning rate."""
+    num_levels: int
+    """T, the number of prunings; density after them is (1 − pruning_fraction)^T."""
+    global_batch_size: int
+    """Images per optimizer step over all processes and accumulated micro-batches."""
+    method: str = "aws"
+    """How the mask is found: aws or lrr."""
+    pruning_fraction: float = 0.2
+    """Share of the live prunable weights removed at each level."""
+    init_seed: int = 1
+    """Draws the search's θ_init."""
+    sgd_seed: int = 1
+    """Draws the noise u: data order, augmentation, α."""
+    precision: Precision = "no"
+    """Mixed precision."""
+    accumulation_steps: int = 1
+    """Micro-batches per optimizer step."""
+    deterministic: bool = False
+    """Ask CUDA for deterministic algorithms; CPU runs are deterministic anyway."""
+    runs: Path = Path("runs")
+    """Where finished levels are kept before and after MLflow gets them."""
+    experiment: str = "find-a-winning-sign"
+    """Name of the MLflow experiment."""
+
+    def __post_init__(self) -> None:
+        _require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
+        _require(0 < self.pruning_fraction < 1, f"pruning_fraction is {self.pruning_fraction}; it must lie in (0, 1)")
+        _require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
+        _require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
+        _require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")
+
+
+@dataclass(frozen=True)
+class TicketConfig:
+    """One final training: which signed mask, used how, on which fresh initialisation."""
+
+    ticket: str
+    """Run ID of a logged level (a unique beginning of it is enough)."""
+    kind: Kind = "signed_mask"
+    """What is taken from the ticket."""
+    init_seed: int = 2
+    """Draws the fresh θ_init; never the search's own unless --same-init."""
+    sgd_seed: int = 1
+    """Draws the noise u of this training."""
+    same_init: bool = False
+    """Allow the search's own init_seed."""
+    epochs: int | None = None
+    """Instead of the epochs recorded with the ticket's search."""
+    layer_signs: bool = True
+    """Transfer the signs of biases and of the classifier too, as the authors' scripts do."""
+    data_directory: Path | None = None
+    """Instead of the data directory recorded with the ticket's search."""
+    loader: Literal["ffcv", "memory"] | None = None
+    """Instead of the loader recorded with the ticket's search."""
+    runs: Path = Path("runs")
+    """Where finished runs are kept."""
+    experiment: str = "find-a-winning-sign"
+    """Name of the MLflow experiment."""
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """How two trained networks are compared along the line between them."""
+
+    num_alphas: int = 11
+    """Points of the grid α = 0 … 1, ends included."""
+    bn_convention: Literal["cumulative", "ema", "none"] = "cumulative"
+    """How BatchNorm statistics of an interpolated network are made."""
+    bn_images: int = 10_000
+    """Training images they are estimated from (all if the set is smaller)."""
+    alphas: tuple[float, ...] = field(init=False, default=())
+
+    def __post_init__(self) -> None:
+        _require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; the two ends make at least 2")
+        last = self.num_alphas - 1
+        object.__setattr__(self, "alphas", tuple(index / last for index in range(self.num_alphas)))
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """Return a config dataclass as JSON-ready values (paths as text, tuples as lists)."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [plain(item) for item in value]
+        return str(value) if isinstance(value, Path) else value
+
+    return dict(plain(asdict(config)))
+
+
+def search_from_json(values: dict[str, Any]) -> SearchConfig:
+    """Rebuild the SearchConfig that `to_json` wrote; a missing or unknown field is a ValueError naming it."""
+    nested = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "final": Schedule}
+    try:
+        parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in nested.items()}
+        rest = {name: value for name, value in values.items() if name not in nested}
+        config = SearchConfig(**parts, **rest)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"this search config was written by another version of the harness: {error}") from error
+    return _with_types(config)
+
+
+def _with_types(config: SearchConfig) -> SearchConfig:
+    from dataclasses import replace
+
+    data = replace(config.data, directory=Path(config.data.directory))
+    optim = replace(config.optim, betas=(config.optim.betas[0], config.optim.betas[1]))
+    return replace(config, data=data, optim=optim, runs=Path(config.runs))

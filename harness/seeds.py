@@ -1,0 +1,43 @@
+"""Every random stream, named and hashed from one of two seeds.
+
+`init_seed` draws θ_init; `sgd_seed` draws u, the noise of training 𝒜(θ, u): data order, augmentation and AWS's α.
+Streams are hashed from (seed, purpose, …), never added: seed + epoch would make seeds 1 and 2 share shifted epochs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+
+def derive_seed(seed: int, *purpose: str | int) -> int:
+    """Return the uint64 seed of the stream that `seed` and `purpose` name."""
+    words = [f"i{seed}"] + [f"{'s' if isinstance(word, str) else 'i'}{word}" for word in purpose]
+    return int.from_bytes(hashlib.sha256("\x1f".join(words).encode()).digest()[:8], "little")
+
+
+@dataclass(frozen=True)
+class SgdNoise:
+    """The noise u of one training 𝒜(θ, u).
+
+    `scope` is ("search", level) inside a search and ("final",) in every final training, whatever its kind: kinds
+    compared under one sgd_seed see the same u.
+    """
+
+    sgd_seed: int
+    scope: tuple[str | int, ...]
+
+    def key(self, purpose: str, epoch: int) -> int:
+        """Return the uint64 key of one purpose in one epoch."""
+        return derive_seed(self.sgd_seed, *self.scope, purpose, epoch)
+
+    def permutation(self, epoch: int, num_samples: int) -> np.ndarray:
+        """Return the epoch's data order: int64 (num_samples,), the same for any number of processes."""
+        generator = np.random.Generator(np.random.Philox(key=self.key("order", epoch)))
+        return generator.permutation(num_samples).astype(np.int64, copy=False)
+
+    def alphas(self, epoch: int, num_steps: int) -> np.ndarray:
+        """Return AWS's α ~ U[0, 1) of each step of the epoch: float64 (num_steps,), the same on every rank."""
+        return np.random.Generator(np.random.Philox(key=self.key("alpha", epoch))).random(num_steps)
