@@ -1,0 +1,71 @@
+# Everything a user or CI calls. 'make' alone lists it.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+DATA ?= data
+# Test processes. One thread each: the networks of the tests are too small to share out.
+JOBS ?= $(shell nproc)
+# Fixed, not the number of cores: sums in the same order give the same bits on any machine of one kind.
+DEMO_THREADS ?= 2
+
+export VENV
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export NUMBA_THREADING_LAYER ?= omp
+export MLFLOW_DISABLE_TELEMETRY ?= true
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+export TQDM_DYNAMIC_NCOLS ?= 1
+
+STAMP := $(VENV)/.installed
+# Said in full, so that neither a user's Accelerate configuration nor its warnings about defaults come in between.
+LAUNCH_ONE := accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
+
+.PHONY: help
+help:  ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: $(STAMP)  ## Install system packages, .venv and the project (skips what is there)
+
+$(STAMP): pyproject.toml constraints.txt tools/setup.sh
+	@tools/setup.sh
+	@touch $@
+
+.PHONY: demo
+demo: setup  ## Find winning signs on real digits, use them, and show what came out (5 minutes on 2 cores)
+	python tools/prepare_data.py digits --out $(DATA)
+	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
+
+.PHONY: test
+test: lint  ## All checks that need no GPU: ruff, types, tests
+	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu" -n $(JOBS) --dist worksteal
+
+.PHONY: test-gpu
+test-gpu: setup  ## The tests that need a CUDA device
+	python -m pytest -m gpu
+
+.PHONY: lint
+lint: setup  ## Ruff and the type checker
+	python -m ruff check .
+	python -m ruff format --check .
+	python -m mypy
+
+.PHONY: format
+format: setup  ## Let ruff lay the code out
+	python -m ruff check --fix .
+	python -m ruff format .
+
+.PHONY: bench
+bench: setup  ## Measure against plain PyTorch, stock FFCV and the goals
+	python tools/bench.py
+
+.PHONY: constraints
+constraints: setup  ## Write constraints.txt anew from .venv (after changing versions in it on purpose)
+	@head -n 2 constraints.txt >constraints.new
+	@python -m pip freeze --all --exclude-editable | grep -E '^[A-Za-z0-9._-]+==' | sort -f >>constraints.new
+	@mv constraints.new constraints.txt
+
+.PHONY: clean
+clean:  ## Remove caches and build leftovers (never data, runs or .venv)
+	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find harness recipes tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
