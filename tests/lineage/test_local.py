@@ -1,0 +1,205 @@
+"""Local nodes: whole or not at all, readable by stock tools, and every altered byte is found."""
+
+import errno
+import hashlib
+import json
+import os
+import random
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.lineage.code import code_version
+from harness.lineage.local import LocalNodes, read_record
+from harness.lineage.record import FORMAT, LineageRecord, Metric, Parent
+
+KEY, PARENT = hashlib.sha256(b"a").hexdigest(), hashlib.sha256(b"b").hexdigest()
+
+
+def make_record(**changes: object) -> LineageRecord:
+    record = LineageRecord(
+        key=KEY,
+        kind="level",
+        name="aws resnet20 L07 d0.210",
+        parents=(Parent(PARENT, "pruned-from"),),
+        nested_under=PARENT,
+        config={"optim": {"lr": 0.1, "milestones": [5, 7]}},
+        tags={"level": "07"},
+        metrics=(Metric("test_error", 4.5, 3, 1_700_000_000_000), Metric("loss", float("nan"), 3, 1_700_000_000_001)),
+        code={"commit": "unknown"},
+        started_ms=1,
+        finished_ms=2,
+    )
+    return replace(record, **changes)
+
+
+def write_two_files(directory: Path) -> None:
+    (directory / "checkpoint.safetensors").write_bytes(b"c" * 1000)
+    (directory / "figures").mkdir()
+    (directory / "figures" / "a.svg").write_text("<svg/>")
+
+
+def test_committed_node_is_read_back_and_checked_by_sha256sum(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    record = nodes.commit(make_record(), write_two_files)
+    directory = nodes.find(KEY)
+    assert directory is not None and directory.name == f"level-{KEY[:16]}"
+    assert set(record.files) == {"checkpoint.safetensors", "figures/a.svg", "config.json"}
+    assert record.files["checkpoint.safetensors"] == hashlib.sha256(b"c" * 1000).hexdigest()
+    assert json.loads((directory / "config.json").read_text()) == record.config
+    loaded = nodes.load(KEY)
+    assert (loaded.to_dict(), loaded.metrics[0]) == (record.to_dict(), record.metrics[0])
+    assert nodes.open_file(KEY, "figures/a.svg").read_text() == "<svg/>"
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", "SHA256SUMS"], cwd=directory, check=True)
+    assert [r.key for r in nodes.records()] == [KEY]
+
+
+def test_committing_an_existing_key_returns_what_is_there(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    first = nodes.commit(make_record(), write_two_files)
+
+    def must_not_run(directory: Path) -> None:
+        raise AssertionError("written twice")
+
+    assert nodes.commit(make_record(name="another"), must_not_run).to_dict() == first.to_dict()
+
+
+def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    script = (
+        "import os, sys; from pathlib import Path\n"
+        "from harness.lineage.local import LocalNodes; from harness.lineage.record import LineageRecord\n"
+        "def write(d): (d / 'half').write_text('x'); os._exit(9)\n"
+        f"LocalNodes(Path(sys.argv[1])).commit(LineageRecord(key={KEY!r}, kind='level', name='n'), write)\n"
+    )
+    assert subprocess.run(["python3", "-c", script, str(tmp_path)], env=_here(), check=False).returncode == 9
+    assert len(list(tmp_path.glob(".tmp-*"))) == 1 and nodes.find(KEY) is None and nodes.records() == []
+    nodes.commit(make_record(), write_two_files)
+    assert not list(tmp_path.glob(".tmp-*")) and nodes.find(KEY)
+
+
+def _here() -> dict[str, str]:
+    import sys
+
+    return {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_failing_write_leaves_nothing(tmp_path: Path) -> None:
+    def write(directory: Path) -> None:
+        (directory / "x").write_text("x")
+        raise RuntimeError("boom")
+
+    with pytest.raises(RuntimeError, match="boom"):
+        LocalNodes(tmp_path).commit(make_record(), write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "raised", [OSError(errno.ENOSPC, "No space left on device"), RuntimeError("I/O error: … (os error 28)")]
+)
+def test_full_disk_is_one_line_with_path_and_bytes(tmp_path: Path, raised: Exception) -> None:
+    def write(directory: Path) -> None:
+        (directory / "x").write_bytes(b"x" * 1234)
+        raise raised
+
+    with pytest.raises(OSError) as caught:
+        LocalNodes(tmp_path).commit(make_record(), write)
+    message = str(caught.value)
+    assert caught.value.errno == errno.ENOSPC and "\n" not in message
+    assert str(tmp_path) in message and "1,234 bytes" in message and "No space left" in message
+
+
+def test_unwritable_place_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")  # root may write everywhere, so a file stands where a directory is needed
+    with pytest.raises(OSError, match="Not a directory"):
+        LocalNodes(tmp_path / "file" / "runs").commit(make_record(), write_two_files)
+
+
+def test_every_altered_byte_is_found(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    record = nodes.commit(make_record(), write_two_files)
+    directory = nodes.find(KEY)
+    assert directory is not None
+    generator = random.Random(0)
+    for path in [p for p in directory.rglob("*") if p.is_file()]:
+        original = path.read_bytes()
+        for _ in range(20):
+            position, bit = generator.randrange(len(original)), 1 << generator.randrange(8)
+            altered = bytearray(original)
+            altered[position] ^= bit
+            path.write_bytes(altered)
+            with pytest.raises(ValueError, match=r"altered|not a whole|allowed are"):
+                for name in record.files:
+                    nodes.open_file(KEY, name)
+        path.write_bytes(original)
+    for name in record.files:
+        nodes.open_file(KEY, name)
+
+
+def test_altered_file_names_file_got_and_expected(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    expected = nodes.commit(make_record(), write_two_files).files["checkpoint.safetensors"]
+    path = nodes.path(make_record()) / "checkpoint.safetensors"
+    path.write_bytes(b"d" * 1000)
+    with pytest.raises(ValueError) as caught:
+        nodes.open_file(KEY, "checkpoint.safetensors")
+    for part in (str(path), expected, hashlib.sha256(b"d" * 1000).hexdigest()):
+        assert part in str(caught.value)
+
+
+def test_unknown_key_and_unknown_file(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    with pytest.raises(LookupError, match=KEY[:16]):
+        nodes.load(KEY)
+    nodes.commit(make_record(), write_two_files)
+    with pytest.raises(LookupError, match="it has: checkpoint.safetensors"):
+        nodes.open_file(KEY, "signed_mask.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": FORMAT + 1}, "format 2; this version reads format 1"),
+        ({"extra": 1}, "unknown fields"),
+        ({"key": "abc"}, "expected a SHA-256"),
+        ({"kind": "levels"}, "unknown kind 'levels'"),
+        ({"tags": {"level": 7}}, r"tags of .*\['level'\]: expected str, got int"),
+        ({"files": {"../../etc/passwd": KEY}}, "without '..'"),
+        ({"files": {"/etc/passwd": KEY}}, "allowed are relative paths"),
+        ({"metrics": [["a", 1.0, 0.5, 0]]}, "step of metric a: expected int, got float"),
+        ({"metrics": [["a", 1.0, 0]]}, "got 3 items"),
+        ({"parents": [{"key": KEY, "relation": "son-of"}]}, "unknown relation 'son-of'"),
+        ({"started_ms": True}, "expected int, got bool"),
+        ({"nested_under": 5}, "nested_under"),
+    ],
+)
+def test_foreign_record_is_refused_by_name(change: dict[str, object], message: str) -> None:
+    data = json.loads(json.dumps(make_record(metrics=()).to_dict()))
+    with pytest.raises(ValueError, match=message):
+        LineageRecord.from_dict({**data, **change})
+
+
+def test_missing_field_and_no_object_are_refused() -> None:
+    data = make_record().to_dict()
+    del data["tags"]
+    with pytest.raises(ValueError, match="'tags'"):
+        LineageRecord.from_dict(data)
+    with pytest.raises(ValueError, match="not a lineage record"):
+        LineageRecord.from_dict([])
+
+
+def test_cut_record_is_refused(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    nodes.commit(make_record(), write_two_files)
+    path = nodes.path(make_record()) / "record.json"
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(ValueError, match="altered"):
+        read_record(path.parent)
+
+
+def test_code_version_names_commit_and_packages() -> None:
+    version = code_version()
+    assert set(version) >= {"commit", "dirty", "python", "torch", "safetensors"}
+    assert version["dirty"] in {"true", "false", "unknown"}
