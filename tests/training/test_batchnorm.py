@@ -1,0 +1,131 @@
+"""BatchNorm re-estimation against statistics computed by hand, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from harness.training.batchnorm import reestimate_batchnorm
+
+
+class TwoNorms(nn.Module):
+    """conv → bn → relu → dropout → conv → bn → linear, small enough to work the statistics out by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 4, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(4, momentum=0.3)
+        self.drop = nn.Dropout(0.5)
+        self.conv2 = nn.Conv2d(4, 3, 3, bias=False)
+        self.bn2 = nn.BatchNorm2d(3)
+        self.fc = nn.Linear(3, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.drop(torch.relu(self.bn1(self.conv1(x))))
+        return self.fc(self.bn2(self.conv2(x)).mean((2, 3)))
+
+
+def batch_statistics(model: TwoNorms, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """(mean, unbiased variance) of what goes into each norm, in float64, without nn.BatchNorm and without dropout."""
+    model = copy.deepcopy(model).double()
+    before_1 = model.conv1(x.double())
+    mean, var = before_1.mean((0, 2, 3)), before_1.var((0, 2, 3), correction=0)
+    scaled = (before_1 - mean[:, None, None]) / (var + model.bn1.eps).sqrt()[:, None, None]
+    hidden = torch.relu(scaled * model.bn1.weight[:, None, None] + model.bn1.bias[:, None, None])
+    before_2 = model.conv2(hidden)
+    return [(b.mean((0, 2, 3)).detach(), b.var((0, 2, 3), correction=1).detach()) for b in (before_1, before_2)]
+
+
+@pytest.fixture
+def model() -> TwoNorms:
+    torch.manual_seed(0)
+    model = TwoNorms()
+    for norm in (model.bn1, model.bn2):
+        nn.init.normal_(norm.weight)
+        nn.init.normal_(norm.bias)
+        nn.init.normal_(norm.running_mean)
+        nn.init.uniform_(norm.running_var, 1, 2)
+    return model
+
+
+@pytest.fixture
+def batches() -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(n, 2, 8, 8, generator=generator) * (i + 1) + i for i, n in enumerate((16, 16, 16, 5))]
+
+
+def test_cumulative_is_the_mean_over_batches_of_batch_statistics(model, batches):
+    expected = [batch_statistics(model, x) for x in batches]
+    assert reestimate_batchnorm(model, batches, "cumulative") == 4
+    for layer, norm in enumerate((model.bn1, model.bn2)):
+        mean = torch.stack([e[layer][0] for e in expected]).mean(0)
+        var = torch.stack([e[layer][1] for e in expected]).mean(0)  # the batch of 5 weighs as much as one of 16
+        torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-5)
+        assert int(norm.num_batches_tracked) == 4
+
+
+def test_cumulative_does_not_depend_on_the_order_nor_on_the_old_statistics(model, batches):
+    other = copy.deepcopy(model)
+    other.bn1.running_mean.fill_(1e6)
+    reestimate_batchnorm(model, batches, "cumulative")
+    reestimate_batchnorm(other, batches[::-1], "cumulative")
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(dict(other.named_buffers())[name], buffer)
+
+
+def test_ema_folds_the_batches_with_momentum_a_tenth_into_the_present_statistics(model, batches):
+    running = [(n.running_mean.double().clone(), n.running_var.double().clone()) for n in (model.bn1, model.bn2)]
+    for x in batches:
+        new = batch_statistics(model, x)
+        running = [(0.9 * m + 0.1 * a, 0.9 * v + 0.1 * b) for (m, v), (a, b) in zip(running, new, strict=True)]
+    assert reestimate_batchnorm(model, iter(batches), "ema") == 4
+    for norm, (mean, var) in zip((model.bn1, model.bn2), running, strict=True):
+        torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("convention", ["cumulative", "ema"])
+def test_leaves_modes_momenta_parameters_and_the_generator_as_found(model, batches, convention):
+    model.train()
+    model.bn2.eval()  # a frozen norm stays frozen for training
+    parameters = {name: p.clone() for name, p in model.named_parameters()}
+    modes = {name: m.training for name, m in model.named_modules()}
+    state = torch.get_rng_state()
+    reestimate_batchnorm(model, batches, convention)
+    assert torch.equal(torch.get_rng_state(), state)  # dropout would have drawn from it
+    assert {name: m.training for name, m in model.named_modules()} == modes
+    assert (model.bn1.momentum, model.bn2.momentum) == (0.3, 0.1)
+    assert all(torch.equal(p, parameters[name]) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_restores_the_modes_when_a_batch_fails(model):
+    model.train()
+    with pytest.raises(RuntimeError):
+        reestimate_batchnorm(model, [torch.zeros(2, 9, 8, 8)], "cumulative")
+    assert model.drop.training
+    assert model.bn1.momentum == 0.3
+
+
+def test_a_network_without_batchnorm_is_left_alone_and_draws_nothing():
+    def never():
+        raise AssertionError("drew a batch")
+        yield
+
+    norms = nn.ModuleList([nn.LayerNorm(4), nn.GroupNorm(1, 4), nn.BatchNorm2d(4, track_running_stats=False)])
+    assert reestimate_batchnorm(norms, never(), "cumulative") == 0
+
+
+def test_no_batches_is_an_error_and_keeps_the_old_statistics(model):
+    before = model.bn1.running_mean.clone()
+    with pytest.raises(ValueError, match="no batches"):
+        reestimate_batchnorm(model, [], "cumulative")
+    assert torch.equal(model.bn1.running_mean, before)
+
+
+def test_an_unknown_convention_names_the_known_ones(model):
+    with pytest.raises(ValueError, match="'cumulate'; known: cumulative, ema"):
+        reestimate_batchnorm(model, [], "cumulate")
