@@ -6,7 +6,7 @@ What determines a level's bits is chosen in `harness.search.level_key`; paths, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from math import cos, pi
 from pathlib import Path
@@ -184,12 +184,14 @@ class ComparisonConfig:
     """How BatchNorm statistics of an interpolated network are made."""
     bn_images: int = 10_000
     """Training images they are estimated from (all if the set is smaller)."""
-    alphas: tuple[float, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         _require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; the two ends make at least 2")
-        last = self.num_alphas - 1
-        object.__setattr__(self, "alphas", tuple(index / last for index in range(self.num_alphas)))
+
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """The grid itself."""
+        return tuple(index / (self.num_alphas - 1) for index in range(self.num_alphas))
 
 
 def to_json(config: Any) -> dict[str, Any]:

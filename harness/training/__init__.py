@@ -1,0 +1,1 @@
+"""Training and evaluation: the one optimizer loop of all methods and kinds."""

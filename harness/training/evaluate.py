@@ -1,0 +1,49 @@
+"""Exact evaluation: every test image counted once over all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from harness.training.world import World
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Counts of one pass over a whole split."""
+
+    num_correct: int
+    num_images: int
+    loss: float
+
+    @property
+    def error_percent(self) -> float:
+        """Top-1 error, percent."""
+        return 100.0 * (1 - self.num_correct / self.num_images)
+
+
+@torch.inference_mode()
+def evaluate(
+    model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], world: World, *, num_images: int
+) -> Evaluation:
+    """Evaluate on this rank's (images_NCHW, labels_N) batches and add up over ranks.
+
+    `num_images` is the size of the whole split; another count is a RuntimeError, since an image was lost or repeated.
+    """
+    was_training = model.training
+    model.eval()
+    counts = torch.zeros(2, dtype=torch.int64, device=world.device)
+    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    for images_NCHW, labels_N in batches:
+        with world.autocast():
+            logits_NK = model(images_NCHW).float()
+        counts += torch.stack([(logits_NK.argmax(1) == labels_N).sum(), torch.tensor(len(labels_N), device=world.device)])
+        loss_sum += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
+    model.train(was_training)
+    correct, seen = world.sum(counts).tolist()
+    if seen != num_images:
+        raise RuntimeError(f"evaluation saw {seen} images of {num_images}")
+    return Evaluation(correct, seen, float(world.sum(loss_sum)) / seen)

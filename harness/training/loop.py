@@ -1,0 +1,192 @@
+"""The one optimizer loop of every training: warm-up, pruning levels and final trainings alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+
+from harness.config import OptimConfig, Schedule
+from harness.masks import Mask
+from harness.pruning import ForwardView
+from harness.seeds import SgdNoise, derive_seed
+from harness.training.optim import build_optimizer, set_lr
+from harness.training.world import World
+
+CHECK_EVERY_STEPS = 50
+
+
+class Batches(Protocol):
+    """What the loop needs of a training loader; images come normalised, this rank's share of each global batch."""
+
+    @property
+    def steps_per_epoch(self) -> int: ...
+
+    def epoch(self, noise: SgdNoise, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one epoch measured, over all ranks."""
+
+    epoch: int
+    train_loss: float
+    train_error_percent: float
+    lr: float
+    images_per_second: float
+    finished_ms: int
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss became NaN or infinite."""
+
+
+class Remask:
+    """θ ← θ ⊙ m after an optimizer step: one fused multiply over the masked parameters."""
+
+    def __init__(self, params: dict[str, torch.nn.Parameter], mask: Mask) -> None:
+        names = [name for name, kept in mask.tensors.items() if not bool(kept.all())]
+        self._params = [params[name] for name in names]
+        self._masks = [mask.tensors[name].to(params[name].device, params[name].dtype) for name in names]
+
+    @torch.no_grad()
+    def params_(self) -> None:
+        """Zero the pruned weights."""
+        if self._params:
+            torch._foreach_mul_(self._params, self._masks)
+
+    @torch.no_grad()
+    def grads_(self) -> None:
+        """Zero the pruned weights' gradients, so that a gradient norm is that of the sparse network."""
+        if self._params:
+            torch._foreach_mul_([param.grad for param in self._params], self._masks)
+
+
+def train(
+    model: torch.nn.Module,
+    *,
+    world: World,
+    batches: Batches,
+    noise: SgdNoise,
+    optim: OptimConfig,
+    schedule: Schedule,
+    mask: Mask,
+    view: ForwardView,
+    accumulation_steps: int = 1,
+    label: str,
+    on_epoch: Callable[[EpochReport], None],
+) -> None:
+    """Train `model` in place under `mask`: 𝒜(θ, u) with u = `noise`.
+
+    `view(α)` covers forward and backward of a step; α is drawn once per step and is the same on every rank. A loss
+    that is not finite raises NonFiniteLossError naming `label`, epoch and first bad step, at most 50 steps later.
+    """
+    params = dict(model.named_parameters())
+    remask = Remask(params, mask)
+    remask.params_()
+    optimizer = build_optimizer(params.values(), optim, fused=world.device.type == "cuda")
+    wrapped, optimizer = world.prepare(model, optimizer)
+    wrapped.train()
+    step = _Step(wrapped, world, optimizer, remask, optim.max_grad_norm, accumulation_steps)
+    for epoch in range(schedule.epochs):
+        # dropout and drop-connect belong to u
+        torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, world.rank) >> 1)
+        lr = optim.lr * schedule.lr_factor(epoch)
+        set_lr(optimizer, lr)
+        alphas = noise.alphas(epoch, batches.steps_per_epoch)
+        started = time.perf_counter()
+        tally = _Tally(world)
+        for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch)):
+            with view(float(alphas[index])):
+                loss, num_correct = step.backward(images_NCHW, labels_N)
+            step.update()
+            tally.add(index, loss, num_correct, len(labels_N))
+            if (index + 1) % CHECK_EVERY_STEPS == 0:
+                tally.check(label, epoch)
+        tally.check(label, epoch)
+        on_epoch(tally.report(epoch, lr, time.perf_counter() - started))
+
+
+class _Step:
+    """One optimizer step: micro-batches forward and backward, then update and re-mask."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        world: World,
+        optimizer: torch.optim.Optimizer,
+        remask: Remask,
+        max_grad_norm: float | None,
+        accumulation_steps: int,
+    ) -> None:
+        self.model, self.world, self.optimizer, self.remask = model, world, optimizer, remask
+        self.max_grad_norm, self.accumulation_steps = max_grad_norm, accumulation_steps
+
+    def backward(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the batch's mean loss and number of correct predictions, both on the device."""
+        if self.accumulation_steps == 1:
+            return self._micro_batch(images_NCHW, labels_N, 1.0)
+        num_images = len(labels_N)
+        image_parts = images_NCHW.tensor_split(self.accumulation_steps)
+        label_parts = labels_N.tensor_split(self.accumulation_steps)
+        loss_sum = torch.zeros((), device=images_NCHW.device)
+        correct_sum = torch.zeros((), dtype=torch.int64, device=images_NCHW.device)
+        for part, (images, labels) in enumerate(zip(image_parts, label_parts, strict=True)):
+            last = part == self.accumulation_steps - 1
+            with nullcontext() if last else self.world.no_sync(self.model):
+                loss, correct = self._micro_batch(images, labels, len(labels) / num_images)
+            loss_sum += loss
+            correct_sum += correct
+        return loss_sum, correct_sum
+
+    def _micro_batch(
+        self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, share: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        with self.world.autocast():
+            logits_NK = self.model(images_NCHW)
+            loss = F.cross_entropy(logits_NK.float(), labels_N)
+        loss = loss if share == 1.0 else loss * share
+        self.world.backward(loss)
+        return loss.detach(), (logits_NK.detach().argmax(1) == labels_N).sum()
+
+    def update(self) -> None:
+        if self.max_grad_norm is not None:
+            self.remask.grads_()
+            self.world.clip(list(self.model.parameters()), self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.remask.params_()
+
+
+class _Tally:
+    """Running sums of an epoch, on the device: nothing waits for it between checks."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.first_bad = torch.full((), torch.inf, device=world.device)
+        self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss·images, correct, images
+
+    def add(self, index: int, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int) -> None:
+        bad = torch.where(torch.isfinite(loss), torch.inf, float(index))
+        self.first_bad = torch.minimum(self.first_bad, bad)
+        self.sums += torch.stack([loss.double() * num_images, num_correct.double(), loss.new_tensor(num_images).double()])
+
+    def check(self, label: str, epoch: int) -> None:
+        step = float(self.world.min(self.first_bad))
+        if step != torch.inf:
+            raise NonFiniteLossError(
+                f"{label}: the loss is not finite from epoch {epoch}, step {int(step)} on; "
+                "lower --optim.lr, clip with --optim.max-grad-norm, or use --precision no"
+            )
+
+    def report(self, epoch: int, lr: float, seconds: float) -> EpochReport:
+        loss_sum, correct, images = self.world.sum(self.sums).tolist()
+        images = max(images, 1.0)
+        return EpochReport(
+            epoch, loss_sum / images, 100 * (1 - correct / images), lr, images / seconds, int(time.time() * 1000)
+        )

@@ -1,0 +1,26 @@
+"""Optimizers by name, new for every training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from harness.config import OptimConfig, known
+
+OPTIMIZERS = ("sgd", "adam")
+
+
+def build_optimizer(params: Iterable[torch.nn.Parameter], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
+    """Return a fresh optimizer; weight decay is coupled L2 on all parameters (paper, section 4.1)."""
+    if known("optimizer", config.name, OPTIMIZERS) == "sgd":
+        return torch.optim.SGD(
+            params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        )
+    return torch.optim.Adam(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set every group's learning rate; schedules step once per epoch."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
