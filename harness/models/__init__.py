@@ -1,0 +1,74 @@
+"""The networks. A new one is a file here and a line in MODELS."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import nn
+
+from harness.models.mlp_mixer import mlp_mixer, mlp_mixer_small, mlp_mixer_wide
+from harness.models.partition import ParamPartition
+from harness.models.resnet50 import resnet50, resnet50_cifar
+from harness.models.resnet_cifar import resnet_cifar
+
+__all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "partition_of"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """How a network is built, and which of its modules is the classifier (which is never pruned).
+
+    `build` takes num_classes, channels and image_size by keyword, and `width` too if the network's width can be set;
+    the default width stands in its signature.
+    """
+
+    build: Callable[..., nn.Module]
+    classifier: str
+
+
+MODELS: dict[str, ModelSpec] = {
+    "resnet8": ModelSpec(partial(resnet_cifar, 8), classifier="fc"),
+    "resnet14": ModelSpec(partial(resnet_cifar, 14), classifier="fc"),
+    "resnet20": ModelSpec(partial(resnet_cifar, 20), classifier="fc"),
+    "resnet32": ModelSpec(partial(resnet_cifar, 32), classifier="fc"),
+    "resnet50": ModelSpec(resnet50, classifier="fc"),
+    "resnet50_cifar": ModelSpec(resnet50_cifar, classifier="fc"),
+    "mlp_mixer": ModelSpec(mlp_mixer, classifier="head"),
+    "mlp_mixer_wide": ModelSpec(mlp_mixer_wide, classifier="head"),
+    "mlp_mixer_small": ModelSpec(mlp_mixer_small, classifier="head"),
+}
+
+
+def build_model(name: str, *, num_classes: int, channels: int, image_size: int, width: int | None = None) -> nn.Module:
+    """A freshly initialised network on the CPU, drawn from torch's global generator (seed it before).
+
+    It takes float NCHW images of `channels` × `image_size` × `image_size` and returns logits (N, num_classes).
+    `width` None is the network's own default. Raises ValueError for an unknown name, a size that is not positive, and
+    a width for a network that has only one.
+    """
+    spec = _spec(name)
+    sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+    if width is not None:
+        if "width" not in inspect.signature(spec.build).parameters:
+            raise ValueError(f"the width of {name} cannot be set (got {width}); leave it out")
+        sizes["width"] = width
+    for size, value in sizes.items():
+        if value < 1:
+            raise ValueError(f"{size} of {name} must be at least 1, got {value}")
+    return spec.build(**sizes)
+
+
+def partition_of(name: str, model: nn.Module) -> ParamPartition:
+    """The prunable, norm and other parameters of `model`, a network built under this name."""
+    return ParamPartition.of(model, _spec(name).classifier)
+
+
+def _spec(name: str) -> ModelSpec:
+    if name not in MODELS:
+        nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
+        raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}; nearest: {nearest}")
+    return MODELS[name]

@@ -1,0 +1,96 @@
+"""Which parameters may be pruned, which belong to normalisation layers, and which are neither."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import Literal, Self
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+Role = Literal["prunable", "norm", "other"]
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: every BatchNorm and InstanceNorm
+_PRUNABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
+_ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+
+
+@dataclass(frozen=True)
+class ParamPartition:
+    """The names of a network's parameters, each in exactly one of three sets (method section 2).
+
+    `prunable`: weights of Conv1d, Conv2d and Linear layers and of attention's input projections, except the
+    classifier's. `norm`: ψ, the weights and biases of normalisation layers. `other`: biases, the classifier, the rest.
+    Raises ValueError when a name is in two sets.
+    """
+
+    prunable: frozenset[str]
+    norm: frozenset[str]
+    other: frozenset[str]
+
+    def __post_init__(self) -> None:
+        twice = (self.prunable & self.norm) | (self.prunable & self.other) | (self.norm & self.other)
+        if twice:
+            raise ValueError(f"a parameter can have one role only; in two sets: {', '.join(sorted(twice))}")
+
+    @classmethod
+    def of(cls, model: nn.Module, classifier: str) -> Self:
+        """Sort the parameters of `model` by the type of the module that holds them.
+
+        `classifier` is the dotted name of the classifier's module. The names are those of `model.named_parameters()`,
+        so a parameter shared by several modules stands once, under its first name; it must play one role in all of
+        them, except that what the classifier uses is never pruned.
+
+        Raises ValueError for a classifier that is not in the network, for a layer whose weight is hidden behind a
+        parametrisation, and for a shared parameter of two roles.
+        """
+        classifier_parameters = _classifier_parameters(model, classifier)
+        roles: dict[int, dict[str, Role]] = {}  # identity of the parameter → its every name and what it is there
+        for name, parameter, role in _named_roles(model):
+            if role == "prunable" and id(parameter) in classifier_parameters:
+                role = "other"
+            roles.setdefault(id(parameter), {})[name] = role
+        names: dict[Role, set[str]] = {"prunable": set(), "norm": set(), "other": set()}
+        for name, parameter in model.named_parameters():
+            held_as = roles[id(parameter)]
+            if len(set(held_as.values())) > 1:
+                listed = ", ".join(f"{n} is {r}" for n, r in held_as.items())
+                raise ValueError(f"a shared parameter has different roles: {listed}; give each its own parameter")
+            names[held_as[name]].add(name)
+        return cls(**{field.name: frozenset(names[field.name]) for field in fields(cls)})  # type: ignore[index]
+
+
+def _classifier_parameters(model: nn.Module, classifier: str) -> set[int]:
+    modules = dict(model.named_modules())
+    if classifier not in modules or classifier == "":
+        known = ", ".join(name for name, _ in model.named_children())
+        raise ValueError(f"no classifier {classifier!r} in {type(model).__name__}; its modules: {known}")
+    parameters = {id(parameter) for parameter in modules[classifier].parameters()}
+    if not parameters:
+        raise ValueError(f"the classifier {classifier!r} of {type(model).__name__} has no parameters; name its layer")
+    return parameters
+
+
+def _named_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]]:
+    """Every parameter under every one of its names, with its role by the type of the module that holds it."""
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
+        if isinstance(module, _PRUNABLE_LAYERS) and "weight" not in own:
+            raise ValueError(
+                f"{module_name} ({type(module).__name__}) has no plain weight: it is parametrised or normalised by "
+                "weight; remove the parametrisation before asking what can be pruned"
+            )
+        for short_name, parameter in own.items():
+            full_name = f"{module_name}.{short_name}" if module_name else short_name
+            yield full_name, parameter, _role(module, short_name)
+
+
+def _role(module: nn.Module, name: str) -> Role:
+    if isinstance(module, _NORMS):
+        return "norm"
+    if isinstance(module, _PRUNABLE_LAYERS) and name == "weight":
+        return "prunable"
+    if isinstance(module, nn.MultiheadAttention) and name in _ATTENTION_PROJECTIONS:
+        return "prunable"
+    return "other"

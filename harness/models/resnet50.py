@@ -1,0 +1,29 @@
+"""torchvision's ResNet-50, with its ImageNet stem or with a stem for small images."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def resnet50(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """torchvision's `resnet50`, freshly initialised (7×7 stride-2 stem with max-pool)."""
+    del image_size
+    return _torchvision_resnet50(num_classes, channels, kernel_size=7, stride=2)
+
+
+def resnet50_cifar(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
+    """The same with a 3×3 stride-1 stem and no max-pool, for CIFAR-100 and Tiny-ImageNet (method section 5)."""
+    del image_size
+    model = _torchvision_resnet50(num_classes, channels, kernel_size=3, stride=1)
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _torchvision_resnet50(num_classes: int, channels: int, kernel_size: int, stride: int) -> nn.Module:
+    import torchvision  # a second to import, and only these two networks need it
+
+    model = torchvision.models.resnet50(weights=None, num_classes=num_classes)
+    if (channels, kernel_size) != (3, 7):
+        model.conv1 = nn.Conv2d(channels, 64, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
+        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+    return model

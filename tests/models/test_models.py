@@ -1,0 +1,125 @@
+"""The networks: sizes published for them, shapes they take, and what building one depends on."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision
+
+from harness.models import MODELS, build_model
+
+
+def count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "num_classes", "image_size", "expected"),
+    [
+        ("resnet20", 10, 32, 269_722),  # He et al.: 0.27 M
+        ("resnet32", 10, 32, 464_154),  # 0.46 M
+        ("resnet50", 1000, 224, 25_557_032),
+        ("resnet50_cifar", 100, 32, 23_705_252),
+        ("mlp_mixer", 1000, 224, 7_786_968),
+        ("mlp_mixer_wide", 1000, 224, 27_338_520),  # timm's MlpMixer at patch 16, width 512, depth 12
+    ],
+)
+def test_number_of_parameters(name, num_classes, image_size, expected):
+    assert count(build_model(name, num_classes=num_classes, channels=3, image_size=image_size)) == expected
+
+
+SMALL = ("resnet8", "resnet14", "resnet20", "resnet32", "mlp_mixer_small")
+
+
+@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 1), (32, 3)])
+def test_small_networks_take_every_small_image(name, image_size, channels):
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=7, channels=channels, image_size=image_size, width=8)
+    logits = model(torch.randn(3, channels, image_size, image_size))
+    assert logits.shape == (3, 7)
+    F.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_weights_are_a_function_of_the_seed_and_keys_are_plain(name):
+    size = 32 if name == "resnet50" else 16 * 2
+    states = []
+    for seed in (3, 3, 4):
+        torch.manual_seed(seed)
+        states.append(build_model(name, num_classes=4, channels=1, image_size=size).state_dict())
+    first, again, other = states
+    assert all(torch.equal(first[key], again[key]) for key in first)
+    assert not all(torch.equal(first[key], other[key]) for key in first)
+    assert f"{MODELS[name].classifier}.weight" in first
+    assert all(type(tensor) is torch.Tensor for tensor in first.values())
+
+
+def test_width_multiplies_the_channels():
+    narrow = build_model("resnet20", num_classes=10, channels=3, image_size=32)
+    wide = build_model("resnet20", num_classes=10, channels=3, image_size=32, width=32)
+    assert narrow.conv1.weight.shape[0] == 16
+    assert wide.conv1.weight.shape[0] == 32
+    assert wide.fc.weight.shape[1] == 128
+
+
+def test_option_a_shortcut_subsamples_and_pads_with_zeros():
+    model = build_model("resnet8", num_classes=2, channels=1, image_size=8, width=4).eval()
+    block = model.layer2[0]
+    torch.nn.init.zeros_(block.bn2.weight)  # leaves the shortcut alone
+    x = torch.rand(2, 4, 8, 8)
+    expected = torch.zeros(2, 8, 4, 4)
+    expected[:, 2:6] = x[:, :, ::2, ::2]
+    assert torch.equal(block(x), expected)
+
+
+def test_resnet50_is_torchvisions_own_bit_for_bit():
+    torch.manual_seed(5)
+    ours = build_model("resnet50", num_classes=10, channels=3, image_size=224)
+    torch.manual_seed(5)
+    theirs = torchvision.models.resnet50(num_classes=10)
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True))
+
+
+def test_resnet50_cifar_keeps_the_resolution_of_its_stem():
+    model = build_model("resnet50_cifar", num_classes=10, channels=3, image_size=32).eval()
+    with torch.no_grad():
+        stem = model.maxpool(model.conv1(torch.zeros(1, 3, 32, 32)))
+        assert model(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+    assert stem.shape == (1, 64, 32, 32)
+
+
+def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
+    torch.manual_seed(0)
+    block = build_model("mlp_mixer_small", num_classes=2, channels=1, image_size=8).blocks[0]
+    x = torch.randn(1, 16, 128, requires_grad=True)
+    tokens_only = block.mlp_tokens(x.transpose(1, 2)).transpose(1, 2)
+    reached = torch.autograd.grad(tokens_only[0, 3, 5], x)[0][0] != 0
+    assert reached[:, 5].all()
+    assert reached.sum() == 16
+    channels_only = block.mlp_channels(x)
+    reached = torch.autograd.grad(channels_only[0, 3, 5], x)[0][0] != 0
+    assert reached[3].all()
+    assert reached.sum() == 128
+
+
+def test_unknown_name_gives_the_known_and_the_nearest():
+    with pytest.raises(ValueError, match="unknown model 'res-net20'; known: mlp_mixer, .*; nearest: resnet20"):
+        build_model("res-net20", num_classes=10, channels=3, image_size=32)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("resnet50", {"width": 32}, "width of resnet50 cannot be set"),
+        ("resnet20", {"width": 0}, "width of resnet20 must be at least 1, got 0"),
+        ("resnet20", {"num_classes": 0}, "num_classes of resnet20 must be at least 1, got 0"),
+        ("mlp_mixer", {"image_size": 28}, "multiple of its patch, 16, got 28; .* mlp_mixer_small"),
+        ("mlp_mixer_small", {"image_size": 3}, "at least 4 pixels a side, got 3"),
+    ],
+)
+def test_refused_sizes(name, sizes, message):
+    with pytest.raises(ValueError, match=message):
+        build_model(name, **({"num_classes": 10, "channels": 1, "image_size": 32} | sizes))

@@ -1,0 +1,142 @@
+"""The partition of parameters by module type, on real networks and on awkward ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from harness.models import MODELS, ParamPartition, build_model, partition_of
+
+
+def numel(model: nn.Module, names: frozenset[str]) -> int:
+    return sum(p.numel() for name, p in model.named_parameters() if name in names)
+
+
+def test_resnet50_on_imagenet():
+    model = build_model("resnet50", num_classes=1000, channels=3, image_size=224)
+    partition = partition_of("resnet50", model)
+    assert numel(model, partition.prunable) == 23_454_912
+    assert numel(model, partition.norm) == 53_120
+    assert {"layer1.0.downsample.1.weight", "layer1.0.downsample.1.bias"} <= partition.norm  # a norm not named bn
+    assert "layer1.0.downsample.0.weight" in partition.prunable
+    assert partition.other == {"fc.weight", "fc.bias"}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_parameter_is_in_exactly_one_set(name):
+    model = build_model(name, num_classes=10, channels=3, image_size=32)
+    partition = partition_of(name, model)
+    sets = (partition.prunable, partition.norm, partition.other)
+    assert sorted(n for s in sets for n in s) == sorted(n for n, _ in model.named_parameters())
+    assert f"{MODELS[name].classifier}.weight" in partition.other
+    assert all(dict(model.named_parameters())[n].dim() >= 2 for n in partition.prunable)
+
+
+def test_mixer_norms_are_layer_norms():
+    model = build_model("mlp_mixer_small", num_classes=10, channels=1, image_size=8)
+    partition = partition_of("mlp_mixer_small", model)
+    assert {"blocks.0.norm1.weight", "norm.bias"} <= partition.norm
+    assert {"stem.proj.weight", "blocks.3.mlp_tokens.fc2.weight"} <= partition.prunable
+
+
+class RenamedBatchNorm(nn.BatchNorm2d):
+    """As timm's BatchNormAct2d: a subclass whose activation holds a parameter of its own."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__(features)
+        self.act = nn.PReLU()
+
+
+def test_every_kind_of_norm_by_type_and_not_by_name():
+    model = nn.ModuleDict(
+        {
+            "a": RenamedBatchNorm(4),
+            "b": nn.SyncBatchNorm(4),
+            "c": nn.GroupNorm(2, 4),
+            "d": nn.InstanceNorm2d(4, affine=True),
+            "e": nn.RMSNorm(4),
+            "f": nn.BatchNorm1d(4, affine=False),
+            "norm": nn.Linear(4, 4),  # named like one
+            "head": nn.Linear(4, 2),
+        }
+    )
+    partition = ParamPartition.of(model, "head")
+    assert partition.norm == {
+        *("a.weight", "a.bias", "b.weight", "b.bias", "c.weight", "c.bias", "d.weight", "d.bias"),
+        "e.weight",
+    }
+    assert partition.prunable == {"norm.weight"}
+    assert partition.other == {"a.act.weight", "norm.bias", "head.weight", "head.bias"}
+
+
+def test_attention_projections_are_prunable():
+    model = nn.ModuleDict(
+        {
+            "one": nn.MultiheadAttention(8, 2),
+            "three": nn.MultiheadAttention(8, 2, kdim=4, vdim=6),
+            "head": nn.Linear(8, 2),
+        }
+    )
+    partition = ParamPartition.of(model, "head")
+    assert partition.prunable == {
+        *("one.in_proj_weight", "one.out_proj.weight"),
+        *("three.q_proj_weight", "three.k_proj_weight", "three.v_proj_weight", "three.out_proj.weight"),
+    }
+    assert "one.in_proj_bias" in partition.other
+
+
+def test_the_classifier_is_excluded_for_what_it_is_and_not_for_its_width():
+    model = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 10))
+    assert ParamPartition.of(model, "1").prunable == {"0.weight", "2.weight"}
+    assert ParamPartition.of(model, "2").prunable == {"0.weight", "1.weight"}
+
+
+def test_a_shared_parameter_stands_once_under_its_first_name():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    model[1].weight = model[0].weight
+    assert ParamPartition.of(model, "2").prunable == {"0.weight"}
+
+
+def test_what_the_classifier_shares_is_not_pruned():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    assert ParamPartition.of(model, "1") == ParamPartition(
+        frozenset(), frozenset(), frozenset({"0.weight", "0.bias", "1.bias"})
+    )
+
+
+def test_a_shared_module_stands_once():
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 2))
+    assert ParamPartition.of(model, "3").prunable == {"0.weight"}
+    assert ParamPartition.of(model, "3").other == {"0.bias", "3.weight", "3.bias"}
+
+
+def test_a_parameter_of_two_roles_is_refused():
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    model[1].bias = model[0].bias
+    with pytest.raises(ValueError, match=r"0.bias is other, 1.bias is norm"):
+        ParamPartition.of(model, "2")
+
+
+def test_a_hidden_weight_is_refused_instead_of_never_pruned():
+    model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="0 .* has no plain weight"):
+        ParamPartition.of(model, "1")
+
+
+@pytest.mark.parametrize("name", ["fc", "", "1.weight"])
+def test_a_classifier_that_is_not_there_is_refused(name):
+    with pytest.raises(ValueError, match=f"no classifier '{name}' in Sequential; its modules: 0, 1"):
+        ParamPartition.of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), name)
+
+
+def test_a_classifier_without_parameters_is_refused():
+    with pytest.raises(ValueError, match="has no parameters"):
+        ParamPartition.of(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "1")
+
+
+def test_overlapping_sets_are_refused():
+    with pytest.raises(ValueError, match="in two sets: a"):
+        ParamPartition(frozenset({"a"}), frozenset({"a"}), frozenset({"b"}))
