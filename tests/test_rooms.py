@@ -1,0 +1,204 @@
+"""Who may know whom: the imports of `harness` against the table of rooms."""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+# Data flows one way. A room is a top-level file or folder of harness; it may import the rooms named here, itself and
+# nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
+_BASE = {"config", "digest", "seeds"}
+_NETWORK = _BASE | {"models", "masks", "checkpoint"}
+ROOMS: dict[str, set[str]] = {
+    "config": set(),
+    "digest": set(),
+    "seeds": {"digest"},
+    "data": _BASE,
+    "models": {"config"},
+    "masks": {"config", "digest"},
+    "checkpoint": {"config", "digest", "masks"},
+    "pruning": _NETWORK,
+    "transfer": _NETWORK,
+    "training": _NETWORK | {"data", "pruning"},
+    "lineage": {"config", "digest", "masks", "checkpoint"},
+    "analysis": _NETWORK | {"data", "training"},
+    # The two that put the parts together: what one node of the lineage is, and the level loop over them.
+    "experiment": _NETWORK | {"data", "pruning", "transfer", "training", "lineage"},
+    "search": _NETWORK | {"data", "pruning", "transfer", "training", "lineage", "experiment"},
+    # `from harness import load_signed_mask`, on first use.
+    "__init__": {"masks", "lineage"},
+}
+
+# Big or optional libraries, and the only files that may name them, relative to harness/.
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "mlflow": ("lineage/store.py",),
+    "ffcv": ("data/ffcv_loader.py", "data/prepare*.py"),
+    "accelerate": ("training/world.py",),
+    "datasets": ("data/*.py",),
+}
+
+# Those of these files that need their library as soon as they are imported: their classes derive from its own.
+EAGER = ("lineage/store.py", "data/ffcv_*.py")
+
+# Settings are read by people and tools that have no torch loaded.
+WITHOUT_TORCH = ("config.py",)
+
+# The harness knows no recipe.
+ABOVE = {"recipes", "tools", "tests"}
+
+
+def imported_names(source: str, package: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of everything `source`, a module of `package`, imports anywhere in it.
+
+    `from a import b` gives both a and a.b, since b may be a module; annotation-only imports count; so does
+    `import_module` of a literal name.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, base] if base else parents)
+            yield node.lineno, base
+            yield from ((node.lineno, f"{base}.{alias.name}") for alias in node.names)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            function = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if function in {"import_module", "__import__"} and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value
+
+
+def violations(root: Path) -> list[str]:
+    """Return one line for each import under `root`/harness that the tables above do not allow."""
+    found: set[str] = set()
+    for path in sorted((root / "harness").rglob("*.py")):
+        file = path.relative_to(root / "harness").as_posix()
+        room = file.split("/")[0].removesuffix(".py")
+        if room not in ROOMS:
+            found.add(f"harness/{file}: room {room!r} has no entry in ROOMS; say there which rooms it may know")
+            continue
+        package = ".".join(path.relative_to(root).parent.parts)
+        for line, name in imported_names(path.read_text(encoding="utf-8"), package):
+            reason = _why_not(file, room, name.split("."))
+            if reason:
+                found.add(f"harness/{file}:{line}: {reason}")
+    return sorted(found)
+
+
+def _why_not(file: str, room: str, name: list[str]) -> str | None:
+    if name[0] in ABOVE:
+        return f"the harness knows no {name[0]}"
+    if name[0] in LIBRARIES and not any(fnmatch.fnmatch(file, pattern) for pattern in LIBRARIES[name[0]]):
+        return f"only {' and '.join(LIBRARIES[name[0]])} may import {name[0]}"
+    if name[0] == "torch" and file in WITHOUT_TORCH:
+        return f"{file} does without torch"
+    if name[0] != "harness" or len(name) == 1:
+        return None
+    other = name[1]
+    if other in ROOMS and other != room and other not in ROOMS[room]:
+        return f"{room} must not know {other}"
+    return None
+
+
+def test_imports_keep_to_their_rooms() -> None:
+    assert violations(REPOSITORY) == []
+
+
+def test_the_table_has_no_circle() -> None:
+    """A room that can be reached from itself would make the one-way flow a fiction."""
+
+    def reachable(room: str) -> set[str]:
+        below = set(ROOMS[room])
+        for other in ROOMS[room]:
+            below |= reachable(other)
+        return below
+
+    assert all(room not in reachable(room) for room in ROOMS)  # a circle ends in RecursionError, which fails as well
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("models/resnet.py", "from harness.data import spec", "models must not know data"),
+        ("models/resnet.py", "from ..data.spec import DataSpec", "models must not know data"),
+        ("models/resnet.py", "from harness import data", "models must not know data"),
+        ("pruning/aws.py", "def f():\n    import harness.training.loop", "pruning must not know training"),
+        ("training/loop.py", "from harness.lineage.store import LineageStore", "training must not know lineage"),
+        ("training/loop.py", "import importlib\nimportlib.import_module('harness.lineage')", "must not know lineage"),
+        ("analysis/barrier.py", "from harness.lineage import record", "analysis must not know lineage"),
+        ("lineage/graph.py", "from harness.search import run_search", "lineage must not know search"),
+        ("masks.py", "from harness.checkpoint import Checkpoint", "masks must not know checkpoint"),
+        ("lineage/local.py", "import mlflow", "only lineage/store.py may import mlflow"),
+        ("lineage/local.py", "from mlflow.tracking import MlflowClient", "only lineage/store.py may import mlflow"),
+        ("data/spec.py", "import ffcv.fields", "may import ffcv"),
+        ("training/loop.py", "from accelerate import Accelerator", "only training/world.py may import accelerate"),
+        ("search.py", "from recipes import demo", "the harness knows no recipes"),
+        ("config.py", "import torch", "config.py does without torch"),
+        ("misc.py", "", "has no entry in ROOMS"),
+    ],
+)
+def test_a_planted_import_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+    _plant(tmp_path, file, source)
+    (found,) = violations(tmp_path)
+    assert complaint in found
+    assert f"harness/{file}" in found
+
+
+@pytest.mark.parametrize(
+    ("file", "source"),
+    [
+        ("lineage/store.py", "import mlflow\nfrom harness.lineage.record import LineageRecord"),
+        ("lineage/store.py", "from .record import LineageRecord\nfrom .. import digest"),
+        ("data/ffcv_loader.py", "from ffcv.loader import Loader"),
+        ("data/prepare_ffcv.py", "import ffcv\nimport datasets"),
+        ("training/world.py", "from accelerate import Accelerator"),
+        ("training/loop.py", "from harness.pruning.method import PruningMethod\nimport torch"),
+        ("analysis/plots.py", "import datasets_of_mine\nfrom harness.training.batchnorm import reestimate_batchnorm"),
+    ],
+)
+def test_an_allowed_import_is_let_pass(tmp_path: Path, file: str, source: str) -> None:
+    _plant(tmp_path, file, source)
+    assert violations(tmp_path) == []
+
+
+def _plant(root: Path, file: str, source: str) -> None:
+    path = root / "harness" / file
+    path.parent.mkdir(parents=True)
+    path.write_text(source, encoding="utf-8")
+
+
+def _python(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_importing_the_harness_is_light() -> None:
+    heavy = [*LIBRARIES, "torch", "torchvision", "matplotlib"]
+    code = f"import sys, harness, harness.config; print([name for name in {heavy} if name in sys.modules])"
+    assert _python(code) == "[]"
+
+
+def test_the_harness_imports_without_the_optional_libraries() -> None:
+    """Searching, training and analysing need neither MLflow nor FFCV, datasets or Accelerate to be importable."""
+    modules = [
+        ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
+        for path in sorted((REPOSITORY / "harness").rglob("*.py"))
+        if not any(fnmatch.fnmatch(path.relative_to(REPOSITORY / "harness").as_posix(), eager) for eager in EAGER)
+    ]
+    code = (
+        "import importlib, sys\n"
+        f"sys.modules.update(dict.fromkeys({list(LIBRARIES)}))\n"  # None in sys.modules: importing it is an ImportError
+        f"for name in {modules}: importlib.import_module(name)\n"
+        f"print(len({modules}))"
+    )
+    assert int(_python(code)) == len(modules) > 0
