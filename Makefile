@@ -29,7 +29,6 @@ setup: $(STAMP)  ## Install system packages, .venv and the project (skips what i
 
 $(STAMP): pyproject.toml constraints.txt tools/setup.sh
 	@tools/setup.sh
-	@touch $@
 
 .PHONY: demo
 demo: setup  ## Find winning signs on real digits, use them, and show what came out (5 minutes on 2 cores)

@@ -54,8 +54,7 @@ missing_packages() {
             has_headers "$python" || echo "$(python_package "$python")-dev"
         fi
     else
-        # Ubuntu 22.04: its python3 is 3.10, its universe has 3.11.
-        printf '%s\n' python3.11 python3.11-venv python3.11-dev
+        echo python3
     fi
     command -v c++ >/dev/null || echo g++
     command -v pkg-config >/dev/null || echo pkg-config
@@ -63,6 +62,18 @@ missing_packages() {
     has_pkg_config libturbojpeg || echo libturbojpeg0-dev # and against this
     has_library libGL.so.1 || echo libgl1                 # OpenCV's Python package loads these two
     has_library libglib-2.0.so.0 || echo libglib2.0-0
+}
+
+# The packages of a Python new enough: Ubuntu 22.04 has 3.10 as python3, and 3.11 beside it.
+python_packages() {
+    local version
+    for version in 3.11 3.12 3.13; do
+        if apt-cache show "python$version-venv" >/dev/null 2>&1; then
+            printf '%s\n' "python$version" "python$version-venv" "python$version-dev"
+            return
+        fi
+    done
+    fail "apt-get knows no Python 3.11 to 3.13 here; install one any other way and give PYTHON=/path/to/it"
 }
 
 # --- System packages -----------------------------------------------------------------------------------------------
@@ -78,7 +89,7 @@ as_root() {
 apt_get() { as_root env DEBIAN_FRONTEND=noninteractive apt-get "$@"; }
 
 install_system_packages() {
-    local -a missing=() wanted=()
+    local -a missing=() wanted=() python=()
     mapfile -t missing < <(missing_packages)
     wanted=("${missing[@]}")
     # Real images for the tests; everything else does without.
@@ -96,8 +107,13 @@ install_system_packages() {
     if [ ${#missing[@]} -gt 0 ]; then
         say "installing system packages with apt-get: ${missing[*]}"
         apt_get update -qq
-        apt_get install -y -qq --no-install-recommends "${missing[@]}" ||
-            fail "apt-get could not install ${missing[*]}; its own words are above. If it knows no python3.11, install a Python 3.11 to 3.13 any other way and give PYTHON=/path/to/it"
+        if [ "${missing[0]}" = python3 ]; then
+            mapfile -t python < <(python_packages)
+            [ ${#python[@]} -gt 0 ] || exit 1
+            missing=("${python[@]}" "${missing[@]:1}")
+        fi
+        apt_get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
+            fail "apt-get could not install ${missing[*]}; its own words are above"
     fi
     install_fashion_mnist
 }
@@ -109,7 +125,7 @@ install_fashion_mnist() {
         apt_get update -qq || true
     fi
     say "installing the Fashion-MNIST images with apt-get: dataset-fashion-mnist"
-    apt_get install -y -qq --no-install-recommends dataset-fashion-mnist ||
+    apt_get install -y -qq --no-install-recommends dataset-fashion-mnist >/dev/null ||
         say "no dataset-fashion-mnist to be had here: going on without it"
 }
 
@@ -148,7 +164,10 @@ main() {
     fi
     case "${1:-all}" in
     all)
-        if is_current; then return; fi
+        if is_current; then
+            touch "$VENV/.installed" 2>/dev/null || true # an image's environment may belong to root
+            return
+        fi
         [ -n "${SKIP_SYSTEM_PACKAGES:-}" ] || install_system_packages
         install_venv
         ;;
