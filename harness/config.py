@@ -17,7 +17,14 @@ FORMAT = "harness.config/1"
 LrSchedule = Literal["constant", "step", "cosine"]
 Precision = Literal["no", "fp16", "bf16"]
 Kind = Literal[
-    "dense", "retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const", "random_signs", "random_mask"
+    "dense",
+    "retrain",
+    "signed_mask",
+    "mask",
+    "signed_mask_norm",
+    "signed_mask_norm_const",
+    "random_signs",
+    "random_mask",
 ]
 
 
@@ -135,7 +142,7 @@ class SearchConfig:
     """Ask CUDA for deterministic algorithms; CPU runs are deterministic anyway."""
     runs: Path = Path("runs")
     """Where finished levels are kept before and after MLflow gets them."""
-    experiment: str = "find-a-winning-sign"
+    experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
 
     def __post_init__(self) -> None:
@@ -168,9 +175,11 @@ class TicketConfig:
     """Instead of the data directory recorded with the ticket's search."""
     loader: Literal["ffcv", "memory"] | None = None
     """Instead of the loader recorded with the ticket's search."""
+    precision: Precision = "no"
+    """Mixed precision of this training."""
     runs: Path = Path("runs")
     """Where finished runs are kept."""
-    experiment: str = "find-a-winning-sign"
+    experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
 
 

@@ -40,7 +40,8 @@ def evaluate(
     for images_NCHW, labels_N in batches:
         with world.autocast():
             logits_NK = model(images_NCHW).float()
-        counts += torch.stack([(logits_NK.argmax(1) == labels_N).sum(), torch.tensor(len(labels_N), device=world.device)])
+        counts[0] += (logits_NK.argmax(1) == labels_N).sum()
+        counts[1] += len(labels_N)
         loss_sum += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
     model.train(was_training)
     correct, seen = world.sum(counts).tolist()

@@ -174,7 +174,9 @@ class _Tally:
     def add(self, index: int, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int) -> None:
         bad = torch.where(torch.isfinite(loss), torch.inf, float(index))
         self.first_bad = torch.minimum(self.first_bad, bad)
-        self.sums += torch.stack([loss.double() * num_images, num_correct.double(), loss.new_tensor(num_images).double()])
+        self.sums[0] += loss * num_images
+        self.sums[1] += num_correct
+        self.sums[2] += num_images
 
     def check(self, label: str, epoch: int) -> None:
         step = float(self.world.min(self.first_bad))

@@ -99,6 +99,15 @@ class World:
         """Return rank 0's flag on every rank."""
         return bool(self.share({"flag": torch.tensor(int(flag))})["flag"].item())
 
+    def share_text(self, text: str) -> str:
+        """Return rank 0's text on every rank."""
+        if self.size == 1:
+            return text
+        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
+        length = int(self.share({"length": torch.tensor(len(data))})["length"].item())
+        wire = data if self.is_main else torch.zeros(length, dtype=torch.uint8)
+        return bytes(self.share({"text": wire})["text"].tolist()).decode()
+
     def require_equal(self, what: str, hex_digest: str) -> None:
         """Raise RuntimeError on every rank unless all ranks hold the same digest."""
         if self.size == 1:

@@ -1,0 +1,180 @@
+"""Two finished trainings compared along the line between them: SGD-noise stability and linear mode connectivity."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from harness.analysis.barrier import BarrierCurve, barrier_curve
+from harness.config import ComparisonConfig
+from harness.experiment import TEST_BATCH_SIZE, Experiment, Node, now_ms, run_id_of
+from harness.lineage.code import code_version
+from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.seeds import SgdNoise
+from harness.training.feed import ImageBatch, TestFeed, TrainFeed
+
+BARRIER = "barrier.json"
+Question = Literal["stability", "lmc"]
+HELD_PIXELS = 64 * 64
+"""Images up to this size are normalised once and held; larger ones stream anew for every α."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison; on rank 0 alone."""
+
+    key: str
+    curve: BarrierCurve
+    run_id: str | None
+    directory: Path
+
+
+def compare(
+    experiment: Experiment,
+    first: Node,
+    second: Node,
+    question: Question,
+    config: ComparisonConfig,
+    *,
+    cross_init: bool = False,
+) -> Comparison | None:
+    """Return the barrier between two trainings, computed once and recorded; None on ranks other than 0.
+
+    Both questions need equal masks. Stability needs the same start and different sgd_seeds too, unless `cross_init`
+    (what the authors' scripts compare). What does not hold is a ValueError.
+    """
+    return experiment.world.on_main(lambda: _compare(experiment, first, second, question, config, cross_init))
+
+
+def _compare(
+    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig, cross_init: bool
+) -> Comparison:
+    _check_comparable(first, second, question, cross_init)
+    store = experiment.store
+    determinants = {"kind": "analysis", "question": question, "comparison": asdict(config)}
+    key = experiment.key(**determinants, first=first.key, second=second.key)
+    if store.find(key) is None:
+        started_ms = now_ms()
+        curve = _curve(experiment, first, second, config)
+        record = _record(experiment, key, first, second, question, config, curve, started_ms)
+        experiment.commit(record, lambda directory: _write(directory, curve, record.name))
+    path = store.local.open_file(key, BARRIER)
+    curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+    return Comparison(key, curve, run_id_of(store, key), path.parent)
+
+
+def _check_comparable(first: Node, second: Node, question: Question, cross_init: bool) -> None:
+    assert first.record is not None and second.record is not None
+    names = f"{first.record.name!r} and {second.record.name!r}"
+    if first.key == second.key:
+        raise ValueError(f"{names} are the same run; a barrier needs two")
+    if not first.mask.equal(second.mask):
+        raise ValueError(f"{names} have different masks; compare trainings of one ticket")
+    if question == "lmc":
+        return
+    tags = first.record.tags, second.record.tags
+    if tags[0].get("sgd_seed") == tags[1].get("sgd_seed"):
+        raise ValueError(f"{names} have the same sgd_seed; stability compares two noises u and u'")
+    if tags[0].get("start_digest") != tags[1].get("start_digest") and not cross_init:
+        raise ValueError(
+            f"{names} started from different parameters; stability compares trainings of one start "
+            "(--cross-init compares them all the same, as the authors' scripts do)"
+        )
+
+
+def _curve(experiment: Experiment, first: Node, second: Node, config: ComparisonConfig) -> BarrierCurve:
+    bn_batches = _BatchNormImages(experiment, config.bn_images) if config.bn_convention != "none" else []
+    test_batches = _TestImages(experiment)
+    held = experiment.spec.image_size**2 <= HELD_PIXELS
+    return barrier_curve(
+        experiment.fresh_model().to(experiment.world.device),
+        first.checkpoint.state_dict,
+        second.checkpoint.state_dict,
+        bn_batches=list(bn_batches) if held else bn_batches,
+        test_batches=list(test_batches) if held else test_batches,
+        alphas=config.alphas,
+        convention=config.bn_convention,
+    )
+
+
+class _BatchNormImages:
+    """Training images chosen by key, in batches of one size; can be gone through again."""
+
+    def __init__(self, experiment: Experiment, num_images: int) -> None:
+        config = experiment.config
+        self.batch_size = min(config.global_batch_size, experiment.source.num_train)
+        loader = experiment.source.train_loader(
+            global_batch_size=self.batch_size,
+            rank=0,
+            world_size=1,
+            num_workers=config.data.num_workers,
+            device=experiment.world.device,
+        )
+        self.feed = TrainFeed(loader, experiment.spec, experiment.world.device)
+        self.steps = min(-(-num_images // self.batch_size), self.feed.steps_per_epoch)
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        for images_NCHW, _ in self.feed.epoch(SgdNoise(0, ("comparison", "batchnorm")), 0, self.steps):
+            yield images_NCHW
+
+
+class _TestImages:
+    """The whole test split on this rank; can be gone through again."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        loader = experiment.source.test_loader(
+            batch_size=TEST_BATCH_SIZE,
+            rank=0,
+            world_size=1,
+            num_workers=experiment.config.data.num_workers,
+            device=experiment.world.device,
+        )
+        self.feed = TestFeed(loader, experiment.spec, experiment.world.device)
+
+    def __iter__(self) -> Iterator[ImageBatch]:
+        return iter(self.feed)
+
+
+def _record(
+    experiment: Experiment,
+    key: str,
+    first: Node,
+    second: Node,
+    question: Question,
+    config: ComparisonConfig,
+    curve: BarrierCurve,
+    started_ms: int,
+) -> LineageRecord:
+    assert first.record is not None and second.record is not None
+    now = now_ms()
+    numbers = {
+        "barrier": curve.barrier,
+        "barrier_floor": curve.floor,
+        "barrier_above_line": curve.barrier_above_line,
+    }
+    metrics = [Metric(name, value, 0, now) for name, value in numbers.items()]
+    metrics += [Metric("error_percent", error, step, now) for step, error in enumerate(curve.error_percent)]
+    return LineageRecord(
+        key=key,
+        kind="analysis",
+        name=f"{question}: {first.record.name} | {second.record.name}",
+        parents=(Parent(first.key, "compared"), Parent(second.key, "compared")),
+        config=experiment.base_config(question=question, comparison=asdict(config)),
+        tags=experiment.base_tags(question=question, density=f"{first.mask.density:.6f}"),
+        metrics=tuple(metrics),
+        code=code_version(),
+        started_ms=started_ms,
+        finished_ms=now,
+    )
+
+
+def _write(directory: Path, curve: BarrierCurve, title: str) -> None:
+    from harness.analysis.plots import plot_barriers
+
+    (directory / BARRIER).write_text(json.dumps(curve.to_dict(), indent=1) + "\n")
+    plot_barriers({title: curve}, directory / "barrier")

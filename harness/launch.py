@@ -1,0 +1,152 @@
+"""From a command line to an experiment: parse, start the processes, open the store, close in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from harness.comparison import Comparison, Question, compare
+from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.experiment import Experiment, Node
+from harness.lineage.store import LineageStore, open_store
+from harness.training.loop import NonFiniteLossError
+from harness.training.world import World
+
+Config = TypeVar("Config")
+
+USER_ERRORS = (ValueError, LookupError, OSError, NonFiniteLossError)
+"""Errors that speak to the user in one line; a traceback would only hide it."""
+
+
+def parse(kind: type[Config], description: str | None, default: Config | None = None) -> Config:
+    """Read the command line into `kind`; every field of it is an option of the same name."""
+    if default is None:
+        return tyro.cli(kind, description=description)
+    return tyro.cli(kind, description=description, default=default)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn errors that are the user's to mend into one line on standard error and exit code 1.
+
+    Set HARNESS_TRACEBACK=1 to see where they were raised.
+    """
+    try:
+        yield
+    except USER_ERRORS as error:
+        if os.environ.get("HARNESS_TRACEBACK"):
+            raise
+        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(1)
+
+
+@dataclass(frozen=True)
+class RunPair:
+    """Two logged trainings of one ticket, and how they are compared."""
+
+    first: Annotated[str, tyro.conf.Positional]
+    """Run ID of one training."""
+    second: Annotated[str, tyro.conf.Positional]
+    """Run ID of the other."""
+    comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
+    cross_init: bool = False
+    """Compare different starts too (stability only); the authors' scripts do."""
+    json: bool = False
+    """Print the result as JSON on standard output."""
+    data_directory: Path | None = None
+    """Instead of the data directory recorded with the first run."""
+    loader: Literal["ffcv", "memory"] | None = None
+    """Instead of the loader recorded with the first run."""
+    runs: Path = Path("runs")
+    """Where finished runs are kept."""
+    experiment: str = "signed-tickets"
+    """Name of the MLflow experiment."""
+
+
+def compare_runs(question: Question, description: str | None) -> None:
+    """Read two run IDs from the command line, compare them, print and record the barrier."""
+    with clear_errors():
+        pair = parse(RunPair, description)
+        ticket = TicketConfig(
+            pair.first,
+            data_directory=pair.data_directory,
+            loader=pair.loader,
+            runs=pair.runs,
+            experiment=pair.experiment,
+        )
+        with launched_ticket(ticket) as (experiment, first):
+            second = experiment.load(experiment.store.key_of(pair.second))
+            result = compare(experiment, first, second, question, pair.comparison, cross_init=pair.cross_init)
+            if result is not None:
+                _print_comparison(question, result, as_json=pair.json)
+
+
+def _print_comparison(question: Question, result: Comparison, *, as_json: bool) -> None:
+    curve, run = result.curve, result.run_id or result.key
+    if as_json:
+        print(json.dumps({"question": question, "run": run, **curve.to_dict()}))
+        return
+    print(f"{'alpha':>6} {'test error %':>13}")
+    for alpha, error in zip(curve.alphas, curve.error_percent, strict=True):
+        print(f"{alpha:>6.2f} {error:>13.2f}")
+    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
+    print(f"above the straight line {curve.barrier_above_line:.2f} points")
+    print(f"plot {result.directory / 'barrier.png'}\nrun  {run}")
+
+
+@contextmanager
+def launched(config: SearchConfig) -> Iterator[Experiment]:
+    """Open the experiment of one launch and leave the process group in order."""
+    world = World(config.precision, deterministic=config.deterministic)
+    try:
+        yield Experiment(world, store_of(config.runs, config.experiment), config)
+    finally:
+        world.close()
+
+
+@contextmanager
+def launched_ticket(config: TicketConfig) -> Iterator[tuple[Experiment, Node]]:
+    """Open the experiment that a ticket's run describes, with the ticket itself."""
+    world = World(config.precision)
+    try:
+        store = store_of(config.runs, config.experiment)
+        key, settings = _ticket_settings(world, store, config)
+        experiment = Experiment(world, store, settings)
+        yield experiment, experiment.load(key)
+    finally:
+        world.close()
+
+
+def store_of(runs: Path, experiment: str) -> LineageStore:
+    """Open the lineage store: local nodes in `runs`, MLflow at MLFLOW_TRACKING_URI or sqlite:///mlflow.db."""
+    return open_store(runs, experiment=experiment)
+
+
+def _ticket_settings(world: World, store: LineageStore, config: TicketConfig) -> tuple[str, SearchConfig]:
+    def read() -> str:
+        record = store.load(config.ticket)
+        if record.kind not in ("level", "training"):
+            raise ValueError(f"run {config.ticket} is a {record.kind}; a ticket is a level or a training")
+        return json.dumps([record.key, record.config["search"]])
+
+    key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
+    search = search_from_json(recorded)
+    data = search.data
+    if config.data_directory is not None:
+        data = replace(data, directory=config.data_directory)
+    if config.loader is not None:
+        data = replace(data, loader=config.loader)
+    final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
+    settings = replace(
+        search, data=data, final=final, precision=config.precision, runs=config.runs, experiment=config.experiment
+    )
+    return key, settings

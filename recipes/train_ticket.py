@@ -1,0 +1,31 @@
+"""Train a ticket: any logged signed mask on a fresh initialisation, with the full schedule and no interpolation.
+
+Network, data and schedule follow from the ticket's run.
+Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind signed_mask --init-seed 2 --sgd-seed 1
+"""
+
+from harness.config import TicketConfig
+from harness.launch import clear_errors, launched_ticket, parse
+from harness.report import print_training
+from harness.search import final_training
+
+
+def main() -> None:
+    """One final training (method, section 4)."""
+    with clear_errors():
+        settings = parse(TicketConfig, __doc__)
+        with launched_ticket(settings) as (experiment, ticket):
+            trained = final_training(
+                experiment,
+                settings.kind,
+                ticket,
+                init_seed=settings.init_seed,
+                sgd_seed=settings.sgd_seed,
+                layer_signs=settings.layer_signs,
+                same_init=settings.same_init,
+            )
+            print_training(experiment, trained)
+
+
+if __name__ == "__main__":
+    main()
