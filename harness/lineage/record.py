@@ -13,6 +13,8 @@ KINDS = ("search", "level", "training", "analysis")
 RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_WORD = re.compile(r"[A-Za-z0-9_./ :-]{1,200}")  # what MLflow takes as the name of a metric or tag
+_FILE = re.compile(r"[A-Za-z0-9_./ -]{1,200}")
 
 
 def _check(value: object, kind: type | tuple[type, ...], what: str) -> None:
@@ -41,16 +43,22 @@ def check_file_name(name: str) -> str:
     Records are read from other people's stores, so a name must not be able to leave the directory it is put in.
     """
     path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or str(path) != name or set(name) & set("\\\0\n"):
+    if not _FILE.fullmatch(name) or path.is_absolute() or ".." in path.parts or str(path) != name:
         raise ValueError(f"file name {name!r}: allowed are relative paths like 'figures/barrier.svg', without '..'")
     return name
+
+
+def _check_word(value: object, what: str) -> None:
+    # Checked where the name is given: at delivery it would be too late, after a day of training.
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise ValueError(f"{what} {value!r:.80}: allowed are 1 to 200 ASCII letters, digits and _ . / : - space")
 
 
 def _strings(value: object, what: str) -> dict[str, str]:
     _check(value, dict, what)
     assert isinstance(value, dict)
     for key, item in value.items():
-        _check(key, str, f"{what}, key")
+        _check_word(key, f"{what}, name")
         _check(item, str, f"{what}[{key!r}]")
     return dict(value)
 
@@ -78,7 +86,7 @@ class Metric:
     timestamp_ms: int
 
     def __post_init__(self) -> None:
-        _check(self.name, str, "metric name")
+        _check_word(self.name, "metric name")
         _check(self.value, (float, int), f"metric {self.name}")
         _check(self.step, int, f"step of metric {self.name}")
         _check(self.timestamp_ms, int, f"timestamp of metric {self.name}")
