@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
 _BASE = {"config", "digest", "seeds"}
 _NETWORK = _BASE | {"models", "masks", "checkpoint"}
+_PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage"}
 ROOMS: dict[str, set[str]] = {
     "config": set(),
     "digest": set(),
@@ -30,9 +31,12 @@ ROOMS: dict[str, set[str]] = {
     "training": _NETWORK | {"data", "pruning"},
     "lineage": {"config", "digest", "masks", "checkpoint"},
     "analysis": _NETWORK | {"data", "training"},
-    # The two that put the parts together: what one node of the lineage is, and the level loop over them.
-    "experiment": _NETWORK | {"data", "pruning", "transfer", "training", "lineage"},
-    "search": _NETWORK | {"data", "pruning", "transfer", "training", "lineage", "experiment"},
+    # Those that put the parts together: one node of the lineage, the level loop over nodes, what a user sees of them.
+    "experiment": _PARTS,
+    "search": _PARTS | {"experiment"},
+    "comparison": _PARTS | {"analysis", "experiment"},
+    "launch": _PARTS | {"experiment", "comparison"},
+    "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
     # `from harness import load_signed_mask`, on first use.
     "__init__": {"masks", "lineage"},
 }
