@@ -1,0 +1,126 @@
+"""FFCV's .beton file format, version 2: written here with a fixed layout, read by any FFCV loader.
+
+Layout: header, field descriptors, one metadata entry per sample, pages of data (a sample never crosses a page), and
+the allocation table. FFCV's own writer is not used: it never returns when a worker raises, its layout depends on which
+worker was first, and its "proportion" mode draws from an unseeded generator.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+JPG, RAW = 0, 1  # ffcv.fields.rgb_image.IMAGE_MODES
+_VERSION = 2
+_INT_FIELD, _IMAGE_FIELD = 1, 2  # ffcv.types.TYPE_ID_HANDLER
+SMALL_PAGE_BYTES, LARGE_PAGE_BYTES = 1 << 21, 1 << 23  # FFCV's least and its default
+
+_HEADER = np.dtype(
+    [
+        ("version", "<u2"),
+        ("num_fields", "<u2"),
+        ("page_size", "<u4"),
+        ("num_samples", "<u8"),
+        ("alloc_table_ptr", "<u8"),
+    ],
+    align=True,
+)
+_FIELD = np.dtype([("type_id", "<u1"), ("name", ("<u1", 16)), ("arguments", ("<u1", (1024,)))], align=True)
+_IMAGE = np.dtype([("mode", "<u1"), ("width", "<u2"), ("height", "<u2"), ("data_ptr", "<u8")])
+_SAMPLE = np.dtype([("f0", _IMAGE), ("f1", "<i8")], align=True)
+_ALLOCATION = np.dtype([("sample_id", "<u8"), ("ptr", "<u8"), ("size", "<u8")])
+_METADATA_START = _HEADER.itemsize + 2 * _FIELD.itemsize
+
+
+class BetonWriter:
+    """Writes images and labels one after the other; the file is valid only after `close`."""
+
+    def __init__(self, path: Path, num_samples: int, page_bytes: int) -> None:
+        self._file = open(path, "wb")  # noqa: SIM115 (close() does it)
+        self._page_bytes = page_bytes
+        self._samples = np.zeros(num_samples, _SAMPLE)
+        self._allocations = np.zeros(num_samples, _ALLOCATION)
+        self._count = 0
+        metadata_end = _METADATA_START + self._samples.nbytes
+        self._data_start = -(-metadata_end // page_bytes) * page_bytes
+        self._next = self._data_start
+
+    def append(self, mode: int, height: int, width: int, data: bytes, label: int) -> None:
+        """Write the next sample: raw RGB pixels (height·width·3 bytes) or a JPEG file's bytes.
+
+        Raises ValueError if the sample is larger than a page.
+        """
+        size = len(data)
+        if size > self._page_bytes:
+            raise ValueError(
+                f"{size} bytes ({height}×{width} pixels) do not fit into a page of {self._page_bytes} bytes; "
+                "lower --max-resolution or store it as JPEG"
+            )
+        left_in_page = -(self._next - self._data_start) % self._page_bytes
+        if size > left_in_page:
+            self._next += left_in_page
+        self._samples[self._count] = ((mode, width, height, self._next), label)
+        self._allocations[self._count] = (self._count, self._next, size)
+        self._file.seek(self._next)
+        self._file.write(data)
+        self._next += size
+        self._count += 1
+
+    def close(self) -> None:
+        """Write header, metadata and allocation table, and make the file durable."""
+        if self._count != len(self._samples):
+            raise ValueError(f"{self._count} samples were written, {len(self._samples)} announced")
+        header = np.zeros(1, _HEADER)
+        header[0] = (_VERSION, 2, self._page_bytes, self._count, self._next)
+        fields = np.zeros(2, _FIELD)
+        for field, (type_id, name) in zip(fields, ((_IMAGE_FIELD, b"image"), (_INT_FIELD, b"label")), strict=True):
+            field["type_id"] = type_id
+            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        self._file.seek(self._next)
+        self._file.write(self._allocations.tobytes())
+        self._file.seek(0)
+        self._file.write(header.tobytes() + fields.tobytes() + self._samples.tobytes())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+
+    def __enter__(self) -> BetonWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+
+def read_sizes(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the heights and widths of all images, uint16 (N,); ValueError if the file is not a whole .beton file."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        header = np.frombuffer(file.read(_HEADER.itemsize).ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
+        count = int(header["num_samples"])
+        if header["version"] != _VERSION or header["num_fields"] != 2:
+            raise ValueError(f"{path} is not an FFCV file of format {_VERSION} with an image and a label")
+        if int(header["alloc_table_ptr"]) + count * _ALLOCATION.itemsize != size:
+            raise ValueError(f"{path} has {size} bytes; it is cut off or was never finished")
+        file.seek(_METADATA_START)
+        samples = np.frombuffer(file.read(count * _SAMPLE.itemsize), _SAMPLE)
+    return samples["f0"]["height"], samples["f0"]["width"]
+
+
+def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return all images and labels of a file of equally large raw images: uint8 (N, H, W, 3), int64 (N,)."""
+    content = np.memmap(path, np.uint8, "r")
+    count = int(content[: _HEADER.itemsize].view(_HEADER)[0]["num_samples"])
+    samples = content[_METADATA_START : _METADATA_START + count * _SAMPLE.itemsize].view(_SAMPLE)
+    height, width = int(samples["f0"]["height"][0]), int(samples["f0"]["width"][0])
+    images_NHWC = np.empty((count, height, width, 3), np.uint8)
+    for index, start in enumerate(samples["f0"]["data_ptr"]):
+        images_NHWC[index] = content[start : start + height * width * 3].reshape(height, width, 3)
+    return images_NHWC, samples["f1"].astype(np.int64)

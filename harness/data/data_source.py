@@ -1,0 +1,119 @@
+"""Opening a prepared data set: the files checked against their manifests, then loaders over them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from harness.config import known
+from harness.data.loader import EvalLoader, TrainLoader
+from harness.data.manifest import SPLITS, Manifest, check_file
+from harness.data.spec import DataSpec, data_spec
+from harness.digest import sha256_json
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A prepared data set, verified, with one way of reading it."""
+
+    spec: DataSpec
+    content_digest: str
+    """SHA-256 over both splits' contents; the same for every loader."""
+    num_train: int
+    num_test: int
+    _make_train: Callable[..., TrainLoader]
+    _make_test: Callable[..., EvalLoader]
+
+    def train_loader(
+        self,
+        *,
+        global_batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> TrainLoader:
+        """Return the training batches of one rank; cheap to call again (files and compiled code are kept).
+
+        `num_workers` is the number of loader threads, all available cores if None or −1; it never changes a batch.
+        Raises ValueError if the split is smaller than a batch, or the batch not divisible by `world_size`.
+        """
+        return self._make_train(
+            global_batch_size=global_batch_size,
+            rank=rank,
+            world_size=world_size,
+            num_workers=num_workers,
+            device=device,
+        )
+
+    def test_loader(
+        self,
+        *,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> EvalLoader:
+        """Return one rank's share of the test split, in batches of at most `batch_size`."""
+        return self._make_test(
+            batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers, device=device
+        )
+
+
+def open_data(name: str, directory: Path | str, loader: Literal["ffcv", "memory"]) -> DataSource:
+    """Open the prepared data set `name` under `directory`.
+
+    Raises FileNotFoundError with the command that prepares it, ValueError for an unknown name or loader, a data set too
+    large for the in-memory loader, and a file that is not the one its manifest describes.
+    """
+    spec = data_spec(name)
+    known("loader", loader, ["ffcv", "memory"])
+    if loader == "memory" and not spec.fixed_size:
+        raise ValueError(
+            f"{name} is read from JPEGs of any size and is too large to be kept in memory; use the ffcv loader"
+        )
+    home = Path(directory) / name
+    manifests = {split: _manifest(spec, home, split) for split in SPLITS}
+    ending = {"ffcv": "beton", "memory": "safetensors"}[loader]
+    paths = {}
+    for split, manifest in manifests.items():
+        paths[split] = home / f"{split}.{ending}"
+        check_file(paths[split], manifest.files[paths[split].name])
+    make_train, make_test = _loaders(spec, loader, paths)
+    return DataSource(
+        spec=spec,
+        content_digest=sha256_json([manifests[split].content_digest for split in SPLITS]),
+        num_train=manifests["train"].num_samples,
+        num_test=manifests["test"].num_samples,
+        _make_train=make_train,
+        _make_test=make_test,
+    )
+
+
+def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
+    path = home / f"{split}.json"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{spec.name} is not prepared in {home.parent} ({path} is missing); "
+            f"run: python tools/prepare_data.py {spec.name} --out {home.parent}"
+        )
+    manifest = Manifest.load(path)
+    if (manifest.name, manifest.split) != (spec.name, split):
+        raise ValueError(f"{path} describes {manifest.name} {manifest.split}, not {spec.name} {split}")
+    return manifest
+
+
+def _loaders(spec: DataSpec, loader: str, paths: dict[str, Path]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    if loader == "memory":
+        from harness.data.memory_loader import memory_loaders
+
+        return memory_loaders(spec, paths)
+    from harness.data.ffcv_loader import ffcv_loaders
+
+    return ffcv_loaders(spec, paths)

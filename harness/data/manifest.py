@@ -1,0 +1,124 @@
+"""The record beside every prepared split: what is in its files, and the check that they still are what it says."""
+
+from __future__ import annotations
+
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from harness.digest import canonical_json, sha256_file
+
+FORMAT = "harness.data/1"
+SPLITS = ("train", "test")
+_PROGRESS_BYTES = 1 << 30
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What one file must be."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One finished split of a data set; written last, so a split that has one is whole."""
+
+    name: str
+    split: str
+    num_samples: int
+    content_digest: str
+    """SHA-256 over every sample's stored pixels or JPEG bytes and label, in order; the same for all loaders."""
+    options: dict[str, Any]
+    """Choices that shape the stored images."""
+    source: dict[str, Any]
+    """Where the images came from, for the reader; not part of the digest."""
+    files: dict[str, FileRecord]
+
+    def save(self, path: Path) -> None:
+        """Write the manifest whole or not at all."""
+        write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Read a manifest; FileNotFoundError if there is none, ValueError naming the file if it is not one of ours."""
+        try:
+            content = json.loads(path.read_text())
+            if content.pop("format") != FORMAT:
+                raise KeyError("format")
+            content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
+            return cls(**content)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{path} is not a manifest of format {FORMAT} ({error}); prepare again") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file through a temporary name, durable before it takes its place."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def check_file(path: Path, record: FileRecord) -> None:
+    """Raise ValueError unless the file is the one recorded: its size always, its SHA-256 once.
+
+    A verified file is remembered beside it by size, modification time and inode, so opening it again costs nothing.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing though its manifest is there; prepare the data again")
+    size = path.stat().st_size
+    if size != record.num_bytes:
+        raise ValueError(
+            f"{path} has {size} bytes, its manifest says {record.num_bytes}: truncated, or not the file that was "
+            "prepared; prepare the data again"
+        )
+    if _remembered(path) != {**_identity(path), "sha256": record.sha256}:
+        digest = _sha256_with_progress(path, size)
+        if digest != record.sha256:
+            raise ValueError(
+                f"{path} was altered: its SHA-256 is {digest[:12]}…, its manifest says {record.sha256[:12]}…; "
+                "prepare the data again"
+            )
+        remember(path, digest)
+
+
+def remember(path: Path, sha256: str) -> None:
+    """Note that the file as it stands now has this SHA-256. A read-only directory only costs time at each opening."""
+    with suppress(OSError):
+        write_atomically(_note(path), canonical_json({**_identity(path), "sha256": sha256}) + "\n")
+
+
+def _remembered(path: Path) -> Any:
+    with suppress(OSError, ValueError):
+        return json.loads(_note(path).read_text())
+    return None
+
+
+def _note(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified")
+
+
+def _identity(path: Path) -> dict[str, int]:
+    status = path.stat()
+    return {"num_bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
+
+
+def _sha256_with_progress(path: Path, size: int) -> str:
+    if size < _PROGRESS_BYTES:
+        return sha256_file(path)
+    with tqdm(total=1, desc=f"checking {path.name} ({size / 1e9:.0f} GB, once)", bar_format="{desc}") as bar:
+        digest = sha256_file(path)
+        bar.update()
+    return digest

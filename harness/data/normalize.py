@@ -1,0 +1,26 @@
+"""From stored pixels to the network's input: the one place that all loaders share."""
+
+from __future__ import annotations
+
+import torch
+
+from harness.data.spec import DataSpec
+
+
+def normalize(images_NHWC: torch.Tensor, spec: DataSpec, channels_last: bool) -> torch.Tensor:
+    """Return (pixels/255 − mean) / std as float32 NCHW on the images' device.
+
+    Takes uint8 (N, H, W, C) with C = spec.channels; raises ValueError for anything else. The memory format is
+    channels_last if asked, contiguous otherwise.
+    """
+    if images_NHWC.dtype != torch.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[3] != spec.channels:
+        raise ValueError(
+            f"{spec.name} images must be uint8 (N, H, W, {spec.channels}); "
+            f"got {images_NHWC.dtype} {tuple(images_NHWC.shape)}"
+        )
+    format_ = torch.channels_last if channels_last else torch.contiguous_format
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=format_)
+    device = images_NHWC.device
+    mean_C11 = torch.tensor([255 * mean for mean in spec.mean], dtype=torch.float32, device=device)[:, None, None]
+    scale_C11 = torch.tensor([1 / (255 * std) for std in spec.std], dtype=torch.float32, device=device)[:, None, None]
+    return images_NCHW.sub_(mean_C11).mul_(scale_C11)

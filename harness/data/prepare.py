@@ -1,0 +1,336 @@
+"""Raw images → train.beton, test.beton and their manifests: atomic, resumable by split, the same bytes every time."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from harness.data.augment import draw
+from harness.data.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
+from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
+from harness.data.readers import RawSample, RawSplit, read_split
+from harness.data.spec import DataSpec, data_spec
+from harness.digest import canonical_json, sha256_file
+
+WriteMode = Literal["raw", "jpg", "proportion"]
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images of varying size are stored; the names and defaults are those of FFCV's ImageNet files."""
+
+    write_mode: WriteMode = "proportion"
+    """raw: pixels, fastest to read and ten times the space; jpg: JPEG; proportion: some of each."""
+    proportion: float = 0.5
+    """Share of the images stored as JPEG in write mode proportion, chosen by a hash of the image's position."""
+    max_resolution: int = 500
+    """Larger images are made smaller until the longest side has this many pixels; 0 keeps every size."""
+    quality: int = 90
+    """JPEG quality, 1 to 100."""
+    keep_jpeg: bool = False
+    """Store an RGB JPEG that is small enough as it is instead of encoding it again."""
+
+    def __post_init__(self) -> None:
+        for ok, message in (
+            (0 <= self.proportion <= 1, f"--proportion is {self.proportion}; it is a share from 0 to 1"),
+            (self.max_resolution >= 0, f"--max-resolution is {self.max_resolution}; it is a number of pixels, or 0"),
+            (1 <= self.quality <= 100, f"--quality is {self.quality}; it goes from 1 to 100"),
+        ):
+            if not ok:
+                raise ValueError(message)
+
+    def effective(self) -> dict[str, Any]:
+        """Return only the options that shape the stored bytes under this write mode."""
+        chosen = asdict(self)
+        if self.write_mode != "proportion":
+            del chosen["proportion"]
+        if self.write_mode == "raw":
+            del chosen["quality"], chosen["keep_jpeg"]
+        return chosen
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """One image as it goes into the file."""
+
+    mode: int
+    height: int
+    width: int
+    data: bytes
+    label: int
+    digest: bytes
+
+
+def prepare(
+    name: str,
+    out: Path,
+    source: str | None = None,
+    options: ImageOptions | None = None,
+    num_workers: int | None = None,
+    overwrite: bool = False,
+) -> list[Manifest]:
+    """Write both splits of a data set to out/name and return their manifests.
+
+    A finished split is kept if it was made from the same source with the same options, and refused otherwise unless
+    `overwrite`; an unfinished one is begun again. Raises ValueError or OSError with one line that says what is wrong.
+    """
+    spec = data_spec(name)
+    if options is not None and spec.fixed_size:
+        raise ValueError(f"{name} images all have one size and are stored raw; the options of ImageNet's do not apply")
+    chosen = {"write_mode": "raw"} if spec.fixed_size else (options or ImageOptions()).effective()
+    directory = out / name
+    directory.mkdir(parents=True, exist_ok=True)
+    workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
+    if workers < 1:
+        raise ValueError(f"--num-workers is {num_workers}; at least one is needed")
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            return [
+                _kept(spec, directory, split, source or spec.raw.default, chosen, overwrite)
+                or _write_split(spec, directory, split, source or spec.raw.default, chosen, workers)
+                for split in SPLITS
+            ]
+    except Timeout:
+        raise ValueError(f"another process is preparing {directory}; wait for it") from None
+
+
+def _kept(
+    spec: DataSpec, directory: Path, split: str, source: str, options: dict[str, Any], overwrite: bool
+) -> Manifest | None:
+    """Return the manifest of a split that is finished and as asked for, None if it must be written."""
+    path = directory / f"{split}.json"
+    if overwrite or not path.exists():
+        return None
+    manifest = Manifest.load(path)
+    for what, old, new in (
+        ("source", manifest.source["given"], _absolute(source)),
+        ("options", manifest.options, options),
+    ):
+        if old != new:
+            raise ValueError(
+                f"{directory} already holds {split} with {what} {old}, asked for is {new}; "
+                "give another --out, or --overwrite to replace it"
+            )
+    try:
+        for file, record in manifest.files.items():
+            check_file(directory / file, record)
+    except ValueError as error:
+        print(f"{error.args[0].split(';')[0]}; writing it again")
+        return None
+    print(f"{spec.name} {split}: {manifest.num_samples} images are there already, kept")
+    return manifest
+
+
+def _absolute(source: str) -> str:
+    """Return a directory's full path, other sources as they are: the manifest must mean the same from anywhere."""
+    path = Path(source).expanduser()
+    return str(path.resolve()) if path.exists() else source
+
+
+def _write_split(
+    spec: DataSpec, directory: Path, split: str, source: str, options: dict[str, Any], num_workers: int
+) -> Manifest:
+    raw = read_split(spec, source, split)
+    if raw.num_samples == 0:
+        raise ValueError(f"the {split} split of {source} holds no images")
+    (directory / f"{split}.json").unlink(missing_ok=True)
+    partial = {name: directory / f".{name}.partial" for name in _file_names(spec, split)}
+    try:
+        _check_space(spec, directory, raw.num_samples)
+        digest = _write_beton(spec, partial[f"{split}.beton"], split, raw, options, num_workers)
+        if spec.fixed_size:
+            _write_tensors(spec, partial[f"{split}.beton"], partial[f"{split}.safetensors"])
+        records = {name: FileRecord(sha256_file(path), path.stat().st_size) for name, path in partial.items()}
+        for name, path in partial.items():
+            path.replace(directory / name)
+            remember(directory / name, records[name].sha256)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise OSError(f"no space left on the disk of {directory}; nothing was kept of the {split} split") from error
+        raise
+    finally:
+        for path in partial.values():
+            path.unlink(missing_ok=True)
+    manifest = Manifest(
+        name=spec.name,
+        split=split,
+        num_samples=raw.num_samples,
+        content_digest=digest,
+        options=options,
+        source={"given": _absolute(source), **raw.notes},
+        files=records,
+    )
+    manifest.save(directory / f"{split}.json")
+    return manifest
+
+
+def _file_names(spec: DataSpec, split: str) -> list[str]:
+    return [f"{split}.beton", f"{split}.safetensors"] if spec.fixed_size else [f"{split}.beton"]
+
+
+def _check_space(spec: DataSpec, directory: Path, num_samples: int) -> None:
+    if not spec.fixed_size:
+        return  # JPEG sizes are not known beforehand; running out is caught while writing
+    needed = num_samples * spec.image_size**2 * (3 + spec.channels) + SMALL_PAGE_BYTES
+    free = shutil.disk_usage(directory).free
+    if free < needed:
+        raise OSError(f"{directory} has {free / 1e6:.0f} MB free; {spec.name} needs {needed / 1e6:.0f} MB")
+
+
+def _write_beton(
+    spec: DataSpec, path: Path, split: str, raw: RawSplit, options: dict[str, Any], num_workers: int
+) -> str:
+    """Write all samples in order and return the content digest."""
+    digest = hashlib.sha256(
+        canonical_json({"format": FORMAT, "name": spec.name, "split": split, "options": options}).encode()
+    )
+    page_bytes = SMALL_PAGE_BYTES if spec.fixed_size else LARGE_PAGE_BYTES
+    with BetonWriter(path, raw.num_samples, page_bytes) as writer:
+        stored = _encoded(spec, raw, options, num_workers)
+        for where, image in tqdm(stored, total=raw.num_samples, desc=f"{spec.name} {split}", unit=" images"):
+            try:
+                writer.append(image.mode, image.height, image.width, image.data, image.label)
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from None
+            digest.update(image.digest)
+    if len(read_sizes(path)[0]) != raw.num_samples:
+        raise ValueError(f"{path} does not hold the {raw.num_samples} samples that were written")
+    return digest.hexdigest()
+
+
+def _encoded(
+    spec: DataSpec, raw: RawSplit, options: dict[str, Any], num_workers: int
+) -> Iterator[tuple[str, StoredImage]]:
+    """Yield the samples in order, encoded by threads (Pillow and OpenCV release the interpreter's lock).
+
+    An image that cannot be read ends it at once, with the image's name; threads cannot die unseen as processes can.
+    """
+    if not spec.fixed_size:
+        import cv2
+
+        cv2.setNumThreads(0)  # we are the threads
+    with ThreadPoolExecutor(num_workers) as pool:
+        waiting: deque[tuple[str, Future[StoredImage]]] = deque()
+        try:
+            for index, sample in enumerate(raw.samples()):
+                waiting.append((sample.where, pool.submit(_store, spec, sample, index, options)))
+                if len(waiting) > 8 * num_workers:
+                    where, future = waiting.popleft()
+                    yield where, future.result()
+            while waiting:
+                where, future = waiting.popleft()
+                yield where, future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any]) -> StoredImage:
+    """Return one sample as it is stored; ValueError naming it if it is broken or does not belong to the data set."""
+    if not 0 <= sample.label < spec.num_classes:
+        raise ValueError(f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}")
+    try:
+        pixels, jpeg = _decode(sample.image)
+    except Exception as error:
+        raise ValueError(f"{sample.where} cannot be read as an image: {error}") from error
+    height, width = pixels.shape[:2]
+    if spec.fixed_size and (height, width) != (spec.image_size, spec.image_size):
+        size = spec.image_size
+        raise ValueError(f"{sample.where} has {height}×{width} pixels; {spec.name} images have {size}×{size}")
+    limit = options.get("max_resolution", 0)
+    if limit and max(height, width) > limit:
+        pixels, jpeg = _shrink(pixels, limit), None
+        height, width = pixels.shape[:2]
+    if max(height, width) > 65_535:
+        raise ValueError(f"{sample.where} has {height}×{width} pixels; the format ends at 65535, set --max-resolution")
+    if not _as_jpeg(options, index):
+        mode, data = RAW, np.ascontiguousarray(pixels).tobytes()
+    elif jpeg is not None and options["keep_jpeg"]:
+        mode, data = JPG, jpeg
+    else:
+        mode, data = JPG, _encode_jpeg(pixels, options["quality"])
+    digest = hashlib.sha256(canonical_json([mode, height, width, sample.label]).encode() + data).digest()
+    return StoredImage(mode, height, width, data, sample.label, digest)
+
+
+def _as_jpeg(options: dict[str, Any], index: int) -> bool:
+    """Decide by a hash of the position: FFCV draws this from an unseeded generator."""
+    if options["write_mode"] != "proportion":
+        return bool(options["write_mode"] == "jpg")
+    with np.errstate(over="ignore"):
+        share = float(draw(np.uint64(0), np.uint64(index), np.uint64(0)) >> np.uint64(11)) * 2.0**-53
+    return share < float(options["proportion"])
+
+
+def _decode(image: np.ndarray | bytes | Path | Any) -> tuple[np.ndarray, bytes | None]:
+    """Return RGB pixels uint8 (H, W, 3), and the original bytes if they are an RGB JPEG."""
+    from PIL import Image
+
+    if isinstance(image, np.ndarray):
+        return (image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)), None
+    if isinstance(image, Image.Image):
+        return _rgb(image), None
+    content = image.read_bytes() if isinstance(image, Path) else image
+    with Image.open(io.BytesIO(content)) as opened:
+        is_rgb_jpeg = opened.format == "JPEG" and opened.mode == "RGB"
+        return _rgb(opened), (content if is_rgb_jpeg else None)
+
+
+def _rgb(image: Any) -> np.ndarray:
+    """Return any Pillow image as RGB pixels; as in torchvision, transparency is dropped and EXIF's turn ignored."""
+    if image.mode.startswith("I;16"):
+        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
+        return np.repeat(gray[:, :, None], 3, axis=2)
+    if image.mode in ("I", "F"):
+        raise ValueError(f"pixels of 32 bits a channel (Pillow mode {image.mode}) have no defined range")
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return np.asarray(image.convert("RGB"))
+
+
+def _shrink(pixels: np.ndarray, max_resolution: int) -> np.ndarray:
+    """Make the longest side `max_resolution` pixels, as FFCV's writer does (area interpolation, sides rounded down)."""
+    import cv2
+
+    height, width = pixels.shape[:2]
+    ratio = max_resolution / max(height, width)
+    size = (max(1, int(ratio * width)), max(1, int(ratio * height)))
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA))
+
+
+def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
+    import cv2
+
+    done, encoded = cv2.imencode(".jpg", cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        raise ValueError(f"OpenCV cannot encode {pixels.shape[0]}×{pixels.shape[1]} pixels as JPEG")
+    return bytes(encoded.tobytes())
+
+
+def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
+    """Write the in-memory loader's file from the finished .beton file, so that the two cannot differ."""
+    from safetensors.numpy import save
+
+    from harness.data.beton import read_raw
+
+    images_NHWC, labels_N = read_raw(beton)
+    if spec.channels == 1:
+        if (images_NHWC != images_NHWC[..., :1]).any():
+            raise ValueError(f"{spec.name} has one channel, but its images are in colour")
+        images_NHWC = np.ascontiguousarray(images_NHWC[..., :1])
+    with open(path, "wb") as file:  # save_file would make a file that only its owner may read
+        file.write(save({"images_NHWC": images_NHWC, "labels": labels_N}))
+        file.flush()
+        os.fsync(file.fileno())
