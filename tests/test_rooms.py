@@ -59,13 +59,13 @@ WITHOUT_TORCH = ("config.py",)
 ABOVE = {"recipes", "tools", "tests"}
 
 
-def imported_names(source: str, package: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name) of everything `source`, a module of `package`, imports anywhere in it.
+def imported_names(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of everything `tree`, a module of `package`, imports anywhere in it.
 
     `from a import b` gives both a and a.b, since b may be a module; annotation-only imports count; so does
     `import_module` of a literal name.
     """
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -91,7 +91,8 @@ def violations(root: Path) -> list[str]:
             found.add(f"harness/{file}: room {room!r} has no entry in ROOMS; say there which rooms it may know")
             continue
         package = ".".join(path.relative_to(root).parent.parts)
-        for line, name in imported_names(path.read_text(encoding="utf-8"), package):
+        tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        for line, name in imported_names(tree, package):
             reason = _why_not(file, room, name.split("."))
             if reason:
                 found.add(f"harness/{file}:{line}: {reason}")
