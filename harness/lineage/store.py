@@ -73,6 +73,7 @@ class LineageStore:
         self.experiment = experiment
         self._connected: MlflowClient | None = None
         self._experiments: list[str] | None = None
+        self._completed: set[str] = set()  # run IDs that this object finished
 
     # ------------------------------------------------------------------ asking
 
@@ -166,17 +167,22 @@ class LineageStore:
             remembered = json.loads(self._memory(directory).read_bytes())
         except (FileNotFoundError, ValueError):
             return None
-        found = remembered.get(redact(self.tracking_uri or "")) if isinstance(remembered, dict) else None
+        found = remembered.get(self._address) if isinstance(remembered, dict) else None
         return found if isinstance(found, str) else None
 
     def sync(self) -> Iterator[tuple[Path, str]]:
         """Deliver every local node, oldest first, and yield (directory, run ID) of each that was not there yet."""
         nodes = sorted((read_record(path).started_ms, path) for path in self.local.directories())
         for _, directory in nodes:
-            before = self.delivered(directory)
             run_id = self.deliver(directory)
-            if run_id != before:
+            if run_id in self._completed:
                 yield directory, run_id
+
+    @property
+    def _address(self) -> str:
+        """The tracking URI without credentials, and the same from every working directory."""
+        database = _sqlite_path(self.tracking_uri)
+        return f"sqlite:///{database.resolve()}" if database else redact(self.tracking_uri or "")
 
     def _memory(self, directory: Path) -> Path:
         return directory.parent / DELIVERED / f"{directory.name}.json"
@@ -192,7 +198,7 @@ class LineageStore:
         except (FileNotFoundError, ValueError):
             remembered = {}
         temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(json_bytes({**remembered, redact(self.tracking_uri or ""): run_id}))
+        temporary.write_bytes(json_bytes({**remembered, self._address: run_id}))
         os.replace(temporary, path)
 
     def _deliver(self, directory: Path, record: LineageRecord) -> Run:
@@ -262,6 +268,7 @@ class LineageStore:
         self._log_inputs(run_id, record, used)
         self._log_metrics(run_id, record)
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
+        self._completed.add(run_id)
         return client.get_run(run_id)
 
     def _log_params(self, run_id: str, params: dict[str, str]) -> None:

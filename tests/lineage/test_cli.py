@@ -1,0 +1,147 @@
+"""tools/lineage.py as a person runs it, and its parts."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from lineage_story import commit_story, key_of
+
+from harness.lineage.browse import find_node, newest, relatives, undelivered
+from harness.lineage.store import LineageStore
+
+TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lineage_tool", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["lineage_tool"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def ask(tool: ModuleType, store: LineageStore, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    place = ["--runs", str(store.local.directory), "--tracking-uri", str(store.tracking_uri), "--experiment", "test"]
+    monkeypatch.setattr(sys, "argv", ["lineage.py", *arguments, *place])
+    tool.main()
+
+
+def test_from_a_shell(store: LineageStore) -> None:
+    """Once as a user does it: the default places below the working directory, nothing on standard error."""
+    paths = commit_story(store.local)
+    run_id = store.deliver(paths["level 2"])
+    environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
+    command = [sys.executable, str(TOOL)]
+    there = store.local.directory.parent
+    done = subprocess.run([*command, "tree", run_id[:10]], cwd=there, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split() == [
+        "name",
+        "method",
+        "level",
+        "density",
+        "test",
+        "error",
+        "seeds",
+        "run",
+        "date",
+        "came",
+        "by",
+    ]
+    assert lines[1].startswith("aws resnet20 digits s1") and "◀" in lines[4] and run_id[:8] in lines[4]
+    assert lines[5].startswith("   └─ signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
+    assert "sync" in lines[-1]
+    done = subprocess.run([*command, "show", "f" * 32], cwd=there, capture_output=True, text=True, env=environment)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run or node begins with 'ffff")
+
+
+def test_list_sync_list(
+    tool: ModuleType, store: LineageStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = commit_story(store.local)
+    store.deliver(paths["level 0"])
+    ask(tool, store, monkeypatch, "list", "--json")
+    listed = json.loads(capsys.readouterr().out)
+    assert [node["key"] for node in listed] == [key_of(n) for n in reversed(list(paths))]
+    assert [node["name"] for node in listed if node["run_id"]] == ["aws resnet20 L00 d1.000", "aws resnet20 digits s1"]
+    ask(tool, store, monkeypatch, "sync")
+    assert capsys.readouterr().out.count("→ run") == 5
+    ask(tool, store, monkeypatch, "sync")
+    assert "everything was delivered already" in capsys.readouterr().out
+    ask(tool, store, monkeypatch, "list", "--limit", "2")
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 3 and "*" not in out
+    assert "3.00 %" in out and "1/1" in out
+
+
+def test_show(
+    tool: ModuleType, store: LineageStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = commit_story(store.local)
+    run_id = store.deliver(paths["lmc"])
+    ask(tool, store, monkeypatch, "show", run_id)
+    out = capsys.readouterr().out
+    for expected in (run_id, key_of("lmc"), "signed_mask resnet20 s1", "dense resnet20 s1", "figures/curve.svg"):
+        assert expected in out
+    ask(tool, store, monkeypatch, "show", key_of("signed_mask")[:12], "--json")
+    shown = json.loads(capsys.readouterr().out)
+    assert [node["key"] for node in shown["parents_nodes"]] == [key_of("level 2")]
+    assert [node["key"] for node in shown["children_nodes"]] == [key_of("lmc")]
+
+
+def test_children_in_another_family_are_found(store: LineageStore) -> None:
+    paths = commit_story(store.local)
+    store.deliver(paths["lmc"])
+    _, children = relatives(store, find_node(store, key_of("dense")))
+    assert [node.key for node in children] == [key_of("lmc")]
+
+
+def test_ambiguous_short_and_odd_ids(store: LineageStore) -> None:
+    paths = commit_story(store.local)
+    store.deliver(paths["level 0"])
+    with pytest.raises(LookupError, match="at least 4"):
+        find_node(store, "ab")
+    with pytest.raises(LookupError, match="is no run ID"):
+        find_node(store, "a%' OR '1'='1")
+    twin = store.summaries()[0]
+    monkey = pytest.MonkeyPatch()
+    both = [twin, store.summaries()[1]]
+    monkey.setattr(LineageStore, "summaries", lambda *_, **__: both)
+    with pytest.raises(LookupError, match="more than one"):
+        find_node(store, "abcd")
+    monkey.undo()
+
+
+def test_local_nodes_alone(store: LineageStore) -> None:
+    commit_story(store.local)
+    alone = LineageStore(None, store.local)
+    assert len(newest(alone)) == 7 and all(node.run_id is None for node in newest(alone))
+    assert find_node(alone, key_of("level 1")[:6]).root == key_of("search")
+    parents, children = relatives(alone, find_node(alone, key_of("level 2")))
+    assert [n.key for n in parents] == [key_of("level 1")] and [n.key for n in children] == [key_of("signed_mask")]
+
+
+def test_altered_local_node_is_named_and_hides_nothing(store: LineageStore) -> None:
+    paths = commit_story(store.local)
+    (paths["level 1"] / "record.json").write_text("{}")
+    with pytest.warns(UserWarning, match="record.json was altered"):
+        assert len(undelivered(store, set())) == 6
+
+
+def test_deleted_runs_count_as_undelivered(store: LineageStore) -> None:
+    from mlflow import MlflowClient
+
+    paths = commit_story(store.local)
+    run_id = store.deliver(paths["level 0"])
+    MlflowClient(store.tracking_uri).delete_run(run_id)
+    assert key_of("level 0") in {node.key for node in undelivered(store, set())}
+    assert key_of("search") not in {node.key for node in undelivered(store, set())}
