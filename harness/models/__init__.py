@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from functools import partial
 
 from torch import nn
 
+from harness.config import known
 from harness.models.mlp_mixer import mlp_mixer, mlp_mixer_small, mlp_mixer_wide
 from harness.models.partition import ParamPartition
 from harness.models.resnet50 import resnet50, resnet50_cifar
@@ -68,7 +68,4 @@ def partition_of(name: str, model: nn.Module) -> ParamPartition:
 
 
 def _spec(name: str) -> ModelSpec:
-    if name not in MODELS:
-        nearest = difflib.get_close_matches(name, MODELS, n=1, cutoff=0.0)[0]
-        raise ValueError(f"unknown model {name!r}; known: {', '.join(sorted(MODELS))}; nearest: {nearest}")
-    return MODELS[name]
+    return MODELS[known("model", name, list(MODELS))]

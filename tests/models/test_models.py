@@ -106,7 +106,9 @@ def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
 
 
 def test_unknown_name_gives_the_known_and_the_nearest():
-    with pytest.raises(ValueError, match="unknown model 'res-net20'; known: mlp_mixer, .*; nearest: resnet20"):
+    with pytest.raises(
+        ValueError, match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: mlp_mixer, "
+    ):
         build_model("res-net20", num_classes=10, channels=3, image_size=32)
 
 

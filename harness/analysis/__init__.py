@@ -1,0 +1,1 @@
+"""What can be said about finished networks: interpolation, error barriers, signs, summaries, plots."""

@@ -1,0 +1,176 @@
+"""The two figures of the paper that everyone draws: accuracy over density, and error along a line.
+
+Each is written as PNG and as SVG. Colours are Okabe and Ito's, told apart by the colour-blind, and no two series differ
+by colour alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.analysis.barrier import BarrierCurve
+from harness.analysis.summary import Summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+_LINES = ("-", "--", "-.", ":")
+_KIND_ORDER = ("retrain", "signed_mask", "mask")  # these keep their colour and marker whatever else is drawn
+_SIZE_INCHES = (7.2, 4.6)
+
+
+@dataclass(frozen=True)
+class Series:
+    """Test errors of one kind of training of one method's tickets: density (0..1) → error percent of each trial."""
+
+    kind: str
+    method: str
+    error_percent: Mapping[float, Sequence[float]]
+
+    @property
+    def label(self) -> str:
+        """As in the legend."""
+        return f"{self.kind} ({self.method})"
+
+
+def plot_accuracy(
+    series: Sequence[Series],
+    stem: Path,
+    *,
+    dense_error_percent: Sequence[float] = (),
+    title: str = "Test accuracy over density",
+) -> list[Path]:
+    """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; returns the two files.
+
+    Colour and marker go by kind, line style and filling by method. Densities run from dense (left) to sparse, on a
+    logarithmic scale. The files are `stem` with .png and .svg. Raises ValueError for nothing to draw.
+    """
+    if not series and not dense_error_percent:
+        raise ValueError("no trainings to draw")
+    kinds = [*_KIND_ORDER, *sorted({s.kind for s in series} - set(_KIND_ORDER))]
+    methods = list(dict.fromkeys(s.method for s in series))
+    with _figure(title) as (figure, axes):
+        if dense_error_percent:
+            _draw_dense(axes, Summary.of(100 - error for error in dense_error_percent))
+        for index, one in enumerate(series):
+            shift = 1.008 ** (len(series) - 1 - 2 * index)  # trials of one density side by side
+            _draw_series(axes, one, kinds.index(one.kind), methods.index(one.method), shift)
+        _density_axis(axes, {density for one in series for density in one.error_percent})
+        axes.set_ylabel("test accuracy, %")
+        _legend_beside(axes)
+        return _save(figure, stem)
+
+
+def plot_barriers(
+    curves: Mapping[str, BarrierCurve], stem: Path, *, title: str = "Test error on the line between two networks"
+) -> list[Path]:
+    """Draw the error at every αa + (1 − α)b, one line for each curve, its barrier in the legend; returns the two files.
+
+    The files are `stem` with .png and .svg. Raises ValueError for no curves.
+    """
+    if not curves:
+        raise ValueError("no barrier curves to draw")
+    with _figure(title) as (figure, axes):
+        for index, (name, curve) in enumerate(curves.items()):
+            axes.plot(
+                curve.alphas,
+                curve.error_percent,
+                color=_COLOURS[index % len(_COLOURS)],
+                marker=_MARKERS[index % len(_MARKERS)],
+                linestyle=_LINES[index % len(_LINES)],
+                markersize=5,
+                label=f"{_wrapped(name)}\nbarrier {curve.barrier:.2f} points",
+            )
+        axes.set_xlabel("α: 0 is the second network, 1 the first")
+        axes.set_ylabel("test error, %")
+        axes.set_ylim(bottom=0)
+        _legend_beside(axes)
+        return _save(figure, stem)
+
+
+def _draw_dense(axes: Axes, dense: Summary) -> None:
+    axes.axhline(dense.mean, color="#555555", linestyle=":", label="dense")
+    if dense.sd:
+        axes.axhspan(dense.mean - dense.sd, dense.mean + dense.sd, color="#555555", alpha=0.12, linewidth=0)
+
+
+def _draw_series(axes: Axes, one: Series, kind: int, method: int, shift: float) -> None:
+    colour, marker = _COLOURS[kind % len(_COLOURS)], _MARKERS[kind % len(_MARKERS)]
+    densities = sorted(one.error_percent, reverse=True)
+    summaries = [Summary.of(100 - error for error in one.error_percent[density]) for density in densities]
+    for density in densities:
+        trials = one.error_percent[density]
+        axes.plot(
+            [density * shift] * len(trials), [100 - e for e in trials], ".", color=colour, alpha=0.5, markersize=4
+        )
+    axes.errorbar(
+        [density * shift for density in densities],
+        [summary.mean for summary in summaries],
+        yerr=[summary.sd or 0.0 for summary in summaries],
+        color=colour,
+        marker=marker,
+        markerfacecolor=colour if method == 0 else "white",
+        linestyle=_LINES[method % len(_LINES)],
+        markersize=7,
+        capsize=3,
+        label=one.label,
+    )
+
+
+def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
+    from matplotlib.ticker import NullFormatter, NullLocator
+
+    axes.set_xlabel("density: kept share of the prunable weights")
+    ticks = sorted(densities)
+    if not ticks:
+        axes.set_xticks([])
+        return
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{density:.3g}" for density in ticks])
+    if len(ticks) > 8:
+        axes.tick_params(axis="x", labelrotation=60)
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    margin = 1.25 if len(ticks) == 1 else (ticks[-1] / ticks[0]) ** 0.06
+    axes.set_xlim(ticks[-1] * margin, ticks[0] / margin)  # dense on the left, as in the paper
+
+
+@contextmanager
+def _figure(title: str) -> Iterator[tuple[Figure, Axes]]:
+    """A titled figure outside pyplot: no global state, no display, equal input gives an equal SVG."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    style: Any = {"svg.hashsalt": "harness", "svg.fonttype": "path", "font.size": 10}
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(_wrapped(title, 70), fontsize=11, loc="left")
+        axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_axisbelow(True)
+        yield figure, axes
+
+
+def _legend_beside(axes: Axes) -> None:
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, borderaxespad=0.0)
+
+
+def _wrapped(text: str, width: int = 34) -> str:
+    import textwrap
+
+    return "\n".join(textwrap.wrap(text, width))
+
+
+def _save(figure: Figure, stem: Path) -> list[Path]:
+    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
+    figure.savefig(paths[0], dpi=150)
+    figure.savefig(paths[1], metadata={"Date": None})
+    return paths

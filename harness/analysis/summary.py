@@ -1,0 +1,52 @@
+"""Means and spreads over trials."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Self, TypeVar
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, sample standard deviation (n − 1; None for a single trial) and number of trials, in the values' unit."""
+
+    mean: float
+    sd: float | None
+    count: int
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> Self:
+        """Summarise one group; ValueError for an empty one."""
+        values = list(values)
+        if not values:
+            raise ValueError("a group without trials has no mean")
+        return cls(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+    def __str__(self) -> str:
+        spread = "" if self.sd is None else f" ± {self.sd:.2f}"
+        return f"{self.mean:.2f}{spread} (n={self.count})"
+
+
+def summarize(trials: Iterable[tuple[Key, float]]) -> dict[Key, Summary]:
+    """Summarise values by group: (group, value) pairs → group → Summary, in the order groups first appear."""
+    groups: dict[Key, list[float]] = {}
+    for group, value in trials:
+        groups.setdefault(group, []).append(value)
+    return {group: Summary.of(values) for group, values in groups.items()}
+
+
+def epsilon_from_dense(error_percent: Sequence[float]) -> float:
+    """ε of linear mode connectivity: the sample sd of the dense network's test error over seeds, percentage points.
+
+    Raises ValueError for fewer than two runs, since one has no spread. Method section 6.
+    """
+    if len(error_percent) < 2:
+        raise ValueError(
+            f"ε is the spread of dense runs over seeds and needs at least 2 of them, got {len(error_percent)}; "
+            "train dense networks with further seeds"
+        )
+    return statistics.stdev(error_percent)

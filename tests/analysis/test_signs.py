@@ -1,0 +1,63 @@
+"""Sign agreement, mask overlap and density on masks small enough to count by hand."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from harness.analysis.signs import LayerSigns, compare_signs, layer_densities
+from harness.masks import Mask, SignedMask
+
+
+def signed_mask(**weights: list[float]) -> SignedMask:
+    """0 is pruned; `bias` is outside the mask."""
+    params = {name: torch.tensor(values) for name, values in weights.items()}
+    return SignedMask.of(params, Mask({name: tensor != 0 for name, tensor in params.items() if name != "bias"}))
+
+
+A = signed_mask(x=[1.0, -2.0, 3.0, 0.0, 0.0, 0.0, 1.0, 1.0], y=[0.0, 1.0], bias=[1.0])
+B = signed_mask(x=[5.0, 2.0, 0.0, -1.0, 0.0, 0.0, 1.0, -1.0], y=[1.0, 0.0], bias=[-1.0])
+
+
+def test_counts_and_shares_of_each_layer():
+    x, y = compare_signs(A, B)
+    assert x == LayerSigns("x", numel=8, kept_a=5, kept_b=5, kept_both=4, agreeing=2)
+    assert (x.density_a, x.density_b, x.sign_agreement) == (5 / 8, 5 / 8, 0.5)
+    assert x.mask_overlap == 4 / 6
+    assert y == LayerSigns("y", numel=2, kept_a=1, kept_b=1, kept_both=0, agreeing=0)
+    assert y.mask_overlap == 0.0
+    assert math.isnan(y.sign_agreement)
+
+
+def test_the_total_weighs_weights_not_layers_and_agrees_with_the_signed_mask():
+    total = LayerSigns.total(compare_signs(A, B))
+    assert total == LayerSigns("all layers", 10, 6, 6, 4, 2)
+    assert total.sign_agreement == A.agreement(B)
+    assert total.density_a == A.density
+
+
+def test_a_signed_mask_agrees_wholly_with_itself_and_not_at_all_with_its_opposite():
+    opposite = SignedMask({name: -signs for name, signs in A.signs.items()}, A.mask)
+    assert [row.sign_agreement for row in compare_signs(A, A)] == [1.0, 1.0]
+    assert [row.sign_agreement for row in compare_signs(A, opposite)] == [0.0, 0.0]
+    assert [row.mask_overlap for row in compare_signs(A, opposite)] == [1.0, 1.0]
+
+
+def test_an_empty_layer_has_no_overlap_to_speak_of():
+    nothing = signed_mask(x=[0.0, 0.0])
+    (row,) = compare_signs(nothing, nothing)
+    assert math.isnan(row.mask_overlap)
+    assert row.density_a == 0.0
+
+
+def test_densities_of_layers():
+    assert layer_densities(A.mask) == {"x": 5 / 8, "y": 1 / 2}
+
+
+def test_masks_of_different_networks_are_refused():
+    with pytest.raises(ValueError, match="y: not in the network"):
+        compare_signs(A, signed_mask(x=[1.0] * 8))
+    with pytest.raises(ValueError, match="y: not in the network"):
+        compare_signs(signed_mask(x=[1.0] * 8), A)
