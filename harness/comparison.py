@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -88,8 +88,10 @@ def _check_comparable(first: Node, second: Node, question: Question, cross_init:
 
 
 def _curve(experiment: Experiment, first: Node, second: Node, config: ComparisonConfig) -> BarrierCurve:
-    bn_batches = _BatchNormImages(experiment, config.bn_images) if config.bn_convention != "none" else []
-    test_batches = _TestImages(experiment)
+    bn_batches: Iterable[torch.Tensor] = []
+    if config.bn_convention != "none":
+        bn_batches = _BatchNormImages(experiment, config.bn_images)
+    test_batches: Iterable[ImageBatch] = _TestImages(experiment)
     held = experiment.spec.image_size**2 <= HELD_PIXELS
     return barrier_curve(
         experiment.fresh_model().to(experiment.world.device),

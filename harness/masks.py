@@ -129,7 +129,9 @@ class SignedMask:
         return zeros - (self.mask.numel - self.mask.num_remaining)
 
     @torch.no_grad()
-    def signed(self, params: Mapping[str, torch.Tensor], *, norm: bool = False, unpruned: bool = True) -> dict[str, torch.Tensor]:
+    def signed(
+        self, params: Mapping[str, torch.Tensor], *, norm: bool = False, unpruned: bool = True
+    ) -> dict[str, torch.Tensor]:
         """Return abs(θ) ⊙ s as new tensors.
 
         Pruned weights become +0.0. A kept parameter whose sign is 0 keeps its value. Normalisation layers keep their
@@ -181,7 +183,7 @@ class SignedMask:
 
         def remask(*_: Any) -> None:
             with torch.no_grad():
-                torch._foreach_mul_(params, masks)
+                torch._foreach_mul_(params, masks)  # type: ignore[arg-type]  # the stub lacks this overload
 
         return optimizer.register_step_post_hook(remask)
 

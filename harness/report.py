@@ -37,6 +37,7 @@ def run_name(node: Node) -> str:
 
 def ui_command(experiment: Experiment) -> str:
     """Return the command that opens the MLflow UI on the store in use."""
-    return (
-        f"mlflow ui --backend-store-uri {redact(experiment.store.tracking_uri or "sqlite:///mlflow.db")}   # then open /#/?workflowType=machine_learning"
-    )
+    uri = redact(experiment.store.tracking_uri or "sqlite:///mlflow.db")
+    if uri.startswith("http"):
+        return f"open {uri}/#/?workflowType=machine_learning"
+    return f"mlflow ui --backend-store-uri {uri}   # then http://localhost:5000/#/?workflowType=machine_learning"

@@ -14,7 +14,13 @@ Params = dict[str, torch.Tensor]
 
 
 def start(
-    kind: str, theta_init: Params, ticket: Mapping[str, torch.Tensor], signed_mask: SignedMask, *, seed: int, unpruned: bool = True
+    kind: str,
+    theta_init: Params,
+    ticket: Mapping[str, torch.Tensor],
+    signed_mask: SignedMask,
+    *,
+    seed: int,
+    unpruned: bool = True,
 ) -> tuple[Params, Mask]:
     """Return (θ, m) from which the final training of `kind` starts; pruned weights are +0.0.
 

@@ -51,20 +51,21 @@ class Remask:
 
     def __init__(self, params: dict[str, torch.nn.Parameter], mask: Mask) -> None:
         names = [name for name, kept in mask.tensors.items() if not bool(kept.all())]
-        self._params = [params[name] for name in names]
+        self._params: list[torch.Tensor] = [params[name] for name in names]
         self._masks = [mask.tensors[name].to(params[name].device, params[name].dtype) for name in names]
 
     @torch.no_grad()
     def params_(self) -> None:
         """Zero the pruned weights."""
         if self._params:
-            torch._foreach_mul_(self._params, self._masks)
+            torch._foreach_mul_(self._params, self._masks)  # type: ignore[arg-type]  # the stub lacks it
 
     @torch.no_grad()
     def grads_(self) -> None:
         """Zero the pruned weights' gradients, so that a gradient norm is that of the sparse network."""
         if self._params:
-            torch._foreach_mul_([param.grad for param in self._params], self._masks)
+            grads = [param.grad for param in self._params if param.grad is not None]
+            torch._foreach_mul_(grads, self._masks)  # type: ignore[arg-type]  # the stub lacks it
 
 
 def train(

@@ -1,0 +1,142 @@
+"""The whole story on scikit-learn's digits, in one launch: find winning signs with AWS and LRR, use them, compare.
+
+Searches    aws and lrr, one each (init_seed 1), 9 prunings to density 0.134
+Finals      from each deepest ticket: retrain, signed_mask and mask; and dense; for two fresh initialisations
+            (retrain draws none: its two trials differ in sgd_seed)
+Compared    SGD-noise stability of signed_mask and of retrain; linear mode connectivity of signed_mask with retrain
+Launch      make demo        (or: accelerate launch recipes/demo.py)
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from aws_digits import config as digits  # type: ignore[import-not-found]  # its neighbour, found when launched
+
+from harness.analysis.plots import Series, plot_accuracy, plot_barriers
+from harness.analysis.summary import Summary, epsilon_from_dense
+from harness.comparison import Comparison, Question, compare
+from harness.config import ComparisonConfig, Schedule, SearchConfig
+from harness.experiment import Experiment, Node
+from harness.launch import clear_errors, launched, parse
+from harness.report import run_name, ui_command
+from harness.search import SearchResult, final_training, search
+
+METHODS = ("aws", "lrr")
+INIT_SEEDS = (2, 3)
+SGD_SEEDS = (1, 2)
+KINDS = ("retrain", "signed_mask", "mask")
+
+
+def config() -> SearchConfig:
+    """aws_digits with a shorter final schedule, so that all 18 runs fit into minutes on two cores."""
+    return replace(digits(), final=Schedule(epochs=24, lr_schedule="step"))
+
+
+@dataclass
+class Story:
+    """All that one method gave."""
+
+    result: SearchResult
+    trials: dict[str, list[Node]] = field(default_factory=dict)
+    comparisons: dict[str, list[Comparison]] = field(default_factory=dict)
+
+
+def tell(experiment: Experiment, comparison: ComparisonConfig) -> Story:
+    """Search with the experiment's method, train the deepest ticket in every way, compare."""
+    result = search(experiment)
+    ticket = result.ticket
+    final = {
+        (kind, init_seed, sgd_seed): final_training(experiment, kind, ticket, init_seed=init_seed, sgd_seed=sgd_seed)
+        for kind, init_seed, sgd_seed in trials()
+    }
+    story = Story(result)
+    story.trials["retrain"] = [final["retrain", INIT_SEEDS[0], sgd_seed] for sgd_seed in SGD_SEEDS]
+    for kind in ("signed_mask", "mask"):
+        story.trials[kind] = [final[kind, init_seed, SGD_SEEDS[0]] for init_seed in INIT_SEEDS]
+
+    def barrier(question: Question, first: Node, second: Node) -> list[Comparison]:
+        compared = compare(experiment, first, second, question, comparison)
+        return [] if compared is None else [compared]
+
+    twin = final["signed_mask", INIT_SEEDS[0], SGD_SEEDS[1]]
+    story.comparisons["stability retrain"] = barrier("stability", *story.trials["retrain"])
+    story.comparisons["stability signed_mask"] = barrier("stability", story.trials["signed_mask"][0], twin)
+    story.comparisons["lmc signed_mask–retrain"] = [
+        one for node in story.trials["signed_mask"] for one in barrier("lmc", node, story.trials["retrain"][0])
+    ]
+    return story
+
+
+def trials() -> list[tuple[str, int, int]]:
+    """(kind, init_seed, sgd_seed) of every final training of a ticket; the last is there for stability."""
+    first = INIT_SEEDS[0]
+    return (
+        [("retrain", first, sgd_seed) for sgd_seed in SGD_SEEDS]
+        + [(kind, init_seed, SGD_SEEDS[0]) for kind in ("signed_mask", "mask") for init_seed in INIT_SEEDS]
+        + [("signed_mask", first, SGD_SEEDS[1])]
+    )
+
+
+def errors(nodes: list[Node]) -> list[float]:
+    """Test error of each trial, percent."""
+    return [node.metric("test_error_percent") for node in nodes]
+
+
+def show(experiment: Experiment, dense: list[Node], stories: dict[str, Story], out: Path) -> None:
+    """Print the table, draw the plots and say where everything is (rank 0)."""
+    density = next(iter(stories.values())).result.ticket.signed_mask.density
+    epsilon = epsilon_from_dense(errors(dense))
+    print(f"\nTest error %, mean ± sd; searches with init_seed 1; finals at density {density:.3f}\n")
+    print(f"{'':<22}" + "".join(f"{method:>24}" for method in stories))
+    print(f"{'dense':<22}{Summary.of(errors(dense))!s:>24}")
+    for kind in KINDS:
+        cells = (str(Summary.of(errors(story.trials[kind]))) for story in stories.values())
+        print(f"{kind:<22}" + "".join(f"{cell:>24}" for cell in cells))
+    print(f"\nError barrier, percentage points (connected when ≤ ε = {epsilon:.2f}, the sd of dense over two seeds)\n")
+    for name in next(iter(stories.values())).comparisons:
+        cells = (", ".join(f"{one.curve.barrier:.2f}" for one in story.comparisons[name]) for story in stories.values())
+        print(f"{name:<22}" + "".join(f"{cell:>24}" for cell in cells))
+    plots = draw(dense, stories, out)
+    print("\nPlots:\n  " + "\n  ".join(str(plot) for plot in plots if plot.suffix == ".png"))
+    print("\nSigned masks (load_signed_mask(RUN_ID), or recipes/train_ticket.py --ticket RUN_ID):")
+    for method, story in stories.items():
+        print(f"  {method}  {run_name(story.result.ticket)}")
+    print(f"\nBrowse it all:\n  {ui_command(experiment)}")
+
+
+def draw(dense: list[Node], stories: dict[str, Story], out: Path) -> list[Path]:
+    """Plot accuracy by density (levels of the searches, and the final trainings) and the barrier curves."""
+    series = []
+    for method, story in stories.items():
+        levels = story.result.levels
+        by_density = {node.signed_mask.density: errors([node]) for node in levels}
+        series.append(Series("level of the search", method, by_density))
+        density = story.result.ticket.signed_mask.density
+        series += [Series(kind, method, {density: errors(story.trials[kind])}) for kind in KINDS]
+    curves = {
+        f"{name}, {method}" + (f", trial {number}" if len(found) > 1 else ""): one.curve
+        for method, story in stories.items()
+        for name, found in story.comparisons.items()
+        for number, one in enumerate(found, 1)
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    accuracy = plot_accuracy(series, out / "accuracy_by_density", dense_error_percent=errors(dense))
+    return [*accuracy, *plot_barriers(curves, out / "barriers")]
+
+
+def main() -> None:
+    """Dense first: if it is not well trained, nothing that follows means anything."""
+    with clear_errors():
+        settings = parse(SearchConfig, __doc__, default=config())
+        with launched(settings) as experiment:
+            dense = [
+                final_training(experiment, "dense", None, init_seed=init_seed, sgd_seed=SGD_SEEDS[0])
+                for init_seed in INIT_SEEDS
+            ]
+            stories = {method: tell(experiment.using(method), ComparisonConfig()) for method in METHODS}
+            if experiment.world.is_main:
+                show(experiment, dense, stories, Path("results") / "demo")
+
+
+if __name__ == "__main__":
+    main()
