@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from harness.masks import Mask, check_fits
@@ -19,34 +20,35 @@ def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Ma
     """
     check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
     names = sorted(mask.tensors)
-    live = torch.cat([mask.tensors[name].reshape(-1).cpu() for name in names])
-    magnitudes = torch.cat([params[name].detach().reshape(-1).float().cpu() for name in names]).abs_()
-    if not bool(torch.isfinite(magnitudes.sum(dtype=torch.float64))):
-        broken = [name for name in names if not bool(torch.isfinite(params[name]).all())]
+    live = [mask.tensors[name].reshape(-1).cpu().numpy() for name in names]
+    magnitudes = [params[name].detach().reshape(-1).float().cpu().abs().numpy() for name in names]
+    # the maximum of NaN and anything is NaN
+    broken = [name for name, values in zip(names, magnitudes, strict=True) if not np.isfinite(values.max(initial=0))]
+    if broken:
         raise ValueError(f"cannot prune: weights are not finite in {', '.join(broken)}")
-    num_live = int(live.sum())
-    num_keep = int((1 - fraction) * num_live)
-    magnitudes.masked_fill_(~live, -1.0)  # below every |w|, so a dead weight never comes back
-    kept = _largest(magnitudes, num_keep)
-    pieces = kept.split([mask.tensors[name].numel() for name in names])
-    return Mask({name: piece.reshape(mask.tensors[name].shape) for name, piece in zip(names, pieces, strict=True)})
+    num_live = sum(int(np.count_nonzero(alive)) for alive in live)
+    kept = _largest(magnitudes, live, int((1 - fraction) * num_live))
+    return Mask(
+        {name: torch.from_numpy(flat).reshape(mask.tensors[name].shape) for name, flat in zip(names, kept, strict=True)}
+    )
 
 
-def _largest(values_N: torch.Tensor, count: int) -> torch.Tensor:
-    """Return the bool tensor (N,) of the `count` largest values; among equals the earlier position wins."""
+def _largest(magnitudes: Sequence[np.ndarray], live: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+    """Return bool arrays that mark the `count` largest live values of all; among equals the earlier position wins."""
     if count == 0:
-        return torch.zeros_like(values_N, dtype=torch.bool)
-    # numpy's introselect is several times faster than torch.kthvalue on tens of millions of values
-    position = values_N.numel() - count
-    threshold = float(_nth_smallest(values_N, position))
-    kept = values_N > threshold
-    missing = count - int(kept.sum())
-    at_threshold = (values_N == threshold).nonzero().reshape(-1)
-    kept[at_threshold[:missing]] = True
+        return [np.zeros_like(alive) for alive in live]
+    # the dead are left out before selecting: at density 0.1 that is ten times less work, and introselect, several
+    # times faster than torch.kthvalue on distinct values, is slow on millions of equal ones
+    candidates = np.concatenate([values[alive] for values, alive in zip(magnitudes, live, strict=True)])
+    position = candidates.size - count
+    candidates.partition(position)
+    threshold = candidates[position]
+    kept = [(values > threshold) & alive for values, alive in zip(magnitudes, live, strict=True)]
+    missing = count - sum(int(np.count_nonzero(flat)) for flat in kept)
+    for values, alive, flat in zip(magnitudes, live, kept, strict=True):
+        if missing == 0:
+            break
+        at_threshold = np.flatnonzero((values == threshold) & alive)[:missing]
+        flat[at_threshold] = True
+        missing -= at_threshold.size
     return kept
-
-
-def _nth_smallest(values_N: torch.Tensor, position: int) -> float:
-    import numpy as np
-
-    return np.partition(values_N.numpy(), position)[position]
