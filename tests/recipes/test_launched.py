@@ -1,0 +1,201 @@
+"""Recipes and tools, launched as a user does: `accelerate launch …` and `python tools/…` in a directory of one's own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "-q", "--num_machines", "1"]
+LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
+TINY = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
+TINY += ["--final.epochs", "2", "--num-levels", "2"]
+
+
+def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:
+    """Run a command in `where`; return both streams, after checking the exit code."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=300)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stderr
+
+
+def recipe(where: Path, name: str, *options: str, processes: int = 1, ok: bool = True, **environment: str) -> str:
+    """Launch a recipe."""
+    shape = ["--num_processes", str(processes)]
+    if processes > 1:
+        shape += ["--multi_gpu", "--main_process_port", "0"]
+        environment |= {"ACCELERATE_USE_CPU": "true"}
+    return run(where, *LAUNCH, *shape, str(REPOSITORY / "recipes" / name), *options, ok=ok, **environment)
+
+
+def tool(where: Path, name: str, *options: str, ok: bool = True) -> str:
+    """Run a tool."""
+    return run(where, sys.executable, str(REPOSITORY / "tools" / name), *options, ok=ok)
+
+
+def nodes(where: Path, kind: str) -> dict[str, dict]:
+    """Return record by name of the committed nodes of a kind."""
+    records = [json.loads(path.read_text()) for path in (where / "runs").glob(f"{kind}-*/record.json")]
+    return {record["name"]: record for record in records}
+
+
+def run_ids(output: str) -> list[str]:
+    """Return the MLflow run IDs a recipe printed for its levels."""
+    return re.findall(r"^\s+\d+\s+[\d.]+\s+[\d.]+\s+([0-9a-f]{32})$", output, re.M)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory) -> Path:
+    """A directory with the digits in it."""
+    where = tmp_path_factory.mktemp("user")
+    tool(where, "prepare_data.py", "digits", "--out", "data")
+    return where
+
+
+@pytest.fixture(scope="module")
+def searched(prepared) -> tuple[Path, list[str]]:
+    """…and a finished tiny search in it."""
+    return prepared, run_ids(recipe(prepared, "aws_digits.py", *TINY))
+
+
+def elsewhere(prepared: Path, tmp_path: Path) -> Path:
+    """Return another working directory with the same data and no runs."""
+    (tmp_path / "data").symlink_to(prepared / "data")
+    return tmp_path
+
+
+def test_levels_are_runs_with_nested_masks_and_plain_checkpoints(searched):
+    from harness.masks import SignedMask
+    from harness.models import build_model
+
+    where, ids = searched
+    assert len(ids) == 3
+    levels = sorted(nodes(where, "level").values(), key=lambda record: record["tags"]["level"])
+    parents = [record["parents"][0]["key"] for record in levels]
+    assert parents == [next(iter(nodes(where, "search").values()))["key"], levels[0]["key"], levels[1]["key"]]
+    masks = []
+    for record in levels:
+        directory = where / "runs" / f"level-{record['key'][:16]}"
+        state = load_file(directory / "checkpoint.safetensors")
+        model = build_model("resnet8", num_classes=10, channels=1, image_size=8, width=4)
+        model.load_state_dict(state)  # strict: plain keys, nothing more
+        mask = SignedMask.load(directory / "signed_mask.safetensors")
+        params = {name: state[name] for name, _ in model.named_parameters()}
+        for name, sign in mask.signs.items():
+            assert torch.equal(sign, params[name].sign().to(torch.int8))
+        for name, kept in mask.mask.tensors.items():
+            assert not params[name][~kept].any()
+        masks.append(mask.mask)
+    assert masks[0].density == 1
+    for sparser, denser in zip(masks[1:], masks, strict=False):
+        assert sparser.issubset(denser) and sparser.num_remaining == int(0.8 * denser.num_remaining)
+
+
+def test_the_same_command_again_repeats_nothing_and_a_longer_search_goes_on(searched):
+    where, ids = searched
+    before = {path: path.stat().st_mtime_ns for path in (where / "runs").glob("*/record.json")}
+    assert run_ids(recipe(where, "aws_digits.py", *TINY)) == ids
+    longer = run_ids(recipe(where, "aws_digits.py", *TINY, "--num-levels", "3"))
+    assert longer[:3] == ids and len(longer) == 4
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_two_runs_are_bit_identical_and_so_are_the_loaders(searched, tmp_path, loader):
+    where = elsewhere(searched[0], tmp_path)
+    recipe(where, "aws_digits.py", *TINY, "--data.loader", loader, "--data.num-workers", "2")
+    ours, theirs = nodes(searched[0], "level"), nodes(where, "level")
+    assert len(theirs) == 3
+    for name, record in theirs.items():
+        for file in ("checkpoint.safetensors", "signed_mask.safetensors"):
+            assert record["files"][file] == ours[name]["files"][file]
+
+
+def test_train_ticket_then_stability_and_lmc(searched):
+    where, ids = searched
+    found = {}
+    for kind, seed in (("signed_mask", 1), ("signed_mask", 2), ("retrain", 1)):
+        options = ["--ticket", ids[-1], "--kind", kind, "--init-seed", "2", "--sgd-seed", str(seed)]
+        output = recipe(where, "train_ticket.py", *options)
+        found[kind, seed] = re.search(r"run ([0-9a-f]{32})", output)[1]
+    stable = tool(where, "stability.py", found["signed_mask", 1], found["signed_mask", 2], "--json")
+    curve = json.loads(stable)
+    assert len(curve["alphas"]) == 11 and curve["test_images"] == 500
+    ends = (curve["error_percent"][0] + curve["error_percent"][-1]) / 2
+    assert curve["barrier"] == pytest.approx(max(curve["error_percent"]) - ends)
+    text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1])
+    assert "barrier" in text and (where / re.search(r"plot (.*)", text)[1]).is_file()
+    # stability of different starts is another question
+    refused = tool(where, "stability.py", found["signed_mask", 1], found["retrain", 1], ok=False)
+    assert refused.startswith("error: ") and "Traceback" not in refused
+
+
+def test_signed_mask_from_a_run_id_in_ones_own_loop(searched):
+    where, ids = searched
+    script = f"""
+import torch
+from harness import load_signed_mask
+from harness.models import build_model
+mask = load_signed_mask("{ids[-1]}")
+model = build_model("resnet8", num_classes=10, channels=1, image_size=8, width=4)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+mask.apply_(model)
+mask.keep(optimizer)
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.randn(4, 1, 8, 8)).square().mean().backward()
+    optimizer.step()
+params = dict(model.named_parameters())
+print(sum(int(params[name].count_nonzero()) for name in mask.mask.tensors) <= mask.mask.num_remaining, mask.density)
+"""
+    alive, density = run(where, sys.executable, "-c", script).split()
+    assert alive == "True" and float(density) == pytest.approx(0.64, abs=1e-3)
+
+
+def test_two_processes_search_and_agree(prepared, tmp_path):
+    where = elsewhere(prepared, tmp_path)
+    ids = run_ids(recipe(where, "aws_digits.py", *TINY, processes=2))
+    assert len(ids) == 3
+    again = run_ids(recipe(where, "aws_digits.py", *TINY, processes=2))
+    assert again == ids
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--method", "lrrr"], "unknown method 'lrrr' (did you mean 'lrr'?); known: aws, lrr"),
+        (["--model.name", "resnet21"], "unknown model 'resnet21'"),
+        (["--data.directory", "nowhere"], "python tools/prepare_data.py digits --out nowhere"),
+        (["--global-batch-size", "5000"], "5000"),
+    ],
+)
+def test_bad_input_is_one_clear_line(prepared, options, message):
+    stderr = run(prepared, sys.executable, str(REPOSITORY / "recipes" / "aws_digits.py"), *options, ok=False)
+    line = stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and message in line and "Traceback" not in stderr
+
+
+def test_ticket_errors_are_clear_lines(searched):
+    where, ids = searched
+    command = [sys.executable, str(REPOSITORY / "recipes" / "train_ticket.py")]
+    missing = run(where, *command, "--ticket", "0" * 32, ok=False)
+    assert missing.startswith("error: no run")
+    own = run(where, *command, "--ticket", ids[-1], "--init-seed", "1", ok=False)
+    assert "init_seed 1 is the search's own" in own
+
+
+def test_a_world_that_is_not_the_one_asked_for_is_refused(prepared):
+    command = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+    if torch.cuda.device_count() >= 2:
+        pytest.skip("two GPUs are two processes")
+    stderr = run(prepared, *command, str(REPOSITORY / "recipes" / "aws_digits.py"), *TINY, ok=False)
+    assert "asked for 2 processes" in stderr
