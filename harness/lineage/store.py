@@ -192,14 +192,15 @@ class LineageStore:
         if self.delivered(directory) == run_id:
             return
         path = self._memory(directory)
-        path.parent.mkdir(exist_ok=True)
-        try:
-            remembered = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):
-            remembered = {}
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_bytes(json_bytes({**remembered, self._address: run_id}))
-        os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # a full disk here must not make a whole delivery look like a failed one
+            path.parent.mkdir(exist_ok=True)
+            try:
+                remembered = json.loads(path.read_bytes())
+            except (FileNotFoundError, ValueError):
+                remembered = {}
+            temporary = path.with_suffix(f".{os.getpid()}")
+            temporary.write_bytes(json_bytes({**remembered, self._address: run_id}))
+            os.replace(temporary, path)
 
     def _deliver(self, directory: Path, record: LineageRecord) -> Run:
         run = self._known_run(directory, record.key)
