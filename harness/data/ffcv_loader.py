@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from queue import Empty
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,10 +29,11 @@ from harness.seeds import SgdNoise
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 _torch_threads = torch.get_num_threads()
 import ffcv  # noqa: E402  (sets torch's threads to one when imported)
+import ffcv.loader.loader as ffcv_loader_module  # noqa: E402
 import numba  # noqa: E402
 from ffcv.fields.basics import IntDecoder  # noqa: E402
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
-from ffcv.loader.loader import ORDER_MAP  # noqa: E402
+from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager  # noqa: E402
 from ffcv.pipeline.allocation_query import AllocationQuery  # noqa: E402
 from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.pipeline.state import State  # noqa: E402
@@ -55,6 +57,29 @@ def _set_numba_threads_only(num_threads: int) -> None:
 Compiler.set_num_threads = _set_numba_threads_only
 
 
+def _compile_reader(manager: OSCacheManager) -> Any:
+    def read(address: Any, storage: Any) -> Any:
+        size = storage[2][np.searchsorted(storage[1], address)]
+        return storage[0][address : address + size]
+
+    return Compiler.compile(read)
+
+
+# FFCV's own declares the mapped file read-only by changing numba's one shared type of byte arrays. Everything compiled
+# for such arrays before can then no longer be found: numba raises KeyError or compiles without end.
+OSCacheManager.compile_reader = _compile_reader
+
+
+class MappedFile(OSCacheManager):
+    """FFCV's memory map without its dictionaries of pages, a gigabyte for ImageNet, which only its other modes need."""
+
+    def __init__(self, reader: Any) -> None:
+        self.reader = reader
+        order = np.argsort(reader.alloc_table["ptr"])
+        self.ptrs, self.sizes = reader.alloc_table["ptr"][order], reader.alloc_table["size"][order]
+        self.context = OSCacheContext(self)
+
+
 class KeyedOrder(TraversalOrder):
     """The order we say: rows (index, key, augment?) uint64 (N, 3) of the next epoch."""
 
@@ -68,7 +93,7 @@ class KeyedOrder(TraversalOrder):
         return self.rows_N3
 
 
-ORDER_MAP[KeyedOrder] = KeyedOrder
+ffcv_loader_module.ORDER_MAP[KeyedOrder] = KeyedOrder
 
 
 class LabelAndIndex(IntDecoder):
@@ -109,19 +134,20 @@ class BetonReader:
     """One .beton file with its compiled pipeline, for any number of epochs, orders and batch sizes."""
 
     def __init__(self, path: Path, spec: DataSpec, num_workers: int) -> None:
-        self.num_workers = num_workers
-        self._loader = ffcv.Loader(
-            str(path),
-            batch_size=1,
-            num_workers=num_workers,
-            os_cache=True,
-            order=KeyedOrder,
-            drop_last=False,
-            pipelines={
-                "image": [KeyedCrop(spec, num_workers), ToTensor()],
-                "label": [LabelAndIndex(), ToTensor()],
-            },
-        )
+        # FFCV has no argument for the class of its memory map.
+        with patch.object(ffcv_loader_module, "OSCacheManager", MappedFile):
+            self._loader = ffcv.Loader(
+                str(path),
+                batch_size=1,  # set for each epoch
+                num_workers=num_workers,
+                os_cache=True,
+                order=KeyedOrder,
+                drop_last=False,
+                pipelines={
+                    "image": [KeyedCrop(spec, num_workers), ToTensor()],
+                    "label": [LabelAndIndex(), ToTensor()],
+                },
+            )
 
     @property
     def num_samples(self) -> int:

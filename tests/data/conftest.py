@@ -1,0 +1,66 @@
+"""Small prepared data sets, made once per test process from real images."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Two loader threads must be possible on a machine of one core; numba reads this once.
+os.environ.setdefault("NUMBA_NUM_THREADS", "2")
+# pytest's importlib mode leaves the helpers beside the tests out of the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from photo_files import BOXES, SMALL_RGB, image_folder, photo_crops
+
+from harness.data.prepare import ImageOptions, prepare
+from harness.data.spec import DATASETS, DataSpec
+
+
+@pytest.fixture(scope="session", autouse=True)
+def known_specs() -> Iterator[None]:
+    """Enter the test data sets in the table, as adding a data set does."""
+    DATASETS.update({spec.name: spec for spec in (SMALL_RGB, BOXES)})
+    yield
+    del DATASETS[SMALL_RGB.name], DATASETS[BOXES.name]
+
+
+@pytest.fixture(scope="session")
+def digits_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare scikit-learn's digits."""
+    out = tmp_path_factory.mktemp("digits")
+    prepare("digits", out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def rgb_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare 70 + 11 photographs of 32×32."""
+    root = tmp_path_factory.mktemp("rgb")
+    prepare("small_rgb", root / "data", str(image_folder(root / "raw", photo_crops(81, 32, 32), 11, 3, ".png")))
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def boxes_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of 40 photographs of several sizes as PNG (nothing lost)."""
+    sizes = [(90, 120), (120, 90), (100, 40), (40, 100), (64, 64)]
+    crops = [photo_crops(index + 1, *sizes[index % len(sizes)])[-1] for index in range(40)]
+    return image_folder(tmp_path_factory.mktemp("boxes_raw"), crops, 8, 2, ".png")
+
+
+@pytest.fixture(scope="session")
+def boxes_directory(tmp_path_factory: pytest.TempPathFactory, boxes_raw: Path) -> Path:
+    """The same prepared with raw pixels."""
+    out = tmp_path_factory.mktemp("boxes")
+    prepare("boxes", out, str(boxes_raw), ImageOptions(write_mode="raw"))
+    return out
+
+
+@pytest.fixture
+def digits_spec() -> DataSpec:
+    """The digits' entry."""
+    return DATASETS["digits"]

@@ -1,0 +1,256 @@
+"""The two loaders against each other and against a plain implementation; ranks, workers, resumes, early ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from keyed_reference import draw
+
+from harness.data import Batch, DataSource, normalize, open_data
+from harness.data.beton import read_raw
+from harness.seeds import SgdNoise
+
+NOISE = SgdNoise(5, ("search", 2))
+SETS = ["digits", "small_rgb"]
+
+
+@pytest.fixture(scope="session")
+def directories(digits_directory: Path, rgb_directory: Path) -> dict[str, Path]:
+    return {"digits": digits_directory, "small_rgb": rgb_directory}
+
+
+@pytest.fixture(scope="session")
+def sources(directories: dict[str, Path]) -> dict[tuple[str, str], DataSource]:
+    return {
+        (name, loader): open_data(name, directories[name], loader) for name in SETS for loader in ("ffcv", "memory")
+    }
+
+
+def same(a: Iterable[Batch], b: Iterable[Batch]) -> int:
+    """Assert bit equality of two streams of batches and return how many there were."""
+    count = 0
+    for left, right in zip(a, b, strict=True):
+        for x, y in zip(left, right, strict=True):
+            assert x.dtype == y.dtype
+            assert torch.equal(x, y)
+        count += 1
+    return count
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("augment", [True, False])
+def test_ffcv_and_memory_give_the_same_bits(sources: dict, name: str, augment: bool) -> None:
+    ffcv, memory = (sources[name, loader] for loader in ("ffcv", "memory"))
+    assert ffcv.content_digest == memory.content_digest
+    assert (ffcv.num_train, ffcv.num_test) == (memory.num_train, memory.num_test)
+    loaders = [source.train_loader(global_batch_size=16, num_workers=1) for source in (ffcv, memory)]
+    for epoch in (0, 1):
+        streams = [loader.epoch(NOISE, epoch, augment=augment) for loader in loaders]
+        assert same(*streams) == ffcv.num_train // 16 == loaders[0].steps_per_epoch
+    assert same(*(source.test_loader(batch_size=7, num_workers=1) for source in (ffcv, memory))) > 1
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("name", SETS)
+def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: dict, name: str, loader: str) -> None:
+    """Pad with black, cut at the drawn place, mirror if drawn: NumPy slices, one sample at a time."""
+    source = sources[name, loader]
+    raw_NHWC, raw_labels = read_raw(directories[name] / name / "train.beton")
+    augmentation, key = source.spec.augmentation, NOISE.key("augment", 4)
+    padding, size = augmentation.padding, source.spec.image_size
+    train = source.train_loader(global_batch_size=10, num_workers=1)
+    images, labels, indices = next(train.epoch(NOISE, 4))
+    assert indices.tolist() == NOISE.permutation(4, source.num_train)[:10].tolist()
+    for image, label, index in zip(images.numpy(), labels.tolist(), indices.tolist(), strict=True):
+        padded = np.pad(raw_NHWC[index], ((padding, padding), (padding, padding), (0, 0)))
+        places = 2 * padding + 1
+        top, left = ((draw(key, index, number) >> 32) * places >> 32 for number in (0, 1))
+        expected = padded[top : top + size, left : left + size, : source.spec.channels]
+        if augmentation.flip and draw(key, index, 2) % 2:
+            expected = expected[:, ::-1]
+        assert (image == expected).all()
+        assert label == raw_labels[index]
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_ranks_and_workers_make_the_same_global_batches(sources: dict, loader: str) -> None:
+    source = sources["small_rgb", loader]
+    alone = source.train_loader(global_batch_size=12, num_workers=1)
+    pair = [
+        source.train_loader(global_batch_size=12, rank=rank, world_size=2, num_workers=2).epoch(NOISE, 0)
+        for rank in range(2)
+    ]
+    for whole, first, second in zip(alone.epoch(NOISE, 0), *pair, strict=True):
+        for a, b, c in zip(whole, first, second, strict=True):
+            assert torch.equal(a, torch.cat([b, c]))
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_a_resumed_epoch_goes_on_bit_for_bit(sources: dict, loader: str) -> None:
+    train = sources["digits", loader].train_loader(global_batch_size=64, num_workers=2)
+    whole = list(train.epoch(NOISE, 1))
+    assert same(whole[3:8], train.epoch(NOISE, 1, skip_steps=3, num_steps=5)) == 5
+    assert same(whole[19:], train.epoch(NOISE, 1, skip_steps=19)) == 1
+    assert list(train.epoch(NOISE, 1, skip_steps=20)) == []
+
+
+def test_noise_decides_the_augmentation(sources: dict) -> None:
+    """Another epoch, level or seed augments the same sample differently; the same noise never does."""
+    train = sources["small_rgb", "ffcv"].train_loader(global_batch_size=70, num_workers=2)
+
+    def by_index(noise: SgdNoise, epoch: int) -> torch.Tensor:
+        images, _, indices = next(train.epoch(noise, epoch))
+        return images[indices.argsort()]
+
+    base = by_index(NOISE, 0)
+    assert torch.equal(base, by_index(SgdNoise(5, ("search", 2)), 0))
+    for noise, epoch in ((NOISE, 1), (SgdNoise(5, ("search", 3)), 0), (SgdNoise(6, ("search", 2)), 0)):
+        differing = (by_index(noise, epoch) != base).flatten(1).any(1)
+        assert differing.float().mean() > 0.9
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_every_test_image_is_counted_once(sources: dict, directories: dict, loader: str, world_size: int) -> None:
+    source = sources["digits", loader]
+    raw_NHWC, raw_labels = read_raw(directories["digits"] / "digits" / "test.beton")
+    seen: list[int] = []
+    for rank in range(world_size):
+        test = source.test_loader(batch_size=64, rank=rank, world_size=world_size, num_workers=1)
+        assert test.num_samples == 500
+        for images, labels, indices in test:
+            assert (images.numpy() == raw_NHWC[indices, ..., :1]).all()
+            assert (labels.numpy() == raw_labels[indices]).all()
+            seen += indices.tolist()
+    assert sorted(seen) == list(range(500))
+
+
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_more_ranks_than_images(sources: dict, loader: str) -> None:
+    source = sources["small_rgb", loader]
+    counts = [
+        sum(len(batch.labels_N) for batch in source.test_loader(batch_size=4, rank=rank, world_size=13, num_workers=1))
+        for rank in range(13)
+    ]
+    assert sum(counts) == 11
+    assert set(counts) == {0, 1}
+
+
+def test_batches_may_be_kept(sources: dict) -> None:
+    """FFCV uses its buffers again after a few batches; ours must not change under the caller's hands."""
+    train = sources["digits", "ffcv"].train_loader(global_batch_size=32, num_workers=1)
+    kept = list(train.epoch(NOISE, 0))
+    assert same(kept, train.epoch(NOISE, 0)) == 40
+
+
+@pytest.mark.parametrize("batches_taken", [0, 1, 3, 38])
+def test_leaving_an_epoch_early_leaves_no_thread(sources: dict, batches_taken: int) -> None:
+    train = sources["digits", "ffcv"].train_loader(global_batch_size=32, num_workers=1)
+    before = threading.active_count()
+    epoch = train.epoch(NOISE, 0)
+    for _ in range(batches_taken):
+        next(epoch)
+    start = time.monotonic()
+    epoch.close()
+    assert time.monotonic() - start < 5
+    assert threading.active_count() == before
+    assert len(list(train.epoch(NOISE, 0))) == 40
+
+
+def test_two_epochs_may_be_open_at_once(sources: dict) -> None:
+    """A validation in the middle of a training epoch, on the same compiled reader and with other batch sizes."""
+    source = sources["digits", "ffcv"]
+    train = source.train_loader(global_batch_size=100, num_workers=2)
+    other = source.train_loader(global_batch_size=7, num_workers=2)
+    alone = list(train.epoch(NOISE, 0))
+    outer = train.epoch(NOISE, 0)
+    first = next(outer)
+    assert len(list(other.epoch(NOISE, 1))) == 1297 // 7
+    assert len(list(source.test_loader(batch_size=50, num_workers=2))) == 10
+    assert same(alone, [first, *outer]) == 12
+
+
+def test_torch_keeps_its_threads(sources: dict) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2 if before == 1 else before - 1)
+    try:
+        expected = torch.get_num_threads()
+        for num_workers in (1, 2):
+            for _ in (
+                sources["small_rgb", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers).epoch(NOISE, 0)
+            ):
+                assert torch.get_num_threads() == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("num_workers", [0, -2, 1000])
+def test_impossible_numbers_of_workers_are_refused(sources: dict, num_workers: int) -> None:
+    with pytest.raises(ValueError, match=f"num_workers is {num_workers}"):
+        sources["digits", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers)
+
+
+@pytest.mark.parametrize("num_workers", [None, -1])
+def test_all_workers(sources: dict, num_workers: int | None) -> None:
+    train = sources["digits", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers)
+    assert next(train.epoch(NOISE, 0)).images_NHWC.shape == (8, 8, 8, 1)
+
+
+def test_a_dying_reader_is_an_error_not_a_hang(
+    rgb_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    from ffcv.loader.epoch_iterator import EpochIterator
+
+    def fail(*args: object) -> None:
+        raise MemoryError("no more")
+
+    train = open_data("small_rgb", rgb_directory, "ffcv").train_loader(global_batch_size=8, num_workers=1)
+    monkeypatch.setattr(EpochIterator, "run_pipeline", fail)
+    monkeypatch.setattr(threading, "excepthook", lambda arguments: None)
+    with pytest.raises(RuntimeError, match="thread died"):
+        next(train.epoch(NOISE, 0))
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_normalize(sources: dict, channels_last: bool) -> None:
+    source = sources["small_rgb", "memory"]
+    images = next(iter(source.test_loader(batch_size=4))).images_NHWC
+    result = normalize(images, source.spec, channels_last)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (source.spec.mean, source.spec.std))
+    expected = ((images.double() / 255 - mean) / std).permute(0, 3, 1, 2)
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result.double(), expected, rtol=0, atol=2e-6)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    assert result.is_contiguous(memory_format=memory_format)
+    with pytest.raises(ValueError, match=r"uint8 \(N, H, W, 3\)"):
+        normalize(images[..., :1], source.spec, channels_last)
+
+
+def test_recorded_statistics_are_those_of_the_images(sources: dict, directories: dict) -> None:
+    pixels = read_raw(directories["digits"] / "digits" / "train.beton")[0] / 255
+    spec = sources["digits", "memory"].spec
+    assert abs(pixels.mean() - spec.mean[0]) < 0.002
+    assert abs(pixels.std() - spec.std[0]) < 0.002
+
+
+def test_memory_loader_needs_none_of_the_heavy_libraries(digits_directory: Path) -> None:
+    program = f"""
+import sys
+for name in ("ffcv", "numba", "mlflow", "datasets", "accelerate", "torchvision", "sklearn", "cv2", "PIL"):
+    sys.modules[name] = None
+from pathlib import Path
+from harness.data import open_data
+from harness.seeds import SgdNoise
+source = open_data("digits", Path({str(digits_directory)!r}), "memory")
+assert sum(1 for _ in source.train_loader(global_batch_size=100).epoch(SgdNoise(1, ("final",)), 0)) == 12
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
