@@ -1,0 +1,107 @@
+"""Opening prepared data: missing, cut off, altered and foreign files are named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from harness.data import manifest as manifest_module
+from harness.data import open_data
+
+
+@pytest.fixture
+def directory(digits_directory: Path, tmp_path: Path) -> Path:
+    shutil.copytree(digits_directory / "digits", tmp_path / "data" / "digits")
+    return tmp_path / "data"
+
+
+LOADERS = [("ffcv", "train.beton"), ("memory", "train.safetensors")]
+
+
+def test_missing_data_names_the_command(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError) as caught:
+        open_data("digits", tmp_path, "ffcv")
+    assert f"python tools/prepare_data.py digits --out {tmp_path}" in str(caught.value)
+
+
+def test_unknown_names() -> None:
+    with pytest.raises(ValueError, match="did you mean 'fashion_mnist'.*known: .*digits"):
+        open_data("fashion-mnist", "data", "ffcv")
+    with pytest.raises(ValueError, match="unknown loader 'mem'"):
+        open_data("digits", "data", "mem")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("loader", "name"), LOADERS)
+def test_a_cut_off_file_is_named(directory: Path, loader: str, name: str) -> None:
+    path = directory / "digits" / name
+    os.truncate(path, path.stat().st_size - 1)
+    with pytest.raises(ValueError, match=f"{name} has .* bytes, its manifest says"):
+        open_data("digits", directory, loader)
+
+
+@pytest.mark.parametrize(("loader", "name"), LOADERS)
+def test_an_altered_file_of_the_same_size_is_named(directory: Path, loader: str, name: str) -> None:
+    open_data("digits", directory, loader)
+    path = directory / "digits" / name
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name} was altered"):
+        open_data("digits", directory, loader)
+
+
+@pytest.mark.parametrize(("loader", "name"), LOADERS)
+def test_a_foreign_file_in_its_place_is_named(directory: Path, loader: str, name: str) -> None:
+    shutil.copy(directory / "digits" / name.replace("train", "test"), directory / "digits" / name)
+    with pytest.raises(ValueError, match=name):
+        open_data("digits", directory, loader)
+    (directory / "digits" / name).unlink()
+    with pytest.raises(ValueError, match=f"{name} is missing though its manifest is there"):
+        open_data("digits", directory, loader)
+
+
+def test_a_file_is_hashed_once(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hashed: list[str] = []
+    real = manifest_module.sha256_file
+    monkeypatch.setattr(manifest_module, "sha256_file", lambda path: hashed.append(Path(path).name) or real(path))
+    for _ in range(2):
+        open_data("digits", directory, "ffcv")
+    assert sorted(hashed) == ["test.beton", "train.beton"]  # copied here, so not the files that were verified
+    os.utime(directory / "digits" / "train.beton")
+    open_data("digits", directory, "ffcv")
+    assert hashed[2:] == ["train.beton"]
+
+
+def test_the_verification_note_cannot_vouch_for_another_manifest(directory: Path) -> None:
+    open_data("digits", directory, "ffcv")
+    path = directory / "digits" / "train.json"
+    content = json.loads(path.read_text())
+    content["files"]["train.beton"]["sha256"] = "0" * 64
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train\.beton was altered"):
+        open_data("digits", directory, "ffcv")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other/1"}', '{"format": "harness.data/1"}'])
+def test_a_broken_manifest_is_named(directory: Path, text: str) -> None:
+    (directory / "digits" / "test.json").write_text(text)
+    with pytest.raises(ValueError, match=r"test\.json is not a manifest"):
+        open_data("digits", directory, "ffcv")
+
+
+def test_a_manifest_of_another_data_set_is_refused(directory: Path) -> None:
+    shutil.copy(directory / "digits" / "train.json", directory / "digits" / "test.json")
+    with pytest.raises(ValueError, match=r"test\.json describes digits train, not digits test"):
+        open_data("digits", directory, "ffcv")
+
+
+def test_a_read_only_directory_works(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(manifest_module, "write_atomically", refuse)
+    assert open_data("digits", directory, "memory").num_train == 1297
