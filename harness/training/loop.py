@@ -58,14 +58,14 @@ class Remask:
     def params_(self) -> None:
         """Zero the pruned weights."""
         if self._params:
-            torch._foreach_mul_(self._params, self._masks)  # type: ignore[arg-type]  # the stub lacks it
+            torch._foreach_mul_(self._params, self._masks)
 
     @torch.no_grad()
     def grads_(self) -> None:
         """Zero the pruned weights' gradients, so that a gradient norm is that of the sparse network."""
         if self._params:
             grads = [param.grad for param in self._params if param.grad is not None]
-            torch._foreach_mul_(grads, self._masks)  # type: ignore[arg-type]  # the stub lacks it
+            torch._foreach_mul_(grads, self._masks)
 
 
 def train(

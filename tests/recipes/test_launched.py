@@ -1,4 +1,4 @@
-"""Recipes and tools, launched as a user does: `accelerate launch …` and `python tools/…` in a directory of one's own."""
+"""Recipes and tools, launched as a user does: `accelerate launch …`, `python tools/…`, in a directory of one's own."""
 
 from __future__ import annotations
 
