@@ -101,7 +101,15 @@ def _curve(experiment: Experiment, first: Node, second: Node, config: Comparison
         test_batches=list(test_batches) if held else test_batches,
         alphas=config.alphas,
         convention=config.bn_convention,
+        recorded_error_percent=(_recorded_error_percent(first), _recorded_error_percent(second)),
     )
+
+
+def _recorded_error_percent(node: Node) -> float:
+    """Return the test error that was logged with the BatchNorm statistics of the checkpoint."""
+    assert node.record is not None
+    metrics = node.record.last_metrics()
+    return metrics.get("test_error_percent_recorded_bn", metrics["test_error_percent"])
 
 
 class _BatchNormImages:
