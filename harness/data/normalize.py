@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from harness.data.spec import DataSpec
+
+if TYPE_CHECKING:
+    import torch
 
 
 def normalize(images_NHWC: torch.Tensor, spec: DataSpec, channels_last: bool) -> torch.Tensor:
@@ -13,6 +16,8 @@ def normalize(images_NHWC: torch.Tensor, spec: DataSpec, channels_last: bool) ->
     Takes uint8 (N, H, W, C) with C = spec.channels; raises ValueError for anything else. The memory format is
     channels_last if asked, contiguous otherwise.
     """
+    import torch  # here, because preparing data and reading specs do without it
+
     if images_NHWC.dtype != torch.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[3] != spec.channels:
         raise ValueError(
             f"{spec.name} images must be uint8 (N, H, W, {spec.channels}); "

@@ -179,7 +179,7 @@ def _class_names(directory: Path) -> list[str]:
 
 
 def _parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
-    import pyarrow.parquet as parquet  # type: ignore[import-untyped]
+    import pyarrow.parquet as parquet
     from datasets import load_dataset
 
     files = _parquet_files(spec, path, split)
