@@ -39,7 +39,9 @@ def rows(quick: bool) -> list[Row]:
 
 def allowed_bytes(signs: Mapping[str, torch.Tensor], mask: Mask) -> float:
     """Return Σ over tensors of (1 + density) bits an element, in bytes, + 64 KiB; outside the mask the density is 1."""
-    kept = {name: int(mask.tensors[name].sum()) if name in mask.tensors else sign.numel() for name, sign in signs.items()}
+    kept = {
+        name: int(mask.tensors[name].sum()) if name in mask.tensors else sign.numel() for name, sign in signs.items()
+    }
     bits = sum(signs[name].numel() + kept[name] for name in signs)
     return bits / 8 + SLACK_BYTES
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import torch
 from torch import nn
-from torch.nn.utils.prune import L1Unstructured, custom_from_mask, global_unstructured
+from torch.nn.utils.prune import L1Unstructured, custom_from_mask, global_unstructured, remove
 
 from harness.masks import Mask
 from harness.models import build_model, partition_of
@@ -52,21 +52,20 @@ def _row(name: str, model: nn.Module, params: Mapping[str, torch.Tensor], mask: 
 
 def _torch_prune(model: nn.Module, mask: Mask, num_removed: int) -> tuple[float, Mask]:
     """Return the seconds PyTorch takes to remove `num_removed` more, and its mask; the model is left as it was."""
-    places = [(model.get_submodule(name.removesuffix(".weight")), "weight") for name in sorted(mask.tensors)]
-    values = [module.weight.detach().clone() for module, _ in places]
+    names = sorted(mask.tensors)
+    places = [(model.get_submodule(name.removesuffix(".weight")), "weight") for name in names]
+    values = [model.get_parameter(name).detach().clone() for name in names]
     if mask.num_remaining < mask.numel:
-        for (module, weight), name in zip(places, sorted(mask.tensors), strict=True):
+        for (module, weight), name in zip(places, names, strict=True):
             custom_from_mask(module, weight, mask.tensors[name])
     started = time.perf_counter()
     global_unstructured(places, pruning_method=L1Unstructured, amount=num_removed)
     seconds = time.perf_counter() - started
-    found = {
-        name: module.weight_mask.bool() for (module, _), name in zip(places, sorted(mask.tensors), strict=True)
-    }
-    for (module, weight), value in zip(places, values, strict=True):
-        torch.nn.utils.prune.remove(module, weight)
+    found = {name: model.get_buffer(f"{name}_mask").bool() for name in names}
+    for (module, weight), name, value in zip(places, names, values, strict=True):
+        remove(module, weight)
         with torch.no_grad():
-            module.weight.copy_(value)
+            model.get_parameter(name).copy_(value)
     return seconds, Mask(found)
 
 
