@@ -60,7 +60,9 @@ class DataSource:
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> EvalLoader:
-        """Return one rank's share of the test split, in batches of at most `batch_size`."""
+        """Return one rank's share of the test split, in batches of at most `batch_size` (ValueError below 1)."""
+        if batch_size < 1:
+            raise ValueError(f"test batch size is {batch_size}; it must be at least 1")
         return self._make_test(
             batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers, device=device
         )

@@ -84,8 +84,9 @@ def prepare(
 ) -> list[Manifest]:
     """Write both splits of a data set to out/name and return their manifests.
 
-    A finished split is kept if it was made from the same source with the same options, and refused otherwise unless
-    `overwrite`; an unfinished one is begun again. Raises ValueError or OSError with one line that says what is wrong.
+    `source` is, if not given, that of a split already there, then the data set's default. A finished split is kept if
+    it was made from the same source with the same options, and refused otherwise unless `overwrite`; an unfinished one
+    is begun again. Raises ValueError or OSError with one line that says what is wrong.
     """
     spec = data_spec(name)
     if options is not None and spec.fixed_size:
@@ -98,13 +99,23 @@ def prepare(
         raise ValueError(f"--num-workers is {num_workers}; at least one is needed")
     try:
         with FileLock(directory / ".lock", timeout=0):
+            given = source or _recorded_source(directory) or spec.raw.default
             return [
-                _kept(spec, directory, split, source or spec.raw.default, chosen, overwrite)
-                or _write_split(spec, directory, split, source or spec.raw.default, chosen, workers)
+                _kept(spec, directory, split, given, chosen, overwrite)
+                or _write_split(spec, directory, split, given, chosen, workers)
                 for split in SPLITS
             ]
     except Timeout:
         raise ValueError(f"another process is preparing {directory}; wait for it") from None
+
+
+def _recorded_source(directory: Path) -> str | None:
+    """Return the source of a split that is there already: nobody who gives none asks for another."""
+    for split in SPLITS:
+        path = directory / f"{split}.json"
+        if path.exists():
+            return str(Manifest.load(path).source["given"])
+    return None
 
 
 def _kept(

@@ -192,6 +192,12 @@ def test_torch_keeps_its_threads(sources: dict) -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_an_empty_batch_is_refused(sources: dict, loader: str) -> None:
+    with pytest.raises(ValueError, match="test batch size is 0"):
+        sources["digits", loader].test_loader(batch_size=0)
+
+
 @pytest.mark.parametrize("num_workers", [0, -2, 1000])
 def test_impossible_numbers_of_workers_are_refused(sources: dict, num_workers: int) -> None:
     with pytest.raises(ValueError, match=f"num_workers is {num_workers}"):
@@ -239,6 +245,24 @@ def test_recorded_statistics_are_those_of_the_images(sources: dict, directories:
     spec = sources["digits", "memory"].spec
     assert abs(pixels.mean() - spec.mean[0]) < 0.002
     assert abs(pixels.std() - spec.std[0]) < 0.002
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_batches_on_cuda_are_those_on_cpu(sources: dict, loader: str) -> None:
+    """While the device is busy with other work, so that a copy that did not wait would show."""
+    source = sources["small_rgb", loader]
+    on_cpu, on_cuda = (
+        source.train_loader(global_batch_size=10, num_workers=1, device=device) for device in ("cpu", "cuda")
+    )
+    busy = torch.randn(4096, 4096, device="cuda")
+    for _ in range(3):
+        kept = []
+        for batch in on_cuda.epoch(NOISE, 0):
+            busy @ busy
+            kept.append(batch)
+        for here, there in zip(on_cpu.epoch(NOISE, 0), kept, strict=True):
+            assert all(b.is_cuda and torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
 
 
 def test_memory_loader_needs_none_of_the_heavy_libraries(digits_directory: Path) -> None:

@@ -287,6 +287,10 @@ def test_other_options_or_source_are_refused_unless_overwritten(tmp_path: Path, 
     with pytest.raises(ValueError, match="already holds train with source"):
         prepare("boxes", tmp_path, str(tmp_path / "elsewhere"), RAW)
     assert prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg"), overwrite=True)
+    # Whoever names no source asks for no other than the one that is there.
+    (tmp_path / "boxes" / "test.json").unlink()
+    manifests = prepare("boxes", tmp_path, options=ImageOptions(write_mode="jpg"))
+    assert [manifest.source["given"] for manifest in manifests] == [str(boxes_raw)] * 2
 
 
 def test_a_damaged_split_is_written_again(tmp_path: Path, boxes_raw: Path, capfd: pytest.CaptureFixture) -> None:
