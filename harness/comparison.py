@@ -12,7 +12,7 @@ import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.config import ComparisonConfig
-from harness.experiment import TEST_BATCH_SIZE, Experiment, Node, now_ms, run_id_of
+from harness.experiment import TEST_BATCH_SIZE, Experiment, Node, find, now_ms, run_id_of
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.seeds import SgdNoise
@@ -58,7 +58,7 @@ def _compare(
     store = experiment.store
     determinants = {"kind": "analysis", "question": question, "comparison": asdict(config)}
     key = experiment.key(**determinants, first=first.key, second=second.key)
-    if store.find(key) is None:
+    if find(store, key) is None:
         started_ms = now_ms()
         curve = _curve(experiment, first, second, config)
         record = _record(experiment, key, first, second, question, config, curve, started_ms)
@@ -73,6 +73,9 @@ def _check_comparable(first: Node, second: Node, question: Question, cross_init:
     names = f"{first.record.name!r} and {second.record.name!r}"
     if first.key == second.key:
         raise ValueError(f"{names} are the same run; a barrier needs two")
+    for what in ("data_digest", "model"):
+        if first.record.tags.get(what) != second.record.tags.get(what):
+            raise ValueError(f"{names} differ in {what}: they cannot be compared")
     if not first.mask.equal(second.mask):
         raise ValueError(f"{names} have different masks; compare trainings of one ticket")
     if question == "lmc":
@@ -90,7 +93,9 @@ def _check_comparable(first: Node, second: Node, question: Question, cross_init:
 def _curve(experiment: Experiment, first: Node, second: Node, config: ComparisonConfig) -> BarrierCurve:
     bn_batches: Iterable[torch.Tensor] = []
     if config.bn_convention != "none":
-        bn_batches = _BatchNormImages(experiment, config.bn_images)
+        # ema is one whole training pass, as in the authors' scripts
+        every = experiment.source.num_train
+        bn_batches = _BatchNormImages(experiment, every if config.bn_convention == "ema" else config.bn_images)
     test_batches: Iterable[ImageBatch] = _TestImages(experiment)
     held = experiment.spec.image_size**2 <= HELD_PIXELS
     return barrier_curve(

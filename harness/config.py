@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from math import cos, pi
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 FORMAT = "harness.config/1"
 
@@ -53,7 +53,7 @@ class DataConfig:
     loader: Literal["ffcv", "memory"] = "ffcv"
     """ffcv reads the .beton files; memory keeps small raw sets on the device. Both give the same batches."""
     num_workers: int = 1
-    """Loader threads per process; no influence on the numbers."""
+    """Loader threads per process (-1: all cores it may use); no influence on the numbers."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"epochs is {self.epochs}; it must not be negative")
+        known("lr_schedule", self.lr_schedule, get_args(LrSchedule))
 
     def lr_factor(self, epoch: int) -> float:
         """Return what the learning rate is multiplied by in `epoch` (0-based)."""
@@ -195,6 +196,7 @@ class ComparisonConfig:
     """Training images they are estimated from (all if the set is smaller)."""
 
     def __post_init__(self) -> None:
+        _require(self.bn_images >= 1, f"bn_images is {self.bn_images}; it must be 1 or more")
         _require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; the two ends make at least 2")
 
     @property

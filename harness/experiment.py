@@ -26,7 +26,7 @@ from harness.digest import sha256_json, sha256_tensors
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
-from harness.masks import Mask, SignedMask
+from harness.masks import Mask, SignedMask, check_fits
 from harness.models import MODELS, ParamPartition, build_model, partition_of
 from harness.pruning import METHODS, NormState, PruningMethod
 from harness.seeds import SgdNoise, derive_seed
@@ -114,6 +114,11 @@ class Experiment:
         self.source = open_data(config.data.name, config.data.directory, config.data.loader)
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
+        if config.global_batch_size // world.size < config.accumulation_steps:
+            raise ValueError(
+                f"accumulation_steps is {config.accumulation_steps}, but a process has "
+                f"{config.global_batch_size // world.size} images of each batch; it must have one for each"
+            )
         ranks = {"rank": world.rank, "world_size": world.size, "num_workers": config.data.num_workers}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
@@ -135,7 +140,8 @@ class Experiment:
         return {
             "format": 1,
             "data": self.source.content_digest,
-            "spec": asdict(self.spec),
+            # not where its raw files lie: their content has a digest
+            "spec": {name: value for name, value in asdict(self.spec).items() if name != "raw"},
             "model": asdict(config.model),
             "optim": asdict(config.optim),
             "precision": config.precision,
@@ -177,8 +183,8 @@ class Experiment:
         `make` runs on every rank; rank 0 commits the files locally, then hands them to MLflow. `template` has the
         shapes of the network.
         """
-        found = self.world.on_main(lambda: self.store.find(draft.key))
-        if self.world.share_flag(found is not None):
+        found = self.world.on_main(lambda: find(self.store, draft.key) is not None)
+        if self.world.share_flag(bool(found)):
             return self._load(draft.key, template)
         checkpoint, mask = make(draft)
         signed_mask = SignedMask.of(checkpoint.params, mask, self.partition.norm)
@@ -189,7 +195,7 @@ class Experiment:
 
     def load(self, key: str) -> Node:
         """Return a finished run of this data set and network by its key; LookupError if there is none."""
-        found = self.world.on_main(lambda: self.store.find(key) is not None)
+        found = self.world.on_main(lambda: find(self.store, key) is not None)
         if not self.world.share_flag(bool(found)):
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key, self.theta_init(0))
@@ -237,10 +243,13 @@ class Experiment:
             directory = local.find(key)
             assert directory is not None
             deliver(self.store, key)
-            return (
-                Checkpoint.load(local.open_file(key, CHECKPOINT)),
-                SignedMask.load(local.open_file(key, SIGNED_MASK)),
-            )
+            checkpoint = Checkpoint.load(local.open_file(key, CHECKPOINT))
+            signed_mask = SignedMask.load(local.open_file(key, SIGNED_MASK))
+            shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
+            own = {name: tensor.shape for name, tensor in template.state_dict.items()}
+            check_fits(shapes, own, f"run {key[:16]}…")
+            check_fits(own, shapes, "the network")
+            return checkpoint, signed_mask
 
         loaded = self.world.on_main(read)
         if self.world.size == 1:
@@ -263,9 +272,9 @@ class Experiment:
         return self._node(key, shared, SignedMask(signs, mask, self.partition.norm))
 
     def _node(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> Node:
-        if not self.world.is_main:
-            return Node(key, checkpoint, signed_mask, None)
-        return Node(key, checkpoint, signed_mask, self.store.local.load(key), run_id_of(self.store, key))
+        known = self.world.on_main(lambda: (self.store.local.load(key), run_id_of(self.store, key)))
+        record, run_id = known or (None, None)
+        return Node(key, checkpoint, signed_mask, record, run_id)
 
     def train(
         self, draft: Draft, start: Start, *, schedule: Schedule, noise: SgdNoise, method: PruningMethod, search: bool
@@ -370,6 +379,15 @@ class Experiment:
         """The whole configuration, and what more determines this run."""
         launch = {"world_size": self.world.size, "device": self.world.device.type, "threads": torch.get_num_threads()}
         return {"search": to_json(self.config), "launch": launch, "argv": sys.argv} | more
+
+
+def find(store: LineageStore, key: str) -> Path | None:
+    """Return the directory of a finished node; a server that is away means: look among the local ones alone."""
+    try:
+        return store.find(key)
+    except ConnectionError as error:
+        tqdm.write(f"warning: {error}; looking among local runs alone", sys.stderr)
+        return store.local.find(key)
 
 
 def deliver(store: LineageStore, key: str) -> str | None:

@@ -15,10 +15,12 @@ import tyro
 
 from harness.comparison import Comparison, Question, compare
 from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, search_from_json
-from harness.experiment import Experiment, Node
+from harness.experiment import Experiment, Node, find
+from harness.lineage.browse import find_node
+from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
 from harness.training.loop import NonFiniteLossError
-from harness.training.world import World
+from harness.training.world import RankZeroFailedError, World
 
 Config = TypeVar("Config")
 
@@ -41,11 +43,14 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
+    except RankZeroFailedError:
+        sys.exit(1)
+    except KeyError:
+        raise  # a bug of ours, not the user's to mend
     except USER_ERRORS as error:
         if os.environ.get("HARNESS_TRACEBACK"):
             raise
-        text = str(error.args[0]) if isinstance(error, KeyError) else str(error)
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
 
 
@@ -84,7 +89,7 @@ def compare_runs(question: Question, description: str | None) -> None:
             experiment=pair.experiment,
         )
         with launched_ticket(ticket) as (experiment, first):
-            second = experiment.load(experiment.store.key_of(pair.second))
+            second = experiment.load(shared_key(experiment, pair.second))
             result = compare(experiment, first, second, question, pair.comparison, cross_init=pair.cross_init)
             if result is not None:
                 _print_comparison(question, result, as_json=pair.json)
@@ -120,8 +125,12 @@ def launched_ticket(config: TicketConfig) -> Iterator[tuple[Experiment, Node]]:
     try:
         store = store_of(config.runs, config.experiment)
         key, settings = _ticket_settings(world, store, config)
+        if settings.deterministic:
+            world.make_deterministic()
         experiment = Experiment(world, store, settings)
-        yield experiment, experiment.load(key)
+        ticket = experiment.load(key)
+        _check_data(experiment, ticket)
+        yield experiment, ticket
     finally:
         world.close()
 
@@ -131,9 +140,43 @@ def store_of(runs: Path, experiment: str) -> LineageStore:
     return open_store(runs, experiment=experiment)
 
 
+def record_of(store: LineageStore, text: str) -> LineageRecord:
+    """Return the record that a run ID or key, or a unique beginning of one, names; LookupError if there is none."""
+    if len(text) == 32:
+        try:
+            return store.load(text)  # says best what is wrong with a whole run ID
+        except ConnectionError as error:
+            print(f"warning: {error}; looking among local runs alone", file=sys.stderr)
+    key = text if len(text) == 64 else find_node(store, text).key
+    if find(store, key) is None:
+        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
+    return store.local.load(key)
+
+
+def shared_key(experiment: Experiment, text: str) -> str:
+    """Return the key of the run that `text` names, on every rank."""
+    world = experiment.world
+    return world.share_text(world.on_main(lambda: record_of(experiment.store, text).key) or "")
+
+
+def _check_data(experiment: Experiment, ticket: Node) -> None:
+    """Refuse data other than those the ticket was made from."""
+
+    def check() -> None:
+        assert ticket.record is not None
+        recorded, found = ticket.record.tags["data_digest"], experiment.source.content_digest
+        if recorded != found:
+            raise ValueError(
+                f"{ticket.record.name!r} was made from data {recorded[:12]}…, but {experiment.config.data.directory} "
+                f"now holds {found[:12]}…; prepare those data anew or give --data-directory"
+            )
+
+    experiment.world.on_main(check)
+
+
 def _ticket_settings(world: World, store: LineageStore, config: TicketConfig) -> tuple[str, SearchConfig]:
     def read() -> str:
-        record = store.load(config.ticket)
+        record = record_of(store, config.ticket)
         if record.kind not in ("level", "training"):
             raise ValueError(f"run {config.ticket} is a {record.kind}; a ticket is a level or a training")
         return json.dumps([record.key, record.config["search"]])

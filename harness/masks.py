@@ -69,7 +69,7 @@ class Mask:
 
     def issubset(self, other: Mask) -> bool:
         """Tell whether every weight kept here is kept in `other`, on the same tensors."""
-        return self.tensors.keys() == other.tensors.keys() and all(
+        return self.shapes() == other.shapes() and all(
             not bool((tensor & ~other.tensors[name]).any()) for name, tensor in self.tensors.items()
         )
 

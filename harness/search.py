@@ -10,7 +10,7 @@ from harness import transfer
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule
 from harness.digest import sha256_tensors
-from harness.experiment import Draft, Experiment, Node, Start, now_ms
+from harness.experiment import Draft, Experiment, Node, Start, find, now_ms
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Parent
 from harness.masks import Mask
@@ -121,8 +121,15 @@ def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
     )
 
     def commit() -> None:
-        if experiment.store.find(key) is None:
+        if find(experiment.store, key) is None:
             experiment.commit(record, lambda directory: theta_init.save(directory / THETA_INIT))
+            return
+        recorded = experiment.store.local.load(key).tags["theta_init_digest"]
+        if recorded != theta_init.digest:
+            raise ValueError(
+                f"θ_init of seed {config.init_seed} is now {theta_init.digest[:12]}…, but this search began from "
+                f"{recorded[:12]}… (another torch version or model code?); use another --runs and tracking store"
+            )
 
     experiment.world.on_main(commit)
     return key

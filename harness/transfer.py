@@ -38,7 +38,7 @@ def start(
         mask = _random_mask(mask, seed)
         params = {name: tensor.clone() for name, tensor in theta_init.items()}
     elif kind == "random_signs":
-        params = _random_signs(signed_mask, seed).signed(theta_init, unpruned=False)
+        params = _random_signs(signed_mask, seed).signed(theta_init, unpruned=unpruned)
     elif kind == "signed_mask_norm_const":
         params = signed_mask.signed(_constant_norm(theta_init, signed_mask.norm), norm=True, unpruned=unpruned)
     elif kind == "signed_mask_norm":
@@ -60,7 +60,7 @@ def _constant_norm(theta_init: Params, norm: frozenset[str]) -> Params:
 
 def _random_signs(signed_mask: SignedMask, seed: int) -> SignedMask:
     """Control: the same kept set, a fair coin for each sign."""
-    signs = {}
+    signs = dict(signed_mask.signs)
     for name, kept in signed_mask.mask.tensors.items():
         generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "random_signs", name)))
         coin = torch.from_numpy(generator.integers(0, 2, tuple(kept.shape)).astype(np.int8) * 2 - 1)

@@ -17,7 +17,7 @@ from harness.search import search
 def config() -> SearchConfig:
     """Paper, section 4.1: Adam 0.001, batch 256, 20 + 10·5 epochs, 120 final with cosine decay."""
     return SearchConfig(
-        data=DataConfig(name="imagenet", num_workers=8),
+        data=DataConfig(name="imagenet", num_workers=-1),
         model=ModelConfig(name="resnet50"),
         optim=OptimConfig(name="adam", lr=1e-3, weight_decay=1e-5),
         warmup_epochs=20,

@@ -24,6 +24,7 @@ from harness.search import SearchResult, final_training, search
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)
 SGD_SEEDS = (1, 2)
+WELL_TRAINED_PERCENT = 2.0
 KINDS = ("retrain", "signed_mask", "mask")
 
 
@@ -86,7 +87,12 @@ def show(experiment: Experiment, dense: list[Node], stories: dict[str, Story], o
     """Print the table, draw the plots and say where everything is (rank 0)."""
     density = next(iter(stories.values())).result.ticket.signed_mask.density
     epsilon = epsilon_from_dense(errors(dense))
-    print(f"\nTest error %, mean ± sd; searches with init_seed 1; finals at density {density:.3f}\n")
+    if max(errors(dense)) > WELL_TRAINED_PERCENT:
+        print(f"warning: the dense network is above {WELL_TRAINED_PERCENT} % error: nothing that follows means much")
+    print(
+        f"\nTest error %, mean ± sd; finals at density {density:.3f}; "
+        f"one search per method (init_seed {experiment.config.init_seed})\n"
+    )
     print(f"{'':<22}" + "".join(f"{method:>24}" for method in stories))
     print(f"{'dense':<22}{Summary.of(errors(dense))!s:>24}")
     for kind in KINDS:
@@ -128,6 +134,10 @@ def main() -> None:
     """Dense first: if it is not well trained, nothing that follows means anything."""
     with clear_errors():
         settings = parse(SearchConfig, __doc__, default=config())
+        if settings.init_seed in INIT_SEEDS:
+            raise ValueError(
+                f"init_seed {settings.init_seed} is one of the final trainings'; take another for the searches"
+            )
         with launched(settings) as experiment:
             dense = [
                 final_training(experiment, "dense", None, init_seed=init_seed, sgd_seed=SGD_SEEDS[0])

@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
 # Big or optional libraries, and the only files that may name them, relative to harness/.
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "mlflow": ("lineage/store.py",),
-    "ffcv": ("data/ffcv_loader.py", "data/prepare*.py"),
+    "ffcv": ("data/ffcv_*.py", "data/prepare*.py"),
     "accelerate": ("training/world.py",),
     "datasets": ("data/*.py",),
 }

@@ -52,7 +52,8 @@ class Remask:
     def __init__(self, params: dict[str, torch.nn.Parameter], mask: Mask) -> None:
         names = [name for name, kept in mask.tensors.items() if not bool(kept.all())]
         self._params: list[torch.Tensor] = [params[name] for name in names]
-        self._masks = [mask.tensors[name].to(params[name].device, params[name].dtype) for name in names]
+        # laid out like the parameter: a multiply over mismatched strides takes twice the time
+        self._masks = [torch.empty_like(params[name], requires_grad=False).copy_(mask.tensors[name]) for name in names]
 
     @torch.no_grad()
     def params_(self) -> None:
@@ -64,8 +65,8 @@ class Remask:
     def grads_(self) -> None:
         """Zero the pruned weights' gradients, so that a gradient norm is that of the sparse network."""
         if self._params:
-            grads = [param.grad for param in self._params if param.grad is not None]
-            torch._foreach_mul_(grads, self._masks)
+            pairs = [(p.grad, m) for p, m in zip(self._params, self._masks, strict=True) if p.grad is not None]
+            torch._foreach_mul_([grad for grad, _ in pairs], [kept for _, kept in pairs])
 
 
 def train(

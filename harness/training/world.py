@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,10 @@ _REFUSED = {
     "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
     "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
 }
+
+
+class RankZeroFailedError(RuntimeError):
+    """Rank 0 failed and has said why."""
 
 
 class World:
@@ -33,12 +38,25 @@ class World:
             raise ValueError(f"precision {precision!r} is not supported; known: no, fp16, bf16")
         if precision == "fp16" and not torch.cuda.is_available():
             raise ValueError("fp16 mixed precision needs a GPU; use --precision bf16 or no")
+        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+        if asked not in ("no", precision):
+            raise ValueError(
+                f"the launcher asks for {asked}, the run for {precision!r}: say --precision {asked} to the recipe"
+            )
         if deterministic:
-            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            torch.use_deterministic_algorithms(True)
+            self.make_deterministic()
         from accelerate import Accelerator
+        from accelerate.utils import InitProcessGroupKwargs
 
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        # rank 0 alone fetches, delivers and compares, which may take longer than the ten minutes NCCL would wait
+        patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
+        self.accelerator = Accelerator(
+            mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience]
+        )
+        if self.accelerator.gradient_accumulation_steps != 1:
+            raise ValueError(
+                "set accumulation with --accumulation-steps, not in Accelerate's launcher or configuration"
+            )
         self.precision = precision
         self.rank: int = self.accelerator.process_index
         self.size: int = self.accelerator.num_processes
@@ -46,6 +64,12 @@ class World:
         self.is_main = self.rank == 0
         _check_world(self.size)
         self._fresh_scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+
+    @staticmethod
+    def make_deterministic() -> None:
+        """Ask CUDA for deterministic algorithms, before its first use."""
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
     def prepare(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
@@ -109,13 +133,13 @@ class World:
         return bytes(self.share({"text": wire})["text"].tolist()).decode()
 
     def require_equal(self, what: str, hex_digest: str) -> None:
-        """Raise RuntimeError on every rank unless all ranks hold the same digest."""
+        """Raise ValueError on every rank unless all ranks hold the same digest."""
         if self.size == 1:
             return
         words = torch.tensor([int(hex_digest[start : start + 12], 16) for start in (0, 12, 24, 36)])
         same = torch.equal(words, self.share({"words": words})["words"])
         if int(self.min(torch.tensor(int(same), device=self.device)).item()) == 0:
-            raise RuntimeError(f"{what} differs between processes (rank {self.rank} has {hex_digest[:12]}…)")
+            raise ValueError(f"{what} differs between processes (rank {self.rank} has {hex_digest[:12]}…)")
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
         """Run `work` on rank 0 alone while the others wait; if it raises there, every rank raises."""
@@ -129,7 +153,7 @@ class World:
         if failure is not None:
             raise failure
         if failed:
-            raise RuntimeError("rank 0 failed; see its message")
+            raise RankZeroFailedError("rank 0 failed; see its message")
         return result
 
     def close(self) -> None:
