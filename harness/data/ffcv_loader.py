@@ -28,9 +28,13 @@ from harness.seeds import SgdNoise
 # two loaders at once.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 _torch_threads = torch.get_num_threads()
-import ffcv  # noqa: E402  (sets torch's threads to one when imported)
-import ffcv.loader.loader as ffcv_loader_module  # noqa: E402
 import numba  # noqa: E402
+import numba.typed  # noqa: E402
+
+# Two entries in a numba dictionary, read from Python alone, would cost two seconds of compiling at every start.
+with patch.object(numba.typed, "Dict", dict):
+    import ffcv  # (sets torch's threads to one)
+import ffcv.loader.loader as ffcv_loader_module  # noqa: E402
 from ffcv.fields.basics import IntDecoder  # noqa: E402
 from ffcv.fields.rgb_image import SimpleRGBImageDecoder  # noqa: E402
 from ffcv.memory_managers.os_cache import OSCacheContext, OSCacheManager  # noqa: E402
