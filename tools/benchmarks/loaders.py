@@ -202,7 +202,10 @@ def _photo_crops(number: int, height: int, width: int) -> Iterator[np.ndarray]:
 def _save(image: np.ndarray, path: Path) -> None:
     with suppress(FileExistsError):
         path.parent.mkdir(parents=True)
-    Image.fromarray(image).save(path, **({"quality": 90} if path.suffix == ".jpg" else {"compress_level": 1}))
+    if path.suffix == ".jpg":
+        Image.fromarray(image).save(path, quality=90)
+    else:
+        Image.fromarray(image).save(path, compress_level=1)
 
 
 if __name__ == "__main__":
