@@ -338,13 +338,17 @@ class Experiment:
         if search:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
             reestimate_batchnorm(model, self.bn_batches(noise.sgd_seed, BN_IMAGES), "cumulative")
-            with torch.no_grad():
-                for name, shared in self.world.share(_buffers(model)).items():
-                    model.get_buffer(name).copy_(shared)
+            self._average_buffers_(model)  # every rank saw its share of the images
             final = self.evaluate(model)
             draft.log("test_error_percent_recorded_bn", recorded.error_percent, checkpoint.epochs)
         draft.log("test_error_percent", final.error_percent, checkpoint.epochs)
         draft.log("test_loss", final.loss, checkpoint.epochs)
+
+    @torch.no_grad()
+    def _average_buffers_(self, model: torch.nn.Module) -> None:
+        for buffer in model.buffers():
+            if buffer.is_floating_point() and self.world.size > 1:
+                buffer.copy_(self.world.sum(buffer) / self.world.size)
 
     def evaluate(self, model: torch.nn.Module) -> Evaluation:
         """Evaluate on the whole test split, each image once over all ranks."""
@@ -414,10 +418,6 @@ def _flipped(params: dict[str, torch.nn.Parameter], signs: dict[str, torch.Tenso
     with torch.no_grad():
         differ = [((params[name].sign().cpu() != sign) & mask.tensors[name]).sum() for name, sign in signs.items()]
     return float(torch.stack(differ).sum()) / max(mask.num_remaining, 1)
-
-
-def _buffers(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: buffer.detach().cpu() for name, buffer in model.named_buffers()}
 
 
 def now_ms() -> int:
