@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
+from harness.archive import Node, find, now_ms, run_id_of
 from harness.config import ComparisonConfig
-from harness.experiment import TEST_BATCH_SIZE, Experiment, Node, find, now_ms, run_id_of
+from harness.digest import sha256_json
+from harness.experiment import TEST_BATCH_SIZE, Experiment
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.seeds import SgdNoise
@@ -56,16 +58,29 @@ def _compare(
 ) -> Comparison:
     _check_comparable(first, second, question, cross_init)
     store = experiment.store
-    determinants = {"kind": "analysis", "question": question, "comparison": asdict(config)}
-    key = experiment.key(**determinants, first=first.key, second=second.key)
+    key = _key(experiment, first, second, question, config)
     if find(store, key) is None:
         started_ms = now_ms()
         curve = _curve(experiment, first, second, config)
         record = _record(experiment, key, first, second, question, config, curve, started_ms)
-        experiment.commit(record, lambda directory: _write(directory, curve, record.name))
+        experiment.archive.commit(record, lambda directory: _write(directory, curve, record.name))
     path = store.local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+    if store.local.load(key).parents[0].key != first.key:
+        curve = curve.reversed()  # it was computed when the two were named the other way round
     return Comparison(key, curve, run_id_of(store, key), path.parent)
+
+
+def _key(experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig) -> str:
+    """Return the digest of what determines a barrier: not how the two networks were trained, their keys say that."""
+    everything = experiment.determinants
+    measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
+    # BatchNorm statistics depend on how many images a batch has
+    batch = experiment.config.global_batch_size if config.bn_convention != "none" else None
+    pair = {"pair": sorted((first.key, second.key))}
+    return sha256_json(
+        measured | pair | {"kind": "analysis", "question": question, "comparison": asdict(config), "batch": batch}
+    )
 
 
 def _check_comparable(first: Node, second: Node, question: Question, cross_init: bool) -> None:
@@ -83,19 +98,21 @@ def _check_comparable(first: Node, second: Node, question: Question, cross_init:
     tags = first.record.tags, second.record.tags
     if tags[0].get("sgd_seed") == tags[1].get("sgd_seed"):
         raise ValueError(f"{names} have the same sgd_seed; stability compares two noises u and u'")
-    if tags[0].get("start_digest") != tags[1].get("start_digest") and not cross_init:
+    if not _same_start(first, second) and not cross_init:
         raise ValueError(
             f"{names} started from different parameters; stability compares trainings of one start "
             "(--cross-init compares them all the same, as the authors' scripts do)"
         )
 
 
+def _same_start(first: Node, second: Node) -> bool:
+    assert first.record is not None and second.record is not None
+    return first.record.tags.get("start_digest") == second.record.tags.get("start_digest")
+
+
 def _curve(experiment: Experiment, first: Node, second: Node, config: ComparisonConfig) -> BarrierCurve:
-    bn_batches: Iterable[torch.Tensor] = []
-    if config.bn_convention != "none":
-        # ema is one whole training pass, as in the authors' scripts
-        every = experiment.source.num_train
-        bn_batches = _BatchNormImages(experiment, every if config.bn_convention == "ema" else config.bn_images)
+    num_images = config.num_bn_images(experiment.source.num_train)
+    bn_batches: Iterable[torch.Tensor] = _BatchNormImages(experiment, num_images) if num_images else []
     test_batches: Iterable[ImageBatch] = _TestImages(experiment)
     held = experiment.spec.image_size**2 <= HELD_PIXELS
     return barrier_curve(
@@ -180,7 +197,9 @@ def _record(
         name=f"{question}: {first.record.name} | {second.record.name}",
         parents=(Parent(first.key, "compared"), Parent(second.key, "compared")),
         config=experiment.base_config(question=question, comparison=asdict(config)),
-        tags=experiment.base_tags(question=question, density=f"{first.mask.density:.6f}"),
+        tags=experiment.base_tags(
+            question=question, density=f"{first.mask.density:.6f}", same_start=str(_same_start(first, second)).lower()
+        ),
         metrics=tuple(metrics),
         code=code_version(),
         started_ms=started_ms,

@@ -53,7 +53,11 @@ class DataConfig:
     loader: Literal["ffcv", "memory"] = "ffcv"
     """ffcv reads the .beton files; memory keeps small raw sets on the device. Both give the same batches."""
     num_workers: int = 1
-    """Loader threads per process (-1: all cores it may use); no influence on the numbers."""
+    """Loader threads per process; -1 shares the cores out over the processes. No influence on the numbers."""
+
+    def __post_init__(self) -> None:
+        workers = self.num_workers
+        _require(workers == -1 or workers >= 1, f"data.num_workers is {workers}; it must be -1, or 1 or more")
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,15 @@ class OptimConfig:
     def __post_init__(self) -> None:
         _require(self.lr > 0, f"optim.lr is {self.lr}; it must be positive")
         _require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative")
+        _require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must lie in [0, 1)")
+        _require(all(0 <= beta < 1 for beta in self.betas), f"optim.betas are {self.betas}; each must lie in [0, 1)")
+        clip = self.max_grad_norm
+        _require(clip is None or clip > 0, f"optim.max_grad_norm is {clip}; it must be positive")
+
+    def determinants(self) -> dict[str, Any]:
+        """What determines a training's bits: not the settings of an optimizer that is not used."""
+        unused = {"sgd": ("betas",), "adam": ("momentum",)}[self.name]
+        return {name: value for name, value in asdict(self).items() if name not in unused}
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,8 @@ class Schedule:
             return 1.0
         if self.lr_schedule == "step":
             milestones = (self.epochs // 2, self.epochs // 4 * 3)
-            return float(0.1 ** sum(epoch >= milestone for milestone in milestones))
+            # below four epochs a milestone is 0: no training starts with a reduced learning rate
+            return float(0.1 ** sum(epoch >= milestone > 0 for milestone in milestones))
         floor = 1e-3
         return floor + (1 - floor) * (1 + cos(pi * epoch / self.epochs)) / 2
 
@@ -170,14 +184,14 @@ class TicketConfig:
     """Allow the search's own init_seed."""
     epochs: int | None = None
     """Instead of the epochs recorded with the ticket's search."""
-    layer_signs: bool = True
+    unpruned_signs: bool = True
     """Transfer the signs of biases and of the classifier too, as the authors' scripts do."""
     data_directory: Path | None = None
     """Instead of the data directory recorded with the ticket's search."""
     loader: Literal["ffcv", "memory"] | None = None
     """Instead of the loader recorded with the ticket's search."""
-    precision: Precision = "no"
-    """Mixed precision of this training."""
+    precision: Precision | None = None
+    """Instead of the mixed precision recorded with the ticket's search."""
     runs: Path = Path("runs")
     """Where finished runs are kept."""
     experiment: str = "signed-tickets"
@@ -192,17 +206,25 @@ class ComparisonConfig:
     """Points of the grid α = 0 … 1, ends included."""
     bn_convention: Literal["cumulative", "ema", "none"] = "cumulative"
     """How BatchNorm statistics of an interpolated network are made."""
-    bn_images: int = 10_000
+    bn_images: int | Literal["all"] = 10_000
     """Training images they are estimated from (all if the set is smaller)."""
 
     def __post_init__(self) -> None:
-        _require(self.bn_images >= 1, f"bn_images is {self.bn_images}; it must be 1 or more")
+        ok = self.bn_images == "all" or self.bn_images >= 1
+        _require(ok, f"bn_images is {self.bn_images}; it must be all, or 1 or more")
         _require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; the two ends make at least 2")
 
     @property
     def alphas(self) -> tuple[float, ...]:
         """The grid itself."""
         return tuple(index / (self.num_alphas - 1) for index in range(self.num_alphas))
+
+    def num_bn_images(self, num_train: int) -> int:
+        """How many of `num_train` images the statistics come from."""
+        if self.bn_convention == "none":
+            return 0
+        # ema is one whole training pass, as in the authors' scripts
+        return num_train if self.bn_convention == "ema" or self.bn_images == "all" else min(self.bn_images, num_train)
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -1,33 +1,30 @@
-"""One launch put together: data, network, processes and lineage, and the runs made of them.
+"""One launch put together: data, network and processes, and how a run of it is trained.
 
-A run is idempotent: its key is the digest of everything that determines its bits, so a finished run is loaded and an
-unfinished one is made. The search (`harness.search`), the final trainings and the comparisons are written on this.
+The search (`harness.search`), the final trainings and the comparisons are written on this.
 """
 
 from __future__ import annotations
 
+import os
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import copy
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from harness.archive import Archive, Draft
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
-from harness.lineage.code import code_version
-from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
-from harness.masks import Mask, SignedMask, check_fits
-from harness.models import MODELS, ParamPartition, build_model, partition_of
+from harness.masks import Mask
+from harness.models import MODELS, ParamPartition, build_model, partition_of, width_of
 from harness.pruning import METHODS, NormState, PruningMethod
 from harness.seeds import SgdNoise, derive_seed
 from harness.training.batchnorm import reestimate_batchnorm
@@ -36,34 +33,8 @@ from harness.training.feed import TestFeed, TrainFeed
 from harness.training.loop import EpochReport, train
 from harness.training.world import World
 
-CHECKPOINT = "checkpoint.safetensors"
-SIGNED_MASK = "signed_mask.safetensors"
 BN_IMAGES = 10_000
 TEST_BATCH_SIZE = 500
-
-
-@dataclass(frozen=True)
-class Node:
-    """A finished run, held in memory on every rank."""
-
-    key: str
-    checkpoint: Checkpoint
-    signed_mask: SignedMask
-    record: LineageRecord | None
-    """What the lineage knows of it; on rank 0 alone."""
-    run_id: str | None = None
-    """MLflow's name for it; None where it has not been delivered, and on other ranks."""
-
-    @property
-    def mask(self) -> Mask:
-        """The kept set m."""
-        return self.signed_mask.mask
-
-    def metric(self, name: str) -> float:
-        """Return the last value of a metric (rank 0)."""
-        if self.record is None:
-            raise RuntimeError("metrics are known on rank 0 alone")
-        return self.record.last_metrics()[name]
 
 
 @dataclass
@@ -82,27 +53,6 @@ class Start:
         return sha256_tensors(self.params)
 
 
-@dataclass
-class Draft:
-    """A run that is about to be made: its place in the lineage."""
-
-    key: str
-    kind: str
-    name: str
-    parents: tuple[Parent, ...]
-    config: dict[str, Any]
-    tags: dict[str, str]
-    level: int
-    epochs_before: int
-    nested_under: str | None = None
-    metrics: list[Metric] = field(default_factory=list)
-    started_ms: int = field(default_factory=lambda: now_ms())
-
-    def log(self, name: str, value: float, step: int) -> None:
-        """Measure one number now."""
-        self.metrics.append(Metric(name, float(value), step, now_ms()))
-
-
 class Experiment:
     """Data, network and settings of one launch, and the store its runs go to."""
 
@@ -111,21 +61,28 @@ class Experiment:
         known("model", config.model.name, list(MODELS))
         known("method", config.method, list(METHODS))
         self.world, self.store, self.config = world, store, config
-        self.source = open_data(config.data.name, config.data.directory, config.data.loader)
+        self.source = world.on_all(lambda: open_data(config.data.name, config.data.directory, config.data.loader))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
-        if config.global_batch_size // world.size < config.accumulation_steps:
+        self.train_feed, self.test_feed = world.on_all(self._feeds)
+        self.partition: ParamPartition = partition_of(config.model.name, self.fresh_model())
+        self.archive = Archive(world, store, self.partition, template=self.theta_init(0))
+
+    def _feeds(self) -> tuple[TrainFeed, TestFeed]:
+        config, world = self.config, self.world
+        share = config.global_batch_size // world.size
+        if share < config.accumulation_steps:
             raise ValueError(
-                f"accumulation_steps is {config.accumulation_steps}, but a process has "
-                f"{config.global_batch_size // world.size} images of each batch; it must have one for each"
+                f"accumulation_steps is {config.accumulation_steps}, but a process has {share} images of each batch; "
+                "it must have one for each"
             )
-        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": config.data.num_workers}
+        threads = _loader_threads(config.data.num_workers, world.local_size)
+        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
         )
         test_loader = self.source.test_loader(batch_size=TEST_BATCH_SIZE, device=world.device, **ranks)
-        self.train_feed = TrainFeed(train_loader, self.spec, world.device)
-        self.test_feed = TestFeed(test_loader, self.spec, world.device)
+        return TrainFeed(train_loader, self.spec, world.device), TestFeed(test_loader, self.spec, world.device)
 
     def using(self, method: str) -> Experiment:
         """Return this experiment with another pruning method; data, loaders and processes are shared."""
@@ -138,12 +95,12 @@ class Experiment:
         """What determines the bits of every run of this launch, seeds and method aside."""
         config = self.config
         return {
-            "format": 1,
+            "format": 2,
             "data": self.source.content_digest,
             # not where its raw files lie: their content has a digest
             "spec": {name: value for name, value in asdict(self.spec).items() if name != "raw"},
-            "model": asdict(config.model),
-            "optim": asdict(config.optim),
+            "model": {"name": config.model.name, "width": width_of(config.model.name, config.model.width)},
+            "optim": config.optim.determinants(),
             "precision": config.precision,
             "deterministic": config.deterministic,
             "global_batch_size": config.global_batch_size,
@@ -172,114 +129,20 @@ class Experiment:
             model = self.fresh_model()
         return Checkpoint.of(model, level=0, epochs=0, level_digest=self.key(theta_init=init_seed))
 
-    @cached_property
-    def partition(self) -> ParamPartition:
-        """Which parameters are prunable, norm or other."""
-        return partition_of(self.config.model.name, self.fresh_model())
-
-    def once(self, draft: Draft, make: Callable[[Draft], tuple[Checkpoint, Mask]], template: Checkpoint) -> Node:
-        """Return the finished run of `draft.key`, making and committing it if there is none.
-
-        `make` runs on every rank; rank 0 commits the files locally, then hands them to MLflow. `template` has the
-        shapes of the network.
-        """
-        found = self.world.on_main(lambda: find(self.store, draft.key) is not None)
-        if self.world.share_flag(bool(found)):
-            return self._load(draft.key, template)
-        checkpoint, mask = make(draft)
-        signed_mask = SignedMask.of(checkpoint.params, mask, self.partition.norm)
-        for name, value in self._sign_counts(checkpoint, signed_mask).items():
-            draft.log(name, value, checkpoint.epochs)
-        self.world.on_main(lambda: self._commit(draft, checkpoint, signed_mask))
-        return self._node(draft.key, checkpoint, signed_mask)
-
-    def load(self, key: str) -> Node:
-        """Return a finished run of this data set and network by its key; LookupError if there is none."""
-        found = self.world.on_main(lambda: find(self.store, key) is not None)
-        if not self.world.share_flag(bool(found)):
-            raise LookupError(f"no finished run with key {key[:16]}…")
-        return self._load(key, self.theta_init(0))
-
-    def _sign_counts(self, checkpoint: Checkpoint, signed_mask: SignedMask) -> dict[str, float]:
-        norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
-        return {
-            "density": signed_mask.density,
-            "num_remaining": signed_mask.mask.num_remaining,
-            "negative_norm_scales": sum(int((checkpoint.params[name] < 0).sum()) for name in norm_weights),
-            "exact_zeros_kept": signed_mask.num_zero_signs,
-        }
-
-    def _commit(self, draft: Draft, checkpoint: Checkpoint, signed_mask: SignedMask) -> None:
-        tags = draft.tags | {"level": f"{draft.level:02d}", "density": f"{signed_mask.density:.6f}"}
-        record = LineageRecord(
-            key=draft.key,
-            kind=draft.kind,
-            name=draft.name,
-            parents=draft.parents,
-            nested_under=draft.nested_under,
-            config=draft.config,
-            tags=tags,
-            metrics=tuple(draft.metrics),
-            code=code_version(),
-            started_ms=draft.started_ms,
-            finished_ms=now_ms(),
-        )
-        metadata = {"level_digest": draft.key, "level": draft.level, "density": signed_mask.density}
-
-        def write(directory: Path) -> None:
-            checkpoint.save(directory / CHECKPOINT)
-            signed_mask.save(directory / SIGNED_MASK, metadata)
-
-        self.commit(record, write)
-
-    def commit(self, record: LineageRecord, write: Callable[[Path], None]) -> None:
-        """Commit a node locally, then hand it to MLflow (rank 0); a server that is away only costs a warning."""
-        self.store.local.commit(record, write)
-        deliver(self.store, record.key)
-
-    def _load(self, key: str, template: Checkpoint) -> Node:
-        def read() -> tuple[Checkpoint, SignedMask]:
-            local = self.store.local
-            directory = local.find(key)
-            assert directory is not None
-            deliver(self.store, key)
-            checkpoint = Checkpoint.load(local.open_file(key, CHECKPOINT))
-            signed_mask = SignedMask.load(local.open_file(key, SIGNED_MASK))
-            shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
-            own = {name: tensor.shape for name, tensor in template.state_dict.items()}
-            check_fits(shapes, own, f"run {key[:16]}…")
-            check_fits(own, shapes, "the network")
-            return checkpoint, signed_mask
-
-        loaded = self.world.on_main(read)
-        if self.world.size == 1:
-            assert loaded is not None
-            return self._node(key, *loaded)
-        return self._share(key, loaded, template)
-
-    def _share(self, key: str, loaded: tuple[Checkpoint, SignedMask] | None, template: Checkpoint) -> Node:
-        """Give every rank what rank 0 read; the other nodes of a cluster may not see its files."""
-        checkpoint, signed_mask = loaded or (
-            template,
-            SignedMask.of(template.params, Mask.dense(template.params, self.partition.prunable), self.partition.norm),
-        )
-        counts = self.world.share({"counts": torch.tensor([checkpoint.level, checkpoint.epochs])})["counts"].tolist()
-        params = self.world.share(checkpoint.params)
-        buffers = self.world.share(checkpoint.buffers)
-        signs = self.world.share(signed_mask.signs)
-        mask = Mask(self.world.share(signed_mask.mask.tensors))
-        shared = Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
-        return self._node(key, shared, SignedMask(signs, mask, self.partition.norm))
-
-    def _node(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> Node:
-        known = self.world.on_main(lambda: (self.store.local.load(key), run_id_of(self.store, key)))
-        record, run_id = known or (None, None)
-        return Node(key, checkpoint, signed_mask, record, run_id)
-
     def train(
-        self, draft: Draft, start: Start, *, schedule: Schedule, noise: SgdNoise, method: PruningMethod, search: bool
+        self,
+        draft: Draft,
+        start: Start,
+        *,
+        schedule: Schedule,
+        noise: SgdNoise,
+        method: PruningMethod,
+        reestimate: bool,
     ) -> tuple[Checkpoint, Mask]:
-        """Train from `start` and evaluate: 𝒜(θ ⊙ m, u). `search` levels are evaluated with statistics of ψ too."""
+        """Train from `start` and evaluate: 𝒜(θ ⊙ m, u).
+
+        `reestimate` evaluates with BatchNorm statistics taken anew too: those of an AWS level are not those of ψ.
+        """
         draft.tags["start_digest"] = start.digest
         model = self._model_at(start)
         params = dict(model.named_parameters())
@@ -313,7 +176,7 @@ class Experiment:
                 on_epoch=on_epoch,
             )
         checkpoint = self._snapshot(model, draft, schedule.epochs)
-        self._evaluate(model, checkpoint, draft, noise, search=search)
+        self._evaluate(model, checkpoint, draft, noise, reestimate=reestimate)
         return checkpoint, start.mask
 
     def _model_at(self, start: Start) -> torch.nn.Module:
@@ -331,11 +194,11 @@ class Experiment:
         return shared
 
     def _evaluate(
-        self, model: torch.nn.Module, checkpoint: Checkpoint, draft: Draft, noise: SgdNoise, *, search: bool
+        self, model: torch.nn.Module, checkpoint: Checkpoint, draft: Draft, noise: SgdNoise, *, reestimate: bool
     ) -> None:
         recorded = self.evaluate(model)
         final = recorded
-        if search:
+        if reestimate:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
             reestimate_batchnorm(model, self.bn_batches(noise.sgd_seed, BN_IMAGES), "cumulative")
             self._average_buffers_(model)  # every rank saw its share of the images
@@ -381,36 +244,12 @@ class Experiment:
 
     def base_config(self, **more: object) -> dict[str, Any]:
         """The whole configuration, and what more determines this run."""
-        launch = {"world_size": self.world.size, "device": self.world.device.type, "threads": torch.get_num_threads()}
+        launch = {
+            "world_size": self.world.size,
+            "device": self.world.device_name,
+            "threads": torch.get_num_threads(),
+        }
         return {"search": to_json(self.config), "launch": launch, "argv": sys.argv} | more
-
-
-def find(store: LineageStore, key: str) -> Path | None:
-    """Return the directory of a finished node; a server that is away means: look among the local ones alone."""
-    try:
-        return store.find(key)
-    except ConnectionError as error:
-        tqdm.write(f"warning: {error}; looking among local runs alone", sys.stderr)
-        return store.local.find(key)
-
-
-def deliver(store: LineageStore, key: str) -> str | None:
-    """Hand a committed node to MLflow; return its run ID, or None with a warning when the server is away."""
-    directory = store.local.find(key)
-    assert directory is not None
-    try:
-        return store.deliver(directory)
-    except ConnectionError as error:
-        tqdm.write(f"warning: {error}; nothing is lost: `python tools/lineage.py sync` delivers it later", sys.stderr)
-        return None
-
-
-def run_id_of(store: LineageStore, key: str) -> str | None:
-    """Return the run ID of a node, or None when no server can be asked."""
-    try:
-        return store.run_id_of(key)
-    except ConnectionError:
-        return None
 
 
 def _flipped(params: dict[str, torch.nn.Parameter], signs: dict[str, torch.Tensor], mask: Mask) -> float:
@@ -420,6 +259,6 @@ def _flipped(params: dict[str, torch.nn.Parameter], signs: dict[str, torch.Tenso
     return float(torch.stack(differ).sum()) / max(mask.num_remaining, 1)
 
 
-def now_ms() -> int:
-    """Return the time in whole milliseconds since 1970."""
-    return int(time.time() * 1000)
+def _loader_threads(num_workers: int, local_size: int) -> int:
+    """Return how many loader threads a process takes; −1 shares the machine's cores out over its processes."""
+    return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)

@@ -13,14 +13,18 @@ from typing import Annotated, Literal, TypeVar
 
 import tyro
 
-from harness.comparison import Comparison, Question, compare
+from harness.analysis.summary import epsilon_from_dense
+from harness.archive import Node, find, say
+from harness.comparison import Question, compare
 from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, search_from_json
-from harness.experiment import Experiment, Node, find
+from harness.experiment import Experiment
 from harness.lineage.browse import find_node
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
+from harness.report import print_comparison, print_search
+from harness.search import search
 from harness.training.loop import NonFiniteLossError
-from harness.training.world import RankZeroFailedError, World
+from harness.training.world import OtherRankFailedError, World
 
 Config = TypeVar("Config")
 
@@ -43,7 +47,7 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
-    except RankZeroFailedError:
+    except OtherRankFailedError:
         sys.exit(1)
     except KeyError:
         raise  # a bug of ours, not the user's to mend
@@ -52,6 +56,14 @@ def clear_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def run_search(description: str | None, default: SearchConfig) -> None:
+    """The whole of a recipe: read the options, search, say what was found and how to use it."""
+    with clear_errors():
+        settings = parse(SearchConfig, description, default)
+        with launched(settings) as experiment:
+            print_search(experiment, search(experiment))
 
 
 @dataclass(frozen=True)
@@ -63,8 +75,10 @@ class RunPair:
     second: Annotated[str, tyro.conf.Positional]
     """Run ID of the other."""
     comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
-    cross_init: bool = False
-    """Compare different starts too (stability only); the authors' scripts do."""
+    epsilon: float | None = None
+    """Say whether they are connected: whether the barrier is at most this many points."""
+    dense: tuple[str, ...] = ()
+    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
     json: bool = False
     """Print the result as JSON on standard output."""
     data_directory: Path | None = None
@@ -76,11 +90,25 @@ class RunPair:
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
 
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and self.dense:
+            raise ValueError("give --epsilon or --dense, not both")
+        if len(self.dense) == 1:
+            raise ValueError("--dense needs two or more runs: the sd of one test error is not defined")
+
+
+@dataclass(frozen=True)
+class StabilityPair(RunPair):
+    """Two logged trainings of one start under different sgd_seeds, and how they are compared."""
+
+    cross_init: bool = False
+    """Compare different starts too; the authors' scripts do."""
+
 
 def compare_runs(question: Question, description: str | None) -> None:
     """Read two run IDs from the command line, compare them, print and record the barrier."""
     with clear_errors():
-        pair = parse(RunPair, description)
+        pair = parse(StabilityPair if question == "stability" else RunPair, description)
         ticket = TicketConfig(
             pair.first,
             data_directory=pair.data_directory,
@@ -88,24 +116,25 @@ def compare_runs(question: Question, description: str | None) -> None:
             runs=pair.runs,
             experiment=pair.experiment,
         )
-        with launched_ticket(ticket) as (experiment, first):
-            second = experiment.load(shared_key(experiment, pair.second))
-            result = compare(experiment, first, second, question, pair.comparison, cross_init=pair.cross_init)
+        with launched_ticket(ticket, kinds=("level", "training")) as (experiment, first):
+            epsilon = pair.epsilon
+            if pair.dense:
+                epsilon = epsilon_from_dense([_dense_error(experiment, text) for text in pair.dense])
+            second = experiment.archive.load(shared_key(experiment, pair.second))
+            cross_init = isinstance(pair, StabilityPair) and pair.cross_init
+            result = compare(experiment, first, second, question, pair.comparison, cross_init=cross_init)
             if result is not None:
-                _print_comparison(question, result, as_json=pair.json)
+                print_comparison(question, result, epsilon, as_json=pair.json)
 
 
-def _print_comparison(question: Question, result: Comparison, *, as_json: bool) -> None:
-    curve, run = result.curve, result.run_id or result.key
-    if as_json:
-        print(json.dumps({"question": question, "run": run, **curve.to_dict()}))
-        return
-    print(f"{'alpha':>6} {'test error %':>13}")
-    for alpha, error in zip(curve.alphas, curve.error_percent, strict=True):
-        print(f"{alpha:>6.2f} {error:>13.2f}")
-    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
-    print(f"above the straight line {curve.barrier_above_line:.2f} points")
-    print(f"plot {result.directory / 'barrier.png'}\nrun  {run}")
+def _dense_error(experiment: Experiment, text: str) -> float:
+    record = record_of(experiment.store, text)
+    if record.tags.get("kind_of_training") != "dense":
+        raise ValueError(f"run {text} ({record.name}) is no dense training")
+    for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
+        if record.tags.get(what) != own:
+            raise ValueError(f"run {text} ({record.name}) has another {what}: its error says nothing about this pair")
+    return record.last_metrics()["test_error_percent"]
 
 
 @contextmanager
@@ -119,16 +148,17 @@ def launched(config: SearchConfig) -> Iterator[Experiment]:
 
 
 @contextmanager
-def launched_ticket(config: TicketConfig) -> Iterator[tuple[Experiment, Node]]:
-    """Open the experiment that a ticket's run describes, with the ticket itself."""
-    world = World(config.precision)
+def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -> Iterator[tuple[Experiment, Node]]:
+    """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
+    world = World(precision=None)
     try:
         store = store_of(config.runs, config.experiment)
-        key, settings = _ticket_settings(world, store, config)
+        key, settings = _ticket_settings(world, store, config, kinds)
         if settings.deterministic:
             world.make_deterministic()
+        world.use(settings.precision)
         experiment = Experiment(world, store, settings)
-        ticket = experiment.load(key)
+        ticket = experiment.archive.load(key)
         _check_data(experiment, ticket)
         yield experiment, ticket
     finally:
@@ -146,7 +176,7 @@ def record_of(store: LineageStore, text: str) -> LineageRecord:
         try:
             return store.load(text)  # says best what is wrong with a whole run ID
         except ConnectionError as error:
-            print(f"warning: {error}; looking among local runs alone", file=sys.stderr)
+            say(f"warning: {error}; looking among local runs alone")
     key = text if len(text) == 64 else find_node(store, text).key
     if find(store, key) is None:
         raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
@@ -174,11 +204,16 @@ def _check_data(experiment: Experiment, ticket: Node) -> None:
     experiment.world.on_main(check)
 
 
-def _ticket_settings(world: World, store: LineageStore, config: TicketConfig) -> tuple[str, SearchConfig]:
+def _ticket_settings(
+    world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
+) -> tuple[str, SearchConfig]:
     def read() -> str:
         record = record_of(store, config.ticket)
-        if record.kind not in ("level", "training"):
-            raise ValueError(f"run {config.ticket} is a {record.kind}; a ticket is a level or a training")
+        if record.kind not in kinds:
+            raise ValueError(
+                f"run {config.ticket} ({record.name}) is a {record.kind}; this takes a {' or a '.join(kinds)}: "
+                "`python tools/lineage.py list` shows what there is"
+            )
         return json.dumps([record.key, record.config["search"]])
 
     key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
@@ -190,6 +225,11 @@ def _ticket_settings(world: World, store: LineageStore, config: TicketConfig) ->
         data = replace(data, loader=config.loader)
     final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
     settings = replace(
-        search, data=data, final=final, precision=config.precision, runs=config.runs, experiment=config.experiment
+        search,
+        data=data,
+        final=final,
+        precision=config.precision or search.precision,
+        runs=config.runs,
+        experiment=config.experiment,
     )
     return key, settings

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from harness.experiment import Experiment, Node
+import json
+
+from harness.archive import Node
+from harness.comparison import Comparison, Question
+from harness.experiment import Experiment
 from harness.lineage.store import redact
 from harness.search import SearchResult
 
@@ -28,6 +32,24 @@ def print_training(experiment: Experiment, node: Node) -> None:
         return
     error = node.metric("test_error_percent")
     print(f"{node.record.name}: test error {error:.2f} %  run {run_name(node)}")
+
+
+def print_comparison(question: Question, result: Comparison, epsilon: float | None, *, as_json: bool) -> None:
+    """Print a barrier curve and, given ε, whether the two are connected."""
+    curve, run = result.curve, result.run_id or result.key
+    verdict = {} if epsilon is None else {"epsilon": epsilon, "connected": curve.connected(epsilon)}
+    if as_json:
+        print(json.dumps({"question": question, "run": run, **curve.to_dict(), **verdict}))
+        return
+    print(f"{'alpha':>6} {'test error %':>13}")
+    for alpha, error in zip(curve.alphas, curve.error_percent, strict=True):
+        print(f"{alpha:>6.2f} {error:>13.2f}")
+    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
+    print(f"above the straight line {curve.barrier_above_line:.2f} points")
+    if epsilon is not None:
+        word, sign = ("connected", "≤") if verdict["connected"] else ("not connected", ">")
+        print(f"{word}: barrier {curve.barrier:.2f} {sign} ε = {epsilon:.2f}")
+    print(f"plot {result.directory / 'barrier.png'}\nrun  {run}")
 
 
 def run_name(node: Node) -> str:

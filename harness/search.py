@@ -1,4 +1,4 @@
-"""Algorithm 1: the level loop that finds a winning sign, and the final trainings that use it."""
+"""Algorithm 1: the level loop that finds a winning sign."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from harness import transfer
+from harness.archive import Draft, Node, find, now_ms
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule
 from harness.digest import sha256_tensors
-from harness.experiment import Draft, Experiment, Node, Start, find, now_ms
+from harness.experiment import Experiment, Start
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Parent
 from harness.masks import Mask
@@ -55,29 +55,29 @@ def _level(
     """Train under mₜ from where the method starts; the learning rate is rewound because the optimizer is new."""
     config = experiment.config
     method = METHODS[config.method]
+    # constant, as the paper has it for the warm-up and for every level
     schedule = Schedule(config.warmup_epochs if parent is None else config.level_epochs, "constant")
-    key = level_key(experiment, root, level, schedule, parent)
-    origin = parent.checkpoint if parent else theta_init
+    before = parent.checkpoint if parent else theta_init
     draft = Draft(
-        key=key,
+        key=level_key(experiment, root, level, schedule, parent),
         kind="level",
-        name=f"{config.method} {config.model.name} L{level:02d} d{mask.density:.3f}",
+        name=f"L{level:02d} d{mask.density:.3f} {config.method} {config.model.name}",
         parents=(Parent(parent.key, "pruned-from") if parent else Parent(root, "initialised-from"),),
         nested_under=root,
         config=experiment.base_config(level=level, schedule=asdict(schedule)),
         tags=experiment.base_tags(method=config.method, init_seed=config.init_seed, sgd_seed=config.sgd_seed),
         level=level,
-        epochs_before=origin.epochs,
+        epochs_before=before.epochs,
     )
 
     def make(draft: Draft) -> tuple[Checkpoint, Mask]:
-        params = {name: tensor.clone() for name, tensor in method.start(theta_init.params, origin.params).items()}
+        params = {name: tensor.clone() for name, tensor in method.start(theta_init.params, before.params).items()}
         mask.apply_(params)
-        start = Start(params, origin.buffers, mask, theta_init.params)
+        start = Start(params, before.buffers, mask, theta_init.params)
         noise = SgdNoise(config.sgd_seed, ("search", level))
-        return experiment.train(draft, start, schedule=schedule, noise=noise, method=method, search=True)
+        return experiment.train(draft, start, schedule=schedule, noise=noise, method=method, reestimate=True)
 
-    return experiment.once(draft, make, theta_init)
+    return experiment.archive.once(draft, make)
 
 
 def root_key(experiment: Experiment) -> str:
@@ -122,7 +122,7 @@ def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
 
     def commit() -> None:
         if find(experiment.store, key) is None:
-            experiment.commit(record, lambda directory: theta_init.save(directory / THETA_INIT))
+            experiment.archive.commit(record, lambda directory: theta_init.save(directory / THETA_INIT))
             return
         recorded = experiment.store.local.load(key).tags["theta_init_digest"]
         if recorded != theta_init.digest:
@@ -133,100 +133,6 @@ def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
 
     experiment.world.on_main(commit)
     return key
-
-
-def final_training(
-    experiment: Experiment,
-    kind: str,
-    ticket: Node | None,
-    *,
-    init_seed: int,
-    sgd_seed: int,
-    layer_signs: bool = True,
-    same_init: bool = False,
-) -> Node:
-    """Train `ticket` used as `kind` says on a fresh initialisation, with the full schedule (method, section 4).
-
-    `dense` needs no ticket. `retrain` draws no θ_init: `init_seed` has no influence on it. The search's own init_seed
-    is a ValueError unless `same_init`: a sign that wins on its own initialisation alone is no winning sign.
-    """
-    if ticket is None and kind != "dense":
-        raise ValueError(f"kind {kind!r} needs a ticket")
-    config = experiment.config
-    if init_seed == config.init_seed and kind not in ("dense", "retrain") and not same_init:
-        raise ValueError(
-            f"init_seed {init_seed} is the search's own: choose another for a fresh initialisation, or pass --same-init"
-        )
-    theta_init = experiment.theta_init(init_seed)
-    if kind == "dense":
-        params, mask = theta_init.params, Mask.dense(theta_init.params, experiment.partition.prunable)
-    else:
-        assert ticket is not None
-        params, mask = transfer.start(
-            kind,
-            theta_init.params,
-            ticket.checkpoint.params,
-            ticket.signed_mask,
-            seed=init_seed,
-            unpruned=layer_signs,
-        )
-    # running statistics start fresh, whatever the ticket's were
-    start = Start(params, theta_init.buffers, mask, theta_init.params)
-    # dense and retrain do not depend on all of the settings: what has no influence must not make another run
-    source = None if kind == "dense" or ticket is None else ticket
-    drawn = None if kind == "retrain" else init_seed
-    key = experiment.key(
-        kind="training",
-        used_as=kind,
-        ticket=source.key if source else None,
-        start=start.digest,
-        schedule=asdict(config.final),
-        init_seed=drawn,
-        sgd_seed=sgd_seed,
-    )
-    draft = Draft(
-        key=key,
-        kind="training",
-        name=_training_name(experiment, kind, source, mask, drawn, sgd_seed),
-        parents=_training_parents(kind, source),
-        config=experiment.base_config(
-            kind=kind,
-            ticket=source.key if source else None,
-            init_seed=drawn,
-            sgd_seed=sgd_seed,
-            layer_signs=layer_signs,
-        ),
-        tags=experiment.base_tags(kind_of_training=kind, sgd_seed=sgd_seed)
-        | ({} if drawn is None else {"init_seed": str(drawn)})
-        | ({"method": config.method} if source else {}),
-        level=source.checkpoint.level if source else 0,
-        epochs_before=0,
-    )
-
-    def make(draft: Draft) -> tuple[Checkpoint, Mask]:
-        noise = SgdNoise(sgd_seed, ("final",))
-        # always the plain algorithm 𝒜: no interpolation in a final training
-        return experiment.train(draft, start, schedule=config.final, noise=noise, method=METHODS["lrr"], search=False)
-
-    return experiment.once(draft, make, theta_init)
-
-
-def _training_parents(kind: str, ticket: Node | None) -> tuple[Parent, ...]:
-    if ticket is None:
-        return ()
-    return (Parent(ticket.key, "trained-from" if kind == "retrain" else "masked-by"),)
-
-
-def _training_name(
-    experiment: Experiment, kind: str, ticket: Node | None, mask: Mask, init_seed: int | None, sgd_seed: int
-) -> str:
-    words = [kind, experiment.config.method] if ticket else [kind]
-    words += [experiment.config.model.name]
-    if ticket:
-        words += [f"L{ticket.checkpoint.level:02d} d{mask.density:.3f}"]
-    if init_seed is not None:
-        words += [f"i{init_seed}"]
-    return " ".join([*words, f"s{sgd_seed}"])
 
 
 def _mask_digest(mask: Mask) -> str:

@@ -28,8 +28,6 @@ def start(
     biases and of the classifier are transferred. `seed` feeds the two controls alone (random signs, random mask).
     """
     mask = signed_mask.mask
-    if kind == "dense":
-        return dict(theta_init), Mask({name: torch.ones_like(kept) for name, kept in mask.tensors.items()})
     if kind == "retrain":
         params = {name: tensor.clone() for name, tensor in ticket.items()}
     elif kind == "mask":

@@ -8,9 +8,7 @@ Launch     accelerate launch recipes/aws_digits.py
 """
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import clear_errors, launched, parse
-from harness.report import print_search
-from harness.search import search
+from harness.launch import run_search
 
 
 def config() -> SearchConfig:
@@ -27,13 +25,5 @@ def config() -> SearchConfig:
     )
 
 
-def main() -> None:
-    """Search, then say what was found and how to use it."""
-    with clear_errors():
-        settings = parse(SearchConfig, __doc__, default=config())
-        with launched(settings) as experiment:
-            print_search(experiment, search(experiment))
-
-
 if __name__ == "__main__":
-    main()
+    run_search(__doc__, config())

@@ -14,18 +14,27 @@ from aws_digits import config as digits  # type: ignore[import-not-found]  # its
 
 from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
+from harness.archive import Node
 from harness.comparison import Comparison, Question, compare
-from harness.config import ComparisonConfig, Schedule, SearchConfig
-from harness.experiment import Experiment, Node
+from harness.config import ComparisonConfig, Kind, Schedule, SearchConfig
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
 from harness.launch import clear_errors, launched, parse
 from harness.report import run_name, ui_command
-from harness.search import SearchResult, final_training, search
+from harness.search import SearchResult, search
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)
 SGD_SEEDS = (1, 2)
 WELL_TRAINED_PERCENT = 2.0
-KINDS = ("retrain", "signed_mask", "mask")
+FRESH: tuple[Kind, ...] = ("signed_mask", "mask")
+KINDS = ("retrain", *FRESH)
+TRIALS = (
+    *(Trial("retrain", INIT_SEEDS[0], sgd_seed) for sgd_seed in SGD_SEEDS),
+    *(Trial(kind, init_seed, SGD_SEEDS[0]) for kind in FRESH for init_seed in INIT_SEEDS),
+)
+TWIN = Trial("signed_mask", INIT_SEEDS[0], SGD_SEEDS[1])
+"""The first signed_mask trial under another noise, for its stability."""
 
 
 def config() -> SearchConfig:
@@ -45,37 +54,21 @@ class Story:
 def tell(experiment: Experiment, comparison: ComparisonConfig) -> Story:
     """Search with the experiment's method, train the deepest ticket in every way, compare."""
     result = search(experiment)
-    ticket = result.ticket
-    final = {
-        (kind, init_seed, sgd_seed): final_training(experiment, kind, ticket, init_seed=init_seed, sgd_seed=sgd_seed)
-        for kind, init_seed, sgd_seed in trials()
-    }
     story = Story(result)
-    story.trials["retrain"] = [final["retrain", INIT_SEEDS[0], sgd_seed] for sgd_seed in SGD_SEEDS]
-    for kind in ("signed_mask", "mask"):
-        story.trials[kind] = [final[kind, init_seed, SGD_SEEDS[0]] for init_seed in INIT_SEEDS]
+    for trial in TRIALS:
+        story.trials.setdefault(trial.kind, []).append(final_training(experiment, trial, result.ticket))
+    twin = final_training(experiment, TWIN, result.ticket)
 
     def barrier(question: Question, first: Node, second: Node) -> list[Comparison]:
         compared = compare(experiment, first, second, question, comparison)
         return [] if compared is None else [compared]
 
-    twin = final["signed_mask", INIT_SEEDS[0], SGD_SEEDS[1]]
     story.comparisons["stability retrain"] = barrier("stability", *story.trials["retrain"])
     story.comparisons["stability signed_mask"] = barrier("stability", story.trials["signed_mask"][0], twin)
     story.comparisons["lmc signed_mask–retrain"] = [
         one for node in story.trials["signed_mask"] for one in barrier("lmc", node, story.trials["retrain"][0])
     ]
     return story
-
-
-def trials() -> list[tuple[str, int, int]]:
-    """(kind, init_seed, sgd_seed) of every final training of a ticket; the last is there for stability."""
-    first = INIT_SEEDS[0]
-    return (
-        [("retrain", first, sgd_seed) for sgd_seed in SGD_SEEDS]
-        + [(kind, init_seed, SGD_SEEDS[0]) for kind in ("signed_mask", "mask") for init_seed in INIT_SEEDS]
-        + [("signed_mask", first, SGD_SEEDS[1])]
-    )
 
 
 def errors(nodes: list[Node]) -> list[float]:
@@ -138,10 +131,11 @@ def main() -> None:
             raise ValueError(
                 f"init_seed {settings.init_seed} is one of the final trainings'; take another for the searches"
             )
+        if settings.method != config().method:
+            raise ValueError("the demo runs every method; choose one with `recipes/aws_digits.py --method …`")
         with launched(settings) as experiment:
             dense = [
-                final_training(experiment, "dense", None, init_seed=init_seed, sgd_seed=SGD_SEEDS[0])
-                for init_seed in INIT_SEEDS
+                final_training(experiment, Trial("dense", init_seed, SGD_SEEDS[0]), None) for init_seed in INIT_SEEDS
             ]
             stories = {method: tell(experiment.using(method), ComparisonConfig()) for method in METHODS}
             if experiment.world.is_main:

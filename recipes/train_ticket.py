@@ -5,9 +5,9 @@ Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind sign
 """
 
 from harness.config import TicketConfig
+from harness.final import Trial, final_training
 from harness.launch import clear_errors, launched_ticket, parse
 from harness.report import print_training
-from harness.search import final_training
 
 
 def main() -> None:
@@ -15,16 +15,8 @@ def main() -> None:
     with clear_errors():
         settings = parse(TicketConfig, __doc__)
         with launched_ticket(settings) as (experiment, ticket):
-            trained = final_training(
-                experiment,
-                settings.kind,
-                ticket,
-                init_seed=settings.init_seed,
-                sgd_seed=settings.sgd_seed,
-                layer_signs=settings.layer_signs,
-                same_init=settings.same_init,
-            )
-            print_training(experiment, trained)
+            trial = Trial(settings.kind, settings.init_seed, settings.sgd_seed, settings.unpruned_signs)
+            print_training(experiment, final_training(experiment, trial, ticket, same_init=settings.same_init))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.config import Schedule, known, search_from_json, to_json
+from harness.config import ComparisonConfig, DataConfig, OptimConfig, Schedule, known, search_from_json, to_json
 from recipes.aws_digits import config as digits
 from recipes.aws_imagenet import config as imagenet
 
@@ -16,6 +16,26 @@ def test_step_schedule_falls_at_half_and_three_quarters():
     schedule = Schedule(100, "step")
     factors = [schedule.lr_factor(epoch) for epoch in (0, 49, 50, 74, 75, 99)]
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_no_training_starts_at_a_reduced_learning_rate(epochs):
+    assert Schedule(epochs, "step").lr_factor(0) == 1
+
+
+def test_settings_of_the_other_optimizer_determine_nothing():
+    assert OptimConfig("adam", momentum=0.5).determinants() == OptimConfig("adam").determinants()
+    assert OptimConfig("sgd", betas=(0.5, 0.9)).determinants() == OptimConfig("sgd").determinants()
+    assert OptimConfig("sgd", momentum=0.5).determinants() != OptimConfig("sgd").determinants()
+    assert OptimConfig("adam", betas=(0.5, 0.9)).determinants() != OptimConfig("adam").determinants()
+
+
+def test_images_for_batchnorm_statistics():
+    assert ComparisonConfig().num_bn_images(60_000) == 10_000
+    assert ComparisonConfig().num_bn_images(500) == 500
+    assert ComparisonConfig(bn_images="all").num_bn_images(60_000) == 60_000
+    assert ComparisonConfig(bn_convention="ema").num_bn_images(60_000) == 60_000
+    assert ComparisonConfig(bn_convention="none").num_bn_images(60_000) == 0
 
 
 def test_cosine_schedule_is_torchs():
@@ -35,6 +55,19 @@ def test_unknown_name_lists_the_known_and_the_nearest():
         known("method", "lrrr", ["lrr", "aws"])
 
 
-def test_bad_values_are_refused():
-    with pytest.raises(ValueError, match="epochs is -1"):
-        Schedule(-1, "constant")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Schedule(-1, "constant"), "epochs is -1"),
+        (lambda: OptimConfig(momentum=1.0), "optim.momentum is 1.0"),
+        (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
+        (lambda: OptimConfig(max_grad_norm=0.0), "optim.max_grad_norm is 0.0"),
+        (lambda: OptimConfig(lr=0.0), "optim.lr is 0.0"),
+        (lambda: DataConfig("digits", num_workers=0), "data.num_workers is 0"),
+        (lambda: ComparisonConfig(bn_images=0), "bn_images is 0"),
+        (lambda: ComparisonConfig(num_alphas=1), "num_alphas is 1"),
+    ],
+)
+def test_bad_values_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()

@@ -31,12 +31,14 @@ ROOMS: dict[str, set[str]] = {
     "training": _NETWORK | {"data", "pruning"},
     "lineage": {"config", "digest", "masks", "checkpoint"},
     "analysis": _NETWORK | {"data", "training"},
-    # Those that put the parts together: one node of the lineage, the level loop over nodes, what a user sees of them.
-    "experiment": _PARTS,
-    "search": _PARTS | {"experiment"},
-    "comparison": _PARTS | {"analysis", "experiment"},
-    "launch": _PARTS | {"experiment", "comparison"},
-    "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
+    # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
+    "archive": _NETWORK | {"training", "lineage"},
+    "experiment": _PARTS | {"archive"},
+    "search": _PARTS | {"archive", "experiment"},
+    "final": _PARTS | {"archive", "experiment"},
+    "comparison": _PARTS | {"analysis", "archive", "experiment"},
+    "report": _PARTS | {"analysis", "archive", "experiment", "search", "comparison"},
+    "launch": _PARTS | {"analysis", "archive", "experiment", "search", "comparison", "report"},
     # `from harness import load_signed_mask`, on first use.
     "__init__": {"masks", "lineage"},
 }

@@ -74,8 +74,3 @@ def test_controls(parts):
     assert 0.3 < agree < 0.7
     _, other = go("random_mask", parts)
     assert not other.equal(signed_mask.mask)
-
-
-def test_dense_is_theta_init(parts):
-    params, mask = go("dense", parts)
-    assert mask.density == 1 and torch.equal(params["w"], parts[0]["w"])

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
 import torch
@@ -72,6 +72,16 @@ class BarrierCurve:
         return max(
             error - (alpha * self.error_a_percent + (1 - alpha) * self.error_b_percent)
             for alpha, error in zip(self.alphas, self.error_percent, strict=True)
+        )
+
+    def reversed(self) -> BarrierCurve:
+        """The same line with a and b exchanged."""
+        return replace(
+            self,
+            alphas=tuple(round(1 - alpha, 12) for alpha in reversed(self.alphas)),
+            error_percent=self.error_percent[::-1],
+            recorded_error_a_percent=self.recorded_error_b_percent,
+            recorded_error_b_percent=self.recorded_error_a_percent,
         )
 
     def connected(self, epsilon: float) -> bool:

@@ -15,7 +15,7 @@ from harness.models.partition import ParamPartition
 from harness.models.resnet50 import resnet50, resnet50_cifar
 from harness.models.resnet_cifar import resnet_cifar
 
-__all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "partition_of"]
+__all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "partition_of", "width_of"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ def build_model(name: str, *, num_classes: int, channels: int, image_size: int, 
 def partition_of(name: str, model: nn.Module) -> ParamPartition:
     """The prunable, norm and other parameters of `model`, a network built under this name."""
     return ParamPartition.of(model, _spec(name).classifier)
+
+
+def width_of(name: str, width: int | None) -> int | None:
+    """The width of a network with `width` asked for: None means its own default, and stays None if it has only one."""
+    parameter = inspect.signature(_spec(name).build).parameters.get("width")
+    return width if width is not None or parameter is None else int(parameter.default)
 
 
 def _spec(name: str) -> ModelSpec:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,8 +19,8 @@ _REFUSED = {
 }
 
 
-class RankZeroFailedError(RuntimeError):
-    """Rank 0 failed and has said why."""
+class OtherRankFailedError(RuntimeError):
+    """Another process failed and has said why."""
 
 
 class World:
@@ -30,40 +30,49 @@ class World:
     launcher falls back silently), FSDP, DeepSpeed, Megatron-LM and fp8.
     """
 
-    def __init__(self, precision: str = "no", *, deterministic: bool = False) -> None:
+    def __init__(self, precision: str | None = "no", *, deterministic: bool = False) -> None:
+        """Join the other processes; with `precision` None, `use` must follow before the first training."""
         for variable, name in _REFUSED.items():
             if os.environ.get(variable, "false").lower() in ("1", "true"):
                 raise ValueError(f"{name} is not supported: masks need whole parameters on every rank; launch with DDP")
-        if precision not in ("no", "fp16", "bf16"):
-            raise ValueError(f"precision {precision!r} is not supported; known: no, fp16, bf16")
-        if precision == "fp16" and not torch.cuda.is_available():
-            raise ValueError("fp16 mixed precision needs a GPU; use --precision bf16 or no")
-        asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-        if asked not in ("no", precision):
-            raise ValueError(
-                f"the launcher asks for {asked}, the run for {precision!r}: say --precision {asked} to the recipe"
-            )
+        if precision is not None:
+            _check_precision(precision)
         if deterministic:
             self.make_deterministic()
-        from accelerate import Accelerator
-        from accelerate.utils import InitProcessGroupKwargs
+        from accelerate import PartialState
 
         # rank 0 alone fetches, delivers and compares, which may take longer than the ten minutes NCCL would wait
-        patience = InitProcessGroupKwargs(timeout=timedelta(hours=6))
-        self.accelerator = Accelerator(
-            mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[patience]
-        )
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
+        self.rank: int = self._state.process_index
+        self.size: int = self._state.num_processes
+        self.device: torch.device = self._state.device
+        self.is_main = self.rank == 0
+        _check_world(self.size)
+        if precision is not None:
+            self.use(precision)
+
+    def use(self, precision: str) -> None:
+        """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another."""
+        _check_precision(precision)
+        from accelerate import Accelerator
+
+        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
         if self.accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
                 "set accumulation with --accumulation-steps, not in Accelerate's launcher or configuration"
             )
         self.precision = precision
-        self.rank: int = self.accelerator.process_index
-        self.size: int = self.accelerator.num_processes
-        self.device: torch.device = self.accelerator.device
-        self.is_main = self.rank == 0
-        _check_world(self.size)
         self._fresh_scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+
+    @property
+    def local_size(self) -> int:
+        """Processes of this launch on this machine."""
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    @property
+    def device_name(self) -> str:
+        """The kind of device in words: equal bits need equal kinds."""
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
 
     @staticmethod
     def make_deterministic() -> None:
@@ -98,7 +107,10 @@ class World:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks."""
-        return self.accelerator.reduce(tensor, reduction="sum")
+        if self.size > 1:
+            tensor = tensor.clone()
+            torch.distributed.all_reduce(tensor)
+        return tensor
 
     def min(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the minimum over ranks."""
@@ -143,22 +155,41 @@ class World:
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
         """Run `work` on rank 0 alone while the others wait; if it raises there, every rank raises."""
+        return self.on_all(lambda: work() if self.is_main else None)
+
+    def on_all(self, work: Callable[[], Result]) -> Result:
+        """Run `work` on every rank; if it raises on any, every rank raises: none is left waiting for another.
+
+        The first rank that failed raises its own error, the others OtherRankFailedError.
+        """
         result, failure = None, None
-        if self.is_main:
-            try:
-                result = work()
-            except Exception as error:
-                failure = error
-        failed = self.share_flag(failure is not None)
-        if failure is not None:
+        try:
+            result = work()
+        except Exception as error:
+            failure = error
+        mine = torch.tensor(self.size if failure is None else self.rank, device=self.device)
+        first = int(self.min(mine).item())
+        if failure is not None and first == self.rank:
             raise failure
-        if failed:
-            raise RankZeroFailedError("rank 0 failed; see its message")
-        return result
+        if first < self.size:
+            raise OtherRankFailedError(f"process {first} of {self.size} failed; see its message")
+        return cast(Result, result)
 
     def close(self) -> None:
         """Leave the process group: one left open at exit can abort the other node."""
-        self.accelerator.end_training()
+        self._state.destroy_process_group()
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in ("no", "fp16", "bf16"):
+        raise ValueError(f"precision {precision!r} is not supported; known: no, fp16, bf16")
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("fp16 mixed precision needs a GPU; use --precision bf16 or no")
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in ("no", precision):
+        raise ValueError(
+            f"the launcher asks for {asked}, the run for {precision!r}: say --precision {asked} to the recipe"
+        )
 
 
 def _check_world(size: int) -> None:

@@ -39,6 +39,15 @@ def test_the_definition_by_hand():
     assert not one.connected(6.9)
 
 
+def test_the_same_line_the_other_way_round():
+    one = curve([10.0, 16.0, 22.0, 15.0, 20.0], recorded_error_a_percent=21.0)
+    back = one.reversed()
+    assert back.error_percent == (20.0, 15.0, 22.0, 16.0, 10.0) and back.alphas == one.alphas
+    assert (back.error_a_percent, back.recorded_error_b_percent) == (one.error_b_percent, 21.0)
+    assert (back.barrier, back.floor, back.barrier_above_line) == (one.barrier, one.floor, one.barrier_above_line)
+    assert back.reversed() == one
+
+
 def test_the_sup_includes_the_ends():
     one = curve([4.0, 5.0, 8.0])  # below the line in the middle: the barrier is its floor
     assert one.barrier == one.floor == 2.0

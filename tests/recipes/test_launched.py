@@ -132,8 +132,16 @@ def test_train_ticket_then_stability_and_lmc(searched):
     assert len(curve["alphas"]) == 11 and curve["test_images"] == 500
     ends = (curve["error_percent"][0] + curve["error_percent"][-1]) / 2
     assert curve["barrier"] == pytest.approx(max(curve["error_percent"]) - ends)
-    text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1])
-    assert "barrier" in text and (where / re.search(r"plot (.*)", text)[1]).is_file()
+    text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], "--epsilon", "100")
+    assert "connected: barrier" in text and (where / re.search(r"plot (.*)", text)[1]).is_file()
+    # the other way round it is the same run, read backwards
+    there = json.loads(tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], "--json"))
+    back = json.loads(tool(where, "lmc.py", found["retrain", 1], found["signed_mask", 1], "--json"))
+    assert back["run"] == there["run"] and back["error_percent"] == there["error_percent"][::-1]
+    assert back["recorded_error_a_percent"] == there["recorded_error_b_percent"]
+    # a training is no ticket
+    refused = recipe(where, "train_ticket.py", "--ticket", found["retrain", 1], ok=False)
+    assert "is a training; this takes a level" in refused
     # stability of different starts is another question
     refused = tool(where, "stability.py", found["signed_mask", 1], found["retrain", 1], ok=False)
     assert refused.startswith("error: ") and "Traceback" not in refused
@@ -176,6 +184,9 @@ def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
     output = recipe(where, "aws_digits.py", *TINY, "--num-levels", "1", **away)
     keys = re.findall(r"[0-9a-f]{64}", output)
     assert len(set(keys)) == 2 and len(nodes(where, "level")) == 2
+    ticket = ["--ticket", keys[-1], "--kind", "mask"]
+    trained = recipe(where, "train_ticket.py", *ticket, **away)
+    assert re.search(r"run [0-9a-f]{64}", trained)
     tool(where, "lineage.py", "sync")
     listed = tool(where, "lineage.py", "list", "--json")
     assert all(key in listed for key in keys)

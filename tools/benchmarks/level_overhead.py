@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import harness.archive
 import harness.experiment
 import harness.search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig

@@ -1,0 +1,129 @@
+"""Final trainings: a ticket used on a fresh initialisation with the full schedule, and the dense network beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from harness import transfer
+from harness.archive import Draft, Node
+from harness.checkpoint import Checkpoint
+from harness.config import Kind
+from harness.experiment import Experiment, Start
+from harness.lineage.record import Parent
+from harness.masks import Mask
+from harness.pruning import METHODS
+from harness.seeds import SgdNoise
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One final training of a ticket: how it is used, and the two seeds."""
+
+    kind: Kind
+    init_seed: int
+    """Draws the fresh θ_init; without influence on `retrain`, which draws none."""
+    sgd_seed: int
+    unpruned_signs: bool = True
+    """Transfer the signs of biases and of the classifier too."""
+
+    @property
+    def drawn(self) -> int | None:
+        """The init_seed, if it has any influence: what has none must not make another run."""
+        return None if self.kind == "retrain" else self.init_seed
+
+    @property
+    def needs_fresh_init(self) -> bool:
+        """Whether the search's own θ_init would answer another question."""
+        return self.kind not in ("dense", "retrain")
+
+
+def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *, same_init: bool = False) -> Node:
+    """Train `ticket` used as `trial` says with the full schedule, under plain 𝒜 (method, section 4).
+
+    `dense` needs no ticket and ignores one. The search's own init_seed is a ValueError unless `same_init`: a sign that
+    wins on its own initialisation alone is no winning sign.
+    """
+    if trial.kind == "dense":
+        ticket = None
+    elif ticket is None:
+        raise ValueError(f"kind {trial.kind!r} needs a ticket")
+    config = experiment.config
+    if trial.needs_fresh_init and trial.init_seed == config.init_seed and not same_init:
+        raise ValueError(
+            f"init_seed {trial.init_seed} is the search's own: choose another for a fresh initialisation, "
+            "or pass --same-init"
+        )
+    start = _start(experiment, trial, ticket)
+    draft = Draft(
+        key=experiment.key(
+            kind="training",
+            used_as=trial.kind,
+            ticket=ticket.key if ticket else None,
+            start=start.digest,
+            schedule=asdict(config.final),
+            init_seed=trial.drawn,
+            sgd_seed=trial.sgd_seed,
+        ),
+        kind="training",
+        name=_name(experiment, trial, ticket, start.mask),
+        parents=_parents(trial, ticket),
+        config=experiment.base_config(
+            kind=trial.kind,
+            ticket=ticket.key if ticket else None,
+            init_seed=trial.drawn,
+            sgd_seed=trial.sgd_seed,
+            unpruned_signs=trial.unpruned_signs,
+        ),
+        tags=_tags(experiment, trial, ticket),
+        level=ticket.checkpoint.level if ticket else 0,
+        epochs_before=0,
+    )
+
+    def make(draft: Draft) -> tuple[Checkpoint, Mask]:
+        noise = SgdNoise(trial.sgd_seed, ("final",))
+        # lrr is the plain algorithm 𝒜: no interpolation in a final training
+        plain = METHODS["lrr"]
+        return experiment.train(draft, start, schedule=config.final, noise=noise, method=plain, reestimate=False)
+
+    return experiment.archive.once(draft, make)
+
+
+def _start(experiment: Experiment, trial: Trial, ticket: Node | None) -> Start:
+    theta_init = experiment.theta_init(trial.init_seed)
+    if ticket is None:
+        params, mask = theta_init.params, Mask.dense(theta_init.params, experiment.partition.prunable)
+    else:
+        params, mask = transfer.start(
+            trial.kind,
+            theta_init.params,
+            ticket.checkpoint.params,
+            ticket.signed_mask,
+            seed=trial.init_seed,
+            unpruned=trial.unpruned_signs,
+        )
+    # running statistics start fresh, whatever the ticket's were
+    return Start(params, theta_init.buffers, mask, theta_init.params)
+
+
+def _parents(trial: Trial, ticket: Node | None) -> tuple[Parent, ...]:
+    if ticket is None:
+        return ()
+    return (Parent(ticket.key, "trained-from" if trial.kind == "retrain" else "masked-by"),)
+
+
+def _tags(experiment: Experiment, trial: Trial, ticket: Node | None) -> dict[str, str]:
+    tags = experiment.base_tags(kind_of_training=trial.kind, sgd_seed=trial.sgd_seed)
+    if trial.drawn is not None:
+        tags["init_seed"] = str(trial.drawn)
+    if ticket is not None:
+        tags["method"] = experiment.config.method
+    return tags
+
+
+def _name(experiment: Experiment, trial: Trial, ticket: Node | None, mask: Mask) -> str:
+    config = experiment.config
+    words: list[str] = [trial.kind]
+    if ticket is not None:
+        words += [f"L{ticket.checkpoint.level:02d} d{mask.density:.3f} {config.method}"]
+    words += [config.model.name] if trial.drawn is None else [config.model.name, f"i{trial.drawn}"]
+    return " ".join([*words, f"s{trial.sgd_seed}"])

@@ -1,0 +1,83 @@
+"""Finished runs are made once; what differs when they are reused is said; nothing made is lost to a server."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.archive import Archive, Draft, deliver
+from harness.checkpoint import Checkpoint
+from harness.digest import sha256_json
+from harness.lineage.local import LocalNodes
+from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.store import LineageStore, open_store
+from harness.masks import Mask
+from harness.models import build_model, partition_of
+from harness.training.world import World
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    torch.manual_seed(0)
+    model = build_model("resnet8", num_classes=3, channels=1, image_size=8, width=2)
+    template = Checkpoint.of(model, level=0, epochs=0, level_digest="0" * 64)
+    return Archive(World(), open_store(tmp_path, offline=True), partition_of("resnet8", model), template)
+
+
+def draft(**launch: object) -> Draft:
+    config = {"launch": {"threads": 1, "device": "cpu"} | launch}
+    return Draft(sha256_json("a run"), "training", "a run", (), config, {}, level=0, epochs_before=0)
+
+
+def make(archive: Archive, made: list[str]):
+    def once(draft: Draft) -> tuple[Checkpoint, Mask]:
+        made.append(draft.name)
+        return archive.template, Mask.dense(archive.template.params, archive.partition.prunable)
+
+    return once
+
+
+def test_a_run_is_made_once_and_comes_back_whole(archive: Archive):
+    made: list[str] = []
+    first, again = (archive.once(draft(), make(archive, made)) for _ in range(2))
+    assert made == ["a run"] and first.record == again.record
+    for name, tensor in archive.template.state_dict.items():
+        assert torch.equal(again.checkpoint.state_dict[name], tensor)
+    assert again.mask.equal(first.mask) and again.metric("density") == 1
+
+
+def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, capsys):
+    made: list[str] = []
+    archive.once(draft(), make(archive, made))
+    archive.once(draft(), make(archive, made))
+    assert "warning" not in capsys.readouterr().err
+    for _ in range(2):
+        archive.once(draft(threads=2), make(archive, made))
+    warnings = capsys.readouterr().err.splitlines()
+    assert len(warnings) == 1 and "'a run' is reused" in warnings[0] and "threads 1 (now 2)" in warnings[0]
+    assert made == ["a run"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (ConnectionError("cannot deliver"), "lineage.py sync"),
+        (LookupError("its parent is nowhere"), "stays among the local runs"),
+    ],
+)
+def test_a_run_that_cannot_be_delivered_is_a_warning(tmp_path: Path, monkeypatch, capsys, error, said):
+    store = open_store(tmp_path, f"sqlite:///{tmp_path}/never-made.db")
+    key = sha256_json("child")
+    record = LineageRecord(key=key, kind="level", name="child", parents=(Parent(sha256_json("far"), "pruned-from"),))
+    store.local.commit(record, lambda directory: None)
+
+    def fail(self: LineageStore, directory: Path) -> str:
+        raise error
+
+    monkeypatch.setattr(LineageStore, "deliver", fail)
+    assert deliver(store, key) is None
+    message = capsys.readouterr().err
+    assert str(error) in message and said in message
+    assert LocalNodes(tmp_path).load(key).name == "child"
