@@ -3,11 +3,16 @@
 Importing this package is light; MLflow, FFCV and Accelerate load where they are used.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.lineage.reload import load_checkpoint, load_signed_mask
     from harness.masks import Mask, SignedMask
+
+if "LOCAL_RANK" in os.environ:
+    # DDP warns on every rank of a setting that is meant (see harness.training.world); read when torch is loaded
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 __version__ = "0.1.0"
 __all__ = ["Mask", "SignedMask", "load_checkpoint", "load_signed_mask"]

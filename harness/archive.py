@@ -6,96 +6,89 @@ unfinished one is made.
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
+from harness.keeper import Circumstances, RunKeeper, Saving
 from harness.lineage.code import code_version
-from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask, check_fits
 from harness.models import ParamPartition
+from harness.node import Draft, Node, now_ms, texts
+from harness.progress import say
+from harness.training.stop import StoppedError
 from harness.training.world import World
+from harness.unfinished import Unfinished
 
 CHECKPOINT = "checkpoint.safetensors"
 SIGNED_MASK = "signed_mask.safetensors"
 
 
-@dataclass(frozen=True)
-class Node:
-    """A finished run, held in memory on every rank."""
-
-    key: str
-    checkpoint: Checkpoint
-    signed_mask: SignedMask
-    record: LineageRecord | None
-    """What the lineage knows of it; on rank 0 alone."""
-    run_id: str | None = None
-    """MLflow's name for it; None where it has not been delivered, and on other ranks."""
-
-    @property
-    def mask(self) -> Mask:
-        """The kept set m."""
-        return self.signed_mask.mask
-
-    def metric(self, name: str) -> float:
-        """Return the last value of a metric (rank 0)."""
-        if self.record is None:
-            raise RuntimeError("metrics are known on rank 0 alone")
-        return self.record.last_metrics()[name]
-
-
-@dataclass
-class Draft:
-    """A run that is about to be made: its place in the lineage, and what it has measured so far."""
-
-    key: str
-    kind: str
-    name: str
-    parents: tuple[Parent, ...]
-    config: dict[str, Any]
-    tags: dict[str, str]
-    level: int
-    epochs_before: int
-    nested_under: str | None = None
-    metrics: list[Metric] = field(default_factory=list)
-    started_ms: int = field(default_factory=lambda: now_ms())
-
-    def log(self, name: str, value: float, step: int) -> None:
-        """Measure one number now."""
-        self.metrics.append(Metric(name, float(value), step, now_ms()))
-
-
 class Archive:
     """The finished runs of one network, in the store of one launch."""
 
-    def __init__(self, world: World, store: LineageStore, partition: ParamPartition, template: Checkpoint) -> None:
-        """`template` has the shapes of the network."""
+    def __init__(
+        self, world: World, store: LineageStore, partition: ParamPartition, template: Checkpoint, saving: Saving
+    ) -> None:
+        """`template` has the shapes of the network; `saving` says how often an unfinished training is saved."""
         self.world, self.store, self.partition, self.template = world, store, partition, template
-        self._warned: set[str] = set()
+        self.saving = saving
+        self.circumstances = Circumstances()
 
-    def once(self, draft: Draft, make: Callable[[Draft], tuple[Checkpoint, Mask]]) -> Node:
+    def once(self, draft: Draft, make: Callable[[Draft, RunKeeper], tuple[Checkpoint, Mask]]) -> Node:
         """Return the finished run of `draft.key`, making and committing it if there is none.
 
-        `make` runs on every rank; rank 0 commits the files locally, then hands them to MLflow.
+        `make` runs on every rank; rank 0 commits the files locally, then hands them to MLflow. A training that was
+        interrupted goes on from its last state. BusyError if another launch is making the same run, StoppedError if
+        this launch was asked to stop.
         """
+        unfinished = Unfinished(self.store.local.directory, draft.kind, draft.key, draft.name)
         if self._exists(draft.key):
-            node = self._load(draft.key)
-            self._warn_of_differences(draft, node)
-            return node
-        checkpoint, mask = make(draft)
-        signed_mask = SignedMask.of(checkpoint.params, mask, self.partition.norm)
-        for name, value in self._sign_counts(checkpoint, signed_mask).items():
-            draft.log(name, value, checkpoint.epochs)
-        self.world.on_main(lambda: self._commit(draft, checkpoint, signed_mask))
+            self.world.on_main(unfinished.discard_if_idle)
+            return self._reuse(draft)
+        self._stop_if_asked()
+        with self._claimed(unfinished, draft):
+            if self._exists(draft.key):  # another launch was faster
+                return self._reuse(draft)
+            keeper = RunKeeper(self.world, unfinished, draft, self.saving, self.circumstances)
+            checkpoint, mask = make(draft, keeper)
+            signed_mask = SignedMask.of(checkpoint.params, mask, self.partition.norm)
+            for name, value in self._sign_counts(checkpoint, signed_mask).items():
+                draft.log(name, value, checkpoint.epochs)
+            self.world.on_main(lambda: self._commit(draft, checkpoint, signed_mask))
+            self.world.on_main(unfinished.discard)
         return self._node(draft.key, checkpoint, signed_mask)
+
+    @contextmanager
+    def _claimed(self, unfinished: Unfinished, draft: Draft) -> Iterator[None]:
+        """Hold the run on rank 0; when it is busy there, every rank raises."""
+        claim = unfinished.claimed(draft.config)
+        self.world.on_main(claim.__enter__)
+        try:
+            for line in self.world.on_main(lambda: unfinished.nearly_the_same(draft.config)) or []:
+                say(f"note: {line}")
+            yield
+        finally:
+            if self.world.is_main:
+                claim.__exit__(None, None, None)
+
+    def _stop_if_asked(self) -> None:
+        """Stop between two runs, if any rank was asked to."""
+        reason = self.world.stop.reason
+        if self.world.any(reason is not None):
+            raise StoppedError(reason or "another process was asked to stop")
+
+    def _reuse(self, draft: Draft) -> Node:
+        node = self._load(draft.key)
+        if node.record is not None:
+            then = node.record.code | texts(node.record.config.get("launch", {}))
+            self.circumstances.compare(f"{node.record.name!r} is reused, though it was made", then, draft.circumstances)
+        return node
 
     def load(self, key: str) -> Node:
         """Return a finished run of this network by its key; LookupError if there is none."""
@@ -144,18 +137,6 @@ class Archive:
 
         self.commit(record, write)
 
-    def _warn_of_differences(self, draft: Draft, node: Node) -> None:
-        """Say once of each thing that may change bits, and is in no key, that a reused run had it otherwise."""
-        if node.record is None:
-            return
-        then = node.record.code | _texts(node.record.config.get("launch", {}))
-        now = code_version() | _texts(draft.config.get("launch", {}))
-        differ = (name for name in sorted(now) if name in then and then[name] != now[name])
-        text = ", ".join(f"{name} {then[name]} (now {now[name]})" for name in differ)
-        if text and text not in self._warned:
-            self._warned.add(text)
-            say(f"warning: {node.record.name!r} is reused, though it was made with {text}; its numbers may differ")
-
     def _load(self, key: str) -> Node:
         def read() -> tuple[Checkpoint, SignedMask]:
             local = self.store.local
@@ -176,18 +157,16 @@ class Archive:
 
     def _share(self, key: str, loaded: tuple[Checkpoint, SignedMask] | None) -> Node:
         """Give every rank what rank 0 read; the other nodes of a cluster may not see its files."""
-        template = self.template
-        checkpoint, signed_mask = loaded or (
-            template,
-            SignedMask.of(template.params, Mask.dense(template.params, self.partition.prunable), self.partition.norm),
-        )
-        counts = self.world.share({"counts": torch.tensor([checkpoint.level, checkpoint.epochs])})["counts"].tolist()
-        params = self.world.share(checkpoint.params)
-        buffers = self.world.share(checkpoint.buffers)
-        signs = self.world.share(signed_mask.signs)
-        mask = Mask(self.world.share(signed_mask.mask.tensors))
-        shared = Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
-        return self._node(key, shared, SignedMask(signs, mask, self.partition.norm))
+        share = self.world.share
+        if loaded is None:
+            empty: dict[str, torch.Tensor] = {}
+            checkpoint, signed_mask = Checkpoint(empty, empty, 0, 0, key), SignedMask(empty, Mask(empty), frozenset())
+        else:
+            checkpoint, signed_mask = loaded
+        counts = share({"counts": torch.tensor([checkpoint.level, checkpoint.epochs])})["counts"].tolist()
+        shared = Checkpoint(share(checkpoint.params), share(checkpoint.buffers), int(counts[0]), int(counts[1]), key)
+        mask = Mask(share(signed_mask.mask.tensors))
+        return self._node(key, shared, SignedMask(share(signed_mask.signs), mask, self.partition.norm))
 
     def _node(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> Node:
         known = self.world.on_main(lambda: (self.store.local.load(key), run_id_of(self.store, key)))
@@ -225,17 +204,3 @@ def run_id_of(store: LineageStore, key: str) -> str | None:
         return store.run_id_of(key)
     except ConnectionError:
         return None
-
-
-def say(line: str) -> None:
-    """Write a line to standard error without tearing a progress bar."""
-    tqdm.write(line, sys.stderr)
-
-
-def now_ms() -> int:
-    """Return the time in whole milliseconds since 1970."""
-    return int(time.time() * 1000)
-
-
-def _texts(values: dict[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}

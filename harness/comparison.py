@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
-from harness.archive import Node, find, now_ms, run_id_of
+from harness.archive import find, run_id_of
 from harness.config import ComparisonConfig
 from harness.digest import sha256_json
 from harness.experiment import TEST_BATCH_SIZE, Experiment
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.node import Node, now_ms
 from harness.seeds import SgdNoise
 from harness.training.feed import ImageBatch, TestFeed, TrainFeed
 
@@ -151,7 +152,7 @@ class _BatchNormImages:
         self.steps = min(-(-num_images // self.batch_size), self.feed.steps_per_epoch)
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for images_NCHW, _ in self.feed.epoch(SgdNoise(0, ("comparison", "batchnorm")), 0, self.steps):
+        for images_NCHW, _ in self.feed.epoch(SgdNoise(0, ("comparison", "batchnorm")), 0, num_steps=self.steps):
             yield images_NCHW
 
 

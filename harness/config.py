@@ -16,6 +16,7 @@ FORMAT = "harness.config/1"
 
 LrSchedule = Literal["constant", "step", "cosine"]
 Precision = Literal["no", "fp16", "bf16"]
+SaveUnit = Literal["minutes", "epochs", "steps"]
 Kind = Literal[
     "dense",
     "retrain",
@@ -155,6 +156,10 @@ class SearchConfig:
     """Micro-batches per optimizer step."""
     deterministic: bool = False
     """Ask CUDA for deterministic algorithms; CPU runs are deterministic anyway."""
+    checkpoint_every: float = 10
+    """The state inside a level is saved this often (0: never), and when the launch is asked to stop."""
+    checkpoint_unit: SaveUnit = "minutes"
+    """What checkpoint_every counts."""
     runs: Path = Path("runs")
     """Where finished levels are kept before and after MLflow gets them."""
     experiment: str = "signed-tickets"
@@ -163,6 +168,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         _require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
         _require(0 < self.pruning_fraction < 1, f"pruning_fraction is {self.pruning_fraction}; it must lie in (0, 1)")
+        _require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
         _require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         _require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         _require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")

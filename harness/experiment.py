@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -17,14 +17,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from harness.archive import Archive, Draft
+from harness.archive import Archive
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
+from harness.keeper import RunKeeper, Saving
 from harness.lineage.store import LineageStore
 from harness.masks import Mask
 from harness.models import MODELS, ParamPartition, build_model, partition_of, width_of
+from harness.node import Draft
 from harness.pruning import METHODS, NormState, PruningMethod
 from harness.seeds import SgdNoise, derive_seed
 from harness.training.batchnorm import reestimate_batchnorm
@@ -66,7 +68,8 @@ class Experiment:
         world.require_equal("the data set", self.source.content_digest)
         self.train_feed, self.test_feed = world.on_all(self._feeds)
         self.partition: ParamPartition = partition_of(config.model.name, self.fresh_model())
-        self.archive = Archive(world, store, self.partition, template=self.theta_init(0))
+        saving = Saving(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
+        self.archive = Archive(world, store, self.partition, template=self.theta_init(0), saving=saving)
 
     def _feeds(self) -> tuple[TrainFeed, TestFeed]:
         config, world = self.config, self.world
@@ -132,6 +135,7 @@ class Experiment:
     def train(
         self,
         draft: Draft,
+        keeper: RunKeeper,
         start: Start,
         *,
         schedule: Schedule,
@@ -161,7 +165,7 @@ class Experiment:
             if self.world.is_main:
                 draft.log("flipped_signs", _flipped(params, signs, start.mask), step)
 
-        with self._progress(draft.name, schedule.epochs):
+        with self._progress(draft.name, schedule.epochs) as keeper.on_resume:
             train(
                 model,
                 world=self.world,
@@ -174,6 +178,7 @@ class Experiment:
                 accumulation_steps=self.config.accumulation_steps,
                 label=draft.name,
                 on_epoch=on_epoch,
+                keeper=keeper,
             )
         checkpoint = self._snapshot(model, draft, schedule.epochs)
         self._evaluate(model, checkpoint, draft, noise, reestimate=reestimate)
@@ -222,18 +227,19 @@ class Experiment:
         steps = min(-(-num_images // self.config.global_batch_size), self.train_feed.steps_per_epoch)
         on_step, self.train_feed.on_step = self.train_feed.on_step, lambda: None
         try:
-            for images_NCHW, _ in self.train_feed.epoch(SgdNoise(sgd_seed, ("batchnorm",)), 0, steps):
+            for images_NCHW, _ in self.train_feed.epoch(SgdNoise(sgd_seed, ("batchnorm",)), 0, num_steps=steps):
                 yield images_NCHW
         finally:
             self.train_feed.on_step = on_step
 
     @contextmanager
-    def _progress(self, label: str, epochs: int) -> Iterator[None]:
+    def _progress(self, label: str, epochs: int) -> Iterator[Callable[[int], None]]:
+        """Show a bar on rank 0; gives what moves it to where a training goes on."""
         steps = epochs * self.train_feed.steps_per_epoch
         with tqdm(total=steps, desc=label, unit="step", leave=False, disable=not self.world.is_main) as bar:
             self.train_feed.on_step = lambda: bar.update(1) and None
             try:
-                yield
+                yield lambda steps: bar.update(steps) and None
             finally:
                 self.train_feed.on_step = lambda: None
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from harness import transfer
-from harness.archive import Draft, Node
 from harness.checkpoint import Checkpoint
 from harness.config import Kind
 from harness.experiment import Experiment, Start
+from harness.keeper import RunKeeper
 from harness.lineage.record import Parent
 from harness.masks import Mask
+from harness.node import Draft, Node
 from harness.pruning import METHODS
 from harness.seeds import SgdNoise
 
@@ -79,11 +80,13 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
         epochs_before=0,
     )
 
-    def make(draft: Draft) -> tuple[Checkpoint, Mask]:
+    def make(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
         noise = SgdNoise(trial.sgd_seed, ("final",))
         # lrr is the plain algorithm 𝒜: no interpolation in a final training
         plain = METHODS["lrr"]
-        return experiment.train(draft, start, schedule=config.final, noise=noise, method=plain, reestimate=False)
+        return experiment.train(
+            draft, keeper, start, schedule=config.final, noise=noise, method=plain, reestimate=False
+        )
 
     return experiment.archive.once(draft, make)
 

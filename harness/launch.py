@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, TypeVar
@@ -14,19 +14,26 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from harness.analysis.summary import epsilon_from_dense
-from harness.archive import Node, find, say
+from harness.archive import find
 from harness.comparison import Question, compare
 from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.experiment import Experiment
 from harness.lineage.browse import find_node
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
+from harness.node import Node
+from harness.progress import say
 from harness.report import print_comparison, print_search
 from harness.search import search
+from harness.status import reported
 from harness.training.loop import NonFiniteLossError
+from harness.training.stop import StoppedError
 from harness.training.world import OtherRankFailedError, World
 
 Config = TypeVar("Config")
+
+EXIT_STOPPED = 75
+"""Of a launch that was asked to stop (sysexits.h: try again later); launchers make 1 of it, so see harness.status."""
 
 USER_ERRORS = (ValueError, LookupError, OSError, NonFiniteLossError)
 """Errors that speak to the user in one line; a traceback would only hide it."""
@@ -49,6 +56,9 @@ def clear_errors() -> Iterator[None]:
         yield
     except OtherRankFailedError:
         sys.exit(1)
+    except StoppedError as error:
+        print(f"stopped: {error}. Nothing is lost: the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
     except KeyError:
         raise  # a bug of ours, not the user's to mend
     except USER_ERRORS as error:
@@ -140,9 +150,17 @@ def _dense_error(experiment: Experiment, text: str) -> float:
 @contextmanager
 def launched(config: SearchConfig) -> Iterator[Experiment]:
     """Open the experiment of one launch and leave the process group in order."""
-    world = World(config.precision, deterministic=config.deterministic)
-    try:
+    with _processes(config.runs, config.precision, deterministic=config.deterministic) as world:
         yield Experiment(world, store_of(config.runs, config.experiment), config)
+
+
+@contextmanager
+def _processes(runs: Path, precision: str | None, *, deterministic: bool = False) -> Iterator[World]:
+    """Join the other processes, remember to stop when asked to, and report how it ended."""
+    world = World(precision, deterministic=deterministic)
+    try:
+        with world.stop.listening(), reported(runs) if world.is_main else nullcontext():
+            yield world
     finally:
         world.close()
 
@@ -150,8 +168,7 @@ def launched(config: SearchConfig) -> Iterator[Experiment]:
 @contextmanager
 def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -> Iterator[tuple[Experiment, Node]]:
     """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
-    world = World(precision=None)
-    try:
+    with _processes(config.runs, precision=None) as world:
         store = store_of(config.runs, config.experiment)
         key, settings = _ticket_settings(world, store, config, kinds)
         if settings.deterministic:
@@ -161,8 +178,6 @@ def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -
         ticket = experiment.archive.load(key)
         _check_data(experiment, ticket)
         yield experiment, ticket
-    finally:
-        world.close()
 
 
 def store_of(runs: Path, experiment: str) -> LineageStore:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from harness.archive import Node
 from harness.comparison import Comparison, Question
 from harness.experiment import Experiment
 from harness.lineage.store import redact
+from harness.node import Node
 from harness.search import SearchResult
 
 

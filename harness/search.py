@@ -6,14 +6,16 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from harness.archive import Draft, Node, find, now_ms
+from harness.archive import find
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule
 from harness.digest import sha256_tensors
 from harness.experiment import Experiment, Start
+from harness.keeper import RunKeeper
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Parent
 from harness.masks import Mask
+from harness.node import Draft, Node, now_ms
 from harness.pruning import METHODS, prune
 from harness.seeds import SgdNoise
 
@@ -70,12 +72,12 @@ def _level(
         epochs_before=before.epochs,
     )
 
-    def make(draft: Draft) -> tuple[Checkpoint, Mask]:
+    def make(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
         params = {name: tensor.clone() for name, tensor in method.start(theta_init.params, before.params).items()}
         mask.apply_(params)
         start = Start(params, before.buffers, mask, theta_init.params)
         noise = SgdNoise(config.sgd_seed, ("search", level))
-        return experiment.train(draft, start, schedule=schedule, noise=noise, method=method, reestimate=True)
+        return experiment.train(draft, keeper, start, schedule=schedule, noise=noise, method=method, reestimate=True)
 
     return experiment.archive.once(draft, make)
 

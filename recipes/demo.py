@@ -14,12 +14,12 @@ from aws_digits import config as digits  # type: ignore[import-not-found]  # its
 
 from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
-from harness.archive import Node
 from harness.comparison import Comparison, Question, compare
 from harness.config import ComparisonConfig, Kind, Schedule, SearchConfig
 from harness.experiment import Experiment
 from harness.final import Trial, final_training
 from harness.launch import clear_errors, launched, parse
+from harness.node import Node
 from harness.report import run_name, ui_command
 from harness.search import SearchResult, search
 

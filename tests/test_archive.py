@@ -7,14 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.archive import Archive, Draft, deliver
+from harness.archive import Archive, deliver
 from harness.checkpoint import Checkpoint
 from harness.digest import sha256_json
+from harness.keeper import RunKeeper, Saving
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
+from harness.node import Draft
 from harness.training.world import World
 
 
@@ -23,7 +25,8 @@ def archive(tmp_path: Path) -> Archive:
     torch.manual_seed(0)
     model = build_model("resnet8", num_classes=3, channels=1, image_size=8, width=2)
     template = Checkpoint.of(model, level=0, epochs=0, level_digest="0" * 64)
-    return Archive(World(), open_store(tmp_path, offline=True), partition_of("resnet8", model), template)
+    store, partition = open_store(tmp_path, offline=True), partition_of("resnet8", model)
+    return Archive(World(), store, partition, template, Saving(0, "steps", steps_per_epoch=1))
 
 
 def draft(**launch: object) -> Draft:
@@ -32,7 +35,7 @@ def draft(**launch: object) -> Draft:
 
 
 def make(archive: Archive, made: list[str]):
-    def once(draft: Draft) -> tuple[Checkpoint, Mask]:
+    def once(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
         made.append(draft.name)
         return archive.template, Mask.dense(archive.template.params, archive.partition.prunable)
 

@@ -15,13 +15,16 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Data flows one way. A room is a top-level file or folder of harness; it may import the rooms named here, itself and
 # nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
-_BASE = {"config", "digest", "seeds"}
+_BASE = {"config", "digest", "seeds", "faults", "progress"}
 _NETWORK = _BASE | {"models", "masks", "checkpoint"}
 _PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage"}
+_RUNS = {"node", "keeper", "archive"}
 ROOMS: dict[str, set[str]] = {
     "config": set(),
     "digest": set(),
     "seeds": {"digest"},
+    "faults": set(),
+    "progress": set(),
     "data": _BASE,
     "models": {"config"},
     "masks": {"config", "digest"},
@@ -29,16 +32,20 @@ ROOMS: dict[str, set[str]] = {
     "pruning": _NETWORK,
     "transfer": _NETWORK,
     "training": _NETWORK | {"data", "pruning"},
-    "lineage": {"config", "digest", "masks", "checkpoint"},
+    "lineage": {"config", "digest", "faults", "masks", "checkpoint"},
     "analysis": _NETWORK | {"data", "training"},
     # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
-    "archive": _NETWORK | {"training", "lineage"},
-    "experiment": _PARTS | {"archive"},
-    "search": _PARTS | {"archive", "experiment"},
-    "final": _PARTS | {"archive", "experiment"},
-    "comparison": _PARTS | {"analysis", "archive", "experiment"},
-    "report": _PARTS | {"analysis", "archive", "experiment", "search", "comparison"},
-    "launch": _PARTS | {"analysis", "archive", "experiment", "search", "comparison", "report"},
+    "unfinished": _BASE,
+    "status": {"training"},
+    "node": _NETWORK | {"lineage"},
+    "keeper": _BASE | {"lineage", "node", "training", "unfinished"},
+    "archive": _NETWORK | {"training", "lineage", "node", "unfinished", "keeper"},
+    "experiment": _PARTS | _RUNS,
+    "search": _PARTS | _RUNS | {"experiment"},
+    "final": _PARTS | _RUNS | {"experiment"},
+    "comparison": _PARTS | _RUNS | {"analysis", "experiment"},
+    "report": _PARTS | _RUNS | {"analysis", "experiment", "search", "comparison"},
+    "launch": _PARTS | _RUNS | {"status", "analysis", "experiment", "search", "comparison", "report"},
     # `from harness import load_signed_mask`, on first use.
     "__init__": {"masks", "lineage"},
 }

@@ -24,6 +24,7 @@ from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_fi
 from harness.data.readers import RawSample, RawSplit, read_split
 from harness.data.spec import DataSpec, data_spec
 from harness.digest import canonical_json, sha256_file
+from harness.faults import reach
 
 WriteMode = Literal["raw", "jpg", "proportion"]
 
@@ -165,6 +166,7 @@ def _write_split(
         if spec.fixed_size:
             _write_tensors(spec, partial[f"{split}.beton"], partial[f"{split}.safetensors"])
         records = {name: FileRecord(sha256_file(path), path.stat().st_size) for name, path in partial.items()}
+        reach("split-written")
         for name, path in partial.items():
             path.replace(directory / name)
             remember(directory / name, records[name].sha256)

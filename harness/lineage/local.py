@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.digest import sha256_file
+from harness.faults import reach
 from harness.lineage.record import KINDS, LineageRecord, check_file_name
 
 RECORD = "record.json"
@@ -229,6 +230,7 @@ class LocalNodes:
         for path in (*temporary.rglob("*"), temporary):
             fsync(path)
         final = self.path(record)
+        reach("node-written")
         try:
             os.rename(temporary, final)
         except OSError as error:
@@ -240,6 +242,7 @@ class LocalNodes:
                 raise ValueError(f"{final} belongs to another key, {found.key}; move it away") from None
             return found
         fsync(self.directory)
+        reach("node-committed")
         return read_record(final)
 
     def _remove_interrupted(self, record: LineageRecord) -> None:

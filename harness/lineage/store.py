@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from harness.faults import reach
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import DELIVERED, RECORD, LocalNodes, check_digest, check_files, json_bytes, read_record
 from harness.lineage.record import LineageRecord, Parent
@@ -256,6 +257,7 @@ class LineageStore:
     def _complete(self, run: Run, directory: Path, record: LineageRecord, used: dict[str, Run]) -> Run:
         """Add what the run does not have yet, and mark it finished last."""
         client, run_id = self._client(), run.info.run_id
+        reach("run-created")
         params = _params(record.config)
         self._log_params(run_id, params)
         if record.kind == "analysis":
@@ -264,10 +266,12 @@ class LineageStore:
             model = self._logged_model(run, record, params)
             if str(model.status) != "READY":
                 client.log_model_artifacts(model.model_id, str(directory))
+                reach("files-sent")
                 client.finalize_logged_model(model.model_id, "READY")
             self._log_output(run_id, model)
         self._log_inputs(run_id, record, used)
         self._log_metrics(run_id, record)
+        reach("before-finished")
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
         self._completed.add(run_id)
         return client.get_run(run_id)

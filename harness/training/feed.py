@@ -24,9 +24,11 @@ class TrainFeed:
         """Full global batches in an epoch; the incomplete last one is dropped."""
         return self.loader.steps_per_epoch
 
-    def epoch(self, noise: SgdNoise, epoch: int, num_steps: int | None = None) -> Iterator[ImageBatch]:
-        """Yield the batches of `epoch` under u = `noise`, the first `num_steps` if given."""
-        for batch in self.loader.epoch(noise, epoch, num_steps=num_steps):
+    def epoch(
+        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None
+    ) -> Iterator[ImageBatch]:
+        """Yield the batches of `epoch` under u = `noise`: `num_steps` of them (None: all) after `skip_steps`."""
+        for batch in self.loader.epoch(noise, epoch, skip_steps=skip_steps, num_steps=num_steps):
             yield _normalised(batch.images_NHWC, batch.labels_N, self.spec, self.device)
             self.on_step()
 

@@ -12,13 +12,18 @@ import torch
 import torch.nn.functional as F
 
 from harness.config import OptimConfig, Schedule
+from harness.faults import reach
 from harness.masks import Mask
 from harness.pruning import ForwardView
 from harness.seeds import SgdNoise, derive_seed
 from harness.training.optim import build_optimizer, set_lr
+from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, restore_
+from harness.training.stop import StoppedError
 from harness.training.world import World
 
-CHECK_EVERY_STEPS = 50
+MEETING_SECONDS = 1.0
+MEETING_STEPS = 50
+"""Ranks agree about this often: whether the loss is finite, whether to save, whether to stop."""
 
 
 class Batches(Protocol):
@@ -27,7 +32,9 @@ class Batches(Protocol):
     @property
     def steps_per_epoch(self) -> int: ...
 
-    def epoch(self, noise: SgdNoise, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+    def epoch(
+        self, noise: SgdNoise, epoch: int, skip_steps: int = 0
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
 @dataclass(frozen=True)
@@ -82,36 +89,83 @@ def train(
     accumulation_steps: int = 1,
     label: str,
     on_epoch: Callable[[EpochReport], None],
+    keeper: StateKeeper | None = None,
 ) -> None:
     """Train `model` in place under `mask`: 𝒜(θ, u) with u = `noise`.
 
-    `view(α)` covers forward and backward of a step; α is drawn once per step and is the same on every rank. A loss
-    that is not finite raises NonFiniteLossError naming `label`, epoch and first bad step, at most 50 steps later.
+    `view(α)` covers forward and backward of a step; α is drawn once per step and is the same on every rank. With a
+    `keeper`, the training goes on from its state and saves new ones: the result is bit for bit that of a training
+    which ran through. A loss that is not finite raises NonFiniteLossError naming `label`, epoch and first bad step, at
+    most 50 steps later. When any rank is asked to stop, all save after the same step and raise StoppedError.
     """
     params = dict(model.named_parameters())
     remask = Remask(params, mask)
-    remask.params_()
     optimizer = build_optimizer(params.values(), optim, fused=world.device.type == "cuda")
-    wrapped, optimizer = world.prepare(model, optimizer)
+    state = keeper.load() if keeper else None
+    if state is not None:
+        restore_(model, optimizer, state.tensors)
+    remask.params_()
+    wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
     wrapped.train()
-    step = _Step(wrapped, world, optimizer, remask, optim.max_grad_norm, accumulation_steps)
-    for epoch in range(schedule.epochs):
-        # dropout and drop-connect belong to u
-        torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, world.rank) >> 1)
+    step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps)
+    meeting = _Meeting(world, keeper, label)
+    for epoch in range(state.epoch if state else 0, schedule.epochs):
         lr = optim.lr * schedule.lr_factor(epoch)
-        set_lr(optimizer, lr)
+        set_lr(prepared, lr)
         alphas = noise.alphas(epoch, batches.steps_per_epoch)
-        started = time.perf_counter()
-        tally = _Tally(world)
-        for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch)):
+        tally = _Tally(world, state)
+        taken, state = state.step if state else 0, None
+        for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch, skip_steps=taken), start=taken):
+            # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
+            torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
             with view(float(alphas[index])):
                 loss, num_correct = step.backward(images_NCHW, labels_N)
             step.update()
+            reach("step")
             tally.add(index, loss, num_correct, len(labels_N))
-            if (index + 1) % CHECK_EVERY_STEPS == 0:
-                tally.check(label, epoch)
-        tally.check(label, epoch)
-        on_epoch(tally.report(epoch, lr, time.perf_counter() - started))
+            if meeting.due(index, batches.steps_per_epoch):
+                meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer))
+        on_epoch(tally.report(epoch, lr))
+
+
+class _Meeting:
+    """Every second or so all ranks agree: is the loss finite, is it time to save, was any asked to stop."""
+
+    def __init__(self, world: World, keeper: StateKeeper | None, label: str) -> None:
+        self.world, self.keeper, self.label = world, keeper, label
+        self.steps_until = self.gap = 1
+        self.held_at = time.perf_counter()
+
+    def due(self, index: int, steps_per_epoch: int) -> bool:
+        """Whether the ranks meet after this step: the same answer on each, without asking."""
+        self.steps_until -= 1
+        return self.steps_until <= 0 or index + 1 == steps_per_epoch
+
+    def hold(self, epoch: int, steps: int, tally: _Tally, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
+        """Meet after `steps` steps of `epoch`; save and stop if that is agreed."""
+        save = self.keeper is not None and self.world.is_main and self.keeper.due(epoch, steps)
+        stop = self.world.stop.reason
+        first_bad, to_save, to_stop, self.gap = self._agree(float(tally.first_bad), save, stop is not None)
+        self.steps_until, self.held_at = self.gap, time.perf_counter()
+        if first_bad != torch.inf:
+            raise NonFiniteLossError(
+                f"{self.label}: the loss is not finite from epoch {epoch}, step {int(first_bad)} on; "
+                "lower --optim.lr, clip with --optim.max-grad-norm, or use --precision no"
+            )
+        if self.keeper is not None and (to_save or to_stop):
+            sums = self.world.sum(tally.sums)
+            held = tensors() | {TALLY: sums.cpu()} if self.world.is_main else {}
+            self.keeper.save(TrainingState(epoch, steps, tally.seconds, held, self.world.scaler_state()))
+        if to_stop:
+            raise StoppedError(stop or "another process was asked to stop")
+
+    def _agree(self, first_bad: float, save: bool, stop: bool) -> tuple[float, bool, bool, int]:
+        seconds = (time.perf_counter() - self.held_at) / max(self.gap - self.steps_until, 1)
+        most = min(MEETING_STEPS, (self.keeper.most_steps if self.keeper else None) or MEETING_STEPS)
+        gap = min(most, max(1, int(MEETING_SECONDS / max(seconds, 1e-6))))
+        mine = torch.tensor([first_bad, -float(save), -float(stop), gap], dtype=torch.float64, device=self.world.device)
+        bad, to_save, to_stop, gap = self.world.min(mine).tolist()
+        return bad, to_save < 0, to_stop < 0, int(gap)
 
 
 class _Step:
@@ -166,12 +220,22 @@ class _Step:
 
 
 class _Tally:
-    """Running sums of an epoch, on the device: nothing waits for it between checks."""
+    """Running sums of an epoch, on the device: nothing waits for it between meetings."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, state: TrainingState | None) -> None:
         self.world = world
         self.first_bad = torch.full((), torch.inf, device=world.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss·images, correct, images
+        self.started = time.perf_counter()
+        if state is not None:
+            self.started -= state.seconds
+            if world.is_main:  # the saved sums are those of all ranks
+                self.sums += state.tensors[TALLY].to(world.device)
+
+    @property
+    def seconds(self) -> float:
+        """Spent in this epoch, before an interruption too."""
+        return time.perf_counter() - self.started
 
     def add(self, index: int, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int) -> None:
         bad = torch.where(torch.isfinite(loss), torch.inf, float(index))
@@ -180,17 +244,9 @@ class _Tally:
         self.sums[1] += num_correct
         self.sums[2] += num_images
 
-    def check(self, label: str, epoch: int) -> None:
-        step = float(self.world.min(self.first_bad))
-        if step != torch.inf:
-            raise NonFiniteLossError(
-                f"{label}: the loss is not finite from epoch {epoch}, step {int(step)} on; "
-                "lower --optim.lr, clip with --optim.max-grad-norm, or use --precision no"
-            )
-
-    def report(self, epoch: int, lr: float, seconds: float) -> EpochReport:
+    def report(self, epoch: int, lr: float) -> EpochReport:
         loss_sum, correct, images = self.world.sum(self.sums).tolist()
         images = max(images, 1.0)
         return EpochReport(
-            epoch, loss_sum / images, 100 * (1 - correct / images), lr, images / seconds, int(time.time() * 1000)
+            epoch, loss_sum / images, 100 * (1 - correct / images), lr, images / self.seconds, int(time.time() * 1000)
         )

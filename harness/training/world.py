@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
 import torch
+
+from harness.training.pulse import Pulse
+from harness.training.stop import StopRequest
 
 Result = TypeVar("Result")
 
@@ -47,16 +52,28 @@ class World:
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self.rank == 0
+        self.stop = StopRequest()
         _check_world(self.size)
+        self._pulse = Pulse(self.rank, self.size, self.share_text)
         if precision is not None:
-            self.use(precision)
+            try:
+                self.use(precision)
+            except BaseException:
+                self.close()
+                raise
 
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another."""
         _check_precision(precision)
         from accelerate import Accelerator
+        from accelerate.utils import DistributedDataParallelKwargs
 
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available())
+        # DDP sorts its gradient buckets anew after the first step, and so changes the order of sums: a resumed training
+        # would differ from one that ran through. With this it keeps the order it began with.
+        fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
+        self.accelerator = Accelerator(
+            mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[fixed_buckets]
+        )
         if self.accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
                 "set accumulation with --accumulation-steps, not in Accelerate's launcher or configuration"
@@ -81,13 +98,20 @@ class World:
         torch.use_deterministic_algorithms(True)
 
     def prepare(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None = None
     ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """Wrap a model and its optimizer for one training; earlier ones are let go, the loss scale starts anew."""
+        """Wrap a model and its optimizer for one training; earlier ones are let go.
+
+        The loss scale starts anew, or from the state `scaler`.
+        """
         self.accelerator.free_memory()
         if self._fresh_scaler is not None:
-            self.accelerator.scaler.load_state_dict(self._fresh_scaler)
+            self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
         return self.accelerator.prepare(model, optimizer)
+
+    def scaler_state(self) -> dict[str, Any]:
+        """Return fp16's loss scale and its counters; empty without."""
+        return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler else {}
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Mixed precision as launched."""
@@ -119,37 +143,50 @@ class World:
             torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MIN)
         return tensor
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any rank."""
+        return bool(self.min(torch.tensor(-int(flag), device=self.device)).item())
+
     def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return rank 0's values of equally shaped CPU tensors on every rank."""
+        """Return rank 0's tensors on every rank, on the CPU; the others' are not looked at."""
         if self.size == 1:
             return dict(tensors)
+        described = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
         shared = {}
-        for name in sorted(tensors):
-            tensor = tensors[name].to(self.device)
-            wire = tensor.to(torch.uint8) if tensor.dtype == torch.bool else tensor.clone()
-            torch.distributed.broadcast(wire, src=0)
-            shared[name] = wire.to(tensor.dtype).cpu()
+        for name, (dtype, shape) in json.loads(self.share_text(json.dumps(described))).items():
+            kind = getattr(torch, dtype.removeprefix("torch."))
+            wire = torch.uint8 if kind == torch.bool else kind
+            # one layout on every rank: a broadcast goes by memory, not by index
+            data = tensors[name].to(wire).contiguous() if self.is_main else torch.empty(shape, dtype=wire)
+            shared[name] = self._broadcast(data).to(kind)
         return shared
 
     def share_flag(self, flag: bool) -> bool:
         """Return rank 0's flag on every rank."""
-        return bool(self.share({"flag": torch.tensor(int(flag))})["flag"].item())
+        return bool(self._broadcast(torch.tensor(int(flag))).item())
 
     def share_text(self, text: str) -> str:
         """Return rank 0's text on every rank."""
         if self.size == 1:
             return text
-        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        length = int(self.share({"length": torch.tensor(len(data))})["length"].item())
-        wire = data if self.is_main else torch.zeros(length, dtype=torch.uint8)
-        return bytes(self.share({"text": wire})["text"].tolist()).decode()
+        data = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
+        length = int(self._broadcast(torch.tensor(len(text.encode()))).item())
+        wire = data if self.is_main else torch.zeros(max(length, 1), dtype=torch.uint8)
+        return bytes(self._broadcast(wire).tolist()[:length]).decode()
+
+    def _broadcast(self, data: torch.Tensor) -> torch.Tensor:
+        if self.size == 1:
+            return data
+        # a copy: what is sent on the CPU would otherwise be the caller's own memory
+        sent = data.to(self.device, copy=True)
+        torch.distributed.broadcast(sent, src=0)
+        return sent.cpu()
 
     def require_equal(self, what: str, hex_digest: str) -> None:
         """Raise ValueError on every rank unless all ranks hold the same digest."""
         if self.size == 1:
             return
-        words = torch.tensor([int(hex_digest[start : start + 12], 16) for start in (0, 12, 24, 36)])
-        same = torch.equal(words, self.share({"words": words})["words"])
+        same = hex_digest == self.share_text(hex_digest)
         if int(self.min(torch.tensor(int(same), device=self.device)).item()) == 0:
             raise ValueError(f"{what} differs between processes (rank {self.rank} has {hex_digest[:12]}…)")
 
@@ -177,7 +214,10 @@ class World:
 
     def close(self) -> None:
         """Leave the process group: one left open at exit can abort the other node."""
+        if sys.exc_info()[0] is not None:
+            self._pulse.announce_failure()  # the others may wait for what this one will never join
         self._state.destroy_process_group()
+        self._pulse.close()
 
 
 def _check_precision(precision: str) -> None:

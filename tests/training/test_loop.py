@@ -1,100 +1,14 @@
 """The one optimizer loop, against textbook references written out here."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from small_training import EPOCHS, STEPS, Fixed, OnesNoise, network, run, some_mask
 from torch import nn
 
 from harness.config import OptimConfig, Schedule
-from harness.masks import Mask
-from harness.models.partition import ParamPartition
-from harness.pruning import METHODS, NormState
 from harness.seeds import SgdNoise
-from harness.training.loop import EpochReport, NonFiniteLossError, train
-from harness.training.world import World
-
-STEPS, BATCH, EPOCHS = 4, 8, 2
-
-
-@pytest.fixture(params=["no", "bf16"])
-def any_world(request) -> Iterator[World]:
-    yield from open_world(request.param)
-
-
-@pytest.fixture
-def world() -> Iterator[World]:
-    yield from open_world("no")
-
-
-def open_world(precision: str) -> Iterator[World]:
-    from accelerate.state import AcceleratorState, GradientState, PartialState
-
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    yield World(precision)
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-
-
-class Fixed:
-    """Random images, the same in every run."""
-
-    steps_per_epoch = STEPS
-
-    def __init__(self, bad_step: int | None = None) -> None:
-        generator = torch.Generator().manual_seed(3)
-        self.images = torch.randn(STEPS, BATCH, 3, 8, 8, generator=generator)
-        self.labels = torch.randint(5, (STEPS, BATCH), generator=generator)
-        if bad_step is not None:
-            self.images[bad_step] = float("nan")
-
-    def epoch(self, noise: SgdNoise, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for step in noise.permutation(epoch, STEPS):
-            yield self.images[step], self.labels[step]
-
-
-@dataclass(frozen=True)
-class OnesNoise(SgdNoise):
-    """The same u but for α = 1 at every step."""
-
-    def alphas(self, epoch: int, num_steps: int) -> np.ndarray:
-        return np.ones(num_steps)
-
-
-def network(norm: type[nn.Module] | None = nn.BatchNorm2d) -> nn.Sequential:
-    torch.manual_seed(0)
-    middle = [norm(8)] if norm is nn.BatchNorm2d else [nn.LayerNorm([8, 6, 6])] if norm else []
-    return nn.Sequential(nn.Conv2d(3, 8, 3), *middle, nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 5))
-
-
-def some_mask(model: nn.Module) -> Mask:
-    generator = torch.Generator().manual_seed(1)
-    weight = dict(model.named_parameters())["0.weight"]
-    return Mask({"0.weight": torch.rand(weight.shape, generator=generator) < 0.4})
-
-
-def run(model: nn.Module, world: World, **options) -> list[EpochReport]:
-    reports: list[EpochReport] = []
-    method = options.pop("method", "lrr")
-    norm = sorted(ParamPartition.of(model, str(len(model) - 1)).norm)
-    params = dict(model.named_parameters())
-    state = NormState([params[n] for n in norm], [params[n].detach().clone() for n in norm])
-    settings = {
-        "batches": Fixed(),
-        "noise": SgdNoise(1, ("search", 0)),
-        "optim": OptimConfig(lr=0.05, weight_decay=1e-2),
-        "schedule": Schedule(EPOCHS, "step"),
-        "mask": some_mask(model),
-        "view": METHODS[method].forward_view(state),
-        "label": "aws L00",
-        "on_epoch": reports.append,
-    }
-    train(model, world=world, **(settings | options))
-    return reports
+from harness.training.loop import NonFiniteLossError
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> dict[str, torch.Tensor]:

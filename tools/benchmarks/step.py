@@ -66,7 +66,7 @@ class _TimedPairs:
     def steps_per_epoch(self) -> int:
         return WARM_UP_PAIRS + self.pairs
 
-    def epoch(self, noise: SgdNoise, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def epoch(self, noise: SgdNoise, epoch: int, skip_steps: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         for pair in range(self.steps_per_epoch):
             if pair % 2:
                 self.theirs.append(self._seconds_of_plain())

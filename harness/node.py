@@ -1,0 +1,72 @@
+"""A run as it stands in memory: finished (Node), or about to be made (Draft)."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.checkpoint import Checkpoint
+from harness.lineage.code import code_version
+from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.masks import Mask, SignedMask
+
+
+@dataclass(frozen=True)
+class Node:
+    """A finished run, held in memory on every rank."""
+
+    key: str
+    checkpoint: Checkpoint
+    signed_mask: SignedMask
+    record: LineageRecord | None
+    """What the lineage knows of it; on rank 0 alone."""
+    run_id: str | None = None
+    """MLflow's name for it; None where it has not been delivered, and on other ranks."""
+
+    @property
+    def mask(self) -> Mask:
+        """The kept set m."""
+        return self.signed_mask.mask
+
+    def metric(self, name: str) -> float:
+        """Return the last value of a metric (rank 0)."""
+        if self.record is None:
+            raise RuntimeError("metrics are known on rank 0 alone")
+        return self.record.last_metrics()[name]
+
+
+@dataclass
+class Draft:
+    """A run that is about to be made: its place in the lineage, and what it has measured so far."""
+
+    key: str
+    kind: str
+    name: str
+    parents: tuple[Parent, ...]
+    config: dict[str, Any]
+    tags: dict[str, str]
+    level: int
+    epochs_before: int
+    nested_under: str | None = None
+    metrics: list[Metric] = field(default_factory=list)
+    started_ms: int = field(default_factory=lambda: now_ms())
+
+    @property
+    def circumstances(self) -> dict[str, str]:
+        """What is in no key and may change bits all the same: code, versions, threads, device."""
+        return code_version() | texts(self.config.get("launch", {}))
+
+    def log(self, name: str, value: float, step: int) -> None:
+        """Measure one number now."""
+        self.metrics.append(Metric(name, float(value), step, now_ms()))
+
+
+def now_ms() -> int:
+    """Return the time in whole milliseconds since 1970."""
+    return int(time.time() * 1000)
+
+
+def texts(values: dict[str, Any]) -> dict[str, str]:
+    """Return the values as text, as records keep them."""
+    return {name: str(value) for name, value in values.items()}

@@ -1,0 +1,275 @@
+"""Ends every process of a launch soon after one of them is lost.
+
+Collective operations wait for hours, since rank 0 may work alone that long: they cannot tell a lost process from a busy
+one. Here a thread beside the training can. Rank 0 holds a TCP connection to each other process, and both ends send a
+byte every few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import selectors
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from typing import NoReturn
+
+_BEAT, _FAILING, _GOODBYE = b".", b"x", b"!"
+_HELLO_BYTES = 1024
+
+
+@dataclass
+class _Peer:
+    """Another process, as seen from this one."""
+
+    rank: int
+    heard: float
+    """When something came from it last (monotonic seconds)."""
+    host: str = ""
+    """Unknown until it has connected."""
+    link: socket.socket | None = None
+    expected: bool = True
+    """Whether more must come from it: it has not said goodbye."""
+    leave_by: float | None = None
+    """When this process must have left too, because the peer failed."""
+
+
+@dataclass
+class _Caller:
+    """A connection to rank 0 that has not yet said who it is."""
+
+    link: socket.socket
+    since: float
+    hello: bytearray = field(default_factory=bytearray)
+
+
+class Pulse:
+    """Ends this process as soon as another process of its launch is lost, even from within a collective operation.
+
+    Lost is a process whose connection closes without a goodbye, of which nothing came for `silent_seconds`, or which
+    failed while this one stayed. The end is one line on standard error and exit code 1, with nothing cleaned up; rank
+    0's end closes the connections of all others, which end in turn. A world of one has neither thread nor socket.
+    The thread needs Python's interpreter lock now and then: code that holds it for `silent_seconds` counts as silence.
+    """
+
+    def __init__(self, rank: int, size: int, share_text: Callable[[str], str], *, silent_seconds: float = 30.0) -> None:
+        """Join all processes; `share_text` returns rank 0's text on every rank.
+
+        Raises ConnectionError where process 0 cannot be reached on MASTER_ADDR.
+        """
+        self._rank, self._size, self._host = rank, size, socket.gethostname()
+        self._silent_seconds, self._beat_seconds = silent_seconds, silent_seconds / 10
+        self._thread: threading.Thread | None = None
+        self._leaving = False
+        if size == 1:
+            return
+        self._peers: dict[int, _Peer] = {}
+        self._callers: dict[int, _Caller] = {}
+        self._all_here = threading.Event()
+        self._selector = selectors.DefaultSelector()
+        self._orders, watched = socket.socketpair()
+        self._selector.register(watched, selectors.EVENT_READ, partial(self._obey, watched))
+        if rank == 0:
+            self._expect_callers(share_text)
+        else:
+            self._call(share_text)
+        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread.start()
+        self._all_here.wait()  # else a very short launch could end before it has taken every call
+
+    def announce_failure(self) -> None:
+        """Say that this process leaves after an error: the others must leave by themselves soon, or are ended."""
+        self._order(_FAILING)
+
+    def close(self) -> None:
+        """Say goodbye and stop watching; further calls do nothing."""
+        self._order(_GOODBYE)
+        if self._thread is not None:
+            self._thread.join(self._silent_seconds)
+            self._thread = None
+            self._orders.close()
+
+    # ------------------------------------------------------------------ joining
+
+    def _expect_callers(self, share_text: Callable[[str], str]) -> None:
+        listener = _listen()
+        listener.setblocking(False)
+        self._token = secrets.token_hex(16)
+        share_text(json.dumps([listener.getsockname()[1], self._token, self._host]))
+        self._peers = {rank: _Peer(rank, time.monotonic()) for rank in range(1, self._size)}
+        self._selector.register(listener, selectors.EVENT_READ, partial(self._accept, listener))
+
+    def _call(self, share_text: Callable[[str], str]) -> None:
+        port, token, host = json.loads(share_text(""))
+        address = os.environ.get("MASTER_ADDR", "127.0.0.1")
+        try:
+            link = socket.create_connection((address, port), timeout=self._silent_seconds)
+            link.sendall(json.dumps([token, self._rank, self._host]).encode() + b"\n")
+        except OSError as error:
+            raise ConnectionError(
+                f"process {self._rank} of {self._size} on {self._host} cannot reach process 0 at {address}:{port} "
+                f"({error}); the nodes of a launch must be able to open TCP connections to each other on any port"
+            ) from error
+        self._peers = {0: _Peer(0, time.monotonic(), host)}
+        self._take(self._peers[0], link)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with suppress(OSError):  # a caller that has hung up already
+            link, _ = listener.accept()
+            link.setblocking(False)
+            self._callers[link.fileno()] = _Caller(link, time.monotonic())
+            self._selector.register(link, selectors.EVENT_READ, partial(self._greet, link.fileno()))
+
+    def _greet(self, number: int) -> None:
+        """Read who calls; a connection that does not know the token is none of this launch's."""
+        caller = self._callers[number]
+        try:
+            data = caller.link.recv(_HELLO_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        caller.hello += data
+        hello, ended, rest = bytes(caller.hello).partition(b"\n")
+        if data and not ended and len(hello) < _HELLO_BYTES:
+            return
+        peer = self._known(hello) if ended else None
+        self._drop_caller(number, close=peer is None)
+        if peer is not None:
+            self._take(peer, caller.link)
+            self._heed(peer, rest)
+
+    def _known(self, hello: bytes) -> _Peer | None:
+        try:
+            token, rank, host = json.loads(hello)
+            peer = self._peers[rank]
+            if not secrets.compare_digest(token, self._token) or peer.link is not None or not peer.expected:
+                return None
+        except (ValueError, TypeError, KeyError):
+            return None
+        peer.host = str(host)
+        return peer
+
+    def _drop_caller(self, number: int, *, close: bool) -> None:
+        link = self._callers.pop(number).link
+        self._selector.unregister(link)
+        if close:
+            link.close()
+
+    def _take(self, peer: _Peer, link: socket.socket) -> None:
+        link.setblocking(False)
+        peer.link, peer.heard = link, time.monotonic()
+        self._selector.register(link, selectors.EVENT_READ, partial(self._listen_to, peer))
+        if all(peer.link is not None or not peer.expected for peer in self._peers.values()):
+            self._all_here.set()
+
+    # ------------------------------------------------------------------ watching; from here on in the thread alone
+
+    def _watch(self) -> None:
+        looked = next_beat = time.monotonic()
+        while not self._leaving:
+            for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
+                key.data()
+            now = time.monotonic()
+            if now - looked > self._silent_seconds / 2:
+                # this process itself stood still, perhaps with all others (a suspended job): let them be heard again
+                for peer in self._peers.values():
+                    peer.heard = now
+            looked = now
+            if now >= next_beat:
+                next_beat = now + self._beat_seconds
+                self._send(_BEAT)
+                self._look(now)
+        self._hang_up()
+
+    def _obey(self, watched: socket.socket) -> None:
+        for order in watched.recv(16):
+            self._send(bytes([order]))
+            self._leaving |= bytes([order]) == _GOODBYE
+
+    def _listen_to(self, peer: _Peer) -> None:
+        assert peer.link is not None
+        try:
+            data = peer.link.recv(4096)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self._end(peer, "its connection closed")
+        self._heed(peer, data)
+
+    def _heed(self, peer: _Peer, data: bytes) -> None:
+        peer.heard = time.monotonic()
+        if _FAILING in data:
+            peer.leave_by = peer.heard + self._silent_seconds
+        if _GOODBYE in data:
+            assert peer.link is not None
+            self._selector.unregister(peer.link)
+            peer.link.close()
+            peer.link, peer.expected = None, False
+
+    def _look(self, now: float) -> None:
+        for peer in self._peers.values():
+            if peer.leave_by is not None and now > peer.leave_by:
+                self._end(peer, "it failed; see its message")
+            if peer.expected and now - peer.heard > self._silent_seconds:
+                what = "it did not connect within" if peer.link is None else "nothing came from it for"
+                self._end(peer, f"{what} {self._silent_seconds:g} s")
+        for number, caller in list(self._callers.items()):
+            if now - caller.since > self._silent_seconds:
+                self._drop_caller(number, close=True)
+
+    def _send(self, what: bytes) -> None:
+        for peer in self._peers.values():
+            if peer.link is not None:
+                with suppress(OSError):  # reading says what has become of it, and whether it said goodbye first
+                    peer.link.send(what)
+
+    def _hang_up(self) -> None:
+        for peer in self._peers.values():
+            if peer.link is not None:
+                with suppress(OSError):
+                    peer.link.recv(4096)  # closed with bytes unread, a connection may lose what was sent last
+        for key in list(self._selector.get_map().values()):
+            assert isinstance(key.fileobj, socket.socket)
+            key.fileobj.close()
+        self._selector.close()
+
+    def _end(self, peer: _Peer, reason: str) -> NoReturn:
+        lost = f"process {peer.rank} on {peer.host}" if peer.host else f"process {peer.rank}"
+        # the first line break ends a progress bar's line
+        line = (
+            f"\nprocess {self._rank} of {self._size} on {self._host} lost {lost} ({reason}); ending. "
+            "The same command again continues from the last saved state.\n"
+        )
+        # beside this thread, and straight to the file: neither a lock nor a full pipe may keep this process alive
+        writer = threading.Thread(target=_write, args=(line,), daemon=True)
+        writer.start()
+        writer.join(5)
+        os._exit(1)
+
+    # ------------------------------------------------------------------ from outside
+
+    def _order(self, what: bytes) -> None:
+        if self._thread is not None:
+            self._orders.send(what)
+
+
+def _write(line: str) -> None:
+    with suppress(OSError):
+        os.write(2, line.encode())
+
+
+def _listen() -> socket.socket:
+    """Listen on a free port of all interfaces, of both IP versions where there are both."""
+    try:
+        return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
+    except (OSError, ValueError):
+        return socket.create_server(("", 0), backlog=1024)

@@ -1,0 +1,258 @@
+"""Runs that are being made: who makes them, and the newest state of their training, until they are committed.
+
+Each has a directory `.making-<kind>-<first 16 digits of its key>` beside the finished ones. A process holds it by a
+file lock, which the system lets go of when the process dies, and by a heartbeat for hosts that do not share locks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from harness.digest import canonical_json, sha256_file
+from harness.faults import reach
+from harness.progress import say
+
+FORMAT = "harness.state/1"
+HEARTBEAT_SECONDS = 10.0
+DEAD_AFTER_SECONDS = 60.0
+"""A holder on another host whose heartbeat is older than this is taken for dead."""
+
+_LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
+_METADATA_KEY = "harness"
+_NO_MATTER = (
+    *("argv", "level", "schedule.", "launch.threads", "launch.device", "search.runs", "search.experiment"),
+    *("search.num_levels", "search.checkpoint_", "search.data.directory", "search.data.num_workers"),
+)
+_STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
+
+
+class BusyError(ValueError):
+    """Another launch is making the same run."""
+
+
+class Unfinished:
+    """The directory of one run that is being made (rank 0)."""
+
+    def __init__(self, runs: Path, kind: str, key: str, name: str) -> None:
+        self.directory = runs / f".making-{kind}-{key[:16]}"
+        self.key, self.name = key, name
+
+    @contextmanager
+    def claimed(self, config: dict[str, Any]) -> Iterator[None]:
+        """Hold the run while it is made; BusyError naming the holder if another launch does.
+
+        A dead holder is taken over from. The directory stays, with what it holds, unless `discard` is called.
+        """
+        from filelock import FileLock, Timeout
+
+        self._create()
+        lock = FileLock(self.directory / _LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise self._busy("its lock is held") from None
+        try:
+            self._check_other_hosts()
+        except BusyError:
+            lock.release()
+            raise
+        try:
+            for path in self.directory.glob(".*"):
+                path.unlink()  # half-written files of a launch that died
+            now = datetime.now().astimezone().isoformat(timespec="seconds")
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
+            _replace(self.directory / _OWNER, json.dumps(owner).encode())
+            _replace(self.directory / _DRAFT, json.dumps({"name": self.name, "config": config}).encode())
+            with self._beating():
+                yield
+        finally:
+            (self.directory / _OWNER).unlink(missing_ok=True)
+            lock.release()
+
+    def save(self, header: dict[str, Any], tensors: dict[str, torch.Tensor], position: tuple[int, int]) -> None:
+        """Write a state whole or not at all, then drop the earlier ones; an OSError says path and bytes."""
+        metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
+        data = save(tensors, metadata)
+        epoch, step = position
+        path = self.directory / f"state-{epoch:06}-{step:09}-{sha256(data).hexdigest()}.safetensors"
+        earlier = [other for other in self._states() if other != path]
+        try:
+            _replace(path, data, before_rename="state-written")
+        except OSError as error:
+            free = shutil.disk_usage(self.directory).free
+            raise OSError(
+                error.errno,
+                f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it needs "
+                f"{len(data):,} bytes, {free:,} are free. The earlier state is whole: free some space and start the "
+                "same command again, it continues",
+            ) from error
+        reach("state-renamed")
+        for other in earlier:
+            other.unlink(missing_ok=True)
+
+    def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return (header, tensors) of the newest whole state, or None; altered ones are named and passed by."""
+        for path in self._states():
+            try:
+                return self._read(path)
+            except ValueError as error:
+                say(f"warning: {error}; looking for an earlier one")
+        return None
+
+    def saved_at(self) -> datetime | None:
+        """When the newest state was written."""
+        states = self._states()
+        return datetime.fromtimestamp(states[0].stat().st_mtime) if states else None
+
+    def discard(self) -> None:
+        """Remove everything: the run is committed."""
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def discard_if_idle(self) -> None:
+        """Remove what a launch that died right after its commit left behind."""
+        if self.directory.is_dir():
+            with suppress(BusyError), self.claimed({}):
+                self.discard()
+
+    def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
+        """Describe other unfinished runs of this kind that differ in at most `most` settings: name, field, old, new."""
+        ours = _flat(config)
+        found = []
+        kind = self.directory.name.rpartition("-")[0]
+        for path in sorted(self.directory.parent.glob(f"{kind}-*/{_DRAFT}")):
+            if path.parent == self.directory:
+                continue
+            with suppress(OSError, ValueError, KeyError):
+                draft = json.loads(path.read_bytes())
+                theirs = _flat(draft["config"])
+                differ = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
+                if 0 < len(differ) <= most:
+                    changes = ", ".join(f"{name} {theirs.get(name)} → {ours.get(name)}" for name in differ)
+                    found.append(f"{draft['name']!r} is unfinished and differs only in {changes}")
+        return found
+
+    def _create(self) -> None:
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            reason = os.strerror(error.errno or 0)
+            raise OSError(
+                error.errno, f"cannot write to {self.directory.parent}: {reason}; choose another --runs"
+            ) from error
+
+    def _states(self) -> list[Path]:
+        """Paths of the states, newest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted((path for path in self.directory.iterdir() if _STATE.fullmatch(path.name)), reverse=True)
+
+    def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        match = _STATE.fullmatch(path.name)
+        assert match is not None
+        if sha256_file(path) != match[3]:
+            raise ValueError(f"the state {path} was altered or cut")
+        try:
+            with safe_open(os.fspath(path), "pt") as file:
+                header = json.loads((file.metadata() or {})[_METADATA_KEY])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"the state {path} cannot be read ({error})") from error
+        if header.get("format") != FORMAT or header.get("key") != self.key:
+            raise ValueError(f"the state {path} is of another run or format")
+        return header, tensors
+
+    def _owner(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.directory / _OWNER).read_bytes()))
+        except (OSError, ValueError):
+            return {}
+
+    def _busy(self, why: str) -> BusyError:
+        owner = self._owner()
+        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "another process"
+        return BusyError(
+            f"{self.name!r} is already being made by {who} ({why}). Wait for it, or stop it: the same command then "
+            "goes on from its last state"
+        )
+
+    def _check_other_hosts(self) -> None:
+        """BusyError if a process of another host, whose lock may not be seen here, has lately given a sign of life."""
+        age = self._heartbeat_age()
+        if age is None or self._owner().get("host") == socket.gethostname():
+            return
+        if age < DEAD_AFTER_SECONDS:
+            raise self._busy(f"last sign of life {age:.0f} s ago, dead after {DEAD_AFTER_SECONDS:.0f} s")
+
+    def _heartbeat_age(self) -> float | None:
+        """Seconds since the holder's last sign of life, by the clock of the file system; None without a holder."""
+        owner, probe = self.directory / _OWNER, self.directory / f".probe-{socket.gethostname()}-{os.getpid()}"
+        try:
+            probe.touch()
+            return probe.stat().st_mtime - owner.stat().st_mtime
+        except FileNotFoundError:
+            return None
+        finally:
+            probe.unlink(missing_ok=True)
+
+    @contextmanager
+    def _beating(self) -> Iterator[None]:
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(HEARTBEAT_SECONDS):
+                with suppress(OSError):
+                    os.utime(self.directory / _OWNER)
+
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def _replace(path: Path, data: bytes, before_rename: str | None = None) -> None:
+    """Give `path` this content in one step, on the disk before it has its name."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if before_rename is not None:
+            reach(before_rename)
+        os.replace(temporary, path)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the settings by dotted name, without those that make no other run."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        elif not f"{prefix}{name}".startswith(_NO_MATTER):
+            flat[f"{prefix}{name}"] = json.dumps(value)
+    return flat

@@ -1,0 +1,145 @@
+"""Runs that are being made: held by one launch at a time, their states whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import random
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import harness.unfinished
+from harness.digest import sha256_json
+from harness.unfinished import BusyError, Unfinished
+
+KEY = sha256_json("a run")
+
+
+def unfinished(tmp_path: Path, key: str = KEY) -> Unfinished:
+    return Unfinished(tmp_path, "level", key, "L03 d0.512 aws resnet20")
+
+
+def state(value: float) -> dict[str, torch.Tensor]:
+    return {"param.w": torch.full((64,), value), "tally": torch.zeros(3, dtype=torch.float64)}
+
+
+def saved(tmp_path: Path) -> list[Path]:
+    return sorted(unfinished(tmp_path).directory.glob("state-*"))
+
+
+def test_the_newest_state_is_the_only_one_and_comes_back_whole(tmp_path: Path):
+    one = unfinished(tmp_path)
+    with one.claimed({}):
+        assert one.newest() is None
+        for step in (1, 2, 10):
+            one.save({"epoch": 0, "step": step}, state(step), (0, step))
+        header, tensors = one.newest() or ({}, {})
+        assert header["step"] == 10 and torch.equal(tensors["param.w"], state(10)["param.w"])
+        assert len(saved(tmp_path)) == 1
+    one.discard()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_altered_or_cut_state_is_named_and_the_earlier_one_taken(tmp_path: Path, capsys):
+    one = unfinished(tmp_path)
+    with one.claimed({}):
+        one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
+        first = saved(tmp_path)[0].read_bytes()
+        name = saved(tmp_path)[0].name
+        one.save({"epoch": 0, "step": 2}, state(2), (0, 2))
+        newest = saved(tmp_path)[-1]
+        (newest.parent / name).write_bytes(first)
+        whole = newest.read_bytes()
+        generator = random.Random(0)
+        for _ in range(50):
+            data = bytearray(whole)
+            data[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+            newest.write_bytes(data)
+            header, _ = one.newest() or ({}, {})
+            assert header["step"] == 1
+        newest.write_bytes(whole[:-1])
+        assert (one.newest() or ({}, {}))[0]["step"] == 1
+        assert str(newest) in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_earlier_state(tmp_path: Path, monkeypatch):
+    one = unfinished(tmp_path)
+    with one.claimed({}):
+        one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
+
+        def full(descriptor: int) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match=r"needs [\d,]+ bytes, [\d,]+ are free.*start the same command again"):
+            one.save({"epoch": 0, "step": 2}, state(2), (0, 2))
+        monkeypatch.undo()
+        assert (one.newest() or ({}, {}))[0]["step"] == 1
+        assert not list(one.directory.glob(".state*"))
+
+
+def hold(tmp_path: Path) -> subprocess.Popen[str]:
+    """Another process that holds the run."""
+    script = f"""
+        import time
+        from pathlib import Path
+        from harness.unfinished import Unfinished
+        with Unfinished(Path({str(tmp_path)!r}), "level", {KEY!r}, "L03 d0.512 aws resnet20").claimed({{}}):
+            print("held", flush=True)
+            time.sleep(60)
+    """
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(tmp_path: Path):
+    holder = hold(tmp_path)
+    one = unfinished(tmp_path)
+    with (
+        pytest.raises(BusyError, match=rf"already being made by process {holder.pid} on \S+ since 20\d\d-"),
+        one.claimed({}),
+    ):
+        pass
+    one.discard_if_idle()
+    assert one.directory.is_dir()
+    holder.kill()
+    holder.wait()
+    with one.claimed({}):
+        pass
+
+
+def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
+    one = unfinished(tmp_path)
+    one.directory.mkdir()
+    owner = one.directory / "owner.json"
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00"}))
+    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*last sign of life"), one.claimed({}):
+        pass
+    assert owner.exists(), "the other's mark must stay"
+    old = time.time() - harness.unfinished.DEAD_AFTER_SECONDS - 1
+    os.utime(owner, (old, old))
+    with one.claimed({}):
+        assert json.loads(owner.read_text())["pid"] == os.getpid()
+
+
+def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):
+    def config(**optim: float) -> dict:
+        search = {"optim": {"lr": 0.1, "momentum": 0.9} | optim, "runs": "runs", "num_levels": 9}
+        return {"search": search, "level": 0, "argv": ["a"]}
+
+    with unfinished(tmp_path).claimed(config()):
+        pass
+    other = unfinished(tmp_path, sha256_json("another"))
+    changed = config(lr=0.05) | {"level": 3, "argv": ["b"]}
+    assert other.nearly_the_same(changed) == [
+        "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
+    ]
+    assert other.nearly_the_same(config()) == []

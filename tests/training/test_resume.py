@@ -1,0 +1,78 @@
+"""A training that was interrupted and goes on ends with the bits of one that ran through."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_training import EPOCHS, STEPS, network, run
+from torch import nn
+
+from harness.config import OptimConfig
+from harness.training.resume import TrainingState
+from harness.training.stop import StoppedError
+
+
+class Memory:
+    """Keeps the newest state, and stops the training after a number of steps."""
+
+    most_steps = 1
+
+    def __init__(self, world: Any, stop_after: int | None = None) -> None:
+        self.world, self.stop_after = world, stop_after
+        self.state: TrainingState | None = None
+        self.asked = 0
+
+    def due(self, epoch: int, steps: int) -> bool:
+        self.asked += 1
+        if self.asked == self.stop_after:
+            self.world.stop._signal = 15
+        return True
+
+    def save(self, state: TrainingState) -> None:
+        self.state = replace(state, tensors={name: tensor.clone() for name, tensor in state.tensors.items()})
+
+    def load(self) -> TrainingState | None:
+        return self.state
+
+
+def noisy(dropout: float = 0.3) -> nn.Sequential:
+    """The tests' network in channels-last with dropout, whose draws belong to u."""
+    model = network()
+    return nn.Sequential(*list(model)[:-1], nn.Dropout(dropout), model[-1]).to(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+@pytest.mark.parametrize("method", ["aws", "lrr"])
+def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, method):
+    options = {"optim": OptimConfig(name=name, lr=0.05, weight_decay=1e-2, max_grad_norm=0.5), "method": method}
+    through = noisy()
+    expected = run(through, world, **options)
+    for stop_after in range(1, EPOCHS * STEPS + 1):
+        memory = Memory(world, stop_after)
+        torch.manual_seed(99)  # the generator is wherever it is
+        with pytest.raises(StoppedError, match="SIGTERM"):
+            run(noisy(), world, **options, keeper=memory)
+        world.stop._signal, memory.stop_after = None, None
+        again = noisy()
+        reports = run(again, world, **options, keeper=memory)
+        for key, value in through.state_dict().items():
+            assert torch.equal(again.state_dict()[key], value), (stop_after, key)
+        for ours, theirs in zip(reports[::-1], expected[::-1], strict=False):
+            assert (ours.epoch, ours.train_loss, ours.train_error_percent, ours.lr) == (
+                theirs.epoch,
+                theirs.train_loss,
+                theirs.train_error_percent,
+                theirs.lr,
+            )
+
+
+def test_a_stop_between_epochs_repeats_no_report(world):
+    memory = Memory(world, stop_after=STEPS)
+    with pytest.raises(StoppedError):
+        run(noisy(), world, keeper=memory)
+    assert memory.state is not None and (memory.state.epoch, memory.state.step) == (0, STEPS)
+    world.stop._signal, memory.stop_after = None, None
+    assert [report.epoch for report in run(noisy(), world, keeper=memory)] == [0, 1]
