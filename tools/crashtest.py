@@ -1,0 +1,195 @@
+"""Kill a search again and again, at random and at every named point, and see that nothing is lost.
+
+python tools/crashtest.py                          20 kills, some ten minutes
+python tools/crashtest.py --kills 100 --processes 2
+
+A small search on digits runs once undisturbed. Then it runs in fresh directories, is killed with SIGKILL and started
+again until it is finished. Checkpoints and signed masks must have the same bytes, and MLflow exactly one finished run
+for each node. Exits with 1 at the first difference, and says where to look.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import tyro
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from harness.faults import POINTS, VARIABLE  # noqa: E402
+from harness.lineage.store import open_store  # noqa: E402
+
+SEARCH = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
+SEARCH += ["--num-levels", "2", "--checkpoint-every", "3", "--checkpoint-unit", "steps"]
+AT_ONCE = {"split-written": 2, "run-created": 4, "files-sent": 4, "before-finished": 4, "node-written": 4}
+"""How often a point is passed in one search (its root and three levels), where that is not often."""
+OFTEN, NODE = 60, 4
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How hard to try."""
+
+    kills: int = 20
+    """Processes to kill, in all."""
+    processes: int = 1
+    """Processes of each launch."""
+    seed: int = 0
+    """Chooses the points and times."""
+    keep: bool = False
+    """Keep the directories."""
+
+
+@dataclass
+class Trial:
+    """One search in a directory of its own."""
+
+    where: Path
+    processes: int
+
+    def start(self, fault: str | None = None) -> subprocess.Popen[bytes]:
+        """Prepare the data and search, as a group of processes of its own."""
+        shape = ["--num_processes", str(self.processes), "--num_machines", "1", "--num_cpu_threads_per_process", "1"]
+        shape += ["--mixed_precision", "no", "--dynamo_backend", "no"]
+        shape += ["--multi_gpu", "--main_process_port", "0"] if self.processes > 1 else []
+        accelerate = str(Path(sys.executable).with_name("accelerate"))
+        prepare = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "digits", "--out", "data"]
+        search = [accelerate, "launch", "-q", *shape, str(ROOT / "recipes" / "aws_digits.py"), *SEARCH]
+        script = " && ".join(shlex.join(command) for command in (prepare, search))
+        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": self.store}
+        environment |= {VARIABLE: fault} if fault else {}
+        with open(self.where / "log", "ab") as log:
+            return subprocess.Popen(
+                ["bash", "-c", script], cwd=self.where, env=environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def store(self) -> str:
+        """The tracking URI."""
+        return f"sqlite:///{self.where / 'mlflow.db'}"
+
+    def finished(self) -> bool:
+        """Whether the last launch came to its end."""
+        try:
+            return bool(json.loads((self.where / "runs" / "status.json").read_text())["status"] == "finished")
+        except FileNotFoundError:
+            return False
+
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every checkpoint and signed mask, by level."""
+        found: dict[str, str] = {}
+        for path in (self.where / "runs").glob("level-*/record.json"):
+            record = json.loads(path.read_text())
+            names = ("checkpoint.safetensors", "signed_mask.safetensors")
+            found |= {f"level {record['tags']['level']} {name}": record["files"][name] for name in names}
+        return found
+
+    def problems(self, expected: dict[str, str]) -> list[str]:
+        """Return what differs from the undisturbed search, and what is wrong in MLflow."""
+        files = self.files()
+        found = [f"{name} differs" for name in sorted(expected | files) if expected.get(name) != files.get(name)]
+        runs = open_store(self.where / "runs", self.store).summaries()
+        keys = [run.key for run in runs]
+        found += [f"{run.name} is {run.status} in MLflow" for run in runs if run.status != "FINISHED"]
+        found += [f"{key[:16]} has {keys.count(key)} runs in MLflow" for key in set(keys) if keys.count(key) != 1]
+        nodes = len(list((self.where / "runs").glob("*-*/record.json")))
+        found += [f"{nodes} nodes, but {len(keys)} runs in MLflow"] if nodes != len(keys) else []
+        found += [f"{path.name} was left" for path in (self.where / "runs").glob(".making-*")]
+        return found
+
+
+def main(arguments: Arguments) -> int:
+    """Return 0 if everything survived."""
+    generator = random.Random(arguments.seed)
+    place = Path(tempfile.mkdtemp(prefix="crashtest-"))
+    reference = Trial(_new(place, "reference"), arguments.processes)
+    started = time.monotonic()
+    if reference.start().wait() != 0 or not reference.finished():
+        print(f"the undisturbed search failed; see {reference.where / 'log'}", file=sys.stderr)
+        return 1
+    length = time.monotonic() - started
+    expected = reference.files()
+    points = [f"{point}:{n}" for point in POINTS for n in [generator.randint(1, _passed(point))]]
+    generator.shuffle(points)
+    killed: dict[str, int] = {}
+    number = 0
+    with tqdm(total=arguments.kills, unit="kill") as bar:
+        while sum(killed.values()) < arguments.kills:
+            number += 1
+            trial = Trial(_new(place, f"trial-{number}"), arguments.processes)
+            for name in _kill_until_finished(trial, points, generator, length, arguments.kills - sum(killed.values())):
+                killed[name] = killed.get(name, 0) + 1
+                bar.update()
+            problems = trial.problems(expected)
+            if problems:
+                print(f"after {sum(killed.values())} kills ({killed}): {'; '.join(problems)}\nsee {trial.where}")
+                return 1
+            if not arguments.keep:
+                shutil.rmtree(trial.where)
+    print(f"{sum(killed.values())} kills in {number} searches of {arguments.processes} process(es), all with the same")
+    print(f"bytes as the undisturbed one and one finished MLflow run a node: {dict(sorted(killed.items()))}")
+    if not arguments.keep:
+        shutil.rmtree(place)
+    return 0
+
+
+def _kill_until_finished(
+    trial: Trial, points: list[str], generator: random.Random, length: float, most: int
+) -> list[str]:
+    """Kill launch after launch, first at named points and then at random times; return where each died."""
+    killed: list[str] = []
+    while not trial.finished():
+        if len(killed) >= most or len(killed) >= 5:
+            process = trial.start()
+            if process.wait() != 0:
+                raise SystemExit(f"a relaunch failed; see {trial.where / 'log'}")
+        elif points:
+            point = points.pop()
+            if trial.start(point).wait() != 0:
+                killed.append(point.partition(":")[0])
+        else:
+            process = trial.start()
+            try:
+                process.wait(generator.uniform(0.1, 1.0) * length)
+            except subprocess.TimeoutExpired:
+                _kill(process.pid)
+                process.wait()
+                killed.append("random time")
+    return killed
+
+
+def _kill(pid: int) -> None:
+    """Kill a process and all below it at once: the launchers' workers are in sessions of their own."""
+    root = psutil.Process(pid)
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def _passed(point: str) -> int:
+    """How often a search passes a point, at least."""
+    return AT_ONCE.get(point, NODE if point.startswith("node") else 20 if point.startswith("state") else OFTEN)
+
+
+def _new(place: Path, name: str) -> Path:
+    (place / name).mkdir()
+    return place / name
+
+
+if __name__ == "__main__":
+    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
