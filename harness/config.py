@@ -154,6 +154,8 @@ class SearchConfig:
     """Mixed precision."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
+    sync_batchnorm: bool = False
+    """BatchNorm statistics over all processes' images instead of each one's share; needs GPUs."""
     deterministic: bool = False
     """Ask CUDA for deterministic algorithms; CPU runs are deterministic anyway."""
     checkpoint_every: float = 10
@@ -164,6 +166,8 @@ class SearchConfig:
     """Where finished levels are kept before and after MLflow gets them."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
+    offline: bool = False
+    """Send nothing to MLflow now; `python tools/lineage.py sync` does it later."""
 
     def __post_init__(self) -> None:
         _require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
@@ -202,6 +206,8 @@ class TicketConfig:
     """Where finished runs are kept."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs alone and send nothing to MLflow now."""
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,8 @@ class RunPair:
     """Where finished runs are kept."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs alone and send nothing to MLflow now."""
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.dense:
@@ -125,6 +127,7 @@ def compare_runs(question: Question, description: str | None) -> None:
             loader=pair.loader,
             runs=pair.runs,
             experiment=pair.experiment,
+            offline=pair.offline,
         )
         with launched_ticket(ticket, kinds=("level", "training")) as (experiment, first):
             epsilon = pair.epsilon
@@ -151,7 +154,9 @@ def _dense_error(experiment: Experiment, text: str) -> float:
 def launched(config: SearchConfig) -> Iterator[Experiment]:
     """Open the experiment of one launch and leave the process group in order."""
     with _processes(config.runs, config.precision, deterministic=config.deterministic) as world:
-        yield Experiment(world, store_of(config.runs, config.experiment), config)
+        store = store_of(config.runs, config.experiment, offline=config.offline)
+        world.on_main(store.require)
+        yield Experiment(world, store, config)
 
 
 @contextmanager
@@ -169,7 +174,8 @@ def _processes(runs: Path, precision: str | None, *, deterministic: bool = False
 def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -> Iterator[tuple[Experiment, Node]]:
     """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
     with _processes(config.runs, precision=None) as world:
-        store = store_of(config.runs, config.experiment)
+        store = store_of(config.runs, config.experiment, offline=config.offline)
+        world.on_main(store.require)
         key, settings = _ticket_settings(world, store, config, kinds)
         if settings.deterministic:
             world.make_deterministic()
@@ -180,9 +186,9 @@ def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -
         yield experiment, ticket
 
 
-def store_of(runs: Path, experiment: str) -> LineageStore:
+def store_of(runs: Path, experiment: str, *, offline: bool = False) -> LineageStore:
     """Open the lineage store: local nodes in `runs`, MLflow at MLFLOW_TRACKING_URI or sqlite:///mlflow.db."""
-    return open_store(runs, experiment=experiment)
+    return open_store(runs, experiment=experiment, offline=offline)
 
 
 def record_of(store: LineageStore, text: str) -> LineageRecord:
@@ -246,5 +252,6 @@ def _ticket_settings(
         precision=config.precision or search.precision,
         runs=config.runs,
         experiment=config.experiment,
+        offline=config.offline,
     )
     return key, settings

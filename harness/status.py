@@ -17,6 +17,9 @@ from harness.training.stop import StoppedError
 VARIABLE = "HARNESS_STATUS"
 State = Literal["running", "finished", "preempted", "failed"]
 
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "remote process exited")
+"""How gloo and NCCL speak of a process that is gone."""
+
 
 @contextmanager
 def reported(runs: Path) -> Iterator[None]:
@@ -31,6 +34,11 @@ def reported(runs: Path) -> Iterator[None]:
         yield
     except StoppedError as error:
         _write(path, "preempted", str(error), since)
+        raise
+    except RuntimeError as error:
+        # another process died: the same command goes on, so this must be requeued
+        lost = any(sign in str(error) for sign in _LOST_PEER)
+        _write(path, "preempted" if lost else "failed", f"{type(error).__name__}: {error}", since)
         raise
     except BaseException as error:
         _write(path, "failed", f"{type(error).__name__}: {error}", since)

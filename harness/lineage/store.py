@@ -76,6 +76,18 @@ class LineageStore:
         self._experiments: list[str] | None = None
         self._completed: set[str] = set()  # run IDs that this object finished
 
+    def require(self) -> None:
+        """Raise ConnectionError, within half a minute, if the tracking server that was asked for gives no answer."""
+        if self.tracking_uri is None or _sqlite_path(self.tracking_uri) is not None:
+            return  # a SQLite file is made when it is first written
+        try:
+            with self._talking("begin"):
+                self._client().search_experiments(max_results=1)
+        except ConnectionError as error:
+            raise ConnectionError(
+                f"{error}. Start it, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
+            ) from None
+
     # ------------------------------------------------------------------ asking
 
     def find(self, key: str) -> Path | None:

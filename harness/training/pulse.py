@@ -14,6 +14,7 @@ import selectors
 import socket
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -79,7 +80,7 @@ class Pulse:
             self._expect_callers(share_text)
         else:
             self._call(share_text)
-        self._thread = threading.Thread(target=self._watch, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
         self._thread.start()
         self._all_here.wait()  # else a very short launch could end before it has taken every call
 
@@ -170,6 +171,13 @@ class Pulse:
             self._all_here.set()
 
     # ------------------------------------------------------------------ watching; from here on in the thread alone
+
+    def _run(self) -> None:
+        try:
+            self._watch()
+        except Exception:  # unwatched, this process could wait for hours
+            traceback.print_exc()
+            os._exit(1)
 
     def _watch(self) -> None:
         looked = next_beat = time.monotonic()

@@ -24,6 +24,12 @@ _REFUSED = {
 }
 
 
+_JOINING = timedelta(minutes=10)
+"""How long a launch waits for processes that start late, or never."""
+_WAITING = timedelta(hours=6)
+"""How long collective operations wait: rank 0 alone fetches, delivers and compares, and the pulse tells who is lost."""
+
+
 class OtherRankFailedError(RuntimeError):
     """Another process failed and has said why."""
 
@@ -46,8 +52,7 @@ class World:
             self.make_deterministic()
         from accelerate import PartialState
 
-        # rank 0 alone fetches, delivers and compares, which may take longer than the ten minutes NCCL would wait
-        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
+        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
@@ -55,6 +60,8 @@ class World:
         self.stop = StopRequest()
         _check_world(self.size)
         self._pulse = Pulse(self.rank, self.size, self.share_text)
+        if self.size > 1:
+            _set_timeout(_WAITING)
         if precision is not None:
             try:
                 self.use(precision)
@@ -232,10 +239,19 @@ def _check_precision(precision: str) -> None:
         )
 
 
+def _set_timeout(timeout: timedelta) -> None:
+    if hasattr(torch.distributed, "set_timeout"):
+        torch.distributed.set_timeout(timeout)
+    else:  # its name in older versions
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
+
+
 def _check_world(size: int) -> None:
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if asked != size:
+    asked = os.environ.get("WORLD_SIZE", "1")
+    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves nothing but an address behind
+    split = "WORLD_SIZE" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
+    if split or int(asked) != size:
         raise ValueError(
-            f"asked for {asked} processes, but Accelerate runs {size} separate one(s). On CPU launch with "
-            "`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes N …`"
+            f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On CPU "
+            "launch with `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"
         )

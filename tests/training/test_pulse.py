@@ -161,3 +161,23 @@ def test_an_unreachable_main_process_is_said_by_name(monkeypatch):
         port = taken.getsockname()[1]
     with pytest.raises(ConnectionError, match=rf"process 1 of 2 on .* cannot reach process 0 at 127.0.0.1:{port}"):
         Pulse(1, 2, lambda text: json.dumps([port, "token", "host"]))
+
+
+@pytest.mark.slow
+def test_rank_0_may_work_alone_for_longer_than_late_processes_are_waited_for():
+    script = """
+        import time
+        from datetime import timedelta
+        from harness.training import world
+        world._JOINING = timedelta(seconds=4)
+        joined = world.World()
+        joined.on_main(lambda: time.sleep(6))
+        print(joined.share_text("after all"))
+        joined.close()
+    """
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    command = [*launcher, sys.executable, "-c", textwrap.dedent(script)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPOSITORY, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0 and done.stdout.count("after all") == 2, done.stderr
+    assert "lost process" not in done.stderr

@@ -30,6 +30,17 @@ def test_a_world_that_fell_apart_is_refused(monkeypatch):
         _check_world(1)
 
 
+def test_processes_that_were_never_started_are_refused(monkeypatch):
+    from harness.training.world import _check_world
+
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    _check_world(1)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what is left of `--cpu --num_processes 2`
+    with pytest.raises(ValueError, match="asked for several processes"):
+        _check_world(1)
+
+
 def test_a_failure_on_any_rank_ends_all():
     """Two processes; the second fails before the first collective operation of the first."""
     script = """

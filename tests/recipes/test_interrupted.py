@@ -1,0 +1,147 @@
+"""Launches that are killed or told to stop, and started again: the same bytes as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+from launching import LAUNCH, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
+
+from harness.lineage.store import open_store
+
+SAVING = ["--checkpoint-every", "3", "--checkpoint-unit", "steps"]
+LIGHT = ["--data.loader", "memory", "--offline"]  # neither FFCV's nor MLflow's start where they are not the matter
+WARM_UP = [*TINY, *LIGHT, "--num-levels", "0", "--global-batch-size", "60"]  # a share for 1, 2, 3 and 4 processes
+
+
+def files(where: Path) -> dict[str, str]:
+    """SHA-256 of every checkpoint and signed mask, by run."""
+    names = ("checkpoint.safetensors", "signed_mask.safetensors")
+    return {f"{run} {name}": record["files"][name] for run, record in nodes(where, "level").items() for name in names}
+
+
+def assert_whole(where: Path) -> None:
+    """One finished MLflow run for each node, and nothing unfinished left behind."""
+    assert not list((where / "runs").glob(".making-*"))
+    runs = open_store(where / "runs", f"sqlite:///{where / 'mlflow.db'}").summaries()
+    assert {run.status for run in runs} == {"FINISHED"}
+    assert len(runs) == len({run.key for run in runs}) == len(list((where / "runs").glob("*-*/record.json")))
+
+
+# every other point: tools/crashtest.py
+@pytest.mark.parametrize("point", ["files-sent:2", "before-finished:3"])
+def test_a_search_killed_anywhere_ends_with_the_same_bytes(searched, tmp_path, point):
+    where = elsewhere(searched[0], tmp_path)
+    recipe(where, "aws_digits.py", *TINY, *SAVING, ok=False, HARNESS_KILL_AT=point)
+    assert json.loads((where / "runs" / "status.json").read_text())["status"] == "running"
+    assert len(run_ids(recipe(where, "aws_digits.py", *TINY, *SAVING))) == 3
+    assert files(where) == files(searched[0])
+    assert_whole(where)
+
+
+@pytest.mark.parametrize("processes", [2, 3, 4])
+def test_so_does_one_of_several_processes(prepared, tmp_path, processes):
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    for where in (undisturbed, killed):
+        where.mkdir()
+        elsewhere(prepared, where)
+    recipe(undisturbed, "aws_digits.py", *WARM_UP, processes=processes)
+    recipe(killed, "aws_digits.py", *WARM_UP, *SAVING, processes=processes, ok=False, HARNESS_KILL_AT="step:29")
+    (making,) = (killed / "runs").glob(".making-level-*")
+    assert list(making.glob("state-*"))
+    recipe(killed, "aws_digits.py", *WARM_UP, *SAVING, processes=processes)
+    assert files(killed) == files(undisturbed) != {}
+    assert not list((killed / "runs").glob(".making-*"))
+
+
+def test_a_final_training_goes_on_too(searched, tmp_path):
+    where, _ = searched
+    ticket = next(record["key"] for record in nodes(where, "level").values() if record["tags"]["level"] == "02")
+    options = [
+        "--ticket",
+        ticket,
+        "--kind",
+        "mask",
+        "--init-seed",
+        "5",
+        "--epochs",
+        "3",
+        "--loader",
+        "memory",
+        "--offline",
+    ]
+    digests = []
+    for fault in (None, {"HARNESS_KILL_AT": "step:40"}):
+        other = elsewhere(where, tmp_path / str(fault is None))
+        shutil.copytree(where / "runs", other / "runs")
+        if fault:
+            recipe(other, "train_ticket.py", *options, ok=False, **fault)
+        recipe(other, "train_ticket.py", *options)
+        (trained,) = (record for name, record in nodes(other, "training").items() if "i5" in name)
+        digests.append(trained["files"]["checkpoint.safetensors"])
+    assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGTERM)])
+def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes, number):
+    """The signal goes to the launcher, as Slurm's and a cluster's do; the launchers lose it in different ways."""
+    where = elsewhere(prepared, tmp_path)
+    long = [*WARM_UP, "--warmup-epochs", "1000"]
+    shape = ["--num_processes", str(processes)] + (["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])
+    command = [*LAUNCH, *shape, str(REPOSITORY / "recipes" / "aws_digits.py"), *long, *SAVING]
+    with open(where / "log", "w") as log:
+        launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
+        _wait(lambda: list((where / "runs").glob(".making-*/state-*")), 60)
+        launcher.send_signal(number)
+        launcher.wait(60)
+    status = where / "runs" / "status.json"
+    _wait(lambda: json.loads(status.read_text())["status"] != "running", 30)
+    assert json.loads(status.read_text())["status"] == "preempted"
+    (making,) = (where / "runs").glob(".making-*")
+    _wait(lambda: not (making / "owner.json").exists(), 10)  # the worker has let go
+    assert "stopped: " in (where / "log").read_text()
+    # it goes on from there; told to stop again, for 1000 epochs are many
+    (before,) = making.glob("state-*")
+    said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes, ok=False, HARNESS_KILL_AT="step:9")
+    assert "goes on at epoch" in said and next(making.glob("state-*")).name > before.name
+
+
+def test_a_second_launch_of_the_same_search_is_told_of_the_first(prepared, tmp_path):
+    where = elsewhere(prepared, tmp_path)
+    recipe(where, "aws_digits.py", *WARM_UP, ok=False, HARNESS_KILL_AT="step:9")
+    (making,) = (where / "runs").glob(".making-*")
+    with FileLock(making / "lock"):
+        said = recipe(where, "aws_digits.py", *WARM_UP, ok=False)
+    assert "is already being made by process" in said and "Traceback" not in said
+
+
+def test_data_preparation_killed_before_its_end_begins_again(tmp_path):
+    prepare = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "digits", "--out", "data"]
+    killed = subprocess.run(prepare, cwd=tmp_path, env=_environment("split-written:2"), capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "data" / "digits" / "train.json").exists() != (
+        tmp_path / "data" / "digits" / "test.json"
+    ).exists()
+    assert "1297 images" in tool(tmp_path, "prepare_data.py", "digits", "--out", "data")
+
+
+def _environment(fault: str) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "HARNESS_KILL_AT": fault}
+
+
+def _wait(true: object, seconds: float) -> None:
+    """Wait until `true()`; a failure after `seconds`."""
+    assert callable(true)
+    until = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.1)

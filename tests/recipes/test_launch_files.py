@@ -1,0 +1,230 @@
+"""recipes/launch: what Accelerate makes of its configuration files, and what the Slurm script makes of an ending."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCH = REPOSITORY / "recipes" / "launch"
+SBATCH = LAUNCH / "slurm.sbatch"
+BIN = Path(sys.executable).parent
+
+
+@pytest.mark.parametrize(
+    ("name", "processes", "machines", "distributed"),
+    [
+        ("cpu_2_processes", 2, 1, "MULTI_GPU"),
+        ("gpu_1", 1, 1, "NO"),
+        ("gpu_8", 8, 1, "MULTI_GPU"),
+        ("nodes_2x8", 16, 2, "MULTI_GPU"),
+    ],
+)
+def test_every_file_says_what_its_name_says(name, processes, machines, distributed):
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
+    assert (config.num_processes, config.num_machines) == (processes, machines)
+    assert config.distributed_type.value == distributed
+    assert config.mixed_precision == "no" and not config.use_cpu
+
+
+def test_every_header_is_a_command_for_this_file_and_a_recipe():
+    from accelerate.commands.launch import launch_command_parser
+
+    files = sorted(LAUNCH.glob("*.yaml"))
+    assert len(files) == 4
+    for file in files:
+        lines = file.read_text().splitlines()
+        command = lines[1].removeprefix("# accelerate launch ").split()
+        assert lines[0].endswith(":") and not lines[2].startswith("#")
+        args = launch_command_parser().parse_args(command)
+        assert REPOSITORY / args.config_file == file
+        assert (REPOSITORY / args.training_script).parent == REPOSITORY / "recipes"
+        assert (REPOSITORY / args.training_script).is_file()
+
+
+def test_two_cpu_processes_are_one_world_of_two(tmp_path):
+    script = tmp_path / "who.py"
+    script.write_text(
+        "from harness.training.world import World\n"
+        "import torch\n"
+        "world = World()\n"
+        "ranks = int(world.sum(torch.tensor(1 + world.rank)))\n"
+        "print(f'rank {world.rank} of {world.size} on {world.device.type}, sum {ranks}', flush=True)\n"
+        "world.close()\n"
+    )
+    command = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "cpu_2_processes.yaml"), str(script)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    said = sorted(re.findall(r"rank .*", done.stdout))
+    assert said == ["rank 0 of 2 on cpu, sum 3", "rank 1 of 2 on cpu, sum 3"]
+
+
+class Cluster:
+    """A directory to submit from, with stand-ins for Slurm's commands first on PATH."""
+
+    def __init__(self, where: Path) -> None:
+        self.where = where
+        self.bin = where / "bin"
+        self.bin.mkdir()
+        self.command(
+            "scontrol", 'if [[ $1 == show ]]; then printf "%s\\n" localhost node2; else echo "$*" >>requeued; fi'
+        )
+
+    def command(self, name: str, body: str) -> None:
+        file = self.bin / name
+        file.write_text(f"#!/bin/bash\n{body}\n")
+        file.chmod(0o755)
+
+    def srun(self, body: str) -> None:
+        """Let `srun` leave its options away, and `body` do the rest: "$@" is one node's command."""
+        self.command("srun", f"while [[ $1 == --* ]]; do shift; done\n{body}")
+
+    def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        env = {**os.environ, "PATH": f"{self.bin}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+        env |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]"}
+        env |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "VENV": "none", **environment}
+        command = ["bash", str(SBATCH), *(arguments or ("recipes/aws_digits.py",))]
+        return subprocess.run(command, cwd=self.where, env=env, capture_output=True, text=True, timeout=120)
+
+    @property
+    def requeued(self) -> list[str]:
+        file = self.where / "requeued"
+        return file.read_text().splitlines() if file.exists() else []
+
+
+@pytest.fixture
+def cluster(tmp_path) -> Cluster:
+    return Cluster(tmp_path)
+
+
+def writes(status: str) -> str:
+    return f"""printf '{{"status": "{status}", "pid": 1}}' >"$HARNESS_STATUS"; """
+
+
+def test_the_script_is_sound_bash():
+    subprocess.run(["bash", "-n", str(SBATCH)], check=True)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", str(SBATCH)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("status", "requeues", "code"),
+    [("preempted", 1, 0), ("running", 1, 0), ("finished", 0, 0), ("failed", 0, 1), ("unheard-of", 0, 1)],
+)
+@pytest.mark.parametrize("srun_code", [0, 1])
+def test_the_status_decides_and_not_the_exit_code(cluster, status, requeues, code, srun_code):
+    cluster.srun(writes(status) + f"exit {srun_code}")
+    done = cluster.submit()
+    assert done.returncode == code, done.stderr
+    assert cluster.requeued == [f"requeue {os.getpid()}"] * requeues
+
+
+@pytest.mark.parametrize(("restarts", "requeues", "code"), [("1", 1, 0), ("2", 0, 1)])
+@pytest.mark.parametrize("status", ["preempted", "running"])
+def test_requeueing_ends_at_the_maximum(cluster, status, restarts, requeues, code):
+    cluster.srun(writes(status))
+    done = cluster.submit(MAX_REQUEUES="2", SLURM_RESTART_COUNT=restarts)
+    assert done.returncode == code and len(cluster.requeued) == requeues
+    assert ("MAX_REQUEUES=2" in done.stderr) == bool(code)
+
+
+def test_the_default_maximum_is_20(cluster):
+    cluster.srun(writes("preempted"))
+    assert cluster.submit(SLURM_RESTART_COUNT="19").returncode == 0
+    assert cluster.submit(SLURM_RESTART_COUNT="20").returncode == 1
+    assert len(cluster.requeued) == 1
+
+
+def test_what_an_earlier_start_wrote_does_not_count(cluster):
+    cluster.srun(writes("preempted"))
+    assert cluster.submit().returncode == 0
+    cluster.srun("exit 1")  # ends before the harness writes
+    done = cluster.submit()
+    assert done.returncode == 1 and "status missing" in done.stderr and len(cluster.requeued) == 1
+
+
+def test_a_broken_status_is_not_requeued(cluster):
+    cluster.srun("""printf '{"status' >"$HARNESS_STATUS" """)
+    done = cluster.submit()
+    assert done.returncode == 1 and "status unreadable" in done.stderr and not cluster.requeued
+
+
+def test_a_cancelled_job_does_not_come_back(cluster):
+    cluster.srun("kill -TERM $PPID; " + writes("preempted"))  # Slurm tells the batch shell, which waits for srun
+    done = cluster.submit()
+    assert done.returncode == 1 and "told to end" in done.stderr and not cluster.requeued
+
+
+def test_without_a_recipe_it_says_how(cluster):
+    cluster.srun("touch started")
+    done = subprocess.run(["bash", str(SBATCH)], cwd=cluster.where, capture_output=True, text=True)
+    assert done.returncode == 2 and "sbatch recipes/launch/slurm.sbatch recipes/" in done.stderr
+
+
+@pytest.mark.parametrize(("nodes", "gpus"), [(2, 8), (1, 8), (1, 1), (4, 2)])
+def test_every_node_gets_its_launcher_and_numbers_come_from_slurm(cluster, nodes, gpus):
+    from accelerate.commands.launch import launch_command_parser
+
+    cluster.srun(f'for ((n = 0; n < {nodes}; n++)); do SLURM_PROCID=$n "$@"; done; ' + writes("finished"))
+    cluster.command("accelerate", 'printf "%s\\0" "$@" >>launched; printf "\\n" >>launched')
+    options = ("--precision", "bf16", "--experiment", "two words")
+    done = cluster.submit("recipes/aws_imagenet.py", *options, SLURM_NNODES=str(nodes), SLURM_GPUS_ON_NODE=str(gpus))
+    assert done.returncode == 0, done.stderr
+    launched = (cluster.where / "launched").read_text().splitlines()
+    assert len(launched) == nodes
+    for rank, line in enumerate(launched):
+        first, *rest = line.split("\0")[:-1]
+        args = launch_command_parser().parse_args(rest)
+        assert first == "launch" and args.machine_rank == rank
+        assert (args.num_machines, args.num_processes) == (nodes, nodes * gpus)
+        assert args.main_process_ip == "localhost" and 20000 <= args.main_process_port < 30000
+        assert REPOSITORY / args.config_file == LAUNCH / "nodes_2x8.yaml"
+        assert args.training_script == "recipes/aws_imagenet.py"
+        assert tuple(args.training_script_args) == options
+
+
+@pytest.mark.parametrize("everyone", [False, True], ids=["the task alone", "every process"])
+def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster, everyone):
+    """Real launchers, two on one machine; Slurm signals the task it started, or its whole tree."""
+    (cluster.where / "worker.py").write_text(
+        "import os, signal, sys, time\n"
+        "heard = []\n"
+        "for number in (signal.SIGTERM, signal.SIGUSR1):\n"
+        "    signal.signal(number, lambda number, frame: heard.append(number))\n"
+        "rank = os.environ['RANK']\n"
+        "open(f'up-{rank}', 'w').write(f'{os.getpid()} ')\n"
+        "end = time.monotonic() + 60\n"
+        "while signal.SIGTERM not in heard:\n"
+        "    assert time.monotonic() < end\n"
+        "    time.sleep(0.05)\n"
+        "time.sleep(1)\n"  # saves
+        "open(f'saved-{rank}-of-' + os.environ['WORLD_SIZE'], 'w').close()\n"
+        "if rank == '0':\n"
+        "    open(os.environ['HARNESS_STATUS'], 'w').write('{\"status\": \"preempted\"}')\n"
+        "sys.exit(1)\n"
+    )
+    # once a task has ended, Slurm kills what it left
+    tree = "$task $(pgrep -P $task) $(pgrep -P $(pgrep -P $task))" if everyone else "$task"
+    cluster.srun(
+        "tasks=()\n"
+        'for n in 0 1; do SLURM_PROCID=$n "$@" & tasks+=($!); done\n'
+        "until [[ -e up-0 && -e up-1 ]] || ! kill -0 ${tasks[0]}; do sleep 0.1; done\n"
+        f"for task in ${{tasks[*]}}; do kill -USR1 {tree}; done\n"
+        "wait ${tasks[*]}\n"
+        "kill -KILL $(cat up-0 up-1) 2>/dev/null\n"
+        "exit 0"
+    )
+    settings = {"SLURM_GPUS_ON_NODE": "1", "LAUNCH_CONFIG": str(LAUNCH / "nodes_2x8.yaml")}
+    done = cluster.submit("worker.py", **settings)
+    saved = sorted(path.name for path in cluster.where.glob("saved-*"))
+    assert saved == ["saved-0-of-2", "saved-1-of-2"], done.stderr
+    assert done.returncode == 0 and cluster.requeued == [f"requeue {os.getpid()}"]
