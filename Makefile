@@ -38,7 +38,7 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 
 .PHONY: test
 test: lint  ## All checks that need no GPU: ruff, types, tests
-	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu" -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
 
 .PHONY: test-gpu
 test-gpu: setup  ## The tests that need a CUDA device

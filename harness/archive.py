@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,8 +53,9 @@ class Archive:
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(draft)
         self._stop_if_asked()
-        with self._claimed(unfinished, draft):
+        with self._claimed(unfinished, draft.config):
             if self._exists(draft.key):  # another launch was faster
+                self.world.on_main(unfinished.discard)
                 return self._reuse(draft)
             keeper = RunKeeper(self.world, unfinished, draft, self.saving, self.circumstances)
             checkpoint, mask = make(draft, keeper)
@@ -65,12 +67,20 @@ class Archive:
         return self._node(draft.key, checkpoint, signed_mask)
 
     @contextmanager
-    def _claimed(self, unfinished: Unfinished, draft: Draft) -> Iterator[None]:
+    def alone(self, kind: str, key: str, name: str) -> Iterator[None]:
+        """Let no other launch do the same meanwhile; BusyError naming the other if one does."""
+        unfinished = Unfinished(self.store.local.directory, kind, key, name)
+        with self._claimed(unfinished, {}):
+            yield
+            self.world.on_main(unfinished.discard)
+
+    @contextmanager
+    def _claimed(self, unfinished: Unfinished, config: dict[str, Any]) -> Iterator[None]:
         """Hold the run on rank 0; when it is busy there, every rank raises."""
-        claim = unfinished.claimed(draft.config)
+        claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
-            for line in self.world.on_main(lambda: unfinished.nearly_the_same(draft.config)) or []:
+            for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if config else []) or []:
                 say(f"note: {line}")
             yield
         finally:

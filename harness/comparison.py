@@ -76,12 +76,26 @@ def _key(experiment: Experiment, first: Node, second: Node, question: Question, 
     """Return the digest of what determines a barrier: not how the two networks were trained, their keys say that."""
     everything = experiment.determinants
     measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
-    # BatchNorm statistics depend on how many images a batch has
-    batch = experiment.config.global_batch_size if config.bn_convention != "none" else None
-    pair = {"pair": sorted((first.key, second.key))}
+    num_images = config.num_bn_images(experiment.source.num_train)
     return sha256_json(
-        measured | pair | {"kind": "analysis", "question": question, "comparison": asdict(config), "batch": batch}
+        measured
+        | {
+            "kind": "analysis",
+            "question": question,
+            "pair": sorted((first.key, second.key)),
+            "alphas": config.alphas,
+            "bn_convention": config.bn_convention,
+            "bn_images": num_images,
+            # BatchNorm statistics depend on how many images a batch has
+            "batch": _batch_size(first, second) if num_images else None,
+        }
     )
+
+
+def _batch_size(first: Node, second: Node) -> int:
+    """Images a batch of BatchNorm estimation has: that of the trainings, the smaller where they differ."""
+    assert first.record is not None and second.record is not None
+    return min(int(node.record.config["search"]["global_batch_size"]) for node in (first, second) if node.record)
 
 
 def _check_comparable(first: Node, second: Node, question: Question, cross_init: bool) -> None:
@@ -113,7 +127,9 @@ def _same_start(first: Node, second: Node) -> bool:
 
 def _curve(experiment: Experiment, first: Node, second: Node, config: ComparisonConfig) -> BarrierCurve:
     num_images = config.num_bn_images(experiment.source.num_train)
-    bn_batches: Iterable[torch.Tensor] = _BatchNormImages(experiment, num_images) if num_images else []
+    bn_batches: Iterable[torch.Tensor] = (
+        _BatchNormImages(experiment, num_images, _batch_size(first, second)) if num_images else []
+    )
     test_batches: Iterable[ImageBatch] = _TestImages(experiment)
     held = experiment.spec.image_size**2 <= HELD_PIXELS
     return barrier_curve(
@@ -138,9 +154,10 @@ def _recorded_error_percent(node: Node) -> float:
 class _BatchNormImages:
     """Training images chosen by key, in batches of one size; can be gone through again."""
 
-    def __init__(self, experiment: Experiment, num_images: int) -> None:
+    def __init__(self, experiment: Experiment, num_images: int, batch_size: int) -> None:
         config = experiment.config
-        self.batch_size = min(config.global_batch_size, experiment.source.num_train)
+        self.world = experiment.world
+        self.batch_size = min(batch_size, experiment.source.num_train)
         loader = experiment.source.train_loader(
             global_batch_size=self.batch_size,
             rank=0,
@@ -153,6 +170,7 @@ class _BatchNormImages:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         for images_NCHW, _ in self.feed.epoch(SgdNoise(0, ("comparison", "batchnorm")), 0, num_steps=self.steps):
+            self.world.stop.heed()
             yield images_NCHW
 
 
@@ -160,6 +178,7 @@ class _TestImages:
     """The whole test split on this rank; can be gone through again."""
 
     def __init__(self, experiment: Experiment) -> None:
+        self.world = experiment.world
         loader = experiment.source.test_loader(
             batch_size=TEST_BATCH_SIZE,
             rank=0,
@@ -170,7 +189,9 @@ class _TestImages:
         self.feed = TestFeed(loader, experiment.spec, experiment.world.device)
 
     def __iter__(self) -> Iterator[ImageBatch]:
-        return iter(self.feed)
+        for batch in self.feed:
+            self.world.stop.heed()
+            yield batch
 
 
 def _record(

@@ -110,7 +110,7 @@ class Experiment:
             "deterministic": config.deterministic,
             "global_batch_size": config.global_batch_size,
             "accumulation_steps": config.accumulation_steps,
-            "sync_batchnorm": config.sync_batchnorm,
+            "sync_batchnorm": config.sync_batchnorm and self.world.size > 1,
             "world_size": self.world.size,
         }
 

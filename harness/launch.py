@@ -130,14 +130,18 @@ def compare_runs(question: Question, description: str | None) -> None:
             offline=pair.offline,
         )
         with launched_ticket(ticket, kinds=("level", "training")) as (experiment, first):
-            epsilon = pair.epsilon
-            if pair.dense:
-                epsilon = epsilon_from_dense([_dense_error(experiment, text) for text in pair.dense])
+            epsilon = experiment.world.on_main(lambda: _epsilon(experiment, pair))
             second = experiment.archive.load(shared_key(experiment, pair.second))
             cross_init = isinstance(pair, StabilityPair) and pair.cross_init
             result = compare(experiment, first, second, question, pair.comparison, cross_init=cross_init)
             if result is not None:
                 print_comparison(question, result, epsilon, as_json=pair.json)
+
+
+def _epsilon(experiment: Experiment, pair: RunPair) -> float | None:
+    if not pair.dense:
+        return pair.epsilon
+    return epsilon_from_dense([_dense_error(experiment, text) for text in pair.dense])
 
 
 def _dense_error(experiment: Experiment, text: str) -> float:
@@ -164,7 +168,7 @@ def _processes(runs: Path, precision: str | None, *, deterministic: bool = False
     """Join the other processes, remember to stop when asked to, and report how it ended."""
     world = World(precision, deterministic=deterministic)
     try:
-        with world.stop.listening(), reported(runs) if world.is_main else nullcontext():
+        with world.stop.listening(), reported(runs, world) if world.is_main else nullcontext():
             yield world
     finally:
         world.close()

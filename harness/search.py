@@ -38,6 +38,15 @@ class SearchResult:
 def search(experiment: Experiment) -> SearchResult:
     """Find a signed mask by iterative pruning (Algorithm 1); levels already done are loaded, not repeated."""
     config = experiment.config
+    schedule = {"warmup_epochs": config.warmup_epochs, "level_epochs": config.level_epochs}
+    key = experiment.key(search=root_key(experiment), **schedule, pruning_fraction=config.pruning_fraction)
+    # not the number of levels: a longer search makes the same levels
+    with experiment.archive.alone("search", key, _root_name(experiment)):
+        return _search(experiment)
+
+
+def _search(experiment: Experiment) -> SearchResult:
+    config = experiment.config
     theta_init = experiment.theta_init(config.init_seed)
     root = _commit_root(experiment, theta_init)
     mask = Mask.dense(theta_init.params, experiment.partition.prunable)
@@ -89,6 +98,11 @@ def root_key(experiment: Experiment) -> str:
     return experiment.key(kind="search", method=config.method, **seeds)
 
 
+def _root_name(experiment: Experiment) -> str:
+    config = experiment.config
+    return f"{config.method} {config.model.name} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+
+
 def level_key(experiment: Experiment, root: str, level: int, schedule: Schedule, parent: Node | None) -> str:
     """Return the level digest: everything that determines the level's bits."""
     fraction = experiment.config.pruning_fraction if parent else None
@@ -109,7 +123,7 @@ def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
     record = LineageRecord(
         key=key,
         kind="search",
-        name=f"{config.method} {config.model.name} {config.data.name} i{config.init_seed} s{config.sgd_seed}",
+        name=_root_name(experiment),
         config=experiment.base_config(),
         tags=experiment.base_tags(
             method=config.method,

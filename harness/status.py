@@ -12,32 +12,48 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import psutil
+
+from harness.training.pulse import lost_peer
 from harness.training.stop import StoppedError
+from harness.training.world import World
 
 VARIABLE = "HARNESS_STATUS"
 State = Literal["running", "finished", "preempted", "failed"]
 
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "NCCL", "remote process exited")
-"""How gloo and NCCL speak of a process that is gone."""
+
+def _is_anothers(path: Path) -> bool:
+    """Whether the file belongs to another launch that is alive on this host."""
+    try:
+        written = json.loads(path.read_bytes())
+        same_host, pid = written["host"] == socket.gethostname(), int(written["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return written.get("status") == "running" and same_host and pid != os.getpid() and psutil.pid_exists(pid)
 
 
 @contextmanager
-def reported(runs: Path) -> Iterator[None]:
+def reported(runs: Path, world: World) -> Iterator[None]:
     """Keep the status file while the block runs (rank 0): HARNESS_STATUS, or `runs`/status.json.
 
-    It stays "running" when the process is killed outright: the same command continues then as well.
+    It stays "running" when the process is killed outright: the same command continues then as well. The file of a
+    launch that is alive on this host is left alone.
     """
     path = Path(os.environ.get(VARIABLE) or runs / "status.json")
     since = datetime.now().astimezone().isoformat(timespec="seconds")
+    if _is_anothers(path):
+        yield
+        return
     _write(path, "running", "", since)
+    world.before_ending(lambda reason: _write(path, "failed", reason, since))
     try:
         yield
     except StoppedError as error:
         _write(path, "preempted", str(error), since)
         raise
     except RuntimeError as error:
-        # another process died: the same command goes on, so this must be requeued
-        lost = any(sign in str(error) for sign in _LOST_PEER)
+        # another process died: the same command goes on, so this must be requeued; unless it failed
+        lost = lost_peer(error) and not world.peer_failed()
         _write(path, "preempted" if lost else "failed", f"{type(error).__name__}: {error}", since)
         raise
     except BaseException as error:
@@ -56,7 +72,12 @@ def _write(path: Path, status: State, reason: str, since: str) -> None:
         "argv": sys.argv,
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(OSError):  # a full disk must not end a training; the launch itself says what is wrong
+    text = json.dumps(content, indent=1) + "\n"
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(content, indent=1) + "\n")
+        temporary.write_text(text)
         os.replace(temporary, path)
+    except OSError:  # must not end a training; the launch itself says what is wrong
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            path.write_text(text)  # on a full disk there may be room where the old text was

@@ -6,19 +6,23 @@ file lock, which the system lets go of when the process dies, and by a heartbeat
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import secrets
 import shutil
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -27,11 +31,15 @@ from harness.digest import canonical_json, sha256_file
 from harness.faults import reach
 from harness.progress import say
 
+if TYPE_CHECKING:
+    from filelock import FileLock
+
 FORMAT = "harness.state/1"
 HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0
 """A holder on another host whose heartbeat is older than this is taken for dead."""
 
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
 _METADATA_KEY = "harness"
 _NO_MATTER = (
@@ -46,11 +54,14 @@ class BusyError(ValueError):
 
 
 class Unfinished:
-    """The directory of one run that is being made (rank 0)."""
+    """The directory of one run, or of one search, that is being made (rank 0)."""
 
     def __init__(self, runs: Path, kind: str, key: str, name: str) -> None:
         self.directory = runs / f".making-{kind}-{key[:16]}"
         self.key, self.name = key, name
+        self._token: str | None = None
+        """Of the claim that this object holds."""
+        self._discarded = False
 
     @contextmanager
     def claimed(self, config: dict[str, Any]) -> Iterator[None]:
@@ -58,34 +69,20 @@ class Unfinished:
 
         A dead holder is taken over from. The directory stays, with what it holds, unless `discard` is called.
         """
-        from filelock import FileLock, Timeout
-
-        self._create()
-        lock = FileLock(self.directory / _LOCK)
+        lock = self._lock()
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            raise self._busy("its lock is held") from None
-        try:
-            self._check_other_hosts()
-        except BusyError:
-            lock.release()
-            raise
-        try:
-            for path in self.directory.glob(".*"):
-                path.unlink()  # half-written files of a launch that died
-            now = datetime.now().astimezone().isoformat(timespec="seconds")
-            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": now}
-            _replace(self.directory / _OWNER, json.dumps(owner).encode())
-            _replace(self.directory / _DRAFT, json.dumps({"name": self.name, "config": config}).encode())
+            dead = self._owner().get("token")
+            self._wait_for_the_holder(locked=lock is not None)
+            self._take(config, dead)
             with self._beating():
                 yield
         finally:
-            (self.directory / _OWNER).unlink(missing_ok=True)
-            lock.release()
+            self._let_go(lock)
 
     def save(self, header: dict[str, Any], tensors: dict[str, torch.Tensor], position: tuple[int, int]) -> None:
         """Write a state whole or not at all, then drop the earlier ones; an OSError says path and bytes."""
+        if not self._is_mine():
+            raise self._busy("this process stood still and was taken for dead")
         metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
         data = save(tensors, metadata)
         epoch, step = position
@@ -94,7 +91,7 @@ class Unfinished:
         try:
             _replace(path, data, before_rename="state-written")
         except OSError as error:
-            free = shutil.disk_usage(self.directory).free
+            free = shutil.disk_usage(self.directory.parent).free
             raise OSError(
                 error.errno,
                 f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it needs "
@@ -120,13 +117,18 @@ class Unfinished:
         return datetime.fromtimestamp(states[0].stat().st_mtime) if states else None
 
     def discard(self) -> None:
-        """Remove everything: the run is committed."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        """Remove everything: the run is committed. Within `claimed`, the directory itself goes when the claim ends."""
+        if self._token is None or not self._is_mine():
+            return  # taken over by another launch: nothing there is ours any more
+        for path in self.directory.iterdir():
+            if path.name not in (_LOCK, _OWNER):
+                path.unlink(missing_ok=True)
+        self._discarded = True
 
     def discard_if_idle(self) -> None:
-        """Remove what a launch that died right after its commit left behind."""
+        """Remove what a launch that died right after its commit left behind; BusyError if it is still at work."""
         if self.directory.is_dir():
-            with suppress(BusyError), self.claimed({}):
+            with suppress(OSError), self.claimed({}):  # a finished run on a full or read-only disk can be used
                 self.discard()
 
     def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
@@ -146,14 +148,90 @@ class Unfinished:
                     found.append(f"{draft['name']!r} is unfinished and differs only in {changes}")
         return found
 
-    def _create(self) -> None:
+    def _lock(self) -> FileLock | None:
+        """Lock the directory, made if need be; None where the file system has no locks. BusyError if it is locked."""
+        from filelock import FileLock, Timeout
+
+        for attempt in (1, 2):
+            try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self.directory / _LOCK, fallback_to_soft=False)
+                lock.acquire(timeout=0)
+                return lock
+            except Timeout:
+                raise self._busy("its lock is held") from None
+            except FileNotFoundError:
+                if attempt == 2:
+                    raise
+                continue  # its last holder has just removed the directory
+            except OSError as error:
+                if error.errno in _NO_LOCKS:
+                    return None
+                raise self._cannot_write(error) from error
+        raise AssertionError("unreachable")
+
+    def _wait_for_the_holder(self, *, locked: bool) -> None:
+        """BusyError if the marked holder lives: a lock of another host may not be seen here."""
+        age, owner = self._heartbeat_age(), self._owner()
+        if age is None or age >= DEAD_AFTER_SECONDS:
+            return
+        if owner.get("host") == socket.gethostname():
+            # our lock says that it is dead; without locks its number must
+            if locked or owner.get("pid") == os.getpid() or not psutil.pid_exists(int(owner.get("pid", 0))):
+                return
+            raise self._busy("its process is alive")
+        say(f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there")
+        while (later := self._heartbeat_age()) is not None and later < DEAD_AFTER_SECONDS:
+            if later < age:
+                raise self._busy("it has just given a sign of life")
+            age = later
+            time.sleep(min(1.0, DEAD_AFTER_SECONDS / 10))
+
+    def _take(self, config: dict[str, Any], dead: str | None) -> None:
+        """Mark the directory as held by this process instead of `dead`, as only one of several processes can do."""
+        now = datetime.now().astimezone().isoformat(timespec="seconds")
+        token = secrets.token_hex(16)
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "token": token}
+        mark = self.directory / f".{_OWNER}.{token}"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            for path in self.directory.iterdir():
+                if path.name.startswith((f".{_DRAFT}", ".state-")):
+                    path.unlink(missing_ok=True)  # half-written files of a launch that died
+            if self._owner().get("token") == dead:
+                (self.directory / _OWNER).unlink(missing_ok=True)
+            mark.write_text(json.dumps(owner))
+            os.link(mark, self.directory / _OWNER)  # fails if another has just done the same
+            self._token = token
+            if config:
+                _replace(self.directory / _DRAFT, json.dumps({"name": self.name, "config": config}).encode())
+        except FileExistsError:
+            raise self._busy("it began at the same time") from None
         except OSError as error:
-            reason = os.strerror(error.errno or 0)
-            raise OSError(
-                error.errno, f"cannot write to {self.directory.parent}: {reason}; choose another --runs"
-            ) from error
+            raise self._cannot_write(error) from error
+        finally:
+            mark.unlink(missing_ok=True)
+
+    def _let_go(self, lock: FileLock | None) -> None:
+        mine, self._token = self._token is not None and self._is_mine(), None
+        if mine:
+            (self.directory / _OWNER).unlink(missing_ok=True)
+        if lock is not None:
+            lock.release()
+        if mine and self._discarded:
+            with suppress(OSError):  # another launch may look at it just now
+                (self.directory / _LOCK).unlink(missing_ok=True)
+                self.directory.rmdir()
+
+    def _is_mine(self) -> bool:
+        return self._owner().get("token") == self._token
+
+    def _cannot_write(self, error: OSError) -> OSError:
+        free = shutil.disk_usage(next(path for path in self.directory.parents if path.exists())).free
+        return OSError(
+            error.errno,
+            f"cannot write to {self.directory.parent}: {os.strerror(error.errno or 0)} ({free:,} bytes are free); make "
+            "space or choose another --runs, then start the same command again",
+        )
 
     def _states(self) -> list[Path]:
         """Paths of the states, newest first."""
@@ -190,24 +268,20 @@ class Unfinished:
             "goes on from its last state"
         )
 
-    def _check_other_hosts(self) -> None:
-        """BusyError if a process of another host, whose lock may not be seen here, has lately given a sign of life."""
-        age = self._heartbeat_age()
-        if age is None or self._owner().get("host") == socket.gethostname():
-            return
-        if age < DEAD_AFTER_SECONDS:
-            raise self._busy(f"last sign of life {age:.0f} s ago, dead after {DEAD_AFTER_SECONDS:.0f} s")
-
     def _heartbeat_age(self) -> float | None:
         """Seconds since the holder's last sign of life, by the clock of the file system; None without a holder."""
-        owner, probe = self.directory / _OWNER, self.directory / f".probe-{socket.gethostname()}-{os.getpid()}"
+        probe = self.directory / f".probe-{secrets.token_hex(8)}"
         try:
             probe.touch()
-            return probe.stat().st_mtime - owner.stat().st_mtime
-        except FileNotFoundError:
-            return None
+            now = probe.stat().st_mtime
+        except OSError as error:
+            raise self._cannot_write(error) from error
         finally:
             probe.unlink(missing_ok=True)
+        try:
+            return now - (self.directory / _OWNER).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     @contextmanager
     def _beating(self) -> Iterator[None]:
@@ -216,7 +290,8 @@ class Unfinished:
         def beat() -> None:
             while not done.wait(HEARTBEAT_SECONDS):
                 with suppress(OSError):
-                    os.utime(self.directory / _OWNER)
+                    if self._is_mine():  # a holder that stood still for long may have been taken over
+                        os.utime(self.directory / _OWNER)
 
         thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()

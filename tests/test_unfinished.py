@@ -9,7 +9,7 @@ import random
 import subprocess
 import sys
 import textwrap
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -43,7 +43,7 @@ def test_the_newest_state_is_the_only_one_and_comes_back_whole(tmp_path: Path):
         header, tensors = one.newest() or ({}, {})
         assert header["step"] == 10 and torch.equal(tensors["param.w"], state(10)["param.w"])
         assert len(saved(tmp_path)) == 1
-    one.discard()
+        one.discard()
     assert list(tmp_path.iterdir()) == []
 
 
@@ -108,7 +108,8 @@ def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(
         one.claimed({}),
     ):
         pass
-    one.discard_if_idle()
+    with pytest.raises(BusyError):
+        one.discard_if_idle()
     assert one.directory.is_dir()
     holder.kill()
     holder.wait()
@@ -116,18 +117,62 @@ def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(
         pass
 
 
-def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
-    one = unfinished(tmp_path)
+def foreign(one: Unfinished) -> Path:
+    """The mark of a process on another host, whose lock is not seen here."""
     one.directory.mkdir()
     owner = one.directory / "owner.json"
-    owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00"}))
-    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*last sign of life"), one.claimed({}):
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00", "token": "x"}))
+    return owner
+
+
+def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
+    one = unfinished(tmp_path)
+    owner = foreign(one)
+    beat = threading.Timer(1.0, lambda: os.utime(owner))
+    beat.start()
+    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*sign of life"), one.claimed({}):
         pass
-    assert owner.exists(), "the other's mark must stay"
-    old = time.time() - harness.unfinished.DEAD_AFTER_SECONDS - 1
-    os.utime(owner, (old, old))
+    beat.join()
+    assert json.loads(owner.read_text())["pid"] == 7, "the other's mark must stay"
+
+
+def test_a_holder_on_another_host_whose_heart_has_stopped_is_taken_over(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(harness.unfinished, "DEAD_AFTER_SECONDS", 2.0)
+    one = unfinished(tmp_path)
+    owner = foreign(one)
     with one.claimed({}):
         assert json.loads(owner.read_text())["pid"] == os.getpid()
+    assert not owner.exists()
+
+
+def test_who_was_taken_over_while_it_stood_still_writes_nothing_more(tmp_path: Path):
+    one = unfinished(tmp_path)
+    with one.claimed({}):
+        one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
+        owner = one.directory / "owner.json"
+        owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "now", "token": "x"}))
+        with pytest.raises(BusyError, match="taken for dead"):
+            one.save({"epoch": 0, "step": 2}, state(2), (0, 2))
+        one.discard()
+    assert owner.exists() and len(saved(tmp_path)) == 1
+
+
+def test_without_locks_a_live_process_of_this_host_counts(tmp_path: Path, monkeypatch):
+    holder = hold(tmp_path)
+
+    def no_locks(self: object, **options: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("filelock.FileLock.acquire", no_locks)
+    with (
+        pytest.raises(BusyError, match=f"process {holder.pid} .*its process is alive"),
+        unfinished(tmp_path).claimed({}),
+    ):
+        pass
+    holder.kill()
+    holder.wait()
+    with unfinished(tmp_path).claimed({}):
+        pass
 
 
 def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):

@@ -38,6 +38,8 @@ SEARCH += ["--num-levels", "2", "--checkpoint-every", "3", "--checkpoint-unit", 
 AT_ONCE = {"split-written": 2, "run-created": 4, "files-sent": 4, "before-finished": 4, "node-written": 4}
 """How often a point is passed in one search (its root and three levels), where that is not often."""
 OFTEN, NODE = 60, 4
+PATIENCE = 10.0
+"""A launch that takes so many times what the undisturbed one took hangs."""
 
 
 @dataclass(frozen=True)
@@ -155,22 +157,33 @@ def _kill_until_finished(
     killed: list[str] = []
     while not trial.finished():
         if len(killed) >= most or len(killed) >= 5:
-            process = trial.start()
-            if process.wait() != 0:
+            if trial.start().wait(PATIENCE * length) != 0:
                 raise SystemExit(f"a relaunch failed; see {trial.where / 'log'}")
         elif points:
             point = points.pop()
-            if trial.start(point).wait() != 0:
+            if trial.start(point).wait(PATIENCE * length) != 0:
+                _require_killed(trial)
                 killed.append(point.partition(":")[0])
         else:
             process = trial.start()
             try:
-                process.wait(generator.uniform(0.1, 1.0) * length)
+                if process.wait(generator.uniform(0.1, 1.0) * length) != 0:
+                    raise SystemExit(f"a launch failed by itself; see {trial.where / 'log'}")
             except subprocess.TimeoutExpired:
                 _kill(process.pid)
                 process.wait()
                 killed.append("random time")
     return killed
+
+
+def _require_killed(trial: Trial) -> None:
+    """A launch that ended with an error must have been killed, or have lost a process that was."""
+    try:
+        status = json.loads((trial.where / "runs" / "status.json").read_text())["status"]
+    except FileNotFoundError:
+        return  # killed while the data were prepared
+    if status == "failed":
+        raise SystemExit(f"a launch failed by itself; see {trial.where / 'log'}")
 
 
 def _kill(pid: int) -> None:

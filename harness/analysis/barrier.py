@@ -78,7 +78,7 @@ class BarrierCurve:
         """The same line with a and b exchanged."""
         return replace(
             self,
-            alphas=tuple(round(1 - alpha, 12) for alpha in reversed(self.alphas)),
+            alphas=_mirrored(self.alphas),
             error_percent=self.error_percent[::-1],
             recorded_error_a_percent=self.recorded_error_b_percent,
             recorded_error_b_percent=self.recorded_error_a_percent,
@@ -106,6 +106,13 @@ class BarrierCurve:
             if name in values and values[name] != getattr(curve, name):
                 raise ValueError(f"{name} is recorded as {values[name]}, but the errors give {getattr(curve, name)}")
         return curve
+
+
+def _mirrored(alphas: tuple[float, ...]) -> tuple[float, ...]:
+    """1 − α in rising order: an even grid is its own mirror image, to the last bit."""
+    mirrored = tuple(1 - alpha for alpha in reversed(alphas))
+    even = all(abs(one - other) < 1e-9 for one, other in zip(alphas, mirrored, strict=True))
+    return alphas if even else mirrored
 
 
 _DERIVED = ("barrier", "floor", "barrier_above_line")

@@ -100,7 +100,9 @@ def train(
     """
     params = dict(model.named_parameters())
     remask = Remask(params, mask)
-    optimizer = build_optimizer(params.values(), optim, fused=world.device.type == "cuda")
+    # a fused SGD whose first step overflows in fp16 leaves its momentum uninitialised, and uses it in the second
+    fused = world.device.type == "cuda" and not (optim.name == "sgd" and world.precision == "fp16")
+    optimizer = build_optimizer(params.values(), optim, fused=fused)
     state = keeper.load() if keeper else None
     if state is not None:
         restore_(model, optimizer, state.tensors)

@@ -25,6 +25,21 @@ _BEAT, _FAILING, _GOODBYE = b".", b"x", b"!"
 _HELLO_BYTES = 1024
 
 
+_LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "ncclRemoteError",
+    "remote process exited",
+)
+"""How gloo and NCCL speak of a process that is gone."""
+
+
+def lost_peer(error: BaseException | None) -> bool:
+    """Whether an error says that another process is gone."""
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
+
+
 @dataclass
 class _Peer:
     """Another process, as seen from this one."""
@@ -68,6 +83,10 @@ class Pulse:
         self._silent_seconds, self._beat_seconds = silent_seconds, silent_seconds / 10
         self._thread: threading.Thread | None = None
         self._leaving = False
+        self.peer_failed = False
+        """Whether another process has said that it failed; one that died says nothing."""
+        self.last_words: Callable[[str], None] = lambda reason: None
+        """Called with the reason before this process is ended because another one failed."""
         if size == 1:
             return
         self._peers: dict[int, _Peer] = {}
@@ -217,6 +236,7 @@ class Pulse:
         peer.heard = time.monotonic()
         if _FAILING in data:
             peer.leave_by = peer.heard + self._silent_seconds
+            self.peer_failed = True
         if _GOODBYE in data:
             assert peer.link is not None
             self._selector.unregister(peer.link)
@@ -226,6 +246,7 @@ class Pulse:
     def _look(self, now: float) -> None:
         for peer in self._peers.values():
             if peer.leave_by is not None and now > peer.leave_by:
+                self.last_words(f"process {peer.rank} failed")
                 self._end(peer, "it failed; see its message")
             if peer.expected and now - peer.heard > self._silent_seconds:
                 what = "it did not connect within" if peer.link is None else "nothing came from it for"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -12,8 +13,8 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from harness.training.pulse import Pulse
-from harness.training.stop import StopRequest
+from harness.training.pulse import Pulse, lost_peer
+from harness.training.stop import StoppedError, StopRequest
 
 Result = TypeVar("Result")
 
@@ -69,6 +70,16 @@ class World:
                 self.close()
                 raise
 
+    def peer_failed(self) -> bool:
+        """Whether another process has said that it failed; gives its word a moment to arrive."""
+        if self.size > 1 and not self._pulse.peer_failed:
+            time.sleep(1.0)
+        return self._pulse.peer_failed
+
+    def before_ending(self, tell: Callable[[str], None]) -> None:
+        """Call `tell` with the reason before this process is ended because another one failed."""
+        self._pulse.last_words = tell
+
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another."""
         _check_precision(precision)
@@ -96,7 +107,9 @@ class World:
     @property
     def device_name(self) -> str:
         """The kind of device in words: equal bits need equal kinds."""
-        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+        if self.device.type == "cuda":
+            return torch.cuda.get_device_name(self.device)
+        return f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
 
     @staticmethod
     def make_deterministic() -> None:
@@ -221,7 +234,8 @@ class World:
 
     def close(self) -> None:
         """Leave the process group: one left open at exit can abort the other node."""
-        if sys.exc_info()[0] is not None:
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, StoppedError) and not lost_peer(error):
             self._pulse.announce_failure()  # the others may wait for what this one will never join
         self._state.destroy_process_group()
         self._pulse.close()

@@ -98,13 +98,13 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     command = [*LAUNCH, *shape, str(REPOSITORY / "recipes" / "aws_digits.py"), *long, *SAVING]
     with open(where / "log", "w") as log:
         launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
-        _wait(lambda: list((where / "runs").glob(".making-*/state-*")), 60)
+        _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 60)
         launcher.send_signal(number)
         launcher.wait(60)
     status = where / "runs" / "status.json"
     _wait(lambda: json.loads(status.read_text())["status"] != "running", 30)
     assert json.loads(status.read_text())["status"] == "preempted"
-    (making,) = (where / "runs").glob(".making-*")
+    (making,) = (where / "runs").glob(".making-level-*")
     _wait(lambda: not (making / "owner.json").exists(), 10)  # the worker has let go
     assert "stopped: " in (where / "log").read_text()
     # it goes on from there; told to stop again, for 1000 epochs are many
@@ -116,7 +116,7 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
 def test_a_second_launch_of_the_same_search_is_told_of_the_first(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
     recipe(where, "aws_digits.py", *WARM_UP, ok=False, HARNESS_KILL_AT="step:9")
-    (making,) = (where / "runs").glob(".making-*")
+    (making,) = (where / "runs").glob(".making-level-*")
     with FileLock(making / "lock"):
         said = recipe(where, "aws_digits.py", *WARM_UP, ok=False)
     assert "is already being made by process" in said and "Traceback" not in said
