@@ -11,13 +11,13 @@ from typing import Literal
 import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
-from harness.archive import find, run_id_of
 from harness.config import ComparisonConfig
 from harness.digest import sha256_json
 from harness.experiment import TEST_BATCH_SIZE, Experiment
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
-from harness.node import Node, now_ms
+from harness.runs.archive import find, run_id_of
+from harness.runs.node import Node, now_ms
 from harness.seeds import SgdNoise
 from harness.training.feed import ImageBatch, TestFeed, TrainFeed
 

@@ -17,17 +17,17 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from harness.archive import Archive
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
-from harness.keeper import RunKeeper, Saving
 from harness.lineage.store import LineageStore
 from harness.masks import Mask
 from harness.models import MODELS, ParamPartition, build_model, partition_of, width_of
-from harness.node import Draft
 from harness.pruning import METHODS, NormState, PruningMethod
+from harness.runs.archive import Archive
+from harness.runs.keeper import RunKeeper, Saving
+from harness.runs.node import Draft
 from harness.seeds import SgdNoise, derive_seed
 from harness.training.batchnorm import reestimate_batchnorm
 from harness.training.evaluate import Evaluation, evaluate

@@ -8,11 +8,11 @@ from harness import transfer
 from harness.checkpoint import Checkpoint
 from harness.config import Kind
 from harness.experiment import Experiment, Start
-from harness.keeper import RunKeeper
 from harness.lineage.record import Parent
 from harness.masks import Mask
-from harness.node import Draft, Node
 from harness.pruning import METHODS
+from harness.runs.keeper import RunKeeper
+from harness.runs.node import Draft, Node
 from harness.seeds import SgdNoise
 
 

@@ -14,18 +14,18 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from harness.analysis.summary import epsilon_from_dense
-from harness.archive import find
 from harness.comparison import Question, compare
 from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.experiment import Experiment
 from harness.lineage.browse import find_node
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
-from harness.node import Node
 from harness.progress import say
 from harness.report import print_comparison, print_search
+from harness.runs.archive import find
+from harness.runs.node import Node
+from harness.runs.status import reported
 from harness.search import search
-from harness.status import reported
 from harness.training.loop import NonFiniteLossError
 from harness.training.stop import StoppedError
 from harness.training.world import OtherRankFailedError, World
@@ -33,7 +33,7 @@ from harness.training.world import OtherRankFailedError, World
 Config = TypeVar("Config")
 
 EXIT_STOPPED = 75
-"""Of a launch that was asked to stop (sysexits.h: try again later); launchers make 1 of it, so see harness.status."""
+"""Of a launch that was asked to stop (sysexits.h: try again later); launchers make 1 of it: see runs.status."""
 
 USER_ERRORS = (ValueError, LookupError, OSError, NonFiniteLossError)
 """Errors that speak to the user in one line; a traceback would only hide it."""

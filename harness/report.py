@@ -7,7 +7,7 @@ import json
 from harness.comparison import Comparison, Question
 from harness.experiment import Experiment
 from harness.lineage.store import redact
-from harness.node import Node
+from harness.runs.node import Node
 from harness.search import SearchResult
 
 

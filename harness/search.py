@@ -6,17 +6,17 @@ from dataclasses import asdict, dataclass
 
 import torch
 
-from harness.archive import find
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule
 from harness.digest import sha256_tensors
 from harness.experiment import Experiment, Start
-from harness.keeper import RunKeeper
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Parent
 from harness.masks import Mask
-from harness.node import Draft, Node, now_ms
 from harness.pruning import METHODS, prune
+from harness.runs.archive import find
+from harness.runs.keeper import RunKeeper
+from harness.runs.node import Draft, Node, now_ms
 from harness.seeds import SgdNoise
 
 THETA_INIT = "theta_init.safetensors"

@@ -19,8 +19,8 @@ from harness.config import ComparisonConfig, Kind, Schedule, SearchConfig
 from harness.experiment import Experiment
 from harness.final import Trial, final_training
 from harness.launch import clear_errors, launched, parse
-from harness.node import Node
 from harness.report import run_name, ui_command
+from harness.runs.node import Node
 from harness.search import SearchResult, search
 
 METHODS = ("aws", "lrr")

@@ -17,8 +17,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
 _BASE = {"config", "digest", "seeds", "faults", "progress"}
 _NETWORK = _BASE | {"models", "masks", "checkpoint"}
-_PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage"}
-_RUNS = {"node", "keeper", "archive"}
+_PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage", "runs"}
 ROOMS: dict[str, set[str]] = {
     "config": set(),
     "digest": set(),
@@ -35,17 +34,13 @@ ROOMS: dict[str, set[str]] = {
     "lineage": {"config", "digest", "faults", "masks", "checkpoint"},
     "analysis": _NETWORK | {"data", "training"},
     # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
-    "unfinished": _BASE,
-    "status": {"training"},
-    "node": _NETWORK | {"lineage"},
-    "keeper": _BASE | {"lineage", "node", "training", "unfinished"},
-    "archive": _NETWORK | {"training", "lineage", "node", "unfinished", "keeper"},
-    "experiment": _PARTS | _RUNS,
-    "search": _PARTS | _RUNS | {"experiment"},
-    "final": _PARTS | _RUNS | {"experiment"},
-    "comparison": _PARTS | _RUNS | {"analysis", "experiment"},
-    "report": _PARTS | _RUNS | {"analysis", "experiment", "search", "comparison"},
-    "launch": _PARTS | _RUNS | {"status", "analysis", "experiment", "search", "comparison", "report"},
+    "runs": _NETWORK | {"training", "lineage"},
+    "experiment": _PARTS,
+    "search": _PARTS | {"experiment"},
+    "final": _PARTS | {"experiment"},
+    "comparison": _PARTS | {"analysis", "experiment"},
+    "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
+    "launch": _PARTS | {"analysis", "experiment", "search", "comparison", "report"},
     # `from harness import load_signed_mask`, on first use.
     "__init__": {"masks", "lineage"},
 }

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import harness.archive
 import harness.experiment
+import harness.runs.archive
 import harness.search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare

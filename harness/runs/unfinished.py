@@ -181,10 +181,10 @@ class Unfinished:
                 return
             raise self._busy("its process is alive")
         say(f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there")
-        while (later := self._heartbeat_age()) is not None and later < DEAD_AFTER_SECONDS:
-            if later < age:
+        last = self._beat_at()
+        while (age := self._heartbeat_age()) is not None and age < DEAD_AFTER_SECONDS:
+            if self._beat_at() != last:
                 raise self._busy("it has just given a sign of life")
-            age = later
             time.sleep(min(1.0, DEAD_AFTER_SECONDS / 10))
 
     def _take(self, config: dict[str, Any], dead: str | None) -> None:
@@ -278,8 +278,13 @@ class Unfinished:
             raise self._cannot_write(error) from error
         finally:
             probe.unlink(missing_ok=True)
+        last = self._beat_at()
+        return None if last is None else now - last
+
+    def _beat_at(self) -> float | None:
+        """When the holder gave its last sign of life; None without a holder."""
         try:
-            return now - (self.directory / _OWNER).stat().st_mtime
+            return (self.directory / _OWNER).stat().st_mtime
         except FileNotFoundError:
             return None
 

@@ -14,17 +14,17 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.keeper import Circumstances, RunKeeper, Saving
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask, check_fits
 from harness.models import ParamPartition
-from harness.node import Draft, Node, now_ms, texts
 from harness.progress import say
+from harness.runs.keeper import Circumstances, RunKeeper, Saving
+from harness.runs.node import Draft, Node, now_ms, texts
+from harness.runs.unfinished import Unfinished
 from harness.training.stop import StoppedError
 from harness.training.world import World
-from harness.unfinished import Unfinished
 
 CHECKPOINT = "checkpoint.safetensors"
 SIGNED_MASK = "signed_mask.safetensors"

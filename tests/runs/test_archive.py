@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.archive import Archive, deliver
 from harness.checkpoint import Checkpoint
 from harness.digest import sha256_json
-from harness.keeper import RunKeeper, Saving
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
-from harness.node import Draft
+from harness.runs.archive import Archive, deliver
+from harness.runs.keeper import RunKeeper, Saving
+from harness.runs.node import Draft
 from harness.training.world import World
 
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 from harness.config import SaveUnit
 from harness.lineage.record import Metric
-from harness.node import Draft
 from harness.progress import say
+from harness.runs.node import Draft
+from harness.runs.unfinished import Unfinished
 from harness.training.resume import TrainingState
 from harness.training.world import World
-from harness.unfinished import Unfinished
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import harness.unfinished
+import harness.runs.unfinished
 from harness.digest import sha256_json
-from harness.unfinished import BusyError, Unfinished
+from harness.runs.unfinished import BusyError, Unfinished
 
 KEY = sha256_json("a run")
 
@@ -90,7 +90,7 @@ def hold(tmp_path: Path) -> subprocess.Popen[str]:
     script = f"""
         import time
         from pathlib import Path
-        from harness.unfinished import Unfinished
+        from harness.runs.unfinished import Unfinished
         with Unfinished(Path({str(tmp_path)!r}), "level", {KEY!r}, "L03 d0.512 aws resnet20").claimed({{}}):
             print("held", flush=True)
             time.sleep(60)
@@ -137,7 +137,7 @@ def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
 
 
 def test_a_holder_on_another_host_whose_heart_has_stopped_is_taken_over(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(harness.unfinished, "DEAD_AFTER_SECONDS", 2.0)
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 2.0)
     one = unfinished(tmp_path)
     owner = foreign(one)
     with one.claimed({}):
