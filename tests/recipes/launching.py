@@ -14,6 +14,7 @@ LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "-q", "--
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
 TINY = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
 TINY += ["--final.epochs", "2", "--num-levels", "2"]
+LIGHT = ["--data.loader", "memory"]  # without the start of FFCV, where it is not the matter
 
 
 def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:

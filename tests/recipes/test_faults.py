@@ -14,11 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import LAUNCH, REPOSITORY, TINY, elsewhere, nodes, recipe, tool
+from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, tool
 
 from harness.lineage.store import open_store
-
-LIGHT = ["--data.loader", "memory"]
 
 
 @contextlib.contextmanager

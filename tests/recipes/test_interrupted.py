@@ -12,13 +12,20 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from launching import LAUNCH, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
+from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
 
 from harness.lineage.store import open_store
 
 SAVING = ["--checkpoint-every", "3", "--checkpoint-unit", "steps"]
-LIGHT = ["--data.loader", "memory", "--offline"]  # neither FFCV's nor MLflow's start where they are not the matter
-WARM_UP = [*TINY, *LIGHT, "--num-levels", "0", "--global-batch-size", "60"]  # a share for 1, 2, 3 and 4 processes
+WARM_UP = [
+    *TINY,
+    *LIGHT,
+    "--offline",
+    "--num-levels",
+    "0",
+    "--global-batch-size",
+    "60",
+]  # a share for 1, 2, 3 and 4 processes
 
 
 def files(where: Path) -> dict[str, str]:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from launching import REPOSITORY, TINY, elsewhere, nodes, recipe, run, run_ids, tool
+from launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run, run_ids, tool
 from safetensors.torch import load_file
 
 
@@ -42,8 +42,8 @@ def test_levels_are_runs_with_nested_masks_and_plain_checkpoints(searched):
 def test_the_same_command_again_repeats_nothing_and_a_longer_search_goes_on(searched):
     where, ids = searched
     before = {path: path.stat().st_mtime_ns for path in (where / "runs").glob("*/record.json")}
-    assert run_ids(recipe(where, "aws_digits.py", *TINY)) == ids
-    longer = run_ids(recipe(where, "aws_digits.py", *TINY, "--num-levels", "3"))
+    assert run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT)) == ids  # the loader makes no other run
+    longer = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--num-levels", "3"))
     assert longer[:3] == ids and len(longer) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
@@ -61,28 +61,29 @@ def test_two_runs_are_bit_identical_and_so_are_the_loaders(searched, tmp_path, l
 
 def test_train_ticket_then_stability_and_lmc(searched):
     where, ids = searched
-    found = {}
+    found, memory = {}, ("--loader", "memory")
     for kind, seed in (("signed_mask", 1), ("signed_mask", 2), ("retrain", 1)):
         options = ["--ticket", ids[-1], "--kind", kind, "--init-seed", "2", "--sgd-seed", str(seed)]
+        options += ["--loader", "memory"]
         output = recipe(where, "train_ticket.py", *options)
         found[kind, seed] = re.search(r"run ([0-9a-f]{32})", output)[1]
-    stable = tool(where, "stability.py", found["signed_mask", 1], found["signed_mask", 2], "--json")
+    stable = tool(where, "stability.py", found["signed_mask", 1], found["signed_mask", 2], *memory, "--json")
     curve = json.loads(stable)
     assert len(curve["alphas"]) == 11 and curve["test_images"] == 500
     ends = (curve["error_percent"][0] + curve["error_percent"][-1]) / 2
     assert curve["barrier"] == pytest.approx(max(curve["error_percent"]) - ends)
-    text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], "--epsilon", "100")
+    text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], *memory, "--epsilon", "100")
     assert "connected: barrier" in text and (where / re.search(r"plot (.*)", text)[1]).is_file()
     # the other way round it is the same run, read backwards
     there = json.loads((where / re.search(r"plot (.*)", text)[1]).with_name("barrier.json").read_text())
-    back = json.loads(tool(where, "lmc.py", found["retrain", 1], found["signed_mask", 1], "--json"))
+    back = json.loads(tool(where, "lmc.py", found["retrain", 1], found["signed_mask", 1], *memory, "--json"))
     assert back["run"] in text and back["error_percent"] == there["error_percent"][::-1]
     assert back["recorded_error_a_percent"] == there["recorded_error_b_percent"]
     # a training is no ticket
     refused = recipe(where, "train_ticket.py", "--ticket", found["retrain", 1], ok=False)
     assert "is a training; this takes a level" in refused
     # stability of different starts is another question
-    refused = tool(where, "stability.py", found["signed_mask", 1], found["retrain", 1], ok=False)
+    refused = tool(where, "stability.py", found["signed_mask", 1], found["retrain", 1], *memory, ok=False)
     assert refused.startswith("error: ") and "Traceback" not in refused
 
 
@@ -110,10 +111,10 @@ print(sum(int(params[name].count_nonzero()) for name in mask.mask.tensors) <= ma
 
 def test_two_processes_search_and_agree(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
-    ids = run_ids(recipe(where, "aws_digits.py", *TINY, processes=2))
+    ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, processes=2))
     assert len(ids) == 3
     assert {record["config"]["launch"]["world_size"] for record in nodes(where, "level").values()} == {2}
-    again = run_ids(recipe(where, "aws_digits.py", *TINY, processes=2))
+    again = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, processes=2))
     assert again == ids
 
 
@@ -122,10 +123,10 @@ def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     refused = recipe(where, "aws_digits.py", *TINY, ok=False, **away)
     assert "is the server up?" in refused and "--offline" in refused and "Traceback" not in refused
-    output = recipe(where, "aws_digits.py", *TINY, "--num-levels", "1", "--offline", **away)
+    output = recipe(where, "aws_digits.py", *TINY, *LIGHT, "--num-levels", "1", "--offline", **away)
     keys = re.findall(r"[0-9a-f]{64}", output)
     assert len(set(keys)) == 2 and len(nodes(where, "level")) == 2
-    ticket = ["--ticket", keys[-1], "--kind", "mask"]
+    ticket = ["--ticket", keys[-1], "--kind", "mask", "--loader", "memory"]
     trained = recipe(where, "train_ticket.py", *ticket, "--offline", **away)
     assert re.search(r"run [0-9a-f]{64}", trained)
     tool(where, "lineage.py", "sync")
