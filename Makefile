@@ -37,8 +37,13 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
 .PHONY: test
-test: lint  ## All checks that need no GPU: ruff, types, tests
-	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
+test: lint  ## All checks that need no GPU: ruff, types, tests (10 minutes on 2 cores)
+	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
+
+.PHONY: test-slow
+test-slow: setup  ## Two nodes that lose each other (needs root), and 20 kills of a search (15 minutes)
+	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "slow and not gpu"
+	python tools/crashtest.py --kills 20
 
 .PHONY: test-gpu
 test-gpu: setup  ## The tests that need a CUDA device
