@@ -167,7 +167,7 @@ def _kill_until_finished(
         else:
             process = trial.start()
             try:
-                if process.wait(generator.uniform(0.1, 1.0) * length) != 0:
+                if process.wait(generator.uniform(0.1, 0.8) * length) != 0:
                     raise SystemExit(f"a launch failed by itself; see {trial.where / 'log'}")
             except subprocess.TimeoutExpired:
                 _kill(process.pid)
