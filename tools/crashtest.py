@@ -1,6 +1,7 @@
 """Kill a search again and again, at random and at every named point, and see that nothing is lost.
 
-python tools/crashtest.py                          20 kills, some ten minutes
+python tools/crashtest.py                              (20 kills, some ten minutes)
+
 python tools/crashtest.py --kills 100 --processes 2
 
 A small search on digits runs once undisturbed. Then it runs in fresh directories, is killed with SIGKILL and started

@@ -76,3 +76,16 @@ def test_a_stop_between_epochs_repeats_no_report(world):
     assert memory.state is not None and (memory.state.epoch, memory.state.step) == (0, STEPS)
     world.stop._signal, memory.stop_after = None, None
     assert [report.epoch for report in run(noisy(), world, keeper=memory)] == [0, 1]
+
+
+def test_every_step_draws_dropout_from_a_stream_of_its_own(world):
+    class Seeds(nn.Module):
+        seen: list[int] = []
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.seen.append(torch.initial_seed())
+            return x
+
+    model = network()
+    run(nn.Sequential(*list(model)[:-1], Seeds(), model[-1]), world)
+    assert len(set(Seeds.seen)) == len(Seeds.seen) == EPOCHS * STEPS
