@@ -6,7 +6,7 @@ import json
 
 from harness.comparison import Comparison, Question
 from harness.experiment import Experiment
-from harness.lineage.store import redact
+from harness.lineage.server import redact
 from harness.runs.node import Node
 from harness.search import SearchResult
 

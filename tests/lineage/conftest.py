@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.lineage.local import LocalNodes
+from harness.lineage.server import Server
 from harness.lineage.store import LineageStore, open_store
 
 sys.path.insert(0, str(Path(__file__).parent))  # for lineage_story: pytest's importlib mode adds no directory
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # for lineage_story: pytest's im
 @pytest.fixture(scope="session")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
-    LineageStore(f"sqlite:///{path}", LocalNodes(path.parent / "runs"))._client().search_experiments()
+    Server(f"sqlite:///{path}", "test", path.parent).client().search_experiments()
     return path
 
 

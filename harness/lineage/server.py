@@ -1,0 +1,273 @@
+"""The MLflow server or file that a store talks to: its address, a quiet client, its runs and their files.
+
+Whatever a server that is away, broken or full raises becomes one ConnectionError of one line, without credentials.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from harness.lineage.local import check_digest
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
+
+KEY_TAG = "harness.key"
+DIGEST_TAG = "harness.sha256."
+
+_PROBE_SECONDS = 5
+
+
+def default_tracking_uri() -> str:
+    """Return MLFLOW_TRACKING_URI, or a SQLite file in the working directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+
+
+def redact(text: str) -> str:
+    """Return `text` without the user name and password of any URI in it."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
+def sqlite_path(tracking_uri: str | None) -> Path | None:
+    """Return the file of a SQLite tracking URI, None for any other."""
+    if tracking_uri is None or not tracking_uri.startswith("sqlite:///"):
+        return None
+    return Path(urlsplit(tracking_uri).path.removeprefix("/"))
+
+
+class Server:
+    """A tracking URI (None: no server) and the experiment that new runs go to.
+
+    Nothing is asked of it before the first call that needs it. Errors are those of MLflow outside of `talking`.
+    """
+
+    def __init__(self, tracking_uri: str | None, experiment: str, local_directory: Path) -> None:
+        """`local_directory` is where nodes stay while the server is away; messages name it."""
+        self.tracking_uri, self.experiment, self.local_directory = tracking_uri, experiment, local_directory
+        self._connected: MlflowClient | None = None
+        self._experiments: list[str] | None = None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a SQLite file, which is made when it is first written."""
+        return sqlite_path(self.tracking_uri) is not None
+
+    @property
+    def address(self) -> str:
+        """The tracking URI without credentials, and the same from every working directory."""
+        database = sqlite_path(self.tracking_uri)
+        return f"sqlite:///{database.resolve()}" if database else redact(self.tracking_uri or "")
+
+    def readable(self) -> bool:
+        """Whether there can be anything to read: making a new database (8 s) only to find it empty helps nobody."""
+        database = sqlite_path(self.tracking_uri)
+        return self.tracking_uri is not None and (database is None or database.exists()) and _mlflow_installed()
+
+    def client(self) -> MlflowClient:
+        """Return the client; ConnectionError when there is no MLflow to talk to."""
+        if self._connected is None:
+            if self.tracking_uri is None:
+                raise ConnectionError(f"no tracking store was asked for; nodes stay in {self.local_directory}")
+            if not _mlflow_installed():
+                raise ConnectionError(
+                    f"mlflow is not installed, so nodes stay in {self.local_directory}; "
+                    "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
+                )
+            _probe(self.tracking_uri)
+            self._connected = _quiet_client(self.tracking_uri)
+        return self._connected
+
+    @contextlib.contextmanager
+    def talking(self, action: str) -> Iterator[None]:
+        """Turn whatever a store that is away, broken or full raises into one ConnectionError of one line."""
+        try:
+            yield
+        except (ValueError, LookupError):
+            raise
+        except Exception as error:
+            if not isinstance(error, ConnectionError) and not _from_store(error):
+                raise
+            self._connected, self._experiments = None, None  # so that the next call asks anew, and quickly
+            reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
+            where = redact(self.tracking_uri or "")
+            raise ConnectionError(f"cannot {action}: MLflow at {where or 'nowhere'}: {reason:.300}") from error
+
+    # ------------------------------------------------------------------ experiments
+
+    def experiment_ids(self) -> list[str]:
+        """Return the IDs of all experiments."""
+        # All of them: a key says what determines the result, so one run of it serves every experiment.
+        if self._experiments is None:
+            found: list[str] = []
+            token: str | None = None
+            while True:
+                page = self.client().search_experiments(max_results=1000, page_token=token)
+                found += [str(experiment.experiment_id) for experiment in page]
+                token = page.token
+                if not token:
+                    break
+            self._experiments = found
+        return self._experiments
+
+    def own_experiment(self) -> str:
+        """Return the ID of the experiment, created if missing."""
+        client = self.client()
+        experiment = client.get_experiment_by_name(self.experiment)
+        if experiment is None:
+            self._experiments = None
+            return client.create_experiment(self.experiment, artifact_location=self._artifact_location())
+        if experiment.lifecycle_stage != "active":
+            raise ValueError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
+        return str(experiment.experiment_id)
+
+    def _artifact_location(self) -> str | None:
+        """Return where a SQLite store keeps its files: beside the database, wherever the process was started."""
+        database = sqlite_path(self.tracking_uri)
+        if database is None:
+            return None
+        return str(database.resolve().parent / "mlruns" / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
+
+    # ------------------------------------------------------------------ runs
+
+    def get_run(self, run_id: str) -> Run | None:
+        """Return an undeleted run, or None."""
+        from mlflow.exceptions import MlflowException
+
+        try:
+            run = self.client().get_run(run_id)
+        except MlflowException as error:
+            if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                return None
+            raise
+        return run if run.info.lifecycle_stage == "active" else None
+
+    def finished(self, run_id: str) -> Run:
+        """Return a finished run of this harness; LookupError or ValueError with one clear line otherwise."""
+        where = redact(self.tracking_uri or str(self.local_directory))
+        run = self.get_run(run_id) if self.readable() else None
+        if run is None:
+            raise LookupError(f"no run {run_id!r} in {where}; `python tools/lineage.py list` shows the runs there")
+        if KEY_TAG not in run.data.tags:
+            raise ValueError(f"run {run_id} ({run.info.run_name}) in {where} was not logged by this harness")
+        if run.info.status != "FINISHED":
+            raise ValueError(
+                f"run {run_id} ({run.info.run_name}) is not finished (status {run.info.status}): "
+                "`python tools/lineage.py sync` completes an interrupted delivery"
+            )
+        return run
+
+    def run_with(self, key: str) -> Run | None:
+        """Return the run with this key, a finished one before an unfinished, the oldest of equals."""
+        runs = self.client().search_runs(
+            self.experiment_ids(), f"tags.`{KEY_TAG}` = '{key}'", max_results=20, order_by=["start_time ASC"]
+        )
+        run = min(runs, key=lambda run: run.info.status != "FINISHED", default=None)
+        # A search gives no inputs and outputs in every version of MLflow; the run itself does.
+        return None if run is None else self.client().get_run(run.info.run_id)
+
+    # ------------------------------------------------------------------ files
+
+    def repository(self, run: Run) -> ArtifactRepository:
+        """Return where the run's files lie: its logged model, or the run itself for an analysis."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        made = outputs(run) or outputs(self.client().get_run(run.info.run_id))
+        location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
+        return get_artifact_repository(location, tracking_uri=self.tracking_uri)
+
+    @contextlib.contextmanager
+    def artifact(self, run: Run, name: str) -> Iterator[Path]:
+        """Give the path of one file of a run, its digest checked; LookupError when the run has no such file."""
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+        expected = run.data.tags.get(DIGEST_TAG + name)
+        if expected is None:
+            names = [tag.removeprefix(DIGEST_TAG) for tag in run.data.tags if tag.startswith(DIGEST_TAG)]
+            message = f"run {run.info.run_id} ({run.info.run_name}) has no {name}; it has: {', '.join(sorted(names))}"
+            raise LookupError(message)
+        repository = self.repository(run)
+        with tempfile.TemporaryDirectory() as directory:
+            # A local store hands out its own file: no copy, and nobody writes to it.
+            target = None if isinstance(repository, LocalArtifactRepository) else Path(directory)
+            yield check_digest(download(repository, name, target), expected)
+
+
+def outputs(run: Run) -> list[str]:
+    """Return the IDs of the logged models that a run made."""
+    return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+
+
+def tag(run: Run, name: str) -> str:
+    """Return a tag that every run of this harness has; ValueError when somebody removed it."""
+    value = run.data.tags.get(name)
+    if value is None:
+        raise ValueError(f"run {run.info.run_id} ({run.info.run_name}) lost its tag {name!r}")
+    return str(value)
+
+
+def download(repository: ArtifactRepository, name: str, target: Path | None) -> Path:
+    """Return the path of one file, copied below `target` if given; ValueError when it is missing."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return Path(repository.download_artifacts(name, str(target) if target else None))  # type: ignore[no-untyped-call]
+    except (MlflowException, FileNotFoundError) as error:
+        if "No such artifact" in str(error) or isinstance(error, FileNotFoundError):
+            raise ValueError(f"{name} is missing from the tracking store's files; the run lists it") from None
+        raise
+
+
+def _from_store(error: Exception) -> bool:
+    """Whether an exception comes from MLflow or from what it stands on, rather than from our own mistake."""
+    roots = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
+    return isinstance(error, OSError) or bool(roots & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"})
+
+
+def _mlflow_installed() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("mlflow") is not None
+
+
+def _quiet_client(tracking_uri: str) -> MlflowClient:
+    """Return a client that reports nothing home, draws no bars, prints no links and gives up in seconds."""
+    for name, value in (
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # the default of 7 is four minutes a call
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
+        ("MLFLOW_LOGGING_LEVEL", "WARNING"),
+        ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    for logger in ("mlflow", "alembic"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _probe(tracking_uri: str) -> None:
+    """Ask a server for a sign of life; any answer is one. MLflow's own retries would take minutes to give up."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return
+    import requests
+
+    try:
+        requests.get(tracking_uri.rstrip("/") + "/health", timeout=_PROBE_SECONDS)
+    except requests.Timeout:
+        raise ConnectionError(f"no answer within {_PROBE_SECONDS} s; is the server up?") from None
+    except requests.RequestException as error:
+        reason = getattr(error.args[0], "reason", error) if error.args else error
+        raise ConnectionError(f"{str(reason).split(': ', 1)[-1]}; is the server up?") from None
