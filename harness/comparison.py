@@ -220,7 +220,11 @@ def _record(
         parents=(Parent(first.key, "compared"), Parent(second.key, "compared")),
         config=experiment.base_config(question=question, comparison=asdict(config)),
         tags=experiment.base_tags(
-            question=question, density=f"{first.mask.density:.6f}", same_start=str(_same_start(first, second)).lower()
+            question=question,
+            density=f"{first.mask.density:.6f}",
+            same_start=str(_same_start(first, second)).lower(),
+            bn_convention=config.bn_convention,
+            num_alphas=config.num_alphas,
         ),
         metrics=tuple(metrics),
         code=code_version(),

@@ -89,11 +89,34 @@ class Experiment:
         test_loader = self.source.test_loader(batch_size=TEST_BATCH_SIZE, device=world.device, **ranks)
         return TrainFeed(train_loader, self.spec, world.device), TestFeed(test_loader, self.spec, world.device)
 
-    def using(self, method: str) -> Experiment:
-        """Return this experiment with another pruning method; data, loaders and processes are shared."""
-        other = copy(self)
-        other.config = replace(self.config, method=known("method", method, list(METHODS)))
+    def using(
+        self,
+        method: str | None = None,
+        *,
+        init_seed: int | None = None,
+        sgd_seed: int | None = None,
+        num_levels: int | None = None,
+    ) -> Experiment:
+        """Return this experiment with another search in mind; data, loaders and processes are shared."""
+        own, other = self.config, copy(self)
+        other.config = replace(
+            own,
+            method=own.method if method is None else known("method", method, list(METHODS)),
+            init_seed=own.init_seed if init_seed is None else init_seed,
+            sgd_seed=own.sgd_seed if sgd_seed is None else sgd_seed,
+            num_levels=own.num_levels if num_levels is None else num_levels,
+        )
         return other
+
+    @property
+    def settings(self) -> str:
+        """The first digits of a digest of everything that runs must share to be trials of one thing: all but seeds.
+
+        Not the method and the kind either: those are what is compared.
+        """
+        config = self.config
+        schedules = {"final": asdict(config.final), "warmup": config.warmup_epochs, "level": config.level_epochs}
+        return sha256_json(self.determinants | schedules | {"pruning_fraction": config.pruning_fraction})[:12]
 
     @property
     def determinants(self) -> dict[str, Any]:
@@ -184,6 +207,8 @@ class Experiment:
                 keeper=keeper,
             )
         checkpoint = self._snapshot(model, draft, schedule.epochs)
+        spent = draft.epochs_before if draft.epochs_spent is None else draft.epochs_spent
+        draft.log("epochs_total", spent + schedule.epochs, checkpoint.epochs)
         self._evaluate(model, checkpoint, draft, noise, reestimate=reestimate)
         return checkpoint, start.mask
 
@@ -251,6 +276,7 @@ class Experiment:
     def base_tags(self, **more: object) -> dict[str, str]:
         """Tags every run of this launch carries."""
         tags = {"data": self.spec.name, "data_digest": self.source.content_digest, "model": self.config.model.name}
+        tags["settings"] = self.settings
         return tags | {name: str(value) for name, value in more.items()}
 
     def base_config(self, **more: object) -> dict[str, Any]:

@@ -78,6 +78,7 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
         tags=_tags(experiment, trial, ticket),
         level=ticket.checkpoint.level if ticket else 0,
         epochs_before=0,
+        epochs_spent=ticket.checkpoint.epochs if ticket else 0,
     )
 
     def make(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:

@@ -1,8 +1,8 @@
 """How a node becomes a run of MLflow: created, filled, marked finished last; what is there already is not sent again.
 
-Every node is one run. Its files are one logged model named "network" (an analysis: run artifacts), which takes the
-parents' logged models as inputs. The node's key, kind, parents and digests are tags, so that lists and trees need no
-artifact. READY on the model and FINISHED on the run are set last: they are the commit marks.
+Every node is one run. Its files are one logged model named "network" (an analysis or a report: run artifacts), which
+takes the parents' logged models as inputs. The node's key, kind, parents and digests are tags, so that lists and trees
+need no artifact. READY on the model and FINISHED on the run are set last: they are the commit marks.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.faults import reach
 from harness.lineage.local import DELIVERED, RECORD, LocalNodes, check_files, json_bytes, read_record, read_sums
-from harness.lineage.record import LineageRecord
+from harness.lineage.record import WITHOUT_MODEL, LineageRecord
 from harness.lineage.server import DIGEST_TAG, KEY_TAG, Server, outputs, redact
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Delivery:
         reach("run-created")
         params = _params(record.config)
         self._log_params(run_id, params)
-        if record.kind == "analysis":
+        if record.kind in WITHOUT_MODEL:
             client.log_artifacts(run_id, str(directory))
         else:
             model = self._logged_model(run, record, params)

@@ -9,8 +9,9 @@ from typing import Any
 
 FORMAT = 1  # of the JSON form below; raise it when an older reader would misread a newer file
 
-KINDS = ("search", "level", "training", "analysis")
-RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared")
+KINDS = ("search", "level", "training", "analysis", "report")
+WITHOUT_MODEL = ("analysis", "report")  # they make numbers and pages, not a network
+RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared", "reported")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9_./ :-]{1,200}")  # what MLflow takes as the name of a metric or tag
@@ -147,7 +148,7 @@ class LineageRecord:
     @property
     def nest_key(self) -> str | None:
         """Key of the node this one is shown under: as given, else the ticket, else the first node compared."""
-        if self.nested_under is not None or self.kind == "search":
+        if self.nested_under is not None or self.kind in ("search", "report"):
             return self.nested_under
         order = {relation: rank for rank, relation in enumerate(("trained-from", "masked-by", "pruned-from"))}
         return min(self.parents, key=lambda parent: order.get(parent.relation, 9)).key if self.parents else None

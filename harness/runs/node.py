@@ -48,6 +48,9 @@ class Draft:
     tags: dict[str, str]
     level: int
     epochs_before: int
+    """Epochs behind this run's first: where its metrics by epoch go on."""
+    epochs_spent: int | None = None
+    """Epochs spent for it by others, where that is more (the search a ticket came from)."""
     nested_under: str | None = None
     metrics: list[Metric] = field(default_factory=list)
     started_ms: int = field(default_factory=lambda: now_ms())
