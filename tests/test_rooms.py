@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Data flows one way. A room is a top-level file or folder of harness; it may import the rooms named here, itself and
 # nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
-_BASE = {"config", "digest", "seeds", "faults", "progress"}
+_BASE = {"config", "digest", "escape", "seeds", "faults", "progress"}
 _NETWORK = _BASE | {"models", "masks", "checkpoint"}
 _PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage", "runs"}
 ROOMS: dict[str, set[str]] = {
@@ -24,6 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "seeds": {"digest"},
     "faults": set(),
     "progress": set(),
+    "escape": set(),
     "data": _BASE,
     "models": {"config"},
     "masks": {"config", "digest"},
@@ -31,7 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "pruning": _NETWORK,
     "transfer": _NETWORK,
     "training": _NETWORK | {"data", "pruning"},
-    "lineage": {"config", "digest", "faults", "masks", "checkpoint"},
+    "lineage": {"config", "digest", "escape", "faults", "masks", "checkpoint"},
     "analysis": _NETWORK | {"data", "training"},
     # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
     "runs": _NETWORK | {"training", "lineage"},

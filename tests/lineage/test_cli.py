@@ -28,7 +28,7 @@ def tool() -> ModuleType:
 
 
 def ask(tool: ModuleType, store: LineageStore, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    place = ["--runs", str(store.local.directory), "--tracking-uri", str(store.tracking_uri), "--experiment", "test"]
+    place = ["--runs", str(store.local.directory), "--tracking-uri", str(store.tracking_uri)]
     monkeypatch.setattr(sys, "argv", ["lineage.py", *arguments, *place])
     tool.main()
 
@@ -71,11 +71,15 @@ def test_list_sync_list(
     store.deliver(paths["level 0"])
     ask(tool, store, monkeypatch, "list", "--json")
     listed = json.loads(capsys.readouterr().out)
-    assert [node["key"] for node in listed] == [key_of(n) for n in reversed(list(paths))]
-    assert [node["name"] for node in listed if node["run_id"]] == ["aws resnet20 L00 d1.000", "aws resnet20 digits s1"]
-    ask(tool, store, monkeypatch, "sync")
+    assert (listed["format"], listed["command"]) == (1, "list")
+    assert [node["key"] for node in listed["nodes"]] == [key_of(n) for n in reversed(list(paths))]
+    assert [node["name"] for node in listed["nodes"] if node["run_id"]] == [
+        "aws resnet20 L00 d1.000",
+        "aws resnet20 digits s1",
+    ]
+    ask(tool, store, monkeypatch, "sync", "--experiment", "test")
     assert capsys.readouterr().out.count("→ run") == 5
-    ask(tool, store, monkeypatch, "sync")
+    ask(tool, store, monkeypatch, "sync", "--experiment", "test")
     assert "everything was delivered already" in capsys.readouterr().out
     ask(tool, store, monkeypatch, "list", "--limit", "2")
     out = capsys.readouterr().out
@@ -94,8 +98,9 @@ def test_show(
         assert expected in out
     ask(tool, store, monkeypatch, "show", key_of("signed_mask")[:12], "--json")
     shown = json.loads(capsys.readouterr().out)
-    assert [node["key"] for node in shown["parents_nodes"]] == [key_of("level 2")]
-    assert [node["key"] for node in shown["children_nodes"]] == [key_of("lmc")]
+    assert shown["node"] == shown["nodes"][0]["key"] == key_of("signed_mask")
+    assert shown["parents"] == [key_of("level 2")] and shown["children"] == [key_of("lmc")]
+    assert {node["key"] for node in shown["nodes"]} == {key_of(name) for name in ("signed_mask", "level 2", "lmc")}
 
 
 def test_children_in_another_family_are_found(store: LineageStore) -> None:

@@ -1,0 +1,45 @@
+"""Where a command looks, and what it does when the tracking server is away."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from harness.escape import for_terminal
+from harness.lineage.store import DEFAULT_DIRECTORY, DEFAULT_EXPERIMENT, LineageStore, open_store
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to look."""
+
+    runs: Path = DEFAULT_DIRECTORY
+    """Directory of the local nodes."""
+    tracking_uri: str | None = None
+    """MLflow store; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
+    offline: bool = False
+    """Look at local nodes alone."""
+    json: bool = False
+    """Print JSON instead of text; docs/lineage.md has its shape."""
+
+    def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
+        """Open the store; `experiment` is the one that new runs are delivered to."""
+        return open_store(self.runs, self.tracking_uri, experiment, offline=self.offline)
+
+    def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
+        """Return the answer, from the local nodes alone (and saying so) when the tracking store is away."""
+        try:
+            return question(self.open())
+        except ConnectionError as error:
+            print(f"warning: {for_terminal(str(error))}; showing local nodes alone", file=sys.stderr)
+            return question(open_store(self.runs, offline=True))
+
+
+Where = Annotated[Place, tyro.conf.OmitArgPrefixes]

@@ -1,0 +1,82 @@
+"""What the commands of tools/lineage.py print: tables for a person, one shape of JSON for a program.
+
+Names and tags may come from somebody else's store: what a terminal would obey is written out.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.escape import for_terminal
+from harness.lineage.browse import columns, short_id
+from harness.lineage.graph import NodeSummary
+
+JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
+
+
+def print_json(command: str, nodes: Sequence[NodeSummary], **more: Any) -> None:
+    """Print {"format", "command", "nodes": [...]} and what more this command answers."""
+    answer = {"format": JSON_FORMAT, "command": command, "nodes": [node.to_dict() for node in nodes], **more}
+    json.dump(answer, sys.stdout, indent=1, ensure_ascii=True)  # so no terminal obeys what stands in it
+    print()
+
+
+def print_table(rows: Sequence[Mapping[str, str]], numbers: frozenset[str] = frozenset()) -> None:
+    """Print rows under the names of their columns, those in `numbers` to the right."""
+    rows = [{name: for_terminal(text) for name, text in row.items()} for row in rows]
+    widths = {name: max(len(name), *(len(row[name]) for row in rows)) for name in rows[0]}
+    for row in ({name: name for name in widths}, *rows):
+        cells = [
+            text.rjust(widths[name]) if name in numbers else text.ljust(widths[name]) for name, text in row.items()
+        ]
+        print("  ".join(cells).rstrip())
+
+
+def print_nodes(nodes: Sequence[NodeSummary], indents: Sequence[str] = (), marked: str | None = None) -> None:
+    """Print a line for each node and what the marks mean; `indents` draw a tree, with how each node came to be."""
+    rows = []
+    for number, node in enumerate(nodes):
+        row = columns(node)
+        if indents:
+            row["name"] = indents[number] + row["name"]
+            row["date"] += "  ◀" if node.key == marked else ""
+            row["came by"] = ", ".join(dict.fromkeys(parent.relation for parent in node.parents)) or "–"
+        rows.append(row)
+    print_table(rows, frozenset({"level", "density", "test error"}))
+    _print_legend(nodes)
+
+
+def _print_legend(nodes: Sequence[NodeSummary]) -> None:
+    if any(node.run_id is None for node in nodes):
+        print("\n* not in MLflow yet: the key of a local node; `python tools/lineage.py sync` delivers it")
+    if any(node.run_id is not None and node.status != "FINISHED" for node in nodes):
+        names = ", ".join(short_id(node) for node in nodes if node.run_id and node.status != "FINISHED")
+        print(f"\nnot finished: {names}; `python tools/lineage.py sync` completes an interrupted delivery")
+
+
+def print_node(node: NodeSummary, parents: Sequence[NodeSummary], children: Sequence[NodeSummary]) -> None:
+    """Print one node: its family, tags, last metrics and files."""
+    known = {other.key: other for other in parents}
+    lines = [
+        f"{node.name}  ({node.kind}, {node.status.lower()})",
+        f"  run    {node.run_id or 'not in MLflow yet'}",
+        f"  key    {node.key}",
+        f"  date   {columns(node)['date']}",
+        "came from" if node.parents else "came from nothing",
+    ]
+    for parent in node.parents:
+        came = known.get(parent.key)
+        name = f"{came.name}  {short_id(came)}" if came else f"{parent.key[:16]}… (missing)"
+        lines.append(f"  {parent.relation:17}{name}")
+    lines.append("made from it" if children else "nothing was made from it yet")
+    for child in children:
+        how = ", ".join(parent.relation for parent in child.parents if parent.key == node.key)
+        lines.append(f"  {how:17}{child.name}  {short_id(child)}")
+    metrics = {name: f"{value:.6g}" for name, value in node.metrics.items()}
+    for title, values in (("tags", node.tags), ("metrics (last values)", metrics), ("files (SHA-256)", node.files)):
+        width = max((len(name) for name in values), default=0)
+        lines += [title, *(f"  {name:{width}}  {value}" for name, value in sorted(values.items()))]
+    print("\n".join(for_terminal(line) for line in lines))
