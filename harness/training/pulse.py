@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import NoReturn
 
+SILENT_SECONDS = 30.0
+"""A process of which nothing came for so long is lost."""
+
 _BEAT, _FAILING, _GOODBYE = b".", b"x", b"!"
 _HELLO_BYTES = 1024
-
 
 _LOST_PEER = (
     "Connection closed by peer",
@@ -74,7 +76,9 @@ class Pulse:
     The thread needs Python's interpreter lock now and then: code that holds it for `silent_seconds` counts as silence.
     """
 
-    def __init__(self, rank: int, size: int, share_text: Callable[[str], str], *, silent_seconds: float = 30.0) -> None:
+    def __init__(
+        self, rank: int, size: int, share_text: Callable[[str], str], *, silent_seconds: float = SILENT_SECONDS
+    ) -> None:
         """Join all processes; `share_text` returns rank 0's text on every rank.
 
         Raises ConnectionError where process 0 cannot be reached on MASTER_ADDR.
@@ -273,16 +277,7 @@ class Pulse:
 
     def _end(self, peer: _Peer, reason: str) -> NoReturn:
         lost = f"process {peer.rank} on {peer.host}" if peer.host else f"process {peer.rank}"
-        # the first line break ends a progress bar's line
-        line = (
-            f"\nprocess {self._rank} of {self._size} on {self._host} lost {lost} ({reason}); ending. "
-            "The same command again continues from the last saved state.\n"
-        )
-        # beside this thread, and straight to the file: neither a lock nor a full pipe may keep this process alive
-        writer = threading.Thread(target=_write, args=(line,), daemon=True)
-        writer.start()
-        writer.join(5)
-        os._exit(1)
+        end_process(f"process {self._rank} of {self._size} on {self._host} lost {lost} ({reason}); ending.")
 
     # ------------------------------------------------------------------ from outside
 
@@ -291,9 +286,20 @@ class Pulse:
             self._orders.send(what)
 
 
-def _write(line: str) -> None:
+def end_process(line: str) -> NoReturn:
+    """End this process from any thread, with exit code 1 and `line` on standard error, cleaning up nothing."""
+    # the first line break ends a progress bar's line
+    text = f"\n{line} The same command again continues from the last saved state.\n"
+    # beside this thread, and straight to the file: neither a lock nor a full pipe may keep this process alive
+    writer = threading.Thread(target=_write, args=(text,), daemon=True)
+    writer.start()
+    writer.join(5)
+    os._exit(1)
+
+
+def _write(text: str) -> None:
     with suppress(OSError):
-        os.write(2, line.encode())
+        os.write(2, text.encode())
 
 
 def _listen() -> socket.socket:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar, cast
 import torch
 
 from harness.training.pulse import Pulse, lost_peer
+from harness.training.rollcall import RollCall
 from harness.training.stop import StoppedError, StopRequest
 
 Result = TypeVar("Result")
@@ -51,6 +52,18 @@ class World:
             _check_precision(precision)
         if deterministic:
             self.make_deterministic()
+        with RollCall():
+            self._join()
+        if self.size > 1:
+            _set_timeout(_WAITING)
+        if precision is not None:
+            try:
+                self.use(precision)
+            except BaseException:
+                self.close()
+                raise
+
+    def _join(self) -> None:
         from accelerate import PartialState
 
         self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
@@ -61,14 +74,6 @@ class World:
         self.stop = StopRequest()
         _check_world(self.size)
         self._pulse = Pulse(self.rank, self.size, self.share_text)
-        if self.size > 1:
-            _set_timeout(_WAITING)
-        if precision is not None:
-            try:
-                self.use(precision)
-            except BaseException:
-                self.close()
-                raise
 
     def peer_failed(self) -> bool:
         """Whether another process has said that it failed; gives its word a moment to arrive."""

@@ -111,6 +111,16 @@ class TwoNodes:
                 return int(line.parent.name)
         raise AssertionError(f"no process of rank {node}: {launch.text()}")
 
+    def soon_worker(self, launch: Launch, node: int) -> int:
+        """Return the process ID of the training process on one node as soon as there is one."""
+        until = time.monotonic() + 60
+        while True:
+            try:
+                return self.worker(launch, node)
+            except AssertionError:
+                assert time.monotonic() < until
+                time.sleep(0.05)
+
     def plug(self, *, into: bool) -> None:
         """Pull the cable out of node 1, or put it in again."""
         _ip("-n", self.names[1], "link", "set", CABLE, "up" if into else "down")
@@ -265,3 +275,23 @@ def test_a_fault_ends_both_nodes_and_the_same_command_continues(
         assert len(lines) == 1 and lines[0].startswith(f"process {node} of 2 on ")
     assert "goes on at epoch" in two.launch(where, *SEARCH, store=OWN_STORE).output()
     assert digests(where) == digests(undisturbed[0])
+
+
+@pytest.mark.parametrize("fault", [_kill, _cut], ids=["killed", "cut"])
+def test_a_fault_before_all_have_joined_ends_both_nodes(two: TwoNodes, fault: Callable[[TwoNodes, Launch], None]):
+    """Node 0 is slow to start; node 1 has begun to join, and waits for it."""
+    launch = two.launch(fresh(two, f"early{fault.__name__}"), *SEARCH, store=OWN_STORE)
+    slow = two.soon_worker(launch, 0)
+    os.kill(slow, signal.SIGSTOP)
+    two.soon_worker(launch, 1)
+    time.sleep(20)  # torch is imported, and the waiting has begun
+    try:
+        fault(two, launch)
+        began = time.monotonic()
+        os.kill(slow, signal.SIGCONT)
+        assert 0 not in launch.ended(END_SECONDS)
+        seconds = time.monotonic() - began
+    finally:
+        two.plug(into=True)
+    print(f"{fault.__name__} before all had joined: both launches ended after {seconds:.1f} s")
+    assert "before all had joined; ending" in launch.text()

@@ -1,13 +1,20 @@
 """Launches whose numbers could not be trusted are refused by name."""
 
+import os
 import re
+import signal
+import socket
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 
 from harness.training.world import World
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
@@ -68,3 +75,47 @@ def test_a_failure_on_any_rank_ends_all():
         "0 OtherRankFailedError: process 1 of 2 failed; see its message",
         "1 ValueError: no data here",
     ]
+
+
+def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
+    """Two launchers, as on two nodes. Process 1 waits for process 0, which begins late, and is killed meanwhile."""
+    script = f"""
+        import os, time
+        from functools import partial
+        from pathlib import Path
+        from harness.training import world
+        world.RollCall = partial(world.RollCall, silent_seconds=2.0)
+        place, rank = Path({str(tmp_path)!r}), os.environ["RANK"]
+        if rank == "1":
+            (place / "pid.new").write_text(str(os.getpid()))
+            (place / "pid.new").rename(place / "pid")
+        while rank == "0" and not (place / "go").exists():
+            time.sleep(0.05)
+        world.World()
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
+    launchers = []
+    for node in ("0", "1"):
+        nodes = ["--nnodes", "2", "--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        command = [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc_per_node", "1", "--no-python"]
+        command += [sys.executable, "-c", textwrap.dedent(script)]
+        launchers.append(
+            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+    try:
+        until = time.monotonic() + 60
+        while not (tmp_path / "pid").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        time.sleep(3.0)  # it has begun to join, and waits
+        os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
+        (tmp_path / "go").touch()
+        said = [launcher.communicate(timeout=30)[1] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [1, 1]
+    assert "process 0 of 2 on" in said[0] and "lost process 1 (it began to join, then nothing came" in said[0]

@@ -1,0 +1,140 @@
+"""A process that is lost before all have joined ends the others soon; one that only starts late ends nobody."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import textwrap
+import time
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+import pytest
+
+SILENT_SECONDS = 1.0
+
+STORE = """
+    import time
+    from torch.distributed import TCPStore
+    store = TCPStore("127.0.0.1", {port}, is_master=True, wait_for_workers=False)
+    Path({here!r}).touch()
+    time.sleep(600)
+"""
+WORKER = """
+    import os, sys, time
+    from harness.training.rollcall import RollCall
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}", TORCHELASTIC_USE_AGENT_STORE="True")
+    os.environ.update(RANK="{rank}", LOCAL_RANK="{local_rank}", WORLD_SIZE="{size}")
+    with RollCall(silent_seconds={silent_seconds}):
+        Path({here!r}).touch()
+        {script}
+"""
+JOINS, WAITS, FAILS = "time.sleep(0.5)", "time.sleep(600)", "raise RuntimeError('cannot join')"
+
+
+class Launch:
+    """A launcher's store and the processes that join through it; all forked from a process that has torch already."""
+
+    def __init__(self, place: Path) -> None:
+        self.context = multiprocessing.get_context("forkserver")
+        self.context.set_forkserver_preload(["harness.training.rollcall"])
+        self.place, self.processes = place, {}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+
+    def start(self, name: str, code: str, **values: object) -> BaseProcess:
+        """Fork one, and wait until it has begun."""
+        here = self.place / f"here-{name}"
+        code = textwrap.dedent(code).format(port=self.port, here=str(here), **values)
+        head = ["import os", "from pathlib import Path"]
+        head += [f"os.dup2(os.open({self.said_at(name)!r}, os.O_CREAT | os.O_RDWR), 2)"]
+        process = self.context.Process(target=exec, args=("\n".join([*head, code]), {}))
+        process.start()
+        self.processes[name] = process
+        until = time.monotonic() + 30
+        while not here.exists():
+            assert process.is_alive() and time.monotonic() < until
+            time.sleep(0.01)
+        return process
+
+    def begin(self, *scripts: str, local: bool = False) -> list[BaseProcess]:
+        """Start the store, then a process for each script that has one."""
+        self.start("store", STORE)
+        return [self.add(rank, len(scripts), script, local=local) for rank, script in enumerate(scripts) if script]
+
+    def add(self, rank: int, size: int, script: str, *, local: bool = False) -> BaseProcess:
+        """Start one process, which has begun to join."""
+        values = {"rank": rank, "size": size, "local_rank": rank if local else 0, "script": script}
+        return self.start(str(rank), WORKER, silent_seconds=SILENT_SECONDS, **values)
+
+    def said_at(self, name: str) -> str:
+        return str(self.place / f"said-{name}")
+
+    def ended(self, rank: int, seconds: float) -> tuple[int | None, str]:
+        """Return exit code and standard error of a process that must end within `seconds`."""
+        process = self.processes[str(rank)]
+        process.join(seconds)
+        return process.exitcode, Path(self.said_at(str(rank))).read_text().strip()
+
+
+@pytest.fixture
+def launch(tmp_path) -> Iterator[Launch]:
+    made = Launch(tmp_path)
+    yield made
+    for process in made.processes.values():
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize(("local", "lost"), [(False, 0), (False, 2), (True, 1)])
+def test_one_killed_while_it_waits_for_others_ends_all(launch: Launch, local: bool, lost: int):
+    """Also where the first process of a node alone looks at all the others."""
+    launch.begin(WAITS, WAITS, WAITS, local=local)[lost].kill()
+    for rank in {0, 1, 2} - {lost}:
+        assert launch.ended(rank, 4 * SILENT_SECONDS) == (
+            1,
+            f"process {rank} of 3 on {socket.gethostname()} lost process {lost} (it began to join, then nothing came "
+            "from it for 1 s) before all had joined; ending. The same command again continues from the last saved "
+            "state.",
+        )
+
+
+def test_one_that_begins_late_is_waited_for(launch: Launch):
+    late = 4 * SILENT_SECONDS
+    launch.begin(f"time.sleep({late + 2})", f"time.sleep({late + 2})", "")
+    time.sleep(late)
+    launch.add(2, 3, JOINS)
+    assert [launch.ended(rank, 10) for rank in range(3)] == [(0, "")] * 3
+
+
+def test_one_that_begins_late_learns_of_a_loss_before(launch: Launch):
+    launch.begin(WAITS, "")[0].kill()
+    time.sleep(2 * SILENT_SECONDS)
+    launch.add(1, 2, WAITS)
+    code, said = launch.ended(1, 4 * SILENT_SECONDS)
+    assert code == 1 and "lost process 0 (it began to join" in said
+
+
+def test_one_that_fails_to_join_ends_the_others(launch: Launch):
+    launch.begin(WAITS, FAILS)
+    assert "cannot join" in launch.ended(1, 10)[1]
+    code, said = launch.ended(0, 4 * SILENT_SECONDS)
+    assert code == 1 and "lost process 1" in said
+
+
+def test_who_has_joined_may_be_silent(launch: Launch):
+    launch.begin(JOINS, f"time.sleep({4 * SILENT_SECONDS})")
+    assert [launch.ended(rank, 10) for rank in range(2)] == [(0, "")] * 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_the_launcher_of_process_0_is_missed(launch: Launch, number: int):
+    launch.begin(WAITS, WAITS)
+    os.kill(launch.processes["store"].pid, number)
+    for rank in range(2):
+        code, said = launch.ended(rank, 4 * SILENT_SECONDS)
+        assert code == 1 and "lost the launcher of process 0" in said
