@@ -10,10 +10,16 @@ from functools import partial
 from torch import nn
 
 from harness.config import known
+from harness.models.efficientnet import efficientnet_b0_cifar
 from harness.models.mlp_mixer import mlp_mixer, mlp_mixer_small, mlp_mixer_wide
+from harness.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
 from harness.models.partition import ParamPartition
 from harness.models.resnet50 import resnet50, resnet50_cifar
 from harness.models.resnet_cifar import resnet_cifar
+from harness.models.resnet_normfree import resnet_skipinit
+from harness.models.shufflenet import shufflenet_cifar
+from harness.models.vgg import vgg11_bn_cifar
+from harness.models.vit import vit_tiny
 
 __all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "partition_of", "width_of"]
 
@@ -37,6 +43,13 @@ MODELS: dict[str, ModelSpec] = {
     "resnet32": ModelSpec(partial(resnet_cifar, 32), classifier="fc"),
     "resnet50": ModelSpec(resnet50, classifier="fc"),
     "resnet50_cifar": ModelSpec(resnet50_cifar, classifier="fc"),
+    "resnet20_skipinit": ModelSpec(partial(resnet_skipinit, 20), classifier="fc"),
+    "mobilenet_v2": ModelSpec(mobilenet_v2, classifier="classifier.1"),
+    "mobilenet_v2_cifar": ModelSpec(mobilenet_v2_cifar, classifier="fc"),
+    "shufflenet_cifar": ModelSpec(shufflenet_cifar, classifier="fc"),
+    "efficientnet_b0_cifar": ModelSpec(efficientnet_b0_cifar, classifier="classifier.1"),
+    "vgg11_bn_cifar": ModelSpec(vgg11_bn_cifar, classifier="fc"),
+    "vit_tiny": ModelSpec(vit_tiny, classifier="heads.head"),
     "mlp_mixer": ModelSpec(mlp_mixer, classifier="head"),
     "mlp_mixer_wide": ModelSpec(mlp_mixer_wide, classifier="head"),
     "mlp_mixer_small": ModelSpec(mlp_mixer_small, classifier="head"),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from harness.models.stem import fitted_stem
+
 
 def resnet50(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """torchvision's `resnet50`, freshly initialised (7×7 stride-2 stem with max-pool)."""
@@ -20,10 +22,8 @@ def resnet50_cifar(*, num_classes: int, channels: int, image_size: int) -> nn.Mo
 
 
 def _torchvision_resnet50(num_classes: int, channels: int, kernel_size: int, stride: int) -> nn.Module:
-    import torchvision  # a second to import, and only these two networks need it
+    import torchvision  # a second to import, and only few networks need it
 
     model = torchvision.models.resnet50(weights=None, num_classes=num_classes)
-    if (channels, kernel_size) != (3, 7):
-        model.conv1 = nn.Conv2d(channels, 64, kernel_size, stride=stride, padding=kernel_size // 2, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's own
+    model.conv1 = fitted_stem(model.conv1, channels, kernel_size=kernel_size, stride=stride)
     return model

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.models.kaiming import kaiming_normal_
+
 
 class BasicBlock(nn.Module):
     """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); the shortcut subsamples and pads with zero channels."""
@@ -25,12 +27,17 @@ class BasicBlock(nn.Module):
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x_NCHW)))
         y = self.bn2(self.conv2(y))
-        if self.stride != 1:
-            x_NCHW = x_NCHW[:, :, :: self.stride, :: self.stride]
-        if self.new_channels:
-            before = self.new_channels // 2
-            x_NCHW = F.pad(x_NCHW, (0, 0, 0, 0, before, self.new_channels - before))
-        return F.relu(y + x_NCHW)
+        return F.relu(y + padded_shortcut(x_NCHW, self.stride, self.new_channels))
+
+
+def padded_shortcut(x_NCHW: Tensor, stride: int, new_channels: int) -> Tensor:
+    """Return x subsampled by `stride`, with `new_channels` channels of zeros, half of them before x's (option A)."""
+    if stride != 1:
+        x_NCHW = x_NCHW[:, :, ::stride, ::stride]
+    if new_channels:
+        before = new_channels // 2
+        x_NCHW = F.pad(x_NCHW, (0, 0, 0, 0, before, new_channels - before))
+    return x_NCHW
 
 
 class ResNetCifar(nn.Module):
@@ -44,9 +51,7 @@ class ResNetCifar(nn.Module):
         self.layer2 = _stage(blocks_per_stage, width, 2 * width, stride=2)
         self.layer3 = _stage(blocks_per_stage, 2 * width, 4 * width, stride=2)
         self.fc = nn.Linear(4 * width, num_classes)
-        for module in self.modules():  # He et al. 2015; biases and norms keep torch's defaults
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                nn.init.kaiming_normal_(module.weight)
+        kaiming_normal_(self)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x_NCHW)))
@@ -59,9 +64,14 @@ def _stage(num_blocks: int, in_channels: int, out_channels: int, stride: int) ->
     return nn.Sequential(first, *(BasicBlock(out_channels, out_channels, 1) for _ in range(num_blocks - 1)))
 
 
+def blocks_of_depth(depth: int) -> int:
+    """Return n of depth = 6n + 2, the blocks of each stage; ValueError if there is no such n ≥ 1."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"the depth of a CIFAR ResNet must be 6n + 2 (8, 14, 20, 32, …), got {depth}")
+    return (depth - 2) // 6
+
+
 def resnet_cifar(depth: int, *, num_classes: int, channels: int, image_size: int, width: int = 16) -> nn.Module:
     """ResNet-`depth` with `width` channels in its first stage; ValueError unless depth = 6n + 2, n ≥ 1."""
     del image_size  # convolutions and a global pool: the same network for any size
-    if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"the depth of a CIFAR ResNet must be 6n + 2 (8, 14, 20, 32, …), got {depth}")
-    return ResNetCifar((depth - 2) // 6, num_classes, channels, width)
+    return ResNetCifar(blocks_of_depth(depth), num_classes, channels, width)

@@ -19,24 +19,45 @@ def count(model: torch.nn.Module) -> int:
     [
         ("resnet20", 10, 32, 269_722),  # He et al.: 0.27 M
         ("resnet32", 10, 32, 464_154),  # 0.46 M
+        ("resnet20_skipinit", 10, 32, 269_043),  # the weights of ResNet-20, biases for BatchNorm, 9 scalars
         ("resnet50", 1000, 224, 25_557_032),
         ("resnet50_cifar", 100, 32, 23_705_252),
         ("mlp_mixer", 1000, 224, 7_786_968),
         ("mlp_mixer_wide", 1000, 224, 27_338_520),  # timm's MlpMixer at patch 16, width 512, depth 12
+        ("mobilenet_v2", 1000, 224, 3_504_872),  # torchvision's documentation
+        # those of the paper's scripts
+        ("mobilenet_v2_cifar", 100, 32, 2_412_212),
+        ("shufflenet_cifar", 100, 32, 1_012_108),
+        # 3,628,576 there, with a 1×1 convolution 32 → 32 and its BatchNorm in the first block that are never used
+        ("efficientnet_b0_cifar", 100, 32, 3_628_576 - (32 * 32 + 2 * 32)),
+        ("vgg11_bn_cifar", 10, 32, 9_231_114),  # the common CIFAR-10 implementation's
     ],
 )
 def test_number_of_parameters(name, num_classes, image_size, expected):
     assert count(build_model(name, num_classes=num_classes, channels=3, image_size=image_size)) == expected
 
 
-SMALL = ("resnet8", "resnet14", "resnet20", "resnet32", "mlp_mixer_small")
+# each with a width that makes it fast
+SMALL = {
+    "resnet8": 8,
+    "resnet14": 8,
+    "resnet20": 8,
+    "resnet32": 8,
+    "resnet20_skipinit": 8,
+    "mlp_mixer_small": 8,
+    "mobilenet_v2_cifar": 8,
+    "efficientnet_b0_cifar": 8,
+    "shufflenet_cifar": 36,
+    "vgg11_bn_cifar": 8,
+    "vit_tiny": 8,
+}
 
 
 @pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 1), (32, 3)])
+@pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
 def test_small_networks_take_every_small_image(name, image_size, channels):
     torch.manual_seed(0)
-    model = build_model(name, num_classes=7, channels=channels, image_size=image_size, width=8)
+    model = build_model(name, num_classes=7, channels=channels, image_size=image_size, width=SMALL[name])
     logits = model(torch.randn(3, channels, image_size, image_size))
     assert logits.shape == (3, 7)
     F.cross_entropy(logits, torch.tensor([0, 1, 2])).backward()
@@ -45,7 +66,7 @@ def test_small_networks_take_every_small_image(name, image_size, channels):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_weights_are_a_function_of_the_seed_and_keys_are_plain(name):
-    size = 32 if name == "resnet50" else 16 * 2
+    size = 32
     states = []
     for seed in (3, 3, 4):
         torch.manual_seed(seed)
@@ -55,6 +76,16 @@ def test_weights_are_a_function_of_the_seed_and_keys_are_plain(name):
     assert not all(torch.equal(first[key], other[key]) for key in first)
     assert f"{MODELS[name].classifier}.weight" in first
     assert all(type(tensor) is torch.Tensor for tensor in first.values())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "mlp_mixer", "mlp_mixer_wide"])
+def test_imagenet_networks_take_images_of_224(name):
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=1000, channels=3, image_size=224).eval()
+    with torch.no_grad():
+        logits = model(torch.randn(1, 3, 224, 224))
+    assert logits.shape == (1, 1000)
+    assert logits.isfinite().all()
 
 
 def test_width_multiplies_the_channels():
@@ -107,7 +138,8 @@ def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
 
 def test_unknown_name_gives_the_known_and_the_nearest():
     with pytest.raises(
-        ValueError, match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: mlp_mixer, "
+        ValueError,
+        match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, mlp_mixer, ",
     ):
         build_model("res-net20", num_classes=10, channels=3, image_size=32)
 
@@ -120,6 +152,10 @@ def test_unknown_name_gives_the_known_and_the_nearest():
         ("resnet20", {"num_classes": 0}, "num_classes of resnet20 must be at least 1, got 0"),
         ("mlp_mixer", {"image_size": 28}, "multiple of its patch, 16, got 28; .* mlp_mixer_small"),
         ("mlp_mixer_small", {"image_size": 3}, "at least 4 pixels a side, got 3"),
+        ("vit_tiny", {"image_size": 6}, "at least 7 pixels a side, got 6"),
+        ("vit_tiny", {"width": 129}, "width 129 of vit_tiny cannot be shared out over its 2 heads"),
+        ("shufflenet_cifar", {"width": 100}, "a multiple of 12 above 24, got 100"),
+        ("mobilenet_v2", {"width": 16}, "width of mobilenet_v2 cannot be set"),
     ],
 )
 def test_refused_sizes(name, sizes, message):

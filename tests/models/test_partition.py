@@ -23,6 +23,38 @@ def test_resnet50_on_imagenet():
     assert partition.other == {"fc.weight", "fc.bias"}
 
 
+@pytest.mark.parametrize(
+    ("name", "prunable"),
+    [
+        ("mobilenet_v2_cifar", 2_249_024),
+        ("shufflenet_cifar", 879_288),
+        ("efficientnet_b0_cifar", 3_547_616 - 32 * 32),  # see test_number_of_parameters
+    ],
+)
+def test_prunable_weights_of_the_papers_scripts(name, prunable):
+    model = build_model(name, num_classes=100, channels=3, image_size=32)
+    assert numel(model, partition_of(name, model).prunable) == prunable
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_norm_parameters_are_all_those_of_normalisation_layers(name):
+    """By class name, the other way of asking; in shortcuts too."""
+    model = build_model(name, num_classes=10, channels=3, image_size=32)
+    layers = {n: m for n, m in model.named_modules() if type(m).__name__ in ("BatchNorm2d", "LayerNorm")}
+    assert partition_of(name, model).norm == {f"{n}.{p}" for n in layers for p in ("weight", "bias")}
+    assert (len(layers) == 0) == (name == "resnet20_skipinit")
+    if name == "mobilenet_v2_cifar":
+        assert sum("shortcut" in n for n in layers) == 4  # 32 → 16 → 24, 64 → 96, 160 → 320 channels
+
+
+def test_attention_of_the_vit_is_prunable_and_its_tokens_are_not():
+    model = build_model("vit_tiny", num_classes=10, channels=3, image_size=32)
+    partition = partition_of("vit_tiny", model)
+    attention = "encoder.layers.encoder_layer_3.self_attention"
+    assert {f"{attention}.in_proj_weight", f"{attention}.out_proj.weight", "conv_proj.weight"} <= partition.prunable
+    assert {"class_token", "encoder.pos_embedding", "heads.head.weight"} <= partition.other
+
+
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_parameter_is_in_exactly_one_set(name):
     model = build_model(name, num_classes=10, channels=3, image_size=32)

@@ -1,0 +1,75 @@
+"""ShuffleNet v1 (Zhang et al. 2018) with 3 groups, for small images: stages of 240, 480 and 960 channels.
+
+The stem is a 3×3 convolution of stride 1 without max-pool. As in the paper's scripts, every convolution has a bias and
+the first 1×1 convolution is grouped too.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from harness.models.kaiming import kaiming_normal_
+
+_GROUPS = 3
+_STEM = 24
+_BLOCKS = (4, 8, 4)
+
+
+class ShuffleUnit(nn.Module):
+    """Grouped 1×1 to a quarter of the channels, shuffle, depthwise 3×3, grouped 1×1 (figure 2b, c of the paper).
+
+    A unit of stride 2 puts its result beside the average-pooled input instead of adding it.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
+        super().__init__()
+        middle = out_channels // 4
+        new_channels = out_channels - in_channels if stride == 2 else out_channels
+        self.conv1 = nn.Conv2d(in_channels, middle, 1, groups=_GROUPS)
+        self.bn1 = nn.BatchNorm2d(middle)
+        self.conv2 = nn.Conv2d(middle, middle, 3, stride=stride, padding=1, groups=middle)
+        self.bn2 = nn.BatchNorm2d(middle)
+        self.conv3 = nn.Conv2d(middle, new_channels, 1, groups=_GROUPS)
+        self.bn3 = nn.BatchNorm2d(new_channels)
+        self.stride = stride
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x_NCHW)))
+        y = self.bn2(self.conv2(F.channel_shuffle(y, _GROUPS)))
+        y = self.bn3(self.conv3(y))
+        if self.stride == 1:
+            return F.relu(y + x_NCHW)
+        return F.relu(torch.cat([F.avg_pool2d(x_NCHW, 3, stride=2, padding=1), y], 1))
+
+
+class ShuffleNet(nn.Module):
+    """The network; see the module's docstring."""
+
+    def __init__(self, num_classes: int, channels: int, width: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, _STEM, 3, padding=1)
+        self.bn1 = nn.BatchNorm2d(_STEM)
+        units: list[nn.Module] = []
+        before = _STEM
+        for stage, num_units in enumerate(_BLOCKS):
+            after = width * 2**stage
+            for index in range(num_units):
+                units.append(ShuffleUnit(before, after, stride=2 if index == 0 else 1))
+                before = after
+        self.units = nn.Sequential(*units)
+        self.fc = nn.Linear(before, num_classes)
+        kaiming_normal_(self)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x_NCHW)))
+        return self.fc(self.units(y).mean((2, 3)))
+
+
+def shufflenet_cifar(*, num_classes: int, channels: int, image_size: int, width: int = 240) -> nn.Module:
+    """ShuffleNet with `width` channels in its first stage; ValueError unless 12 (4 · 3 groups) divides it, above 24."""
+    del image_size
+    if width % (4 * _GROUPS) or width <= _STEM:
+        raise ValueError(f"the width of ShuffleNet must be a multiple of {4 * _GROUPS} above {_STEM}, got {width}")
+    return ShuffleNet(num_classes, channels, width)

@@ -1,0 +1,43 @@
+"""VGG11 with BatchNorm (Simonyan & Zisserman 2015, configuration A) and one linear layer for a head.
+
+Feature layers have the names and shapes of torchvision's `vgg11_bn`. A max-pool is left out where the map is one
+pixel already (the fifth at 28×28), so that images from 1×1 on go.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from harness.models.kaiming import kaiming_normal_
+
+_WIDTH = 64
+_POOL = 0
+_CONFIGURATION_A = (1, _POOL, 2, _POOL, 4, 4, _POOL, 8, 8, _POOL, 8, 8, _POOL)  # channels in units of width
+
+
+class Vgg(nn.Module):
+    """Convolutions and pools, the mean over what is left of the map, the classifier."""
+
+    def __init__(self, num_classes: int, channels: int, image_size: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before, size = channels, image_size
+        for multiple in _CONFIGURATION_A:
+            if multiple == _POOL:
+                layers.append(nn.MaxPool2d(2) if size > 1 else nn.Identity())
+                size = max(1, size // 2)
+                continue
+            after = multiple * width
+            layers += [nn.Conv2d(before, after, 3, padding=1), nn.BatchNorm2d(after), nn.ReLU(inplace=True)]
+            before = after
+        self.features = nn.Sequential(*layers)
+        self.fc = nn.Linear(before, num_classes)
+        kaiming_normal_(self)
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        return self.fc(self.features(x_NCHW).mean((2, 3)))
+
+
+def vgg11_bn_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _WIDTH) -> nn.Module:
+    """VGG11-bn with a small head and `width` channels in its first layer."""
+    return Vgg(num_classes, channels, image_size, width)
