@@ -12,6 +12,7 @@ POINTS = (
     "state-renamed",
     "node-written",
     "node-committed",
+    "database-made",
     "run-created",
     "files-sent",
     "before-finished",

@@ -36,7 +36,14 @@ from harness.lineage.store import open_store  # noqa: E402
 
 SEARCH = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
 SEARCH += ["--num-levels", "2", "--checkpoint-every", "3", "--checkpoint-unit", "steps"]
-AT_ONCE = {"split-written": 2, "run-created": 4, "files-sent": 4, "before-finished": 4, "node-written": 4}
+AT_ONCE = {
+    "split-written": 2,
+    "database-made": 1,
+    "run-created": 4,
+    "files-sent": 4,
+    "before-finished": 4,
+    "node-written": 4,
+}
 """How often a point is passed in one search (its root and three levels), where that is not often."""
 OFTEN, NODE = 60, 4
 PATIENCE = 10.0

@@ -9,12 +9,16 @@ import contextlib
 import logging
 import os
 import re
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import psutil
+
+from harness.faults import reach
 from harness.lineage.local import check_digest
 
 if TYPE_CHECKING:
@@ -84,6 +88,9 @@ class Server:
                     "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
                 )
             _probe(self.tracking_uri)
+            database = sqlite_path(self.tracking_uri)
+            if database is not None and not database.exists():
+                _make_database(database)
             self._connected = _quiet_client(self.tracking_uri)
         return self._connected
 
@@ -100,6 +107,11 @@ class Server:
             self._connected, self._experiments = None, None  # so that the next call asks anew, and quickly
             reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
             where = redact(self.tracking_uri or "")
+            if re.search(r"table \w+ already exists", reason):
+                reason = (
+                    "its tables are half made, since something was killed while it made them; move the file away and "
+                    "`python tools/lineage.py sync` fills a new one from the local nodes"
+                )
             raise ConnectionError(f"cannot {action}: MLflow at {where or 'nowhere'}: {reason:.300}") from error
 
     # ------------------------------------------------------------------ experiments
@@ -256,6 +268,34 @@ def _quiet_client(tracking_uri: str) -> MlflowClient:
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
     return MlflowClient(tracking_uri=tracking_uri)
+
+
+def _make_database(path: Path) -> None:
+    """Make an MLflow database whole or not at all: one that is killed half-way can never be opened again."""
+    for leftover in path.parent.glob(f".{path.name}.{socket.gethostname()}.*"):
+        process = leftover.name.rpartition(".")[2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            leftover.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    try:
+        _quiet_client(f"sqlite:///{temporary}").search_experiments(max_results=1)
+        reach("database-made")
+        with contextlib.suppress(FileExistsError):  # another process was faster
+            _rename_to_new(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _rename_to_new(source: Path, target: Path) -> None:
+    """Give a file a name that is not taken; FileExistsError, and nothing overwritten, if it is."""
+    try:
+        os.link(source, target)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without hard links
+        if target.exists():
+            raise FileExistsError(target) from None
+        os.rename(source, target)
 
 
 def _probe(tracking_uri: str) -> None:

@@ -1,0 +1,48 @@
+"""The SQLite file of a store: made whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.faults import VARIABLE
+from harness.lineage.server import Server
+
+MAKE = "import sys; from pathlib import Path; from harness.lineage.server import Server; "
+MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
+
+
+def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    killed = subprocess.run([sys.executable, "-c", MAKE, uri], env={**os.environ, VARIABLE: "database-made:1"})
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "mlflow.db").exists()
+    assert len(list(tmp_path.iterdir())) == 1  # what was begun, under another name
+    server = Server(uri, "test", tmp_path)
+    assert [one.name for one in server.client().search_experiments()] == ["Default"]
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+def test_a_database_that_another_process_made_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from harness.lineage import server
+
+    path = tmp_path / "mlflow.db"
+    monkeypatch.setattr(server, "reach", lambda point: path.write_text("theirs"))
+    server._make_database(path)
+    assert path.read_text() == "theirs"
+
+
+def test_a_half_made_database_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    with sqlite3.connect(path) as connection:
+        connection.execute("CREATE TABLE span_metrics (trace_id VARCHAR(50))")
+        connection.execute("CREATE TABLE experiments (experiment_id INTEGER PRIMARY KEY)")
+    server = Server(f"sqlite:///{path}", "test", tmp_path)
+    with pytest.raises(ConnectionError, match="half made.*move the file away"), server.talking("look"):
+        server.client().search_experiments()
