@@ -26,7 +26,9 @@ COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY harness/__init__.py harness/
 RUN tools/setup.sh venv
 
-# make calls the setup script elsewhere, so the script does not bring it; git tells each run the code's version.
-RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends git make && rm -rf /var/lib/apt/lists/*
+# make calls the setup script elsewhere, so the script does not bring it; git tells each run the code's version, also when
+# the mounted clone belongs to another user than the container's.
+RUN apt-get update -qq && apt-get install -y -qq --no-install-recommends git make && rm -rf /var/lib/apt/lists/* \
+    && git config --system --add safe.directory /app
 COPY . .
 CMD ["make"]

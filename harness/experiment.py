@@ -235,7 +235,8 @@ class Experiment:
         final = recorded
         if reestimate:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
-            reestimate_batchnorm(model, self.bn_batches(noise.sgd_seed, BN_IMAGES), "cumulative")
+            with self.world.autocast():
+                reestimate_batchnorm(model, self.bn_batches(noise.sgd_seed, BN_IMAGES), "cumulative")
             self._average_buffers_(model)  # every rank saw its share of the images
             final = self.evaluate(model)
             draft.log("test_error_percent_recorded_bn", recorded.error_percent, checkpoint.epochs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import sys
@@ -13,6 +14,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from harness.training.alone import AloneAccelerator, AloneState
 from harness.training.pulse import Pulse, lost_peer
 from harness.training.rollcall import RollCall
 from harness.training.stop import StoppedError, StopRequest
@@ -64,9 +66,7 @@ class World:
                 raise
 
     def _join(self) -> None:
-        from accelerate import PartialState
-
-        self._state = PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
+        self._state = _joined()
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
@@ -88,21 +88,15 @@ class World:
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another."""
         _check_precision(precision)
-        from accelerate import Accelerator
-        from accelerate.utils import DistributedDataParallelKwargs
+        self._use(precision, _accelerator(precision, self.device))
 
-        # DDP sorts its gradient buckets anew after the first step, and so changes the order of sums: a resumed training
-        # would differ from one that ran through. With this it keeps the order it began with.
-        fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
-        self.accelerator = Accelerator(
-            mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[fixed_buckets]
-        )
-        if self.accelerator.gradient_accumulation_steps != 1:
+    def _use(self, precision: str, accelerator: Any) -> None:
+        if accelerator.gradient_accumulation_steps != 1:
             raise ValueError(
                 "set accumulation with --accumulation-steps, not in Accelerate's launcher or configuration"
             )
-        self.precision = precision
-        self._fresh_scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else None
+        self.precision, self.accelerator = precision, accelerator
+        self._fresh_scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
 
     @property
     def local_size(self) -> int:
@@ -244,6 +238,33 @@ class World:
             self._pulse.announce_failure()  # the others may wait for what this one will never join
         self._state.destroy_process_group()
         self._pulse.close()
+
+
+def _has_accelerate() -> bool:
+    return importlib.util.find_spec("accelerate") is not None
+
+
+def _joined() -> Any:
+    """Join the other processes by Accelerate; without it there can only be this one."""
+    if not _has_accelerate():
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("several processes need Accelerate, which is not installed here: pip install accelerate")
+        return AloneState()
+    from accelerate import PartialState
+
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
+
+
+def _accelerator(precision: str, device: torch.device) -> Any:
+    if not _has_accelerate():
+        return AloneAccelerator(precision, device)
+    from accelerate import Accelerator
+    from accelerate.utils import DistributedDataParallelKwargs
+
+    # DDP sorts its gradient buckets anew after the first step, and so changes the order of sums: a resumed training
+    # would differ from one that ran through. With this it keeps the order it began with.
+    fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[fixed_buckets])
 
 
 def _check_precision(precision: str) -> None:

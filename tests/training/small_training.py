@@ -1,7 +1,8 @@
 """A network of one convolution on random images, and the real loop around it."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from harness.models.partition import ParamPartition
 from harness.pruning import METHODS, NormState
 from harness.seeds import SgdNoise
 from harness.training.loop import EpochReport, train
+from harness.training.resume import TrainingState
 from harness.training.world import World
 
 STEPS, BATCH, EPOCHS = 4, 8, 2
@@ -73,3 +75,42 @@ def run(model: nn.Module, world: World, **options) -> list[EpochReport]:
     }
     train(model, world=world, **(settings | options))
     return reports
+
+
+class Memory:
+    """Keeps the newest state, and stops the training after a number of steps."""
+
+    most_steps = 1
+
+    def __init__(self, world: Any, stop_after: int | None = None) -> None:
+        self.world, self.stop_after = world, stop_after
+        self.state: TrainingState | None = None
+        self.asked = 0
+
+    def due(self, epoch: int, steps: int) -> bool:
+        self.asked += 1
+        if self.asked == self.stop_after:
+            self.world.stop._signal = 15
+        return True
+
+    def save(self, state: TrainingState) -> None:
+        self.state = replace(state, tensors={name: tensor.clone() for name, tensor in state.tensors.items()})
+
+    def load(self) -> TrainingState | None:
+        return self.state
+
+
+def noisy(dropout: float = 0.3) -> nn.Sequential:
+    """The tests' network in channels-last with dropout, whose draws belong to u."""
+    model = network()
+    return nn.Sequential(*list(model)[:-1], nn.Dropout(dropout), model[-1]).to(memory_format=torch.channels_last)
+
+
+def open_world(precision: str) -> Iterator[World]:
+    from accelerate.state import AcceleratorState, GradientState, PartialState
+
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()
+    yield World(precision)
+    for state in (AcceleratorState, GradientState, PartialState):
+        state._reset_state()

@@ -2,46 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Any
-
 import pytest
 import torch
-from small_training import EPOCHS, STEPS, network, run
+from small_training import EPOCHS, STEPS, Memory, network, noisy, run
 from torch import nn
 
 from harness.config import OptimConfig
-from harness.training.resume import TrainingState
 from harness.training.stop import StoppedError
-
-
-class Memory:
-    """Keeps the newest state, and stops the training after a number of steps."""
-
-    most_steps = 1
-
-    def __init__(self, world: Any, stop_after: int | None = None) -> None:
-        self.world, self.stop_after = world, stop_after
-        self.state: TrainingState | None = None
-        self.asked = 0
-
-    def due(self, epoch: int, steps: int) -> bool:
-        self.asked += 1
-        if self.asked == self.stop_after:
-            self.world.stop._signal = 15
-        return True
-
-    def save(self, state: TrainingState) -> None:
-        self.state = replace(state, tensors={name: tensor.clone() for name, tensor in state.tensors.items()})
-
-    def load(self) -> TrainingState | None:
-        return self.state
-
-
-def noisy(dropout: float = 0.3) -> nn.Sequential:
-    """The tests' network in channels-last with dropout, whose draws belong to u."""
-    model = network()
-    return nn.Sequential(*list(model)[:-1], nn.Dropout(dropout), model[-1]).to(memory_format=torch.channels_last)
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])

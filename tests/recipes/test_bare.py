@@ -1,0 +1,55 @@
+"""A machine without Accelerate, MLflow, FFCV and datasets, as GPU machines without a network often are."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from launching import REPOSITORY, TINY, elsewhere, nodes, run
+
+LACKING = ("accelerate", "datasets", "ffcv", "mlflow")
+OFFLINE = ("--loader", "memory", "--offline")
+
+
+@pytest.fixture
+def bare(searched, tmp_path) -> Path:
+    """A directory with the digits in it, where no process finds any of these libraries."""
+    where = elsewhere(searched[0], tmp_path)
+    # None in sys.modules: importing it is an ImportError, and find_spec finds nothing
+    (where / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({LACKING}))\n")
+    return where
+
+
+def plain(where: Path, *scripts: list[str], ok: bool = True, **environment: str) -> str:
+    """Run scripts one after the other in one process, without a launcher."""
+    run_all = "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]):"
+    run_all += "\n runpy.run_path(sys.argv[0], None, '__main__')"
+    lines = json.dumps([[str(REPOSITORY / name), *options] for name, *options in scripts])
+    return run(where, sys.executable, "-c", run_all, lines, ok=ok, PYTHONPATH=f"{where}:{REPOSITORY}", **environment)
+
+
+def test_search_training_and_analysis_need_pytorch_alone_and_give_the_same_bits(searched, bare):
+    with pytest.raises(AssertionError, match="ModuleNotFoundError"):
+        run(bare, sys.executable, "-c", "import accelerate", PYTHONPATH=str(bare))
+    ours = nodes(searched[0], "level")
+    ticket = max(ours.values(), key=lambda record: int(record["tags"]["level"]))["key"]
+    search = ["recipes/aws_digits.py", *TINY, "--data.loader", "memory", "--offline"]
+    train = ["recipes/train_ticket.py", "--ticket", ticket, "--kind", "signed_mask", *OFFLINE]
+    plain(bare, search, train)
+    theirs = nodes(bare, "level")
+    assert len(theirs) == 3
+    for name, record in theirs.items():
+        assert record["key"] == ours[name]["key"]
+        for file in ("checkpoint.safetensors", "signed_mask.safetensors"):
+            assert record["files"][file] == ours[name]["files"][file]
+    (trained,) = nodes(bare, "training").values()
+    curve = json.loads(plain(bare, ["tools/lmc.py", trained["key"], ticket, *OFFLINE, "--json"]))
+    assert len(curve["alphas"]) == 11
+
+
+def test_several_processes_need_accelerate(bare):
+    error = plain(bare, ["recipes/aws_digits.py", *TINY], ok=False, WORLD_SIZE="2")
+    assert re.search(r"^error: several processes need Accelerate", error, re.M)
