@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -59,12 +59,13 @@ def _compare(
 ) -> Comparison:
     _check_comparable(first, second, question, cross_init)
     store = experiment.store
-    key = _key(experiment, first, second, question, config)
+    determinants = _determinants(experiment, first, second, question, config)
+    key = sha256_json(determinants)
     if find(store, key) is None:
         started_ms = now_ms()
         curve = _curve(experiment, first, second, config)
         record = _record(experiment, key, first, second, question, config, curve, started_ms)
-        experiment.archive.commit(record, lambda directory: _write(directory, curve, record.name))
+        experiment.archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
     path = store.local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
     if store.local.load(key).parents[0].key != first.key:
@@ -72,24 +73,23 @@ def _compare(
     return Comparison(key, curve, run_id_of(store, key), path.parent)
 
 
-def _key(experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig) -> str:
-    """Return the digest of what determines a barrier: not how the two networks were trained, their keys say that."""
+def _determinants(
+    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig
+) -> dict[str, Any]:
+    """Return what determines a barrier: not how the two networks were trained, their keys say that."""
     everything = experiment.determinants
     measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
     num_images = config.num_bn_images(experiment.source.num_train)
-    return sha256_json(
-        measured
-        | {
-            "kind": "analysis",
-            "question": question,
-            "pair": sorted((first.key, second.key)),
-            "alphas": config.alphas,
-            "bn_convention": config.bn_convention,
-            "bn_images": num_images,
-            # BatchNorm statistics depend on how many images a batch has
-            "batch": _batch_size(first, second) if num_images else None,
-        }
-    )
+    return measured | {
+        "kind": "analysis",
+        "question": question,
+        "pair": sorted((first.key, second.key)),
+        "alphas": config.alphas,
+        "bn_convention": config.bn_convention,
+        "bn_images": num_images,
+        # BatchNorm statistics depend on how many images a batch has
+        "batch": _batch_size(first, second) if num_images else None,
+    }
 
 
 def _batch_size(first: Node, second: Node) -> int:

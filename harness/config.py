@@ -1,6 +1,7 @@
 """The settings of a run: frozen dataclasses that hold every default once. No torch here.
 
-What determines a level's bits is chosen in `harness.search.level_key`; paths, worker counts and logging never are.
+What determines a level's bits is chosen in `harness.search.level_determinants`; paths, worker counts and logging never
+are.
 """
 
 from __future__ import annotations

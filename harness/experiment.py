@@ -23,12 +23,12 @@ from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
 from harness.lineage.store import LineageStore
 from harness.masks import Mask
-from harness.models import MODELS, ParamPartition, build_model, partition_of, width_of
+from harness.models import MODELS, ParamPartition, build_model, draw_model, partition_of, width_of
 from harness.pruning import METHODS, NormState, PruningMethod
 from harness.runs.archive import Archive
 from harness.runs.keeper import RunKeeper, Saving
 from harness.runs.node import Draft
-from harness.seeds import SgdNoise, derive_seed
+from harness.seeds import SgdNoise
 from harness.training.batchnorm import reestimate_batchnorm
 from harness.training.evaluate import Evaluation, evaluate
 from harness.training.feed import TestFeed, TrainFeed
@@ -137,26 +137,21 @@ class Experiment:
             "world_size": self.world.size,
         }
 
-    def key(self, **determinants: Any) -> str:
-        """Return the digest of a run of this launch that `determinants` tell from its siblings."""
-        return sha256_json(self.determinants | determinants)
-
     def fresh_model(self) -> torch.nn.Module:
         """Build the network; its values are whatever torch's generator gives."""
-        return build_model(
-            self.config.model.name,
-            num_classes=self.spec.num_classes,
-            channels=self.spec.channels,
-            image_size=self.spec.image_size,
-            width=self.config.model.width,
-        )
+        return build_model(self.config.model.name, **self._sizes)
+
+    @property
+    def _sizes(self) -> dict[str, Any]:
+        spec = self.spec
+        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
+        return sizes | {"width": self.config.model.width}
 
     def theta_init(self, init_seed: int) -> Checkpoint:
         """Draw θ_init, on the CPU, leaving torch's own generator as it was."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive_seed(init_seed, "init") >> 1)
-            model = self.fresh_model()
-        return Checkpoint.of(model, level=0, epochs=0, level_digest=self.key(theta_init=init_seed))
+        model = draw_model(self.config.model.name, init_seed=init_seed, **self._sizes)
+        digest = sha256_json(self.determinants | {"theta_init": init_seed})
+        return Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
 
     def train(
         self,
@@ -188,6 +183,8 @@ class Experiment:
             draft.log("train_error_percent", report.train_error_percent, step)
             draft.log("lr", report.lr, step)
             draft.log("images_per_second", report.images_per_second, step)
+            if method.sees_alpha:
+                draft.log("alpha_mean", report.alpha_mean, step)
             if self.world.is_main:
                 draft.log("flipped_signs", _flipped(params, signs, start.mask), step)
 
@@ -287,7 +284,8 @@ class Experiment:
             "device": self.world.device_name,
             "threads": torch.get_num_threads(),
         }
-        return {"search": to_json(self.config), "launch": launch, "argv": sys.argv} | more
+        data = {"num_train": self.source.num_train, "num_test": self.source.num_test}
+        return {"search": to_json(self.config), "data": data, "launch": launch, "argv": sys.argv} | more
 
 
 def _flipped(params: dict[str, torch.nn.Parameter], signs: dict[str, torch.Tensor], mask: Mask) -> float:

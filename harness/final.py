@@ -56,15 +56,16 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
         )
     start = _start(experiment, trial, ticket)
     draft = Draft(
-        key=experiment.key(
-            kind="training",
-            used_as=trial.kind,
-            ticket=ticket.key if ticket else None,
-            start=start.digest,
-            schedule=asdict(config.final),
-            init_seed=trial.drawn,
-            sgd_seed=trial.sgd_seed,
-        ),
+        determinants=experiment.determinants
+        | {
+            "kind": "training",
+            "used_as": trial.kind,
+            "ticket": ticket.key if ticket else None,
+            "start": start.digest,
+            "schedule": asdict(config.final),
+            "init_seed": trial.drawn,
+            "sgd_seed": trial.sgd_seed,
+        },
         kind="training",
         name=_name(experiment, trial, ticket, start.mask),
         parents=_parents(trial, ticket),

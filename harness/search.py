@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule
-from harness.digest import sha256_tensors
+from harness.digest import sha256_json, sha256_tensors
 from harness.experiment import Experiment, Start
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Parent
@@ -39,7 +40,8 @@ def search(experiment: Experiment) -> SearchResult:
     """Find a signed mask by iterative pruning (Algorithm 1); levels already done are loaded, not repeated."""
     config = experiment.config
     schedule = {"warmup_epochs": config.warmup_epochs, "level_epochs": config.level_epochs}
-    key = experiment.key(search=root_key(experiment), **schedule, pruning_fraction=config.pruning_fraction)
+    search = {"search": root_key(experiment), **schedule, "pruning_fraction": config.pruning_fraction}
+    key = sha256_json(experiment.determinants | search)
     # not the number of levels: a longer search makes the same levels
     with experiment.archive.alone("search", key, _root_name(experiment)):
         return _search(experiment)
@@ -70,7 +72,7 @@ def _level(
     schedule = Schedule(config.warmup_epochs if parent is None else config.level_epochs, "constant")
     before = parent.checkpoint if parent else theta_init
     draft = Draft(
-        key=level_key(experiment, root, level, schedule, parent),
+        determinants=level_determinants(experiment, root, level, schedule, parent),
         kind="level",
         name=f"L{level:02d} d{mask.density:.3f} {config.method} {config.model.name}",
         parents=(Parent(parent.key, "pruned-from") if parent else Parent(root, "initialised-from"),),
@@ -93,9 +95,13 @@ def _level(
 
 def root_key(experiment: Experiment) -> str:
     """Return the key of a search: what all its levels share. Not the number of levels: a longer search goes on."""
+    return sha256_json(_root_determinants(experiment))
+
+
+def _root_determinants(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
-    return experiment.key(kind="search", method=config.method, **seeds)
+    return experiment.determinants | {"kind": "search", "method": config.method, **seeds}
 
 
 def _root_name(experiment: Experiment) -> str:
@@ -103,17 +109,18 @@ def _root_name(experiment: Experiment) -> str:
     return f"{config.method} {config.model.name} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
 
 
-def level_key(experiment: Experiment, root: str, level: int, schedule: Schedule, parent: Node | None) -> str:
-    """Return the level digest: everything that determines the level's bits."""
-    fraction = experiment.config.pruning_fraction if parent else None
-    return experiment.key(
-        kind="level",
-        root=root,
-        level=level,
-        schedule=asdict(schedule),
-        pruning_fraction=fraction,
-        parent=parent.key if parent else root,
-    )
+def level_determinants(
+    experiment: Experiment, root: str, level: int, schedule: Schedule, parent: Node | None
+) -> dict[str, Any]:
+    """Return everything that determines a level's bits."""
+    return experiment.determinants | {
+        "kind": "level",
+        "root": root,
+        "level": level,
+        "schedule": asdict(schedule),
+        "pruning_fraction": experiment.config.pruning_fraction if parent else None,
+        "parent": parent.key if parent else root,
+    }
 
 
 def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
@@ -138,7 +145,8 @@ def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
 
     def commit() -> None:
         if find(experiment.store, key) is None:
-            experiment.archive.commit(record, lambda directory: theta_init.save(directory / THETA_INIT))
+            determinants = _root_determinants(experiment)
+            experiment.archive.commit(record, determinants, lambda directory: theta_init.save(directory / THETA_INIT))
             return
         recorded = experiment.store.local.load(key).tags["theta_init_digest"]
         if recorded != theta_init.digest:

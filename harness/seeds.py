@@ -7,6 +7,7 @@ Streams are hashed from (seed, purpose, …), never added: seed + epoch would ma
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,3 +42,8 @@ class SgdNoise:
     def alphas(self, epoch: int, num_steps: int) -> np.ndarray:
         """Return AWS's α ~ U[0, 1) of each step of the epoch: float64 (num_steps,), the same on every rank."""
         return np.random.Generator(np.random.Philox(key=self.key("alpha", epoch))).random(num_steps)
+
+
+def alpha_mean(alphas: np.ndarray) -> float:
+    """Return the mean of an epoch's α, the sum rounded once: the same on every machine, so that it proves the seed."""
+    return math.fsum(alphas.tolist()) / len(alphas)

@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "escape": set(),
     "data": _BASE,
-    "models": {"config"},
+    "models": {"config", "seeds"},  # θ_init is a function of its seed
     "masks": {"config", "digest"},
     "checkpoint": {"config", "digest", "masks"},
     "pruning": _NETWORK,

@@ -6,18 +6,19 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness.digest import sha256_file
+from harness.digest import canonical_json, sha256_file
 from harness.faults import reach
 from harness.lineage.record import KINDS, LineageRecord, check_file_name
 
 RECORD = "record.json"
 SUMS = "SHA256SUMS"  # in the form of `sha256sum -c`, and it covers record.json too, which cannot hold its own digest
 CONFIG = "config.json"
+DETERMINANTS = "determinants.json"  # what the key is the digest of: canonical JSON, so the file's SHA-256 is the key
 DELIVERED = ".delivered"  # beside the nodes, so that a committed directory is never touched again
 
 
@@ -169,12 +170,16 @@ class LocalNodes:
         """Return the records of all committed nodes, oldest first; ValueError on an altered one."""
         return sorted((read_record(path) for path in self.directories()), key=lambda r: (r.started_ms, r.name, r.key))
 
-    def commit(self, record: LineageRecord, write: Callable[[Path], None]) -> LineageRecord:
+    def commit(
+        self, record: LineageRecord, write: Callable[[Path], None], determinants: Mapping[str, Any] | None = None
+    ) -> LineageRecord:
         """Write a node whole or not at all, and return its record with the digests of its files.
 
         `write(directory)` makes the artifact files in a temporary directory of the same file system; config.json is
-        added unless it writes one. An existing key is not written again: its record is returned.
-        Raises OSError (one line with path and bytes) when the disk is full or not writable.
+        added unless it writes one, and determinants.json if `determinants`, whose digest the key is, are given. An
+        existing key is not written again: its record is returned.
+        Raises OSError (one line with path and bytes) when the disk is full or not writable, ValueError when the key is
+        not the digest of the determinants.
         """
         if (existing := self.find(record.key)) is not None:
             return read_record(existing)
@@ -183,6 +188,8 @@ class LocalNodes:
         try:
             temporary.mkdir(parents=True)
             write(temporary)
+            if determinants is not None:
+                _write_determinants(temporary, record, determinants)
             record = self._seal(record, temporary)
             return self._publish(record, temporary)
         except Exception as error:
@@ -255,6 +262,13 @@ class LocalNodes:
                 host, _, process = path.name[len(prefix) :].rpartition(".")
                 if host == socket.gethostname() and process.isdigit() and not _alive(int(process)):
                     shutil.rmtree(path, ignore_errors=True)
+
+
+def _write_determinants(directory: Path, record: LineageRecord, determinants: Mapping[str, Any]) -> None:
+    path = directory / DETERMINANTS
+    path.write_text(canonical_json(determinants))
+    if sha256_file(path) != record.key:
+        raise ValueError(f"{record.name}: its key {record.key[:16]}… is not the digest of its determinants")
 
 
 def _write_sums(directory: Path, record: LineageRecord) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 from torch import nn
 
 from harness.config import known
@@ -20,8 +21,9 @@ from harness.models.resnet_normfree import resnet_skipinit
 from harness.models.shufflenet import shufflenet_cifar
 from harness.models.vgg import vgg11_bn_cifar
 from harness.models.vit import vit_tiny
+from harness.seeds import derive_seed
 
-__all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "partition_of", "width_of"]
+__all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "draw_model", "partition_of", "width_of"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,15 @@ def build_model(name: str, *, num_classes: int, channels: int, image_size: int, 
         if value < 1:
             raise ValueError(f"{size} of {name} must be at least 1, got {value}")
     return spec.build(**sizes)
+
+
+def draw_model(
+    name: str, *, init_seed: int, num_classes: int, channels: int, image_size: int, width: int | None = None
+) -> nn.Module:
+    """The network at θ_init(`init_seed`), on the CPU; torch's own generator stays as it was. Else as `build_model`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(init_seed, "init") >> 1)
+        return build_model(name, num_classes=num_classes, channels=channels, image_size=image_size, width=width)
 
 
 def partition_of(name: str, model: nn.Module) -> ParamPartition:

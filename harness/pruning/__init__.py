@@ -5,7 +5,7 @@ from harness.pruning.magnitude import prune
 from harness.pruning.method import ForwardView, NormState, PruningMethod
 
 METHODS: dict[str, PruningMethod] = {
-    "aws": PruningMethod(aws.start, aws.forward_view),
+    "aws": PruningMethod(aws.start, aws.forward_view, sees_alpha=True),
     "lrr": PruningMethod(lrr.start, lrr.forward_view),
 }
 

@@ -26,8 +26,9 @@ class PruningMethod:
     """One way to find a mask.
 
     `start(θ₀, θₜ₋₁)` gives the parameters that level t trains from, before the mask; `forward_view(ψ, ψ_init)` the
-    view of each step.
+    view of each step, which `sees_alpha` or not.
     """
 
     start: Callable[[Params, Params], Params]
     forward_view: Callable[[NormState], ForwardView]
+    sees_alpha: bool = False

@@ -106,9 +106,9 @@ class Archive:
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key)
 
-    def commit(self, record: LineageRecord, write: Callable[[Path], None]) -> None:
+    def commit(self, record: LineageRecord, determinants: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Commit a node locally, then hand it to MLflow (rank 0); a server that is away only costs a warning."""
-        self.store.local.commit(record, write)
+        self.store.local.commit(record, write, determinants)
         deliver(self.store, record.key)
 
     def _exists(self, key: str) -> bool:
@@ -145,7 +145,7 @@ class Archive:
             checkpoint.save(directory / CHECKPOINT)
             signed_mask.save(directory / SIGNED_MASK, metadata)
 
-        self.commit(record, write)
+        self.commit(record, draft.determinants, write)
 
     def _load(self, key: str) -> Node:
         def read() -> tuple[Checkpoint, SignedMask]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from harness.checkpoint import Checkpoint
+from harness.digest import sha256_json
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
@@ -40,7 +42,8 @@ class Node:
 class Draft:
     """A run that is about to be made: its place in the lineage, and what it has measured so far."""
 
-    key: str
+    determinants: dict[str, Any]
+    """Everything that determines the run's bits, as plain JSON values; its digest is the run's key."""
     kind: str
     name: str
     parents: tuple[Parent, ...]
@@ -54,6 +57,11 @@ class Draft:
     nested_under: str | None = None
     metrics: list[Metric] = field(default_factory=list)
     started_ms: int = field(default_factory=lambda: now_ms())
+
+    @cached_property
+    def key(self) -> str:
+        """The run's name among all runs: equal keys, equal bits."""
+        return sha256_json(self.determinants)
 
     @property
     def circumstances(self) -> dict[str, str]:

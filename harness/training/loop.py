@@ -15,7 +15,7 @@ from harness.config import OptimConfig, Schedule
 from harness.faults import reach
 from harness.masks import Mask
 from harness.pruning import ForwardView
-from harness.seeds import SgdNoise, derive_seed
+from harness.seeds import SgdNoise, alpha_mean, derive_seed
 from harness.training.optim import build_optimizer, set_lr
 from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, restore_
 from harness.training.stop import StoppedError
@@ -45,6 +45,8 @@ class EpochReport:
     train_loss: float
     train_error_percent: float
     lr: float
+    alpha_mean: float
+    """Of the α drawn for the epoch's steps, whether or not the method sees them."""
     images_per_second: float
     finished_ms: int
 
@@ -127,7 +129,7 @@ def train(
             tally.add(index, loss, num_correct, len(labels_N))
             if meeting.due(index, batches.steps_per_epoch):
                 meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer))
-        on_epoch(tally.report(epoch, lr))
+        on_epoch(tally.report(epoch, lr, alpha_mean(alphas)))
 
 
 class _Meeting:
@@ -246,9 +248,15 @@ class _Tally:
         self.sums[1] += num_correct
         self.sums[2] += num_images
 
-    def report(self, epoch: int, lr: float) -> EpochReport:
+    def report(self, epoch: int, lr: float, mean_alpha: float) -> EpochReport:
         loss_sum, correct, images = self.world.sum(self.sums).tolist()
         images = max(images, 1.0)
         return EpochReport(
-            epoch, loss_sum / images, 100 * (1 - correct / images), lr, images / self.seconds, int(time.time() * 1000)
+            epoch=epoch,
+            train_loss=loss_sum / images,
+            train_error_percent=100 * (1 - correct / images),
+            lr=lr,
+            alpha_mean=mean_alpha,
+            images_per_second=images / self.seconds,
+            finished_ms=int(time.time() * 1000),
         )

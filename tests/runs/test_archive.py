@@ -31,7 +31,7 @@ def archive(tmp_path: Path) -> Archive:
 
 def draft(**launch: object) -> Draft:
     config = {"launch": {"threads": 1, "device": "cpu"} | launch}
-    return Draft(sha256_json("a run"), "training", "a run", (), config, {}, level=0, epochs_before=0)
+    return Draft({"a": "run"}, "training", "a run", (), config, {}, level=0, epochs_before=0)
 
 
 def make(archive: Archive, made: list[str]):
