@@ -32,7 +32,8 @@ ROOMS: dict[str, set[str]] = {
     "pruning": _NETWORK,
     "transfer": _NETWORK,
     "training": _NETWORK | {"data", "pruning"},
-    "lineage": {"config", "digest", "escape", "faults", "masks", "checkpoint"},
+    # What it records it proves: masks against pruning, starts against θ_init and ticket, data against their manifest.
+    "lineage": _NETWORK | {"data", "pruning", "transfer"},
     "analysis": _NETWORK | {"data", "training"},
     # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
     "runs": _NETWORK | {"training", "lineage"},

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the commands are
 from harness.escape import for_terminal  # noqa: E402
 from tools.lineage_commands.asking import List, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Sync  # noqa: E402
+from tools.lineage_commands.proving import Verify  # noqa: E402
 
 
 class Command(Protocol):
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Any] = {
     "show": Show,
     "tree": Tree,
     "sync": Sync,
+    "verify": Verify,
 }
 
 

@@ -104,14 +104,13 @@ class Delivery:
         above = used[record.nest_key] if record.nest_key is not None else None
         digests = {**record.files, RECORD: read_sums(directory)[RECORD]}
         tags = {
-            **record.tags,
+            **run_tags(record),
             KEY_TAG: record.key,
             "harness.kind": record.kind,
             "harness.parents": json.dumps([[parent.relation, parent.key] for parent in record.parents]),
             "harness.root": above.data.tags["harness.root"] if above is not None else record.key,
             **({"harness.nested_under": record.nest_key} if record.nest_key is not None else {}),
             **{DIGEST_TAG + name: digest for name, digest in digests.items()},
-            **{f"code.{name}": value for name, value in record.code.items()},
             "mlflow.source.git.commit": record.code.get("commit", "unknown"),
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
         }
@@ -201,6 +200,12 @@ class Delivery:
             datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "train")]))
         if models or datasets:
             client.log_inputs(run_id, datasets=datasets, models=models)
+
+
+def run_tags(record: LineageRecord) -> dict[str, str]:
+    """Return the tags of a run that its record alone gives, as they stand in MLflow."""
+    tags = record.tags | {f"code.{name}": value for name, value in record.code.items()}
+    return {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
 
 
 def _used_keys(record: LineageRecord) -> list[str]:

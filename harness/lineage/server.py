@@ -200,18 +200,15 @@ class Server:
     @contextlib.contextmanager
     def artifact(self, run: Run, name: str) -> Iterator[Path]:
         """Give the path of one file of a run, its digest checked; LookupError when the run has no such file."""
-        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
         expected = run.data.tags.get(DIGEST_TAG + name)
         if expected is None:
             names = [tag.removeprefix(DIGEST_TAG) for tag in run.data.tags if tag.startswith(DIGEST_TAG)]
             message = f"run {run.info.run_id} ({run.info.run_name}) has no {name}; it has: {', '.join(sorted(names))}"
             raise LookupError(message)
-        repository = self.repository(run)
-        with tempfile.TemporaryDirectory() as directory:
-            # A local store hands out its own file: no copy, and nobody writes to it.
-            target = None if isinstance(repository, LocalArtifactRepository) else Path(directory)
-            yield check_digest(download(repository, name, target), expected)
+        with opened(self.repository(run), name) as path:
+            if path is None:
+                raise ValueError(f"{name} is missing from the tracking store's files; the run lists it")
+            yield check_digest(path, expected)
 
 
 def outputs(run: Run) -> list[str]:
@@ -237,6 +234,22 @@ def download(repository: ArtifactRepository, name: str, target: Path | None) -> 
         if "No such artifact" in str(error) or isinstance(error, FileNotFoundError):
             raise ValueError(f"{name} is missing from the tracking store's files; the run lists it") from None
         raise
+
+
+@contextlib.contextmanager
+def opened(repository: ArtifactRepository, name: str) -> Iterator[Path | None]:
+    """Give the path of one file for as long as it is read, None when it is missing; never write to it."""
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+    with tempfile.TemporaryDirectory() as directory:
+        # A local store hands out its own file: no copy, and nobody writes to it.
+        target = None if isinstance(repository, LocalArtifactRepository) else Path(directory)
+        try:
+            path = download(repository, name, target)
+        except ValueError:
+            yield None
+            return
+        yield path
 
 
 def _from_store(error: Exception) -> bool:

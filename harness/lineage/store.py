@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.digest import sha256_file
 from harness.lineage.delivery import Delivery
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import RECORD, LocalNodes, check_digest, read_record
 from harness.lineage.record import LineageRecord, Parent
-from harness.lineage.server import DIGEST_TAG, KEY_TAG, Server, default_tracking_uri, download, tag
+from harness.lineage.server import DIGEST_TAG, KEY_TAG, Server, default_tracking_uri, download, opened, tag
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -97,6 +98,17 @@ class LineageStore:
             with self.server.talking(f"read run {run_id}"):
                 path = stack.enter_context(self.server.artifact(self.server.finished(run_id), name))
             yield path  # outside of talking: what goes wrong while reading the file is the reader's
+
+    def stored_digests(self, run_id: str, names: Sequence[str]) -> Iterator[tuple[str, str | None, int]]:
+        """Yield (name, SHA-256, bytes) of files of a finished run as MLflow has them now; (name, None, 0) if missing.
+
+        One file at a time is fetched, and none is kept. Errors as `load`.
+        """
+        with self.server.talking(f"read run {run_id}"):
+            repository = self.server.repository(self.server.finished(run_id))
+            for name in names:
+                with opened(repository, name) as path:
+                    yield (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
 
     def run_id_of(self, key: str) -> str | None:
         """Return the ID of the finished run with this key, or None."""

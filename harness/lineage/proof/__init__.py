@@ -1,0 +1,11 @@
+"""Proving a lineage: digests recomputed from the stored bytes, and every claim of the graph checked by science.
+
+from harness.lineage.proof import verify
+findings = verify(open_store("runs"), run_id)
+print(*findings.problems, sep="\\n")
+"""
+
+from harness.lineage.proof.findings import CHECKS, Findings, Note, Problem
+from harness.lineage.proof.verify import verify
+
+__all__ = ["CHECKS", "Findings", "Note", "Problem", "verify"]

@@ -1,0 +1,68 @@
+"""Whether the prepared data files are still those that the runs were made from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from harness.data.manifest import SPLITS, Manifest
+from harness.digest import sha256_file, sha256_json
+from harness.lineage.proof.findings import Claim, Findings
+from harness.lineage.record import LineageRecord
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """One prepared data set, as some runs name it."""
+
+    name: str
+    digest: str
+    directory: Path
+
+    @property
+    def key(self) -> str:
+        return ""
+
+    run_id = None
+
+
+def check_data(
+    records: Iterable[LineageRecord], directory: Path | None, findings: Findings, *, progress: bool = False
+) -> None:
+    """Hash the files of every data set that the records name; say so when a data set is not here."""
+    found: dict[_DataSet, None] = {}
+    for record in records:
+        name, digest = record.tags.get("data"), record.tags.get("data_digest")
+        if name and digest and "search" in record.config:
+            recorded = Path(record.config["search"]["data"]["directory"])
+            found[_DataSet(name, digest, directory or recorded)] = None
+    for data in found:
+        home = data.directory / data.name
+        if home.is_dir():
+            findings.add(data, _claims(data, home, findings, progress=progress))
+        else:
+            findings.note(data, f"the data are not in {home}, so their digest was not checked (--data-directory)")
+
+
+def _claims(data: _DataSet, home: Path, findings: Findings, *, progress: bool) -> Iterator[Claim]:
+    manifests = []
+    for split in SPLITS:
+        try:
+            manifests.append(Manifest.load(home / f"{split}.json"))
+        except (FileNotFoundError, ValueError) as error:
+            yield Claim("data", False, str(error))
+    if len(manifests) < len(SPLITS):
+        return
+    content = sha256_json([manifest.content_digest for manifest in manifests])
+    what = f"{home} holds content {content[:16]}…, the runs were made from {data.digest[:16]}…"
+    yield Claim("data", content == data.digest, what)
+    files = {name: record for manifest in manifests for name, record in manifest.files.items()}
+    for name, record in tqdm(files.items(), desc=f"hashing {home}", leave=False, disable=None if progress else True):
+        path = home / name
+        if not path.is_file():
+            continue  # one loader's form alone is enough; opening the data says if it is the other that is wanted
+        findings.num_bytes += path.stat().st_size
+        yield Claim("data", sha256_file(path) == record.sha256, f"{path} is not the file that its manifest describes")

@@ -1,0 +1,201 @@
+"""What can be proved of a network's tensors: its mask, its signs, where its training started. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from harness import transfer
+from harness.checkpoint import Checkpoint
+from harness.digest import sha256_tensors
+from harness.lineage.proof.findings import Claim
+from harness.lineage.record import LineageRecord
+from harness.masks import Mask, SignedMask
+from harness.models import ParamPartition, build_model, draw_model, partition_of
+from harness.pruning import METHODS, prune
+
+Params = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Network:
+    """The tensors of one node that are here and have their recorded digests; a search has θ_init and no mask."""
+
+    checkpoint: Checkpoint | None = None
+    signed_mask: SignedMask | None = None
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """Which network, as the runs record it."""
+
+    name: str
+    num_classes: int
+    channels: int
+    image_size: int
+    width: int | None
+
+    @classmethod
+    def of(cls, determinants: Mapping[str, Any]) -> Architecture:
+        """Read it from what determines a run."""
+        model, spec = determinants["model"], determinants["spec"]
+        return cls(model["name"], spec["num_classes"], spec["channels"], spec["image_size"], model["width"])
+
+    def _sizes(self) -> dict[str, int | None]:
+        sizes = {"num_classes": self.num_classes, "channels": self.channels, "image_size": self.image_size}
+        return sizes | {"width": self.width}
+
+    def theta_init(self, init_seed: int) -> Checkpoint:
+        """Draw θ_init anew."""
+        model = draw_model(self.name, init_seed=init_seed, **self._sizes())  # type: ignore[arg-type]
+        return Checkpoint.of(model, level=0, epochs=0, level_digest="")
+
+    def skeleton(self) -> tuple[dict[str, torch.Size], ParamPartition]:
+        """Return the shapes of all tensors and the partition of the parameters, without memory for their values."""
+        with torch.device("meta"):
+            model = build_model(self.name, **self._sizes())  # type: ignore[arg-type]
+        named = [*model.named_parameters(), *model.named_buffers()]
+        return {name: tensor.shape for name, tensor in named}, partition_of(self.name, model)
+
+
+def fits(architecture: Architecture, network: Network, *, classifier_too: bool = False) -> Iterator[Claim]:
+    """The tensors are the network's, and the mask covers exactly what can be pruned."""
+    shapes, partition = architecture.skeleton()
+    if network.checkpoint is not None:
+        own = {name: tensor.shape for name, tensor in network.checkpoint.state_dict.items()}
+        differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
+        yield Claim("parameters", not differ, f"the checkpoint is not of {architecture.name}: {_some(differ)} differ")
+    if network.signed_mask is not None:
+        mask = network.signed_mask
+        # Gem-Miner masks the classifier too
+        differ = sorted(partition.prunable - mask.mask.tensors.keys())
+        differ += sorted(mask.mask.tensors.keys() - partition.prunable) if not classifier_too else []
+        differ += sorted(name for name, sign in mask.signs.items() if shapes.get(name) != sign.shape)
+        yield Claim("parameters", not differ, f"the mask does not cover exactly the prunable weights: {_some(differ)}")
+        differ = sorted(mask.norm ^ partition.norm)
+        yield Claim("parameters", not differ, f"the mask names other normalisation parameters: {_some(differ)}")
+
+
+def owner(record: LineageRecord, network: Network) -> Iterator[Claim]:
+    """The files say themselves whose they are."""
+    level = int(record.tags["level"])
+    if (checkpoint := network.checkpoint) is not None:
+        yield _same_owner("the checkpoint", checkpoint.level_digest, checkpoint.level, record.key, level)
+    if (mask := network.signed_mask) is None:
+        return
+    yield _same_owner("the mask", mask.metadata.get("level_digest"), mask.metadata.get("level"), record.key, level)
+    metrics = record.last_metrics()
+    counted = {"density": mask.density, "num_remaining": float(mask.mask.num_remaining)}
+    for name, value in counted.items():
+        told = {metrics[name]} if name in metrics else set()
+        told |= {mask.metadata["density"]} if name == "density" and "density" in mask.metadata else set()
+        yield Claim("owner", told <= {value}, f"the mask's {name} is {value:g}, but {told} was recorded")
+    tag = record.tags.get("density")
+    yield Claim("owner", tag == f"{mask.density:.6f}", f"its density is {mask.density:.6f}, but its tag says {tag}")
+
+
+def _same_owner(what: str, key: object, level: object, own_key: str, own_level: int) -> Claim:
+    made = f"{what} was made by run {str(key)[:16]}… at level {level}, this is {own_key[:16]}… at level {own_level}"
+    return Claim("owner", (key, level) == (own_key, own_level), made)
+
+
+def signs(network: Network) -> Iterator[Claim]:
+    """s = sign₀(θ ⊙ m), and pruned weights are +0.0."""
+    checkpoint, mask = network.checkpoint, network.signed_mask
+    if checkpoint is None or mask is None:
+        return
+    expected = SignedMask.of(checkpoint.params, mask.mask).signs
+    differ = {
+        name: int((sign != mask.signs[name]).sum())
+        for name, sign in expected.items()
+        if name not in mask.signs or not torch.equal(sign, mask.signs[name])
+    }
+    where = f"{sum(differ.values())} signs are not those of the checkpoint, in {_some(list(differ))}"
+    yield Claim("signs", not differ and expected.keys() == mask.signs.keys(), where)
+    alive = {}
+    for name, kept in mask.mask.tensors.items():
+        bits = checkpoint.params[name].contiguous().view(_INTEGERS[checkpoint.params[name].element_size()])
+        if number := int(((bits != 0) & ~kept).sum()):  # −0.0 has a bit too
+            alive[name] = number
+    yield Claim("zeros", not alive, f"{sum(alive.values())} pruned weights are not +0.0, in {_some(list(alive))}")
+
+
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def masks(record: LineageRecord, fraction: float, own: Network, parent: Network) -> Iterator[Claim]:
+    """The mask of a level follows from its parent's mask and checkpoint; level 0 (no parent mask) is dense."""
+    if own.signed_mask is None:
+        return
+    mask = own.signed_mask.mask
+    if int(record.tags["level"]) == 0:
+        yield Claim("count", mask.num_remaining == mask.numel, f"level 0 prunes {mask.numel - mask.num_remaining}")
+        return
+    if parent.signed_mask is None:
+        return
+    before = parent.signed_mask.mask
+    same = mask.shapes() == before.shapes()
+    grown = sum(int((kept & ~before.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
+    yield Claim("nested", grown == 0, f"{grown} weights are kept that the level before had pruned")
+    expected, found = int((1 - fraction) * before.num_remaining), mask.num_remaining
+    what = f"{found} weights remain; {expected} of the {before.num_remaining} alive before should"
+    yield Claim("count", found == expected, what)
+    if parent.checkpoint is not None:
+        pruned = prune(parent.checkpoint.params, before, fraction)
+        differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
+        yield Claim("pruned", differ == 0, f"{differ} weights differ from magnitude pruning of the parent's checkpoint")
+
+
+def level_start(method: str, own: Network, parent: Network, theta_init: Params) -> str | None:
+    """Return the digest of what a level trains from, or None if something it follows from is not here."""
+    if own.signed_mask is None or parent.checkpoint is None:
+        return None
+    begun = METHODS[method].start(theta_init, parent.checkpoint.params)
+    params = {name: tensor.clone() for name, tensor in begun.items()}
+    own.signed_mask.mask.apply_(params)
+    return sha256_tensors(params)
+
+
+def needs_theta_init(method: str) -> bool:
+    """Whether a level of the method starts from anything but its parent."""
+    return METHODS[method].start is not METHODS["lrr"].start
+
+
+def final_start(
+    kind: str, ticket: Network, theta_init: Params, *, init_seed: int, unpruned: bool
+) -> tuple[str | None, Mask | None]:
+    """Return (digest of what a final training starts from, its mask); None for what cannot be told from what is here.
+
+    `theta_init` is not looked at by `retrain`.
+    """
+    if kind == "dense":
+        return sha256_tensors(theta_init), None
+    if ticket.signed_mask is None:
+        return None, None
+    if ticket.checkpoint is None and kind in ("retrain", "signed_mask_norm"):
+        return None, ticket.signed_mask.mask
+    weights = ticket.checkpoint.params if ticket.checkpoint is not None else {}
+    params, mask = transfer.start(
+        kind, dict(theta_init), weights, ticket.signed_mask, seed=init_seed, unpruned=unpruned
+    )
+    return sha256_tensors(params), mask
+
+
+def final_mask(own: Network, expected: Mask | None, kind: str) -> Iterator[Claim]:
+    """A final training has the mask of its ticket (`random_mask`: the drawn one, `dense`: all ones)."""
+    if own.signed_mask is None:
+        return
+    mask = own.signed_mask.mask
+    if kind == "dense":
+        yield Claim("mask", mask.num_remaining == mask.numel, "a dense training has pruned weights")
+    elif expected is not None:
+        same = mask.shapes() == expected.shapes()
+        differ = sum(int((kept ^ expected.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
+        yield Claim("mask", differ == 0, f"{differ} weights differ from the mask its ticket gives")
+
+
+def _some(names: list[str], most: int = 3) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,97 @@
+"""What can be proved of the graph: parents are there and of the right kind, nothing comes from itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import networkx
+
+from harness.lineage.proof.findings import Claim, Findings
+from harness.lineage.proof.places import Place
+from harness.lineage.record import Parent
+
+_FROM = {
+    ("level", "initialised-from"): ("search",),
+    ("level", "pruned-from"): ("level",),
+    ("level", "trained-from"): ("level",),
+    ("training", "masked-by"): ("level",),
+    ("training", "trained-from"): ("level",),
+    ("analysis", "compared"): ("level", "training"),
+}
+"""Of which kind a parent is, by kind of the node and relation; a report is made of anything."""
+_NUM_PARENTS = {"search": (0,), "level": (1,), "training": (0, 1), "analysis": (2,)}
+_LEVELS_ON = {"initialised-from": 0, "pruned-from": 1, "trained-from": 0}
+_LAST = ("analysis", "report")
+
+
+def check_origins(places: Mapping[str, Place], findings: Findings) -> None:
+    """Check parents and cycles of all nodes."""
+    for place in places.values():
+        findings.add(place, _parents(place, places))
+    graph: networkx.DiGraph[str] = networkx.DiGraph()
+    graph.add_nodes_from(places)
+    graph.add_edges_from((parent.key, place.key) for place in places.values() for parent in place.parents)
+    circles = [keys for keys in networkx.strongly_connected_components(graph) if len(keys) > 1]
+    circles += [{key} for key in networkx.nodes_with_selfloops(graph)]
+    inside = {key: keys for keys in circles for key in sorted(keys)}
+    for place in places.values():
+        circle = inside.get(place.key, set())
+        names = ", ".join(sorted(places[key].name for key in circle if key in places))
+        # reported once for each circle
+        holds = not circle or place.key != min(circle)
+        findings.add(place, [Claim("cycle", holds, f"these come from one another: {names}")])
+
+
+def _parents(place: Place, places: Mapping[str, Place]) -> Iterator[Claim]:
+    if place.kind in _NUM_PARENTS:
+        allowed, found = _NUM_PARENTS[place.kind], len(place.parents)
+        yield Claim("parents", found in allowed, f"a {place.kind} has {allowed} parents, this has {found}")
+    for parent in place.parents:
+        short = f"its parent {parent.key[:16]}… ({parent.relation})"
+        other = places.get(parent.key)
+        if other is None:
+            yield Claim("parents", False, f"{short} is missing")
+            continue
+        yield Claim("parents", other.finished or not other.kind, f"{short}, {other.name!r}, is not finished")
+        if place.kind != "report" and other.kind:
+            kinds = _FROM.get((place.kind, parent.relation), ())
+            yield Claim("parents", other.kind in kinds, f"{short} is a {other.kind}; it must be one of {kinds}")
+        if place.kind == "level" and other.kind == "level":
+            yield _one_level_on(place, other, parent)
+
+
+def _one_level_on(place: Place, other: Place, parent: Parent) -> Claim:
+    own, before = (int(_tags(p).get("level", "-1")) for p in (place, other))
+    expected = before + _LEVELS_ON.get(parent.relation, 0)
+    return Claim("parents", own == expected, f"it is level {own}, {parent.relation} level {before}")
+
+
+def _tags(place: Place) -> Mapping[str, str]:
+    found = place.record or place.run
+    return found.tags if found else {}
+
+
+def in_order(places: Mapping[str, Place]) -> list[Place]:
+    """Return all nodes, each soon after its first parent, so that few networks need to be held at a time.
+
+    What was trained from a level comes right after it, then the next level; comparisons come last.
+    """
+    below: dict[str | None, list[Place]] = {}
+    for place in places.values():
+        first = place.parents[0].key if place.parents else None
+        below.setdefault(first if first in places and place.kind not in _LAST else None, []).append(place)
+    ordered: dict[str, Place] = {}
+
+    def visit(start: Place) -> None:
+        waiting = [start]
+        while waiting:
+            place = waiting.pop()
+            if place.key not in ordered:
+                ordered[place.key] = place
+                # popped from the end: trainings first, levels after them
+                waiting += sorted(below.get(place.key, []), key=lambda other: other.kind != "level")
+
+    roots = sorted(below.get(None, []), key=lambda place: (place.kind in _LAST, place.kind != "search", place.name))
+    for place in [*roots, *places.values()]:  # what is in a circle has no root
+        visit(place)
+    return list(ordered.values())

@@ -1,0 +1,158 @@
+"""What can be proved of a record alone: its key, that it says the same everywhere, and the α it drew. No tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from harness.lineage.local import DETERMINANTS
+from harness.lineage.proof.findings import Claim
+from harness.lineage.record import LineageRecord
+from harness.seeds import SgdNoise, alpha_mean
+
+Determinants = Mapping[str, Any]
+SEES_ALPHA = ("aws",)
+"""Methods whose levels see α and record its mean."""
+
+
+def key(record: LineageRecord) -> Iterator[Claim]:
+    """The key is the SHA-256 of determinants.json (whose bytes are checked among the files)."""
+    if DETERMINANTS in record.files:
+        what = f"its key is {record.key[:16]}…, but the digest of {DETERMINANTS} is {record.files[DETERMINANTS][:16]}…"
+        yield Claim("key", record.files[DETERMINANTS] == record.key, what)
+
+
+def settings(record: LineageRecord, config: Any, determinants: Determinants | None) -> Iterator[Claim]:
+    """Tags, config (also as config.json has it), parents and determinants say the same."""
+    yield _same("settings", "config.json", config, "the record's config", record.config)
+    yield from _tags_and_config(record)
+    if determinants is not None:
+        for what, determined, recorded in _determined(record, determinants):
+            yield _same("settings", f"{what} in {DETERMINANTS}", determined, "in the record", recorded)
+
+
+def _same(check: str, what: str, got: Any, other: str, expected: Any) -> Claim:
+    return Claim(check, got == expected, f"{what} is {got!r:.120}, {other} {expected!r:.120}")
+
+
+def _tags_and_config(record: LineageRecord) -> Iterator[Claim]:
+    search, tags = record.config.get("search"), record.tags
+    if search is None:
+        return
+    pairs = {"data": search["data"]["name"], "model": search["model"]["name"]}
+    if record.kind in ("search", "level"):
+        pairs["method"] = search["method"]
+    if record.kind == "level":
+        pairs["level"] = f"{record.config['level']:02d}"
+    if record.kind == "training":
+        pairs["kind_of_training"] = record.config["kind"]
+    for name, expected in pairs.items():
+        yield _same("settings", f"tag {name}", tags.get(name), "the config says", expected)
+
+
+def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, what the determinants say, what the rest of the record says)."""
+    search, tags, parents = record.config["search"], record.tags, [parent.key for parent in record.parents]
+    yield "kind", known["kind"], record.kind
+    yield "data", known["data"], tags.get("data_digest")
+    yield "spec.name", known["spec"]["name"], search["data"]["name"]
+    yield "model.name", known["model"]["name"], search["model"]["name"]
+    if search["model"]["width"] is not None:
+        yield "model.width", known["model"]["width"], search["model"]["width"]
+    for name in ("precision", "deterministic", "global_batch_size", "accumulation_steps"):
+        if name in known:
+            yield name, known[name], search[name]
+    for name, value in known.get("optim", {}).items():
+        # trainings with the final schedule may have a learning rate of their own
+        allowed = [search["optim"][name], search.get(f"final_{name}")]
+        yield f"optim.{name}", value, value if value in allowed else allowed[0]
+    if "world_size" in known:
+        yield "world_size", known["world_size"], record.config["launch"]["world_size"]
+    if record.kind == "search":
+        yield "method", known["method"], search["method"]
+    elif record.kind == "level":
+        yield from _determined_level(record, known)
+    elif record.kind == "training":
+        yield "used_as", known["used_as"], record.config["kind"]
+        yield "ticket", known["ticket"], parents[0] if parents else None
+        yield "ticket", known["ticket"], record.config["ticket"]
+        yield "start", known["start"], tags.get("start_digest")
+        yield from _schedule(known["schedule"], search["final"])
+    elif record.kind == "analysis":
+        yield "pair", known["pair"], sorted(parents)
+        yield "question", known["question"], tags.get("question")
+
+
+def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
+    yield "level", known["level"], record.config["level"]
+    yield "root", known["root"], record.nested_under
+    yield "parent", known["parent"], record.parents[0].key if record.parents else None
+    yield from _schedule(known["schedule"], record.config["schedule"])
+    if known.get("pruning_fraction") is not None:
+        yield "pruning_fraction", known["pruning_fraction"], record.config["search"]["pruning_fraction"]
+
+
+def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    for name, value in determined.items():
+        yield f"schedule.{name}", value, recorded.get(name)
+
+
+def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Claim]:
+    """Tags, config and determinants have the same seeds; a level (given its `search`) has those of its search."""
+    if record.kind not in ("search", "level", "training") or "search" not in record.config:
+        return
+    names = ("init_seed", "sgd_seed")
+    given = record.config if record.kind == "training" else record.config["search"]
+    configured = {name: given[name] for name in names}
+    for name, value in configured.items():
+        tag = None if value is None else str(value)
+        yield _same("seeds", f"tag {name}", record.tags.get(name), "the config says", tag)
+        if determinants is not None and record.kind != "level":
+            yield _same("seeds", f"{name} in {DETERMINANTS}", determinants[name], "the config says", value)
+        if search is not None and record.kind == "level":
+            yield _same("seeds", f"tag {name}", record.tags.get(name), "its search says", search.tags.get(name))
+
+
+def alpha(record: LineageRecord, epochs: int) -> Iterator[Claim] | None:
+    """The mean α of each of a level's `epochs` epochs; None if the record is older than that and cannot tell."""
+    recorded = [metric for metric in record.metrics if metric.name == "alpha_mean"]
+    if record.kind != "level" or record.tags.get("method") not in SEES_ALPHA:
+        return iter([Claim("alpha", not recorded, "a plain training drew α")])
+    if "data" not in record.config:
+        return None
+    num_steps = record.config["data"]["num_train"] // record.config["search"]["global_batch_size"]
+    noise = SgdNoise(record.config["search"]["sgd_seed"], ("search", int(record.tags["level"])))
+    expected = [alpha_mean(noise.alphas(epoch, num_steps)) for epoch in range(epochs)]
+    by_epoch = [metric.value for metric in sorted(recorded, key=lambda metric: metric.step)]
+    wrong = [epoch for epoch, pair in enumerate(zip(by_epoch, expected, strict=False)) if pair[0] != pair[1]]
+    what = f"{len(by_epoch)} epochs recorded a mean α, {epochs} were trained; those of epochs {wrong[:5]} differ"
+    return iter([Claim("alpha", by_epoch == expected, what)])
+
+
+def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Claim]:
+    """A comparison's figures follow from its curve (method, section 6)."""
+    errors, alphas = content["error_percent"], content["alphas"]
+    metrics = record.last_metrics()
+    logged = [m.value for m in sorted(record.metrics, key=lambda m: m.step) if m.name == "error_percent"]
+    yield _same("compared", "the curve", errors, "the metrics say", logged)
+    ends = errors[0], errors[-1]
+    line = [alpha * ends[1] + (1 - alpha) * ends[0] for alpha in alphas]
+    figures = {
+        "barrier": max(errors) - sum(ends) / 2,
+        "barrier_floor": abs(ends[0] - ends[1]) / 2,
+        "barrier_above_line": max(error - on_line for error, on_line in zip(errors, line, strict=True)),
+    }
+    for name, value in figures.items():
+        close = name in metrics and abs(metrics[name] - value) < 1e-9
+        yield Claim("compared", close, f"{name} is {metrics.get(name)}, the curve gives {value}")
+
+
+def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Claim]:
+    """The two networks answer the question that was asked of them."""
+    for what in ("data_digest", "model"):
+        yield _same("compared", f"{what} of one", first.tags.get(what), "of the other", second.tags.get(what))
+    same_start = str(first.tags.get("start_digest") == second.tags.get("start_digest")).lower()
+    yield _same("compared", "tag same_start", record.tags.get("same_start"), "their start digests say", same_start)
+    if record.tags.get("question") == "stability":
+        seeds = first.tags.get("sgd_seed"), second.tags.get("sgd_seed")
+        yield Claim("compared", seeds[0] != seeds[1], f"both have sgd_seed {seeds[0]}: stability compares two noises")

@@ -1,0 +1,283 @@
+"""Verification from beginning to end: every node's bytes are read once, level by level."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import tempfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from harness.checkpoint import Checkpoint
+from harness.data import DATASETS
+from harness.lineage.local import CONFIG, DETERMINANTS, LocalNodes, read_record
+from harness.lineage.proof import networks, records
+from harness.lineage.proof.data_files import check_data
+from harness.lineage.proof.findings import Claim, Findings
+from harness.lineage.proof.networks import Architecture, Network
+from harness.lineage.proof.origins import check_origins, in_order
+from harness.lineage.proof.places import Place, all_places, check_local, check_run, places_of
+from harness.lineage.record import LineageRecord
+from harness.lineage.store import LineageStore
+from harness.masks import SignedMask
+from harness.pruning import METHODS
+
+CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
+BARRIER = "barrier.json"
+_HELD = 2
+"""Networks in memory at a time: a level and its parent, or a ticket and a training of it."""
+
+
+def verify(
+    store: LineageStore,
+    run_id: str | None = None,
+    *,
+    data_directory: Path | None = None,
+    progress: bool = False,
+) -> Findings:
+    """Recompute every digest and check every claim of a run and all it came from; of everything if `run_id` is None.
+
+    A search is verified with all that is below it. `run_id` is a run ID or key, or a unique beginning of one
+    (LookupError if there is none). Data files are looked for in `data_directory`, else where the runs found them.
+    ConnectionError when the tracking server is away. Nothing is written, and nothing in the files is executed.
+    """
+    findings = Findings()
+    places = all_places(store, findings) if run_id is None else places_of(store, run_id, findings)
+    check_origins(places, findings)
+    examiner = _Examiner(store, places, findings)
+    ordered = in_order(places)
+    with tqdm(ordered, desc="verifying", unit="run", leave=False, disable=None if progress else True) as bar:
+        for place in bar:
+            bar.set_postfix_str(place.name[:40], refresh=False)
+            examiner.examine(place)
+    findings.num_nodes = len(places)
+    check_data((place.record for place in ordered if place.record), data_directory, findings, progress=progress)
+    return findings
+
+
+class _Examiner:
+    """Goes through the nodes in order, with the networks of the last few in memory."""
+
+    def __init__(self, store: LineageStore, places: dict[str, Place], findings: Findings) -> None:
+        self.store, self.places, self.findings = store, places, findings
+        self._networks: OrderedDict[str, Network] = OrderedDict()
+        self._altered: set[tuple[str, str]] = set()
+
+    def examine(self, place: Place) -> None:
+        """Check one node: its bytes, its record, its tensors."""
+        if place.run is not None:
+            status = place.run.status
+            self.findings.add(place, [Claim("finished", status == "FINISHED", f"its MLflow run is {status}")])
+        with self._at_hand(place) as directory:
+            if directory is None:
+                return
+            assert place.record is not None
+            local = place if place.directory is not None else Place(place.key, directory, place.record, place.run)
+            whole = check_local(local, self.findings)
+            self._altered |= {(place.key, name) for name in place.record.files if name not in whole}
+            if place.run is not None and place.run.status == "FINISHED" and place.directory is not None:
+                check_run(self.store, place, place.record, self.findings)
+            determinants = self._record(place, directory, whole)
+            self._tensors(place, directory, whole, determinants)
+
+    @contextmanager
+    def _at_hand(self, place: Place) -> Iterator[Path | None]:
+        """Give the directory of a node; one that is in MLflow alone is fetched for as long as it is looked at."""
+        if place.directory is not None or place.run is None or place.run.status != "FINISHED":
+            yield place.directory if place.record is not None else None
+            return
+        with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+            directory = None
+            try:
+                directory = LineageStore(self.store.tracking_uri, LocalNodes(scratch)).find(place.key)
+            except ValueError as error:  # altered, missing
+                self.findings.add(place, [Claim("artifacts", False, str(error))])
+            if directory is not None:
+                place.record = read_record(directory)
+                self.findings.add(place, [Claim("artifacts", True, "")] * len(place.record.files))
+            yield directory
+
+    # ------------------------------------------------------------------ records
+
+    def _record(self, place: Place, directory: Path, whole: set[str]) -> dict[str, Any] | None:
+        """Check what the record says; return its determinants."""
+        record = place.record
+        assert record is not None
+        determinants = json.loads((directory / DETERMINANTS).read_bytes()) if DETERMINANTS in whole else None
+        if DETERMINANTS not in record.files:
+            self.findings.note(place, "what its key is the digest of was not recorded by the version that made it")
+        self.findings.add(place, records.key(record))
+        if CONFIG in whole and "search" in record.config:
+            config = json.loads((directory / CONFIG).read_bytes())
+            self.findings.add(place, records.settings(record, config, determinants))
+        search = self.places.get(record.nested_under or "")
+        self.findings.add(place, records.seeds(record, determinants, search.record if search else None))
+        if record.kind == "analysis":
+            self._comparison(place, record, directory, whole)
+        return determinants
+
+    def _comparison(self, place: Place, record: LineageRecord, directory: Path, whole: set[str]) -> None:
+        if BARRIER in whole:
+            self.findings.add(place, records.curve(record, json.loads((directory / BARRIER).read_bytes())))
+        pair = [self.places[parent.key] for parent in record.parents if parent.key in self.places]
+        if len(pair) != 2 or pair[0].record is None or pair[1].record is None:
+            return
+        self.findings.add(place, records.comparable(record, pair[0].record, pair[1].record))
+        masks = [self._network(other.key).signed_mask for other in pair]
+        if masks[0] is not None and masks[1] is not None:
+            same = masks[0].mask.equal(masks[1].mask)
+            self.findings.add(place, [Claim("compared", same, "the masks of the two differ")])
+
+    # ------------------------------------------------------------------ tensors
+
+    def _tensors(self, place: Place, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
+        record = place.record
+        assert record is not None
+        if record.kind not in ("search", "level", "training"):
+            return
+        network = self._remember(place.key, _read(directory, whole))
+        architecture = _architecture(record, determinants)
+        if architecture is not None and not self.findings.add(place, networks.fits(architecture, network)):
+            self._networks[place.key] = Network()
+            return
+        if record.kind == "search":
+            self._theta_init(place, record, network, architecture)
+        else:
+            self.findings.add(place, [*networks.owner(record, network), *networks.signs(network)])
+            if record.kind == "level":
+                self._level(place, record, network)
+            else:
+                self._training(place, record, network, architecture)
+
+    def _theta_init(
+        self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
+    ) -> None:
+        if network.checkpoint is None:
+            return
+        told, found = record.tags.get("theta_init_digest"), network.checkpoint.digest
+        what = f"its θ_init has the digest {found[:16]}…, recorded was {str(told)[:16]}…"
+        sound = self.findings.add(place, [Claim("theta_init", found == told, what)])
+        if architecture is not None and sound:
+            drawn = _draw(architecture, int(record.tags["init_seed"])).digest
+            what = f"seed {record.tags['init_seed']} draws {drawn[:16]}…, but the search began from {found[:16]}…"
+            self._claim_drawn(place, record, "theta_init", drawn == found, what)
+
+    def _claim_drawn(self, place: Place, record: LineageRecord, check: str, holds: bool, what: str) -> None:
+        """A claim about fresh numbers of torch, which another version may draw otherwise."""
+        then, now = record.code.get("torch"), importlib.metadata.version("torch")
+        if not holds and then != now:
+            self.findings.note(place, f"{what}; it was made with torch {then}, here is {now}, which explains it")
+        else:
+            self.findings.add(place, [Claim(check, holds, what)])
+
+    def _level(self, place: Place, record: LineageRecord, network: Network) -> None:
+        parent_key = record.parents[0].key if record.parents else ""
+        parent = self._network(parent_key)
+        fraction = record.config["search"]["pruning_fraction"]
+        self.findings.add(place, networks.masks(record, fraction, network, parent))
+        if network.checkpoint is not None:
+            claims = records.alpha(record, record.config["schedule"]["epochs"])
+            if claims is None:
+                self.findings.note(place, "the α it drew were not recorded by the version that made it")
+            else:
+                self.findings.add(place, claims)
+        method = record.tags["method"]
+        if method not in METHODS:
+            self.findings.note(place, f"method {method!r} is not known here: its start cannot be proved")
+            return
+        origin = self._network(record.nested_under or "") if networks.needs_theta_init(method) else Network()
+        theta_init = origin.checkpoint.params if origin.checkpoint else {}
+        start = networks.level_start(method, network, parent, theta_init)
+        if start is not None:
+            self.findings.add(place, [_start_claim(record, start)])
+
+    def _training(
+        self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
+    ) -> None:
+        ticket = self._network(record.parents[0].key) if record.parents else Network()
+        kind, init_seed = record.config["kind"], record.config["init_seed"]
+        self.findings.add(place, records.alpha(record, 0) or [])
+        if architecture is None and kind != "retrain":
+            return
+        theta_init = {} if kind == "retrain" or architecture is None else _draw(architecture, init_seed).params
+        start, mask = networks.final_start(
+            kind, ticket, theta_init, init_seed=init_seed or 0, unpruned=record.config["unpruned_signs"]
+        )
+        self.findings.add(place, networks.final_mask(network, mask, kind))
+        if start is not None and kind == "retrain":
+            self.findings.add(place, [_start_claim(record, start)])
+        elif start is not None:
+            claim = _start_claim(record, start)
+            self._claim_drawn(place, record, "start", claim.holds, claim.what)
+
+    # ------------------------------------------------------------------ networks in memory
+
+    def _remember(self, key: str, network: Network) -> Network:
+        self._networks[key] = network
+        self._networks.move_to_end(key)
+        while len(self._networks) > _HELD:
+            self._networks.popitem(last=False)
+        return network
+
+    def _network(self, key: str) -> Network:
+        """Return a node's network, read again if it is no longer in memory; empty if it is not here or altered."""
+        if key in self._networks:
+            self._networks.move_to_end(key)
+            return self._networks[key]
+        place = self.places.get(key)
+        if place is None:
+            return Network()
+        with self._again(place) as directory:
+            if directory is None or place.record is None:
+                return Network()
+            whole = {name for name in place.record.files if (key, name) not in self._altered}
+            return self._remember(key, _read(directory, whole))
+
+    @contextmanager
+    def _again(self, place: Place) -> Iterator[Path | None]:
+        if place.directory is not None or place.run is None or place.run.status != "FINISHED":
+            yield place.directory if place.record is not None else None
+            return
+        with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
+            try:
+                yield LineageStore(self.store.tracking_uri, LocalNodes(scratch)).find(place.key)
+            except ValueError:  # said when it was examined
+                yield None
+
+
+def _start_claim(record: LineageRecord, start: str) -> Claim:
+    told = record.tags.get("start_digest")
+    return Claim(
+        "start", told == start, f"it started from {str(told)[:16]}…; parent, ticket and seed give {start[:16]}…"
+    )
+
+
+def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) -> Architecture | None:
+    """Return the network of a run; an older one does not say how large its images are, but names its data set."""
+    if determinants is not None:
+        return Architecture.of(determinants)
+    spec = DATASETS.get(record.tags.get("data", ""))
+    if spec is None or "search" not in record.config:
+        return None
+    model = record.config["search"]["model"]
+    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"])
+
+
+def _read(directory: Path, whole: set[str]) -> Network:
+    """Read the network of a node from those of its files that are whole."""
+    name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
+    checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
+    mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
+    return Network(checkpoint, mask)
+
+
+@lru_cache(maxsize=1)
+def _draw(architecture: Architecture, init_seed: int) -> Checkpoint:
+    """Draw θ_init, once for all trainings of one seed."""
+    return architecture.theta_init(init_seed)

@@ -1,0 +1,54 @@
+"""Files of a committed node that were deleted on purpose: its record stays as it was, a tombstone says why."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+TOMBSTONES = "deleted.json"  # in the node's directory, so that it goes where the directory goes
+FORMAT = "harness.deleted/1"
+
+
+@dataclass(frozen=True)
+class Tombstone:
+    """What one deleted file was."""
+
+    sha256: str
+    num_bytes: int
+    deleted_at: str
+    """ISO 8601, with the offset from UTC."""
+    why: str
+
+    def __str__(self) -> str:
+        return f"deleted by gc on {self.deleted_at[:10]} ({self.why})"
+
+
+def read_tombstones(directory: Path) -> dict[str, Tombstone]:
+    """Return {file name: tombstone} of a node; ValueError when the list is there but cannot be read."""
+    path = directory / TOMBSTONES
+    try:
+        content = json.loads(path.read_bytes())
+        if content["format"] != FORMAT:
+            raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}")
+        return {name: Tombstone(**stone) for name, stone in content["files"].items()}
+    except FileNotFoundError:
+        return {}
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} was altered: {error}; remove it") from None
+
+
+def write_tombstones(directory: Path, stones: dict[str, Tombstone]) -> None:
+    """Write the list whole or not at all, on the disk before anything is deleted."""
+    path = directory / TOMBSTONES
+    content = {"format": FORMAT, "files": {name: asdict(stone) for name, stone in sorted(stones.items())}}
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "w") as file:
+            json.dump(content, file, indent=1, sort_keys=True)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
