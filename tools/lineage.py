@@ -9,17 +9,17 @@ A RUN_ID is an MLflow run ID, a node's key, or a unique beginning of either. Eve
 
 from __future__ import annotations
 
+import pathlib
 import sys
 import warnings
-from pathlib import Path
 from typing import Any, Protocol
 
 import tyro
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the commands are modules of tools.lineage_commands
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
 from harness.escape import for_terminal  # noqa: E402
-from tools.lineage_commands.asking import List, Show, Tree  # noqa: E402
+from tools.lineage_commands.asking import Ancestors, Descendants, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Sync  # noqa: E402
 from tools.lineage_commands.proving import Verify  # noqa: E402
 
@@ -35,6 +35,9 @@ COMMANDS: dict[str, Any] = {
     "list": List,
     "show": Show,
     "tree": Tree,
+    "ancestors": Ancestors,
+    "descendants": Descendants,
+    "path": Path,
     "sync": Sync,
     "verify": Verify,
 }

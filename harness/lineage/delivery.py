@@ -17,8 +17,20 @@ from typing import TYPE_CHECKING, Any
 
 from harness.faults import reach
 from harness.lineage.local import DELIVERED, RECORD, LocalNodes, check_files, json_bytes, read_record, read_sums
+from harness.lineage.origin import origin_of
 from harness.lineage.record import WITHOUT_MODEL, LineageRecord
-from harness.lineage.server import DIGEST_TAG, KEY_TAG, Server, outputs, redact
+from harness.lineage.server import (
+    DIGEST_TAG,
+    FAMILIES_TAG,
+    KEY_TAG,
+    ORIGIN_TAG,
+    PARENT_RUNS_TAG,
+    ROOT_TAG,
+    Server,
+    family_digits,
+    outputs,
+    redact,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -113,6 +125,8 @@ class Delivery:
             **{DIGEST_TAG + name: digest for name, digest in digests.items()},
             "mlflow.source.git.commit": record.code.get("commit", "unknown"),
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
+            **_family_tags(record, used),
+            **({ORIGIN_TAG: " ".join(origin)} if (origin := origin_of(self.local, directory)) else {}),
         }
         tags = {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
         experiment = self.server.own_experiment()
@@ -211,6 +225,15 @@ def run_tags(record: LineageRecord) -> dict[str, str]:
 def _used_keys(record: LineageRecord) -> list[str]:
     keys = [parent.key for parent in record.parents] + ([record.nest_key] if record.nest_key is not None else [])
     return list(dict.fromkeys(keys))
+
+
+def _family_tags(record: LineageRecord, used: dict[str, Run]) -> dict[str, str]:
+    """Return what lets a node's relatives be found in few requests, also when they belong to other searches."""
+    parents = dict.fromkeys(used[parent.key].info.run_id for parent in record.parents)
+    roots = [run.data.tags[ROOT_TAG] for run in used.values()]
+    families = dict.fromkeys(family_digits(root) for root in roots + [record.key] * (record.nest_key is None))
+    tags = {PARENT_RUNS_TAG: " ".join(parents)} if parents else {}
+    return tags | ({FAMILIES_TAG: " ".join(families)} if len(families) > 1 else {})
 
 
 def _shorten(value: str, limit: int) -> str:

@@ -17,6 +17,7 @@ class NodeSummary:
     """What a list or a tree shows of a node, read from a run's tags alone: no artifact is opened for it.
 
     `root` is the key of the topmost node this one is shown under; `run_id` is None for a node not delivered yet.
+    `origin_run_ids` are those it had in the stores it was imported from.
     """
 
     key: str
@@ -32,6 +33,8 @@ class NodeSummary:
     status: str
     started_ms: int
     finished_ms: int
+    parent_run_ids: tuple[str, ...] = ()
+    origin_run_ids: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, record: LineageRecord, root: str | None = None) -> NodeSummary:
@@ -112,6 +115,19 @@ class LineageGraph(Generic[N]):
             return [self.nodes[key] for key in networkx.shortest_path(self._graph(start), start, end)]
         except networkx.NetworkXNoPath:
             message = f"{self.nodes[end].name} ({end[:16]}…) was not made from {self.nodes[start].name} ({start[:16]}…)"
+            raise LookupError(message) from None
+
+    def way(self, start: str, end: str) -> list[N]:
+        """Return the nodes of a shortest way between two, along parents and children; LookupError if there is none."""
+        import networkx
+
+        self._known(end)
+        # through nodes that are there: an unknown parent in common says little
+        graph = self._graph(start).subgraph(self.nodes).to_undirected()
+        try:
+            return [self.nodes[key] for key in networkx.shortest_path(graph, start, end)]
+        except networkx.NetworkXNoPath:
+            message = f"{self.nodes[start].name} and {self.nodes[end].name} have nothing to do with each other"
             raise LookupError(message) from None
 
     def nested(self) -> Mapping[str | None, list[N]]:

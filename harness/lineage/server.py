@@ -28,8 +28,14 @@ if TYPE_CHECKING:
 
 KEY_TAG = "harness.key"
 DIGEST_TAG = "harness.sha256."
+PARENTS_TAG = "harness.parents"
+ROOT_TAG = "harness.root"
+PARENT_RUNS_TAG = "harness.parent_run_ids"  # so that parents in other families are found in one request
+FAMILIES_TAG = "harness.families"  # where a node touches more than its own: a root's first digits each
+ORIGIN_TAG = "harness.origin_run_id"  # of an imported node
 
 _PROBE_SECONDS = 5
+_FAMILY_DIGITS = 16
 
 
 def default_tracking_uri() -> str:
@@ -49,6 +55,11 @@ def sqlite_path(tracking_uri: str | None) -> Path | None:
     return Path(urlsplit(tracking_uri).path.removeprefix("/"))
 
 
+def family_digits(root: str) -> str:
+    """Return how a family is named in a tag that may name hundreds."""
+    return root[:_FAMILY_DIGITS]
+
+
 class Server:
     """A tracking URI (None: no server) and the experiment that new runs go to.
 
@@ -59,7 +70,7 @@ class Server:
         """`local_directory` is where nodes stay while the server is away; messages name it."""
         self.tracking_uri, self.experiment, self.local_directory = tracking_uri, experiment, local_directory
         self._connected: MlflowClient | None = None
-        self._experiments: list[str] | None = None
+        self._experiments: dict[str, str] | None = None
 
     @property
     def is_file(self) -> bool:
@@ -116,20 +127,24 @@ class Server:
 
     # ------------------------------------------------------------------ experiments
 
-    def experiment_ids(self) -> list[str]:
-        """Return the IDs of all experiments."""
-        # All of them: a key says what determines the result, so one run of it serves every experiment.
+    def experiments(self) -> dict[str, str]:
+        """Return {name: ID} of all experiments."""
         if self._experiments is None:
-            found: list[str] = []
+            found: dict[str, str] = {}
             token: str | None = None
             while True:
                 page = self.client().search_experiments(max_results=1000, page_token=token)
-                found += [str(experiment.experiment_id) for experiment in page]
+                found |= {str(experiment.name): str(experiment.experiment_id) for experiment in page}
                 token = page.token
                 if not token:
                     break
             self._experiments = found
         return self._experiments
+
+    def experiment_ids(self) -> list[str]:
+        """Return the IDs of all experiments."""
+        # All of them: a key says what determines the result, so one run of it serves every experiment.
+        return list(self.experiments().values())
 
     def own_experiment(self) -> str:
         """Return the ID of the experiment, created if missing."""

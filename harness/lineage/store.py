@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,7 +15,18 @@ from harness.lineage.delivery import Delivery
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import RECORD, LocalNodes, check_digest, read_record
 from harness.lineage.record import LineageRecord, Parent
-from harness.lineage.server import DIGEST_TAG, KEY_TAG, Server, default_tracking_uri, download, opened, tag
+from harness.lineage.server import (
+    DIGEST_TAG,
+    KEY_TAG,
+    ORIGIN_TAG,
+    PARENT_RUNS_TAG,
+    PARENTS_TAG,
+    Server,
+    default_tracking_uri,
+    download,
+    opened,
+    tag,
+)
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -123,25 +135,35 @@ class LineageStore:
         with self.server.talking(f"read run {run_id}"):
             return str(self.server.finished(run_id).data.tags[KEY_TAG])
 
-    def summaries(self, where: str = "", limit: int | None = None) -> list[NodeSummary]:
-        """Return what runs say of themselves, newest first, read in pages; `where` is an MLflow run filter."""
+    def experiments(self) -> list[str]:
+        """Return the names of all experiments of the tracking store."""
         if not self.server.readable():
             return []
-        # A tag comparison with LIKE '%' is true for every run that has the tag: foreign runs are left out.
-        condition = f"tags.`{KEY_TAG}` LIKE '%'" + (f" AND {where}" if where else "")
+        with self.server.talking("list experiments"):
+            return list(self.server.experiments())
+
+    def summaries(self, where: str = "", limit: int | None = None, experiment: str | None = None) -> list[NodeSummary]:
+        """Return what runs say of themselves, newest first, read in pages, one request each.
+
+        `where` is an MLflow run filter; `experiment` is a name, None: all. Runs that others logged are left out.
+        """
+        if not self.server.readable():
+            return []
+        # A comparison with LIKE '%' is true for every run that has the tag; a filter on our own tags needs no such one.
+        ours = [] if "harness." in where or "run_id" in where else [f"tags.`{KEY_TAG}` LIKE '%'"]
+        condition = " AND ".join([*ours, *([where] if where else [])])
         found: list[NodeSummary] = []
         with self.server.talking("list runs"):
+            ids = self.server.experiment_ids()
+            if experiment is not None:
+                ids = [number for name, number in self.server.experiments().items() if name == experiment]
             token: str | None = None
-            while limit is None or len(found) < limit:
+            while ids and (limit is None or len(found) < limit):
                 size = 1000 if limit is None else min(1000, limit - len(found))
                 page = self.server.client().search_runs(
-                    self.server.experiment_ids(),
-                    condition,
-                    max_results=size,
-                    order_by=["start_time DESC"],
-                    page_token=token,
+                    ids, condition, max_results=size, order_by=["start_time DESC"], page_token=token
                 )
-                found += [_summary(run) for run in page]
+                found += [_summary(run) for run in page if KEY_TAG in run.data.tags]
                 token = page.token
                 if not token:
                     break
@@ -196,7 +218,7 @@ def _summary(run: Run) -> NodeSummary:
         key=tags[KEY_TAG],
         kind=tags.get("harness.kind", ""),
         name=run.info.run_name or "",
-        parents=tuple(Parent(key, relation) for relation, key in json.loads(tags.get("harness.parents", "[]"))),
+        parents=_parents(tags),
         nest_key=tags.get("harness.nested_under"),
         root=tags.get("harness.root"),
         tags={name: value for name, value in tags.items() if not name.startswith(hidden)},
@@ -206,4 +228,14 @@ def _summary(run: Run) -> NodeSummary:
         status=run.info.status,
         started_ms=run.info.start_time or 0,
         finished_ms=run.info.end_time or 0,
+        parent_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(PARENT_RUNS_TAG, ""))),
+        origin_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(ORIGIN_TAG, ""))),
     )
+
+
+def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
+    """Return the parents as tags say; none where somebody edited them beyond reading, which `verify` reports."""
+    try:
+        return tuple(Parent(key, relation) for relation, key in json.loads(tags.get(PARENTS_TAG, "[]")))
+    except (ValueError, TypeError, RecursionError):
+        return ()

@@ -38,9 +38,10 @@ def checkpoint(level: int) -> Checkpoint:
     return Checkpoint(params=params, buffers={}, level=level, epochs=3, level_digest=key_of(f"level {level}"))
 
 
-def _metrics(start_ms: int, error: float) -> tuple[Metric, ...]:
+def _metrics(start_ms: int, error: float, density: float) -> tuple[Metric, ...]:
     points = [Metric("train_loss", 1 / (epoch + 1), epoch, start_ms + 1000 * epoch) for epoch in range(3)]
-    return (*points, Metric("test_error_percent", error, 2, start_ms + 3000))
+    last = {"test_error_percent": error, "density": density}
+    return (*points, *(Metric(name, value, 2, start_ms + 3000) for name, value in last.items()))
 
 
 def network_files(level: int) -> Callable[[Path], None]:
@@ -83,7 +84,7 @@ def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
             parents=(Parent(key_of(before), "pruned-from" if level else "initialised-from"),),
             nested_under=root.key,
             tags={"method": "aws", "level": f"{level:02d}", "density": f"{density:.6f}", **seeds},
-            metrics=_metrics(START_MS + 10_000 * (1 + level), 4.0 + level),
+            metrics=_metrics(START_MS + 10_000 * (1 + level), 4.0 + level, density),
             config={"optim": {"lr": 0.1, "betas": [0.9, 0.999]}, "level": level},
         )
         commit(f"level {level}", record, network_files(level))
@@ -99,7 +100,7 @@ def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
             number,
             parents=parents,
             tags={**final, "kind_of_training": name},
-            metrics=_metrics(START_MS + 10_000 * number, 3.0),
+            metrics=_metrics(START_MS + 10_000 * number, 3.0, 1.0 if name == "dense" else 0.8 ** (levels - 1)),
         )
         commit(name, record, network_files(10 + number))
     compared = (Parent(key_of("signed_mask"), "compared"), Parent(key_of("dense"), "compared"))

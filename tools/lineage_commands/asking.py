@@ -2,35 +2,78 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import tyro
 
-from harness.lineage.browse import family, find_node, newest, relatives, tree_lines
+from harness.lineage.browse import (
+    ancestors,
+    descendants,
+    family,
+    find_node,
+    newest,
+    path_steps,
+    relatives,
+    tree_lines,
+    way,
+)
 from harness.lineage.graph import NodeSummary
+from harness.lineage.query import Query, parse_density, parse_since
 from harness.lineage.store import LineageStore
 from tools.lineage_commands.place import Place, Where
-from tools.lineage_commands.printing import print_json, print_node, print_nodes
+from tools.lineage_commands.printing import print_json, print_node, print_nodes, print_path
 
 RunID = tyro.conf.Positional[str]
 
 
 @dataclass(frozen=True)
 class List:
-    """List the newest nodes: searches, levels, final trainings and analyses."""
+    """List the newest nodes: searches, levels, final trainings and analyses.
 
+    Options narrow the list down together: `list --method lrr --density 0.1..0.3 --since 7d`.
+    """
+
+    experiment: str | None = None
+    """Name of an MLflow experiment."""
+    method: str | None = None
+    """aws, lrr, …"""
+    network: str | None = None
+    """resnet20, …"""
+    kind: str | None = None
+    """search, level, training, analysis or report; or how a ticket was used: signed_mask, mask, retrain, dense, …"""
+    level: int | None = None
+    """Pruning level, 0 is the dense warm-up."""
+    density: str | None = None
+    """Kept share of the prunable weights, as 0.21 or 0.1..0.3, meant to three digits, as it is shown."""
+    since: str | None = None
+    """Started since this date, as 2026-01-31, or not longer ago than 30m, 12h, 7d, 2w."""
     limit: int = 100
     """How many at most."""
     place: Where = Place()
 
+    def query(self) -> Query:
+        return Query(
+            experiment=self.experiment,
+            method=self.method,
+            network=self.network,
+            kind=self.kind,
+            level=self.level,
+            density=parse_density(self.density) if self.density is not None else None,
+            since_ms=parse_since(self.since) if self.since is not None else None,
+        )
+
     def run(self) -> None:
-        nodes = self.place.ask(lambda store: newest(store, self.limit))
+        query = self.query()
+        nodes = self.place.ask(lambda store: newest(store, self.limit, query))
         if self.place.json:
             print_json("list", nodes)
         elif nodes:
             print_nodes(nodes)
-        else:
+        elif query == Query():
             print(f"nothing yet in {self.place.runs} or MLflow: launch a recipe first")
+        else:
+            print("nothing like that; leave options away to see what there is")
 
 
 @dataclass(frozen=True)
@@ -74,3 +117,63 @@ class Tree:
             return
         lines = list(tree_lines(nodes))
         print_nodes([other for _, other in lines], [indent for indent, _ in lines], marked=node.key)
+
+
+@dataclass(frozen=True)
+class Ancestors:
+    """List everything a node was made from, oldest first, the node itself last."""
+
+    run_id: RunID
+    """Run ID or node key, or a unique beginning of one."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        _related("ancestors", self.place, self.run_id, lambda store, node: [*ancestors(store, node), node])
+
+
+@dataclass(frozen=True)
+class Descendants:
+    """List everything made from a node, the node itself first."""
+
+    run_id: RunID
+    """Run ID or node key, or a unique beginning of one."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        _related("descendants", self.place, self.run_id, lambda store, node: [node, *descendants(store, node)])
+
+
+def _related(
+    command: str, place: Place, text: str, related: Callable[[LineageStore, NodeSummary], list[NodeSummary]]
+) -> None:
+    def ask(store: LineageStore) -> tuple[NodeSummary, list[NodeSummary]]:
+        node = find_node(store, text)
+        return node, related(store, node)
+
+    node, nodes = place.ask(ask)
+    if place.json:
+        print_json(command, nodes, node=node.key)
+    else:
+        print_nodes(nodes, [""] * len(nodes), marked=node.key)
+
+
+@dataclass(frozen=True)
+class Path:
+    """Show how two nodes are related: the shortest way from one to the other, step by step."""
+
+    start: RunID
+    """Run ID or node key, or a unique beginning of one."""
+    end: RunID
+    """The other."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        def ask(store: LineageStore) -> list[NodeSummary]:
+            return way(store, find_node(store, self.start), find_node(store, self.end))
+
+        nodes = self.place.ask(ask)
+        steps = path_steps(nodes)
+        if self.place.json:
+            print_json("path", nodes, steps=steps)
+        else:
+            print_path(nodes, steps)

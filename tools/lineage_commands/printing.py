@@ -80,3 +80,14 @@ def print_node(node: NodeSummary, parents: Sequence[NodeSummary], children: Sequ
         width = max((len(name) for name in values), default=0)
         lines += [title, *(f"  {name:{width}}  {value}" for name, value in sorted(values.items()))]
     print("\n".join(for_terminal(line) for line in lines))
+
+
+def print_path(nodes: Sequence[NodeSummary], steps: Sequence[Mapping[str, str]]) -> None:
+    """Print the nodes of a way beneath each other, and between them how one came from the other."""
+    lines = []
+    for number, node in enumerate(nodes):
+        lines.append(f"{node.name}  {short_id(node)}")
+        if number < len(steps):
+            down = steps[number]["from"] == node.key
+            lines.append(f"  ↓ {steps[number]['relation']}" if down else f"  ↑ was {steps[number]['relation']}")
+    print("\n".join(for_terminal(line) for line in lines))
