@@ -47,7 +47,7 @@ test-slow: setup  ## Two nodes that lose each other (needs root), and 20 kills o
 
 .PHONY: test-gpu
 test-gpu: setup  ## The tests that need a CUDA device
-	python -m pytest -m gpu
+	python -m pytest tests/gpu -m gpu
 
 .PHONY: lint
 lint: setup  ## Ruff and the type checker

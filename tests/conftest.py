@@ -18,7 +18,12 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu where there is none, so that a plain `pytest` works on any machine."""
+    """Skip what is marked gpu where there is none, so that a plain `pytest` works on any machine.
+
+    HARNESS_GPU_TESTS_DEVICE=cpu runs their bodies on the CPU, to try the tests themselves.
+    """
+    if "HARNESS_GPU_TESTS_DEVICE" in os.environ:
+        return
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if not on_gpu:
         return

@@ -13,6 +13,8 @@ from harness.masks import Mask
 from harness.models.partition import ParamPartition
 from harness.pruning import METHODS, NormState
 from harness.seeds import SgdNoise
+from harness.training import world as world_module
+from harness.training.alone import AloneAccelerator
 from harness.training.loop import EpochReport, train
 from harness.training.resume import TrainingState
 from harness.training.world import World
@@ -21,14 +23,14 @@ STEPS, BATCH, EPOCHS = 4, 8, 2
 
 
 class Fixed:
-    """Random images, the same in every run."""
+    """Random images, the same in every run and on every device."""
 
     steps_per_epoch = STEPS
 
-    def __init__(self, bad_step: int | None = None) -> None:
+    def __init__(self, bad_step: int | None = None, device: torch.device | str = "cpu") -> None:
         generator = torch.Generator().manual_seed(3)
-        self.images = torch.randn(STEPS, BATCH, 3, 8, 8, generator=generator)
-        self.labels = torch.randint(5, (STEPS, BATCH), generator=generator)
+        self.images = torch.randn(STEPS, BATCH, 3, 8, 8, generator=generator).to(device)
+        self.labels = torch.randint(5, (STEPS, BATCH), generator=generator).to(device)
         if bad_step is not None:
             self.images[bad_step] = float("nan")
 
@@ -64,7 +66,7 @@ def run(model: nn.Module, world: World, **options) -> list[EpochReport]:
     params = dict(model.named_parameters())
     state = NormState([params[n] for n in norm], [params[n].detach().clone() for n in norm])
     settings = {
-        "batches": Fixed(),
+        "batches": Fixed(device=world.device),
         "noise": SgdNoise(1, ("search", 0)),
         "optim": OptimConfig(lr=0.05, weight_decay=1e-2),
         "schedule": Schedule(EPOCHS, "step"),
@@ -107,10 +109,40 @@ def noisy(dropout: float = 0.3) -> nn.Sequential:
 
 
 def open_world(precision: str) -> Iterator[World]:
+    """A world of one process, and none left behind."""
+    _forget_accelerate()
+    yield World(precision)
+    _forget_accelerate()
+
+
+def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
+    """fp16 with its loss scale, on the CPU: Accelerate would quietly take float32 there, and the harness refuses it.
+
+    PyTorch itself does it, so all but the kernels can be tried without a GPU, by "accelerate" and "alone".
+    """
+    for world in open_world("no"):
+        if way == "alone":
+            accelerator: Any = AloneAccelerator("fp16", torch.device("cpu"))
+        else:
+            from accelerate.state import AcceleratorState
+
+            AcceleratorState._reset_state()
+            accelerator = world_module._accelerator("fp16", torch.device("cpu"))
+            accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
+        world._use("fp16", accelerator)
+        yield world
+
+
+def begin_with_overflows(world: World) -> None:
+    """Let fp16's loss scale begin so high that the first steps overflow, and grow again after two good ones."""
+    assert world._fresh_scaler is not None
+    world._fresh_scaler |= {"scale": 2.0**20, "growth_interval": 2}
+
+
+def _forget_accelerate() -> None:
+    if not world_module._has_accelerate():
+        return
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    yield World(precision)
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()

@@ -1,0 +1,59 @@
+"""The device these tests are about, and worlds on it.
+
+They need a CUDA device. HARNESS_GPU_TESTS_DEVICE=cpu runs their bodies on the CPU instead: that tries the tests, not
+the device, and what only CUDA has is skipped with its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from harness.training.world import World
+
+# read when cuBLAS is first used, wherever in the session that is
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+# pytest's importlib mode adds no directory: for gpu_steps, and for the small training
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "training")]
+
+from small_training import open_fp16_world_on_cpu, open_world  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """CUDA, or what HARNESS_GPU_TESTS_DEVICE says."""
+    return torch.device(os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda"))
+
+
+@pytest.fixture
+def on_cuda(device: torch.device) -> None:
+    """Skip what only CUDA has."""
+    if device.type != "cuda":
+        pytest.skip("asks about CUDA itself")
+
+
+@pytest.fixture(params=["no", "bf16", "fp16"])
+def world(request: pytest.FixtureRequest, device: torch.device) -> Iterator[World]:
+    """One process in each precision, without TF32, which is another precision than what is compared."""
+    tf32 = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    if request.param == "fp16" and device.type == "cpu":
+        yield from open_fp16_world_on_cpu("accelerate")
+    else:
+        for world in open_world(request.param):
+            assert world.device.type == device.type
+            yield world
+    torch.backends.cudnn.allow_tf32 = tf32
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """`--deterministic`, and as it was before."""
+    World.make_deterministic()
+    yield
+    torch.use_deterministic_algorithms(False)

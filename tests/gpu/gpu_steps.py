@@ -1,0 +1,90 @@
+"""A few steps of the real loop with any network of the harness, on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from harness.config import OptimConfig, Schedule
+from harness.masks import Mask
+from harness.models import build_model, partition_of
+from harness.pruning import METHODS, NormState, prune
+from harness.seeds import SgdNoise
+from harness.training.loop import train
+from harness.training.resume import StateKeeper
+from harness.training.world import World
+
+NUM_CLASSES = 10
+
+
+class Repeated:
+    """One batch of random images on the device, again and again."""
+
+    def __init__(self, steps: int, batch_size: int, image_size: int, device: torch.device) -> None:
+        generator = torch.Generator().manual_seed(2)
+        images = torch.randn(batch_size, 3, image_size, image_size, generator=generator)
+        self.images_NCHW = images.to(device, memory_format=torch.channels_last)
+        self.labels_N = torch.randint(NUM_CLASSES, (batch_size,), generator=generator).to(device)
+        self.steps_per_epoch = steps
+
+    def epoch(self, noise: SgdNoise, epoch: int, skip_steps: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for _ in range(self.steps_per_epoch - skip_steps):
+            yield self.images_NCHW, self.labels_N
+
+
+def fresh(name: str, image_size: int, device: torch.device) -> torch.nn.Module:
+    """The network of seed 0, drawn on the CPU."""
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=NUM_CLASSES, channels=3, image_size=image_size)
+    return model.to(device, memory_format=torch.channels_last)
+
+
+def sparse_mask(name: str, model: torch.nn.Module) -> Mask:
+    """Half of the weights by magnitude."""
+    params = dict(model.named_parameters())
+    dense = Mask.dense({key: param.detach().cpu() for key, param in params.items()}, partition_of(name, model).prunable)
+    return prune(params, dense, 0.5)
+
+
+def take_steps(
+    world: World,
+    name: str,
+    *,
+    method: str,
+    optimizer: str = "sgd",
+    steps: int = 3,
+    batch_size: int = 8,
+    image_size: int = 32,
+    accumulation_steps: int = 1,
+    noise: SgdNoise | None = None,
+    keeper: StateKeeper | None = None,
+    batches: Repeated | None = None,
+) -> dict[str, torch.Tensor]:
+    """Train the network of seed 0 for some steps under half its weights; return its state on the CPU."""
+    model = fresh(name, image_size, world.device)
+    mask, norm = sparse_mask(name, model), sorted(partition_of(name, model).norm)
+    params = dict(model.named_parameters())
+    # another ψ_init than the ψ that training starts from, so that α matters from the first step on
+    initial = [params[key].detach() + 0.5 for key in norm]
+    train(
+        model,
+        world=world,
+        batches=batches or Repeated(steps, batch_size, image_size, world.device),
+        noise=noise or SgdNoise(1, ("search", 1)),
+        optim=OptimConfig(name="sgd" if optimizer == "sgd" else "adam", lr=0.01, max_grad_norm=1.0),
+        schedule=Schedule(1, "constant"),
+        mask=mask,
+        view=METHODS[method].forward_view(NormState([params[key] for key in norm], initial)),
+        accumulation_steps=accumulation_steps,
+        label="test",
+        on_epoch=lambda report: None,
+        keeper=keeper,
+    )
+    return {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
+
+
+def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
+    """Names of the tensors that are not the same to the last bit."""
+    assert a.keys() == b.keys()
+    return [key for key in a if not torch.equal(a[key], b[key])]

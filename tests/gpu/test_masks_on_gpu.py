@@ -1,0 +1,101 @@
+"""Masks and signs of parameters on CUDA: the same bits as on the CPU."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from gpu_steps import fresh
+
+from harness.analysis.barrier import barrier_curve
+from harness.masks import Mask, SignedMask
+from harness.models import partition_of
+from harness.pruning import prune
+
+pytestmark = pytest.mark.gpu
+CPU = torch.device("cpu")
+
+
+def params_of(name: str, device: torch.device) -> tuple[dict[str, torch.Tensor], Mask, torch.nn.Module]:
+    model = fresh(name, 32, device)
+    params = {key: param.detach() for key, param in model.named_parameters()}
+    return (
+        params,
+        Mask.dense({key: value.cpu() for key, value in params.items()}, partition_of(name, model).prunable),
+        model,
+    )
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet50_cifar", "mlp_mixer_small"])
+@pytest.mark.parametrize("ties", [False, True])
+def test_prune_keeps_the_same_weights(device, name, ties):
+    """Ties are broken by position, wherever the weights lie."""
+    kept = {}
+    for where in (device, CPU):
+        params, mask, _ = params_of(name, where)
+        if ties:
+            params = {key: (value * 50).round() / 50 for key, value in params.items()}
+        masks = [mask]
+        for _ in range(3):
+            masks.append(prune(params, masks[-1], 0.2))
+        kept[where] = masks
+    for there, here in zip(kept[device], kept[CPU], strict=True):
+        assert there.equal(here) and all(not tensor.is_cuda for tensor in there.tensors.values())
+    counts = [mask.num_remaining for mask in kept[device]]
+    assert all(after == int(0.8 * before) for before, after in zip(counts, counts[1:], strict=False))
+
+
+def test_signs_and_signed_parameters_are_the_same(device):
+    found = []
+    for where in (device, CPU):
+        params, mask, model = params_of("resnet20", where)
+        signed = SignedMask.of(params, prune(params, mask, 0.9), partition_of("resnet20", model).norm)
+        torch.manual_seed(7)
+        other = {key: torch.randn(value.shape).to(where) for key, value in params.items()}
+        applied = signed.signed(other)
+        assert all(tensor.device.type == where.type for tensor in applied.values())
+        found.append((signed, {key: value.cpu() for key, value in applied.items()}))
+    (there, on_device), (here, on_cpu) = found
+    assert there.mask.equal(here.mask) and all(torch.equal(there.signs[key], here.signs[key]) for key in here.signs)
+    for key, value in on_cpu.items():
+        # -0.0 too: equal values must be equal bytes
+        assert torch.equal(on_device[key].contiguous().view(torch.int32), value.contiguous().view(torch.int32)), key
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_a_strangers_fused_optimizer_is_kept_sparse(device, kind):
+    params, mask, _ = params_of("resnet8", device)
+    signed = SignedMask.of(params, prune(params, mask, 0.5))
+    torch.manual_seed(1)
+    model = fresh("resnet8", 32, device)
+    signed.apply_(model)
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    optimizer = kind(model.parameters(), lr=0.01, weight_decay=1e-2, fused=device.type == "cuda", **options)
+    signed.keep(optimizer)
+    for _ in range(3):
+        images = torch.randn(8, 3, 32, 32, device=device)
+        model(images).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        weights = dict(model.named_parameters())
+        for name, kept in signed.mask.tensors.items():
+            assert not bool(weights[name].detach().cpu()[~kept].any()) and bool(weights[name].any())
+
+
+def test_a_barrier_curve_is_that_of_the_cpu(device, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    torch.manual_seed(3)
+    images, labels = torch.randn(4, 32, 3, 32, 32), torch.randint(10, (4, 32))
+    curves = []
+    for where in (device, CPU):
+        model = fresh("resnet8", 32, where)
+        a = {key: value.clone() for key, value in model.state_dict().items()}
+        b = {key: value.flip(0).clone() if value.is_floating_point() else value for key, value in a.items()}
+        batches = [(part.to(where), label.to(where)) for part, label in zip(images, labels, strict=True)]
+        curves.append(
+            barrier_curve(
+                model, a, b, bn_batches=[part for part, _ in batches], test_batches=batches, alphas=(0.0, 0.5, 1.0)
+            )
+        )
+    # an image on the border between two classes may fall on either side
+    for there, here in zip(curves[0].error_percent, curves[1].error_percent, strict=True):
+        assert abs(there - here) <= 100 * 2 / 128

@@ -1,0 +1,59 @@
+"""Two processes with a GPU each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+pytestmark = pytest.mark.gpu
+
+SCRIPT = """
+    import sys
+    sys.path[:0] = {paths!r}
+    import torch
+    from small_training import BATCH, Fixed, network, run
+    from torch import nn
+    from harness.config import OptimConfig, Schedule
+    from harness.training.world import World
+
+    world, sync = World(), {sync}
+    share = BATCH // world.size
+
+    class Share(Fixed):
+        def epoch(self, noise, epoch, skip_steps=0):
+            for images, labels in super().epoch(noise, epoch, skip_steps):
+                yield (part[world.rank * share : (world.rank + 1) * share] for part in (images, labels))
+
+    model = network(nn.BatchNorm2d if sync else nn.LayerNorm)
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(model) if sync and world.size > 1 else model
+    optim = OptimConfig(lr=0.05, max_grad_norm=0.5)
+    run(model.to(world.device), world, batches=Share(device=world.device), method="aws", optim=optim)
+    if world.is_main:
+        torch.save({{name: tensor.cpu() for name, tensor in model.state_dict().items()}}, sys.argv[1])
+    world.close()
+"""
+
+
+def trained(processes: int, tmp_path, device: torch.device) -> dict[str, torch.Tensor]:
+    script, out = tmp_path / "train.py", tmp_path / f"{processes}.pt"
+    paths = [path for path in sys.path if path.endswith(("training", "gpu"))]
+    script.write_text(textwrap.dedent(SCRIPT.format(paths=paths, sync=device.type == "cuda")))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    done = subprocess.run([*launcher, str(script), str(out)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return torch.load(out, weights_only=True)
+
+
+def test_batch_statistics_over_two_processes_are_those_of_one(device, tmp_path):
+    """`--sync-batchnorm`: two halves of a batch give what the whole gives. On CPUs, which lack it, with LayerNorm."""
+    pytest.importorskip("accelerate")
+    if device.type == "cuda" and torch.cuda.device_count() < 2:
+        pytest.skip(f"needs two GPUs, here is {torch.cuda.device_count()}")
+    two, one = trained(2, tmp_path, device), trained(1, tmp_path, device)
+    assert two.keys() == one.keys()
+    for name, tensor in one.items():
+        assert torch.allclose(two[name].float(), tensor.float(), atol=1e-4), name
