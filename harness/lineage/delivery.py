@@ -11,25 +11,40 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.faults import reach
+from harness.lineage.description import (
+    LAYERS,
+    NOTE_TAG,
+    Relative,
+    command_of,
+    describe,
+    hardware_of,
+    relation_to,
+    with_children,
+)
 from harness.lineage.local import DELIVERED, RECORD, LocalNodes, check_files, json_bytes, read_record, read_sums
 from harness.lineage.origin import origin_of
 from harness.lineage.record import WITHOUT_MODEL, LineageRecord
+from harness.lineage.registry import Registry
 from harness.lineage.server import (
     DIGEST_TAG,
     FAMILIES_TAG,
     KEY_TAG,
     ORIGIN_TAG,
     PARENT_RUNS_TAG,
+    PARENTS_TAG,
     ROOT_TAG,
     Server,
     family_digits,
     outputs,
     redact,
+    summary_of,
 )
 
 if TYPE_CHECKING:
@@ -39,7 +54,22 @@ MODEL_NAME = "network"  # fixed, so that runs:/<run id>/network/signed_mask.safe
 
 _TAG_CHARACTERS = 8000  # MLflow cuts longer ones without a word
 _PARAM_CHARACTERS = 6000
-_METRICS_PER_CALL, _PARAMS_PER_CALL = 1000, 100
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 800, 100  # at most 1000 of all together
+_DIGEST_CHARACTERS = 36  # of a data set; MLflow takes no more
+_OF_THE_MODEL = ("test_error_percent", "density", "flipped_signs")
+_OF_THE_USER = ("test_error_percent", "barrier")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One metric as it is logged, maybe for a model, maybe measured on a data set."""
+
+    name: str
+    value: float
+    step: int
+    timestamp_ms: int
+    model_id: str | None = None
+    data_set: Mapping[str, str] = field(default_factory=dict)
 
 
 class Delivery:
@@ -47,6 +77,7 @@ class Delivery:
 
     def __init__(self, server: Server, local: LocalNodes) -> None:
         self.server, self.local = server, local
+        self.registry = Registry(server)
         self.completed: set[str] = set()  # run IDs that this object finished
 
     def deliver(self, directory: Path, record: LineageRecord) -> Run:
@@ -119,27 +150,25 @@ class Delivery:
             **run_tags(record),
             KEY_TAG: record.key,
             "harness.kind": record.kind,
-            "harness.parents": json.dumps([[parent.relation, parent.key] for parent in record.parents]),
-            "harness.root": above.data.tags["harness.root"] if above is not None else record.key,
+            PARENTS_TAG: json.dumps([[parent.relation, parent.key] for parent in record.parents]),
+            ROOT_TAG: above.data.tags[ROOT_TAG] if above is not None else record.key,
             **({"harness.nested_under": record.nest_key} if record.nest_key is not None else {}),
             **{DIGEST_TAG + name: digest for name, digest in digests.items()},
-            "mlflow.source.git.commit": record.code.get("commit", "unknown"),
+            **_mlflow_tags(record),
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
             **_family_tags(record, used),
             **({ORIGIN_TAG: " ".join(origin)} if (origin := origin_of(self.local, directory)) else {}),
         }
         tags = {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
-        experiment = self.server.own_experiment()
-        return self.server.client().create_run(
-            experiment, start_time=record.started_ms, tags=tags, run_name=record.name
-        )
+        client, experiment = self.server.client(), self.server.own_experiment()
+        return client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
 
     def _complete(self, run: Run, directory: Path, record: LineageRecord, used: dict[str, Run]) -> Run:
         """Add what the run does not have yet, and mark it finished last."""
         client, run_id = self.server.client(), run.info.run_id
         reach("run-created")
         params = _params(record.config)
-        self._log_params(run_id, params)
+        model = None
         if record.kind in WITHOUT_MODEL:
             client.log_artifacts(run_id, str(directory))
         else:
@@ -149,27 +178,55 @@ class Delivery:
                 reach("files-sent")
                 client.finalize_logged_model(model.model_id, "READY")
             self._log_output(run_id, model)
+        if LAYERS in record.files:
+            client.log_artifact(run_id, str(directory / LAYERS))  # a run's page shows tables of its own files alone
         self._log_inputs(run_id, record, used)
-        self._log_metrics(run_id, record)
+        note = run.data.tags.get(NOTE_TAG) or _note(run, record, used)  # a person may have written there since
+        self._log_batch(run_id, _points(record, model, used), params, {NOTE_TAG: note})
+        self._tell_relatives(run, record, model, used)
         reach("before-finished")
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
         self.completed.add(run_id)
         return client.get_run(run_id)
 
-    def _log_params(self, run_id: str, params: dict[str, str]) -> None:
-        from mlflow.entities import Param
+    def _tell_relatives(self, run: Run, record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> None:
+        """Show the run where it came from: in its parents' descriptions, its search's charts, the registry."""
+        for key in dict.fromkeys(parent.key for parent in record.parents):
+            self._add_child(used[key])
+        if record.kind == "level" and model is not None:
+            search = used[record.nest_key] if record.nest_key is not None else None
+            if search is not None:
+                self._log_batch(search.info.run_id, _level_points(record))
+            self.registry.register(run.info.run_id, model, record)
 
-        entities = [Param(name, value) for name, value in params.items()]
-        for chunk in _chunks(entities, _PARAMS_PER_CALL):
-            self.server.client().log_batch(run_id, params=chunk, synchronous=True)
+    def _add_child(self, parent: Run) -> None:
+        """Name everything made from a run in its description, and leave the rest of that as it is."""
+        note, key = parent.data.tags.get(NOTE_TAG, ""), parent.data.tags[KEY_TAG]
+        children = [Relative(child, relation_to(child, key)) for child in self.server.children_of(key)]
+        changed = with_children(note, children)
+        if changed != note:
+            self.server.client().set_tag(parent.info.run_id, NOTE_TAG, redact(changed))
 
-    def _log_metrics(self, run_id: str, record: LineageRecord) -> None:
-        from mlflow.entities import Metric
+    def _log_batch(
+        self,
+        run_id: str,
+        points: Sequence[Point],
+        params: Mapping[str, str] | None = None,
+        tags: Mapping[str, str] | None = None,
+    ) -> None:
+        """Log everything in as few calls as MLflow allows."""
+        from mlflow.entities import Metric, Param, RunTag
 
         # With the time of measurement, not of sending: MLflow keeps a point that comes twice once.
-        entities = [Metric(m.name, float(m.value), m.timestamp_ms, m.step) for m in record.metrics]
-        for chunk in _chunks(entities, _METRICS_PER_CALL):
-            self.server.client().log_batch(run_id, metrics=chunk, synchronous=True)
+        metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step, model_id=p.model_id, **p.data_set) for p in points]
+        batches = zip_longest(
+            _chunks(metrics, _METRICS_PER_CALL),
+            _chunks([Param(name, value) for name, value in (params or {}).items()], _PARAMS_PER_CALL),
+            _chunks([RunTag(name, value) for name, value in (tags or {}).items()], _PARAMS_PER_CALL),
+            fillvalue=(),
+        )
+        for some_metrics, some_params, some_tags in batches:
+            self.server.client().log_batch(run_id, some_metrics, some_params, some_tags, synchronous=True)
 
     def _logged_model(self, run: Run, record: LineageRecord, params: dict[str, str]) -> LoggedModel:
         """Return the run's logged model, created (PENDING) if an interrupted delivery had not come so far."""
@@ -210,7 +267,7 @@ class Delivery:
         data, digest = record.tags.get("data"), record.tags.get("data_digest")
         if data and digest and data not in known_data:
             source = json.dumps({"content_digest": digest})
-            dataset = Dataset(data, digest[:36], source_type="local", source=source)  # MLflow takes 36 characters
+            dataset = Dataset(data, digest[:_DIGEST_CHARACTERS], source_type="local", source=source)
             datasets.append(DatasetInput(dataset, [InputTag("mlflow.data.context", "train")]))
         if models or datasets:
             client.log_inputs(run_id, datasets=datasets, models=models)
@@ -234,6 +291,60 @@ def _family_tags(record: LineageRecord, used: dict[str, Run]) -> dict[str, str]:
     families = dict.fromkeys(family_digits(root) for root in roots + [record.key] * (record.nest_key is None))
     tags = {PARENT_RUNS_TAG: " ".join(parents)} if parents else {}
     return tags | ({FAMILIES_TAG: " ".join(families)} if len(families) > 1 else {})
+
+
+def _note(run: Run, record: LineageRecord, used: dict[str, Run]) -> str:
+    node = replace(summary_of(run), metrics=record.last_metrics())
+    parents = [Relative(summary_of(used[parent.key]), parent.relation) for parent in record.parents]
+    return redact(describe(node, parents))
+
+
+def _points(record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> list[Point]:
+    """Return every point, the last ones for the run's own model too, and one for each model that was used.
+
+    A model's page lists the runs that logged a metric for it.
+    """
+    points = [Point(metric.name, float(metric.value), metric.step, metric.timestamp_ms) for metric in record.metrics]
+    data, digest = record.tags.get("data"), record.tags.get("data_digest")
+    data_set = {"dataset_name": data, "dataset_digest": digest[:_DIGEST_CHARACTERS]} if data and digest else {}
+    if model is not None:
+        own = _last(record, _OF_THE_MODEL)
+        points += [replace(point, model_id=model.model_id, data_set=data_set) for point in own]
+    models = dict.fromkeys(one for parent in record.parents for one in outputs(used[parent.key]))
+    for point in _last(record, _OF_THE_USER):
+        points += [replace(point, name=f"used_for_{point.name}", model_id=one, data_set=data_set) for one in models]
+    return points
+
+
+def _level_points(record: LineageRecord) -> list[Point]:
+    """Return a level's last numbers as points of its search, by level."""
+    level = record.tags.get("level", "")
+    if not level.isdecimal():
+        return []
+    return [replace(point, name=f"levels/{point.name}", step=int(level)) for point in _last(record, _OF_THE_MODEL)]
+
+
+def _last(record: LineageRecord, names: Sequence[str]) -> list[Point]:
+    """Return the last point of each of these metrics that the record has."""
+    last = []
+    for name in names:
+        found = [metric for metric in record.metrics if metric.name == name]
+        if found:
+            metric = max(found, key=lambda one: (one.step, one.timestamp_ms))
+            last.append(Point(name, float(metric.value), metric.step, metric.timestamp_ms))
+    return last
+
+
+def _mlflow_tags(record: LineageRecord) -> dict[str, str]:
+    """Return what MLflow's own pages look for: source, commit, tables; and how the run was launched, on what."""
+    tags = {"mlflow.source.git.commit": record.code.get("commit", "unknown")}
+    argv = record.config.get("argv")
+    if isinstance(argv, list) and argv:
+        tags |= {"mlflow.source.name": str(argv[0]), "mlflow.source.type": "LOCAL"}
+    if LAYERS in record.files:
+        tags["mlflow.loggedArtifacts"] = json.dumps([{"path": LAYERS, "type": "table"}])
+    launch = {"launch.command": command_of(record), "launch.hardware": hardware_of(record)}
+    return tags | {name: value for name, value in launch.items() if value}
 
 
 def _shorten(value: str, limit: int) -> str:

@@ -35,6 +35,7 @@ class NodeSummary:
     finished_ms: int
     parent_run_ids: tuple[str, ...] = ()
     origin_run_ids: tuple[str, ...] = ()
+    experiment_id: str | None = None
 
     @classmethod
     def of(cls, record: LineageRecord, root: str | None = None) -> NodeSummary:

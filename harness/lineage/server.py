@@ -6,6 +6,7 @@ Whatever a server that is away, broken or full raises becomes one ConnectionErro
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -19,7 +20,9 @@ from urllib.parse import urlsplit
 import psutil
 
 from harness.faults import reach
+from harness.lineage.graph import NodeSummary
 from harness.lineage.local import check_digest
+from harness.lineage.record import Parent
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -76,6 +79,11 @@ class Server:
     def is_file(self) -> bool:
         """Whether it is a SQLite file, which is made when it is first written."""
         return sqlite_path(self.tracking_uri) is not None
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server stands between us and the store."""
+        return (self.tracking_uri or "").startswith(("http://", "https://"))
 
     @property
     def address(self) -> str:
@@ -202,6 +210,13 @@ class Server:
         # A search gives no inputs and outputs in every version of MLflow; the run itself does.
         return None if run is None else self.client().get_run(run.info.run_id)
 
+    def children_of(self, key: str) -> list[NodeSummary]:
+        """Return what was made directly from the node with this key, oldest first, unfinished deliveries too."""
+        runs = self.client().search_runs(
+            self.experiment_ids(), f"tags.`{PARENTS_TAG}` LIKE '%{key}%'", max_results=1000, order_by=["start_time ASC"]
+        )
+        return [summary_of(run) for run in runs]
+
     # ------------------------------------------------------------------ files
 
     def repository(self, run: Run) -> ArtifactRepository:
@@ -229,6 +244,38 @@ class Server:
 def outputs(run: Run) -> list[str]:
     """Return the IDs of the logged models that a run made."""
     return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
+
+
+def summary_of(run: Run) -> NodeSummary:
+    """Return what a run says of itself in tags and metrics."""
+    tags = run.data.tags
+    hidden = ("harness.", "mlflow.")
+    return NodeSummary(
+        key=tags[KEY_TAG],
+        kind=tags.get("harness.kind", ""),
+        name=run.info.run_name or "",
+        parents=_parents(tags),
+        nest_key=tags.get("harness.nested_under"),
+        root=tags.get("harness.root"),
+        tags={name: value for name, value in tags.items() if not name.startswith(hidden)},
+        metrics=dict(run.data.metrics),
+        files={name.removeprefix(DIGEST_TAG): value for name, value in tags.items() if name.startswith(DIGEST_TAG)},
+        run_id=run.info.run_id,
+        status=run.info.status,
+        started_ms=run.info.start_time or 0,
+        finished_ms=run.info.end_time or 0,
+        experiment_id=str(run.info.experiment_id),
+        parent_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(PARENT_RUNS_TAG, ""))),
+        origin_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(ORIGIN_TAG, ""))),
+    )
+
+
+def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
+    """Return the parents as tags say; none where somebody edited them beyond reading, which `verify` reports."""
+    try:
+        return tuple(Parent(key, relation) for relation, key in json.loads(tags.get(PARENTS_TAG, "[]")))
+    except (ValueError, TypeError, RecursionError):
+        return ()
 
 
 def tag(run: Run, name: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,17 +13,15 @@ from harness.digest import sha256_file
 from harness.lineage.delivery import Delivery
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import RECORD, LocalNodes, check_digest, read_record
-from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.record import LineageRecord
 from harness.lineage.server import (
     DIGEST_TAG,
     KEY_TAG,
-    ORIGIN_TAG,
-    PARENT_RUNS_TAG,
-    PARENTS_TAG,
     Server,
     default_tracking_uri,
     download,
     opened,
+    summary_of,
     tag,
 )
 
@@ -163,7 +160,7 @@ class LineageStore:
                 page = self.server.client().search_runs(
                     ids, condition, max_results=size, order_by=["start_time DESC"], page_token=token
                 )
-                found += [_summary(run) for run in page if KEY_TAG in run.data.tags]
+                found += [summary_of(run) for run in page if KEY_TAG in run.data.tags]
                 token = page.token
                 if not token:
                     break
@@ -209,33 +206,3 @@ class LineageStore:
             for name in record.files:
                 download(repository, name, target)
             return self.local.import_directory(target, digest)
-
-
-def _summary(run: Run) -> NodeSummary:
-    tags = run.data.tags
-    hidden = ("harness.", "mlflow.")
-    return NodeSummary(
-        key=tags[KEY_TAG],
-        kind=tags.get("harness.kind", ""),
-        name=run.info.run_name or "",
-        parents=_parents(tags),
-        nest_key=tags.get("harness.nested_under"),
-        root=tags.get("harness.root"),
-        tags={name: value for name, value in tags.items() if not name.startswith(hidden)},
-        metrics=dict(run.data.metrics),
-        files={name.removeprefix(DIGEST_TAG): value for name, value in tags.items() if name.startswith(DIGEST_TAG)},
-        run_id=run.info.run_id,
-        status=run.info.status,
-        started_ms=run.info.start_time or 0,
-        finished_ms=run.info.end_time or 0,
-        parent_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(PARENT_RUNS_TAG, ""))),
-        origin_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(ORIGIN_TAG, ""))),
-    )
-
-
-def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
-    """Return the parents as tags say; none where somebody edited them beyond reading, which `verify` reports."""
-    try:
-        return tuple(Parent(key, relation) for relation, key in json.loads(tags.get(PARENTS_TAG, "[]")))
-    except (ValueError, TypeError, RecursionError):
-        return ()

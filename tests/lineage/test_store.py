@@ -22,7 +22,8 @@ from harness.lineage.store import LineageStore, open_store
 
 # every call that changes the store, in the order of a delivery
 SENDING = ["create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts"]
-SENDING += ["finalize_logged_model", "log_outputs", "log_inputs", "log_artifacts", "set_terminated"]
+SENDING += ["finalize_logged_model", "log_outputs", "log_inputs", "log_artifacts", "log_artifact", "set_tag"]
+SENDING += ["create_registered_model", "create_model_version", "set_registered_model_alias", "set_terminated"]
 
 
 def all_runs(store: LineageStore) -> list[Any]:
