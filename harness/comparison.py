@@ -216,10 +216,11 @@ def _record(
     return LineageRecord(
         key=key,
         kind="analysis",
-        name=f"{question}: {first.record.name} | {second.record.name}",
+        name=_name(experiment, question, first, second),
         parents=(Parent(first.key, "compared"), Parent(second.key, "compared")),
         config=experiment.base_config(question=question, comparison=asdict(config)),
         tags=experiment.base_tags(
+            **{tag: first.record.tags[tag] for tag in ("method", "level") if tag in first.record.tags},
             question=question,
             density=f"{first.mask.density:.6f}",
             same_start=str(_same_start(first, second)).lower(),
@@ -231,6 +232,20 @@ def _record(
         started_ms=started_ms,
         finished_ms=now,
     )
+
+
+def _name(experiment: Experiment, question: Question, first: Node, second: Node) -> str:
+    """Return what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'."""
+    assert first.record is not None and second.record is not None
+    tags = first.record.tags
+    ticket = [f"L{tags['level']}", f"d{first.mask.density:.3f}"] + ([tags["method"]] if "method" in tags else [])
+    return " ".join([question, _short(first.record), "|", _short(second.record), *ticket, experiment.network])
+
+
+def _short(record: LineageRecord) -> str:
+    tags = record.tags
+    seeds = [f"{letter}{tags[tag]}" for letter, tag in (("i", "init_seed"), ("s", "sgd_seed")) if tag in tags]
+    return " ".join([tags.get("kind_of_training", record.kind), *seeds])
 
 
 def _write(directory: Path, curve: BarrierCurve, title: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 # Control characters (a terminal obeys them), and format characters, which can turn the order of letters round.
@@ -19,3 +20,18 @@ def _visible(character: str) -> str:
     if unicodedata.category(character) not in _DANGEROUS:
         return character
     return character.encode("unicode_escape").decode("ascii")
+
+
+def for_markdown(text: str) -> str:
+    """Return `text` as Markdown that shows it and means nothing: no link, image, tag, emphasis or table cell."""
+    text = re.sub(r"\s+", " ", for_terminal(text))
+    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
+    return re.sub(r"([\\`*_{}\[\]()#+!|~$:@-])", r"\\\1", text)
+
+
+def code_block(text: str) -> str:
+    """Return `text` as a fenced Markdown block that nothing in it can end."""
+    longest = max((len(run) for run in re.findall("`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    lines = "\n".join(for_terminal(line) for line in text.split("\n"))
+    return f"{fence}\n{lines}\n{fence}"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -22,11 +22,13 @@ from harness.config import Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
 from harness.lineage.store import LineageStore
+from harness.machine import LoadSampler, hardware, launch_command
 from harness.masks import Mask
 from harness.models import MODELS, ParamPartition, build_model, draw_model, partition_of, width_of
 from harness.pruning import METHODS, NormState, PruningMethod
 from harness.runs.archive import Archive
 from harness.runs.keeper import RunKeeper, Saving
+from harness.runs.layers import layer_table
 from harness.runs.node import Draft
 from harness.seeds import SgdNoise
 from harness.training.batchnorm import reestimate_batchnorm
@@ -119,6 +121,13 @@ class Experiment:
         return sha256_json(self.determinants | schedules | {"pruning_fraction": config.pruning_fraction})[:12]
 
     @property
+    def network(self) -> str:
+        """The network's name, with its width where that is not its own."""
+        model = self.config.model
+        width = width_of(model.name, model.width)
+        return model.name if width == width_of(model.name, None) else f"{model.name}-w{width}"
+
+    @property
     def determinants(self) -> dict[str, Any]:
         """What determines the bits of every run of this launch, seeds and method aside."""
         config = self.config
@@ -187,8 +196,11 @@ class Experiment:
                 draft.log("alpha_mean", report.alpha_mean, step)
             if self.world.is_main:
                 draft.log("flipped_signs", _flipped(params, signs, start.mask), step)
+            draft.add(sampler.take())
 
-        with self._progress(draft.name, schedule.epochs) as keeper.on_resume:
+        sampler = LoadSampler(draft.started_ms / 1000)
+        watched = sampler if self.world.is_main else nullcontext()
+        with watched, self._progress(draft.name, schedule.epochs) as keeper.on_resume:
             train(
                 model,
                 world=self.world,
@@ -204,6 +216,7 @@ class Experiment:
                 keeper=keeper,
             )
         checkpoint = self._snapshot(model, draft, schedule.epochs)
+        draft.layers = layer_table(checkpoint.params, signs, start.mask)
         spent = draft.epochs_before if draft.epochs_spent is None else draft.epochs_spent
         draft.log("epochs_total", spent + schedule.epochs, checkpoint.epochs)
         self._evaluate(model, checkpoint, draft, noise, reestimate=reestimate)
@@ -274,7 +287,7 @@ class Experiment:
     def base_tags(self, **more: object) -> dict[str, str]:
         """Tags every run of this launch carries."""
         tags = {"data": self.spec.name, "data_digest": self.source.content_digest, "model": self.config.model.name}
-        tags["settings"] = self.settings
+        tags |= {"network": self.network, "settings": self.settings}
         return tags | {name: str(value) for name, value in more.items()}
 
     def base_config(self, **more: object) -> dict[str, Any]:
@@ -285,7 +298,8 @@ class Experiment:
             "threads": torch.get_num_threads(),
         }
         data = {"num_train": self.source.num_train, "num_test": self.source.num_test}
-        return {"search": to_json(self.config), "data": data, "launch": launch, "argv": sys.argv} | more
+        how = {"launch": launch, "hardware": hardware(), "command": launch_command(), "argv": sys.argv}
+        return {"search": to_json(self.config), "data": data} | how | more
 
 
 def _flipped(params: dict[str, torch.nn.Parameter], signs: dict[str, torch.Tensor], mask: Mask) -> float:

@@ -130,5 +130,5 @@ def _name(experiment: Experiment, trial: Trial, ticket: Node | None, mask: Mask)
     words: list[str] = [trial.kind]
     if ticket is not None:
         words += [f"L{ticket.checkpoint.level:02d} d{mask.density:.3f} {config.method}"]
-    words += [config.model.name] if trial.drawn is None else [config.model.name, f"i{trial.drawn}"]
+    words += [experiment.network] if trial.drawn is None else [experiment.network, f"i{trial.drawn}"]
     return " ".join([*words, f"s{trial.sgd_seed}"])

@@ -74,7 +74,7 @@ def _level(
     draft = Draft(
         determinants=level_determinants(experiment, root, level, schedule, parent),
         kind="level",
-        name=f"L{level:02d} d{mask.density:.3f} {config.method} {config.model.name}",
+        name=f"L{level:02d} d{mask.density:.3f} {config.method} {experiment.network}",
         parents=(Parent(parent.key, "pruned-from") if parent else Parent(root, "initialised-from"),),
         nested_under=root,
         config=experiment.base_config(level=level, schedule=asdict(schedule)),
@@ -106,7 +106,7 @@ def _root_determinants(experiment: Experiment) -> dict[str, Any]:
 
 def _root_name(experiment: Experiment) -> str:
     config = experiment.config
-    return f"{config.method} {config.model.name} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    return f"{config.method} {experiment.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
 
 
 def level_determinants(

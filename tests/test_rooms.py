@@ -25,6 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "faults": set(),
     "progress": set(),
     "escape": set(),
+    "machine": set(),
     "data": _BASE,
     "models": {"config", "seeds"},  # θ_init is a function of its seed
     "masks": {"config", "digest"},
@@ -37,7 +38,7 @@ ROOMS: dict[str, set[str]] = {
     "analysis": _NETWORK | {"data", "training"},
     # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
     "runs": _NETWORK | {"training", "lineage"},
-    "experiment": _PARTS,
+    "experiment": _PARTS | {"machine"},
     "search": _PARTS | {"experiment"},
     "final": _PARTS | {"experiment"},
     "comparison": _PARTS | {"analysis", "experiment"},

@@ -15,6 +15,7 @@ from harness.lineage.graph import LineageGraph, NodeSummary
 from harness.lineage.index import Entry, LocalIndex
 from harness.lineage.origin import origins
 from harness.lineage.query import Query
+from harness.lineage.registry import is_model_uri
 from harness.lineage.server import FAMILIES_TAG, KEY_TAG, ORIGIN_TAG, PARENTS_TAG, ROOT_TAG, family_digits
 from harness.lineage.store import LineageStore
 
@@ -48,10 +49,12 @@ def undelivered(store: LineageStore, known: set[str]) -> list[NodeSummary]:
 
 
 def find_node(store: LineageStore, text: str) -> NodeSummary:
-    """Return the node that a run ID or a key, or a unique beginning of one, names; LookupError otherwise.
+    """Return the node that a run ID or a key, or a unique beginning of one, or a `models:/` URI names.
 
-    The run ID that an imported node had where it was made names it, too.
+    The run ID that an imported node had where it was made names it, too. LookupError when there is no such node.
     """
+    if is_model_uri(text):
+        text = store.run_id_of_model(text)
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
         raise LookupError(f"{text!r} is no run ID or key: give at least {_MINIMUM_DIGITS} of its hex digits")
     ways = (_by_run_id, _by_key, _by_local_key, _by_origin)

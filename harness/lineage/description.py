@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from harness.escape import code_block, for_markdown
 from harness.lineage.graph import NodeSummary
 from harness.lineage.record import LineageRecord
 
@@ -35,20 +36,6 @@ class Relative:
     relation: str
 
 
-def escape(text: str) -> str:
-    """Return `text` as Markdown that shows it and means nothing: no link, image, tag, emphasis or table cell."""
-    text = re.sub(r"\s+", " ", text)
-    text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&quot;")
-    return re.sub(r"([\\`*_{}\[\]()#+!|~$:@-])", r"\\\1", text)
-
-
-def code_block(text: str) -> str:
-    """Return `text` as a fenced block that nothing in it can end."""
-    longest = max((len(run) for run in re.findall("`+", text)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}\n{text}\n{fence}"
-
-
 def run_address(node: NodeSummary) -> str | None:
     """Return where the MLflow UI shows a node's run, from the UI's own root on; None if it has no run."""
     if node.run_id is None or not re.fullmatch("[0-9a-zA-Z]+", f"{node.experiment_id}{node.run_id}"):
@@ -59,7 +46,7 @@ def run_address(node: NodeSummary) -> str | None:
 def link(node: NodeSummary) -> str:
     """Return a node's name as a Markdown link to its run."""
     address = run_address(node)
-    return f"[{escape(node.name)}]({address})" if address else escape(node.name)
+    return f"[{for_markdown(node.name)}]({address})" if address else for_markdown(node.name)
 
 
 def describe(node: NodeSummary, parents: Sequence[Relative]) -> str:
@@ -134,22 +121,22 @@ def hardware_of(record: LineageRecord) -> str:
 
 def _sentence(node: NodeSummary) -> str:
     tags, metrics = node.tags, node.metrics
-    network, data = escape(tags.get("network", tags.get("model", "?"))), escape(tags.get("data", "?"))
-    method = escape(tags.get("method", "?"))
-    seeds = ", ".join(f"{name} {escape(tags[name])}" for name in ("init_seed", "sgd_seed") if name in tags)
+    network, data = for_markdown(tags.get("network", tags.get("model", "?"))), for_markdown(tags.get("data", "?"))
+    method = for_markdown(tags.get("method", "?"))
+    seeds = ", ".join(f"{name} {for_markdown(tags[name])}" for name in ("init_seed", "sgd_seed") if name in tags)
     error = f"test error **{metrics['test_error_percent']:.2f} %**" if "test_error_percent" in metrics else ""
     left = f"{100 * float(metrics['density']):.2f} % of the prunable weights remain" if "density" in metrics else ""
     if node.kind == "search":
         what = f"Search with **{method}** for winning signs in {network} on {data}"
     elif node.kind == "level":
-        what = f"Level {escape(tags.get('level', '?'))} of a search with **{method}** in {network} on {data}"
+        what = f"Level {for_markdown(tags.get('level', '?'))} of a search with **{method}** in {network} on {data}"
     elif node.kind == "training":
         used = f" of a ticket of {method}" if "method" in tags else ""
-        what = f"Final training **{escape(tags.get('kind_of_training', '?'))}**{used}, {network} on {data}"
+        what = f"Final training **{for_markdown(tags.get('kind_of_training', '?'))}**{used}, {network} on {data}"
     elif node.kind == "report":
         what = f"Report on {len(node.parents)} runs"
     else:
-        what = f"Comparison **{escape(tags.get('question', '?'))}** of two trainings of {network} on {data}"
+        what = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
         if "barrier" in metrics:
             error = f"barrier **{metrics['barrier']:.2f}** percentage points"
     return "; ".join(part for part in (what, left, error, seeds) if part) + "."
@@ -163,7 +150,7 @@ def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
             rows.append(f"| used ({one.relation}) | {link(one.node)} | {_file(name, one.node.files)}")
     if "data_digest" in node.tags:
         rows.append(
-            f"| used | data {escape(node.tags.get('data', ''))} | content | `{_hex(node.tags['data_digest'])}` |"
+            f"| used | data {for_markdown(node.tags.get('data', ''))} | content | `{_hex(node.tags['data_digest'])}` |"
         )
     for name in sorted(node.files):
         rows.append(f"| made | | {_file(name, node.files)}")
@@ -171,7 +158,7 @@ def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
 
 
 def _file(name: str, files: Mapping[str, str]) -> str:
-    return f"{escape(name)} | `{_hex(files[name])}` |"
+    return f"{for_markdown(name)} | `{_hex(files[name])}` |"
 
 
 def _hex(text: str) -> str:
@@ -185,7 +172,7 @@ def _launch(node: NodeSummary) -> str:
         parts.append(f"Launched as\n\n{code_block(tags['launch.command'])}")
     commit, dirty = tags.get("code.commit", "unknown"), tags.get("code.dirty", "unknown")
     state = {"true": "**with changes that were not committed**", "false": "clean"}.get(dirty, "state unknown")
-    hardware = f" on {escape(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
+    hardware = f" on {for_markdown(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
     parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}{hardware}.")
     if "signed_mask.safetensors" in node.files and node.run_id:
         parts.append(
@@ -196,7 +183,7 @@ def _launch(node: NodeSummary) -> str:
 
 def _short_link(node: NodeSummary, text: str) -> str:
     address = run_address(node)
-    return f"[{escape(text)}]({address})" if address else escape(text)
+    return f"[{for_markdown(text)}]({address})" if address else for_markdown(text)
 
 
 def _family_table(nodes: Sequence[NodeSummary], room: int) -> str:

@@ -1,4 +1,4 @@
-"""Signed masks and checkpoints by run ID, node key or file: the two lines a stranger's project needs."""
+"""Signed masks and checkpoints by run ID, model version, node key or file: the two lines a stranger's project needs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.lineage.local import LocalNodes
+from harness.lineage.registry import is_model_uri
 from harness.lineage.store import DEFAULT_DIRECTORY, open_store
 
 if TYPE_CHECKING:
@@ -22,12 +23,13 @@ CHECKPOINT = "checkpoint.safetensors"
 def load_signed_mask(
     run_id: str | Path, tracking_uri: str | None = None, local_dir: Path | str = DEFAULT_DIRECTORY
 ) -> SignedMask:
-    """Return the signed mask of a finished run, given its run ID, its node's key or the path of a file.
+    """Return the signed mask of a finished run, given its run ID, a `models:/` URI, its node's key or a file's path.
 
-    A run ID is looked up at `tracking_uri` (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working
-    directory), a key in `local_dir` first. The file's SHA-256 is checked against the one recorded; of a level only the
-    mask is read, never the checkpoint. Raises LookupError when there is no such run, file or mask, ValueError when the
-    run is not finished or the file altered, ConnectionError when the server cannot be reached.
+    A URI names a version or an alias: models:/aws-digits-resnet20@s1-L07. It and a run ID are looked up at
+    `tracking_uri` (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory), a key in `local_dir`
+    first. The file's SHA-256 is checked against the one recorded; of a level only the mask is read, never the
+    checkpoint. Raises LookupError when there is no such run, version, file or mask, ValueError when the run is not
+    finished or the file altered, ConnectionError when the server cannot be reached.
     """
     from harness.masks import SignedMask
 
@@ -57,10 +59,12 @@ def _open(run_id: str | Path, name: str, tracking_uri: str | None, local_dir: Pa
         if found is None:
             raise LookupError(f"no node with key {text[:16]}… in {local.directory.resolve()} or a finished MLflow run")
         text = found
+    elif is_model_uri(text):
+        text = open_store(local_dir, tracking_uri).run_id_of_model(text)
     elif not re.fullmatch("[0-9a-f]{32}", text):
         path = Path(run_id)
         if not path.is_file():
-            raise LookupError(f"{text!r} is no run ID (32 hex digits), no node key (64) and no file")
+            raise LookupError(f"{text!r} is no run ID (32 hex digits), no node key (64), no models:/ URI and no file")
         yield path
         return
     with open_store(local_dir, tracking_uri).open_file(text, name) as path:

@@ -132,6 +132,13 @@ class LineageStore:
         with self.server.talking(f"read run {run_id}"):
             return str(self.server.finished(run_id).data.tags[KEY_TAG])
 
+    def run_id_of_model(self, uri: str) -> str:
+        """Return the run that a `models:/` URI (version, alias or logged model) leads to; LookupError if none does."""
+        if not self.server.readable():
+            raise LookupError(f"no MLflow store to look {uri} up in")
+        with self.server.talking(f"look {uri} up"):
+            return self.delivery.registry.run_id(uri)
+
     def experiments(self) -> list[str]:
         """Return the names of all experiments of the tracking store."""
         if not self.server.readable():

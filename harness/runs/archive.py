@@ -15,6 +15,8 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.lineage.code import code_version
+from harness.lineage.description import LAYERS
+from harness.lineage.local import json_bytes
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask, check_fits
@@ -144,6 +146,8 @@ class Archive:
         def write(directory: Path) -> None:
             checkpoint.save(directory / CHECKPOINT)
             signed_mask.save(directory / SIGNED_MASK, metadata)
+            if draft.layers is not None:
+                (directory / LAYERS).write_bytes(json_bytes(draft.layers))
 
         self.commit(record, draft.determinants, write)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -57,6 +58,8 @@ class Draft:
     nested_under: str | None = None
     metrics: list[Metric] = field(default_factory=list)
     started_ms: int = field(default_factory=lambda: now_ms())
+    layers: dict[str, Any] | None = None
+    """What the training made of each layer (`harness.runs.layers`)."""
 
     @cached_property
     def key(self) -> str:
@@ -71,6 +74,11 @@ class Draft:
     def log(self, name: str, value: float, step: int) -> None:
         """Measure one number now."""
         self.metrics.append(Metric(name, float(value), step, now_ms()))
+
+    def add(self, samples: Iterable[tuple[str, float, int]]) -> None:
+        """Keep numbers (name, value, time in ms) that were measured beside the training; their step is in seconds."""
+        for name, value, time_ms in samples:
+            self.metrics.append(Metric(name, value, (time_ms - self.started_ms) // 1000, time_ms))
 
 
 def now_ms() -> int:

@@ -1,0 +1,103 @@
+"""What a person reads on a run's page, and that nobody's name or tag becomes more than text there."""
+
+import re
+from dataclasses import replace
+
+import pytest
+from lineage_story import commit_story, key_of
+from mlflow import MlflowClient
+
+from harness.escape import code_block, for_markdown
+from harness.lineage.description import NOTE_CHARACTERS, NOTE_TAG, Relative, describe, describe_search, with_children
+from harness.lineage.graph import NodeSummary
+from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.store import LineageStore
+
+HOSTILE = "<script>alert(1)</script> [x](javascript:alert(1)) | `![](http://a/b.png)` **b**\n# h"
+
+
+def notes(store: LineageStore) -> dict[str, str]:
+    client = MlflowClient(store.tracking_uri)
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    return {run.data.tags["harness.key"]: run.data.tags[NOTE_TAG] for run in runs}
+
+
+def summary(name: str, kind: str = "level", **more: object) -> NodeSummary:
+    node = NodeSummary.of(LineageRecord(key_of(name), kind, name))
+    return replace(node, run_id="0" * 32, experiment_id="7", **more)
+
+
+def test_a_level_links_to_its_parents_and_children(store: LineageStore) -> None:
+    paths = commit_story(store.local)
+    ids = {name: store.deliver(path) for name, path in paths.items()}
+    experiment = MlflowClient(store.tracking_uri).get_experiment_by_name("test").experiment_id
+    found = notes(store)
+
+    def link(name: str) -> str:
+        return f"](#/experiments/{experiment}/runs/{ids[name]})"
+
+    came, _, made = found[key_of("level 1")].split("\n")[:3]
+    assert came.startswith("**From** [aws resnet20 L00 d1.000" + link("level 0")) and "(pruned-from)" in came
+    assert made.startswith("**Made from it** [aws resnet20 L02 d0.640" + link("level 2")) and link("lmc") not in made
+    last = found[key_of("level 2")].split("\n")
+    assert link("signed_mask") in last[2] and "(masked-by)" in last[2]
+    record = store.local.load(key_of("level 1"))
+    note = found[key_of("level 1")]
+    for digest in (*record.files.values(), store.local.load(key_of("level 0")).files["signed_mask.safetensors"]):
+        assert digest in note  # what it made, and what it used
+    assert "5.00 %" in note and "c0ffee" in note and f'load_signed_mask("{ids["level 1"]}")' in note
+    assert "nothing yet" in found[key_of("lmc")].split("\n")[2] and link("dense") in found[key_of("lmc")]
+
+
+def test_what_a_person_wrote_there_stays(store: LineageStore) -> None:
+    paths = commit_story(store.local)
+    run_id = store.deliver(paths["level 0"])
+    client = MlflowClient(store.tracking_uri)
+    client.set_tag(run_id, NOTE_TAG, "Mine.\n\n**Made from it** nothing yet\n\nMore of mine.")
+    store.deliver(paths["level 1"])
+    first, _, made, _, last = client.get_run(run_id).data.tags[NOTE_TAG].split("\n")
+    assert (first, last) == ("Mine.", "More of mine.") and "L01" in made
+    client.set_tag(run_id, NOTE_TAG, "Mine alone.")
+    store.deliver(paths["level 2"])
+    assert client.get_run(run_id).data.tags[NOTE_TAG] == "Mine alone."
+
+
+def test_names_and_tags_are_only_text() -> None:
+    """As a Markdown renderer that lets HTML pass shows it."""
+    from markdown_it import MarkdownIt
+
+    node = summary(HOSTILE, tags={"method": HOSTILE, "data": HOSTILE, "launch.command": "```\n</pre><script>"})
+    node = replace(node, files={"signed_mask.safetensors": "a" * 64}, tags={**node.tags, "data_digest": HOSTILE})
+    parent = Relative(summary(HOSTILE, files={"checkpoint.safetensors": "b" * 64}), "pruned-from")
+    for text in (
+        with_children(describe(node, [parent]), [parent]),
+        describe_search(replace(node, kind="search"), [node, parent.node], has_picture=False),
+    ):
+        html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
+        assert "<script" not in html and "<img" not in html and "<h1" not in html and "<b>" not in html
+        targets = set(re.findall('href="([^"]*)"', html))
+        assert targets == {f"#/experiments/7/runs/{'0' * 32}"}
+        assert html.count("alert(1)") >= 4 and "&lt;/pre&gt;&lt;script&gt;" in html  # it is shown
+
+
+def test_fences_hold_and_control_characters_are_visible() -> None:
+    assert code_block("a ``` b\nc").split("\n") == ["````", "a ``` b", "c", "````"]
+    assert for_markdown("a\x1b[31m\u202eb") == r"a\\x1b\[31m\\u202eb"
+
+
+def test_a_note_is_never_longer_than_mlflow_keeps() -> None:
+    root = summary("root", "search")
+    many = [
+        replace(summary(f"level {n} with a rather long name" * 2), parents=(Parent(root.key, "pruned-from"),))
+        for n in range(300)
+    ]
+    note = describe_search(root, many, has_picture=True)
+    assert len(note) <= NOTE_CHARACTERS and "more | | | |" in note and "get-artifact?path=lineage/graph.svg" in note
+    children = [Relative(node, "pruned-from") for node in many]
+    assert "288 more" in with_children(describe(many[0], []), children)
+
+
+@pytest.mark.parametrize("run_id", ["x/../y", "a)b", None])
+def test_an_odd_run_id_is_no_link(run_id: str | None) -> None:
+    node = replace(summary("odd"), run_id=run_id)
+    assert "](" not in describe(node, [Relative(node, "pruned-from")])

@@ -1,0 +1,53 @@
+"""What a run says about its machine and its launch."""
+
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from harness.machine import LoadSampler, hardware, launch_command
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def test_hardware_is_that_of_this_machine() -> None:
+    found = hardware()
+    assert found["cpu"] in Path("/proc/cpuinfo").read_text() or not Path("/proc/cpuinfo").exists()
+    assert 1 <= found["cores"] <= (psutil.cpu_count() or 1)
+    assert abs(found["memory_gib"] - psutil.virtual_memory().total / 2**30) < 0.1
+    assert len(found["gpus"]) == torch.cuda.device_count()
+
+
+def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
+    """A stand-in for Accelerate's launcher: a process whose second word ends in `accelerate`, the third is launch."""
+    launcher = tmp_path / "accelerate"
+    launcher.write_text("import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[4:]], check=True)\n")
+    script = tmp_path / "say.py"
+    script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n")
+    with script.open("a") as file:
+        file.write("from harness.machine import launch_command\nprint(launch_command())\n")
+    words = ["launch", "--num_processes", "1", str(script), "--name", "two words"]
+    done = subprocess.run([sys.executable, str(launcher), *words], capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout) == ["accelerate", *words]
+    done = subprocess.run([sys.executable, str(script), "--a", "b c"], capture_output=True, text=True, check=True)
+    assert shlex.split(done.stdout) == ["python", str(script), "--a", "b c"]
+    assert launch_command().startswith("python ")
+
+
+def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    with LoadSampler(time.time()) as young, LoadSampler(time.time() - 3600) as old:
+        time.sleep(2.6)
+    assert torch.equal(torch.rand(3), expected)
+    samples = young.take()
+    names = {name for name, _, _ in samples}
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
+    assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
+    assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
+    assert young.take() == [] and old.take() == []  # after an hour a sample a minute is enough
