@@ -29,8 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-Name = Literal["step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload"]
-NAMES: tuple[Name, ...] = ("step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload")
+Name = Literal["step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify"]
+NAMES: tuple[Name, ...] = ("step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify")
 
 
 @dataclass(frozen=True)

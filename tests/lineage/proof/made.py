@@ -1,0 +1,52 @@
+"""A small made-up search with everything that can be proved, and ways to name what was found in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
+from harness.data import open_data
+from harness.lineage.local import LocalNodes
+from harness.lineage.proof import Findings, verify
+from harness.lineage.proof.networks import Architecture
+from harness.lineage.store import open_store
+from tools.benchmarks.made_search import Change, MadeSearch
+
+ARCHITECTURE = Architecture("resnet8", num_classes=10, channels=1, image_size=8, width=2)
+FINALS = ("signed_mask", "retrain", "mask")
+FOREIGN = "f" * 64
+
+
+def content_digest(data: Path) -> str:
+    return open_data("digits", data, "memory").content_digest
+
+
+def make(
+    runs: Path,
+    data: Path,
+    changes: dict[str, Change] | None = None,
+    finals: tuple[str, ...] = FINALS,
+    **settings: object,
+) -> MadeSearch:
+    """Make a search of two levels; `changes` are planted in it."""
+    config = SearchConfig(
+        data=DataConfig("digits", directory=data),
+        model=ModelConfig("resnet8", width=2),
+        optim=OptimConfig(),
+        final=Schedule(2, "step"),
+        warmup_epochs=2,
+        level_epochs=1,
+        num_levels=2,
+        global_batch_size=64,
+        **settings,
+    )
+    return MadeSearch(LocalNodes(runs), config, ARCHITECTURE, content_digest(data), changes).make(finals)
+
+
+def local(runs: Path) -> Findings:
+    return verify(open_store(runs, offline=True))
+
+
+def found(findings: Findings) -> set[tuple[str, str]]:
+    """Return (check, first word of the node's name) of every problem."""
+    return {(problem.check, problem.name.split()[0]) for problem in findings.problems}

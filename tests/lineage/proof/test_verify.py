@@ -1,0 +1,294 @@
+"""Planted faults whose digests are all right: each is found by the check meant for it, and by no unrelated one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from made import ARCHITECTURE, FOREIGN, found, local, make
+
+from harness.digest import sha256_json
+from harness.lineage.proof import CHECKS, verify
+from harness.lineage.record import Parent
+from harness.lineage.store import LineageStore
+from harness.masks import Mask, SignedMask
+from tools.benchmarks.made_search import Change, Draft
+
+FINALS = ("signed_mask", "retrain", "mask")
+
+
+# ---------------------------------------------------------------------- nothing wrong
+
+
+def test_a_whole_search_holds_and_every_check_was_made(store: LineageStore, data: Path) -> None:
+    search = make(store.local.directory, data, finals=(*FINALS, "dense", "random_mask", "random_signs"))
+    list(store.sync())
+    findings = verify(store)
+    assert findings.problems == [] and findings.notes == []
+    assert set(findings.checked) == set(CHECKS), "a check that is never made proves nothing"
+    assert findings.num_nodes == len(search.keys)
+    assert verify(store, search.keys["L01"]).num_nodes == 3, "a level with all it came from"
+    assert verify(store, search.keys["search"]).num_nodes == len(search.keys) - 1, "a search with all below it"
+
+
+def test_from_mlflow_alone(store: LineageStore, data: Path) -> None:
+    search = make(store.local.directory, data)
+    list(store.sync())
+    shutil.rmtree(store.local.directory)
+    findings = verify(store)
+    assert findings.problems == [] and findings.num_nodes == len(search.keys)
+    assert {"pruned", "signs", "start", "compared", "theta_init"} <= set(findings.checked)
+    assert not store.local.directory.exists(), "verifying leaves nothing behind"
+
+
+def test_an_older_lineage_is_told_apart_from_a_wrong_one(tmp_path: Path, data: Path) -> None:
+    """Runs from before determinants and α were recorded."""
+
+    def old(draft: Draft) -> None:
+        draft.key, draft.determinants = sha256_json(draft.name), {}
+        draft.metrics = [metric for metric in draft.metrics if metric.name != "alpha_mean"]
+        del draft.config["data"]
+
+    make(tmp_path, data, {"search": old, "L00": old, "L01": old, "L02": old}, finals=())
+    findings = local(tmp_path)
+    assert found(findings) == set()
+    assert {note.what.split(" was")[0] for note in findings.notes} == {
+        "what its key is the digest of",
+        "the α it drew were not recorded by the version that made it",
+    }
+    assert findings.checked["pruned"] == 2 and findings.checked["start"] == 3, "all else is proved"
+
+
+def test_another_torch_explains_what_it_draws(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path, data, {"search": _other_theta_init}, finals=())
+    assert ("theta_init", "made-up") in found(local(tmp_path))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
+    findings = local(tmp_path)
+    assert ("theta_init", "made-up") not in found(findings)
+    assert any("which explains it" in note.what for note in findings.notes)
+
+
+# ---------------------------------------------------------------------- faults whose digests are all right
+
+
+def _other_theta_init(draft: Draft) -> None:
+    """θ_init of another seed, its digest recorded."""
+    other = ARCHITECTURE.theta_init(77)
+    draft.params = other.params
+    draft.tags["theta_init_digest"] = other.digest
+
+
+def _undeclared_theta_init(draft: Draft) -> None:
+    draft.params = ARCHITECTURE.theta_init(77).params
+
+
+def _remask(draft: Draft, change: Callable[[Mask], None]) -> None:
+    """Change a node's mask and all that follows from it."""
+    assert draft.signed_mask is not None and draft.params is not None
+    mask = Mask({name: kept.clone() for name, kept in draft.signed_mask.mask.tensors.items()})
+    change(mask)
+    mask.apply_(draft.params)
+    for name, kept in mask.tensors.items():  # a weight that is kept again has a value
+        draft.params[name][kept & (draft.params[name] == 0)] = 0.5
+    draft.signed_mask = SignedMask.of(draft.params, mask, draft.signed_mask.norm)
+    draft.metrics = [metric for metric in draft.metrics if metric.name != "num_remaining"]
+
+
+def _flip(kept: torch.Tensor, value: bool, index: int = 0) -> None:
+    """Give one weight that is not `value` that value."""
+    where = (kept != value).nonzero()[index]
+    kept[tuple(where)] = value
+
+
+def _one_weight_too_many(draft: Draft) -> None:
+    _remask(draft, lambda mask: _flip(mask.tensors["conv1.weight"], True))
+
+
+def _one_weight_too_few(draft: Draft) -> None:
+    _remask(draft, lambda mask: _flip(mask.tensors["conv1.weight"], False))
+
+
+def _not_nested(draft: Draft) -> None:
+    """One weight comes back, another goes: the count stays right."""
+
+    def change(mask: Mask) -> None:
+        _flip(mask.tensors["conv1.weight"], True)
+        _flip(mask.tensors["conv1.weight"], False)
+
+    _remask(draft, change)
+
+
+def _another_weight(draft: Draft) -> None:
+    """Inside the parent's mask and of the right count, but not the smallest magnitudes."""
+    assert draft.signed_mask is not None
+    _remask(draft, lambda mask: _swap(mask.tensors["conv1.weight"]))
+
+
+def _swap(kept: torch.Tensor) -> None:
+    (dead,), (alive,) = (~kept).nonzero()[:1], kept.nonzero()[:1]
+    kept[tuple(dead)], kept[tuple(alive)] = True, False
+
+
+def _wrong_sign(draft: Draft) -> None:
+    assert draft.signed_mask is not None
+    sign = draft.signed_mask.signs["conv1.weight"]
+    where = tuple(sign.nonzero()[0])
+    sign[where] = -sign[where]
+
+
+def _wrong_bias_sign(draft: Draft) -> None:
+    assert draft.signed_mask is not None
+    draft.signed_mask.signs["fc.bias"][0] *= -1
+
+
+def _pruned_weight_lives(value: float) -> Change:
+    def change(draft: Draft) -> None:
+        assert draft.signed_mask is not None and draft.params is not None
+        dead = (~draft.signed_mask.mask.tensors["conv1.weight"]).nonzero()[0]
+        draft.params["conv1.weight"][tuple(dead)] = value
+
+    return change
+
+
+def _foreign_start(draft: Draft) -> None:
+    draft.tags["start_digest"] = FOREIGN
+    if "start" in draft.determinants:
+        draft.determinants["start"] = FOREIGN
+
+
+def _wrong_alpha(draft: Draft) -> None:
+    first, *rest = draft.metrics
+    assert first.name == "alpha_mean"
+    draft.metrics = [type(first)(first.name, first.value + 1e-15, first.step, first.timestamp_ms), *rest]
+
+
+def _alpha_in_plain_training(draft: Draft) -> None:
+    draft.log("alpha_mean", 0.5, 1)
+
+
+def _other_tag(name: str, value: str) -> Change:
+    def change(draft: Draft) -> None:
+        draft.tags[name] = value
+
+    return change
+
+
+def _sgd_seed_everywhere(draft: Draft) -> None:
+    """The seed is changed wherever it stands: only what it draws tells."""
+    draft.tags["sgd_seed"] = "5"
+    draft.config["search"]["sgd_seed"] = 5
+
+
+def _foreign_owner(draft: Draft) -> None:
+    draft.owner = FOREIGN
+
+
+def _other_key(draft: Draft) -> None:
+    """Determinants of something else, written like any other file."""
+    draft.key = FOREIGN
+
+
+def _wrong_fraction(draft: Draft) -> None:
+    draft.config["search"]["pruning_fraction"] = 0.3
+
+
+def _wrong_count_recorded(draft: Draft) -> None:
+    draft.log("density", 0.5, draft.epochs)
+
+
+def _no_parent(draft: Draft) -> None:
+    draft.parents = (Parent(FOREIGN, "pruned-from"),)
+    draft.determinants["parent"] = FOREIGN
+
+
+def _parent_of_another_level(draft: Draft) -> None:
+    draft.level = 3
+    draft.config["level"] = draft.determinants["level"] = 3
+
+
+def _other_norm(draft: Draft) -> None:
+    assert draft.signed_mask is not None
+    draft.signed_mask = SignedMask(draft.signed_mask.signs, draft.signed_mask.mask, frozenset({"fc.bias"}))
+
+
+def _dense_mask(draft: Draft) -> None:
+    _remask(draft, lambda mask: [kept.fill_(True) for kept in mask.tensors.values()] and None)
+
+
+def _barrier(draft: Draft) -> None:
+    draft.metrics = [type(m)(m.name, 3.0, m.step, m.timestamp_ms) if m.name == "barrier" else m for m in draft.metrics]
+
+
+def _curve(draft: Draft) -> None:
+    assert draft.curve is not None
+    draft.curve["error_percent"] = [12.0, 30.0, 14.0]
+
+
+# name of the fault: (node it is planted in, the fault, all that may be found)
+CRAFTED: dict[str, tuple[str, Change, set[tuple[str, str]]]] = {
+    "θ_init of another seed": ("search", _other_theta_init, {("theta_init", "made-up"), ("start", "L00")}),
+    "θ_init is not the one recorded": ("search", _undeclared_theta_init, {("theta_init", "made-up"), ("start", "L00")}),
+    "one weight too many": ("L01", _one_weight_too_many, {("count", "L01"), ("pruned", "L01"), ("start", "L01")}),
+    "mask not nested": ("L02", _not_nested, {("nested", "L02"), ("pruned", "L02"), ("start", "L02")}),
+    "mask of other magnitudes": ("L01", _another_weight, {("pruned", "L01"), ("start", "L01")}),
+    "level 0 prunes": (
+        "L00",
+        _one_weight_too_few,
+        {("count", "L00"), ("start", "L00")},
+    ),
+    "wrong sign": ("L01", _wrong_sign, {("signs", "L01")}),
+    "wrong sign of a bias": ("L02", _wrong_bias_sign, {("signs", "L02")}),
+    "pruned weight lives": ("L02", _pruned_weight_lives(1e-9), {("zeros", "L02")}),
+    "pruned weight is −0.0": ("L02", _pruned_weight_lives(-0.0), {("zeros", "L02")}),
+    "level from a foreign start": ("L01", _foreign_start, {("start", "L01")}),
+    "final training from a foreign start": ("signed_mask", _foreign_start, {("start", "signed_mask")}),
+    "wrong α": ("L01", _wrong_alpha, {("alpha", "L01")}),
+    "α in a final training": ("retrain", _alpha_in_plain_training, {("alpha", "retrain")}),
+    "wrong seed in a tag": ("L01", _other_tag("sgd_seed", "5"), {("seeds", "L01")}),
+    "wrong init seed of a training": ("mask", _other_tag("init_seed", "5"), {("seeds", "mask")}),
+    "wrong sgd seed wherever it stands": ("L02", _sgd_seed_everywhere, {("seeds", "L02"), ("alpha", "L02")}),
+    "another method in a tag": ("L01", _other_tag("method", "lrr"), {("settings", "L01"), ("alpha", "L01")}),
+    "other data in a tag": ("L01", _other_tag("data_digest", FOREIGN), {("settings", "L01"), ("data", "digits")}),
+    "key of something else": ("mask", _other_key, {("key", "mask")}),
+    "files of another run": ("L01", _foreign_owner, {("owner", "L01")}),
+    "another density recorded": ("L01", _wrong_count_recorded, {("owner", "L01")}),
+    "another fraction in the config": (
+        "L01",
+        _wrong_fraction,
+        {("settings", "L01"), ("count", "L01"), ("pruned", "L01")},
+    ),
+    "missing parent": ("L02", _no_parent, {("parents", "L02")}),
+    "parent of another level": ("L02", _parent_of_another_level, {("parents", "L02"), ("alpha", "L02")}),
+    "mask names other norm parameters": ("L02", _other_norm, {("parameters", "L02")}),
+    "training without its ticket's mask": ("mask", _dense_mask, {("mask", "mask")}),
+    "barrier does not follow from the curve": ("lmc", _barrier, {("compared", "lmc:")}),
+    "curve does not follow from the metrics": ("lmc", _curve, {("compared", "lmc:")}),
+}
+
+
+@pytest.mark.parametrize("fault", CRAFTED)
+def test_a_fault_with_right_digests(tmp_path: Path, data: Path, fault: str) -> None:
+    node, change, expected = CRAFTED[fault]
+    make(tmp_path, data, {node: change})
+    findings = local(tmp_path)
+    assert found(findings) == expected
+    assert all(problem.advice and problem.what for problem in findings.problems)
+
+
+def test_runs_that_come_from_one_another(tmp_path: Path, data: Path) -> None:
+    keys = {name: sha256_json(name) for name in ("L01", "L02")}
+
+    def forge(name: str, parent: str) -> Change:
+        def change(draft: Draft) -> None:
+            draft.key, draft.determinants = keys[name], {}
+            draft.parents = (Parent(keys[parent], "pruned-from"),)
+
+        return change
+
+    make(tmp_path, data, {"L01": forge("L01", "L02"), "L02": forge("L02", "L01")}, finals=())
+    problems = [problem for problem in local(tmp_path).problems if problem.check == "cycle"]
+    assert len(problems) == 1 and "L01" in problems[0].what and "L02" in problems[0].what

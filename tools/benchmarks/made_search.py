@@ -1,0 +1,276 @@
+"""A search as it would be recorded, with made-up weights: real θ_init, real pruning, real digests, no training.
+
+Everything `verify` checks holds for it. A test that wants a fault changes one node just before it is committed, so
+that its digests are right and only the check meant for it can find it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from harness import transfer
+from harness.checkpoint import Checkpoint
+from harness.config import SearchConfig, to_json
+from harness.digest import canonical_json, sha256_json, sha256_tensors
+from harness.lineage.code import code_version
+from harness.lineage.local import DETERMINANTS, LocalNodes
+from harness.lineage.proof.networks import Architecture
+from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.masks import Mask, SignedMask
+from harness.pruning import prune
+from harness.seeds import SgdNoise, alpha_mean
+
+CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
+NUM_TRAIN = 1297
+START_MS = 1_790_000_000_000
+
+
+@dataclass
+class Draft:
+    """One node about to be committed; `params` and `mask` are None for a comparison."""
+
+    kind: str
+    name: str
+    parents: tuple[Parent, ...]
+    determinants: dict[str, Any]
+    config: dict[str, Any]
+    tags: dict[str, str]
+    level: int = 0
+    epochs: int = 0
+    nested_under: str | None = None
+    metrics: list[Metric] = field(default_factory=list)
+    params: dict[str, torch.Tensor] | None = None
+    buffers: dict[str, torch.Tensor] = field(default_factory=dict)
+    signed_mask: SignedMask | None = None
+    curve: dict[str, Any] | None = None
+    key: str | None = None
+    """Instead of the digest of the determinants."""
+    owner: str | None = None
+    """Key that the files name, if it is not the node's own."""
+
+    def log(self, name: str, value: float, step: int = 0) -> None:
+        """Add a measured number."""
+        self.metrics.append(Metric(name, float(value), step, START_MS + len(self.metrics)))
+
+
+Change = Callable[[Draft], None]
+
+
+class MadeSearch:
+    """Makes the nodes of one search, in order; `changes` holds what is done to a node, by its short name, before it is
+    committed: search, L00, L01, …, signed_mask, mask, retrain, dense, …, lmc."""
+
+    def __init__(
+        self,
+        nodes: LocalNodes,
+        config: SearchConfig,
+        architecture: Architecture,
+        data_digest: str,
+        changes: Mapping[str, Change] | None = None,
+    ) -> None:
+        self.nodes, self.config, self.architecture = nodes, config, architecture
+        self.data_digest = data_digest
+        self.changes = dict(changes or {})
+        self.keys: dict[str, str] = {}
+        """Key of each node by its short name."""
+        self.partition = architecture.skeleton()[1]
+        self._made: dict[str, Draft] = {}
+
+    def make(self, finals: tuple[str, ...] = ()) -> MadeSearch:
+        """Commit search and levels, a final training of each kind in `finals`, and a comparison of the first two."""
+        theta_init = self._root()
+        parent = None
+        for level in range(self.config.num_levels + 1):
+            parent = self._level(level, theta_init, parent)
+        for kind in finals:
+            self._final(kind)
+        if len(finals) > 1:
+            self._compare(finals[0], finals[1])
+        return self
+
+    def directory(self, name: str) -> Path:
+        """Return where a node lies."""
+        found = self.nodes.find(self.keys[name])
+        assert found is not None
+        return found
+
+    def _determinants(self, **more: Any) -> dict[str, Any]:
+        config, architecture = self.config, self.architecture
+        sizes = {name: getattr(architecture, name) for name in ("num_classes", "channels", "image_size")}
+        return {
+            "format": 2,
+            "data": self.data_digest,
+            "spec": {"name": config.data.name, **sizes},
+            "model": {"name": architecture.name, "width": architecture.width},
+            "optim": config.optim.determinants(),
+            "global_batch_size": config.global_batch_size,
+            "world_size": 1,
+        } | more
+
+    def _config(self, **more: Any) -> dict[str, Any]:
+        search = json.loads(json.dumps(to_json(self.config)))
+        data = {"num_train": NUM_TRAIN, "num_test": 500}
+        return {"search": search, "data": data, "launch": {"world_size": 1}, "argv": ["made up"]} | more
+
+    def _tags(self, **more: Any) -> dict[str, str]:
+        tags = {"data": self.config.data.name, "data_digest": self.data_digest, "model": self.architecture.name}
+        return tags | {name: str(value) for name, value in more.items()}
+
+    @property
+    def _seeds(self) -> dict[str, int]:
+        return {"init_seed": self.config.init_seed, "sgd_seed": self.config.sgd_seed}
+
+    def _root(self) -> Checkpoint:
+        theta_init = self.architecture.theta_init(self.config.init_seed)
+        determinants = self._determinants(kind="search", method=self.config.method, **self._seeds)
+        tags = self._tags(method=self.config.method, theta_init_digest=theta_init.digest, **self._seeds)
+        draft = Draft("search", "made-up search", (), determinants, self._config(), tags)
+        draft.params, draft.buffers = theta_init.params, theta_init.buffers
+        self._commit("search", draft)
+        return theta_init
+
+    def _level(self, level: int, theta_init: Checkpoint, parent: Draft | None) -> Draft:
+        config, root = self.config, self.keys["search"]
+        if parent is None:
+            begun, mask = theta_init.params, Mask.dense(theta_init.params, self.partition.prunable)
+        else:
+            assert parent.params is not None and parent.signed_mask is not None
+            begun, mask = parent.params, prune(parent.params, parent.signed_mask.mask, config.pruning_fraction)
+        start = {name: tensor.clone() for name, tensor in begun.items()}
+        mask.apply_(start)
+        epochs = config.level_epochs if level else config.warmup_epochs
+        schedule = {"epochs": epochs, "lr_schedule": "constant"}
+        above = self.keys[f"L{level - 1:02d}"] if level else root
+        draft = Draft(
+            "level",
+            f"L{level:02d} d{mask.density:.3f} {config.method} {self.architecture.name}",
+            (Parent(above, "pruned-from" if level else "initialised-from"),),
+            self._determinants(
+                kind="level",
+                root=root,
+                level=level,
+                schedule=schedule,
+                pruning_fraction=config.pruning_fraction if level else None,
+                parent=above,
+            ),
+            self._config(level=level, schedule=schedule),
+            self._tags(method=config.method, start_digest=sha256_tensors(start), **self._seeds),
+            level=level,
+            epochs=(parent.epochs if parent else 0) + epochs,
+            nested_under=root,
+        )
+        noise = SgdNoise(config.sgd_seed, ("search", level))
+        for epoch in range(epochs):
+            alphas = noise.alphas(epoch, NUM_TRAIN // config.global_batch_size)
+            if config.method == "aws":
+                draft.log("alpha_mean", alpha_mean(alphas), draft.epochs - epochs + epoch + 1)
+        self._train(draft, start, mask, theta_init.buffers, seed=level)
+        self._commit(f"L{level:02d}", draft)
+        return draft
+
+    def _final(self, kind: str, init_seed: int = 2, sgd_seed: int = 1) -> None:
+        config, ticket = self.config, self._made[f"L{self.config.num_levels:02d}"]
+        assert ticket.params is not None and ticket.signed_mask is not None
+        fresh = self.architecture.theta_init(init_seed)
+        if kind == "dense":
+            start, mask = fresh.params, Mask.dense(fresh.params, self.partition.prunable)
+        else:
+            start, mask = transfer.start(kind, fresh.params, ticket.params, ticket.signed_mask, seed=init_seed)
+        key = None if kind == "dense" else self.keys[f"L{config.num_levels:02d}"]
+        drawn = None if kind == "retrain" else init_seed
+        schedule = {"epochs": config.final.epochs, "lr_schedule": config.final.lr_schedule}
+        digest = sha256_tensors(start)
+        seeds = {"init_seed": drawn, "sgd_seed": sgd_seed}
+        draft = Draft(
+            "training",
+            f"{kind} d{mask.density:.3f} {self.architecture.name}",
+            (Parent(key, "trained-from" if kind == "retrain" else "masked-by"),) if key else (),
+            self._determinants(kind="training", used_as=kind, ticket=key, start=digest, schedule=schedule, **seeds),
+            self._config(kind=kind, ticket=key, unpruned_signs=True, **seeds),
+            self._tags(
+                kind_of_training=kind,
+                start_digest=digest,
+                **{name: value for name, value in seeds.items() if value is not None},
+            ),
+            level=config.num_levels if key else 0,
+            epochs=config.final.epochs,
+        )
+        self._train(draft, {name: tensor.clone() for name, tensor in start.items()}, mask, fresh.buffers, seed=99)
+        self._commit(kind, draft)
+
+    def _train(
+        self, draft: Draft, start: dict[str, torch.Tensor], mask: Mask, buffers: dict[str, torch.Tensor], seed: int
+    ) -> None:
+        """Move every weight a little, in place of training."""
+        generator = torch.Generator().manual_seed(seed)
+        for tensor in start.values():
+            tensor += 0.01 * torch.randn(tensor.shape, generator=generator)
+        mask.apply_(start)
+        draft.params, draft.buffers = start, buffers
+        draft.signed_mask = SignedMask.of(start, mask, self.partition.norm)
+        draft.log("test_error_percent", 10.0, draft.epochs)
+
+    def _compare(self, first: str, second: str) -> None:
+        pair = self.keys[first], self.keys[second]
+        errors = [12.0, 20.0, 14.0]
+        starts = [self._made[name].tags["start_digest"] for name in (first, second)]
+        draft = Draft(
+            "analysis",
+            f"lmc: {first} | {second}",
+            tuple(Parent(key, "compared") for key in pair),
+            {"kind": "analysis", "question": "lmc", "pair": sorted(pair)}
+            | {name: self._determinants()[name] for name in ("format", "data", "spec", "model")},
+            self._config(question="lmc"),
+            self._tags(question="lmc", same_start=str(starts[0] == starts[1]).lower()),
+            curve={"alphas": [0.0, 0.5, 1.0], "error_percent": errors},
+        )
+        for name, value in {"barrier": 7.0, "barrier_floor": 1.0, "barrier_above_line": 7.0}.items():
+            draft.log(name, value)
+        for step, error in enumerate(errors):
+            draft.log("error_percent", error, step)
+        self._commit("lmc", draft)
+
+    def _commit(self, name: str, draft: Draft) -> None:
+        number = len(self.keys)
+        if name in self.changes:
+            self.changes[name](draft)
+        key = draft.key or sha256_json(draft.determinants)
+        owner, mask = draft.owner or key, draft.signed_mask
+        if mask is not None:
+            draft.tags |= {"level": f"{draft.level:02d}", "density": f"{mask.density:.6f}"}
+            draft.log("num_remaining", mask.mask.num_remaining, draft.epochs)
+        record = LineageRecord(
+            key=key,
+            kind=draft.kind,
+            name=draft.name,
+            parents=draft.parents,
+            nested_under=draft.nested_under,
+            config=draft.config,
+            tags=draft.tags,
+            metrics=tuple(draft.metrics),
+            code=code_version(),
+            started_ms=START_MS + 10_000 * number,
+            finished_ms=START_MS + 10_000 * number + 9_000,
+        )
+
+        def write(directory: Path) -> None:
+            if draft.determinants:
+                (directory / DETERMINANTS).write_text(canonical_json(draft.determinants))
+            if draft.curve is not None:
+                (directory / "barrier.json").write_text(json.dumps(draft.curve))
+            if draft.params is not None:
+                checkpoint = Checkpoint(draft.params, draft.buffers, draft.level, draft.epochs, owner)
+                checkpoint.save(directory / (THETA_INIT if draft.kind == "search" else CHECKPOINT))
+            if mask is not None:
+                header = {"level_digest": owner, "level": draft.level, "density": mask.density}
+                mask.save(directory / SIGNED_MASK, header)
+
+        self.nodes.commit(record, write)
+        self.keys[name] = key
+        self._made[name] = replace(draft)
