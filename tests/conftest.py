@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tracking_server: pytest's importlib mode adds no directory
 
 # Before any test imports the libraries that read them. A test must never write to the user's own MLflow store, and
 # two workers on two cores get one thread each.

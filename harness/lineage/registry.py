@@ -96,10 +96,15 @@ class Registry:
             version = str(found[0].version)
         else:
             # Without a server, MLflow looks the model up in its global store, whatever the client's is.
-            source = f"models:/{model.model_id}" if self.server.is_remote else model.artifact_location
+            remote = self.server.is_remote
+            source = f"models:/{model.model_id}" if remote else model.artifact_location
             tags = {KEY_TAG: record.key}
             tags |= {word: record.tags[word] for word in _VERSION_TAGS if word in record.tags}
-            made = client.create_model_version(name, source, run_id=run_id, tags=tags, description=record.name)
+            # A server believes such a source only beside the ID itself.
+            model_id = model.model_id if remote else None
+            made = client.create_model_version(
+                name, source, run_id=run_id, tags=tags, description=record.name, model_id=model_id
+            )
             version = str(made.version)
         if _VERSIONS_TAG not in model.tags:  # what the pages of the model and of the run show
             versions = json.dumps([{"name": name, "version": version}])

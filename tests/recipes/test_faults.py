@@ -5,16 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import socket
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, tool
+from tracking_server import free_port, server
 
 from harness.lineage.store import open_store
 
@@ -60,33 +58,9 @@ def test_a_full_disk_says_what_it_needs_and_the_same_command_goes_on(searched, t
                 assert record["files"][name] == undisturbed[record["name"]]["files"][name]
 
 
-@contextlib.contextmanager
-def server(where: Path, port: int) -> Iterator[None]:
-    """A real tracking server that keeps and serves artifacts."""
-    store = ["--backend-store-uri", f"sqlite:///{where}/server.db", "--artifacts-destination", str(where / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with open(where / "server.log", "ab") as log:
-        process = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True)
-    try:
-        until = time.monotonic() + 90
-        while True:
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1)
-                break
-            assert process.poll() is None and time.monotonic() < until, (where / "server.log").read_text()
-            time.sleep(0.2)
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
-        process.wait()
-
-
 def test_a_server_killed_in_the_middle_costs_nothing(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     uri = f"http://127.0.0.1:{port}"
     options = [*TINY, *LIGHT, "--warmup-epochs", "1", "--num-levels", "5"]
     command = [*LAUNCH, "--num_processes", "1", str(REPOSITORY / "recipes" / "aws_digits.py"), *options]

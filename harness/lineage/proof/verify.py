@@ -22,7 +22,7 @@ from harness.lineage.proof.data_files import check_data
 from harness.lineage.proof.findings import Claim, Findings
 from harness.lineage.proof.networks import Architecture, Network
 from harness.lineage.proof.origins import check_origins, in_order
-from harness.lineage.proof.places import Place, all_places, check_local, check_run, places_of
+from harness.lineage.proof.places import Place, all_places, check_artifacts, check_local, check_tags, places_of
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
@@ -81,8 +81,10 @@ class _Examiner:
             local = place if place.directory is not None else Place(place.key, directory, place.record, place.run)
             whole = check_local(local, self.findings)
             self._altered |= {(place.key, name) for name in place.record.files if name not in whole}
-            if place.run is not None and place.run.status == "FINISHED" and place.directory is not None:
-                check_run(self.store, place, place.record, self.findings)
+            if place.run is not None and place.run.status == "FINISHED":
+                check_tags(place, place.record, self.findings)
+                if place.directory is not None:
+                    check_artifacts(self.store, place, place.record, self.findings)
             determinants = self._record(place, directory, whole)
             self._tensors(place, directory, whole, determinants)
 
