@@ -49,7 +49,7 @@ class DataConfig:
     """Which data set, and how it is read."""
 
     name: str
-    """Data set: digits, fashion_mnist or imagenet."""
+    """A name of harness.data.DATASETS, e.g. digits, cifar100, imagenet."""
     directory: Path = Path("data")
     """Where tools/prepare_data.py put it."""
     loader: Literal["ffcv", "memory"] = "ffcv"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import tyro
 
 from harness.analysis.summary import epsilon_from_dense
 from harness.comparison import Question, compare
-from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, known, search_from_json
 from harness.experiment import Experiment
 from harness.lineage.browse import find_node
 from harness.lineage.record import LineageRecord
@@ -68,10 +69,52 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def run_search(description: str | None, default: SearchConfig) -> None:
-    """The whole of a recipe: read the options, search, say what was found and how to use it."""
+def parse_network(
+    description: str | None, presets: Sequence[SearchConfig], arguments: Sequence[str] | None = None
+) -> SearchConfig:
+    """Read the command line (or `arguments`) of a recipe that has settings for several networks, the first its default.
+
+    `--network NAME` takes those of a network, which every other option then changes. A `--model.name` that has settings
+    of its own here is refused: it would be trained with another network's.
+    """
+    names = [preset.model.name for preset in presets]
+    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--network", default=names[0])
+    chosen, rest = chooser.parse_known_args(arguments)
+    name = known("network", chosen.network, names)
+    told = f"{description or ''}\n--network NAME takes the settings of: {', '.join(names)}. Below are those of {name}."
+    settings = tyro.cli(SearchConfig, args=rest, description=told, default=presets[names.index(name)])
+    other = settings.model.name
+    if other != name and other in names:
+        raise ValueError(
+            f"--model.name {other} would be trained with the settings of {name}; say --network {other}, which takes "
+            "its own, and change of them what you like"
+        )
+    if int(os.environ.get("RANK", 0)) == 0:
+        foreign = "" if other == name else f" (this recipe has none for {other}: those of {name})"
+        say(f"settings: {_in_short(settings)}{foreign}")
+    return settings
+
+
+def _in_short(settings: SearchConfig) -> str:
+    optim, final = settings.optim, settings.final
+    epochs = f"{settings.warmup_epochs} + {settings.num_levels}·{settings.level_epochs}"
+    return (
+        f"{settings.model.name}, {optim.name}, lr {optim.lr:g}, weight decay {optim.weight_decay:g}, "
+        f"batch {settings.global_batch_size}, epochs {epochs}, final {final.epochs} ({final.lr_schedule})"
+    )
+
+
+def run_search(description: str | None, default: SearchConfig | Sequence[SearchConfig]) -> None:
+    """The whole of a recipe: read the options, search, say what was found and how to use it.
+
+    `default` is the recipe's settings, or those for each of several networks (see `parse_network`).
+    """
     with clear_errors():
-        settings = parse(SearchConfig, description, default)
+        if isinstance(default, SearchConfig):
+            settings = parse(SearchConfig, description, default)
+        else:
+            settings = parse_network(description, default)
         with launched(settings) as experiment:
             print_search(experiment, search(experiment))
 

@@ -1,7 +1,8 @@
 """Prepare a data set: raw images become FFCV files with a content digest, and tensors for the in-memory loader.
 
-For example `digits`; `fashion_mnist --source DIRECTORY`; `imagenet --source ILSVRC/imagenet-1k --max-resolution 400`.
-A finished split is kept, an unfinished one begun again. --write-mode and what follows it shape ImageNet's files alone.
+For example `digits`; `cifar100 --source cifar-100-binary.tar.gz`; `imagenet --source DIRECTORY --max-resolution 400`.
+Archives are read as they were downloaded; nothing is unpacked, and pickled ones are refused. A finished split is kept,
+an unfinished one begun again. --write-mode and what follows it shape ImageNet's files alone.
 """
 
 from __future__ import annotations
@@ -23,9 +24,12 @@ class Arguments:
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")]
     source: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
-    """Where the raw images are: a directory that holds IDX files, train/<class>/<image> and val/<class>/<image>,
-    parquet files, or what datasets saved; or a data set's name on the Hugging Face hub. If not given: scikit-learn for
-    digits, Debian's dataset-fashion-mnist in /usr/share/datasets/fashion-mnist, ILSVRC/imagenet-1k on the hub."""
+    """Where the raw images are: CIFAR's binary archive or Tiny-ImageNet's zip, or the directory it holds; a directory
+    with ImageNet's two tars and its development kit, or with train/<wnid>/<image> and val/<image>; one with IDX files,
+    train/<class>/<image> and val/<class>/<image>, parquet files, or what datasets saved; or a data set's name on the
+    Hugging Face hub. If not given: scikit-learn for digits, Debian's dataset-fashion-mnist in
+    /usr/share/datasets/fashion-mnist, and on the hub uoft-cs/cifar10, uoft-cs/cifar100, zh-plus/tiny-imagenet and
+    ILSVRC/imagenet-1k."""
     out: Path = Path("data")
     """Directory of all data sets; files go to OUT/NAME."""
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)

@@ -15,7 +15,7 @@ from numba import njit, prange
 
 from harness.data import augment
 from harness.data.beton import JPG
-from harness.data.spec import CropFlip, ResizedCropFlip
+from harness.data.spec import Augmentation, CropFlip, ZoomFlip
 
 # No fastmath: the boxes must be those that plain Python computes.
 _draw = njit(nogil=True, inline="always")(augment.draw)
@@ -38,7 +38,7 @@ def label_and_index(rows: Any, destination: Any, metadata: Any, storage: Any) ->
 
 @cache
 def decoder(
-    augmentation: CropFlip | ResizedCropFlip, num_workers: int, scratch_bytes: int
+    augmentation: Augmentation, image_size: int, num_workers: int, scratch_bytes: int
 ) -> Callable[[Any, Any, Any, Any], Any]:
     """Return decode(rows, destination, metadata, storage) for FFCV to call.
 
@@ -52,6 +52,16 @@ def decoder(
             return destination[: len(rows)]
 
         return decode_crop
+    if isinstance(augmentation, ZoomFlip):
+        zoom_kernel = _zoom_kernel(parallel=num_workers > 1)
+        scale, ratio, may_flip = augmentation.scale, augmentation.ratio, np.uint64(augmentation.flip)
+        low, weight = augment.enlargement(image_size)
+
+        def decode_zoom(rows: Any, destination: Any, metadata: Any, storage: Any) -> Any:
+            zoom_kernel(rows, destination, metadata, storage[0], scale, ratio, low, weight, may_flip, num_workers)
+            return destination[: len(rows)]
+
+        return decode_zoom
     box_kernel = _resized_crop_kernel(parallel=num_workers > 1)
     scale, ratio, size = augmentation.scale, augmentation.ratio, augmentation.size
     may_flip, test_resize = np.uint64(augmentation.flip), augmentation.test_resize
@@ -118,6 +128,62 @@ def _mirror(line: Any) -> None:
             left = line[column, channel]
             line[column, channel] = line[width - 1 - column, channel]
             line[width - 1 - column, channel] = left
+
+
+@cache
+def _zoom_kernel(parallel: bool) -> Callable[..., None]:
+    @njit(nogil=True, parallel=parallel, error_model="numpy")
+    def kernel(
+        rows: Any,
+        destination: Any,
+        metadata: Any,
+        file: Any,
+        scale: Any,
+        ratio: Any,
+        low: Any,
+        weight: Any,
+        may_flip: Any,
+        num_workers: Any,
+    ) -> None:
+        size = destination.shape[1]
+        for worker in prange(num_workers):
+            for position in range(worker, len(rows), num_workers):
+                index, key, target = rows[position, 0], rows[position, 1], destination[position]
+                start = np.int64(metadata[index]["data_ptr"])
+                pixels = file[start : start + size * size * 3].reshape(size, size, 3)
+                if rows[position, 2]:
+                    top, left, height, width = _resized_crop(key, index, size, size, scale, ratio)
+                    _enlarge(pixels[top : top + height, left : left + width], target, low, weight)
+                    if _draw(key, index, _FLIP) & may_flip:
+                        for row in range(size):
+                            _mirror(target[row])
+                else:
+                    target[:] = pixels[:, :, : target.shape[2]]
+
+    return kernel
+
+
+@njit(nogil=True, error_model="numpy")
+def _enlarge(source: Any, target: Any, low: Any, weight: Any) -> None:
+    """Enlarge source (h, w, 3) to target (S, S, C), bilinearly and exactly, halves rounded up."""
+    height, width = source.shape[:2]
+    size, channels = target.shape[1:]
+    one = 2 * size
+    blended = np.empty((width, 3), np.int32)
+    for row in range(size):
+        lower = np.int32(weight[height, row])
+        above = source[low[height, row]]
+        below = source[min(low[height, row] + 1, height - 1)]
+        for column in range(width):
+            for channel in range(3):
+                blended[column, channel] = above[column, channel] * (one - lower) + below[column, channel] * lower
+        for column in range(size):
+            left, nearer = low[width, column], weight[width, column]
+            right = min(left + 1, width - 1)
+            for channel in range(channels):
+                total = blended[left, channel] * (one - nearer) + blended[right, channel] * nearer
+                # exact: the quotient of two such numbers is no nearer below a whole one than a double can tell
+                target[row, column, channel] = np.uint8((total + one * one // 2) / (one * one))
 
 
 @cache

@@ -131,7 +131,7 @@ class KeyedCrop(SimpleRGBImageDecoder):
     def generate_code(self) -> Callable[..., Any]:
         """Return the stage's function, which calls the compiled kernel of this data set."""
         largest = int(self.metadata["height"].max()) * int(self.metadata["width"].max()) * 3
-        return ffcv_kernels.decoder(self.spec.augmentation, self.num_workers, largest)
+        return ffcv_kernels.decoder(self.spec.augmentation, self.spec.image_size, self.num_workers, largest)
 
 
 class BetonReader:

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from harness.data.augment import crop_flips
+from harness.data.augment import crop_flips, enlargement, flips, resized_crop_boxes
 from harness.data.loader import Batch, EvalLoader, TrainLoader, TrainOrder, eval_share
-from harness.data.spec import CropFlip, DataSpec
+from harness.data.spec import CropFlip, DataSpec, ZoomFlip
 from harness.seeds import SgdNoise
 
 
@@ -48,19 +48,47 @@ class ResidentSplit:
         chosen = self.padded_NHWC.view(-1, channels).index_select(0, pixels.view(-1))
         return chosen.view(len(indices), height, width, channels)
 
+    def zoom(self, indices: torch.Tensor, boxes_N4: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
+        """Return the boxes (top, left, height, width) of the samples enlarged to their size, uint8 (N, H, W, C)."""
+        _, size, _, channels = self.padded_NHWC.shape
+        low, weight = _tables(size, flip.device)
+        top, left, height, width = boxes_N4.T
+        columns = torch.arange(size, device=flip.device)
+        columns = torch.where(flip[:, None], columns.flip(0), columns)
+        ups, lower = low[height], weight[height].int()
+        lefts, nearer = low[width[:, None], columns], weight[width[:, None], columns].int()
+        downs, rights = (torch.minimum(a + 1, b[:, None] - 1) for a, b in ((ups, height), (lefts, width)))
+
+        def pixels(rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+            places = (indices[:, None] * size + top[:, None] + rows)[:, :, None] * size
+            places = places + (left[:, None] + columns)[:, None, :]
+            chosen = self.padded_NHWC.view(-1, channels).index_select(0, places.view(-1))
+            return chosen.view(len(indices), size, size, channels).int()
+
+        one, nearer, lower = 2 * size, nearer[:, None, :, None], lower[:, :, None, None]
+        above = pixels(ups, lefts) * (one - nearer) + pixels(ups, rights) * nearer
+        below = pixels(downs, lefts) * (one - nearer) + pixels(downs, rights) * nearer
+        return ((above * (one - lower) + below * lower + one * one // 2) // (one * one)).to(torch.uint8)
+
     def plain(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the samples as they are, uint8 (N, H, W, C)."""
         height, width = (size - self.padding for size in self.padded_NHWC.shape[1:3])
         return self.padded_NHWC[indices, self.padding : height, self.padding : width]
 
 
+@cache
+def _tables(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    low, weight = enlargement(size)
+    return torch.as_tensor(low, device=device), torch.as_tensor(weight, device=device)
+
+
 def memory_loaders(
     spec: DataSpec, paths: dict[str, Path]
 ) -> tuple[Callable[..., TrainLoader], Callable[..., EvalLoader]]:
     """Return the makers of training and test loaders; each split is read once per device."""
-    if not isinstance(spec.augmentation, CropFlip):
-        raise ValueError(f"the in-memory loader crops and flips images of one size; {spec.name} needs the ffcv loader")
-    padding = spec.augmentation.padding
+    if not spec.fixed_size:
+        raise ValueError(f"the in-memory loader keeps images of one size; {spec.name} needs the ffcv loader")
+    padding = spec.augmentation.padding if isinstance(spec.augmentation, CropFlip) else 0
     resident = cache(lambda split, device: ResidentSplit.load(paths[split], padding, device))
 
     def train(*, num_workers: int | None, device: torch.device | str, **share: int) -> MemoryTrainLoader:
@@ -99,23 +127,26 @@ class MemoryTrainLoader:
     ) -> Iterator[Batch]:
         """Yield this rank's batches; see TrainLoader."""
         indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps)
-        device = self.split.labels_N.device
-        on_device = partial(torch.as_tensor, device=device)
-        indices = on_device(indices_SN)
+        on_device = partial(torch.as_tensor, device=self.split.labels_N.device)
         # One draw and one copy to the device for the whole epoch.
-        draws: tuple[Any, ...] = ()
-        if augment:
-            assert isinstance(self.spec.augmentation, CropFlip)
-            top, left, flip = crop_flips(noise.key("augment", epoch), indices_SN, self.spec.augmentation.padding)
-            draws = (on_device(top), on_device(left), on_device(flip & self.spec.augmentation.flip))
-        return self._batches(indices, draws)
+        draws = self._draws(noise.key("augment", epoch), indices_SN) if augment else ()
+        return self._batches(on_device(indices_SN), tuple(on_device(values) for values in draws))
+
+    def _draws(self, key: int, indices_SN: np.ndarray) -> tuple[np.ndarray, ...]:
+        augmentation = self.spec.augmentation
+        if isinstance(augmentation, CropFlip):
+            top, left, flip = crop_flips(key, indices_SN, augmentation.padding)
+            return top, left, flip & augmentation.flip
+        assert isinstance(augmentation, ZoomFlip)
+        boxes = resized_crop_boxes(
+            key, indices_SN.reshape(-1), self.spec.image_size, augmentation.scale, augmentation.ratio
+        )
+        return boxes.reshape(*indices_SN.shape, 4), flips(key, indices_SN) & augmentation.flip
 
     def _batches(self, indices_SN: torch.Tensor, draws: tuple[torch.Tensor, ...]) -> Iterator[Batch]:
+        augmented = self.split.crop if isinstance(self.spec.augmentation, CropFlip) else self.split.zoom
         for step, indices in enumerate(indices_SN):
-            if draws:
-                images = self.split.crop(indices, *(values[step] for values in draws))
-            else:
-                images = self.split.plain(indices)
+            images = augmented(indices, *(values[step] for values in draws)) if draws else self.split.plain(indices)
             yield Batch(images, self.split.labels_N[indices], indices.clone())
 
 

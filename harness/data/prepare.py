@@ -21,7 +21,8 @@ from tqdm import tqdm
 from harness.data.augment import draw
 from harness.data.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
-from harness.data.readers import RawSample, RawSplit, read_split
+from harness.data.raw import RawSample, RawSplit
+from harness.data.readers import read_split
 from harness.data.spec import DataSpec, data_spec
 from harness.digest import canonical_json, sha256_file
 from harness.faults import reach
@@ -259,9 +260,13 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     except Exception as error:
         raise ValueError(f"{sample.where} cannot be read as an image: {error}") from error
     height, width = pixels.shape[:2]
-    if spec.fixed_size and (height, width) != (spec.image_size, spec.image_size):
-        size = spec.image_size
-        raise ValueError(f"{sample.where} has {height}×{width} pixels; {spec.name} images have {size}×{size}")
+    raw_size = spec.image_size - 2 * spec.raw.padding
+    if spec.fixed_size and (height, width) != (raw_size, raw_size):
+        raise ValueError(f"{sample.where} has {height}×{width} pixels; {spec.name} images have {raw_size}×{raw_size}")
+    if spec.raw.padding:
+        around = 2 * (spec.raw.padding,)
+        pixels = np.pad(pixels, (around, around, (0, 0)))
+        height, width = pixels.shape[:2]
     limit = options.get("max_resolution", 0)
     if limit and max(height, width) > limit:
         pixels, jpeg = _shrink(pixels, limit), None

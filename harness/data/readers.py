@@ -1,57 +1,42 @@
-"""Raw images as they come: scikit-learn's digits, IDX files, image folders, parquet and arrow files, the hub.
+"""Raw images as they come: which reader a source needs, and those of the common formats.
 
-Each reader gives `len` samples in a fixed order as `RawSample`s, undecoded where possible; decoding is prepare.py's.
+These are scikit-learn's digits, IDX files, image folders, parquet and arrow files and the hub; the data sets' original
+archives have files of their own. Each reader gives samples in a fixed order, undecoded where possible; decoding is
+prepare.py's.
 """
 
 from __future__ import annotations
 
 import gzip
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from harness.data.augment import draw
+from harness.data.cifar import is_cifar_directory, read_cifar
+from harness.data.ilsvrc import is_ilsvrc_directory, read_ilsvrc
+from harness.data.raw import IMAGE_SUFFIXES, RawSample, RawSplit, check_same_classes, from_arrays
 from harness.data.spec import DataSpec
+from harness.data.tiny_imagenet import is_tiny_imagenet_directory, read_tiny_imagenet
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
-
-
-@dataclass(frozen=True)
-class RawSample:
-    """One undecoded sample."""
-
-    image: np.ndarray | bytes | Path | Any
-    """uint8 pixels (H, W) or (H, W, 3), a file's bytes, its path, or a PIL image."""
-    label: int
-    where: str
-    """Names the sample in messages."""
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    """One split of a raw data set."""
-
-    num_samples: int
-    samples: Callable[[], Iterator[RawSample]]
-    notes: dict[str, Any]
-    """For the manifest."""
+_ARCHIVES = {".tar.gz": read_cifar, ".tgz": read_cifar, ".tar": read_cifar, ".zip": read_tiny_imagenet}
 
 
 def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
     """Open one split ("train" or "test") of a raw source.
 
-    `source` is `scikit-learn` (digits), a directory with IDX files, an image folder (split/class/image), parquet
-    files, a directory saved by `datasets`, or a data set's name on the Hugging Face hub. Raises FileNotFoundError or
+    `source` is `scikit-learn` (digits), an original archive of CIFAR or Tiny-ImageNet or a directory as it holds,
+    ImageNet's tars, a directory with IDX files, an image folder (split/class/image), parquet files, a directory saved
+    by `datasets`, or a data set's name on the Hugging Face hub. Raises FileNotFoundError or
     ValueError with what was looked for.
     """
     if source == "scikit-learn":
         return _digits(spec, split)
     path = Path(source).expanduser()
-    if path.is_file() and path.suffix == ".parquet":
-        raise ValueError(f"{path} is one file; give the directory that holds the train and the test parquet files")
+    if path.is_file():
+        return _file_reader(spec, path)(spec, path, split)
     if path.is_dir():
         return _directory_reader(path)(spec, path, split)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
@@ -61,23 +46,46 @@ def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
 
 def _no_source(spec: DataSpec, source: str) -> str:
     hint = ""
-    if spec.name == "fashion_mnist":
+    if spec.name.startswith("fashion_mnist"):
         hint = " (Debian: apt install dataset-fashion-mnist; on the hub: --source zalando-datasets/fashion_mnist)"
     return f"no directory {source}, and it is not the name of a hub data set (owner/name){hint}"
+
+
+def _file_reader(spec: DataSpec, path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
+    if path.suffix == ".parquet":
+        raise ValueError(f"{path} is one file; give the directory that holds the train and the test parquet files")
+    if path.name.startswith("ILSVRC2012"):
+        raise ValueError(f"{path} is one of ImageNet's archives; give the directory that holds them all")
+    for ending, reader in _ARCHIVES.items():
+        if path.name.endswith(ending):
+            return reader
+    raise ValueError(
+        f"{path} is a file of no known kind; a --source that is one file is an archive as the data set's authors give "
+        f"it, ending in {', '.join(_ARCHIVES)}"
+    )
 
 
 def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
     if any((path / f"train-images-idx3-ubyte{ending}").exists() for ending in ("", ".gz")):
         return _idx
+    if is_cifar_directory(path):
+        return read_cifar
+    if is_tiny_imagenet_directory(path):
+        return read_tiny_imagenet
+    if is_ilsvrc_directory(path):
+        return read_ilsvrc
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json", "dataset_info.json")):
         return _arrow
     if next(path.rglob("*.parquet"), None) is not None:
         return _parquet
     if any(_has_classes(entry) for entry in path.iterdir() if entry.is_dir()):
         return _image_folder
+    archives = [entry for entry in sorted(path.iterdir()) if entry.name.endswith(tuple(_ARCHIVES))]
+    hint = f"; if its {archives[0].name} is meant, say --source {archives[0]}" if archives else ""
     raise ValueError(
         f"{path} holds none of: IDX files (train-images-idx3-ubyte[.gz] …), an image folder (train/<class>/<image>), "
-        "parquet files (train*.parquet …), a directory saved by datasets (dataset_dict.json)"
+        "parquet files (train*.parquet …), a directory saved by datasets (dataset_dict.json), what the archives of "
+        f"CIFAR (binary) or Tiny-ImageNet hold, ImageNet's tars{hint}"
     )
 
 
@@ -93,7 +101,7 @@ def _digits(spec: DataSpec, split: str) -> RawSplit:
     with np.errstate(over="ignore"):
         order = np.argsort(draw(np.uint64(0), positions, np.uint64(0)), kind="stable")
     chosen = np.sort(order[:500] if split == "test" else order[500:])
-    return _from_arrays(images[chosen], digits.target[chosen], [f"digit {index}" for index in chosen])
+    return from_arrays(images[chosen], digits.target[chosen], [f"digit {index}" for index in chosen])
 
 
 def _idx(spec: DataSpec, path: Path, split: str) -> RawSplit:
@@ -103,7 +111,7 @@ def _idx(spec: DataSpec, path: Path, split: str) -> RawSplit:
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
     if len(images) != len(labels):
         raise ValueError(f"{images_path} holds {len(images)} images, {labels_path} {len(labels)} labels")
-    return _from_arrays(images, labels, [f"image {index} of {images_path}" for index in range(len(images))])
+    return from_arrays(images, labels, [f"image {index} of {images_path}" for index in range(len(images))])
 
 
 def _idx_file(path: Path, name: str) -> Path:
@@ -127,14 +135,6 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     return values.reshape(shape)
 
 
-def _from_arrays(images: np.ndarray, labels: np.ndarray, where: list[str]) -> RawSplit:
-    def samples() -> Iterator[RawSample]:
-        for image, label, name in zip(images, labels, where, strict=True):
-            yield RawSample(image, int(label), name)
-
-    return RawSplit(len(images), samples, {})
-
-
 def _has_classes(split_directory: Path) -> bool:
     return any(entry.is_dir() for entry in split_directory.iterdir())
 
@@ -145,8 +145,7 @@ def _image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     classes = _class_names(directory)
     for other in ("train", "test"):
         with_other = _split_directory(spec, path, other)
-        if _class_names(with_other) != classes:
-            raise ValueError(f"{directory} and {with_other} have different classes; labels would not mean the same")
+        check_same_classes(classes, _class_names(with_other), str(directory), str(with_other))
     files = [
         (file, label)
         for label, name in enumerate(classes)

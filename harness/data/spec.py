@@ -39,6 +39,23 @@ class ResizedCropFlip:
 
 
 @dataclass(frozen=True)
+class ZoomFlip:
+    """Crop a box of random area and shape out of an image of the network's size, enlarge it to that size, flip.
+
+    The enlargement is bilinear, in whole numbers (see augment.py). Without augmentation the image stays as it is.
+    """
+
+    scale: tuple[float, float]
+    """Share of the image's area, least and most."""
+    ratio: tuple[float, float]
+    """Width over height, least and most; drawn uniformly on the logarithmic scale."""
+    flip: bool
+
+
+Augmentation = CropFlip | ResizedCropFlip | ZoomFlip
+
+
+@dataclass(frozen=True)
 class RawSource:
     """Where the raw images come from when `tools/prepare_data.py` is not told otherwise."""
 
@@ -48,6 +65,8 @@ class RawSource:
     label_column: str = "label"
     test_splits: tuple[str, ...] = ("test", "validation", "valid", "val")
     """Names under which the evaluation split goes; the first that exists is taken."""
+    padding: int = 0
+    """Black pixels put on each side of every raw image when it is prepared."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +82,18 @@ class DataSpec:
     mean: tuple[float, ...]
     """Per channel, of pixels scaled to [0, 1]."""
     std: tuple[float, ...]
-    augmentation: CropFlip | ResizedCropFlip
+    augmentation: Augmentation
     raw: RawSource
 
     @property
     def fixed_size(self) -> bool:
         """Whether every raw image already has the network's size (then it is stored raw, and fits in memory)."""
-        return isinstance(self.augmentation, CropFlip)
+        return isinstance(self.augmentation, CropFlip | ZoomFlip)
+
+
+_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package puts it
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in the paper's scripts
 
 
 DATASETS: dict[str, DataSpec] = {
@@ -93,15 +117,56 @@ DATASETS: dict[str, DataSpec] = {
             mean=(0.2860,),
             std=(0.3530,),
             augmentation=CropFlip(padding=2, flip=True),
-            raw=RawSource(default="/usr/share/datasets/fashion-mnist"),
+            raw=RawSource(default=_FASHION_MNIST),
+        ),
+        DataSpec(
+            name="fashion_mnist_32",  # for networks made for CIFAR's 32×32
+            num_classes=10,
+            channels=1,
+            image_size=32,
+            mean=(0.2190,),
+            std=(0.3318,),
+            augmentation=CropFlip(padding=2, flip=True),
+            raw=RawSource(default=_FASHION_MNIST, padding=2),
+        ),
+        DataSpec(
+            name="cifar10",
+            num_classes=10,
+            channels=3,
+            image_size=32,
+            mean=_CIFAR_MEAN,
+            std=_CIFAR_STD,
+            augmentation=CropFlip(padding=4, flip=True),
+            raw=RawSource(default="uoft-cs/cifar10", image_column="img"),
+        ),
+        DataSpec(
+            name="cifar100",
+            num_classes=100,
+            channels=3,
+            image_size=32,
+            mean=_CIFAR_MEAN,
+            std=_CIFAR_STD,
+            augmentation=CropFlip(padding=4, flip=True),
+            raw=RawSource(default="uoft-cs/cifar100", image_column="img", label_column="fine_label"),
+        ),
+        DataSpec(
+            name="tiny_imagenet",
+            num_classes=200,
+            channels=3,
+            image_size=64,
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
+            augmentation=ZoomFlip(scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), flip=True),
+            # its own "test" has no labels
+            raw=RawSource(default="zh-plus/tiny-imagenet", test_splits=("valid", "val", "validation")),
         ),
         DataSpec(
             name="imagenet",
             num_classes=1000,
             channels=3,
             image_size=224,
-            mean=(0.485, 0.456, 0.406),
-            std=(0.229, 0.224, 0.225),
+            mean=_IMAGENET_MEAN,
+            std=_IMAGENET_STD,
             augmentation=ResizedCropFlip(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, test_resize=256),
             # ImageNet's own "test" has no labels.
             raw=RawSource(default="ILSVRC/imagenet-1k", test_splits=("validation", "val", "valid")),

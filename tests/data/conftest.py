@@ -14,6 +14,7 @@ os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 # pytest's importlib mode leaves the helpers beside the tests out of the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from archive_files import tiny_imagenet_files, tiny_imagenet_zip
 from photo_files import BOXES, SMALL_RGB, image_folder, photo_crops
 
 from harness.data.prepare import ImageOptions, prepare
@@ -41,6 +42,15 @@ def rgb_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Prepare 70 + 11 photographs of 32×32."""
     root = tmp_path_factory.mktemp("rgb")
     prepare("small_rgb", root / "data", str(image_folder(root / "raw", photo_crops(81, 32, 32), 11, 3, ".png")))
+    return root / "data"
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare Tiny-ImageNet of 70 + 11 photographs, from its zip."""
+    root, crops = tmp_path_factory.mktemp("tiny"), photo_crops(81, 64, 64)
+    archive = tiny_imagenet_zip(root / "tiny-imagenet-200.zip", tiny_imagenet_files(crops[:70], crops[70:]))
+    prepare("tiny_imagenet", root / "data", str(archive))
     return root / "data"
 
 

@@ -48,6 +48,15 @@ def test_boxes_follow_the_formula_and_lie_in_the_image(height: int, width: int) 
         assert min(box_height, box_width) >= 1
 
 
+@pytest.mark.parametrize("scale", [(0.5, 1.0), (0.08, 1.0), (0.999, 1.0)])
+def test_boxes_of_many_samples_are_those_of_each(scale: tuple[float, float]) -> None:
+    indices = np.arange(3_000) * 33
+    found = augment.resized_crop_boxes(KEYS[2], indices, 64, scale, (3 / 4, 4 / 3))
+    assert [tuple(row) for row in found.tolist()] == [
+        box(KEYS[2], index, 64, 64, scale, (3 / 4, 4 / 3)) for index in indices.tolist()
+    ]
+
+
 def test_compiled_boxes_are_those_of_plain_python() -> None:
     pytest.importorskip("ffcv")
     import harness.data.ffcv_loader  # noqa: F401  (sets numba's threading layer first)

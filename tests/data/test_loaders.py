@@ -2,29 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from keyed_reference import draw
+from keyed_reference import box, draw
 
 from harness.data import Batch, DataSource, normalize, open_data
 from harness.data.beton import read_raw
 from harness.seeds import SgdNoise
 
 NOISE = SgdNoise(5, ("search", 2))
-SETS = ["digits", "small_rgb"]
+CROPPED = ["digits", "small_rgb"]
+SETS = [*CROPPED, "tiny_imagenet"]
 
 
 @pytest.fixture(scope="session")
-def directories(digits_directory: Path, rgb_directory: Path) -> dict[str, Path]:
-    return {"digits": digits_directory, "small_rgb": rgb_directory}
+def directories(digits_directory: Path, rgb_directory: Path, tiny_directory: Path) -> dict[str, Path]:
+    return {"digits": digits_directory, "small_rgb": rgb_directory, "tiny_imagenet": tiny_directory}
 
 
 @pytest.fixture(scope="session")
@@ -59,7 +63,7 @@ def test_ffcv_and_memory_give_the_same_bits(sources: dict, name: str, augment: b
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("name", CROPPED)
 def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: dict, name: str, loader: str) -> None:
     """Pad with black, cut at the drawn place, mirror if drawn: NumPy slices, one sample at a time."""
     source = sources[name, loader]
@@ -81,8 +85,46 @@ def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: di
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_ranks_and_workers_make_the_same_global_batches(sources: dict, loader: str) -> None:
-    source = sources["small_rgb", loader]
+def test_zoom_and_flip_are_the_documented_formula(sources: dict, directories: dict, loader: str) -> None:
+    """The box of plain Python, enlarged by exact fractions; and OpenCV's bilinear enlargement, ±1 for its rounding."""
+    source = sources["tiny_imagenet", loader]
+    raw_NHWC, raw_labels = read_raw(directories["tiny_imagenet"] / "tiny_imagenet" / "train.beton")
+    augmentation, key = source.spec.augmentation, NOISE.key("augment", 3)
+    images, labels, indices = next(source.train_loader(global_batch_size=70, num_workers=1).epoch(NOISE, 3))
+    sides = set()
+    for image, label, index in zip(images.numpy(), labels.tolist(), indices.tolist(), strict=True):
+        top, left, height, width = box(key, index, 64, 64, augmentation.scale, augmentation.ratio)
+        crop = raw_NHWC[index, top : top + height, left : left + width]
+        expected = enlarged(crop, 64)
+        assert np.abs(expected.astype(int) - cv2.resize(crop, (64, 64), interpolation=cv2.INTER_LINEAR)).max() <= 1
+        if draw(key, index, 2) % 2:
+            expected = expected[:, ::-1]
+        assert (image == expected).all()
+        assert label == raw_labels[index]
+        sides |= {height, width}
+    assert len(sides) > 15
+
+
+def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear, pixel centres half a pixel in, halves rounded up, in numbers without rounding."""
+
+    def weights(side: int) -> np.ndarray:
+        matrix = np.zeros((size, side), dtype=object)
+        for place in range(size):
+            x = min(max(Fraction((2 * place + 1) * side - size, 2 * size), Fraction(0)), Fraction(side - 1))
+            matrix[place, math.floor(x)] += 1 - x % 1
+            matrix[place, math.ceil(x)] += x % 1
+        return (2 * size * matrix).astype(np.int64)  # whole numbers: x is a multiple of 1 / 2·size
+
+    rows, columns = weights(crop.shape[0]), weights(crop.shape[1])
+    sums = np.einsum("ih,hwc,jw->ijc", rows, crop.astype(np.int64), columns, optimize=True)
+    return np.floor(sums / (2 * size) ** 2 + 0.5).astype(np.uint8)
+
+
+@pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
+@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+def test_ranks_and_workers_make_the_same_global_batches(sources: dict, name: str, loader: str) -> None:
+    source = sources[name, loader]
     alone = source.train_loader(global_batch_size=12, num_workers=1)
     pair = [
         source.train_loader(global_batch_size=12, rank=rank, world_size=2, num_workers=2).epoch(NOISE, 0)
@@ -248,10 +290,11 @@ def test_recorded_statistics_are_those_of_the_images(sources: dict, directories:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_batches_on_cuda_are_those_on_cpu(sources: dict, loader: str) -> None:
+def test_batches_on_cuda_are_those_on_cpu(sources: dict, name: str, loader: str) -> None:
     """While the device is busy with other work, so that a copy that did not wait would show."""
-    source = sources["small_rgb", loader]
+    source = sources[name, loader]
     on_cpu, on_cuda = (
         source.train_loader(global_batch_size=10, num_workers=1, device=device) for device in ("cpu", "cuda")
     )

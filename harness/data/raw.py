@@ -1,0 +1,54 @@
+"""What every reader of raw images gives: one split as undecoded samples in a fixed order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """One undecoded sample."""
+
+    image: np.ndarray | bytes | Path | Any
+    """uint8 pixels (H, W) or (H, W, 3), a file's bytes, its path, or a PIL image."""
+    label: int
+    where: str
+    """Names the sample in messages."""
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """One split of a raw data set."""
+
+    num_samples: int
+    samples: Callable[[], Iterator[RawSample]]
+    notes: dict[str, Any]
+    """For the manifest."""
+
+
+def from_arrays(images: np.ndarray, labels: np.ndarray, where: Sequence[str]) -> RawSplit:
+    """Return a split of pixels that are in memory: uint8 (N, H, W) or (N, H, W, 3), whole numbers (N,), N names."""
+
+    def samples() -> Iterator[RawSample]:
+        for image, label, name in zip(images, labels, where, strict=True):
+            yield RawSample(image, int(label), name)
+
+    return RawSplit(len(images), samples, {})
+
+
+def check_same_classes(train: Sequence[str], test: Sequence[str], train_name: str, test_name: str) -> None:
+    """Raise ValueError unless both splits have the same classes: labels are places in their sorted names."""
+    if list(train) == list(test):
+        return
+    odd = sorted(set(train) ^ set(test))
+    listed = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
+    raise ValueError(
+        f"{train_name} and {test_name} have different classes ({listed} in one alone); labels would not mean the same"
+    )

@@ -1,0 +1,68 @@
+"""The recipes' settings are the paper's, network by network, and a command line cannot mix them up unseen."""
+
+from __future__ import annotations
+
+import pytest
+
+from harness.config import OptimConfig, Schedule
+from harness.launch import parse_network
+from harness.models import MODELS
+from recipes import aws_cifar100, aws_imagenet, aws_tiny_imagenet
+
+SMALL = dict.fromkeys(("resnet50_cifar", "shufflenet_cifar", "efficientnet_b0_cifar"), 0.1) | {
+    "mobilenet_v2_cifar": 0.05
+}
+
+
+def test_cifar100_and_tiny_imagenet_as_in_section_4_1():
+    for recipe, data in ((aws_cifar100, "cifar100"), (aws_tiny_imagenet, "tiny_imagenet")):
+        assert SMALL.items() <= recipe.LEARNING_RATES.items()
+        for network, lr in recipe.LEARNING_RATES.items():
+            config = recipe.config(network)
+            assert (config.data.name, config.model.name) == (data, network) and network in MODELS
+            assert config.optim == OptimConfig("sgd", lr=lr, momentum=0.9, weight_decay=5e-4)
+            assert (config.warmup_epochs, config.level_epochs, config.num_levels) == (10, 10, 15)
+            assert (config.final, config.global_batch_size) == (Schedule(100, "step"), 128)
+            assert round(0.8**config.num_levels, 3) == 0.035
+
+
+@pytest.mark.parametrize(
+    ("network", "optim", "batch", "final"),
+    [
+        ("resnet50", OptimConfig("adam", lr=1e-3, betas=(0.9, 0.999), weight_decay=1e-5), 256, 120),
+        ("mobilenet_v2", OptimConfig("sgd", lr=0.05, momentum=0.9, weight_decay=5e-5), 256, 120),
+        ("mlp_mixer", OptimConfig("adam", lr=1e-3, betas=(0.9, 0.999), weight_decay=5e-5), 512, 200),
+    ],
+)
+def test_imagenet_as_in_section_4_1(network, optim, batch, final):
+    config = aws_imagenet.config(network)
+    assert (config.model.name, config.optim, config.global_batch_size) == (network, optim, batch)
+    assert (config.warmup_epochs, config.level_epochs, config.num_levels) == (20, 5, 10)
+    assert config.final == Schedule(final, "cosine")
+
+
+PRESETS = [aws_cifar100.config(network) for network in aws_cifar100.LEARNING_RATES]
+
+
+def test_network_takes_its_settings_and_says_them(capfd):
+    assert parse_network("", PRESETS, []) == aws_cifar100.config("resnet50_cifar")
+    chosen = parse_network("", PRESETS, ["--num-levels", "3", "--network", "mobilenet_v2_cifar"])
+    assert (chosen.model.name, chosen.optim.lr, chosen.num_levels) == ("mobilenet_v2_cifar", 0.05, 3)
+    assert "settings: mobilenet_v2_cifar, sgd, lr 0.05, weight decay 0.0005, batch 128," in capfd.readouterr().err
+    changed = parse_network("", PRESETS, ["--network", "mobilenet_v2_cifar", "--optim.lr", "0.2"])
+    assert changed.optim.lr == 0.2
+
+
+def test_a_network_is_not_trained_with_anothers_settings_unseen(capfd):
+    with pytest.raises(ValueError, match=r"would be trained with the settings of resnet50_cifar; say --network mobile"):
+        parse_network("", PRESETS, ["--model.name", "mobilenet_v2_cifar"])
+    with pytest.raises(ValueError, match=r"unknown network 'mobilenet_v2' \(did you mean 'mobilenet_v2_cifar'"):
+        parse_network("", PRESETS, ["--network", "mobilenet_v2"])
+    assert parse_network("", PRESETS, ["--model.name", "vit_tiny"]).optim.lr == 0.1
+    assert "none for vit_tiny: those of resnet50_cifar" in capfd.readouterr().err
+    with pytest.raises(SystemExit):
+        parse_network("", PRESETS, ["--net", "resnet32"])
+    with pytest.raises(SystemExit):
+        parse_network("", PRESETS, ["--help"])
+    told = " ".join(capfd.readouterr().out.split())
+    assert all(name in told for name in aws_cifar100.LEARNING_RATES)
