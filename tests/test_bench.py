@@ -11,9 +11,18 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
+from harness.config import Schedule
+from harness.seeds import SgdNoise
+from harness.training.loop import train
+from harness.training.world import World
+from tools.benchmarks.gpu_barrier import question
+from tools.benchmarks.published import PublishedStep, convert_
+from tools.benchmarks.roofline import count
 from tools.benchmarks.row import Row
 from tools.benchmarks.step import median_interval
+from tools.benchmarks.ways import OPTIM, Case, Network, in_turns
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,7 +62,7 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
 def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
     missed = Row("slow thing", 2.0, 1.0, 2.0, "≤ 1×", False, 1.9, 2.1, "a note")
     reached = Row("fast thing", 1.0, 2.0, 0.5, "≤ 1×", True, 0.4, 0.6, "")
-    monkeypatch.setattr(bench, "_rows", lambda name, quick: [missed, reached])
+    monkeypatch.setattr(bench, "_rows", lambda *options: [missed, reached])
     assert bench.main(bench.Arguments(only=("prune",))) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines if line.startswith(("slow thing", "fast thing"))] == [
@@ -64,7 +73,7 @@ def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
 
 
 def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, monkeypatch, capsys):
-    def rows(name: str, quick: bool) -> list[Row]:
+    def rows(name: str, *options: object) -> list[Row]:
         if name == "prune":
             raise RuntimeError("not exact")
         return [Row("other thing", 1.0, 1.0, 1.0, "≤ 1×", True, 1.0, 1.0, "")]
@@ -81,3 +90,107 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
     draws = generator.lognormal(size=(300, 51))  # its median is 1
     covered = sum(low <= 1.0 <= high for low, high in (median_interval(draw, 500) for draw in draws))
     assert 0.91 <= covered / len(draws) <= 0.99
+
+
+def test_the_rows_for_a_gpu_run_small_anywhere(tmp_path):
+    written = tmp_path / "bench.json"
+    names = ["gpu_step", "gpu_small", "gpu_barrier"]
+    command = [sys.executable, "tools/bench.py", "--quick", "--only", *names, "--json", str(written)]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = json.loads(written.read_text())["rows"]
+    assert list(dict.fromkeys(row["benchmark"] for row in rows)) == names
+    recompiled = [row for row in rows if row["name"].startswith("graphs compiled")]
+    assert len(recompiled) == 2 and all(row["ours"] == 0 for row in recompiled)
+    ways = [row["name"].split(",")[0] for row in rows if row["benchmark"] == "gpu_step"]
+    assert {"aws / plain", "lrr / plain", "aws / published way"} <= set(ways)
+    assert all(row["ours"] > 0 and row["reference"] > 0 for row in rows if row not in recompiled)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is for machines without one")
+@pytest.mark.parametrize("name", ["gpu_step", "gpu_small", "gpu_barrier"])
+def test_a_row_for_a_gpu_is_not_measured_without_one(bench, name, capsys):
+    assert bench.main(bench.Arguments(only=(name,))) == 1
+    assert f"BROKEN  {name}: ValueError: this benchmark needs a CUDA device" in capsys.readouterr().out
+
+
+def test_an_unknown_network_is_named(bench, capsys):
+    assert bench.main(bench.Arguments(only=("gpu_small",), networks=("resnet21",), quick=True)) == 1
+    assert "unknown network 'resnet21' (did you mean 'resnet20'?)" in capsys.readouterr().out
+
+
+def test_the_published_way_learns_what_ours_does():
+    """With one α for all layers: the masked weights and ψ after three steps are those of the harness's loop."""
+    case = Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1, precision="no")
+    network, world = Network(case, torch.device("cpu")), World()
+    for value in network.initial.values():
+        value.add_(0.3)  # biases begin at 0, which would hide that they are interpolated
+    generator = torch.Generator().manual_seed(1)
+    batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8)) for _ in range(3)]
+    ours = network.model()
+    noise = SgdNoise(1, ("search", 1))
+
+    class Fixed:
+        steps_per_epoch = len(batches)
+
+        def epoch(self, noise, epoch, skip_steps=0):
+            return iter(batches)
+
+    settings = {"optim": OPTIM, "schedule": Schedule(1, "constant"), "mask": network.mask, "label": "test"}
+    view = network.view(ours, "aws")
+    train(ours, world=world, batches=Fixed(), noise=noise, view=view, on_epoch=lambda report: None, **settings)
+    theirs = convert_(network.model(channels_last=False), network.mask.tensors, network.initial)
+    optimizer = torch.optim.SGD(theirs.parameters(), OPTIM.lr, OPTIM.momentum, weight_decay=OPTIM.weight_decay)
+    alphas = iter(noise.alphas(0, 3))
+
+    class OneForAll:
+        left = 0
+
+        def random(self) -> float:
+            if self.left == 0:
+                self.left, self.alpha = len(step.norms), float(next(alphas))
+            self.left -= 1
+            return self.alpha
+
+    step = PublishedStep(theirs, optimizer, OneForAll())
+    for images, labels in batches:
+        step(images, labels)
+    learnt = dict(theirs.named_parameters())
+    for name, param in ours.named_parameters():
+        kept = network.mask.tensors.get(name, torch.ones_like(param))
+        assert torch.allclose(param, learnt[name] * kept, atol=1e-5), name
+        assert not torch.equal(param, network.model().get_parameter(name))
+
+
+def test_graphs_compiled_while_a_way_is_timed_are_counted():
+    case = Case("none", batch_size=1, image_size=1, num_classes=1, steps=1, rounds=3)
+
+    sizes, every_size_anew = iter(range(2, 9)), torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
+
+    def compiles_anew(steps: int) -> float:
+        every_size_anew(torch.ones(next(sizes)))
+        return 1.0
+
+    compiled_once = torch.compile(lambda x: x * 2, backend="eager")
+    timed = in_turns(case, {"anew": compiles_anew, "once": lambda steps: float(compiled_once(torch.ones(1)))})
+    assert (timed["anew"].graphs, timed["once"].graphs) == (3, 0)
+    assert timed["once"].rates == [0.5] * 3
+
+
+def test_the_operations_of_resnet50_are_the_known_ones():
+    """4.089 G multiply-adds forward, twice that backward but for the gradient of the images."""
+    work = count("resnet50", batch_size=2, image_size=224, channels=3, num_classes=1000, bf16=True)
+    first_layer = 64 * 112 * 112 * 3 * 7 * 7
+    assert work.operations / 2 == pytest.approx(2 * (3 * 4.089e9 - first_layer), rel=1e-3)
+    float32 = count("resnet50", batch_size=2, image_size=224, channels=3, num_classes=1000, bf16=False)
+    assert float32.operations == work.operations
+    assert 1.3 < float32.bytes_moved / work.bytes_moved < 2
+    assert work.seconds_at_best("NVIDIA H100 80GB HBM3")[0] == pytest.approx(work.operations / 989e12)
+    assert work.seconds_at_best("cpu") is None
+
+
+def test_all_ways_to_a_barrier_find_the_same_errors():
+    asked = question(Case("resnet8", 64, 16, 10, steps=4, rounds=1), torch.device("cpu"), (0.0, 0.3, 1.0))
+    errors = asked.ours()
+    assert asked.plain() == asked.one_pass() == errors
+    assert len(set(errors)) == 3

@@ -3,6 +3,7 @@
 python tools/bench.py                                  every row, half an hour on 2 cores
 python tools/bench.py --quick                          seconds a row, for a first look
 python tools/bench.py --only step prune --json out.json
+python tools/bench.py --only gpu_step gpu_small gpu_barrier --json gpu.json      needs a GPU, but for --quick
 
 A goal that is missed is marked and is no error. Ratios come from one run, both sides in turns: leave the machine alone.
 """
@@ -29,8 +30,21 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-Name = Literal["step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify"]
+Name = Literal[
+    "step",
+    "loaders",
+    "prune",
+    "mask_size",
+    "barrier",
+    "level_overhead",
+    "reload",
+    "verify",
+    "gpu_step",
+    "gpu_small",
+    "gpu_barrier",
+]
 NAMES: tuple[Name, ...] = ("step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify")
+"""Without those that need a GPU, which take their turn when they are asked for."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +53,8 @@ class Arguments:
 
     only: tuple[Name, ...] = NAMES
     """These rows instead of all."""
+    networks: tuple[str, ...] = ()
+    """Of gpu_small, these networks alone: compiling all of them takes longer than one sitting may."""
     quick: bool = False
     """Fewer repetitions and smaller tasks: seconds a row, wide intervals."""
     json: Path | None = None
@@ -55,7 +71,7 @@ def main(arguments: Arguments) -> int:
     for name in dict.fromkeys(arguments.only):
         started = time.perf_counter()
         try:
-            found += [{"benchmark": name, **asdict(row)} for row in _rows(name, arguments.quick)]
+            found += [{"benchmark": name, **asdict(row)} for row in _rows(name, arguments.quick, arguments.networks)]
         except Exception as error:
             traceback.print_exc()
             broken[name] = f"{type(error).__name__}: {error}"
@@ -67,8 +83,9 @@ def main(arguments: Arguments) -> int:
     return 1 if broken else 0
 
 
-def _rows(name: Name, quick: bool) -> Sequence[Any]:
-    rows: Sequence[Any] = importlib.import_module(f"tools.benchmarks.{name}").rows(quick)
+def _rows(name: Name, quick: bool, networks: tuple[str, ...]) -> Sequence[Any]:
+    benchmark = importlib.import_module(f"tools.benchmarks.{name}")
+    rows: Sequence[Any] = benchmark.rows(quick, networks) if name == "gpu_small" else benchmark.rows(quick)
     return rows
 
 
