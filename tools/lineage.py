@@ -21,7 +21,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tool
 from harness.escape import for_terminal  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Sync  # noqa: E402
-from tools.lineage_commands.proving import Verify  # noqa: E402
+from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
 
 
 class Command(Protocol):
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "path": Path,
     "sync": Sync,
     "verify": Verify,
+    "gc": Gc,
 }
 
 

@@ -50,7 +50,8 @@ class Archive:
         interrupted goes on from its last state. BusyError if another launch is making the same run, StoppedError if
         this launch was asked to stop.
         """
-        unfinished = Unfinished(self.store.local.directory, draft.kind, draft.key, draft.name)
+        parents = [parent.key for parent in draft.parents]
+        unfinished = Unfinished(self.store.local.directory, draft.kind, draft.key, draft.name, parents)
         if self._exists(draft.key):
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(draft)

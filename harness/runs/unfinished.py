@@ -15,7 +15,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -56,9 +56,10 @@ class BusyError(ValueError):
 class Unfinished:
     """The directory of one run, or of one search, that is being made (rank 0)."""
 
-    def __init__(self, runs: Path, kind: str, key: str, name: str) -> None:
+    def __init__(self, runs: Path, kind: str, key: str, name: str, parents: Sequence[str] = ()) -> None:
+        """`parents` are the keys of what it is made from: it needs them until it is finished."""
         self.directory = runs / f".making-{kind}-{key[:16]}"
-        self.key, self.name = key, name
+        self.key, self.name, self.parents = key, name, tuple(parents)
         self._token: str | None = None
         """Of the claim that this object holds."""
         self._discarded = False
@@ -203,7 +204,8 @@ class Unfinished:
             os.link(mark, self.directory / _OWNER)  # fails if another has just done the same
             self._token = token
             if config:
-                _replace(self.directory / _DRAFT, json.dumps({"name": self.name, "config": config}).encode())
+                draft = {"name": self.name, "parents": self.parents, "config": config}
+                _replace(self.directory / _DRAFT, json.dumps(draft).encode())
         except FileExistsError:
             raise self._busy("it began at the same time") from None
         except OSError as error:

@@ -6,11 +6,13 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import tyro
 
 from harness.escape import for_terminal
 from harness.lineage.proof import CHECKS, Findings, Note, verify
+from harness.runs.garbage import Policy, delete_garbage, find_garbage
 from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
 
@@ -41,6 +43,48 @@ class Verify:
         else:
             _print(findings)
         if findings.problems:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Gc:
+    """Say what can be deleted from the directory of runs, and why; --delete does it.
+
+    Records, signed masks, final trainings, and what anything was made from stay. MLflow's copies are left alone.
+    """
+
+    keep_levels: Literal["all", "tickets"] | int = "all"
+    """Checkpoints of levels to keep: all; tickets: level 0, the deepest, and those that something was made from or
+    compared; N: every N-th as well. A level without its checkpoint keeps its mask, and cannot be trained from."""
+    older_than: float | None = None
+    """Only checkpoints older than so many days, and also states of unfinished runs that old; they would begin anew."""
+    delete: bool = False
+    """Delete what is listed."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        policy = Policy(self.keep_levels, self.older_than)
+        items = find_garbage(self.place.open(), policy)
+        stays: dict[Path, str] = {}
+        if self.delete:
+            stays = {item.path: why for item, why in delete_garbage(items, policy) if why is not None}
+        total = sum(item.num_bytes for item in items if item.path not in stays)
+        if self.place.json:
+            listed = [
+                {"path": str(item.path), "name": item.name, "num_bytes": item.num_bytes, "why": item.why}
+                | {"stays_because": stays.get(item.path)}
+                for item in items
+            ]
+            print_json("gc", [], policy=str(policy), deleted=self.delete, num_bytes=total, items=listed)
+        else:
+            for item in items:
+                line = f"{item.num_bytes:>15,} bytes  {item.path}  ({item.name}): {item.why}"
+                print(for_terminal(line))
+                if item.path in stays:
+                    print(for_terminal(f"{'':>15}        stays: {stays[item.path]}"))
+            done = "deleted" if self.delete else "can be deleted; --delete does it" if items else "can be deleted"
+            print(f"{total:>15,} bytes  {done} ({policy})")
+        if stays:
             sys.exit(1)
 
 
