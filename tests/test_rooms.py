@@ -16,7 +16,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 # Data flows one way. A room is a top-level file or folder of harness; it may import the rooms named here, itself and
 # nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
 _BASE = {"config", "digest", "escape", "seeds", "faults", "progress"}
-_NETWORK = _BASE | {"models", "masks", "checkpoint"}
+_NETWORK = _BASE | {"models", "masks", "checkpoint", "signs"}
 _PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage", "runs"}
 ROOMS: dict[str, set[str]] = {
     "config": set(),
@@ -29,6 +29,7 @@ ROOMS: dict[str, set[str]] = {
     "data": _BASE,
     "models": {"config", "seeds"},  # θ_init is a function of its seed
     "masks": {"config", "digest"},
+    "signs": {"masks"},  # algebra of two masks: what is recorded and what is analysed speak of it
     "checkpoint": {"config", "digest", "masks"},
     "pruning": _NETWORK,
     "transfer": _NETWORK,

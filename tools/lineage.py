@@ -19,7 +19,7 @@ import tyro
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
 from harness.escape import for_terminal  # noqa: E402
-from tools.lineage_commands.asking import Ancestors, Descendants, List, Path, Show, Tree  # noqa: E402
+from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
 
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Any] = {
     "ancestors": Ancestors,
     "descendants": Descendants,
     "path": Path,
+    "diff": Diff,
     "sync": Sync,
     "verify": Verify,
     "gc": Gc,

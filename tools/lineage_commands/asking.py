@@ -18,11 +18,12 @@ from harness.lineage.browse import (
     tree_lines,
     way,
 )
+from harness.lineage.difference import Difference, diff
 from harness.lineage.graph import NodeSummary
 from harness.lineage.query import Query, parse_density, parse_since
 from harness.lineage.store import LineageStore
 from tools.lineage_commands.place import Place, Where
-from tools.lineage_commands.printing import print_json, print_node, print_nodes, print_path
+from tools.lineage_commands.printing import print_difference, print_json, print_node, print_nodes, print_path
 
 RunID = tyro.conf.Positional[str]
 
@@ -177,3 +178,29 @@ class Path:
             print_json("path", nodes, steps=steps)
         else:
             print_path(nodes, steps)
+
+
+@dataclass(frozen=True)
+class Diff:
+    """Show in what two nodes differ: settings, data, seeds, code, packages; then their masks and signs, by layer.
+
+    What is equal is not shown. Overlap is the Jaccard index of the kept weights; agreement is the share of the weights
+    kept in both whose signs are equal (½ for unrelated signs).
+    """
+
+    first: RunID
+    """Run ID or node key, or a unique beginning of one."""
+    second: RunID
+    """The other."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        def ask(store: LineageStore) -> tuple[NodeSummary, NodeSummary, Difference]:
+            a, b = find_node(store, self.first), find_node(store, self.second)
+            return a, b, diff(store, a, b)
+
+        a, b, difference = self.place.ask(ask)
+        if self.place.json:
+            print_json("diff", [a, b], **difference.to_dict())
+        else:
+            print_difference(a, b, difference)

@@ -12,7 +12,9 @@ from typing import Any
 
 from harness.escape import for_terminal
 from harness.lineage.browse import columns, short_id
+from harness.lineage.difference import Difference
 from harness.lineage.graph import NodeSummary
+from harness.signs import overlap_by_chance
 
 JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
 
@@ -91,3 +93,52 @@ def print_path(nodes: Sequence[NodeSummary], steps: Sequence[Mapping[str, str]])
             down = steps[number]["from"] == node.key
             lines.append(f"  ↓ {steps[number]['relation']}" if down else f"  ↑ was {steps[number]['relation']}")
     print("\n".join(for_terminal(line) for line in lines))
+
+
+def print_difference(a: NodeSummary, b: NodeSummary, difference: Difference) -> None:
+    """Print what differs, section by section, then the masks."""
+    lines = [f"a  {a.name}  {short_id(a)}", f"b  {b.name}  {short_id(b)}"]
+    for title, rows in difference.sections.items():
+        width = max(map(len, rows))
+        lines.append(title)
+        lines += [f"  {name:{width}}  {_value(one)}  |  {_value(other)}" for name, (one, other) in rows.items()]
+    if not difference.sections:
+        lines.append("no difference in settings, data, seeds, code and packages")
+    print("\n".join(for_terminal(line) for line in lines))
+    _print_masks(difference)
+
+
+def _print_masks(difference: Difference) -> None:
+    total = difference.total
+    if difference.layers is None or total is None:
+        print(f"masks\n  {for_terminal(difference.why_no_masks)}")
+        return
+    if not difference.differing_layers:
+        print(f"masks\n  equal: the same {total.kept_a:,} of {total.numel:,} weights with the same signs")
+        return
+    chance = overlap_by_chance(difference.layers)
+    print(
+        f"masks\n  a keeps {total.kept_a:,}, b {total.kept_b:,} of {total.numel:,} weights, {total.kept_both:,} both: "
+        f"overlap {total.mask_overlap:.3f} ({chance:.3f} by chance)\n"
+        f"  signs agree in {total.agreeing:,} of these, {100 * total.sign_agreement:.2f} %"
+    )
+    rows = [
+        {
+            "layer": row.name,
+            "weights": f"{row.numel:,}",
+            "density a": f"{row.density_a:.3f}",
+            "density b": f"{row.density_b:.3f}",
+            "overlap": f"{row.mask_overlap:.3f}",
+            "signs agree": f"{row.sign_agreement:.3f}",
+        }
+        for row in difference.differing_layers
+    ]
+    print()
+    print_table(rows, frozenset(rows[0]) - {"layer"})
+    if equal := len(difference.layers) - len(rows):
+        print(f"\nthe other {equal} layers are equal")
+
+
+def _value(value: object) -> str:
+    text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 60 else text[:57] + "…"

@@ -70,6 +70,17 @@ def compare_signs(a: SignedMask, b: SignedMask) -> list[LayerSigns]:
     return rows
 
 
+def overlap_by_chance(layers: Iterable[LayerSigns]) -> float:
+    """Jaccard index, 0..1, that masks of the same counts in each layer have when nothing relates them.
+
+    Each layer's expected common count, kept_a · kept_b / numel, stands for its mean; NaN where nothing is kept.
+    """
+    layers = list(layers)
+    both = sum(layer.kept_a * layer.kept_b / layer.numel for layer in layers if layer.numel)
+    either = sum(layer.kept_a + layer.kept_b for layer in layers) - both
+    return both / either if either else math.nan
+
+
 def layer_densities(mask: Mask) -> dict[str, float]:
     """Kept share of each prunable tensor, 0..1."""
     return {name: _share(int(kept.sum()), kept.numel()) for name, kept in mask.tensors.items()}

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from harness.analysis.signs import LayerSigns, compare_signs, layer_densities
 from harness.masks import Mask, SignedMask
+from harness.signs import LayerSigns, compare_signs, layer_densities, overlap_by_chance
 
 
 def signed_mask(**weights: list[float]) -> SignedMask:
@@ -61,3 +61,18 @@ def test_masks_of_different_networks_are_refused():
         compare_signs(A, signed_mask(x=[1.0] * 8))
     with pytest.raises(ValueError, match="y: not in the network"):
         compare_signs(signed_mask(x=[1.0] * 8), A)
+
+
+def test_overlap_by_chance_is_that_of_shuffled_masks():
+    """A random mask of the same density in each layer, a hundred times; by layer, since densities differ by layer."""
+    generator = torch.Generator().manual_seed(0)
+    kept = {"x": (torch.arange(4000) < 400, torch.arange(4000) < 1200), "y": (torch.arange(100) < 90,) * 2}
+
+    def shuffled(number: int) -> SignedMask:
+        masks = {name: pair[number][torch.randperm(len(pair[0]), generator=generator)] for name, pair in kept.items()}
+        return SignedMask.of({name: mask.float() for name, mask in masks.items()}, Mask(masks))
+
+    drawn = [LayerSigns.total(compare_signs(shuffled(0), shuffled(1))).mask_overlap for _ in range(100)]
+    expected = overlap_by_chance(compare_signs(shuffled(0), shuffled(1)))
+    assert expected == pytest.approx(sum(drawn) / 100, rel=0.02)
+    assert math.isnan(overlap_by_chance([]))
