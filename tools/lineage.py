@@ -20,7 +20,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tool
 
 from harness.escape import for_terminal  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
-from tools.lineage_commands.moving import Sync  # noqa: E402
+from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
 
 
@@ -40,6 +40,9 @@ COMMANDS: dict[str, Any] = {
     "path": Path,
     "diff": Diff,
     "sync": Sync,
+    "export": Export,
+    "bundle": Bundle,
+    "import": Import,
     "verify": Verify,
     "gc": Gc,
 }

@@ -28,11 +28,21 @@ from harness.lineage.description import (
     relation_to,
     with_children,
 )
-from harness.lineage.local import DELIVERED, RECORD, LocalNodes, check_files, json_bytes, read_record, read_sums
+from harness.lineage.local import (
+    DELIVERED,
+    RECORD,
+    LocalNodes,
+    absent_files,
+    check_files,
+    json_bytes,
+    read_record,
+    read_sums,
+)
 from harness.lineage.origin import origin_of
 from harness.lineage.record import WITHOUT_MODEL, LineageRecord
 from harness.lineage.registry import Registry
 from harness.lineage.server import (
+    ABSENT_TAG,
     DIGEST_TAG,
     FAMILIES_TAG,
     KEY_TAG,
@@ -158,6 +168,7 @@ class Delivery:
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
             **_family_tags(record, used),
             **({ORIGIN_TAG: " ".join(origin)} if (origin := origin_of(self.local, directory)) else {}),
+            **({ABSENT_TAG: json.dumps(sorted(absent))} if (absent := absent_files(directory, record)) else {}),
         }
         tags = {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
         client, experiment = self.server.client(), self.server.own_experiment()

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.lineage.graph import NodeSummary
@@ -67,7 +65,7 @@ def diff(store: LineageStore, a: NodeSummary, b: NodeSummary) -> Difference:
 
     Raises LookupError when the record of one cannot be found, ValueError when a record or mask was altered.
     """
-    first, second = _record(store, a), _record(store, b)
+    first, second = store.record_of(a), store.record_of(b)
     layers, why = _compare_masks(store, a, b)
     return Difference(first, second, differences(first, second), layers, why)
 
@@ -131,21 +129,6 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[An
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
-def _record(store: LineageStore, node: NodeSummary) -> LineageRecord:
-    if node.run_id is None or store.local.find(node.key) is not None:
-        return store.local.load(node.key)
-    return store.load(node.run_id)
-
-
-@contextlib.contextmanager
-def _mask_file(store: LineageStore, node: NodeSummary) -> Iterator[Path]:
-    if node.run_id is None or store.local.find(node.key) is not None:
-        yield store.local.open_file(node.key, SIGNED_MASK)
-        return
-    with store.open_file(node.run_id, SIGNED_MASK) as path:
-        yield path
-
-
 def _compare_masks(store: LineageStore, a: NodeSummary, b: NodeSummary) -> tuple[list[LayerSigns] | None, str]:
     from harness.masks import SignedMask
     from harness.signs import compare_signs
@@ -154,7 +137,7 @@ def _compare_masks(store: LineageStore, a: NodeSummary, b: NodeSummary) -> tuple
     for node in (a, b):
         if SIGNED_MASK not in node.files:
             return None, f"{node.name} ({node.kind}) has no signed mask"
-        with _mask_file(store, node) as path:
+        with store.open_file_of(node, SIGNED_MASK) as path:
             masks.append(SignedMask.load(path))
     if masks[0].mask.shapes() != masks[1].mask.shapes():
         networks = " and ".join(node.tags.get("model", "unknown") for node in (a, b))

@@ -36,6 +36,8 @@ class NodeSummary:
     parent_run_ids: tuple[str, ...] = ()
     origin_run_ids: tuple[str, ...] = ()
     experiment_id: str | None = None
+    absent: tuple[str, ...] = ()
+    """Files that the run lists and does not have, on purpose."""
 
     @classmethod
     def of(cls, record: LineageRecord, root: str | None = None) -> NodeSummary:

@@ -1,5 +1,6 @@
 """Lineage nodes as local directories, each written whole or not at all; training never waits for a server."""
 
+import contextlib
 import errno
 import json
 import os
@@ -14,11 +15,13 @@ from typing import Any
 from harness.digest import canonical_json, sha256_file
 from harness.faults import reach
 from harness.lineage.record import KINDS, LineageRecord, check_file_name
+from harness.lineage.tombstone import TOMBSTONES, Tombstone, read_tombstones
 
 RECORD = "record.json"
 SUMS = "SHA256SUMS"  # in the form of `sha256sum -c`, and it covers record.json too, which cannot hold its own digest
 CONFIG = "config.json"
 DETERMINANTS = "determinants.json"  # what the key is the digest of: canonical JSON, so the file's SHA-256 is the key
+RESERVED = {RECORD, SUMS, TOMBSTONES}  # no artifact is called so
 DELIVERED = ".delivered"  # beside the nodes, so that a committed directory is never touched again
 
 
@@ -79,18 +82,41 @@ def read_record(directory: Path) -> LineageRecord:
     if RECORD not in sums or not path.is_file():
         raise ValueError(f"{directory} is not a whole lineage node: it has no {RECORD}")
     check_digest(path, sums[RECORD])
-    record = LineageRecord.from_dict(json.loads(path.read_bytes()))
+    record = LineageRecord.from_json(path.read_bytes())
     if {name: digest for name, digest in sums.items() if name != RECORD} != record.files:
         raise ValueError(f"{directory / SUMS} was altered: it does not list the files that {RECORD} lists")
     return record
 
 
+def absent_files(directory: Path, record: LineageRecord) -> dict[str, Tombstone]:
+    """Return the files of a committed directory that are not there on purpose, by name."""
+    stones = read_tombstones(directory)
+    return {
+        name: stones[name]
+        for name, digest in record.files.items()
+        if name in stones and stones[name].sha256 == digest and not (directory / name).is_file()
+    }
+
+
 def check_files(directory: Path, record: LineageRecord) -> None:
-    """Check every artifact of a committed directory against its digest; ValueError naming the first that differs."""
-    for name, digest in record.files.items():
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name} is missing; the record of {record.name} lists it")
-        check_digest(directory / name, digest)
+    """Check every artifact of a committed directory against its digest; ValueError naming the first that differs.
+
+    What is absent on purpose cannot be checked and is no error.
+    """
+    absent = absent_files(directory, record)
+    for name in record.files:
+        if name not in absent:
+            check_file(directory, record, name)
+
+
+def check_file(directory: Path, record: LineageRecord, name: str) -> Path:
+    """Return the path of one file of a committed directory; ValueError when it is altered or missing, saying why."""
+    path = directory / name
+    if path.is_file():
+        return check_digest(path, record.files[name])
+    if stone := absent_files(directory, record).get(name):
+        raise ValueError(f"{name} of {record.name} was {stone}; it has to be made, or imported, again")
+    raise ValueError(f"{path} is missing; the record of {record.name} lists it")
 
 
 def _bytes_below(directory: Path) -> int:
@@ -155,9 +181,7 @@ class LocalNodes:
         record = read_record(directory)
         if name not in record.files:
             raise LookupError(f"{record.name} has no file {name!r}; it has: {', '.join(sorted(record.files))}")
-        if not (directory / name).is_file():
-            raise ValueError(f"{directory / name} is missing; the record of {record.name} lists it")
-        return check_digest(directory / name, record.files[name])
+        return check_file(directory, record, name)
 
     def directories(self) -> Iterator[Path]:
         """Yield the directory of every committed node, sorted by name."""
@@ -183,15 +207,23 @@ class LocalNodes:
         """
         if (existing := self.find(record.key)) is not None:
             return read_record(existing)
+        with self.room_for(record) as temporary:
+            write(temporary)
+            if determinants is not None:
+                _write_determinants(temporary, record, determinants)
+            return self._publish(self._seal(record, temporary), temporary)
+
+    @contextlib.contextmanager
+    def room_for(self, record: LineageRecord) -> Iterator[Path]:
+        """Give an empty directory of the same file system to prepare a node in; it is gone afterwards.
+
+        What a killed process left of such a directory is removed. Errors of the disk say what could not be written.
+        """
         self._remove_interrupted(record)
         temporary = self.directory / f".tmp-{self.path(record).name}.{socket.gethostname()}.{os.getpid()}"
         try:
             temporary.mkdir(parents=True)
-            write(temporary)
-            if determinants is not None:
-                _write_determinants(temporary, record, determinants)
-            record = self._seal(record, temporary)
-            return self._publish(record, temporary)
+            yield temporary
         except Exception as error:
             system_error = _os_error(error)
             if system_error is None:
@@ -206,11 +238,13 @@ class LocalNodes:
         `record_digest` is the SHA-256 that record.json must have: the anchor from which every other digest follows.
         """
         check_digest(downloaded / RECORD, record_digest)
-        record = LineageRecord.from_dict(json.loads((downloaded / RECORD).read_bytes()))
+        record = LineageRecord.from_json((downloaded / RECORD).read_bytes())
+        if taken := RESERVED & record.files.keys():
+            raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
         check_files(downloaded, record)
-        for name in set(file_names(downloaded)) - set(record.files) - {RECORD}:
+        for name in set(file_names(downloaded)) - set(record.files) - {RECORD, TOMBSTONES}:
             (downloaded / name).unlink()
-        _write_sums(downloaded, record)
+        write_sums(downloaded, record)
         self._publish(record, downloaded)
         return self.path(record)
 
@@ -225,11 +259,11 @@ class LocalNodes:
         if not (directory / CONFIG).exists():
             (directory / CONFIG).write_bytes(json_bytes(record.config))
         names = file_names(directory)
-        if taken := {RECORD, SUMS} & set(names):
+        if taken := RESERVED & set(names):
             raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
         record = replace(record, files={name: sha256_file(directory / name) for name in names})
         (directory / RECORD).write_bytes(json_bytes(record.to_dict()))
-        _write_sums(directory, record)
+        write_sums(directory, record)
         return record
 
     def _publish(self, record: LineageRecord, temporary: Path) -> LineageRecord:
@@ -271,7 +305,8 @@ def _write_determinants(directory: Path, record: LineageRecord, determinants: Ma
         raise ValueError(f"{record.name}: its key {record.key[:16]}… is not the digest of its determinants")
 
 
-def _write_sums(directory: Path, record: LineageRecord) -> None:
+def write_sums(directory: Path, record: LineageRecord) -> None:
+    """Write the list of digests of a node whose record is written."""
     sums = {**record.files, RECORD: sha256_file(directory / RECORD)}
     (directory / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
 

@@ -1,5 +1,6 @@
 """What a node of the lineage says about itself: plain data, no files, no server."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -168,6 +169,14 @@ class LineageRecord:
         data["parents"] = [{"key": parent.key, "relation": parent.relation} for parent in self.parents]
         data["metrics"] = [metric.to_list() for metric in self.metrics]
         return {"format": FORMAT, **data}
+
+    @classmethod
+    def from_json(cls, text: bytes) -> "LineageRecord":
+        """Return the record that a file's bytes hold; ValueError as `from_dict`, and when they are no JSON."""
+        try:
+            return cls.from_dict(json.loads(text))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"not a lineage record: {type(error).__name__}: {error}") from None
 
     @classmethod
     def from_dict(cls, data: object) -> "LineageRecord":

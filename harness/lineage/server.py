@@ -22,7 +22,7 @@ import psutil
 from harness.faults import reach
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import check_digest
-from harness.lineage.record import Parent
+from harness.lineage.record import Parent, check_file_name
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -36,6 +36,7 @@ ROOT_TAG = "harness.root"
 PARENT_RUNS_TAG = "harness.parent_run_ids"  # so that parents in other families are found in one request
 FAMILIES_TAG = "harness.families"  # where a node touches more than its own: a root's first digits each
 ORIGIN_TAG = "harness.origin_run_id"  # of an imported node
+ABSENT_TAG = "harness.absent"  # files that the run lists and does not have, on purpose
 
 _PROBE_SECONDS = 5
 _FAMILY_DIGITS = 16
@@ -189,7 +190,7 @@ class Server:
     def finished(self, run_id: str) -> Run:
         """Return a finished run of this harness; LookupError or ValueError with one clear line otherwise."""
         where = redact(self.tracking_uri or str(self.local_directory))
-        run = self.get_run(run_id) if self.readable() else None
+        run = (self.get_run(run_id) or self._imported(run_id)) if self.readable() else None
         if run is None:
             raise LookupError(f"no run {run_id!r} in {where}; `python tools/lineage.py list` shows the runs there")
         if KEY_TAG not in run.data.tags:
@@ -200,6 +201,14 @@ class Server:
                 "`python tools/lineage.py sync` completes an interrupted delivery"
             )
         return run
+
+    def _imported(self, run_id: str) -> Run | None:
+        """Return the run of a node that had this ID in the store it was imported from."""
+        if not re.fullmatch("[0-9a-f]{32}", run_id):
+            return None
+        condition = f"tags.`{ORIGIN_TAG}` LIKE '%{run_id}%'"
+        found = self.client().search_runs(self.experiment_ids(), condition, max_results=1)
+        return self.client().get_run(found[0].info.run_id) if found else None
 
     def run_with(self, key: str) -> Run | None:
         """Return the run with this key, a finished one before an unfinished, the oldest of equals."""
@@ -236,6 +245,8 @@ class Server:
             message = f"run {run.info.run_id} ({run.info.run_name}) has no {name}; it has: {', '.join(sorted(names))}"
             raise LookupError(message)
         with opened(self.repository(run), name) as path:
+            if path is None and name in absent_names(run):
+                raise ValueError(f"{name} was left out of run {run.info.run_id} ({run.info.run_name}) on purpose")
             if path is None:
                 raise ValueError(f"{name} is missing from the tracking store's files; the run lists it")
             yield check_digest(path, expected)
@@ -265,6 +276,7 @@ def summary_of(run: Run) -> NodeSummary:
         started_ms=run.info.start_time or 0,
         finished_ms=run.info.end_time or 0,
         experiment_id=str(run.info.experiment_id),
+        absent=absent_names(run),
         parent_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(PARENT_RUNS_TAG, ""))),
         origin_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(ORIGIN_TAG, ""))),
     )
@@ -278,6 +290,15 @@ def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
         return ()
 
 
+def absent_names(run: Run) -> tuple[str, ...]:
+    """Return the names of the files that were left out of a run on purpose when it was delivered."""
+    try:
+        names = json.loads(run.data.tags.get(ABSENT_TAG, "[]"))
+        return tuple(check_file_name(name) for name in names)
+    except (ValueError, TypeError, RecursionError):
+        return ()
+
+
 def tag(run: Run, name: str) -> str:
     """Return a tag that every run of this harness has; ValueError when somebody removed it."""
     value = run.data.tags.get(name)
@@ -287,15 +308,38 @@ def tag(run: Run, name: str) -> str:
 
 
 def download(repository: ArtifactRepository, name: str, target: Path | None) -> Path:
-    """Return the path of one file, copied below `target` if given; ValueError when it is missing."""
-    from mlflow.exceptions import MlflowException
+    """Return the path of one file, copied below `target` if given; ValueError when it is missing.
 
+    The name is checked and no listing of the server is asked for, so nothing is written outside of `target`; of a
+    local store nothing is read that a link puts outside of the run's files.
+    """
+    from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+    from requests import HTTPError
+
+    check_file_name(name)
     try:
-        return Path(repository.download_artifacts(name, str(target) if target else None))  # type: ignore[no-untyped-call]
-    except (MlflowException, FileNotFoundError) as error:
-        if "No such artifact" in str(error) or isinstance(error, FileNotFoundError):
-            raise ValueError(f"{name} is missing from the tracking store's files; the run lists it") from None
+        if isinstance(repository, LocalArtifactRepository):
+            path = Path(repository.get_local_path(name))
+            if not path.resolve().is_relative_to(Path(repository.artifact_dir).resolve()):
+                raise ValueError(f"{path} is a link out of the run's files: it is not read")
+            if target is None:
+                return path
+        assert target is not None
+        destination = target / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        # Not download_artifacts: that asks the server whether the name is a directory, and what is in it.
+        repository._download_file(name, str(destination))  # type: ignore[no-untyped-call]
+        return destination
+    except (MlflowException, FileNotFoundError, HTTPError) as error:
+        unknown = isinstance(error, HTTPError) and error.response is not None and error.response.status_code == 404
+        if unknown or isinstance(error, FileNotFoundError) or "No such artifact" in str(error):
+            raise MissingFileError(f"{name} is missing from the tracking store's files; the run lists it") from None
         raise
+
+
+class MissingFileError(ValueError):
+    """A file that a run lists is not among its files."""
 
 
 @contextlib.contextmanager
@@ -308,7 +352,7 @@ def opened(repository: ArtifactRepository, name: str) -> Iterator[Path | None]:
         target = None if isinstance(repository, LocalArtifactRepository) else Path(directory)
         try:
             path = download(repository, name, target)
-        except ValueError:
+        except MissingFileError:
             yield None
             return
         yield path

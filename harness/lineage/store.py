@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,18 +11,20 @@ from typing import TYPE_CHECKING
 from harness.digest import sha256_file
 from harness.lineage.delivery import Delivery
 from harness.lineage.graph import NodeSummary
-from harness.lineage.local import RECORD, LocalNodes, check_digest, read_record
+from harness.lineage.local import RECORD, LocalNodes, absent_files, check_digest, read_record
 from harness.lineage.record import LineageRecord
 from harness.lineage.server import (
     DIGEST_TAG,
     KEY_TAG,
     Server,
+    absent_names,
     default_tracking_uri,
     download,
     opened,
     summary_of,
     tag,
 )
+from harness.lineage.tombstone import TOMBSTONES
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -95,7 +96,7 @@ class LineageStore:
             if directory is not None:
                 return read_record(directory)
             with self.server.artifact(run, RECORD) as path:
-                return LineageRecord.from_dict(json.loads(path.read_bytes()))
+                return LineageRecord.from_json(path.read_bytes())
 
     @contextlib.contextmanager
     def open_file(self, run_id: str, name: str) -> Iterator[Path]:
@@ -107,6 +108,27 @@ class LineageStore:
             with self.server.talking(f"read run {run_id}"):
                 path = stack.enter_context(self.server.artifact(self.server.finished(run_id), name))
             yield path  # outside of talking: what goes wrong while reading the file is the reader's
+
+    def record_of(self, node: NodeSummary) -> LineageRecord:
+        """Return the record of a listed node, local or not; errors as `load`."""
+        with self.open_file_of(node, RECORD) as path:
+            return LineageRecord.from_json(path.read_bytes())
+
+    @contextlib.contextmanager
+    def open_file_of(self, node: NodeSummary, name: str) -> Iterator[Path]:
+        """Give the path of one file of a listed node, or its record, its digest checked; the local one if it is there.
+
+        Errors as `open_file`.
+        """
+        directory = self.local.find(node.key)
+        in_mlflow = node.run_id is not None and name not in node.absent
+        if directory is not None and not (in_mlflow and name in absent_files(directory, read_record(directory))):
+            yield directory / RECORD if name == RECORD else self.local.open_file(node.key, name)
+        elif node.run_id is None:
+            raise LookupError(f"{node.name} ({node.key[:16]}…) is no longer in {self.local.directory}")
+        else:
+            with self.open_file(node.run_id, name) as path:
+                yield path
 
     def stored_digests(self, run_id: str, names: Sequence[str]) -> Iterator[tuple[str, str | None, int]]:
         """Yield (name, SHA-256, bytes) of files of a finished run as MLflow has them now; (name, None, 0) if missing.
@@ -209,7 +231,8 @@ class LineageStore:
             # Names come from a record whose digest is checked, so no listing of a foreign server is believed.
             digest = tag(run, DIGEST_TAG + RECORD)
             check_digest(download(repository, RECORD, target), digest)
-            record = LineageRecord.from_dict(json.loads((target / RECORD).read_bytes()))
-            for name in record.files:
+            record = LineageRecord.from_json((target / RECORD).read_bytes())
+            absent = set(absent_names(run)) & record.files.keys()
+            for name in [*(name for name in record.files if name not in absent), *([TOMBSTONES] if absent else [])]:
                 download(repository, name, target)
             return self.local.import_directory(target, digest)

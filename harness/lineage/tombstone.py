@@ -1,4 +1,7 @@
-"""Files of a committed node that were deleted on purpose: its record stays as it was, a tombstone says why."""
+"""Files of a committed node that are not there on purpose: its record stays as it was, a tombstone says why.
+
+They were deleted (`gc`), or left out when the node was given away (`bundle`).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ FORMAT = "harness.deleted/1"
 
 @dataclass(frozen=True)
 class Tombstone:
-    """What one deleted file was."""
+    """What one file was that is not there."""
 
     sha256: str
     num_bytes: int
@@ -22,7 +25,7 @@ class Tombstone:
     why: str
 
     def __str__(self) -> str:
-        return f"deleted by gc on {self.deleted_at[:10]} ({self.why})"
+        return f"removed on purpose on {self.deleted_at[:10]} ({self.why})"
 
 
 def read_tombstones(directory: Path) -> dict[str, Tombstone]:

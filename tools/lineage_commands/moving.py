@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
-from harness.lineage.store import DEFAULT_EXPERIMENT
+import tyro
+
+from harness.escape import for_terminal
+from harness.lineage.browse import find_node, lineage_of, newest
+from harness.lineage.bundle import import_bundle, write_bundle
+from harness.lineage.export import edges, write_export
+from harness.lineage.graph import NodeSummary
+from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
 from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
 
@@ -27,3 +37,102 @@ class Sync:
             print_json("sync", [], delivered=delivered)
         elif not delivered:
             print("everything was delivered already")
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write the graph for another program: JSON, or GraphML with typed attributes for Gephi, yEd, networkx.
+
+    Of the families of some runs and of all they came from; of everything there is, if no run is given.
+    """
+
+    run_ids: tyro.conf.Positional[tuple[str, ...]] = ()
+    """Run IDs or node keys, or unique beginnings."""
+    format: Literal["json", "graphml"] = "json"
+    """What to write."""
+    out: Path = Path("lineage.json")
+    """New file to write to."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        def ask(store: LineageStore) -> list[NodeSummary]:
+            if not self.run_ids:
+                return newest(store, limit=None)
+            asked = [find_node(store, text) for text in self.run_ids]
+            return list(lineage_of(store, asked, up=True).nodes.values())
+
+        nodes = self.place.ask(ask)
+        write_export(nodes, self.out, self.format)
+        if self.place.json:
+            print_json("export", [], written=str(self.out), num_nodes=len(nodes))
+        else:
+            print(f"{len(nodes)} nodes and {len(edges(nodes))} edges written to {self.out}")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Write some runs and everything they came from to a directory that somebody else can check, import and verify.
+
+    Masks, settings and records are in it, checkpoints only if asked for: they are a hundred times as large.
+    """
+
+    run_ids: tyro.conf.Positional[tuple[str, ...]]
+    """Run IDs or node keys, or unique beginnings."""
+    out: Path
+    """New directory to write to."""
+    checkpoints: bool = False
+    """Put checkpoints and θ_init in, too; without them signs cannot be proved against parameters."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        if not self.run_ids:
+            raise ValueError("give one RUN_ID or more: `python tools/lineage.py list` shows what there is")
+
+        def ask(store: LineageStore) -> tuple[list[NodeSummary], int]:
+            nodes = [find_node(store, text) for text in self.run_ids]
+            return nodes, len(write_bundle(store, nodes, self.out, checkpoints=self.checkpoints))
+
+        nodes, count = self.place.ask(ask)
+        num_bytes = sum(path.stat().st_size for path in self.out.rglob("*") if path.is_file())
+        if self.place.json:
+            print_json("bundle", nodes, written=str(self.out), num_nodes=count, num_bytes=num_bytes)
+        else:
+            print(
+                f"{count} nodes, {num_bytes / 1e6:.1f} MB written to {self.out}; its README.md says what to do with it"
+            )
+
+
+@dataclass(frozen=True)
+class Import:
+    """Take in a bundle that somebody made: every digest is checked, nothing of it is executed, nothing overwritten.
+
+    Afterwards the runs can be browsed, verified and used like your own; their run IDs at the origin keep naming them.
+    """
+
+    directory: tyro.conf.Positional[Path]
+    """The bundle."""
+    experiment: str = DEFAULT_EXPERIMENT
+    """MLflow experiment to deliver to."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        store = self.place.open(self.experiment)
+        imported = []
+        for one in import_bundle(store, self.directory):
+            run_id = self._deliver(store, one.directory)
+            imported.append({"key": one.item.key, "name": one.item.name, "outcome": one.outcome, "run_id": run_id})
+            if not self.place.json:
+                print(for_terminal(f"{one.item.name}: {one.outcome}") + (f" → run {run_id}" if run_id else ""))
+        if self.place.json:
+            print_json("import", [], imported=imported)
+
+    def _deliver(self, store: LineageStore, directory: Path) -> str | None:
+        """Return the run ID, or None, with a warning, when it cannot be delivered now."""
+        if self.place.offline:
+            return None
+        try:
+            return store.deliver(directory)
+        except ConnectionError as error:
+            advice = "`python tools/lineage.py sync` delivers it later"
+            print(f"warning: {for_terminal(str(error))}; {advice}", file=sys.stderr)
+            return None

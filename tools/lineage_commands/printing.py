@@ -65,6 +65,7 @@ def print_node(node: NodeSummary, parents: Sequence[NodeSummary], children: Sequ
     lines = [
         f"{node.name}  ({node.kind}, {node.status.lower()})",
         f"  run    {node.run_id or 'not in MLflow yet'}",
+        *(f"  origin {run_id}  (its run where it was made)" for run_id in node.origin_run_ids),
         f"  key    {node.key}",
         f"  date   {columns(node)['date']}",
         "came from" if node.parents else "came from nothing",

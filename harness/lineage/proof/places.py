@@ -178,7 +178,10 @@ def check_tags(place: Place, record: LineageRecord, findings: Findings) -> None:
 def check_artifacts(store: LineageStore, place: Place, record: LineageRecord, findings: Findings) -> None:
     """Recompute the digest of every file that MLflow has of a finished run."""
     assert place.run is not None and place.run.run_id is not None
-    digests = dict(record.files)
+    absent = [name for name in place.run.absent if name in record.files]
+    digests = {name: digest for name, digest in record.files.items() if name not in absent}
+    if absent:
+        findings.note(place, f"{', '.join(absent)} was left out of the run in MLflow on purpose")
     if place.directory is not None:
         digests[RECORD] = read_sums(place.directory)[RECORD]
     for name, digest, num_bytes in store.stored_digests(place.run.run_id, list(digests)):
