@@ -260,13 +260,15 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     except Exception as error:
         raise ValueError(f"{sample.where} cannot be read as an image: {error}") from error
     height, width = pixels.shape[:2]
-    raw_size = spec.image_size - 2 * spec.raw.padding
+    raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding
     if spec.fixed_size and (height, width) != (raw_size, raw_size):
         raise ValueError(f"{sample.where} has {height}×{width} pixels; {spec.name} images have {raw_size}×{raw_size}")
     if spec.raw.padding:
         around = 2 * (spec.raw.padding,)
         pixels = np.pad(pixels, (around, around, (0, 0)))
-        height, width = pixels.shape[:2]
+    if spec.raw.shrink > 1:
+        pixels = _block_means(pixels, spec.raw.shrink)
+    height, width = pixels.shape[:2]
     limit = options.get("max_resolution", 0)
     if limit and max(height, width) > limit:
         pixels, jpeg = _shrink(pixels, limit), None
@@ -281,6 +283,13 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         mode, data = JPG, _encode_jpeg(pixels, options["quality"])
     digest = hashlib.sha256(canonical_json([mode, height, width, sample.label]).encode() + data).digest()
     return StoredImage(mode, height, width, data, sample.label, digest)
+
+
+def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
+    """Return uint8 (H/side, W/side, C): the mean of each block of side × side pixels, halves to even."""
+    height, width, channels = pixels.shape
+    blocks = pixels.reshape(height // side, side, width // side, side, channels)
+    return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 
 def _as_jpeg(options: dict[str, Any], index: int) -> bool:

@@ -29,9 +29,14 @@ def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
 
     `source` is `scikit-learn` (digits), an original archive of CIFAR or Tiny-ImageNet or a directory as it holds,
     ImageNet's tars, a directory with IDX files, an image folder (split/class/image), parquet files, a directory saved
-    by `datasets`, or a data set's name on the Hugging Face hub. Raises FileNotFoundError or
-    ValueError with what was looked for.
+    by `datasets`, or a data set's name on the Hugging Face hub. Of a set that takes only some training images, these
+    are chosen by their position. Raises FileNotFoundError or ValueError with what was looked for.
     """
+    raw = _opened(spec, source, split)
+    return raw if split == "test" or spec.raw.num_train is None else _chosen(raw, spec.raw.num_train, source)
+
+
+def _opened(spec: DataSpec, source: str, split: str) -> RawSplit:
     if source == "scikit-learn":
         return _digits(spec, split)
     path = Path(source).expanduser()
@@ -42,6 +47,25 @@ def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise FileNotFoundError(_no_source(spec, source))
     return _hub(spec, source, split)
+
+
+def _chosen(raw: RawSplit, num_samples: int, source: str) -> RawSplit:
+    """Return `num_samples` of the samples, in their order; which ones is fixed for ever."""
+    if num_samples > raw.num_samples:
+        raise ValueError(f"{source} holds {raw.num_samples} training images; {num_samples} are needed")
+    chosen = set(_keyed_order(raw.num_samples)[:num_samples].tolist())
+
+    def samples() -> Iterator[RawSample]:
+        return (sample for index, sample in enumerate(raw.samples()) if index in chosen)
+
+    return RawSplit(num_samples, samples, raw.notes | {"chosen": f"{num_samples} of {raw.num_samples}, by key"})
+
+
+def _keyed_order(num_samples: int) -> np.ndarray:
+    """Return the positions 0 … num_samples − 1 in order of draw(0, i, 0)."""
+    positions = np.arange(num_samples, dtype=np.uint64)
+    with np.errstate(over="ignore"):
+        return np.argsort(draw(np.uint64(0), positions, np.uint64(0)), kind="stable")
 
 
 def _no_source(spec: DataSpec, source: str) -> str:
@@ -96,10 +120,8 @@ def _digits(spec: DataSpec, split: str) -> RawSplit:
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 0 … 16 → 0 … 255
-    # Fixed for ever: samples in order of draw(0, i, 0); the first 500 of the 1,797 are the test split.
-    positions = np.arange(len(images), dtype=np.uint64)
-    with np.errstate(over="ignore"):
-        order = np.argsort(draw(np.uint64(0), positions, np.uint64(0)), kind="stable")
+    # Fixed for ever: the first 500 of the 1,797 in the keyed order are the test split.
+    order = _keyed_order(len(images))
     chosen = np.sort(order[:500] if split == "test" else order[500:])
     return from_arrays(images[chosen], digits.target[chosen], [f"digit {index}" for index in chosen])
 

@@ -12,16 +12,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from photo_files import image_folder, photo_crops, save
 from PIL import Image
 
 from harness.data import open_data
 from harness.data.beton import BetonWriter, read_raw, read_sizes
 from harness.data.prepare import ImageOptions, prepare
+from harness.data.spec import DATASETS
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 RAW = ImageOptions(write_mode="raw")
@@ -89,6 +92,31 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
         stored, labels = read_raw(tmp_path / "fashion_mnist" / f"{split}.beton")
         assert (stored == images[stem][..., None]).all()
         assert labels.tolist() == list(range(7))
+
+
+def test_a_small_set_has_block_means_of_chosen_images(
+    tmp_path: Path, fashion: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """…as PyTorch's own average pooling gives them, in the raw order, and the whole test split."""
+    spec = DATASETS["fashion_mnist_small"]
+    monkeypatch.setitem(DATASETS, spec.name, replace(spec, raw=replace(spec.raw, num_train=12)))
+    prepare(spec.name, tmp_path / "small", str(fashion))
+    prepare("fashion_mnist", tmp_path / "whole", str(fashion))
+
+    def images(where: str, split: str) -> torch.Tensor:
+        name = spec.name if where == "small" else "fashion_mnist"
+        return torch.from_numpy(read_raw(tmp_path / where / name / f"{split}.beton")[0]).permute(0, 3, 1, 2)
+
+    for split, number in (("train", 12), ("test", 5)):
+        pooled = torch.nn.functional.avg_pool2d(images("whole", split).double(), 2).round().to(torch.uint8)
+        places = [int(torch.where((pooled == image).flatten(1).all(1))[0]) for image in images("small", split)]
+        assert len(places) == number
+        assert places == sorted(set(places))
+
+
+def test_a_small_set_needs_enough_images(tmp_path: Path, fashion: Path) -> None:
+    with pytest.raises(ValueError, match="holds 20 training images; 8000 are needed"):
+        prepare("fashion_mnist_small", tmp_path, str(fashion))
 
 
 def test_the_same_bytes_every_time(tmp_path: Path, boxes_raw: Path) -> None:
