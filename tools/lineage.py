@@ -22,6 +22,7 @@ from harness.escape import for_terminal  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
+from tools.lineage_commands.showing import Page  # noqa: E402
 
 
 class Command(Protocol):
@@ -39,6 +40,7 @@ COMMANDS: dict[str, Any] = {
     "descendants": Descendants,
     "path": Path,
     "diff": Diff,
+    "page": Page,
     "sync": Sync,
     "export": Export,
     "bundle": Bundle,

@@ -92,8 +92,9 @@ install_system_packages() {
     local -a missing=() wanted=() python=()
     mapfile -t missing < <(missing_packages)
     wanted=("${missing[@]}")
-    # Real images for the tests; everything else does without.
+    # Real images for the tests, and what draws the lineage; everything else does without.
     [ -d "$FASHION_MNIST_DIR" ] || wanted+=(dataset-fashion-mnist)
+    command -v dot >/dev/null || wanted+=(graphviz)
     if [ ${#wanted[@]} -eq 0 ]; then
         say "system packages: all present"
         return
@@ -115,18 +116,18 @@ install_system_packages() {
         apt_get install -y -qq --no-install-recommends "${missing[@]}" >/dev/null ||
             fail "apt-get could not install ${missing[*]}; its own words are above"
     fi
-    install_fashion_mnist
+    # A distribution without these still runs all but the tests on these images, which then say they were skipped, and
+    # all but the pictures of the lineage, whose place then says how to get them.
+    [ -d "$FASHION_MNIST_DIR" ] || install_optional dataset-fashion-mnist "the Fashion-MNIST images"
+    command -v dot >/dev/null || install_optional graphviz "Graphviz, which draws the lineage"
 }
 
-# Optional: a distribution without this package still runs all but the tests on these images, which then say they were skipped.
-install_fashion_mnist() {
-    [ -d "$FASHION_MNIST_DIR" ] && return
-    if ! apt-cache show dataset-fashion-mnist >/dev/null 2>&1; then
+install_optional() {
+    if ! apt-cache show "$1" >/dev/null 2>&1; then
         apt_get update -qq || true
     fi
-    say "installing the Fashion-MNIST images with apt-get: dataset-fashion-mnist"
-    apt_get install -y -qq --no-install-recommends dataset-fashion-mnist >/dev/null ||
-        say "no dataset-fashion-mnist to be had here: going on without it"
+    say "installing $2 with apt-get: $1"
+    apt_get install -y -qq --no-install-recommends "$1" >/dev/null || say "no $1 to be had here: going on without it"
 }
 
 # --- The virtual environment ---------------------------------------------------------------------------------------
