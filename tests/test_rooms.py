@@ -45,6 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "comparison": _PARTS | {"analysis", "experiment"},
     "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
     "launch": _PARTS | {"analysis", "experiment", "search", "comparison", "report"},
+    "reproduction": _PARTS | {"analysis", "experiment", "search", "final", "comparison"},
     # `from harness import load_signed_mask`, on first use.
     "__init__": {"masks", "lineage"},
 }

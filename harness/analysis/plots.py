@@ -1,4 +1,4 @@
-"""The two figures of the paper that everyone draws: accuracy over density, and error along a line.
+"""The figures of the paper that everyone draws: accuracy over density, error along a line, barriers side by side.
 
 Each is written as PNG and as SVG. Colours are Okabe and Ito's, told apart by the colour-blind, and no two series differ
 by colour alone.
@@ -90,6 +90,39 @@ def plot_barriers(
             )
         axes.set_xlabel("α: 0 is the second network, 1 the first")
         axes.set_ylabel("test error, %")
+        axes.set_ylim(bottom=0)
+        _legend_beside(axes)
+        return _save(figure, stem)
+
+
+def plot_bars(
+    groups: Mapping[str, Mapping[str, Sequence[float]]], stem: Path, *, title: str, epsilon: float | None = None
+) -> list[Path]:
+    """Draw the mean barrier ± sd of each group's members as bars, every trial as a dot, ε as a line; returns the files.
+
+    `groups` is question → what was compared → barrier of each trial, percentage points. The files are `stem` with .png
+    and .svg. Raises ValueError for nothing to draw.
+    """
+    if not any(groups.values()):
+        raise ValueError("no barriers to draw")
+    names = list(dict.fromkeys(name for members in groups.values() for name in members))
+    width = 0.8 / len(names)
+    with _figure(title) as (figure, axes):
+        for index, name in enumerate(names):
+            places = [at for at, members in enumerate(groups.values()) if name in members]
+            trials = [list(members[name]) for members in groups.values() if name in members]
+            left = [at + (index - (len(names) - 1) / 2) * width for at in places]
+            summaries = [Summary.of(values) for values in trials]
+            colour = _COLOURS[index % len(_COLOURS)]
+            heights = [summary.mean for summary in summaries]
+            spread = [summary.sd or 0.0 for summary in summaries]
+            axes.bar(left, heights, 0.9 * width, yerr=spread, color=colour, alpha=0.75, capsize=3, label=_wrapped(name))
+            for at, values in zip(left, trials, strict=True):
+                axes.plot([at] * len(values), values, "o", color="#000000", markersize=3)
+        if epsilon is not None:
+            axes.axhline(epsilon, color="#555555", linestyle=":", label=f"ε = {epsilon:.2f}")
+        axes.set_xticks(range(len(groups)), [_wrapped(question, 24) for question in groups])
+        axes.set_ylabel("error barrier, percentage points")
         axes.set_ylim(bottom=0)
         _legend_beside(axes)
         return _save(figure, stem)

@@ -1,0 +1,137 @@
+"""The runs of a plan found among those that are logged: by their settings and seeds, from tags alone."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+from harness.analysis.barrier import BarrierCurve
+from harness.comparison import BARRIER
+from harness.config import ComparisonConfig, SearchConfig, to_json
+from harness.lineage.browse import newest
+from harness.lineage.graph import NodeSummary
+from harness.lineage.query import Query
+from harness.lineage.store import LineageStore
+from harness.reproduction.plan import Pair, Plan, Training
+from harness.reproduction.results import Results
+
+_COMPARED_FIELDS = (
+    "optim",
+    "final",
+    "warmup_epochs",
+    "level_epochs",
+    "global_batch_size",
+    "pruning_fraction",
+    "accumulation_steps",
+)
+
+
+def collect(store: LineageStore, plan: Plan, settings: str | None = None) -> Results:
+    """Return the finished runs of a plan, read from the store; nothing is trained, and no data is needed.
+
+    `settings` is the tag that all trials of one thing share (`Experiment.settings`); None finds the one whose recorded
+    settings are the plan's. Raises LookupError when there is none, ValueError when there are several, or two runs that
+    both answer to one place in the plan.
+    """
+    config = plan.scale.config
+    nodes = [
+        node
+        for node in newest(store, None, Query(network=config.model.name))
+        if node.status in ("FINISHED", "LOCAL") and node.tags.get("data") == config.data.name
+    ]
+    chosen = settings or _settings(store, nodes, config)
+    return _Found(store, plan, [node for node in nodes if node.tags.get("settings") == chosen], nodes).results()
+
+
+def _settings(store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig) -> str:
+    """Return the tag of the runs that have the plan's settings, seeds and method aside."""
+    one_of_each = {node.tags["settings"]: node for node in nodes if node.kind == "level" and "settings" in node.tags}
+    fitting = [tag for tag, node in one_of_each.items() if _fits(store.record_of(node).config["search"], config)]
+    what = f"{config.model.name} on {config.data.name} with these settings"
+    if not fitting:
+        raise LookupError(f"no finished search of {what}; `recipes/reproduce.py` makes the runs")
+    if len(fitting) > 1:
+        raise ValueError(
+            f"runs of {what} were made in {len(fitting)} ways (another number of processes, precision, data or width); "
+            f"choose one with --settings: {', '.join(sorted(fitting))}, a tag of every run"
+        )
+    return fitting[0]
+
+
+def _fits(recorded: dict[str, Any], config: SearchConfig) -> bool:
+    own = to_json(config)
+    width = recorded["model"]["width"] == own["model"]["width"]
+    return width and all(recorded.get(name) == own[name] for name in _COMPARED_FIELDS)
+
+
+class _Found:
+    """The runs of one set of settings, by what tells them apart."""
+
+    def __init__(
+        self, store: LineageStore, plan: Plan, nodes: Iterable[NodeSummary], everything: Iterable[NodeSummary]
+    ) -> None:
+        self.store, self.plan = store, plan
+        self.levels: dict[tuple[str, ...], NodeSummary] = {}
+        self.trainings: dict[tuple[str | None, ...], list[NodeSummary]] = defaultdict(list)
+        self.analyses: dict[tuple[str, frozenset[str]], list[NodeSummary]] = defaultdict(list)
+        for node in nodes:
+            tags = node.tags
+            if node.kind == "level":
+                self.levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]] = node
+            elif node.kind == "training":
+                ticket = node.parents[0].key if node.parents else None
+                seeds = (tags.get("init_seed"), tags["sgd_seed"])
+                self.trainings[ticket, tags["kind_of_training"], *seeds].append(node)
+        for node in everything:
+            if node.kind == "analysis":
+                self.analyses[node.tags["question"], frozenset(p.key for p in node.parents)].append(node)
+
+    def results(self) -> Results:
+        trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
+        compared = {}
+        for pair in self.plan.pairs():
+            node = self.comparison(pair, trained)
+            if node is not None:
+                compared[pair] = (node, self._curve(node))
+        tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
+        densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
+        searches = dict.fromkeys(node.nest_key for node in tickets.values() if node.nest_key is not None)
+        return Results(self.plan, trained, compared, densities, tuple(searches))
+
+    def ticket(self, training: Training) -> NodeSummary | None:
+        assert training.curve is not None
+        seed = str(training.search_seed)
+        return self.levels.get((training.curve.method, seed, seed, f"{training.level:02d}"))
+
+    def training(self, training: Training) -> NodeSummary | None:
+        ticket = None if training.curve is None else self.ticket(training)
+        if training.curve is not None and ticket is None:
+            return None
+        if training.kind == "level":
+            return ticket
+        init_seed = None if training.init_seed is None else str(training.init_seed)
+        found = self.trainings[ticket.key if ticket else None, training.kind, init_seed, str(training.sgd_seed)]
+        return self._only(str(training), found, lambda record: bool(record.get("unpruned_signs", True)))
+
+    def comparison(self, pair: Pair, trained: dict[Training, NodeSummary]) -> NodeSummary | None:
+        if pair.first not in trained or pair.second not in trained:
+            return None
+        keys = frozenset((trained[pair.first].key, trained[pair.second].key))
+        ours = json.loads(json.dumps(asdict(ComparisonConfig())))
+        found = self.analyses[pair.question, keys]
+        return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
+
+    def _only(self, name: str, found: list[NodeSummary], usual: Any) -> NodeSummary | None:
+        """Return the one run that was made in the usual way: options of the same seeds make other runs."""
+        fitting = [node for node in found if usual(self.store.record_of(node).config)] if len(found) > 1 else found
+        if len(fitting) > 1:
+            ids = ", ".join(node.run_id or node.key[:16] for node in fitting)
+            raise ValueError(f"{len(fitting)} runs answer to {name}: {ids}; keep one of them in the store")
+        return fitting[0] if fitting else None
+
+    def _curve(self, node: NodeSummary) -> BarrierCurve:
+        with self.store.open_file_of(node, BARRIER) as path:
+            return BarrierCurve.from_dict(json.loads(path.read_text()))

@@ -1,0 +1,134 @@
+"""The paper's figures and tables, each as what must be trained and compared for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from harness.config import known
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of an accuracy plot: the tickets of one method, used in one way.
+
+    `kind` is one of the final trainings' (`harness.config.Kind`), or "level": the search's own network at that level.
+    """
+
+    method: str
+    kind: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} ({self.method})"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure or table of the paper."""
+
+    name: str
+    title: str
+    subjects: dict[str, tuple[str, ...]]
+    """Data set → the networks the paper shows, the first the default."""
+    curves: tuple[Curve, ...]
+    claims: tuple[tuple[Curve, Curve, str], ...]
+    """(a, b, what the paper says of a against b): compared trial by trial."""
+    stability: tuple[Curve, ...] = ()
+    """Whose SGD-noise stability is shown."""
+    connectivity: tuple[Curve, ...] = ()
+    """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods of its curves, each once."""
+        return tuple(dict.fromkeys(curve.method for curve in self.curves))
+
+
+def _lines(method: str, *kinds: str) -> tuple[Curve, ...]:
+    return tuple(Curve(method, kind) for kind in kinds)
+
+
+_FOUR = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
+_RETRAIN, _SIGNED, _MASK, _NORM, _CONST = (
+    "retrain",
+    "signed_mask",
+    "mask",
+    "signed_mask_norm",
+    "signed_mask_norm_const",
+)
+_LRR, _AWS = "lrr", "aws"
+_REACHES = (Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
+_BEATS = (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
+_LAGS = (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
+
+FIGURES: dict[str, Figure] = {
+    figure.name: figure
+    for figure in (
+        Figure(
+            name="fig2",
+            title="Figure 2: initialising the magnitudes of an LRR ticket, with and without its norm parameters",
+            subjects={"cifar100": _FOUR},
+            curves=_lines(_LRR, _RETRAIN, _NORM, _SIGNED, _MASK),
+            claims=(
+                (Curve(_LRR, _NORM), Curve(_LRR, _RETRAIN), "about equal: kept norm parameters rescue the sign"),
+                (Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better"),
+                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal: the sign alone does not help"),
+            ),
+            stability=_lines(_LRR, _RETRAIN, _NORM, _SIGNED),
+            connectivity=_lines(_LRR, _NORM, _SIGNED),
+        ),
+        Figure(
+            name="fig3",
+            title="Figure 3: final trainings from the tickets of LRR and AWS",
+            subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
+            curves=(*_lines(_LRR, _RETRAIN, _SIGNED, _MASK), *_lines(_AWS, _RETRAIN, _SIGNED)),
+            claims=(
+                _REACHES,
+                (Curve(_AWS, _SIGNED), Curve(_LRR, _MASK), "far better"),
+                _BEATS,
+                _LAGS,
+                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+            ),
+            stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+            connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+        ),
+        Figure(
+            name="fig5",
+            title="Figure 5: transferring the signs of the norm parameters (Appendix A)",
+            subjects={"cifar100": _FOUR},
+            curves=_lines(_LRR, _RETRAIN, _SIGNED, _CONST),
+            claims=((Curve(_LRR, _CONST), Curve(_LRR, _SIGNED), "about equal: the signs of the biases do not help"),),
+        ),
+        Figure(
+            name="fig6",
+            title="Figure 6: a network in which LRR's sign transfers too (Appendix B)",
+            subjects={"cifar100": ("vgg11_bn_cifar",)},
+            curves=(*_lines(_LRR, _RETRAIN, _SIGNED), *_lines(_AWS, _RETRAIN, _SIGNED)),
+            claims=(
+                (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "about equal"),
+                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "about equal"),
+            ),
+            stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+            connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+        ),
+        *(
+            Figure(
+                name=name,
+                title=title,
+                subjects={"imagenet": ("resnet50", "mobilenet_v2", "mlp_mixer")},
+                curves=(*_lines(_LRR, _RETRAIN, _SIGNED), *_lines(_AWS, _RETRAIN, _SIGNED)),
+                claims=(_REACHES, _BEATS, _LAGS),
+            )
+            for name, title in (
+                ("table1", "Table 1: ImageNet"),
+                ("table2", "Table 2: ImageNet, all densities"),
+            )
+        ),
+    )
+}
+
+
+def figure_named(name: str) -> Figure:
+    """Return a figure or table by its name; ValueError with the known names otherwise."""
+    return FIGURES[known("figure", name, list(FIGURES))]

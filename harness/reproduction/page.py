@@ -1,0 +1,184 @@
+"""The result page of a figure: Markdown for people, CSV for programs, made from `Results` alone."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from harness.analysis.summary import Summary
+from harness.reproduction.results import Point, Results
+
+PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
+NO_NUMBERS = "The paper shows this as a plot and prints no numbers: there are none to compare with."
+
+
+def page(results: Results, images: Sequence[str]) -> str:
+    """Return the page, with `images` (file names beside it) shown where they belong: accuracy, then barriers."""
+    accuracy, barriers = (next((one for one in images if word in one), None) for word in ("accuracy", "barriers"))
+    parts = [
+        _head(results),
+        "## Test accuracy",
+        f"![Accuracy over density]({accuracy})" if accuracy else "",
+        markdown(*accuracy_table(results)),
+        _notes(results),
+        "## What the paper says of it",
+        _claims(results),
+        *_barriers(results, barriers),
+        _missing(results),
+        "## Runs",
+        markdown(*runs_table(results)),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _head(results: Results) -> str:
+    plan, config = results.plan, results.plan.scale.config
+    optim = config.optim
+    searches = "one search for all trials" if plan.shared_search else "a search of its own for each trial"
+    width = f" (width {config.model.width})" if config.model.width else ""
+    lines = [
+        f"# {plan.figure.title}",
+        f"{config.model.name}{width} on {config.data.name}; {plan.scale.trials} trials, {searches}. {PAPER}.",
+        f"{optim.name}, learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, batch "
+        f"{config.global_batch_size}; warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level, "
+        f"{config.final.epochs} in a final training ({config.final.lr_schedule}).",
+    ]
+    if plan.scale.reduction:
+        lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
+    return "\n\n".join(lines)
+
+
+def accuracy_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: each curve at each density, ours, the paper's, the difference."""
+    head = ["trained from", "density", "accuracy %", "sd", "trials", "signs turned %", "epochs"]
+    with_paper = any(point.paper for point in results.points)
+    if with_paper:
+        head += ["paper %", "paper sd", "difference"]
+    return head, [_row(point, with_paper) for point in results.points]
+
+
+def _row(point: Point, with_paper: bool) -> list[str]:
+    ours = point.accuracy_percent
+    row = [
+        "dense" if point.curve is None else str(point.curve),
+        f"{point.density:.4f}",
+        f"{ours.mean:.2f}",
+        _sd(ours),
+        str(ours.count),
+        "" if point.flipped_percent is None else f"{point.flipped_percent.mean:.2f}",
+        f"{point.epochs:.0f}",
+    ]
+    if with_paper:
+        paper = point.paper
+        row += ["", "", ""] if paper is None else [f"{paper.mean:.2f}", f"{paper.sd:.2f}", f"{point.difference:+.2f}"]
+    return row
+
+
+def _sd(summary: Summary) -> str:
+    return "" if summary.sd is None else f"{summary.sd:.2f}"
+
+
+def _notes(results: Results) -> str:
+    lines = [
+        "Accuracy is the mean over all trials, never the best; sd is the sample's (n − 1). Signs turned: of the kept "
+        "weights, those whose sign is no longer the start's. Epochs: all that were spent for one such network, its "
+        "search included; a ticket has cost more than a dense network.",
+    ]
+    if not any(point.paper for point in results.points):
+        lines.append(NO_NUMBERS)
+    return "\n\n".join(lines)
+
+
+def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: what the paper says of two curves, and the paired difference of their accuracies."""
+    head = ["a", "b", "paper: a is … b", "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
+    rows = []
+    for claim in results.claims:
+        one = claim.difference
+        interval = "" if one.interval is None else f"[{one.interval[0]:+.2f}, {one.interval[1]:+.2f}]"
+        sure = "one trial" if one.interval is None else "yes" if one.sure else "no"
+        rows.append(
+            [
+                *(str(claim.first), str(claim.second), claim.says, f"{claim.density:.4f}"),
+                *(f"{one.mean:+.2f}", interval, str(one.count), sure),
+            ]
+        )
+    return head, rows
+
+
+def _claims(results: Results) -> str:
+    if not results.claims:
+        return "No two curves that the paper compares have a trial in common yet."
+    told = (
+        "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds, "
+        "initialisation and noise. The interval is Student's t of the differences."
+    )
+    return f"{markdown(*claims_table(results))}\n\n{told}"
+
+
+def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: the error barrier of each question and curve, percentage points."""
+    head = ["question", "trained from", "barrier", "sd", "trials", "floor", "above the line", "connected"]
+    epsilon = results.epsilon
+    rows = []
+    for question, curves in results.barriers.items():
+        for name, found in curves.items():
+            barrier = Summary.of(curve.barrier for curve in found)
+            connected = "" if epsilon is None else f"{sum(c.connected(epsilon) for c in found)} of {len(found)}"
+            floor = Summary.of(curve.floor for curve in found).mean
+            above = Summary.of(curve.barrier_above_line for curve in found).mean
+            numbers = [f"{barrier.mean:.2f}", _sd(barrier), str(barrier.count), f"{floor:.2f}", f"{above:.2f}"]
+            rows.append([question, name, *numbers, connected])
+    return head, rows
+
+
+def _barriers(results: Results, image: str | None) -> list[str]:
+    plan = results.plan
+    if not results.barriers or plan.scale.barrier_level is None:
+        return []
+    epsilon = results.epsilon
+    density = results.densities[plan.scale.barrier_level]
+    known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
+    return [
+        f"## Error barriers at density {density:.4f}",
+        f"![Barriers]({image})" if image else "",
+        markdown(*barriers_table(results)),
+        f"Percentage points of test error. Connected: barrier ≤ ε, the sd of the dense error over trials ({known}). "
+        "Floor: half the difference of the two ends, which no barrier is below. Above the line: the largest excess "
+        "over the straight line between the ends' errors.",
+    ]
+
+
+def _missing(results: Results) -> str:
+    if not results.missing:
+        return ""
+    names = results.missing
+    shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
+    return f"**Not finished: {len(names)} runs** ({shown}). The means above are over the trials that are."
+
+
+def runs_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: every run the page rests on, by its name in the plan."""
+    rows = [
+        [str(one), node.run_id or node.key[:16], "test error %", f"{node.metrics['test_error_percent']:.2f}"]
+        for one, node in results.trained.items()
+    ]
+    rows += [
+        [str(pair), node.run_id or node.key[:16], "barrier", f"{curve.barrier:.2f}"]
+        for pair, (node, curve) in results.compared.items()
+    ]
+    return ["run of the plan", "run ID", "of", "value"], rows
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Return a table as CSV."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
+    return text.getvalue()

@@ -1,0 +1,171 @@
+"""What is to be trained and compared for one figure: plain data, the same for whoever runs and whoever reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from harness.config import SearchConfig
+from harness.reproduction.figure import DENSE, Curve, Figure
+
+FINAL_SEEDS_FROM = 100
+"""Trial t searches with init_seed and sgd_seed t, and trains with init_seed 100 + t: never the search's own."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a figure is made for one data set and network."""
+
+    config: SearchConfig
+    levels: tuple[int, ...]
+    """Levels whose tickets are trained, the points of a curve."""
+    barrier_level: int | None = None
+    """Level whose tickets are compared (the paper's density 0.09 is level 11); None: nothing is."""
+    trials: int = 3
+    reduction: str | None = None
+    """In what it is smaller than the paper; None for the paper's own settings."""
+
+    def __post_init__(self) -> None:
+        if not self.levels or min(self.levels) < 1:
+            raise ValueError(f"levels are {self.levels}; give those whose tickets are trained, from 1 up")
+        if self.trials < 1:
+            raise ValueError(f"trials is {self.trials}; it must be 1 or more")
+
+    @property
+    def all_levels(self) -> tuple[int, ...]:
+        """Levels from which anything is trained, in order."""
+        return tuple(sorted({*self.levels, *([] if self.barrier_level is None else [self.barrier_level])}))
+
+
+@dataclass(frozen=True)
+class Training:
+    """One final training of a plan (curve None: the dense network, level 0)."""
+
+    trial: int
+    curve: Curve | None
+    level: int
+    search_seed: int
+    twin: bool = False
+    """A second training of the same start under another noise, for its stability."""
+
+    @property
+    def kind(self) -> str:
+        """How the ticket is used."""
+        return DENSE if self.curve is None else self.curve.kind
+
+    @property
+    def init_seed(self) -> int | None:
+        """Draws the fresh θ_init; None for those that draw none."""
+        return None if self.kind in ("retrain", "level") else FINAL_SEEDS_FROM + self.trial
+
+    @property
+    def sgd_seed(self) -> int:
+        """Draws u; kinds compared within a trial see the same."""
+        return FINAL_SEEDS_FROM + self.trial if self.twin else self.trial
+
+    @property
+    def chain(self) -> str:
+        """What must run in one launch, one after another: everything made from one search."""
+        return f"dense-t{self.trial}" if self.curve is None else f"{self.curve.method}-s{self.search_seed}"
+
+    def __str__(self) -> str:
+        words = [f"t{self.trial}", *(["twin"] if self.twin else [])]
+        if self.curve is not None:
+            words = [self.curve.method, f"L{self.level:02d}", self.kind, *words]
+        return "-".join([*([DENSE] if self.curve is None else []), *words])
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison of a plan."""
+
+    question: Literal["stability", "lmc"]
+    first: Training
+    second: Training
+
+    def __str__(self) -> str:
+        return f"{self.question}-{self.first}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A figure at one scale."""
+
+    figure: Figure
+    scale: Scale
+    shared_search: bool = False
+    """One search for all trials, as in the authors' scripts; the finals differ in their seeds alone."""
+
+    @property
+    def trials(self) -> range:
+        """Numbers of the trials, from 1."""
+        return range(1, self.scale.trials + 1)
+
+    def search_seed(self, trial: int) -> int:
+        """The init_seed and sgd_seed of a trial's search."""
+        return 1 if self.shared_search else trial
+
+    def dense(self) -> list[Training]:
+        """The dense trainings, one a trial."""
+        return [Training(trial, None, 0, self.search_seed(trial)) for trial in self.trials]
+
+    def of_curve(self, curve: Curve, level: int, *, twin: bool = False) -> list[Training]:
+        """One training a trial of a curve's ticket at `level`."""
+        return [Training(trial, curve, level, self.search_seed(trial), twin) for trial in self.trials]
+
+    def pairs(self) -> list[Pair]:
+        """Every comparison, by curve and trial."""
+        level = self.scale.barrier_level
+        if level is None:
+            return []
+        pairs = []
+        for curve in self.figure.stability:
+            twins = self.of_curve(curve, level, twin=True)
+            pairs += [Pair("stability", *two) for two in zip(self.of_curve(curve, level), twins, strict=True)]
+        for curve in self.figure.connectivity:
+            solutions = self.of_curve(Curve(curve.method, "retrain"), level)
+            pairs += [Pair("lmc", *two) for two in zip(self.of_curve(curve, level), solutions, strict=True)]
+        return pairs
+
+    def trainings(self) -> list[Training]:
+        """Every final training once: dense, then by curve and level, then what only comparisons need."""
+        shown = [
+            one for curve in self.figure.curves for level in self.scale.levels for one in self.of_curve(curve, level)
+        ]
+        compared = [one for pair in self.pairs() for one in (pair.first, pair.second)]
+        return list(dict.fromkeys([*self.dense(), *shown, *compared]))
+
+    def chains(self) -> dict[str, list[Training]]:
+        """The trainings by what must run in one launch."""
+        chains: dict[str, list[Training]] = {}
+        for training in self.trainings():
+            chains.setdefault(training.chain, []).append(training)
+        return chains
+
+    def epochs(self, chain: str) -> int:
+        """About what a chain costs: epochs of its search and of its final trainings."""
+        config, trainings = self.scale.config, self.chains()[chain]
+        finals = config.final.epochs * len(trainings)
+        deepest = max(training.level for training in trainings)
+        return finals + (config.warmup_epochs + deepest * config.level_epochs if deepest else 0)
+
+    def shard(self, index: int, count: int) -> list[str]:
+        """The whole chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""
+        if not 1 <= index <= count:
+            raise ValueError(f"shard {index}/{count}: give i/n with 1 ≤ i ≤ n")
+        loads = [0] * count
+        shares: list[list[str]] = [[] for _ in range(count)]
+        for chain in sorted(self.chains(), key=lambda name: (-self.epochs(name), name)):
+            lightest = loads.index(min(loads))
+            loads[lightest] += self.epochs(chain)
+            shares[lightest].append(chain)
+        return shares[index - 1]
+
+    def names(self) -> Iterator[str]:
+        """Yield the name of each of its runs, in an order in which each can run after those before it."""
+        for chain, trainings in self.chains().items():
+            if trainings[0].curve is not None:
+                yield f"{chain}-search"
+            yield from map(str, trainings)
+        yield from map(str, self.pairs())

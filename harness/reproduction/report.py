@@ -1,0 +1,149 @@
+"""A figure's page written to a directory and recorded as a node of the lineage, made from the searches it rests on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.analysis.plots import plot_accuracy, plot_bars
+from harness.config import to_json
+from harness.digest import sha256_json
+from harness.lineage.code import code_version
+from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.lineage.store import LineageStore
+from harness.reproduction import page
+from harness.reproduction.results import Point, Results
+from harness.runs.archive import deliver
+from harness.runs.node import now_ms
+
+PAGE = "page.md"
+
+
+def write_report(results: Results, directory: Path) -> list[Path]:
+    """Write page, tables and plots into `directory` and return them; ValueError when no training is finished."""
+    if not results.trained:
+        raise ValueError(f"no run of this plan is finished; missing: {', '.join(results.missing[:5])} …")
+    directory.mkdir(parents=True, exist_ok=True)
+    images = _draw(results, directory)
+    tables = {
+        "accuracy.csv": page.accuracy_table(results),
+        "claims.csv": page.claims_table(results),
+        "barriers.csv": page.barriers_table(results),
+        "runs.csv": page.runs_table(results),
+    }
+    texts = {name: page.csv_text(*table) for name, table in tables.items() if table[1]}
+    texts |= {PAGE: page.page(results, [one.name for one in images if one.suffix == ".png"])}
+    texts |= {"results.json": json.dumps(_numbers(results), indent=1) + "\n"}
+    for name, text in texts.items():
+        (directory / name).write_text(text, encoding="utf-8")
+    return [*images, *(directory / name for name in texts)]
+
+
+def commit_report(store: LineageStore, results: Results) -> str:
+    """Record the page as a node, hand it to MLflow, and return its key; the same runs make the same node."""
+    determinants = _determinants(results)
+    key = sha256_json(determinants)
+    plan, config = results.plan, results.plan.scale.config
+    now = now_ms()
+    metrics = [
+        Metric(
+            f"accuracy_percent/{point.curve or 'dense'}".translate(_AS_WORD),
+            point.accuracy_percent.mean,
+            point.level,
+            now,
+        )
+        for point in results.points
+    ]
+    record = LineageRecord(
+        key=key,
+        kind="report",
+        name=f"{plan.figure.name} {config.model.name} {config.data.name}",
+        parents=tuple(Parent(key, "reported") for key in _sources(results)),
+        config={
+            "figure": plan.figure.name,
+            "search": to_json(config),
+            "trials": plan.scale.trials,
+            "levels": list(plan.scale.levels),
+            "reduction": plan.scale.reduction,
+            "argv": sys.argv,
+        },
+        tags={"figure": plan.figure.name, "data": config.data.name, "model": config.model.name},
+        metrics=tuple(metrics),
+        code=code_version(),
+        started_ms=now,
+        finished_ms=now,
+    )
+
+    def write(directory: Path) -> None:
+        write_report(results, directory)
+
+    store.local.commit(record, write, determinants)
+    deliver(store, key)
+    return key
+
+
+def _metric_name(point: Point) -> str:
+    curve = point.curve
+    return "accuracy_percent/dense" if curve is None else f"accuracy_percent/{curve.method} {curve.kind}"
+
+
+def _sources(results: Results) -> list[str]:
+    """Return the searches and the dense runs: what all others were made from (those are named in results.json).
+
+    A page can rest on hundreds of runs, and a node names its parents in a tag of limited length.
+    """
+    dense = [node.key for one, node in results.trained.items() if one.curve is None]
+    return [*results.searches, *dense]
+
+
+def _determinants(results: Results) -> dict[str, Any]:
+    plan = results.plan
+    return {
+        "format": 1,
+        "kind": "report",
+        "figure": plan.figure.name,
+        "trials": plan.scale.trials,
+        "levels": list(plan.scale.levels),
+        "reduction": plan.scale.reduction,
+        "runs": [node.key for node in results.nodes],
+        "missing": results.missing,
+    }
+
+
+def _draw(results: Results, directory: Path) -> list[Path]:
+    config = results.plan.scale.config
+    title = f"{results.plan.figure.title.split(':')[0]}: {config.model.name} on {config.data.name}"
+    dense = list(results.errors(None, 0).values())
+    images = plot_accuracy(results.series, directory / "accuracy", dense_error_percent=dense, title=title)
+    if results.barriers:
+        groups = {
+            question: {name: [curve.barrier for curve in found] for name, found in curves.items()}
+            for question, curves in results.barriers.items()
+        }
+        images += plot_bars(groups, directory / "barriers", title=f"{title}: error barriers", epsilon=results.epsilon)
+    return images
+
+
+def _numbers(results: Results) -> dict[str, Any]:
+    """Return all that the page says, in full precision, for programs."""
+    return {
+        "figure": results.plan.figure.name,
+        "reduction": results.plan.scale.reduction,
+        "epsilon": results.epsilon,
+        "points": [
+            asdict(point) | {"curve": str(point.curve or "dense"), "difference": point.difference}
+            for point in results.points
+        ],
+        "claims": [
+            asdict(claim) | {"first": str(claim.first), "second": str(claim.second)} for claim in results.claims
+        ],
+        "runs": {str(one): {"key": node.key, "run_id": node.run_id} for one, node in results.trained.items()},
+        "barriers": {
+            str(pair): {"key": node.key, "run_id": node.run_id, **curve.to_dict()}
+            for pair, (node, curve) in results.compared.items()
+        },
+        "missing": results.missing,
+    }

@@ -1,0 +1,139 @@
+"""What the runs of a plan came to: errors and barriers by curve, level and trial, and the statistics of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from harness.analysis.barrier import BarrierCurve
+from harness.analysis.plots import Series
+from harness.analysis.summary import Paired, Summary, epsilon_from_dense
+from harness.lineage.graph import NodeSummary
+from harness.reproduction.figure import Curve
+from harness.reproduction.paper import Printed, printed
+from harness.reproduction.plan import Pair, Plan, Training
+
+
+@dataclass(frozen=True)
+class Point:
+    """One curve (None: dense) at one density."""
+
+    curve: Curve | None
+    level: int
+    density: float
+    accuracy_percent: Summary
+    flipped_percent: Summary | None
+    """Of the kept weights, those whose sign training turned."""
+    epochs: float
+    """All that were spent for one such network, search included."""
+    paper: Printed | None
+
+    @property
+    def difference(self) -> float | None:
+        """Ours − the paper's mean accuracy, percentage points."""
+        return None if self.paper is None else self.accuracy_percent.mean - self.paper.mean
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Two curves at one density, compared trial by trial: accuracy of a − b."""
+
+    first: Curve
+    second: Curve
+    says: str
+    density: float
+    difference: Paired
+
+
+@dataclass(frozen=True)
+class Results:
+    """The finished runs of a plan."""
+
+    plan: Plan
+    trained: Mapping[Training, NodeSummary]
+    compared: Mapping[Pair, tuple[NodeSummary, BarrierCurve]]
+    densities: Mapping[int, float]
+    """Of each level that anything was trained from."""
+    searches: tuple[str, ...]
+    """Keys of the searches they came from."""
+
+    @property
+    def missing(self) -> list[str]:
+        """Names of the runs that are not finished."""
+        trainings = [str(one) for one in self.plan.trainings() if one not in self.trained]
+        return trainings + [str(pair) for pair in self.plan.pairs() if pair not in self.compared]
+
+    @property
+    def nodes(self) -> list[NodeSummary]:
+        """Every run the results rest on."""
+        return [*self.trained.values(), *(node for node, _ in self.compared.values())]
+
+    def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
+        """Return trial → a metric of those that are finished and have it."""
+        found = {one.trial: self.trained[one].metrics for one in trainings if one in self.trained}
+        return {trial: metrics[name] for trial, metrics in found.items() if name in metrics}
+
+    def errors(self, curve: Curve | None, level: int) -> dict[int, float]:
+        """Return trial → test error, percent."""
+        trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
+        return self.metric(trainings, "test_error_percent")
+
+    @cached_property
+    def points(self) -> list[Point]:
+        """Dense, then each curve by level; what no trial has finished is left out."""
+        wanted: list[tuple[Curve | None, int]] = [(None, 0)]
+        wanted += [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
+        return [self._point(curve, level) for curve, level in wanted if self.errors(curve, level)]
+
+    def _point(self, curve: Curve | None, level: int) -> Point:
+        trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
+        density = 1.0 if curve is None else self.densities[level]
+        flipped = self.metric(trainings, "flipped_signs")
+        epochs = self.metric(trainings, "epochs_total")
+        return Point(
+            curve=curve,
+            level=level,
+            density=density,
+            accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level).values()),
+            flipped_percent=Summary.of(100 * share for share in flipped.values()) if flipped else None,
+            epochs=max(epochs.values(), default=float("nan")),
+            paper=printed(self.plan.figure.name, self.plan.scale.config.model.name, curve, density),
+        )
+
+    @cached_property
+    def claims(self) -> list[Claim]:
+        """What the paper says of two curves, at every level that both have a trial of."""
+        found = []
+        for first, second, says in self.plan.figure.claims:
+            for level in self.plan.scale.levels:
+                ours, others = self.errors(first, level), self.errors(second, level)
+                if ours.keys() & others.keys():
+                    # accuracy of a − b is error of b − a
+                    difference = Paired.of(others, ours)
+                    found.append(Claim(first, second, says, self.densities[level], difference))
+        return found
+
+    @property
+    def epsilon(self) -> float | None:
+        """ε, the sd of the dense error over trials, percentage points; None for fewer than two."""
+        dense = list(self.errors(None, 0).values())
+        return epsilon_from_dense(dense) if len(dense) > 1 else None
+
+    @cached_property
+    def barriers(self) -> dict[str, dict[str, list[BarrierCurve]]]:
+        """Question → curve → barrier curve of each finished trial."""
+        groups: dict[str, dict[str, list[BarrierCurve]]] = {}
+        for pair, (_, curve) in self.compared.items():
+            question = {"stability": "SGD-noise stability", "lmc": "connectivity with retrain"}[pair.question]
+            groups.setdefault(question, {}).setdefault(str(pair.first.curve), []).append(curve)
+        return groups
+
+    @property
+    def series(self) -> list[Series]:
+        """The curves as the accuracy plot takes them."""
+        return [
+            Series(curve.kind, curve.method, {self.densities[level]: list(errors.values()) for level, errors in found})
+            for curve in self.plan.figure.curves
+            if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])
+        ]

@@ -1,0 +1,92 @@
+"""The runs of a plan made: every search, final training and comparison that is not finished."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import cast
+
+from harness.comparison import compare
+from harness.config import ComparisonConfig, Kind
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
+from harness.reproduction.plan import Pair, Plan, Training
+from harness.runs.node import Node
+from harness.search import search
+
+
+class Work:
+    """Makes the runs of a plan in one launch; finished ones are loaded, so a second launch only reads."""
+
+    def __init__(self, experiment: Experiment, plan: Plan) -> None:
+        self.experiment, self.plan = experiment, plan
+        self._levels: dict[str, list[Node]] = {}
+        self._trained: dict[Training, Node] = {}
+
+    def make(self, chains: Iterable[str]) -> None:
+        """Make whole chains, one after another, and what can be compared within each."""
+        all_chains = self.plan.chains()
+        for chain in chains:
+            for training in all_chains[chain]:
+                self.train(training)
+            for pair in self.plan.pairs():
+                if pair.first.chain == chain:
+                    self.compare(pair)
+            self._levels.pop(chain, None)  # networks of a search are large, and no other chain needs them
+            self._trained = {one: node for one, node in self._trained.items() if one.chain != chain}
+
+    def make_only(self, names: Collection[str]) -> None:
+        """Make single runs by name, and whatever they are made from; LookupError for a name that is not in the plan."""
+        unknown = sorted(set(names) - set(self.plan.names()))
+        if unknown:
+            raise LookupError(f"no run {', '.join(unknown)} in this plan; --list shows their names")
+        for chain, trainings in self.plan.chains().items():
+            if f"{chain}-search" in names:
+                self.levels(trainings[0])
+            for training in trainings:
+                if str(training) in names:
+                    self.train(training)
+        for pair in self.plan.pairs():
+            if str(pair) in names:
+                self.compare(pair)
+
+    def levels(self, training: Training) -> list[Node]:
+        """Search, to the deepest level that anything of the chain is trained from."""
+        assert training.curve is not None
+        chain = training.chain
+        if chain not in self._levels:
+            deepest = max(one.level for one in self.plan.chains()[chain])
+            self._levels[chain] = search(self._searching(training, num_levels=deepest)).levels
+        return self._levels[chain]
+
+    def train(self, training: Training) -> Node:
+        """Make one final training."""
+        if training in self._trained:
+            return self._trained[training]
+        if training.curve is None:
+            node = final_training(self.experiment, self._trial(training), None)
+        elif training.kind == "level":
+            node = self.levels(training)[training.level]
+        else:
+            ticket = self.levels(training)[training.level]
+            node = final_training(self._searching(training), self._trial(training), ticket)
+        self._trained[training] = node
+        return node
+
+    def compare(self, pair: Pair) -> None:
+        """Make one comparison."""
+        compare(
+            self._searching(pair.first),
+            self.train(pair.first),
+            self.train(pair.second),
+            pair.question,
+            ComparisonConfig(),
+        )
+
+    def _searching(self, training: Training, num_levels: int | None = None) -> Experiment:
+        seed, curve = training.search_seed, training.curve
+        method = None if curve is None else curve.method
+        return self.experiment.using(method, init_seed=seed, sgd_seed=seed, num_levels=num_levels)
+
+    def _trial(self, training: Training) -> Trial:
+        # a kind that draws no θ_init has no seed of one
+        return Trial(cast(Kind, training.kind), training.init_seed or 0, training.sgd_seed)

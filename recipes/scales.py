@@ -1,0 +1,85 @@
+"""How large each figure is made: the paper's settings, and reductions of them that a CPU can carry.
+
+A reduction is named on every page made with it, and is no reproduction of the paper's numbers.
+"""
+
+from dataclasses import replace
+
+import aws_cifar100  # type: ignore[import-not-found]  # its neighbours, found when launched
+import aws_digits  # type: ignore[import-not-found]
+import aws_imagenet  # type: ignore[import-not-found]
+import aws_tiny_imagenet  # type: ignore[import-not-found]
+
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
+from harness.reproduction.figure import Figure
+from harness.reproduction.plan import Scale
+
+ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
+TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
+TABLE1_LEVELS = {"resnet50": (6, 8), "mobilenet_v2": (4, 6), "mlp_mixer": (7, 9)}
+SMOKE = "tiny networks and schedules, one trial: shows that the command goes through, and nothing else"
+
+
+def paper(figure: Figure, dataset: str, network: str) -> Scale:
+    """The paper's settings; the levels of the plots are ours, since it does not list them."""
+    if dataset == "imagenet":
+        levels = (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network]
+        return Scale(aws_imagenet.config(network), levels)
+    recipe = {"cifar100": aws_cifar100, "tiny_imagenet": aws_tiny_imagenet}[dataset]
+    return Scale(recipe.config(network), ODD_LEVELS, barrier_level=11)
+
+
+def fashion_mnist_small(network: str) -> SearchConfig:
+    """Fashion-MNIST at 14×14 with 8,000 training images: a trial of Figure 3 in a core-hour."""
+    return SearchConfig(
+        data=DataConfig(name="fashion_mnist_small", loader="memory"),
+        model=ModelConfig(name=network),
+        optim=OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4),
+        warmup_epochs=8,
+        level_epochs=4,
+        num_levels=11,
+        final=Schedule(epochs=16, lr_schedule="step"),
+        global_batch_size=128,
+    )
+
+
+def digits(network: str) -> SearchConfig:
+    """The demo's schedules: a trial of Figure 3 in ten minutes of one core."""
+    short = replace(aws_digits.config(), level_epochs=6, final=Schedule(epochs=20, lr_schedule="step"))
+    return replace(short, model=ModelConfig(name=network), data=DataConfig(name="digits", loader="memory"))
+
+
+SMALL = {"digits": digits, "fashion_mnist_small": fashion_mnist_small}
+
+
+def small(figure: Figure, dataset: str, network: str) -> Scale:
+    """Three levels, three trials, short schedules, on a data set that a CPU can carry."""
+    config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
+    words = (
+        f"{network} on {dataset}, {config.final.epochs} epochs in a final training, {config.level_epochs} a level, "
+        "three densities"
+    )
+    return Scale(config, levels=(5, 8, 11), barrier_level=11, trials=3, reduction=words)
+
+
+def smoke(figure: Figure, dataset: str, network: str) -> Scale:
+    """Seconds: two levels, an epoch each, one trial, on whatever data are prepared."""
+    own = SMALL[dataset](network) if dataset in SMALL else paper(figure, dataset, network).config
+    final = replace(own.final, epochs=2)
+    config = replace(own, warmup_epochs=1, level_epochs=1, num_levels=2, final=final)
+    return Scale(config, levels=(1, 2), barrier_level=2, trials=1, reduction=SMOKE)
+
+
+SCALES = {"paper": paper, "small": small, "smoke": smoke}
+
+
+def subject(figure: Figure, scale: str, dataset: str | None, network: str | None) -> tuple[str, str]:
+    """Return data set and network: as given, else the figure's first ones, or what the scale is made for."""
+    known("scale", scale, list(SCALES))
+    if scale == "paper":
+        chosen = known(f"data set of {figure.name}", dataset or next(iter(figure.subjects)), list(figure.subjects))
+        networks = figure.subjects[chosen]
+        return chosen, known(f"network of {figure.name} on {chosen}", network or networks[0], list(networks))
+    chosen = dataset or next(iter(SMALL))
+    known("data set", chosen, [*SMALL, *figure.subjects])
+    return chosen, network or ("resnet20" if chosen in SMALL else figure.subjects[chosen][0])
