@@ -6,7 +6,7 @@ by colour alone.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +59,13 @@ def plot_accuracy(
     with _figure(title) as (figure, axes):
         if dense_error_percent:
             _draw_dense(axes, Summary.of(100 - error for error in dense_error_percent))
+        densities = sorted({density for one in series for density in one.error_percent})
+        margin = _margin(densities)
         for index, one in enumerate(series):
-            shift = 1.008 ** (len(series) - 1 - 2 * index)  # trials of one density side by side
+            # trials of one density side by side, within the margin that the axis has
+            shift = margin ** (0.8 * (1 - 2 * index / max(len(series) - 1, 1))) if len(series) > 1 else 1.0
             _draw_series(axes, one, kinds.index(one.kind), methods.index(one.method), shift)
-        _density_axis(axes, {density for one in series for density in one.error_percent})
+        _density_axis(axes, densities, margin)
         axes.set_ylabel("test accuracy, %")
         _legend_beside(axes)
         return _save(figure, stem)
@@ -157,11 +160,17 @@ def _draw_series(axes: Axes, one: Series, kind: int, method: int, shift: float) 
     )
 
 
-def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
+def _margin(densities: Sequence[float]) -> float:
+    """Return by what factor the axis goes beyond the rising densities on either side."""
+    if len(densities) < 2:
+        return 1.25
+    return float((densities[-1] / densities[0]) ** min(0.06, 0.2 / len(densities)))
+
+
+def _density_axis(axes: Axes, ticks: Sequence[float], margin: float) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
     axes.set_xlabel("density: kept share of the prunable weights")
-    ticks = sorted(densities)
     if not ticks:
         axes.set_xticks([])
         return
@@ -171,7 +180,6 @@ def _density_axis(axes: Axes, densities: Iterable[float]) -> None:
         axes.tick_params(axis="x", labelrotation=60)
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_minor_formatter(NullFormatter())
-    margin = 1.25 if len(ticks) == 1 else (ticks[-1] / ticks[0]) ** 0.06
     axes.set_xlim(ticks[-1] * margin, ticks[0] / margin)  # dense on the left, as in the paper
 
 

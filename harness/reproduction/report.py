@@ -48,15 +48,7 @@ def commit_report(store: LineageStore, results: Results) -> str:
     key = sha256_json(determinants)
     plan, config = results.plan, results.plan.scale.config
     now = now_ms()
-    metrics = [
-        Metric(
-            f"accuracy_percent/{point.curve or 'dense'}".translate(_AS_WORD),
-            point.accuracy_percent.mean,
-            point.level,
-            now,
-        )
-        for point in results.points
-    ]
+    metrics = [Metric(_metric_name(point), point.accuracy_percent.mean, point.level, now) for point in results.points]
     record = LineageRecord(
         key=key,
         kind="report",
