@@ -3,16 +3,19 @@
 A reduction is named on every page made with it, and is no reproduction of the paper's numbers.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
 
 import aws_cifar100  # type: ignore[import-not-found]  # its neighbours, found when launched
 import aws_digits  # type: ignore[import-not-found]
 import aws_imagenet  # type: ignore[import-not-found]
 import aws_tiny_imagenet  # type: ignore[import-not-found]
+import tyro
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
-from harness.reproduction.figure import Figure
-from harness.reproduction.plan import Scale
+from harness.reproduction.figure import FIGURES, Figure, figure_named
+from harness.reproduction.plan import Plan, Scale
 
 ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
@@ -73,13 +76,48 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
 SCALES = {"paper": paper, "small": small, "smoke": smoke}
 
 
-def subject(figure: Figure, scale: str, dataset: str | None, network: str | None) -> tuple[str, str]:
-    """Return data set and network: as given, else the figure's first ones, or what the scale is made for."""
-    known("scale", scale, list(SCALES))
-    if scale == "paper":
-        chosen = known(f"data set of {figure.name}", dataset or next(iter(figure.subjects)), list(figure.subjects))
-        networks = figure.subjects[chosen]
-        return chosen, known(f"network of {figure.name} on {chosen}", network or networks[0], list(networks))
-    chosen = dataset or next(iter(SMALL))
-    known("data set", chosen, [*SMALL, *figure.subjects])
-    return chosen, network or ("resnet20" if chosen in SMALL else figure.subjects[chosen][0])
+@dataclass(frozen=True)
+class Subject:
+    """Which figure, of what, how large."""
+
+    figure: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIGURE", help=f"One of: {', '.join(FIGURES)}.")]
+    dataset: str | None = None
+    """A data set of the figure (its first if not given); small: digits or fashion_mnist_small."""
+    network: str | None = None
+    """A network of the figure (its first if not given); small: resnet20 if not given."""
+    scale: Literal["paper", "small", "smoke"] = "paper"
+    """paper: its settings; small: a reduction for a CPU, named as such; smoke: seconds, to see that it goes through."""
+    trials: int | None = None
+    """Instead of the scale's (3)."""
+    levels: tuple[int, ...] | None = None
+    """Levels whose tickets are trained, instead of the scale's."""
+    shared_search: bool = False
+    """One search for all trials, as in the authors' scripts."""
+    runs: Path = Path("runs")
+    """Where finished runs are kept."""
+    experiment: str = "signed-tickets"
+    """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs alone and send nothing to MLflow now."""
+    out: Path = Path("results")
+    """Where page, tables and plots go, in a directory of the figure's name."""
+
+    @property
+    def plan(self) -> Plan:
+        """What is to be made; ValueError for what the figure does not have."""
+        figure = figure_named(self.figure)
+        dataset, network = self._what(figure)
+        scale = SCALES[self.scale](figure, dataset, network)
+        trials = scale.trials if self.trials is None else self.trials
+        return Plan(figure, replace(scale, trials=trials, levels=self.levels or scale.levels), self.shared_search)
+
+    def _what(self, figure: Figure) -> tuple[str, str]:
+        """Return data set and network: as given, else the figure's first ones, or what the scale is made for."""
+        if self.scale != "paper":
+            dataset = known("data set", self.dataset or next(iter(SMALL)), [*SMALL, *figure.subjects])
+            return dataset, self.network or ("resnet20" if dataset in SMALL else figure.subjects[dataset][0])
+        dataset = known(
+            f"data set of {figure.name}", self.dataset or next(iter(figure.subjects)), list(figure.subjects)
+        )
+        networks = figure.subjects[dataset]
+        return dataset, known(f"network of {figure.name} on {dataset}", self.network or networks[0], list(networks))

@@ -10,6 +10,7 @@ from harness.analysis.summary import Summary
 from harness.reproduction.results import Point, Results
 
 PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
+RUNS = "## Runs"
 NO_NUMBERS = "The paper shows this as a plot and prints no numbers: there are none to compare with."
 
 
@@ -26,7 +27,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         _claims(results),
         *_barriers(results, barriers),
         _missing(results),
-        "## Runs",
+        RUNS,
         markdown(*runs_table(results)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"

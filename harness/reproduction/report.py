@@ -15,11 +15,25 @@ from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
 from harness.reproduction import page
+from harness.reproduction.collect import collect
+from harness.reproduction.page import RUNS
+from harness.reproduction.plan import Plan
 from harness.reproduction.results import Point, Results
-from harness.runs.archive import deliver
+from harness.runs.archive import deliver, run_id_of
 from harness.runs.node import now_ms
 
 PAGE = "page.md"
+
+
+def show(store: LineageStore, plan: Plan, settings: str | None, out: Path) -> None:
+    """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
+    results = collect(store, plan, settings)
+    config = plan.scale.config
+    directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}"
+    write_report(results, directory)
+    key = commit_report(store, results)
+    print((directory / PAGE).read_text().split(RUNS)[0])
+    print(f"page, tables and plots: {directory}\nrun: {run_id_of(store, key) or key}")
 
 
 def write_report(results: Results, directory: Path) -> list[Path]:

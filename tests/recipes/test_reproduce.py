@@ -1,0 +1,41 @@
+"""A figure made by one command, in shares or at once, and shown again from the runs that exist."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from launching import REPOSITORY, elsewhere, nodes, run, tool
+
+SMOKE = ["fig3", "--scale", "smoke", "--dataset", "digits", "--network", "resnet8", "--levels", "2"]
+
+
+def reproduce(where: Path, *options: str, ok: bool = True) -> str:
+    return run(where, sys.executable, str(REPOSITORY / "recipes" / "reproduce.py"), *SMOKE, *options, ok=ok)
+
+
+def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
+    where = elsewhere(prepared, tmp_path)
+    listed = reproduce(where, "--list").splitlines()
+    assert all(line.startswith("accelerate launch ") and " --only " in line for line in listed)
+    reproduce(where, "--shard", "1/2", "--offline")
+    first = nodes(where, "training").keys()
+    assert not nodes(where, "report") and first
+    printed = reproduce(where)  # the other share, and the page
+    assert "Not finished" not in printed and "not a reproduction" in printed
+    trainings, analyses = nodes(where, "training"), nodes(where, "analysis")
+    assert len(trainings) + len(analyses) + 2 == len(listed)  # and two searches
+    (report,) = nodes(where, "report").values()
+    results = json.loads((where / "results/fig3-digits-resnet8/results.json").read_text())
+    assert {run["key"] for run in results["runs"].values()} == {record["key"] for record in trainings.values()}
+    page = (where / "results/fig3-digits-resnet8/page.md").read_bytes()
+    again = tool(where, "report.py", *SMOKE)
+    assert (where / "results/fig3-digits-resnet8/page.md").read_bytes() == page
+    assert len(nodes(where, "report")) == 1 and report["name"] == "fig3 resnet8 digits"
+    assert "run: " in again
+
+
+def test_what_a_figure_does_not_have_is_refused(prepared: Path):
+    assert "known: imagenet" in tool(prepared, "report.py", "table2", "--dataset", "cifar100", ok=False)
+    assert "give i/n" in reproduce(prepared, "--shard", "half", ok=False)

@@ -1,0 +1,110 @@
+"""A plan of two trials, and its runs as committed local nodes with made-up errors."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from harness.analysis.barrier import BarrierCurve
+from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
+from harness.lineage.local import LocalNodes
+from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.reproduction.figure import figure_named
+from harness.reproduction.plan import Plan, Scale, Training
+
+
+def key_of(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def made_up_error(training: Training) -> float:
+    """Errors that tell every training from every other."""
+    kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "mask": 9.0}
+    method = 0.5 if training.curve is not None and training.curve.method == "lrr" else 0.0
+    return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2
+
+
+class MadeUp:
+    """Commits what the plan names, as a launch would."""
+
+    def __init__(self, directory: Path, plan: Plan) -> None:
+        self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
+        config = plan.scale.config
+        self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
+        self.config = {"search": to_json(config)}
+
+    def commit(self, name: str, kind: str, tags: dict[str, str], files: dict[str, str] | None = None, **rest) -> str:
+        def write(directory: Path) -> None:
+            for file, text in (files or {}).items():
+                (directory / file).write_text(text)
+
+        config = self.config | rest.pop("config", {})
+        record = LineageRecord(key_of(name), kind, name, tags=self.tags | tags, config=config, **rest)
+        self.nodes.commit(record, write)
+        return record.key
+
+    def levels(self, method: str, seed: int, deepest: int) -> None:
+        seeds = {"method": method, "init_seed": str(seed), "sgd_seed": str(seed)}
+        above = self.commit(f"{method} {seed}", "search", seeds)
+        parent = Parent(above, "initialised-from")
+        for level in range(deepest + 1):
+            tags = seeds | {"level": f"{level:02d}", "density": f"{0.8**level:.6f}"}
+            name = f"{method} {seed} L{level}"
+            key = self.commit(name, "level", tags, parents=(parent,), nested_under=above)
+            parent = Parent(key, "pruned-from")
+
+    def training(self, one: Training, **config) -> None:
+        tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed)}
+        if one.init_seed is not None:
+            tags["init_seed"] = str(one.init_seed)
+        parents: tuple[Parent, ...] = ()
+        if one.curve is not None:
+            tags["method"] = one.curve.method
+            ticket = key_of(f"{one.curve.method} {one.search_seed} L{one.level}")
+            parents = (Parent(ticket, "trained-from" if one.kind == "retrain" else "masked-by"),)
+        numbers = {"test_error_percent": made_up_error(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
+        metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
+        name = f"{one} {config}" if config else str(one)
+        self.commit(name, "training", tags, parents=parents, metrics=metrics, config=config)
+
+    def everything(self) -> None:
+        for method in self.plan.figure.methods:
+            for trial in self.plan.trials:
+                self.levels(method, self.plan.search_seed(trial), max(self.plan.scale.all_levels))
+        for one in self.plan.trainings():
+            self.training(one)
+        for pair in self.plan.pairs():
+            errors = tuple(made_up_error(one) for one in (pair.second, pair.first))
+            curve = BarrierCurve((0.0, 0.5, 1.0), (errors[0], 20.0, errors[1]), *reversed(errors), "none", 0, 100)
+            self.commit(
+                str(pair),
+                "analysis",
+                {"question": pair.question},
+                {"barrier.json": json.dumps(curve.to_dict())},
+                parents=tuple(Parent(key_of(str(one)), "compared") for one in (pair.first, pair.second)),
+                config={"comparison": asdict(ComparisonConfig())},
+            )
+
+
+@pytest.fixture
+def plan() -> Plan:
+    config = SearchConfig(
+        data=DataConfig("digits"),
+        model=ModelConfig("resnet8"),
+        optim=OptimConfig(),
+        final=Schedule(4, "step"),
+        warmup_epochs=2,
+        level_epochs=1,
+        num_levels=3,
+        global_batch_size=64,
+    )
+    return Plan(figure_named("fig3"), Scale(config, levels=(1, 3), barrier_level=2, trials=2, reduction="made up"))
+
+
+@pytest.fixture
+def made_up(tmp_path: Path, plan: Plan) -> MadeUp:
+    return MadeUp(tmp_path / "runs", plan)

@@ -1,0 +1,143 @@
+"""The runs of a plan found among all that is logged, and what the page makes of them."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from harness.lineage.record import Metric
+from harness.lineage.store import LineageStore, open_store
+from harness.reproduction.collect import collect
+from harness.reproduction.figure import Curve
+from harness.reproduction.page import page
+from harness.reproduction.report import commit_report, write_report
+
+AWS, LRR = Curve("aws", "signed_mask"), Curve("lrr", "signed_mask")
+
+
+def store_of(made_up) -> LineageStore:
+    return open_store(made_up.nodes.directory, offline=True)
+
+
+def test_every_run_is_found_by_what_it_is(made_up, plan):
+    made_up.everything()
+    results = collect(store_of(made_up), plan)
+    assert results.missing == []
+    for one, node in results.trained.items():
+        assert node.name == str(one) and node.metrics["test_error_percent"] == made_up.error_of(one)
+    assert {str(pair): node.name for pair, (node, _) in results.compared.items()} == {
+        str(pair): str(pair) for pair in plan.pairs()
+    }
+    assert len(results.searches) == 4
+
+
+def test_statistics_are_those_of_the_trials(made_up, plan):
+    made_up.everything()
+    results = collect(store_of(made_up), plan)
+    point = next(one for one in results.points if one.curve == AWS and one.level == 3)
+    accuracies = [100 - (7.3 + 0.01), 100 - (7.3 + 0.04)]
+    assert point.accuracy_percent.mean == pytest.approx(np.mean(accuracies))
+    assert point.accuracy_percent.sd == pytest.approx(np.std(accuracies, ddof=1))
+    assert (point.density, point.epochs, point.flipped_percent.mean) == (0.512, 13.0, 25.0)
+    assert results.epsilon == pytest.approx(np.std([5.01, 5.04], ddof=1))
+    claim = next(c for c in results.claims if (c.first, c.second) == (AWS, LRR) and c.density == 0.512)
+    assert claim.difference.mean == pytest.approx(0.5)  # accuracy of AWS is higher by half a point
+    barriers = results.barriers["SGD-noise stability"][str(AWS)]
+    assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
+
+
+def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
+    made_up.everything()
+    one = plan.of_curve(AWS, 1)[0]
+    made_up.training(replace(one, search_seed=2))  # of another search's ticket, with this trial's seeds
+    made_up.training(one, unpruned_signs=False)
+    made_up.tags["settings"] = "07e4"
+    made_up.config["search"]["final"]["epochs"] = 100
+    made_up.levels("aws", 7, 1)
+    assert collect(store_of(made_up), plan).trained[one].name == str(one)
+
+
+def test_two_runs_for_one_place_are_refused(made_up, plan):
+    made_up.everything()
+    made_up.training(plan.of_curve(AWS, 1)[0], note="the same again")
+    with pytest.raises(ValueError, match="2 runs answer to aws-L01-signed_mask-t1"):
+        collect(store_of(made_up), plan)
+
+
+def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
+    with pytest.raises(LookupError, match="recipes/reproduce.py"):
+        collect(store_of(made_up), plan)
+
+
+def test_searches_made_in_two_ways_are_told_apart(made_up, plan):
+    made_up.everything()
+    made_up.tags["settings"] = "07e4"
+    made_up.levels("aws", 9, 1)
+    with pytest.raises(ValueError, match="choose one with --settings: 07e4, 5e77"):
+        collect(store_of(made_up), plan)
+    assert collect(store_of(made_up), plan, "5e77").missing == []
+
+
+def test_what_is_missing_is_said(made_up, plan):
+    made_up.levels("aws", 1, 3)
+    made_up.training(plan.of_curve(AWS, 1)[0])
+    results = collect(store_of(made_up), plan)
+    assert len(results.missing) == len(plan.trainings()) + len(plan.pairs()) - 1
+    text = page(results, [])
+    assert f"Not finished: {len(results.missing)} runs" in text and "made up" in text
+
+
+def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
+    made_up.everything()
+    store = store_of(made_up)
+    results = collect(store, plan)
+    names = {path.name for path in write_report(results, tmp_path / "out")}
+    assert {"page.md", "accuracy.png", "accuracy.svg", "barriers.png", "barriers.svg", "results.json"} <= names
+    rows = list(csv.DictReader((tmp_path / "out" / "accuracy.csv").open()))
+    assert len(rows) == 1 + 5 * 2
+    numbers = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
+    text = (tmp_path / "out" / "page.md").read_text()
+    assert "not a reproduction" in text and "prints no numbers" in text and "Not finished" not in text
+    key = commit_report(store, results)
+    assert commit_report(store, results) == key  # the same runs, the same node
+    record = store.local.load(key)
+    assert {parent.relation for parent in record.parents} == {"reported"} and len(record.parents) == 4 + 2
+    assert (
+        Metric("accuracy_percent/dense", results.points[0].accuracy_percent.mean, 0, record.started_ms)
+        in record.metrics
+    )
+
+
+def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
+    from harness.reproduction.figure import figure_named
+
+    config = replace(plan.scale.config, model=replace(plan.scale.config.model, name="resnet50"))
+    table = replace(plan, figure=figure_named("table2"), scale=replace(plan.scale, config=config, levels=(6,)))
+    made = type(made_up)(made_up.nodes.directory, table)
+    made.everything()
+    results = collect(store_of(made), table)
+    point = next(one for one in results.points if one.curve == AWS)
+    assert (point.paper.mean, point.paper.sd) == (74.65, 0.20)
+    assert point.difference == pytest.approx(point.accuracy_percent.mean - 74.65)
+    assert "74.65" in page(results, [])
+
+
+def test_a_paired_interval_is_students(made_up):
+    from harness.analysis.summary import Paired
+
+    first, second = {1: 3.0, 2: 4.5, 3: 5.0, 4: 9.9}, {1: 2.0, 2: 3.0, 3: 4.5}
+    paired = Paired.of(first, second)
+    reference = stats.ttest_rel([3.0, 4.5, 5.0], [2.0, 3.0, 4.5]).confidence_interval(0.95)
+    assert paired.count == 3 and paired.mean == pytest.approx(1.0)
+    assert paired.interval == pytest.approx((reference.low, reference.high))
+    assert not paired.sure and Paired.of({1: 1.0, 2: 1.1}, {1: 0.0, 2: 0.0}).sure
+    assert Paired.of({1: 1.0}, {1: 0.5}).interval is None
+    with pytest.raises(ValueError, match="no trial"):
+        Paired.of({1: 1.0}, {2: 1.0})

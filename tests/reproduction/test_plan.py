@@ -1,0 +1,88 @@
+"""What is trained and compared for a figure, with which seeds, and how it is shared out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from harness.config import Kind
+from harness.models import MODELS
+from harness.pruning import METHODS
+from harness.reproduction.figure import FIGURES, Curve
+from harness.reproduction.plan import Plan
+
+
+def test_figure_three_by_hand(plan: Plan):
+    """Five curves at two levels and dense, two trials; three stabilities and two connectivities at a third level."""
+    trainings, pairs = plan.trainings(), plan.pairs()
+    shown = 2 * (1 + 5 * 2)
+    # at the third level: lrr retrain, lrr and aws signed_mask, a twin of each, and aws retrain to connect with
+    assert len(trainings) == shown + 2 * (3 + 3 + 1)
+    assert len(pairs) == 2 * 5
+    assert len(set(map(str, trainings))) == len(trainings)
+
+
+def test_trials_share_no_seed_that_must_differ(plan: Plan):
+    for training in plan.trainings():
+        assert training.init_seed is None or training.init_seed != training.search_seed
+    of_trial = {
+        one.trial: (one.search_seed, one.init_seed, one.sgd_seed) for one in plan.of_curve(Curve("aws", "mask"), 1)
+    }
+    assert len(set(of_trial.values())) == 2
+    # kinds compared within a trial have one θ_init and one noise
+    assert (
+        len({(t.init_seed, t.sgd_seed) for t in plan.trainings() if t.trial == 1 and not t.twin and t.init_seed}) == 1
+    )
+
+
+def test_stability_compares_one_start_under_two_noises(plan: Plan):
+    for pair in plan.pairs():
+        first, second = pair.first, pair.second
+        assert (first.trial, first.level, first.search_seed) == (second.trial, second.level, second.search_seed)
+        if pair.question == "stability":
+            assert (
+                first.sgd_seed != second.sgd_seed and first.init_seed == second.init_seed and first.kind == second.kind
+            )
+        else:
+            assert second.kind == "retrain" and not second.twin
+
+
+def test_a_shared_search_is_one_search_a_method(plan: Plan):
+    shared = replace(plan, shared_search=True)
+    assert {one.search_seed for one in shared.trainings()} == {1}
+    assert sorted(shared.chains()) == ["aws-s1", "dense-t1", "dense-t2", "lrr-s1"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_shards_share_out_everything_once(plan: Plan, count: int):
+    shares = [plan.shard(index, count) for index in range(1, count + 1)]
+    assert sorted(chain for share in shares for chain in share) == sorted(plan.chains())
+    if count == 2:
+        loads = [sum(plan.epochs(chain) for chain in share) for share in shares]
+        assert max(loads) < 1.2 * min(loads)
+
+
+@pytest.mark.parametrize("index", [0, 3])
+def test_a_share_that_is_none_is_refused(plan: Plan, index: int):
+    with pytest.raises(ValueError, match=f"shard {index}/2"):
+        plan.shard(index, 2)
+
+
+def test_names_come_after_what_they_are_made_from(plan: Plan):
+    names = list(plan.names())
+    assert len(names) == len(set(names)) == 4 + len(plan.trainings()) + len(plan.pairs())
+    assert names.index("aws-s1-search") < names.index("aws-L01-signed_mask-t1")
+    assert names.index("aws-L02-signed_mask-t1-twin") < names.index("stability-aws-L02-signed_mask-t1")
+
+
+@pytest.mark.parametrize("figure", FIGURES.values(), ids=list(FIGURES))
+def test_figures_name_what_there_is(figure):
+    kinds = {*Kind.__args__, "level"}
+    assert figure.claims
+    for curve in figure.curves:
+        assert curve.kind in kinds and curve.method in METHODS
+    for first, second, says in figure.claims:
+        assert first in figure.curves and second in figure.curves and says
+    assert {*figure.stability, *figure.connectivity} <= set(figure.curves)
+    assert all(network in MODELS for networks in figure.subjects.values() for network in networks)
