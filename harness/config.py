@@ -18,6 +18,9 @@ FORMAT = "harness.config/1"
 LrSchedule = Literal["constant", "step", "cosine"]
 Precision = Literal["no", "fp16", "bf16"]
 SaveUnit = Literal["minutes", "epochs", "steps"]
+Scope = Literal["global", "layer"]
+Order = Literal["default", "paper"]
+RewindUnit = Literal["epochs", "steps"]
 Kind = Literal[
     "dense",
     "retrain",
@@ -108,18 +111,29 @@ class Schedule:
 
     epochs: int
     lr_schedule: LrSchedule
-    """constant; step: ×0.1 at epochs E//2 and (E//4)·3; cosine: to 0.001 of the start."""
+    """constant; step: ×0.1 at each milestone; cosine: to 0.001 of the start."""
+    lr_milestones_epochs: tuple[int, ...] | None = None
+    """Milestones of step; E//2 and (E//4)·3 if not given."""
 
     def __post_init__(self) -> None:
         _require(self.epochs >= 0, f"epochs is {self.epochs}; it must not be negative")
         known("lr_schedule", self.lr_schedule, get_args(LrSchedule))
+        if (milestones := self.lr_milestones_epochs) is not None:
+            allowed = self.lr_schedule == "step" and all(milestone > 0 for milestone in milestones)
+            _require(allowed, f"lr_milestones_epochs is {milestones}; it takes positive epochs, with lr_schedule step")
+
+    def determinants(self) -> dict[str, Any]:
+        """What determines a training's bits: no milestones where they are the schedule's own."""
+        own = {"epochs": self.epochs, "lr_schedule": self.lr_schedule}
+        given = self.lr_milestones_epochs
+        return own if given is None else own | {"lr_milestones_epochs": list(given)}
 
     def lr_factor(self, epoch: int) -> float:
         """Return what the learning rate is multiplied by in `epoch` (0-based)."""
         if self.lr_schedule == "constant":
             return 1.0
         if self.lr_schedule == "step":
-            milestones = (self.epochs // 2, self.epochs // 4 * 3)
+            milestones = self.lr_milestones_epochs or (self.epochs // 2, self.epochs // 4 * 3)
             # below four epochs a milestone is 0: no training starts with a reduced learning rate
             return float(0.1 ** sum(epoch >= milestone > 0 for milestone in milestones))
         floor = 1e-3
@@ -140,13 +154,25 @@ class SearchConfig:
     level_epochs: int
     """Each pruning level, at constant learning rate."""
     num_levels: int
-    """T, the number of prunings; density after them is (1 − pruning_fraction)^T."""
+    """T, the number of prunings; density after them is (1 − pruning_fraction)^T, or the T-th of densities."""
     global_batch_size: int
     """Images per optimizer step over all processes and accumulated micro-batches."""
     method: str = "aws"
-    """How the mask is found: aws or lrr."""
+    """How the mask is found: a name of harness.pruning.METHODS, e.g. aws, lrr, imp, wr, random, dense."""
     pruning_fraction: float = 0.2
     """Share of the live prunable weights removed at each level."""
+    densities: tuple[float, ...] | None = None
+    """Density of each level from the first on, instead of the pruning fraction."""
+    pruning_scope: Scope = "global"
+    """Whether weights are compared over all layers together, or each layer is pruned by the same share."""
+    one_shot: bool = False
+    """Prune the dense network once, to the density of level T, instead of level by level."""
+    order: Order = "default"
+    """paper: Algorithm 1 as printed; level 0 is the warm-up and one level more, and level T is pruned, not trained."""
+    rewind_to: int = 1
+    """wr only: k, the epoch or step that parameters, schedule and data order are rewound to."""
+    rewind_unit: RewindUnit = "epochs"
+    """wr only: what rewind_to counts."""
     init_seed: int = 1
     """Draws the search's θ_init."""
     sgd_seed: int = 1
@@ -173,10 +199,24 @@ class SearchConfig:
     def __post_init__(self) -> None:
         _require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
         _require(0 < self.pruning_fraction < 1, f"pruning_fraction is {self.pruning_fraction}; it must lie in (0, 1)")
+        self._check_densities()
+        _require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
         _require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
         _require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         _require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         _require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")
+
+    def _check_densities(self) -> None:
+        if (densities := self.densities) is None:
+            return
+        falling = all(before > after for before, after in zip((1.0, *densities), densities, strict=False))
+        ok = falling and all(0 < density < 1 for density in densities)
+        _require(ok, f"densities are {densities}; they must fall from level to level, within (0, 1)")
+        _require(
+            self.num_levels <= len(densities),
+            f"densities are given for {len(densities)} levels and num_levels is {self.num_levels}; "
+            f"give --num-levels {len(densities)} or fewer",
+        )
 
 
 @dataclass(frozen=True)
@@ -270,4 +310,7 @@ def _with_types(config: SearchConfig) -> SearchConfig:
 
     data = replace(config.data, directory=Path(config.data.directory))
     optim = replace(config.optim, betas=(config.optim.betas[0], config.optim.betas[1]))
-    return replace(config, data=data, optim=optim, runs=Path(config.runs))
+    milestones = config.final.lr_milestones_epochs
+    final = replace(config.final, lr_milestones_epochs=None if milestones is None else tuple(milestones))
+    densities = None if config.densities is None else tuple(config.densities)
+    return replace(config, data=data, optim=optim, final=final, densities=densities, runs=Path(config.runs))

@@ -25,7 +25,7 @@ from harness.lineage.store import LineageStore
 from harness.machine import LoadSampler, hardware, launch_command
 from harness.masks import Mask
 from harness.models import MODELS, ParamPartition, build_model, draw_model, partition_of, width_of
-from harness.pruning import METHODS, NormState, PruningMethod
+from harness.pruning import METHODS, Companion, NormState, PruningMethod
 from harness.runs.archive import Archive
 from harness.runs.keeper import RunKeeper, Saving
 from harness.runs.layers import layer_table
@@ -39,6 +39,7 @@ from harness.training.world import World
 
 BN_IMAGES = 10_000
 TEST_BATCH_SIZE = 500
+_SHARED = {"data", "model", "global_batch_size", "precision", "accumulation_steps", "sync_batchnorm", "deterministic"}
 
 
 @dataclass
@@ -91,23 +92,17 @@ class Experiment:
         test_loader = self.source.test_loader(batch_size=TEST_BATCH_SIZE, device=world.device, **ranks)
         return TrainFeed(train_loader, self.spec, world.device), TestFeed(test_loader, self.spec, world.device)
 
-    def using(
-        self,
-        method: str | None = None,
-        *,
-        init_seed: int | None = None,
-        sgd_seed: int | None = None,
-        num_levels: int | None = None,
-    ) -> Experiment:
-        """Return this experiment with another search in mind; data, loaders and processes are shared."""
+    def using(self, method: str | None = None, **changes: Any) -> Experiment:
+        """Return this experiment with another search in mind; data, loaders and processes are shared.
+
+        `changes` are fields of SearchConfig; what the shared parts were made from cannot be changed (ValueError).
+        """
+        if fixed := sorted(changes.keys() & _SHARED):
+            raise ValueError(f"{', '.join(fixed)} cannot be changed in a launch: data and processes are shared")
         own, other = self.config, copy(self)
-        other.config = replace(
-            own,
-            method=own.method if method is None else known("method", method, list(METHODS)),
-            init_seed=own.init_seed if init_seed is None else init_seed,
-            sgd_seed=own.sgd_seed if sgd_seed is None else sgd_seed,
-            num_levels=own.num_levels if num_levels is None else num_levels,
-        )
+        if method is not None:
+            changes["method"] = known("method", method, list(METHODS))
+        other.config = replace(own, **changes)
         return other
 
     @property
@@ -117,8 +112,22 @@ class Experiment:
         Not the method and the kind either: those are what is compared.
         """
         config = self.config
-        schedules = {"final": asdict(config.final), "warmup": config.warmup_epochs, "level": config.level_epochs}
-        return sha256_json(self.determinants | schedules | {"pruning_fraction": config.pruning_fraction})[:12]
+        schedules = {
+            "final": config.final.determinants(),
+            "warmup": config.warmup_epochs,
+            "level": config.level_epochs,
+        }
+        return sha256_json(self.determinants | schedules | self.pruning_settings)[:12]
+
+    @property
+    def pruning_settings(self) -> dict[str, Any]:
+        """How levels are pruned, as the settings say it; what is usual and came later is left out."""
+        config = self.config
+        own: dict[str, Any] = {"pruning_fraction": config.pruning_fraction}
+        if config.densities is not None:
+            own = {"densities": config.densities}
+        usual = {"pruning_scope": "global", "one_shot": False, "order": "default"}
+        return own | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
 
     @property
     def network(self) -> str:
@@ -172,11 +181,16 @@ class Experiment:
         noise: SgdNoise,
         method: PruningMethod,
         reestimate: bool,
+        begin_steps: int = 0,
+        companion: Companion | None = None,
     ) -> tuple[Checkpoint, Mask]:
         """Train from `start` and evaluate: 𝒜(θ ⊙ m, u).
 
         `reestimate` evaluates with BatchNorm statistics taken anew too: those of an AWS level are not those of ψ.
+        Schedule and u begin after `begin_steps` of their steps.
         """
+        begin = divmod(begin_steps, self.train_feed.steps_per_epoch)
+        epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
         draft.tags["start_digest"] = start.digest
         model = self._model_at(start)
         params = dict(model.named_parameters())
@@ -187,7 +201,7 @@ class Experiment:
         signs = {name: start.params[name].sign() for name in start.mask.tensors}
 
         def on_epoch(report: EpochReport) -> None:
-            step = draft.epochs_before + report.epoch + 1
+            step = draft.epochs_before + report.epoch - begin[0] + 1
             draft.log("train_loss", report.train_loss, step)
             draft.log("train_error_percent", report.train_error_percent, step)
             draft.log("lr", report.lr, step)
@@ -200,7 +214,7 @@ class Experiment:
 
         sampler = LoadSampler(draft.started_ms / 1000)
         watched = sampler if self.world.is_main else nullcontext()
-        with watched, self._progress(draft.name, schedule.epochs) as keeper.on_resume:
+        with watched, self._progress(draft.name, schedule.epochs, begin_steps) as keeper.on_resume:
             train(
                 model,
                 world=self.world,
@@ -211,14 +225,16 @@ class Experiment:
                 mask=start.mask,
                 view=view,
                 accumulation_steps=self.config.accumulation_steps,
+                begin=begin,
                 label=draft.name,
                 on_epoch=on_epoch,
                 keeper=keeper,
+                companion=companion,
             )
-        checkpoint = self._snapshot(model, draft, schedule.epochs)
+        checkpoint = self._snapshot(model, draft, epochs)
         draft.layers = layer_table(checkpoint.params, signs, start.mask)
         spent = draft.epochs_before if draft.epochs_spent is None else draft.epochs_spent
-        draft.log("epochs_total", spent + schedule.epochs, checkpoint.epochs)
+        draft.log("epochs_total", spent + epochs, checkpoint.epochs)
         self._evaluate(model, checkpoint, draft, noise, reestimate=reestimate)
         return checkpoint, start.mask
 
@@ -274,13 +290,20 @@ class Experiment:
             self.train_feed.on_step = on_step
 
     @contextmanager
-    def _progress(self, label: str, epochs: int) -> Iterator[Callable[[int], None]]:
+    def _progress(self, label: str, epochs: int, begin_steps: int) -> Iterator[Callable[[int], None]]:
         """Show a bar on rank 0; gives what moves it to where a training goes on."""
-        steps = epochs * self.train_feed.steps_per_epoch
-        with tqdm(total=steps, desc=label, unit="step", leave=False, disable=not self.world.is_main) as bar:
+        bar = tqdm(
+            total=epochs * self.train_feed.steps_per_epoch,
+            initial=begin_steps,
+            desc=label,
+            unit="step",
+            leave=False,
+            disable=not self.world.is_main,
+        )
+        with bar:
             self.train_feed.on_step = lambda: bar.update(1) and None
             try:
-                yield lambda steps: bar.update(steps) and None
+                yield lambda steps: bar.update(steps - begin_steps) and None
             finally:
                 self.train_feed.on_step = lambda: None
 

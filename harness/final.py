@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from harness import transfer
 from harness.checkpoint import Checkpoint
@@ -42,13 +42,16 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
     """Train `ticket` used as `trial` says with the full schedule, under plain 𝒜 (method, section 4).
 
     `dense` needs no ticket and ignores one. The search's own init_seed is a ValueError unless `same_init`: a sign that
-    wins on its own initialisation alone is no winning sign.
+    wins on its own initialisation alone is no winning sign. Of a method whose levels are full trainings `retrain` is
+    the ticket's own run, which is returned; to ask for another sgd_seed or schedule than its own is a ValueError.
     """
     if trial.kind == "dense":
         ticket = None
     elif ticket is None:
         raise ValueError(f"kind {trial.kind!r} needs a ticket")
     config = experiment.config
+    if ticket is not None and trial.kind == "retrain" and METHODS[config.method].training == "full":
+        return _own_retraining(experiment, trial, ticket)
     if trial.needs_fresh_init and trial.init_seed == config.init_seed and not same_init:
         raise ValueError(
             f"init_seed {trial.init_seed} is the search's own: choose another for a fresh initialisation, "
@@ -62,7 +65,7 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
             "used_as": trial.kind,
             "ticket": ticket.key if ticket else None,
             "start": start.digest,
-            "schedule": asdict(config.final),
+            "schedule": config.final.determinants(),
             "init_seed": trial.drawn,
             "sgd_seed": trial.sgd_seed,
         },
@@ -91,6 +94,27 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
         )
 
     return experiment.archive.once(draft, make)
+
+
+def _own_retraining(experiment: Experiment, trial: Trial, ticket: Node) -> Node:
+    """Return the level itself: it is trained from θ ⊙ m with the final schedule already (method, section 3)."""
+    config = experiment.config
+
+    def check() -> None:
+        assert ticket.record is not None
+        name, search = ticket.record.name, ticket.record.config["search"]
+        for what, asked, own in (
+            ("sgd_seed", trial.sgd_seed, search["sgd_seed"]),
+            ("final epochs", config.final.epochs, search["final"]["epochs"]),
+        ):
+            if asked != own:
+                raise ValueError(
+                    f"retrain of {config.method} is the run {name!r} itself, trained with {what} {own}, not {asked}; "
+                    f"search with {what} {asked}, or ask for {own}"
+                )
+
+    experiment.world.on_main(check)
+    return ticket
 
 
 def _start(experiment: Experiment, trial: Trial, ticket: Node | None) -> Start:

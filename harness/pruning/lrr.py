@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from contextlib import AbstractContextManager, nullcontext
 
 from harness.pruning.method import ForwardView, NormState, Params
 
 
-def start(origin: Params, parent: Params) -> Params:
+def start(origin: Params, parent: Params, norm: Collection[str]) -> Params:
     """Training at level t starts from θₜ₋₁ (the mask is applied by the caller)."""
     return parent
 

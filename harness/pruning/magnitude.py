@@ -10,15 +10,22 @@ import torch
 from harness.masks import Mask, check_fits
 
 
-@torch.no_grad()
 def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Mask:
-    """Keep the `int((1 − fraction) · live)` live weights of largest |w|, over all masked tensors together.
+    """Keep the `int((1 − fraction) · live)` live weights of largest |w|, else as `prune_to`."""
+    return prune_to(params, mask, int((1 - fraction) * mask.num_remaining))
+
+
+@torch.no_grad()
+def prune_to(params: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
+    """Keep the `count` live weights of largest |w|, over all masked tensors together; all of them if there are fewer.
 
     Ties are broken by position (tensors in order of name, then row-major: the earlier stays), so the result is the
     same on every rank and device. The mask returned lives on the CPU and is a subset of `mask`. A non-finite weight
     is a ValueError naming its tensor.
     """
     check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
+    if count < 0:
+        raise ValueError(f"cannot keep {count} weights; the count must not be negative")
     names = sorted(mask.tensors)
     live = [mask.tensors[name].reshape(-1).cpu().numpy() for name in names]
     magnitudes = [params[name].detach().reshape(-1).float().cpu().abs().numpy() for name in names]
@@ -27,7 +34,7 @@ def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Ma
     if broken:
         raise ValueError(f"cannot prune: weights are not finite in {', '.join(broken)}")
     num_live = sum(int(np.count_nonzero(alive)) for alive in live)
-    kept = _largest(magnitudes, live, int((1 - fraction) * num_live))
+    kept = _largest(magnitudes, live, min(count, num_live))
     return Mask(
         {name: torch.from_numpy(flat).reshape(mask.tensors[name].shape) for name, flat in zip(names, kept, strict=True)}
     )

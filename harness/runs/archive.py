@@ -109,6 +109,17 @@ class Archive:
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key)
 
+    def network(self, key: str, name: str) -> Checkpoint:
+        """Return a finished run's other network, by the name of its file, on every rank."""
+        held = self.world.on_main(lambda: Checkpoint.load(self.store.local.open_file(key, name)))
+        if self.world.size == 1:
+            assert held is not None
+            return held
+        held = held or Checkpoint({}, {}, 0, 0, key)
+        counts = self.world.share({"counts": torch.tensor([held.level, held.epochs])})["counts"].tolist()
+        params, buffers = self.world.share(held.params), self.world.share(held.buffers)
+        return Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
+
     def commit(self, record: LineageRecord, determinants: dict[str, Any], write: Callable[[Path], None]) -> None:
         """Commit a node locally, then hand it to MLflow (rank 0); a server that is away only costs a warning."""
         self.store.local.commit(record, write, determinants)
@@ -147,6 +158,8 @@ class Archive:
         def write(directory: Path) -> None:
             checkpoint.save(directory / CHECKPOINT)
             signed_mask.save(directory / SIGNED_MASK, metadata)
+            for name, network in draft.networks.items():
+                network.save(directory / name)
             if draft.layers is not None:
                 (directory / LAYERS).write_bytes(json_bytes(draft.layers))
 

@@ -58,6 +58,8 @@ class Draft:
     nested_under: str | None = None
     metrics: list[Metric] = field(default_factory=list)
     started_ms: int = field(default_factory=lambda: now_ms())
+    networks: dict[str, Checkpoint] = field(default_factory=dict)
+    """Other networks that the training leaves, by the name of their file."""
     layers: dict[str, Any] | None = None
     """What the training made of each layer (`harness.runs.layers`)."""
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from harness.config import OptimConfig, Schedule
 from harness.faults import reach
 from harness.masks import Mask
-from harness.pruning import ForwardView
+from harness.pruning import Companion, ForwardView
 from harness.seeds import SgdNoise, alpha_mean, derive_seed
 from harness.training.optim import build_optimizer, set_lr
-from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, restore_
+from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, kept_by_companion, restore_
 from harness.training.stop import StoppedError
 from harness.training.world import World
 
@@ -89,16 +89,19 @@ def train(
     mask: Mask,
     view: ForwardView,
     accumulation_steps: int = 1,
+    begin: tuple[int, int] = (0, 0),
     label: str,
     on_epoch: Callable[[EpochReport], None],
     keeper: StateKeeper | None = None,
+    companion: Companion | None = None,
 ) -> None:
     """Train `model` in place under `mask`: 𝒜(θ, u) with u = `noise`.
 
-    `view(α)` covers forward and backward of a step; α is drawn once per step and is the same on every rank. With a
-    `keeper`, the training goes on from its state and saves new ones: the result is bit for bit that of a training
-    which ran through. A loss that is not finite raises NonFiniteLossError naming `label`, epoch and first bad step, at
-    most 50 steps later. When any rank is asked to stop, all save after the same step and raise StoppedError.
+    `view(α)` covers forward and backward of a step; α is drawn once per step and is the same on every rank. `begin` is
+    the (epoch, step) at which schedule and u begin; a `companion` is told of every step and epoch. With a `keeper`, the
+    training goes on from its state and saves new ones: the result is bit for bit that of a training which ran through.
+    A loss that is not finite raises NonFiniteLossError naming `label`, epoch and first bad step, at most 50 steps
+    later. When any rank is asked to stop, all save after the same step and raise StoppedError.
     """
     params = dict(model.named_parameters())
     remask = Remask(params, mask)
@@ -109,26 +112,36 @@ def train(
     if state is not None:
         restore_(model, optimizer, state.tensors)
     remask.params_()
+    if companion is not None:
+        companion.attach(model)
+        if state is not None:
+            companion.restore_(kept_by_companion(state.tensors))
     wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
     wrapped.train()
     step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps)
     meeting = _Meeting(world, keeper, label)
-    for epoch in range(state.epoch if state else 0, schedule.epochs):
+    first, skipped = (state.epoch, state.step) if state else begin
+    for epoch in range(first, schedule.epochs):
         lr = optim.lr * schedule.lr_factor(epoch)
         set_lr(prepared, lr)
         alphas = noise.alphas(epoch, batches.steps_per_epoch)
         tally = _Tally(world, state)
-        taken, state = state.step if state else 0, None
+        state = None
+        taken, skipped = skipped, 0
         for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch, skip_steps=taken), start=taken):
             # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
             torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
             with view(float(alphas[index])):
                 loss, num_correct = step.backward(images_NCHW, labels_N)
             step.update()
+            if companion is not None:
+                companion.after_step(epoch, index + 1)
             reach("step")
             tally.add(index, loss, num_correct, len(labels_N))
             if meeting.due(index, batches.steps_per_epoch):
-                meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer))
+                meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer, companion))
+        if companion is not None:
+            companion.after_epoch(epoch)
         on_epoch(tally.report(epoch, lr, alpha_mean(alphas)))
 
 

@@ -11,7 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
+from harness.pruning import Companion
+
 TALLY = "tally"
+_COMPANION = "companion."
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,8 @@ class TrainingState:
     seconds: float
     """Spent in this epoch so far."""
     tensors: dict[str, torch.Tensor]
-    """On the CPU: param.<name>, buffer.<name>, optimizer.<slot>.<name>, and the sums of this epoch under TALLY.
+    """On the CPU: param.<name>, buffer.<name>, optimizer.<slot>.<name>, companion.<name>, and this epoch's sums
+    under TALLY.
 
     Given to `save` on rank 0 alone.
     """
@@ -48,8 +52,13 @@ class StateKeeper(Protocol):
         """Return the newest whole state on every rank, or None where there is none."""
 
 
-def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """Return parameters, buffers and optimizer slots by name; none shares memory with the training."""
+def capture(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, companion: Companion | None = None
+) -> dict[str, torch.Tensor]:
+    """Return parameters, buffers, optimizer slots and a companion's state by name.
+
+    None shares memory with the training.
+    """
     params = dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {f"param.{name}": param for name, param in params.items()}
     tensors |= {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
@@ -57,7 +66,14 @@ def capture(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[st
         for slot, value in optimizer.state.get(param, {}).items():
             if value is not None:  # SGD's momentum before its first step
                 tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
+    tensors |= {f"{_COMPANION}{name}": tensor for name, tensor in (companion.state() if companion else {}).items()}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
+
+
+def kept_by_companion(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return what a companion's `state` was, of a captured state."""
+    names = [name for name in tensors if name.startswith(_COMPANION)]
+    return {name.removeprefix(_COMPANION): tensors[name] for name in names}
 
 
 @torch.no_grad()

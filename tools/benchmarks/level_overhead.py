@@ -67,7 +67,6 @@ _PARTS: tuple[tuple[object, str, str], ...] = (
     (harness.experiment, "train", WORK),
     (harness.experiment, "evaluate", WORK),
     (harness.experiment, "reestimate_batchnorm", WORK),
-    (harness.search, "prune", WORK),
     (harness.experiment, "sha256_tensors", "hashing"),
     (LocalNodes, "commit", "committing"),
     (LineageStore, "deliver", "MLflow"),

@@ -10,12 +10,13 @@ import torch
 
 from harness import transfer
 from harness.checkpoint import Checkpoint
+from harness.config import search_from_json
 from harness.digest import sha256_tensors
 from harness.lineage.proof.findings import Claim
 from harness.lineage.record import LineageRecord
 from harness.masks import Mask, SignedMask
 from harness.models import ParamPartition, build_model, draw_model, partition_of
-from harness.pruning import METHODS, prune
+from harness.pruning import METHODS, Plan
 
 Params = Mapping[str, torch.Tensor]
 
@@ -26,6 +27,8 @@ class Network:
 
     checkpoint: Checkpoint | None = None
     signed_mask: SignedMask | None = None
+    theta_k: Checkpoint | None = None
+    """What weight rewinding goes back to; lies with level 0."""
 
 
 @dataclass(frozen=True)
@@ -126,12 +129,12 @@ def signs(network: Network) -> Iterator[Claim]:
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def masks(record: LineageRecord, fraction: float, own: Network, parent: Network) -> Iterator[Claim]:
-    """The mask of a level follows from its parent's mask and checkpoint; level 0 (no parent mask) is dense."""
+def masks(record: LineageRecord, own: Network, parent: Network) -> Iterator[Claim]:
+    """The mask of a level follows from its parent's mask and checkpoint; level 0 is dense."""
     if own.signed_mask is None:
         return
-    mask = own.signed_mask.mask
-    if int(record.tags["level"]) == 0:
+    mask, level = own.signed_mask.mask, int(record.tags["level"])
+    if level == 0:
         yield Claim("count", mask.num_remaining == mask.numel, f"level 0 prunes {mask.numel - mask.num_remaining}")
         return
     if parent.signed_mask is None:
@@ -140,28 +143,40 @@ def masks(record: LineageRecord, fraction: float, own: Network, parent: Network)
     same = mask.shapes() == before.shapes()
     grown = sum(int((kept & ~before.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
     yield Claim("nested", grown == 0, f"{grown} weights are kept that the level before had pruned")
-    expected, found = int((1 - fraction) * before.num_remaining), mask.num_remaining
-    what = f"{found} weights remain; {expected} of the {before.num_remaining} alive before should"
-    yield Claim("count", found == expected, what)
-    if parent.checkpoint is not None:
-        pruned = prune(parent.checkpoint.params, before, fraction)
+    method = METHODS.get(record.tags["method"])
+    ranking = method.ranking if method else None
+    if method is not None and ranking is None:
+        found = mask.num_remaining
+        yield Claim("count", found == before.num_remaining, f"{found} of {before.num_remaining} weights remain")
+        return
+    config = search_from_json(record.config["search"])
+    plan = Plan.of(config)
+    for name, expected in plan.counts(level, before).items():
+        kept = [mask.tensors[name]] if name in mask.tensors else list(mask.tensors.values())
+        found = sum(int(tensor.sum()) for tensor in kept)
+        what = f"{found} weights remain{f' in {name}' if name else ''}; {expected} should"
+        yield Claim("count", found == expected, what)
+    if parent.checkpoint is not None and ranking is not None:
+        values = ranking(parent.checkpoint.params, before, config.sgd_seed, level)
+        pruned = plan.next_mask(values, before, level)
         differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
-        yield Claim("pruned", differ == 0, f"{differ} weights differ from magnitude pruning of the parent's checkpoint")
+        what = f"{differ} weights differ from what {record.tags['method']} makes of the parent's checkpoint"
+        yield Claim("pruned", differ == 0, what)
 
 
-def level_start(method: str, own: Network, parent: Network, theta_init: Params) -> str | None:
-    """Return the digest of what a level trains from, or None if something it follows from is not here."""
+def level_start(method: str, own: Network, parent: Network, origin: Params) -> str | None:
+    """Return the digest of what a level trains from, or None if something it follows from is not here.
+
+    `origin` is θ₀ as the method has it: θ_init, or for weight rewinding θ_k.
+    """
     if own.signed_mask is None or parent.checkpoint is None:
         return None
-    begun = METHODS[method].start(theta_init, parent.checkpoint.params)
+    if METHODS[method].needs_origin and not origin:
+        return None
+    begun = METHODS[method].start(origin, parent.checkpoint.params, own.signed_mask.norm)
     params = {name: tensor.clone() for name, tensor in begun.items()}
     own.signed_mask.mask.apply_(params)
     return sha256_tensors(params)
-
-
-def needs_theta_init(method: str) -> bool:
-    """Whether a level of the method starts from anything but its parent."""
-    return METHODS[method].start is not METHODS["lrr"].start
 
 
 def final_start(

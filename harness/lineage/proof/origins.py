@@ -63,6 +63,10 @@ def _parents(place: Place, places: Mapping[str, Place]) -> Iterator[Claim]:
 def _one_level_on(place: Place, other: Place, parent: Parent) -> Claim:
     own, before = (int(_tags(p).get("level", "-1")) for p in (place, other))
     expected = before + _LEVELS_ON.get(parent.relation, 0)
+    search = place.record.config.get("search", {}) if place.record else {}
+    if search.get("one_shot") and parent.relation == "pruned-from":
+        # pruned once, from level 0, to the density of its own level
+        return Claim("parents", before == 0 < own, f"it is level {own}, pruned in one shot from level {before}")
     return Claim("parents", own == expected, f"it is level {own}, {parent.relation} level {before}")
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harness.config import search_from_json
 from harness.lineage.local import DETERMINANTS
 from harness.lineage.proof.findings import Claim
 from harness.lineage.record import LineageRecord
-from harness.seeds import SgdNoise, alpha_mean
+from harness.pruning import METHODS, Plan
+from harness.seeds import SgdNoise, alpha_mean, search_scope
 
 Determinants = Mapping[str, Any]
-SEES_ALPHA = ("aws",)
-"""Methods whose levels see α and record its mean."""
 
 
 def key(record: LineageRecord) -> Iterator[Claim]:
@@ -90,6 +90,12 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
     yield from _schedule(known["schedule"], record.config["schedule"])
     if known.get("pruning_fraction") is not None:
         yield "pruning_fraction", known["pruning_fraction"], record.config["search"]["pruning_fraction"]
+    yield "again", known.get("again", False), record.config.get("again", False)
+    if record.parents and record.parents[0].relation == "pruned-from":
+        config = search_from_json(record.config["search"])
+        prunes = config.method not in METHODS or METHODS[config.method].ranking is not None
+        expected = Plan.of(config).determinants(int(known["level"])) if prunes else {}
+        yield "pruning", known.get("pruning", {}), expected.get("pruning", {})
 
 
 def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -116,12 +122,14 @@ def seeds(record: LineageRecord, determinants: Determinants | None, search: Line
 def alpha(record: LineageRecord, epochs: int) -> Iterator[Claim] | None:
     """The mean α of each of a level's `epochs` epochs; None if the record is older than that and cannot tell."""
     recorded = [metric for metric in record.metrics if metric.name == "alpha_mean"]
-    if record.kind != "level" or record.tags.get("method") not in SEES_ALPHA:
+    method = METHODS.get(record.tags.get("method", ""))
+    if record.kind != "level" or method is None or not method.sees_alpha:
         return iter([Claim("alpha", not recorded, "a plain training drew α")])
     if "data" not in record.config:
         return None
     num_steps = record.config["data"]["num_train"] // record.config["search"]["global_batch_size"]
-    noise = SgdNoise(record.config["search"]["sgd_seed"], ("search", int(record.tags["level"])))
+    scope = search_scope(int(record.tags["level"]), again=bool(record.config.get("again")))
+    noise = SgdNoise(record.config["search"]["sgd_seed"], scope)
     expected = [alpha_mean(noise.alphas(epoch, num_steps)) for epoch in range(epochs)]
     by_epoch = [metric.value for metric in sorted(recorded, key=lambda metric: metric.step)]
     wrong = [epoch for epoch, pair in enumerate(zip(by_epoch, expected, strict=False)) if pair[0] != pair[1]]

@@ -20,7 +20,7 @@ from harness.lineage.local import CONFIG, DETERMINANTS, LocalNodes, read_record
 from harness.lineage.proof import networks, records
 from harness.lineage.proof.data_files import check_data
 from harness.lineage.proof.findings import Claim, Findings
-from harness.lineage.proof.networks import Architecture, Network
+from harness.lineage.proof.networks import Architecture, Network, Params
 from harness.lineage.proof.origins import check_origins, in_order
 from harness.lineage.proof.places import Place, all_places, check_artifacts, check_local, check_tags, places_of
 from harness.lineage.record import LineageRecord
@@ -29,6 +29,7 @@ from harness.masks import SignedMask
 from harness.pruning import METHODS
 
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
+THETA_K = "theta_k.safetensors"
 BARRIER = "barrier.json"
 _HELD = 2
 """Networks in memory at a time: a level and its parent, or a ticket and a training of it."""
@@ -181,8 +182,7 @@ class _Examiner:
     def _level(self, place: Place, record: LineageRecord, network: Network) -> None:
         parent_key = record.parents[0].key if record.parents else ""
         parent = self._network(parent_key)
-        fraction = record.config["search"]["pruning_fraction"]
-        self.findings.add(place, networks.masks(record, fraction, network, parent))
+        self.findings.add(place, networks.masks(record, network, parent))
         if network.checkpoint is not None:
             claims = records.alpha(record, record.config["schedule"]["epochs"])
             if claims is None:
@@ -193,11 +193,31 @@ class _Examiner:
         if method not in METHODS:
             self.findings.note(place, f"method {method!r} is not known here: its start cannot be proved")
             return
-        origin = self._network(record.nested_under or "") if networks.needs_theta_init(method) else Network()
-        theta_init = origin.checkpoint.params if origin.checkpoint else {}
-        start = networks.level_start(method, network, parent, theta_init)
+        start = networks.level_start(method, network, parent, self._origin(place, record, method))
         if start is not None:
             self.findings.add(place, [_start_claim(record, start)])
+
+    def _origin(self, place: Place, record: LineageRecord, method: str) -> Params:
+        """Return θ₀ as the method has it: θ_init, or θ_k of level 0 after it; {} where it is not looked at."""
+        if not METHODS[method].needs_origin:
+            return {}
+        if METHODS[method].rewinds_to_k and int(record.tags["level"]) > 0:
+            first = self._level_0(place)
+            held = self._network(first.key).theta_k if first else None
+        else:
+            held = self._network(record.nested_under or "").checkpoint
+        return held.params if held else {}
+
+    def _level_0(self, place: Place) -> Place | None:
+        """Return the level 0 that a level goes back to, by way of its parents."""
+        seen: set[str] = set()
+        while place.record is None or place.record.tags.get("level") != "00":
+            parent = place.parents[0].key if place.parents else ""
+            if parent not in self.places or parent in seen:
+                return None
+            seen.add(parent)
+            place = self.places[parent]
+        return place
 
     def _training(
         self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
@@ -276,7 +296,8 @@ def _read(directory: Path, whole: set[str]) -> Network:
     name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
     checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
     mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
-    return Network(checkpoint, mask)
+    theta_k = Checkpoint.load(directory / THETA_K) if THETA_K in whole else None
+    return Network(checkpoint, mask, theta_k)
 
 
 @lru_cache(maxsize=1)

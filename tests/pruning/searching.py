@@ -1,0 +1,48 @@
+"""An experiment small enough that a search of it takes a second, and what is asked of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
+from harness.data.prepare import prepare
+from harness.experiment import Experiment
+from harness.lineage.proof import Findings, verify
+from harness.lineage.store import open_store
+from harness.runs.node import Node
+from harness.training.world import World
+
+STEPS = 5
+"""Optimizer steps of an epoch."""
+
+
+def open_experiment(where: Path) -> Iterator[Experiment]:
+    """Digits, a narrow ResNet-8, epochs of five steps, nothing sent to MLflow."""
+    prepare("digits", where / "data")
+    config = SearchConfig(
+        data=DataConfig("digits", directory=where / "data", loader="memory"),
+        model=ModelConfig("resnet8", width=2),
+        optim=OptimConfig(),
+        final=Schedule(2, "step"),
+        warmup_epochs=1,
+        level_epochs=1,
+        num_levels=2,
+        global_batch_size=256,
+        runs=where / "runs",
+    )
+    world = World("no")
+    yield Experiment(world, open_store(config.runs, offline=True), config)
+    world.close()
+
+
+def proved(experiment: Experiment, node: Node) -> Findings:
+    """Verify the search that a level belongs to, with all below it."""
+    assert node.record is not None and node.record.nested_under is not None
+    return verify(open_store(experiment.config.runs, offline=True), node.record.nested_under)
+
+
+def tag(node: Node, name: str) -> str:
+    """A tag of a node's record."""
+    assert node.record is not None
+    return node.record.tags[name]

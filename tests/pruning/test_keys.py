@@ -1,0 +1,43 @@
+"""New options must not change the key of a run that does not use them: a finished run would be made again."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from harness.config import Schedule
+from harness.digest import sha256_json
+from harness.search import _steps, level_determinants, root_key
+from recipes.aws_digits import config as digits
+
+# Computed with commit 0da9014, from before there were other methods than aws and lrr.
+PINNED = {
+    "aws": ["aa854c70de8af85d", "66c8aaf9acb55949", "a757f398960d3321", "286e5b715543a997"],
+    "lrr": ["000786fd6c4ca2aa", "1db8976301fd6590", "931b3a7426d0283d", "4ff63f7548eaff22"],
+}
+
+
+def keys(method: str) -> list[str]:
+    from dataclasses import replace
+
+    config = replace(digits(), method=method, num_levels=2)
+    experiment = SimpleNamespace(config=config, determinants={"format": 2, "data": "0" * 64})
+    found = [root_key(experiment)]
+    parent = None
+    for step in _steps(config):
+        found.append(sha256_json(level_determinants(experiment, found[0], step, parent, 0)))
+        parent = SimpleNamespace(key=found[-1])
+    return found
+
+
+@pytest.mark.parametrize("method", list(PINNED))
+def test_keys_of_searches_stay(method: str) -> None:
+    assert [key[:16] for key in keys(method)] == PINNED[method]
+
+
+def test_a_schedule_says_only_what_is_unusual() -> None:
+    assert Schedule(60, "step").determinants() == {"epochs": 60, "lr_schedule": "step"}
+    other = Schedule(60, "step", (20, 40))
+    assert other.determinants()["lr_milestones_epochs"] == [20, 40]
+    assert [other.lr_factor(epoch) for epoch in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])

@@ -1,0 +1,221 @@
+"""What sets each method apart, in tiny searches whose lineage is proved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+import torch
+from searching import STEPS, proved, tag
+
+from harness.config import Schedule
+from harness.digest import sha256_tensors
+from harness.experiment import Experiment, Start
+from harness.final import Trial, final_training
+from harness.masks import Mask, SignedMask
+from harness.pruning import METHODS, prune
+from harness.runs.node import Draft
+from harness.search import THETA_K, SearchResult, search
+from harness.seeds import SgdNoise
+
+Params = Mapping[str, torch.Tensor]
+
+
+def started(params: Params, mask: Mask) -> str:
+    """The digest of θ ⊙ m."""
+    masked = {name: tensor.clone() for name, tensor in params.items()}
+    mask.apply_(masked)
+    return sha256_tensors(masked)
+
+
+@pytest.fixture(scope="session", params=list(METHODS))
+def method(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def found(experiment: Experiment, method: str) -> SearchResult:
+    return search(experiment.using(method))
+
+
+def origin(experiment: Experiment, found: SearchResult, method: str) -> Params:
+    if method == "wr":
+        return experiment.archive.network(found.levels[0].key, THETA_K).params
+    return found.theta_init.params
+
+
+def test_its_lineage_is_proved(experiment: Experiment, found: SearchResult) -> None:
+    findings = proved(experiment, found.ticket)
+    assert findings.problems == [] and findings.notes == []
+    assert findings.checked["start"] >= 3 and findings.checked["count"] >= 3 and findings.checked["nested"] >= 2
+
+
+def test_levels_start_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
+    """Method, section 3."""
+    theta_0 = origin(experiment, found, method)
+    for before, node in zip(found.levels, found.levels[1:], strict=False):
+        parent = before.checkpoint.params
+        expected = {
+            "imp": theta_0,
+            "wr": theta_0,
+            "lrr_bn_rewind": {name: (theta_0 if name in node.signed_mask.norm else parent)[name] for name in parent},
+        }.get(method, parent)
+        assert tag(node, "start_digest") == started(expected, node.mask)
+
+
+def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) -> None:
+    before, node = found.levels[:2]
+    expected = prune(before.checkpoint.params, before.mask, 0.2)
+    if method == "dense":
+        assert [level.signed_mask.density for level in found.levels] == [1, 1, 1]
+    elif method == "random":
+        assert node.mask.issubset(before.mask) and node.mask.num_remaining == expected.num_remaining
+        kept = node.mask.num_remaining / node.mask.numel
+        overlap = sum(int((kept_a & expected.tensors[n]).sum()) for n, kept_a in node.mask.tensors.items())
+        assert overlap / node.mask.num_remaining == pytest.approx(kept, abs=0.05), "unrelated to the magnitudes"
+    else:
+        assert node.mask.equal(expected)
+
+
+def test_levels_are_as_long_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
+    epochs = [node.checkpoint.epochs for node in found.levels]
+    full = {"imp": [2, 4, 6], "lrr_full": [2, 4, 6], "wr": [2, 3, 4]}  # wr begins at k = 1 epoch
+    assert epochs == full.get(method, [1, 2, 3])
+    assert found.ticket.record is not None
+    rates = [metric.value for metric in found.ticket.record.metrics if metric.name == "lr"]
+    decaying = {"imp": [0.1, 0.01], "lrr_full": [0.1, 0.01], "wr": [0.01]}
+    assert rates == pytest.approx(decaying.get(method, [0.1])), "the schedule of the final trainings, or none"
+
+
+def test_the_data_order_rewinds_with_the_parameters(
+    experiment: Experiment, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[str | int, ...]] = []
+    train = experiment.train
+
+    def watched(*args: object, noise: SgdNoise, **options: object) -> object:
+        seen.append(noise.scope)
+        return train(*args, noise=noise, **options)  # type: ignore[arg-type]
+
+    other = experiment.using(method, sgd_seed=77, num_levels=1, warmup_epochs=0, level_epochs=0)
+    monkeypatch.setattr(other, "train", watched)
+    search(other)
+    assert len(set(seen)) == (1 if method in ("imp", "wr") else 2)
+
+
+def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: SearchResult, method: str) -> None:
+    own = METHODS[method].training == "full"
+    trained = final_training(experiment.using(method), Trial("retrain", 2, 1), found.ticket)
+    assert (trained.key == found.ticket.key) == own
+    if own:
+        with pytest.raises(ValueError, match="is the run .* itself, trained with sgd_seed 1, not 2"):
+            final_training(experiment.using(method), Trial("retrain", 2, 2), found.ticket)
+
+
+def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
+    """θ_k against a training that ends at k; then k = 0 against IMP."""
+    found = search(experiment.using("wr"))
+    theta_init = experiment.theta_init(1)
+    mask = Mask.dense(theta_init.params, experiment.partition.prunable)
+    draft = Draft({}, "level", "reference", (), {}, {}, 0, 0)
+    reference, _ = experiment.train(
+        draft,
+        _NoStates(),  # type: ignore[arg-type]
+        Start(theta_init.params, theta_init.buffers, mask, theta_init.params),
+        schedule=Schedule(1, "constant"),
+        noise=SgdNoise(1, ("search",)),
+        method=METHODS["lrr"],
+        reestimate=False,
+    )
+    held = experiment.archive.network(found.levels[0].key, THETA_K)
+    assert held.digest == reference.digest
+    in_steps = search(experiment.using("wr", rewind_to=STEPS, rewind_unit="steps"))
+    assert [node.key for node in in_steps.levels] == [node.key for node in found.levels]
+    from_the_start, imp = search(experiment.using("wr", rewind_to=0)), search(experiment.using("imp"))
+    assert from_the_start.ticket.checkpoint.digest == imp.ticket.checkpoint.digest
+    with pytest.raises(ValueError, match="rewind_to is 2 epochs, but a training has 2 epochs of 5 steps"):
+        search(experiment.using("wr", rewind_to=2))
+
+
+class _NoStates:
+    most_steps = None
+    on_resume = None
+
+    def due(self, epoch: int, steps: int) -> bool:
+        return False
+
+    def load(self) -> None:
+        return None
+
+
+def test_lrr_full_with_a_constant_rate_is_lrr(experiment: Experiment) -> None:
+    full = search(experiment.using("lrr_full", final=Schedule(1, "constant")))
+    short = search(experiment.using("lrr"))
+    assert [n.checkpoint.digest for n in full.levels] == [n.checkpoint.digest for n in short.levels]
+
+
+# ---------------------------------------------------------------------- options
+
+
+def test_an_explicit_list_of_densities(experiment: Experiment) -> None:
+    found = search(experiment.using("lrr", densities=(0.5, 0.1)))
+    numel = found.ticket.mask.numel
+    assert [n.mask.num_remaining for n in found.levels] == [numel, round(0.5 * numel), round(0.1 * numel)]
+    assert proved(experiment, found.ticket).problems == []
+    with pytest.raises(ValueError, match="densities are given for 1 levels and num_levels is 2"):
+        experiment.using("lrr", densities=(0.5,))
+    with pytest.raises(ValueError, match="must fall"):
+        experiment.using("lrr", densities=(0.5, 0.6))
+
+
+def test_each_layer_by_the_same_share(experiment: Experiment) -> None:
+    found = search(experiment.using("lrr", pruning_scope="layer"))
+    before, node = found.levels[:2]
+    for name, kept in node.mask.tensors.items():
+        assert int(kept.sum()) == int(0.8 * kept.numel())
+        magnitude = before.checkpoint.params[name].abs()
+        assert magnitude[kept].min() >= magnitude[~kept].max()
+    assert proved(experiment, found.ticket).problems == []
+
+
+def test_one_shot_reaches_the_same_density_from_level_0(experiment: Experiment) -> None:
+    once, step_by_step = search(experiment.using("lrr", one_shot=True)), search(experiment.using("lrr"))
+    assert [node.checkpoint.level for node in once.levels] == [0, 2] and once.at(2) is once.ticket
+    assert once.levels[0].key == step_by_step.levels[0].key, "they share the warm-up"
+    assert once.ticket.mask.num_remaining == step_by_step.ticket.mask.num_remaining
+    assert not once.ticket.mask.equal(step_by_step.ticket.mask)
+    assert proved(experiment, once.ticket).problems == []
+    with pytest.raises(LookupError, match=r"no level 1 in this search; it has \[0, 2\]"):
+        once.at(1)
+
+
+@pytest.mark.parametrize("name", ["lrr", "aws"])
+def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) -> None:
+    """Warm-up, then T times: train, prune; s_T = sign₀(θ_{T−1} ⊙ m_T) is taken before any training under m_T."""
+    found, usual = search(experiment.using(name, order="paper")), search(experiment.using(name))
+    assert [node.checkpoint.level for node in found.levels] == [0, 1, 2]
+    assert [node.checkpoint.epochs for node in found.levels] == [2, 3, 3], "level 0 has the warm-up and one level"
+    assert found.levels[0].record is not None
+    (warm_up,) = found.levels[0].record.parents
+    assert (warm_up.key, warm_up.relation) == (usual.levels[0].key, "trained-from")
+    assert tag(found.levels[0], "start_digest") == sha256_tensors(usual.levels[0].checkpoint.params)
+    theta = found.levels[1].checkpoint.params
+    mask = prune(theta, found.levels[1].mask, 0.2)
+    assert found.ticket.mask.equal(mask)
+    signs = SignedMask.of(theta, mask).signs
+    assert all(torch.equal(sign, found.ticket.signed_mask.signs[n]) for n, sign in signs.items())
+    assert proved(experiment, found.ticket).problems == []
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("imp", {"order": "paper"}, "order=paper is Algorithm 1 with short levels"),
+        ("lrr", {"order": "paper", "num_levels": 0}, "order=paper takes the signs of a pruned network"),
+        ("lrr", {"one_shot": True, "num_levels": 0}, "one_shot prunes to the density of level num_levels"),
+        ("dense", {"one_shot": True}, "dense prunes nothing"),
+    ],
+)
+def test_options_that_contradict_one_another(experiment, method, options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(experiment.using(method, **options))

@@ -1,0 +1,52 @@
+"""Weight rewinding: θ_k is kept on the way, also over an interruption, and a training can begin at k."""
+
+import pytest
+import torch
+from small_training import EPOCHS, STEPS, Memory, network, run
+
+from harness.config import OptimConfig, Schedule
+from harness.pruning.wr import RewindPoint
+from harness.training.stop import StoppedError
+
+PLAIN = OptimConfig(lr=0.05, momentum=0.0, weight_decay=1e-2)
+
+
+def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("k", [1, STEPS, STEPS + 3])
+def test_without_momentum_to_begin_at_k_is_to_go_on(world, k):
+    """An optimizer without memory does not tell a training that goes on from one that begins at θ_k and k."""
+    whole, point = network(), RewindPoint(k, STEPS)
+    run(whole, world, optim=PLAIN, companion=point)
+    rewound = network()
+    rewound.load_state_dict(point.params | point.buffers)
+    reports = run(rewound, world, optim=PLAIN, begin=divmod(k, STEPS))
+    assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(rewound).values(), strict=True))
+    assert [report.epoch for report in reports] == list(range(k // STEPS, EPOCHS))
+
+
+def test_k_0_is_the_start(world):
+    model, point = network(), RewindPoint(0, STEPS)
+    before = state(model)
+    run(model, world, companion=point, schedule=Schedule(0, "constant"))
+    kept = point.params | point.buffers
+    # the start is that under the mask
+    assert all(torch.equal(before[name], kept[name]) for name in before if name != "0.weight")
+    assert torch.equal(kept["0.weight"], model[0].weight)
+
+
+@pytest.mark.parametrize("stop_after", [1, 3, 6])
+def test_an_interrupted_training_keeps_the_same(world, stop_after):
+    whole, expected = network(), RewindPoint(3, STEPS)
+    run(whole, world, companion=expected)
+    memory = Memory(world, stop_after)
+    with pytest.raises(StoppedError):
+        run(network(), world, companion=RewindPoint(3, STEPS), keeper=memory)
+    world.stop._signal = None
+    resumed, point = network(), RewindPoint(3, STEPS)
+    run(resumed, world, companion=point, keeper=memory)
+    assert point.state().keys() == expected.state().keys() and point.state()
+    assert all(torch.equal(tensor, expected.state()[name]) for name, tensor in point.state().items())
+    assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(resumed).values(), strict=True))
