@@ -95,8 +95,10 @@ class Experiment:
     def using(self, method: str | None = None, **changes: Any) -> Experiment:
         """Return this experiment with another search in mind; data, loaders and processes are shared.
 
-        `changes` are fields of SearchConfig; what the shared parts were made from cannot be changed (ValueError).
+        `changes` are fields of SearchConfig, None leaves one as it is; what the shared parts were made from cannot be
+        changed (ValueError).
         """
+        changes = {name: value for name, value in changes.items() if value is not None}
         if fixed := sorted(changes.keys() & _SHARED):
             raise ValueError(f"{', '.join(fixed)} cannot be changed in a launch: data and processes are shared")
         own, other = self.config, copy(self)

@@ -157,6 +157,13 @@ def test_lrr_full_with_a_constant_rate_is_lrr(experiment: Experiment) -> None:
 # ---------------------------------------------------------------------- options
 
 
+def test_another_search_in_the_same_launch(experiment: Experiment) -> None:
+    other = experiment.using("imp", init_seed=None, sgd_seed=3, num_levels=None).config
+    assert (other.method, other.init_seed, other.sgd_seed, other.num_levels) == ("imp", 1, 3, 2), "None leaves it"
+    with pytest.raises(ValueError, match="global_batch_size cannot be changed in a launch"):
+        experiment.using(global_batch_size=8)
+
+
 def test_an_explicit_list_of_densities(experiment: Experiment) -> None:
     found = search(experiment.using("lrr", densities=(0.5, 0.1)))
     numel = found.ticket.mask.numel
