@@ -1,10 +1,14 @@
-"""Two finished trainings compared along the line between them: SGD-noise stability and linear mode connectivity."""
+"""Two networks compared along the line between them: SGD-noise stability, linear mode connectivity, ψ's initialisation.
+
+The first two questions are of two finished trainings; the third is of a ticket and its copy with ψ_init, before either
+is trained any further.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +26,7 @@ from harness.seeds import SgdNoise
 from harness.training.feed import ImageBatch, TestFeed, TrainFeed
 
 BARRIER = "barrier.json"
-Question = Literal["stability", "lmc"]
+Question = Literal["stability", "lmc", "norm_init"]
 HELD_PIXELS = 64 * 64
 """Images up to this size are normalised once and held; larger ones stream anew for every α."""
 
@@ -51,13 +55,38 @@ def compare(
     Both questions need equal masks. Stability needs the same start and different sgd_seeds too, unless `cross_init`
     (what the authors' scripts compare). What does not hold is a ValueError.
     """
-    return experiment.world.on_main(lambda: _compare(experiment, first, second, question, config, cross_init))
+
+    def on_main() -> Comparison:
+        _check_comparable(first, second, question, cross_init)
+        return _compare(experiment, first, second, question, config)
+
+    return experiment.world.on_main(on_main)
+
+
+def compare_initial_norm(experiment: Experiment, ticket: Node, config: ComparisonConfig) -> Comparison | None:
+    """Return the barrier between a ticket [φ, ψ] and its copy [φ, ψ_init] (paper, Figure 1); None except on rank 0.
+
+    It is what AWS is made to keep low: where it is high, initialising the normalisation layers leaves the basin. ψ_init
+    is that of the search's own θ_init. ValueError for a run that is no level of a search.
+    """
+
+    def on_main() -> Comparison:
+        assert ticket.record is not None
+        if ticket.record.kind != "level":
+            raise ValueError(f"{ticket.record.name!r} is a {ticket.record.kind}; this question is of a search's level")
+        theta_init = experiment.theta_init(int(ticket.record.tags["init_seed"]))
+        initial = {name: theta_init.params[name] for name in experiment.partition.norm}
+        if not initial:
+            raise ValueError(f"{experiment.network} has no normalisation layers to initialise")
+        checkpoint = replace(ticket.checkpoint, params=ticket.checkpoint.params | initial)
+        return _compare(experiment, ticket, replace(ticket, checkpoint=checkpoint), "norm_init", config)
+
+    return experiment.world.on_main(on_main)
 
 
 def _compare(
-    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig, cross_init: bool
+    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig
 ) -> Comparison:
-    _check_comparable(first, second, question, cross_init)
     store = experiment.store
     determinants = _determinants(experiment, first, second, question, config)
     key = sha256_json(determinants)
@@ -83,7 +112,7 @@ def _determinants(
     return measured | {
         "kind": "analysis",
         "question": question,
-        "pair": sorted((first.key, second.key)),
+        "pair": sorted({first.key, second.key}),
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
         "bn_images": num_images,
@@ -140,7 +169,10 @@ def _curve(experiment: Experiment, first: Node, second: Node, config: Comparison
         test_batches=list(test_batches) if held else test_batches,
         alphas=config.alphas,
         convention=config.bn_convention,
-        recorded_error_percent=(_recorded_error_percent(first), _recorded_error_percent(second)),
+        # the copy of a ticket was never evaluated
+        recorded_error_percent=None
+        if first.key == second.key
+        else (_recorded_error_percent(first), _recorded_error_percent(second)),
     )
 
 
@@ -217,7 +249,7 @@ def _record(
         key=key,
         kind="analysis",
         name=_name(experiment, question, first, second),
-        parents=(Parent(first.key, "compared"), Parent(second.key, "compared")),
+        parents=_parents(first, second),
         config=experiment.base_config(question=question, comparison=asdict(config)),
         tags=experiment.base_tags(
             **{tag: first.record.tags[tag] for tag in ("method", "level") if tag in first.record.tags},
@@ -234,12 +266,21 @@ def _record(
     )
 
 
+def _parents(first: Node, second: Node) -> tuple[Parent, Parent]:
+    assert first.record is not None
+    if first.key != second.key:
+        return Parent(first.key, "compared"), Parent(second.key, "compared")
+    assert first.record.nested_under is not None
+    return Parent(first.key, "compared"), Parent(first.record.nested_under, "initialised-from")
+
+
 def _name(experiment: Experiment, question: Question, first: Node, second: Node) -> str:
     """Return what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'."""
     assert first.record is not None and second.record is not None
     tags = first.record.tags
     ticket = [f"L{tags['level']}", f"d{first.mask.density:.3f}"] + ([tags["method"]] if "method" in tags else [])
-    return " ".join([question, _short(first.record), "|", _short(second.record), *ticket, experiment.network])
+    pair = [] if first.key == second.key else [_short(first.record), "|", _short(second.record)]
+    return " ".join([question, *pair, *ticket, experiment.network])
 
 
 def _short(record: LineageRecord) -> str:

@@ -15,7 +15,7 @@ from typing import Annotated, Literal, TypeVar
 import tyro
 
 from harness.analysis.summary import epsilon_from_dense
-from harness.comparison import Question, compare
+from harness.comparison import Question, compare, compare_initial_norm
 from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, known, search_from_json
 from harness.experiment import Experiment
 from harness.lineage.browse import find_node
@@ -119,19 +119,13 @@ def run_search(description: str | None, default: SearchConfig | Sequence[SearchC
             print_search(experiment, search(experiment))
 
 
-@dataclass(frozen=True)
-class RunPair:
-    """Two logged trainings of one ticket, and how they are compared."""
+@dataclass(frozen=True, kw_only=True)
+class OneRun:
+    """A logged run, and how it is compared."""
 
     first: Annotated[str, tyro.conf.Positional]
-    """Run ID of one training."""
-    second: Annotated[str, tyro.conf.Positional]
-    """Run ID of the other."""
+    """Run ID of a level (of a final training too, where two runs are compared)."""
     comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
-    epsilon: float | None = None
-    """Say whether they are connected: whether the barrier is at most this many points."""
-    dense: tuple[str, ...] = ()
-    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
     json: bool = False
     """Print the result as JSON on standard output."""
     data_directory: Path | None = None
@@ -145,6 +139,30 @@ class RunPair:
     offline: bool = False
     """Use local runs alone and send nothing to MLflow now."""
 
+    @property
+    def ticket(self) -> TicketConfig:
+        """What opens the first run's experiment."""
+        return TicketConfig(
+            self.first,
+            data_directory=self.data_directory,
+            loader=self.loader,
+            runs=self.runs,
+            experiment=self.experiment,
+            offline=self.offline,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPair(OneRun):
+    """Two logged trainings of one ticket, and how they are compared."""
+
+    second: Annotated[str, tyro.conf.Positional]
+    """Run ID of the other."""
+    epsilon: float | None = None
+    """Say whether they are connected: whether the barrier is at most this many points."""
+    dense: tuple[str, ...] = ()
+    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
+
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.dense:
             raise ValueError("give --epsilon or --dense, not both")
@@ -152,7 +170,7 @@ class RunPair:
             raise ValueError("--dense needs two or more runs: the sd of one test error is not defined")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StabilityPair(RunPair):
     """Two logged trainings of one start under different sgd_seeds, and how they are compared."""
 
@@ -160,19 +178,21 @@ class StabilityPair(RunPair):
     """Compare different starts too; the authors' scripts do."""
 
 
+def ask_initial_norm(description: str | None) -> None:
+    """Read a level's run ID from the command line; print and record the barrier to its copy with ψ_init."""
+    with clear_errors():
+        asked = parse(OneRun, description)
+        with launched_ticket(asked.ticket) as (experiment, ticket):
+            result = compare_initial_norm(experiment, ticket, asked.comparison)
+            if result is not None:
+                print_comparison("norm_init", result, None, as_json=asked.json)
+
+
 def compare_runs(question: Question, description: str | None) -> None:
     """Read two run IDs from the command line, compare them, print and record the barrier."""
     with clear_errors():
         pair = parse(StabilityPair if question == "stability" else RunPair, description)
-        ticket = TicketConfig(
-            pair.first,
-            data_directory=pair.data_directory,
-            loader=pair.loader,
-            runs=pair.runs,
-            experiment=pair.experiment,
-            offline=pair.offline,
-        )
-        with launched_ticket(ticket, kinds=("level", "training")) as (experiment, first):
+        with launched_ticket(pair.ticket, kinds=("level", "training")) as (experiment, first):
             epsilon = experiment.world.on_main(lambda: _epsilon(experiment, pair))
             second = experiment.archive.load(shared_key(experiment, pair.second))
             cross_init = isinstance(pair, StabilityPair) and pair.cross_init

@@ -70,9 +70,7 @@ def commit_report(store: LineageStore, results: Results) -> str:
         parents=tuple(Parent(key, "reported") for key in _sources(results)),
         config={
             "figure": plan.figure.name,
-            "search": to_json(config),
-            "trials": plan.scale.trials,
-            "levels": list(plan.scale.levels),
+            "scale": {"search": to_json(config), "trials": plan.scale.trials, "levels": list(plan.scale.levels)},
             "reduction": plan.scale.reduction,
             "argv": sys.argv,
         },

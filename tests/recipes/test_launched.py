@@ -87,6 +87,31 @@ def test_train_ticket_then_stability_and_lmc(searched):
     assert refused.startswith("error: ") and "Traceback" not in refused
 
 
+def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched):
+    """Ends of the curve against stock PyTorch: the checkpoint as it is, and with ψ of the search's θ_init in it."""
+    from harness.models import build_model, partition_of
+
+    where, ids = searched
+    options = ["--bn-convention", "none", "--num-alphas", "2", "--loader", "memory", "--json"]
+    curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options))
+    deepest = max(nodes(where, "level").values(), key=lambda record: record["tags"]["level"])
+    ticket = load_file(where / f"runs/level-{deepest['key'][:16]}/checkpoint.safetensors")
+    initial = load_file(where / f"runs/search-{deepest['nested_under'][:16]}/theta_init.safetensors")
+    test = load_file(where / "data/digits/test.safetensors")
+    images_NCHW = (test["images_NHWC"].permute(0, 3, 1, 2).float() / 255 - 0.3053) / 0.3762
+    model = build_model("resnet8", num_classes=10, channels=1, image_size=8, width=4).eval()
+    norm = partition_of("resnet8", model).norm
+    copy = ticket | {name: initial[name] for name in norm}
+    for error, state in zip(curve["error_percent"], (copy, ticket), strict=True):
+        model.load_state_dict(state)
+        wrong = int((model(images_NCHW).argmax(1) != test["labels"]).sum())
+        assert abs(wrong - error * 5) <= 1  # one image may lie on the border: kernels sum in another order
+    assert nodes(where, "analysis")[f"norm_init L02 d{0.64:.3f} aws resnet8-w4"]["parents"] == [
+        {"key": deepest["key"], "relation": "compared"},
+        {"key": deepest["nested_under"], "relation": "initialised-from"},
+    ]
+
+
 def test_signed_mask_from_a_run_id_in_ones_own_loop(searched):
     where, ids = searched
     script = f"""

@@ -17,6 +17,7 @@ _FROM = {
     ("training", "masked-by"): ("level",),
     ("training", "trained-from"): ("level",),
     ("analysis", "compared"): ("level", "training"),
+    ("analysis", "initialised-from"): ("search",),
 }
 """Of which kind a parent is, by kind of the node and relation; a report is made of anything."""
 _NUM_PARENTS = {"search": (0,), "level": (1,), "training": (0, 1), "analysis": (2,)}

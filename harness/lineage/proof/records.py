@@ -79,7 +79,8 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         yield "start", known["start"], tags.get("start_digest")
         yield from _schedule(known["schedule"], search["final"])
     elif record.kind == "analysis":
-        yield "pair", known["pair"], sorted(parents)
+        compared = [parent.key for parent in record.parents if parent.relation == "compared"]
+        yield "pair", known["pair"], sorted(compared)
         yield "question", known["question"], tags.get("question")
 
 
@@ -153,6 +154,11 @@ def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Claim]:
     for name, value in figures.items():
         close = name in metrics and abs(metrics[name] - value) < 1e-9
         yield Claim("compared", close, f"{name} is {metrics.get(name)}, the curve gives {value}")
+
+
+def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Claim]:
+    """A ticket is compared with its copy with ψ_init of the search it came from."""
+    yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is of", search.key)
 
 
 def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Claim]:

@@ -131,6 +131,9 @@ class _Examiner:
         pair = [self.places[parent.key] for parent in record.parents if parent.key in self.places]
         if len(pair) != 2 or pair[0].record is None or pair[1].record is None:
             return
+        if record.tags.get("question") == "norm_init":
+            self.findings.add(place, records.initial_norm(pair[0].record, pair[1].record))
+            return
         self.findings.add(place, records.comparable(record, pair[0].record, pair[1].record))
         masks = [self._network(other.key).signed_mask for other in pair]
         if masks[0] is not None and masks[1] is not None:
