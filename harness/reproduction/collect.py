@@ -15,8 +15,10 @@ from harness.lineage.browse import newest
 from harness.lineage.graph import NodeSummary
 from harness.lineage.query import Query
 from harness.lineage.store import LineageStore
+from harness.masks import SignedMask
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.reproduction.results import Results
+from harness.runs.archive import SIGNED_MASK
 
 _COMPARED_FIELDS = (
     "optim",
@@ -98,8 +100,14 @@ class _Found:
                 compared[pair] = (node, self._curve(node))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
         densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
+        kept_signs = {
+            (method, level): shares
+            for method in self.plan.figure.methods
+            for level in self.plan.scale.levels
+            if (shares := self._kept_signs(method, level))
+        }
         searches = dict.fromkeys(node.nest_key for node in tickets.values() if node.nest_key is not None)
-        return Results(self.plan, trained, compared, densities, tuple(searches))
+        return Results(self.plan, trained, compared, densities, kept_signs, tuple(searches))
 
     def ticket(self, training: Training) -> NodeSummary | None:
         assert training.curve is not None
@@ -119,10 +127,25 @@ class _Found:
     def comparison(self, pair: Pair, trained: dict[Training, NodeSummary]) -> NodeSummary | None:
         if pair.first not in trained or pair.second not in trained:
             return None
-        keys = frozenset((trained[pair.first].key, trained[pair.second].key))
+        first, second = trained[pair.first], trained[pair.second]
+        # ψ_init is the search's, so that is the other parent
+        keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
         found = self.analyses[pair.question, keys]
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
+
+    def _kept_signs(self, method: str, level: int) -> list[float]:
+        """Return, for each search, the agreement of a level's signs with those of the level before."""
+        shares = []
+        for seed in dict.fromkeys(str(self.plan.search_seed(trial)) for trial in self.plan.trials):
+            pair = [self.levels.get((method, seed, seed, f"{t:02d}")) for t in (level, level - 1)]
+            if pair[0] is not None and pair[1] is not None:
+                shares.append(self._signs(pair[0]).agreement(self._signs(pair[1])))
+        return shares
+
+    def _signs(self, node: NodeSummary) -> SignedMask:
+        with self.store.open_file_of(node, SIGNED_MASK) as path:
+            return SignedMask.load(path)
 
     def _only(self, name: str, found: list[NodeSummary], usual: Any) -> NodeSummary | None:
         """Return the one run that was made in the usual way: options of the same seeds make other runs."""

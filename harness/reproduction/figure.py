@@ -38,6 +38,8 @@ class Figure:
     """Whose SGD-noise stability is shown."""
     connectivity: tuple[Curve, ...] = ()
     """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
+    initial_norm: tuple[str, ...] = ()
+    """Methods whose tickets are compared with their copies with ψ_init, before any training."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -58,6 +60,7 @@ _RETRAIN, _SIGNED, _MASK, _NORM, _CONST = (
     "signed_mask_norm_const",
 )
 _LRR, _AWS = "lrr", "aws"
+_LEVEL = "level"
 _REACHES = (Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
 _BEATS = (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
 _LAGS = (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
@@ -92,6 +95,34 @@ FIGURES: dict[str, Figure] = {
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+        ),
+        Figure(
+            name="claims",
+            title="Claims of the paper (Figures 1 to 3) side by side",
+            subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
+            curves=(*_lines(_LRR, _RETRAIN, _NORM, _SIGNED, _MASK), *_lines(_AWS, _RETRAIN, _SIGNED, _MASK)),
+            claims=(
+                _REACHES,
+                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "better: the sign matters beside the mask"),
+                _BEATS,
+                (Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better: kept norm parameters rescue LRR's sign"),
+                _LAGS,
+                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                (Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better"),
+            ),
+            stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _RETRAIN), Curve(_AWS, _SIGNED)),
+            connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+            initial_norm=(_LRR, _AWS),
+        ),
+        Figure(
+            name="rewinding",
+            title="Rewinding (section 3.1): IMP and weight rewinding against LRR",
+            subjects={"cifar100": _FOUR},
+            curves=(Curve("imp", _LEVEL), Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN)),
+            claims=(
+                (Curve("imp", _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
+                (Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
+            ),
         ),
         Figure(
             name="fig5",

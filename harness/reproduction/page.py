@@ -26,6 +26,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         "## What the paper says of it",
         _claims(results),
         *_barriers(results, barriers),
+        _signs(results),
         _missing(results),
         RUNS,
         markdown(*runs_table(results)),
@@ -149,6 +150,23 @@ def _barriers(results: Results, image: str | None) -> list[str]:
         "Floor: half the difference of the two ends, which no barrier is below. Above the line: the largest excess "
         "over the straight line between the ends' errors.",
     ]
+
+
+def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: how many signs each method keeps from one level to the next, by density."""
+    levels = results.plan.scale.levels
+    rows = []
+    for method in results.plan.figure.methods:
+        shares = [results.kept_signs.get((method, level), []) for level in levels]
+        rows.append([method, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
+    return ["method", *(f"{results.density(level):.4f}" for level in levels)], rows
+
+
+def _signs(results: Results) -> str:
+    if not results.kept_signs:
+        return ""
+    told = "Share of a level's kept weights that have the sign they had a level before, mean over the searches."
+    return f"## Signs from level to level, by density\n\n{markdown(*signs_table(results))}\n\n{told}"
 
 
 def _missing(results: Results) -> str:

@@ -80,9 +80,10 @@ class Training:
 class Pair:
     """One comparison of a plan."""
 
-    question: Literal["stability", "lmc"]
+    question: Literal["stability", "lmc", "norm_init"]
     first: Training
     second: Training
+    """The same as `first` for norm_init: a ticket, and its copy with ψ_init."""
 
     def __str__(self) -> str:
         return f"{self.question}-{self.first}"
@@ -126,6 +127,8 @@ class Plan:
         for curve in self.figure.connectivity:
             solutions = self.of_curve(Curve(curve.method, "retrain"), level)
             pairs += [Pair("lmc", *two) for two in zip(self.of_curve(curve, level), solutions, strict=True)]
+        for method in self.figure.initial_norm:
+            pairs += [Pair("norm_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
         return pairs
 
     def trainings(self) -> list[Training]:

@@ -46,6 +46,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         "accuracy.csv": page.accuracy_table(results),
         "claims.csv": page.claims_table(results),
         "barriers.csv": page.barriers_table(results),
+        "signs.csv": page.signs_table(results),
         "runs.csv": page.runs_table(results),
     }
     texts = {name: page.csv_text(*table) for name, table in tables.items() if table[1]}

@@ -14,6 +14,12 @@ from harness.reproduction.figure import Curve
 from harness.reproduction.paper import Printed, printed
 from harness.reproduction.plan import Pair, Plan, Training
 
+QUESTIONS = {
+    "stability": "SGD-noise stability",
+    "lmc": "connectivity with retrain",
+    "norm_init": "ticket and its copy with ψ_init",
+}
+
 
 @dataclass(frozen=True)
 class Point:
@@ -55,8 +61,14 @@ class Results:
     compared: Mapping[Pair, tuple[NodeSummary, BarrierCurve]]
     densities: Mapping[int, float]
     """Of each level that anything was trained from."""
+    kept_signs: Mapping[tuple[str, int], list[float]]
+    """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     searches: tuple[str, ...]
     """Keys of the searches they came from."""
+
+    def density(self, level: int) -> float:
+        """Return the density of a level: as recorded, or what the pruning fraction makes of it."""
+        return self.densities.get(level, (1 - self.plan.scale.config.pruning_fraction) ** level)
 
     @property
     def missing(self) -> list[str]:
@@ -125,8 +137,7 @@ class Results:
         """Question → curve → barrier curve of each finished trial."""
         groups: dict[str, dict[str, list[BarrierCurve]]] = {}
         for pair, (_, curve) in self.compared.items():
-            question = {"stability": "SGD-noise stability", "lmc": "connectivity with retrain"}[pair.question]
-            groups.setdefault(question, {}).setdefault(str(pair.first.curve), []).append(curve)
+            groups.setdefault(QUESTIONS[pair.question], {}).setdefault(str(pair.first.curve), []).append(curve)
         return groups
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import cast
 
-from harness.comparison import compare
+from harness.comparison import compare, compare_initial_norm
 from harness.config import ComparisonConfig, Kind
 from harness.experiment import Experiment
 from harness.final import Trial, final_training
@@ -74,13 +74,11 @@ class Work:
 
     def compare(self, pair: Pair) -> None:
         """Make one comparison."""
-        compare(
-            self._searching(pair.first),
-            self.train(pair.first),
-            self.train(pair.second),
-            pair.question,
-            ComparisonConfig(),
-        )
+        experiment, first, second = self._searching(pair.first), self.train(pair.first), self.train(pair.second)
+        if pair.question == "norm_init":
+            compare_initial_norm(experiment, first, ComparisonConfig())
+        else:
+            compare(experiment, first, second, pair.question, ComparisonConfig())
 
     def _searching(self, training: Training, num_levels: int | None = None) -> Experiment:
         seed, curve = training.search_seed, training.curve

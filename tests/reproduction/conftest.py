@@ -8,13 +8,15 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.analysis.barrier import BarrierCurve
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.masks import Mask, SignedMask
 from harness.reproduction.figure import figure_named
-from harness.reproduction.plan import Plan, Scale, Training
+from harness.reproduction.plan import Pair, Plan, Scale, Training
 
 
 def key_of(name: str) -> str:
@@ -23,9 +25,18 @@ def key_of(name: str) -> str:
 
 def made_up_error(training: Training) -> float:
     """Errors that tell every training from every other."""
-    kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "mask": 9.0}
+    if training.kind == "level":
+        return 50.0 + training.level
+    kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "signed_mask_norm": 8.0, "mask": 9.0}
     method = 0.5 if training.curve is not None and training.curve.method == "lrr" else 0.0
     return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2
+
+
+def signs_of(level: int) -> SignedMask:
+    """Eight weights, all kept; each level turns the sign of one more of them."""
+    weights = torch.ones(8)
+    weights[:level] = -1
+    return SignedMask.of({"w": weights}, Mask({"w": torch.ones(8, dtype=torch.bool)}))
 
 
 class MadeUp:
@@ -37,10 +48,15 @@ class MadeUp:
         self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
         self.config = {"search": to_json(config)}
 
-    def commit(self, name: str, kind: str, tags: dict[str, str], files: dict[str, str] | None = None, **rest) -> str:
+    def commit(
+        self, name: str, kind: str, tags: dict[str, str], files: dict[str, str | SignedMask] | None = None, **rest
+    ) -> str:
         def write(directory: Path) -> None:
-            for file, text in (files or {}).items():
-                (directory / file).write_text(text)
+            for file, content in (files or {}).items():
+                if isinstance(content, SignedMask):
+                    content.save(directory / file, {"of": name})
+                else:
+                    (directory / file).write_text(content)
 
         config = self.config | rest.pop("config", {})
         record = LineageRecord(key_of(name), kind, name, tags=self.tags | tags, config=config, **rest)
@@ -54,7 +70,9 @@ class MadeUp:
         for level in range(deepest + 1):
             tags = seeds | {"level": f"{level:02d}", "density": f"{0.8**level:.6f}"}
             name = f"{method} {seed} L{level}"
-            key = self.commit(name, "level", tags, parents=(parent,), nested_under=above)
+            metrics = (Metric("test_error_percent", 50.0 + level, 1, 1),)
+            rest = {"parents": (parent,), "nested_under": above, "metrics": metrics}
+            key = self.commit(name, "level", tags, {"signed_mask.safetensors": signs_of(level)}, **rest)
             parent = Parent(key, "pruned-from")
 
     def training(self, one: Training, **config) -> None:
@@ -71,12 +89,20 @@ class MadeUp:
         name = f"{one} {config}" if config else str(one)
         self.commit(name, "training", tags, parents=parents, metrics=metrics, config=config)
 
+    def compared(self, pair: Pair) -> tuple[Parent, Parent]:
+        if pair.question != "norm_init":
+            return Parent(key_of(str(pair.first)), "compared"), Parent(key_of(str(pair.second)), "compared")
+        search = f"{pair.first.curve.method} {pair.first.search_seed}"
+        ticket = Parent(key_of(f"{search} L{pair.first.level}"), "compared")
+        return ticket, Parent(key_of(search), "initialised-from")
+
     def everything(self) -> None:
         for method in self.plan.figure.methods:
             for trial in self.plan.trials:
                 self.levels(method, self.plan.search_seed(trial), max(self.plan.scale.all_levels))
         for one in self.plan.trainings():
-            self.training(one)
+            if one.kind != "level":
+                self.training(one)
         for pair in self.plan.pairs():
             errors = tuple(made_up_error(one) for one in (pair.second, pair.first))
             curve = BarrierCurve((0.0, 0.5, 1.0), (errors[0], 20.0, errors[1]), *reversed(errors), "none", 0, 100)
@@ -85,7 +111,7 @@ class MadeUp:
                 "analysis",
                 {"question": pair.question},
                 {"barrier.json": json.dumps(curve.to_dict())},
-                parents=tuple(Parent(key_of(str(one)), "compared") for one in (pair.first, pair.second)),
+                parents=self.compared(pair),
                 config={"comparison": asdict(ComparisonConfig())},
             )
 

@@ -14,7 +14,7 @@ from scipy import stats
 from harness.lineage.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
-from harness.reproduction.figure import Curve
+from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.page import page
 from harness.reproduction.report import commit_report, write_report
 
@@ -50,6 +50,22 @@ def test_statistics_are_those_of_the_trials(made_up, plan):
     assert claim.difference.mean == pytest.approx(0.5)  # accuracy of AWS is higher by half a point
     barriers = results.barriers["SGD-noise stability"][str(AWS)]
     assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
+
+
+def test_signs_are_compared_with_those_of_the_level_before(made_up, plan):
+    made_up.everything()
+    results = collect(store_of(made_up), plan)
+    assert results.kept_signs == {(method, level): [7 / 8] * 2 for method in ("lrr", "aws") for level in (1, 3)}
+    assert "| lrr | 87.50 % | 87.50 % |" in page(results, [])
+
+
+def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
+    claims = replace(plan, figure=figure_named("claims"))
+    made = type(made_up)(made_up.nodes.directory, claims)
+    made.everything()
+    results = collect(store_of(made), claims)
+    assert results.missing == []
+    assert set(results.barriers["ticket and its copy with ψ_init"]) == {"level (lrr)", "level (aws)"}
 
 
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
@@ -116,8 +132,6 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
 
 
 def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
-    from harness.reproduction.figure import figure_named
-
     config = replace(plan.scale.config, model=replace(plan.scale.config.model, name="resnet50"))
     table = replace(plan, figure=figure_named("table2"), scale=replace(plan.scale, config=config, levels=(6,)))
     made = type(made_up)(made_up.nodes.directory, table)

@@ -40,7 +40,9 @@ def test_stability_compares_one_start_under_two_noises(plan: Plan):
     for pair in plan.pairs():
         first, second = pair.first, pair.second
         assert (first.trial, first.level, first.search_seed) == (second.trial, second.level, second.search_seed)
-        if pair.question == "stability":
+        if pair.question == "norm_init":
+            assert first == second and first.kind == "level"
+        elif pair.question == "stability":
             assert (
                 first.sgd_seed != second.sgd_seed and first.init_seed == second.init_seed and first.kind == second.kind
             )
