@@ -139,6 +139,10 @@ is_current() { [ -x "$VENV/bin/python" ] && [ "$(cat "$VENV/.installed" 2>/dev/n
 
 install_venv() {
     local python
+    if [ -e "$VENV" ] && [ ! -w "$VENV" ]; then
+        fail "$VENV is out of date and belongs to another user: let that user run this, give VENV=/path of your own, or, in a
+    container, build the image again from this clone"
+    fi
     if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         python=$(find_python) || fail "no Python 3.11, 3.12 or 3.13 found; install one, or give PYTHON=/path/to/it"
         say "making $VENV with $("$python" --version) ($python)"
