@@ -21,6 +21,10 @@ SaveUnit = Literal["minutes", "epochs", "steps"]
 Scope = Literal["global", "layer"]
 Order = Literal["default", "paper"]
 RewindUnit = Literal["epochs", "steps"]
+UnprunedSigns = Literal["both", "biases", "classifier", "none"]
+SignsTaken = Literal["trained", "pruned"]
+NETWORKS_OWN = "network"
+"""The initialisation that a network comes with."""
 Kind = Literal[
     "dense",
     "retrain",
@@ -175,6 +179,8 @@ class SearchConfig:
     """wr only: what rewind_to counts."""
     init_seed: int = 1
     """Draws the search's θ_init."""
+    initialisation: str = NETWORKS_OWN
+    """What θ_init is: network (its own), kaiming_normal, constant, or a trained network, by its run ID or file."""
     sgd_seed: int = 1
     """Draws the noise u: data order, augmentation, α."""
     precision: Precision = "no"
@@ -233,10 +239,16 @@ class TicketConfig:
     """Draws the noise u of this training."""
     same_init: bool = False
     """Allow the search's own init_seed."""
+    initialisation: str = NETWORKS_OWN
+    """What the fresh θ_init is: network (its own), kaiming_normal, constant, or a trained network: a run ID or file."""
+    signs: SignsTaken = "trained"
+    """Take θ_T after training under m_T, or right after pruning: sign₀(θ_{T−1} ⊙ m_T), as Algorithm 1 prints it."""
     epochs: int | None = None
     """Instead of the epochs recorded with the ticket's search."""
-    unpruned_signs: bool = True
-    """Transfer the signs of biases and of the classifier too, as the authors' scripts do."""
+    unpruned_signs: UnprunedSigns = "both"
+    """Transfer the signs of biases and of the classifier too, as the authors' scripts do, or of one, or of neither."""
+    data: str | None = None
+    """Another data set to train on, with a new classifier: the ticket's own is left behind with its signs."""
     data_directory: Path | None = None
     """Instead of the data directory recorded with the ticket's search."""
     loader: Literal["ffcv", "memory"] | None = None

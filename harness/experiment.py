@@ -18,13 +18,15 @@ import torch
 from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
-from harness.config import Schedule, SearchConfig, known, to_json
+from harness.config import NETWORKS_OWN, Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
+from harness.initialisation import Initialisation, find_initialisation
 from harness.lineage.store import LineageStore
 from harness.machine import LoadSampler, hardware, launch_command
 from harness.masks import Mask
-from harness.models import MODELS, ParamPartition, build_model, draw_model, partition_of, width_of
+from harness.models import MODELS, ParamPartition, build_model, classifier_of, draw_model, partition_of, width_of
+from harness.progress import say
 from harness.pruning import METHODS, Companion, NormState, PruningMethod
 from harness.runs.archive import Archive
 from harness.runs.keeper import RunKeeper, Saving
@@ -68,6 +70,7 @@ class Experiment:
         self.world, self.store, self.config = world, store, config
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
+        self._initialisations: dict[str, Initialisation] = {}
         self.source = world.on_all(lambda: open_data(config.data.name, config.data.directory, config.data.loader))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
@@ -119,7 +122,8 @@ class Experiment:
             "warmup": config.warmup_epochs,
             "level": config.level_epochs,
         }
-        return sha256_json(self.determinants | schedules | self.pruning_settings)[:12]
+        begun = self.initialisation(config.initialisation).determinants
+        return sha256_json(self.determinants | schedules | self.pruning_settings | begun)[:12]
 
     @property
     def pruning_settings(self) -> dict[str, Any]:
@@ -167,11 +171,28 @@ class Experiment:
         sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
         return sizes | {"width": self.config.model.width}
 
-    def theta_init(self, init_seed: int) -> Checkpoint:
-        """Draw θ_init, on the CPU, leaving torch's own generator as it was."""
-        model = draw_model(self.config.model.name, init_seed=init_seed, **self._sizes)
-        digest = sha256_json(self.determinants | {"theta_init": init_seed})
-        return Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
+    def theta_init(self, init_seed: int, initialisation: str = NETWORKS_OWN) -> Checkpoint:
+        """Return θ_init, on the CPU, leaving torch's own generator as it was.
+
+        `initialisation` is a scheme, or names a trained network by run ID or file: then the seed draws only a
+        classifier that does not fit.
+        """
+        known_as = self.initialisation(initialisation)
+        model = draw_model(self.config.model.name, init_seed=init_seed, scheme=known_as.scheme, **self._sizes)
+        digest = sha256_json(self.determinants | {"theta_init": init_seed} | known_as.determinants)
+        fresh = Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
+        if known_as.network is None:
+            return fresh
+        fitted, kept_fresh = known_as.network.fitted(fresh, classifier_of(self.config.model.name))
+        if kept_fresh and self.world.is_main:
+            say(f"note: {', '.join(kept_fresh)} are drawn: {initialisation} has none that fit")
+        return fitted
+
+    def initialisation(self, text: str) -> Initialisation:
+        """Return the initialisation that `text` names; what it reads it reads once."""
+        if text not in self._initialisations:
+            self._initialisations[text] = find_initialisation(self.world, self.store, text)
+        return self._initialisations[text]
 
     def train(
         self,

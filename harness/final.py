@@ -6,14 +6,17 @@ from dataclasses import dataclass
 
 from harness import transfer
 from harness.checkpoint import Checkpoint
-from harness.config import Kind
+from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns
 from harness.experiment import Experiment, Start
+from harness.initialisation import Initialisation
 from harness.lineage.record import Parent
 from harness.masks import Mask
+from harness.models import classifier_of
 from harness.pruning import METHODS
 from harness.runs.keeper import RunKeeper
 from harness.runs.node import Draft, Node
 from harness.seeds import SgdNoise
+from harness.ticket import Ticket, take
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,16 @@ class Trial:
     init_seed: int
     """Draws the fresh θ_init; without influence on `retrain`, which draws none."""
     sgd_seed: int
-    unpruned_signs: bool = True
-    """Transfer the signs of biases and of the classifier too."""
+    unpruned_signs: UnprunedSigns = "both"
+    """Whether the signs of biases and of the classifier are transferred too."""
+    signs: SignsTaken = "trained"
+    """Whether the ticket is θ_T after training under m_T, or θ_{T−1} ⊙ m_T, right after pruning."""
+    initialisation: str = NETWORKS_OWN
+    """What the fresh θ_init is: see SearchConfig."""
 
     @property
     def drawn(self) -> int | None:
-        """The init_seed, if it has any influence: what has none must not make another run."""
+        """The init_seed, if it is asked for: what has no influence must not make another run."""
         return None if self.kind == "retrain" else self.init_seed
 
     @property
@@ -44,20 +51,29 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
     `dense` needs no ticket and ignores one. The search's own init_seed is a ValueError unless `same_init`: a sign that
     wins on its own initialisation alone is no winning sign. Of a method whose levels are full trainings `retrain` is
     the ticket's own run, which is returned; to ask for another sgd_seed or schedule than its own is a ValueError.
+
+    A ticket of another data set is used without its classifier, which is drawn; `retrain` of it is refused.
     """
     if trial.kind == "dense":
         ticket = None
     elif ticket is None:
         raise ValueError(f"kind {trial.kind!r} needs a ticket")
     config = experiment.config
-    if ticket is not None and trial.kind == "retrain" and METHODS[config.method].training == "full":
+    used = None if ticket is None else take(experiment, ticket, trial.signs)
+    if used is not None and used.transferred and trial.kind == "retrain":
+        raise ValueError(
+            "retrain goes on from the ticket's own weights, on its own data set; on another take signed_mask"
+        )
+    full = METHODS[config.method].training == "full"
+    if ticket is not None and trial.kind == "retrain" and trial.signs == "trained" and full:
         return _own_retraining(experiment, trial, ticket)
     if trial.needs_fresh_init and trial.init_seed == config.init_seed and not same_init:
         raise ValueError(
             f"init_seed {trial.init_seed} is the search's own: choose another for a fresh initialisation, "
             "or pass --same-init"
         )
-    start = _start(experiment, trial, ticket)
+    start = _start(experiment, trial, used)
+    begun = experiment.initialisation(trial.initialisation) if trial.drawn is not None else None
     draft = Draft(
         determinants=experiment.determinants
         | {
@@ -71,13 +87,16 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
         },
         kind="training",
         name=_name(experiment, trial, ticket, start.mask),
-        parents=_parents(trial, ticket),
+        parents=_parents(trial, ticket, begun),
         config=experiment.base_config(
             kind=trial.kind,
             ticket=ticket.key if ticket else None,
             init_seed=trial.drawn,
             sgd_seed=trial.sgd_seed,
             unpruned_signs=trial.unpruned_signs,
+            signs=trial.signs,
+            transferred=used is not None and used.transferred,
+            **(begun.record if begun else {}),
         ),
         tags=_tags(experiment, trial, ticket),
         level=ticket.checkpoint.level if ticket else 0,
@@ -117,27 +136,33 @@ def _own_retraining(experiment: Experiment, trial: Trial, ticket: Node) -> Node:
     return ticket
 
 
-def _start(experiment: Experiment, trial: Trial, ticket: Node | None) -> Start:
-    theta_init = experiment.theta_init(trial.init_seed)
+def _start(experiment: Experiment, trial: Trial, ticket: Ticket | None) -> Start:
+    drawn = trial.initialisation if trial.drawn is not None else NETWORKS_OWN
+    theta_init = experiment.theta_init(trial.init_seed, drawn)
     if ticket is None:
         params, mask = theta_init.params, Mask.dense(theta_init.params, experiment.partition.prunable)
     else:
         params, mask = transfer.start(
             trial.kind,
             theta_init.params,
-            ticket.checkpoint.params,
+            ticket.params,
             ticket.signed_mask,
             seed=trial.init_seed,
-            unpruned=trial.unpruned_signs,
+            unpruned=transfer.unpruned_names(
+                ticket.signed_mask, trial.unpruned_signs, classifier_of(experiment.config.model.name)
+            ),
         )
-    # running statistics start fresh, whatever the ticket's were
-    return Start(params, theta_init.buffers, mask, theta_init.params)
+    # running statistics start fresh, whatever the ticket's or a trained initialisation's were
+    return Start(params, experiment.theta_init(trial.init_seed).buffers, mask, theta_init.params)
 
 
-def _parents(trial: Trial, ticket: Node | None) -> tuple[Parent, ...]:
-    if ticket is None:
-        return ()
-    return (Parent(ticket.key, "trained-from" if trial.kind == "retrain" else "masked-by"),)
+def _parents(trial: Trial, ticket: Node | None, begun: Initialisation | None) -> tuple[Parent, ...]:
+    parents = []
+    if ticket is not None:
+        parents.append(Parent(ticket.key, "trained-from" if trial.kind == "retrain" else "masked-by"))
+    if begun is not None and begun.key is not None:
+        parents.append(Parent(begun.key, "initialised-from"))
+    return tuple(parents)
 
 
 def _tags(experiment: Experiment, trial: Trial, ticket: Node | None) -> dict[str, str]:

@@ -248,8 +248,11 @@ def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -
             world.make_deterministic()
         world.use(settings.precision)
         experiment = Experiment(world, store, settings)
-        ticket = experiment.archive.load(key)
-        _check_data(experiment, ticket)
+        if config.data is None:
+            ticket = experiment.archive.load(key)
+            _check_data(experiment, ticket)
+        else:
+            ticket = experiment.archive.load(key, fitting=False)
         yield experiment, ticket
 
 
@@ -306,7 +309,7 @@ def _ticket_settings(
 
     key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
     search = search_from_json(recorded)
-    data = search.data
+    data = search.data if config.data is None else replace(search.data, name=config.data)
     if config.data_directory is not None:
         data = replace(data, directory=config.data_directory)
     if config.loader is not None:

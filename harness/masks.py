@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,12 +130,13 @@ class SignedMask:
 
     @torch.no_grad()
     def signed(
-        self, params: Mapping[str, torch.Tensor], *, norm: bool = False, unpruned: bool = True
+        self, params: Mapping[str, torch.Tensor], *, norm: bool = False, unpruned: bool | Collection[str] = True
     ) -> dict[str, torch.Tensor]:
         """Return abs(θ) ⊙ s as new tensors.
 
         Pruned weights become +0.0. A kept parameter whose sign is 0 keeps its value. Normalisation layers keep their
-        values unless `norm`; other parameters outside the mask (biases, the classifier) unless `unpruned`.
+        values unless `norm`; other parameters outside the mask (biases, the classifier) unless `unpruned`
+        is true, or names them.
         """
         check_fits(
             {name: sign.shape for name, sign in self.signs.items()},
@@ -144,7 +145,7 @@ class SignedMask:
         )
         result = {name: param.detach().clone() for name, param in params.items()}
         for name, sign in self.signs.items():
-            if name not in self.mask.tensors and not (norm if name in self.norm else unpruned):
+            if name not in self.mask.tensors and not (norm if name in self.norm else _names(unpruned, name)):
                 continue
             value, sign = result[name], sign.to(result[name].device)
             # + 0.0 turns the −0.0 of abs(0)·(−1) into +0.0: equal values must be equal bytes
@@ -155,7 +156,7 @@ class SignedMask:
         return result
 
     @torch.no_grad()
-    def apply_(self, model: nn.Module, *, norm: bool = False, unpruned: bool = True) -> SignedMask:
+    def apply_(self, model: nn.Module, *, norm: bool = False, unpruned: bool | Collection[str] = True) -> SignedMask:
         """Set the model's parameters to abs(θ) ⊙ s in place (see `signed`) and return self."""
         params = dict(model.named_parameters())
         for name, value in self.signed(params, norm=norm, unpruned=unpruned).items():
@@ -264,6 +265,10 @@ def read_header(metadata: Mapping[str, str] | None, expected_format: str, path: 
     if found != expected_format:
         raise ValueError(f"{path} has format {found}; this version of the harness reads {expected_format}")
     return dict(header)
+
+
+def _names(unpruned: bool | Collection[str], name: str) -> bool:
+    return unpruned if isinstance(unpruned, bool) else name in unpruned
 
 
 def _pack(bits: np.ndarray) -> torch.Tensor:

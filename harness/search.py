@@ -87,7 +87,7 @@ def check(config: SearchConfig) -> None:
 
 
 def _search(experiment: Experiment) -> SearchResult:
-    theta_init = experiment.theta_init(experiment.config.init_seed)
+    theta_init = experiment.theta_init(experiment.config.init_seed, experiment.config.initialisation)
     root = _commit_root(experiment, theta_init)
     levels: list[Node] = []
     for step in _steps(experiment.config):
@@ -207,7 +207,8 @@ def root_key(experiment: Experiment) -> str:
 def _root_determinants(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
-    return experiment.determinants | {"kind": "search", "method": config.method, **seeds}
+    begun = experiment.initialisation(config.initialisation).determinants
+    return experiment.determinants | {"kind": "search", "method": config.method, **seeds, **begun}
 
 
 def _root_name(experiment: Experiment) -> str:
@@ -243,12 +244,13 @@ def level_determinants(
 def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
     """Record the search and its θ_init."""
     config = experiment.config
-    key = root_key(experiment)
+    key, begun = root_key(experiment), experiment.initialisation(config.initialisation)
     record = LineageRecord(
         key=key,
         kind="search",
         name=_root_name(experiment),
-        config=experiment.base_config(),
+        parents=(Parent(begun.key, "initialised-from"),) if begun.key else (),
+        config=experiment.base_config(**begun.record),
         tags=experiment.base_tags(
             method=config.method,
             init_seed=config.init_seed,

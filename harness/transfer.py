@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 import torch
 
+from harness.config import UnprunedSigns
 from harness.masks import Mask, SignedMask
 from harness.seeds import derive_seed
 
@@ -20,12 +21,13 @@ def start(
     signed_mask: SignedMask,
     *,
     seed: int,
-    unpruned: bool = True,
+    unpruned: bool | Collection[str] = True,
 ) -> tuple[Params, Mask]:
     """Return (θ, m) from which the final training of `kind` starts; pruned weights are +0.0.
 
     `theta_init` is the fresh initialisation, `ticket` θ_T, `signed_mask` s_T. `unpruned` says whether the signs of
-    biases and of the classifier are transferred. `seed` feeds the two controls alone (random signs, random mask).
+    biases and of the classifier are transferred, or names those that are. `seed` feeds the two controls alone (random
+    signs, random mask).
     """
     mask = signed_mask.mask
     if kind == "retrain":
@@ -48,6 +50,32 @@ def start(
         raise ValueError(f"unknown kind {kind!r}; see harness.config.Kind")
     mask.apply_(params)
     return params, mask
+
+
+def unpruned_names(signed_mask: SignedMask, which: UnprunedSigns, classifier: str) -> set[str]:
+    """Return the parameters outside mask and ψ whose signs are transferred; `classifier` is that module's name."""
+    outside = signed_mask.signs.keys() - signed_mask.mask.tensors.keys() - signed_mask.norm
+    head = {name for name in outside if name.startswith(f"{classifier}.")}
+    return {"both": outside, "biases": outside - head, "classifier": head, "none": set()}[which]
+
+
+def pruned_ticket(before: Mapping[str, torch.Tensor], signed_mask: SignedMask) -> tuple[Params, SignedMask]:
+    """Return [θ_{T−1} ⊙ m_T, sign₀ of it]: the ticket as Algorithm 1 prints it, before any training under m_T.
+
+    `before` is θ_{T−1}; of `signed_mask` only m_T and the names of ψ are looked at.
+    """
+    params = {name: tensor.clone() for name, tensor in before.items()}
+    signed_mask.mask.apply_(params)
+    return params, SignedMask.of(params, signed_mask.mask, signed_mask.norm)
+
+
+def without_classifier(signed_mask: SignedMask, classifier: str) -> SignedMask:
+    """Return a signed mask that says nothing of the classifier: what goes over to a network with another one."""
+
+    def rest(tensors: Mapping[str, torch.Tensor]) -> Params:
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")}
+
+    return SignedMask(rest(signed_mask.signs), Mask(rest(signed_mask.mask.tensors)), signed_mask.norm)
 
 
 def _constant_norm(theta_init: Params, norm: frozenset[str]) -> Params:

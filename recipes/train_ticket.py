@@ -2,6 +2,8 @@
 
 Network, data and schedule follow from the ticket's run.
 Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind signed_mask --init-seed 2 --sgd-seed 1
+           accelerate launch recipes/train_ticket.py --ticket RUN_ID --initialisation kaiming_normal --signs pruned
+           accelerate launch recipes/train_ticket.py --ticket RUN_ID --data cifar10
 """
 
 from harness.config import TicketConfig
@@ -15,7 +17,14 @@ def main() -> None:
     with clear_errors():
         settings = parse(TicketConfig, __doc__)
         with launched_ticket(settings) as (experiment, ticket):
-            trial = Trial(settings.kind, settings.init_seed, settings.sgd_seed, settings.unpruned_signs)
+            trial = Trial(
+                settings.kind,
+                settings.init_seed,
+                settings.sgd_seed,
+                unpruned_signs=settings.unpruned_signs,
+                signs=settings.signs,
+                initialisation=settings.initialisation,
+            )
             print_training(experiment, final_training(experiment, trial, ticket, same_init=settings.same_init))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from harness.config import known
+from harness.models import initialise
 from harness.models.efficientnet import efficientnet_b0_cifar
 from harness.models.mlp_mixer import mlp_mixer, mlp_mixer_small, mlp_mixer_wide
 from harness.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
@@ -23,7 +24,16 @@ from harness.models.vgg import vgg11_bn_cifar
 from harness.models.vit import vit_tiny
 from harness.seeds import derive_seed
 
-__all__ = ["MODELS", "ModelSpec", "ParamPartition", "build_model", "draw_model", "partition_of", "width_of"]
+__all__ = [
+    "MODELS",
+    "ModelSpec",
+    "ParamPartition",
+    "build_model",
+    "classifier_of",
+    "draw_model",
+    "partition_of",
+    "width_of",
+]
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,32 @@ def build_model(name: str, *, num_classes: int, channels: int, image_size: int, 
 
 
 def draw_model(
-    name: str, *, init_seed: int, num_classes: int, channels: int, image_size: int, width: int | None = None
+    name: str,
+    *,
+    init_seed: int,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    width: int | None = None,
+    scheme: str = "network",
 ) -> nn.Module:
-    """The network at θ_init(`init_seed`), on the CPU; torch's own generator stays as it was. Else as `build_model`."""
+    """The network at θ_init(`init_seed`), on the CPU; torch's own generator stays as it was. Else as `build_model`.
+
+    `scheme` gives the weights (prunable ones and the classifier's) other values than the network's own: see
+    `harness.models.initialise`.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(init_seed, "init") >> 1)
-        return build_model(name, num_classes=num_classes, channels=channels, image_size=image_size, width=width)
+        model = build_model(name, num_classes=num_classes, channels=channels, image_size=image_size, width=width)
+    params = dict(model.named_parameters())
+    weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
+    initialise.initialise_(params, weights, scheme, init_seed)
+    return model
+
+
+def classifier_of(name: str) -> str:
+    """The dotted name of a network's classifier, a module whose parameters are never pruned."""
+    return _spec(name).classifier
 
 
 def partition_of(name: str, model: nn.Module) -> ParamPartition:

@@ -103,11 +103,14 @@ class Archive:
             self.circumstances.compare(f"{node.record.name!r} is reused, though it was made", then, draft.circumstances)
         return node
 
-    def load(self, key: str) -> Node:
-        """Return a finished run of this network by its key; LookupError if there is none."""
+    def load(self, key: str, *, fitting: bool = True) -> Node:
+        """Return a finished run by its key; LookupError if there is none.
+
+        Unless `fitting` is false it must be of this network: else a ValueError names every tensor that is not.
+        """
         if not self._exists(key):
             raise LookupError(f"no finished run with key {key[:16]}…")
-        return self._load(key)
+        return self._load(key, fitting=fitting)
 
     def network(self, key: str, name: str) -> Checkpoint:
         """Return a finished run's other network, by the name of its file, on every rank."""
@@ -165,7 +168,7 @@ class Archive:
 
         self.commit(record, draft.determinants, write)
 
-    def _load(self, key: str) -> Node:
+    def _load(self, key: str, *, fitting: bool = True) -> Node:
         def read() -> tuple[Checkpoint, SignedMask]:
             local = self.store.local
             deliver(self.store, key)
@@ -173,8 +176,9 @@ class Archive:
             signed_mask = SignedMask.load(local.open_file(key, SIGNED_MASK))
             shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
             own = {name: tensor.shape for name, tensor in self.template.state_dict.items()}
-            check_fits(shapes, own, f"run {key[:16]}…")
-            check_fits(own, shapes, "the network")
+            if fitting:
+                check_fits(shapes, own, f"run {key[:16]}…")
+                check_fits(own, shapes, "the network")
             return checkpoint, signed_mask
 
         loaded = self.world.on_main(read)

@@ -10,12 +10,12 @@ import torch
 
 from harness import transfer
 from harness.checkpoint import Checkpoint
-from harness.config import search_from_json
+from harness.config import NETWORKS_OWN, UnprunedSigns, search_from_json
 from harness.digest import sha256_tensors
 from harness.lineage.proof.findings import Claim
 from harness.lineage.record import LineageRecord
 from harness.masks import Mask, SignedMask
-from harness.models import ParamPartition, build_model, draw_model, partition_of
+from harness.models import ParamPartition, build_model, classifier_of, draw_model, partition_of
 from harness.pruning import METHODS, Plan
 
 Params = Mapping[str, torch.Tensor]
@@ -51,10 +51,15 @@ class Architecture:
         sizes = {"num_classes": self.num_classes, "channels": self.channels, "image_size": self.image_size}
         return sizes | {"width": self.width}
 
-    def theta_init(self, init_seed: int) -> Checkpoint:
+    def theta_init(self, init_seed: int, scheme: str = NETWORKS_OWN) -> Checkpoint:
         """Draw θ_init anew."""
-        model = draw_model(self.name, init_seed=init_seed, **self._sizes())  # type: ignore[arg-type]
+        model = draw_model(self.name, init_seed=init_seed, scheme=scheme, **self._sizes())  # type: ignore[arg-type]
         return Checkpoint.of(model, level=0, epochs=0, level_digest="")
+
+    @property
+    def classifier(self) -> str:
+        """The name of the classifier's module."""
+        return classifier_of(self.name)
 
     def skeleton(self) -> tuple[dict[str, torch.Size], ParamPartition]:
         """Return the shapes of all tensors and the partition of the parameters, without memory for their values."""
@@ -180,7 +185,7 @@ def level_start(method: str, own: Network, parent: Network, origin: Params) -> s
 
 
 def final_start(
-    kind: str, ticket: Network, theta_init: Params, *, init_seed: int, unpruned: bool
+    kind: str, ticket: Network, theta_init: Params, *, init_seed: int, unpruned: UnprunedSigns, classifier: str
 ) -> tuple[str | None, Mask | None]:
     """Return (digest of what a final training starts from, its mask); None for what cannot be told from what is here.
 
@@ -193,10 +198,24 @@ def final_start(
     if ticket.checkpoint is None and kind in ("retrain", "signed_mask_norm"):
         return None, ticket.signed_mask.mask
     weights = ticket.checkpoint.params if ticket.checkpoint is not None else {}
-    params, mask = transfer.start(
-        kind, dict(theta_init), weights, ticket.signed_mask, seed=init_seed, unpruned=unpruned
-    )
+    names = transfer.unpruned_names(ticket.signed_mask, unpruned, classifier)
+    params, mask = transfer.start(kind, dict(theta_init), weights, ticket.signed_mask, seed=init_seed, unpruned=names)
     return sha256_tensors(params), mask
+
+
+def right_after_pruning(ticket: Network, before: Network) -> Network:
+    """Return a ticket as it was before it was trained; empty where that cannot be told from what is here."""
+    if ticket.signed_mask is None or before.checkpoint is None:
+        return Network()
+    params, signed_mask = transfer.pruned_ticket(before.checkpoint.params, ticket.signed_mask)
+    return Network(Checkpoint(params, {}, 0, 0, ""), signed_mask)
+
+
+def without_classifier(ticket: Network, classifier: str) -> Network:
+    """Return a ticket as it goes over to another data set."""
+    if ticket.signed_mask is None:
+        return ticket
+    return Network(ticket.checkpoint, transfer.without_classifier(ticket.signed_mask, classifier))
 
 
 def final_mask(own: Network, expected: Mask | None, kind: str) -> Iterator[Claim]:

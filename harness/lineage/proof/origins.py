@@ -11,16 +11,18 @@ from harness.lineage.proof.places import Place
 from harness.lineage.record import Parent
 
 _FROM = {
+    ("search", "initialised-from"): ("search", "level", "training"),
     ("level", "initialised-from"): ("search",),
     ("level", "pruned-from"): ("level",),
     ("level", "trained-from"): ("level",),
+    ("training", "initialised-from"): ("search", "level", "training"),
     ("training", "masked-by"): ("level",),
     ("training", "trained-from"): ("level",),
     ("analysis", "compared"): ("level", "training"),
     ("analysis", "initialised-from"): ("search",),
 }
 """Of which kind a parent is, by kind of the node and relation; a report is made of anything."""
-_NUM_PARENTS = {"search": (0,), "level": (1,), "training": (0, 1), "analysis": (2,)}
+_NUM_PARENTS = {"search": (0, 1), "level": (1,), "training": (0, 1, 2), "analysis": (2,)}
 _LEVELS_ON = {"initialised-from": 0, "pruned-from": 1, "trained-from": 0}
 _LAST = ("analysis", "report")
 

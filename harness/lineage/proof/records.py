@@ -52,7 +52,7 @@ def _tags_and_config(record: LineageRecord) -> Iterator[Claim]:
 
 def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
     """Yield (name, what the determinants say, what the rest of the record says)."""
-    search, tags, parents = record.config["search"], record.tags, [parent.key for parent in record.parents]
+    search, tags = record.config["search"], record.tags
     yield "kind", known["kind"], record.kind
     yield "data", known["data"], tags.get("data_digest")
     yield "spec.name", known["spec"]["name"], search["data"]["name"]
@@ -70,11 +70,15 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         yield "world_size", known["world_size"], record.config["launch"]["world_size"]
     if record.kind == "search":
         yield "method", known["method"], search["method"]
+        begun = record.config.get("initialisation", {})
+        expected = {"sha256": begun["sha256"]} if begun.get("sha256") else begun.get("name")
+        yield "initialisation", known.get("initialisation"), expected
     elif record.kind == "level":
         yield from _determined_level(record, known)
     elif record.kind == "training":
         yield "used_as", known["used_as"], record.config["kind"]
-        yield "ticket", known["ticket"], parents[0] if parents else None
+        tickets = [parent.key for parent in record.parents if parent.relation != "initialised-from"]
+        yield "ticket", known["ticket"], tickets[0] if tickets else None
         yield "ticket", known["ticket"], record.config["ticket"]
         yield "start", known["start"], tags.get("start_digest")
         yield from _schedule(known["schedule"], search["final"])

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
+from harness.config import UnprunedSigns
 from harness.data import DATASETS
 from harness.lineage.local import CONFIG, DETERMINANTS, LocalNodes, read_record
 from harness.lineage.proof import networks, records
@@ -26,11 +27,14 @@ from harness.lineage.proof.places import Place, all_places, check_artifacts, che
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
+from harness.pretrained import Pretrained, read_network
 from harness.pruning import METHODS
 
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
 THETA_K = "theta_k.safetensors"
 BARRIER = "barrier.json"
+_UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
+"""What older records say of the signs of biases and of the classifier."""
 _HELD = 2
 """Networks in memory at a time: a level and its parent, or a ticket and a training of it."""
 
@@ -169,10 +173,39 @@ class _Examiner:
         told, found = record.tags.get("theta_init_digest"), network.checkpoint.digest
         what = f"its θ_init has the digest {found[:16]}…, recorded was {str(told)[:16]}…"
         sound = self.findings.add(place, [Claim("theta_init", found == told, what)])
-        if architecture is not None and sound:
-            drawn = _draw(architecture, int(record.tags["init_seed"])).digest
-            what = f"seed {record.tags['init_seed']} draws {drawn[:16]}…, but the search began from {found[:16]}…"
+        fresh = self._fresh(place, record, architecture, int(record.tags["init_seed"])) if sound else None
+        if fresh is not None:
+            drawn = fresh.digest
+            what = f"seed {record.tags['init_seed']} gives {drawn[:16]}…, but the search began from {found[:16]}…"
             self._claim_drawn(place, record, "theta_init", drawn == found, what)
+
+    def _fresh(
+        self, place: Place, record: LineageRecord, architecture: Architecture | None, init_seed: int
+    ) -> Checkpoint | None:
+        """Return the θ_init of a search or final training, made anew; None, with a note, where that cannot be done."""
+        if architecture is None:
+            return None
+        begun = record.config.get("initialisation")
+        if begun is None:
+            return _draw(architecture, init_seed)
+        if begun["sha256"] is None:
+            return architecture.theta_init(init_seed, begun["name"])
+        network = self._trained_elsewhere(begun)
+        if network is None or network.digest != begun["sha256"]:
+            what = f"{begun['name']}, which it was initialised from, is not here as it was then"
+            self.findings.note(place, f"{what}: its start cannot be proved")
+            return None
+        return network.fitted(_draw(architecture, init_seed), architecture.classifier)[0]
+
+    def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
+        """Return the network that a run was initialised from: a run's, or a file's if it is still there."""
+        if begun["run"] is not None:
+            held = self._network(begun["run"]).checkpoint
+            return Pretrained(held.state_dict) if held else None
+        try:
+            return read_network(Path(begun["name"]))
+        except (OSError, ValueError):
+            return None
 
     def _claim_drawn(self, place: Place, record: LineageRecord, check: str, holds: bool, what: str) -> None:
         """A claim about fresh numbers of torch, which another version may draw otherwise."""
@@ -225,14 +258,29 @@ class _Examiner:
     def _training(
         self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
     ) -> None:
-        ticket = self._network(record.parents[0].key) if record.parents else Network()
+        parents = [parent.key for parent in record.parents if parent.relation != "initialised-from"]
         kind, init_seed = record.config["kind"], record.config["init_seed"]
         self.findings.add(place, records.alpha(record, 0) or [])
         if architecture is None and kind != "retrain":
             return
-        theta_init = {} if kind == "retrain" or architecture is None else _draw(architecture, init_seed).params
+        classifier = architecture.classifier if architecture else ""
+        ticket = self._ticket(record, parents[0], classifier) if parents else Network()
+        theta_init: Params = {}
+        if kind != "retrain":
+            fresh = self._fresh(place, record, architecture, init_seed)
+            if fresh is None:
+                known = ticket.signed_mask.mask if ticket.signed_mask and kind != "random_mask" else None
+                self.findings.add(place, networks.final_mask(network, known, kind))
+                return
+            theta_init = fresh.params
+        unpruned = record.config["unpruned_signs"]
         start, mask = networks.final_start(
-            kind, ticket, theta_init, init_seed=init_seed or 0, unpruned=record.config["unpruned_signs"]
+            kind,
+            ticket,
+            theta_init,
+            init_seed=init_seed or 0,
+            unpruned=_UNPRUNED.get(unpruned, unpruned),
+            classifier=classifier,
         )
         self.findings.add(place, networks.final_mask(network, mask, kind))
         if start is not None and kind == "retrain":
@@ -240,6 +288,15 @@ class _Examiner:
         elif start is not None:
             claim = _start_claim(record, start)
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
+
+    def _ticket(self, record: LineageRecord, key: str, classifier: str) -> Network:
+        """Return the ticket of a final training as it was used."""
+        ticket = self._network(key)
+        if record.config.get("signs", "trained") == "pruned":
+            place = self.places.get(key)
+            before = self._network(place.parents[0].key) if place and place.parents else Network()
+            ticket = networks.right_after_pruning(ticket, before)
+        return networks.without_classifier(ticket, classifier) if record.config.get("transferred") else ticket
 
     # ------------------------------------------------------------------ networks in memory
 

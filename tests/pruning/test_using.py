@@ -1,0 +1,178 @@
+"""How a ticket can be used: when signs are taken and of what, on what it is put, other data, a stranger's network."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from searching import proved, tag
+
+from harness.data import DATASETS
+from harness.data.prepare import prepare
+from harness.digest import sha256_tensors
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
+from harness.lineage.proof import Findings, verify
+from harness.lineage.store import open_store
+from harness.masks import SignedMask
+from harness.pruning import prune_to
+from harness.runs.node import Node
+from harness.search import SearchResult, search
+from recipes.pretrained_ticket import Settings
+from recipes.pretrained_ticket import config as pretrained_ticket
+
+
+@pytest.fixture(scope="module")
+def found(experiment: Experiment) -> SearchResult:
+    return search(experiment.using("lrr"))
+
+
+def used(experiment: Experiment, found: SearchResult, **options: object) -> Node:
+    trial = Trial(**({"kind": "signed_mask", "init_seed": 2, "sgd_seed": 1} | options))  # type: ignore[arg-type]
+    return final_training(experiment.using("lrr"), trial, found.ticket)
+
+
+def holds(experiment: Experiment, node: Node, notes: int = 0) -> Findings:
+    findings = verify(open_store(experiment.config.runs, offline=True), node.key)
+    assert findings.problems == [] and len(findings.notes) == notes
+    return findings
+
+
+@pytest.mark.parametrize("kind", ["signed_mask", "retrain", "signed_mask_norm"])
+def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchResult, kind: str) -> None:
+    node = used(experiment, found, kind=kind, signs="pruned")
+    before = found.levels[1].checkpoint.params
+    theta = {name: tensor.clone() for name, tensor in before.items()}
+    found.ticket.mask.apply_(theta)
+    expected = theta
+    if kind != "retrain":
+        expected = SignedMask.of(theta, found.ticket.mask, found.ticket.signed_mask.norm).signed(
+            experiment.theta_init(2).params
+        )
+    if kind == "signed_mask_norm":
+        expected |= {name: theta[name] for name in found.ticket.signed_mask.norm}
+    assert tag(node, "start_digest") == sha256_tensors(expected)
+    assert node.key != used(experiment, found, kind=kind).key
+    assert holds(experiment, node).checked["start"] == 4, "two levels before the ticket, the ticket, the training"
+
+
+def test_level_0_has_no_signs_from_pruning(experiment: Experiment, found: SearchResult) -> None:
+    trial = Trial("signed_mask", 2, 1, signs="pruned")
+    with pytest.raises(ValueError, match="was not pruned from another level"):
+        final_training(experiment.using("lrr"), trial, found.levels[0])
+
+
+@pytest.mark.parametrize(
+    ("which", "signed"),
+    [("both", {"fc.weight", "fc.bias"}), ("biases", set()), ("classifier", {"fc.weight", "fc.bias"}), ("none", set())],
+)
+def test_signs_of_biases_and_classifier(experiment: Experiment, found: SearchResult, which: str, signed: set) -> None:
+    """In this network the classifier holds the only biases: those of the classifier go with it."""
+    node = used(experiment, found, unpruned_signs=which)
+    fresh = experiment.theta_init(2).params
+    expected = {name: tensor.clone() for name, tensor in fresh.items()}
+    for name, sign in found.ticket.signed_mask.signs.items():
+        if name in found.ticket.mask.tensors or name in signed:
+            expected[name] = fresh[name].abs() * sign + 0.0
+    assert tag(node, "start_digest") == sha256_tensors(expected)
+    holds(experiment, node)
+
+
+@pytest.mark.parametrize("scheme", ["kaiming_normal", "constant"])
+def test_other_initialisations(experiment: Experiment, found: SearchResult, scheme: str) -> None:
+    node = used(experiment, found, initialisation=scheme)
+    expected = found.ticket.signed_mask.signed(experiment.theta_init(2, scheme).params)
+    assert tag(node, "start_digest") == sha256_tensors(expected)
+    holds(experiment, node)
+    begun = search(experiment.using("lrr", initialisation=scheme, num_levels=0, warmup_epochs=0))
+    assert begun.theta_init.digest == experiment.theta_init(1, scheme).digest != found.theta_init.digest
+    assert proved(experiment, begun.ticket).problems == []
+
+
+def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) -> None:
+    """The warm-up of another search: rewinding to where training has been."""
+    warm = found.levels[0]
+    node = used(experiment, found, kind="mask", initialisation=warm.key[:12])
+    expected = {name: tensor.clone() for name, tensor in warm.checkpoint.params.items()}
+    found.ticket.mask.apply_(expected)
+    assert tag(node, "start_digest") == sha256_tensors(expected)
+    assert node.record is not None
+    assert [(p.key, p.relation) for p in node.record.parents] == [
+        (found.ticket.key, "masked-by"),
+        (warm.key, "initialised-from"),
+    ]
+    holds(experiment, node)
+    dense = used(experiment, found, kind="dense", initialisation=warm.key)
+    assert tag(dense, "start_digest") == sha256_tensors(warm.checkpoint.params)
+    holds(experiment, dense)
+    with pytest.raises(LookupError, match=r"--initialisation takes network, kaiming_normal, constant, a run ID or a"):
+        used(experiment, found, initialisation="f" * 20)
+    with pytest.raises(FileNotFoundError, match=r"no file nowhere\.pth"):
+        used(experiment, found, initialisation="nowhere.pth")
+
+
+@pytest.fixture
+def other_data(experiment: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Experiment:
+    """Noise of twelve classes in the size of the digits."""
+    monkeypatch.setitem(DATASETS, "noise_12", replace(DATASETS["digits"], name="noise_12", num_classes=12))
+    random = np.random.default_rng(0)
+    for split, number in (("train", 22), ("test", 2)):
+        for label in range(12):
+            (folder := tmp_path / "images" / split / f"{label:02d}").mkdir(parents=True)
+            for image in range(number):
+                Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{image}.png")
+    own = experiment.config
+    prepare("noise_12", own.data.directory, str(tmp_path / "images"))
+    config = replace(own, method="lrr", data=replace(own.data, name="noise_12"))
+    return Experiment(experiment.world, experiment.store, config)
+
+
+def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResult, other_data: Experiment) -> None:
+    ticket = other_data.archive.load(found.ticket.key, fitting=False)
+    node = final_training(other_data, Trial("signed_mask", 2, 1), ticket)
+    fresh = other_data.theta_init(2).params
+    assert fresh["fc.weight"].shape[0] == 12
+    signs = found.ticket.signed_mask.signs
+    expected = {
+        name: tensor if name.startswith("fc.") or name in found.ticket.signed_mask.norm else tensor.abs() * signs[name]
+        for name, tensor in fresh.items()
+    }
+    assert tag(node, "start_digest") == sha256_tensors({name: t + 0.0 for name, t in expected.items()})
+    assert node.mask.equal(found.ticket.mask) and node.record is not None and node.record.config["transferred"]
+    holds(experiment, node)
+    with pytest.raises(ValueError, match="retrain goes on from the ticket's own weights"):
+        final_training(other_data, Trial("retrain", 2, 1), ticket)
+    with pytest.raises(ValueError, match="fc.weight: network has"):
+        other_data.archive.load(found.ticket.key)
+
+
+def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, tmp_path: Path) -> None:
+    """One-shot magnitude pruning of a stranger's network, without a step of training."""
+    trained = experiment.theta_init(5)
+    path = tmp_path / "stranger.pth"
+    torch.save(trained.state_dict, path)
+    own = experiment.config
+    settings = Settings(
+        str(path), own.data, own.model, density=0.1, final=own.final, global_batch_size=256, runs=own.runs
+    )
+    other = Experiment(experiment.world, experiment.store, pretrained_ticket(settings))
+    found = search(other)
+    dense = {name: torch.ones_like(t, dtype=torch.bool) for name, t in found.levels[0].mask.tensors.items()}
+    expected = prune_to(trained.params, replace(found.ticket.mask, tensors=dense), round(0.1 * found.ticket.mask.numel))
+    assert found.ticket.mask.equal(expected)
+    assert torch.equal(
+        found.ticket.signed_mask.signs["conv1.weight"],
+        (trained.params["conv1.weight"].sign() * expected.tensors["conv1.weight"]).to(torch.int8),
+    )
+    assert found.ticket.checkpoint.epochs == 0
+    findings = proved(other, found.ticket)
+    assert findings.problems == [] and findings.notes == []
+    node = final_training(other, Trial("signed_mask", 2, 1), found.ticket)
+    holds(other, node)
+    path.unlink()
+    findings = proved(other, found.ticket)
+    assert findings.problems == [] and "is not here as it was then" in findings.notes[0].what
