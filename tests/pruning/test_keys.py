@@ -8,6 +8,7 @@ import pytest
 
 from harness.config import Schedule
 from harness.digest import sha256_json
+from harness.initialisation import Initialisation
 from harness.search import _steps, level_determinants, root_key
 from recipes.aws_digits import config as digits
 
@@ -22,7 +23,8 @@ def keys(method: str) -> list[str]:
     from dataclasses import replace
 
     config = replace(digits(), method=method, num_levels=2)
-    experiment = SimpleNamespace(config=config, determinants={"format": 2, "data": "0" * 64})
+    determinants = {"format": 2, "data": "0" * 64}
+    experiment = SimpleNamespace(config=config, determinants=determinants, initialisation=Initialisation)
     found = [root_key(experiment)]
     parent = None
     for step in _steps(config):
