@@ -223,7 +223,18 @@ def launched(config: SearchConfig) -> Iterator[Experiment]:
     with _processes(config.runs, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
-        yield Experiment(world, store, config)
+        with _shown(world, store):
+            yield Experiment(world, store, config)
+
+
+@contextmanager
+def _shown(world: World, store: LineageStore) -> Iterator[None]:
+    """Let MLflow show the whole graph of what was made, however the launch ends (rank 0)."""
+    try:
+        yield
+    finally:
+        if world.is_main:
+            store.show()
 
 
 @contextmanager
@@ -253,7 +264,8 @@ def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -
             _check_data(experiment, ticket)
         else:
             ticket = experiment.archive.load(key, fitting=False)
-        yield experiment, ticket
+        with _shown(world, store):
+            yield experiment, ticket
 
 
 def store_of(runs: Path, experiment: str, *, offline: bool = False) -> LineageStore:

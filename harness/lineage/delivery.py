@@ -25,6 +25,8 @@ from harness.lineage.description import (
     command_of,
     describe,
     hardware_of,
+    is_own_note,
+    note_tags,
     relation_to,
     with_children,
 )
@@ -89,6 +91,7 @@ class Delivery:
         self.server, self.local = server, local
         self.registry = Registry(server)
         self.completed: set[str] = set()  # run IDs that this object finished
+        self.touched: set[str] = set()  # topmost nodes below which, or from which, something was finished
 
     def deliver(self, directory: Path, record: LineageRecord) -> Run:
         """Return the finished run of a committed node, made or completed if need be, its parents' before it.
@@ -102,6 +105,7 @@ class Delivery:
             if run is None:
                 run = self._create_run(directory, record, used)
             run = self._complete(run, directory, record, used)
+            self.touched |= {one.data.tags[ROOT_TAG] for one in (run, *used.values())}
         self._remember(directory, run.info.run_id)
         return run
 
@@ -192,8 +196,9 @@ class Delivery:
         if LAYERS in record.files:
             client.log_artifact(run_id, str(directory / LAYERS))  # a run's page shows tables of its own files alone
         self._log_inputs(run_id, record, used)
-        note = run.data.tags.get(NOTE_TAG) or _note(run, record, used)  # a person may have written there since
-        self._log_batch(run_id, _points(record, model, used), params, {NOTE_TAG: note})
+        # an unfinished run has a description only where somebody wrote one since
+        note = {} if NOTE_TAG in run.data.tags else note_tags(_note(run, record, used))
+        self._log_batch(run_id, _points(record, model, used), params, note)
         self._tell_relatives(run, record, model, used)
         reach("before-finished")
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
@@ -213,6 +218,8 @@ class Delivery:
     def _add_child(self, parent: Run) -> None:
         """Name everything made from a run in its description, and leave the rest of that as it is."""
         note, key = parent.data.tags.get(NOTE_TAG, ""), parent.data.tags[KEY_TAG]
+        if parent.data.tags["harness.kind"] == "search" and is_own_note(parent.data.tags):
+            return  # it is written anew with the graph
         children = [Relative(child, relation_to(child, key)) for child in self.server.children_of(key)]
         changed = with_children(note, children)
         if changed != note:

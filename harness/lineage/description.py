@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from harness.lineage.graph import NodeSummary
 from harness.lineage.record import LineageRecord
 
 NOTE_TAG = "mlflow.note.content"
+NOTE_DIGEST_TAG = "harness.note_sha256"  # of the description as this harness wrote it: another one is a person's
 NOTE_CHARACTERS = 8000  # MLflow cuts a longer note without a word
 PICTURE = "lineage/graph.svg"
 PAGE = "lineage/index.html"
@@ -65,6 +67,16 @@ def with_children(note: str, children: Sequence[Relative]) -> str:
     return changed if len(changed) <= NOTE_CHARACTERS else note
 
 
+def note_tags(note: str) -> dict[str, str]:
+    """Return the tags of a description that this harness writes."""
+    return {NOTE_TAG: note, NOTE_DIGEST_TAG: hashlib.sha256(note.encode()).hexdigest()}
+
+
+def is_own_note(tags: Mapping[str, str]) -> bool:
+    """Whether a run has the description that this harness wrote, not one that a person wrote or changed."""
+    return NOTE_TAG in tags and note_tags(tags[NOTE_TAG]).items() <= tags.items()
+
+
 def relation_to(child: NodeSummary, key: str) -> str:
     """Return how a child came from the node with this key."""
     return ", ".join(dict.fromkeys(parent.relation for parent in child.parents if parent.key == key))
@@ -72,8 +84,9 @@ def relation_to(child: NodeSummary, key: str) -> str:
 
 def describe_search(root: NodeSummary, family: Sequence[NodeSummary], *, has_picture: bool) -> str:
     """Return the description of a search: its levels as links, the whole graph, and a table of all that is in it."""
-    levels = sorted((node for node in family if node.kind == "level"), key=lambda node: node.tags.get("level", ""))
-    others = [node for node in family if node.kind not in ("search", "level")]
+    own = [node for node in family if node.kind == "level" and node.nest_key == root.key]
+    levels = sorted(own, key=lambda node: node.tags.get("level", ""))
+    others = [node for node in family if node.kind != "search" and node not in own]
     numbers = " ".join(_short_link(node, f"L{node.tags.get('level', '?')}") for node in levels) or "no level yet"
     parts = [f"**Levels** {numbers}", _sentence(root)]
     if has_picture:

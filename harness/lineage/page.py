@@ -20,10 +20,10 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from harness.escape import for_terminal
-from harness.lineage.browse import columns, tree_lines
 from harness.lineage.description import run_address
 from harness.lineage.drawing import DrawingError, draw_svg
 from harness.lineage.graph import LineageGraph, NodeSummary
+from harness.lineage.listing import columns, tree_lines
 from harness.lineage.picture import Picture, picture_of
 from harness.lineage.server import redact
 

@@ -12,7 +12,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -225,6 +225,13 @@ class Server:
             self.experiment_ids(), f"tags.`{PARENTS_TAG}` LIKE '%{key}%'", max_results=1000, order_by=["start_time ASC"]
         )
         return [summary_of(run) for run in runs]
+
+    def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run, all of them or none."""
+        from mlflow.entities import RunTag
+
+        entities = [RunTag(name, value) for name, value in tags.items()]
+        self.client().log_batch(run_id, tags=entities, synchronous=True)
 
     # ------------------------------------------------------------------ files
 

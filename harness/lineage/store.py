@@ -12,6 +12,7 @@ from harness.digest import sha256_file
 from harness.lineage.delivery import Delivery
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import RECORD, LocalNodes, absent_files, check_digest, read_record
+from harness.lineage.overview import Overviews
 from harness.lineage.record import LineageRecord
 from harness.lineage.server import (
     DIGEST_TAG,
@@ -56,6 +57,7 @@ class LineageStore:
         self.local = local
         self.server = Server(tracking_uri, experiment, local.directory)
         self.delivery = Delivery(self.server, local)
+        self.overviews = Overviews(self.server, self.summaries)
 
     def require(self) -> None:
         """Raise ConnectionError, within half a minute, if the tracking server that was asked for gives no answer."""
@@ -204,21 +206,42 @@ class LineageStore:
         points. Raises ConnectionError when the server cannot be reached (the node stays safe on disk), ValueError
         when a file was altered, LookupError when a parent is neither local nor in MLflow.
         """
+        run_id = self._deliver(directory)
+        self.overviews.draw_if_due()
+        return run_id
+
+    def _deliver(self, directory: Path) -> str:
         record = read_record(directory)
         with self.server.talking(f"deliver {record.name!r}"):
-            return str(self.delivery.deliver(directory, record).info.run_id)
+            run = self.delivery.deliver(directory, record)
+        self.overviews.touch(self.delivery.touched)
+        self.delivery.touched.clear()
+        return str(run.info.run_id)
+
+    def show(self) -> None:
+        """Draw on the root runs of their searches what was delivered since they were drawn last.
+
+        `deliver` does so at most once a minute, so whoever has delivered several nodes calls this at the end. Problems
+        are warnings: nothing but the picture is lost.
+        """
+        self.overviews.draw()
 
     def delivered(self, directory: Path) -> str | None:
         """Return the run ID remembered for a node; the run may have been deleted since."""
         return self.delivery.remembered(directory)
 
     def sync(self) -> Iterator[tuple[Path, str]]:
-        """Deliver every local node, oldest first, and yield (directory, run ID) of each that was not there yet."""
-        nodes = sorted((read_record(path).started_ms, path) for path in self.local.directories())
-        for _, directory in nodes:
-            run_id = self.deliver(directory)
+        """Deliver every local node, oldest first, and yield (directory, run ID) of each that was not there yet.
+
+        Then every search's root run shows its whole graph.
+        """
+        records = {path: read_record(path) for path in self.local.directories()}
+        for directory in sorted(records, key=lambda path: (records[path].started_ms, path)):
+            run_id = self._deliver(directory)
             if run_id in self.delivery.completed:
                 yield directory, run_id
+        self.overviews.touch(record.key for record in records.values() if record.kind == "search")
+        self.show()
 
     def _fetch(self, run: Run) -> Path:
         """Make a local node of a finished run, every digest checked; the run's tags are the anchor."""

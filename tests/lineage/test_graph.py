@@ -3,8 +3,8 @@
 import pytest
 from lineage_story import commit_story, key_of
 
-from harness.lineage.browse import tree_lines
 from harness.lineage.graph import LineageGraph, NodeSummary
+from harness.lineage.listing import tree_lines
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Parent
 

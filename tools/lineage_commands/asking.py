@@ -15,11 +15,11 @@ from harness.lineage.browse import (
     newest,
     path_steps,
     relatives,
-    tree_lines,
     way,
 )
 from harness.lineage.difference import Difference, diff
 from harness.lineage.graph import NodeSummary
+from harness.lineage.listing import tree_lines
 from harness.lineage.query import Query, parse_density, parse_since
 from harness.lineage.store import LineageStore
 from tools.lineage_commands.place import Place, Where

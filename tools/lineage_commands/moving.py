@@ -123,6 +123,8 @@ class Import:
             imported.append({"key": one.item.key, "name": one.item.name, "outcome": one.outcome, "run_id": run_id})
             if not self.place.json:
                 print(for_terminal(f"{one.item.name}: {one.outcome}") + (f" → run {run_id}" if run_id else ""))
+        if not self.place.offline:
+            store.show()
         if self.place.json:
             print_json("import", [], imported=imported)
 

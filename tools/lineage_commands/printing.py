@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.escape import for_terminal
-from harness.lineage.browse import columns, short_id
 from harness.lineage.difference import Difference
 from harness.lineage.graph import NodeSummary
+from harness.lineage.listing import columns, short_id
 from harness.signs import overlap_by_chance
 
 JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
