@@ -7,7 +7,7 @@ are.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from math import cos, pi
 from pathlib import Path
@@ -145,6 +145,47 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class GemMinerConfig:
+    """Gem-Miner only: scores trained by SGD with a cosine schedule, then fine-tuning (the authors' ResNet-32)."""
+
+    score_epochs: int = 150
+    """E, epochs of training the scores."""
+    lr: float = 0.1
+    """Learning rate of the scores."""
+    penalty: float = 1e-5
+    """λ of the loss's λ‖p‖²."""
+    freeze_every_epochs: int = 5
+    """The lowest scores are frozen this often, but not after the last epoch."""
+    finetune: Schedule = Schedule(150, "step", (80, 120))
+    """Schedule of fine-tuning."""
+    finetune_lr: float = 0.01
+    """Learning rate of fine-tuning."""
+    finetune_weight_decay: float = 1e-4
+    """Weight decay of fine-tuning."""
+    momentum: float = 0.9
+    """Of both."""
+
+    def __post_init__(self) -> None:
+        enough = self.score_epochs > self.freeze_every_epochs >= 1
+        _require(
+            enough,
+            f"gem_miner.score_epochs is {self.score_epochs} and freeze_every_epochs {self.freeze_every_epochs}; "
+            "it takes at least one epoch more than that, so that something is pruned",
+        )
+        _require(self.penalty >= 0, f"gem_miner.penalty is {self.penalty}; it must not be negative")
+
+    def scoring(self) -> tuple[OptimConfig, Schedule]:
+        """Optimizer and schedule of the scores; λ‖p‖² is coupled weight decay of 2λ."""
+        optim = OptimConfig("sgd", lr=self.lr, momentum=self.momentum, weight_decay=2 * self.penalty)
+        return optim, Schedule(self.score_epochs, "cosine")
+
+    def finetuning(self) -> tuple[OptimConfig, Schedule]:
+        """Optimizer and schedule of fine-tuning."""
+        optim = OptimConfig("sgd", lr=self.finetune_lr, momentum=self.momentum, weight_decay=self.finetune_weight_decay)
+        return optim, self.finetune
+
+
+@dataclass(frozen=True)
 class SearchConfig:
     """One search for a signed mask (Algorithm 1) and the schedule of the final trainings that use it."""
 
@@ -177,6 +218,8 @@ class SearchConfig:
     """wr only: k, the epoch or step that parameters, schedule and data order are rewound to."""
     rewind_unit: RewindUnit = "epochs"
     """wr only: what rewind_to counts."""
+    gem_miner: GemMinerConfig = GemMinerConfig()
+    """gem_miner only: its own schedules, instead of warm-up and level epochs."""
     init_seed: int = 1
     """Draws the search's θ_init."""
     initialisation: str = NETWORKS_OWN
@@ -310,7 +353,10 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
     nested = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "final": Schedule}
     try:
         parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in nested.items()}
-        rest = {name: value for name, value in values.items() if name not in nested}
+        if "gem_miner" in values:  # older records have none
+            gem = dict(values["gem_miner"])
+            parts["gem_miner"] = GemMinerConfig(**gem | {"finetune": _schedule(Schedule(**gem["finetune"]))})
+        rest = {name: value for name, value in values.items() if name not in parts}
         config = SearchConfig(**parts, **rest)
     except (KeyError, TypeError) as error:
         raise ValueError(f"this search config was written by another version of the harness: {error}") from error
@@ -318,11 +364,13 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
 
 
 def _with_types(config: SearchConfig) -> SearchConfig:
-    from dataclasses import replace
-
     data = replace(config.data, directory=Path(config.data.directory))
     optim = replace(config.optim, betas=(config.optim.betas[0], config.optim.betas[1]))
-    milestones = config.final.lr_milestones_epochs
-    final = replace(config.final, lr_milestones_epochs=None if milestones is None else tuple(milestones))
+    final = _schedule(config.final)
     densities = None if config.densities is None else tuple(config.densities)
     return replace(config, data=data, optim=optim, final=final, densities=densities, runs=Path(config.runs))
+
+
+def _schedule(schedule: Schedule) -> Schedule:
+    milestones = schedule.lr_milestones_epochs
+    return replace(schedule, lr_milestones_epochs=None if milestones is None else tuple(milestones))

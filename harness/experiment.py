@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -18,7 +18,7 @@ import torch
 from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
-from harness.config import NETWORKS_OWN, Schedule, SearchConfig, known, to_json
+from harness.config import NETWORKS_OWN, OptimConfig, Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
 from harness.initialisation import Initialisation, find_initialisation
@@ -28,6 +28,7 @@ from harness.masks import Mask
 from harness.models import MODELS, ParamPartition, build_model, classifier_of, draw_model, partition_of, width_of
 from harness.progress import say
 from harness.pruning import METHODS, Companion, NormState, PruningMethod
+from harness.pruning.gem_miner import ScoreTraining
 from harness.runs.archive import Archive
 from harness.runs.keeper import RunKeeper, Saving
 from harness.runs.layers import layer_table
@@ -41,6 +42,8 @@ from harness.training.world import World
 
 BN_IMAGES = 10_000
 TEST_BATCH_SIZE = 500
+SCORES = "scores.safetensors"
+"""What Gem-Miner trained; lies with the network that the scores make."""
 _SHARED = {"data", "model", "global_batch_size", "precision", "accumulation_steps", "sync_batchnorm", "deterministic"}
 
 
@@ -204,13 +207,18 @@ class Experiment:
         noise: SgdNoise,
         method: PruningMethod,
         reestimate: bool,
+        optim: OptimConfig | None = None,
         begin_steps: int = 0,
         companion: Companion | None = None,
+        scoring: ScoreTraining | None = None,
+        frozen: Collection[str] = (),
     ) -> tuple[Checkpoint, Mask]:
         """Train from `start` and evaluate: 𝒜(θ ⊙ m, u).
 
         `reestimate` evaluates with BatchNorm statistics taken anew too: those of an AWS level are not those of ψ.
-        Schedule and u begin after `begin_steps` of their steps.
+        Schedule and u begin after `begin_steps` of their steps. `optim` stands instead of the experiment's own, and
+        `frozen` parameters are not trained. With `scoring` the parameters are Gem-Miner's scores: what is returned is
+        the network that they make, and its mask.
         """
         begin = divmod(begin_steps, self.train_feed.steps_per_epoch)
         epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
@@ -218,10 +226,12 @@ class Experiment:
         model = self._model_at(start)
         params = dict(model.named_parameters())
         norm = sorted(self.partition.norm)
-        view = method.forward_view(
-            NormState([params[name] for name in norm], [start.psi_init[name].to(self.world.device) for name in norm])
-        )
-        signs = {name: start.params[name].sign() for name in start.mask.tensors}
+        psi_init = [start.psi_init[name].to(self.world.device) for name in norm]
+        view = scoring.view if scoring else method.forward_view(NormState([params[name] for name in norm], psi_init))
+        begun = scoring.weights if scoring else start.params
+        signs = {name: begun[name].sign() for name in start.mask.tensors}
+        for name in frozen:
+            params[name].requires_grad_(False)
 
         def on_epoch(report: EpochReport) -> None:
             step = draft.epochs_before + report.epoch - begin[0] + 1
@@ -231,7 +241,7 @@ class Experiment:
             draft.log("images_per_second", report.images_per_second, step)
             if method.sees_alpha:
                 draft.log("alpha_mean", report.alpha_mean, step)
-            if self.world.is_main:
+            if self.world.is_main and scoring is None:
                 draft.log("flipped_signs", _flipped(params, signs, start.mask), step)
             draft.add(sampler.take())
 
@@ -243,7 +253,7 @@ class Experiment:
                 world=self.world,
                 batches=self.train_feed,
                 noise=noise,
-                optim=self.config.optim,
+                optim=optim or self.config.optim,
                 schedule=schedule,
                 mask=start.mask,
                 view=view,
@@ -252,14 +262,18 @@ class Experiment:
                 label=draft.name,
                 on_epoch=on_epoch,
                 keeper=keeper,
-                companion=companion,
+                companion=scoring or companion,
             )
+        scores = scoring.settle_() if scoring else {}
         checkpoint = self._snapshot(model, draft, epochs)
-        draft.layers = layer_table(checkpoint.params, signs, start.mask)
+        if scores:
+            draft.networks[SCORES] = Checkpoint(scores, {}, checkpoint.level, checkpoint.epochs, draft.key)
+        mask = scoring.mask if scoring else start.mask
+        draft.layers = layer_table(checkpoint.params, signs, mask)
         spent = draft.epochs_before if draft.epochs_spent is None else draft.epochs_spent
         draft.log("epochs_total", spent + epochs, checkpoint.epochs)
         self._evaluate(model, checkpoint, draft, noise, reestimate=reestimate)
-        return checkpoint, start.mask
+        return checkpoint, mask
 
     def _model_at(self, start: Start) -> torch.nn.Module:
         model = self.fresh_model()

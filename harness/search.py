@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from harness import gem_search
 from harness.checkpoint import Checkpoint
 from harness.config import Schedule, SearchConfig
 from harness.digest import sha256_json, sha256_tensors
@@ -30,7 +31,7 @@ THETA_K = "theta_k.safetensors"
 class SearchResult:
     """A finished search: θ_init and its levels, level 0 (the dense warm-up) first.
 
-    One-shot pruning has level 0 and level T alone.
+    One-shot pruning has level 0 and level T alone, Gem-Miner level T.
     """
 
     theta_init: Checkpoint
@@ -76,6 +77,9 @@ def search(experiment: Experiment) -> SearchResult:
 def check(config: SearchConfig) -> None:
     """Refuse options that contradict one another."""
     method = METHODS[config.method]
+    if method.scores:
+        gem_search.check(config)
+        return
     if config.order == "paper" and method.training == "full":
         raise ValueError(f"order=paper is Algorithm 1 with short levels; those of {config.method} are full trainings")
     if config.order == "paper" and config.num_levels == 0:
@@ -87,8 +91,10 @@ def check(config: SearchConfig) -> None:
 
 
 def _search(experiment: Experiment) -> SearchResult:
-    theta_init = experiment.theta_init(experiment.config.init_seed, experiment.config.initialisation)
+    theta_init = experiment.theta_init(experiment.config.init_seed, _initialisation(experiment.config))
     root = _commit_root(experiment, theta_init)
+    if METHODS[experiment.config.method].scores:
+        return SearchResult(theta_init, [gem_search.gem_search(experiment, root, theta_init)])
     levels: list[Node] = []
     for step in _steps(experiment.config):
         parent = levels[-1] if levels else None
@@ -207,8 +213,13 @@ def root_key(experiment: Experiment) -> str:
 def _root_determinants(experiment: Experiment) -> dict[str, Any]:
     config = experiment.config
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
-    begun = experiment.initialisation(config.initialisation).determinants
+    begun = experiment.initialisation(_initialisation(config)).determinants
     return experiment.determinants | {"kind": "search", "method": config.method, **seeds, **begun}
+
+
+def _initialisation(config: SearchConfig) -> str:
+    """Return what θ_init is; the frozen weights of Gem-Miner are signed constants, whatever the network's own."""
+    return "constant" if METHODS[config.method].scores else config.initialisation
 
 
 def _root_name(experiment: Experiment) -> str:
@@ -244,7 +255,7 @@ def level_determinants(
 def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
     """Record the search and its θ_init."""
     config = experiment.config
-    key, begun = root_key(experiment), experiment.initialisation(config.initialisation)
+    key, begun = root_key(experiment), experiment.initialisation(_initialisation(config))
     record = LineageRecord(
         key=key,
         kind="search",

@@ -1,6 +1,6 @@
 """How a mask is found. A method is one file and one line of METHODS."""
 
-from harness.pruning import aws, dense, imp, lrr, lrr_bn_rewind, lrr_full, random, wr
+from harness.pruning import aws, dense, gem_miner, imp, lrr, lrr_bn_rewind, lrr_full, random, wr
 from harness.pruning.magnitude import prune, prune_to
 from harness.pruning.method import Companion, ForwardView, NormState, PruningMethod
 from harness.pruning.plan import Plan
@@ -16,6 +16,7 @@ METHODS: dict[str, PruningMethod] = {
     ),
     "random": PruningMethod(random.start, random.forward_view, ranking=random.ranking),
     "dense": PruningMethod(dense.start, dense.forward_view, ranking=None),
+    "gem_miner": PruningMethod(gem_miner.start, gem_miner.forward_view, needs_origin=True, ranking=None, scores=True),
 }
 
 __all__ = ["METHODS", "Companion", "ForwardView", "NormState", "Plan", "PruningMethod", "prune", "prune_to"]

@@ -71,3 +71,5 @@ class PruningMethod:
     """Whether θ₀ is θ_k of level 0, and the schedule and u of every later level begin at k."""
     ranking: Ranking | None = magnitudes
     """What the next mask is chosen by; None: nothing is pruned."""
+    scores: bool = False
+    """Whether one mask is learnt as scores over frozen weights, of the classifier too, instead of level by level."""

@@ -40,6 +40,10 @@ class Plan:
             raise ValueError(f"density {self.densities[level - 1]} keeps {count} weights, but only {live} are alive")
         return count
 
+    def density(self, level: int) -> float:
+        """Return the density that level `level` ≥ 1 aims at."""
+        return (1 - self.fraction) ** level if self.densities is None else self.densities[level - 1]
+
     def counts(self, level: int, mask: Mask) -> dict[str, int]:
         """Return how many weights level `level` keeps of `mask`: in each tensor, or under '' over all of them."""
         if self.scope == "global":

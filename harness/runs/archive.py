@@ -133,8 +133,12 @@ class Archive:
         return self.world.share_flag(bool(found))
 
     def _sign_counts(self, checkpoint: Checkpoint, signed_mask: SignedMask) -> dict[str, float]:
+        outside = signed_mask.mask.tensors.keys() - self.partition.prunable
+        kept = {n: t for n, t in signed_mask.mask.tensors.items() if n not in outside}
+        # Gem-Miner's density counts the classifier, everyone else's does not
+        more = {"density_without_classifier": Mask(kept).density} if outside else {}
         norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
-        return {
+        return more | {
             "density": signed_mask.density,
             "num_remaining": signed_mask.mask.num_remaining,
             "negative_norm_scales": sum(int((checkpoint.params[name] < 0).sum()) for name in norm_weights),

@@ -107,7 +107,8 @@ def train(
     remask = Remask(params, mask)
     # a fused SGD whose first step overflows in fp16 leaves its momentum uninitialised, and uses it in the second
     fused = world.device.type == "cuda" and not (optim.name == "sgd" and world.precision == "fp16")
-    optimizer = build_optimizer(params.values(), optim, fused=fused)
+    trained = [param for param in params.values() if param.requires_grad]
+    optimizer = build_optimizer(trained, optim, fused=fused)
     state = keeper.load() if keeper else None
     if state is not None:
         restore_(model, optimizer, state.tensors)

@@ -94,5 +94,6 @@ def restore_(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: 
             value = torch.empty_like(params[name]).copy_(tensor) if same and tensor.ndim else tensor
             slots.setdefault(name, {})[slot] = value
     groups = optimizer.state_dict()["param_groups"]
-    states = {number: slots[name] for number, name in enumerate(params) if name in slots}
+    trained = [name for name, param in params.items() if param.requires_grad]
+    states = {number: slots[name] for number, name in enumerate(trained) if name in slots}
     optimizer.load_state_dict({"state": states, "param_groups": groups})

@@ -29,6 +29,8 @@ class Network:
     signed_mask: SignedMask | None = None
     theta_k: Checkpoint | None = None
     """What weight rewinding goes back to; lies with level 0."""
+    scores: Checkpoint | None = None
+    """What Gem-Miner trained; lies with the network that they make."""
 
 
 @dataclass(frozen=True)

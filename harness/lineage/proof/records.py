@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.config import search_from_json
+from harness.digest import canonical_json
 from harness.lineage.local import DETERMINANTS
 from harness.lineage.proof.findings import Claim
 from harness.lineage.record import LineageRecord
@@ -64,7 +66,8 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
             yield name, known[name], search[name]
     for name, value in known.get("optim", {}).items():
         # trainings with the final schedule may have a learning rate of their own
-        allowed = [search["optim"][name], search.get(f"final_{name}")]
+        own = record.config.get("optim", search["optim"])  # Gem-Miner has optimizers of its own
+        allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
     if "world_size" in known:
         yield "world_size", known["world_size"], record.config["launch"]["world_size"]
@@ -95,6 +98,11 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
     yield from _schedule(known["schedule"], record.config["schedule"])
     if known.get("pruning_fraction") is not None:
         yield "pruning_fraction", known["pruning_fraction"], record.config["search"]["pruning_fraction"]
+    if record.config["search"]["method"] in METHODS and METHODS[record.config["search"]["method"]].scores:
+        gem = search_from_json(record.config["search"]).gem_miner
+        optim, schedule = gem.scoring() if record.parents[0].relation == "initialised-from" else gem.finetuning()
+        yield "optim", known["optim"], json.loads(canonical_json(optim.determinants()))
+        yield "schedule", known["schedule"], schedule.determinants()
     yield "again", known.get("again", False), record.config.get("again", False)
     if record.parents and record.parents[0].relation == "pruned-from":
         config = search_from_json(record.config["search"])

@@ -18,7 +18,7 @@ from harness.checkpoint import Checkpoint
 from harness.config import UnprunedSigns
 from harness.data import DATASETS
 from harness.lineage.local import CONFIG, DETERMINANTS, LocalNodes, read_record
-from harness.lineage.proof import networks, records
+from harness.lineage.proof import gem, networks, records
 from harness.lineage.proof.data_files import check_data
 from harness.lineage.proof.findings import Claim, Findings
 from harness.lineage.proof.networks import Architecture, Network, Params
@@ -31,7 +31,7 @@ from harness.pretrained import Pretrained, read_network
 from harness.pruning import METHODS
 
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
-THETA_K = "theta_k.safetensors"
+THETA_K, SCORES = "theta_k.safetensors", "scores.safetensors"
 BARRIER = "barrier.json"
 _UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
 """What older records say of the signs of biases and of the classifier."""
@@ -153,14 +153,20 @@ class _Examiner:
             return
         network = self._remember(place.key, _read(directory, whole))
         architecture = _architecture(record, determinants)
-        if architecture is not None and not self.findings.add(place, networks.fits(architecture, network)):
+        method = METHODS.get(record.tags.get("method", ""))
+        fits = (
+            networks.fits(architecture, network, classifier_too=bool(method and method.scores)) if architecture else ()
+        )
+        if not self.findings.add(place, fits):
             self._networks[place.key] = Network()
             return
         if record.kind == "search":
             self._theta_init(place, record, network, architecture)
         else:
             self.findings.add(place, [*networks.owner(record, network), *networks.signs(network)])
-            if record.kind == "level":
+            if record.kind == "level" and method and method.scores:
+                self._gem_level(place, record, network)
+            elif record.kind == "level":
                 self._level(place, record, network)
             else:
                 self._training(place, record, network, architecture)
@@ -216,8 +222,8 @@ class _Examiner:
             self.findings.add(place, [Claim(check, holds, what)])
 
     def _level(self, place: Place, record: LineageRecord, network: Network) -> None:
-        parent_key = record.parents[0].key if record.parents else ""
-        parent = self._network(parent_key)
+        parent = self._network(record.parents[0].key if record.parents else "")
+        method = record.tags["method"]
         self.findings.add(place, networks.masks(record, network, parent))
         if network.checkpoint is not None:
             claims = records.alpha(record, record.config["schedule"]["epochs"])
@@ -225,11 +231,25 @@ class _Examiner:
                 self.findings.note(place, "the α it drew were not recorded by the version that made it")
             else:
                 self.findings.add(place, claims)
-        method = record.tags["method"]
         if method not in METHODS:
             self.findings.note(place, f"method {method!r} is not known here: its start cannot be proved")
             return
         start = networks.level_start(method, network, parent, self._origin(place, record, method))
+        if start is not None:
+            self.findings.add(place, [_start_claim(record, start)])
+
+    def _gem_level(self, place: Place, record: LineageRecord, network: Network) -> None:
+        """Check one of Gem-Miner's two trainings; it starts from the search's θ_init."""
+        parent = self._network(record.parents[0].key if record.parents else "")
+        self.findings.add(place, records.alpha(record, 0) or [])
+        held = self._network(record.nested_under or "").checkpoint
+        theta_init: Params = held.params if held else {}
+        if gem.trains_scores(record):
+            self.findings.add(place, gem.scores_level(record, network, theta_init))
+            start = gem.scores_start(network, theta_init, int(record.tags["init_seed"]))
+        else:
+            self.findings.add(place, gem.finetuned_level(network, parent))
+            start = networks.level_start(record.tags["method"], network, parent, theta_init)
         if start is not None:
             self.findings.add(place, [_start_claim(record, start)])
 
@@ -356,8 +376,8 @@ def _read(directory: Path, whole: set[str]) -> Network:
     name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
     checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
     mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
-    theta_k = Checkpoint.load(directory / THETA_K) if THETA_K in whole else None
-    return Network(checkpoint, mask, theta_k)
+    theta_k, scores = (Checkpoint.load(directory / n) if n in whole else None for n in (THETA_K, SCORES))
+    return Network(checkpoint, mask, theta_k, scores)
 
 
 @lru_cache(maxsize=1)

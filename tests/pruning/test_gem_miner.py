@@ -1,0 +1,115 @@
+"""Gem-Miner's two trainings as runs: what they start from, what they leave, and that all of it is proved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from searching import proved, tag
+
+from harness.checkpoint import Checkpoint
+from harness.config import GemMinerConfig, Schedule
+from harness.digest import sha256_tensors
+from harness.experiment import SCORES, Experiment
+from harness.final import Trial, final_training
+from harness.lineage.proof import gem
+from harness.lineage.proof.networks import Network
+from harness.models import classifier_of
+from harness.pruning.gem_miner import draw_scores
+from harness.runs.node import Node
+from harness.search import SearchResult, search
+
+GEM = GemMinerConfig(score_epochs=5, freeze_every_epochs=2, finetune=Schedule(2, "step"))
+
+
+@pytest.fixture(scope="module")
+def own(experiment: Experiment) -> Experiment:
+    return experiment.using("gem_miner", gem_miner=GEM, num_levels=4)
+
+
+@pytest.fixture(scope="module")
+def found(own: Experiment) -> SearchResult:
+    return search(own)
+
+
+@pytest.fixture(scope="module")
+def scores_run(own: Experiment, found: SearchResult) -> Node:
+    assert found.ticket.record is not None
+    return own.archive.load(found.ticket.record.parents[0].key)
+
+
+def test_its_lineage_is_proved(own: Experiment, found: SearchResult) -> None:
+    for kind in ("signed_mask", "retrain", "random_mask"):
+        final_training(own, Trial(kind, 2, 1), found.ticket)  # type: ignore[arg-type]
+    findings = proved(own, found.ticket)
+    assert findings.problems == [] and findings.notes == []
+    assert findings.num_nodes == 6
+    assert (findings.checked["start"], findings.checked["pruned"], findings.checked["count"]) == (5, 1, 1)
+
+
+def test_weights_are_signed_constants_and_scores_drawn(own: Experiment, found: SearchResult, scores_run: Node) -> None:
+    network = own.theta_init(1).params
+    for name in own.partition.prunable:
+        assert torch.equal(found.theta_init.params[name].sign(), network[name].sign())
+        assert found.theta_init.params[name].abs().unique().numel() == 1
+    scored = sorted([*own.partition.prunable, f"{classifier_of('resnet8')}.weight"])
+    begun = found.theta_init.params | draw_scores({name: network[name].shape for name in scored}, 1)
+    begun["fc.bias"] = torch.zeros(10)
+    assert tag(scores_run, "start_digest") == sha256_tensors(begun)
+
+
+def test_fine_tuning_trains_the_kept_weights_alone(found: SearchResult, scores_run: Node, own: Experiment) -> None:
+    ticket, theta_init = found.ticket, found.theta_init.params
+    start = {name: tensor.clone() for name, tensor in theta_init.items()}
+    start["fc.bias"].zero_()
+    ticket.mask.apply_(start)
+    assert tag(ticket, "start_digest") == sha256_tensors(start)
+    assert ticket.mask.equal(scores_run.mask)
+    for name, tensor in ticket.checkpoint.params.items():
+        if name in ticket.mask.tensors:
+            assert not torch.equal(tensor, start[name])
+        else:
+            assert torch.equal(tensor, start[name]), "no biases and no affine normalisation"
+
+
+def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> None:
+    numel = found.ticket.mask.numel
+    assert "fc.weight" in found.ticket.mask.tensors
+    assert found.ticket.metric("density") == pytest.approx(0.8**4, abs=2 / numel)
+    head = found.ticket.mask.tensors["fc.weight"]
+    rest = (found.ticket.mask.num_remaining - int(head.sum())) / (numel - head.numel())
+    assert found.ticket.metric("density_without_classifier") == pytest.approx(rest)
+    listed = search(own.using("gem_miner", densities=(0.5, 0.8**4), num_levels=2))
+    assert listed.ticket.mask.num_remaining == found.ticket.mask.num_remaining
+
+
+def test_a_network_that_the_scores_do_not_make_is_found(own: Experiment, found: SearchResult, scores_run: Node) -> None:
+    scores = own.archive.network(scores_run.key, SCORES)
+    whole = Network(scores_run.checkpoint, scores_run.signed_mask, scores=scores)
+
+    def wrong(network: Network) -> set[str]:
+        assert scores_run.record is not None
+        claims = gem.scores_level(scores_run.record, network, found.theta_init.params)
+        return {claim.check for claim in claims if not claim.holds}
+
+    assert wrong(whole) == set()
+    others = {name: 1 - score for name, score in scores.params.items()}
+    assert wrong(replace(whole, scores=Checkpoint(others, {}, 0, 0, ""))) == {"pruned"}
+    moved = scores_run.checkpoint.params | {"bn1.weight": torch.full((2,), 1.1)}
+    assert wrong(replace(whole, checkpoint=replace(scores_run.checkpoint, params=moved))) == {"pruned"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_levels": 0}, "num_levels; it must be 1 or more"),
+        ({"order": "paper", "one_shot": True}, "leave out order, one_shot"),
+        ({"initialisation": "kaiming_normal"}, "gem_miner's weights are signed constants"),
+    ],
+)
+def test_what_it_has_not_is_refused(own: Experiment, options: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        search(own.using("gem_miner", **options))
+    with pytest.raises(ValueError, match=r"gem_miner\.score_epochs is 5 and freeze_every_epochs 5"):
+        GemMinerConfig(score_epochs=5)
