@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 from harness.comparison import Comparison, Question
 from harness.experiment import Experiment
-from harness.lineage.server import redact
+from harness.lineage.store import DEFAULT_EXPERIMENT
 from harness.runs.node import Node
 from harness.search import SearchResult
 
@@ -58,8 +59,7 @@ def run_name(node: Node) -> str:
 
 
 def ui_command(experiment: Experiment) -> str:
-    """Return the command that opens the MLflow UI on the store in use."""
-    uri = redact(experiment.store.tracking_uri or "sqlite:///mlflow.db")
-    if uri.startswith("http"):
-        return f"open {uri}/#/?workflowType=machine_learning"
-    return f"mlflow ui --backend-store-uri {uri}   # then http://localhost:5000/#/?workflowType=machine_learning"
+    """Return the command that opens the MLflow UI on the runs of this launch."""
+    name = experiment.store.server.experiment
+    options = "" if name == DEFAULT_EXPERIMENT else f" --experiment {shlex.quote(name)}"
+    return f"python tools/lineage.py ui{options}"

@@ -22,7 +22,7 @@ from harness.escape import for_terminal  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
-from tools.lineage_commands.showing import Page  # noqa: E402
+from tools.lineage_commands.showing import Page, Ui  # noqa: E402
 
 
 class Command(Protocol):
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Any] = {
     "path": Path,
     "diff": Diff,
     "page": Page,
+    "ui": Ui,
     "sync": Sync,
     "export": Export,
     "bundle": Bundle,

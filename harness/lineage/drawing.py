@@ -27,7 +27,8 @@ _LINES = {
     "compared": {"color": "#c25a00"},
     "reported": {"color": "#c25a00", "style": "dashed"},
     "initialised-from": {"color": "#888888", "style": "dashed"},
-    "rewound-to": {"color": "#888888"},
+    "rewound-to": {"color": "#3a7d44", "constraint": "false"},
+    "norm-rewound-to": {"color": "#3a7d44", "constraint": "false"},
     "trained-on": {"color": "#888888", "style": "dotted"},
     "made": {"color": "#8a4fbe", "arrowhead": "none", "label": ""},
 }

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 from harness.lineage.graph import NodeSummary
 from harness.lineage.server import redact
 
-MASK_FILE = "signed_mask.safetensors"
+MASK_FILE, REWIND_FILE = "signed_mask.safetensors", "theta_k.safetensors"
+REWINDS = {"imp": "rewound-to", "wr": "rewound-to", "lrr_bn_rewind": "norm-rewound-to"}
+"""What a method's levels take from the search's beginning beside the parent's mask."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +109,8 @@ class _Drawer:
         own = self.named["run", node.key]
         for parent in node.parents:
             self._arrow(self._source(parent.key, parent.relation), own, parent.relation)
+        if node.kind == "level" and node.tags.get("method") in REWINDS and self._is_pruned(node):
+            self._arrow(self._rewind_point(node), own, REWINDS[node.tags["method"]])
         if node.kind == "training" and "init_seed" in node.tags:
             self._arrow(self._theta_init(node), own, "initialised-from")
         if node.kind in ("level", "training") and "data_digest" in node.tags and not self._has_data_of_a_parent(node):
@@ -131,6 +135,21 @@ class _Drawer:
         network = tags.get("network", tags.get("model", "?"))
         stands_for = ("theta_init", network, tags.get("data", "?"), tags.get("init_seed", node.key))
         return self._box(stands_for, "theta_init", ("θ_init", f"{network}, seed {tags.get('init_seed', '?')}"), key)
+
+    def _is_pruned(self, level: NodeSummary) -> bool:
+        return any(parent.relation == "pruned-from" for parent in level.parents)
+
+    def _rewind_point(self, level: NodeSummary) -> str:
+        """Return the box of what a level was rewound to: θ_k where its search kept one, else θ_init."""
+        for node in self.nodes.values():
+            if node.nest_key == level.nest_key and REWIND_FILE in node.files:
+                known = ("theta_k", node.key) in self.named
+                lines = ("θ_k", f"of L{node.tags.get('level', '?')}")
+                point = self._box(("theta_k", node.key), "theta_init", lines, node.key)
+                if not known:
+                    self._arrow(self.named["run", node.key], point, "made")
+                return point
+        return self._theta_init(level)
 
     def _mask(self, level: NodeSummary) -> str:
         known = ("mask", level.key) in self.named

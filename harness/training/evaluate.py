@@ -22,7 +22,7 @@ class Evaluation:
     @property
     def error_percent(self) -> float:
         """Top-1 error, percent."""
-        return 100.0 * (1 - self.num_correct / self.num_images)
+        return 100.0 * (self.num_images - self.num_correct) / self.num_images
 
 
 @torch.inference_mode()

@@ -16,6 +16,7 @@ from harness.lineage.description import NOTE_TAG, PAGE, PICTURE
 from harness.lineage.overview import DRAWN_TAG
 from harness.lineage.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
+from harness.lineage.ui import VIEW_TAG, open_runs
 
 
 def root_of(store: LineageStore) -> tuple[MlflowClient, str]:
@@ -178,3 +179,6 @@ def test_a_server_gives_the_picture_where_the_description_looks_for_it(template:
         assert f'href="http://127.0.0.1:{port}/#/experiments/' in page and run_id in page
         everything = note + page + str(MlflowClient(store.tracking_uri).get_run(run_id).data.tags)
         assert "geheim" not in everything
+        view = open_runs(store, "test", store.summaries(f"attributes.run_id = '{run_id}'")[0])
+        experiment, key = re.fullmatch(r"#/experiments/(\d+)/runs\?.*viewStateShareKey=(\S+)", view.address).groups()
+        assert f"{VIEW_TAG}{key}" in MlflowClient(store.tracking_uri).get_experiment(experiment).tags

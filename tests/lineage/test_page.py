@@ -19,9 +19,10 @@ from harness.lineage.browse import newest
 from harness.lineage.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.graph import NodeSummary
 from harness.lineage.page import LOCAL_UI, page, ui_root
-from harness.lineage.picture import Picture, picture_of
+from harness.lineage.picture import REWIND_FILE, REWINDS, Picture, picture_of
 from harness.lineage.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore
+from harness.pruning import METHODS
 
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(1)>&lt;b&gt;\\N\\"]}{|\n</title>]]>\x1b[31m\u202ex'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -69,6 +70,21 @@ def test_the_mask_that_a_training_has_is_that_of_its_ticket(store: LineageStore)
     (arrow,) = (arrow for arrow in picture.arrows if arrow.relation == "masked-by")
     (mask,) = (box for box in picture.boxes if box.name == arrow.tail)
     assert mask.key == key_of("level 2") and mask.lines[1] == "of L02"
+
+
+def test_rewinding_is_drawn(store: LineageStore) -> None:
+    """To θ_init, or to θ_k where the search kept one; methods that go on from the parent's parameters have none."""
+    assert {name for name, method in METHODS.items() if method.needs_origin} == set(REWINDS)
+    nodes = [replace(node, tags={**node.tags, "method": "imp"}) for node in story(store)]
+    rewound = {("theta_init θ_init", "rewound-to", f"level L0{n}, density {0.8**n:.3f}") for n in (1, 2)}
+    assert {one for one in happened(picture_of(nodes)) if "rewound" in one[1]} == rewound
+    first = key_of("level 0")
+    kept = [replace(n, files={**n.files, REWIND_FILE: "a" * 64}) if n.key == first else n for n in nodes]
+    found = happened(picture_of(kept))
+    assert {(tail.replace("θ_k", "θ_init"), *rest) for tail, *rest in found if "rewound-to" in rest} == rewound
+    assert ("level L00, density 1.000", "made", "theta_init θ_k") in found
+    texts = [element.text for element in ElementTree.fromstring(draw_svg(picture_of(kept))).iter(f"{SVG}text")]
+    assert texts.count(" rewound-to ") == 2
 
 
 def test_missing_parents_unfinished_searches_and_circles_are_drawn() -> None:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
+import socket
+import subprocess
 import sys
+import tempfile
+import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import tyro
 
@@ -14,9 +22,13 @@ from harness.lineage.browse import find_node, lineage_of, newest
 from harness.lineage.graph import NodeSummary
 from harness.lineage.page import is_page, page, ui_root
 from harness.lineage.query import Query
-from harness.lineage.store import LineageStore
+from harness.lineage.server import redact
+from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
+from harness.lineage.ui import open_runs
 from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
+
+_SECONDS_TO_START = 120  # 11 on an idle machine
 
 
 @dataclass(frozen=True)
@@ -60,3 +72,69 @@ class Page:
             return ", ".join(node.name for node in asked), list(lineage_of(store, asked, up=True).nodes.values())
         nodes = newest(store, limit=None, query=Query(experiment=self.experiment))
         return self.experiment or "lineage", nodes
+
+
+@dataclass(frozen=True)
+class Ui:
+    """Start the MLflow UI on the store and print the link that opens the runs as a tree, with the columns that matter.
+
+    Of an experiment, or of the search that a run belongs to. Where MLFLOW_TRACKING_URI names a server, its link is
+    printed and nothing is started. The columns are saved as a view of the experiment, in an experiment tag.
+    """
+
+    run_id: tyro.conf.Positional[str | None] = None
+    """Run ID or node key, or a unique beginning of one: show its search alone."""
+    experiment: str = DEFAULT_EXPERIMENT
+    """Name of an MLflow experiment."""
+    port: int = 5000
+    """Where the UI listens, on this machine alone."""
+    link: bool = False
+    """Only print the link; start nothing."""
+    place: Where = Place()
+
+    def run(self) -> None:
+        store = self.place.open(self.experiment)
+        if not store.server.readable():
+            raise LookupError(f"there is no MLflow store at {store.server.address or 'hand'}: launch a recipe first")
+        root = ui_root(store.tracking_uri if store.server.is_remote else f"http://127.0.0.1:{self.port}")
+        node = find_node(store, self.run_id) if self.run_id is not None else None
+        view = open_runs(store, self.experiment, node)
+        if self.place.json:
+            print_json("ui", [], link=root + view.address, shows=view.what)
+        elif self.link or store.server.is_remote:
+            print(f"{for_terminal(view.what)}:\n  {root}{view.address}")
+        else:
+            self._serve(store, f"{for_terminal(view.what)}:\n  {root}{view.address}")
+
+    def _serve(self, store: LineageStore, message: str) -> None:
+        """Run the UI until it is interrupted; `message` is printed as soon as it answers."""
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                raise ValueError(f"port {self.port} is taken: give another --port, or --link if that is the UI already")
+        command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", str(store.tracking_uri)]
+        command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
+        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended either way, it takes the UI with it
+        with tempfile.TemporaryFile("w+") as log:
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+            try:
+                self._wait_until_it_answers(process, log)
+                print(f"{message}\n(Ctrl-C ends it)", flush=True)
+                process.wait()
+            except KeyboardInterrupt:
+                pass
+            finally:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGTERM)
+                process.wait()
+
+    def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+        until = time.monotonic() + _SECONDS_TO_START
+        while process.poll() is None and time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=2).close()
+                return
+            time.sleep(0.2)
+        log.seek(0)
+        last = (log.read().strip().splitlines() or ["no word"])[-1]
+        raise OSError(f"the MLflow UI did not start: {redact(last):.300}")

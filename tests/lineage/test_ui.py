@@ -1,0 +1,111 @@
+"""How the MLflow UI opens: the saved view, the link, and the UI that `tools/lineage.py ui` starts."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from lineage_story import commit_story, key_of
+from mlflow import MlflowClient
+from test_cli import TOOL, ask, tool  # noqa: F401  # a fixture
+from tracking_server import free_port
+
+from harness.lineage import ui
+from harness.lineage.browse import find_node
+from harness.lineage.store import LineageStore
+from harness.lineage.ui import VIEW_TAG, open_runs
+
+
+def saved(store: LineageStore, address: str) -> dict[str, Any]:
+    """Return the saved view that an address names, as the UI reads it."""
+    experiment, key = re.fullmatch(
+        r"#/experiments/(\w+)/runs\?workflowType=machine_learning&viewStateShareKey=([\w-]+)", address
+    ).groups()
+    envelope = json.loads(MlflowClient(store.tracking_uri).get_experiment(experiment).tags[VIEW_TAG + key])
+    # what MLflow 3.17's own reader asks of an envelope
+    assert isinstance(envelope["name"], str) and isinstance(envelope["createdAt"], int)
+    return {"name": envelope["name"], **json.loads(envelope["state"])}
+
+
+def test_an_experiment_opens_as_a_tree_with_the_columns_that_matter(store: LineageStore) -> None:
+    store.deliver(commit_story(store.local)["lmc"])
+    view = open_runs(store, "test")
+    state = saved(store, view.address)
+    assert (state["name"], state["searchFilter"], view.what) == ("Lineage", "", "all runs of test")
+    # in any other order than that of their start, the UI shows no tree
+    assert (state["orderByKey"], state["orderByAsc"]) == ("attributes.start_time", True)
+    words = ("method", "kind_of_training", "level", "density", "test_error_percent", "barrier", "init_seed", "sgd_seed")
+    assert [re.search("`(.*)`", column)[1] for column in state["selectedColumns"]] == list(words)
+
+
+def test_a_run_opens_its_search(store: LineageStore) -> None:
+    store.deliver(commit_story(store.local)["lmc"])
+    view = open_runs(store, "test", find_node(store, key_of("signed_mask")))
+    state = saved(store, view.address)
+    assert view.what == "the runs of aws resnet20 digits s1" and state["name"].endswith("aws resnet20 digits s1")
+    found = store.summaries(state["searchFilter"])  # the UI sends the filter to the same search
+    assert {node.key for node in found} == {
+        key_of(name) for name in ("search", "level 0", "level 1", "level 2", "signed_mask", "lmc")
+    }
+
+
+def test_a_large_experiment_opens_on_its_newest_search(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.deliver(commit_story(store.local)["lmc"])
+    monkeypatch.setattr(ui, "_MOST_AT_ONCE", 4)
+    assert open_runs(store, "test").what == "the runs of aws resnet20 digits s1"
+
+
+def test_what_cannot_be_opened_is_said(store: LineageStore) -> None:
+    paths = commit_story(store.local)
+    store.deliver(paths["dense"])
+    with pytest.raises(LookupError, match="no experiment 'none'"):
+        open_runs(store, "none")
+    with pytest.raises(LookupError, match="is not in MLflow yet: `python tools/lineage.py sync`"):
+        open_runs(store, "test", find_node(store, key_of("level 1")))
+
+
+def test_the_command_prints_the_link(
+    tool: ModuleType,  # noqa: F811
+    store: LineageStore,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run_id = store.deliver(commit_story(store.local)["level 1"])
+    ask(tool, store, monkeypatch, "ui", "--link", "--experiment", "test", "--port", "5001")
+    address = capsys.readouterr().out.split()[-1]
+    assert address.startswith("http://127.0.0.1:5001/#/experiments/")
+    assert saved(store, address.removeprefix("http://127.0.0.1:5001/"))["searchFilter"] == ""
+    ask(tool, store, monkeypatch, "ui", run_id[:12], "--json")
+    told = json.loads(capsys.readouterr().out)
+    assert key_of("search") in saved(store, told["link"].removeprefix("http://127.0.0.1:5000/"))["searchFilter"]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(SystemExit):
+            ask(tool, store, monkeypatch, "ui", "--experiment", "test", "--port", str(taken.getsockname()[1]))
+    assert "is taken" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_starts_the_ui_and_ends_it(store: LineageStore, tmp_path: Path) -> None:
+    store.deliver(commit_story(store.local, levels=1)["level 0"])
+    port = free_port()
+    place = ["--experiment", "test", "--port", str(port), "--tracking-uri", str(store.tracking_uri)]
+    command = [sys.executable, str(TOOL), "ui", *place]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    lines = [process.stdout.readline() for _ in range(3)]
+    assert lines[0] == "all runs of test:\n" and f"http://127.0.0.1:{port}/#/experiments/" in lines[1]
+    page = urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=30).read()
+    assert b"MLflow" in page
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 0
+    with pytest.raises(OSError):
+        urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5)
