@@ -13,7 +13,7 @@ import aws_imagenet  # type: ignore[import-not-found]
 import aws_tiny_imagenet  # type: ignore[import-not-found]
 import tyro
 
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
+from harness.config import DataConfig, GemMinerConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.plan import Plan, Scale
 
@@ -21,6 +21,9 @@ ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 8), "mobilenet_v2": (4, 6), "mlp_mixer": (7, 9)}
 SMOKE = "tiny networks and schedules, one trial: shows that the command goes through, and nothing else"
+
+
+SHORT_GEM = GemMinerConfig(score_epochs=21, freeze_every_epochs=2, finetune=Schedule(12, "step"))
 
 
 def paper(figure: Figure, dataset: str, network: str) -> Scale:
@@ -43,12 +46,14 @@ def fashion_mnist_small(network: str) -> SearchConfig:
         num_levels=11,
         final=Schedule(epochs=12, lr_schedule="step"),
         global_batch_size=64,
+        gem_miner=SHORT_GEM,
     )
 
 
 def digits(network: str) -> SearchConfig:
     """The demo's schedules: a trial of Figure 3 in ten minutes of one core."""
-    short = replace(aws_digits.config(), level_epochs=6, final=Schedule(epochs=20, lr_schedule="step"))
+    final = Schedule(epochs=20, lr_schedule="step")
+    short = replace(aws_digits.config(), level_epochs=6, final=final, gem_miner=SHORT_GEM)
     return replace(short, model=ModelConfig(name=network), data=DataConfig(name="digits", loader="memory"))
 
 
@@ -69,7 +74,8 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
     """Seconds: two levels, an epoch each, one trial, on whatever data are prepared."""
     own = SMALL[dataset](network) if dataset in SMALL else paper(figure, dataset, network).config
     final = replace(own.final, epochs=2)
-    config = replace(own, warmup_epochs=1, level_epochs=1, num_levels=2, final=final)
+    gem = GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
+    config = replace(own, warmup_epochs=1, level_epochs=1, num_levels=2, final=final, gem_miner=gem)
     return Scale(config, levels=(1, 2), barrier_level=2, trials=1, reduction=SMOKE)
 
 
@@ -87,6 +93,8 @@ class Subject:
     """A network of the figure (its first if not given); small: resnet20 if not given."""
     scale: Literal["paper", "small", "smoke"] = "paper"
     """paper: its settings; small: a reduction for a CPU, named as such; smoke: seconds, to see that it goes through."""
+    width: int | None = None
+    """Channels of the network's first stage (Figure 4: 16 and 32), its own if not given."""
     trials: int | None = None
     """Instead of the scale's (3)."""
     levels: tuple[int, ...] | None = None
@@ -108,8 +116,14 @@ class Subject:
         figure = figure_named(self.figure)
         dataset, network = self._what(figure)
         scale = SCALES[self.scale](figure, dataset, network)
-        trials = scale.trials if self.trials is None else self.trials
-        return Plan(figure, replace(scale, trials=trials, levels=self.levels or scale.levels), self.shared_search)
+        model = replace(scale.config.model, width=self.width)
+        scale = replace(
+            scale,
+            trials=scale.trials if self.trials is None else self.trials,
+            levels=self.levels or scale.levels,
+            config=replace(scale.config, model=model),
+        )
+        return Plan(figure, scale, self.shared_search)
 
     def _what(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: as given, else the figure's first ones, or what the scale is made for."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -69,6 +69,12 @@ def _fits(recorded: dict[str, Any], config: SearchConfig) -> bool:
     return width and all(recorded.get(name) == own[name] for name in _COMPARED_FIELDS)
 
 
+def _last(nodes: Sequence[NodeSummary]) -> NodeSummary:
+    """Return the run that ends a level of several: Gem-Miner's fine-tuning comes after its scores."""
+    before = {parent.key for node in nodes for parent in node.parents}
+    return next(node for node in nodes if node.key not in before)
+
+
 class _Found:
     """The runs of one set of settings, by what tells them apart."""
 
@@ -76,17 +82,18 @@ class _Found:
         self, store: LineageStore, plan: Plan, nodes: Iterable[NodeSummary], everything: Iterable[NodeSummary]
     ) -> None:
         self.store, self.plan = store, plan
-        self.levels: dict[tuple[str, ...], NodeSummary] = {}
+        levels: dict[tuple[str, ...], list[NodeSummary]] = defaultdict(list)
         self.trainings: dict[tuple[str | None, ...], list[NodeSummary]] = defaultdict(list)
         self.analyses: dict[tuple[str, frozenset[str]], list[NodeSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
             if node.kind == "level":
-                self.levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]] = node
+                levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
             elif node.kind == "training":
                 ticket = node.parents[0].key if node.parents else None
                 seeds = (tags.get("init_seed"), tags["sgd_seed"])
                 self.trainings[ticket, tags["kind_of_training"], *seeds].append(node)
+        self.levels = {place: _last(found) for place, found in levels.items()}
         for node in everything:
             if node.kind == "analysis":
                 self.analyses[node.tags["question"], frozenset(p.key for p in node.parents)].append(node)

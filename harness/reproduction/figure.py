@@ -125,6 +125,13 @@ FIGURES: dict[str, Figure] = {
             ),
         ),
         Figure(
+            name="fig4",
+            title="Figure 4: AWS against Gem-Miner",
+            subjects={"cifar100": ("resnet32",)},
+            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve("gem_miner", _LEVEL)),
+            claims=((Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
+        ),
+        Figure(
             name="fig5",
             title="Figure 5: transferring the signs of the norm parameters (Appendix A)",
             subjects={"cifar100": _FOUR},

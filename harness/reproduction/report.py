@@ -29,7 +29,8 @@ def show(store: LineageStore, plan: Plan, settings: str | None, out: Path) -> No
     """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
     results = collect(store, plan, settings)
     config = plan.scale.config
-    directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}"
+    width = f"-w{config.model.width}" if config.model.width else ""
+    directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}"
     write_report(results, directory)
     key = commit_report(store, results)
     print((directory / PAGE).read_text().split(RUNS)[0])

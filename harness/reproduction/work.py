@@ -9,6 +9,7 @@ from harness.comparison import compare, compare_initial_norm
 from harness.config import ComparisonConfig, Kind
 from harness.experiment import Experiment
 from harness.final import Trial, final_training
+from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.runs.node import Node
 from harness.search import search
@@ -41,13 +42,18 @@ class Work:
             raise LookupError(f"no run {', '.join(unknown)} in this plan; --list shows their names")
         for chain, trainings in self.plan.chains().items():
             if f"{chain}-search" in names:
-                self.levels(trainings[0])
+                self.search(trainings)
             for training in trainings:
                 if str(training) in names:
                     self.train(training)
         for pair in self.plan.pairs():
             if str(pair) in names:
                 self.compare(pair)
+
+    def search(self, trainings: list[Training]) -> None:
+        """Find every ticket of a chain."""
+        for training in {one.level: one for one in trainings}.values():
+            self.ticket(training)
 
     def levels(self, training: Training) -> list[Node]:
         """Search, to the deepest level that anything of the chain is trained from."""
@@ -58,6 +64,13 @@ class Work:
             self._levels[chain] = search(self._searching(training, num_levels=deepest)).levels
         return self._levels[chain]
 
+    def ticket(self, training: Training) -> Node:
+        """Return the level that a training starts from."""
+        assert training.curve is not None
+        if METHODS[training.curve.method].scores:  # learns the mask of one density
+            return search(self._searching(training, num_levels=training.level)).ticket
+        return self.levels(training)[training.level]
+
     def train(self, training: Training) -> Node:
         """Make one final training."""
         if training in self._trained:
@@ -65,10 +78,9 @@ class Work:
         if training.curve is None:
             node = final_training(self.experiment, self._trial(training), None)
         elif training.kind == "level":
-            node = self.levels(training)[training.level]
+            node = self.ticket(training)
         else:
-            ticket = self.levels(training)[training.level]
-            node = final_training(self._searching(training), self._trial(training), ticket)
+            node = final_training(self._searching(training), self._trial(training), self.ticket(training))
         self._trained[training] = node
         return node
 

@@ -79,6 +79,19 @@ def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
     assert collect(store_of(made_up), plan).trained[one].name == str(one)
 
 
+def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
+    from harness.lineage.record import Parent
+
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
+    made.everything()
+    tags = {"method": "gem_miner", "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
+    scores = made.commit("scores", "level", tags | {"level": "05"})
+    tuned = made.commit("tuned", "level", tags | {"level": "05"}, parents=(Parent(scores, "trained-from"),))
+    wanted = replace(made.plan, scale=replace(plan.scale, levels=(5,), trials=1))
+    found = collect(store_of(made), wanted)
+    assert [node.key for one, node in found.trained.items() if one.kind == "level"] == [tuned]
+
+
 def test_two_runs_for_one_place_are_refused(made_up, plan):
     made_up.everything()
     made_up.training(plan.of_curve(AWS, 1)[0], note="the same again")
