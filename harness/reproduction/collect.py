@@ -16,6 +16,7 @@ from harness.lineage.graph import NodeSummary
 from harness.lineage.query import Query
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
+from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.reproduction.results import Results
 from harness.runs.archive import SIGNED_MASK
@@ -143,7 +144,9 @@ class _Found:
 
     def _kept_signs(self, method: str, level: int) -> list[float]:
         """Return, for each search, the agreement of a level's signs with those of the level before."""
-        shares = []
+        shares: list[float] = []
+        if METHODS[method].scores:
+            return shares  # its levels do not come from one another
         for seed in dict.fromkeys(str(self.plan.search_seed(trial)) for trial in self.plan.trials):
             pair = [self.levels.get((method, seed, seed, f"{t:02d}")) for t in (level, level - 1)]
             if pair[0] is not None and pair[1] is not None:
