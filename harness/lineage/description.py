@@ -20,6 +20,7 @@ LAYERS = "layers.json"
 
 _MADE = "**Made from it** "
 _MOST_CHILDREN = 12
+_COMMAND_CHARACTERS = 80
 _USED_FILES = {
     "pruned-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
     "trained-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
@@ -160,18 +161,26 @@ def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
     for one in parents:
         names = _USED_FILES.get(one.relation, ("checkpoint.safetensors",))
         for name in (name for name in names if name in one.node.files):
-            rows.append(f"| used ({one.relation}) | {link(one.node)} | {_file(name, one.node.files)}")
+            rows.append(_row(f"used ({one.relation})", link(one.node), *_file(name, one.node.files)))
     if "data_digest" in node.tags:
-        rows.append(
-            f"| used | data {for_markdown(node.tags.get('data', ''))} | content | `{_hex(node.tags['data_digest'])}` |"
-        )
+        data = f"data {for_markdown(node.tags.get('data', ''))}"
+        rows.append(_row("used", data, "content", f"`{_hex(node.tags['data_digest'])}`"))
     for name in sorted(node.files):
-        rows.append(f"| made | | {_file(name, node.files)}")
-    return "\n".join(["| | of | file | SHA-256 |", "|---|---|---|---|", *rows])
+        rows.append(_row("made", "", *_file(name, node.files)))
+    return "\n".join([*_head("", "of", "file", "SHA-256"), *rows])
 
 
-def _file(name: str, files: Mapping[str, str]) -> str:
-    return f"{for_markdown(name)} | `{_hex(files[name])}` |"
+def _row(*cells: str) -> str:
+    """Return a row of a table; MLflow sets cells without any space between them."""
+    return f"| {'&emsp; | '.join(cells)} |"
+
+
+def _head(*titles: str) -> list[str]:
+    return [_row(*titles), "|:--" * len(titles) + "|"]
+
+
+def _file(name: str, files: Mapping[str, str]) -> tuple[str, str]:
+    return for_markdown(name), f"`{_hex(files[name])}`"
 
 
 def _hex(text: str) -> str:
@@ -182,7 +191,7 @@ def _launch(node: NodeSummary) -> str:
     tags = node.tags
     parts = []
     if "launch.command" in tags:
-        parts.append(f"Launched as\n\n{code_block(tags['launch.command'])}")
+        parts.append(f"Launched as\n\n{code_block(_wrapped(tags['launch.command']))}")
     commit, dirty = tags.get("code.commit", "unknown"), tags.get("code.dirty", "unknown")
     state = {"true": "**with changes that were not committed**", "false": "clean"}.get(dirty, "state unknown")
     hardware = f" on {for_markdown(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
@@ -194,6 +203,24 @@ def _launch(node: NodeSummary) -> str:
     return "\n\n".join(parts)
 
 
+def _wrapped(command: str) -> str:
+    """Return a command in lines that fit on MLflow's page, still ready to paste; as it is where that is not sure."""
+    import shlex
+
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    if shlex.join(words) != command:
+        return command
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > _COMMAND_CHARACTERS and lines[-1]:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
 def _short_link(node: NodeSummary, text: str) -> str:
     address = run_address(node)
     return f"[{for_markdown(text)}]({address})" if address else for_markdown(text)
@@ -201,11 +228,11 @@ def _short_link(node: NodeSummary, text: str) -> str:
 
 def _family_table(nodes: Sequence[NodeSummary], room: int) -> str:
     """Return a table of as many nodes as there is room for; the page has them all."""
-    head = "| run | came by | density | result |\n|---|---|---|---|"
+    head = "\n".join(_head("run", "came by", "density", "result"))
     rows: list[str] = []
     for number, node in enumerate(nodes):
         came = ", ".join(dict.fromkeys(parent.relation for parent in node.parents))
-        row = f"| {link(node)} | {came} | {_density(node)} | {_result(node)} |"
+        row = _row(link(node), came, _density(node), _result(node))
         if len(head) + sum(len(row) + 1 for row in rows) + len(row) > room:
             rows.append(f"| … and {len(nodes) - number} more | | | |")
             break

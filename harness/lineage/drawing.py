@@ -38,9 +38,10 @@ class DrawingError(OSError):
     """A picture could not be drawn, for want of Graphviz or because it failed; the message says what to do."""
 
 
-def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None) -> str:
+def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None, most_inches: float | None = None) -> str:
     """Return the picture as an SVG document; `addresses` gives keys of runs the address that their box leads to.
 
+    It is made smaller if it would be wider than `most_inches` (of 96 pixels on a screen).
     Raises DrawingError when Graphviz's `dot`, or the Python package that calls it, is missing or fails.
     """
     try:
@@ -48,7 +49,8 @@ def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None) -> st
     except ImportError:
         raise DrawingError("the graph was not drawn: `pip install graphviz` brings what calls dot") from None
     try:
-        return str(graphviz.Source(dot_source(picture, addresses)).pipe(format="svg", encoding="utf-8", quiet=True))
+        source = graphviz.Source(dot_source(picture, addresses, most_inches))
+        return str(source.pipe(format="svg", encoding="utf-8", quiet=True))
     except graphviz.ExecutableNotFound:
         raise DrawingError(
             "the graph was not drawn: there is no `dot` here; install Graphviz (Debian and Ubuntu: "
@@ -59,7 +61,7 @@ def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None) -> st
         raise DrawingError(f"the graph was not drawn: dot failed: {for_terminal(str(reason)):.200}") from None
 
 
-def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None) -> str:
+def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None, most_inches: float | None = None) -> str:
     """Return the picture in Graphviz's language; names from other people's stores are text in it and nothing else."""
     import graphviz
 
@@ -69,6 +71,8 @@ def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None) -> 
         node_attr={"style": "filled", "fillcolor": "#eeeeee", "margin": "0.1,0.05", "height": "0.3", **font},
         edge_attr={"arrowsize": "0.7", **font, "fontsize": "8", "fontcolor": "#555555"},
     )
+    if most_inches is not None:
+        graph.attr(size=f"{most_inches},1000")
     addresses = addresses or {}
     scale = _Scale.of(picture)
     places = {name: frame for frame in picture.frames for name in frame.boxes}

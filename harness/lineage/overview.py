@@ -22,6 +22,7 @@ from harness.progress import say
 DRAWN_TAG = "harness.overview"  # digest of what the picture was drawn from
 
 _SECONDS_BETWEEN = 60
+_INCHES = 8.5  # a wider picture would push the column beside it off MLflow's page
 _MOST_DRAWN = 600  # runs; beyond, the picture would show nothing
 _IDS_PER_REQUEST = 100
 
@@ -70,12 +71,12 @@ class Overviews:
         (top,) = (node for node in nodes if node.run_id == run.info.run_id)
         picture = picture_of(nodes[:_MOST_DRAWN])
         addresses = {node.key: f"./{address}" for node in nodes if (address := run_address(node))}
-        source = _digest(dot_source(picture, addresses))
+        source = _digest(dot_source(picture, addresses, _INCHES))
         if run.data.tags.get(DRAWN_TAG) == source:
             return
         client, problem = self.server.client(), None
         try:
-            client.log_text(run.info.run_id, draw_svg(picture, addresses), PICTURE)
+            client.log_text(run.info.run_id, draw_svg(picture, addresses, _INCHES), PICTURE)
             html, _ = page(top.name, nodes, ui_root(self.server.tracking_uri))
             client.log_text(run.info.run_id, html, PAGE)
         except DrawingError as error:

@@ -1,6 +1,8 @@
 """What a person reads on a run's page, and that nobody's name or tag becomes more than text there."""
 
 import re
+import shlex
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -78,6 +80,17 @@ def test_names_and_tags_are_only_text() -> None:
         targets = set(re.findall('href="([^"]*)"', html))
         assert targets == {f"#/experiments/7/runs/{'0' * 32}"}
         assert html.count("alert(1)") >= 4 and "&lt;/pre&gt;&lt;script&gt;" in html  # it is shown
+
+
+def test_a_long_command_is_wrapped_and_means_the_same() -> None:
+    words = ["python", "a.py", "--name", "two words and 'quotes' " * 3, *(f"--option-{n}" for n in range(20))]
+    node = summary("level", tags={"launch.command": shlex.join(words)})
+    block = describe(node, []).partition("```\n")[2].partition("\n```")[0]
+    assert block.count("\n") >= 3 and max(map(len, block.split("\n"))) < 110
+    shell = subprocess.run(["sh", "-c", f"printf '%s\\n' {block}"], capture_output=True, text=True, check=True)
+    assert shell.stdout.split("\n")[:-1] == words
+    for odd in ("FOO=1 python 'a", "python  a.py   two  spaces " * 9):
+        assert odd in describe(summary("level", tags={"launch.command": odd}), [])
 
 
 def test_fences_hold_and_control_characters_are_visible() -> None:
