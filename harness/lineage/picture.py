@@ -13,7 +13,12 @@ from harness.lineage.graph import NodeSummary
 from harness.lineage.server import redact
 
 MASK_FILE, REWIND_FILE = "signed_mask.safetensors", "theta_k.safetensors"
-REWINDS = {"imp": "rewound-to", "wr": "rewound-to", "lrr_bn_rewind": "norm-rewound-to"}
+REWINDS = {
+    "imp": "rewound-to",
+    "wr": "rewound-to",
+    "gem_miner": "rewound-to",
+    "lrr_bn_rewind": "norm-rewound-to",
+}
 """What a method's levels take from the search's beginning beside the parent's mask."""
 
 
