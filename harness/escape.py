@@ -9,6 +9,11 @@ import unicodedata
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
+def redact(text: str) -> str:
+    """Return `text` without the user name and password of any URI in it."""
+    return re.sub(r"://[^/\s]*@", "://***@", text)
+
+
 def for_terminal(text: str) -> str:
     r"""Return `text` with every character that a terminal would obey, or hide, written as \x1b or \u202e."""
     if text.isascii() and text.isprintable():

@@ -21,6 +21,7 @@ from harness.checkpoint import Checkpoint
 from harness.config import NETWORKS_OWN, OptimConfig, Schedule, SearchConfig, known, to_json
 from harness.data import DATASETS, open_data
 from harness.digest import sha256_json, sha256_tensors
+from harness.escape import redact
 from harness.initialisation import Initialisation, find_initialisation
 from harness.lineage.store import LineageStore
 from harness.machine import LoadSampler, hardware, launch_command
@@ -358,7 +359,8 @@ class Experiment:
             "threads": torch.get_num_threads(),
         }
         data = {"num_train": self.source.num_train, "num_test": self.source.num_test}
-        how = {"launch": launch, "hardware": hardware(), "command": launch_command(), "argv": sys.argv}
+        how = {"launch": launch, "hardware": hardware(), "command": redact(launch_command())}
+        how["argv"] = [redact(word) for word in sys.argv]  # a record is given away, passwords are not
         return {"search": to_json(self.config), "data": data} | how | more
 
 

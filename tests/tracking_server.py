@@ -21,12 +21,18 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def server(where: Path, port: int) -> Iterator[None]:
-    """A real tracking server that keeps and serves artifacts."""
+def server(where: Path, port: int, *options: str, **environment: str) -> Iterator[None]:
+    """A real tracking server that keeps and serves artifacts; `options` are more words of its command line."""
     store = ["--backend-store-uri", f"sqlite:///{where}/server.db", "--artifacts-destination", str(where / "artifacts")]
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     with open(where / "server.log", "ab") as log:
-        process = subprocess.Popen([*command, *store], stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(
+            [*command, *store, *options],
+            env={**os.environ, **environment},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
     try:
         until = time.monotonic() + 90
         while True:

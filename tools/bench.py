@@ -39,11 +39,22 @@ Name = Literal[
     "level_overhead",
     "reload",
     "verify",
+    "scale",
     "gpu_step",
     "gpu_small",
     "gpu_barrier",
 ]
-NAMES: tuple[Name, ...] = ("step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify")
+NAMES: tuple[Name, ...] = (
+    "step",
+    "loaders",
+    "prune",
+    "mask_size",
+    "barrier",
+    "level_overhead",
+    "reload",
+    "verify",
+    "scale",
+)
 """Without those that need a GPU, which take their turn when they are asked for."""
 
 

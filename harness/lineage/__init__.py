@@ -1,1 +1,88 @@
-"""Where every result came from: nodes as plain records, local directories, and MLflow runs filled from them."""
+"""Where every result came from: nodes as plain records, local directories, and MLflow runs filled from them.
+
+from harness import lineage
+store = lineage.open_store()
+lineage.ancestors(store, "3f2a")
+
+Functions take a run ID or key, or a unique beginning of one, and return plain objects with `to_dict()`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from harness.lineage.browse import (
+        ancestors,
+        descendants,
+        family,
+        find_node,
+        newest,
+        path_steps,
+        relatives,
+        way,
+    )
+    from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
+    from harness.lineage.difference import Difference, diff
+    from harness.lineage.export import to_networkx, write_export
+    from harness.lineage.graph import LineageGraph, NodeSummary
+    from harness.lineage.proof import Findings, verify
+    from harness.lineage.query import Query, parse_density, parse_since
+    from harness.lineage.record import LineageRecord
+    from harness.lineage.reload import load_checkpoint, load_signed_mask
+    from harness.lineage.store import LineageStore, open_store
+
+_HOMES = {
+    "browse": ("ancestors", "descendants", "family", "find_node", "newest", "path_steps", "relatives", "way"),
+    "bundle": ("import_bundle", "read_bundle", "write_bundle"),
+    "difference": ("Difference", "diff"),
+    "export": ("to_networkx", "write_export"),
+    "graph": ("LineageGraph", "NodeSummary"),
+    "proof": ("Findings", "verify"),
+    "query": ("Query", "parse_density", "parse_since"),
+    "record": ("LineageRecord",),
+    "reload": ("load_checkpoint", "load_signed_mask"),
+    "store": ("LineageStore", "open_store"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Difference",
+    "Findings",
+    "LineageGraph",
+    "LineageRecord",
+    "LineageStore",
+    "NodeSummary",
+    "Query",
+    "ancestors",
+    "descendants",
+    "diff",
+    "family",
+    "find_node",
+    "import_bundle",
+    "load_checkpoint",
+    "load_signed_mask",
+    "newest",
+    "open_store",
+    "parse_density",
+    "parse_since",
+    "path_steps",
+    "read_bundle",
+    "relatives",
+    "to_networkx",
+    "verify",
+    "way",
+    "write_bundle",
+    "write_export",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home on first use: asking for a list needs no torch."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'harness.lineage' has no attribute {name!r}; public: {', '.join(__all__)}")
+    import importlib
+
+    return getattr(importlib.import_module(f"harness.lineage.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

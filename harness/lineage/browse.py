@@ -21,12 +21,17 @@ from harness.lineage.store import LineageStore
 _MINIMUM_DIGITS, _RUN_ID_DIGITS, _KEY_DIGITS = 4, 32, 64
 _IDS_PER_REQUEST = 100
 
+Named = NodeSummary | str
+"""A node, or what `find_node` finds it by."""
+
 
 def newest(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[NodeSummary]:
     """Return the newest nodes that `query` asks for, delivered or not, newest first; a few requests in all.
 
-    Raises LookupError when the query names an experiment that is not there.
+    Raises LookupError when the query names an experiment that is not there, ValueError when the limit is below 1.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: give 1 or more")
     query = query or Query()
     delivered = store.summaries(query.where, limit, query.experiment)
     index = LocalIndex(store.local)
@@ -47,11 +52,13 @@ def undelivered(store: LineageStore, known: set[str]) -> list[NodeSummary]:
     return _summaries(index, _undelivered(store, [entry for key, entry in index.entries.items() if key not in known]))
 
 
-def find_node(store: LineageStore, text: str) -> NodeSummary:
+def find_node(store: LineageStore, text: Named) -> NodeSummary:
     """Return the node that a run ID or a key, or a unique beginning of one, or a `models:/` URI names.
 
     The run ID that an imported node had where it was made names it, too. LookupError when there is no such node.
     """
+    if isinstance(text, NodeSummary):
+        return text
     if is_model_uri(text):
         text = store.run_id_of_model(text)
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
@@ -101,15 +108,17 @@ def _by_origin(store: LineageStore, text: str) -> dict[str, NodeSummary]:
     return {node.key: node for node in _summaries(index, [index.entries[key] for key in keys if key in index.entries])}
 
 
-def family(store: LineageStore, node: NodeSummary) -> list[NodeSummary]:
+def family(store: LineageStore, node: Named) -> list[NodeSummary]:
     """Return all nodes below the same topmost node: a search with its levels, trainings and analyses."""
+    node = find_node(store, node)
     index = LocalIndex(store.local)
     nodes = _family(store, index, _top(store, index, node))
     return sorted({node.key: node, **nodes}.values(), key=_by_age)
 
 
-def relatives(store: LineageStore, node: NodeSummary) -> tuple[list[NodeSummary], list[NodeSummary]]:
+def relatives(store: LineageStore, node: Named) -> tuple[list[NodeSummary], list[NodeSummary]]:
     """Return (parents, children) of a node, those in another family included; missing parents are left out."""
+    node = find_node(store, node)
     index = LocalIndex(store.local)
     near = _family(store, index, _top(store, index, node))
     near |= _missing_parents(store, index, {**near, node.key: node}, [node])
@@ -121,25 +130,28 @@ def relatives(store: LineageStore, node: NodeSummary) -> tuple[list[NodeSummary]
     return parents, sorted(made.values(), key=_by_age)
 
 
-def ancestors(store: LineageStore, node: NodeSummary) -> list[NodeSummary]:
+def ancestors(store: LineageStore, node: Named) -> list[NodeSummary]:
     """Return everything a node was made from, each after its own parents; a few requests for each search it leads to.
 
     Parents that are neither local nor in MLflow are left out; `verify` names them.
     """
+    node = find_node(store, node)
     return lineage_of(store, [node], up=True).ancestors(node.key)
 
 
-def descendants(store: LineageStore, node: NodeSummary) -> list[NodeSummary]:
+def descendants(store: LineageStore, node: Named) -> list[NodeSummary]:
     """Return everything made from a node, each after its own parents; a few requests for each search it leads to."""
+    node = find_node(store, node)
     return lineage_of(store, [node], down=True).descendants(node.key)
 
 
-def way(store: LineageStore, start: NodeSummary, end: NodeSummary) -> list[NodeSummary]:
+def way(store: LineageStore, start: Named, end: Named) -> list[NodeSummary]:
     """Return the nodes of a shortest way from `start` to `end`, along parents and children.
 
     A way that goes one way only, from what was used to what was made, is preferred. Raises LookupError when the two
     have nothing in common.
     """
+    start, end = find_node(store, start), find_node(store, end)
     graph = lineage_of(store, [start, end], up=True)
     for first, last in ((start, end), (end, start)):
         with contextlib.suppress(LookupError):

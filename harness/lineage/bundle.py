@@ -20,7 +20,7 @@ from typing import Any
 
 from harness.digest import sha256_file
 from harness.escape import for_terminal
-from harness.lineage.browse import ancestors
+from harness.lineage.browse import Named, ancestors, find_node
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import (
     RECORD,
@@ -102,7 +102,7 @@ def with_ancestors(store: LineageStore, nodes: Iterable[NodeSummary]) -> list[No
     return list(found.values())
 
 
-def write_bundle(store: LineageStore, nodes: Iterable[NodeSummary], out: Path, *, checkpoints: bool) -> list[Item]:
+def write_bundle(store: LineageStore, nodes: Iterable[Named], out: Path, *, checkpoints: bool = False) -> list[Item]:
     """Write a bundle of `nodes` and all they came from to a new directory, whole or not at all; return its items.
 
     Raises FileExistsError when `out` is there, LookupError when an ancestor cannot be found, ValueError when a file was
@@ -111,7 +111,7 @@ def write_bundle(store: LineageStore, nodes: Iterable[NodeSummary], out: Path, *
     if out.exists():
         raise FileExistsError(f"{out} is there already: give a new directory")
     out.parent.mkdir(parents=True, exist_ok=True)
-    asked = list(nodes)
+    asked = [find_node(store, node) for node in nodes]
     temporary = out.parent / f".tmp-{out.name}.{socket.gethostname()}.{os.getpid()}"
     try:
         items = []

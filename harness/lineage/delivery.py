@@ -17,6 +17,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.escape import redact
 from harness.faults import reach
 from harness.lineage.description import (
     LAYERS,
@@ -55,7 +56,6 @@ from harness.lineage.server import (
     Server,
     family_digits,
     outputs,
-    redact,
     summary_of,
 )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from harness.lineage.browse import Named, find_node
 from harness.lineage.graph import NodeSummary
 from harness.lineage.record import LineageRecord
 from harness.lineage.reload import SIGNED_MASK
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from harness.signs import LayerSigns
 
 _SEEDS = ("init_seed", "sgd_seed")
+_LAUNCH = ("launch", "argv", "command", "hardware")
 _PLACES = ("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit")  # change no bit
 
 
@@ -60,11 +62,12 @@ class Difference:
         return {"differences": sections, "masks": masks}
 
 
-def diff(store: LineageStore, a: NodeSummary, b: NodeSummary) -> Difference:
+def diff(store: LineageStore, a: Named, b: Named) -> Difference:
     """Return in what two nodes differ.
 
     Raises LookupError when the record of one cannot be found, ValueError when a record or mask was altered.
     """
+    a, b = find_node(store, a), find_node(store, b)
     first, second = store.record_of(a), store.record_of(b)
     layers, why = _compare_masks(store, a, b)
     return Difference(first, second, differences(first, second), layers, why)
@@ -83,13 +86,15 @@ def _sections(record: LineageRecord) -> dict[str, dict[str, Any]]:
     settings: dict[str, Any] = {}
     launch: dict[str, Any] = {}
     data: dict[str, Any] = {}
-    seeds = _of(record.tags, *_SEEDS)
+    # a training has seeds of its own, or none (retrain draws no θ_init), beside those of its search
+    drawn = {name: config.get(name, config.get(f"search.{name}")) for name in _SEEDS if name not in record.tags}
+    seeds = _of(record.tags, *_SEEDS) | {name: str(value) for name, value in drawn.items() if value is not None}
     for name, value in config.items():
         section, _, rest = name.partition(".")
         inner = rest if section in ("search", "launch") else name
         if inner in _SEEDS:
-            seeds.setdefault(inner, str(value))
-        elif section in ("launch", "argv") or inner in _PLACES:
+            continue
+        if section in _LAUNCH or inner in _PLACES:
             launch[inner] = value
         elif inner.startswith("data."):
             data[inner.removeprefix("data.")] = value

@@ -17,7 +17,7 @@ from harness.lineage.local import RECORD, LocalNodes, read_record
 from harness.lineage.record import KINDS, LineageRecord
 
 INDEX = ".index.json"
-_FORMAT = 1
+_FORMAT = 2
 
 
 class Entry(NamedTuple):
@@ -33,7 +33,9 @@ class Entry(NamedTuple):
     parent_keys: str
     """Separated by spaces."""
     method: str | None
+    model: str | None
     network: str | None
+    """With its width, if that is not the usual one."""
     used_as: str | None
     level: str | None
     density: float | None
@@ -54,7 +56,8 @@ class Entry(NamedTuple):
             nest_key=record.nest_key,
             parent_keys=" ".join(parent.key for parent in record.parents),
             method=record.tags.get("method"),
-            network=record.tags.get("model"),
+            model=record.tags.get("model"),
+            network=record.tags.get("network"),
             used_as=record.tags.get("kind_of_training"),
             level=record.tags.get("level"),
             density=record.last_metrics().get("density"),

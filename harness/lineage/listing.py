@@ -31,6 +31,14 @@ def short_id(node: NodeSummary, digits: int = 8) -> str:
     return node.run_id[:digits] if node.run_id else f"{node.key[:digits]}*"
 
 
+def _three_digits(density: str) -> str:
+    """Return a density as it is shown; a tag that somebody edited is shown as it stands, and hides no other run."""
+    try:
+        return f"{float(density):.3f}"
+    except ValueError:
+        return density
+
+
 def columns(node: NodeSummary) -> dict[str, str]:
     """Return what a list shows of a node, by the name of the column; '–' where it has no such thing."""
     tags = node.tags
@@ -40,7 +48,7 @@ def columns(node: NodeSummary) -> dict[str, str]:
         "name": node.name,
         "method": " ".join(tags[tag] for tag in ("method", "kind_of_training") if tag in tags) or "–",
         "level": tags.get("level", "–"),
-        "density": f"{float(density):.3f}" if density else "–",
+        "density": _three_digits(density) if density else "–",
         "test error": f"{error:.2f} %" if error is not None else "–",
         "seeds": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
         "run": short_id(node),

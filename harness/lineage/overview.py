@@ -11,12 +11,13 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 
+from harness.escape import redact
 from harness.lineage.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
 from harness.lineage.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.graph import NodeSummary
 from harness.lineage.page import page, ui_root
 from harness.lineage.picture import picture_of
-from harness.lineage.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits, redact
+from harness.lineage.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits
 from harness.progress import say
 
 DRAWN_TAG = "harness.overview"  # digest of what the picture was drawn from

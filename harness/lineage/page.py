@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from harness.escape import for_terminal
+from harness.escape import for_terminal, redact
 from harness.lineage.description import run_address
 from harness.lineage.drawing import DrawingError, draw_svg
 from harness.lineage.graph import LineageGraph, NodeSummary
 from harness.lineage.listing import columns, tree_lines
 from harness.lineage.picture import Picture, picture_of
-from harness.lineage.server import redact
 
 LOCAL_UI = "http://127.0.0.1:5000"
 MOST_IN_ONE_PICTURE = 600  # runs; dot lays them out in a second, and nobody sees more at once

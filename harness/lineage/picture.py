@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from harness.escape import redact
 from harness.lineage.graph import NodeSummary
-from harness.lineage.server import redact
 
 MASK_FILE, REWIND_FILE = "signed_mask.safetensors", "theta_k.safetensors"
 REWINDS = {

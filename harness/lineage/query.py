@@ -10,6 +10,7 @@ from harness.lineage.index import Entry
 from harness.lineage.record import KINDS
 
 _HALF_DIGIT = 0.0005  # densities are shown with three digits, and meant as they are shown
+_WIDTH = re.compile(r"-w\d+$")
 _AGE = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -19,6 +20,7 @@ class Query:
     """Which nodes are asked for; None: any. `since_ms` is of the start; `density` is (least, most), both included.
 
     `kind` is one of the record's kinds, or how a ticket was used in a final training (signed_mask, mask, dense, …).
+    `network` is a model of any width (resnet20), or one of one width as it is shown (resnet20-w32).
     Raises ValueError on a text that no name can be.
     """
 
@@ -39,7 +41,9 @@ class Query:
     @property
     def tags(self) -> dict[str, str]:
         """Tags that every node asked for has."""
-        wanted = {"method": self.method, "model": self.network}
+        wanted = {"method": self.method}
+        if self.network is not None:
+            wanted["network" if _WIDTH.search(self.network) else "model"] = self.network
         if self.kind is not None:
             wanted["harness.kind" if self.kind in KINDS else "kind_of_training"] = self.kind
         if self.level is not None:
@@ -61,7 +65,8 @@ class Query:
         """Whether a local node is asked for."""
         known = {
             "method": entry.method,
-            "model": entry.network,
+            "model": entry.model,
+            "network": entry.network,
             "harness.kind": entry.kind,
             "kind_of_training": entry.used_as,
             "level": entry.level,

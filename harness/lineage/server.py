@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 import psutil
 
+from harness.escape import redact
 from harness.faults import reach
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import check_digest
@@ -39,6 +40,11 @@ ORIGIN_TAG = "harness.origin_run_id"  # of an imported node
 ABSENT_TAG = "harness.absent"  # files that the run lists and does not have, on purpose
 
 _PROBE_SECONDS = 5
+_REFUSALS = {
+    401: "it does not know this user and password (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
+    "or MLFLOW_TRACKING_TOKEN",
+    403: "this user may not do that (403): ask who runs the server for the permission",
+}
 _FAMILY_DIGITS = 16
 
 
@@ -47,9 +53,8 @@ def default_tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
-def redact(text: str) -> str:
-    """Return `text` without the user name and password of any URI in it."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+class RefusedError(ConnectionError):
+    """A server that is there, but lets this user not in, or not do this."""
 
 
 def sqlite_path(tracking_uri: str | None) -> Path | None:
@@ -127,6 +132,8 @@ class Server:
             self._connected, self._experiments = None, None  # so that the next call asks anew, and quickly
             reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
             where = redact(self.tracking_uri or "")
+            if (refused := _REFUSALS.get(_status_of(error) or 0)) is not None:
+                raise RefusedError(f"cannot {action}: MLflow at {where}: {refused}") from error
             if re.search(r"table \w+ already exists", reason):
                 reason = (
                     "its tables are half made, since something was killed while it made them; move the file away and "
@@ -327,9 +334,10 @@ def download(repository: ArtifactRepository, name: str, target: Path | None) -> 
     check_file_name(name)
     try:
         if isinstance(repository, LocalArtifactRepository):
+            home = Path(repository.artifact_dir)
+            if not (home / name).resolve().is_relative_to(home.resolve()):
+                raise ValueError(f"{home / name} is a link out of the run's files: it is not read")
             path = Path(repository.get_local_path(name))
-            if not path.resolve().is_relative_to(Path(repository.artifact_dir).resolve()):
-                raise ValueError(f"{path} is a link out of the run's files: it is not read")
             if target is None:
                 return path
         assert target is not None
@@ -363,6 +371,15 @@ def opened(repository: ArtifactRepository, name: str) -> Iterator[Path | None]:
             yield None
             return
         yield path
+
+
+def _status_of(error: Exception) -> int | None:
+    """Return the HTTP status that a server's refusal came with; MLflow has it in its message alone."""
+    response = getattr(error, "response", None)
+    if response is not None:
+        return int(response.status_code)
+    found = re.search(r"failed with error code (\d{3})", str(error))
+    return int(found[1]) if found else None
 
 
 def _from_store(error: Exception) -> bool:

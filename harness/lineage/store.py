@@ -17,6 +17,7 @@ from harness.lineage.record import LineageRecord
 from harness.lineage.server import (
     DIGEST_TAG,
     KEY_TAG,
+    RefusedError,
     Server,
     absent_names,
     default_tracking_uri,
@@ -66,6 +67,8 @@ class LineageStore:
         try:
             with self.server.talking("begin"):
                 self.server.client().search_experiments(max_results=1)
+        except RefusedError as error:
+            raise RefusedError(f"{error}. Or pass --offline, and `python tools/lineage.py sync` later") from None
         except ConnectionError as error:
             raise ConnectionError(
                 f"{error}. Start it, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"

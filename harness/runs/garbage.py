@@ -166,6 +166,8 @@ def _checkpoints(store: LineageStore, policy: Policy) -> Iterator[Garbage]:
         directory = store.local.find(node.key)
         if node.kind != "level" or directory is None or not (directory / CHECKPOINT).is_file():
             continue
+        if not node.tags.get("level", "").isdecimal():  # somebody edited it: nothing is known, so it stays
+            continue
         level = int(node.tags["level"])
         every = policy.keep_levels if isinstance(policy.keep_levels, int) else None
         if node.key in needed or level == 0 or (every and level % every == 0):

@@ -14,6 +14,7 @@ from typing import Literal
 
 import psutil
 
+from harness.escape import redact
 from harness.training.pulse import lost_peer
 from harness.training.stop import StoppedError
 from harness.training.world import World
@@ -69,7 +70,7 @@ def _write(path: Path, status: State, reason: str, since: str) -> None:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "since": since,
-        "argv": sys.argv,
+        "argv": [redact(word) for word in sys.argv],
     }
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=1) + "\n"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -59,14 +61,23 @@ def test_two_runs_are_bit_identical_and_so_are_the_loaders(searched, tmp_path, l
             assert record["files"][file] == ours[name]["files"][file]
 
 
-def test_train_ticket_then_stability_and_lmc(searched):
+MEMORY = ("--loader", "memory")
+
+
+@pytest.fixture(scope="module")
+def trained(searched):
+    """Final trainings of the deepest ticket, by kind and seed of the noise."""
     where, ids = searched
-    found, memory = {}, ("--loader", "memory")
+    found = {}
     for kind, seed in (("signed_mask", 1), ("signed_mask", 2), ("retrain", 1)):
-        options = ["--ticket", ids[-1], "--kind", kind, "--init-seed", "2", "--sgd-seed", str(seed)]
-        options += ["--loader", "memory"]
+        options = ["--ticket", ids[-1], "--kind", kind, "--init-seed", "2", "--sgd-seed", str(seed), *MEMORY]
         output = recipe(where, "train_ticket.py", *options)
         found[kind, seed] = re.search(r"run ([0-9a-f]{32})", output)[1]
+    return found
+
+
+def test_train_ticket_then_stability_and_lmc(searched, trained):
+    where, found, memory = searched[0], trained, MEMORY
     stable = tool(where, "stability.py", found["signed_mask", 1], found["signed_mask", 2], *memory, "--json")
     curve = json.loads(stable)
     assert len(curve["alphas"]) == 11 and curve["test_images"] == 500
@@ -85,6 +96,42 @@ def test_train_ticket_then_stability_and_lmc(searched):
     # stability of different starts is another question
     refused = tool(where, "stability.py", found["signed_mask", 1], found["retrain", 1], *memory, ok=False)
     assert refused.startswith("error: ") and "Traceback" not in refused
+
+
+def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, trained, tmp_path):
+    """verify, gc and verify again on a copy, then bundle, import into a fresh store and verify there."""
+    where, ids = searched
+
+    def lineage(*words: str, place: Path = where) -> dict:
+        return json.loads(tool(place, "lineage.py", *words, "--json"))
+
+    pair = trained["signed_mask", 1], trained["signed_mask", 2]
+    compared = json.loads(tool(where, "stability.py", *pair, *MEMORY, "--json"))["run"]
+    proved = lineage("verify", "--all")
+    assert proved["problems"] == [] and proved["notes"] == []
+    assert {"pruned", "start", "mask", "compared", "artifacts", "theta_init", "data"} <= proved["checked"].keys()
+    # a level between that nothing was made from but the next level
+    runs = tmp_path / "runs"
+    shutil.copytree(where / "runs", runs)
+    clear = ("gc", "--keep-levels", "tickets", "--runs", str(runs))
+    listed = lineage(*clear)
+    paths = [Path(item["path"]) for item in listed["items"]]
+    assert "L01" in {item["name"].split()[0] for item in listed["items"]} and all(path.is_file() for path in paths)
+    deleted = lineage(*clear, "--delete")
+    assert [item["path"] for item in deleted["items"]] == [str(path) for path in paths] and deleted["deleted"]
+    assert not any(path.exists() for path in paths)
+    proved = lineage("verify", "--all", "--runs", str(runs))
+    assert proved["problems"] == [] and len(proved["notes"]) == len(paths)
+    # away, with everything that the comparison came from
+    out, theirs = tmp_path / "bundle", tmp_path / "theirs"
+    theirs.mkdir()
+    assert lineage("bundle", compared, "--checkpoints", "--out", str(out))["num_nodes"] == len(ids) + 4
+    taken = lineage("import", str(out), place=theirs)["imported"]
+    assert {one["outcome"] for one in taken} == {"new"} and len({one["run_id"] for one in taken}) == len(taken)
+    proved = lineage("verify", "--all", "--data-directory", str(where / "data"), place=theirs)
+    assert proved["problems"] == [] and proved["notes"] == [] and proved["num_nodes"] == len(ids) + 4
+    for origin in (*ids, *pair, compared):  # each by the run ID it has here
+        assert origin in tool(theirs, "lineage.py", "show", origin)
 
 
 def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched):

@@ -120,6 +120,8 @@ class MadeSearch:
 
     def _tags(self, **more: Any) -> dict[str, str]:
         tags = {"data": self.config.data.name, "data_digest": self.data_digest, "model": self.architecture.name}
+        width = self.architecture.width
+        tags["network"] = self.architecture.name if width is None else f"{self.architecture.name}-w{width}"
         return tags | {name: str(value) for name, value in more.items()}
 
     @property
@@ -245,6 +247,8 @@ class MadeSearch:
         if mask is not None:
             draft.tags |= {"level": f"{draft.level:02d}", "density": f"{mask.density:.6f}"}
             draft.log("num_remaining", mask.mask.num_remaining, draft.epochs)
+            if all(metric.name != "density" for metric in draft.metrics):
+                draft.log("density", mask.density, draft.epochs)
         record = LineageRecord(
             key=key,
             kind=draft.kind,

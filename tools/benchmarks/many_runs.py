@@ -8,6 +8,7 @@ copies in MLflow (their local nodes are whole), which lists, trees and masks nev
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -67,8 +68,10 @@ def make(directory: Path, searches: int = SEARCHES, levels: int = LEVELS, traini
         store = open_store(made.runs, made.tracking_uri, EXPERIMENT)
         ids = {run_id for _, run_id in store.sync()}
         keys = {record.key for record in nodes.records()}
-        _copy_rows(directory / "mlflow.db", searches, ids | keys)
-        _copy_nodes(nodes, searches, keys)
+        names = ids | keys | _model_ids(directory / "mlflow.db")
+        prefixes = _free_prefixes(names, searches - 1)
+        _copy_rows(directory / "mlflow.db", prefixes, names)
+        _copy_nodes(nodes, prefixes, keys)
         done.write_bytes(json_bytes(wanted))
     return ManyRuns(directory, searches)
 
@@ -136,29 +139,39 @@ def _write_files(directory: Path, number: int) -> None:
     (directory / CHECKPOINT).write_bytes(b"made up")
 
 
-def _renamer(names: set[str], number: int) -> Callable[[str], str]:
-    """Return what puts the names of copy `number` in place of those of the first search."""
+def _model_ids(database: Path) -> set[str]:
+    with sqlite3.connect(database) as connection:
+        return {one.removeprefix("m-") for (one,) in connection.execute("SELECT model_id FROM logged_models")}
+
+
+def _free_prefixes(names: set[str], count: int) -> list[str]:
+    """Return four digits for each copy that no name begins with: one that did would be its own copy."""
+    taken = {name[:4] for name in names}
+    free = (f"{number:04x}" for number in range(1 << 16))
+    return list(itertools.islice((digits for digits in free if digits not in taken), count))
+
+
+def _renamer(names: set[str], prefix: str) -> Callable[[str], str]:
+    """Return what puts the names of a copy in place of those of the first search."""
     pattern = re.compile(r"(?<![0-9a-f])([0-9a-f]{64}|[0-9a-f]{32})(?![0-9a-f])")
 
     def rename(found: re.Match[str]) -> str:
         # the first digits, since a local node's directory is named by them
-        return f"{number:04x}{found[0][4:]}" if found[0] in names else found[0]
+        return f"{prefix}{found[0][4:]}" if found[0] in names else found[0]
 
     return lambda text: pattern.sub(rename, text)
 
 
-def _copy_rows(database: Path, searches: int, names: set[str]) -> None:
+def _copy_rows(database: Path, prefixes: list[str], names: set[str]) -> None:
     """Copy all rows of the first search under other names, and `SEARCH_MS` later each."""
     with sqlite3.connect(database) as connection:
         connection.execute("PRAGMA synchronous = OFF")
-        found = connection.execute("SELECT model_id FROM logged_models").fetchall()
-        models = {model_id.removeprefix("m-") for (model_id,) in found}
         for table in _TABLES:
             columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
             rows = connection.execute(f"SELECT * FROM {table}").fetchall()
             place = ", ".join("?" * len(columns))
-            for number in range(1, searches):
-                copies = _copies(table, columns, rows, _renamer(names | models, number), number)
+            for number, prefix in enumerate(prefixes, start=1):
+                copies = _copies(table, columns, rows, _renamer(names, prefix), number)
                 connection.executemany(f"INSERT INTO {table} VALUES ({place})", copies)
 
 
@@ -178,12 +191,12 @@ def _copies(
         yield copy
 
 
-def _copy_nodes(nodes: LocalNodes, searches: int, names: set[str]) -> None:
+def _copy_nodes(nodes: LocalNodes, prefixes: list[str], names: set[str]) -> None:
     """Write the local nodes of the other searches: record and digests alone, the large files are left out."""
     originals = [(path, read_record(path).to_dict()) for path in nodes.directories()]
     delivered = nodes.directory / ".delivered"
-    for number in range(1, searches):
-        rename = _renamer(names, number)
+    for number, prefix in enumerate(prefixes, start=1):
+        rename = _renamer(names, prefix)
         for path, data in originals:
             record = LineageRecord.from_dict(json.loads(rename(json.dumps(data))))
             shift = SEARCH_MS * number
@@ -196,5 +209,5 @@ def _copy_nodes(nodes: LocalNodes, searches: int, names: set[str]) -> None:
             (directory / SUMS).write_text("".join(lines))
             shutil.copy(path / CONFIG, directory / CONFIG)
             memory = json.loads((delivered / f"{path.name}.json").read_bytes())
-            copied = {address: f"{number:04x}{run_id[4:]}" for address, run_id in memory.items()}
+            copied = {address: f"{prefix}{run_id[4:]}" for address, run_id in memory.items()}
             (delivered / f"{directory.name}.json").write_bytes(json_bytes(copied))

@@ -40,7 +40,7 @@ class List:
     method: str | None = None
     """aws, lrr, …"""
     network: str | None = None
-    """resnet20, …"""
+    """resnet20, …, of any width; with its width as it is shown, resnet20-w32, of that alone."""
     kind: str | None = None
     """search, level, training, analysis or report; or how a ticket was used: signed_mask, mask, retrain, dense, …"""
     level: int | None = None

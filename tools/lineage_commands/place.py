@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from harness.escape import for_terminal
+from harness.lineage.server import RefusedError
 from harness.lineage.store import DEFAULT_DIRECTORY, DEFAULT_EXPERIMENT, LineageStore, open_store
 
 Answer = TypeVar("Answer")
@@ -34,9 +35,14 @@ class Place:
         return open_store(self.runs, self.tracking_uri, experiment, offline=self.offline)
 
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
-        """Return the answer, from the local nodes alone (and saying so) when the tracking store is away."""
+        """Return the answer, from the local nodes alone (and saying so) when the tracking store is away.
+
+        A server that is there and lets nobody in is an error: ConnectionError.
+        """
         try:
             return question(self.open())
+        except RefusedError:
+            raise
         except ConnectionError as error:
             print(f"warning: {for_terminal(str(error))}; showing local nodes alone", file=sys.stderr)
             return question(open_store(self.runs, offline=True))

@@ -17,12 +17,11 @@ from typing import IO
 
 import tyro
 
-from harness.escape import for_terminal
+from harness.escape import for_terminal, redact
 from harness.lineage.browse import find_node, lineage_of, newest
 from harness.lineage.graph import NodeSummary
 from harness.lineage.page import is_page, page, ui_root
 from harness.lineage.query import Query
-from harness.lineage.server import redact
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
 from harness.lineage.ui import open_runs
 from tools.lineage_commands.place import Place, Where

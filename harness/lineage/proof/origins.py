@@ -64,7 +64,7 @@ def _parents(place: Place, places: Mapping[str, Place]) -> Iterator[Claim]:
 
 
 def _one_level_on(place: Place, other: Place, parent: Parent) -> Claim:
-    own, before = (int(_tags(p).get("level", "-1")) for p in (place, other))
+    own, before = (int(text) if (text := _tags(p).get("level", "")).isdecimal() else -1 for p in (place, other))
     expected = before + _LEVELS_ON.get(parent.relation, 0)
     search = place.record.config.get("search", {}) if place.record else {}
     if search.get("one_shot") and parent.relation == "pruned-from":

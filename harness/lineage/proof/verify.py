@@ -60,7 +60,12 @@ def verify(
     with tqdm(ordered, desc="verifying", unit="run", leave=False, disable=None if progress else True) as bar:
         for place in bar:
             bar.set_postfix_str(place.name[:40], refresh=False)
-            examiner.examine(place)
+            try:
+                examiner.examine(place)
+            except (ValueError, LookupError, TypeError) as error:
+                # a record of the right form can still say what nobody can follow, and must not hide the others
+                what = f"what it says cannot be followed: {type(error).__name__}: {error}"
+                findings.add(place, [Claim("settings", False, what)])
     findings.num_nodes = len(places)
     check_data((place.record for place in ordered if place.record), data_directory, findings, progress=progress)
     return findings

@@ -228,10 +228,15 @@ def _curve(draft: Draft) -> None:
     draft.curve["error_percent"] = [12.0, 30.0, 14.0]
 
 
+def _no_fraction(draft: Draft) -> None:
+    del draft.config["search"]["pruning_fraction"]
+
+
 # name of the fault: (node it is planted in, the fault, all that may be found)
 CRAFTED: dict[str, tuple[str, Change, set[tuple[str, str]]]] = {
     "θ_init of another seed": ("search", _other_theta_init, {("theta_init", "made-up"), ("start", "L00")}),
     "θ_init is not the one recorded": ("search", _undeclared_theta_init, {("theta_init", "made-up"), ("start", "L00")}),
+    "settings that nobody can follow": ("L01", _no_fraction, {("settings", "L01")}),
     "one weight too many": ("L01", _one_weight_too_many, {("count", "L01"), ("pruned", "L01"), ("start", "L01")}),
     "mask not nested": ("L02", _not_nested, {("nested", "L02"), ("pruned", "L02"), ("start", "L02")}),
     "mask of other magnitudes": ("L01", _another_weight, {("pruned", "L01"), ("start", "L01")}),

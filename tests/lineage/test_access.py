@@ -1,0 +1,122 @@
+"""Servers that ask who one is, and credentials that stay where they belong."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lineage_story import commit_story, key_of
+from tracking_server import free_port, server
+
+from harness.lineage.bundle import write_bundle
+from harness.lineage.reload import load_checkpoint
+from harness.lineage.server import RefusedError
+from harness.lineage.store import open_store
+from tools.lineage_commands.asking import List
+from tools.lineage_commands.place import Place
+from tools.lineage_commands.proving import Verify
+
+USER, PASSWORD = "admin", "correct-horse-battery"
+
+
+@pytest.fixture
+def nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("USERNAME", "PASSWORD", "TOKEN"):
+        monkeypatch.delenv(f"MLFLOW_TRACKING_{name}", raising=False)
+
+
+def login(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", USER)
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
+
+
+def test_a_server_with_basic_auth(
+    nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """MLflow's own: right and wrong passwords, in the environment and in the URI, and where they must not be found."""
+    there, port = tmp_path / "server", free_port()
+    there.mkdir()
+    (there / "auth.ini").write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{there}/auth.db\nadmin_username = {USER}\n"
+        # a password is hashed slowly on purpose: at every request, were it not remembered
+        "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 600\n"
+    )
+    environment = {"MLFLOW_AUTH_CONFIG_PATH": str(there / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
+    environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = "signs the cookies"
+    address = f"http://127.0.0.1:{port}"
+    with server(there, port, "--app-name", "basic-auth", **environment):
+        for uri, password in ((address, None), (address, "wrong"), (f"http://{USER}:wrong@127.0.0.1:{port}", None)):
+            if password:
+                login(monkeypatch, password)
+            store = open_store(tmp_path / "runs", uri, "test")
+            for question in (store.require, store.summaries, lambda: store.find(key_of("x"))):  # noqa: B023
+                with pytest.raises(RefusedError) as refused:
+                    question()
+                assert "does not know this user and password (401): set MLFLOW_TRACKING_USERNAME" in str(refused.value)
+                assert "wrong" not in str(refused.value) and "\n" not in str(refused.value)
+            for command in (List(place=Place(tmp_path / "runs", uri)), Verify("abcd", place=Place(tmp_path, uri))):
+                with pytest.raises(RefusedError):  # no answer from local nodes alone, as when a server is away
+                    command.run()
+        login(monkeypatch, PASSWORD)
+        store = open_store(tmp_path / "runs", address, "test")
+        paths = commit_story(store.local, levels=1)
+        run_id = store.deliver(paths["search"])
+        monkeypatch.delenv("MLFLOW_TRACKING_PASSWORD")
+        monkeypatch.delenv("MLFLOW_TRACKING_USERNAME")
+        inside = f"http://{USER}:{PASSWORD}@127.0.0.1:{port}"
+        store = open_store(tmp_path / "runs", inside, "test")
+        level = store.deliver(paths["level 0"])
+        assert load_checkpoint(level, inside, tmp_path / "none").level == 0
+        assert {node.run_id for node in store.summaries()} == {run_id, level}
+        List(place=Place(tmp_path / "runs", inside)).run()
+        write_bundle(store, [level], tmp_path / "bundle")
+    shown = capsys.readouterr()
+    assert level[:8] in shown.out and PASSWORD not in shown.out + shown.err
+    told = [path for path in tmp_path.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
+    assert told == []  # neither tag, description, log nor file
+
+
+class Gate(http.server.BaseHTTPRequestHandler):
+    """Answers as MLflow does, to who has the token; what is behind it is empty."""
+
+    status = 401
+
+    def answer(self) -> None:
+        welcome = self.headers.get("Authorization") == "Bearer t0ken"
+        self.send_response(200 if welcome or self.path == "/health" else self.status)
+        self.end_headers()
+        self.wfile.write(json.dumps({"experiments": []} if welcome else "no").encode())
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.answer()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def gate() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Gate) as gate:
+        threading.Thread(target=gate.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{gate.server_port}"
+        gate.shutdown()
+
+
+def test_a_token(nobody: None, gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for status, said in ((401, "or MLFLOW_TRACKING_TOKEN"), (403, "this user may not do that")):
+        monkeypatch.setattr(Gate, "status", status)
+        monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "n0ne")
+        with pytest.raises(RefusedError, match=said) as refused:
+            open_store(tmp_path, gate).summaries()
+        assert "n0ne" not in str(refused.value)
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "t0ken")
+    assert open_store(tmp_path, gate).summaries() == []
+    open_store(tmp_path, gate).require()
