@@ -52,6 +52,7 @@ def _train_scores(experiment: Experiment, root: str, theta_init: Checkpoint, lev
     density = Plan.of(config).density(level)
     freezing = {"density": density, "freeze_every_epochs": gem.freeze_every_epochs}
     draft = _draft(experiment, root, level, optim, schedule, Parent(root, "initialised-from"), scores=freezing)
+    draft.tags["phase"] = "scores"
     draft.name = f"L{level:02d} scores d{density:.3f} {config.method} {experiment.network}"
 
     def make(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
@@ -118,7 +119,9 @@ def _draft(
         name="",
         parents=(parent,),
         nested_under=root,
-        config=experiment.base_config(level=level, schedule=asdict(schedule), optim=optim.determinants()),
+        config=experiment.base_config(
+            level=level, schedule=asdict(schedule), optim=optim.determinants(), scores=scores
+        ),
         tags=experiment.base_tags(method=config.method, init_seed=config.init_seed, sgd_seed=config.sgd_seed),
         level=level,
         epochs_before=0,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from harness import gem_search
 from harness.checkpoint import Checkpoint
-from harness.config import Schedule, SearchConfig
+from harness.config import NETWORKS_OWN, Schedule, SearchConfig
 from harness.digest import sha256_json, sha256_tensors
 from harness.experiment import Experiment, Start
 from harness.lineage.code import code_version
@@ -60,6 +61,13 @@ class _Step:
     """Whether its mask is a new one."""
     again: bool = False
     """Level 0 trained on, before the first pruning (order=paper)."""
+    last: bool = False
+    """Pruned and not trained (order=paper)."""
+
+    @property
+    def phase(self) -> str:
+        """What sets it apart from the one usual training of a level: a word, or nothing."""
+        return "again" if self.again else "untrained" if self.last else ""
 
 
 def search(experiment: Experiment) -> SearchResult:
@@ -116,7 +124,7 @@ def _steps(config: SearchConfig) -> list[_Step]:
     if config.order == "default":
         return steps
     # as printed: train, then prune; the last pruning is followed by no training
-    last = _Step(config.num_levels, Schedule(0, "constant"), prunes)
+    last = _Step(config.num_levels, Schedule(0, "constant"), prunes, last=True)
     return [steps[0], _Step(0, level, prunes=False, again=True), *steps[1:-1], last]
 
 
@@ -144,7 +152,9 @@ def _level(
     draft = Draft(
         determinants=level_determinants(experiment, root, step, parent, rewind_steps),
         kind="level",
-        name=f"L{level:02d} d{mask.density:.3f} {config.method} {experiment.network}",
+        name=" ".join(
+            [f"L{level:02d}", *step.phase.split(), f"d{mask.density:.3f} {config.method} {experiment.network}"]
+        ),
         parents=(Parent(parent.key, _relation(step)) if parent else Parent(root, "initialised-from"),),
         nested_under=root,
         config=experiment.base_config(level=level, schedule=asdict(schedule)),
@@ -154,6 +164,8 @@ def _level(
     )
     if step.again:
         draft.config["again"] = True
+    if step.phase:
+        draft.tags["phase"] = step.phase
 
     def make(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
         origin = _origin(experiment, theta_init, levels)
@@ -224,7 +236,9 @@ def _initialisation(config: SearchConfig) -> str:
 
 def _root_name(experiment: Experiment) -> str:
     config = experiment.config
-    return f"{config.method} {experiment.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    name = f"{config.method} {experiment.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    begun = config.initialisation
+    return name if begun == NETWORKS_OWN else f"{name} from {Path(begun).name[:24]}"
 
 
 def level_determinants(

@@ -203,6 +203,7 @@ def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) 
     assert [node.checkpoint.level for node in found.levels] == [0, 1, 2]
     assert [node.checkpoint.epochs for node in found.levels] == [2, 3, 3], "level 0 has the warm-up and one level"
     assert found.levels[0].record is not None
+    assert [node.record.tags.get("phase") for node in found.levels if node.record] == ["again", None, "untrained"]
     (warm_up,) = found.levels[0].record.parents
     assert (warm_up.key, warm_up.relation) == (usual.levels[0].key, "trained-from")
     assert tag(found.levels[0], "start_digest") == sha256_tensors(usual.levels[0].checkpoint.params)
