@@ -1,0 +1,51 @@
+"""The settings of a run: frozen dataclasses that hold every default once. No torch here.
+
+What determines a level's bits is chosen in `harness.search.level_determinants`; paths, worker counts and logging never
+are.
+"""
+
+from harness.config.parts import (
+    DataConfig,
+    LrSchedule,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    Schedule,
+    known,
+)
+from harness.config.search import (
+    NETWORKS_OWN,
+    GemMinerConfig,
+    Order,
+    RewindUnit,
+    SaveUnit,
+    Scope,
+    SearchConfig,
+    search_from_json,
+    to_json,
+)
+from harness.config.ticket import ComparisonConfig, Kind, SignsTaken, TicketConfig, UnprunedSigns
+
+__all__ = [
+    "NETWORKS_OWN",
+    "ComparisonConfig",
+    "DataConfig",
+    "GemMinerConfig",
+    "Kind",
+    "LrSchedule",
+    "ModelConfig",
+    "OptimConfig",
+    "Order",
+    "Precision",
+    "RewindUnit",
+    "SaveUnit",
+    "Schedule",
+    "Scope",
+    "SearchConfig",
+    "SignsTaken",
+    "TicketConfig",
+    "UnprunedSigns",
+    "known",
+    "search_from_json",
+    "to_json",
+]
