@@ -112,7 +112,8 @@ class Ui:
                 raise ValueError(f"port {self.port} is taken: give another --port, or --link if that is the UI already")
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", str(store.tracking_uri)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+        # MLflow's queues for background jobs are seven more processes, which nothing here uses
+        environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended either way, it takes the UI with it
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
