@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import tempfile
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from harness.checkpoint import Checkpoint
-from harness.config import UnprunedSigns
-from harness.data import DATASETS
 from harness.lineage.local import CONFIG, DETERMINANTS, LocalNodes, read_record
-from harness.lineage.proof import gem, networks, records
+from harness.lineage.proof import records
 from harness.lineage.proof.data_files import check_data
 from harness.lineage.proof.findings import Claim, Findings
-from harness.lineage.proof.networks import Architecture, Network, Params
 from harness.lineage.proof.origins import check_origins, in_order
 from harness.lineage.proof.places import Place, all_places, check_artifacts, check_local, check_tags, places_of
+from harness.lineage.proof.tensors import Tensors
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
-from harness.masks import SignedMask
-from harness.pretrained import Pretrained, read_network
-from harness.pruning import METHODS
 
-CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
-THETA_K, SCORES = "theta_k.safetensors", "scores.safetensors"
 BARRIER = "barrier.json"
-_UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
-"""What older records say of the signs of biases and of the classifier."""
-_HELD = 2
-"""Networks in memory at a time: a level and its parent, or a ticket and a training of it."""
 
 
 def verify(
@@ -72,12 +57,11 @@ def verify(
 
 
 class _Examiner:
-    """Goes through the nodes in order, with the networks of the last few in memory."""
+    """Goes through the nodes in order."""
 
     def __init__(self, store: LineageStore, places: dict[str, Place], findings: Findings) -> None:
         self.store, self.places, self.findings = store, places, findings
-        self._networks: OrderedDict[str, Network] = OrderedDict()
-        self._altered: set[tuple[str, str]] = set()
+        self.tensors = Tensors(store, places, findings)
 
     def examine(self, place: Place) -> None:
         """Check one node: its bytes, its record, its tensors."""
@@ -90,13 +74,13 @@ class _Examiner:
             assert place.record is not None
             local = place if place.directory is not None else Place(place.key, directory, place.record, place.run)
             whole = check_local(local, self.findings)
-            self._altered |= {(place.key, name) for name in place.record.files if name not in whole}
+            self.tensors.altered |= {(place.key, name) for name in place.record.files if name not in whole}
             if place.run is not None and place.run.status == "FINISHED":
                 check_tags(place, place.record, self.findings)
                 if place.directory is not None:
                     check_artifacts(self.store, place, place.record, self.findings)
             determinants = self._record(place, directory, whole)
-            self._tensors(place, directory, whole, determinants)
+            self.tensors.examine(place, directory, whole, determinants)
 
     @contextmanager
     def _at_hand(self, place: Place) -> Iterator[Path | None]:
@@ -144,248 +128,7 @@ class _Examiner:
             self.findings.add(place, records.initial_norm(pair[0].record, pair[1].record))
             return
         self.findings.add(place, records.comparable(record, pair[0].record, pair[1].record))
-        masks = [self._network(other.key).signed_mask for other in pair]
+        masks = [self.tensors.network(other.key).signed_mask for other in pair]
         if masks[0] is not None and masks[1] is not None:
             same = masks[0].mask.equal(masks[1].mask)
             self.findings.add(place, [Claim("compared", same, "the masks of the two differ")])
-
-    # ------------------------------------------------------------------ tensors
-
-    def _tensors(self, place: Place, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
-        record = place.record
-        assert record is not None
-        if record.kind not in ("search", "level", "training"):
-            return
-        network = self._remember(place.key, _read(directory, whole))
-        architecture = _architecture(record, determinants)
-        method = METHODS.get(record.tags.get("method", ""))
-        fits = (
-            networks.fits(architecture, network, classifier_too=bool(method and method.scores)) if architecture else ()
-        )
-        if not self.findings.add(place, fits):
-            self._networks[place.key] = Network()
-            return
-        if record.kind == "search":
-            self._theta_init(place, record, network, architecture)
-        else:
-            self.findings.add(place, [*networks.owner(record, network), *networks.signs(network)])
-            if record.kind == "level" and method and method.scores:
-                self._gem_level(place, record, network)
-            elif record.kind == "level":
-                self._level(place, record, network)
-            else:
-                self._training(place, record, network, architecture)
-
-    def _theta_init(
-        self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
-    ) -> None:
-        if network.checkpoint is None:
-            return
-        told, found = record.tags.get("theta_init_digest"), network.checkpoint.digest
-        what = f"its θ_init has the digest {found[:16]}…, recorded was {str(told)[:16]}…"
-        sound = self.findings.add(place, [Claim("theta_init", found == told, what)])
-        fresh = self._fresh(place, record, architecture, int(record.tags["init_seed"])) if sound else None
-        if fresh is not None:
-            drawn = fresh.digest
-            what = f"seed {record.tags['init_seed']} gives {drawn[:16]}…, but the search began from {found[:16]}…"
-            self._claim_drawn(place, record, "theta_init", drawn == found, what)
-
-    def _fresh(
-        self, place: Place, record: LineageRecord, architecture: Architecture | None, init_seed: int
-    ) -> Checkpoint | None:
-        """Return the θ_init of a search or final training, made anew; None, with a note, where that cannot be done."""
-        if architecture is None:
-            return None
-        begun = record.config.get("initialisation")
-        if begun is None:
-            return _draw(architecture, init_seed)
-        if begun["sha256"] is None:
-            return architecture.theta_init(init_seed, begun["name"])
-        network = self._trained_elsewhere(begun)
-        if network is None or network.digest != begun["sha256"]:
-            what = f"{begun['name']}, which it was initialised from, is not here as it was then"
-            self.findings.note(place, f"{what}: its start cannot be proved")
-            return None
-        return network.fitted(_draw(architecture, init_seed), architecture.classifier)[0]
-
-    def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
-        """Return the network that a run was initialised from: a run's, or a file's if it is still there."""
-        if begun["run"] is not None:
-            held = self._network(begun["run"]).checkpoint
-            return Pretrained(held.state_dict) if held else None
-        try:
-            return read_network(Path(begun["name"]))
-        except (OSError, ValueError):
-            return None
-
-    def _claim_drawn(self, place: Place, record: LineageRecord, check: str, holds: bool, what: str) -> None:
-        """A claim about fresh numbers of torch, which another version may draw otherwise."""
-        then, now = record.code.get("torch"), importlib.metadata.version("torch")
-        if not holds and then != now:
-            self.findings.note(place, f"{what}; it was made with torch {then}, here is {now}, which explains it")
-        else:
-            self.findings.add(place, [Claim(check, holds, what)])
-
-    def _level(self, place: Place, record: LineageRecord, network: Network) -> None:
-        parent = self._network(record.parents[0].key if record.parents else "")
-        method = record.tags["method"]
-        self.findings.add(place, networks.masks(record, network, parent))
-        if network.checkpoint is not None:
-            claims = records.alpha(record, record.config["schedule"]["epochs"])
-            if claims is None:
-                self.findings.note(place, "the α it drew were not recorded by the version that made it")
-            else:
-                self.findings.add(place, claims)
-        if method not in METHODS:
-            self.findings.note(place, f"method {method!r} is not known here: its start cannot be proved")
-            return
-        start = networks.level_start(method, network, parent, self._origin(place, record, method))
-        if start is not None:
-            self.findings.add(place, [_start_claim(record, start)])
-
-    def _gem_level(self, place: Place, record: LineageRecord, network: Network) -> None:
-        """Check one of Gem-Miner's two trainings; it starts from the search's θ_init."""
-        parent = self._network(record.parents[0].key if record.parents else "")
-        self.findings.add(place, records.alpha(record, 0) or [])
-        held = self._network(record.nested_under or "").checkpoint
-        theta_init: Params = held.params if held else {}
-        if gem.trains_scores(record):
-            self.findings.add(place, gem.scores_level(record, network, theta_init))
-            start = gem.scores_start(network, theta_init, int(record.tags["init_seed"]))
-        else:
-            self.findings.add(place, gem.finetuned_level(network, parent))
-            start = networks.level_start(record.tags["method"], network, parent, theta_init)
-        if start is not None:
-            self.findings.add(place, [_start_claim(record, start)])
-
-    def _origin(self, place: Place, record: LineageRecord, method: str) -> Params:
-        """Return θ₀ as the method has it: θ_init, or θ_k of level 0 after it; {} where it is not looked at."""
-        if not METHODS[method].needs_origin:
-            return {}
-        if METHODS[method].rewinds_to_k and int(record.tags["level"]) > 0:
-            first = self._level_0(place)
-            held = self._network(first.key).theta_k if first else None
-        else:
-            held = self._network(record.nested_under or "").checkpoint
-        return held.params if held else {}
-
-    def _level_0(self, place: Place) -> Place | None:
-        """Return the level 0 that a level goes back to, by way of its parents."""
-        seen: set[str] = set()
-        while place.record is None or place.record.tags.get("level") != "00":
-            parent = place.parents[0].key if place.parents else ""
-            if parent not in self.places or parent in seen:
-                return None
-            seen.add(parent)
-            place = self.places[parent]
-        return place
-
-    def _training(
-        self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
-    ) -> None:
-        parents = [parent.key for parent in record.parents if parent.relation != "initialised-from"]
-        kind, init_seed = record.config["kind"], record.config["init_seed"]
-        self.findings.add(place, records.alpha(record, 0) or [])
-        if architecture is None and kind != "retrain":
-            return
-        classifier = architecture.classifier if architecture else ""
-        ticket = self._ticket(record, parents[0], classifier) if parents else Network()
-        theta_init: Params = {}
-        if kind != "retrain":
-            fresh = self._fresh(place, record, architecture, init_seed)
-            if fresh is None:
-                known = ticket.signed_mask.mask if ticket.signed_mask and kind != "random_mask" else None
-                self.findings.add(place, networks.final_mask(network, known, kind))
-                return
-            theta_init = fresh.params
-        unpruned = record.config["unpruned_signs"]
-        start, mask = networks.final_start(
-            kind,
-            ticket,
-            theta_init,
-            init_seed=init_seed or 0,
-            unpruned=_UNPRUNED.get(unpruned, unpruned),
-            classifier=classifier,
-        )
-        self.findings.add(place, networks.final_mask(network, mask, kind))
-        if start is not None and kind == "retrain":
-            self.findings.add(place, [_start_claim(record, start)])
-        elif start is not None:
-            claim = _start_claim(record, start)
-            self._claim_drawn(place, record, "start", claim.holds, claim.what)
-
-    def _ticket(self, record: LineageRecord, key: str, classifier: str) -> Network:
-        """Return the ticket of a final training as it was used."""
-        ticket = self._network(key)
-        if record.config.get("signs", "trained") == "pruned":
-            place = self.places.get(key)
-            before = self._network(place.parents[0].key) if place and place.parents else Network()
-            ticket = networks.right_after_pruning(ticket, before)
-        return networks.without_classifier(ticket, classifier) if record.config.get("transferred") else ticket
-
-    # ------------------------------------------------------------------ networks in memory
-
-    def _remember(self, key: str, network: Network) -> Network:
-        self._networks[key] = network
-        self._networks.move_to_end(key)
-        while len(self._networks) > _HELD:
-            self._networks.popitem(last=False)
-        return network
-
-    def _network(self, key: str) -> Network:
-        """Return a node's network, read again if it is no longer in memory; empty if it is not here or altered."""
-        if key in self._networks:
-            self._networks.move_to_end(key)
-            return self._networks[key]
-        place = self.places.get(key)
-        if place is None:
-            return Network()
-        with self._again(place) as directory:
-            if directory is None or place.record is None:
-                return Network()
-            whole = {name for name in place.record.files if (key, name) not in self._altered}
-            return self._remember(key, _read(directory, whole))
-
-    @contextmanager
-    def _again(self, place: Place) -> Iterator[Path | None]:
-        if place.directory is not None or place.run is None or place.run.status != "FINISHED":
-            yield place.directory if place.record is not None else None
-            return
-        with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
-            try:
-                yield LineageStore(self.store.tracking_uri, LocalNodes(scratch)).find(place.key)
-            except ValueError:  # said when it was examined
-                yield None
-
-
-def _start_claim(record: LineageRecord, start: str) -> Claim:
-    told = record.tags.get("start_digest")
-    return Claim(
-        "start", told == start, f"it started from {str(told)[:16]}…; parent, ticket and seed give {start[:16]}…"
-    )
-
-
-def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) -> Architecture | None:
-    """Return the network of a run; an older one does not say how large its images are, but names its data set."""
-    if determinants is not None:
-        return Architecture.of(determinants)
-    spec = DATASETS.get(record.tags.get("data", ""))
-    if spec is None or "search" not in record.config:
-        return None
-    model = record.config["search"]["model"]
-    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"])
-
-
-def _read(directory: Path, whole: set[str]) -> Network:
-    """Read the network of a node from those of its files that are whole."""
-    name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
-    checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
-    mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
-    theta_k, scores = (Checkpoint.load(directory / n) if n in whole else None for n in (THETA_K, SCORES))
-    return Network(checkpoint, mask, theta_k, scores)
-
-
-@lru_cache(maxsize=1)
-def _draw(architecture: Architecture, init_seed: int) -> Checkpoint:
-    """Draw θ_init, once for all trainings of one seed."""
-    return architecture.theta_init(init_seed)
