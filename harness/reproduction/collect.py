@@ -12,13 +12,15 @@ from harness.analysis.barrier import BarrierCurve
 from harness.comparison import BARRIER
 from harness.config import ComparisonConfig, SearchConfig, to_json
 from harness.lineage.browse import newest
+from harness.lineage.description import command_of, hardware_of
 from harness.lineage.graph import NodeSummary
 from harness.lineage.query import Query
+from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
-from harness.reproduction.results import Results
+from harness.reproduction.results import Making, Results
 from harness.runs.archive import SIGNED_MASK
 
 _COMPARED_FIELDS = (
@@ -70,6 +72,15 @@ def _fits(recorded: dict[str, Any], config: SearchConfig) -> bool:
     return width and all(recorded.get(name) == own[name] for name in _COMPARED_FIELDS)
 
 
+def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(text for text in texts if text))
+
+
+def _commit(record: LineageRecord) -> str:
+    changed = "+" if record.code.get("dirty") == "true" else ""
+    return record.code.get("commit", "")[:12] + changed
+
+
 def _last(nodes: Sequence[NodeSummary]) -> NodeSummary:
     """Return the run that ends a level of several: Gem-Miner's fine-tuning comes after its scores."""
     before = {parent.key for node in nodes for parent in node.parents}
@@ -115,7 +126,25 @@ class _Found:
             if (shares := self._kept_signs(method, level))
         }
         searches = dict.fromkeys(node.nest_key for node in tickets.values() if node.nest_key is not None)
-        return Results(self.plan, trained, compared, densities, kept_signs, tuple(searches))
+        making = self._making([*trained.values(), *(node for node, _ in compared.values())])
+        return Results(self.plan, trained, compared, densities, kept_signs, making, tuple(searches))
+
+    def _making(self, shown: list[NodeSummary]) -> Making:
+        seeds = {str(self.plan.search_seed(trial)) for trial in self.plan.trials}
+        deepest = max(self.plan.scale.all_levels)
+        levels = [
+            node
+            for (method, seed, _, level), node in self.levels.items()
+            if method in self.plan.figure.methods and seed in seeds and int(level) <= deepest
+        ]
+        nodes = {node.key: node for node in [*levels, *shown]}.values()
+        records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
+        return Making(
+            minutes=sum(record.finished_ms - record.started_ms for record in records) / 60_000,
+            hardware=_distinct(hardware_of(record) for record in records),
+            code=_distinct(_commit(record) for record in records),
+            commands=_distinct(command_of(record) for record in records),
+        )
 
     def ticket(self, training: Training) -> NodeSummary | None:
         assert training.curve is not None

@@ -29,6 +29,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         _signs(results),
         _missing(results),
         RUNS,
+        _making(results),
         markdown(*runs_table(results)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -175,6 +176,17 @@ def _missing(results: Results) -> str:
     names = results.missing
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     return f"**Not finished: {len(names)} runs** ({shown}). The means above are over the trials that are."
+
+
+def _making(results: Results) -> str:
+    made = results.making
+    lines = [f"{len(results.nodes)} runs and their searches: {made.minutes:.0f} minutes in all, as the clock went."]
+    for what, found in (("Hardware", made.hardware), ("Code", made.code)):
+        if found:
+            lines.append(f"{what}: {'; '.join(found)}.")
+    if made.commands:
+        lines.append("Launched by:\n\n```\n" + "\n".join(made.commands) + "\n```")
+    return "\n\n".join(lines)
 
 
 def runs_table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -53,6 +53,18 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Making:
+    """How the runs were made."""
+
+    minutes: float
+    """All of them together, searches included, as the clock went."""
+    hardware: tuple[str, ...]
+    code: tuple[str, ...]
+    """Commits, the newest last; + for uncommitted changes."""
+    commands: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Results:
     """The finished runs of a plan."""
 
@@ -63,6 +75,7 @@ class Results:
     """Of each level that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
     """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
+    making: Making
     searches: tuple[str, ...]
     """Keys of the searches they came from."""
 

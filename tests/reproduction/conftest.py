@@ -44,6 +44,7 @@ class MadeUp:
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
+        self.minutes = 0
         config = plan.scale.config
         self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
         self.config = {"search": to_json(config)}
@@ -59,6 +60,7 @@ class MadeUp:
                     (directory / file).write_text(content)
 
         config = self.config | rest.pop("config", {})
+        rest |= {"code": {"commit": "c0ffee", "dirty": "false"}, "finished_ms": self.minutes * 60_000}
         record = LineageRecord(key_of(name), kind, name, tags=self.tags | tags, config=config, **rest)
         self.nodes.commit(record, write)
         return record.key

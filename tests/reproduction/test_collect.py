@@ -122,6 +122,17 @@ def test_what_is_missing_is_said(made_up, plan):
     assert f"Not finished: {len(results.missing)} runs" in text and "made up" in text
 
 
+def test_how_the_runs_were_made_is_said(made_up, plan):
+    made_up.config |= {"command": "python recipes/reproduce.py fig3", "hardware": {"cpu": "A chip", "cores": 2}}
+    made_up.minutes = 3
+    made_up.everything()
+    text = page(collect(store_of(made_up), plan), [])
+    # 4 searches of 4 levels, 36 trainings, 10 comparisons
+    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 186 minutes in all" in text
+    assert "Hardware: A chip, 2 cores" in text and "Code: c0ffee." in text
+    assert text.count("python recipes/reproduce.py fig3\n") == 1
+
+
 def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     made_up.everything()
     store = store_of(made_up)
