@@ -143,9 +143,9 @@ class Server:
 
     # ------------------------------------------------------------------ experiments
 
-    def experiments(self) -> dict[str, str]:
-        """Return {name: ID} of all experiments."""
-        if self._experiments is None:
+    def experiments(self, *, anew: bool = False) -> dict[str, str]:
+        """Return {name: ID} of all experiments; those that were remembered unless asked for `anew`."""
+        if self._experiments is None or anew:
             found: dict[str, str] = {}
             token: str | None = None
             while True:

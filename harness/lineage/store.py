@@ -187,7 +187,8 @@ class LineageStore:
         with self.server.talking("list runs"):
             ids = self.server.experiment_ids()
             if experiment is not None:
-                ids = [number for name, number in self.server.experiments().items() if name == experiment]
+                anew = experiment not in self.server.experiments()  # another process may have made it since
+                ids = [number for name, number in self.server.experiments(anew=anew).items() if name == experiment]
             token: str | None = None
             while ids and (limit is None or len(found) < limit):
                 size = 1000 if limit is None else min(1000, limit - len(found))
