@@ -126,7 +126,8 @@ class Experiment:
             "warmup": config.warmup_epochs,
             "level": config.level_epochs,
         }
-        begun = self.initialisation(config.initialisation).determinants
+        # as it is named, not what it is: a ticket is used where the file it once came from is not
+        begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
         return sha256_json(self.determinants | schedules | self.pruning_settings | begun)[:12]
 
     @property

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from harness import transfer
 from harness.checkpoint import Checkpoint
 from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns
+from harness.digest import sha256_json
 from harness.experiment import Experiment, Start
 from harness.initialisation import Initialisation
 from harness.lineage.record import Parent
@@ -38,6 +39,13 @@ class Trial:
     def drawn(self) -> int | None:
         """The init_seed, if it is asked for: what has no influence must not make another run."""
         return None if self.kind == "retrain" else self.init_seed
+
+    @property
+    def unusual(self) -> dict[str, str]:
+        """Those of its ways to use the ticket, and θ_init, that are not the defaults."""
+        usual = {field.name: field.default for field in fields(self)}
+        names = ("unpruned_signs", "signs", "initialisation")
+        return {name: value for name in names if (value := getattr(self, name)) != usual[name]}
 
     @property
     def needs_fresh_init(self) -> bool:
@@ -98,7 +106,7 @@ def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *,
             transferred=used is not None and used.transferred,
             **(begun.record if begun else {}),
         ),
-        tags=_tags(experiment, trial, ticket),
+        tags=_tags(experiment, trial, used),
         level=ticket.checkpoint.level if ticket else 0,
         epochs_before=0,
         epochs_spent=ticket.checkpoint.epochs if ticket else 0,
@@ -165,8 +173,11 @@ def _parents(trial: Trial, ticket: Node | None, begun: Initialisation | None) ->
     return tuple(parents)
 
 
-def _tags(experiment: Experiment, trial: Trial, ticket: Node | None) -> dict[str, str]:
+def _tags(experiment: Experiment, trial: Trial, ticket: Ticket | None) -> dict[str, str]:
     tags = experiment.base_tags(kind_of_training=trial.kind, sgd_seed=trial.sgd_seed)
+    unusual = trial.unusual | ({"transferred": "true"} if ticket is not None and ticket.transferred else {})
+    if unusual:  # such a training is no trial of the usual one
+        tags |= unusual | {"settings": sha256_json({"settings": experiment.settings} | unusual)[:12]}
     if trial.drawn is not None:
         tags["init_seed"] = str(trial.drawn)
     if ticket is not None:

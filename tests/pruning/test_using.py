@@ -56,7 +56,8 @@ def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchRes
     if kind == "signed_mask_norm":
         expected |= {name: theta[name] for name in found.ticket.signed_mask.norm}
     assert tag(node, "start_digest") == sha256_tensors(expected)
-    assert node.key != used(experiment, found, kind=kind).key
+    usual = used(experiment, found, kind=kind)
+    assert node.key != usual.key and tag(node, "settings") != tag(usual, "settings"), "no trial of the same"
     assert holds(experiment, node).checked["start"] == 4, "two levels before the ticket, the ticket, the training"
 
 
@@ -174,5 +175,7 @@ def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, t
     node = final_training(other, Trial("signed_mask", 2, 1), found.ticket)
     holds(other, node)
     path.unlink()
+    elsewhere = Experiment(experiment.world, experiment.store, other.config)
+    final_training(elsewhere, Trial("mask", 2, 1), elsewhere.archive.load(found.ticket.key))
     findings = proved(other, found.ticket)
     assert findings.problems == [] and "is not here as it was then" in findings.notes[0].what
