@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from types import SimpleNamespace
 
 import pytest
 
 from harness.config import Schedule
 from harness.digest import sha256_json
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
 from harness.initialisation import Initialisation
-from harness.search import _steps, level_determinants, root_key
+from harness.lineage.local import DETERMINANTS
+from harness.search import _steps, level_determinants, root_key, search
 from recipes.aws_digits import config as digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
@@ -36,6 +40,20 @@ def keys(method: str) -> list[str]:
 @pytest.mark.parametrize("method", list(PINNED))
 def test_keys_of_searches_stay(method: str) -> None:
     assert [key[:16] for key in keys(method)] == PINNED[method]
+
+
+def test_determinants_of_usual_runs_have_the_fields_they_had(experiment: Experiment) -> None:
+    """The fields that aws and lrr had before there were others, and their final trainings."""
+    found = search(experiment.using("lrr"))
+    final = final_training(experiment.using("lrr"), Trial("signed_mask", 2, 1), found.ticket)
+    every = {"format", "data", "spec", "model", "optim", "precision", "deterministic", "global_batch_size"}
+    every |= {"accumulation_steps", "sync_batchnorm", "world_size", "kind"}
+    level = every | {"root", "level", "schedule", "pruning_fraction", "parent"}
+    training = every | {"used_as", "ticket", "start", "schedule", "init_seed", "sgd_seed"}
+    for node, fields in ((found.levels[0], level), (found.ticket, level), (final, training)):
+        written = json.loads(experiment.store.local.open_file(node.key, DETERMINANTS).read_bytes())
+        assert written.keys() == fields
+        assert written["schedule"].keys() == {"epochs", "lr_schedule"}
 
 
 def test_a_schedule_says_only_what_is_unusual() -> None:
