@@ -20,7 +20,7 @@ from harness.digest import sha256_json
 from harness.experiment import TEST_BATCH_SIZE, Experiment
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
-from harness.runs.archive import find, run_id_of
+from harness.runs.courier import Courier
 from harness.runs.node import Node, now_ms
 from harness.seeds import SgdNoise
 from harness.training.feed import ImageBatch, TestFeed, TrainFeed
@@ -37,8 +37,13 @@ class Comparison:
 
     key: str
     curve: BarrierCurve
-    run_id: str | None
     directory: Path
+    courier: Courier
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name for it, once it is delivered; None where it cannot be now."""
+        return self.courier.run_id(self.key)
 
 
 def compare(
@@ -90,16 +95,19 @@ def _compare(
     store = experiment.store
     determinants = _determinants(experiment, first, second, question, config)
     key = sha256_json(determinants)
-    if find(store, key) is None:
+    archive = experiment.archive
+    if archive.find(key, [first.key, second.key]) is None:
         started_ms = now_ms()
         curve = _curve(experiment, first, second, config)
         record = _record(experiment, key, first, second, question, config, curve, started_ms)
-        experiment.archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+    else:
+        archive.courier.send(key)
     path = store.local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
     if store.local.load(key).parents[0].key != first.key:
         curve = curve.reversed()  # it was computed when the two were named the other way round
-    return Comparison(key, curve, run_id_of(store, key), path.parent)
+    return Comparison(key, curve, path.parent, archive.courier)
 
 
 def _determinants(

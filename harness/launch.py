@@ -223,18 +223,9 @@ def launched(config: SearchConfig) -> Iterator[Experiment]:
     with _processes(config.runs, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
-        with _shown(world, store):
-            yield Experiment(world, store, config)
-
-
-@contextmanager
-def _shown(world: World, store: LineageStore) -> Iterator[None]:
-    """Let MLflow show the whole graph of what was made, however the launch ends (rank 0)."""
-    try:
-        yield
-    finally:
-        if world.is_main:
-            store.show()
+        experiment = Experiment(world, store, config)
+        with experiment.archive.courier.working():
+            yield experiment
 
 
 @contextmanager
@@ -259,12 +250,12 @@ def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -
             world.make_deterministic()
         world.use(settings.precision)
         experiment = Experiment(world, store, settings)
-        if config.data is None:
-            ticket = experiment.archive.load(key)
-            _check_data(experiment, ticket)
-        else:
-            ticket = experiment.archive.load(key, fitting=False)
-        with _shown(world, store):
+        with experiment.archive.courier.working():
+            if config.data is None:
+                ticket = experiment.archive.load(key)
+                _check_data(experiment, ticket)
+            else:
+                ticket = experiment.archive.load(key, fitting=False)
             yield experiment, ticket
 
 

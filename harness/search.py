@@ -18,7 +18,6 @@ from harness.lineage.record import LineageRecord, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, Plan
 from harness.pruning.wr import RewindPoint
-from harness.runs.archive import find
 from harness.runs.keeper import RunKeeper
 from harness.runs.node import Draft, Node, now_ms
 from harness.seeds import SgdNoise, search_scope
@@ -288,9 +287,11 @@ def _commit_root(experiment: Experiment, theta_init: Checkpoint) -> str:
     )
 
     def commit() -> None:
-        if find(experiment.store, key) is None:
+        archive = experiment.archive
+        if archive.find(key, []) is None:
             determinants = _root_determinants(experiment)
-            experiment.archive.commit(record, determinants, lambda directory: theta_init.save(directory / THETA_INIT))
+            archive.commit(record, determinants, lambda directory: theta_init.save(directory / THETA_INIT))
+            archive.courier.settle()  # what is wrong with the store is said now, not after the first level
             return
         recorded = experiment.store.local.load(key).tags["theta_init_digest"]
         if recorded != theta_init.digest:

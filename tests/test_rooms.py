@@ -56,7 +56,13 @@ ROOMS: dict[str, set[str]] = {
 
 # Big or optional libraries, and the only files that may name them, relative to harness/.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "mlflow": ("lineage/server.py", "lineage/delivery.py", "lineage/registry.py", "lineage/store.py"),
+    "mlflow": (
+        "lineage/server.py",
+        "lineage/delivery.py",
+        "lineage/registry.py",
+        "lineage/store.py",
+        "lineage/twins.py",
+    ),
     "ffcv": ("data/ffcv_*.py", "data/prepare*.py"),
     "accelerate": ("training/world.py",),
     "datasets": ("data/*.py",),

@@ -154,7 +154,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def search_from_json(values: dict[str, Any]) -> SearchConfig:
-    """Rebuild the SearchConfig that `to_json` wrote; a missing or unknown field is a ValueError naming it."""
+    """Rebuild the SearchConfig that `to_json` wrote; an unknown field, or a missing one without default: ValueError."""
     nested = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "final": Schedule}
     try:
         parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in nested.items()}

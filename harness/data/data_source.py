@@ -86,6 +86,8 @@ def open_data(name: str, directory: Path | str, loader: Literal["ffcv", "memory"
     paths = {}
     for split, manifest in manifests.items():
         paths[split] = home / f"{split}.{ending}"
+        if paths[split].name not in manifest.files:
+            raise ValueError(f"{home / f'{split}.json'} lists no {paths[split].name}; prepare the data again")
         check_file(paths[split], manifest.files[paths[split].name])
     make_train, make_test = _loaders(spec, loader, paths)
     return DataSource(

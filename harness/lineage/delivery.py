@@ -58,6 +58,7 @@ from harness.lineage.server import (
     outputs,
     summary_of,
 )
+from harness.lineage.twins import remove_models
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -200,6 +201,8 @@ class Delivery:
         note = {} if NOTE_TAG in run.data.tags else note_tags(_note(run, record, used))
         self._log_batch(run_id, _points(record, model, used), params, note)
         self._tell_relatives(run, record, model, used)
+        if self.server.is_remote and model is not None:
+            remove_models(self.server, run, keep=model.model_id)
         reach("before-finished")
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
         self.completed.add(run_id)

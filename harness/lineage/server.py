@@ -8,10 +8,12 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import re
 import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,6 +47,7 @@ _REFUSALS = {
     "or MLFLOW_TRACKING_TOKEN",
     403: "this user may not do that (403): ask who runs the server for the permission",
 }
+_FRESH_SECONDS = 5.0  # a server that was silent for longer is probed first: MLflow's own calls hang for minutes
 _FAMILY_DIGITS = 16
 
 
@@ -80,6 +83,7 @@ class Server:
         self.tracking_uri, self.experiment, self.local_directory = tracking_uri, experiment, local_directory
         self._connected: MlflowClient | None = None
         self._experiments: dict[str, str] | None = None
+        self._answered_at = -math.inf
 
     @property
     def is_file(self) -> bool:
@@ -104,6 +108,9 @@ class Server:
 
     def client(self) -> MlflowClient:
         """Return the client; ConnectionError when there is no MLflow to talk to."""
+        if self.is_remote and time.monotonic() - self._answered_at > _FRESH_SECONDS and _mlflow_installed():
+            _probe(self.tracking_uri or "")
+            self._answered_at = time.monotonic()
         if self._connected is None:
             if self.tracking_uri is None:
                 raise ConnectionError(f"no tracking store was asked for; nodes stay in {self.local_directory}")
@@ -112,24 +119,30 @@ class Server:
                     f"mlflow is not installed, so nodes stay in {self.local_directory}; "
                     "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
                 )
-            _probe(self.tracking_uri)
             database = sqlite_path(self.tracking_uri)
             if database is not None and not database.exists():
                 _make_database(database)
             self._connected = _quiet_client(self.tracking_uri)
         return self._connected
 
+    def preload(self) -> None:
+        """Import MLflow now rather than at the first call."""
+        if self.tracking_uri is not None and _mlflow_installed():
+            _quiet_mlflow()
+
     @contextlib.contextmanager
     def talking(self, action: str) -> Iterator[None]:
         """Turn whatever a store that is away, broken or full raises into one ConnectionError of one line."""
         try:
             yield
+            self._answered_at = time.monotonic()
         except (ValueError, LookupError):
             raise
         except Exception as error:
             if not isinstance(error, ConnectionError) and not _from_store(error):
                 raise
-            self._connected, self._experiments = None, None  # so that the next call asks anew, and quickly
+            # so that the next call asks anew, and quickly
+            self._connected, self._experiments, self._answered_at = None, None, -math.inf
             reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
             where = redact(self.tracking_uri or "")
             if (refused := _REFUSALS.get(_status_of(error) or 0)) is not None:
@@ -396,6 +409,11 @@ def _mlflow_installed() -> bool:
 
 def _quiet_client(tracking_uri: str) -> MlflowClient:
     """Return a client that reports nothing home, draws no bars, prints no links and gives up in seconds."""
+    return _quiet_mlflow()(tracking_uri=tracking_uri)
+
+
+def _quiet_mlflow() -> type[MlflowClient]:
+    """Import MLflow, told beforehand what it reads when it is imported or first used."""
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # the default of 7 is four minutes a call
@@ -410,7 +428,7 @@ def _quiet_client(tracking_uri: str) -> MlflowClient:
     from mlflow import MlflowClient
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-    return MlflowClient(tracking_uri=tracking_uri)
+    return MlflowClient
 
 
 def _make_database(path: Path) -> None:

@@ -27,6 +27,7 @@ from harness.lineage.server import (
     tag,
 )
 from harness.lineage.tombstone import TOMBSTONES
+from harness.lineage.twins import remove_twin_runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -59,6 +60,10 @@ class LineageStore:
         self.server = Server(tracking_uri, experiment, local.directory)
         self.delivery = Delivery(self.server, local)
         self.overviews = Overviews(self.server, self.summaries)
+
+    def apart(self) -> LineageStore:
+        """Return the same store over a connection of its own, for another thread."""
+        return LineageStore(self.tracking_uri, self.local, self.server.experiment)
 
     def require(self) -> None:
         """Raise ConnectionError, within half a minute, if the tracking server that was asked for gives no answer."""
@@ -244,8 +249,15 @@ class LineageStore:
             run_id = self._deliver(directory)
             if run_id in self.delivery.completed:
                 yield directory, run_id
+        self.tidy()
         self.overviews.touch(record.key for record in records.values() if record.kind == "search")
         self.show()
+
+    def tidy(self) -> None:
+        """Delete what a server that was slow made twice; ConnectionError if it is away."""
+        if self.server.readable():
+            with self.server.talking("look for runs that were made twice"):
+                remove_twin_runs(self.server)
 
     def _fetch(self, run: Run) -> Path:
         """Make a local node of a finished run, every digest checked; the run's tags are the anchor."""

@@ -19,7 +19,8 @@ from harness.reproduction.collect import collect
 from harness.reproduction.page import RUNS
 from harness.reproduction.plan import Plan
 from harness.reproduction.results import Point, Results
-from harness.runs.archive import deliver, run_id_of
+from harness.runs.archive import run_id_of
+from harness.runs.courier import deliver
 from harness.runs.node import now_ms
 
 PAGE = "page.md"

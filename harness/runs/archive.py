@@ -6,7 +6,7 @@ unfinished one is made.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask, check_fits
 from harness.models import ParamPartition
 from harness.progress import say
+from harness.runs.courier import Courier
 from harness.runs.keeper import Circumstances, RunKeeper, Saving
 from harness.runs.node import Draft, Node, now_ms, texts
 from harness.runs.unfinished import Unfinished
@@ -42,6 +43,8 @@ class Archive:
         self.world, self.store, self.partition, self.template = world, store, partition, template
         self.saving = saving
         self.circumstances = Circumstances()
+        self.courier = Courier(store)
+        self._made_here: set[str] = set()
 
     def once(self, draft: Draft, make: Callable[[Draft, RunKeeper], tuple[Checkpoint, Mask]]) -> Node:
         """Return the finished run of `draft.key`, making and committing it if there is none.
@@ -52,12 +55,12 @@ class Archive:
         """
         parents = [parent.key for parent in draft.parents]
         unfinished = Unfinished(self.store.local.directory, draft.kind, draft.key, draft.name, parents)
-        if self._exists(draft.key):
+        if self._exists(draft.key, parents):
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(draft)
         self._stop_if_asked()
         with self._claimed(unfinished, draft.config):
-            if self._exists(draft.key):  # another launch was faster
+            if self._exists(draft.key, parents):  # another launch was faster
                 self.world.on_main(unfinished.discard)
                 return self._reuse(draft)
             keeper = RunKeeper(self.world, unfinished, draft, self.saving, self.circumstances)
@@ -108,7 +111,7 @@ class Archive:
 
         Unless `fitting` is false it must be of this network: else a ValueError names every tensor that is not.
         """
-        if not self._exists(key):
+        if not self._exists(key, []):
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key, fitting=fitting)
 
@@ -124,12 +127,23 @@ class Archive:
         return Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
 
     def commit(self, record: LineageRecord, determinants: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Commit a node locally, then hand it to MLflow (rank 0); a server that is away only costs a warning."""
+        """Commit a node locally and have it delivered to MLflow (rank 0); no server is waited for."""
         self.store.local.commit(record, write, determinants)
-        deliver(self.store, record.key)
+        self._made_here.add(record.key)
+        self.courier.send(record.key)
 
-    def _exists(self, key: str) -> bool:
-        found = self.world.on_main(lambda: find(self.store, key) is not None)
+    def find(self, key: str, parents: Sequence[str]) -> Path | None:
+        """Return the directory of a finished node, fetched from the server if need be (rank 0); None if there is none.
+
+        A server that is known to be away is not asked. Nor is one about what is made from runs of this launch: had
+        another launch finished that, it would have finished them too, and they would not have been made here.
+        """
+        if self.courier.away or not self._made_here.isdisjoint(parents):
+            return self.store.local.find(key)
+        return find(self.store, key)
+
+    def _exists(self, key: str, parents: Sequence[str]) -> bool:
+        found = self.world.on_main(lambda: self.find(key, parents) is not None)
         return self.world.share_flag(bool(found))
 
     def _sign_counts(self, checkpoint: Checkpoint, signed_mask: SignedMask) -> dict[str, float]:
@@ -175,7 +189,7 @@ class Archive:
     def _load(self, key: str, *, fitting: bool = True) -> Node:
         def read() -> tuple[Checkpoint, SignedMask]:
             local = self.store.local
-            deliver(self.store, key)
+            self.courier.send(key)
             checkpoint = Checkpoint.load(local.open_file(key, CHECKPOINT))
             signed_mask = SignedMask.load(local.open_file(key, SIGNED_MASK))
             shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
@@ -183,6 +197,10 @@ class Archive:
             if fitting:
                 check_fits(shapes, own, f"run {key[:16]}…")
                 check_fits(own, shapes, "the network")
+                params = {name: tensor.shape for name, tensor in self.template.params.items()}
+                prunable = {name: params[name] for name in self.partition.prunable}
+                check_fits({name: sign.shape for name, sign in signed_mask.signs.items()}, params, f"mask {key[:16]}…")
+                check_fits(signed_mask.mask.shapes(), prunable, f"mask {key[:16]}…")
             return checkpoint, signed_mask
 
         loaded = self.world.on_main(read)
@@ -205,9 +223,8 @@ class Archive:
         return self._node(key, shared, SignedMask(share(signed_mask.signs), mask, self.partition.norm))
 
     def _node(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> Node:
-        known = self.world.on_main(lambda: (self.store.local.load(key), run_id_of(self.store, key)))
-        record, run_id = known or (None, None)
-        return Node(key, checkpoint, signed_mask, record, run_id)
+        record = self.world.on_main(lambda: self.store.local.load(key))
+        return Node(key, checkpoint, signed_mask, record, self.courier if self.world.is_main else None)
 
 
 def find(store: LineageStore, key: str) -> Path | None:
@@ -217,21 +234,6 @@ def find(store: LineageStore, key: str) -> Path | None:
     except ConnectionError as error:
         say(f"warning: {error}; looking among local runs alone")
         return store.local.find(key)
-
-
-def deliver(store: LineageStore, key: str) -> str | None:
-    """Hand a committed node to MLflow; return its run ID, or None, with a warning, when it cannot go there now."""
-    directory = store.local.find(key)
-    assert directory is not None
-    if store.tracking_uri is None:
-        return None  # local runs alone were asked for
-    try:
-        return store.deliver(directory)
-    except ConnectionError as error:
-        say(f"warning: {error}; nothing is lost: `python tools/lineage.py sync` delivers it later")
-    except LookupError as error:  # a parent made elsewhere: no reason to lose what was made here
-        say(f"warning: {error}; it stays among the local runs")
-    return None
 
 
 def run_id_of(store: LineageStore, key: str) -> str | None:

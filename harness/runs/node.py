@@ -13,6 +13,7 @@ from harness.digest import sha256_json
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
+from harness.runs.courier import Courier
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,13 @@ class Node:
     signed_mask: SignedMask
     record: LineageRecord | None
     """What the lineage knows of it; on rank 0 alone."""
-    run_id: str | None = None
-    """MLflow's name for it; None where it has not been delivered, and on other ranks."""
+    courier: Courier | None = field(default=None, compare=False, repr=False)
+    """Who delivers it to MLflow; on rank 0 alone."""
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name for it, once it is delivered; None where it cannot be now, and on other ranks."""
+        return self.courier.run_id(self.key) if self.courier is not None else None
 
     @property
     def mask(self) -> Mask:

@@ -8,13 +8,11 @@ import pytest
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.digest import sha256_json
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.record import Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
-from harness.runs.archive import Archive, deliver
+from harness.runs.archive import Archive
 from harness.runs.keeper import RunKeeper, Saving
 from harness.runs.node import Draft
 from harness.training.world import World
@@ -63,24 +61,12 @@ def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, 
     assert made == ["a run"]
 
 
-@pytest.mark.parametrize(
-    ("error", "said"),
-    [
-        (ConnectionError("cannot deliver"), "lineage.py sync"),
-        (LookupError("its parent is nowhere"), "stays among the local runs"),
-    ],
-)
-def test_a_run_that_cannot_be_delivered_is_a_warning(tmp_path: Path, monkeypatch, capsys, error, said):
-    store = open_store(tmp_path, f"sqlite:///{tmp_path}/never-made.db")
-    key = sha256_json("child")
-    record = LineageRecord(key=key, kind="level", name="child", parents=(Parent(sha256_json("far"), "pruned-from"),))
-    store.local.commit(record, lambda directory: None)
-
-    def fail(self: LineageStore, directory: Path) -> str:
-        raise error
-
-    monkeypatch.setattr(LineageStore, "deliver", fail)
-    assert deliver(store, key) is None
-    message = capsys.readouterr().err
-    assert str(error) in message and said in message
-    assert LocalNodes(tmp_path).load(key).name == "child"
+def test_no_server_is_asked_about_what_is_made_from_runs_of_this_launch(archive: Archive, monkeypatch):
+    asked: list[str] = []
+    monkeypatch.setattr(LineageStore, "find", lambda self, key: asked.append(key))
+    made: list[str] = []
+    first = archive.once(draft(), make(archive, made))
+    assert set(asked) == {first.key}
+    child = Draft({"a": "child"}, "training", "child", (Parent(first.key, "masked-by"),), {}, {}, 0, 0)
+    archive.once(child, make(archive, made))
+    assert set(asked) == {first.key} and made == ["a run", "child"]

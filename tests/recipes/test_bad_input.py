@@ -1,0 +1,151 @@
+"""Bad input is refused by name before any step is taken; every altered byte of what was made is found."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from bad_inputs import BAD_INPUTS, Bad, Place
+from launching import REPOSITORY
+
+import harness.experiment
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
+from harness.data import open_data
+from harness.data.prepare import prepare
+from harness.final import Trial, final_training
+from harness.launch import launched, launched_ticket
+from harness.lineage.local import LocalNodes
+from harness.search import search
+
+
+def settings(place: Path, num_levels: int) -> SearchConfig:
+    return SearchConfig(
+        data=DataConfig("digits", directory=place / "data", loader="memory"),
+        model=ModelConfig("resnet8", width=2),
+        optim=OptimConfig(name="sgd", lr=0.1),
+        warmup_epochs=0,
+        level_epochs=1,
+        num_levels=num_levels,
+        final=Schedule(1, "constant"),
+        global_batch_size=64,
+        runs=place / "runs",
+        offline=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory) -> Place:
+    """A finished search of one pruning level."""
+    where = tmp_path_factory.mktemp("good")
+    prepare("digits", where / "data")
+    with launched(settings(where, 1)) as experiment:
+        return Place(where, search(experiment).ticket.key)
+
+
+@pytest.fixture
+def no_training(monkeypatch) -> None:
+    """No training may begin."""
+
+    def begun(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a training began")
+
+    monkeypatch.setattr(harness.experiment, "train", begun)
+
+
+def launch(bad: Bad, place: Place) -> None:
+    """Go on with the search, or train from its level."""
+    if bad.kind == "ticket":
+        (root,) = (place.directory / "runs").glob("search-*")
+        ticket = root.name.partition("-")[2] if bad.ticket == "search" else bad.ticket or place.key
+        config = TicketConfig(
+            ticket, runs=place.directory / "runs", data_directory=place.directory / "data", offline=True
+        )
+        config = replace(config, **bad.options)
+        with launched_ticket(config) as (experiment, node):
+            trial = Trial(config.kind, config.init_seed, config.sgd_seed)
+            final_training(experiment, trial, node, same_init=config.same_init)
+        return
+    config = settings(place.directory, 2)
+    options = dict(bad.options)
+    if "model" in options:
+        options["model"] = ModelConfig(*options["model"])
+    data = {name: options.pop(key) for name, key in (("name", "data"), ("directory", "directory")) if key in options}
+    options["data"] = replace(config.data, loader=bad.loader, **data)
+    with launched(replace(config, **options)) as experiment:
+        search(experiment)
+
+
+@pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: f"{bad.kind}: {bad.name}")
+def test_refused_by_name_before_any_step(good: Place, tmp_path: Path, monkeypatch, no_training, bad: Bad):
+    shutil.copytree(good.directory, tmp_path / "place")
+    place = replace(good, directory=tmp_path / "place")
+    bad.spoil(place)
+    for name, value in bad.environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises((ValueError, LookupError, OSError), match=f"(?s){bad.words}") as caught:
+        launch(bad, place)
+    assert not isinstance(caught.value, KeyError)
+
+
+def test_without_the_damage_it_would_train(good: Place, tmp_path: Path, no_training):
+    """So what is refused above is refused for what was done to it."""
+    for number, bad in enumerate(
+        (Bad("nothing", lambda place: None, "", ""), Bad("nothing", lambda place: None, "", "ticket"))
+    ):
+        shutil.copytree(good.directory, tmp_path / str(number))
+        with pytest.raises(AssertionError, match="a training began"):
+            launch(bad, replace(good, directory=tmp_path / str(number)))
+
+
+POSITIONS = 100
+
+
+def test_every_altered_byte_is_found(good: Place, tmp_path: Path):
+    """Of every file of a level, and of the data files of both loaders."""
+    shutil.copytree(good.directory, tmp_path / "place")
+    place, generator = replace(good, directory=tmp_path / "place"), random.Random(7)
+    nodes = LocalNodes(place.directory / "runs")
+    names = [*nodes.load(place.key).files, "record.json", "SHA256SUMS"]
+
+    def check_node() -> None:
+        for name in names[:-2]:
+            nodes.open_file(place.key, name)
+
+    tried = Counter({name: _alter(place.node / name, check_node, generator) for name in names})
+    for loader, ending in (("ffcv", "beton"), ("memory", "safetensors")):
+        for split in ("train", "test"):
+            name = f"{split}.{ending}"
+            check = lambda loader=loader: open_data("digits", place.directory / "data", loader)  # noqa: E731
+            tried[name] = _alter(place.data / name, check, generator)
+    print(f"{sum(tried.values())} altered bytes found of {sum(tried.values())}: {dict(tried)}")
+    assert f"| {sum(tried.values())} | {sum(tried.values())} |" in (REPOSITORY / "docs" / "reliability.md").read_text()
+
+
+def _alter(path: Path, check: Callable[[], object], generator: random.Random) -> int:
+    """Give single bytes at random places another value, one at a time; each must be a ValueError that names a file."""
+    whole = path.read_bytes()
+    check()
+    for _ in range(POSITIONS):
+        place, value = generator.randrange(len(whole)), generator.randrange(1, 256)
+        data = bytearray(whole)
+        data[place] ^= value
+        path.write_bytes(data)
+        with pytest.raises(ValueError, match=r"SHA256SUMS|\.json|\.safetensors|\.beton|allowed are"):
+            check()
+    path.write_bytes(whole)
+    os.utime(path)
+    check()
+    return POSITIONS
+
+
+def test_the_documentation_counts_them():
+    text = (REPOSITORY / "docs" / "reliability.md").read_text()
+    assert f"| {len(BAD_INPUTS)} | {len(BAD_INPUTS)} |" in text
+    for kind, count in Counter(bad.kind for bad in BAD_INPUTS).items():
+        assert f"{kind} ({count})" in text, (kind, count)

@@ -1,0 +1,150 @@
+"""A tracking server that fails in every way in the middle of a search: the training does not wait, nothing is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from fault_proxy import Fault, FaultProxy, fault_proxy
+from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, run
+from mlflow import MlflowClient
+from tracking_server import free_port, server
+
+from harness.lineage.store import LineageStore, open_store
+
+LEVELS = 8
+OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "2", "--num-levels", str(LEVELS)]
+# each begins in the middle of a delivery, with a request of this kind
+SHORT: list[tuple[bytes, Fault]] = [(b"/runs/log-batch", "answering 500"), (b"PUT ", "hanging")]
+MORE: list[tuple[bytes, Fault]] = [
+    (b"/runs/create", "hanging"),
+    (b"/runs/update", "refusing"),  # which would mark the run finished
+    (b"/logged-models", "answering 500"),
+]
+HELD_UP_SECONDS = 3.0
+"""Between two levels; a single probe of a server that hangs takes 5 s."""
+
+
+@dataclass
+class Search:
+    """A search on its way, and what stands between it and the server."""
+
+    where: Path
+    launch: subprocess.Popen[bytes]
+    proxy: FaultProxy
+    direct: LineageStore
+
+    def levels(self) -> int:
+        """Levels that are committed on disk."""
+        return len(list((self.where / "runs").glob("level-*/record.json")))
+
+    def delivered(self) -> int:
+        """Levels that the launch knows to be delivered."""
+        return len(list((self.where / "runs" / ".delivered").glob("level-*")))
+
+    def wait(self, what: Callable[[], bool], seconds: float = 120) -> None:
+        """Wait until something is true, while the search goes on."""
+        until = time.monotonic() + seconds
+        while not what():
+            assert self.launch.poll() is None and time.monotonic() < until, (self.where / "log").read_text()
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def started(where: Path, proxy: FaultProxy, direct: str) -> Iterator[Search]:
+    """Start the search."""
+    command = [*LAUNCH, "--num_processes", "1", str(REPOSITORY / "recipes" / "aws_digits.py"), *OPTIONS]
+    # as short as a test needs: by default a request is given up after three times 30 s
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
+    with open(where / "log", "w") as log:
+        environment = {**os.environ, **limits, "MLFLOW_TRACKING_URI": proxy.uri}
+        launch = subprocess.Popen(command, cwd=where, env=environment, stdout=log, stderr=log)
+    try:
+        yield Search(where, launch, proxy, open_store(where / "none", direct))
+    finally:
+        launch.kill()
+        launch.wait()
+
+
+def assert_finished_runs_are_whole(store: LineageStore) -> int:
+    """Every run that is marked finished has all its files, and each point once; return how many runs that are."""
+    client = MlflowClient(store.tracking_uri)
+    finished = [node for node in store.summaries() if node.status == "FINISHED"]
+    for node in finished:
+        assert node.run_id is not None
+        for name, digest, _ in store.stored_digests(node.run_id, [*node.files]):
+            assert digest == node.files[name]
+        record = store.load(node.run_id)
+        for metric in ("train_loss", "test_error_percent"):
+            points = client.get_metric_history(node.run_id, metric)
+            expected = [(one.step, one.timestamp_ms) for one in record.metrics if one.name == metric]
+            assert sorted((one.step, one.timestamp) for one in points) == sorted(expected)
+    return len(finished)
+
+
+def gaps_seconds(where: Path) -> list[float]:
+    """Seconds between the end of each level and the beginning of the next: where a training would wait."""
+    levels = [record for _, record in sorted(nodes(where, "level").items())]
+    return [(b["started_ms"] - a["finished_ms"]) / 1000 for a, b in zip(levels, levels[1:], strict=False)]
+
+
+@pytest.mark.parametrize("faults", [SHORT, pytest.param(MORE, marks=pytest.mark.slow)], ids=["short", "more"])
+def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
+    """The last fault stays to the end of the launch."""
+    where, port = elsewhere(prepared, tmp_path / "search"), free_port()
+    direct = f"http://127.0.0.1:{port}"
+    with fault_proxy(port) as proxy:
+        with server(tmp_path, port), started(where, proxy, direct) as search:
+            for word, fault in faults:
+                known = search.delivered()
+                search.wait(lambda least=known: search.delivered() > least)  # it is at work, again
+                proxy.fault_at(word, fault)
+                search.wait(proxy.triggered.is_set)
+                before, known = search.levels(), search.delivered()
+                search.wait(lambda least=before: search.levels() >= least + 2)  # the training goes on
+                assert search.delivered() == known
+                whole = assert_finished_runs_are_whole(search.direct)
+                print(f"{fault}: {search.levels() - before} levels made meanwhile, {whole} runs finished, and whole")
+                if (word, fault) != faults[-1]:
+                    proxy.heal()
+            while search.levels() < LEVELS + 1:
+                assert search.launch.poll() is None, (where / "log").read_text()
+                time.sleep(0.02)
+            trained = time.monotonic()
+            assert search.launch.wait(60) == 0, (where / "log").read_text()
+            print(f"{fault} to the end: the launch ended {time.monotonic() - trained:.1f} s after its last level")
+        assert search.levels() == LEVELS + 1 > search.delivered()
+        assert "`python tools/lineage.py sync` delivers it later" in (where / "log").read_text()
+        gaps = gaps_seconds(where)
+        print(f"between levels: at most {max(gaps):.2f} s, {sum(gaps) / len(gaps):.2f} s on average")
+        assert max(gaps) < HELD_UP_SECONDS
+        proxy.heal()
+        with server(tmp_path, port):  # killed and started again
+            for _ in range(2):
+                run(where, sys.executable, str(REPOSITORY / "tools" / "lineage.py"), "sync", MLFLOW_TRACKING_URI=direct)
+            store = open_store(tmp_path / "none", direct)
+            keys = [record["key"] for kind in ("search", "level") for record in nodes(where, kind).values()]
+            assert sorted(run.key for run in store.summaries()) == sorted(keys)
+            assert assert_finished_runs_are_whole(store) == len(keys) == LEVELS + 2
+            assert {str(model.status) for model in models(store)} == {"READY"} and len(models(store)) == len(keys)
+    assert order_of_delivery(where) == list(range(LEVELS + 1))
+
+
+def order_of_delivery(where: Path) -> list[int]:
+    """The levels in the order in which the last of them was seen to be delivered."""
+    remembered = (where / "runs" / ".delivered").glob("level-*")
+    level_of = {f"level-{one['key'][:16]}": int(one["tags"]["level"]) for one in nodes(where, "level").values()}
+    return [level_of[path.stem] for path in sorted(remembered, key=lambda path: path.stat().st_mtime_ns)]
+
+
+def models(store: LineageStore) -> list[object]:
+    """All logged models of the server."""
+    client = MlflowClient(store.tracking_uri)
+    return list(client.search_logged_models([one.experiment_id for one in client.search_experiments()]))

@@ -1,0 +1,145 @@
+"""Delivery beside the training: in order, later when the server was away, and no call waits for a server that hangs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from harness.digest import sha256_json
+from harness.lineage.record import LineageRecord
+from harness.lineage.store import LineageStore, open_store
+from harness.runs.courier import Courier
+
+KEYS = [sha256_json(f"run {number}") for number in range(4)]
+
+
+class Store:
+    """What stands in for MLflow: takes nodes, or does what `act` does."""
+
+    def __init__(self) -> None:
+        self.taken: list[str] = []
+        self.act = lambda name: None
+
+    def deliver(self, store: LineageStore, directory: Path) -> str:
+        name = directory.name.removeprefix("level-")
+        self.act(name)
+        self.taken.append(name)
+        return f"run of {name}"
+
+
+@pytest.fixture
+def mlflow(monkeypatch) -> Store:
+    made = Store()
+    monkeypatch.setattr(LineageStore, "deliver", lambda store, directory: made.deliver(store, directory))
+    monkeypatch.setattr(LineageStore, "tidy", lambda store: None)
+    return made
+
+
+@pytest.fixture
+def courier(tmp_path: Path, mlflow: Store) -> Iterator[Courier]:
+    store = open_store(tmp_path, f"sqlite:///{tmp_path}/never-made.db")
+    for key in KEYS:
+        store.local.commit(LineageRecord(key=key, kind="level", name=key[:4]), lambda directory: None)
+    yield Courier(store)
+
+
+def short(*numbers: int) -> list[str]:
+    return [KEYS[number][:16] for number in numbers]
+
+
+def test_in_the_order_they_were_sent_and_once(courier: Courier, mlflow: Store):
+    for number in (2, 0, 0, 1):
+        courier.send(KEYS[number])
+    assert courier.run_id(KEYS[1]) == f"run of {KEYS[1][:16]}"
+    courier.send(KEYS[2])
+    courier.settle()
+    assert mlflow.taken == short(2, 0, 1)
+
+
+def test_a_server_that_hangs_is_not_waited_for(courier: Courier, mlflow: Store):
+    answers = threading.Event()
+    mlflow.act = lambda name: answers.wait(60) and None
+    began = time.monotonic()
+    for key in KEYS:
+        courier.send(key)
+    assert time.monotonic() - began < 1.0 and mlflow.taken == []
+    courier.settle(0.1)
+    assert mlflow.taken == []
+    answers.set()
+    courier.settle()
+    assert mlflow.taken == short(0, 1, 2, 3)
+
+
+def away(name: str) -> None:
+    raise ConnectionError("cannot deliver")
+
+
+def test_what_waits_for_a_server_that_was_away_goes_first(courier: Courier, mlflow: Store, capsys):
+    mlflow.act = away
+    courier.send(KEYS[0])
+    assert courier.run_id(KEYS[0]) is None and courier.away
+    courier.send(KEYS[1])
+    courier.settle()
+    assert "cannot deliver; nothing is lost: `python tools/lineage.py sync`" in capsys.readouterr().err
+    mlflow.act = lambda name: None
+    courier.send(KEYS[2])
+    courier.settle()
+    assert mlflow.taken == short(0, 1, 2) and not courier.away
+
+
+def test_the_end_of_a_launch_tries_once_more(courier: Courier, mlflow: Store):
+    with courier.working():
+        mlflow.act = away
+        courier.send(KEYS[0])
+        courier.settle()
+        mlflow.act = lambda name: None
+    assert mlflow.taken == short(0)
+
+
+def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(courier: Courier, mlflow: Store, monkeypatch):
+    monkeypatch.setattr("harness.runs.courier.STOPPING_SECONDS", 0.2)
+    answers = threading.Event()
+    mlflow.act = lambda name: answers.wait(60) and None
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="its own"), courier.working():
+        courier.send(KEYS[0])
+        raise ValueError("its own")
+    assert time.monotonic() - began < 5
+    answers.set()
+
+
+def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: Courier, mlflow: Store, capsys):
+    def orphan(name: str) -> None:
+        if name == KEYS[0][:16]:
+            raise LookupError("its parent is nowhere")
+
+    mlflow.act = orphan
+    courier.send(KEYS[0])
+    courier.send(KEYS[1])
+    assert courier.run_id(KEYS[0]) is None
+    assert "its parent is nowhere; it stays among the local runs" in capsys.readouterr().err
+    assert mlflow.taken == short(1)
+
+
+def test_what_no_later_attempt_can_mend_is_raised_in_the_training(courier: Courier, mlflow: Store):
+    def altered(name: str) -> None:
+        raise ValueError("checkpoint.safetensors was altered")
+
+    mlflow.act = altered
+    courier.send(KEYS[0])
+    with pytest.raises(ValueError, match="was altered"):
+        courier.settle()
+    mlflow.act = lambda name: None
+    courier.send(KEYS[1])
+    assert courier.run_id(KEYS[1]) is not None
+
+
+def test_offline_nothing_is_started(tmp_path: Path):
+    before = threading.active_count()
+    courier = Courier(open_store(tmp_path, offline=True))
+    courier.send(KEYS[0])
+    assert courier.run_id(KEYS[0]) is None and threading.active_count() == before
