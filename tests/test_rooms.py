@@ -56,13 +56,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Big or optional libraries, and the only files that may name them, relative to harness/.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "mlflow": (
-        "lineage/server.py",
-        "lineage/delivery.py",
-        "lineage/registry.py",
-        "lineage/store.py",
-        "lineage/twins.py",
-    ),
+    "mlflow": tuple(f"lineage/{name}.py" for name in ("server", "delivery", "registry", "twins", "store")),
     "ffcv": ("data/ffcv_*.py", "data/prepare*.py"),
     "accelerate": ("training/world.py",),
     "datasets": ("data/*.py",),

@@ -2,11 +2,12 @@
 
 python tools/crashtest.py                              (20 kills, some ten minutes)
 
-python tools/crashtest.py --kills 100 --processes 2
+python tools/crashtest.py --kills 100 --processes 2 --json kills.json
 
 A small search on digits runs once undisturbed. Then it runs in fresh directories, is killed with SIGKILL and started
 again until it is finished. Checkpoints and signed masks must have the same bytes, and MLflow exactly one finished run
-for each node. Exits with 1 at the first difference, and says where to look.
+for each node. Says after each search where it was killed, and at the end how many kills of how many were survived, by
+place. Exits with 1 at the first difference, and says where to look.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NoReturn
 
 import psutil
 import tyro
@@ -62,6 +65,49 @@ class Arguments:
     """Chooses the points and times."""
     keep: bool = False
     """Keep the directories."""
+    json: Path | None = None
+    """Write the counts there, too, after every search."""
+
+
+@dataclass
+class Tally:
+    """How often it was killed, and where; and how many of these kills the searches have survived so far."""
+
+    arguments: Arguments
+    started: float = field(default_factory=time.monotonic)
+    searches: int = 0
+    survived: int = 0
+    places: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def kills(self) -> int:
+        """Kills so far."""
+        return self.places.total()
+
+    def line(self) -> str:
+        """Everything in one line, the places by name."""
+        places = ", ".join(f"{place} {count}" for place, count in sorted(self.places.items()))
+        minutes = (time.monotonic() - self.started) / 60
+        return (
+            f"survived {self.survived} of {self.kills} kills in {self.searches} searches of {self.arguments.processes} "
+            f"process(es), seed {self.arguments.seed}, {minutes:.0f} minutes: {places}"
+        )
+
+    def write(self) -> None:
+        """Write the counts as JSON, if that was asked for."""
+        if self.arguments.json is not None:
+            numbers = {
+                "kills": self.kills,
+                "survived": self.survived,
+                "places": dict(sorted(self.places.items())),
+                "searches": self.searches,
+                "processes": self.arguments.processes,
+                "seed": self.arguments.seed,
+                "seconds": round(time.monotonic() - self.started),
+                "problems": self.problems,
+            }
+            self.arguments.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 @dataclass
@@ -136,30 +182,30 @@ def main(arguments: Arguments) -> int:
     expected = reference.files()
     points = [f"{point}:{n}" for point in POINTS for n in [generator.randint(1, _passed(point))]]
     generator.shuffle(points)
-    killed: dict[str, int] = {}
-    number = 0
+    tally = Tally(arguments)
     with tqdm(total=arguments.kills, unit="kill") as bar:
-        while sum(killed.values()) < arguments.kills:
-            number += 1
-            trial = Trial(_new(place, f"trial-{number}"), arguments.processes)
-            for name in _kill_until_finished(trial, points, generator, length, arguments.kills - sum(killed.values())):
-                killed[name] = killed.get(name, 0) + 1
-                bar.update()
-            problems = trial.problems(expected)
-            if problems:
-                print(f"after {sum(killed.values())} kills ({killed}): {'; '.join(problems)}\nsee {trial.where}")
+        while tally.kills < arguments.kills:
+            tally.searches += 1
+            trial = Trial(_new(place, f"trial-{tally.searches}"), arguments.processes)
+            killed = _kill_until_finished(trial, points, generator, length, arguments.kills - tally.kills, bar)
+            tally.places.update(killed)
+            tally.problems = trial.problems(expected)
+            tally.survived += 0 if tally.problems else len(killed)
+            tally.write()
+            if tally.problems:
+                print(f"{tally.line()}\n{'; '.join(tally.problems)}\nsee {trial.where}")
                 return 1
+            tqdm.write(f"search {tally.searches} ended with the same bytes after kills at: {', '.join(killed)}")
             if not arguments.keep:
                 shutil.rmtree(trial.where)
-    print(f"{sum(killed.values())} kills in {number} searches of {arguments.processes} process(es), all with the same")
-    print(f"bytes as the undisturbed one and one finished MLflow run a node: {dict(sorted(killed.items()))}")
+    print(tally.line())
     if not arguments.keep:
         shutil.rmtree(place)
     return 0
 
 
 def _kill_until_finished(
-    trial: Trial, points: list[str], generator: random.Random, length: float, most: int
+    trial: Trial, points: list[str], generator: random.Random, length: float, most: int, bar: tqdm[NoReturn]
 ) -> list[str]:
     """Kill launch after launch, first at named points and then at random times; return where each died."""
     killed: list[str] = []
@@ -172,6 +218,7 @@ def _kill_until_finished(
             if trial.start(point).wait(PATIENCE * length) != 0:
                 _require_killed(trial)
                 killed.append(point.partition(":")[0])
+                bar.update()
         else:
             process = trial.start()
             try:
@@ -181,6 +228,7 @@ def _kill_until_finished(
                 _kill(process.pid)
                 process.wait()
                 killed.append("random time")
+                bar.update()
     return killed
 
 

@@ -45,6 +45,7 @@ class Archive:
         self.circumstances = Circumstances()
         self.courier = Courier(store)
         self._made_here: set[str] = set()
+        self._fetched: set[str] = set()
 
     def once(self, draft: Draft, make: Callable[[Draft, RunKeeper], tuple[Checkpoint, Mask]]) -> Node:
         """Return the finished run of `draft.key`, making and committing it if there is none.
@@ -102,6 +103,11 @@ class Archive:
     def _reuse(self, draft: Draft) -> Node:
         node = self._load(draft.key)
         if node.record is not None:
+            local, server = self.store.local.directory, self.store.server.address
+            source = (
+                f"fetched from MLflow at {server} into {local}" if draft.key in self._fetched else f"taken from {local}"
+            )
+            say(f"{node.record.name!r} is finished: {source}")
             then = node.record.code | texts(node.record.config.get("launch", {}))
             self.circumstances.compare(f"{node.record.name!r} is reused, though it was made", then, draft.circumstances)
         return node
@@ -138,9 +144,13 @@ class Archive:
         A server that is known to be away is not asked. Nor is one about what is made from runs of this launch: had
         another launch finished that, it would have finished them too, and they would not have been made here.
         """
-        if self.courier.away or not self._made_here.isdisjoint(parents):
-            return self.store.local.find(key)
-        return find(self.store, key)
+        here = self.store.local.find(key)
+        if here is not None or self.courier.away or not self._made_here.isdisjoint(parents):
+            return here
+        fetched = find(self.store, key)
+        if fetched is not None:
+            self._fetched.add(key)
+        return fetched
 
     def _exists(self, key: str, parents: Sequence[str]) -> bool:
         found = self.world.on_main(lambda: self.find(key, parents) is not None)

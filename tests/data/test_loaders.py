@@ -123,16 +123,20 @@ def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_ranks_and_workers_make_the_same_global_batches(sources: dict, name: str, loader: str) -> None:
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 2), (3, 1), (4, 1)])
+def test_ranks_and_workers_make_the_same_global_batches(
+    sources: dict, name: str, loader: str, world_size: int, num_workers: int
+) -> None:
+    """Of each step: the same samples with the same augmentation as one process has, in the same order."""
     source = sources[name, loader]
     alone = source.train_loader(global_batch_size=12, num_workers=1)
-    pair = [
-        source.train_loader(global_batch_size=12, rank=rank, world_size=2, num_workers=2).epoch(NOISE, 0)
-        for rank in range(2)
+    shape = {"world_size": world_size, "num_workers": num_workers}
+    ranks = [
+        source.train_loader(global_batch_size=12, rank=rank, **shape).epoch(NOISE, 0) for rank in range(world_size)
     ]
-    for whole, first, second in zip(alone.epoch(NOISE, 0), *pair, strict=True):
-        for a, b, c in zip(whole, first, second, strict=True):
-            assert torch.equal(a, torch.cat([b, c]))
+    for whole, *shares in zip(alone.epoch(NOISE, 0), *ranks, strict=True):
+        for a, *parts in zip(whole, *shares, strict=True):
+            assert torch.equal(a, torch.cat(parts))
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])

@@ -53,10 +53,11 @@ def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, 
     made: list[str] = []
     archive.once(draft(), make(archive, made))
     archive.once(draft(), make(archive, made))
-    assert "warning" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "warning" not in said and f"'a run' is finished: taken from {archive.store.local.directory}" in said
     for _ in range(2):
         archive.once(draft(threads=2), make(archive, made))
-    warnings = capsys.readouterr().err.splitlines()
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1 and "'a run' is reused" in warnings[0] and "threads 1 (now 2)" in warnings[0]
     assert made == ["a run"]
 

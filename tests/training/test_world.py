@@ -64,6 +64,11 @@ def test_a_failure_on_any_rank_ends_all():
             # in one write, since both processes share the stream
             os.write(1, f"{world.rank} {type(error).__name__}: {error}\\n".encode())
         assert world.on_all(lambda: 7) == 7
+        world.require_equal("the mask of level 3", "ab" * 32)
+        try:
+            world.require_equal("the mask of level 4", f"{world.rank}" * 64)
+        except ValueError as error:
+            os.write(1, f"{world.rank} {error}\\n".encode())
         assert world.on_main(lambda: "rank 0") == ("rank 0" if world.rank == 0 else None)
         world.close()
     """
@@ -73,7 +78,9 @@ def test_a_failure_on_any_rank_ends_all():
     assert done.returncode == 0, done.stderr
     assert sorted(re.findall(r"^\d.*$", done.stdout, re.M)) == [
         "0 OtherRankFailedError: process 1 of 2 failed; see its message",
+        "0 the mask of level 4 differs between processes (rank 0 has 000000000000…)",
         "1 ValueError: no data here",
+        "1 the mask of level 4 differs between processes (rank 1 has 111111111111…)",
     ]
 
 

@@ -1,0 +1,107 @@
+"""What a launch says of an unfinished or finished run that it goes on from, or nearly would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
+from harness.data.prepare import prepare
+from harness.launch import launched
+from harness.lineage.code import code_version
+from harness.search import search
+from harness.training.stop import StoppedError, StopRequest
+from harness.training.world import World
+
+LOOKS = 7
+"""At whether it is told to stop, before it is; an epoch has 20 steps."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    where = tmp_path_factory.mktemp("data")
+    prepare("digits", where)
+    return where
+
+
+def settings(data: Path, runs: Path, **changes: object) -> SearchConfig:
+    config = SearchConfig(
+        data=DataConfig("digits", directory=data, loader="memory"),
+        model=ModelConfig("resnet8", width=2),
+        optim=OptimConfig(name="sgd", lr=0.1),
+        warmup_epochs=1,
+        level_epochs=1,
+        num_levels=0,
+        final=Schedule(1, "constant"),
+        global_batch_size=64,
+        checkpoint_every=1,
+        checkpoint_unit="steps",
+        runs=runs,
+        offline=True,
+    )
+    return replace(config, **changes)
+
+
+def levels(config: SearchConfig) -> list[dict[str, str]]:
+    """Search, and return what is recorded of each level's code, with the digest of its files."""
+    with launched(config) as experiment:
+        found = [node.record for node in search(experiment).levels if node.record]
+    return [record.code | {"checkpoint": record.files["checkpoint.safetensors"]} for record in found]
+
+
+@pytest.fixture
+def begun(data: Path, tmp_path: Path, monkeypatch, capsys) -> Iterator[SearchConfig]:
+    """A search that was told to stop in the middle of level 0, by what came to every process."""
+    asked = iter(range(10_000))
+    with monkeypatch.context() as patch:
+        patch.setattr(StopRequest, "reason", property(lambda self: "got SIGTERM" if next(asked) > LOOKS else None))
+        config = settings(data, tmp_path / "runs")
+        with pytest.raises(StoppedError, match="SIGTERM"):
+            levels(config)
+    assert list((tmp_path / "runs").glob(".making-level-*/state-*"))
+    capsys.readouterr()
+    yield config
+
+
+def test_another_setting_begins_anew_and_says_what_differs(begun: SearchConfig, capsys):
+    levels(replace(begun, optim=replace(begun.optim, lr=0.05)))
+    said = capsys.readouterr().err
+    assert "is unfinished and differs only in search.optim.lr 0.1 → 0.05" in said and "goes on at" not in said
+
+
+def test_other_code_goes_on_with_a_warning_and_is_recorded(begun: SearchConfig, data, tmp_path, monkeypatch, capsys):
+    other = code_version() | {"commit": "f" * 40}
+    for place in ("harness.runs.node", "harness.runs.archive"):
+        monkeypatch.setattr(f"{place}.code_version", lambda: other)
+    (level,) = levels(begun)
+    said = capsys.readouterr().err
+    runs = tmp_path / "runs"
+    assert "goes on at epoch 0, step " in said and f"in {runs}/.making-level-" in said
+    assert f"was begun with commit {code_version()['commit']} (now {'f' * 40}); its numbers may differ" in said
+    assert level["commit"] == "f" * 40
+    (undisturbed,) = levels(settings(data, tmp_path / "undisturbed"))
+    assert level["checkpoint"] == undisturbed["checkpoint"]
+
+
+def test_finished_levels_say_where_they_come_from(data: Path, tmp_path: Path, monkeypatch, capsys):
+    """The run directory is another machine's: what it lacks is fetched from the tracking store."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
+    here, there = (settings(data, tmp_path / name, offline=False) for name in ("here", "there"))
+    first = levels(here)
+    assert "is finished" not in capsys.readouterr().err
+    assert levels(here) == first
+    assert f"is finished: taken from {tmp_path}/here" in capsys.readouterr().err
+    assert levels(there) == first
+    said = capsys.readouterr().err
+    assert f"is finished: fetched from MLflow at sqlite:///{tmp_path}/mlflow.db into {tmp_path}/there" in said
+
+
+def test_every_mask_is_compared_over_the_processes(data: Path, tmp_path: Path, monkeypatch):
+    compared: list[str] = []
+    monkeypatch.setattr(World, "require_equal", lambda self, what, hex_digest: compared.append(what))
+    levels(settings(data, tmp_path / "runs", num_levels=2))
+    masks = [what for what in compared if what.startswith("the mask of")]
+    assert masks == ["the mask of level 1", "the mask of level 2"]
