@@ -21,10 +21,10 @@ class FaultProxy:
         self.fault: Fault = "none"
         self._trigger: tuple[bytes, Fault] | None = None
         self.triggered = threading.Event()
-        self._listener: socket.socket | None = None
         self._closed = False
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = int(free.getsockname()[1])
+        self._listener: socket.socket | None = socket.create_server(("127.0.0.1", 0))
+        self._listener.settimeout(0.02)
+        self.port = int(self._listener.getsockname()[1])
         threading.Thread(target=self._accept, daemon=True).start()
 
     @property
@@ -53,10 +53,10 @@ class FaultProxy:
                     self._listener = None
                 threading.Event().wait(0.02)
                 continue
-            if self._listener is None:
-                self._listener = socket.create_server(("127.0.0.1", self.port))
-                self._listener.settimeout(0.02)
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(OSError):  # a time-out, or the port is not free yet
+                if self._listener is None:
+                    self._listener = socket.create_server(("127.0.0.1", self.port))
+                    self._listener.settimeout(0.02)
                 link, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(link,), daemon=True).start()
         if self._listener is not None:

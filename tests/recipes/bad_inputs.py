@@ -245,9 +245,11 @@ TICKETS: list[Bad] = [
     ),
     Bad("settings that lack one", edited(lambda r: r["config"]["search"].pop("final")), "another version", "ticket"),
     Bad("of other data", edited(lambda r: r["tags"].update(data_digest="0" * 64)), "was made from data 0000", "ticket"),
-    Bad("unknown run ID", lambda place: None, "no run '?f{32}|f{32}", "ticket", ticket="f" * 32),
+    Bad("unknown run ID", lambda place: None, "no run 'f{32}'", "ticket", ticket="f" * 32),
     Bad("unknown key", lambda place: None, "is not finished", "ticket", ticket="f" * 64),
-    Bad("unknown beginning of a key", lambda place: None, "no run|no node|fff", "ticket", ticket="fffff"),
+    Bad(
+        "unknown beginning of a key", lambda place: None, "no run or node begins with 'fffff'", "ticket", ticket="fffff"
+    ),
     Bad("a search, not a level", lambda place: None, "is a search; this takes a level", "ticket", ticket="search"),
     Bad(
         "the search's own initialisation", lambda place: None, "is the search's own", "ticket", options={"init_seed": 1}

@@ -49,7 +49,7 @@ class Search:
         """Levels that the launch knows to be delivered."""
         return len(list((self.where / "runs" / ".delivered").glob("level-*")))
 
-    def wait(self, what: Callable[[], bool], seconds: float = 120) -> None:
+    def wait(self, what: Callable[[], bool], seconds: float = 250) -> None:
         """Wait until something is true, while the search goes on."""
         until = time.monotonic() + seconds
         while not what():
@@ -118,7 +118,7 @@ def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
                 assert search.launch.poll() is None, (where / "log").read_text()
                 time.sleep(0.02)
             trained = time.monotonic()
-            assert search.launch.wait(60) == 0, (where / "log").read_text()
+            assert search.launch.wait(120) == 0, (where / "log").read_text()
             print(f"{fault} to the end: the launch ended {time.monotonic() - trained:.1f} s after its last level")
         assert search.levels() == LEVELS + 1 > search.delivered()
         assert "`python tools/lineage.py sync` delivers it later" in (where / "log").read_text()
