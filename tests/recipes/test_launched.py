@@ -209,7 +209,7 @@ def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--method", "lrrr"], "unknown method 'lrrr' (did you mean 'lrr'?); known: aws, lrr"),
+        (["--method", "lrrr"], "unknown method 'lrrr' (did you mean 'lrr'?); known: aws, "),
         (["--model.name", "resnet21"], "unknown model 'resnet21'"),
         (["--data.directory", "nowhere"], "python tools/prepare_data.py digits --out nowhere"),
         (["--global-batch-size", "5000"], "5000"),
