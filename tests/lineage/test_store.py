@@ -18,6 +18,7 @@ from mlflow.artifacts import download_artifacts
 
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.server import KEY_TAG, Server
 from harness.lineage.store import LineageStore, open_store
 
 # every call that changes the store, in the order of a delivery
@@ -102,6 +103,26 @@ def test_delivering_twice_is_one_run(store: LineageStore) -> None:
     shutil.rmtree(store.local.directory / ".delivered")  # nothing remembered: found by the tag
     assert again.deliver(paths["lmc"]) == first
     assert_complete(store, paths)
+
+
+def test_what_a_slow_server_made_twice_is_removed(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's client sends a request again when no answer came; the first may be carried out all the same."""
+    paths = commit_story(store.local, levels=1)
+    run_id = store.deliver(paths["level 0"])
+    client, experiment = MlflowClient(store.tracking_uri), client_experiment(store, run_id)
+    twin = client.create_run(experiment, tags={KEY_TAG: key_of("level 0")}).info.run_id
+    client.create_logged_model(experiment, name="network", source_run_id=twin)
+    underway = client.create_run(experiment, tags={KEY_TAG: key_of("level 1")}).info.run_id
+    foreign = client.create_run(experiment).info.run_id
+    monkeypatch.setattr(Server, "is_remote", property(lambda self: True))
+    store.tidy()
+    (root,) = (run.info.run_id for run in all_runs(store) if run.data.tags.get(KEY_TAG) == key_of("search"))
+    assert {run.info.run_id for run in all_runs(store)} == {root, run_id, underway, foreign}
+    assert {model.source_run_id for model in client.search_logged_models([experiment])} == {root, run_id}
+
+
+def client_experiment(store: LineageStore, run_id: str) -> str:
+    return str(MlflowClient(store.tracking_uri).get_run(run_id).info.experiment_id)
 
 
 class Killed(BaseException):

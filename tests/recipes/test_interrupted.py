@@ -96,9 +96,14 @@ def test_a_final_training_goes_on_too(searched, tmp_path):
     assert digests[0] == digests[1]
 
 
-@pytest.mark.parametrize(("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (2, signal.SIGTERM)])
+@pytest.mark.parametrize(
+    ("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (1, signal.SIGKILL), (2, signal.SIGTERM)]
+)
 def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes, number):
-    """The signal goes to the launcher, as Slurm's and a cluster's do; the launchers lose it in different ways."""
+    """The signal goes to the launcher, as Slurm's and a cluster's do; the launchers lose it in different ways.
+
+    One that is killed outright takes it along: its worker sees that it is gone.
+    """
     where = elsewhere(prepared, tmp_path)
     long = [*WARM_UP, "--warmup-epochs", "1000"]
     shape = ["--num_processes", str(processes)] + (["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])
@@ -113,7 +118,8 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     assert json.loads(status.read_text())["status"] == "preempted"
     (making,) = (where / "runs").glob(".making-level-*")
     _wait(lambda: not (making / "owner.json").exists(), 10)  # the worker has let go
-    assert "stopped: " in (where / "log").read_text()
+    why = "the launcher is gone" if number == signal.SIGKILL else ""
+    assert f"stopped: {why}" in (where / "log").read_text()
     # it goes on from there; told to stop again, for 1000 epochs are many
     (before,) = making.glob("state-*")
     said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes, ok=False, HARNESS_KILL_AT="step:9")
