@@ -19,8 +19,9 @@ from tracking_server import free_port, server
 
 from harness.lineage.store import LineageStore, open_store
 
-LEVELS = 8
-OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "2", "--num-levels", str(LEVELS)]
+OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "2", "--num-levels"]
+LEVELS_A_FAULT = 5
+"""So that each still meets the search at work."""
 # each begins in the middle of a delivery, with a request of this kind
 SHORT: list[tuple[bytes, Fault]] = [(b"/runs/log-batch", "answering 500"), (b"PUT ", "hanging")]
 MORE: list[tuple[bytes, Fault]] = [
@@ -58,9 +59,16 @@ class Search:
 
 
 @contextlib.contextmanager
-def started(where: Path, proxy: FaultProxy, direct: str) -> Iterator[Search]:
+def started(where: Path, num_levels: int, proxy: FaultProxy, direct: str) -> Iterator[Search]:
     """Start the search."""
-    command = [*LAUNCH, "--num_processes", "1", str(REPOSITORY / "recipes" / "aws_digits.py"), *OPTIONS]
+    command = [
+        *LAUNCH,
+        "--num_processes",
+        "1",
+        str(REPOSITORY / "recipes" / "aws_digits.py"),
+        *OPTIONS,
+        str(num_levels),
+    ]
     # as short as a test needs: by default a request is given up after three times 30 s
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
     with open(where / "log", "w") as log:
@@ -98,10 +106,10 @@ def gaps_seconds(where: Path) -> list[float]:
 @pytest.mark.parametrize("faults", [SHORT, pytest.param(MORE, marks=pytest.mark.slow)], ids=["short", "more"])
 def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
     """The last fault stays to the end of the launch."""
-    where, port = elsewhere(prepared, tmp_path / "search"), free_port()
+    where, port, num_levels = elsewhere(prepared, tmp_path / "search"), free_port(), LEVELS_A_FAULT * len(faults)
     direct = f"http://127.0.0.1:{port}"
     with fault_proxy(port) as proxy:
-        with server(tmp_path, port), started(where, proxy, direct) as search:
+        with server(tmp_path, port), started(where, num_levels, proxy, direct) as search:
             for word, fault in faults:
                 known = search.delivered()
                 search.wait(lambda least=known: search.delivered() > least)  # it is at work, again
@@ -114,13 +122,13 @@ def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
                 print(f"{fault}: {search.levels() - before} levels made meanwhile, {whole} runs finished, and whole")
                 if (word, fault) != faults[-1]:
                     proxy.heal()
-            while search.levels() < LEVELS + 1:
+            while search.levels() < num_levels + 1:
                 assert search.launch.poll() is None, (where / "log").read_text()
                 time.sleep(0.02)
             trained = time.monotonic()
             assert search.launch.wait(120) == 0, (where / "log").read_text()
             print(f"{fault} to the end: the launch ended {time.monotonic() - trained:.1f} s after its last level")
-        assert search.levels() == LEVELS + 1 > search.delivered()
+        assert search.levels() == num_levels + 1 > search.delivered()
         assert "`python tools/lineage.py sync` delivers it later" in (where / "log").read_text()
         gaps = gaps_seconds(where)
         print(f"between levels: at most {max(gaps):.2f} s, {sum(gaps) / len(gaps):.2f} s on average")
@@ -132,9 +140,9 @@ def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
             store = open_store(tmp_path / "none", direct)
             keys = [record["key"] for kind in ("search", "level") for record in nodes(where, kind).values()]
             assert sorted(run.key for run in store.summaries()) == sorted(keys)
-            assert assert_finished_runs_are_whole(store) == len(keys) == LEVELS + 2
+            assert assert_finished_runs_are_whole(store) == len(keys) == num_levels + 2
             assert {str(model.status) for model in models(store)} == {"READY"} and len(models(store)) == len(keys)
-    assert order_of_delivery(where) == list(range(LEVELS + 1))
+    assert order_of_delivery(where) == list(range(num_levels + 1))
 
 
 def order_of_delivery(where: Path) -> list[int]:
