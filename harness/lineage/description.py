@@ -21,6 +21,7 @@ LAYERS = "layers.json"
 _MADE = "**Made from it** "
 _MOST_CHILDREN = 12
 _COMMAND_CHARACTERS = 80
+_DIGITS = 24
 _USED_FILES = {
     "pruned-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
     "trained-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
@@ -164,7 +165,7 @@ def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
             rows.append(_row(f"used ({one.relation})", link(one.node), *_file(name, one.node.files)))
     if "data_digest" in node.tags:
         data = f"data {for_markdown(node.tags.get('data', ''))}"
-        rows.append(_row("used", data, "content", f"`{_hex(node.tags['data_digest'])}`"))
+        rows.append(_row("used", data, "content", _digest(node.tags["data_digest"])))
     for name in sorted(node.files):
         rows.append(_row("made", "", *_file(name, node.files)))
     return "\n".join([*_head("", "of", "file", "SHA-256"), *rows])
@@ -172,7 +173,7 @@ def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
 
 def _row(*cells: str) -> str:
     """Return a row of a table; MLflow sets cells without any space between them."""
-    return f"| {'&emsp; | '.join(cells)} |"
+    return f"| {'&emsp; | '.join(cell.replace(' ', '&nbsp;') for cell in cells)} |"
 
 
 def _head(*titles: str) -> list[str]:
@@ -180,7 +181,12 @@ def _head(*titles: str) -> list[str]:
 
 
 def _file(name: str, files: Mapping[str, str]) -> tuple[str, str]:
-    return for_markdown(name), f"`{_hex(files[name])}`"
+    return for_markdown(name), _digest(files[name])
+
+
+def _digest(text: str) -> str:
+    """Return the beginning of a digest, as much as MLflow's page has room for; the whole stands in the run's tags."""
+    return f"`{_hex(text)[:_DIGITS]}…`"
 
 
 def _hex(text: str) -> str:

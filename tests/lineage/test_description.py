@@ -46,7 +46,7 @@ def test_a_level_links_to_its_parents_and_children(store: LineageStore) -> None:
     record = store.local.load(key_of("level 1"))
     note = found[key_of("level 1")]
     for digest in (*record.files.values(), store.local.load(key_of("level 0")).files["signed_mask.safetensors"]):
-        assert digest in note  # what it made, and what it used
+        assert f"`{digest[:24]}…`" in note  # what it made, and what it used
     assert "5.00 %" in note and "c0ffee" in note and f'load_signed_mask("{ids["level 1"]}")' in note
     assert "nothing yet" in found[key_of("lmc")].split("\n")[2] and link("dense") in found[key_of("lmc")]
 
