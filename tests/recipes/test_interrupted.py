@@ -110,14 +110,14 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     command = [*LAUNCH, *shape, str(REPOSITORY / "recipes" / "aws_digits.py"), *long, *SAVING]
     with open(where / "log", "w") as log:
         launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
-        _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 60)
+        _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
         launcher.send_signal(number)
-        launcher.wait(60)
+        launcher.wait(120)
     status = where / "runs" / "status.json"
-    _wait(lambda: json.loads(status.read_text())["status"] != "running", 30)
+    _wait(lambda: json.loads(status.read_text())["status"] != "running", 60)
     assert json.loads(status.read_text())["status"] == "preempted"
     (making,) = (where / "runs").glob(".making-level-*")
-    _wait(lambda: not (making / "owner.json").exists(), 10)  # the worker has let go
+    _wait(lambda: not (making / "owner.json").exists(), 30)  # the worker has let go
     why = "the launcher is gone" if number == signal.SIGKILL else ""
     assert f"stopped: {why}" in (where / "log").read_text()
     # it goes on from there; told to stop again, for 1000 epochs are many
