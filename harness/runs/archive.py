@@ -208,7 +208,8 @@ class Archive:
                 check_fits(shapes, own, f"run {key[:16]}…")
                 check_fits(own, shapes, "the network")
                 params = {name: tensor.shape for name, tensor in self.template.params.items()}
-                prunable = {name: params[name] for name in self.partition.prunable}
+                # Gem-Miner's masks cover the classifier too
+                prunable = {name: shape for name, shape in params.items() if name not in self.partition.norm}
                 check_fits({name: sign.shape for name, sign in signed_mask.signs.items()}, params, f"mask {key[:16]}…")
                 check_fits(signed_mask.mask.shapes(), prunable, f"mask {key[:16]}…")
             return checkpoint, signed_mask
