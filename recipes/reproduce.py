@@ -22,6 +22,7 @@ from typing import Literal
 from scales import Subject  # type: ignore[import-not-found]  # its neighbour, found when launched
 
 from harness.config import Precision, SearchConfig
+from harness.experiment import Experiment
 from harness.launch import clear_errors, launched, parse
 from harness.progress import say
 from harness.reproduction.plan import Plan
@@ -76,6 +77,12 @@ def chains_of(settings: Reproduction, plan: Plan) -> tuple[str, ...]:
     return tuple(plan.shard(int(index), int(count)))
 
 
+def finish(experiment: Experiment, plan: Plan, out: Path) -> None:
+    """Write the page (rank 0), when MLflow has the runs if it can: the page names them by its run IDs."""
+    experiment.archive.courier.settle()
+    show(experiment.store, plan, experiment.settings, out)
+
+
 def main() -> None:
     """Make the runs of a figure, or a share of them, then its page."""
     with clear_errors():
@@ -93,7 +100,7 @@ def main() -> None:
             say(f"{len(chains)} searches or dense trainings with all that is made from them: {', '.join(chains)}")
             work.make(chains)
             if settings.shard is None:
-                experiment.world.on_main(lambda: show(experiment.store, plan, experiment.settings, settings.out))
+                experiment.world.on_main(lambda: finish(experiment, plan, settings.out))
             else:
                 say("this share is finished; when all are, the same command without --shard writes the page")
 

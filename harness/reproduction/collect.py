@@ -159,7 +159,7 @@ class _Found:
             return ticket
         init_seed = None if training.init_seed is None else str(training.init_seed)
         found = self.trainings[ticket.key if ticket else None, training.kind, init_seed, str(training.sgd_seed)]
-        return self._only(str(training), found, lambda record: bool(record.get("unpruned_signs", True)))
+        return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
     def comparison(self, pair: Pair, trained: dict[Training, NodeSummary]) -> NodeSummary | None:
         if pair.first not in trained or pair.second not in trained:

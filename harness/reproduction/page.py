@@ -104,10 +104,14 @@ def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
         rows.append(
             [
                 *(str(claim.first), str(claim.second), claim.says, f"{claim.density:.4f}"),
-                *(f"{one.mean:+.2f}", interval, str(one.count), sure),
+                *(_signed(one.mean), interval, str(one.count), sure),
             ]
         )
     return head, rows
+
+
+def _signed(points: float) -> str:
+    return f"{round(points, 2) + 0.0:+.2f}"  # + 0.0: no −0.00
 
 
 def _claims(results: Results) -> str:
