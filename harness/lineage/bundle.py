@@ -96,7 +96,7 @@ def with_ancestors(store: LineageStore, nodes: Iterable[NodeSummary]) -> list[No
         for other in [*ancestors(store, node), node]:
             found.setdefault(other.key, other)
     for node in list(found.values()):
-        for key in {parent.key for parent in node.parents} | ({node.nest_key} if node.nest_key else set()):
+        for key in [*(parent.key for parent in node.parents), *([node.nest_key] if node.nest_key else [])]:
             if key not in found:
                 raise LookupError(f"{node.name} came from node {key[:16]}…, which is neither local nor in MLflow")
     return list(found.values())

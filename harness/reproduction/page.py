@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Sequence
 
 from harness.analysis.summary import Summary
@@ -189,7 +190,9 @@ def _making(results: Results) -> str:
         if found:
             lines.append(f"{what}: {'; '.join(found)}.")
     if made.commands:
-        lines.append("Launched by:\n\n```\n" + "\n".join(made.commands) + "\n```")
+        # where the clone lay is nobody's business
+        commands = [re.sub(r"\S*/(?=(recipes|tools)/)", "", command) for command in made.commands]
+        lines.append("Launched by:\n\n```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
     return "\n\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe,
 
 from harness.lineage.store import open_store
 
+SLOW = pytest.mark.slow
 SAVING = ["--checkpoint-every", "3", "--checkpoint-unit", "steps"]
 WARM_UP = [
     *TINY,
@@ -43,7 +44,7 @@ def assert_whole(where: Path) -> None:
 
 
 # every other point: tools/crashtest.py
-@pytest.mark.parametrize("point", ["files-sent:2", "before-finished:3"])
+@pytest.mark.parametrize("point", ["files-sent:2", pytest.param("before-finished:3", marks=SLOW)])
 def test_a_search_killed_anywhere_ends_with_the_same_bytes(searched, tmp_path, point):
     where = elsewhere(searched[0], tmp_path)
     recipe(where, "aws_digits.py", *TINY, *SAVING, ok=False, HARNESS_KILL_AT=point)
@@ -53,7 +54,7 @@ def test_a_search_killed_anywhere_ends_with_the_same_bytes(searched, tmp_path, p
     assert_whole(where)
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=SLOW), 3, pytest.param(4, marks=SLOW)])
 def test_so_does_one_of_several_processes(prepared, tmp_path, processes):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for where in (undisturbed, killed):

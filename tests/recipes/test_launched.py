@@ -98,6 +98,7 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     assert refused.startswith("error: ") and "Traceback" not in refused
 
 
+@pytest.mark.slow
 def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, trained, tmp_path):
     """verify, gc and verify again on a copy, then bundle, import into a fresh store and verify there."""
     where, ids = searched
@@ -141,7 +142,8 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched):
     where, ids = searched
     options = ["--bn-convention", "none", "--num-alphas", "2", "--loader", "memory", "--json"]
     curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options))
-    deepest = max(nodes(where, "level").values(), key=lambda record: record["tags"]["level"])
+    key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
+    deepest = json.loads((where / f"runs/level-{key[:16]}/record.json").read_text())
     ticket = load_file(where / f"runs/level-{deepest['key'][:16]}/checkpoint.safetensors")
     initial = load_file(where / f"runs/search-{deepest['nested_under'][:16]}/theta_init.safetensors")
     test = load_file(where / "data/digits/test.safetensors")
@@ -190,6 +192,7 @@ def test_two_processes_search_and_agree(prepared, tmp_path):
     assert again == ids
 
 
+@pytest.mark.slow  # tests/recipes/test_server_faults.py has more of it
 def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}

@@ -11,8 +11,14 @@ from harness.config import OptimConfig
 from harness.training.stop import StoppedError
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam"])
-@pytest.mark.parametrize("method", ["aws", "lrr"])
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("adam", "aws"),
+        ("sgd", "lrr"),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sgd", "aws"), ("adam", "lrr"))),
+    ],
+)
 def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, method):
     options = {"optim": OptimConfig(name=name, lr=0.05, weight_decay=1e-2, max_grad_norm=0.5), "method": method}
     through = noisy()
