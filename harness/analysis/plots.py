@@ -109,12 +109,15 @@ def plot_bars(
     if not any(groups.values()):
         raise ValueError("no barriers to draw")
     names = list(dict.fromkeys(name for members in groups.values() for name in members))
-    width = 0.8 / len(names)
+    width = 0.8 / max(map(len, groups.values()))
     with _figure(title) as (figure, axes):
         for index, name in enumerate(names):
-            places = [at for at, members in enumerate(groups.values()) if name in members]
             trials = [list(members[name]) for members in groups.values() if name in members]
-            left = [at + (index - (len(names) - 1) / 2) * width for at in places]
+            left = [
+                at + (list(members).index(name) - (len(members) - 1) / 2) * width
+                for at, members in enumerate(groups.values())
+                if name in members
+            ]
             summaries = [Summary.of(values) for values in trials]
             colour = _COLOURS[index % len(_COLOURS)]
             heights = [summary.mean for summary in summaries]
