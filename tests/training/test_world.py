@@ -88,14 +88,23 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
     """Two launchers, as on two nodes. Process 1 waits for process 0, which begins late, and is killed meanwhile."""
     script = f"""
         import os, time
-        from functools import partial
         from pathlib import Path
-        from harness.training import world
-        world.RollCall = partial(world.RollCall, silent_seconds=2.0)
+        from harness.training import rollcall, world
         place, rank = Path({str(tmp_path)!r}), os.environ["RANK"]
-        if rank == "1":
-            (place / "pid.new").write_text(str(os.getpid()))
-            (place / "pid.new").rename(place / "pid")
+
+        class RollCall(rollcall.RollCall):
+            def __init__(self):
+                super().__init__(silent_seconds=2.0)
+
+            def __enter__(self):
+                begun = super().__enter__()
+                self._begun.wait(60)
+                if rank == "1":
+                    (place / "pid.new").write_text(str(os.getpid()))
+                    (place / "pid.new").rename(place / "pid")
+                return begun
+
+        world.RollCall = RollCall
         while rank == "0" and not (place / "go").exists():
             time.sleep(0.05)
         world.World()
@@ -117,7 +126,7 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
         while not (tmp_path / "pid").exists():
             assert time.monotonic() < until
             time.sleep(0.05)
-        time.sleep(3.0)  # it has begun to join, and waits
+        time.sleep(0.5)  # it has begun to join, and waits
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         (tmp_path / "go").touch()
         said = [launcher.communicate(timeout=30)[1] for launcher in launchers]
