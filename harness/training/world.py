@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -54,8 +55,15 @@ class World:
             _check_precision(precision)
         if deterministic:
             self.make_deterministic()
-        with RollCall():
-            self._join()
+        try:
+            with RollCall():
+                self._join()
+        except RuntimeError as error:  # torch.distributed's own, which come with a page of where they were raised
+            raise ConnectionError(
+                f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on "
+                f"{socket.gethostname()} could not join the others: {str(error).splitlines()[0]}; one was lost, or "
+                "cannot be reached. The same command again continues from the last saved state."
+            ) from error
         if self.size > 1:
             _set_timeout(_WAITING)
         if precision is not None:

@@ -134,4 +134,6 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
         for launcher in launchers:
             launcher.kill()
     assert [launcher.returncode for launcher in launchers] == [1, 1]
-    assert "process 0 of 2 on" in said[0] and "lost process 1 (it began to join, then nothing came" in said[0]
+    # whichever notices first: the roll call, or gloo, whose connection is refused
+    noticed = ("lost process 1 (it began to join, then nothing came", "could not join the others: ")
+    assert "process 0 of 2 on" in said[0] and any(words in said[0] for words in noticed)
