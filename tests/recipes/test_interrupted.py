@@ -69,6 +69,7 @@ def test_so_does_one_of_several_processes(prepared, tmp_path, processes):
     assert not list((killed / "runs").glob(".making-*"))
 
 
+@SLOW
 def test_a_final_training_goes_on_too(searched, tmp_path):
     where, _ = searched
     ticket = next(record["key"] for record in nodes(where, "level").values() if record["tags"]["level"] == "02")

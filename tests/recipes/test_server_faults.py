@@ -19,7 +19,7 @@ from tracking_server import free_port, server
 
 from harness.lineage.store import LineageStore, open_store
 
-OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "8", "--num-levels"]
+OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "6", "--num-levels"]
 LEVELS_A_FAULT = 6
 """So that each still meets the search at work."""
 # each begins in the middle of a delivery, with a request of this kind

@@ -15,8 +15,7 @@ from harness.training.stop import StoppedError
     ("name", "method"),
     [
         ("adam", "aws"),
-        ("sgd", "lrr"),
-        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sgd", "aws"), ("adam", "lrr"))),
+        *(pytest.param(*pair, marks=pytest.mark.slow) for pair in (("sgd", "aws"), ("sgd", "lrr"), ("adam", "lrr"))),
     ],
 )
 def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, method):
