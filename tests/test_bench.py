@@ -92,6 +92,7 @@ def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
     assert 0.91 <= covered / len(draws) <= 0.99
 
 
+@pytest.mark.slow
 def test_the_rows_for_a_gpu_run_small_anywhere(tmp_path):
     written = tmp_path / "bench.json"
     names = ["gpu_step", "gpu_small", "gpu_barrier"]

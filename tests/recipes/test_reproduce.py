@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
 from launching import REPOSITORY, elsewhere, nodes, run, tool
 
 SMOKE = ["fig3", "--scale", "smoke", "--dataset", "digits", "--network", "resnet8", "--levels", "2"]
@@ -15,6 +16,7 @@ def reproduce(where: Path, *options: str, ok: bool = True) -> str:
     return run(where, sys.executable, str(REPOSITORY / "recipes" / "reproduce.py"), *SMOKE, *options, ok=ok)
 
 
+@pytest.mark.slow
 def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
     where = elsewhere(prepared, tmp_path)
     listed = reproduce(where, "--list").splitlines()
