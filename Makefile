@@ -37,7 +37,7 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
 .PHONY: test
-test: lint  ## All checks that need no GPU: ruff, types, tests (10 minutes on 2 cores)
+test: lint  ## All checks that need no GPU: ruff, types, tests (about 11 minutes on 2 cores)
 	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
 
 .PHONY: test-slow
