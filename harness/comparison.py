@@ -15,9 +15,11 @@ from typing import Any, Literal
 import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
+from harness.checkpoint import Checkpoint
 from harness.config import ComparisonConfig
 from harness.digest import sha256_json
 from harness.experiment import TEST_BATCH_SIZE, Experiment
+from harness.initialisation import THETA_INIT
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.runs.courier import Courier
@@ -72,21 +74,29 @@ def compare_initial_norm(experiment: Experiment, ticket: Node, config: Compariso
     """Return the barrier between a ticket [φ, ψ] and its copy [φ, ψ_init] (paper, Figure 1); None except on rank 0.
 
     It is what AWS is made to keep low: where it is high, initialising the normalisation layers leaves the basin. ψ_init
-    is that of the search's own θ_init. ValueError for a run that is no level of a search.
+    is that of the θ_init that the search recorded, whatever it began from. ValueError for a run that is no level of a
+    search, LookupError where the search is neither here nor in MLflow.
     """
 
     def on_main() -> Comparison:
         assert ticket.record is not None
         if ticket.record.kind != "level":
             raise ValueError(f"{ticket.record.name!r} is a {ticket.record.kind}; this question is of a search's level")
-        theta_init = experiment.theta_init(int(ticket.record.tags["init_seed"]))
-        initial = {name: theta_init.params[name] for name in experiment.partition.norm}
+        initial = _initial_norm(experiment, ticket.record)
         if not initial:
             raise ValueError(f"{experiment.network} has no normalisation layers to initialise")
         checkpoint = replace(ticket.checkpoint, params=ticket.checkpoint.params | initial)
         return _compare(experiment, ticket, replace(ticket, checkpoint=checkpoint), "norm_init", config)
 
     return experiment.world.on_main(on_main)
+
+
+def _initial_norm(experiment: Experiment, ticket: LineageRecord) -> dict[str, torch.Tensor]:
+    search = ticket.nested_under or ""
+    if experiment.archive.find(search, []) is None:
+        raise LookupError(f"the search of {ticket.name!r} (key {search[:16]}…) is neither here nor in MLflow")
+    theta_init = Checkpoint.load(experiment.store.local.open_file(search, THETA_INIT))
+    return {name: theta_init.params[name] for name in experiment.partition.norm}
 
 
 def _compare(

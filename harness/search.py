@@ -13,6 +13,7 @@ from harness.checkpoint import Checkpoint
 from harness.config import NETWORKS_OWN, Schedule, SearchConfig
 from harness.digest import sha256_json, sha256_tensors
 from harness.experiment import Experiment, Start
+from harness.initialisation import THETA_INIT
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Parent
 from harness.masks import Mask
@@ -22,7 +23,6 @@ from harness.runs.keeper import RunKeeper
 from harness.runs.node import Draft, Node, now_ms
 from harness.seeds import SgdNoise, search_scope
 
-THETA_INIT = "theta_init.safetensors"
 THETA_K = "theta_k.safetensors"
 """What weight rewinding goes back to; lies with level 0."""
 

@@ -46,10 +46,10 @@ ROOMS: dict[str, set[str]] = {
     "gem_search": _PARTS | {"experiment"},
     "search": _PARTS | {"experiment", "gem_search"},
     "final": _PARTS | {"initialisation", "experiment", "ticket"},
-    "comparison": _PARTS | {"analysis", "experiment"},
+    "comparison": _PARTS | {"analysis", "initialisation", "experiment"},
     "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
     "launch": _PARTS | {"analysis", "experiment", "search", "comparison", "report"},
-    "reproduction": _PARTS | {"analysis", "experiment", "search", "final", "comparison"},
+    "reproduction": _PARTS | {"machine", "analysis", "experiment", "search", "final", "comparison"},
     # `from harness import load_signed_mask`, on first use.
     "__init__": {"masks", "lineage"},
 }

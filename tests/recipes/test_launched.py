@@ -136,10 +136,14 @@ def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, train
 
 
 def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched):
-    """Ends of the curve against stock PyTorch: the checkpoint as it is, and with ψ of the search's θ_init in it."""
+    """Ends of the curve against stock PyTorch: the checkpoint as it is, and with ψ of the search's θ_init in it.
+
+    The search begins from a trained network, so that its ψ_init is not what every seed draws.
+    """
     from harness.models import build_model, partition_of
 
     where, ids = searched
+    ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--initialisation", ids[0]))
     options = ["--bn-convention", "none", "--num-alphas", "2", "--loader", "memory", "--json"]
     curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options))
     key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
@@ -150,6 +154,7 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched):
     images_NCHW = (test["images_NHWC"].permute(0, 3, 1, 2).float() / 255 - 0.3053) / 0.3762
     model = build_model("resnet8", num_classes=10, channels=1, image_size=8, width=4).eval()
     norm = partition_of("resnet8", model).norm
+    assert any(initial[name].unique().numel() > 1 for name in norm)
     copy = ticket | {name: initial[name] for name in norm}
     for error, state in zip(curve["error_percent"], (copy, ticket), strict=True):
         model.load_state_dict(state)
