@@ -61,11 +61,6 @@ class Paired:
         """Whether the interval leaves out 0: the sign of the difference is known at the 95 % level."""
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
-    def __str__(self) -> str:
-        if self.interval is None:
-            return f"{self.mean:+.2f} (n=1)"
-        return f"{self.mean:+.2f} [{self.interval[0]:+.2f}, {self.interval[1]:+.2f}] (n={self.count})"
-
 
 def summarize(trials: Iterable[tuple[Key, float]]) -> dict[Key, Summary]:
     """Summarise values by group: (group, value) pairs → group → Summary, in the order groups first appear."""

@@ -119,8 +119,9 @@ def _claims(results: Results) -> str:
     if not results.claims:
         return "No two curves that the paper compares have a trial in common yet."
     told = (
-        "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds, "
-        "initialisation and noise. The interval is Student's t of the differences."
+        "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds "
+        "and noise, and the same fresh initialisation where they draw one. The interval is Student's t of the "
+        "differences."
     )
     return f"{markdown(*claims_table(results))}\n\n{told}"
 

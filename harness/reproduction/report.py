@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,11 @@ from typing import Any
 from harness.analysis.plots import plot_accuracy, plot_bars
 from harness.config import to_json
 from harness.digest import sha256_json
+from harness.escape import redact
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
+from harness.machine import launch_command
 from harness.reproduction import page
 from harness.reproduction.collect import collect
 from harness.reproduction.page import RUNS
@@ -75,7 +76,7 @@ def commit_report(store: LineageStore, results: Results) -> str:
             "figure": plan.figure.name,
             "scale": {"search": to_json(config), "trials": plan.scale.trials, "levels": list(plan.scale.levels)},
             "reduction": plan.scale.reduction,
-            "argv": sys.argv,
+            "command": redact(launch_command()),
         },
         tags={"figure": plan.figure.name, "data": config.data.name, "model": config.model.name},
         metrics=tuple(metrics),
