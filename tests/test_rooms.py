@@ -44,7 +44,7 @@ ROOMS: dict[str, set[str]] = {
     "experiment": _PARTS | {"machine", "initialisation"},
     "ticket": _PARTS | {"experiment"},
     "gem_search": _PARTS | {"experiment"},
-    "search": _PARTS | {"experiment", "gem_search"},
+    "search": _PARTS | {"initialisation", "experiment", "gem_search"},
     "final": _PARTS | {"initialisation", "experiment", "ticket"},
     "comparison": _PARTS | {"analysis", "initialisation", "experiment"},
     "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
