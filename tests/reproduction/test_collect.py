@@ -74,6 +74,9 @@ def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
     made_up.training(replace(one, search_seed=2))  # of another search's ticket, with this trial's seeds
     made_up.training(one, unpruned_signs=False)
     made_up.tags["settings"] = "07e4"
+    made_up.tags["data"] = "cifar10"  # trained alike
+    made_up.levels("aws", 8, 1)
+    made_up.tags |= {"settings": "0ff5", "data": plan.scale.config.data.name}
     made_up.config["search"]["final"]["epochs"] = 100
     made_up.levels("aws", 7, 1)
     assert collect(store_of(made_up), plan).trained[one].name == str(one)
