@@ -216,11 +216,22 @@ def test_bundle_and_import_into_another_store(asked: Asked, template: Path, tmp_
     assert node["origin_run_ids"] == [run_id] and node["run_id"] not in (None, run_id)
 
 
+def test_page_has_every_run_and_links_to_the_server(asked: Asked, tmp_path: Path) -> None:
+    out = tmp_path / "lineage.html"
+    assert asked.json("page", "--out", str(out))["num_nodes"] == len(NAMES)
+    text = out.read_text()
+    assert all(f"{asked.uri}/#/experiments/" in text and asked.run_id(name) in text for name in NAMES)
+
+
+def test_ui_of_a_server_starts_nothing_and_links_to_it(asked: Asked) -> None:
+    assert f"{asked.uri}/#/experiments/" in asked.ask("ui", experiment="asked")
+    assert asked.json("ui", asked.run_id("L01"), experiment="asked")["link"].startswith(f"{asked.uri}/#/experiments/")
+
+
 def test_every_command_was_asked(asked: Asked) -> None:
     tried = {"list", "show", "tree", "ancestors", "descendants", "path", "diff"}
-    tried |= {"verify", "gc", "export", "bundle", "import", "sync"}
-    others = {"page", "ui"}  # have tests of their own
-    assert set(asked.tool.COMMANDS) - others == tried
+    tried |= {"verify", "gc", "export", "bundle", "import", "sync", "page", "ui"}
+    assert set(asked.tool.COMMANDS) == tried
 
 
 # ---------------------------------------------------------------------- functions
