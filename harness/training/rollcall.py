@@ -2,7 +2,8 @@
 
 Joining waits for minutes, since a slow file system may take that long to start a process. But a process that has once
 answered here is running, and must go on answering until all have joined; from then on `harness.training.pulse` watches.
-The answers are counters in the store of the launcher, through which the processes also join.
+The answers are counters in the store of the launcher, through which the processes also join. For a process that has not
+answered yet its launcher stands, which ends with it (`harness.training.launchers`).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from harness.training import launchers
 from harness.training.pulse import SILENT_SECONDS, end_process
 
 _JOINED = 1 << 40
@@ -29,10 +31,11 @@ _VERDICT = "lost"
 class RollCall:
     """Within a `with` block, ends this process when another that had begun to join is lost, or the launcher's store.
 
-    Lost is a process whose counter stood still for `silent_seconds`; one that has not yet begun is waited for. The
-    first process of each node looks at all others, the rest at its verdict. The end is one line on standard error and
-    exit code 1. Leaving the block in order says that this process has joined; leaving it by an exception lets its
-    counter stand still. In a world of one, or without a launcher that keeps a store, nothing happens.
+    Lost is a process whose counter stood still for `silent_seconds`; one that has not yet begun is waited for, as long
+    as its launcher is there. The first process of each node looks at all others, the rest at its verdict. The end is
+    one line on standard error and exit code 1. Leaving the block in order says that this process has joined; leaving
+    it by an exception lets its counter stand still. In a world of one, or without a launcher that keeps a store,
+    nothing happens.
     """
 
     def __init__(self, *, silent_seconds: float = SILENT_SECONDS) -> None:
@@ -100,10 +103,15 @@ class RollCall:
             since = now if count != before or stood_still else since
             self._seen[rank] = (count, since)
             if 0 < count < _JOINED and now - since > self._silent_seconds:
-                lost = f"process {rank} (it began to join, then nothing came from it for {self._silent_seconds:g} s)"
-                with suppress(Exception):
-                    store.set(_VERDICT, json.dumps(lost))
-                self._end(lost)
+                silent = f"it began to join, then nothing came from it for {self._silent_seconds:g} s"
+                self._tell_and_end(store, f"process {rank} ({silent})")
+        for address in launchers.ended():
+            self._tell_and_end(store, f"the launcher of a node (at {address}; it ended, and its processes with it)")
+
+    def _tell_and_end(self, store: Store, lost: str) -> NoReturn:
+        with suppress(Exception):
+            store.set(_VERDICT, json.dumps(lost))
+        self._end(lost)
 
     def _watch(self) -> None:
         looked = time.monotonic()

@@ -295,3 +295,13 @@ def test_a_fault_before_all_have_joined_ends_both_nodes(two: TwoNodes, fault: Ca
         two.plug(into=True)
     print(f"{fault.__name__} before all had joined: both launches ended after {seconds:.1f} s")
     assert "before all had joined; ending" in launch.text()
+
+
+def test_a_process_killed_before_it_begins_to_join_ends_both_nodes(two: TwoNodes):
+    """Node 1's process is killed while Python still loads torch: it never says a word, but its launcher ends."""
+    launch = two.launch(fresh(two, "unbegun"), *SEARCH, store=OWN_STORE)
+    os.kill(two.soon_worker(launch, 1), signal.SIGKILL)
+    began = time.monotonic()
+    assert 0 not in launch.ended(END_SECONDS)
+    print(f"killed before it began to join: both launches ended after {time.monotonic() - began:.1f} s")
+    assert f"lost the launcher of a node (at {ADDRESS[1]}; it ended" in launch.text()

@@ -84,6 +84,42 @@ def test_a_failure_on_any_rank_ends_all():
     ]
 
 
+def two_launchers(script: str) -> list[subprocess.Popen]:
+    """Start a process of two under a launcher of its own each, as on two nodes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
+    launchers = []
+    for node in ("0", "1"):
+        nodes = ["--nnodes", "2", "--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", str(port)]
+        command = [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc_per_node", "1", "--no-python"]
+        command += [sys.executable, "-c", textwrap.dedent(script)]
+        launchers.append(
+            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        )
+    return launchers
+
+
+def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
+    """Process 1 is gone before it has loaded anything of the harness; its launcher ends, and that is seen."""
+    launchers = two_launchers("""
+        import os, signal, time
+        if os.environ["RANK"] == "1":
+            time.sleep(2.0)
+            os.kill(os.getpid(), signal.SIGKILL)
+        from harness.training.world import World
+        World()
+    """)
+    try:
+        said = [launcher.communicate(timeout=60)[1] for launcher in launchers]
+    finally:
+        for launcher in launchers:
+            launcher.kill()
+    assert [launcher.returncode for launcher in launchers] == [1, 1]
+    assert "process 0 of 2 on" in said[0] and "lost the launcher of a node (at 127.0.0.1; it ended" in said[0]
+
+
 def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
     """Two launchers, as on two nodes. Process 1 waits for process 0, which begins late, and is killed meanwhile."""
     script = f"""
@@ -109,18 +145,7 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
             time.sleep(0.05)
         world.World()
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
-    launchers = []
-    for node in ("0", "1"):
-        nodes = ["--nnodes", "2", "--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        command = [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc_per_node", "1", "--no-python"]
-        command += [sys.executable, "-c", textwrap.dedent(script)]
-        launchers.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        )
+    launchers = two_launchers(script)
     try:
         until = time.monotonic() + 60
         while not (tmp_path / "pid").exists():
@@ -134,6 +159,6 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
         for launcher in launchers:
             launcher.kill()
     assert [launcher.returncode for launcher in launchers] == [1, 1]
-    # whichever notices first: the roll call, or gloo, whose connection is refused
-    noticed = ("lost process 1 (it began to join, then nothing came", "could not join the others: ")
+    # whichever notices first: the roll call, by itself or by the launcher, or gloo, whose connection is refused
+    noticed = ("lost process 1 (it began to join", "lost the launcher of a node (at", "could not join the others: ")
     assert "process 0 of 2 on" in said[0] and any(words in said[0] for words in noticed)
