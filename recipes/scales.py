@@ -81,6 +81,41 @@ SCALES = {"paper": paper, "small": small, "smoke": smoke}
 
 
 @dataclass(frozen=True)
+class Changes:
+    """Settings in which a figure is made otherwise than its scale says, to see what a claim depends on."""
+
+    lr: float | None = None
+    """Learning rate, instead of the scale's."""
+    weight_decay: float | None = None
+    """Weight decay, instead of the scale's."""
+    warmup_epochs: int | None = None
+    """Epochs of the dense warm-up, instead of the scale's."""
+    level_epochs: int | None = None
+    """Epochs a level, instead of the scale's."""
+    final_epochs: int | None = None
+    """Epochs of a final training, instead of the scale's."""
+
+    def applied(self, scale: Scale) -> Scale:
+        """Return the scale with these settings, named in its reduction and its variant."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            return scale
+        config = scale.config
+        optim = {name: given[name] for name in ("lr", "weight_decay") if name in given}
+        epochs = {name: given[name] for name in ("warmup_epochs", "level_epochs") if name in given}
+        final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
+        changed = replace(config, optim=replace(config.optim, **optim), final=final, **epochs)
+        own = vars(config.optim) | vars(config) | {"final_epochs": config.final.epochs}
+        words = [f"{name.replace('_', ' ')} {value:g} instead of {own[name]:g}" for name, value in given.items()]
+        return replace(
+            scale,
+            config=changed,
+            reduction="; ".join([*([scale.reduction] if scale.reduction else []), *words]),
+            variant="".join(f"-{name.replace('_', '-')}-{value:g}" for name, value in given.items()),
+        )
+
+
+@dataclass(frozen=True)
 class Subject:
     """Which figure, of what, how large."""
 
@@ -95,6 +130,7 @@ class Subject:
     """Channels of the network's first stage (Figure 4: 16 and 32), its own if not given."""
     trials: int | None = None
     """Instead of the scale's (3)."""
+    changes: Annotated[Changes, tyro.conf.OmitArgPrefixes] = Changes()
     levels: tuple[int, ...] | None = None
     """Levels whose tickets are trained, instead of the scale's."""
     shared_search: bool = False
@@ -121,7 +157,7 @@ class Subject:
             levels=self.levels or scale.levels,
             config=replace(scale.config, model=model),
         )
-        return Plan(figure, scale, self.shared_search)
+        return Plan(figure, self.changes.applied(scale), self.shared_search)
 
     def _what(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: as given, else the figure's first ones, or what the scale is made for."""

@@ -24,7 +24,9 @@ class Scale:
     """Level whose tickets are compared (the paper's density 0.09 is level 11); None: nothing is."""
     trials: int = 3
     reduction: str | None = None
-    """In what it is smaller than the paper; None for the paper's own settings."""
+    """In what it is smaller than the paper, or otherwise; None for the paper's own settings."""
+    variant: str = ""
+    """End of the name of its page's directory, where single settings are others than the scale's."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:

@@ -25,6 +25,8 @@ from harness.runs.courier import deliver
 from harness.runs.node import now_ms
 
 PAGE = "page.md"
+NUMBERS = "results.json"
+"""All that the page says, for programs."""
 
 
 def show(store: LineageStore, plan: Plan, settings: str | None, out: Path) -> None:
@@ -32,7 +34,7 @@ def show(store: LineageStore, plan: Plan, settings: str | None, out: Path) -> No
     results = collect(store, plan, settings)
     config = plan.scale.config
     width = f"-w{config.model.width}" if config.model.width else ""
-    directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}"
+    directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}{plan.scale.variant}"
     write_report(results, directory)
     key = commit_report(store, results)
     print((directory / PAGE).read_text().split(RUNS)[0])
@@ -54,7 +56,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
     }
     texts = {name: page.csv_text(*table) for name, table in tables.items() if table[1]}
     texts |= {PAGE: page.page(results, [one.name for one in images if one.suffix == ".png"])}
-    texts |= {"results.json": json.dumps(_numbers(results), indent=1) + "\n"}
+    texts |= {NUMBERS: json.dumps(_numbers(results), indent=1) + "\n"}
     for name, text in texts.items():
         (directory / name).write_text(text, encoding="utf-8")
     return [*images, *(directory / name for name in texts)]
@@ -150,7 +152,13 @@ def _numbers(results: Results) -> dict[str, Any]:
         ],
         "runs": {str(one): {"key": node.key, "run_id": node.run_id} for one, node in results.trained.items()},
         "barriers": {
-            str(pair): {"key": node.key, "run_id": node.run_id, **curve.to_dict()}
+            str(pair): {
+                "question": pair.question,
+                "curve": str(pair.first.curve),
+                "key": node.key,
+                "run_id": node.run_id,
+                **curve.to_dict(),
+            }
             for pair, (node, curve) in results.compared.items()
         },
         "missing": results.missing,

@@ -41,3 +41,17 @@ def test_barriers_are_taken_where_the_paper_takes_them(scales):
 @pytest.mark.parametrize("name", ["small", "smoke"])
 def test_a_reduction_is_named(scales, name: str):
     assert scales.SCALES[name](figure_named("fig3"), "digits", "resnet20").reduction
+
+
+def test_single_settings_can_be_changed_and_are_named(scales):
+    changes = scales.Changes(weight_decay=0.005, level_epochs=6, final_epochs=8)
+    plan = scales.Subject("claims", scale="small", dataset="digits", changes=changes).plan
+    own = scales.small(figure_named("claims"), "digits", "resnet20")
+    config = plan.scale.config
+    assert (config.optim.weight_decay, config.level_epochs, config.final.epochs) == (0.005, 6, 8)
+    assert (config.optim.lr, config.warmup_epochs) == (own.config.optim.lr, own.config.warmup_epochs)
+    assert plan.scale.variant == "-weight-decay-0.005-level-epochs-6-final-epochs-8"
+    assert plan.scale.reduction.startswith(own.reduction)
+    assert "weight decay 0.005 instead of 0.0005; level epochs 6 instead of 6" in plan.scale.reduction
+    paper = scales.Subject("fig3", changes=scales.Changes(lr=0.01)).plan.scale
+    assert paper.reduction == "lr 0.01 instead of 0.1" and scales.Changes().applied(paper) is paper

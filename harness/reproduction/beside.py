@@ -1,0 +1,69 @@
+"""Pages of one figure side by side: what each was made with, and what came out, one column for each."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from harness.analysis.summary import Summary
+from harness.reproduction.results import QUESTIONS
+
+Numbers = Mapping[str, Any]
+"""A page's results.json."""
+
+
+def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of the table: pages by the name of their column, all at their lowest common density.
+
+    Differences and barriers are in percentage points of accuracy and error; [lowest, highest] is a 95 % interval.
+    Raises ValueError when there are no pages, pages of several figures, or none with a density in common.
+    """
+    figures = {numbers["figure"] for numbers in pages.values()}
+    if len(figures) != 1:
+        raise ValueError(f"these pages show {', '.join(sorted(figures)) or 'nothing'}; give pages of one figure")
+    density = _lowest_common_density(list(pages.values()))
+    rows: dict[str, dict[str, str]] = defaultdict(dict)
+    for name, numbers in pages.items():
+        for what, value in _column(numbers, density).items():
+            rows[what][name] = value
+    return [f"at density {density:.4f}", *pages], [
+        [what, *(found.get(name, "") for name in pages)] for what, found in rows.items()
+    ]
+
+
+def _lowest_common_density(pages: Sequence[Numbers]) -> float:
+    common = set.intersection(*({_rounded(point) for point in numbers["points"]} - {1.0} for numbers in pages))
+    if not common:
+        raise ValueError("these pages have no density in common; make one of them with --levels of the others")
+    return min(common)
+
+
+def _rounded(entry: Mapping[str, Any]) -> float:
+    return round(entry["density"], 4)
+
+
+def _column(numbers: Numbers, density: float) -> dict[str, str]:
+    """Return a page's column by row name."""
+    epsilon = numbers["epsilon"]
+    column = {"trials": str(max(point["accuracy_percent"]["count"] for point in numbers["points"]))}
+    for point in numbers["points"]:
+        if _rounded(point) in (1.0, density):
+            column[f"accuracy %: {point['curve']}"] = _spread(Summary(**point["accuracy_percent"]))
+    for claim in numbers["claims"]:
+        if _rounded(claim) == density:
+            column[f"{claim['first']} − {claim['second']}"] = _difference(claim["difference"])
+    column["ε"] = "" if epsilon is None else f"{epsilon:.2f}"
+    barriers: dict[str, list[float]] = defaultdict(list)
+    for one in numbers["barriers"].values():
+        barriers[f"{QUESTIONS[one['question']]}: {one['curve']}"].append(one["barrier"])
+    return column | {f"barrier, {what}": _spread(Summary.of(found)) for what, found in barriers.items()}
+
+
+def _spread(summary: Summary) -> str:
+    return f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ± {summary.sd:.2f}")
+
+
+def _difference(paired: Mapping[str, Any]) -> str:
+    interval = paired["interval"]
+    return f"{paired['mean']:+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")

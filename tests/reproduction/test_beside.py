@@ -1,0 +1,64 @@
+"""Pages side by side: every column has its own page's numbers, at the density that all have."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from harness.lineage.store import open_store
+from harness.reproduction.beside import side_by_side
+from harness.reproduction.collect import collect
+from harness.reproduction.page import claims_table
+from harness.reproduction.report import NUMBERS, write_report
+from harness.reproduction.results import Results
+
+
+@pytest.fixture
+def results(made_up, plan) -> Results:
+    made_up.everything()
+    return collect(open_store(made_up.nodes.directory, offline=True), plan)
+
+
+def numbers_of(results: Results, directory: Path) -> dict:
+    write_report(results, directory)
+    return json.loads((directory / NUMBERS).read_text())
+
+
+def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
+    numbers = numbers_of(results, tmp_path)
+    head, rows = side_by_side({"both levels": numbers})
+    assert head == ["at density 0.5120", "both levels"]
+    column = dict(rows)
+    point = next(one for one in results.points if str(one.curve) == "signed_mask (aws)" and one.level == 3)
+    accuracy = point.accuracy_percent
+    assert column["accuracy %: signed_mask (aws)"] == f"{accuracy.mean:.2f} ± {accuracy.sd:.2f}"
+    printed = {(row[0], row[1]): (row[4], row[5]) for row in claims_table(results)[1] if row[3] == "0.5120"}
+    assert {what: column[" − ".join(what)] for what in printed} == {
+        what: " ".join(words) for what, words in printed.items()
+    }
+    assert column["barrier, SGD-noise stability: signed_mask (aws)"] == "12.77 ± 0.02"  # 20 − 7.21 and 20 − 7.24
+    assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
+
+
+def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, tmp_path: Path):
+    scale = replace(results.plan.scale, levels=(1,), barrier_level=None)
+    fewer = replace(results, plan=replace(results.plan, scale=scale), compared={})
+    pages = {"all": numbers_of(results, tmp_path / "a"), "level 1": numbers_of(fewer, tmp_path / "b")}
+    head, rows = side_by_side(pages)
+    assert head == ["at density 0.8000", "all", "level 1"]
+    accuracies = [row for row in rows if row[0].startswith("accuracy %")]
+    assert len(accuracies) == 6 and all(row[1] == row[2] != "" for row in accuracies)
+    assert [row[2] for row in rows if row[0].startswith("barrier")] == [""] * 5
+
+
+def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
+    numbers = numbers_of(results, tmp_path)
+    for pages in ({}, {"a": numbers, "b": numbers | {"figure": "fig4"}}):
+        with pytest.raises(ValueError, match="give pages of one figure"):
+            side_by_side(pages)
+    dense = [point for point in numbers["points"] if point["curve"] == "dense"]
+    with pytest.raises(ValueError, match="no density in common"):
+        side_by_side({"a": numbers, "b": numbers | {"points": dense}})

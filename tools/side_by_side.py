@@ -1,0 +1,45 @@
+"""Show pages of one figure side by side, made by recipes/reproduce.py under different settings, networks or data.
+
+    python tools/side_by_side.py results/claims-*
+    python tools/side_by_side.py results/claims-digits-resnet20* --out results/weight_decay.md
+
+Prints a Markdown table: one column a page, accuracy, differences and barriers at the lowest density that all have.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from harness.launch import clear_errors, parse
+from harness.reproduction.beside import side_by_side
+from harness.reproduction.page import markdown
+from harness.reproduction.report import NUMBERS
+
+
+@dataclass(frozen=True)
+class Pages:
+    """What is shown."""
+
+    pages: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """Directories that recipes/reproduce.py or tools/report.py wrote."""
+    out: Path | None = None
+    """Write the table there, too."""
+
+
+if __name__ == "__main__":
+    with clear_errors():
+        asked = parse(Pages, __doc__)
+        names = [page.resolve().name for page in asked.pages]
+        shared = len(os.path.commonprefix(names)) if len(names) > 1 else 0
+        columns = [name[shared:].strip("-") or name for name in names]
+        pages = [json.loads((page / NUMBERS).read_text(encoding="utf-8")) for page in asked.pages]
+        table = markdown(*side_by_side(dict(zip(columns, pages, strict=True))))
+        print(table)
+        if asked.out is not None:
+            asked.out.write_text(table + "\n", encoding="utf-8")
