@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 if "LOCAL_RANK" in os.environ:
     # DDP warns on every rank of a setting that is meant (see harness.training.world); read when torch is loaded
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from harness.training import launchers as _launchers  # noqa: F401  # looks around before torch is loaded
+    from harness import launchers as _launchers  # noqa: F401  # looks around before torch is loaded
 
 __version__ = "0.1.0"
 __all__ = ["Mask", "SignedMask", "load_checkpoint", "load_signed_mask"]

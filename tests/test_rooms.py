@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "escape": set(),
     "machine": set(),
+    "launchers": set(),
     "data": _BASE,
     "models": {"config", "seeds"},  # θ_init is a function of its seed
     "masks": {"config", "digest"},
@@ -34,7 +35,7 @@ ROOMS: dict[str, set[str]] = {
     "pruning": _NETWORK,
     "transfer": _NETWORK,
     "pretrained": _NETWORK,
-    "training": _NETWORK | {"data", "pruning"},
+    "training": _NETWORK | {"data", "pruning", "launchers"},
     # What it records it proves: masks against pruning, starts against θ_init and ticket, data against their manifest.
     "lineage": _NETWORK | {"data", "pruning", "transfer", "pretrained"},
     "analysis": _NETWORK | {"data", "training"},
@@ -49,9 +50,9 @@ ROOMS: dict[str, set[str]] = {
     "comparison": _PARTS | {"analysis", "initialisation", "experiment"},
     "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
     "launch": _PARTS | {"analysis", "experiment", "search", "comparison", "report"},
-    "reproduction": _PARTS | {"machine", "analysis", "experiment", "search", "final", "comparison"},
-    # `from harness import load_signed_mask`, on first use.
-    "__init__": {"masks", "lineage"},
+    "reproduction": _PARTS | {"machine", "analysis", "initialisation", "experiment", "search", "final", "comparison"},
+    # `from harness import load_signed_mask`, on first use; launchers are looked at before torch is loaded.
+    "__init__": {"masks", "lineage", "launchers"},
 }
 
 # Big or optional libraries, and the only files that may name them, relative to harness/.
@@ -66,7 +67,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 EAGER = ("data/ffcv_*.py",)
 
 # Settings are read by people and tools that have no torch loaded.
-WITHOUT_TORCH = ("config/*.py",)
+WITHOUT_TORCH = ("config/*.py", "launchers.py")
 
 # The harness knows no recipe.
 ABOVE = {"recipes", "tools", "tests"}

@@ -57,6 +57,9 @@ def _column(numbers: Numbers, density: float) -> dict[str, str]:
     barriers: dict[str, list[float]] = defaultdict(list)
     for one in numbers["barriers"].values():
         barriers[f"{QUESTIONS[one['question']]}: {one['curve']}"].append(one["barrier"])
+    for method, found in numbers.get("norm", {}).items():
+        scales = [Summary.of(one[name] for one in found).mean for name in ("scale_mean", "scale_sd")]
+        column[f"scales of normalisation layers, mean and sd: {method}"] = f"{scales[0]:.2f}, {scales[1]:.2f}"
     return column | {f"barrier, {what}": _spread(Summary.of(found)) for what, found in barriers.items()}
 
 

@@ -6,11 +6,16 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.norm import NormParameters
+from harness.checkpoint import Checkpoint
 from harness.comparison import BARRIER
 from harness.config import ComparisonConfig, SearchConfig, to_json
+from harness.data.spec import data_spec
+from harness.initialisation import THETA_INIT
 from harness.lineage.browse import newest
 from harness.lineage.description import command_of, hardware_of
 from harness.lineage.graph import NodeSummary
@@ -18,10 +23,11 @@ from harness.lineage.query import Query
 from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
+from harness.models import build_model, partition_of
 from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.reproduction.results import Making, Results
-from harness.runs.archive import SIGNED_MASK
+from harness.runs.archive import CHECKPOINT, SIGNED_MASK
 
 _COMPARED_FIELDS = (
     "optim",
@@ -106,6 +112,7 @@ class _Found:
                 seeds = (tags.get("init_seed"), tags["sgd_seed"])
                 self.trainings[ticket, tags["kind_of_training"], *seeds].append(node)
         self.levels = {place: _last(found) for place, found in levels.items()}
+        self.searches = {node.key: node for node in nodes if node.kind == "search"}
         for node in everything:
             if node.kind == "analysis":
                 self.analyses[node.tags["question"], frozenset(p.key for p in node.parents)].append(node)
@@ -126,8 +133,12 @@ class _Found:
             if (shares := self._kept_signs(method, level))
         }
         searches = dict.fromkeys(node.nest_key for node in tickets.values() if node.nest_key is not None)
+        norm: dict[str, list[NormParameters]] = defaultdict(list)
+        for pair in compared:
+            if pair.question == "norm_init" and pair.first.curve is not None:
+                norm[pair.first.curve.method].append(self._norm_parameters(trained[pair.first]))
         making = self._making([*trained.values(), *(node for node, _ in compared.values())])
-        return Results(self.plan, trained, compared, densities, kept_signs, making, tuple(searches))
+        return Results(self.plan, trained, compared, densities, kept_signs, norm, making, tuple(searches))
 
     def _making(self, shown: list[NodeSummary]) -> Making:
         seeds = {str(self.plan.search_seed(trial)) for trial in self.plan.trials}
@@ -181,6 +192,19 @@ class _Found:
             if pair[0] is not None and pair[1] is not None:
                 shares.append(self._signs(pair[0]).agreement(self._signs(pair[1])))
         return shares
+
+    def _norm_parameters(self, level: NodeSummary) -> NormParameters:
+        with self.store.open_file_of(level, CHECKPOINT) as path:
+            params = Checkpoint.load(path).params
+        with self.store.open_file_of(self.searches[level.nest_key or ""], THETA_INIT) as path:
+            initial = Checkpoint.load(path).params
+        return NormParameters.of(params, initial, self._norm_names)
+
+    @cached_property
+    def _norm_names(self) -> frozenset[str]:
+        model, spec = self.plan.scale.config.model, data_spec(self.plan.scale.config.data.name)
+        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
+        return partition_of(model.name, build_model(model.name, width=model.width, **sizes)).norm
 
     def _signs(self, node: NodeSummary) -> SignedMask:
         with self.store.open_file_of(node, SIGNED_MASK) as path:

@@ -27,6 +27,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         "## What the paper says of it",
         _claims(results),
         *_barriers(results, barriers),
+        _norm(results),
         _signs(results),
         _missing(results),
         RUNS,
@@ -157,6 +158,32 @@ def _barriers(results: Results, image: str | None) -> list[str]:
         "Floor: half the difference of the two ends, which no barrier is below. Above the line: the largest excess "
         "over the straight line between the ends' errors.",
     ]
+
+
+def norm_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: the normalisation parameters of each method's tickets, mean over the searches."""
+    head = ["method", "scales, mean", "… at θ_init", "scales, sd", "negative %", "shifts moved by", "searches"]
+    rows = []
+    for method, found in results.norm.items():
+        columns = (
+            [one.scale_mean for one in found],
+            [one.initial_scale_mean for one in found],
+            [one.scale_sd for one in found],
+            [one.negative_percent for one in found],
+            [one.shift for one in found],
+        )
+        rows.append([method, *(f"{Summary.of(column).mean:.3f}" for column in columns), str(len(found))])
+    return head, rows
+
+
+def _norm(results: Results) -> str:
+    if not results.norm:
+        return ""
+    told = (
+        "Of all channels together, in the tickets that are compared above with their copies with ψ_init, mean over the "
+        "searches; the sd is over the channels of a ticket, and shifts are counted without their sign."
+    )
+    return f"## Normalisation parameters of the tickets\n\n{markdown(*norm_table(results))}\n\n{told}"
 
 
 def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -51,6 +51,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         "accuracy.csv": page.accuracy_table(results),
         "claims.csv": page.claims_table(results),
         "barriers.csv": page.barriers_table(results),
+        "norm.csv": page.norm_table(results),
         "signs.csv": page.signs_table(results),
         "runs.csv": page.runs_table(results),
     }
@@ -161,5 +162,6 @@ def _numbers(results: Results) -> dict[str, Any]:
             }
             for pair, (node, curve) in results.compared.items()
         },
+        "norm": {method: [asdict(one) for one in found] for method, found in results.norm.items()},
         "missing": results.missing,
     }

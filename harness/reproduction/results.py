@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
 from harness.analysis.summary import Paired, Summary, epsilon_from_dense
 from harness.lineage.graph import NodeSummary
@@ -75,6 +76,8 @@ class Results:
     """Of each level that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
     """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
+    norm: Mapping[str, list[NormParameters]]
+    """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
     making: Making
     searches: tuple[str, ...]
     """Keys of the searches they came from."""

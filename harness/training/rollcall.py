@@ -3,7 +3,7 @@
 Joining waits for minutes, since a slow file system may take that long to start a process. But a process that has once
 answered here is running, and must go on answering until all have joined; from then on `harness.training.pulse` watches.
 The answers are counters in the store of the launcher, through which the processes also join. For a process that has not
-answered yet its launcher stands, which ends with it (`harness.training.launchers`).
+answered yet its launcher stands, which ends with it (`harness.launchers`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from harness.training import launchers
+from harness import launchers
 from harness.training.pulse import SILENT_SECONDS, end_process
 
 _JOINED = 1 << 40

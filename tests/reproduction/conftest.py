@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from harness.analysis.barrier import BarrierCurve
+from harness.checkpoint import Checkpoint
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
+from harness.models import build_model, partition_of
 from harness.reproduction.figure import figure_named
 from harness.reproduction.plan import Pair, Plan, Scale, Training
 
@@ -39,6 +41,18 @@ def signs_of(level: int) -> SignedMask:
     return SignedMask.of({"w": weights}, Mask({"w": torch.ones(8, dtype=torch.bool)}))
 
 
+def network_of(level: int | None) -> Checkpoint:
+    """A resnet8 whose scales are 1 at θ_init (level None) and fall by a tenth a level; every shift is a hundredth."""
+    model = build_model("resnet8", num_classes=10, channels=1, image_size=8)
+    network = Checkpoint.of(model, level=level or 0, epochs=0, level_digest="")
+    norm = partition_of("resnet8", model).norm
+    scale = 1.0 if level is None else 1 - level / 10
+    values = {name: scale if name.endswith("weight") else 0.0 if level is None else 0.01 for name in norm}
+    return replace(
+        network, params=network.params | {n: torch.full_like(network.params[n], v) for n, v in values.items()}
+    )
+
+
 class MadeUp:
     """Commits what the plan names, as a launch would."""
 
@@ -50,12 +64,19 @@ class MadeUp:
         self.config = {"search": to_json(config)}
 
     def commit(
-        self, name: str, kind: str, tags: dict[str, str], files: dict[str, str | SignedMask] | None = None, **rest
+        self,
+        name: str,
+        kind: str,
+        tags: dict[str, str],
+        files: dict[str, str | SignedMask | Checkpoint] | None = None,
+        **rest,
     ) -> str:
         def write(directory: Path) -> None:
             for file, content in (files or {}).items():
                 if isinstance(content, SignedMask):
                     content.save(directory / file, {"of": name})
+                elif isinstance(content, Checkpoint):
+                    content.save(directory / file)
                 else:
                     (directory / file).write_text(content)
 
@@ -67,15 +88,20 @@ class MadeUp:
 
     def levels(self, method: str, seed: int, deepest: int) -> None:
         seeds = {"method": method, "init_seed": str(seed), "sgd_seed": str(seed)}
-        above = self.commit(f"{method} {seed}", "search", seeds)
+        above = self.commit(f"{method} {seed}", "search", seeds, self.networks("theta_init", None))
         parent = Parent(above, "initialised-from")
         for level in range(deepest + 1):
             tags = seeds | {"level": f"{level:02d}", "density": f"{0.8**level:.6f}"}
             name = f"{method} {seed} L{level}"
             metrics = (Metric("test_error_percent", 50.0 + level, 1, 1),)
             rest = {"parents": (parent,), "nested_under": above, "metrics": metrics}
-            key = self.commit(name, "level", tags, {"signed_mask.safetensors": signs_of(level)}, **rest)
+            files = {"signed_mask.safetensors": signs_of(level), **self.networks("checkpoint", level)}
+            key = self.commit(name, "level", tags, files, **rest)
             parent = Parent(key, "pruned-from")
+
+    def networks(self, name: str, level: int | None) -> dict[str, Checkpoint]:
+        """The file of a network, where the figure needs one."""
+        return {f"{name}.safetensors": network_of(level)} if self.plan.figure.initial_norm else {}
 
     def training(self, one: Training, **config) -> None:
         tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed)}

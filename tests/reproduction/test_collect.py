@@ -52,6 +52,18 @@ def test_statistics_are_those_of_the_trials(made_up, plan):
     assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
 
 
+def test_normalisation_parameters_are_those_of_the_compared_tickets(made_up, plan):
+    plan = replace(plan, figure=figure_named("claims"))
+    made_up = type(made_up)(made_up.nodes.directory, plan)
+    made_up.everything()
+    results = collect(store_of(made_up), plan)
+    assert {method: len(found) for method, found in results.norm.items()} == {"lrr": 2, "aws": 2}
+    for one in results.norm["aws"]:  # of level 2
+        assert (one.scale_mean, one.initial_scale_mean) == pytest.approx((0.8, 1.0))
+        assert (one.scale_sd, one.shift, one.negative_percent) == pytest.approx((0.0, 0.01, 0.0), abs=1e-6)
+    assert "| aws | 0.800 | 1.000 | 0.000 | 0.000 | 0.010 | 2 |" in page(results, [])
+
+
 def test_signs_are_compared_with_those_of_the_level_before(made_up, plan):
     made_up.everything()
     results = collect(store_of(made_up), plan)
