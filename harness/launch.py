@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
@@ -63,10 +64,20 @@ def clear_errors() -> Iterator[None]:
     except KeyError:
         raise  # a bug of ours, not the user's to mend
     except USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still has to print
+            return
         if os.environ.get("HARNESS_TRACEBACK"):
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone, as `| head` does when it has enough: no error."""
+    ends = select.poll()
+    ends.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in ends.poll(0))
 
 
 def parse_network(

@@ -1,0 +1,34 @@
+"""What a command says when it ends, whatever ends it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = """
+from harness.launch import clear_errors
+with clear_errors():
+    {body}
+"""
+
+
+def start(body: str) -> subprocess.Popen:
+    command = [sys.executable, "-c", SCRIPT.format(body=body)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("flush", ["True", "False"])
+def test_a_reader_that_has_enough_is_no_error(flush: str):
+    """As in `… --list | head`: the pipe closes while there is more to print."""
+    process = start(f"for _ in range(100_000): print('one run', flush={flush})")
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait(60)) == ("", 0)
+
+
+def test_another_pipe_that_breaks_is_an_error():
+    said = start("raise BrokenPipeError(32, 'the server hung up')").communicate(timeout=60)[1]
+    assert "error: [Errno 32] the server hung up\n" in said
