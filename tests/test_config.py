@@ -18,6 +18,12 @@ def test_step_schedule_falls_at_half_and_three_quarters():
     assert factors == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_milestones_are_whole_quarters():
+    """E//2 and (E//4)·3, as the paper's scripts have it: of 30 epochs 15 and 21, not 22."""
+    schedule = Schedule(30, "step")
+    assert [schedule.lr_factor(epoch) for epoch in (14, 15, 20, 21)] == pytest.approx([1, 0.1, 0.1, 0.01])
+
+
 @pytest.mark.parametrize("epochs", [1, 2, 3])
 def test_no_training_starts_at_a_reduced_learning_rate(epochs):
     assert Schedule(epochs, "step").lr_factor(0) == 1

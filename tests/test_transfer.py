@@ -10,11 +10,11 @@ from harness.masks import Mask, SignedMask
 @pytest.fixture
 def parts():
     torch.manual_seed(0)
-    names = {"w": (20, 20), "b": (20,), "bn.weight": (20,), "bn.bias": (20,)}
+    names = {"w": (20, 20), "v": (30, 10), "b": (20,), "bn.weight": (20,), "bn.bias": (20,)}
     ticket = {name: torch.randn(shape) for name, shape in names.items()}
     theta_init = {name: torch.randn(shape) for name, shape in names.items()}
     theta_init["bn.weight"], theta_init["bn.bias"] = torch.ones(20), torch.zeros(20)
-    mask = Mask({"w": torch.rand(20, 20) < 0.3})
+    mask = Mask({"w": torch.rand(20, 20) < 0.3, "v": torch.rand(30, 10) < 0.7})
     mask.apply_(ticket)
     return theta_init, ticket, SignedMask.of(ticket, mask, ["bn.weight", "bn.bias"])
 
@@ -72,5 +72,20 @@ def test_controls(parts):
     assert mask.equal(signed_mask.mask) and torch.equal(signs["w"].abs(), theta_init["w"].abs() * mask.tensors["w"])
     agree = (signs["w"].sign() == signed_mask.signs["w"])[mask.tensors["w"]].float().mean()
     assert 0.3 < agree < 0.7
-    _, other = go("random_mask", parts)
-    assert not other.equal(signed_mask.mask)
+    params, other = go("random_mask", parts)
+    for name, kept in signed_mask.mask.tensors.items():
+        assert other.tensors[name].sum() == kept.sum() and not other.tensors[name].equal(kept), "of each layer"
+        assert torch.equal(params[name], theta_init[name] * other.tensors[name]), "no signs"
+
+
+def test_whose_signs_go_along_outside_mask_and_norm():
+    named = ("conv.weight", "conv.bias", "bn.weight", "bn.bias", "token", "head.weight", "head.bias")
+    signed_mask = SignedMask.of(
+        {name: torch.ones(2) for name in named},
+        Mask({"conv.weight": torch.ones(2, dtype=torch.bool)}),
+        ["bn.weight", "bn.bias"],
+    )
+    chosen = {which: transfer.unpruned_names(signed_mask, which, "head") for which in ("both", "classifier", "none")}
+    assert chosen["classifier"] == {"head.weight", "head.bias"} and chosen["none"] == set()
+    assert transfer.unpruned_names(signed_mask, "biases", "head") == {"conv.bias", "token"}
+    assert chosen["both"] == {"conv.bias", "token", "head.weight", "head.bias"}

@@ -122,6 +122,17 @@ def test_resnet50_cifar_keeps_the_resolution_of_its_stem():
     assert stem.shape == (1, 64, 32, 32)
 
 
+@pytest.mark.parametrize(("name", "tokens", "channels"), [("mlp_mixer", 784, 256), ("mlp_mixer_wide", 256, 2048)])
+def test_hidden_sizes_of_the_mixers(name, tokens, channels):
+    """The paper's scripts', and those of Mixer-S (Tolstikhin et al., table 1); both patch 16, width 512, depth 12."""
+    with torch.device("meta"):
+        model = build_model(name, num_classes=1000, channels=3, image_size=224)
+    assert model.stem.proj.weight.shape == (512, 3, 16, 16) and len(model.blocks) == 12
+    for block in model.blocks:
+        assert block.mlp_tokens.fc1.weight.shape == (tokens, 14 * 14)
+        assert block.mlp_channels.fc1.weight.shape == (channels, 512)
+
+
 def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
     torch.manual_seed(0)
     block = build_model("mlp_mixer_small", num_classes=2, channels=1, image_size=8).blocks[0]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from searching import proved, tag
 
 from harness.data import DATASETS
@@ -59,6 +60,66 @@ def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchRes
     usual = used(experiment, found, kind=kind)
     assert node.key != usual.key and tag(node, "settings") != tag(usual, "settings"), "no trial of the same"
     assert holds(experiment, node).checked["start"] == 4, "two levels before the ticket, the ticket, the training"
+
+
+@pytest.mark.parametrize(
+    "kind", ["dense", "retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const"]
+)
+def test_every_kind_starts_as_the_table_says(experiment: Experiment, found: SearchResult, kind: str) -> None:
+    """README, kinds of final training, written out for every parameter of the network."""
+    theta, fresh = found.ticket.checkpoint.params, experiment.theta_init(2).params
+    expected = {}
+    for name, own in fresh.items():
+        kept = found.ticket.mask.tensors.get(name, torch.ones_like(own))
+        magnitude, is_norm = own.abs(), "bn" in name
+        if kind == "signed_mask_norm_const" and is_norm:
+            magnitude = torch.full_like(own, 1.0 if name.endswith("weight") else 0.1)
+        if kind == "retrain" or (kind == "signed_mask_norm" and is_norm):
+            value = theta[name]
+        elif kind in ("dense", "mask") or (is_norm and kind != "signed_mask_norm_const"):
+            value = own
+        else:
+            assert theta[name][kept.bool()].all(), "no exact zeros, whose initial value stays"
+            value = magnitude * theta[name].sign()
+        expected[name] = value + 0.0 if kind == "dense" else value * kept + 0.0
+    assert tag(used(experiment, found, kind=kind), "start_digest") == sha256_tensors(expected)
+
+
+def test_the_searchs_own_initialisation_is_taken_only_if_asked_for(experiment: Experiment, found: SearchResult) -> None:
+    own = experiment.using("lrr")
+    with pytest.raises(ValueError, match="init_seed 1 is the search's own.*--same-init"):
+        final_training(own, Trial("signed_mask", 1, 1), found.ticket)
+    node = final_training(own, Trial("signed_mask", 1, 1), found.ticket, same_init=True)
+    expected = found.ticket.signed_mask.signed(found.theta_init.params)
+    assert tag(node, "start_digest") == sha256_tensors(expected) and tag(node, "init_seed") == "1"
+    # what draws no θ_init has no seed of one
+    again = [final_training(own, Trial("retrain", seed, 1), found.ticket) for seed in (1, 2)]
+    assert again[0].key == again[1].key
+
+
+def test_exact_zeros_keep_their_initial_value_and_are_counted(experiment: Experiment, tmp_path: Path) -> None:
+    """A ticket with zeros in kept weights, biases and norm layers, and with negative norm scales."""
+    state = experiment.theta_init(7).state_dict
+    state["conv1.weight"].view(-1)[:3] = 0
+    state["fc.bias"][:] = 1
+    state["fc.bias"][4] = 0
+    state["bn1.weight"][:] = -1
+    for name in experiment.partition.norm:
+        if name.endswith("bias"):
+            state[name][:] = -1
+    state["bn1.bias"][0] = 0
+    save_file(state, path := tmp_path / "zeros.safetensors")
+    own = experiment.using("lrr", initialisation=str(path), num_levels=0, warmup_epochs=0)
+    ticket = search(own).ticket
+    assert ticket.metric("exact_zeros_kept") == 3 + 1 + 1
+    assert ticket.metric("negative_norm_scales") == len(state["bn1.weight"])
+    fresh = experiment.theta_init(2).params
+    expected = {}
+    for name, tensor in fresh.items():
+        signed = torch.where(state[name] == 0, tensor, tensor.abs() * state[name].sign())
+        expected[name] = (tensor if name in experiment.partition.norm else signed) + 0.0
+    node = final_training(own, Trial("signed_mask", 2, 1), ticket)
+    assert tag(node, "start_digest") == sha256_tensors(expected)
 
 
 def test_level_0_has_no_signs_from_pruning(experiment: Experiment, found: SearchResult) -> None:

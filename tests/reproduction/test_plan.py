@@ -88,3 +88,37 @@ def test_figures_name_what_there_is(figure):
         assert first in figure.curves and second in figure.curves and says
     assert {*figure.stability, *figure.connectivity} <= set(figure.curves)
     assert all(network in MODELS for networks in figure.subjects.values() for network in networks)
+
+
+FOUR = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
+TABLES = ("resnet50", "mobilenet_v2", "mlp_mixer")
+LRR = {("lrr", "retrain"), ("lrr", "signed_mask")}
+BOTH = LRR | {("aws", "retrain"), ("aws", "signed_mask")}
+RED = ("aws", "signed_mask")
+
+
+@pytest.mark.parametrize(
+    ("name", "subjects", "curves", "stability", "connectivity"),
+    [
+        (
+            *("fig2", {"cifar100": FOUR}, LRR | {("lrr", "mask"), ("lrr", "signed_mask_norm")}),
+            *(LRR | {("lrr", "signed_mask_norm")}, {("lrr", "signed_mask"), ("lrr", "signed_mask_norm")}),
+        ),
+        (
+            *("fig3", {"cifar100": FOUR, "tiny_imagenet": FOUR}, BOTH | {("lrr", "mask")}),
+            *(LRR | {RED}, {("lrr", "signed_mask"), RED}),
+        ),
+        ("fig4", {"cifar100": ("resnet32",)}, {("aws", "retrain"), RED, ("gem_miner", "level")}, set(), set()),
+        ("fig5", {"cifar100": FOUR}, LRR | {("lrr", "signed_mask_norm_const")}, set(), set()),
+        ("fig6", {"cifar100": ("vgg11_bn_cifar",)}, BOTH, LRR | {RED}, {("lrr", "signed_mask"), RED}),
+        ("table1", {"imagenet": TABLES}, BOTH, set(), set()),
+        ("table2", {"imagenet": TABLES}, BOTH, set(), set()),
+    ],
+)
+def test_figures_show_what_the_paper_shows(name, subjects, curves, stability, connectivity):
+    """By its captions: networks and data, trainings, and whose barriers are taken."""
+    figure = FIGURES[name]
+    assert figure.subjects == subjects
+    assert {(curve.method, curve.kind) for curve in figure.curves} == curves
+    assert {(curve.method, curve.kind) for curve in figure.stability} == stability
+    assert {(curve.method, curve.kind) for curve in figure.connectivity} == connectivity

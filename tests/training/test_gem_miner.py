@@ -122,4 +122,7 @@ def test_settings_are_the_authors():
     assert schedule == Schedule(150, "cosine")
     optim, schedule = GemMinerConfig().finetuning()
     assert optim == OptimConfig("sgd", lr=0.01, momentum=0.9, weight_decay=1e-4)
-    assert [schedule.lr_factor(epoch) for epoch in (79, 80, 120)] == pytest.approx([1, 0.1, 0.01])
+    assert schedule.epochs == 150
+    factors = [schedule.lr_factor(epoch) for epoch in (79, 80, 119, 120, 149)]
+    assert factors == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
+    assert (GemMinerConfig().freeze_every_epochs, GemMinerConfig().penalty) == (5, 1e-5)

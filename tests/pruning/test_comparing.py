@@ -1,0 +1,92 @@
+"""Which two trainings may be compared, and what is recorded of how it was done."""
+
+from __future__ import annotations
+
+import pytest
+from searching import STEPS
+
+from harness.comparison import Comparison, compare
+from harness.config import ComparisonConfig
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
+from harness.runs.node import Node
+from harness.search import SearchResult, search
+
+FEW = ComparisonConfig(num_alphas=3, bn_images=300)
+BATCH = 256
+
+
+@pytest.fixture(scope="module")
+def found(experiment: Experiment) -> SearchResult:
+    return search(experiment.using("lrr"))
+
+
+def trained(
+    experiment: Experiment, found: SearchResult, kind: str, init_seed: int, sgd_seed: int, level: int = 2
+) -> Node:
+    trial = Trial(kind, init_seed, sgd_seed)  # type: ignore[arg-type]
+    return final_training(experiment.using("lrr"), trial, found.at(level))
+
+
+def asked(
+    experiment: Experiment, first: Node, second: Node, question: str, config: ComparisonConfig = FEW, **options: bool
+) -> tuple[Comparison, dict[str, str]]:
+    """The comparison, and the tags of its record."""
+    result = compare(experiment, first, second, question, config, **options)  # type: ignore[arg-type]
+    assert result is not None
+    return result, experiment.store.local.load(result.key).tags
+
+
+@pytest.mark.parametrize("kind", ["signed_mask", "retrain"])
+def test_stability_is_of_one_start_under_two_noises(experiment: Experiment, found: SearchResult, kind: str) -> None:
+    one, twin = (trained(experiment, found, kind, 2, sgd_seed) for sgd_seed in (1, 2))
+    _, tags = asked(experiment, one, twin, "stability")
+    assert (tags["same_start"], tags["question"]) == ("true", "stability")
+    same_noise = trained(experiment, found, "mask", 2, 1)
+    with pytest.raises(ValueError, match="have the same sgd_seed"):
+        compare(experiment, one, same_noise, "stability", FEW)
+    with pytest.raises(ValueError, match="are the same run"):
+        compare(experiment, one, one, "stability", FEW)
+
+
+def test_different_starts_are_compared_only_if_asked_for(experiment: Experiment, found: SearchResult) -> None:
+    one, other = trained(experiment, found, "signed_mask", 2, 1), trained(experiment, found, "signed_mask", 3, 2)
+    with pytest.raises(ValueError, match="started from different parameters.*--cross-init"):
+        compare(experiment, one, other, "stability", FEW)
+    _, tags = asked(experiment, one, other, "stability", cross_init=True)
+    assert tags["same_start"] == "false"
+
+
+def test_connectivity_takes_one_mask(experiment: Experiment, found: SearchResult) -> None:
+    one, solution = trained(experiment, found, "signed_mask", 2, 1), trained(experiment, found, "retrain", 2, 1)
+    _, tags = asked(experiment, one, solution, "lmc")
+    assert tags["question"] == "lmc"
+    denser = trained(experiment, found, "retrain", 2, 1, level=1)
+    with pytest.raises(ValueError, match="have different masks"):
+        compare(experiment, one, denser, "lmc", FEW)
+
+
+@pytest.mark.parametrize(
+    ("convention", "asked_for", "images"),
+    [
+        ("cumulative", 300, 2 * BATCH),  # whole batches
+        ("cumulative", 10_000, STEPS * BATCH),
+        ("cumulative", "all", STEPS * BATCH),
+        ("ema", 300, STEPS * BATCH),  # one full training pass, whatever is asked for
+        ("none", 300, 0),
+    ],
+)
+def test_how_statistics_were_made_is_recorded(
+    experiment: Experiment, found: SearchResult, convention: str, asked_for: int | str, images: int
+) -> None:
+    pair = (trained(experiment, found, "signed_mask", 2, sgd_seed) for sgd_seed in (1, 2))
+    config = ComparisonConfig(num_alphas=2, bn_convention=convention, bn_images=asked_for)  # type: ignore[arg-type]
+    result, tags = asked(experiment, *pair, "stability", config)
+    assert (tags["bn_convention"], tags["num_alphas"]) == (convention, "2")
+    assert (result.curve.convention, result.curve.bn_images) == (convention, images)
+    assert result.curve.alphas == (0.0, 1.0)
+
+
+def test_the_usual_grid_is_the_papers() -> None:
+    assert ComparisonConfig().alphas == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
+    assert ComparisonConfig().bn_convention == "cumulative"

@@ -1,0 +1,178 @@
+"""Trainings of a search and of its tickets against stock PyTorch: SGD, θ ⊙ m and the view of ψ written out.
+
+The data order, the augmentation and α are those of the keys that the documentation names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from searching import STEPS
+from torch import nn
+
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
+from harness.masks import Mask
+from harness.runs.node import Node
+from harness.search import SearchResult, search
+from harness.seeds import SgdNoise, derive_seed
+
+Tensors = Mapping[str, torch.Tensor]
+Scope = tuple[str | int, ...]
+TEST_IMAGES = 500
+WHOLE = {0: 0.1, 1: 0.01}
+"""The schedule of a final training of two epochs."""
+
+
+def plain(
+    experiment: Experiment,
+    start: tuple[Tensors, Tensors],
+    mask: Mask,
+    scope: Scope,
+    rates: Mapping[int, float],
+    psi_init: Tensors | None = None,
+) -> nn.Module:
+    """Train `start` (parameters, buffers) under `mask` with a new optimizer, each epoch of `rates` at its rate.
+
+    With `psi_init` the forward pass sees αψ + (1 − α)ψ_init, which autograd differentiates itself.
+    """
+    model = experiment.fresh_model().train()
+    model.load_state_dict({**start[0], **start[1]})
+    params = dict(model.named_parameters())
+    optimizer = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    for epoch, rate in rates.items():
+        optimizer.param_groups[0]["lr"] = rate
+        alphas = np.random.Generator(np.random.Philox(key=derive_seed(1, *scope, "alpha", epoch)))
+        for images_NCHW, labels_N in experiment.train_feed.epoch(SgdNoise(1, scope), epoch):
+            alpha = float(alphas.random())
+            seen = params | {name: params[name] * kept for name, kept in mask.tensors.items()}
+            seen |= {name: alpha * params[name] + (1 - alpha) * first for name, first in (psi_init or {}).items()}
+            loss = F.cross_entropy(torch.func.functional_call(model, seen, (images_NCHW,)), labels_N)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return model
+
+
+def masked(params: Tensors, mask: Mask) -> Tensors:
+    return {name: tensor * mask.tensors[name] if name in mask.tensors else tensor for name, tensor in params.items()}
+
+
+def before(found: SearchResult, level: int) -> tuple[Tensors, Tensors]:
+    """What level `level` starts from if nothing is rewound: the level before it, or θ_init."""
+    network = found.at(level - 1).checkpoint if level else found.theta_init
+    return masked(network.params, found.at(level).mask), network.buffers
+
+
+def alike(node: Node, reference: nn.Module, start: Tensors) -> None:
+    """The checkpoint is the reference's, buffers too, as far as sums in another order allow; and it has moved."""
+    state = node.checkpoint.state_dict
+    for name, tensor in reference.state_dict().items():
+        torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
+    assert max(float((state[name] - tensor).abs().max()) for name, tensor in start.items()) > 0.03
+
+
+@pytest.fixture(scope="module")
+def lrr(experiment: Experiment) -> SearchResult:
+    return search(experiment.using("lrr"))
+
+
+@pytest.fixture(scope="module")
+def aws(experiment: Experiment, lrr: SearchResult) -> SearchResult:
+    """From a trained network, whose ψ are not the constants 1 and 0 that every layer begins with."""
+    return search(experiment.using("aws", initialisation=lrr.at(0).key))
+
+
+@pytest.mark.parametrize("level", [0, 1])
+def test_a_level_of_lrr_is_sgd_anew_from_the_level_before(experiment: Experiment, lrr: SearchResult, level: int):
+    start = before(lrr, level)
+    reference = plain(experiment, start, lrr.at(level).mask, ("search", level), {0: 0.1})
+    alike(lrr.at(level), reference, start[0])
+
+
+@pytest.mark.parametrize("level", [0, 2])
+def test_a_level_of_aws_sees_psi_between_its_initial_and_present_value(
+    experiment: Experiment, aws: SearchResult, level: int
+):
+    """ψ_init is that of θ_init, whatever it is; the warm-up is interpolated as well."""
+    psi_init = {name: aws.theta_init.params[name] for name in experiment.partition.norm}
+    assert all(len(tensor.unique()) == len(tensor) for tensor in psi_init.values())
+    start = before(aws, level)
+    reference = plain(experiment, start, aws.at(level).mask, ("search", level), {0: 0.1}, psi_init)
+    alike(aws.at(level), reference, start[0])
+    without = plain(experiment, start, aws.at(level).mask, ("search", level), {0: 0.1}).state_dict()
+    assert max(float((aws.at(level).checkpoint.params[n] - without[n]).abs().max()) for n in psi_init) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["imp", "wr", "lrr_full"])
+def test_a_level_of_a_full_method_is_a_whole_training(experiment: Experiment, method: str):
+    """`imp` from θ_init and `wr` from θ_k under one noise of all levels; `wr` goes on from k = 1 epoch."""
+    found = search(experiment.using(method))
+    theta_init, mask, scope, rates = found.theta_init, found.ticket.mask, ("search",), WHOLE
+    start = masked(theta_init.params, mask), theta_init.buffers
+    if method == "wr":
+        dense = Mask.dense(theta_init.params, experiment.partition.prunable)
+        theta_k = plain(experiment, (theta_init.params, theta_init.buffers), dense, scope, {0: 0.1})
+        params = {name: param.detach() for name, param in theta_k.named_parameters()}
+        start, rates = (masked(params, mask), dict(theta_k.named_buffers())), {1: 0.01}
+    elif method == "lrr_full":
+        start, scope = before(found, 2), ("search", 2)
+    reference = plain(experiment, start, mask, scope, rates)
+    alike(found.ticket, reference, masked(theta_init.params, mask))
+
+
+@pytest.mark.parametrize("method", ["lrr", "aws"])
+def test_a_final_training_is_sgd_without_interpolation_from_fresh_statistics(
+    experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
+):
+    """Of tickets of either method and of any level under one noise."""
+    ticket = aws.ticket if method == "aws" else lrr.at(1)
+    node = final_training(experiment.using(method), Trial("signed_mask", 2, 1), ticket)
+    fresh = experiment.theta_init(2)
+    signs = ticket.signed_mask.signs
+    begun = {
+        name: t if name in experiment.partition.norm else t.abs() * signs[name] for name, t in fresh.params.items()
+    }
+    assert all(not buffer.any() or bool((buffer == 1).all()) for buffer in fresh.buffers.values())
+    reference = plain(experiment, (begun, fresh.buffers), ticket.mask, ("final",), WHOLE)
+    alike(node, reference, begun)
+    assert int(node.checkpoint.buffers["bn1.num_batches_tracked"]) == 2 * STEPS
+    assert error_percent(experiment, node) == pytest.approx(node.metric("test_error_percent"), abs=100 / TEST_IMAGES)
+
+
+def error_percent(experiment: Experiment, node: Node, prepare: Callable[[nn.Module], None] = lambda model: None):
+    """Test error of the checkpoint in a stock network, after `prepare`."""
+    model = experiment.fresh_model()
+    model.load_state_dict(node.checkpoint.state_dict)
+    prepare(model)
+    model.eval()
+    with torch.no_grad():
+        wrong = [(model(images).argmax(1) != labels).sum() for images, labels in experiment.test_feed]
+    return 100 * int(torch.stack(wrong).sum()) / TEST_IMAGES
+
+
+@pytest.mark.parametrize("method", ["lrr", "aws"])
+def test_a_level_is_evaluated_with_psi_itself_and_with_statistics_of_psi(
+    experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
+):
+    """Both figures are kept: with BatchNorm statistics taken anew, and with those gathered under α."""
+
+    def reestimate(model: nn.Module) -> None:
+        for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
+            norm.reset_running_stats()
+            norm.momentum = None  # the plain mean over batches
+        with torch.no_grad():
+            for images_NCHW, _ in experiment.train_feed.epoch(SgdNoise(1, ("batchnorm",)), 0):
+                model.train()(images_NCHW)
+
+    for node in (lrr if method == "lrr" else aws).levels:
+        one_image = 100 / TEST_IMAGES
+        own = error_percent(experiment, node)
+        assert own == pytest.approx(node.metric("test_error_percent_recorded_bn"), abs=one_image)
+        anew = error_percent(experiment, node, reestimate)
+        assert anew == pytest.approx(node.metric("test_error_percent"), abs=one_image)
+        assert abs(own - anew) > 2 * one_image, "so that one cannot stand for the other"
