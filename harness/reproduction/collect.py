@@ -87,10 +87,28 @@ def _commit(record: LineageRecord) -> str:
     return record.code.get("commit", "")[:12] + changed
 
 
-def _last(nodes: Sequence[NodeSummary]) -> NodeSummary:
+def _own_setting(method: str, search: dict[str, Any], num_train: int) -> Any:
+    """Return what this method alone heeds of a search's settings: no tag that a figure's methods share tells it."""
+    if METHODS[method].scores:
+        return search["gem_miner"]
+    steps_per_epoch = num_train // search["global_batch_size"]
+    return search["rewind_to"] * (steps_per_epoch if search["rewind_unit"] == "epochs" else 1)
+
+
+def _refuse_several(name: str, nodes: Sequence[NodeSummary]) -> None:
+    """Raise a ValueError if more than one run answers to a place in the plan."""
+    if len(nodes) > 1:
+        ids = ", ".join(node.run_id or node.key[:16] for node in nodes)
+        raise ValueError(f"{len(nodes)} runs answer to {name}: {ids}; keep one of them in the store")
+
+
+def _last(place: tuple[str, ...], nodes: Sequence[NodeSummary]) -> NodeSummary:
     """Return the run that ends a level of several: Gem-Miner's fine-tuning comes after its scores."""
     before = {parent.key for node in nodes for parent in node.parents}
-    return next(node for node in nodes if node.key not in before)
+    last = [node for node in nodes if node.key not in before]
+    method, init_seed, sgd_seed, level = place
+    _refuse_several(f"level {level} of {method}, init_seed {init_seed}, sgd_seed {sgd_seed}", last)
+    return last[0]
 
 
 class _Found:
@@ -100,22 +118,34 @@ class _Found:
         self, store: LineageStore, plan: Plan, nodes: Iterable[NodeSummary], everything: Iterable[NodeSummary]
     ) -> None:
         self.store, self.plan = store, plan
+        self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
         levels: dict[tuple[str, ...], list[NodeSummary]] = defaultdict(list)
         self.trainings: dict[tuple[str | None, ...], list[NodeSummary]] = defaultdict(list)
         self.analyses: dict[tuple[str, frozenset[str]], list[NodeSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
-            if node.kind == "level":
+            if node.kind == "level" and self._is_wanted(node):
                 levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
             elif node.kind == "training":
                 ticket = node.parents[0].key if node.parents else None
                 seeds = (tags.get("init_seed"), tags["sgd_seed"])
                 self.trainings[ticket, tags["kind_of_training"], *seeds].append(node)
-        self.levels = {place: _last(found) for place, found in levels.items()}
+        self.levels = {place: _last(place, found) for place, found in levels.items()}
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
         for node in everything:
             if node.kind == "analysis":
                 self.analyses[node.tags["question"], frozenset(p.key for p in node.parents)].append(node)
+
+    def _is_wanted(self, node: NodeSummary) -> bool:
+        """Whether a level is of one of the plan's searches, with what its method alone heeds set alike."""
+        method, seeds = node.tags["method"], {node.tags["init_seed"], node.tags["sgd_seed"]}
+        if method not in self.plan.figure.methods or seeds not in self.seeds:
+            return False
+        if not (METHODS[method].scores or METHODS[method].rewinds_to_k):
+            return True
+        recorded, own = self.store.record_of(node).config, to_json(self.plan.scale.config)
+        num_train = recorded["data"]["num_train"]
+        return bool(_own_setting(method, recorded["search"], num_train) == _own_setting(method, own, num_train))
 
     def results(self) -> Results:
         trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
@@ -141,13 +171,8 @@ class _Found:
         return Results(self.plan, trained, compared, densities, kept_signs, norm, making, tuple(searches))
 
     def _making(self, shown: list[NodeSummary]) -> Making:
-        seeds = {str(self.plan.search_seed(trial)) for trial in self.plan.trials}
         deepest = max(self.plan.scale.all_levels)
-        levels = [
-            node
-            for (method, seed, _, level), node in self.levels.items()
-            if method in self.plan.figure.methods and seed in seeds and int(level) <= deepest
-        ]
+        levels = [node for (*_, level), node in self.levels.items() if int(level) <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
         records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
         return Making(
@@ -213,9 +238,7 @@ class _Found:
     def _only(self, name: str, found: list[NodeSummary], usual: Any) -> NodeSummary | None:
         """Return the one run that was made in the usual way: options of the same seeds make other runs."""
         fitting = [node for node in found if usual(self.store.record_of(node).config)] if len(found) > 1 else found
-        if len(fitting) > 1:
-            ids = ", ".join(node.run_id or node.key[:16] for node in fitting)
-            raise ValueError(f"{len(fitting)} runs answer to {name}: {ids}; keep one of them in the store")
+        _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
     def _curve(self, node: NodeSummary) -> BarrierCurve:

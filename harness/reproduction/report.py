@@ -77,7 +77,12 @@ def commit_report(store: LineageStore, results: Results) -> str:
         parents=tuple(Parent(key, "reported") for key in _sources(results)),
         config={
             "figure": plan.figure.name,
-            "scale": {"search": to_json(config), "trials": plan.scale.trials, "levels": list(plan.scale.levels)},
+            "scale": {
+                "search": to_json(config),
+                "trials": plan.scale.trials,
+                "shared_search": plan.shared_search,
+                "levels": list(plan.scale.levels),
+            },
             "reduction": plan.scale.reduction,
             "command": redact(launch_command()),
         },

@@ -61,7 +61,7 @@ class MadeUp:
         self.minutes = 0
         config = plan.scale.config
         self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
-        self.config = {"search": to_json(config)}
+        self.config = {"search": to_json(config), "data": {"num_train": 1_297, "num_test": 500}}
 
     def commit(
         self,

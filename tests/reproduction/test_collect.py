@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from harness.config import GemMinerConfig, to_json
 from harness.lineage.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
@@ -107,6 +108,25 @@ def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
     assert [node.key for one, node in found.trained.items() if one.kind == "level"] == [tuned]
 
 
+@pytest.mark.parametrize(
+    ("figure", "method", "changes"),
+    [("rewinding", "wr", {"rewind_to": 20}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
+)
+def test_a_methods_own_settings_are_those_of_the_plan(made_up, plan, figure, method, changes):
+    """They are in no tag that all methods of a figure share."""
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named(figure)))
+    made.everything()
+    tags = {"method": method, "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
+    made.commit("another", "level", tags, config={"search": to_json(replace(plan.scale.config, **changes))})
+    found = collect(store_of(made), made.plan)
+    one = made.plan.of_curve(Curve(method, "level"), 1)[0]
+    assert found.trained[one].name == f"{method} 1 L1"
+    again = replace(plan.scale.config, rewind_to=1_297 // 64, rewind_unit="steps")  # of the plan's one epoch
+    made.commit("again", "level", tags, config={"search": to_json(again)})
+    with pytest.raises(ValueError, match=f"2 runs answer to level 01 of {method}, init_seed 1, sgd_seed 1: .*keep one"):
+        collect(store_of(made), made.plan)
+
+
 def test_two_runs_for_one_place_are_refused(made_up, plan):
     made_up.everything()
     made_up.training(plan.of_curve(AWS, 1)[0], note="the same again")
@@ -168,6 +188,18 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
         Metric("accuracy_percent/dense", results.points[0].accuracy_percent.mean, 0, record.started_ms)
         in record.metrics
     )
+
+
+def test_a_shared_search_is_said_and_recorded(made_up, plan):
+    for shared, words in ((False, "a search of its own for each trial"), (True, "one search for all trials")):
+        own = replace(plan, shared_search=shared)
+        made = type(made_up)(made_up.nodes.directory / words, own)
+        made.everything()
+        store = store_of(made)
+        results = collect(store, own)
+        assert results.missing == [] and f"2 trials, {words}." in page(results, [])
+        assert len(results.searches) == (2 if shared else 4)
+        assert store.local.load(commit_report(store, results)).config["scale"]["shared_search"] == shared
 
 
 def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
