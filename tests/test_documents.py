@@ -1,0 +1,54 @@
+"""What the documents name is there: a table of tests that no longer exist would show nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TESTS = Path(__file__).resolve().parent
+NAMED = re.compile(r"`([\w/]+\.py)::(\w+)`")
+LINKED = re.compile(r"\]\(([^)]+)\)")
+
+
+def unshown(text: str) -> Iterator[str]:
+    """Yield what is wrong with the rows of a coverage table: a name or file that is not there, or none at all."""
+    for line in text.splitlines():
+        if not line.startswith("| ") or line == "| statement | shown by |":
+            continue
+        statement, shown = re.split(r"(?<!\\)\|", line.strip("|"))
+        tests, files = NAMED.findall(shown), LINKED.findall(shown)
+        if not (tests or files or shown.strip().startswith("not run: ")):
+            yield f"nothing shows that{statement}"
+        yield from (f"no test {file}::{name}" for file, name in tests if name not in functions(TESTS / file))
+        yield from (f"no file {file}" for file in files if not (DOCS / file).is_file())
+
+
+def functions(path: Path) -> set[str]:
+    """Names of the tests of a file, without importing it."""
+    if not path.is_file():
+        return set()
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_statement_of_the_coverage_table_is_shown_by_something_that_exists():
+    text = (DOCS / "coverage.md").read_text()
+    assert list(unshown(text)) == []
+    assert len(NAMED.findall(text)) > 100
+
+
+@pytest.mark.parametrize(
+    ("row", "complaint"),
+    [
+        ("| a | `test_documents.py::test_that_is_not_there` |", "no test test_documents.py::test_that_is_not_there"),
+        ("| a | `test_nowhere.py::test_a` |", "no test test_nowhere.py::test_a"),
+        ("| a | [a run](results/nowhere.md) |", "no file results/nowhere.md"),
+        ("| \\|a\\| is so | we looked |", "nothing shows that \\|a\\| is so "),
+    ],
+)
+def test_a_row_that_shows_nothing_is_found(row, complaint):
+    assert list(unshown(row)) == [complaint]
