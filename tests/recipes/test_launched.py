@@ -94,8 +94,9 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     refused = recipe(where, "train_ticket.py", "--ticket", found["retrain", 1], ok=False)
     assert "is a training; this takes a level" in refused
     # stability of different starts is another question
-    refused = tool(where, "stability.py", found["signed_mask", 1], found["retrain", 1], *memory, ok=False)
+    refused = tool(where, "stability.py", found["signed_mask", 2], found["retrain", 1], *memory, ok=False)
     assert refused.startswith("error: ") and "Traceback" not in refused
+    assert "started from different parameters" in refused and "--cross-init" in refused
 
 
 @pytest.mark.slow
