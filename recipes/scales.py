@@ -20,7 +20,7 @@ from harness.reproduction.plan import Plan, Scale
 ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
-SMOKE = "tiny networks and schedules, one trial: shows that the command goes through, and nothing else"
+SMOKE_BATCH = 4  # that many images are enough, for up to four processes
 SHORT_GEM = GemMinerConfig(score_epochs=21, freeze_every_epochs=2, finetune=Schedule(12, "step"))
 
 
@@ -69,12 +69,28 @@ def small(figure: Figure, dataset: str, network: str) -> Scale:
 
 
 def smoke(figure: Figure, dataset: str, network: str) -> Scale:
-    """Seconds: two levels, an epoch each, one trial, on whatever data are prepared."""
-    own = SMALL[dataset](network) if dataset in SMALL else paper(figure, dataset, network).config
-    final = replace(own.final, epochs=2)
-    gem = GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
-    config = replace(own, warmup_epochs=1, level_epochs=1, num_levels=2, final=final, gem_miner=gem)
-    return Scale(config, levels=(1, 2), barrier_level=2, trials=1, reduction=SMOKE)
+    """Everything once: an epoch a level, one trial, the figure's first and last density in two prunings.
+
+    On the paper's data sets a batch is small, too: so a handful of images, prepared from the original archives as all
+    of them would be, goes through on a CPU.
+    """
+    usual = (small if dataset in SMALL else paper)(figure, dataset, network)
+    own = usual.config
+    config = replace(
+        own,
+        warmup_epochs=1,
+        level_epochs=1,
+        num_levels=2,
+        densities=tuple((1 - own.pruning_fraction) ** level for level in (usual.levels[0], usual.levels[-1])),
+        final=replace(own.final, epochs=2),
+        global_batch_size=own.global_batch_size if dataset in SMALL else SMOKE_BATCH,
+        gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
+    )
+    words = (
+        f"an epoch a level, two a final training, batch {config.global_batch_size}, two densities, one trial: "
+        "shows that the command goes through, and nothing else"
+    )
+    return Scale(config, levels=(1, 2), barrier_level=2, trials=1, reduction=words)
 
 
 SCALES = {"paper": paper, "small": small, "smoke": smoke}
@@ -94,6 +110,8 @@ class Changes:
     """Epochs a level, instead of the scale's."""
     final_epochs: int | None = None
     """Epochs of a final training, instead of the scale's."""
+    global_batch_size: int | None = None
+    """Images per optimizer step, instead of the scale's; smoke's 4 are too few for more than 4 processes."""
 
     def applied(self, scale: Scale) -> Scale:
         """Return the scale with these settings, named in its reduction and its variant."""
@@ -102,9 +120,10 @@ class Changes:
             return scale
         config = scale.config
         optim = {name: given[name] for name in ("lr", "weight_decay") if name in given}
-        epochs = {name: given[name] for name in ("warmup_epochs", "level_epochs") if name in given}
+        direct = ("warmup_epochs", "level_epochs", "global_batch_size")
+        others = {name: given[name] for name in direct if name in given}
         final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
-        changed = replace(config, optim=replace(config.optim, **optim), final=final, **epochs)
+        changed = replace(config, optim=replace(config.optim, **optim), final=final, **others)
         own = vars(config.optim) | vars(config) | {"final_epochs": config.final.epochs}
         words = [f"{name.replace('_', ' ')} {value:g} instead of {own[name]:g}" for name, value in given.items()]
         return replace(
@@ -125,7 +144,8 @@ class Subject:
     network: str | None = None
     """A network of the figure (its first if not given); small: resnet20 if not given."""
     scale: Literal["paper", "small", "smoke"] = "paper"
-    """paper: its settings; small: a reduction for a CPU, named as such; smoke: seconds, to see that it goes through."""
+    """paper: its settings; small: a reduction for a CPU, named as such; smoke: two densities and an epoch each, in
+    batches of 4 on the paper's data sets, to see that it goes through on a handful of images."""
     width: int | None = None
     """Channels of the network's first stage (Figure 4: 16 and 32), its own if not given."""
     trials: int | None = None

@@ -36,6 +36,7 @@ _COMPARED_FIELDS = (
     "level_epochs",
     "global_batch_size",
     "pruning_fraction",
+    "densities",
     "accumulation_steps",
 )
 

@@ -31,6 +31,9 @@ class Scale:
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:
             raise ValueError(f"levels are {self.levels}; give those whose tickets are trained, from 1 up")
+        densities = self.config.densities
+        if densities is not None and max(self.levels) > len(densities):
+            raise ValueError(f"levels are {self.levels}; there are {len(densities)} densities, one for each level")
         if self.trials < 1:
             raise ValueError(f"trials is {self.trials}; it must be 1 or more")
 

@@ -11,6 +11,7 @@ from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
 from harness.analysis.summary import Paired, Summary, epsilon_from_dense
 from harness.lineage.graph import NodeSummary
+from harness.pruning import Plan as PruningPlan
 from harness.reproduction.figure import Curve
 from harness.reproduction.paper import Printed, printed
 from harness.reproduction.plan import Pair, Plan, Training
@@ -83,8 +84,8 @@ class Results:
     """Keys of the searches they came from."""
 
     def density(self, level: int) -> float:
-        """Return the density of a level: as recorded, or what the pruning fraction makes of it."""
-        return self.densities.get(level, (1 - self.plan.scale.config.pruning_fraction) ** level)
+        """Return the density of a level: as recorded, or what the search aims at."""
+        return self.densities.get(level, PruningPlan.of(self.plan.scale.config).density(level))
 
     @property
     def missing(self) -> list[str]:

@@ -92,6 +92,10 @@ def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
     made_up.tags |= {"settings": "0ff5", "data": plan.scale.config.data.name}
     made_up.config["search"]["final"]["epochs"] = 100
     made_up.levels("aws", 7, 1)
+    made_up.tags["settings"] = "d350"
+    made_up.config["search"] |= {"final": {"epochs": 4, "lr_schedule": "step", "lr_milestones_epochs": None}}
+    made_up.config["search"]["densities"] = [0.5, 0.1]
+    made_up.levels("aws", 6, 1)
     assert collect(store_of(made_up), plan).trained[one].name == str(one)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from harness.reproduction.figure import figure_named
+from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.paper import printed, rounded_up
 
 # the densities that the paper prints for each network
@@ -19,7 +20,7 @@ TABLE1 = {"resnet50": {0.27, 0.14}, "mobilenet_v2": {0.41, 0.21}, "mlp_mixer": {
 def scales(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "recipes")
     yield importlib.import_module("scales")
-    for name in ("scales", "aws_cifar100", "aws_digits", "aws_imagenet", "aws_tiny_imagenet"):
+    for name in ("reproduce", "scales", "aws_cifar100", "aws_digits", "aws_imagenet", "aws_tiny_imagenet"):
         sys.modules.pop(name, None)
 
 
@@ -43,14 +44,62 @@ def test_a_reduction_is_named(scales, name: str):
     assert scales.SCALES[name](figure_named("fig3"), "digits", "resnet20").reduction
 
 
+def everything_shown() -> Iterator[tuple[Figure, str, str]]:
+    """Yield each figure with each of its data sets and networks."""
+    for figure in FIGURES.values():
+        yield from ((figure, dataset, network) for dataset, networks in figure.subjects.items() for network in networks)
+
+
+def test_every_full_size_command_begins_with_the_papers_settings(scales, monkeypatch):
+    """All runs are listed, for three trials, and settings are the recipes' (tests/recipes/test_paper_settings.py)."""
+    reproduce = importlib.import_module("reproduce")
+    for figure, dataset, network in everything_shown():
+        words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
+        monkeypatch.setattr(sys, "argv", [*words, "--list"])
+        plan = scales.Subject(figure.name, dataset, network).plan
+        start = f"accelerate launch {' '.join(words)} --only "
+        lines = reproduce.commands(plan)
+        assert all(line.startswith(start) for line in lines)
+        listed, scale = [line.removeprefix(start) for line in lines], plan.scale
+        assert scale.config == importlib.import_module(f"aws_{dataset}").config(network) and scale.reduction is None
+        assert max(scale.all_levels) <= scale.config.num_levels
+        assert len(listed) == len(set(listed)) and set(listed) == set(_expected(figure, scale.levels))
+
+
+def _expected(figure: Figure, levels: tuple[int, ...]) -> Iterator[str]:
+    """Yield the name of every run that a figure needs; barriers are the paper's, at density 0.8¹¹ = 0.09."""
+    for trial in (1, 2, 3):
+        yield f"dense-t{trial}"
+        yield from (f"{method}-s{trial}-search" for method in {curve.method for curve in figure.curves})
+        yield from (f"{c.method}-L{level:02d}-{c.kind}-t{trial}" for c in figure.curves for level in levels)
+        for question, curves in (("stability", figure.stability), ("lmc", figure.connectivity)):
+            yield from (f"{question}-{c.method}-L11-{c.kind}-t{trial}" for c in curves)
+        yield from (f"{c.method}-L11-{c.kind}-t{trial}-twin" for c in figure.stability)
+        for method in figure.initial_norm:
+            yield from (f"{method}-L11-level-t{trial}", f"norm_init-{method}-L11-level-t{trial}")
+
+
+def test_smoke_is_the_full_size_in_all_but_how_much_is_trained(scales):
+    for figure, dataset, network in everything_shown():
+        paper, smoke = (scales.SCALES[name](figure, dataset, network) for name in ("paper", "smoke"))
+        for what in ("data", "model", "optim", "method", "precision"):
+            assert getattr(smoke.config, what) == getattr(paper.config, what)
+        assert smoke.config.final.lr_schedule == paper.config.final.lr_schedule
+        assert smoke.config.densities == (0.8 ** min(paper.levels), 0.8 ** max(paper.levels))
+        assert smoke.config.global_batch_size == 4 and "batch 4" in smoke.reduction
+    with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are 2 densities"):
+        _ = scales.Subject("fig3", scale="smoke", levels=(1, 3)).plan
+
+
 def test_single_settings_can_be_changed_and_are_named(scales):
-    changes = scales.Changes(weight_decay=0.005, level_epochs=6, final_epochs=8)
+    changes = scales.Changes(weight_decay=0.005, level_epochs=6, final_epochs=8, global_batch_size=32)
     plan = scales.Subject("claims", scale="small", dataset="digits", changes=changes).plan
     own = scales.small(figure_named("claims"), "digits", "resnet20")
     config = plan.scale.config
     assert (config.optim.weight_decay, config.level_epochs, config.final.epochs) == (0.005, 6, 8)
+    assert config.global_batch_size == 32
     assert (config.optim.lr, config.warmup_epochs) == (own.config.optim.lr, own.config.warmup_epochs)
-    assert plan.scale.variant == "-weight-decay-0.005-level-epochs-6-final-epochs-8"
+    assert plan.scale.variant == "-weight-decay-0.005-level-epochs-6-final-epochs-8-global-batch-size-32"
     assert plan.scale.reduction.startswith(own.reduction)
     assert "weight decay 0.005 instead of 0.0005; level epochs 6 instead of 6" in plan.scale.reduction
     paper = scales.Subject("fig3", changes=scales.Changes(lr=0.01)).plan.scale
