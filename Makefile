@@ -41,7 +41,7 @@ test: lint  ## All checks that need no GPU: ruff, types, tests (about 11 minutes
 	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
 
 .PHONY: test-slow
-test-slow: setup  ## Two nodes that lose each other (needs root), server faults, 20 kills of a search (20 minutes)
+test-slow: setup  ## Every figure and table at full size, two nodes that lose each other (needs root), server faults, 20 kills of a search
 	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "slow and not gpu"
 	python tools/crashtest.py --kills 20
 

@@ -1,0 +1,108 @@
+"""Each figure's and table's command goes through for all that the paper shows in it: original archives, real networks.
+
+Network, image size, optimizer, loader and files are the full size's; images, batch, epochs and levels are few (`--scale
+smoke`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from launching import elsewhere, recipe
+
+from harness.checkpoint import Checkpoint
+from harness.models import classifier_of
+from harness.reproduction.figure import FIGURES, Figure
+
+CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
+WIDTHS = {"fig4": (16, 32)}
+# Tables 1 and 2, %: dense, then the signed mask of AWS at the first and the last density
+PRINTED = {
+    "resnet50": (75.26, 74.65, 73.65),
+    "mobilenet_v2": (69.42, 68.66, 66.02),
+    "mlp_mixer": (59.57, 59.17, 58.62),
+}
+SHOWN: dict[tuple[str, str], list[tuple[Figure, int | None]]] = {}
+"""(data set, network) → the figures that show it, and how wide."""
+for figure in FIGURES.values():
+    for dataset, networks in figure.subjects.items():
+        for network in networks:
+            figures = SHOWN.setdefault((dataset, network), [])
+            figures += [(figure, width) for width in WIDTHS.get(figure.name, (None,))]
+CASES = [
+    pytest.param(subject, figure, width, id="-".join([figure.name, *subject, *([str(width)] if width else [])]))
+    for subject, figures in SHOWN.items()
+    for figure, width in figures
+]
+
+
+@pytest.fixture(scope="module")
+def subject(request, full_size: Path, tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
+    """A data set, a network and a working directory for both: figures share runs in it, as they do in a user's."""
+    dataset, network = request.param
+    where = elsewhere(full_size, tmp_path_factory.mktemp(f"{dataset}-{network}"))
+    yield dataset, network, where
+    shutil.rmtree(where / "runs")  # gigabytes
+
+
+def directories(where: Path, runs: dict[str, dict[str, str]]) -> list[Path]:
+    """Return where the runs lie that results.json names."""
+    return [next((where / "runs").glob(f"*-{run['key'][:16]}")) for run in runs.values()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("subject", "figure", "width"), CASES, indirect=["subject"])
+def test_full_size_figure(subject: tuple[str, str, Path], figure: Figure, width: int | None):
+    dataset, network, where = subject
+    options = ["--dataset", dataset, "--network", network, *(["--width", str(width)] if width else [])]
+    options += ["--scale", "smoke", "--offline", "--num-workers", "1"]
+    printed = recipe(where, "reproduce.py", figure.name, *options)
+    out = where / f"results/{figure.name}-{dataset}-{network}{f'-w{width}' if width else ''}"
+    page, results = (out / "page.md").read_text(), json.loads((out / "results.json").read_text())
+    assert page.split("## Runs")[0] in printed
+    assert figure.title in page and f"\n{network}{f' (width {width})' if width else ''} on {dataset}; " in page
+    assert "Not finished" not in page and "not a reproduction" in page
+    assert (out / "accuracy.png").exists() and (out / "barriers.png").exists() == bool(results["barriers"])
+    _check_all_that_the_figure_shows(figure, results)
+    _check_the_papers_numbers(network, results, page)
+    trained = directories(where, results["runs"])
+    for directory in trained + directories(where, results["barriers"]):
+        record = json.loads((directory / "record.json").read_text())
+        search = record["config"]["search"]
+        assert (record["tags"]["data"], search["model"]) == (dataset, {"name": network, "width": width})
+        assert search["data"]["loader"] == "ffcv"
+    for directory in trained:
+        params = Checkpoint.load(directory / "checkpoint.safetensors").params
+        assert len(params[f"{classifier_of(network)}.weight"]) == CLASSES[dataset]
+
+
+def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:
+    """Every curve at both densities, and every comparison, over the whole line between its two networks."""
+    assert results["missing"] == []
+    assert [(point["curve"], point["level"]) for point in results["points"]] == [
+        ("dense", 0),
+        *((str(curve), level) for curve in figure.curves for level in (1, 2)),
+    ]
+    assert results["barriers"].keys() == {
+        *(f"stability-{curve.method}-L02-{curve.kind}-t1" for curve in figure.stability),
+        *(f"lmc-{curve.method}-L02-{curve.kind}-t1" for curve in figure.connectivity),
+        *(f"norm_init-{method}-L02-level-t1" for method in figure.initial_norm),
+    }
+    assert all(len(curve["error_percent"]) == 11 for curve in results["barriers"].values())
+    assert len(results["claims"]) == 2 * len(figure.claims)
+
+
+def _check_the_papers_numbers(network: str, results: dict, page: str) -> None:
+    """Beside each of ours in the tables; the figures print none."""
+    paper = {(point["curve"], point["level"]): point["paper"] for point in results["points"]}
+    if not results["figure"].startswith("table"):
+        assert not any(paper.values()) and "prints no numbers" in page
+        return
+    assert all(paper.values())
+    places = [("dense", 0), ("signed_mask (aws)", 1), ("signed_mask (aws)", 2)]
+    assert tuple(paper[place]["mean"] for place in places) == PRINTED[network]
+    assert all(f"| {mean:.2f} | " in page for mean in PRINTED[network])
