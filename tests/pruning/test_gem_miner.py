@@ -9,7 +9,7 @@ import torch
 from searching import proved, tag
 
 from harness.checkpoint import Checkpoint
-from harness.config import GemMinerConfig, Schedule
+from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.digest import sha256_tensors
 from harness.experiment import SCORES, Experiment
 from harness.final import Trial, final_training
@@ -19,6 +19,8 @@ from harness.models import classifier_of
 from harness.pruning.gem_miner import draw_scores
 from harness.runs.node import Node
 from harness.search import SearchResult, search
+from harness.seeds import SgdNoise
+from harness.training.loop import train
 
 GEM = GemMinerConfig(score_epochs=5, freeze_every_epochs=2, finetune=Schedule(2, "step"))
 
@@ -71,6 +73,25 @@ def test_fine_tuning_trains_the_kept_weights_alone(found: SearchResult, scores_r
             assert not torch.equal(tensor, start[name])
         else:
             assert torch.equal(tensor, start[name]), "no biases and no affine normalisation"
+
+
+def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not the search's own optimizer; noises of their own; weights alone, the classifier's too, are trained."""
+    seen: list[tuple[object, ...]] = []
+
+    def watched(model: torch.nn.Module, **options: object) -> None:
+        trained = {name for name, param in model.named_parameters() if param.requires_grad}
+        seen.append((options["optim"], options["schedule"], options["noise"], trained))
+        train(model, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("harness.experiment.train", watched)
+    search(own.using("gem_miner", sgd_seed=5))
+    weights = own.partition.prunable | {"fc.weight"}
+    scoring, tuning = (OptimConfig("sgd", lr, 0.9, weight_decay=decay) for lr, decay in ((0.1, 2e-5), (0.01, 1e-4)))
+    assert seen == [
+        (scoring, Schedule(5, "cosine"), SgdNoise(5, ("search", 4, "scores")), weights),
+        (tuning, Schedule(2, "step"), SgdNoise(5, ("search", 4, "finetune")), weights),
+    ]
 
 
 def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> None:

@@ -13,7 +13,7 @@ from harness.pruning.gem_miner import ScoreTraining, draw_scores, kept_counts, n
 from harness.seeds import SgdNoise
 from harness.training.stop import StoppedError
 
-EPOCHS, EVERY, DENSITY, PENALTY, LR = 7, 2, 0.3, 0.01, 0.3
+EPOCHS, EVERY, DENSITY, PENALTY, LR = 7, 2, 0.3, 0.001, 1.0
 SCORED = ("0.weight", "4.weight")
 GEM = GemMinerConfig(score_epochs=EPOCHS, lr=LR, penalty=PENALTY, freeze_every_epochs=EVERY)
 NOISE = SgdNoise(1, ("search", 0))
@@ -81,6 +81,7 @@ def test_scores_and_mask_are_those_of_the_written_out_method(world):
         assert torch.allclose(scoring.scores[name], p[name], atol=1e-4)
         assert torch.equal(scoring.mask.tensors[name], q[name] == 1)
         assert (p[name] - before[name]).abs().mean() > 0.05, "the scores have moved"
+        assert (p[name] == 0).any() and (p[name] == 1).any(), "and reached both ends"
     moved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     scores = scoring.settle_()
     weights = start()[1]
