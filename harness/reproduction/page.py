@@ -90,6 +90,11 @@ def _notes(results: Results) -> str:
         "weights, those whose sign is no longer the start's. Epochs: all that were spent for one such network, its "
         "search included; a ticket has cost more than a dense network.",
     ]
+    for curve in results.plan.figure.curves:
+        found = {level: results.density_without_classifier(curve, level) for level in results.plan.scale.levels}
+        both = [f"{rest:.4f} at {results.density(level):.4f}" for level, rest in found.items() if rest is not None]
+        if both:
+            lines.append(f"The density of {curve} counts the classifier, as no other does; without: {', '.join(both)}.")
     if not any(point.paper for point in results.points):
         lines.append(NO_NUMBERS)
     return "\n\n".join(lines)

@@ -108,6 +108,11 @@ class Results:
         trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
         return self.metric(trainings, "test_error_percent")
 
+    def density_without_classifier(self, curve: Curve, level: int) -> float | None:
+        """Return the mean over trials where a method's own density counts the classifier, as Gem-Miner's does."""
+        found = self.metric(self.plan.of_curve(curve, level), "density_without_classifier")
+        return Summary.of(found.values()).mean if found else None
+
     @cached_property
     def points(self) -> list[Point]:
         """Dense, then each curve by level; what no trial has finished is left out."""

@@ -112,6 +112,19 @@ def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
     assert [node.key for one, node in found.trained.items() if one.kind == "level"] == [tuned]
 
 
+def test_both_densities_of_gem_miner_are_said(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
+    made.levels("aws", 1, 1)
+    for seed, rest in (("1", 0.79), ("2", 0.77)):
+        tags = {"method": "gem_miner", "init_seed": seed, "sgd_seed": seed, "level": "01", "density": "0.800000"}
+        numbers = {"test_error_percent": 40.0, "density_without_classifier": rest}
+        metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
+        made.commit(f"gem {seed}", "level", tags, metrics=metrics)
+    text = page(collect(store_of(made), made.plan), [])
+    assert "The density of level (gem_miner) counts the classifier" in text and "0.7800 at 0.8000." in text
+    assert text.count("counts the classifier") == 1
+
+
 @pytest.mark.parametrize(
     ("figure", "method", "changes"),
     [("rewinding", "wr", {"rewind_to": 20}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
