@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from dataclasses import replace
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +35,11 @@ def test_the_tables_have_the_papers_densities(scales, network: str):
     assert max(table2.levels) <= table2.config.num_levels
 
 
+def test_gem_miner_is_shown_at_its_authors_densities(scales):
+    levels = scales.paper(figure_named("fig4"), "cifar100", "resnet32").levels
+    assert {0.05, 0.02} <= {rounded_up(0.8**level) for level in levels}
+
+
 def test_barriers_are_taken_where_the_paper_takes_them(scales):
     scale = scales.paper(figure_named("fig3"), "cifar100", "resnet50_cifar")
     assert rounded_up(0.8**scale.barrier_level) == 0.09 and scale.trials == 3 and scale.reduction is None
@@ -61,7 +67,8 @@ def test_every_full_size_command_begins_with_the_papers_settings(scales, monkeyp
         lines = reproduce.commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
-        assert scale.config == importlib.import_module(f"aws_{dataset}").config(network) and scale.reduction is None
+        recipe = importlib.import_module(f"aws_{dataset}").config(network)
+        assert scale.config == replace(recipe, num_levels=scale.config.num_levels) and scale.reduction is None
         assert max(scale.all_levels) <= scale.config.num_levels
         assert len(listed) == len(set(listed)) and set(listed) == set(_expected(figure, scale.levels))
 
