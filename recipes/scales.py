@@ -64,10 +64,7 @@ SMALL = {"digits": digits, "fashion_mnist_small": fashion_mnist_small}
 def small(figure: Figure, dataset: str, network: str) -> Scale:
     """Three levels, three trials, short schedules, on a data set that a CPU can carry."""
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
-    words = (
-        f"{network} on {dataset}, {config.final.epochs} epochs in a final training, {config.level_epochs} a level, "
-        "three densities"
-    )
+    words = f"{network} on {dataset}, {config.final.epochs} epochs in a final training, {config.level_epochs} a level"
     return Scale(config, levels=(5, 8, 11), barrier_level=11, trials=3, reduction=words)
 
 
@@ -133,7 +130,7 @@ class Changes:
             scale,
             config=changed,
             reduction="; ".join([*([scale.reduction] if scale.reduction else []), *words]),
-            variant="".join(f"-{name.replace('_', '-')}-{value:g}" for name, value in given.items()),
+            variant=scale.variant + "".join(f"-{name.replace('_', '-')}-{value:g}" for name, value in given.items()),
         )
 
 
@@ -178,6 +175,7 @@ class Subject:
             scale,
             trials=scale.trials if self.trials is None else self.trials,
             levels=self.levels or scale.levels,
+            variant="-".join(["", "levels", *map(str, self.levels)]) if self.levels else "",
             config=replace(scale.config, model=model),
         )
         return Plan(figure, self.changes.applied(scale), self.shared_search)

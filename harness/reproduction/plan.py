@@ -26,7 +26,7 @@ class Scale:
     reduction: str | None = None
     """In what it is smaller than the paper, or otherwise; None for the paper's own settings."""
     variant: str = ""
-    """End of the name of its page's directory, where single settings are others than the scale's."""
+    """End of the name of its page's directory, where levels or single settings are others than the scale's."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:

@@ -29,11 +29,11 @@ def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
     trainings, analyses = nodes(where, "training"), nodes(where, "analysis")
     assert len(trainings) + len(analyses) + 2 == len(listed)  # and two searches
     (report,) = nodes(where, "report").values()
-    results = json.loads((where / "results/fig3-digits-resnet8/results.json").read_text())
+    results = json.loads((where / "results/fig3-digits-resnet8-levels-2/results.json").read_text())
     assert {run["key"] for run in results["runs"].values()} == {record["key"] for record in trainings.values()}
-    page = (where / "results/fig3-digits-resnet8/page.md").read_bytes()
+    page = (where / "results/fig3-digits-resnet8-levels-2/page.md").read_bytes()
     again = tool(where, "report.py", *SMOKE)
-    assert (where / "results/fig3-digits-resnet8/page.md").read_bytes() == page
+    assert (where / "results/fig3-digits-resnet8-levels-2/page.md").read_bytes() == page
     assert len(nodes(where, "report")) == 1 and report["name"] == "fig3 resnet8 digits"
     assert "run: " in again
 

@@ -100,13 +100,13 @@ def test_smoke_is_the_full_size_in_all_but_how_much_is_trained(scales):
 
 def test_single_settings_can_be_changed_and_are_named(scales):
     changes = scales.Changes(weight_decay=0.005, level_epochs=6, final_epochs=8, global_batch_size=32)
-    plan = scales.Subject("claims", scale="small", dataset="digits", changes=changes).plan
+    plan = scales.Subject("claims", scale="small", dataset="digits", levels=(5, 11), changes=changes).plan
     own = scales.small(figure_named("claims"), "digits", "resnet20")
     config = plan.scale.config
     assert (config.optim.weight_decay, config.level_epochs, config.final.epochs) == (0.005, 6, 8)
     assert config.global_batch_size == 32
     assert (config.optim.lr, config.warmup_epochs) == (own.config.optim.lr, own.config.warmup_epochs)
-    assert plan.scale.variant == "-weight-decay-0.005-level-epochs-6-final-epochs-8-global-batch-size-32"
+    assert plan.scale.variant == "-levels-5-11-weight-decay-0.005-level-epochs-6-final-epochs-8-global-batch-size-32"
     assert plan.scale.reduction.startswith(own.reduction)
     assert "weight decay 0.005 instead of 0.0005; level epochs 6 instead of 6" in plan.scale.reduction
     paper = scales.Subject("fig3", changes=scales.Changes(lr=0.01)).plan.scale
