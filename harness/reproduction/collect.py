@@ -167,7 +167,9 @@ class _Found:
         norm: dict[str, list[NormParameters]] = defaultdict(list)
         for pair in compared:
             if pair.question == "norm_init" and pair.first.curve is not None:
-                norm[pair.first.curve.method].append(self._norm_parameters(trained[pair.first]))
+                level = trained[pair.first]
+                if (search := self.searches.get(level.nest_key or "")) is not None:
+                    norm[pair.first.curve.method].append(self._norm_parameters(level, search))
         making = self._making([*trained.values(), *(node for node, _ in compared.values())])
         return Results(self.plan, trained, compared, densities, kept_signs, norm, making, tuple(searches))
 
@@ -219,10 +221,10 @@ class _Found:
                 shares.append(self._signs(pair[0]).agreement(self._signs(pair[1])))
         return shares
 
-    def _norm_parameters(self, level: NodeSummary) -> NormParameters:
+    def _norm_parameters(self, level: NodeSummary, search: NodeSummary) -> NormParameters:
         with self.store.open_file_of(level, CHECKPOINT) as path:
             params = Checkpoint.load(path).params
-        with self.store.open_file_of(self.searches[level.nest_key or ""], THETA_INIT) as path:
+        with self.store.open_file_of(search, THETA_INIT) as path:
             initial = Checkpoint.load(path).params
         return NormParameters.of(params, initial, self._norm_names)
 
