@@ -20,7 +20,7 @@ LIGHT = ["--data.loader", "memory"]  # without the start of FFCV, where it is no
 def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:
     """Run a command in `where`; return both streams, after checking the exit code."""
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
-    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=900)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout if ok else done.stderr
 
