@@ -13,17 +13,19 @@ import os
 
 import psutil
 
+_LAUNCHER = os.getppid()
 
-def connections() -> frozenset[tuple[str, int]]:
+
+def connections() -> frozenset[tuple[str, int]] | None:
     """Return the far ends of all connections to the store of this process's launcher; none where it keeps no store.
 
-    Nor where the system does not let one process see another's connections (macOS).
+    None where they cannot be seen: the launcher is gone, or the system shows no process another's connections (macOS).
     """
     try:
-        launcher, port = psutil.Process(os.getppid()), int(os.environ["MASTER_PORT"])
-        links = launcher.net_connections("tcp")
+        port = int(os.environ["MASTER_PORT"])
+        links = psutil.Process(_LAUNCHER).net_connections("tcp")
     except (psutil.Error, OSError, KeyError, ValueError):
-        return frozenset()
+        return None
     return frozenset(
         (link.raddr.ip, link.raddr.port)
         for link in links
@@ -38,8 +40,8 @@ def _launchers() -> frozenset[tuple[str, int]]:
     """
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     keeps_store = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    found = connections() if keeps_store and nodes > 1 else frozenset()
-    return found if len(found) == nodes else frozenset()
+    found = connections() if keeps_store and nodes > 1 else None
+    return found if found is not None and len(found) == nodes else frozenset()
 
 
 AT_START = _launchers()
@@ -47,6 +49,10 @@ AT_START = _launchers()
 
 
 def ended() -> list[str]:
-    """Return the addresses of launchers that were there when this process was started and are no more."""
-    gone = AT_START - connections() if AT_START else ()
+    """Return the addresses of launchers that were there when this process was started and are no more.
+
+    None of them where that cannot be seen at the moment: what is not seen is not lost.
+    """
+    now = connections() if AT_START else None
+    gone = frozenset() if now is None else AT_START - now
     return sorted(address.removeprefix("::ffff:") for address, _ in gone)  # IPv4, as a listener to both writes it

@@ -14,7 +14,7 @@ class NormParameters:
 
     scale_mean: float
     scale_sd: float
-    """Over the channels (÷ n). Where all scales shrink alike, initialising them takes little away."""
+    """Over the channels (÷ n)."""
     initial_scale_mean: float
     negative_percent: float
     """Of the scales."""

@@ -1,4 +1,4 @@
-"""Pages of one figure side by side: what each was made with, and what came out, one column for each."""
+"""Pages of one figure side by side: what came out, one column for each."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.analysis.summary import Summary
+from harness.reproduction.page import interval_text, signed
 from harness.reproduction.results import QUESTIONS
 
 Numbers = Mapping[str, Any]
@@ -68,5 +69,4 @@ def _spread(summary: Summary) -> str:
 
 
 def _difference(paired: Mapping[str, Any]) -> str:
-    interval = paired["interval"]
-    return f"{paired['mean']:+.2f}" + ("" if interval is None else f" [{interval[0]:+.2f}, {interval[1]:+.2f}]")
+    return f"{signed(paired['mean'])} {interval_text(paired['interval'])}".rstrip()

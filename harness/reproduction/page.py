@@ -106,19 +106,24 @@ def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for claim in results.claims:
         one = claim.difference
-        interval = "" if one.interval is None else f"[{one.interval[0]:+.2f}, {one.interval[1]:+.2f}]"
         sure = "one trial" if one.interval is None else "yes" if one.sure else "no"
         rows.append(
             [
                 *(str(claim.first), str(claim.second), claim.says, f"{claim.density:.4f}"),
-                *(_signed(one.mean), interval, str(one.count), sure),
+                *(signed(one.mean), interval_text(one.interval), str(one.count), sure),
             ]
         )
     return head, rows
 
 
-def _signed(points: float) -> str:
+def signed(points: float) -> str:
+    """Return a difference in percentage points as pages write it."""
     return f"{round(points, 2) + 0.0:+.2f}"  # + 0.0: no −0.00
+
+
+def interval_text(interval: Sequence[float] | None) -> str:
+    """Return a 95 % interval as pages write it; nothing for None, of a single trial."""
+    return "" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
 def _claims(results: Results) -> str:
