@@ -13,8 +13,9 @@ from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
 from harness.comparison import BARRIER
-from harness.config import ComparisonConfig, SearchConfig, to_json
+from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, to_json
 from harness.data.spec import data_spec
+from harness.final import unusual_settings
 from harness.initialisation import THETA_INIT
 from harness.lineage.browse import newest
 from harness.lineage.description import command_of, hardware_of
@@ -55,7 +56,9 @@ def collect(store: LineageStore, plan: Plan, settings: str | None = None) -> Res
         if node.status in ("FINISHED", "LOCAL") and node.tags.get("data") == config.data.name
     ]
     chosen = settings or _settings(store, nodes, config)
-    return _Found(store, plan, [node for node in nodes if node.tags.get("settings") == chosen], nodes).results()
+    drawn = {curve.initialisation for curve in plan.figure.curves} - {NETWORKS_OWN}
+    wanted = {chosen, *(unusual_settings(chosen, {"initialisation": scheme}) for scheme in drawn)}
+    return _Found(store, plan, [node for node in nodes if node.tags.get("settings") in wanted], nodes).results()
 
 
 def _settings(store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig) -> str:
@@ -129,8 +132,8 @@ class _Found:
                 levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
             elif node.kind == "training":
                 ticket = node.parents[0].key if node.parents else None
-                seeds = (tags.get("init_seed"), tags["sgd_seed"])
-                self.trainings[ticket, tags["kind_of_training"], *seeds].append(node)
+                drawn = (tags.get("initialisation", NETWORKS_OWN), tags.get("init_seed"))
+                self.trainings[ticket, tags["kind_of_training"], *drawn, tags["sgd_seed"]].append(node)
         self.levels = {place: _last(place, found) for place, found in levels.items()}
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
         for node in everything:
@@ -196,8 +199,8 @@ class _Found:
             return None
         if training.kind == "level":
             return ticket
-        init_seed = None if training.init_seed is None else str(training.init_seed)
-        found = self.trainings[ticket.key if ticket else None, training.kind, init_seed, str(training.sgd_seed)]
+        drawn = (training.initialisation, None if training.init_seed is None else str(training.init_seed))
+        found = self.trainings[ticket.key if ticket else None, training.kind, *drawn, str(training.sgd_seed)]
         return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
     def comparison(self, pair: Pair, trained: dict[Training, NodeSummary]) -> NodeSummary | None:

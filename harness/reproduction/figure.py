@@ -1,10 +1,10 @@
-"""The paper's figures and tables, each as what must be trained and compared for it."""
+"""The paper's figures and tables, and ours beside them, each as what must be trained and compared for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from harness.config import known
+from harness.config import NETWORKS_OWN, known
 
 DENSE = "dense"
 
@@ -14,32 +14,41 @@ class Curve:
     """One line of an accuracy plot: the tickets of one method, used in one way.
 
     `kind` is one of the final trainings' (`harness.config.Kind`), or "level": the search's own network at that level.
+    `initialisation` is what θ_init is drawn by, one of `harness.models.initialise.SCHEMES`.
     """
 
     method: str
     kind: str
+    initialisation: str = NETWORKS_OWN
+
+    @property
+    def use(self) -> str:
+        """How the tickets are used, whichever method found them."""
+        return self.kind if self.initialisation == NETWORKS_OWN else f"{self.kind} from {self.initialisation}"
 
     def __str__(self) -> str:
-        return f"{self.kind} ({self.method})"
+        return f"{self.use} ({self.method})"
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure or table of the paper."""
+    """One figure or table."""
 
     name: str
     title: str
     subjects: dict[str, tuple[str, ...]]
-    """Data set → the networks the paper shows, the first the default."""
+    """Data set → the networks it is shown for, the first the default."""
     curves: tuple[Curve, ...]
     claims: tuple[tuple[Curve, Curve, str], ...]
-    """(a, b, what the paper says of a against b): compared trial by trial."""
+    """(a, b, what the paper says of a against b, or what is asked): compared trial by trial."""
     stability: tuple[Curve, ...] = ()
     """Whose SGD-noise stability is shown."""
     connectivity: tuple[Curve, ...] = ()
     """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
     initial_norm: tuple[str, ...] = ()
     """Methods whose tickets are compared with their copies with ψ_init, before any training."""
+    of_paper: bool = True
+    """Whether the paper shows it, or says it in its text."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -52,15 +61,18 @@ def _lines(method: str, *kinds: str) -> tuple[Curve, ...]:
 
 
 _FOUR = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
-_RETRAIN, _SIGNED, _MASK, _NORM, _CONST = (
+_RETRAIN, _SIGNED, _MASK, _NORM, _CONST, _RANDOM_SIGNS, _RANDOM_MASK = (
     "retrain",
     "signed_mask",
     "mask",
     "signed_mask_norm",
     "signed_mask_norm_const",
+    "random_signs",
+    "random_mask",
 )
 _LRR, _AWS = "lrr", "aws"
 _LEVEL = "level"
+_CONSTANT, _KAIMING = (Curve(_AWS, _SIGNED, scheme) for scheme in ("constant", "kaiming_normal"))
 _REACHES = (Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
 _BEATS = (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
 _LAGS = (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
@@ -123,6 +135,24 @@ FIGURES: dict[str, Figure] = {
                 (Curve("imp", _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
                 (Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
             ),
+        ),
+        Figure(
+            name="controls",
+            title="Controls: signs, magnitudes and mask, each drawn anew",
+            subjects={"cifar100": _FOUR},
+            curves=(
+                *_lines(_AWS, _RETRAIN, _SIGNED, _MASK),
+                *(_CONSTANT, _KAIMING),
+                *_lines(_AWS, _RANDOM_SIGNS, _RANDOM_MASK),
+            ),
+            claims=(
+                (Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
+                (_CONSTANT, Curve(_AWS, _SIGNED), "does a magnitude that says nothing do as well?"),
+                (_KAIMING, Curve(_AWS, _SIGNED), "does another distribution of magnitudes?"),
+                (_CONSTANT, Curve(_AWS, _MASK), "are signs alone worth more than magnitudes alone?"),
+                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+            ),
+            of_paper=False,
         ),
         Figure(
             name="fig4",

@@ -12,6 +12,7 @@ from harness.reproduction.results import Point, Results
 
 PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
 RUNS = "## Runs"
+NOT_SHOWN = "The paper does not show this."
 NO_NUMBERS = "The paper shows this as a plot and prints no numbers: there are none to compare with."
 
 
@@ -24,7 +25,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         f"![Accuracy over density]({accuracy})" if accuracy else "",
         markdown(*accuracy_table(results)),
         _notes(results),
-        "## What the paper says of it",
+        "## What the paper says of it" if results.plan.figure.of_paper else "## What is asked of it",
         _claims(results),
         *_barriers(results, barriers),
         _norm(results),
@@ -96,13 +97,14 @@ def _notes(results: Results) -> str:
         if both:
             lines.append(f"The density of {curve} counts the classifier, as no other does; without: {', '.join(both)}.")
     if not any(point.paper for point in results.points):
-        lines.append(NO_NUMBERS)
+        lines.append(NO_NUMBERS if results.plan.figure.of_paper else NOT_SHOWN)
     return "\n\n".join(lines)
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: what the paper says of two curves, and the paired difference of their accuracies."""
-    head = ["a", "b", "paper: a is … b", "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
+    """Return head and rows: what is said or asked of two curves, and the paired difference of their accuracies."""
+    says = "paper: a is … b" if results.plan.figure.of_paper else "of a against b"
+    head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
     rows = []
     for claim in results.claims:
         one = claim.difference
@@ -128,7 +130,7 @@ def interval_text(interval: Sequence[float] | None) -> str:
 
 def _claims(results: Results) -> str:
     if not results.claims:
-        return "No two curves that the paper compares have a trial in common yet."
+        return "No two curves that are compared have a trial in common yet."
     told = (
         "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds "
         "and noise, and the same fresh initialisation where they draw one. The interval is Student's t of the "

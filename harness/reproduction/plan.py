@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from harness.config import SearchConfig
+from harness.config import NETWORKS_OWN, SearchConfig
 from harness.reproduction.figure import DENSE, Curve, Figure
 
 FINAL_SEEDS_FROM = 100
@@ -60,6 +60,11 @@ class Training:
         return DENSE if self.curve is None else self.curve.kind
 
     @property
+    def initialisation(self) -> str:
+        """What a fresh θ_init is drawn by."""
+        return NETWORKS_OWN if self.curve is None else self.curve.initialisation
+
+    @property
     def init_seed(self) -> int | None:
         """Draws the fresh θ_init; None for those that draw none."""
         return None if self.kind in ("retrain", "level") else FINAL_SEEDS_FROM + self.trial
@@ -77,7 +82,8 @@ class Training:
     def __str__(self) -> str:
         words = [f"t{self.trial}", *(["twin"] if self.twin else [])]
         if self.curve is not None:
-            words = [self.curve.method, f"L{self.level:02d}", self.kind, *words]
+            drawn = [] if self.initialisation == NETWORKS_OWN else [self.initialisation]
+            words = [self.curve.method, f"L{self.level:02d}", self.kind, *drawn, *words]
         return "-".join([*([DENSE] if self.curve is None else []), *words])
 
 

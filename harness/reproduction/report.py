@@ -103,7 +103,7 @@ def commit_report(store: LineageStore, results: Results) -> str:
 
 def _metric_name(point: Point) -> str:
     curve = point.curve
-    return "accuracy_percent/dense" if curve is None else f"accuracy_percent/{curve.method} {curve.kind}"
+    return "accuracy_percent/dense" if curve is None else f"accuracy_percent/{curve.method} {curve.use}"
 
 
 def _sources(results: Results) -> list[str]:

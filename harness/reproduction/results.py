@@ -137,7 +137,7 @@ class Results:
 
     @cached_property
     def claims(self) -> list[Claim]:
-        """What the paper says of two curves, at every level that both have a trial of."""
+        """What is said or asked of two curves, at every level that both have a trial of."""
         found = []
         for first, second, says in self.plan.figure.claims:
             for level in self.plan.scale.levels:
@@ -166,7 +166,7 @@ class Results:
     def series(self) -> list[Series]:
         """The curves as the accuracy plot takes them."""
         return [
-            Series(curve.kind, curve.method, {self.densities[level]: list(errors.values()) for level, errors in found})
+            Series(curve.use, curve.method, {self.densities[level]: list(errors.values()) for level, errors in found})
             for curve in self.plan.figure.curves
             if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])
         ]

@@ -99,4 +99,5 @@ class Work:
 
     def _trial(self, training: Training) -> Trial:
         # a kind that draws no θ_init has no seed of one
-        return Trial(cast(Kind, training.kind), training.init_seed or 0, training.sgd_seed)
+        seeds = (training.init_seed or 0, training.sgd_seed)
+        return Trial(cast(Kind, training.kind), *seeds, initialisation=training.initialisation)

@@ -13,6 +13,7 @@ import torch
 from harness.analysis.barrier import BarrierCurve
 from harness.checkpoint import Checkpoint
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
+from harness.final import unusual_settings
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
@@ -30,7 +31,9 @@ def made_up_error(training: Training) -> float:
     if training.kind == "level":
         return 50.0 + training.level
     kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "signed_mask_norm": 8.0, "mask": 9.0}
+    kinds |= {"random_signs": 10.0, "random_mask": 11.0}
     method = 0.5 if training.curve is not None and training.curve.method == "lrr" else 0.0
+    method += {"network": 0.0, "constant": 0.6, "kaiming_normal": 0.7}[training.initialisation]
     return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2
 
 
@@ -107,6 +110,9 @@ class MadeUp:
         tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed)}
         if one.init_seed is not None:
             tags["init_seed"] = str(one.init_seed)
+        if one.initialisation != "network":  # no trial of the usual trainings, so it has settings of its own
+            drawn = {"initialisation": one.initialisation}
+            tags |= drawn | {"settings": unusual_settings(self.tags["settings"], drawn)}
         parents: tuple[Parent, ...] = ()
         if one.curve is not None:
             tags["method"] = one.curve.method

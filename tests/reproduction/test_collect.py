@@ -99,6 +99,25 @@ def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
     assert collect(store_of(made_up), plan).trained[one].name == str(one)
 
 
+def test_initialisations_are_told_apart(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("controls")))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert results.missing == []
+    for one, node in results.trained.items():
+        assert node.name == str(one) and node.metrics["test_error_percent"] == made.error_of(one)
+    text = page(results, [])
+    assert (
+        "| signed_mask from constant (aws) | 0.8000 | 92.28 |" in text
+    )  # 100 − (7 + 0.6 + 0.1) and 0.01, 0.04 a trial
+    assert "What is asked of it" in text and "The paper does not show this." in text
+    # errors 7.6 and 9.0 before what trials add, which is the same on both sides
+    assert "| are signs alone worth more than magnitudes alone? | 0.8000 | +1.40 |" in text
+    # a figure that draws them all alike finds its own, and no other
+    usual = collect(store_of(made), replace(plan, figure=figure_named("fig4")))
+    assert {one.curve for one in usual.trained if one.kind == "signed_mask"} == {AWS}
+
+
 def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
     from harness.lineage.record import Parent
 

@@ -8,6 +8,7 @@ import pytest
 
 from harness.config import Kind
 from harness.models import MODELS
+from harness.models.initialise import SCHEMES
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Curve
 from harness.reproduction.plan import Plan
@@ -83,7 +84,7 @@ def test_figures_name_what_there_is(figure):
     kinds = {*Kind.__args__, "level"}
     assert figure.claims
     for curve in figure.curves:
-        assert curve.kind in kinds and curve.method in METHODS
+        assert curve.kind in kinds and curve.method in METHODS and curve.initialisation in SCHEMES
     for first, second, says in figure.claims:
         assert first in figure.curves and second in figure.curves and says
     assert {*figure.stability, *figure.connectivity} <= set(figure.curves)
@@ -122,3 +123,21 @@ def test_figures_show_what_the_paper_shows(name, subjects, curves, stability, co
     assert {(curve.method, curve.kind) for curve in figure.curves} == curves
     assert {(curve.method, curve.kind) for curve in figure.stability} == stability
     assert {(curve.method, curve.kind) for curve in figure.connectivity} == connectivity
+
+
+def test_controls_by_hand(plan: Plan):
+    """What a ticket holds is drawn anew piece by piece; each control begins from the trial's own seeds."""
+    controls = replace(plan, figure=FIGURES["controls"], scale=replace(plan.scale, levels=(3,), trials=1))
+    assert list(controls.names()) == [
+        "dense-t1",
+        "aws-s1-search",
+        "aws-L03-retrain-t1",
+        "aws-L03-signed_mask-t1",
+        "aws-L03-mask-t1",
+        "aws-L03-signed_mask-constant-t1",
+        "aws-L03-signed_mask-kaiming_normal-t1",
+        "aws-L03-random_signs-t1",
+        "aws-L03-random_mask-t1",
+    ]
+    assert {one.init_seed for one in controls.trainings() if one.kind != "retrain"} == {101}
+    assert {one.sgd_seed for one in controls.trainings()} == {1}

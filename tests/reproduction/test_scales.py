@@ -78,7 +78,11 @@ def _expected(figure: Figure, levels: tuple[int, ...]) -> Iterator[str]:
     for trial in (1, 2, 3):
         yield f"dense-t{trial}"
         yield from (f"{method}-s{trial}-search" for method in {curve.method for curve in figure.curves})
-        yield from (f"{c.method}-L{level:02d}-{c.kind}-t{trial}" for c in figure.curves for level in levels)
+        used = [
+            (c.method, c.kind + ("" if c.initialisation == "network" else f"-{c.initialisation}"))
+            for c in figure.curves
+        ]
+        yield from (f"{method}-L{level:02d}-{use}-t{trial}" for method, use in used for level in levels)
         for question, curves in (("stability", figure.stability), ("lmc", figure.connectivity)):
             yield from (f"{question}-{c.method}-L11-{c.kind}-t{trial}" for c in curves)
         yield from (f"{c.method}-L11-{c.kind}-t{trial}-twin" for c in figure.stability)
