@@ -19,6 +19,8 @@ def count(model: torch.nn.Module) -> int:
     [
         ("resnet20", 10, 32, 269_722),  # He et al.: 0.27 M
         ("resnet32", 10, 32, 464_154),  # 0.46 M
+        ("resnet56", 10, 32, 853_018),  # 0.85 M
+        ("resnet110", 10, 32, 1_727_962),  # 1.7 M
         ("resnet20_skipinit", 10, 32, 269_043),  # the weights of ResNet-20, biases for BatchNorm, 9 scalars
         ("resnet50", 1000, 224, 25_557_032),
         ("resnet50_cifar", 100, 32, 23_705_252),
@@ -43,6 +45,8 @@ SMALL = {
     "resnet14": 8,
     "resnet20": 8,
     "resnet32": 8,
+    "resnet56": 8,
+    "resnet110": 8,
     "resnet20_skipinit": 8,
     "mlp_mixer_small": 8,
     "mobilenet_v2_cifar": 8,
