@@ -99,6 +99,12 @@ class Experiment:
         test_loader = self.source.test_loader(batch_size=TEST_BATCH_SIZE, device=world.device, **ranks)
         return TrainFeed(train_loader, self.spec, world.device), TestFeed(test_loader, self.spec, world.device)
 
+    def beside(self, config: SearchConfig) -> Experiment:
+        """Return an experiment of other settings, on other data if they say so, in the same launch and store."""
+        other = Experiment(self.world, self.store, config)
+        other.archive.courier = self.archive.courier  # one thread delivers what a launch makes, in order
+        return other
+
     def using(self, method: str | None = None, **changes: Any) -> Experiment:
         """Return this experiment with another search in mind; data, loaders and processes are shared.
 

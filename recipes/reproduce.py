@@ -6,9 +6,9 @@
     accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
 
-Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: what the text says of them; controls: not in the
-paper. The same command again does what is not finished and writes the page anew; `python tools/report.py` writes it
-from runs that exist. Pages go to results/ and to the lineage.
+Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: what the text says of them; controls,
+transfer: not in the paper. The same command again does what is not finished and writes the page anew; `python
+tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from typing import Literal
 from scales import Subject  # type: ignore[import-not-found]  # its neighbour, found when launched
 
 from harness.config import Precision, SearchConfig
-from harness.experiment import Experiment
 from harness.launch import clear_errors, launched, parse
 from harness.progress import say
 from harness.reproduction.plan import Plan
@@ -77,10 +76,10 @@ def chains_of(settings: Reproduction, plan: Plan) -> tuple[str, ...]:
     return tuple(plan.shard(int(index), int(count)))
 
 
-def finish(experiment: Experiment, plan: Plan, out: Path) -> None:
+def finish(work: Work, plan: Plan, out: Path) -> None:
     """Write the page (rank 0), when MLflow has the runs if it can: the page names them by its run IDs."""
-    experiment.archive.courier.settle()
-    show(experiment.store, plan, experiment.settings, out)
+    work.experiment.archive.courier.settle()
+    show(work.experiment.store, plan, {work.experiment.settings, work.used_on.settings}, out)
 
 
 def main() -> None:
@@ -93,14 +92,16 @@ def main() -> None:
             return
         chains = chains_of(settings, plan)
         with launched(settings.config(plan.scale.config)) as experiment:
-            work = Work(experiment, plan)
+            others = plan.scale.used_on
+            used_on = experiment.beside(settings.config(others)) if others else experiment
+            work = Work(experiment, plan, used_on)
             if settings.only:
                 work.make_only(settings.only)
                 return
             say(f"{len(chains)} searches or dense trainings with all that is made from them: {', '.join(chains)}")
             work.make(chains)
             if settings.shard is None:
-                experiment.world.on_main(lambda: finish(experiment, plan, settings.out))
+                experiment.world.on_main(lambda: finish(work, plan, settings.out))
             else:
                 say("this share is finished; when all are, the same command without --shard writes the page")
 

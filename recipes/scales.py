@@ -26,15 +26,26 @@ SMOKE_BATCH = 4  # that many images are enough, for up to four processes
 SHORT_GEM = GemMinerConfig(score_epochs=21, freeze_every_epochs=2, finetune=Schedule(12, "step"))
 
 
+TRANSFER = {
+    "cifar100": "tiny_imagenet",
+    "tiny_imagenet": "cifar100",
+    "digits": "fashion_mnist_small",
+    "fashion_mnist_small": "digits",
+}
+"""Where tickets of a data set are used in the figure that transfers them."""
+
+
 def paper(figure: Figure, dataset: str, network: str) -> Scale:
     """The paper's settings; the levels of the plots are ours, since it does not list them."""
     if dataset == "imagenet":
         return Scale(
             aws_imagenet.config(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network]
         )
-    recipe = {"cifar100": aws_cifar100, "tiny_imagenet": aws_tiny_imagenet}[dataset]
+    recipes = {"cifar100": aws_cifar100, "tiny_imagenet": aws_tiny_imagenet}
     levels: tuple[int, ...] = GEM_MINER_LEVELS if "gem_miner" in figure.methods else ODD_LEVELS
-    return Scale(replace(recipe.config(network), num_levels=max(levels)), levels, barrier_level=11)
+    config = replace(recipes[dataset].config(network), num_levels=max(levels))
+    used_on = recipes[TRANSFER[dataset]].config(network) if figure.transfers else None
+    return Scale(config, levels, barrier_level=11, used_on=used_on)
 
 
 def fashion_mnist_small(network: str) -> SearchConfig:
@@ -65,8 +76,10 @@ SMALL = {"digits": digits, "fashion_mnist_small": fashion_mnist_small}
 def small(figure: Figure, dataset: str, network: str) -> Scale:
     """Three levels, three trials, short schedules, on a data set that a CPU can carry."""
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
-    words = f"{network} on {dataset}, {config.final.epochs} epochs in a final training, {config.level_epochs} a level"
-    return Scale(config, levels=(5, 8, 11), barrier_level=11, trials=3, reduction=words)
+    used_on = SMALL[TRANSFER[dataset]](network) if figure.transfers else None
+    epochs = (used_on or config).final.epochs
+    words = f"{network} on {dataset}, {epochs} epochs in a final training, {config.level_epochs} a level"
+    return Scale(config, levels=(5, 8, 11), barrier_level=11, trials=3, used_on=used_on, reduction=words)
 
 
 def smoke(figure: Figure, dataset: str, network: str) -> Scale:
@@ -76,22 +89,26 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
     of them would be, goes through on a CPU.
     """
     usual = (small if dataset in SMALL else paper)(figure, dataset, network)
-    own = usual.config
-    config = replace(
-        own,
-        warmup_epochs=1,
-        level_epochs=1,
-        num_levels=2,
-        densities=tuple((1 - own.pruning_fraction) ** level for level in (usual.levels[0], usual.levels[-1])),
-        final=replace(own.final, epochs=2),
-        global_batch_size=own.global_batch_size if dataset in SMALL else SMOKE_BATCH,
-        gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
-    )
+
+    def short(own: SearchConfig) -> SearchConfig:
+        return replace(
+            own,
+            warmup_epochs=1,
+            level_epochs=1,
+            num_levels=2,
+            densities=tuple((1 - own.pruning_fraction) ** level for level in (usual.levels[0], usual.levels[-1])),
+            final=replace(own.final, epochs=2),
+            global_batch_size=own.global_batch_size if own.data.name in SMALL else SMOKE_BATCH,
+            gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
+        )
+
+    config = short(usual.config)
     words = (
         f"an epoch a level, two a final training, batch {config.global_batch_size}, two densities, one trial: "
         "shows that the command goes through, and nothing else"
     )
-    return Scale(config, levels=(1, 2), barrier_level=2, trials=1, reduction=words)
+    used_on = short(usual.used_on) if usual.used_on else None
+    return Scale(config, levels=(1, 2), barrier_level=2, trials=1, used_on=used_on, reduction=words)
 
 
 SCALES = {"paper": paper, "small": small, "smoke": smoke}
@@ -119,17 +136,20 @@ class Changes:
         given = {name: value for name, value in vars(self).items() if value is not None}
         if not given:
             return scale
-        config = scale.config
-        optim = {name: given[name] for name in ("lr", "weight_decay") if name in given}
-        direct = ("warmup_epochs", "level_epochs", "global_batch_size")
-        others = {name: given[name] for name in direct if name in given}
-        final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
-        changed = replace(config, optim=replace(config.optim, **optim), final=final, **others)
+        config, optim_names = scale.config, ("lr", "weight_decay")
+
+        def changed(config: SearchConfig) -> SearchConfig:
+            optim = replace(config.optim, **{name: given[name] for name in optim_names if name in given})
+            final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
+            rest = {name: value for name, value in given.items() if name not in (*optim_names, "final_epochs")}
+            return replace(config, optim=optim, final=final, **rest)
+
         own = vars(config.optim) | vars(config) | {"final_epochs": config.final.epochs}
         words = [f"{name.replace('_', ' ')} {value:g} instead of {own[name]:g}" for name, value in given.items()]
         return replace(
             scale,
-            config=changed,
+            config=changed(config),
+            used_on=changed(scale.used_on) if scale.used_on else None,
             reduction="; ".join([*([scale.reduction] if scale.reduction else []), *words]),
             variant=scale.variant + "".join(f"-{name.replace('_', '-')}-{value:g}" for name, value in given.items()),
         )
@@ -172,12 +192,14 @@ class Subject:
         dataset, network = self._what(figure)
         scale = SCALES[self.scale](figure, dataset, network)
         model = replace(scale.config.model, width=self.width)
+        used_on = replace(scale.used_on, model=model) if scale.used_on else None
         scale = replace(
             scale,
             trials=scale.trials if self.trials is None else self.trials,
             levels=self.levels or scale.levels,
             variant="-".join(["", "levels", *map(str, self.levels)]) if self.levels else "",
             config=replace(scale.config, model=model),
+            used_on=used_on,
         )
         return Plan(figure, self.changes.applied(scale), self.shared_search)
 

@@ -24,8 +24,8 @@ from harness.reproduction.report import show  # noqa: E402
 class Report(Subject):
     """What is shown."""
 
-    settings: str | None = None
-    """The `settings` tag of the runs, where runs were made in several ways."""
+    settings: tuple[str, ...] = ()
+    """The `settings` tag of the runs, where runs were made in several ways; of the dense runs, too, for `transfer`."""
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -26,6 +26,7 @@ from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS
+from harness.reproduction.figure import DENSE
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.reproduction.results import Making, Results
 from harness.runs.archive import CHECKPOINT, SIGNED_MASK
@@ -42,32 +43,48 @@ _COMPARED_FIELDS = (
 )
 
 
-def collect(store: LineageStore, plan: Plan, settings: str | None = None) -> Results:
+def collect(store: LineageStore, plan: Plan, settings: Collection[str] = ()) -> Results:
     """Return the finished runs of a plan, read from the store; nothing is trained, and no data is needed.
 
-    `settings` is the tag that all trials of one thing share (`Experiment.settings`); None finds the one whose recorded
-    settings are the plan's. Raises LookupError when there is none, ValueError when there are several, or two runs that
-    both answer to one place in the plan.
+    `settings` are tags that all trials of one thing share (`Experiment.settings`); what they leave open is found by the
+    recorded settings. Raises LookupError when there is none, ValueError when there are several, or two runs that both
+    answer to one place in the plan.
     """
-    config = plan.scale.config
+    scale = plan.scale
     nodes = [
         node
-        for node in newest(store, None, Query(network=config.model.name))
-        if node.status in ("FINISHED", "LOCAL") and node.tags.get("data") == config.data.name
+        for node in newest(store, None, Query(network=scale.config.model.name))
+        if node.status in ("FINISHED", "LOCAL")
+        and node.tags.get("data") in (scale.config.data.name, scale.finals.data.name)
     ]
-    chosen = settings or _settings(store, nodes, config)
+    chosen = {_settings(store, nodes, scale.config, "level", settings)}
+    if scale.used_on:
+        dense = _settings(store, nodes, scale.used_on, "training", settings)
+        chosen |= {dense, unusual_settings(dense, {"transferred": "true"})}
+    if unknown := set(settings) - chosen:
+        raise LookupError(f"no finished runs of this plan have --settings {', '.join(sorted(unknown))}")
     drawn = {curve.initialisation for curve in plan.figure.curves} - {NETWORKS_OWN}
-    wanted = {chosen, *(unusual_settings(chosen, {"initialisation": scheme}) for scheme in drawn)}
-    return _Found(store, plan, [node for node in nodes if node.tags.get("settings") in wanted], nodes).results()
+    chosen |= {unusual_settings(tag, {"initialisation": scheme}) for scheme in drawn for tag in chosen}
+    return _Found(store, plan, [node for node in nodes if node.tags.get("settings") in chosen], nodes).results()
 
 
-def _settings(store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig) -> str:
-    """Return the tag of the runs that have the plan's settings, seeds and method aside."""
-    one_of_each = {node.tags["settings"]: node for node in nodes if node.kind == "level" and "settings" in node.tags}
-    fitting = [tag for tag, node in one_of_each.items() if _fits(store.record_of(node).config["search"], config)]
+def _settings(
+    store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig, kind: str, given: Collection[str]
+) -> str:
+    """Return the tag of the runs that have the given settings, seeds and method aside: of levels or dense trainings."""
+    one_of_each = {
+        node.tags["settings"]: node
+        for node in nodes
+        if (node.kind, node.tags.get("data")) == (kind, config.data.name)
+        and node.tags.get("kind_of_training", DENSE) == DENSE
+        and "settings" in node.tags
+    }
     what = f"{config.model.name} on {config.data.name} with these settings"
+    fitting = [tag for tag, node in one_of_each.items() if _fits(store.record_of(node).config["search"], config)]
     if not fitting:
-        raise LookupError(f"no finished search of {what}; `recipes/reproduce.py` makes the runs")
+        runs = {"level": "search", "training": "dense training"}[kind]
+        raise LookupError(f"no finished {runs} of {what}; `recipes/reproduce.py` makes the runs")
+    fitting = [tag for tag in fitting if tag in given] or fitting
     if len(fitting) > 1:
         raise ValueError(
             f"runs of {what} were made in {len(fitting)} ways (another number of processes, precision, data or width); "
@@ -122,15 +139,16 @@ class _Found:
         self, store: LineageStore, plan: Plan, nodes: Iterable[NodeSummary], everything: Iterable[NodeSummary]
     ) -> None:
         self.store, self.plan = store, plan
+        found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
         levels: dict[tuple[str, ...], list[NodeSummary]] = defaultdict(list)
         self.trainings: dict[tuple[str | None, ...], list[NodeSummary]] = defaultdict(list)
         self.analyses: dict[tuple[str, frozenset[str]], list[NodeSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
-            if node.kind == "level" and self._is_wanted(node):
+            if node.kind == "level" and tags["data"] == found_on and self._is_wanted(node):
                 levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
-            elif node.kind == "training":
+            elif node.kind == "training" and tags["data"] == used_on:
                 ticket = node.parents[0].key if node.parents else None
                 drawn = (tags.get("initialisation", NETWORKS_OWN), tags.get("init_seed"))
                 self.trainings[ticket, tags["kind_of_training"], *drawn, tags["sgd_seed"]].append(node)

@@ -49,6 +49,8 @@ class Figure:
     """Methods whose tickets are compared with their copies with ψ_init, before any training."""
     of_paper: bool = True
     """Whether the paper shows it, or says it in its text."""
+    transfers: bool = False
+    """Whether final trainings are on another data set than the one the tickets are found on."""
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -153,6 +155,20 @@ FIGURES: dict[str, Figure] = {
                 (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
             ),
             of_paper=False,
+        ),
+        Figure(
+            name="transfer",
+            title="Transfer: tickets used on another data set than their own",
+            subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
+            curves=(*_lines(_AWS, _SIGNED, _MASK, _RANDOM_MASK), *_lines(_LRR, _SIGNED, _MASK)),
+            claims=(
+                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
+                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
+                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "is it AWS that makes them count?"),
+                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "does the mask of another data set count?"),
+            ),
+            of_paper=False,
+            transfers=True,
         ),
         Figure(
             name="fig4",

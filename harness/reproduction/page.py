@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable, Sequence
 
 from harness.analysis.summary import Summary
+from harness.config import SearchConfig
+from harness.reproduction.plan import Scale
 from harness.reproduction.results import Point, Results
 
 PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
@@ -39,20 +41,31 @@ def page(results: Results, images: Sequence[str]) -> str:
 
 
 def _head(results: Results) -> str:
-    plan, config = results.plan, results.plan.scale.config
-    optim = config.optim
+    plan = results.plan
     searches = "one search for all trials" if plan.shared_search else "a search of its own for each trial"
-    width = f" (width {config.model.width})" if config.model.width else ""
     lines = [
         f"# {plan.figure.title}",
-        f"{config.model.name}{width} on {config.data.name}; {plan.scale.trials} trials, {searches}. {PAPER}.",
-        f"{optim.name}, learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}, batch "
-        f"{config.global_batch_size}; warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level, "
-        f"{config.final.epochs} in a final training ({config.final.lr_schedule}).",
+        f"{plan.subject}; {plan.scale.trials} trials, {searches}. {PAPER}.",
+        _schedules(plan.scale),
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
     return "\n\n".join(lines)
+
+
+def _schedules(scale: Scale) -> str:
+    config, finals = scale.config, scale.finals
+    search = f"warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level"
+    epochs, rest = finals.final.epochs, f"in a final training ({finals.final.lr_schedule})."
+    if scale.used_on is None:
+        return f"{_optim(config)}; {search}, {epochs} {rest}"
+    return f"{_optim(config)}; {search}.\n\nOn {finals.data.name}: {_optim(finals)}; {epochs} epochs {rest}"
+
+
+def _optim(config: SearchConfig) -> str:
+    optim = config.optim
+    rates = f"learning rate {optim.lr:g}, weight decay {optim.weight_decay:g}"
+    return f"{optim.name}, {rates}, batch {config.global_batch_size}"
 
 
 def accuracy_table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -18,11 +18,14 @@ class Scale:
     """How large a figure is made for one data set and network."""
 
     config: SearchConfig
+    """Of the searches, and of the final trainings unless `used_on` says otherwise."""
     levels: tuple[int, ...]
     """Levels whose tickets are trained, the points of a curve."""
     barrier_level: int | None = None
     """Level whose tickets are compared (the paper's density 0.09 is level 11); None: nothing is."""
     trials: int = 3
+    used_on: SearchConfig | None = None
+    """Data set and settings of the final trainings, where the tickets go to another data set."""
     reduction: str | None = None
     """In what it is smaller than the paper, or otherwise; None for the paper's own settings."""
     variant: str = ""
@@ -36,6 +39,11 @@ class Scale:
             raise ValueError(f"levels are {self.levels}; there are {len(densities)} densities, one for each level")
         if self.trials < 1:
             raise ValueError(f"trials is {self.trials}; it must be 1 or more")
+
+    @property
+    def finals(self) -> SearchConfig:
+        """Data set and settings of the final trainings."""
+        return self.used_on or self.config
 
     @property
     def all_levels(self) -> tuple[int, ...]:
@@ -110,6 +118,14 @@ class Plan:
     """One search for all trials, as in the authors' scripts; the finals differ in their seeds alone."""
 
     @property
+    def subject(self) -> str:
+        """Which network on which data, in words."""
+        config, finals = self.scale.config, self.scale.finals
+        width = f" (width {config.model.width})" if config.model.width else ""
+        moved = "" if finals is config else f", used on {finals.data.name}"
+        return f"{config.model.name}{width} on {config.data.name}{moved}"
+
+    @property
     def trials(self) -> range:
         """Numbers of the trials, from 1."""
         return range(1, self.scale.trials + 1)
@@ -160,7 +176,7 @@ class Plan:
     def epochs(self, chain: str) -> int:
         """About what a chain costs: epochs of its search and of its final trainings."""
         config, trainings = self.scale.config, self.chains()[chain]
-        finals = config.final.epochs * len(trainings)
+        finals = self.scale.finals.final.epochs * len(trainings)
         deepest = max(training.level for training in trainings)
         return finals + (config.warmup_epochs + deepest * config.level_epochs if deepest else 0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ NUMBERS = "results.json"
 """All that the page says, for programs."""
 
 
-def show(store: LineageStore, plan: Plan, settings: str | None, out: Path) -> None:
+def show(store: LineageStore, plan: Plan, settings: Collection[str], out: Path) -> None:
     """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
     results = collect(store, plan, settings)
     config = plan.scale.config
@@ -82,7 +83,8 @@ def commit_report(store: LineageStore, results: Results) -> str:
                 "trials": plan.scale.trials,
                 "shared_search": plan.shared_search,
                 "levels": list(plan.scale.levels),
-            },
+            }
+            | ({"used_on": to_json(plan.scale.used_on)} if plan.scale.used_on else {}),
             "reduction": plan.scale.reduction,
             "command": redact(launch_command()),
         },
@@ -130,8 +132,7 @@ def _determinants(results: Results) -> dict[str, Any]:
 
 
 def _draw(results: Results, directory: Path) -> list[Path]:
-    config = results.plan.scale.config
-    title = f"{results.plan.figure.title.split(':')[0]}: {config.model.name} on {config.data.name}"
+    title = f"{results.plan.figure.title.split(':')[0]}: {results.plan.subject}"
     dense = list(results.errors(None, 0).values())
     images = plot_accuracy(results.series, directory / "accuracy", dense_error_percent=dense, title=title)
     if results.barriers:

@@ -16,10 +16,13 @@ from harness.search import search
 
 
 class Work:
-    """Makes the runs of a plan in one launch; finished ones are loaded, so a second launch only reads."""
+    """Makes the runs of a plan in one launch; finished ones are loaded, so a second launch only reads.
 
-    def __init__(self, experiment: Experiment, plan: Plan) -> None:
-        self.experiment, self.plan = experiment, plan
+    `used_on` is the experiment of the final trainings, where tickets go to another data set than their own.
+    """
+
+    def __init__(self, experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> None:
+        self.experiment, self.plan, self.used_on = experiment, plan, used_on or experiment
         self._levels: dict[str, list[Node]] = {}
         self._trained: dict[Training, Node] = {}
 
@@ -61,14 +64,14 @@ class Work:
         chain = training.chain
         if chain not in self._levels:
             deepest = max(one.level for one in self.plan.chains()[chain])
-            self._levels[chain] = search(self._searching(training, num_levels=deepest)).levels
+            self._levels[chain] = search(self._of(self.experiment, training, deepest)).levels
         return self._levels[chain]
 
     def ticket(self, training: Training) -> Node:
         """Return the level that a training starts from."""
         assert training.curve is not None
         if METHODS[training.curve.method].scores:  # learns the mask of one density
-            return search(self._searching(training, num_levels=training.level)).ticket
+            return search(self._of(self.experiment, training, training.level)).ticket
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> Node:
@@ -76,26 +79,30 @@ class Work:
         if training in self._trained:
             return self._trained[training]
         if training.curve is None:
-            node = final_training(self.experiment, self._trial(training), None)
+            node = final_training(self.used_on, self._trial(training), None)
         elif training.kind == "level":
             node = self.ticket(training)
         else:
-            node = final_training(self._searching(training), self._trial(training), self.ticket(training))
+            using = self._of(self.used_on, training)
+            node = final_training(using, self._trial(training), self.ticket(training))
         self._trained[training] = node
         return node
 
     def compare(self, pair: Pair) -> None:
         """Make one comparison."""
-        experiment, first, second = self._searching(pair.first), self.train(pair.first), self.train(pair.second)
+        experiment = self._of(self.used_on, pair.first)
+        first, second = self.train(pair.first), self.train(pair.second)
         if pair.question == "norm_init":
             compare_initial_norm(experiment, first, ComparisonConfig())
         else:
             compare(experiment, first, second, pair.question, ComparisonConfig())
 
-    def _searching(self, training: Training, num_levels: int | None = None) -> Experiment:
+    @staticmethod
+    def _of(experiment: Experiment, training: Training, num_levels: int | None = None) -> Experiment:
+        """Return an experiment with the search in mind that a training's ticket is from."""
         seed, curve = training.search_seed, training.curve
         method = None if curve is None else curve.method
-        return self.experiment.using(method, init_seed=seed, sgd_seed=seed, num_levels=num_levels)
+        return experiment.using(method, init_seed=seed, sgd_seed=seed, num_levels=num_levels)
 
     def _trial(self, training: Training) -> Trial:
         # a kind that draws no θ_init has no seed of one

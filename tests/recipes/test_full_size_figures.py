@@ -18,6 +18,7 @@ from harness.checkpoint import Checkpoint
 from harness.models import classifier_of
 from harness.reproduction.figure import FIGURES, Figure
 
+USED_ON = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}
 CLASSES = {"cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
 WIDTHS = {"fig4": (16, 32)}
 # Tables 1 and 2, %: dense, then the signed mask of AWS at the first and the last density
@@ -64,7 +65,9 @@ def test_full_size_figure(subject: tuple[str, str, Path], figure: Figure, width:
     out = where / f"results/{figure.name}-{dataset}-{network}{f'-w{width}' if width else ''}"
     page, results = (out / "page.md").read_text(), json.loads((out / "results.json").read_text())
     assert page.split("## Runs")[0] in printed
-    assert figure.title in page and f"\n{network}{f' (width {width})' if width else ''} on {dataset}; " in page
+    used_on = USED_ON[dataset] if figure.transfers else dataset
+    on = f"{dataset}, used on {used_on}" if figure.transfers else dataset
+    assert figure.title in page and f"\n{network}{f' (width {width})' if width else ''} on {on}; " in page
     assert "Not finished" not in page and "not a reproduction" in page
     assert (out / "accuracy.png").exists() and (out / "barriers.png").exists() == bool(results["barriers"])
     _check_all_that_the_figure_shows(figure, results)
@@ -73,11 +76,11 @@ def test_full_size_figure(subject: tuple[str, str, Path], figure: Figure, width:
     for directory in trained + directories(where, results["barriers"]):
         record = json.loads((directory / "record.json").read_text())
         search = record["config"]["search"]
-        assert (record["tags"]["data"], search["model"]) == (dataset, {"name": network, "width": width})
+        assert (record["tags"]["data"], search["model"]) == (used_on, {"name": network, "width": width})
         assert search["data"]["loader"] == "ffcv"
     for directory in trained:
         params = Checkpoint.load(directory / "checkpoint.safetensors").params
-        assert len(params[f"{classifier_of(network)}.weight"]) == CLASSES[dataset]
+        assert len(params[f"{classifier_of(network)}.weight"]) == CLASSES[used_on]
 
 
 def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:

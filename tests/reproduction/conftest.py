@@ -61,7 +61,7 @@ class MadeUp:
 
     def __init__(self, directory: Path, plan: Plan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
-        self.minutes = 0
+        self.minutes, self.settings_there = 0, "7e4e"
         config = plan.scale.config
         self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
         self.config = {"search": to_json(config), "data": {"num_train": 1_297, "num_test": 500}}
@@ -107,10 +107,17 @@ class MadeUp:
         return {f"{name}.safetensors": network_of(level)} if self.plan.figure.initial_norm else {}
 
     def training(self, one: Training, **config) -> None:
-        tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed)}
+        finals = self.plan.scale.finals
+        tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed), "data": finals.data.name}
+        if self.plan.scale.used_on:
+            config |= {"search": to_json(finals)}
+            tags["settings"] = self.settings_there
+            if one.curve is not None:  # no trial of the usual trainings, so it has settings of its own
+                moved = {"transferred": "true"}
+                tags |= moved | {"settings": unusual_settings(self.settings_there, moved)}
         if one.init_seed is not None:
             tags["init_seed"] = str(one.init_seed)
-        if one.initialisation != "network":  # no trial of the usual trainings, so it has settings of its own
+        if one.initialisation != "network":
             drawn = {"initialisation": one.initialisation}
             tags |= drawn | {"settings": unusual_settings(self.tags["settings"], drawn)}
         parents: tuple[Parent, ...] = ()
@@ -120,7 +127,7 @@ class MadeUp:
             parents = (Parent(ticket, "trained-from" if one.kind == "retrain" else "masked-by"),)
         numbers = {"test_error_percent": made_up_error(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
-        name = f"{one} {config}" if config else str(one)
+        name = f"{one} {config}" if config.keys() - {"search"} else str(one)
         self.commit(name, "training", tags, parents=parents, metrics=metrics, config=config)
 
     def compared(self, pair: Pair) -> tuple[Parent, Parent]:

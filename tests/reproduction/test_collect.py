@@ -118,6 +118,33 @@ def test_initialisations_are_told_apart(made_up, plan):
     assert {one.curve for one in usual.trained if one.kind == "signed_mask"} == {AWS}
 
 
+def test_tickets_are_found_on_one_data_set_and_used_on_another(made_up, plan):
+    figure, own = figure_named("transfer"), plan.scale.config
+    there = replace(own, data=replace(own.data, name="fashion_mnist_small"), final=replace(own.final, epochs=7))
+    moved = replace(plan, figure=figure, scale=replace(plan.scale, used_on=there))
+    made = type(made_up)(made_up.nodes.directory, moved)
+    made.everything()
+    at_home = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("controls")))
+    for one in at_home.plan.trainings():  # of the same tickets, on their own data set
+        at_home.training(one, note="at home")
+    store = store_of(made)
+    results = collect(store, moved)
+    assert results.missing == []
+    assert {node.tags["data"] for node in results.trained.values()} == {"fashion_mnist_small"}
+    text = page(results, [])
+    assert "resnet8 on digits, used on fashion_mnist_small; 2 trials" in text
+    assert "On fashion_mnist_small: sgd" in text and "7 epochs in a final training" in text
+    assert store.local.load(commit_report(store, results)).config["scale"]["used_on"]["final"]["epochs"] == 7
+    # another number of processes there
+    made.settings_there = "0ff5"
+    made.training(moved.dense()[0], note="two processes")
+    with pytest.raises(ValueError, match="choose one with --settings: 0ff5, 7e4e"):
+        collect(store, moved)
+    assert collect(store, moved, {"7e4e"}).missing == []
+    with pytest.raises(LookupError, match="have --settings 1111"):
+        collect(store, moved, {"7e4e", "1111"})
+
+
 def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
     from harness.lineage.record import Parent
 
@@ -181,7 +208,7 @@ def test_searches_made_in_two_ways_are_told_apart(made_up, plan):
     made_up.levels("aws", 9, 1)
     with pytest.raises(ValueError, match="choose one with --settings: 07e4, 5e77"):
         collect(store_of(made_up), plan)
-    assert collect(store_of(made_up), plan, "5e77").missing == []
+    assert collect(store_of(made_up), plan, {"5e77"}).missing == []
 
 
 def test_what_is_missing_is_said(made_up, plan):

@@ -70,6 +70,9 @@ def test_every_full_size_command_begins_with_the_papers_settings(scales, monkeyp
         recipe = importlib.import_module(f"aws_{dataset}").config(network)
         assert scale.config == replace(recipe, num_levels=scale.config.num_levels) and scale.reduction is None
         assert max(scale.all_levels) <= scale.config.num_levels
+        there = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}.get(dataset, "")
+        moved = importlib.import_module(f"aws_{there}").config(network) if figure.name == "transfer" else None
+        assert scale.used_on == moved
         assert len(listed) == len(set(listed)) and set(listed) == set(_expected(figure, scale.levels))
 
 
@@ -98,6 +101,7 @@ def test_smoke_is_the_full_size_in_all_but_how_much_is_trained(scales):
         assert smoke.config.final.lr_schedule == paper.config.final.lr_schedule
         assert smoke.config.densities == (0.8 ** min(paper.levels), 0.8 ** max(paper.levels))
         assert smoke.config.global_batch_size == 4 and "batch 4" in smoke.reduction
+        assert smoke.finals.data == paper.finals.data and smoke.finals.final.epochs == 2
     with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are 2 densities"):
         _ = scales.Subject("fig3", scale="smoke", levels=(1, 3)).plan
 
@@ -113,5 +117,9 @@ def test_single_settings_can_be_changed_and_are_named(scales):
     assert plan.scale.variant == "-levels-5-11-weight-decay-0.005-level-epochs-6-final-epochs-8-global-batch-size-32"
     assert plan.scale.reduction.startswith(own.reduction)
     assert "weight decay 0.005 instead of 0.0005; level epochs 6 instead of 6" in plan.scale.reduction
+    moved = scales.Subject("transfer", scale="small", dataset="digits", width=8, changes=changes).plan.scale
+    assert moved.finals.data.name == "fashion_mnist_small" and moved.finals.model.width == moved.config.model.width == 8
+    for one in (moved.config, moved.finals):
+        assert (one.optim.weight_decay, one.final.epochs, one.global_batch_size) == (0.005, 8, 32)
     paper = scales.Subject("fig3", changes=scales.Changes(lr=0.01)).plan.scale
     assert paper.reduction == "lr 0.01 instead of 0.1" and scales.Changes().applied(paper) is paper
