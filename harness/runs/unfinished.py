@@ -43,8 +43,9 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
 _METADATA_KEY = "harness"
 _NO_MATTER = (
-    *("argv", "level", "schedule.", "launch.threads", "launch.device", "search.runs", "search.experiment"),
-    *("search.num_levels", "search.checkpoint_", "search.data.directory", "search.data.num_workers"),
+    *("argv", "command", "hardware.", "level", "schedule.", "launch.threads", "launch.device"),
+    *("search.runs", "search.experiment", "search.offline", "search.num_levels", "search.checkpoint_"),
+    *("search.data.directory", "search.data.num_workers"),
 )
 _STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
 
@@ -133,12 +134,15 @@ class Unfinished:
                 self.discard()
 
     def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
-        """Describe other unfinished runs of this kind that differ in at most `most` settings: name, field, old, new."""
+        """Describe other unfinished runs of this kind that differ in at most `most` settings: name, field, old, new.
+
+        Those that another process is at work on are what was asked for there, and no news.
+        """
         ours = _flat(config)
         found = []
         kind = self.directory.name.rpartition("-")[0]
         for path in sorted(self.directory.parent.glob(f"{kind}-*/{_DRAFT}")):
-            if path.parent == self.directory:
+            if path.parent == self.directory or _is_held(path.parent):
                 continue
             with suppress(OSError, ValueError, KeyError):
                 draft = json.loads(path.read_bytes())
@@ -257,10 +261,7 @@ class Unfinished:
         return header, tensors
 
     def _owner(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads((self.directory / _OWNER).read_bytes()))
-        except (OSError, ValueError):
-            return {}
+        return _owner_of(self.directory)
 
     def _busy(self, why: str) -> BusyError:
         owner = self._owner()
@@ -327,6 +328,23 @@ def _replace(path: Path, data: bytes, before_rename: str | None = None) -> None:
             os.close(descriptor)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _owner_of(directory: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((directory / _OWNER).read_bytes()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_held(directory: Path) -> bool:
+    """Whether a process is at work on a run, as far as a look from outside tells."""
+    owner = _owner_of(directory)
+    if owner.get("host") == socket.gethostname():
+        return psutil.pid_exists(int(owner.get("pid", 0)))
+    with suppress(FileNotFoundError):
+        return bool(owner) and time.time() - (directory / _OWNER).stat().st_mtime < DEAD_AFTER_SECONDS
+    return False
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -6,10 +6,12 @@ import errno
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -178,13 +180,22 @@ def test_without_locks_a_live_process_of_this_host_counts(tmp_path: Path, monkey
 def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):
     def config(**optim: float) -> dict:
         search = {"optim": {"lr": 0.1, "momentum": 0.9} | optim, "runs": "runs", "num_levels": 9}
-        return {"search": search, "level": 0, "argv": ["a"]}
+        return {"search": search, "level": 0, "argv": ["a"], "command": "a", "hardware": {"cores": 2}}
 
-    with unfinished(tmp_path).claimed(config()):
-        pass
     other = unfinished(tmp_path, sha256_json("another"))
-    changed = config(lr=0.05) | {"level": 3, "argv": ["b"]}
+    changed = config(lr=0.05) | {"level": 3, "argv": ["b"], "command": "b", "hardware": {"cores": 8}}
+    with unfinished(tmp_path).claimed(config()):
+        assert other.nearly_the_same(changed) == []  # it is at work
     assert other.nearly_the_same(changed) == [
         "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
     ]
     assert other.nearly_the_same(config()) == []
+    owner = unfinished(tmp_path).directory / "owner.json"
+    for host, pid, since, named in (
+        (socket.gethostname(), 2**22 + 1, 0, True),  # no such process
+        ("elsewhere", os.getpid(), 0, False),
+        ("elsewhere", os.getpid(), 61, True),
+    ):
+        owner.write_text(json.dumps({"host": host, "pid": pid}))
+        os.utime(owner, (time.time() - since,) * 2)
+        assert bool(other.nearly_the_same(changed)) == named
