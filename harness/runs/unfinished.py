@@ -341,7 +341,7 @@ def _is_held(directory: Path) -> bool:
     """Whether a process is at work on a run, as far as a look from outside tells."""
     owner = _owner_of(directory)
     if owner.get("host") == socket.gethostname():
-        return psutil.pid_exists(int(owner.get("pid", 0)))
+        return bool(psutil.pid_exists(int(owner.get("pid", 0))))
     with suppress(FileNotFoundError):
         return bool(owner) and time.time() - (directory / _OWNER).stat().st_mtime < DEAD_AFTER_SECONDS
     return False
