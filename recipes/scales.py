@@ -23,7 +23,6 @@ GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
 SMOKE_BATCH = 4  # that many images are enough, for up to four processes
-SHORT_GEM = GemMinerConfig(score_epochs=21, freeze_every_epochs=2, finetune=Schedule(12, "step"))
 
 
 TRANSFER = {
@@ -59,14 +58,17 @@ def fashion_mnist_small(network: str) -> SearchConfig:
         num_levels=11,
         final=Schedule(epochs=12, lr_schedule="step"),
         global_batch_size=64,
-        gem_miner=SHORT_GEM,
+        gem_miner=GemMinerConfig(
+            score_epochs=36, finetune=Schedule(15, "step")
+        ),  # in all what a ticket costs at level 11
     )
 
 
 def digits(network: str) -> SearchConfig:
     """The demo's schedules: a trial of `claims` in some six minutes of one core."""
     final = Schedule(epochs=20, lr_schedule="step")
-    short = replace(aws_digits.config(), level_epochs=6, final=final, gem_miner=SHORT_GEM)
+    gem_miner = GemMinerConfig(score_epochs=81, finetune=Schedule(15, "step"))  # in all what a ticket costs at level 11
+    short = replace(aws_digits.config(), level_epochs=6, final=final, gem_miner=gem_miner)
     return replace(short, model=ModelConfig(name=network), data=DataConfig(name="digits", loader="memory"))
 
 

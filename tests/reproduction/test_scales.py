@@ -45,6 +45,13 @@ def test_barriers_are_taken_where_the_paper_takes_them(scales):
     assert rounded_up(0.8**scale.barrier_level) == 0.09 and scale.trials == 3 and scale.reduction is None
 
 
+@pytest.mark.parametrize("dataset", ["digits", "fashion_mnist_small"])
+def test_gem_miner_is_given_what_a_ticket_costs(scales, dataset):
+    config = scales.small(figure_named("fig4"), dataset, "resnet32").config
+    ticket = config.warmup_epochs + 11 * config.level_epochs + config.final.epochs
+    assert config.gem_miner.score_epochs + config.gem_miner.finetune.epochs == ticket
+
+
 @pytest.mark.parametrize("name", ["small", "smoke"])
 def test_a_reduction_is_named(scales, name: str):
     assert scales.SCALES[name](figure_named("fig3"), "digits", "resnet20").reduction
