@@ -102,7 +102,7 @@ class Experiment:
     def beside(self, config: SearchConfig) -> Experiment:
         """Return an experiment of other settings, on other data if they say so, in the same launch and store."""
         other = Experiment(self.world, self.store, config)
-        other.archive.courier = self.archive.courier  # one thread delivers what a launch makes, in order
+        other.archive.join(self.archive)
         return other
 
     def using(self, method: str | None = None, **changes: Any) -> Experiment:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from harness import transfer
@@ -177,18 +176,13 @@ def _parents(trial: Trial, ticket: Node | None, begun: Initialisation | None) ->
 def _tags(experiment: Experiment, trial: Trial, ticket: Ticket | None) -> dict[str, str]:
     tags = experiment.base_tags(kind_of_training=trial.kind, sgd_seed=trial.sgd_seed)
     unusual = trial.unusual | ({"transferred": "true"} if ticket is not None and ticket.transferred else {})
-    if unusual:
-        tags |= unusual | {"settings": unusual_settings(experiment.settings, unusual)}
+    if unusual:  # such a training is no trial of the usual one
+        tags |= unusual | {"settings": sha256_json({"settings": experiment.settings} | unusual)[:12]}
     if trial.drawn is not None:
         tags["init_seed"] = str(trial.drawn)
     if ticket is not None:
         tags["method"] = experiment.config.method
     return tags
-
-
-def unusual_settings(settings: str, unusual: Mapping[str, str]) -> str:
-    """Return the tag `settings` of trainings that use their tickets otherwise: they are no trials of the usual ones."""
-    return sha256_json({"settings": settings} | dict(unusual))[:12]
 
 
 def _name(experiment: Experiment, trial: Trial, ticket: Node | None, mask: Mask) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+import torch
 
 from harness import transfer
 from harness.config import SignsTaken
@@ -37,9 +40,16 @@ def take(experiment: Experiment, node: Node, signs: SignsTaken) -> Ticket:
     transferred = is_foreign(experiment, node)
     if transferred:
         signed_mask = transfer.without_classifier(signed_mask, classifier_of(experiment.config.model.name))
-        own = {name: tensor.shape for name, tensor in experiment.archive.template.params.items()}
-        check_fits({name: sign.shape for name, sign in signed_mask.signs.items()}, own, "the ticket")
+        check_carries_over(experiment, signed_mask.signs)
     return Ticket(node, params, signed_mask, transferred)
+
+
+def check_carries_over(experiment: Experiment, network: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError that names what keeps another data set's network, its classifier aside, from being used."""
+    classifier = f"{classifier_of(experiment.config.model.name)}."
+    theirs = {name: tensor.shape for name, tensor in network.items() if not name.startswith(classifier)}
+    own = {name: tensor.shape for name, tensor in experiment.archive.template.params.items()}
+    check_fits(theirs, own, f"a ticket that goes over to {experiment.config.data.name}")
 
 
 def is_foreign(experiment: Experiment, node: Node) -> bool:

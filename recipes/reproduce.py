@@ -93,8 +93,7 @@ def main() -> None:
         chains = chains_of(settings, plan)
         with launched(settings.config(plan.scale.config)) as experiment:
             others = plan.scale.used_on
-            used_on = experiment.beside(settings.config(others)) if others else experiment
-            work = Work(experiment, plan, used_on)
+            work = Work(experiment, plan, experiment.beside(settings.config(others)) if others else None)
             if settings.only:
                 work.make_only(settings.only)
                 return

@@ -80,7 +80,8 @@ def small(figure: Figure, dataset: str, network: str) -> Scale:
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
     used_on = SMALL[TRANSFER[dataset]](network) if figure.transfers else None
     epochs = (used_on or config).final.epochs
-    words = f"{network} on {dataset}, {epochs} epochs in a final training, {config.level_epochs} a level"
+    on = f" on {used_on.data.name}" if used_on else ""
+    words = f"{network} on {dataset}, {config.level_epochs} epochs a level, {epochs} in a final training{on}"
     return Scale(config, levels=(5, 8, 11), barrier_level=11, trials=3, used_on=used_on, reduction=words)
 
 
@@ -146,7 +147,7 @@ class Changes:
             rest = {name: value for name, value in given.items() if name not in (*optim_names, "final_epochs")}
             return replace(config, optim=optim, final=final, **rest)
 
-        own = vars(config.optim) | vars(config) | {"final_epochs": config.final.epochs}
+        own = vars(config.optim) | vars(config) | {"final_epochs": scale.finals.final.epochs}
         words = [f"{name.replace('_', ' ')} {value:g} instead of {own[name]:g}" for name, value in given.items()]
         return replace(
             scale,

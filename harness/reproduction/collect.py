@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,6 @@ from harness.checkpoint import Checkpoint
 from harness.comparison import BARRIER
 from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, to_json
 from harness.data.spec import data_spec
-from harness.final import unusual_settings
 from harness.initialisation import THETA_INIT
 from harness.lineage.browse import newest
 from harness.lineage.description import command_of, hardware_of
@@ -26,29 +26,32 @@ from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS
-from harness.reproduction.figure import DENSE
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.reproduction.results import Making, Results
 from harness.runs.archive import CHECKPOINT, SIGNED_MASK
 
-_COMPARED_FIELDS = (
-    "optim",
-    "final",
-    "warmup_epochs",
-    "level_epochs",
-    "global_batch_size",
-    "pruning_fraction",
-    "densities",
-    "accumulation_steps",
+_OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
+"""Settings that final trainings heed; which ticket they use is told by their parents."""
+_OF_LEVELS = (
+    *("optim", "warmup_epochs", "level_epochs", "global_batch_size", "accumulation_steps"),
+    *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
+"""Settings that levels heed, and `final` where they are final trainings."""
+_TRAINING = "training"
+_HOW = ("unpruned_signs", "signs", "initialisation", "transferred")
+"""Tags of final trainings that use their tickets in another than the usual way."""
+
+_Group = tuple[str, str]
+"""(method, tag `settings`) of levels, or ("training", tag) of final trainings."""
 
 
 def collect(store: LineageStore, plan: Plan, settings: Collection[str] = ()) -> Results:
     """Return the finished runs of a plan, read from the store; nothing is trained, and no data is needed.
 
-    `settings` are tags that all trials of one thing share (`Experiment.settings`); what they leave open is found by the
-    recorded settings. Raises LookupError when there is none, ValueError when there are several, or two runs that both
-    answer to one place in the plan.
+    They are found by the settings that they record, whatever else the launch that made them had in mind. Where such
+    runs were made in several ways, `settings` are tags (`Experiment.settings`) of those that are meant. Raises
+    LookupError when there are none, ValueError when there are several ways, or two runs that both answer to one place
+    in the plan.
     """
     scale = plan.scale
     nodes = [
@@ -57,46 +60,78 @@ def collect(store: LineageStore, plan: Plan, settings: Collection[str] = ()) -> 
         if node.status in ("FINISHED", "LOCAL")
         and node.tags.get("data") in (scale.config.data.name, scale.finals.data.name)
     ]
-    chosen = {_settings(store, nodes, scale.config, "level", settings)}
-    if scale.used_on:
-        dense = _settings(store, nodes, scale.used_on, "training", settings)
-        chosen |= {dense, unusual_settings(dense, {"transferred": "true"})}
-    if unknown := set(settings) - chosen:
-        raise LookupError(f"no finished runs of this plan have --settings {', '.join(sorted(unknown))}")
-    drawn = {curve.initialisation for curve in plan.figure.curves} - {NETWORKS_OWN}
-    chosen |= {unusual_settings(tag, {"initialisation": scheme}) for scheme in drawn for tag in chosen}
-    return _Found(store, plan, [node for node in nodes if node.tags.get("settings") in chosen], nodes).results()
+    found = _ways(store, nodes, scale.config)
+    there = _ways(store, nodes, scale.used_on) if scale.used_on else found
+    known = {tag for ways in (found, there) for groups in ways.values() for _, tag in groups}
+    if not known:
+        raise LookupError(f"no finished run of {_what(scale.config)}; `recipes/reproduce.py` makes them")
+    if settings and known.isdisjoint(settings):
+        raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
+    levels = {group for group in _one_way(found, settings, scale.config) if group[0] != _TRAINING}
+    trainings = {group for group in _one_way(there, settings, scale.finals) if group[0] == _TRAINING}
+    return _Found(store, plan, nodes, levels | trainings).results()
 
 
-def _settings(
-    store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig, kind: str, given: Collection[str]
-) -> str:
-    """Return the tag of the runs that have the given settings, seeds and method aside: of levels or dense trainings."""
-    one_of_each = {
-        node.tags["settings"]: node
-        for node in nodes
-        if (node.kind, node.tags.get("data")) == (kind, config.data.name)
-        and node.tags.get("kind_of_training", DENSE) == DENSE
-        and "settings" in node.tags
-    }
-    what = f"{config.model.name} on {config.data.name} with these settings"
-    fitting = [tag for tag, node in one_of_each.items() if _fits(store.record_of(node).config["search"], config)]
-    if not fitting:
-        runs = {"level": "search", "training": "dense training"}[kind]
-        raise LookupError(f"no finished {runs} of {what}; `recipes/reproduce.py` makes the runs")
-    fitting = [tag for tag in fitting if tag in given] or fitting
-    if len(fitting) > 1:
+def _how(node: NodeSummary) -> dict[str, str]:
+    return {name: node.tags[name] for name in _HOW if name in node.tags}
+
+
+def _how_wanted(plan: Plan, training: Training) -> dict[str, str]:
+    """Return the tags of `_HOW` that a training of the plan has (`harness.final.Trial.unusual`)."""
+    how = {} if training.initialisation == NETWORKS_OWN else {"initialisation": training.initialisation}
+    return how | ({"transferred": "true"} if plan.scale.used_on and training.curve else {})
+
+
+def _group(node: NodeSummary) -> _Group | None:
+    if node.kind not in ("level", _TRAINING) or "settings" not in node.tags:
+        return None
+    return node.tags["method"] if node.kind == "level" else _TRAINING, node.tags["settings"]
+
+
+def _ways(store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig) -> dict[str, set[_Group]]:
+    """Return the levels and trainings with these data and settings, seeds aside, by the way they were made in."""
+    one_of_each = {group: node for node in nodes if node.tags["data"] == config.data.name and (group := _group(node))}
+    ways: dict[str, set[_Group]] = defaultdict(set)
+    for group, node in one_of_each.items():
+        record = store.record_of(node)
+        if _fits(record.config["search"], config, group[0]):
+            ways[_way(record)].add(group)
+    return ways
+
+
+def _one_way(ways: dict[str, set[_Group]], given: Collection[str], config: SearchConfig) -> set[_Group]:
+    """Return the runs of the only way, or of the one that `given` tags name; ValueError where that leaves several."""
+    named = {way: groups for way, groups in ways.items() if not {tag for _, tag in groups}.isdisjoint(given)}
+    chosen = (named or ways) if len(ways) > 1 else ways
+    if len(chosen) > 1:
+        tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {what} were made in {len(fitting)} ways (another number of processes, precision, data or width); "
-            f"choose one with --settings: {', '.join(sorted(fitting))}, a tag of every run"
+            f"runs of {_what(config)} were made in {len(chosen)} ways (another number of processes, precision or "
+            f"data); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
         )
-    return fitting[0]
+    return next(iter(chosen.values()), set())
 
 
-def _fits(recorded: dict[str, Any], config: SearchConfig) -> bool:
+def _what(config: SearchConfig) -> str:
+    return f"{config.model.name} on {config.data.name} with these settings"
+
+
+def _fits(recorded: dict[str, Any], config: SearchConfig, what: str) -> bool:
+    """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
     own = to_json(config)
+    names = {*_OF_TRAININGS} if what == _TRAINING else {*_OF_LEVELS}
+    if what != _TRAINING and METHODS[what].training == "full":
+        names.add("final")
     width = recorded["model"]["width"] == own["model"]["width"]
-    return width and all(recorded.get(name) == own[name] for name in _COMPARED_FIELDS)
+    return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
+
+
+def _way(record: LineageRecord) -> str:
+    """Return in which way a run was made, by what is no setting of a figure and yet moves its numbers."""
+    config = record.config
+    search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
+    processes = config.get("launch", {}).get("world_size")
+    return json.dumps([record.tags.get("data_digest"), processes, search], sort_keys=True)
 
 
 def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
@@ -133,30 +168,35 @@ def _last(place: tuple[str, ...], nodes: Sequence[NodeSummary]) -> NodeSummary:
 
 
 class _Found:
-    """The runs of one set of settings, by what tells them apart."""
+    """The runs of a plan, by what tells them apart."""
 
     def __init__(
-        self, store: LineageStore, plan: Plan, nodes: Iterable[NodeSummary], everything: Iterable[NodeSummary]
+        self,
+        store: LineageStore,
+        plan: Plan,
+        nodes: Sequence[NodeSummary],
+        groups: AbstractSet[_Group],
     ) -> None:
+        """`groups` are those of the runs that are meant."""
         self.store, self.plan = store, plan
         found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
         levels: dict[tuple[str, ...], list[NodeSummary]] = defaultdict(list)
-        self.trainings: dict[tuple[str | None, ...], list[NodeSummary]] = defaultdict(list)
+        self.trainings: dict[tuple[Any, ...], list[NodeSummary]] = defaultdict(list)
         self.analyses: dict[tuple[str, frozenset[str]], list[NodeSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
-            if node.kind == "level" and tags["data"] == found_on and self._is_wanted(node):
+            meant = _group(node) in groups
+            if node.kind == "level" and meant and tags["data"] == found_on and self._is_wanted(node):
                 levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
-            elif node.kind == "training" and tags["data"] == used_on:
+            elif node.kind == _TRAINING and meant and tags["data"] == used_on:
                 ticket = node.parents[0].key if node.parents else None
-                drawn = (tags.get("initialisation", NETWORKS_OWN), tags.get("init_seed"))
-                self.trainings[ticket, tags["kind_of_training"], *drawn, tags["sgd_seed"]].append(node)
+                used = (tags["kind_of_training"], *sorted(_how(node).items()))
+                self.trainings[ticket, used, tags.get("init_seed"), tags["sgd_seed"]].append(node)
+            elif node.kind == "analysis":
+                self.analyses[tags["question"], frozenset(p.key for p in node.parents)].append(node)
         self.levels = {place: _last(place, found) for place, found in levels.items()}
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
-        for node in everything:
-            if node.kind == "analysis":
-                self.analyses[node.tags["question"], frozenset(p.key for p in node.parents)].append(node)
 
     def _is_wanted(self, node: NodeSummary) -> bool:
         """Whether a level is of one of the plan's searches, with what its method alone heeds set alike."""
@@ -217,8 +257,9 @@ class _Found:
             return None
         if training.kind == "level":
             return ticket
-        drawn = (training.initialisation, None if training.init_seed is None else str(training.init_seed))
-        found = self.trainings[ticket.key if ticket else None, training.kind, *drawn, str(training.sgd_seed)]
+        used = (training.kind, *sorted(_how_wanted(self.plan, training).items()))
+        init_seed = None if training.init_seed is None else str(training.init_seed)
+        found = self.trainings[ticket.key if ticket else None, used, init_seed, str(training.sgd_seed)]
         return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
     def comparison(self, pair: Pair, trained: dict[Training, NodeSummary]) -> NodeSummary | None:

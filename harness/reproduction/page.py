@@ -45,7 +45,7 @@ def _head(results: Results) -> str:
     searches = "one search for all trials" if plan.shared_search else "a search of its own for each trial"
     lines = [
         f"# {plan.figure.title}",
-        f"{plan.subject}; {plan.scale.trials} trials, {searches}. {PAPER}.",
+        f"{plan.subject}; {plan.scale.trials} trials, {searches}. {'' if plan.figure.of_paper else 'Not in '}{PAPER}.",
         _schedules(plan.scale),
     ]
     if plan.scale.reduction:
@@ -104,6 +104,9 @@ def _notes(results: Results) -> str:
         "weights, those whose sign is no longer the start's. Epochs: all that were spent for one such network, its "
         "search included; a ticket has cost more than a dense network.",
     ]
+    if results.plan.scale.used_on:
+        where = (results.plan.scale.config.data.name, results.plan.scale.finals.data.name)
+        lines.append("Of the epochs of a ticket those of its search are on {}, the rest on {}.".format(*where))
     for curve in results.plan.figure.curves:
         found = {level: results.density_without_classifier(curve, level) for level in results.plan.scale.levels}
         both = [f"{rest:.4f} at {results.density(level):.4f}" for level, rest in found.items() if rest is not None]

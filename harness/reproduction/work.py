@@ -13,6 +13,7 @@ from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.runs.node import Node
 from harness.search import search
+from harness.ticket import check_carries_over
 
 
 class Work:
@@ -23,6 +24,7 @@ class Work:
 
     def __init__(self, experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> None:
         self.experiment, self.plan, self.used_on = experiment, plan, used_on or experiment
+        check_carries_over(self.used_on, experiment.archive.template.params)  # before anything is searched
         self._levels: dict[str, list[Node]] = {}
         self._trained: dict[Training, Node] = {}
 

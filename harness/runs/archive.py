@@ -47,6 +47,11 @@ class Archive:
         self._made_here: set[str] = set()
         self._fetched: set[str] = set()
 
+    def join(self, other: Archive) -> None:
+        """Share with another archive of the launch what was made and fetched, and the one thread that delivers it."""
+        self.courier, self.circumstances = other.courier, other.circumstances
+        self._made_here, self._fetched = other._made_here, other._fetched
+
     def once(self, draft: Draft, make: Callable[[Draft, RunKeeper], tuple[Checkpoint, Mask]]) -> Node:
         """Return the finished run of `draft.key`, making and committing it if there is none.
 

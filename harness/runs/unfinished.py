@@ -338,13 +338,15 @@ def _owner_of(directory: Path) -> dict[str, Any]:
 
 
 def _is_held(directory: Path) -> bool:
-    """Whether a process is at work on a run, as far as a look from outside tells."""
+    """Whether another process is at work on a run, as far as a look from outside tells."""
     owner = _owner_of(directory)
-    if owner.get("host") == socket.gethostname():
-        return bool(psutil.pid_exists(int(owner.get("pid", 0))))
-    with suppress(FileNotFoundError):
-        return bool(owner) and time.time() - (directory / _OWNER).stat().st_mtime < DEAD_AFTER_SECONDS
-    return False
+    try:
+        silent = time.time() - (directory / _OWNER).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    pid = int(owner.get("pid", 0))
+    alive = owner.get("host") != socket.gethostname() or (pid != os.getpid() and psutil.pid_exists(pid))
+    return bool(alive and silent < DEAD_AFTER_SECONDS)
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

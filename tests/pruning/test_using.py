@@ -5,15 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import save_file
 from searching import proved, tag
 
-from harness.data import DATASETS
-from harness.data.prepare import prepare
 from harness.digest import sha256_tensors
 from harness.experiment import Experiment
 from harness.final import Trial, final_training
@@ -175,22 +171,6 @@ def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) ->
         used(experiment, found, initialisation="f" * 20)
     with pytest.raises(FileNotFoundError, match=r"no file nowhere\.pth"):
         used(experiment, found, initialisation="nowhere.pth")
-
-
-@pytest.fixture
-def other_data(experiment: Experiment, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Experiment:
-    """Noise of twelve classes in the size of the digits."""
-    monkeypatch.setitem(DATASETS, "noise_12", replace(DATASETS["digits"], name="noise_12", num_classes=12))
-    random = np.random.default_rng(0)
-    for split, number in (("train", 22), ("test", 2)):
-        for label in range(12):
-            (folder := tmp_path / "images" / split / f"{label:02d}").mkdir(parents=True)
-            for image in range(number):
-                Image.fromarray(random.integers(0, 256, (8, 8), dtype=np.uint8)).save(folder / f"{image}.png")
-    own = experiment.config
-    prepare("noise_12", own.data.directory, str(tmp_path / "images"))
-    config = replace(own, method="lrr", data=replace(own.data, name="noise_12"))
-    return Experiment(experiment.world, experiment.store, config)
 
 
 def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResult, other_data: Experiment) -> None:

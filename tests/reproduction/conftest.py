@@ -13,7 +13,6 @@ import torch
 from harness.analysis.barrier import BarrierCurve
 from harness.checkpoint import Checkpoint
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
-from harness.final import unusual_settings
 from harness.lineage.local import LocalNodes
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
@@ -114,12 +113,12 @@ class MadeUp:
             tags["settings"] = self.settings_there
             if one.curve is not None:  # no trial of the usual trainings, so it has settings of its own
                 moved = {"transferred": "true"}
-                tags |= moved | {"settings": unusual_settings(self.settings_there, moved)}
+                tags |= moved | {"settings": f"moved to {self.settings_there}"}
         if one.init_seed is not None:
             tags["init_seed"] = str(one.init_seed)
         if one.initialisation != "network":
             drawn = {"initialisation": one.initialisation}
-            tags |= drawn | {"settings": unusual_settings(self.tags["settings"], drawn)}
+            tags |= drawn | {"settings": f"{one.initialisation} {self.tags['settings']}"}
         parents: tuple[Parent, ...] = ()
         if one.curve is not None:
             tags["method"] = one.curve.method

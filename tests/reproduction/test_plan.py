@@ -135,7 +135,6 @@ def test_controls_by_hand(plan: Plan):
         "aws-L03-signed_mask-t1",
         "aws-L03-mask-t1",
         "aws-L03-signed_mask-constant-t1",
-        "aws-L03-signed_mask-kaiming_normal-t1",
         "aws-L03-random_signs-t1",
         "aws-L03-random_mask-t1",
     ]

@@ -185,13 +185,16 @@ def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):
     other = unfinished(tmp_path, sha256_json("another"))
     changed = config(lr=0.05) | {"level": 3, "argv": ["b"], "command": "b", "hardware": {"cores": 8}}
     with unfinished(tmp_path).claimed(config()):
-        assert other.nearly_the_same(changed) == []  # it is at work
+        pass
     assert other.nearly_the_same(changed) == [
         "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
     ]
     assert other.nearly_the_same(config()) == []
     owner = unfinished(tmp_path).directory / "owner.json"
     for host, pid, since, named in (
+        (socket.gethostname(), os.getppid(), 0, False),  # at work
+        (socket.gethostname(), os.getppid(), 61, True),  # another process has its number now
+        (socket.gethostname(), os.getpid(), 0, True),  # so has this one
         (socket.gethostname(), 2**22 + 1, 0, True),  # no such process
         ("elsewhere", os.getpid(), 0, False),
         ("elsewhere", os.getpid(), 61, True),

@@ -1,0 +1,67 @@
+"""The runs of a figure, made by real searches and trainings, are those that its page finds."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from searching import tag
+
+from harness.config import OptimConfig
+from harness.experiment import Experiment
+from harness.lineage.proof import verify
+from harness.reproduction.collect import collect
+from harness.reproduction.figure import figure_named
+from harness.reproduction.plan import Plan, Scale
+from harness.reproduction.work import Work
+
+
+def made(experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> Work:
+    work = Work(experiment, plan, used_on)
+    work.make(plan.chains())
+    results = collect(experiment.store, plan, {work.experiment.settings, work.used_on.settings})
+    assert results.missing == []
+    for one, node in results.trained.items():
+        assert node.key == work.train(one).key
+    return work
+
+
+def plan_of(experiment: Experiment, figure: str, **scale: object) -> Plan:
+    return Plan(figure_named(figure), Scale(experiment.config, levels=(1, 2), trials=1, **scale))
+
+
+def test_controls(experiment: Experiment) -> None:
+    made(experiment, plan_of(experiment, "controls"))
+
+
+def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:
+    there = replace(other_data.config, final=replace(other_data.config.final, epochs=1))
+    plan = plan_of(experiment, "transfer", used_on=there)
+    beside = experiment.beside(there)
+    work = made(experiment, plan, beside)
+    signed = [one for one in plan.trainings() if one.kind == "signed_mask"]
+    assert len(signed) == 4 and beside.archive.courier is experiment.archive.courier
+    for one in signed:
+        node = work.train(one)
+        assert (tag(node, "data"), tag(node, "transferred"), node.checkpoint.epochs) == ("noise_12", "true", 1)
+        assert verify(experiment.store, node.key).problems == []
+
+
+def test_a_longer_final_training_shares_the_search(experiment: Experiment) -> None:
+    """Also with whatever else another launch had in mind: the levels carry the settings of the one that made them."""
+    plan = plan_of(experiment, "fig6")
+    made(experiment, plan)
+    longer = replace(experiment.config, final=replace(experiment.config.final, epochs=3))
+    other = Experiment(experiment.world, experiment.store, longer)
+    work = made(other, plan_of(other, "fig6"))
+    assert work.levels(plan.of_curve(plan.figure.curves[0], 1)[0])[1].record.config["search"]["final"]["epochs"] == 2
+    # a dense training has no levels, so it is shared by all that differ in them alone
+    short = Experiment(experiment.world, experiment.store, replace(longer, level_epochs=2))
+    dense = made(short, plan_of(short, "fig6")).train(plan.dense()[0])
+    assert dense.record.config["search"]["level_epochs"] == 1
+
+
+def test_a_ticket_that_does_not_fit_the_other_data_is_refused_before_any_search(experiment, other_data) -> None:
+    wide = replace(other_data.config, model=replace(other_data.config.model, width=4), optim=OptimConfig())
+    with pytest.raises(ValueError, match="a ticket that goes over to noise_12 does not fit this network"):
+        Work(experiment, plan_of(experiment, "transfer", used_on=wide), experiment.beside(wide))
