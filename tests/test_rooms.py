@@ -50,7 +50,8 @@ ROOMS: dict[str, set[str]] = {
     "comparison": _PARTS | {"analysis", "initialisation", "experiment"},
     "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
     "launch": _PARTS | {"analysis", "experiment", "search", "comparison", "report"},
-    "reproduction": _PARTS | {"machine", "analysis", "initialisation", "experiment", "search", "final", "comparison"},
+    "reproduction": _PARTS
+    | {"machine", "analysis", "initialisation", "experiment", "search", "ticket", "final", "comparison"},
     # `from harness import load_signed_mask`, on first use; launchers are looked at before torch is loaded.
     "__init__": {"masks", "lineage", "launchers"},
 }
