@@ -139,37 +139,6 @@ FIGURES: dict[str, Figure] = {
             ),
         ),
         Figure(
-            name="controls",
-            title="Controls: random signs, constant magnitudes, random places",
-            subjects={"cifar100": _FOUR},
-            curves=(
-                *_lines(_AWS, _RETRAIN, _SIGNED, _MASK),
-                _CONSTANT,
-                *_lines(_AWS, _RANDOM_SIGNS, _RANDOM_MASK),
-            ),
-            claims=(
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
-                (_CONSTANT, Curve(_AWS, _SIGNED), "does one magnitude for all weights of a tensor do as well?"),
-                (_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
-                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
-            ),
-            of_paper=False,
-        ),
-        Figure(
-            name="transfer",
-            title="Transfer: tickets used on another data set than their own",
-            subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
-            curves=(*_lines(_AWS, _SIGNED, _MASK, _RANDOM_MASK), *_lines(_LRR, _SIGNED, _MASK)),
-            claims=(
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
-                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
-            ),
-            of_paper=False,
-            transfers=True,
-        ),
-        Figure(
             name="fig4",
             title="Figure 4: AWS against Gem-Miner",
             subjects={"cifar100": ("resnet32",)},
@@ -207,6 +176,37 @@ FIGURES: dict[str, Figure] = {
                 ("table1", "Table 1: ImageNet"),
                 ("table2", "Table 2: ImageNet, all densities"),
             )
+        ),
+        Figure(
+            name="controls",
+            title="Controls: random signs, constant magnitudes, random places",
+            subjects={"cifar100": _FOUR},
+            curves=(
+                *_lines(_AWS, _RETRAIN, _SIGNED, _MASK),
+                _CONSTANT,
+                *_lines(_AWS, _RANDOM_SIGNS, _RANDOM_MASK),
+            ),
+            claims=(
+                (Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
+                (_CONSTANT, Curve(_AWS, _SIGNED), "does one magnitude for all weights of a tensor do as well?"),
+                (_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
+                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+            ),
+            of_paper=False,
+        ),
+        Figure(
+            name="transfer",
+            title="Transfer: tickets used on another data set than their own",
+            subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
+            curves=(*_lines(_AWS, _SIGNED, _MASK, _RANDOM_MASK), *_lines(_LRR, _SIGNED, _MASK)),
+            claims=(
+                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
+                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
+                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
+                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+            ),
+            of_paper=False,
+            transfers=True,
         ),
     )
 }
