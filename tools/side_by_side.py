@@ -36,7 +36,7 @@ if __name__ == "__main__":
     with clear_errors():
         asked = parse(Pages, __doc__)
         names = [page.resolve().name for page in asked.pages]
-        shared = len(os.path.commonprefix(names)) if len(names) > 1 else 0
+        shared = len(os.path.commonprefix(names).rpartition("-")[0]) if len(names) > 1 else 0  # whole words
         columns = [name[shared:].strip("-") or name for name in names]
         pages = [json.loads((page / NUMBERS).read_text(encoding="utf-8")) for page in asked.pages]
         table = markdown(*side_by_side(dict(zip(columns, pages, strict=True))))
