@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import asdict
 from functools import cached_property
@@ -67,9 +67,10 @@ def collect(store: LineageStore, plan: Plan, settings: Collection[str] = ()) -> 
         raise LookupError(f"no finished run of {_what(scale.config)}; `recipes/reproduce.py` makes them")
     if settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
-    levels = {group for group in _one_way(found, settings, scale.config) if group[0] != _TRAINING}
-    trainings = {group for group in _one_way(there, settings, scale.finals) if group[0] == _TRAINING}
-    return _Found(store, plan, nodes, levels | trainings).results()
+    groups = _one_way(found, settings, scale.config, of_levels=True)
+    if scale.used_on:
+        groups |= _one_way(there, settings, scale.used_on, of_levels=False)
+    return _Found(store, plan, nodes, groups).results()
 
 
 def _how(node: NodeSummary) -> dict[str, str]:
@@ -99,10 +100,19 @@ def _ways(store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfi
     return ways
 
 
-def _one_way(ways: dict[str, set[_Group]], given: Collection[str], config: SearchConfig) -> set[_Group]:
-    """Return the runs of the only way, or of the one that `given` tags name; ValueError where that leaves several."""
-    named = {way: groups for way, groups in ways.items() if not {tag for _, tag in groups}.isdisjoint(given)}
-    chosen = (named or ways) if len(ways) > 1 else ways
+def _one_way(
+    ways: dict[str, set[_Group]], given: Collection[str], config: SearchConfig, *, of_levels: bool
+) -> set[_Group]:
+    """Return the runs of the only way in which there are levels (or trainings), or of the one that `given` tags name.
+
+    ValueError where that leaves several.
+    """
+
+    def among(ways: dict[str, set[_Group]], fits: Callable[[_Group], bool]) -> dict[str, set[_Group]]:
+        return {way: groups for way, groups in ways.items() if any(map(fits, groups))} or ways
+
+    chosen = among(ways, lambda group: (group[0] != _TRAINING) == of_levels)
+    chosen = among(chosen, lambda group: group[1] in given)
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(

@@ -224,6 +224,15 @@ def test_searches_made_in_two_ways_are_told_apart(made_up, plan, tags, config):
         collect(store_of(made_up), plan, {"1111"})
 
 
+def test_a_training_made_in_another_way_is_no_question(made_up, plan):
+    """Only the ways of the searches are: a training of another number of processes is of none of them."""
+    made_up.everything()
+    made_up.tags["settings"] = "07e4"
+    made_up.config["launch"] = {"world_size": 2}
+    made_up.training(plan.dense()[0], note="two processes")
+    assert collect(store_of(made_up), plan).missing == []
+
+
 def test_a_search_serves_final_trainings_of_any_schedule(made_up, plan):
     """Its levels are made once, by whichever launch came first, and carry the settings of that."""
     made_up.everything()
