@@ -23,8 +23,6 @@ GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
 SMOKE_BATCH = 4  # that many images are enough, for up to four processes
-
-
 TRANSFER = {
     "cifar100": "tiny_imagenet",
     "tiny_imagenet": "cifar100",
@@ -58,9 +56,8 @@ def fashion_mnist_small(network: str) -> SearchConfig:
         num_levels=11,
         final=Schedule(epochs=12, lr_schedule="step"),
         global_batch_size=64,
-        gem_miner=GemMinerConfig(
-            score_epochs=36, finetune=Schedule(15, "step")
-        ),  # in all what a ticket costs at level 11
+        # in all what a ticket costs at level 11
+        gem_miner=GemMinerConfig(score_epochs=36, finetune=Schedule(15, "step")),
     )
 
 

@@ -32,7 +32,7 @@ def made_up_error(training: Training) -> float:
     kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "signed_mask_norm": 8.0, "mask": 9.0}
     kinds |= {"random_signs": 10.0, "random_mask": 11.0}
     method = 0.5 if training.curve is not None and training.curve.method == "lrr" else 0.0
-    method += {"network": 0.0, "constant": 0.6, "kaiming_normal": 0.7}[training.initialisation]
+    method += {"network": 0.0, "constant": 0.6}[training.initialisation]
     return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2
 
 

@@ -126,7 +126,7 @@ def test_figures_show_what_the_paper_shows(name, subjects, curves, stability, co
 
 
 def test_controls_by_hand(plan: Plan):
-    """What a ticket holds is drawn anew piece by piece; each control begins from the trial's own seeds."""
+    """Signs, magnitudes and places are replaced one at a time; each control begins from the trial's own seeds."""
     controls = replace(plan, figure=FIGURES["controls"], scale=replace(plan.scale, levels=(3,), trials=1))
     assert list(controls.names()) == [
         "dense-t1",
