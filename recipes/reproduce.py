@@ -6,9 +6,9 @@
     accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
 
-Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: what the text says of them; controls,
-transfer: not in the paper. The same command again does what is not finished and writes the page anew; `python
-tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
+Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: what the text says of them; gem_miner: that
+method's own paper; controls, transfer: in no paper. The same command again does what is not finished and writes the
+page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
-import aws_cifar100  # type: ignore[import-not-found]  # its neighbours, found when launched
+import aws_cifar10  # type: ignore[import-not-found]  # its neighbours, found when launched
+import aws_cifar100  # type: ignore[import-not-found]
 import aws_digits  # type: ignore[import-not-found]
 import aws_imagenet  # type: ignore[import-not-found]
 import aws_tiny_imagenet  # type: ignore[import-not-found]
@@ -20,6 +21,8 @@ from harness.reproduction.plan import Plan, Scale
 ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
 """Gem-Miner learns each density anew; its authors show 5 and 2 %."""
+GEM_MINERS_OWN = {0.0372: 3e-5, 0.0144: 1e-4, 0.0059: 1e-4}
+"""Density → λ of its authors' ResNet-20 on CIFAR-10."""
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
 SMOKE_BATCH = 4  # that many images are enough, for up to four processes
@@ -38,11 +41,20 @@ def paper(figure: Figure, dataset: str, network: str) -> Scale:
         return Scale(
             aws_imagenet.config(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network]
         )
+    if figure.name == "gem_miner":
+        return gem_miners_own(aws_cifar10.config())
     recipes = {"cifar100": aws_cifar100, "tiny_imagenet": aws_tiny_imagenet}
     levels: tuple[int, ...] = GEM_MINER_LEVELS if "gem_miner" in figure.methods else ODD_LEVELS
     config = replace(recipes[dataset].config(network), num_levels=max(levels))
     used_on = recipes[TRANSFER[dataset]].config(network) if figure.transfers else None
     return Scale(config, levels, barrier_level=11, used_on=used_on)
+
+
+def gem_miners_own(config: SearchConfig) -> Scale:
+    """Gem-Miner as its authors have it: their densities, λ for each, and schedules (E = 150)."""
+    levels = tuple(range(1, len(GEM_MINERS_OWN) + 1))
+    own = replace(config, densities=tuple(GEM_MINERS_OWN), num_levels=len(levels), gem_miner=GemMinerConfig())
+    return Scale(own, levels, penalties=dict(zip(levels, GEM_MINERS_OWN.values(), strict=True)))
 
 
 def fashion_mnist_small(network: str) -> SearchConfig:
@@ -75,6 +87,9 @@ SMALL = {"digits": digits, "fashion_mnist_small": fashion_mnist_small}
 def small(figure: Figure, dataset: str, network: str) -> Scale:
     """Three levels, three trials, short schedules, on a data set that a CPU can carry."""
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
+    if figure.name == "gem_miner":
+        own = gem_miners_own(config)
+        return replace(own, reduction=f"{network} on {dataset}, not on CIFAR-10, with its authors' schedules")
     used_on = SMALL[TRANSFER[dataset]](network) if figure.transfers else None
     epochs = (used_on or config).final.epochs
     on = f" on {used_on.data.name}" if used_on else ""
@@ -89,6 +104,7 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
     of them would be, goes through on a CPU.
     """
     usual = (small if dataset in SMALL else paper)(figure, dataset, network)
+    ends = usual.levels[0], usual.levels[-1]
 
     def short(own: SearchConfig) -> SearchConfig:
         return replace(
@@ -96,7 +112,7 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
             warmup_epochs=1,
             level_epochs=1,
             num_levels=2,
-            densities=tuple((1 - own.pruning_fraction) ** level for level in (usual.levels[0], usual.levels[-1])),
+            densities=tuple(map(usual.density, ends)),
             final=replace(own.final, epochs=2),
             global_batch_size=own.global_batch_size if own.data.name in SMALL else SMOKE_BATCH,
             gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
@@ -108,7 +124,9 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
         "shows that the command goes through, and nothing else"
     )
     used_on = short(usual.used_on) if usual.used_on else None
-    return Scale(config, levels=(1, 2), barrier_level=2, trials=1, used_on=used_on, reduction=words)
+    penalties = {level: usual.penalties[end] for level, end in enumerate(ends, 1) if end in usual.penalties}
+    scale = Scale(config, levels=(1, 2), barrier_level=2, trials=1, used_on=used_on, reduction=words)
+    return replace(scale, penalties=penalties)
 
 
 SCALES = {"paper": paper, "small": small, "smoke": smoke}

@@ -153,12 +153,10 @@ def _commit(record: LineageRecord) -> str:
     return record.code.get("commit", "")[:12] + changed
 
 
-def _own_setting(method: str, search: dict[str, Any], num_train: int) -> Any:
-    """Return what this method alone heeds of a search's settings: no tag that a figure's methods share tells it."""
-    if METHODS[method].scores:
-        return search["gem_miner"]
+def _rewound_to(search: dict[str, Any], num_train: int) -> int:
+    """Return k of a search's settings, in steps."""
     steps_per_epoch = num_train // search["global_batch_size"]
-    return search["rewind_to"] * (steps_per_epoch if search["rewind_unit"] == "epochs" else 1)
+    return int(search["rewind_to"] * (steps_per_epoch if search["rewind_unit"] == "epochs" else 1))
 
 
 def _refuse_several(name: str, nodes: Sequence[NodeSummary]) -> None:
@@ -209,15 +207,22 @@ class _Found:
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
 
     def _is_wanted(self, node: NodeSummary) -> bool:
-        """Whether a level is of one of the plan's searches, with what its method alone heeds set alike."""
+        """Whether a level is of one of the plan's searches, with what its method alone heeds set alike.
+
+        No tag that a figure's methods share tells that.
+        """
         method, seeds = node.tags["method"], {node.tags["init_seed"], node.tags["sgd_seed"]}
         if method not in self.plan.figure.methods or seeds not in self.seeds:
             return False
-        if not (METHODS[method].scores or METHODS[method].rewinds_to_k):
-            return True
-        recorded, own = self.store.record_of(node).config, to_json(self.plan.scale.config)
-        num_train = recorded["data"]["num_train"]
-        return bool(_own_setting(method, recorded["search"], num_train) == _own_setting(method, own, num_train))
+        scale = self.plan.scale
+        if METHODS[method].scores:
+            own = to_json(scale.gem_miner(int(node.tags["level"])))
+            return bool(self.store.record_of(node).config["search"]["gem_miner"] == own)
+        if METHODS[method].rewinds_to_k:
+            recorded = self.store.record_of(node).config
+            num_train = recorded["data"]["num_train"]
+            return _rewound_to(recorded["search"], num_train) == _rewound_to(to_json(scale.config), num_train)
+        return True
 
     def results(self) -> Results:
         trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}

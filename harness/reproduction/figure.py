@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from harness.config import NETWORKS_OWN, known
 
 DENSE = "dense"
+PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
+GEM_MINERS_PAPER = "Sreenivasan et al., Rare Gems: Finding Lottery Tickets at Initialization, NeurIPS 2022"
 
 
 @dataclass(frozen=True)
@@ -47,8 +49,8 @@ class Figure:
     """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
     initial_norm: tuple[str, ...] = ()
     """Methods whose tickets are compared with their copies with ψ_init, before any training."""
-    of_paper: bool = True
-    """Whether the paper shows it, or says it in its text."""
+    source: str | None = PAPER
+    """The paper that shows it or says it in its text; None: none does."""
     transfers: bool = False
     """Whether final trainings are on another data set than the one the tickets are found on."""
 
@@ -146,6 +148,14 @@ FIGURES: dict[str, Figure] = {
             claims=((Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
         ),
         Figure(
+            name="gem_miner",
+            title="Gem-Miner at the densities that its authors publish",
+            subjects={"cifar10": ("resnet20",)},
+            curves=_lines("gem_miner", _LEVEL),
+            claims=(),
+            source=GEM_MINERS_PAPER,
+        ),
+        Figure(
             name="fig5",
             title="Figure 5: transferring the signs of the norm parameters (Appendix A)",
             subjects={"cifar100": _FOUR},
@@ -192,7 +202,7 @@ FIGURES: dict[str, Figure] = {
                 (_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
                 (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
             ),
-            of_paper=False,
+            source=None,
         ),
         Figure(
             name="transfer",
@@ -205,7 +215,7 @@ FIGURES: dict[str, Figure] = {
                 (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
                 (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
             ),
-            of_paper=False,
+            source=None,
             transfers=True,
         ),
     )

@@ -9,13 +9,16 @@ from collections.abc import Iterable, Sequence
 
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
-from harness.reproduction.plan import Scale
+from harness.pruning import METHODS
+from harness.reproduction.figure import PAPER, Figure
+from harness.reproduction.paper import Printed, prints_numbers
+from harness.reproduction.plan import Plan, Scale
 from harness.reproduction.results import Point, Results
 
-PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
 RUNS = "## Runs"
 NOT_SHOWN = "The paper does not show this."
 NO_NUMBERS = "The paper shows this as a plot and prints no numbers: there are none to compare with."
+NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities: there are none to compare with."
 
 
 def page(results: Results, images: Sequence[str]) -> str:
@@ -27,7 +30,6 @@ def page(results: Results, images: Sequence[str]) -> str:
         f"![Accuracy over density]({accuracy})" if accuracy else "",
         markdown(*accuracy_table(results)),
         _notes(results),
-        "## What the paper says of it" if results.plan.figure.of_paper else "## What is asked of it",
         _claims(results),
         *_barriers(results, barriers),
         _norm(results),
@@ -43,23 +45,43 @@ def page(results: Results, images: Sequence[str]) -> str:
 def _head(results: Results) -> str:
     plan = results.plan
     searches = "one search for all trials" if plan.shared_search else "a search of its own for each trial"
+    trials = "1 trial" if plan.scale.trials == 1 else f"{plan.scale.trials} trials"
     lines = [
         f"# {plan.figure.title}",
-        f"{plan.subject}; {plan.scale.trials} trials, {searches}. {'' if plan.figure.of_paper else 'Not in '}{PAPER}.",
-        _schedules(plan.scale),
+        f"{plan.subject}; {trials}, {searches}. {plan.figure.source or f'Not in {PAPER}'}.",
+        _schedules(plan),
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
     return "\n\n".join(lines)
 
 
-def _schedules(scale: Scale) -> str:
-    config, finals = scale.config, scale.finals
+def _schedules(plan: Plan) -> str:
+    scale, config, finals = plan.scale, plan.scale.config, plan.scale.finals
+    scored = [method for method in plan.figure.methods if METHODS[method].scores]
     search = f"warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level"
-    epochs, rest = finals.final.epochs, f"in a final training ({finals.final.lr_schedule})."
-    if scale.used_on is None:
-        return f"{_optim(config)}; {search}, {epochs} {rest}"
-    return f"{_optim(config)}; {search}.\n\nOn {finals.data.name}: {_optim(finals)}; {epochs} epochs {rest}"
+    final = f"{finals.final.epochs} epochs in a final training ({finals.final.lr_schedule})"
+    if scale.used_on is not None:
+        lines = [f"{_optim(config)}; {search}.", f"On {finals.data.name}: {_optim(finals)}; {final}."]
+    elif len(scored) == len(plan.figure.methods):  # only the dense network has the schedule of final trainings
+        lines = [f"dense: {_optim(config)}; {finals.final.epochs} epochs ({finals.final.lr_schedule})."]
+    else:
+        lines = [f"{_optim(config)}; {search}, {final}."]
+    return "\n\n".join([*lines, *(f"{method}: {_scoring(scale)}." for method in scored)])
+
+
+def _scoring(scale: Scale) -> str:
+    gem = scale.config.gem_miner
+    penalties = {f"{scale.density(level):g}": f"{scale.gem_miner(level).penalty:g}" for level in scale.levels}
+    if len({*penalties.values()}) == 1:
+        lambdas = next(iter(penalties.values()))
+    else:
+        lambdas = ", ".join(f"{penalty} at density {density}" for density, penalty in penalties.items())
+    scores = f"{gem.score_epochs} epochs of scores, learning rate {gem.lr:g}, λ {lambdas}"
+    return (
+        f"{scores}; {gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate "
+        f"{gem.finetune_lr:g}, weight decay {gem.finetune_weight_decay:g}"
+    )
 
 
 def _optim(config: SearchConfig) -> str:
@@ -90,11 +112,11 @@ def _row(point: Point, with_paper: bool) -> list[str]:
     ]
     if with_paper:
         paper = point.paper
-        row += ["", "", ""] if paper is None else [f"{paper.mean:.2f}", f"{paper.sd:.2f}", f"{point.difference:+.2f}"]
+        row += ["", "", ""] if paper is None else [f"{paper.mean:.2f}", _sd(paper), f"{point.difference:+.2f}"]
     return row
 
 
-def _sd(summary: Summary) -> str:
+def _sd(summary: Summary | Printed) -> str:
     return "" if summary.sd is None else f"{summary.sd:.2f}"
 
 
@@ -113,13 +135,19 @@ def _notes(results: Results) -> str:
         if both:
             lines.append(f"The density of {curve} counts the classifier, as no other does; without: {', '.join(both)}.")
     if not any(point.paper for point in results.points):
-        lines.append(NO_NUMBERS if results.plan.figure.of_paper else NOT_SHOWN)
+        lines.append(_why_no_numbers(results.plan.figure))
     return "\n\n".join(lines)
+
+
+def _why_no_numbers(figure: Figure) -> str:
+    if figure.source is None:
+        return NOT_SHOWN
+    return NO_SUCH_NUMBERS if prints_numbers(figure.name) else NO_NUMBERS
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: what is said or asked of two curves, and the paired difference of their accuracies."""
-    says = "paper: a is … b" if results.plan.figure.of_paper else "of a against b"
+    says = "paper: a is … b" if results.plan.figure.source else "of a against b"
     head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
     rows = []
     for claim in results.claims:
@@ -145,14 +173,18 @@ def interval_text(interval: Sequence[float] | None) -> str:
 
 
 def _claims(results: Results) -> str:
+    figure = results.plan.figure
+    if not figure.claims:
+        return ""
+    title = "## What the paper says of it" if figure.source else "## What is asked of it"
     if not results.claims:
-        return "No two curves that are compared have a trial in common yet."
+        return f"{title}\n\nNo two curves that are compared have a trial in common yet."
     told = (
         "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds "
         "and noise, and the same fresh initialisation where they draw one. The interval is Student's t of the "
         "differences."
     )
-    return f"{markdown(*claims_table(results))}\n\n{told}"
+    return f"{title}\n\n{markdown(*claims_table(results))}\n\n{told}"
 
 
 def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:

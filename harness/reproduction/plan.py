@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Set
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from harness.config import NETWORKS_OWN, SearchConfig
+from harness.config import NETWORKS_OWN, GemMinerConfig, SearchConfig
+from harness.pruning import METHODS
+from harness.pruning import Plan as PruningPlan
 from harness.reproduction.figure import DENSE, Curve, Figure
 
 FINAL_SEEDS_FROM = 100
@@ -26,6 +28,8 @@ class Scale:
     trials: int = 3
     used_on: SearchConfig | None = None
     """Data set and settings of the final trainings, where the tickets go to another data set."""
+    penalties: Mapping[int, float] = field(default_factory=dict)
+    """Level → λ of Gem-Miner, which its authors choose for a density; of other levels it is `config`'s."""
     reduction: str | None = None
     """In what it is smaller than the paper, or otherwise; None for the paper's own settings."""
     variant: str = ""
@@ -44,6 +48,15 @@ class Scale:
     def finals(self) -> SearchConfig:
         """Data set and settings of the final trainings."""
         return self.used_on or self.config
+
+    def density(self, level: int) -> float:
+        """Return the density that a level aims at."""
+        return PruningPlan.of(self.config).density(level)
+
+    def gem_miner(self, level: int) -> GemMinerConfig:
+        """Return the settings of Gem-Miner at a level."""
+        own = self.config.gem_miner
+        return replace(own, penalty=self.penalties.get(level, own.penalty))
 
     @property
     def all_levels(self) -> tuple[int, ...]:
@@ -175,10 +188,19 @@ class Plan:
 
     def epochs(self, chain: str) -> int:
         """About what a chain costs: epochs of its search and of its final trainings."""
-        config, trainings = self.scale.config, self.chains()[chain]
-        finals = self.scale.finals.final.epochs * len(trainings)
-        deepest = max(training.level for training in trainings)
-        return finals + (config.warmup_epochs + deepest * config.level_epochs if deepest else 0)
+        trainings = self.chains()[chain]
+        finals = self.scale.finals.final.epochs * sum(one.kind != "level" for one in trainings)
+        curve = trainings[0].curve
+        return finals + (0 if curve is None else self._epochs_of_search(curve.method, {one.level for one in trainings}))
+
+    def _epochs_of_search(self, method: str, levels: Set[int]) -> int:
+        config, deepest = self.scale.config, max(levels)
+        if METHODS[method].scores:
+            own = [self.scale.gem_miner(level) for level in levels]
+            return sum(gem.score_epochs + gem.finetune.epochs for gem in own)
+        if METHODS[method].training == "full":
+            return (1 + deepest) * config.final.epochs
+        return config.warmup_epochs + deepest * config.level_epochs
 
     def shard(self, index: int, count: int) -> list[str]:
         """The whole chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""

@@ -69,6 +69,7 @@ def commit_report(store: LineageStore, results: Results) -> str:
     determinants = _determinants(results)
     key = sha256_json(determinants)
     plan, config = results.plan, results.plan.scale.config
+    penalties = {str(level): penalty for level, penalty in plan.scale.penalties.items()}
     now = now_ms()
     metrics = [Metric(_metric_name(point), point.accuracy_percent.mean, point.level, now) for point in results.points]
     record = LineageRecord(
@@ -84,7 +85,8 @@ def commit_report(store: LineageStore, results: Results) -> str:
                 "shared_search": plan.shared_search,
                 "levels": list(plan.scale.levels),
             }
-            | ({"used_on": to_json(plan.scale.used_on)} if plan.scale.used_on else {}),
+            | ({"used_on": to_json(plan.scale.used_on)} if plan.scale.used_on else {})
+            | ({"penalties": penalties} if penalties else {}),
             "reduction": plan.scale.reduction,
             "command": redact(launch_command()),
         },

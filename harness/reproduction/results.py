@@ -11,7 +11,6 @@ from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
 from harness.analysis.summary import Paired, Summary, epsilon_from_dense
 from harness.lineage.graph import NodeSummary
-from harness.pruning import Plan as PruningPlan
 from harness.reproduction.figure import Curve
 from harness.reproduction.paper import Printed, printed
 from harness.reproduction.plan import Pair, Plan, Training
@@ -85,7 +84,7 @@ class Results:
 
     def density(self, level: int) -> float:
         """Return the density of a level: as recorded, or what the search aims at."""
-        return self.densities.get(level, PruningPlan.of(self.plan.scale.config).density(level))
+        return self.densities.get(level, self.plan.scale.density(level))
 
     @property
     def missing(self) -> list[str]:
@@ -123,6 +122,8 @@ class Results:
     def _point(self, curve: Curve | None, level: int) -> Point:
         trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
         density = 1.0 if curve is None else self.densities[level]
+        scale = self.plan.scale
+        data, network = scale.finals.data.name, scale.config.model.name
         flipped = self.metric(trainings, "flipped_signs")
         epochs = self.metric(trainings, "epochs_total")
         return Point(
@@ -132,7 +133,7 @@ class Results:
             accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level).values()),
             flipped_percent=Summary.of(100 * share for share in flipped.values()) if flipped else None,
             epochs=max(epochs.values(), default=float("nan")),
-            paper=printed(self.plan.figure.name, self.plan.scale.config.model.name, curve, density),
+            paper=printed(self.plan.figure.name, data, network, curve, 1.0 if curve is None else scale.density(level)),
         )
 
     @cached_property

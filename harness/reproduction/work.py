@@ -73,7 +73,8 @@ class Work:
         """Return the level that a training starts from."""
         assert training.curve is not None
         if METHODS[training.curve.method].scores:  # learns the mask of one density
-            return search(self._of(self.experiment, training, training.level)).ticket
+            own = self.plan.scale.gem_miner(training.level)
+            return search(self._of(self.experiment, training, training.level).using(gem_miner=own)).ticket
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> Node:
