@@ -13,11 +13,11 @@ from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, Searc
 from harness.launch import run_search
 
 
-def config() -> SearchConfig:
+def config(network: str = "resnet20") -> SearchConfig:
     """The paper's settings for CIFAR-100."""
     return SearchConfig(
         data=DataConfig(name="cifar10"),
-        model=ModelConfig(name="resnet20"),
+        model=ModelConfig(name=network),
         optim=OptimConfig(name="sgd", lr=0.1, momentum=0.9, weight_decay=5e-4),
         warmup_epochs=10,
         level_epochs=10,

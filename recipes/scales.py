@@ -42,7 +42,7 @@ def paper(figure: Figure, dataset: str, network: str) -> Scale:
             aws_imagenet.config(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network]
         )
     if figure.name == "gem_miner":
-        return gem_miners_own(aws_cifar10.config())
+        return gem_miners_own(aws_cifar10.config(network))
     recipes = {"cifar100": aws_cifar100, "tiny_imagenet": aws_tiny_imagenet}
     levels: tuple[int, ...] = GEM_MINER_LEVELS if "gem_miner" in figure.methods else ODD_LEVELS
     config = replace(recipes[dataset].config(network), num_levels=max(levels))

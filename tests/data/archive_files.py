@@ -42,6 +42,17 @@ def cifar_records(images_NHWC: np.ndarray, *label_columns: Iterable[int]) -> byt
     return np.concatenate([*columns, planes], 1).tobytes()
 
 
+def cifar10_archive(path: Path, train: np.ndarray, test: np.ndarray) -> Path:
+    """Write cifar-10-binary.tar.gz, its files in no order; training file n is of class n, test image i of class i."""
+    parts = np.array_split(train, 5)
+    files = {f"data_batch_{n}.bin": cifar_records(part, [n] * len(part)) for n, part in enumerate(parts, start=1)}
+    files["test_batch.bin"] = cifar_records(test, range(len(test)))
+    files["batches.meta.txt"] = b"airplane\n"
+    shuffled = [(f"cifar-10-batches-bin/{name}", files[name]) for name in sorted(files, reverse=True)]
+    path.write_bytes(tar_of(shuffled, "w:gz"))
+    return path
+
+
 def cifar100_files(train: np.ndarray, test: np.ndarray) -> dict[str, bytes]:
     """Return what cifar-100-binary.tar.gz holds; the fine label of image i is 7·i mod 100, the coarse one i mod 20."""
     files = {"fine_label_names.txt": b"apple\n", "coarse_label_names.txt": b"aquatic_mammals\n"}

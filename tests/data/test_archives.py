@@ -14,6 +14,7 @@ from archive_files import (
     WNIDS,
     ImageNetFiles,
     add,
+    cifar10_archive,
     cifar100_archive,
     cifar100_files,
     cifar_records,
@@ -71,13 +72,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path: Path, small: np.ndarray, unpac
 
 
 def test_cifar10_joins_its_five_training_files(tmp_path: Path, small: np.ndarray) -> None:
-    parts = np.array_split(small[:20], 5)
-    files = {f"data_batch_{n}.bin": cifar_records(part, [n] * len(part)) for n, part in enumerate(parts, start=1)}
-    files["test_batch.bin"] = cifar_records(small[20:], range(5))
-    files["batches.meta.txt"] = b"airplane\n"
-    archive = tmp_path / "cifar-10-binary.tar.gz"
-    shuffled = [(f"cifar-10-batches-bin/{name}", files[name]) for name in sorted(files, reverse=True)]
-    archive.write_bytes(tar_of(shuffled, "w:gz"))
+    archive = cifar10_archive(tmp_path / "cifar-10-binary.tar.gz", small[:20], small[20:])
     splits = prepared("cifar10", tmp_path, archive)
     assert (splits["train"][0] == small[:20]).all()
     assert splits["train"][1].tolist() == [n for n in range(1, 6) for _ in range(4)]

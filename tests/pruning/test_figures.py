@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 from searching import tag
 
-from harness.config import OptimConfig
+from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.experiment import Experiment
 from harness.lineage.proof import verify
 from harness.reproduction.collect import collect
-from harness.reproduction.figure import figure_named
+from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.plan import Plan, Scale
 from harness.reproduction.work import Work
 
@@ -32,6 +32,18 @@ def plan_of(experiment: Experiment, figure: str, **scale: object) -> Plan:
 
 def test_controls(experiment: Experiment) -> None:
     made(experiment, plan_of(experiment, "controls"))
+
+
+def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment) -> None:
+    gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
+    config = replace(experiment.config, densities=(0.5, 0.1), num_levels=2, gem_miner=gem)
+    own = Experiment(experiment.world, experiment.store, config)
+    plan = plan_of(own, "gem_miner", penalties={1: 0.5, 2: 1e-4})
+    work = made(own, plan)
+    for level, penalty in plan.scale.penalties.items():
+        (one,) = plan.of_curve(Curve("gem_miner", "level"), level)
+        scores = own.archive.load(work.train(one).record.parents[0].key)
+        assert scores.record.config["optim"]["weight_decay"] == 2 * penalty
 
 
 def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:

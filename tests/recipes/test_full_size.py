@@ -45,6 +45,18 @@ def test_full_size_command(full_size: Path, tmp_path: Path, name: str, network: 
 
 
 @pytest.mark.slow
+def test_gem_miner_by_its_authors_settings_for_cifar10(full_size: Path, tmp_path: Path):
+    where = elsewhere(full_size, tmp_path)
+    own = ["--method", "gem_miner", "--densities", "0.0144", "--num-levels", "1", "--gem-miner.penalty", "1e-4"]
+    few = ["--gem-miner.score-epochs", "2", "--gem-miner.freeze-every-epochs", "1", "--gem-miner.finetune.epochs", "1"]
+    few += ["--gem-miner.finetune.lr-milestones-epochs", "1", *FEW[-4:], "--offline"]
+    recipe(where, "aws_cifar10.py", *own, *few)
+    scores, tuned = sorted(nodes(where, "level").values(), key=lambda record: record["started_ms"])
+    assert scores["config"]["optim"]["weight_decay"] == 2e-4 and tuned["config"]["optim"]["weight_decay"] == 1e-4
+    assert float(tuned["tags"]["density"]) == pytest.approx(0.0144, abs=1e-4)
+
+
+@pytest.mark.slow
 def test_a_full_size_ticket_is_trained(full_size: Path, tmp_path: Path):
     """The final training of a MobileNetV2 on Tiny-ImageNet, from the in-memory loader."""
     where = elsewhere(full_size, tmp_path)

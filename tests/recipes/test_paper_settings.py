@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from harness.config import OptimConfig, Schedule
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule
 from harness.launch import parse_network
 from harness.models import MODELS
-from recipes import aws_cifar100, aws_imagenet, aws_tiny_imagenet
+from recipes import aws_cifar10, aws_cifar100, aws_imagenet, aws_tiny_imagenet
 
 SMALL = dict.fromkeys(("resnet50_cifar", "shufflenet_cifar", "efficientnet_b0_cifar"), 0.1) | {
     "mobilenet_v2_cifar": 0.05
@@ -24,6 +26,11 @@ def test_cifar100_and_tiny_imagenet_as_in_section_4_1():
             assert (config.warmup_epochs, config.level_epochs, config.num_levels) == (10, 10, 15)
             assert (config.final, config.global_batch_size) == (Schedule(100, "step"), 128)
             assert round(0.8**config.num_levels, 3) == 0.035
+
+
+def test_cifar10_has_the_settings_of_cifar100():
+    like = aws_cifar100.config("resnet32")
+    assert aws_cifar10.config() == replace(like, data=DataConfig("cifar10"), model=ModelConfig("resnet20"))
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,39 @@ def test_both_densities_of_gem_miner_are_said(made_up, plan):
     assert text.count("counts the classifier") == 1
 
 
+def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan):
+    """Each density with the λ that is meant for it: a level of another λ is none of the plan's."""
+    config = plan.scale.config
+    model, data = replace(config.model, name="resnet20"), replace(config.data, name="cifar10")
+    config = replace(config, model=model, data=data, densities=(0.0372, 0.0144), num_levels=2)
+    scale = replace(plan.scale, config=config, levels=(1, 2), trials=1, penalties={1: 3e-5, 2: 1e-4})
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("gem_miner"), scale=scale))
+    for level, penalty, error in ((1, 3e-5, 15.0), (2, 1e-4, 25.0), (2, 1e-5, 35.0)):
+        tags = {"method": "gem_miner", "init_seed": "1", "sgd_seed": "1", "level": f"{level:02d}", "density": "0.0371"}
+        search = to_json(replace(config, gem_miner=replace(config.gem_miner, penalty=penalty)))
+        metrics = (Metric("test_error_percent", error, 1, 1),)
+        made.commit(f"{level} {penalty}", "level", tags, metrics=metrics, config={"search": search})
+    store = store_of(made)
+    results = collect(store, made.plan)
+    assert [(p.accuracy_percent.mean, p.paper.mean, round(p.difference, 2)) for p in results.points] == [
+        (85.0, 83.4, 1.6),
+        (75.0, 77.89, -2.89),
+    ]
+    text = page(results, [])
+    assert "| level (gem_miner) | 0.0371 | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
+    assert "λ 3e-05 at density 0.0372, 0.0001 at density 0.0144; 150 of fine-tuning (step)" in text
+    assert "Sreenivasan et al., Rare Gems" in text and "What the paper says" not in text and "1 trial," in text
+    assert store.local.load(commit_report(store, results)).config["scale"]["penalties"] == {"1": 3e-5, "2": 1e-4}
+
+
+def test_where_the_papers_numbers_are_of_something_else_it_is_said(made_up, plan):
+    table = replace(plan, figure=figure_named("table2"))
+    made = type(made_up)(made_up.nodes.directory, table)
+    made.everything()
+    text = page(collect(store_of(made), table), [])
+    assert "are of other data, networks or densities" in text and "prints no numbers" not in text
+
+
 @pytest.mark.parametrize(
     ("figure", "method", "changes"),
     [("rewinding", "wr", {"rewind_to": 20}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
@@ -313,7 +346,8 @@ def test_a_shared_search_is_said_and_recorded(made_up, plan):
 
 
 def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
-    config = replace(plan.scale.config, model=replace(plan.scale.config.model, name="resnet50"))
+    config = plan.scale.config
+    config = replace(config, model=replace(config.model, name="resnet50"), data=replace(config.data, name="imagenet"))
     table = replace(plan, figure=figure_named("table2"), scale=replace(plan.scale, config=config, levels=(6,)))
     made = type(made_up)(made_up.nodes.directory, table)
     made.everything()

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness.reproduction.figure import FIGURES, Figure, figure_named
+from harness.config import GemMinerConfig
+from harness.reproduction.figure import FIGURES, Curve, Figure, figure_named
 from harness.reproduction.paper import printed, rounded_up
 
+DATA = ("cifar10", "cifar100", "digits", "imagenet", "tiny_imagenet")
 # the densities that the paper prints for each network
 TABLE1 = {"resnet50": {0.27, 0.14}, "mobilenet_v2": {0.41, 0.21}, "mlp_mixer": {0.21, 0.11}}
 
@@ -21,7 +23,7 @@ TABLE1 = {"resnet50": {0.27, 0.14}, "mobilenet_v2": {0.41, 0.21}, "mlp_mixer": {
 def scales(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "recipes")
     yield importlib.import_module("scales")
-    for name in ("reproduce", "scales", "aws_cifar100", "aws_digits", "aws_imagenet", "aws_tiny_imagenet"):
+    for name in ("reproduce", "scales", *(f"aws_{data}" for data in DATA)):
         sys.modules.pop(name, None)
 
 
@@ -31,13 +33,28 @@ def test_the_tables_have_the_papers_densities(scales, network: str):
     assert {rounded_up(0.8**level) for level in table1.levels} == TABLE1[network]
     assert set(table1.levels) < set(table2.levels)
     curves = figure_named("table2").curves
-    assert all(printed("table2", network, curve, 0.8**level) for curve in curves for level in table2.levels)
+    assert all(printed("table2", "imagenet", network, curve, 0.8**level) for curve in curves for level in table2.levels)
     assert max(table2.levels) <= table2.config.num_levels
 
 
 def test_gem_miner_is_shown_at_its_authors_densities(scales):
     levels = scales.paper(figure_named("fig4"), "cifar100", "resnet32").levels
     assert {0.05, 0.02} <= {rounded_up(0.8**level) for level in levels}
+
+
+@pytest.mark.parametrize(("name", "dataset"), [("paper", "cifar10"), ("small", "digits")])
+def test_gem_miner_alone_is_as_its_authors_have_it(scales, name: str, dataset: str):
+    """Their configurations of ResNet-20: λ 3e-5 for 3.72 %, 1e-4 for 1.44 and 0.59 %, E = 150 (test_gem_miner.py)."""
+    scale = scales.SCALES[name](figure_named("gem_miner"), dataset, "resnet20")
+    assert [scale.density(level) for level in scale.levels] == [0.0372, 0.0144, 0.0059]
+    own = GemMinerConfig()
+    assert [scale.gem_miner(level) for level in scale.levels] == [replace(own, penalty=p) for p in (3e-5, 1e-4, 1e-4)]
+    assert scale.config.data.name == dataset and (scale.reduction is None) == (name == "paper")
+    with_numbers = [
+        printed("gem_miner", dataset, "resnet20", Curve("gem_miner", "level"), scale.density(level)) is not None
+        for level in scale.levels
+    ]
+    assert with_numbers == [name == "paper"] * 3
 
 
 def test_barriers_are_taken_where_the_paper_takes_them(scales):
@@ -75,7 +92,10 @@ def test_every_full_size_command_begins_with_the_papers_settings(scales, monkeyp
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
         recipe = importlib.import_module(f"aws_{dataset}").config(network)
-        assert scale.config == replace(recipe, num_levels=scale.config.num_levels) and scale.reduction is None
+        own = {"num_levels": scale.config.num_levels}
+        if figure.name == "gem_miner":
+            own |= {"densities": (0.0372, 0.0144, 0.0059)}
+        assert scale.config == replace(recipe, **own) and scale.reduction is None
         assert max(scale.all_levels) <= scale.config.num_levels
         there = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}.get(dataset, "")
         moved = importlib.import_module(f"aws_{there}").config(network) if figure.name == "transfer" else None
@@ -106,7 +126,11 @@ def test_smoke_is_the_full_size_in_all_but_how_much_is_trained(scales):
         for what in ("data", "model", "optim", "method", "precision"):
             assert getattr(smoke.config, what) == getattr(paper.config, what)
         assert smoke.config.final.lr_schedule == paper.config.final.lr_schedule
-        assert smoke.config.densities == (0.8 ** min(paper.levels), 0.8 ** max(paper.levels))
+        ends = min(paper.levels), max(paper.levels)
+        aimed = (0.0372, 0.0059) if figure.name == "gem_miner" else tuple((1 - 0.2) ** level for level in ends)
+        assert smoke.config.densities == aimed
+        penalties = [smoke.gem_miner(level).penalty for level in smoke.levels]
+        assert penalties == [paper.gem_miner(level).penalty for level in ends]
         assert smoke.config.global_batch_size == 4 and "batch 4" in smoke.reduction
         assert smoke.finals.data == paper.finals.data and smoke.finals.final.epochs == 2
     with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are 2 densities"):
