@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from searching import tag
@@ -10,6 +11,7 @@ from searching import tag
 from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.experiment import Experiment
 from harness.lineage.proof import verify
+from harness.lineage.store import open_store
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.plan import Plan, Scale
@@ -34,10 +36,10 @@ def test_controls(experiment: Experiment) -> None:
     made(experiment, plan_of(experiment, "controls"))
 
 
-def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment) -> None:
+def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_path: Path) -> None:
     gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
-    config = replace(experiment.config, densities=(0.5, 0.1), num_levels=2, gem_miner=gem)
-    own = Experiment(experiment.world, experiment.store, config)
+    config = replace(experiment.config, densities=(0.5, 0.1), num_levels=2, gem_miner=gem, runs=tmp_path / "runs")
+    own = Experiment(experiment.world, open_store(config.runs, offline=True), config)
     plan = plan_of(own, "gem_miner", penalties={1: 0.5, 2: 1e-4})
     work = made(own, plan)
     for level, penalty in plan.scale.penalties.items():

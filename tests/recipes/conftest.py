@@ -34,7 +34,7 @@ def prepared(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def searched(prepared) -> tuple[Path, list[str]]:
     """…and a finished tiny search in it."""
-    return prepared, run_ids(recipe(prepared, "aws_digits.py", *TINY))
+    return prepared, run_ids(recipe(prepared, "aws_digits.py", *TINY, processes=1))
 
 
 @pytest.fixture(scope="session")

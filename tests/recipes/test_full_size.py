@@ -35,7 +35,7 @@ def slow(*values: str):
 )
 def test_full_size_command(full_size: Path, tmp_path: Path, name: str, network: str):
     where = elsewhere(full_size, tmp_path)
-    output = recipe(where, name, "--network", network, *FEW, "--offline")
+    output = recipe(where, name, "--network", network, *FEW, "--offline", processes=1)
     assert "   1   0.8000 " in output
     levels = nodes(where, "level")
     assert len(levels) == 2
@@ -50,7 +50,7 @@ def test_gem_miner_by_its_authors_settings_for_cifar10(full_size: Path, tmp_path
     own = ["--method", "gem_miner", "--densities", "0.0144", "--num-levels", "1", "--gem-miner.penalty", "1e-4"]
     few = ["--gem-miner.score-epochs", "2", "--gem-miner.freeze-every-epochs", "1", "--gem-miner.finetune.epochs", "1"]
     few += ["--gem-miner.finetune.lr-milestones-epochs", "1", *FEW[-4:], "--offline"]
-    recipe(where, "aws_cifar10.py", *own, *few)
+    recipe(where, "aws_cifar10.py", *own, *few, processes=1)
     scores, tuned = sorted(nodes(where, "level").values(), key=lambda record: record["started_ms"])
     assert scores["config"]["optim"]["weight_decay"] == 2e-4 and tuned["config"]["optim"]["weight_decay"] == 1e-4
     assert float(tuned["tags"]["density"]) == pytest.approx(0.0144, abs=1e-4)
@@ -61,7 +61,7 @@ def test_a_full_size_ticket_is_trained(full_size: Path, tmp_path: Path):
     """The final training of a MobileNetV2 on Tiny-ImageNet, from the in-memory loader."""
     where = elsewhere(full_size, tmp_path)
     options = ["--network", "mobilenet_v2_cifar", *FEW, "--data.loader", "memory", "--offline"]
-    output = recipe(where, "aws_tiny_imagenet.py", *options)
+    output = recipe(where, "aws_tiny_imagenet.py", *options, processes=1)
     ticket = output.split("--ticket ")[1].split()[0]
-    trained = recipe(where, "train_ticket.py", "--ticket", ticket, "--offline")
+    trained = recipe(where, "train_ticket.py", "--ticket", ticket, "--offline", processes=1)
     assert "test error" in trained

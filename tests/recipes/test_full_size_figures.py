@@ -62,7 +62,7 @@ def test_full_size_figure(subject: tuple[str, str, Path], figure: Figure, width:
     dataset, network, where = subject
     options = ["--dataset", dataset, "--network", network, *(["--width", str(width)] if width else [])]
     options += ["--scale", "smoke", "--offline", "--num-workers", "1"]
-    printed = recipe(where, "reproduce.py", figure.name, *options)
+    printed = recipe(where, "reproduce.py", figure.name, *options, processes=1)
     out = where / f"results/{figure.name}-{dataset}-{network}{f'-w{width}' if width else ''}"
     page, results = (out / "page.md").read_text(), json.loads((out / "results.json").read_text())
     assert page.split("## Runs")[0] in printed

@@ -136,15 +136,17 @@ def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, train
         assert origin in tool(theirs, "lineage.py", "show", origin)
 
 
-def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched):
+def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_path):
     """Ends of the curve against stock PyTorch: the checkpoint as it is, and with ψ of the search's θ_init in it.
 
     The search begins from a trained network, so that its ψ_init is not what every seed draws.
     """
     from harness.models import build_model, partition_of
 
-    where, ids = searched
-    ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--initialisation", ids[0]))
+    begun = next(record for record in nodes(searched[0], "level").values() if record["tags"]["level"] == "00")
+    trained = searched[0] / f"runs/level-{begun['key'][:16]}/checkpoint.safetensors"
+    where = elsewhere(searched[0], tmp_path)  # its levels have the names of the other search's
+    ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--initialisation", str(trained)))
     options = ["--bn-convention", "none", "--num-alphas", "2", "--loader", "memory", "--json"]
     curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options))
     key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
