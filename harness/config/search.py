@@ -18,7 +18,10 @@ NETWORKS_OWN = "network"
 
 @dataclass(frozen=True)
 class GemMinerConfig:
-    """Gem-Miner only: scores trained by SGD with a cosine schedule, then fine-tuning (the authors' ResNet-32)."""
+    """Gem-Miner only: scores trained by SGD, then fine-tuning, as its authors' ResNet-32.
+
+    The cosine schedule of the scores ends at 0.001 of the learning rate, as all of ours do; theirs at 0.
+    """
 
     score_epochs: int = 150
     """E, epochs of training the scores."""

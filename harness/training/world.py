@@ -118,6 +118,12 @@ class World:
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
 
+    def __str__(self) -> str:
+        """How many processes on what, in words: a launch that has lost its GPUs says so before it trains for days."""
+        processes = "1 process" if self.size == 1 else f"{self.size} processes"
+        each = "" if self.device.type == "cuda" else f", threads in each: {torch.get_num_threads()}"
+        return f"{processes} on {self.device_name}{each}"
+
     @staticmethod
     def make_deterministic() -> None:
         """Ask CUDA for deterministic algorithms, before its first use."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -125,6 +126,7 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     # it goes on from there; told to stop again, for 1000 epochs are many
     (before,) = making.glob("state-*")
     said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes, ok=False, HARNESS_KILL_AT="step:9")
+    assert re.search(rf"^{processes} process(es)? on cpu \w+, threads in each: 1$", said, re.M)
     assert "goes on at epoch" in said and next(making.glob("state-*")).name > before.name
 
 
