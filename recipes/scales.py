@@ -15,14 +15,15 @@ import aws_tiny_imagenet  # type: ignore[import-not-found]
 import tyro
 
 from harness.config import DataConfig, GemMinerConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
+from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.plan import Plan, Scale
 
 ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
-"""Gem-Miner learns each density anew; its authors show 5 and 2 %."""
-GEM_MINERS_OWN = {0.0372: 3e-5, 0.0144: 1e-4, 0.0059: 1e-4}
-"""Density → λ of its authors' ResNet-20 on CIFAR-10."""
+"""Gem-Miner learns each density anew; its authors show 5 and 2 % of ResNet-32 on CIFAR-100."""
+AUTHORS_PENALTIES = {0.0372: 3e-5, 0.0144: 1e-4, 0.0059: 1e-4}
+"""Density → λ of Gem-Miner's authors for ResNet-20 on CIFAR-10: resnet20_sparsity_…_unflagT_real.yml of their code."""
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
 SMOKE_BATCH = 4  # that many images are enough, for up to four processes
@@ -42,7 +43,7 @@ def paper(figure: Figure, dataset: str, network: str) -> Scale:
             aws_imagenet.config(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network]
         )
     if figure.name == "gem_miner":
-        return gem_miners_own(aws_cifar10.config(network))
+        return by_authors(aws_cifar10.config(network))
     recipes = {"cifar100": aws_cifar100, "tiny_imagenet": aws_tiny_imagenet}
     levels: tuple[int, ...] = GEM_MINER_LEVELS if "gem_miner" in figure.methods else ODD_LEVELS
     config = replace(recipes[dataset].config(network), num_levels=max(levels))
@@ -50,11 +51,11 @@ def paper(figure: Figure, dataset: str, network: str) -> Scale:
     return Scale(config, levels, barrier_level=11, used_on=used_on)
 
 
-def gem_miners_own(config: SearchConfig) -> Scale:
-    """Gem-Miner as its authors have it: their densities, λ for each, and schedules (E = 150)."""
-    levels = tuple(range(1, len(GEM_MINERS_OWN) + 1))
-    own = replace(config, densities=tuple(GEM_MINERS_OWN), num_levels=len(levels), gem_miner=GemMinerConfig())
-    return Scale(own, levels, penalties=dict(zip(levels, GEM_MINERS_OWN.values(), strict=True)))
+def by_authors(config: SearchConfig) -> Scale:
+    """Gem-Miner as its authors have it: their densities, λ for each, and epochs (150 and 150 for each density)."""
+    levels = tuple(range(1, len(AUTHORS_PENALTIES) + 1))
+    own = replace(config, densities=tuple(AUTHORS_PENALTIES), num_levels=len(levels), gem_miner=GemMinerConfig())
+    return Scale(own, levels, penalties=dict(zip(levels, AUTHORS_PENALTIES.values(), strict=True)))
 
 
 def fashion_mnist_small(network: str) -> SearchConfig:
@@ -85,11 +86,14 @@ SMALL = {"digits": digits, "fashion_mnist_small": fashion_mnist_small}
 
 
 def small(figure: Figure, dataset: str, network: str) -> Scale:
-    """Three levels, three trials, short schedules, on a data set that a CPU can carry."""
+    """Three levels, three trials, short schedules, on a data set that a CPU can carry.
+
+    Gem-Miner alone keeps its authors' epochs, 900 in a trial: some ten minutes for the digits, hours for Fashion-MNIST.
+    """
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
     if figure.name == "gem_miner":
-        own = gem_miners_own(config)
-        return replace(own, reduction=f"{network} on {dataset}, not on CIFAR-10, with its authors' schedules")
+        words = f"{network} on {dataset}, Gem-Miner with its authors' epochs, batch {config.global_batch_size}"
+        return replace(by_authors(config), reduction=f"{words}, a dense network of {config.final.epochs} epochs")
     used_on = SMALL[TRANSFER[dataset]](network) if figure.transfers else None
     epochs = (used_on or config).final.epochs
     on = f" on {used_on.data.name}" if used_on else ""
@@ -149,11 +153,20 @@ class Changes:
     global_batch_size: int | None = None
     """Images per optimizer step, instead of the scale's; smoke's 4 are too few for more than 4 processes."""
 
-    def applied(self, scale: Scale) -> Scale:
-        """Return the scale with these settings, named in its reduction and its variant."""
+    def applied(self, figure: Figure, scale: Scale) -> Scale:
+        """Return the scale with these settings, named in its reduction and its variant.
+
+        ValueError for those that none of the figure's methods heeds.
+        """
         given = {name: value for name, value in vars(self).items() if value is not None}
         if not given:
             return scale
+        unheeded = sorted(given.keys() - {"global_batch_size"})
+        if unheeded and all(METHODS[method].scores for method in figure.methods):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in unheeded)
+            raise ValueError(
+                f"{options}: {figure.name} shows a method with settings of its own, which heeds none of it"
+            )
         config, optim_names = scale.config, ("lr", "weight_decay")
 
         def changed(config: SearchConfig) -> SearchConfig:
@@ -210,6 +223,9 @@ class Subject:
         dataset, network = self._what(figure)
         scale = SCALES[self.scale](figure, dataset, network)
         model = replace(scale.config.model, width=self.width)
+        reductions = [scale.reduction] if scale.reduction else []
+        if self.width is not None and self.width not in figure.widths:
+            reductions.append(f"width {self.width}")
         used_on = replace(scale.used_on, model=model) if scale.used_on else None
         scale = replace(
             scale,
@@ -218,8 +234,9 @@ class Subject:
             variant="-".join(["", "levels", *map(str, self.levels)]) if self.levels else "",
             config=replace(scale.config, model=model),
             used_on=used_on,
+            reduction="; ".join(reductions) or None,
         )
-        return Plan(figure, self.changes.applied(scale), self.shared_search)
+        return Plan(figure, self.changes.applied(figure, scale), self.shared_search)
 
     def _what(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: as given, else the figure's first ones, or what the scale is made for."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,8 @@ class Series:
     kind: str
     method: str
     error_percent: Mapping[float, Sequence[float]]
+    printed_accuracy_percent: Mapping[float, float] = field(default_factory=dict)
+    """Density → what a paper prints, to stand beside ours."""
 
     @property
     def label(self) -> str:
@@ -48,6 +50,8 @@ def plot_accuracy(
     title: str = "Test accuracy over density",
 ) -> list[Path]:
     """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; returns the two files.
+
+    What a paper prints is a star in the colour of its series.
 
     Colour and marker go by kind, line style and filling by method. Densities run from dense (left) to sparse, on a
     logarithmic scale. The files are `stem` with .png and .svg. Raises ValueError for nothing to draw.
@@ -65,6 +69,8 @@ def plot_accuracy(
             # trials of one density side by side, within the margin that the axis has
             shift = margin ** (0.8 * (1 - 2 * index / max(len(series) - 1, 1))) if len(series) > 1 else 1.0
             _draw_series(axes, one, kinds.index(one.kind), methods.index(one.method), shift)
+        if any(one.printed_accuracy_percent for one in series):
+            axes.plot([], [], "*", color="#555555", markersize=11, markerfacecolor="none", label="printed in the paper")
         _density_axis(axes, densities, margin)
         axes.set_ylabel("test accuracy, %")
         _legend_beside(axes)
@@ -161,6 +167,8 @@ def _draw_series(axes: Axes, one: Series, kind: int, method: int, shift: float) 
         capsize=3,
         label=one.label,
     )
+    for density, accuracy in one.printed_accuracy_percent.items():
+        axes.plot([density * shift], [accuracy], "*", color=colour, markersize=11, markerfacecolor="none", zorder=3)
 
 
 def _margin(densities: Sequence[float]) -> float:
@@ -173,7 +181,7 @@ def _margin(densities: Sequence[float]) -> float:
 def _density_axis(axes: Axes, ticks: Sequence[float], margin: float) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    axes.set_xlabel("density: kept share of the prunable weights")
+    axes.set_xlabel("density: kept share of the weights that may be pruned")
     if not ticks:
         axes.set_xticks([])
         return

@@ -33,10 +33,12 @@ from harness.runs.archive import CHECKPOINT, SIGNED_MASK
 _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
 """Settings that final trainings heed; which ticket they use is told by their parents."""
 _OF_LEVELS = (
-    *("optim", "warmup_epochs", "level_epochs", "global_batch_size", "accumulation_steps"),
+    *("optim", "global_batch_size", "accumulation_steps"),
     *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
-"""Settings that levels heed, and `final` where they are final trainings."""
+"""Settings that levels of every method heed."""
+_OF_SHORT_LEVELS = ("warmup_epochs", "level_epochs")
+"""… and of those that are neither final trainings, which heed `final`, nor Gem-Miner's, which has its own epochs."""
 _TRAINING = "training"
 _HOW = ("unpruned_signs", "signs", "initialisation", "transferred")
 """Tags of final trainings that use their tickets in another than the usual way."""
@@ -45,13 +47,13 @@ _Group = tuple[str, str]
 """(method, tag `settings`) of levels, or ("training", tag) of final trainings."""
 
 
-def collect(store: LineageStore, plan: Plan, settings: Collection[str] = ()) -> Results:
+def collect(store: LineageStore, plan: Plan, settings: Collection[str] = (), *, strict: bool = True) -> Results:
     """Return the finished runs of a plan, read from the store; nothing is trained, and no data is needed.
 
     They are found by the settings that they record, whatever else the launch that made them had in mind. Where such
     runs were made in several ways, `settings` are tags (`Experiment.settings`) of those that are meant. Raises
-    LookupError when there are none, ValueError when there are several ways, or two runs that both answer to one place
-    in the plan.
+    LookupError when there are none (`strict`: none with such a tag), ValueError when there are several ways, or two
+    runs that both answer to one place in the plan.
     """
     scale = plan.scale
     nodes = [
@@ -65,7 +67,7 @@ def collect(store: LineageStore, plan: Plan, settings: Collection[str] = ()) -> 
     known = {tag for ways in (found, there) for groups in ways.values() for _, tag in groups}
     if not known:
         raise LookupError(f"no finished run of {_what(scale.config)}; `recipes/reproduce.py` makes them")
-    if settings and known.isdisjoint(settings):
+    if strict and settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
     groups = _one_way(found, settings, scale.config, of_levels=True)
     if scale.used_on:
@@ -129,9 +131,13 @@ def _what(config: SearchConfig) -> str:
 def _fits(recorded: dict[str, Any], config: SearchConfig, what: str) -> bool:
     """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
     own = to_json(config)
-    names = {*_OF_TRAININGS} if what == _TRAINING else {*_OF_LEVELS}
-    if what != _TRAINING and METHODS[what].training == "full":
-        names.add("final")
+    names: tuple[str, ...]
+    if what == _TRAINING:
+        names = _OF_TRAININGS
+    elif METHODS[what].training == "full":
+        names = (*_OF_LEVELS, "final")
+    else:
+        names = _OF_LEVELS if METHODS[what].scores else (*_OF_LEVELS, *_OF_SHORT_LEVELS)
     width = recorded["model"]["width"] == own["model"]["width"]
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
@@ -204,6 +210,8 @@ class _Found:
             elif node.kind == "analysis":
                 self.analyses[tags["question"], frozenset(p.key for p in node.parents)].append(node)
         self.levels = {place: _last(place, found) for place, found in levels.items()}
+        self.made = [(int(level), node) for (*_, level), found in levels.items() for node in found]
+        """Every run that made a level: of Gem-Miner two."""
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
 
     def _is_wanted(self, node: NodeSummary) -> bool:
@@ -251,7 +259,7 @@ class _Found:
 
     def _making(self, shown: list[NodeSummary]) -> Making:
         deepest = max(self.plan.scale.all_levels)
-        levels = [node for (*_, level), node in self.levels.items() if int(level) <= deepest]
+        levels = [node for level, node in self.made if level <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
         records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
         return Making(

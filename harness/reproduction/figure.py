@@ -51,6 +51,8 @@ class Figure:
     """Methods whose tickets are compared with their copies with ψ_init, before any training."""
     source: str | None = PAPER
     """The paper that shows it or says it in its text; None: none does."""
+    widths: tuple[int, ...] = ()
+    """Channels of the network's first stage where it is shown in several widths; otherwise it is shown in its own."""
     transfers: bool = False
     """Whether final trainings are on another data set than the one the tickets are found on."""
 
@@ -144,12 +146,13 @@ FIGURES: dict[str, Figure] = {
             name="fig4",
             title="Figure 4: AWS against Gem-Miner",
             subjects={"cifar100": ("resnet32",)},
+            widths=(16, 32),
             curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve("gem_miner", _LEVEL)),
             claims=((Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
         ),
         Figure(
             name="gem_miner",
-            title="Gem-Miner at the densities that its authors publish",
+            title="Gem-Miner at its authors' densities",
             subjects={"cifar10": ("resnet20",)},
             curves=_lines("gem_miner", _LEVEL),
             claims=(),

@@ -45,10 +45,10 @@ def page(results: Results, images: Sequence[str]) -> str:
 def _head(results: Results) -> str:
     plan = results.plan
     searches = "one search for all trials" if plan.shared_search else "a search of its own for each trial"
-    trials = "1 trial" if plan.scale.trials == 1 else f"{plan.scale.trials} trials"
+    trials = "1 trial" if plan.scale.trials == 1 else f"{plan.scale.trials} trials, {searches}"
     lines = [
         f"# {plan.figure.title}",
-        f"{plan.subject}; {trials}, {searches}. {plan.figure.source or f'Not in {PAPER}'}.",
+        f"{plan.subject}; {trials}. {plan.figure.source or f'Not in {PAPER}'}.",
         _schedules(plan),
     ]
     if plan.scale.reduction:
@@ -79,8 +79,9 @@ def _scoring(scale: Scale) -> str:
         lambdas = ", ".join(f"{penalty} at density {density}" for density, penalty in penalties.items())
     scores = f"{gem.score_epochs} epochs of scores, learning rate {gem.lr:g}, λ {lambdas}"
     return (
-        f"{scores}; {gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate "
-        f"{gem.finetune_lr:g}, weight decay {gem.finetune_weight_decay:g}"
+        f"batch {scale.config.global_batch_size}; {scores}, the lowest frozen every {gem.freeze_every_epochs} epochs; "
+        f"{gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate {gem.finetune_lr:g}, weight "
+        f"decay {gem.finetune_weight_decay:g}"
     )
 
 
@@ -134,7 +135,7 @@ def _notes(results: Results) -> str:
         both = [f"{rest:.4f} at {results.density(level):.4f}" for level, rest in found.items() if rest is not None]
         if both:
             lines.append(f"The density of {curve} counts the classifier, as no other does; without: {', '.join(both)}.")
-    if not any(point.paper for point in results.points):
+    if not results.has_printed:
         lines.append(_why_no_numbers(results.plan.figure))
     return "\n\n".join(lines)
 
@@ -252,7 +253,8 @@ def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for method in results.plan.figure.methods:
         shares = [results.kept_signs.get((method, level), []) for level in levels]
-        rows.append([method, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
+        if any(shares):
+            rows.append([method, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
     return ["method", *(f"{results.density(level):.4f}" for level in levels)], rows
 
 

@@ -30,9 +30,9 @@ NUMBERS = "results.json"
 """All that the page says, for programs."""
 
 
-def show(store: LineageStore, plan: Plan, settings: Collection[str], out: Path) -> None:
+def show(store: LineageStore, plan: Plan, settings: Collection[str], out: Path, *, strict: bool = True) -> None:
     """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
-    results = collect(store, plan, settings)
+    results = collect(store, plan, settings, strict=strict)
     config = plan.scale.config
     width = f"-w{config.model.width}" if config.model.width else ""
     directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}{plan.scale.variant}"
@@ -122,7 +122,7 @@ def _sources(results: Results) -> list[str]:
 def _determinants(results: Results) -> dict[str, Any]:
     plan = results.plan
     return {
-        "format": 1,
+        "format": 2,
         "kind": "report",
         "figure": plan.figure.name,
         "trials": plan.scale.trials,

@@ -11,6 +11,7 @@ from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
 from harness.analysis.summary import Paired, Summary, epsilon_from_dense
 from harness.lineage.graph import NodeSummary
+from harness.models import width_of
 from harness.reproduction.figure import Curve
 from harness.reproduction.paper import Printed, printed
 from harness.reproduction.plan import Pair, Plan, Training
@@ -94,13 +95,18 @@ class Results:
 
     @property
     def nodes(self) -> list[NodeSummary]:
-        """Every run the results rest on."""
-        return [*self.trained.values(), *(node for node, _ in self.compared.values())]
+        """Every run the results rest on, once."""
+        nodes = [*self.trained.values(), *(node for node, _ in self.compared.values())]
+        return list({node.key: node for node in nodes}.values())
 
     def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
-        """Return trial → a metric of those that are finished and have it."""
-        found = {one.trial: self.trained[one].metrics for one in trainings if one in self.trained}
-        return {trial: metrics[name] for trial, metrics in found.items() if name in metrics}
+        """Return trial → a metric of those that are finished and have it.
+
+        One run is one trial: levels of a search that several trials share are the first's.
+        """
+        found = {self.trained[one].key: one for one in reversed(trainings) if one in self.trained}
+        metrics = {one.trial: self.trained[one].metrics for one in reversed(found.values())}
+        return {trial: values[name] for trial, values in metrics.items() if name in values}
 
     def errors(self, curve: Curve | None, level: int) -> dict[int, float]:
         """Return trial → test error, percent."""
@@ -112,6 +118,20 @@ class Results:
         found = self.metric(self.plan.of_curve(curve, level), "density_without_classifier")
         return Summary.of(found.values()).mean if found else None
 
+    def printed(self, curve: Curve | None, level: int) -> Printed | None:
+        """Return what is printed for a curve (None: dense) at a level; nothing for a network of another width."""
+        scale, model = self.plan.scale, self.plan.scale.config.model
+        if width_of(model.name, model.width) != width_of(model.name, None):
+            return None
+        density = 1.0 if curve is None else scale.density(level)
+        return printed(self.plan.figure.name, scale.finals.data.name, model.name, curve, density)
+
+    @property
+    def has_printed(self) -> bool:
+        """Whether anything of the plan, finished or not, has a number to stand beside."""
+        wanted = [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
+        return any(self.printed(*one) for one in [(None, 0), *wanted])
+
     @cached_property
     def points(self) -> list[Point]:
         """Dense, then each curve by level; what no trial has finished is left out."""
@@ -122,8 +142,6 @@ class Results:
     def _point(self, curve: Curve | None, level: int) -> Point:
         trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
         density = 1.0 if curve is None else self.densities[level]
-        scale = self.plan.scale
-        data, network = scale.finals.data.name, scale.config.model.name
         flipped = self.metric(trainings, "flipped_signs")
         epochs = self.metric(trainings, "epochs_total")
         return Point(
@@ -133,7 +151,7 @@ class Results:
             accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level).values()),
             flipped_percent=Summary.of(100 * share for share in flipped.values()) if flipped else None,
             epochs=max(epochs.values(), default=float("nan")),
-            paper=printed(self.plan.figure.name, data, network, curve, 1.0 if curve is None else scale.density(level)),
+            paper=self.printed(curve, level),
         )
 
     @cached_property
@@ -167,7 +185,12 @@ class Results:
     def series(self) -> list[Series]:
         """The curves as the accuracy plot takes them."""
         return [
-            Series(curve.use, curve.method, {self.densities[level]: list(errors.values()) for level, errors in found})
+            Series(
+                curve.use,
+                curve.method,
+                {self.densities[level]: list(errors.values()) for level, errors in found},
+                {self.densities[level]: one.mean for level, _ in found if (one := self.printed(curve, level))},
+            )
             for curve in self.plan.figure.curves
             if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])
         ]

@@ -46,6 +46,21 @@ def test_accuracy_names_every_series_and_density(tmp_path):
     assert [word for word in words if f"<!-- {word} -->" not in text] == []
 
 
+def test_what_a_paper_prints_is_a_star_beside_ours(tmp_path):
+    assert "printed in the paper" not in (plot_accuracy(SERIES, tmp_path / "without")[1]).read_text()
+    ours = [Series("level", "gem_miner", {0.0372: [12.0], 0.0144: [20.0]}, {0.0372: 83.4, 0.0144: 77.89})]
+    text = check_files(plot_accuracy(ours, tmp_path / "with"), tmp_path / "with")
+    assert "<!-- printed in the paper -->" in text
+    # within the range of ours, so that nothing else is drawn otherwise
+    assert marks(tmp_path, {0.0372: 83.4, 0.0144: 81.0}) == marks(tmp_path, {0.0372: 83.4}) + 1
+
+
+def marks(tmp_path: Path, printed: dict[float, float]) -> int:
+    """How often the SVG draws a marker."""
+    one = Series("level", "gem_miner", {0.0372: [12.0], 0.0144: [20.0]}, printed)
+    return plot_accuracy([one], tmp_path / "marks")[1].read_text().count("<use ")
+
+
 def test_accuracy_of_the_dense_network_alone(tmp_path):
     check_files(plot_accuracy([], tmp_path / "dense", dense_error_percent=[9.0]), tmp_path / "dense")
 

@@ -12,7 +12,8 @@ from launching import elsewhere, nodes, recipe, run_ids
 
 SMALL_NETWORKS = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
 FEW = ["--warmup-epochs", "1", "--level-epochs", "1", "--num-levels", "1", "--final.epochs", "1"]
-FEW += ["--global-batch-size", "4", "--data.num-workers", "1"]
+LIGHT = ["--global-batch-size", "4", "--data.num-workers", "1"]
+FEW += LIGHT
 
 
 def slow(*values: str):
@@ -47,9 +48,10 @@ def test_full_size_command(full_size: Path, tmp_path: Path, name: str, network: 
 @pytest.mark.slow
 def test_gem_miner_by_its_authors_settings_for_cifar10(full_size: Path, tmp_path: Path):
     where = elsewhere(full_size, tmp_path)
-    own = ["--method", "gem_miner", "--densities", "0.0144", "--num-levels", "1", "--gem-miner.penalty", "1e-4"]
+    own = ["--method", "gem_miner", "--densities", "0.0372", "0.0144", "0.0059", "--num-levels", "2"]
+    own += ["--gem-miner.penalty", "1e-4"]
     few = ["--gem-miner.score-epochs", "2", "--gem-miner.freeze-every-epochs", "1", "--gem-miner.finetune.epochs", "1"]
-    few += ["--gem-miner.finetune.lr-milestones-epochs", "1", *FEW[-4:], "--offline"]
+    few += ["--gem-miner.finetune.lr-milestones-epochs", "1", *LIGHT, "--offline"]
     recipe(where, "aws_cifar10.py", *own, *few, processes=1)
     scores, tuned = sorted(nodes(where, "level").values(), key=lambda record: record["started_ms"])
     assert scores["config"]["optim"]["weight_decay"] == 2e-4 and tuned["config"]["optim"]["weight_decay"] == 1e-4

@@ -20,7 +20,6 @@ from harness.reproduction.figure import FIGURES, Figure
 
 USED_ON = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
-WIDTHS = {"fig4": (16, 32)}
 GEM_MINERS = [83.4, 66.15]  # its authors', %: at density 0.0372 and 0.0059
 # Tables 1 and 2, %: dense, then the signed mask of AWS at the first and the last density
 PRINTED = {
@@ -34,7 +33,7 @@ for figure in FIGURES.values():
     for dataset, networks in figure.subjects.items():
         for network in networks:
             figures = SHOWN.setdefault((dataset, network), [])
-            figures += [(figure, width) for width in WIDTHS.get(figure.name, (None,))]
+            figures += [(figure, width) for width in figure.widths or (None,)]
 CASES = [
     pytest.param(subject, figure, width, id="-".join([figure.name, *subject, *([str(width)] if width else [])]))
     for subject, figures in SHOWN.items()

@@ -169,6 +169,7 @@ def test_both_densities_of_gem_miner_are_said(made_up, plan):
     text = page(collect(store_of(made), made.plan), [])
     assert "The density of level (gem_miner) counts the classifier" in text and "0.7800 at 0.8000." in text
     assert text.count("counts the classifier") == 1
+    assert "| gem_miner |" not in text  # its levels do not come from one another, so no signs are kept
 
 
 def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan):
@@ -191,9 +192,55 @@ def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan)
     ]
     text = page(results, [])
     assert "| level (gem_miner) | 0.0371 | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
-    assert "λ 3e-05 at density 0.0372, 0.0001 at density 0.0144; 150 of fine-tuning (step)" in text
-    assert "Sreenivasan et al., Rare Gems" in text and "What the paper says" not in text and "1 trial," in text
+    assert "gem_miner: batch 64; 150 epochs of scores, learning rate 0.1, λ 3e-05 at density 0.0372, 0.0001 at" in text
+    assert "0.0144, the lowest frozen every 5 epochs; 150 of fine-tuning (step), learning rate 0.01, weight dec" in text
+    assert "Sreenivasan et al., Rare Gems" in text and "What the paper says" not in text and "; 1 trial. " in text
     assert store.local.load(commit_report(store, results)).config["scale"]["penalties"] == {"1": 3e-5, "2": 1e-4}
+
+
+def test_a_network_of_another_width_has_no_printed_number(made_up, plan):
+    for width, has in ((None, True), (16, True), (8, False)):
+        config = replace(plan.scale.config, model=replace(plan.scale.config.model, name="resnet20", width=width))
+        config = replace(config, data=replace(config.data, name="cifar10"), densities=(0.0372,), num_levels=1)
+        scale = replace(plan.scale, config=config, levels=(1,), trials=1)
+        own = replace(plan, figure=figure_named("gem_miner"), scale=scale)
+        made = type(made_up)(made_up.nodes.directory / str(width), own)
+        made.everything()
+        results = collect(store_of(made), made.plan)
+        assert (results.points[-1].paper is not None) == results.has_printed == has
+        assert bool(results.series[0].printed_accuracy_percent) == has
+
+
+def test_numbers_that_are_still_to_come_are_not_said_to_be_of_something_else(made_up, plan):
+    config = plan.scale.config
+    config = replace(config, model=replace(config.model, name="resnet50"), data=replace(config.data, name="imagenet"))
+    table = replace(plan, figure=figure_named("table2"), scale=replace(plan.scale, config=config, levels=(6, 1)))
+    made = type(made_up)(made_up.nodes.directory, table)
+    made.levels("aws", 1, 1)
+    made.training(table.of_curve(AWS, 1)[0])
+    text = page(collect(store_of(made), table), [])
+    assert "Not finished" in text and "none to compare with" not in text
+
+
+def test_levels_that_trials_share_are_one_trial(made_up, plan):
+    shared = replace(plan, figure=figure_named("rewinding"), shared_search=True)
+    made = type(made_up)(made_up.nodes.directory, shared)
+    made.everything()
+    results = collect(store_of(made), shared)
+    counts = {str(point.curve): point.accuracy_percent.count for point in results.points if point.curve}
+    assert counts == {"level (imp)": 1, "level (wr)": 1, "retrain (lrr)": 2}
+    assert {claim.difference.count for claim in results.claims} == {1}
+    assert len({node.key for node in results.nodes}) == len(results.nodes)
+
+
+def test_levels_are_found_by_the_epochs_that_they_heed(made_up, plan):
+    """Warm-up and level epochs are for short levels: not Gem-Miner's, nor those that are final trainings."""
+    for figure, heedless in (("fig4", {"gem_miner"}), ("rewinding", {"imp", "wr"})):
+        made = type(made_up)(made_up.nodes.directory / figure, replace(plan, figure=figure_named(figure)))
+        made.everything()
+        config = replace(plan.scale.config, warmup_epochs=9, level_epochs=5)
+        found = collect(store_of(made), replace(made.plan, scale=replace(plan.scale, config=config)))
+        assert {one.curve.method for one in found.trained if one.curve} == heedless
 
 
 def test_where_the_papers_numbers_are_of_something_else_it_is_said(made_up, plan):
@@ -255,6 +302,8 @@ def test_searches_made_in_two_ways_are_told_apart(made_up, plan, tags, config):
     assert len(collect(store_of(made_up), plan, {"07e4"}).trained) == 0
     with pytest.raises(LookupError, match="no finished run of this plan has --settings 1111"):
         collect(store_of(made_up), plan, {"1111"})
+    with pytest.raises(ValueError, match="--settings` one of 07e4, 5e77,"):
+        collect(store_of(made_up), plan, {"1111"}, strict=False)
 
 
 def test_a_training_made_in_another_way_is_no_question(made_up, plan):

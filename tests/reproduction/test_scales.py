@@ -153,4 +153,20 @@ def test_single_settings_can_be_changed_and_are_named(scales):
     for one in (moved.config, moved.finals):
         assert (one.optim.weight_decay, one.final.epochs, one.global_batch_size) == (0.005, 8, 32)
     paper = scales.Subject("fig3", changes=scales.Changes(lr=0.01)).plan.scale
-    assert paper.reduction == "lr 0.01 instead of 0.1" and scales.Changes().applied(paper) is paper
+    assert paper.reduction == "lr 0.01 instead of 0.1"
+    assert scales.Changes().applied(figure_named("fig3"), paper) is paper
+
+
+def test_a_width_that_the_paper_does_not_show_is_a_reduction(scales):
+    assert [scales.Subject("fig4", width=width).plan.scale.reduction for width in (None, 16, 32)] == [None] * 3
+    assert scales.Subject("fig4", width=8).plan.scale.reduction == "width 8"
+    assert scales.Subject("fig3", width=16, changes=scales.Changes(lr=0.01)).plan.scale.reduction == (
+        "width 16; lr 0.01 instead of 0.1"
+    )
+
+
+def test_what_a_figure_does_not_heed_is_refused(scales):
+    with pytest.raises(ValueError, match=r"--final-epochs, --lr: gem_miner shows a method with settings of its own"):
+        _ = scales.Subject("gem_miner", changes=scales.Changes(lr=0.01, final_epochs=3)).plan
+    small = scales.Subject("gem_miner", changes=scales.Changes(global_batch_size=32)).plan.scale
+    assert small.config.global_batch_size == 32 and small.reduction == "global batch size 32 instead of 128"
