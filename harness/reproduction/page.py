@@ -17,7 +17,7 @@ from harness.reproduction.results import Point, Results
 
 RUNS = "## Runs"
 NOT_SHOWN = "The paper does not show this."
-NO_NUMBERS = "The paper shows this as a plot and prints no numbers: there are none to compare with."
+NO_NUMBERS = "The paper prints no numbers of this: there are none to compare with."
 NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities: there are none to compare with."
 
 
