@@ -228,6 +228,7 @@ class Experiment:
         `frozen` parameters are not trained. With `scoring` the parameters are Gem-Miner's scores: what is returned is
         the network that they make, and its mask.
         """
+        self.world.announce()
         begin = divmod(begin_steps, self.train_feed.steps_per_epoch)
         epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
         draft.tags["start_digest"] = start.digest

@@ -243,8 +243,6 @@ def launched(config: SearchConfig) -> Iterator[Experiment]:
 def _processes(runs: Path, precision: str | None, *, deterministic: bool = False) -> Iterator[World]:
     """Join the other processes, remember to stop when asked to, and report how it ended."""
     world = World(precision, deterministic=deterministic)
-    if world.is_main:
-        say(str(world))
     try:
         with world.stop.listening(), reported(runs, world) if world.is_main else nullcontext():
             yield world

@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
+from harness.progress import say
 from harness.training.alone import AloneAccelerator, AloneState
 from harness.training.pulse import Pulse, lost_peer
 from harness.training.rollcall import RollCall
@@ -79,6 +80,7 @@ class World:
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self.rank == 0
+        self._announced = False
         self.stop = StopRequest()
         _check_world(self.size)
         self._pulse = Pulse(self.rank, self.size, self.share_text)
@@ -119,10 +121,16 @@ class World:
         return f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
 
     def __str__(self) -> str:
-        """How many processes on what, in words: a launch that has lost its GPUs says so before it trains for days."""
+        """How many processes on what, in words."""
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
         each = "" if self.device.type == "cuda" else f", threads in each: {torch.get_num_threads()}"
         return f"{processes} on {self.device_name}{each}"
+
+    def announce(self) -> None:
+        """Say once on what is trained: a launch that has lost its GPUs says so before it trains for days."""
+        if self.is_main and not self._announced:
+            say(str(self))
+        self._announced = True
 
     @staticmethod
     def make_deterministic() -> None:

@@ -24,6 +24,13 @@ def test_sharded_launches_are_refused(monkeypatch, name):
         World("no")
 
 
+def test_on_what_is_trained_is_said_once(world, monkeypatch, capfd):
+    monkeypatch.setattr(world, "_announced", False)
+    world.announce()
+    world.announce()
+    assert re.fullmatch(r"1 process on cpu \w+, threads in each: \d+\n", capfd.readouterr().err)
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision 'fp8' is not supported"):
         World("fp8")
