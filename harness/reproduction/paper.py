@@ -12,7 +12,7 @@ from harness.reproduction.figure import Curve
 _NETWORKS = {"ResNet50": "resnet50", "MobileNetV2": "mobilenet_v2", "MLP-Mixer": "mlp_mixer"}
 _TABLES = ("table1", "table2")
 _GEM_MINER = {0.0372: 83.4, 0.0144: 77.89, 0.0059: 66.15}
-"""Density, with the classifier → test accuracy of ResNet-20 on CIFAR-10."""
+"""Density, with the classifier (1.4 % is 1.44 in its authors' configurations) → % of ResNet-20 on CIFAR-10."""
 
 
 @dataclass(frozen=True)
