@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from copy import copy
 from dataclasses import asdict, dataclass, replace
@@ -242,6 +242,8 @@ class Experiment:
         for name in frozen:
             params[name].requires_grad_(False)
 
+        flipped = _FlippedSigns(params, signs, start.mask) if self.world.is_main and scoring is None else None
+
         def on_epoch(report: EpochReport) -> None:
             step = draft.epochs_before + report.epoch - begin[0] + 1
             draft.log("train_loss", report.train_loss, step)
@@ -250,8 +252,8 @@ class Experiment:
             draft.log("images_per_second", report.images_per_second, step)
             if method.sees_alpha:
                 draft.log("alpha_mean", report.alpha_mean, step)
-            if self.world.is_main and scoring is None:
-                draft.log("flipped_signs", _flipped(params, signs, start.mask), step)
+            if flipped is not None:
+                draft.log("flipped_signs", flipped.share(), step)
             draft.add(sampler.take())
 
         sampler = LoadSampler(draft.started_ms / 1000)
@@ -372,11 +374,28 @@ class Experiment:
         return {"search": to_json(self.config), "data": data} | how | more
 
 
-def _flipped(params: dict[str, torch.nn.Parameter], signs: dict[str, torch.Tensor], mask: Mask) -> float:
-    """Share of the kept weights whose sign differs from the start's."""
-    with torch.no_grad():
-        differ = [((params[name].sign().cpu() != sign) & mask.tensors[name]).sum() for name, sign in signs.items()]
-    return float(torch.stack(differ).sum()) / max(mask.num_remaining, 1)
+class _FlippedSigns:
+    """Counts, where the weights lie, which kept ones have another sign than at the start: one number is fetched."""
+
+    def __init__(self, params: Mapping[str, torch.nn.Parameter], signs: Mapping[str, torch.Tensor], mask: Mask) -> None:
+        self._weights: list[torch.Tensor] = [params[name] for name in signs]
+        # laid out like the weights: a comparison over mismatched strides takes twice the time
+        self._signs = [_like(w, signs[name], torch.int8) for name, w in zip(signs, self._weights, strict=True)]
+        self._kept = [_like(w, mask.tensors[name], torch.bool) for name, w in zip(signs, self._weights, strict=True)]
+        self._num_kept = max(mask.num_remaining, 1)
+
+    @torch.no_grad()
+    def share(self) -> float:
+        """Return the share of the kept weights, 0..1."""
+        differ = [
+            ((weight.sign() != sign) & kept).sum()
+            for weight, sign, kept in zip(self._weights, self._signs, self._kept, strict=True)
+        ]
+        return float(torch.stack(differ).sum()) / self._num_kept
+
+
+def _like(weight: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty_like(weight, dtype=dtype, requires_grad=False).copy_(values)
 
 
 def _loader_threads(num_workers: int, local_size: int) -> int:

@@ -79,7 +79,8 @@ class ResidentSplit:
 @cache
 def _tables(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     low, weight = enlargement(size)
-    return torch.as_tensor(low, device=device), torch.as_tensor(weight, device=device)
+    with torch.inference_mode(False):  # kept for trainings, also if an evaluation asks first
+        return torch.as_tensor(low, device=device), torch.as_tensor(weight, device=device)
 
 
 def memory_loaders(
@@ -102,6 +103,12 @@ def memory_loaders(
         return MemoryEvalLoader(split, eval_share(len(split.labels_N), rank, world_size), batch_size)
 
     return train, test
+
+
+def _on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
+    tensor = torch.as_tensor(values)
+    # from page-locked memory: from any other the copy waits until the device has done all it was asked before
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 @dataclass(frozen=True)
@@ -127,7 +134,7 @@ class MemoryTrainLoader:
     ) -> Iterator[Batch]:
         """Yield this rank's batches; see TrainLoader."""
         indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps)
-        on_device = partial(torch.as_tensor, device=self.split.labels_N.device)
+        on_device = partial(_on_device, device=self.split.labels_N.device)
         # One draw and one copy to the device for the whole epoch.
         draws = self._draws(noise.key("augment", epoch), indices_SN) if augment else ()
         return self._batches(on_device(indices_SN), tuple(on_device(values) for values in draws))

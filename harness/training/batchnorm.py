@@ -48,11 +48,15 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], convention
     if not layers:
         return 0
     num_batches = 0
-    with _only_batchnorm_training(model, layers, None if convention == "cumulative" else _EMA_MOMENTUM):
+    with _only_batchnorm_training(model, layers):
         for images_NCHW in batches:
             if num_batches == 0 and convention == "cumulative":  # not earlier: no batches must not destroy statistics
                 for layer in layers:
                     layer.reset_running_stats()
+            # torch's own cumulative mean (momentum=None) reads each layer's counter, and so waits for the device
+            momentum = 1.0 / (num_batches + 1) if convention == "cumulative" else _EMA_MOMENTUM
+            for layer in layers:
+                layer.momentum = momentum
             model(images_NCHW)
             num_batches += 1
     if num_batches == 0:
@@ -61,14 +65,13 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], convention
 
 
 @contextmanager
-def _only_batchnorm_training(model: nn.Module, layers: list[_BatchNorm], momentum: float | None) -> Iterator[None]:
+def _only_batchnorm_training(model: nn.Module, layers: list[_BatchNorm]) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
     momenta = [(layer, layer.momentum) for layer in layers]
     try:
         model.eval()
         for layer in layers:
             layer.training = True  # the flag of this layer alone: train() would reach into its children
-            layer.momentum = momentum
         with torch.no_grad():
             yield
     finally:
