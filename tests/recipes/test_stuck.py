@@ -9,8 +9,8 @@ from pathlib import Path
 from launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe
 
 RECIPE = str(REPOSITORY / "recipes" / "aws_digits.py")
-SEARCH = [*TINY, *LIGHT, "--offline", "--num-levels", "1", "--stuck-after", "0.05"]
-SAVING = ["--checkpoint-every", "3", "--checkpoint-unit", "steps"]
+SEARCH = [*TINY, *LIGHT, "--offline", "--num-levels", "1"]
+WATCHED = ["--checkpoint-every", "3", "--checkpoint-unit", "steps", "--stuck-after", "0.05"]
 HANGING = """
 import os, runpy, sys, time
 from pathlib import Path
@@ -32,16 +32,16 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def digests(where: Path) -> dict[str, list[str]]:
-    """SHA-256 of checkpoint and signed mask of each finished level."""
+    """SHA-256 of checkpoint and signed mask of each finished level, by its key, in which the limit is not."""
     files = ("checkpoint.safetensors", "signed_mask.safetensors")
-    return {name: [record["files"][file] for file in files] for name, record in nodes(where, "level").items()}
+    return {record["key"]: [record["files"][file] for file in files] for record in nodes(where, "level").values()}
 
 
 def test_a_process_that_stops_reading_ends_the_launch_and_the_same_command_continues(prepared, tmp_path):
     undisturbed, where = (elsewhere(prepared, tmp_path / name) for name in ("undisturbed", "hung"))
     recipe(undisturbed, "aws_digits.py", *SEARCH, processes=2)
     (hanging := tmp_path / "hanging.py").write_text(HANGING)
-    said = recipe(where, str(hanging), RECIPE, *SEARCH, *SAVING, processes=2, ok=False)
+    said = recipe(where, str(hanging), RECIPE, *SEARCH, *WATCHED, processes=2, ok=False)
     seconds = time.time() - (where / "hung").stat().st_mtime
     lines = [line for line in said.splitlines() if line.startswith("no progress for 0.05 min: process 0 on ")]
     assert len(lines) == 2 and lines[0] == lines[1], said
@@ -53,5 +53,5 @@ def test_a_process_that_stops_reading_ends_the_launch_and_the_same_command_conti
     assert 3 < seconds < 15
     assert json.loads((where / "runs" / "status.json").read_text())["status"] == "running"  # is to be started again
     assert list((where / "runs").glob(".making-level-*/state-*"))
-    recipe(where, "aws_digits.py", *SEARCH, *SAVING, processes=2)
+    recipe(where, "aws_digits.py", *SEARCH, *WATCHED, processes=2)
     assert digests(where) == digests(undisturbed) != {}
