@@ -138,7 +138,9 @@ def test_gradients_wait_in_a_group_of_their_own(tmp_path):
                 used.append((group is None or group is dist.group.WORLD, tensor.device.type))
                 return kept(tensor, *args, group=group, **options)
             setattr(dist, name, spy)
-        world.sum(torch.ones(3)), world.min(torch.ones(3)), world.any(False), world.share_flag(True)
+        mine = torch.ones(3)
+        assert world.sum(mine).tolist() == [2.0] * 3 and mine.tolist() == [1.0] * 3
+        world.min(mine), world.any(False), world.share_flag(True)
         world.share({"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.tensor(3), "c": torch.ones(2) > 0})
         world.require_equal("this", "ab"), world.on_main(int), world.on_all(int)
         assert len(used) > 8 and set(used) == {(False, "cpu")}, used
