@@ -369,7 +369,7 @@ class Experiment:
             "threads": torch.get_num_threads(),
         }
         data = {"num_train": self.source.num_train, "num_test": self.source.num_test}
-        how = {"launch": launch, "hardware": hardware(), "command": redact(launch_command())}
+        how = {"launch": launch, "hardware": hardware(self.world.device), "command": redact(launch_command())}
         how["argv"] = [redact(word) for word in sys.argv]  # a record is given away, passwords are not
         return {"search": to_json(self.config), "data": data} | how | more
 

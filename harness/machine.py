@@ -10,11 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
+
+if TYPE_CHECKING:
+    import torch
 
 _MIB, _GIB = 2**20, 2**30
 LEAST_SECONDS = 1.0
@@ -48,8 +52,11 @@ def cpu_name() -> str:
     return next(found, platform.processor() or platform.machine())
 
 
-def hardware() -> dict[str, Any]:
-    """Return processor, cores this process may use, memory in GiB and the names of the GPUs it sees."""
+def hardware(device: torch.device | None = None) -> dict[str, Any]:
+    """Return processor, cores this process may use, memory in GiB and the names of the GPUs it sees.
+
+    If the launch computes on a CUDA `device`, its `cuda_facts` come with them, as `cuda`.
+    """
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -59,7 +66,55 @@ def hardware() -> dict[str, Any]:
         "cores": cores,
         "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
         "gpus": gpus,
+    } | ({"cuda": cuda_facts()} if device is not None and device.type == "cuda" else {})
+
+
+def cuda_facts() -> dict[str, Any]:
+    """Return what may change bits on CUDA and is in no key: libraries, driver, TF32, the choices of cuDNN.
+
+    A fact that cannot be found out is None. No question initialises CUDA.
+    """
+    import torch
+
+    cuda, cudnn = torch.backends.cuda, cast(Any, torch.backends.cudnn)
+    questions: dict[str, Callable[[], Any]] = {
+        "num_devices": torch.cuda.device_count,
+        "cuda": lambda: torch.version.cuda,
+        "cudnn": cudnn.version,
+        "nccl": lambda: ".".join(map(str, torch.cuda.nccl.version())),
+        "driver": _driver_version,
+        "matmul_allow_tf32": lambda: cuda.matmul.allow_tf32,
+        "matmul_fp32_precision": lambda: cuda.matmul.fp32_precision,
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "cudnn_allow_tf32": lambda: cudnn.allow_tf32,
+        "cudnn_conv_fp32_precision": lambda: cudnn.conv.fp32_precision,
+        "cudnn_benchmark": lambda: cudnn.benchmark,
+        "cudnn_deterministic": lambda: cudnn.deterministic,
     }
+    return {name: _answer(ask) for name, ask in questions.items()}
+
+
+def _answer(ask: Callable[[], Any]) -> Any:
+    """Return the answer, or None where there is none."""
+    try:
+        return ask()
+    except (AttributeError, RuntimeError):
+        # an older torch, or a build without NCCL; and torch refuses TF32's old name where its new one was used
+        return None
+
+
+@functools.cache
+def _driver_version() -> str | None:
+    """Return the version of NVIDIA's driver: its library's word, else the kernel's, else None."""
+    with suppress(Exception):  # no package, no library, no permission
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        return version.decode() if isinstance(version, bytes) else str(version)
+    with suppress(OSError):
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    return None
 
 
 Sample = tuple[str, float, int]

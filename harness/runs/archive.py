@@ -24,7 +24,7 @@ from harness.models import ParamPartition
 from harness.progress import say
 from harness.runs.courier import Courier
 from harness.runs.keeper import Circumstances, RunKeeper, Saving
-from harness.runs.node import Draft, Node, now_ms, texts
+from harness.runs.node import Draft, Node, circumstances, now_ms
 from harness.runs.unfinished import Unfinished
 from harness.training.stop import StoppedError
 from harness.training.world import World
@@ -113,7 +113,7 @@ class Archive:
                 f"fetched from MLflow at {server} into {local}" if draft.key in self._fetched else f"taken from {local}"
             )
             say(f"{node.record.name!r} is finished: {source}")
-            then = node.record.code | texts(node.record.config.get("launch", {}))
+            then = circumstances(node.record.code, node.record.config)
             self.circumstances.compare(f"{node.record.name!r} is reused, though it was made", then, draft.circumstances)
         return node
 

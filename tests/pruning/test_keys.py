@@ -6,6 +6,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from harness.config import Schedule
 from harness.digest import sha256_json
@@ -13,7 +14,9 @@ from harness.experiment import Experiment
 from harness.final import Trial, final_training
 from harness.initialisation import Initialisation
 from harness.lineage.local import DETERMINANTS
+from harness.machine import cuda_facts
 from harness.search import _steps, level_determinants, root_key, search
+from harness.training.world import World
 from recipes.aws_digits import config as digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
@@ -61,3 +64,11 @@ def test_a_schedule_says_only_what_is_unusual() -> None:
     other = Schedule(60, "step", (20, 40))
     assert other.determinants()["lr_milestones_epochs"] == [20, 40]
     assert [other.lr_factor(epoch) for epoch in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cuda" not in experiment.base_config()["hardware"]
+    monkeypatch.setattr(experiment.world, "device", torch.device("cuda"))
+    monkeypatch.setattr(World, "device_name", "a GPU")
+    facts = experiment.base_config()["hardware"]["cuda"]
+    assert facts["cudnn"] == torch.backends.cudnn.version() and facts.keys() == cuda_facts().keys()
