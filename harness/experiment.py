@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.config import NETWORKS_OWN, OptimConfig, Schedule, SearchConfig, known, to_json
-from harness.data import DATASETS, open_data
+from harness.data import DATASETS, open_data, verify_data
 from harness.digest import sha256_json, sha256_tensors
 from harness.escape import redact
 from harness.initialisation import Initialisation, find_initialisation
@@ -75,7 +75,9 @@ class Experiment:
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
         self._initialisations: dict[str, Initialisation] = {}
-        self.source = world.on_all(lambda: open_data(config.data.name, config.data.directory, config.data.loader))
+        files = config.data.name, config.data.directory, config.data.loader
+        vouched = world.first_on_node(lambda: verify_data(*files))  # 150 GB are hashed once a node
+        self.source = world.on_all(lambda: open_data(*files, vouched=vouched))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
         self.train_feed, self.test_feed = world.on_all(self._feeds)

@@ -78,8 +78,9 @@ def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: 
     monkeypatch.setattr(Path, "read_text", lambda path: "560.2\n" if path == kernel else read(path))
     monkeypatch.setattr(pynvml, "nvmlInit", refuse)
     assert find() == "560.2"
-    monkeypatch.setattr(pynvml, "nvmlInit", lambda: None)
-    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "570.1")
+    begun: list[bool] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: begun.append(True))
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "570.1" if begun else refuse())
     assert find() == "570.1"
 
 

@@ -253,6 +253,20 @@ class World:
             raise OtherRankFailedError(f"process {first} of {self.size} failed; see its message")
         return cast(Result, result)
 
+    def first_on_node(self, work: Callable[[], str]) -> str:
+        """Run `work` on each node's first process while its others wait; return its SHA-256 on all of the node.
+
+        `work` returns a SHA-256 in hex. If it raises on any process, every process raises.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        word = self.on_all(lambda: "" if local_rank else work())
+        if self.size == 1:
+            return word
+        # row r is the word of process r, zeros where it is not its node's first; a launcher numbers a node's in a row
+        words = torch.zeros(self.size, 32, dtype=torch.int32)
+        words[self.rank, : len(word) // 2] = torch.tensor(list(bytes.fromhex(word)), dtype=torch.int32)
+        return bytes(self.sum(words.to(self.device))[self.rank - local_rank].tolist()).hex()
+
     def close(self) -> None:
         """Leave the process group: one left open at exit can abort the other node."""
         error = sys.exc_info()[1]
