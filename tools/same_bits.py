@@ -129,6 +129,12 @@ def export(rev: str, tree: Path) -> str:
     return commit
 
 
+def snapshot(tree: Path) -> None:
+    """Copy the code of the working tree to `tree`, so that it can be edited meanwhile; untracked files count."""
+    for name in ("harness", "recipes", "tools"):
+        shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 def environment(tree: Path) -> dict[str, str]:
     """Return the environment in which `tree` is the harness: one CPU process, one thread."""
     own = {name: value for name, value in os.environ.items() if not any(fnmatch(name, each) for each in FOREIGN)}
@@ -184,24 +190,25 @@ class Maker:
             raise NoAnswerError(f"{shlex.join(command)}\nended with {done.returncode} in {self.where}:\n{said}")
 
 
-def prepare_data(where: Path) -> None:
-    """Prepare the digits once, with the tools of the working tree."""
-    command = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "digits", "--out", "data"]
-    done = subprocess.run(command, cwd=where, env=environment(ROOT), capture_output=True, text=True)
+def prepare_data(tree: Path, where: Path) -> None:
+    """Prepare the digits once, with the tools of `tree`."""
+    command = [sys.executable, str(tree / "tools" / "prepare_data.py"), "digits", "--out", "data"]
+    done = subprocess.run(command, cwd=where, env=environment(tree), capture_output=True, text=True)
     if done.returncode:
         raise NoAnswerError(f"the data could not be prepared: {done.stderr.strip()[-2000:]}")
 
 
 def make_stores(rev: str, place: Path) -> tuple[Path, Path]:
     """Make the store of `rev` and that of the working tree, side by side; return both directories."""
-    commit = export(rev, place / "tree")
-    prepare_data(place)
-    makers = [Maker(place / "tree", place / "before"), Maker(ROOT, place / "after")]
+    commit = export(rev, place / "code-before")
+    snapshot(place / "code-after")
+    prepare_data(place / "code-after", place)
+    makers = [Maker(place / f"code-{side}", place / side) for side in ("before", "after")]
     for maker in makers:
         maker.where.mkdir()
         (maker.where / "data").symlink_to(place / "data")
     print(f"before: {rev} ({commit[:12]}), harness imported from {makers[0].tree}")
-    print(f"after:  the working tree, harness imported from {makers[1].tree}", flush=True)
+    print(f"after:  the working tree as it is now, harness imported from {makers[1].tree}", flush=True)
     total = len(list(launches())) * len(makers)
     with tqdm(total=total, unit="launch", leave=False) as bar, ThreadPoolExecutor(len(makers)) as pool:
         for done in [pool.submit(maker.make, bar) for maker in makers]:
