@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -115,7 +116,18 @@ def _on_another_host(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(manifest_module.socket, "gethostname", lambda: "another")
 
 
-@pytest.mark.parametrize("change", [_touched, _replaced, _on_another_host])
+def _on_another_device(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.stat
+
+    def stat(path: Path, **how: bool) -> SimpleNamespace:
+        found = real(path, **how)
+        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**values | {"st_dev": found.st_dev + 1})
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+@pytest.mark.parametrize("change", [_touched, _replaced, _on_another_host, _on_another_device])
 def test_the_word_is_of_the_very_files_that_were_verified(
     directory: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, change
 ) -> None:
