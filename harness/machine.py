@@ -70,9 +70,10 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def cuda_facts() -> dict[str, Any]:
-    """Return what may change bits on CUDA and is in no key: libraries, driver, TF32, the choices of cuDNN.
+    """Return facts that may change bits on CUDA and are in no key.
 
-    A fact that cannot be found out is None. No question initialises CUDA.
+    They are the versions of libraries and driver, the state of TF32, and the choices of cuDNN. An unknown fact is None.
+    No question initialises CUDA.
     """
     import torch
 

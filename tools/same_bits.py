@@ -1,4 +1,4 @@
-"""Prove that a change moved no number: run the same small launches with two versions of the code, compare the results.
+"""Prove that a change moved no number: two versions of the code, the same small launches, every result compared.
 
     python tools/same_bits.py                      the working tree against the last commit
     python tools/same_bits.py --rev bb5d02b        … against any commit, tag or branch

@@ -73,7 +73,7 @@ class DataSource:
 def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "") -> DataSource:
     """Open the prepared data set `name` under `directory`.
 
-    Files are hashed once, and not at all where `vouched` is what `verify_data` returned in another process of this
+    Files are hashed once. They are not hashed where `vouched` is the word of `verify_data` in a process of this
     machine. Raises FileNotFoundError with the command that prepares it, ValueError for an unknown name or loader, a
     data set too large for the in-memory loader, and a file that is not the one its manifest describes.
     """
@@ -92,9 +92,9 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
 
 
 def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
-    """Hash the files that `open_data` would read, unless that was done; return the word that vouches for them.
+    """Hash the files of a data set, once; return the word that vouches for them.
 
-    Raises the errors of `open_data`.
+    `open_data` takes this word as `vouched`. Raises the errors of `open_data`.
     """
     _, _, files = _prepared(name, directory, loader)
     return check_files(files)

@@ -83,10 +83,10 @@ def check_file(path: Path, record: FileRecord) -> None:
 
 
 def check_files(files: Mapping[Path, FileRecord], vouched: str = "") -> str:
-    """Check each file as `check_file` does; return a word (SHA-256) that vouches for them as they are now.
+    """Check each file as `check_file` does; return a word that vouches for them.
 
-    Where `vouched` is that word, from another process of this machine, nothing is hashed: it has verified these very
-    files (host, device, inode, size, modification time) against these very digests.
+    The word is a SHA-256 over host, device, inode, size, modification time and expected digest of each file. If
+    `vouched` is the same word, a process of this machine has verified these very files, and none is hashed again.
     """
     for path, record in files.items():
         _check_size(path, record)

@@ -95,6 +95,6 @@ def now_ms() -> int:
 
 
 def circumstances(code: dict[str, str], config: dict[str, Any]) -> dict[str, str]:
-    """Return as text what a run's record knows of its circumstances; None stands for what could not be found out."""
+    """Return the circumstances that a record knows, as text; an unknown one is None there and left out here."""
     known = config.get("launch", {}) | config.get("hardware", {}).get("cuda", {})
     return code | {name: str(value) for name, value in known.items() if value is not None}

@@ -254,15 +254,16 @@ class World:
         return cast(Result, result)
 
     def first_on_node(self, work: Callable[[], str]) -> str:
-        """Run `work` on each node's first process while its others wait; return its SHA-256 on all of the node.
+        """Run `work` on each node's first process; return its SHA-256 on all of the node.
 
-        `work` returns a SHA-256 in hex. If it raises on any process, every process raises.
+        `work` returns a SHA-256 in hex. The others wait. If it raises on any process, every process raises.
         """
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         word = self.on_all(lambda: "" if local_rank else work())
         if self.size == 1:
             return word
-        # row r is the word of process r, zeros where it is not its node's first; a launcher numbers a node's in a row
+        # Row r is the word of process r, zeros unless it is its node's first. Launchers number a node's ranks in a row;
+        # under one that does not, the row read here vouches for other files, and the caller hashes its own.
         words = torch.zeros(self.size, 32, dtype=torch.int32)
         words[self.rank, : len(word) // 2] = torch.tensor(list(bytes.fromhex(word)), dtype=torch.int32)
         return bytes(self.sum(words.to(self.device))[self.rank - local_rank].tolist()).hex()
