@@ -170,7 +170,16 @@ class Experiment:
             "accumulation_steps": config.accumulation_steps,
             "sync_batchnorm": config.sync_batchnorm and self.world.size > 1,
             "world_size": self.world.size,
+            **self._order_of_sums,
         }
+
+    @property
+    def _order_of_sums(self) -> dict[str, str]:
+        """How gradients are put into buckets, where that changes bits: a + b = b + a, but three can be added two ways.
+
+        Runs of three or more processes without it were made when each training kept the buckets DDP begins with.
+        """
+        return {"gradient_buckets": "by first backward"} if self.world.size > 2 else {}
 
     def fresh_model(self) -> torch.nn.Module:
         """Build the network; its values are whatever torch's generator gives."""

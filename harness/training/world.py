@@ -148,7 +148,11 @@ class World:
         self.accelerator.free_memory()
         if self._fresh_scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
-        return self.accelerator.prepare(model, optimizer)
+        wrapped, prepared = self.accelerator.prepare(model, optimizer)
+        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            # rank 0's buffers alone are ever used; an attribute, since the argument's name depends on torch's version
+            wrapped.broadcast_buffers = False
+        return wrapped, prepared
 
     def scaler_state(self) -> dict[str, Any]:
         """Return fp16's loss scale and its counters; empty without."""
@@ -283,10 +287,8 @@ def _accelerator(precision: str, device: torch.device) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # DDP sorts its gradient buckets anew after the first step, and so changes the order of sums: a resumed training
-    # would differ from one that ran through. With this it keeps the order it began with.
-    fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[fixed_buckets])
+    lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[lean])
 
 
 def _check_precision(precision: str) -> None:
