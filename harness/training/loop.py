@@ -215,7 +215,8 @@ class _Step:
         self._rehearsed = True
         buffers = list(self.model.buffers())
         saved = [buffer.clone() for buffer in buffers]
-        self._micro_batch(*(batch.tensor_split(self.accumulation_steps)[0] for batch in (images_NCHW, labels_N)), 1.0)
+        images, labels = (batch.tensor_split(self.accumulation_steps)[0] for batch in (images_NCHW, labels_N))
+        self._micro_batch(images, labels, 1.0)
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
