@@ -24,7 +24,8 @@ from typing import Any
 import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path[0] = str(ROOT)  # instead of this folder, whose names are no modules of their own
+if __name__ == "__main__":
+    sys.path[0] = str(ROOT)  # instead of this folder, whose files are modules of tools.benchmarks
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from tools.benchmarks.device.asking import GRACE_SECONDS, WorkerProcess  # noqa: E402
@@ -32,6 +33,8 @@ from tools.benchmarks.device.parts import NAMES, PARTS, Name, Outcome, Part, jud
 from tools.benchmarks.device.searches import run_searches  # noqa: E402
 from tools.benchmarks.device.suite import run_tests  # noqa: E402
 
+START_SHARE = 0.4
+"""Of the budget, at most, until the process of the parts has said on what it runs."""
 ENDING_SECONDS = 1.0
 """Of the budget, for Python's own beginning and end."""
 
@@ -75,7 +78,7 @@ class Sitting:
         """Start the process of the parts, which finds out on what it runs; without it the tests still run."""
         started = time.monotonic()
         try:
-            first = self.worker.start(self.left)
+            first = self.worker.start(START_SHARE * self.arguments.seconds)
             self.about, self.on_gpu = first["about"], first["device"] == "cuda"
         except OSError as error:
             self.about = {"hardware": f"unknown: {error}"}

@@ -106,8 +106,9 @@ class WorkerProcess:
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[dict[str, Any] | None]) -> None:
     assert process.stdout is not None
-    for line in process.stdout:
-        lines.put(json.loads(line))
+    with suppress(json.JSONDecodeError):  # half a line, of a process that was killed
+        for line in process.stdout:
+            lines.put(json.loads(line))
     lines.put(None)
 
 
@@ -120,4 +121,5 @@ def kill(process: subprocess.Popen[Any]) -> None:
     """End a process that leads a group of its own, and that group."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with suppress(subprocess.TimeoutExpired):  # one that waits for a lost device cannot end
+        process.wait(5)

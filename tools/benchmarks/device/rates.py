@@ -38,7 +38,7 @@ DDP: dict[str, dict[str, Any] | None] = {
 def large(world: World, batch_size: int) -> Case:
     """Return ResNet-50 on ImageNet's images; on a CPU something that runs in no time."""
     if world.device.type == "cpu":
-        return Case("resnet8", batch_size=2 + (batch_size == 256), image_size=16, num_classes=10, steps=1, rounds=2)
+        return Case("resnet8", batch_size=2 + (batch_size == 256), image_size=16, num_classes=10, steps=1, rounds=1)
     steps = 10 if batch_size >= 128 else 20
     return Case("resnet50", batch_size=batch_size, image_size=224, num_classes=1000, steps=steps, rounds=3)
 
