@@ -23,7 +23,7 @@ from tools.benchmarks.device.asking import WorkerProcess
 from tools.benchmarks.device.correctness import Watch
 from tools.benchmarks.device.parts import GOALS, NAMES, PARTS, Finding, Goal, Name, Outcome, judged
 from tools.benchmarks.device.suite import run_tests
-from tools.benchmarks.sitting import Arguments, Sitting, goals_table
+from tools.benchmarks.sitting import Arguments, Sitting, goals_table, parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the sizes that are measured")
@@ -256,6 +256,17 @@ def test_searches_are_stopped_in_time_and_go_on_later(tmp_path, monkeypatch):
     assert outcome.values["levels"] == 4 and "seed 2 L01" in outcome.findings[0].text
 
 
-def test_searches_without_their_data_say_how_to_get_them(tmp_path):
+def test_options_are_read():
+    assert parse([]) == Arguments()
+    words = ["--seconds", "60", "--only", "waits", "ddp", "--json", "a.json", "--runs", "b"]
+    assert parse(words) == Arguments(60, ("waits", "ddp"), Path("a.json"), runs=Path("b"))
+    with pytest.raises(SystemExit):
+        parse(["--only", "wait"])
+
+
+def test_searches_without_their_data_say_how_to_get_them(tmp_path, monkeypatch):
     outcome = searches.run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
     assert outcome.status == "not run" and "python tools/prepare_data.py fashion_mnist --out" in outcome.detail
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tyro" else name)
+    outcome = searches.run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
+    assert (outcome.status, outcome.detail) == ("not run", "needs tyro")

@@ -3,12 +3,13 @@
 python tools/benchmarks/sitting.py --seconds 270 --json sitting.json
 
 A part that is not done when its share of the time is over is stopped or killed, and keeps what it measured until then.
-Needs PyTorch, NumPy, safetensors, tqdm, pytest and tyro; what else is missing costs its own row. Without a GPU every
-part runs at a tiny size: that tries the code, not the speed.
+Needs PyTorch, NumPy and safetensors. Another package that is missing costs only its own rows. Without a GPU every part
+runs at a tiny size: that tries the code, not the speed.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shlex
@@ -20,8 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-
-import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 if __name__ == "__main__":
@@ -44,17 +43,25 @@ class Arguments:
     """How long, which parts, and where results go."""
 
     seconds: float = 270
-    """By the clock, start included; no part begins later, and the command ends then."""
     only: tuple[Name, ...] = NAMES
-    """These parts instead of all, in their usual order."""
     json: Path | None = None
-    """Write all that was measured here, anew after each part."""
     data: Path = Path("data")
-    """Where tools/prepare_data.py put Fashion-MNIST."""
     runs: Path = Path("runs/sitting")
-    """Where the searches keep their levels; a later sitting goes on with them."""
     logs: Path | None = None
-    """Keep what tests, parts and searches print in this folder."""
+
+
+def parse(words: Sequence[str]) -> Arguments:
+    """Read the command line; by argparse, since a GPU machine may lack tyro."""
+    own = Arguments()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=own.seconds, help="budget, start included; 270 if not given")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=own.only, help="these parts, in their usual order")
+    parser.add_argument("--json", type=Path, help="write all that was measured here, anew after each part")
+    parser.add_argument("--data", type=Path, default=own.data, help="where tools/prepare_data.py put Fashion-MNIST")
+    parser.add_argument("--runs", type=Path, default=own.runs, help="folder of the searches; a later sitting goes on")
+    parser.add_argument("--logs", type=Path, help="keep the output of tests, parts and searches in this folder")
+    given = vars(parser.parse_args(words))
+    return Arguments(**given | {"only": tuple(given["only"])})
 
 
 @dataclass
@@ -165,6 +172,6 @@ def main(arguments: Arguments) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+        sys.exit(main(parse(sys.argv[1:])))
     except KeyboardInterrupt:
         sys.exit("interrupted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -25,6 +26,9 @@ ON_CPU = ("recipes/aws_digits.py", "--num-levels", "1", "--warmup-epochs", "1", 
 def run_searches(directory: Path, runs: Path, data: Path, seconds: float, on_gpu: bool) -> Outcome:
     """Search with two seeds of u at once for at most `seconds`; finished levels lie in `runs`."""
     started = time.monotonic()
+    missing = [name for name in ("tyro", "tqdm") if importlib.util.find_spec(name) is None]
+    if missing:
+        return Outcome("searches", "not run", f"needs {', '.join(missing)}")
     name = "fashion_mnist" if on_gpu else "digits"
     if not (data / name / "train.safetensors").is_file():
         return Outcome("searches", "not run", f"needs {data / name}: python tools/prepare_data.py {name} --out {data}")
