@@ -45,7 +45,8 @@ BN_IMAGES = 10_000
 TEST_BATCH_SIZE = 500
 SCORES = "scores.safetensors"
 """What Gem-Miner trained; lies with the network that the scores make."""
-_SHARED = {"data", "model", "global_batch_size", "precision", "accumulation_steps", "sync_batchnorm", "deterministic"}
+_SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
+_SHARED |= {"sync_batchnorm", "deterministic"}
 
 
 @dataclass
@@ -71,7 +72,11 @@ class Experiment:
         known("data set", config.data.name, list(DATASETS))
         known("model", config.model.name, list(MODELS))
         known("method", config.method, list(METHODS))
+        if config.precision == "auto":
+            config = replace(config, precision=world.precision)  # keys and records hold what it became
         self.world, self.store, self.config = world, store, config
+        if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
+            torch.set_float32_matmul_precision(config.float32_matmul_precision)
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
         self._initialisations: dict[str, Initialisation] = {}
@@ -158,7 +163,7 @@ class Experiment:
     @property
     def determinants(self) -> dict[str, Any]:
         """What determines the bits of every run of this launch, seeds and method aside."""
-        config = self.config
+        config, matmul = self.config, self.config.float32_matmul_precision
         return {
             "format": 2,
             "data": self.source.content_digest,
@@ -172,7 +177,17 @@ class Experiment:
             "accumulation_steps": config.accumulation_steps,
             "sync_batchnorm": config.sync_batchnorm and self.world.size > 1,
             "world_size": self.world.size,
+            **self._order_of_sums,
+            **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
         }
+
+    @property
+    def _order_of_sums(self) -> dict[str, str]:
+        """How gradients are put into buckets, where that changes bits: a + b = b + a, but three can be added two ways.
+
+        Runs of three or more processes without it were made when each training kept the buckets DDP begins with.
+        """
+        return {"gradient_buckets": "by first backward"} if self.world.size > 2 else {}
 
     def fresh_model(self) -> torch.nn.Module:
         """Build the network; its values are whatever torch's generator gives."""

@@ -15,7 +15,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
-import psutil
+try:
+    import psutil
+except ModuleNotFoundError:  # a machine with PyTorch and little else
+    psutil = None
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +30,26 @@ SHARE_OF_ELAPSED = 1 / 60
 """…and later this share of the time since the beginning, so that five days give some 600 samples, not 400,000."""
 
 
+def process_exists(pid: int) -> bool:
+    """Say whether this machine has a process of this number."""
+    if psutil is not None:
+        return bool(psutil.pid_exists(pid))
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def launch_command() -> str:
     """Return the command that started this process, ready to paste: with `accelerate launch` if that is its parent."""
     script = [sys.argv[0], *sys.argv[1:]]
+    if psutil is None:
+        return shlex.join(["python", *script])
     try:
         above = psutil.Process().parent()
         words = above.cmdline() if above else []
@@ -64,7 +84,7 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": cores,
-        "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
+        "memory_gib": round(_memory_bytes() / _GIB, 1),
         "gpus": gpus,
     } | ({"cuda": cuda_facts()} if device is not None and device.type == "cuda" else {})
 
@@ -118,6 +138,10 @@ def _driver_version() -> str | None:
     return None
 
 
+def _memory_bytes() -> int:
+    return psutil.virtual_memory().total if psutil else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 Sample = tuple[str, float, int]
 """Name, value, time in ms since 1970."""
 
@@ -137,7 +161,7 @@ class LoadSampler:
         self._thread = threading.Thread(target=self._work, name="load-sampler", daemon=True)
 
     def __enter__(self) -> LoadSampler:
-        psutil.cpu_percent()  # each reading is the mean since the one before
+        _load()  # each reading of the processors is the mean since the one before
         self._gpus = _gpu_readers()
         self._thread.start()
         return self
@@ -163,6 +187,8 @@ class LoadSampler:
 
 
 def _load() -> dict[str, float]:
+    if psutil is None:
+        return {}
     memory = psutil.virtual_memory()
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),

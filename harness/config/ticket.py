@@ -52,7 +52,7 @@ class TicketConfig:
     loader: Literal["ffcv", "memory"] | None = None
     """Instead of the loader recorded with the ticket's search."""
     precision: Precision | None = None
-    """Instead of the mixed precision recorded with the ticket's search."""
+    """Instead of the mixed precision recorded with the ticket's search (auto: bf16 where the CUDA device has it)."""
     runs: Path = Path("runs")
     """Where finished runs are kept."""
     experiment: str = "signed-tickets"

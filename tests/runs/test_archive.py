@@ -83,7 +83,7 @@ CUDA_FACTS = [
     ("matmul_allow_tf32", torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=True), "False", "True"),
     ("float32_matmul_precision", torch, "get_float32_matmul_precision", lambda: "high", "highest", "high"),
     ("cudnn_allow_tf32", torch.backends.cudnn, "allow_tf32", False, "True", "False"),
-    ("cudnn_benchmark", torch.backends.cudnn, "benchmark", True, "False", "True"),
+    ("cudnn_benchmark", torch.backends.cudnn, "benchmark", False, "True", "False"),  # World turns it on
     ("cudnn_deterministic", torch.backends.cudnn, "deterministic", True, "False", "True"),
 ]
 
