@@ -231,7 +231,7 @@ def _dense_error(experiment: Experiment, text: str) -> float:
 @contextmanager
 def launched(config: SearchConfig) -> Iterator[Experiment]:
     """Open the experiment of one launch and leave the process group in order."""
-    with _processes(config.runs, config.precision, deterministic=config.deterministic) as world:
+    with _processes(config, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
         experiment = Experiment(world, store, config)
@@ -240,11 +240,13 @@ def launched(config: SearchConfig) -> Iterator[Experiment]:
 
 
 @contextmanager
-def _processes(runs: Path, precision: str | None, *, deterministic: bool = False) -> Iterator[World]:
+def _processes(
+    config: SearchConfig | TicketConfig, precision: str | None, *, deterministic: bool = False
+) -> Iterator[World]:
     """Join the other processes, remember to stop when asked to, and report how it ended."""
-    world = World(precision, deterministic=deterministic)
+    world = World(precision, deterministic=deterministic, stuck_after=config.stuck_after)
     try:
-        with world.stop.listening(), reported(runs, world) if world.is_main else nullcontext():
+        with world.stop.listening(), reported(config.runs, world) if world.is_main else nullcontext():
             yield world
     finally:
         world.close()
@@ -253,7 +255,7 @@ def _processes(runs: Path, precision: str | None, *, deterministic: bool = False
 @contextmanager
 def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -> Iterator[tuple[Experiment, Node]]:
     """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
-    with _processes(config.runs, precision=None) as world:
+    with _processes(config, precision=None) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
         key, settings = _ticket_settings(world, store, config, kinds)
@@ -334,6 +336,7 @@ def _ticket_settings(
         data=data,
         final=final,
         precision=config.precision or search.precision,
+        stuck_after=config.stuck_after,
         runs=config.runs,
         experiment=config.experiment,
         offline=config.offline,

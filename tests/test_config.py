@@ -1,10 +1,28 @@
 """Settings: defaults in one place, bad values refused, JSON gives back the same."""
 
+from dataclasses import replace
+
 import pytest
 
-from harness.config import ComparisonConfig, DataConfig, OptimConfig, Schedule, known, search_from_json, to_json
+from harness.config import (
+    ComparisonConfig,
+    DataConfig,
+    OptimConfig,
+    Schedule,
+    TicketConfig,
+    known,
+    search_from_json,
+    to_json,
+)
 from recipes.aws_digits import config as digits
 from recipes.aws_imagenet import config as imagenet
+
+
+@pytest.mark.parametrize("minutes", [-1, float("inf"), float("nan")])
+def test_a_limit_that_cannot_be_waited_for_is_refused(minutes):
+    for settings in (lambda: replace(digits(), stuck_after=minutes), lambda: TicketConfig("t", stuck_after=minutes)):
+        with pytest.raises(ValueError, match=f"stuck_after is {minutes}; it must be a finite number of minutes"):
+            settings()
 
 
 @pytest.mark.parametrize("config", [digits(), imagenet()])

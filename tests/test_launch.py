@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
+
+import harness.launch
+from harness.config import TicketConfig
+from recipes.aws_digits import config as digits
 
 SCRIPT = """
 from harness.launch import clear_errors
@@ -32,3 +37,17 @@ def test_a_reader_that_has_enough_is_no_error(flush: str):
 def test_another_pipe_that_breaks_is_an_error():
     said = start("raise BrokenPipeError(32, 'the server hung up')").communicate(timeout=60)[1]
     assert "error: [Errno 32] the server hung up\n" in said
+
+
+@pytest.mark.parametrize("config", [replace(digits(), stuck_after=3.5), TicketConfig("a ticket", stuck_after=3.5)])
+def test_the_limit_of_a_training_reaches_the_processes(monkeypatch, config):
+    class Reached(Exception):
+        pass
+
+    def world(*args: object, stuck_after: float = 0.0, **options: object) -> None:
+        raise Reached(stuck_after)
+
+    monkeypatch.setattr(harness.launch, "World", world)
+    launched = harness.launch.launched_ticket if isinstance(config, TicketConfig) else harness.launch.launched
+    with pytest.raises(Reached, match=r"3\.5"), launched(config):
+        pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from math import cos, pi
+from math import cos, inf, pi
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -27,6 +27,11 @@ def require(ok: bool, message: str) -> None:
     """Raise a ValueError with `message` unless `ok`."""
     if not ok:
         raise ValueError(message)
+
+
+def require_minutes(name: str, minutes: float) -> None:
+    """Raise a ValueError unless `minutes` can be waited for."""
+    require(0 <= minutes < inf, f"{name} is {minutes}; it must be a finite number of minutes, and not negative")
 
 
 @dataclass(frozen=True)

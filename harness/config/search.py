@@ -6,7 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config.parts import DataConfig, MatmulPrecision, ModelConfig, OptimConfig, Precision, Schedule, require
+from harness.config.parts import (
+    DataConfig,
+    MatmulPrecision,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    Schedule,
+    require,
+    require_minutes,
+)
 
 SaveUnit = Literal["minutes", "epochs", "steps"]
 Scope = Literal["global", "layer"]
@@ -115,6 +124,9 @@ class SearchConfig:
     """The state inside a level is saved this often (0: never), and when the launch is asked to stop."""
     checkpoint_unit: SaveUnit = "minutes"
     """What checkpoint_every counts."""
+    stuck_after: float = 8
+    """A launch of several processes ends when its training stands still for so many minutes (0: never).
+    First steps and what lies between trainings do not count. One process is never ended: a debugger may hold it."""
     runs: Path = Path("runs")
     """Where finished levels are kept before and after MLflow gets them."""
     experiment: str = "signed-tickets"
@@ -128,6 +140,7 @@ class SearchConfig:
         self._check_densities()
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
+        require_minutes("stuck_after", self.stuck_after)
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.config.parts import Precision, require
+from harness.config.parts import Precision, require, require_minutes
 from harness.config.search import NETWORKS_OWN
 
 UnprunedSigns = Literal["both", "biases", "classifier", "none"]
@@ -53,12 +53,18 @@ class TicketConfig:
     """Instead of the loader recorded with the ticket's search."""
     precision: Precision | None = None
     """Instead of the mixed precision recorded with the ticket's search (auto: bf16 where the CUDA device has it)."""
+    stuck_after: float = 8
+    """A launch of several processes ends when its training stands still for so many minutes (0: never).
+    First steps and what lies between trainings do not count. One process is never ended: a debugger may hold it."""
     runs: Path = Path("runs")
     """Where finished runs are kept."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
     offline: bool = False
     """Use local runs alone and send nothing to MLflow now."""
+
+    def __post_init__(self) -> None:
+        require_minutes("stuck_after", self.stuck_after)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 _SEEDS = ("init_seed", "sgd_seed")
 _LAUNCH = ("launch", "argv", "command", "hardware")
-_PLACES = ("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit")  # change no bit
+_PLACES = ("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit", "stuck_after")
+"""Of the settings, those that change no bit."""
 
 
 @dataclass(frozen=True)

@@ -99,8 +99,8 @@ class RunKeeper:
         self.draft.metrics[:] = [Metric.from_list(row) for row in header["metrics"]]
         self.draft.started_ms = header["started_ms"]
         state = TrainingState(header["epoch"], header["step"], header["seconds"], tensors, header["scaler"])
-        if self.world.is_main:
-            self._say(state, header["circumstances"])
+        # on_main: where it looks at the disk, the others must wait here and not with their gradients
+        self.world.on_main(lambda: self._say(state, header["circumstances"]))
         steps = self._steps(state.epoch, state.step)
         self._at = steps, time.monotonic()
         self.on_resume(steps)

@@ -17,6 +17,7 @@ from harness.masks import Mask
 from harness.pruning import Companion, ForwardView
 from harness.seeds import SgdNoise, alpha_mean, derive_seed
 from harness.training.optim import build_optimizer, set_lr
+from harness.training.pulse import COMPUTING, ENDING, MEETING, READING
 from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, kept_by_companion, restore_
 from harness.training.stop import StoppedError
 from harness.training.world import World
@@ -122,29 +123,35 @@ def train(
     step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps)
     meeting = _Meeting(world, keeper, label)
     first, skipped = (state.epoch, state.step) if state else begin
-    for epoch in range(first, schedule.epochs):
-        lr = optim.lr * schedule.lr_factor(epoch)
-        set_lr(prepared, lr)
-        alphas = noise.alphas(epoch, batches.steps_per_epoch)
-        tally = _Tally(world, state)
-        state = None
-        taken, skipped = skipped, 0
-        for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch, skip_steps=taken), start=taken):
-            step.rehearse(images_NCHW, labels_N)
-            # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
-            torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
-            with view(float(alphas[index])):
-                loss, num_correct = step.backward(images_NCHW, labels_N)
-            step.update()
+    with world.watching(label) as place:
+        for epoch in range(first, schedule.epochs):
+            lr = optim.lr * schedule.lr_factor(epoch)
+            set_lr(prepared, lr)
+            alphas = noise.alphas(epoch, batches.steps_per_epoch)
+            tally = _Tally(world, state)
+            state = None
+            taken, skipped = skipped, 0
+            place.at = epoch, taken, READING
+            for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch, skip_steps=taken), start=taken):
+                place.at = epoch, index, COMPUTING
+                step.rehearse(images_NCHW, labels_N)
+                # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
+                torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
+                with view(float(alphas[index])):
+                    loss, num_correct = step.backward(images_NCHW, labels_N)
+                step.update()
+                if companion is not None:
+                    companion.after_step(epoch, index + 1)
+                reach("step")
+                tally.add(index, loss, num_correct, len(labels_N))
+                place.at, place.begun = (epoch, index, MEETING), True
+                if meeting.due(index, batches.steps_per_epoch):
+                    meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer, companion))
+                place.at = epoch, index + 1, READING
+            place.at = epoch, batches.steps_per_epoch - 1, ENDING
             if companion is not None:
-                companion.after_step(epoch, index + 1)
-            reach("step")
-            tally.add(index, loss, num_correct, len(labels_N))
-            if meeting.due(index, batches.steps_per_epoch):
-                meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer, companion))
-        if companion is not None:
-            companion.after_epoch(epoch)
-        on_epoch(tally.report(epoch, lr, alpha_mean(alphas)))
+                companion.after_epoch(epoch)
+            on_epoch(tally.report(epoch, lr, alpha_mean(alphas)))
 
 
 class _Meeting:
@@ -182,7 +189,7 @@ class _Meeting:
         seconds = (time.perf_counter() - self.held_at) / max(self.gap - self.steps_until, 1)
         most = min(MEETING_STEPS, (self.keeper.most_steps if self.keeper else None) or MEETING_STEPS)
         gap = min(most, max(1, int(MEETING_SECONDS / max(seconds, 1e-6))))
-        mine = torch.tensor([first_bad, -float(save), -float(stop), gap], dtype=torch.float64, device=self.world.device)
+        mine = torch.tensor([first_bad, -float(save), -float(stop), gap], dtype=torch.float64)
         bad, to_save, to_stop, gap = self.world.min(mine).tolist()
         return bad, to_save < 0, to_stop < 0, int(gap)
 

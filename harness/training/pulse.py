@@ -1,8 +1,8 @@
-"""Ends every process of a launch soon after one of them is lost.
+"""Ends every process of a launch soon after one of them is lost, or when its training stands still.
 
-Collective operations wait for hours, since rank 0 may work alone that long: they cannot tell a lost process from a busy
-one. Here a thread beside the training can. Rank 0 holds a TCP connection to each other process, and both ends send a
-byte every few seconds.
+Collective operations wait for minutes or hours, since rank 0 may work alone that long: they cannot tell a lost process
+from a busy one. Here a thread beside the training can. Rank 0 holds a TCP connection to each other process. Both ends
+say every few seconds that they live, and where their training is.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -24,8 +24,15 @@ from typing import NoReturn
 SILENT_SECONDS = 30.0
 """A process of which nothing came for so long is lost."""
 
-_BEAT, _FAILING, _GOODBYE = b".", b"x", b"!"
+READING, COMPUTING, MEETING = "reading the batch of step", "computing step", "meeting or saving after step"
+ENDING = "ending the epoch after step"
+"""What a training does, in this order; a number of a step follows."""
+
+_BEAT, _FAILING, _GOODBYE, _STUCK = b".", b"x", b"!", b"#"
+_LENGTH_BYTES = 4
 _HELLO_BYTES = 1024
+_PARTING_SECONDS = 5.0
+"""How long process 0 waits for the others to end by its verdict, before it ends itself."""
 
 _LOST_PEER = (
     "Connection closed by peer",
@@ -42,20 +49,81 @@ def lost_peer(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
 
 
+def frame(kind: bytes, text: str = "") -> bytes:
+    """Return a message between two processes: its kind (one byte), the length of its text, the text."""
+    data = text.encode()
+    return kind + len(data).to_bytes(_LENGTH_BYTES, "big") + data
+
+
+def take_frames(received: bytearray) -> Iterator[tuple[bytes, str]]:
+    """Take the whole messages off the front of `received`; the beginning of another stays."""
+    head = 1 + _LENGTH_BYTES
+    while len(received) >= head:
+        end = head + int.from_bytes(received[1:head], "big")
+        if len(received) < end:
+            return
+        kind, text = bytes(received[:1]), received[head:end].decode(errors="replace")
+        del received[:end]
+        yield kind, text
+
+
+class Place:
+    """Where a training is: the loop stores it several times a step, the pulse reads it every few seconds."""
+
+    __slots__ = ("at", "begun", "label")
+
+    def __init__(self, label: str) -> None:
+        """A training called `label` that has not begun."""
+        self.label = label
+        # two plain attributes: a store of one is whole for any thread, without a lock
+        self.at: tuple[int, int, str] | None = None
+        """Epoch, step, and one of READING, COMPUTING, MEETING, ENDING."""
+        self.begun = False
+        """Whether its first step is done. Before, data may be opened and kernels built for as long as it takes."""
+
+    def __str__(self) -> str:
+        """The place in words; empty until the training has begun."""
+        if not self.begun or self.at is None:
+            return ""
+        epoch, step, doing = self.at
+        return f"{self.label} epoch {epoch}, {doing} {step}"
+
+
 @dataclass
 class _Peer:
-    """Another process, as seen from this one."""
+    """A process, as seen from this one."""
 
     rank: int
     heard: float
     """When something came from it last (monotonic seconds)."""
     host: str = ""
     """Unknown until it has connected."""
+    place: str = ""
+    """Where its training is, in its own words; empty where there is none to watch."""
+    since: float = 0.0
+    """Since when it is there, by the clock of this process."""
     link: socket.socket | None = None
+    received: bytearray = field(default_factory=bytearray)
+    """The beginning of a message."""
+    unsent: bytearray = field(default_factory=bytearray)
+    """What its connection has not taken yet."""
     expected: bool = True
     """Whether more must come from it: it has not said goodbye."""
     leave_by: float | None = None
     """When this process must have left too, because the peer failed."""
+
+    def see(self, place: str, now: float) -> None:
+        """Take note of where its training is."""
+        if place != self.place:
+            self.place, self.since = place, now
+
+    def tell(self, message: bytes, *, needed: bool = True) -> None:
+        """Send a message, or as much as the connection takes; one that is not needed waits for no other."""
+        assert self.link is not None
+        if needed or not self.unsent:
+            self.unsent += message
+        with suppress(OSError):  # reading says what has become of it, and whether it said goodbye first
+            del self.unsent[: self.link.send(self.unsent)]
 
 
 @dataclass
@@ -74,17 +142,30 @@ class Pulse:
     failed while this one stayed. The end is one line on standard error and exit code 1, with nothing cleaned up; rank
     0's end closes the connections of all others, which end in turn. A world of one has neither thread nor socket.
     The thread needs Python's interpreter lock now and then: code that holds it for `silent_seconds` counts as silence.
+
+    All processes end in the same way when one stands still in a training for `stuck_seconds` (0: never). Rank 0 judges,
+    by its own clock, while all processes are in a training whose first step is done.
     """
 
     def __init__(
-        self, rank: int, size: int, share_text: Callable[[str], str], *, silent_seconds: float = SILENT_SECONDS
+        self,
+        rank: int,
+        size: int,
+        share_text: Callable[[str], str],
+        *,
+        silent_seconds: float = SILENT_SECONDS,
+        stuck_seconds: float = 0.0,
     ) -> None:
         """Join all processes; `share_text` returns rank 0's text on every rank.
 
         Raises ConnectionError where process 0 cannot be reached on MASTER_ADDR.
         """
         self._rank, self._size, self._host = rank, size, socket.gethostname()
-        self._silent_seconds, self._beat_seconds = silent_seconds, silent_seconds / 10
+        self._silent_seconds, self._stuck_seconds = silent_seconds, stuck_seconds
+        self._beat_seconds = min(silent_seconds, stuck_seconds or silent_seconds) / 10
+        self._me = _Peer(rank, time.monotonic(), self._host)
+        self.place: Place | None = None
+        """Where the training of this process is; None outside of trainings, where nobody judges how long it takes."""
         self._thread: threading.Thread | None = None
         self._leaving = False
         self.peer_failed = False
@@ -208,16 +289,23 @@ class Pulse:
             for key, _ in self._selector.select(max(0.0, next_beat - time.monotonic())):
                 key.data()
             now = time.monotonic()
-            if now - looked > self._silent_seconds / 2:
-                # this process itself stood still, perhaps with all others (a suspended job): let them be heard again
-                for peer in self._peers.values():
-                    peer.heard = now
+            self._allow_for(now - looked, now)
             looked = now
             if now >= next_beat:
                 next_beat = now + self._beat_seconds
-                self._send(_BEAT)
+                self._me.see(str(self.place or ""), now)
+                self._send(_BEAT, self._me.place, needed=False)
                 self._look(now)
+                self._judge(now)
         self._hang_up()
+
+    def _allow_for(self, stood_still: float, now: float) -> None:
+        """Count from now on where this process itself stood still, perhaps with all others (a suspended job)."""
+        if stood_still > self._silent_seconds / 2:
+            for peer in self._peers.values():
+                peer.heard = now
+        if stood_still > 5 * self._beat_seconds:
+            self._count_anew(now)
 
     def _obey(self, watched: socket.socket) -> None:
         for order in watched.recv(16):
@@ -238,14 +326,20 @@ class Pulse:
 
     def _heed(self, peer: _Peer, data: bytes) -> None:
         peer.heard = time.monotonic()
-        if _FAILING in data:
-            peer.leave_by = peer.heard + self._silent_seconds
-            self.peer_failed = True
-        if _GOODBYE in data:
-            assert peer.link is not None
-            self._selector.unregister(peer.link)
-            peer.link.close()
-            peer.link, peer.expected = None, False
+        peer.received += data
+        for kind, text in take_frames(peer.received):
+            if kind == _BEAT:
+                peer.see(text, peer.heard)
+            elif kind == _STUCK:
+                end_process(text)
+            elif kind == _FAILING:
+                peer.leave_by = peer.heard + self._silent_seconds
+                self.peer_failed = True
+            elif kind == _GOODBYE:
+                assert peer.link is not None
+                self._selector.unregister(peer.link)
+                peer.link.close()
+                peer.link, peer.expected, peer.place = None, False, ""
 
     def _look(self, now: float) -> None:
         for peer in self._peers.values():
@@ -259,11 +353,42 @@ class Pulse:
             if now - caller.since > self._silent_seconds:
                 self._drop_caller(number, close=True)
 
-    def _send(self, what: bytes) -> None:
+    def _judge(self, now: float) -> None:
+        """On rank 0: end the launch if a process has stood still in a training."""
+        if self._rank != 0 or not self._stuck_seconds:
+            return
+        everyone = [self._me, *self._peers.values()]
+        if not all(process.place for process in everyone):
+            self._count_anew(now)  # one is not in its training yet, or not any more, and others may wait for it
+            return
+        # a step is seen at the next beat, and a beat may come late
+        if now - min(process.since for process in everyone) > self._stuck_seconds + 2 * self._beat_seconds:
+            where = "; ".join(f"process {process.rank} on {process.host}: {process.place}" for process in everyone)
+            self._end_all(f"no progress for {self._stuck_seconds / 60:g} min: {where}; ending.")
+
+    def _count_anew(self, now: float) -> None:
+        for process in (self._me, *self._peers.values()):
+            process.since = now
+
+    def _end_all(self, line: str) -> NoReturn:
+        """Tell the others why they end, and end after them: a connection closed at once may lose what was sent."""
+        self._send(_STUCK, line)
+        until = time.monotonic() + _PARTING_SECONDS
+        for peer in self._peers.values():
+            with suppress(OSError):
+                while peer.link is not None and (left := until - time.monotonic()) > 0:
+                    peer.link.settimeout(left)
+                    peer.link.sendall(peer.unsent)
+                    peer.unsent.clear()
+                    if not peer.link.recv(4096):
+                        break
+        end_process(line)
+
+    def _send(self, kind: bytes, text: str = "", *, needed: bool = True) -> None:
+        message = frame(kind, text)
         for peer in self._peers.values():
             if peer.link is not None:
-                with suppress(OSError):  # reading says what has become of it, and whether it said goodbye first
-                    peer.link.send(what)
+                peer.tell(message, needed=needed)
 
     def _hang_up(self) -> None:
         for peer in self._peers.values():

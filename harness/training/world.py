@@ -8,8 +8,8 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar, cast, get_args
 
@@ -19,16 +19,19 @@ from harness.config import Precision
 from harness.progress import say
 from harness.training.alone import AloneAccelerator, AloneState
 from harness.training.launcher_settings import check_launcher_precision, check_launcher_settings
-from harness.training.pulse import Pulse, lost_peer
+from harness.training.pulse import Place, Pulse, lost_peer
 from harness.training.rollcall import RollCall
 from harness.training.stop import StoppedError, StopRequest
 
 Result = TypeVar("Result")
 
+
+# For gradients this is NCCL's own limit, after which its watchdog aborts the process (TORCH_NCCL_ASYNC_ERROR_HANDLING).
+# The 8 minutes of --stuck-after are fewer on purpose: that end says where each process stands.
 _JOINING = timedelta(minutes=10)
-"""How long a launch waits for processes that start late, or never."""
+"""How long a launch waits for processes that start late, or never; and gradients for those of another process."""
 _WAITING = timedelta(hours=6)
-"""How long collective operations wait: rank 0 alone fetches, delivers and compares, and the pulse tells who is lost."""
+"""How long all else waits: rank 0 alone fetches, delivers and compares, and the pulse tells who is lost."""
 
 
 class OtherRankFailedError(RuntimeError):
@@ -38,12 +41,17 @@ class OtherRankFailedError(RuntimeError):
 class World:
     """Ranks, device and mixed precision of this launch, with the few collective operations the harness needs.
 
+    They go over a group of their own, on the CPU: no kernel on a GPU waits for rank 0's disk. Gradients have the other.
+
     Raises ValueError for launches whose numbers could not be trusted: a world other than the one asked for (the
     launcher falls back silently), FSDP, DeepSpeed, Megatron-LM and fp8.
     """
 
-    def __init__(self, precision: str | None = "no", *, deterministic: bool = False) -> None:
-        """Join the other processes; with `precision` None, `use` must follow before the first training."""
+    def __init__(self, precision: str | None = "no", *, deterministic: bool = False, stuck_after: float = 0.0) -> None:
+        """Join the other processes; with `precision` None, `use` must follow before the first training.
+
+        The launch ends when a training stands still for `stuck_after` minutes; 0: never.
+        """
         check_launcher_settings(os.environ)
         if precision is not None:
             _check_precision(precision)
@@ -53,15 +61,13 @@ class World:
             self.make_deterministic()
         try:
             with RollCall():
-                self._join()
+                self._join(60 * stuck_after)
         except RuntimeError as error:  # torch.distributed's own, which come with a page of where they were raised
             raise ConnectionError(
                 f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on "
                 f"{socket.gethostname()} could not join the others: {str(error).splitlines()[0]}; one was lost, or "
                 "cannot be reached. The same command again continues from the last saved state."
             ) from error
-        if self.size > 1:
-            _set_timeout(_WAITING)
         if precision is not None:
             try:
                 self.use(precision)
@@ -69,7 +75,7 @@ class World:
                 self.close()
                 raise
 
-    def _join(self) -> None:
+    def _join(self, stuck_seconds: float) -> None:
         self._state = _joined()
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
@@ -78,7 +84,10 @@ class World:
         self._announced, self._chosen_by = False, ""
         self.stop = StopRequest()
         _check_world(self.size)
-        self._pulse = Pulse(self.rank, self.size, self.share_text)
+        self._waiting = _waiting_group(self.device) if self.size > 1 else None
+        self._pulse = Pulse(self.rank, self.size, self.share_text, stuck_seconds=stuck_seconds)
+        if self._waiting is not None:
+            _set_timeout(_WAITING, self._waiting)
 
     def peer_failed(self) -> bool:
         """Whether another process has said that it failed; gives its word a moment to arrive."""
@@ -89,6 +98,15 @@ class World:
     def before_ending(self, tell: Callable[[str], None]) -> None:
         """Call `tell` with the reason before this process is ended because another one failed."""
         self._pulse.last_words = tell
+
+    @contextmanager
+    def watching(self, label: str) -> Iterator[Place]:
+        """Let the other processes know where the training `label` is; what the block stores in the place is said."""
+        self._pulse.place = Place(label)
+        try:
+            yield self._pulse.place
+        finally:
+            self._pulse.place = None
 
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another.
@@ -178,22 +196,23 @@ class World:
         self.accelerator.clip_grad_norm_(params, max_norm)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the sum over ranks."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor)
-        return tensor
+        """Return the sum over ranks, on the tensor's device."""
+        return self._reduce(tensor, "SUM")
 
     def min(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the minimum over ranks."""
-        if self.size > 1:
-            tensor = tensor.clone()
-            torch.distributed.all_reduce(tensor, op=torch.distributed.ReduceOp.MIN)
-        return tensor
+        """Return the minimum over ranks, on the tensor's device."""
+        return self._reduce(tensor, "MIN")
+
+    def _reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
+        if self.size == 1:
+            return tensor
+        held = tensor.detach().to("cpu", copy=True)
+        torch.distributed.all_reduce(held, op=getattr(torch.distributed.ReduceOp, how), group=self._waiting)
+        return held.to(tensor.device)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        return bool(self.min(torch.tensor(-int(flag), device=self.device)).item())
+        return bool(self.min(torch.tensor(-int(flag))).item())
 
     def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return rank 0's tensors on every rank, on the CPU; the others' are not looked at."""
@@ -225,17 +244,17 @@ class World:
     def _broadcast(self, data: torch.Tensor) -> torch.Tensor:
         if self.size == 1:
             return data
-        # a copy: what is sent on the CPU would otherwise be the caller's own memory
-        sent = data.to(self.device, copy=True)
-        torch.distributed.broadcast(sent, src=0)
-        return sent.cpu()
+        # a copy: what is sent would otherwise be the caller's own memory
+        sent = data.to("cpu", copy=True)
+        torch.distributed.broadcast(sent, src=0, group=self._waiting)
+        return sent
 
     def require_equal(self, what: str, hex_digest: str) -> None:
         """Raise ValueError on every rank unless all ranks hold the same digest."""
         if self.size == 1:
             return
         same = hex_digest == self.share_text(hex_digest)
-        if int(self.min(torch.tensor(int(same), device=self.device)).item()) == 0:
+        if int(self.min(torch.tensor(int(same))).item()) == 0:
             raise ValueError(f"{what} differs between processes (rank {self.rank} has {hex_digest[:12]}…)")
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
@@ -252,8 +271,7 @@ class World:
             result = work()
         except Exception as error:
             failure = error
-        mine = torch.tensor(self.size if failure is None else self.rank, device=self.device)
-        first = int(self.min(mine).item())
+        first = int(self.min(torch.tensor(self.size if failure is None else self.rank)).item())
         if failure is not None and first == self.rank:
             raise failure
         if first < self.size:
@@ -276,7 +294,7 @@ class World:
         return bytes(self.sum(words.to(self.device))[self.rank - local_rank].tolist()).hex()
 
     def close(self) -> None:
-        """Leave the process group: one left open at exit can abort the other node."""
+        """Leave all process groups: one left open at exit can abort the other node."""
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, StoppedError) and not lost_peer(error):
             self._pulse.announce_failure()  # the others may wait for what this one will never join
@@ -324,11 +342,21 @@ def _best_precision(device: torch.device) -> str:
     return "bf16" if native else "no"
 
 
-def _set_timeout(timeout: timedelta) -> None:
+def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:
+    """Return a group on the CPU for all that is no gradient, once both groups work."""
+    # NCCL connects at its first operation: here, where the roll call watches, and not in the first training
+    torch.distributed.all_reduce(first := torch.zeros(1, device=device))
+    first.tolist()
+    group = torch.distributed.new_group(backend="gloo", timeout=_JOINING)
+    assert isinstance(group, torch.distributed.ProcessGroup)
+    return group
+
+
+def _set_timeout(timeout: timedelta, group: torch.distributed.ProcessGroup) -> None:
     if hasattr(torch.distributed, "set_timeout"):
-        torch.distributed.set_timeout(timeout)
+        torch.distributed.set_timeout(timeout, group)
     else:  # its name in older versions
-        torch.distributed.distributed_c10d._set_pg_timeout(timeout)
+        torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _check_world(size: int) -> None:

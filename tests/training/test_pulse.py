@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.training.pulse import Pulse
+from harness.training.pulse import COMPUTING, MEETING, READING, Place, Pulse, _Peer, frame, take_frames
 
 SILENT_SECONDS = 2.0
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ WORKER = """
             time.sleep(0.01)
         return meeting.read_text()
 
-    pulse = Pulse(rank, size, share_text, silent_seconds={silent_seconds})
+    pulse = Pulse(rank, size, share_text, silent_seconds={silent_seconds}, stuck_seconds={stuck_seconds})
     (meeting.parent / f"here-{{rank}}").touch()
 """
 BLOCKED = """
@@ -51,9 +51,10 @@ def launch(tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
     """A function that starts one process for each given script and returns them once all have joined."""
     started: list[subprocess.Popen] = []
 
-    def start(*scripts: str) -> list[subprocess.Popen]:
+    def start(*scripts: str, stuck_seconds: float = 0) -> list[subprocess.Popen]:
         for rank, script in enumerate(scripts):
-            code = textwrap.dedent(WORKER).format(silent_seconds=SILENT_SECONDS) + textwrap.dedent(script)
+            limits = {"silent_seconds": SILENT_SECONDS, "stuck_seconds": stuck_seconds}
+            code = textwrap.dedent(WORKER).format(**limits) + textwrap.dedent(script)
             command = [sys.executable, "-c", code, str(rank), str(len(scripts)), str(tmp_path / "meeting")]
             env = {**os.environ, "MASTER_ADDR": "127.0.0.1"}
             started.append(subprocess.Popen(command, cwd=REPOSITORY, env=env, stderr=subprocess.PIPE, text=True))
@@ -142,6 +143,133 @@ def test_connections_of_others_are_hung_up_on(launch, tmp_path):
             link.sendall(call)
             assert link.recv(1) == b""
     assert [ended(process, 30) for process in processes] == [(0, "")] * 2
+
+
+TRAINING = """
+    from harness.training.pulse import COMPUTING, MEETING, READING, Place
+    pulse.place = place = Place(f"L0{rank}")
+    place.at, place.begun = (2, 17, MEETING), True
+    def take_steps(count, seconds):
+        for step in range(18, 18 + count):
+            place.at = 2, step, COMPUTING
+            time.sleep(seconds)
+"""
+STUCK_SECONDS = 1.5
+
+
+def training(script: str) -> str:
+    """Return the script of a process that is in a training, and then does this."""
+    return textwrap.dedent(TRAINING) + textwrap.dedent(script)
+
+
+def test_a_training_that_stands_still_ends_all_processes(launch):
+    reads = training(f"place.at = 2, 18, READING\n{textwrap.dedent(BLOCKED)}")
+    waits = training(f"place.at = 2, 18, COMPUTING\n{textwrap.dedent(BLOCKED)}")
+    began = time.monotonic()
+    processes = launch(waits, reads, waits, stuck_seconds=STUCK_SECONDS)
+    ends = [ended(process, STUCK_SECONDS + 10) for process in processes]
+    assert time.monotonic() - began > STUCK_SECONDS
+    host = socket.gethostname()
+    assert (
+        ends
+        == [
+            (
+                1,
+                f"no progress for 0.025 min: process 0 on {host}: L00 epoch 2, computing step 18; "
+                f"process 1 on {host}: L01 epoch 2, reading the batch of step 18; "
+                f"process 2 on {host}: L02 epoch 2, computing step 18; ending. "
+                "The same command again continues from the last saved state.",
+            )
+        ]
+        * 3
+    )
+
+
+LONG = 3 * STUCK_SECONDS
+UNHURRIED = {
+    "steps of less than the limit": (training(f"take_steps(4, {0.8 * STUCK_SECONDS})"),) * 2,
+    "no training": (f"time.sleep({LONG})",) * 2,
+    "a first step": (training(f"place.begun = False\ntime.sleep({LONG})"),) * 2,
+    "a first step of another": (training(f"time.sleep({LONG})"), training(f"place.begun = False\ntime.sleep({LONG})")),
+    "after a training": (training(f"take_steps(2, 0.1)\npulse.place = None\ntime.sleep({LONG})"),) * 2,
+}
+
+
+@pytest.mark.parametrize("case", list(UNHURRIED))
+def test_what_may_take_its_time_ends_nobody(launch, case):
+    scripts = [f"{textwrap.dedent(script)}\npulse.place = None\npulse.close()" for script in UNHURRIED[case]]
+    assert [ended(process, 30) for process in launch(*scripts, stuck_seconds=STUCK_SECONDS)] == [(0, "")] * 2
+
+
+def test_the_watch_begins_when_all_have_done_their_first_step(launch):
+    """Process 0 has waited for longer than the limit when process 1 has done its first step."""
+    waits = training(f"time.sleep({LONG})\ntake_steps(3, 0.1)\npulse.close()")
+    late = training(
+        f"place.begun = False\ntime.sleep({LONG - 0.5})\nplace.begun = True\ntime.sleep(0.5)\npulse.close()"
+    )
+    assert [ended(process, 30) for process in launch(waits, late, stuck_seconds=STUCK_SECONDS)] == [(0, "")] * 2
+
+
+def test_a_launch_that_was_suspended_as_a_whole_goes_on(launch):
+    """Not even a training that has almost reached its limit is judged by the time of the suspension."""
+    steps = training(f"take_steps(3, {STUCK_SECONDS})\npulse.close()")
+    processes = launch(steps, steps, stuck_seconds=2 * STUCK_SECONDS)
+    time.sleep(0.3)
+    for process in processes:
+        process.send_signal(signal.SIGSTOP)
+    time.sleep(3 * STUCK_SECONDS)
+    for process in processes:
+        process.send_signal(signal.SIGCONT)
+    assert [ended(process, 30) for process in processes] == [(0, "")] * 2
+
+
+def test_messages_are_taken_whole_however_they_arrive():
+    said = [
+        (b".", "L03 epoch 2, computing step 18"),
+        (b"x", ""),
+        (b"#", "no progress; " * 10_000),
+        (b".", "α"),
+        (b"!", ""),
+    ]
+    wire = b"".join(frame(kind, text) for kind, text in said)
+    for size in (1, 4, 7, 4096, len(wire)):
+        received, taken = bytearray(), []
+        for start in range(0, len(wire), size):
+            received += wire[start : start + size]
+            taken += take_frames(received)
+        assert taken == said and not received
+
+
+def test_a_connection_that_takes_no_more_loses_beats_and_nothing_else():
+    near, far = socket.socketpair()
+    with near, far:
+        near.setblocking(False)
+        near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        peer, sent = _Peer(1, 0.0, link=near), 0
+        verdict = frame(b"#", "v" * 300_000)  # more than it takes at once
+        while not peer.unsent:
+            peer.tell(frame(b".", "b" * 1000), needed=False)
+            sent += 1
+        peer.tell(frame(b".", "left out"), needed=False)
+        peer.tell(verdict)
+        far.settimeout(10)
+        received, taken = bytearray(), []
+        while len(taken) < sent + 1:
+            received += far.recv(4096)
+            taken += take_frames(received)
+            peer.tell(frame(b".", "left out"), needed=False) if peer.unsent else None
+    assert [kind for kind, _ in taken] == [b"."] * sent + [b"#"]
+    assert {text for _, text in taken} == {"b" * 1000, "v" * 300_000}
+
+
+def test_a_place_is_said_from_the_end_of_the_first_step_on():
+    place = Place("aws L03")
+    said = [str(place)]
+    for at in ((0, 0, READING), (0, 0, COMPUTING)):
+        place.at = at
+        said.append(str(place))
+    place.at, place.begun = (0, 0, MEETING), True
+    assert said == [""] * 3 and str(place) == "aws L03 epoch 0, meeting or saving after step 0"
 
 
 def test_a_world_of_one_has_neither_thread_nor_socket():

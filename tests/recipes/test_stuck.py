@@ -1,0 +1,57 @@
+"""A search of two processes, one of which stops reading while its heartbeat goes on."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+from launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe
+
+RECIPE = str(REPOSITORY / "recipes" / "aws_digits.py")
+SEARCH = [*TINY, *LIGHT, "--offline", "--num-levels", "1"]
+WATCHED = ["--checkpoint-every", "3", "--checkpoint-unit", "steps", "--stuck-after", "0.05"]
+HANGING = """
+import os, runpy, sys, time
+from pathlib import Path
+from harness.training.feed import TrainFeed
+
+read = TrainFeed.epoch
+
+def epoch(self, noise, epoch, skip_steps=0, num_steps=None):
+    for index, batch in enumerate(read(self, noise, epoch, skip_steps, num_steps), start=skip_steps):
+        if os.environ["RANK"] == "1" and (noise.scope[-1], epoch, index) == (0, 1, 7):
+            Path("hung").touch()
+            time.sleep(600)
+        yield batch
+
+TrainFeed.epoch = epoch
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def digests(where: Path) -> dict[str, list[str]]:
+    """SHA-256 of checkpoint and signed mask of each finished level, by its key, in which the limit is not."""
+    files = ("checkpoint.safetensors", "signed_mask.safetensors")
+    return {record["key"]: [record["files"][file] for file in files] for record in nodes(where, "level").values()}
+
+
+def test_a_process_that_stops_reading_ends_the_launch_and_the_same_command_continues(prepared, tmp_path):
+    undisturbed, where = (elsewhere(prepared, tmp_path / name) for name in ("undisturbed", "hung"))
+    recipe(undisturbed, "aws_digits.py", *SEARCH, processes=2)
+    (hanging := tmp_path / "hanging.py").write_text(HANGING)
+    said = recipe(where, str(hanging), RECIPE, *SEARCH, *WATCHED, processes=2, ok=False)
+    seconds = time.time() - (where / "hung").stat().st_mtime
+    lines = [line for line in said.splitlines() if line.startswith("no progress for 0.05 min: process 0 on ")]
+    assert len(lines) == 2 and lines[0] == lines[1], said
+    assert " epoch 1, computing step 7; process 1 on " in lines[0]
+    assert lines[0].endswith(
+        " epoch 1, reading the batch of step 7; ending. The same command again continues from the last saved state."
+    )
+    print(f"ended {seconds:.1f} s after it stopped reading, with 3 s allowed")
+    assert 3 < seconds < 15
+    assert json.loads((where / "runs" / "status.json").read_text())["status"] == "running"  # is to be started again
+    assert list((where / "runs").glob(".making-level-*/state-*"))
+    recipe(where, "aws_digits.py", *SEARCH, *WATCHED, processes=2)
+    assert digests(where) == digests(undisturbed) != {}

@@ -1,0 +1,164 @@
+"""A training that stands still while all its processes live ends the launch; a slow one does not."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+STUCK_SECONDS = 3.0
+SOON = 8.0
+"""A launch must have ended so many seconds after the limit; its launcher alone takes up to one."""
+
+SCRIPT = f"""
+    import sys, time
+    from contextlib import contextmanager
+    from pathlib import Path
+    sys.path.insert(0, {str(Path(__file__).parent)!r})
+    from small_training import Fixed, Memory, network, run
+    from harness.config import Schedule
+    from harness.training.world import World
+
+    world = World(stuck_after={STUCK_SECONDS / 60})
+
+    def hang():
+        Path("hung").touch()
+        time.sleep(600)
+
+    def slow(step, seconds):
+        '''Batches that come late from this step of the first epoch on.'''
+        class Batches(Fixed):
+            def epoch(self, noise, epoch, skip_steps=0):
+                for index, batch in enumerate(super().epoch(noise, epoch, skip_steps)):
+                    if epoch == 0 and index == step:
+                        seconds()
+                    yield batch
+        return Batches()
+"""
+
+
+def launch(where: Path, script: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Launch two processes; return how they ended, and how many seconds after a process began to hang."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
+    command += [sys.executable, "-c", textwrap.dedent(SCRIPT) + textwrap.dedent(script)]
+    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=150)
+    ended = time.time()
+    hung = where / "hung"
+    return done, ended - hung.stat().st_mtime if hung.exists() else 0.0
+
+
+IN_READING = """
+    run(network(), world, batches=slow(2, hang) if world.rank == 1 else Fixed())
+"""
+BEFORE_BACKWARD = """
+    steps = []
+
+    @contextmanager
+    def view(alpha):
+        steps.append(alpha)
+        if len(steps) == 3 and world.rank == 1:
+            hang()
+        yield
+
+    run(network(), world, view=view)
+"""
+IN_SAVING = """
+    class Keeper(Memory):
+        def save(self, state):
+            world.on_main(lambda: hang() if state.step == 3 else None)
+
+    run(network(), world, keeper=Keeper(world))
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "places"),
+    [
+        pytest.param(IN_READING, ["computing step 2", "reading the batch of step 2"], marks=pytest.mark.slow),
+        pytest.param(BEFORE_BACKWARD, ["computing step 2", "computing step 2"], marks=pytest.mark.slow),
+        (IN_SAVING, ["meeting or saving after step 2"] * 2),
+    ],
+    ids=["reading", "before_backward", "saving"],
+)
+def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, script, places):
+    done, seconds = launch(tmp_path, script)
+    assert done.returncode != 0
+    host = socket.gethostname()
+    each = "; ".join(f"process {rank} on {host}: aws L00 epoch 0, {place}" for rank, place in enumerate(places))
+    line = f"no progress for 0.05 min: {each}; ending. The same command again continues from the last saved state."
+    assert done.stderr.splitlines().count(line) == 2, done.stderr
+    print(f"ended {seconds:.1f} s after it stood still, with {STUCK_SECONDS:g} s allowed")
+    assert STUCK_SECONDS < seconds < STUCK_SECONDS + SOON
+
+
+def test_slow_work_ends_nothing(tmp_path):
+    """Work of rank 0 alone, a first batch of one rank, and every step after it."""
+    done, _ = launch(
+        tmp_path,
+        f"""
+        world.on_main(lambda: time.sleep({1.5 * STUCK_SECONDS}))
+        first = slow(0, lambda: time.sleep({1.5 * STUCK_SECONDS}))
+        run(network(), world, batches=first if world.rank == 1 else Fixed())
+        world.on_main(lambda: time.sleep({1.5 * STUCK_SECONDS}))
+
+        class Batches(Fixed):
+            def epoch(self, noise, epoch, skip_steps=0):
+                for batch in super().epoch(noise, epoch, skip_steps):
+                    time.sleep({0.9 * STUCK_SECONDS} if world.rank == 1 else 0)
+                    yield batch
+
+        run(network(), world, batches=Batches(), schedule=Schedule(1, "constant"))
+        print("done")
+        world.close()
+        """,
+    )
+    assert done.returncode == 0 and done.stdout.count("done") == 2, done.stderr
+    assert "no progress" not in done.stderr
+
+
+def test_gradients_wait_in_a_group_of_their_own(tmp_path):
+    """All else has another, on the CPU, that waits for hours; both are left at the end."""
+    done, _ = launch(
+        tmp_path,
+        """
+        import os, torch, torch.distributed as dist
+
+        used = []
+        for name in ("all_reduce", "broadcast"):
+            def spy(tensor, *args, group=None, kept=getattr(dist, name), **options):
+                used.append((group is None or group is dist.group.WORLD, tensor.device.type))
+                return kept(tensor, *args, group=group, **options)
+            setattr(dist, name, spy)
+        mine = torch.ones(3)
+        assert world.sum(mine).tolist() == [2.0] * 3 and mine.tolist() == [1.0] * 3
+        world.min(mine), world.any(False), world.share_flag(True)
+        world.share({"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.tensor(3), "c": torch.ones(2) > 0})
+        world.require_equal("this", "ab"), world.on_main(int), world.on_all(int)
+        assert len(used) > 8 and set(used) == {(False, "cpu")}, used
+        limits = [
+            group._get_backend(torch.device("cpu")).options._timeout.total_seconds()
+            for group in (dist.group.WORLD, world._waiting)
+        ]
+        world.close()
+        os.write(1, f"{limits} {dist.is_initialized()}\\n".encode())
+        """,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[600.0, 21600.0] False\n" * 2
+
+
+def test_one_process_has_no_group_and_is_not_watched(world):
+    assert world._waiting is None
+    tensor = torch.ones(3)
+    assert world.sum(tensor) is tensor and world.min(tensor) is tensor
+    with world.watching("aws L00") as place:
+        place.at = 1, 2, "computing step"
