@@ -163,7 +163,7 @@ def barrier_curve(
         """Return how many test images are wrong, how many there are, and how many gave BatchNorm statistics."""
         before_each()
         interpolate_into(target, state_a, state_b, alpha)
-        # left before the next α: autocast keeps its copies of the weights for as long as it lasts
+        # entered anew for each α: autocast may keep its copies of the weights for as long as it lasts
         with ranks.autocast():
             if reestimate and convention != "none":
                 reestimate_batchnorm(model, own.bn(), convention, ranks=ranks, num_batches=num_bn_batches)

@@ -232,7 +232,7 @@ class Bf16(OneProcess):
 
 
 def test_every_point_is_evaluated_in_the_precision_of_the_launch(network, data):
-    """Autocast keeps copies of weights: kept from one α to the next they would give every α the same error."""
+    """In bfloat16 each point has the error of full precision, up to images on a border between classes."""
     other = permuted(network).state_dict()
     full = barrier_curve(copy.deepcopy(network), network.state_dict(), other, **data)
     seen = set()
