@@ -105,13 +105,12 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
 )
 def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name):
     """The same run and number of images; at most one image of 500 may fall to the other side of a border."""
-    keys = {
-        (one["tags"]["kind_of_training"], one["tags"]["sgd_seed"]): one["key"]
-        for one in nodes(searched[0], "training").values()
-    }
-    pair = [keys["signed_mask", "1"], keys["signed_mask", "2"] if name == "stability" else keys["retrain", "1"]]
-    (deepest,) = [one["key"] for one in nodes(searched[0], "level").values() if one["tags"]["level"] == "02"]
-    words = [*([deepest] if name == "norm_barrier" else pair), *MEMORY, "--json", "--num-alphas", "3", "--offline"]
+    pair = trained["signed_mask", 1], trained["signed_mask", 2] if name == "stability" else trained["retrain", 1]
+    keys = [
+        json.loads(tool(searched[0], "lineage.py", "show", run, "--json"))["nodes"][0]["key"]
+        for run in (searched[1][-1:] if name == "norm_barrier" else pair)
+    ]
+    words = [*keys, *MEMORY, "--json", "--num-alphas", "3", "--offline"]
     curves = []
     for processes in (0, 2):
         where = elsewhere(searched[0], tmp_path / str(processes))
