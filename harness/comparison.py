@@ -231,7 +231,8 @@ def _curve(
         recorded_error_percent=recorded_error_percent,
         ranks=world,
         num_bn_batches=num_batches,
-        before_each=experiment.archive.stop_if_asked,
+        # one process has nobody to ask
+        before_each=world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked,
     )
 
 
