@@ -98,7 +98,7 @@ class Experiment:
                 f"accumulation_steps is {config.accumulation_steps}, but a process has {share} images of each batch; "
                 "it must have one for each"
             )
-        threads = _loader_threads(config.data.num_workers, world.local_size)
+        threads = loader_threads(config.data.num_workers, world.local_size)
         ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
@@ -415,6 +415,6 @@ def _like(weight: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> tor
     return torch.empty_like(weight, dtype=dtype, requires_grad=False).copy_(values)
 
 
-def _loader_threads(num_workers: int, local_size: int) -> int:
+def loader_threads(num_workers: int, local_size: int) -> int:
     """Return how many loader threads a process takes; −1 shares the machine's cores out over its processes."""
     return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)

@@ -309,10 +309,16 @@ class FfcvTrainLoader:
         return self.order.steps_per_epoch
 
     def epoch(
-        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, augment: bool = True
+        self,
+        noise: SgdNoise,
+        epoch: int,
+        skip_steps: int = 0,
+        num_steps: int | None = None,
+        augment: bool = True,
+        every: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's batches; see TrainLoader."""
-        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps)
+        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
         key = noise.key("augment", epoch) if augment else None
         return self.reader.batches(indices_SN.reshape(-1), key, self.order.batch_size, self.device)
 

@@ -130,10 +130,16 @@ class MemoryTrainLoader:
         return self.order.steps_per_epoch
 
     def epoch(
-        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, augment: bool = True
+        self,
+        noise: SgdNoise,
+        epoch: int,
+        skip_steps: int = 0,
+        num_steps: int | None = None,
+        augment: bool = True,
+        every: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's batches; see TrainLoader."""
-        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps)
+        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
         on_device = partial(_on_device, device=self.split.labels_N.device)
         # One draw and one copy to the device for the whole epoch.
         draws = self._draws(noise.key("augment", epoch), indices_SN) if augment else ()

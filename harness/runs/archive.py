@@ -64,7 +64,7 @@ class Archive:
         if self._exists(draft.key, parents):
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(draft)
-        self._stop_if_asked()
+        self.stop_if_asked()
         with self._claimed(unfinished, draft.config):
             if self._exists(draft.key, parents):  # another launch was faster
                 self.world.on_main(unfinished.discard)
@@ -99,8 +99,8 @@ class Archive:
             if self.world.is_main:
                 claim.__exit__(None, None, None)
 
-    def _stop_if_asked(self) -> None:
-        """Stop between two runs, if any rank was asked to."""
+    def stop_if_asked(self) -> None:
+        """Stop here, on every rank, if any was asked to: StoppedError."""
         reason = self.world.stop.reason
         if self.world.any(reason is not None):
             raise StoppedError(reason or "another process was asked to stop")
