@@ -21,7 +21,10 @@ from harness.training.world import World
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ON = os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda")
 # pytest's importlib mode adds no directory: for gpu_steps and story, for the small training, and for the label
-sys.path[:0] = [str(Path(__file__).parent), *(str(Path(__file__).parents[1] / of) for of in ("training", "simulated_cuda"))]
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    *(str(Path(__file__).parents[1] / of) for of in ("training", "simulated_cuda")),
+]
 
 from small_training import open_fp16_world_on_cpu, open_world  # noqa: E402
 

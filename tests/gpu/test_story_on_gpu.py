@@ -19,6 +19,8 @@ def test_the_whole_story(chapter, on_real_device, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(precision, on_real_device, deterministic, tmp_path):
+def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(
+    precision, on_real_device, deterministic, tmp_path
+):
     again, whole = story.interrupted_and_whole(tmp_path, "alone", 6, precision=precision, deterministic=True)
     assert again.key == whole.key and again.checkpoint.digest == whole.checkpoint.digest

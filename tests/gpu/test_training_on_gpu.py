@@ -79,6 +79,7 @@ def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
     assert differing(take_steps(world, name, **options), take_steps(world, name, **options)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["aws", "lrr"])
 def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, deterministic, optimizer, method):

@@ -17,8 +17,8 @@ The label cannot see:
   copy into page-locked memory is complete at once here.
 * NCCL and several GPUs. There is one device and one process.
 * FFCV's copy to the device, its page-locked buffers and its stream.
-* Autocast's list. Autocast for "cuda" becomes autocast for "cpu": which operations run in bf16 or fp16 follows the CPU's
-  list, so casts are counted and rounded as there.
+* Autocast's list. Autocast for "cuda" becomes autocast for "cpu": which operations run in bf16 or fp16 follows the
+  CPU's list, so casts are counted and rounded as there.
 * Random numbers. CPU tensors draw them, from the CPU's generator.
 * Memory: its peak, its fragments, an allocation that fails, page-locked memory that runs out.
 * Time. A wait is counted, not measured.
