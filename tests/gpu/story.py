@@ -36,6 +36,7 @@ from harness.runs.node import Node
 from harness.search import SearchResult, search
 from harness.training import loop
 from harness.training import world as world_module
+from harness.training.feed import TrainFeed
 from harness.training.stop import StoppedError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
@@ -237,6 +238,30 @@ def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: A
         again = found(experiment).ticket
     with launch(config(where / "whole", **saving), way) as experiment:
         return again, found(experiment).ticket
+
+
+@contextmanager
+def refused_waits() -> Iterator[list[int]]:
+    """Let torch raise where a training step waits for the device, meetings of the ranks aside; count the steps."""
+    epoch, hold, steps = TrainFeed.epoch, loop._Meeting.hold, []
+    refuse = torch.cuda.set_sync_debug_mode
+
+    def refusing(self: TrainFeed, *args: Any, **options: Any) -> Iterator[Any]:
+        for batch in epoch(self, *args, **options):
+            refuse("error")
+            try:
+                yield batch
+            finally:
+                refuse("default")
+            steps.append(len(steps))
+
+    def meeting(*args: Any, **options: Any) -> None:
+        refuse("default")
+        hold(*args, **options)
+        refuse("error")
+
+    with patch.object(TrainFeed, "epoch", refusing), patch.object(loop._Meeting, "hold", meeting):
+        yield steps
 
 
 @contextmanager

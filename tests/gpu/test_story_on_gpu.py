@@ -24,3 +24,11 @@ def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(
 ):
     again, whole = story.interrupted_and_whole(tmp_path, "alone", 6, precision=precision, deterministic=True)
     assert again.key == whole.key and again.checkpoint.digest == whole.checkpoint.digest
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_no_training_step_waits_for_the_device(precision, on_cuda, tmp_path):
+    """By torch's own detector; the error's traceback names the line."""
+    with story.refused_waits() as steps:
+        story.tell(story.Chapter(precision, "alone", ("aws",), ("signed_mask",)), tmp_path)
+    assert len(steps) > 3 * story.STEPS

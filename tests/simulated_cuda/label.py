@@ -87,6 +87,8 @@ class Record:
     kernels: Counter[str] = field(default_factory=Counter)
     inside: str = ""
     """What is going on, as a test likes to call it; every wait keeps it."""
+    refuses: bool = False
+    """Whether a wait is an error: `torch.cuda.set_sync_debug_mode("error")`."""
 
     def clear(self) -> None:
         """Forget waits and kernels."""
@@ -97,6 +99,8 @@ class Record:
         """Note that the host waits here."""
         place, callers = _whereabouts()
         self.waits.append(Wait(operation, place, callers, self.inside))
+        if self.refuses:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {operation} at {place}")
 
     def launch(self, func: Any, args: Sequence[Any]) -> None:
         """Count the kernels of an operation."""
@@ -469,6 +473,7 @@ def _patches(record: Record) -> Iterator[Any]:
         "get_device_properties": lambda *args: SimpleNamespace(name="simulated CUDA device", major=9, minor=0),
         "device": lambda *args: nullcontext(),
         "synchronize": lambda *args: record.wait("synchronize"),
+        "set_sync_debug_mode": lambda mode: setattr(record, "refuses", mode in (2, "error")),
         "stream": lambda stream: nullcontext(),
         "current_stream": lambda *args: _Stream(),
         "default_stream": lambda *args: _Stream(),

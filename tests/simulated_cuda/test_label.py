@@ -162,6 +162,15 @@ def _with_grad(tensor: torch.Tensor) -> torch.Tensor:
     return param
 
 
+def test_torchs_own_detector_of_waits_raises(cuda):
+    there, _ = pair()
+    torch.cuda.set_sync_debug_mode("error")
+    with pytest.raises(RuntimeError, match="called a synchronizing CUDA operation: item at tests/simulated_cuda/"):
+        there.sum().item()
+    torch.cuda.set_sync_debug_mode("default")
+    assert there.sum().item() == 18
+
+
 def test_a_library_beneath_the_line_is_named_too(cuda):
     scaler = torch.amp.GradScaler("cuda")
     param = _with_grad(pair()[0])
