@@ -288,8 +288,17 @@ def _computed(func: Any, args: Any, kwargs: Any, labelled: Sequence[Labelled]) -
     if func._schema.is_mutable:
         for tensor in labelled:
             if tensor.shape != tensor.held.shape or tensor.stride() != tensor.held.stride():
-                raise NotImplementedError(f"{func} changed the shape of a labelled tensor in place")
+                _follow(tensor, func)
     return _wrapped(result, owners)
+
+
+def _follow(tensor: Labelled, func: Any) -> None:
+    """Give a labelled tensor the shape and strides that an operation in place gave to what it holds."""
+    held = tensor.held
+    if tensor.untyped_storage().data_ptr() != held.untyped_storage().data_ptr():
+        raise NotImplementedError(f"{func} gave a labelled tensor another storage")
+    with torch._C._DisableTorchDispatch():
+        aten.as_strided_.default(tensor, held.shape, held.stride(), held.storage_offset())
 
 
 def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

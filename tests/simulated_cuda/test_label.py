@@ -49,6 +49,14 @@ def test_a_network_trains_as_on_the_cpu(cuda):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
+def test_a_shape_changed_in_place_is_that_of_the_cpu(cuda):
+    there, here = pair()
+    for tensor in (there, here):
+        tensor.t_().unsqueeze_(0).as_strided_((2, 3), (1, 2))
+    assert there.shape == here.shape and there.stride() == here.stride()
+    assert torch.equal((there + 1).cpu(), here + 1)
+
+
 @pytest.mark.parametrize(
     "mix",
     [
