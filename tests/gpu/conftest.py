@@ -7,6 +7,7 @@ Neither tries the device: questions that only a real one answers are skipped wit
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def label() -> Iterator[None]:
         return
     from label import simulated_cuda
 
+    gc.freeze()  # Accelerate collects garbage before each training: not among all that the libraries have made
     with simulated_cuda():
         yield
 

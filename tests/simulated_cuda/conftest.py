@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,5 +18,7 @@ from label import Record, simulated_cuda  # noqa: E402
 @pytest.fixture
 def cuda() -> Iterator[Record]:
     """A CUDA device that is the CPU, and the record of its waits and kernels."""
+    gc.freeze()  # Accelerate collects garbage before each training: not among all that the libraries have made
     with simulated_cuda() as record:
         yield record
+    gc.unfreeze()
