@@ -80,7 +80,7 @@ class ResidentSplit:
 def _tables(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     low, weight = enlargement(size)
     with torch.inference_mode(False):  # kept for trainings, also if an evaluation asks first
-        return torch.as_tensor(low, device=device), torch.as_tensor(weight, device=device)
+        return _on_device(low, device), _on_device(weight, device)
 
 
 def memory_loaders(
