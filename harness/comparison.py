@@ -144,6 +144,8 @@ def _determinants(
     measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
     if everything["precision"] != "no":  # where it is missing, so it is: keys of before stay valid
         measured["precision"] = everything["precision"]
+    if (matmul := everything.get("float32_matmul_precision")) is not None:  # there only if it is not the usual one
+        measured["float32_matmul_precision"] = matmul
     num_images = config.num_bn_images(experiment.source.num_train)
     return measured | {
         "kind": "analysis",

@@ -31,7 +31,7 @@ Result = TypeVar("Result")
 _JOINING = timedelta(minutes=10)
 """How long a launch waits for processes that start late, or never; and gradients for those of another process."""
 _WAITING = timedelta(hours=6)
-"""How long all else waits: rank 0 alone fetches, delivers and compares, and the pulse tells who is lost."""
+"""How long all else waits: rank 0 alone fetches and delivers, and the pulse tells who is lost."""
 
 
 class OtherRankFailedError(RuntimeError):
