@@ -33,6 +33,7 @@ def test_a_cpu_launch_asks_nothing_about_cuda(monkeypatch: pytest.MonkeyPatch) -
 def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "_driver_version", lambda: "570.1")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
     facts = hardware(torch.device("cuda", 0))["cuda"]
     assert facts == {
         "num_devices": 0,
@@ -43,6 +44,7 @@ def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.M
         "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "matmul_fp32_precision": torch.backends.cuda.matmul.fp32_precision,
         "float32_matmul_precision": "highest",
+        "tf32_override": "not set",
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_conv_fp32_precision": torch.backends.cudnn.conv.fp32_precision,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,

@@ -135,12 +135,15 @@ def hardware_of(record: LineageRecord) -> str:
 
 
 def precision_of(record: LineageRecord) -> str:
-    """Return the precision of a run in words, e.g. 'float32' or 'bf16 mixed precision'."""
-    search = record.config.get("search")
+    """Return the precision of a run in words, e.g. 'float32, convolutions in TF32' or 'bf16 mixed precision'."""
+    search, hardware = record.config.get("search"), record.config.get("hardware")
     if not isinstance(search, dict):
         return ""
     mixed, matmul = search.get("precision", "no"), search.get("float32_matmul_precision", "highest")
     words = ["float32" if mixed == "no" else f"{mixed} mixed precision"]
+    cuda = hardware.get("cuda", {}) if isinstance(hardware, dict) else {}
+    if mixed == "no" and cuda.get("cudnn_allow_tf32") and cuda.get("tf32_override") != "0":
+        words.append("convolutions in TF32")
     return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
 
 
