@@ -50,13 +50,13 @@ def lost_peer(error: BaseException | None) -> bool:
 
 
 def frame(kind: bytes, text: str = "") -> bytes:
-    """Return a message between two processes: its kind (one byte), the length of its text, the text."""
+    """Return a message: its kind (one byte), its text's length, its text."""
     data = text.encode()
     return kind + len(data).to_bytes(_LENGTH_BYTES, "big") + data
 
 
 def take_frames(received: bytearray) -> Iterator[tuple[bytes, str]]:
-    """Take the whole messages off the front of `received`; the beginning of another stays."""
+    """Take whole messages off the front of `received`; the rest stays."""
     head = 1 + _LENGTH_BYTES
     while len(received) >= head:
         end = head + int.from_bytes(received[1:head], "big")
@@ -118,7 +118,10 @@ class _Peer:
             self.place, self.since = place, now
 
     def tell(self, message: bytes, *, needed: bool = True) -> None:
-        """Send a message, or as much as the connection takes; one that is not needed waits for no other."""
+        """Send a message, or as much of it as the connection takes.
+
+        The rest goes with the next one. A message that is not `needed` is left out where a rest is waiting.
+        """
         assert self.link is not None
         if needed or not self.unsent:
             self.unsent += message
@@ -300,7 +303,7 @@ class Pulse:
         self._hang_up()
 
     def _allow_for(self, stood_still: float, now: float) -> None:
-        """Count from now on where this process itself stood still, perhaps with all others (a suspended job)."""
+        """Count anew where this process itself stood still, perhaps with all others."""
         if stood_still > self._silent_seconds / 2:
             for peer in self._peers.values():
                 peer.heard = now
@@ -371,7 +374,10 @@ class Pulse:
             process.since = now
 
     def _end_all(self, line: str) -> NoReturn:
-        """Tell the others why they end, and end after them: a connection closed at once may lose what was sent."""
+        """Tell the others why they end, and end after them.
+
+        A connection that is closed at once may lose the words.
+        """
         self._send(_STUCK, line)
         until = time.monotonic() + _PARTING_SECONDS
         for peer in self._peers.values():

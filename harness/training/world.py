@@ -101,7 +101,10 @@ class World:
 
     @contextmanager
     def watching(self, label: str) -> Iterator[Place]:
-        """Let the other processes know where the training `label` is; what the block stores in the place is said."""
+        """Let other processes know where the training `label` is.
+
+        The block stores it in the place it is given.
+        """
         self._pulse.place = Place(label)
         try:
             yield self._pulse.place
@@ -343,9 +346,10 @@ def _best_precision(device: torch.device) -> str:
 
 
 def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:
-    """Return a group on the CPU for all that is no gradient, once both groups work."""
+    """Return a group on the CPU for all that is no gradient."""
     # NCCL connects at its first operation: here, where the roll call watches, and not in the first training
-    torch.distributed.all_reduce(first := torch.zeros(1, device=device))
+    first = torch.zeros(1, device=device)
+    torch.distributed.all_reduce(first)
     first.tolist()
     group = torch.distributed.new_group(backend="gloo", timeout=_JOINING)
     assert isinstance(group, torch.distributed.ProcessGroup)
