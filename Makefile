@@ -21,6 +21,9 @@ STAMP := $(VENV)/.installed
 # Said in full, so that neither a user's Accelerate configuration nor its warnings about defaults come in between.
 LAUNCH_ONE := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
+# The tests for a GPU without one: on the CPU under the label "cuda:0", see tests/simulated_cuda/label.py.
+LABELLED := HARNESS_GPU_TESTS_DEVICE=label OMP_NUM_THREADS=1 python -m pytest tests/gpu
+
 .PHONY: help
 help:  ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,12 +40,14 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
 .PHONY: test
-test: lint  ## All checks that need no GPU: ruff, types, tests (about 11 minutes on 2 cores)
+test: lint  ## All checks that need no GPU: ruff, types, tests (about 12 minutes on 2 cores)
 	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
+	$(LABELLED) -m "gpu and not slow" -n $(JOBS) --dist worksteal
 
 .PHONY: test-slow
 test-slow: setup  ## Every figure and table at full size, two nodes that lose each other (needs root), server faults, 20 kills of a search
 	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "slow and not gpu"
+	$(LABELLED) -m "gpu and slow"
 	python tools/crashtest.py --kills 20
 
 .PHONY: test-gpu
@@ -59,6 +64,11 @@ lint: setup  ## Ruff and the type checker
 format: setup  ## Let ruff lay the code out
 	python -m ruff check --fix .
 	python -m ruff format .
+
+REV ?= HEAD
+.PHONY: same-bits
+same-bits: setup  ## Prove that the working tree computes the same bits as REV (default HEAD; 2 minutes on 2 cores)
+	python tools/same_bits.py --rev $(REV)
 
 .PHONY: bench
 bench: setup  ## Measure against plain PyTorch, stock FFCV and the goals

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -18,16 +18,18 @@ from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
 from harness.config import ComparisonConfig
 from harness.digest import sha256_json
-from harness.experiment import TEST_BATCH_SIZE, Experiment
+from harness.experiment import Experiment, loader_threads
 from harness.initialisation import THETA_INIT
 from harness.lineage.code import code_version
 from harness.lineage.record import LineageRecord, Metric, Parent
 from harness.runs.courier import Courier
 from harness.runs.node import Node, now_ms
 from harness.seeds import SgdNoise
-from harness.training.feed import ImageBatch, TestFeed, TrainFeed
+from harness.training.feed import ImageBatch, TrainFeed
+from harness.training.world import World
 
 BARRIER = "barrier.json"
+Item = TypeVar("Item")
 Question = Literal["stability", "lmc", "norm_init"]
 HELD_PIXELS = 64 * 64
 """Images up to this size are normalised once and held; larger ones stream anew for every α."""
@@ -59,15 +61,12 @@ def compare(
 ) -> Comparison | None:
     """Return the barrier between two trainings, computed once and recorded; None on ranks other than 0.
 
-    Both questions need equal masks. Stability needs the same start and different sgd_seeds too, unless `cross_init`
-    (what the authors' scripts compare). What does not hold is a ValueError.
+    All ranks call it and share the work. Both questions need equal masks. Stability needs the same start and different
+    sgd_seeds too, unless `cross_init` (what the authors' scripts compare). What does not hold is a ValueError.
+    StoppedError if any rank is asked to stop.
     """
-
-    def on_main() -> Comparison:
-        _check_comparable(first, second, question, cross_init)
-        return _compare(experiment, first, second, question, config)
-
-    return experiment.world.on_main(on_main)
+    experiment.world.on_main(lambda: _check_comparable(first, second, question, cross_init))
+    return _compare(experiment, first, second, question, config)
 
 
 def compare_initial_norm(experiment: Experiment, ticket: Node, config: ComparisonConfig) -> Comparison | None:
@@ -75,23 +74,20 @@ def compare_initial_norm(experiment: Experiment, ticket: Node, config: Compariso
 
     It is what AWS is made to keep low: where it is high, initialising the normalisation layers leaves the basin. ψ_init
     is that of the θ_init that the search recorded, whatever it began from. ValueError for a run that is no level of a
-    search, LookupError where the search is neither here nor in MLflow.
+    search, LookupError where the search is neither here nor in MLflow. All ranks call it and share the work.
     """
-
-    def on_main() -> Comparison:
-        assert ticket.record is not None
-        if ticket.record.kind != "level":
-            raise ValueError(f"{ticket.record.name!r} is a {ticket.record.kind}; this question is of a search's level")
-        initial = _initial_norm(experiment, ticket.record)
-        if not initial:
-            raise ValueError(f"{experiment.network} has no normalisation layers to initialise")
-        checkpoint = replace(ticket.checkpoint, params=ticket.checkpoint.params | initial)
-        return _compare(experiment, ticket, replace(ticket, checkpoint=checkpoint), "norm_init", config)
-
-    return experiment.world.on_main(on_main)
+    world = experiment.world
+    initial = world.share(world.on_main(lambda: _initial_norm(experiment, ticket.record)) or {})
+    checkpoint = replace(ticket.checkpoint, params=ticket.checkpoint.params | initial)
+    return _compare(experiment, ticket, replace(ticket, checkpoint=checkpoint), "norm_init", config)
 
 
-def _initial_norm(experiment: Experiment, ticket: LineageRecord) -> dict[str, torch.Tensor]:
+def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[str, torch.Tensor]:
+    assert ticket is not None
+    if ticket.kind != "level":
+        raise ValueError(f"{ticket.name!r} is a {ticket.kind}; this question is of a search's level")
+    if not experiment.partition.norm:
+        raise ValueError(f"{experiment.network} has no normalisation layers to initialise")
     search = ticket.nested_under or ""
     if experiment.archive.find(search, []) is None:
         raise LookupError(f"the search of {ticket.name!r} (key {search[:16]}…) is neither here nor in MLflow")
@@ -101,31 +97,55 @@ def _initial_norm(experiment: Experiment, ticket: LineageRecord) -> dict[str, to
 
 def _compare(
     experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig
-) -> Comparison:
-    store = experiment.store
-    determinants = _determinants(experiment, first, second, question, config)
+) -> Comparison | None:
+    """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it."""
+    world, archive = experiment.world, experiment.archive
+    batch_size, recorded = json.loads(world.share_text(json.dumps(world.on_main(lambda: _in_records(first, second)))))
+    determinants = _determinants(experiment, first, second, question, config, batch_size)
     key = sha256_json(determinants)
-    archive = experiment.archive
-    if archive.find(key, [first.key, second.key]) is None:
-        started_ms = now_ms()
-        curve = _curve(experiment, first, second, config)
+
+    def is_recorded() -> bool:
+        found = archive.find(key, [first.key, second.key]) is not None
+        if found:
+            archive.courier.send(key)
+        return found
+
+    def commit(curve: BarrierCurve, started_ms: int) -> None:
         record = _record(experiment, key, first, second, question, config, curve, started_ms)
         archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
-    else:
-        archive.courier.send(key)
-    path = store.local.open_file(key, BARRIER)
+
+    if not world.share_flag(bool(world.on_main(is_recorded))):
+        started_ms = now_ms()
+        curve = _curve(experiment, first, second, config, batch_size, recorded)
+        world.on_main(lambda: commit(curve, started_ms))
+    return world.on_main(lambda: _load(experiment, key, first))
+
+
+def _load(experiment: Experiment, key: str, first: Node) -> Comparison:
+    """Read a recorded barrier, with `first` as its a."""
+    local = experiment.store.local
+    path = local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
-    if store.local.load(key).parents[0].key != first.key:
+    if local.load(key).parents[0].key != first.key:
         curve = curve.reversed()  # it was computed when the two were named the other way round
-    return Comparison(key, curve, path.parent, archive.courier)
+    return Comparison(key, curve, path.parent, experiment.archive.courier)
 
 
 def _determinants(
-    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig
+    experiment: Experiment,
+    first: Node,
+    second: Node,
+    question: Question,
+    config: ComparisonConfig,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Return what determines a barrier: not how the two networks were trained, their keys say that."""
     everything = experiment.determinants
     measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
+    if everything["precision"] != "no":  # where it is missing, so it is: keys of before stay valid
+        measured["precision"] = everything["precision"]
+    if (matmul := everything.get("float32_matmul_precision")) is not None:  # there only if it is not the usual one
+        measured["float32_matmul_precision"] = matmul
     num_images = config.num_bn_images(experiment.source.num_train)
     return measured | {
         "kind": "analysis",
@@ -135,8 +155,16 @@ def _determinants(
         "bn_convention": config.bn_convention,
         "bn_images": num_images,
         # BatchNorm statistics depend on how many images a batch has
-        "batch": _batch_size(first, second) if num_images else None,
+        "batch": batch_size if num_images else None,
     }
+
+
+def _in_records(first: Node, second: Node) -> tuple[int, tuple[float, float] | None]:
+    """Return what a comparison takes from the records: images in a batch, and test errors (None: not measured)."""
+    # the copy of a ticket was never evaluated
+    measured = first.key != second.key
+    recorded = (_recorded_error_percent(first), _recorded_error_percent(second)) if measured else None
+    return _batch_size(first, second), recorded
 
 
 def _batch_size(first: Node, second: Node) -> int:
@@ -172,25 +200,41 @@ def _same_start(first: Node, second: Node) -> bool:
     return first.record.tags.get("start_digest") == second.record.tags.get("start_digest")
 
 
-def _curve(experiment: Experiment, first: Node, second: Node, config: ComparisonConfig) -> BarrierCurve:
-    num_images = config.num_bn_images(experiment.source.num_train)
-    bn_batches: Iterable[torch.Tensor] = (
-        _BatchNormImages(experiment, num_images, _batch_size(first, second)) if num_images else []
-    )
-    test_batches: Iterable[ImageBatch] = _TestImages(experiment)
-    held = experiment.spec.image_size**2 <= HELD_PIXELS
+def _curve(
+    experiment: Experiment,
+    first: Node,
+    second: Node,
+    config: ComparisonConfig,
+    batch_size: int,
+    recorded_error_percent: tuple[float, float] | None,
+) -> BarrierCurve:
+    world, source = experiment.world, experiment.source
+    batch_size = min(batch_size, source.num_train)
+    num_images = config.num_bn_images(source.num_train)
+    num_batches = min(-(-num_images // batch_size), source.num_train // batch_size)
+
+    def begin() -> tuple[torch.nn.Module, Iterable[torch.Tensor], Iterable[ImageBatch]]:
+        """Make ready what is this rank's own: a network to work in, and its share of the images."""
+        model = experiment.fresh_model().to(world.device)
+        bn_images, test_images = _BatchNormImages(experiment, num_batches, batch_size), experiment.test_feed
+        if experiment.spec.image_size**2 <= HELD_PIXELS:
+            return model, list(bn_images), list(test_images)
+        return model, _Heeding(bn_images, world), _Heeding(test_images, world)
+
+    model, bn_batches, test_batches = world.on_all(begin)
     return barrier_curve(
-        experiment.fresh_model().to(experiment.world.device),
+        model,
         first.checkpoint.state_dict,
         second.checkpoint.state_dict,
-        bn_batches=list(bn_batches) if held else bn_batches,
-        test_batches=list(test_batches) if held else test_batches,
+        bn_batches=bn_batches,
+        test_batches=test_batches,
         alphas=config.alphas,
         convention=config.bn_convention,
-        # the copy of a ticket was never evaluated
-        recorded_error_percent=None
-        if first.key == second.key
-        else (_recorded_error_percent(first), _recorded_error_percent(second)),
+        recorded_error_percent=recorded_error_percent,
+        ranks=world,
+        num_bn_batches=num_batches,
+        # one process has nobody to ask
+        before_each=world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked,
     )
 
 
@@ -202,45 +246,38 @@ def _recorded_error_percent(node: Node) -> float:
 
 
 class _BatchNormImages:
-    """Training images chosen by key, in batches of one size; can be gone through again."""
+    """This rank's training images for BatchNorm: batches r, r + W, … of those that a key chooses, in its order."""
 
-    def __init__(self, experiment: Experiment, num_images: int, batch_size: int) -> None:
-        config = experiment.config
-        self.world = experiment.world
-        self.batch_size = min(batch_size, experiment.source.num_train)
+    def __init__(self, experiment: Experiment, num_batches: int, batch_size: int) -> None:
+        config, world = experiment.config, experiment.world
         loader = experiment.source.train_loader(
-            global_batch_size=self.batch_size,
-            rank=0,
+            global_batch_size=batch_size,
+            rank=0,  # a batch is one rank's, and whole
             world_size=1,
-            num_workers=config.data.num_workers,
-            device=experiment.world.device,
+            num_workers=loader_threads(config.data.num_workers, world.local_size),
+            device=world.device,
         )
-        self.feed = TrainFeed(loader, experiment.spec, experiment.world.device)
-        self.steps = min(-(-num_images // self.batch_size), self.feed.steps_per_epoch)
+        self.feed = TrainFeed(loader, experiment.spec, world.device)
+        self.world, self.num_batches = world, num_batches
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        for images_NCHW, _ in self.feed.epoch(SgdNoise(0, ("comparison", "batchnorm")), 0, num_steps=self.steps):
-            self.world.stop.heed()
-            yield images_NCHW
+        rank, size = self.world.rank, self.world.size
+        if rank < self.num_batches:
+            noise, later = SgdNoise(0, ("comparison", "batchnorm")), self.num_batches - rank
+            for images_NCHW, _ in self.feed.epoch(noise, 0, skip_steps=rank, num_steps=later, every=size):
+                yield images_NCHW
 
 
-class _TestImages:
-    """The whole test split on this rank; can be gone through again."""
+class _Heeding(Generic[Item]):
+    """Batches between which one process can be stopped; several must first agree, and do so before each α."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.world = experiment.world
-        loader = experiment.source.test_loader(
-            batch_size=TEST_BATCH_SIZE,
-            rank=0,
-            world_size=1,
-            num_workers=experiment.config.data.num_workers,
-            device=experiment.world.device,
-        )
-        self.feed = TestFeed(loader, experiment.spec, experiment.world.device)
+    def __init__(self, batches: Iterable[Item], world: World) -> None:
+        self.batches, self.world = batches, world
 
-    def __iter__(self) -> Iterator[ImageBatch]:
-        for batch in self.feed:
-            self.world.stop.heed()
+    def __iter__(self) -> Iterator[Item]:
+        for batch in self.batches:
+            if self.world.size == 1:
+                self.world.stop.heed()
             yield batch
 
 

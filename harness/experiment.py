@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.config import NETWORKS_OWN, OptimConfig, Schedule, SearchConfig, known, to_json
-from harness.data import DATASETS, open_data
+from harness.data import DATASETS, open_data, verify_data
 from harness.digest import sha256_json, sha256_tensors
 from harness.escape import redact
 from harness.initialisation import Initialisation, find_initialisation
@@ -45,7 +45,8 @@ BN_IMAGES = 10_000
 TEST_BATCH_SIZE = 500
 SCORES = "scores.safetensors"
 """What Gem-Miner trained; lies with the network that the scores make."""
-_SHARED = {"data", "model", "global_batch_size", "precision", "accumulation_steps", "sync_batchnorm", "deterministic"}
+_SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
+_SHARED |= {"sync_batchnorm", "deterministic"}
 
 
 @dataclass
@@ -71,11 +72,17 @@ class Experiment:
         known("data set", config.data.name, list(DATASETS))
         known("model", config.model.name, list(MODELS))
         known("method", config.method, list(METHODS))
+        if config.precision == "auto":
+            config = replace(config, precision=world.precision)  # keys and records hold what it became
         self.world, self.store, self.config = world, store, config
+        if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
+            torch.set_float32_matmul_precision(config.float32_matmul_precision)
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
         self._initialisations: dict[str, Initialisation] = {}
-        self.source = world.on_all(lambda: open_data(config.data.name, config.data.directory, config.data.loader))
+        files = config.data.name, config.data.directory, config.data.loader
+        vouched = world.first_on_node(lambda: verify_data(*files))  # 150 GB are hashed once a node
+        self.source = world.on_all(lambda: open_data(*files, vouched=vouched))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
         self.train_feed, self.test_feed = world.on_all(self._feeds)
@@ -91,7 +98,7 @@ class Experiment:
                 f"accumulation_steps is {config.accumulation_steps}, but a process has {share} images of each batch; "
                 "it must have one for each"
             )
-        threads = _loader_threads(config.data.num_workers, world.local_size)
+        threads = loader_threads(config.data.num_workers, world.local_size)
         ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
@@ -156,7 +163,7 @@ class Experiment:
     @property
     def determinants(self) -> dict[str, Any]:
         """What determines the bits of every run of this launch, seeds and method aside."""
-        config = self.config
+        config, matmul = self.config, self.config.float32_matmul_precision
         return {
             "format": 2,
             "data": self.source.content_digest,
@@ -170,7 +177,17 @@ class Experiment:
             "accumulation_steps": config.accumulation_steps,
             "sync_batchnorm": config.sync_batchnorm and self.world.size > 1,
             "world_size": self.world.size,
+            **self._order_of_sums,
+            **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
         }
+
+    @property
+    def _order_of_sums(self) -> dict[str, str]:
+        """How gradients are put into buckets, where that changes bits: a + b = b + a, but three can be added two ways.
+
+        Runs of three or more processes without it were made when each training kept the buckets DDP begins with.
+        """
+        return {"gradient_buckets": "by first backward"} if self.world.size > 2 else {}
 
     def fresh_model(self) -> torch.nn.Module:
         """Build the network; its values are whatever torch's generator gives."""
@@ -369,7 +386,7 @@ class Experiment:
             "threads": torch.get_num_threads(),
         }
         data = {"num_train": self.source.num_train, "num_test": self.source.num_test}
-        how = {"launch": launch, "hardware": hardware(), "command": redact(launch_command())}
+        how = {"launch": launch, "hardware": hardware(self.world.device), "command": redact(launch_command())}
         how["argv"] = [redact(word) for word in sys.argv]  # a record is given away, passwords are not
         return {"search": to_json(self.config), "data": data} | how | more
 
@@ -398,6 +415,6 @@ def _like(weight: torch.Tensor, values: torch.Tensor, dtype: torch.dtype) -> tor
     return torch.empty_like(weight, dtype=dtype, requires_grad=False).copy_(values)
 
 
-def _loader_threads(num_workers: int, local_size: int) -> int:
+def loader_threads(num_workers: int, local_size: int) -> int:
     """Return how many loader threads a process takes; −1 shares the machine's cores out over its processes."""
     return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import os
 
-import psutil
+try:
+    import psutil
+except ModuleNotFoundError:  # a machine with PyTorch and little else: one process, and no launchers to watch
+    psutil = None
 
 _LAUNCHER = os.getppid()
 
@@ -21,6 +24,8 @@ def connections() -> frozenset[tuple[str, int]] | None:
 
     None where they cannot be seen: the launcher is gone, or the system shows no process another's connections (macOS).
     """
+    if psutil is None:
+        return None
     try:
         port = int(os.environ["MASTER_PORT"])
         links = psutil.Process(_LAUNCHER).net_connections("tcp")

@@ -10,11 +10,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import psutil
+try:
+    import psutil
+except ModuleNotFoundError:  # a machine with PyTorch and little else
+    psutil = None
+
+if TYPE_CHECKING:
+    import torch
 
 _MIB, _GIB = 2**20, 2**30
 LEAST_SECONDS = 1.0
@@ -23,9 +30,26 @@ SHARE_OF_ELAPSED = 1 / 60
 """…and later this share of the time since the beginning, so that five days give some 600 samples, not 400,000."""
 
 
+def process_exists(pid: int) -> bool:
+    """Say whether this machine has a process of this number."""
+    if psutil is not None:
+        return bool(psutil.pid_exists(pid))
+    if pid <= 0:
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
+
+
 def launch_command() -> str:
     """Return the command that started this process, ready to paste: with `accelerate launch` if that is its parent."""
     script = [sys.argv[0], *sys.argv[1:]]
+    if psutil is None:
+        return shlex.join(["python", *script])
     try:
         above = psutil.Process().parent()
         words = above.cmdline() if above else []
@@ -48,8 +72,11 @@ def cpu_name() -> str:
     return next(found, platform.processor() or platform.machine())
 
 
-def hardware() -> dict[str, Any]:
-    """Return processor, cores this process may use, memory in GiB and the names of the GPUs it sees."""
+def hardware(device: torch.device | None = None) -> dict[str, Any]:
+    """Return processor, cores this process may use, memory in GiB and the names of the GPUs it sees.
+
+    If the launch computes on a CUDA `device`, its `cuda_facts` come with them, as `cuda`.
+    """
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
@@ -57,9 +84,63 @@ def hardware() -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": cores,
-        "memory_gib": round(psutil.virtual_memory().total / _GIB, 1),
+        "memory_gib": round(_memory_bytes() / _GIB, 1),
         "gpus": gpus,
+    } | ({"cuda": cuda_facts()} if device is not None and device.type == "cuda" else {})
+
+
+def cuda_facts() -> dict[str, Any]:
+    """Return facts that may change bits on CUDA and are in no key.
+
+    They are the versions of libraries and driver, the state of TF32, and the choices of cuDNN. An unknown fact is None.
+    No question initialises CUDA.
+    """
+    import torch
+
+    cuda, cudnn = torch.backends.cuda, cast(Any, torch.backends.cudnn)
+    questions: dict[str, Callable[[], Any]] = {
+        "num_devices": torch.cuda.device_count,
+        "cuda": lambda: torch.version.cuda,
+        "cudnn": cudnn.version,
+        "nccl": lambda: ".".join(map(str, torch.cuda.nccl.version())),
+        "driver": _driver_version,
+        "matmul_allow_tf32": lambda: cuda.matmul.allow_tf32,
+        "matmul_fp32_precision": lambda: cuda.matmul.fp32_precision,
+        "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "tf32_override": lambda: os.environ.get("NVIDIA_TF32_OVERRIDE", "not set"),
+        "cudnn_allow_tf32": lambda: cudnn.allow_tf32,
+        "cudnn_conv_fp32_precision": lambda: cudnn.conv.fp32_precision,
+        "cudnn_benchmark": lambda: cudnn.benchmark,
+        "cudnn_deterministic": lambda: cudnn.deterministic,
     }
+    return {name: _answer(ask) for name, ask in questions.items()}
+
+
+def _answer(ask: Callable[[], Any]) -> Any:
+    """Return the answer, or None where there is none."""
+    try:
+        return ask()
+    except (AttributeError, RuntimeError):
+        # an older torch, or a build without NCCL; and torch refuses TF32's old name where its new one was used
+        return None
+
+
+@functools.cache
+def _driver_version() -> str | None:
+    """Return the version of NVIDIA's driver: its library's word, else the kernel's, else None."""
+    with suppress(Exception):  # no package, no library, no permission
+        import pynvml
+
+        pynvml.nvmlInit()
+        version = pynvml.nvmlSystemGetDriverVersion()
+        return version.decode() if isinstance(version, bytes) else str(version)
+    with suppress(OSError):
+        return Path("/sys/module/nvidia/version").read_text().strip()
+    return None
+
+
+def _memory_bytes() -> int:
+    return psutil.virtual_memory().total if psutil else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 Sample = tuple[str, float, int]
@@ -81,7 +162,7 @@ class LoadSampler:
         self._thread = threading.Thread(target=self._work, name="load-sampler", daemon=True)
 
     def __enter__(self) -> LoadSampler:
-        psutil.cpu_percent()  # each reading is the mean since the one before
+        _load()  # each reading of the processors is the mean since the one before
         self._gpus = _gpu_readers()
         self._thread.start()
         return self
@@ -107,6 +188,8 @@ class LoadSampler:
 
 
 def _load() -> dict[str, float]:
+    if psutil is None:
+        return {}
     memory = psutil.virtual_memory()
     return {
         "cpu_utilization_percentage": psutil.cpu_percent(),

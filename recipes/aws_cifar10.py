@@ -24,6 +24,7 @@ def config(network: str = "resnet20") -> SearchConfig:
         num_levels=15,
         final=Schedule(epochs=100, lr_schedule="step"),
         global_batch_size=128,
+        precision="auto",
     )
 
 

@@ -34,6 +34,7 @@ def config(network: str = "resnet50_cifar") -> SearchConfig:
         num_levels=15,
         final=Schedule(epochs=100, lr_schedule="step"),
         global_batch_size=128,
+        precision="auto",
     )
 
 

@@ -11,7 +11,7 @@ Cost       70 epochs of search, 120 (MLP-Mixer: 200) for each final training
 Data       python tools/prepare_data.py imagenet --source ilsvrc/imagenet-1k --out data
            or --source DIRECTORY with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz
 Launch     accelerate launch recipes/aws_imagenet.py
-           accelerate launch --config_file recipes/launch/gpu_8.yaml recipes/aws_imagenet.py --precision bf16
+           accelerate launch --config_file recipes/launch/gpu_8.yaml recipes/aws_imagenet.py
            accelerate launch recipes/aws_imagenet.py --network mlp_mixer
 """
 
@@ -50,6 +50,7 @@ def config(network: str = "resnet50") -> SearchConfig:
         num_levels=10,
         final=Schedule(epochs=settings.final_epochs, lr_schedule="cosine"),
         global_batch_size=settings.global_batch_size,
+        precision="auto",
     )
 
 

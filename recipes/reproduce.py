@@ -46,7 +46,7 @@ class Reproduction(Subject):
     num_workers: int | None = None
     """Loader threads a process, instead of the scale's."""
     precision: Precision = "no"
-    """Mixed precision."""
+    """Mixed precision: no is the paper's float32; auto is bf16 where the CUDA device has it. The page names it."""
 
     def config(self, config: SearchConfig) -> SearchConfig:
         """Return the plan's settings as this launch reads and records them; none of it but precision moves a number."""

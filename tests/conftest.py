@@ -24,7 +24,7 @@ os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked gpu where there is none, so that a plain `pytest` works on any machine.
 
-    HARNESS_GPU_TESTS_DEVICE=cpu runs their bodies on the CPU, to try the tests themselves.
+    HARNESS_GPU_TESTS_DEVICE=label or =cpu runs their bodies without one: see tests/gpu/conftest.py.
     """
     if "HARNESS_GPU_TESTS_DEVICE" in os.environ:
         return

@@ -7,9 +7,12 @@ import time
 from pathlib import Path
 
 import psutil
+import pynvml
+import pytest
 import torch
 
-from harness.machine import LoadSampler, hardware, launch_command
+from harness import machine
+from harness.machine import LoadSampler, cuda_facts, hardware, launch_command
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -20,6 +23,67 @@ def test_hardware_is_that_of_this_machine() -> None:
     assert 1 <= found["cores"] <= (psutil.cpu_count() or 1)
     assert abs(found["memory_gib"] - psutil.virtual_memory().total / 2**30) < 0.1
     assert len(found["gpus"]) == torch.cuda.device_count()
+
+
+def test_a_cpu_launch_asks_nothing_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_facts", lambda: pytest.fail("asked"))
+    assert hardware(torch.device("cpu")).keys() == hardware().keys() == {"cpu", "cores", "memory_gib", "gpus"}
+
+
+def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_driver_version", lambda: "570.1")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("NVIDIA_TF32_OVERRIDE", raising=False)
+    facts = hardware(torch.device("cuda", 0))["cuda"]
+    assert facts == {
+        "num_devices": 0,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "nccl": ".".join(map(str, torch.cuda.nccl.version())),
+        "driver": "570.1",
+        "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
+        "matmul_fp32_precision": torch.backends.cuda.matmul.fp32_precision,
+        "float32_matmul_precision": "highest",
+        "tf32_override": "not set",
+        "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
+        "cudnn_conv_fp32_precision": torch.backends.cudnn.conv.fp32_precision,
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        "cudnn_deterministic": False,
+    }
+    assert not torch.cuda.is_initialized()
+
+
+def test_a_fact_that_cannot_be_found_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A build without NCCL, and TF32 set by torch's new names, which makes it refuse the old one."""
+
+    def missing() -> None:
+        raise AttributeError("_nccl_version")
+
+    monkeypatch.setattr(torch.cuda.nccl, "version", missing)
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        facts = cuda_facts()
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+    assert facts["nccl"] is None and facts["cudnn_allow_tf32"] is None
+    assert facts["cudnn_conv_fp32_precision"] == "ieee" and facts["cudnn"] is not None
+
+
+def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    find = machine._driver_version.__wrapped__  # without the cache
+    kernel = Path("/sys/module/nvidia/version")
+    read = Path.read_text
+    monkeypatch.setattr(Path, "read_text", lambda path: "560.2\n" if path == kernel else read(path))
+    monkeypatch.setattr(pynvml, "nvmlInit", refuse)
+    assert find() == "560.2"
+    begun: list[bool] = []
+    monkeypatch.setattr(pynvml, "nvmlInit", lambda: begun.append(True))
+    monkeypatch.setattr(pynvml, "nvmlSystemGetDriverVersion", lambda: "570.1" if begun else refuse())
+    assert find() == "570.1"
 
 
 def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
@@ -51,3 +115,13 @@ def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
     assert young.take() == [] and old.take() == []  # after an hour a sample a minute is enough
+
+
+@pytest.mark.parametrize("with_psutil", [True, False])
+def test_a_process_exists_until_it_has_ended(with_psutil, monkeypatch):
+    if not with_psutil:
+        monkeypatch.setattr(machine, "psutil", None)
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert machine.process_exists(child.pid) and machine.process_exists(1)
+    child.communicate()
+    assert not machine.process_exists(child.pid) and not machine.process_exists(0) and not machine.process_exists(-1)

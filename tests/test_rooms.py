@@ -37,10 +37,10 @@ ROOMS: dict[str, set[str]] = {
     "pretrained": _NETWORK,
     "training": _NETWORK | {"data", "pruning", "launchers"},
     # What it records it proves: masks against pruning, starts against θ_init and ticket, data against their manifest.
-    "lineage": _NETWORK | {"data", "pruning", "transfer", "pretrained"},
+    "lineage": _NETWORK | {"machine", "data", "pruning", "transfer", "pretrained"},
     "analysis": _NETWORK | {"data", "training"},
     # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
-    "runs": _NETWORK | {"training", "lineage"},
+    "runs": _NETWORK | {"machine", "training", "lineage"},
     "initialisation": _NETWORK | {"training", "lineage", "runs", "pretrained"},
     "experiment": _PARTS | {"machine", "initialisation"},
     "ticket": _PARTS | {"experiment"},
@@ -62,6 +62,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "ffcv": ("data/ffcv_*.py", "data/prepare*.py"),
     "accelerate": ("training/world.py",),
     "datasets": ("data/*.py",),
+    "psutil": ("machine.py", "launchers.py"),
 }
 
 # Those of these files that need their library as soon as they are imported: their classes derive from its own.

@@ -3,7 +3,8 @@
 python tools/bench.py                                  every row, half an hour on 2 cores
 python tools/bench.py --quick                          seconds a row, for a first look
 python tools/bench.py --only step prune --json out.json
-python tools/bench.py --only gpu_step gpu_small gpu_barrier --json gpu.json      needs a GPU, but for --quick
+
+tools/benchmarks/sitting.py measures on a GPU.
 
 A goal that is missed is marked and is no error. Ratios come from one run, both sides in turns: leave the machine alone.
 """
@@ -13,15 +14,13 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import platform
 import sys
 import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import tyro
 
@@ -30,32 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-Name = Literal[
-    "step",
-    "loaders",
-    "prune",
-    "mask_size",
-    "barrier",
-    "level_overhead",
-    "reload",
-    "verify",
-    "scale",
-    "gpu_step",
-    "gpu_small",
-    "gpu_barrier",
-]
-NAMES: tuple[Name, ...] = (
-    "step",
-    "loaders",
-    "prune",
-    "mask_size",
-    "barrier",
-    "level_overhead",
-    "reload",
-    "verify",
-    "scale",
-)
-"""Without those that need a GPU, which take their turn when they are asked for."""
+Name = Literal["step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify", "scale"]
+NAMES: tuple[Name, ...] = get_args(Name)
 
 
 @dataclass(frozen=True)
@@ -64,8 +39,6 @@ class Arguments:
 
     only: tuple[Name, ...] = NAMES
     """These rows instead of all."""
-    networks: tuple[str, ...] = ()
-    """Of gpu_small, these networks alone: compiling all of them takes longer than one sitting may."""
     quick: bool = False
     """Fewer repetitions and smaller tasks: seconds a row, wide intervals."""
     json: Path | None = None
@@ -82,7 +55,7 @@ def main(arguments: Arguments) -> int:
     for name in dict.fromkeys(arguments.only):
         started = time.perf_counter()
         try:
-            found += [{"benchmark": name, **asdict(row)} for row in _rows(name, arguments.quick, arguments.networks)]
+            found += [{"benchmark": name, **asdict(row)} for row in _rows(name, arguments.quick)]
         except Exception as error:
             traceback.print_exc()
             broken[name] = f"{type(error).__name__}: {error}"
@@ -94,41 +67,15 @@ def main(arguments: Arguments) -> int:
     return 1 if broken else 0
 
 
-def _rows(name: Name, quick: bool, networks: tuple[str, ...]) -> Sequence[Any]:
-    benchmark = importlib.import_module(f"tools.benchmarks.{name}")
-    rows: Sequence[Any] = benchmark.rows(quick, networks) if name == "gpu_small" else benchmark.rows(quick)
+def _rows(name: Name, quick: bool) -> Sequence[Any]:
+    rows: Sequence[Any] = importlib.import_module(f"tools.benchmarks.{name}").rows(quick)
     return rows
 
 
 def _about(quick: bool) -> dict[str, str]:
-    """Say what was measured on, with what, and when."""
-    import torch
+    from tools.benchmarks.about import about
 
-    sys.path.insert(0, str(ROOT))
-    from harness.lineage.code import code_version
-
-    code = code_version()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    cores = len(os.sched_getaffinity(0))
-    versions = ("python", "torch", "torchvision", "numpy", "accelerate", "ffcv", "safetensors", "mlflow")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{_cpu()}, {cores} cores, {torch.get_num_threads()} torch threads, {memory:.0f} GiB, {gpu}",
-        "system": f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.1f} at the start",
-        "versions": ", ".join(f"{name} {code[name]}" for name in versions),
-        "code": f"commit {code['commit'][:12]}" + (", with uncommitted changes" if code["dirty"] == "true" else ""),
-        "run": "quick: fewer repetitions and smaller tasks, not for quoting" if quick else "full",
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
+    return about() | {"run": "quick: fewer repetitions and smaller tasks, not for quoting" if quick else "full"}
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

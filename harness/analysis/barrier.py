@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, Self, get_args
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from harness.analysis.interpolate import check_same_tensors, interpolate_into
 from harness.training.batchnorm import BatchNormConvention, reestimate_batchnorm
+from harness.training.ranks import ONE_PROCESS, Ranks, sum_over_ranks
 
 BarrierConvention = BatchNormConvention | Literal["none"]
 CONVENTIONS: tuple[str, ...] = (*get_args(BatchNormConvention), "none")
@@ -128,6 +129,9 @@ def barrier_curve(
     alphas: Sequence[float] = ALPHAS,
     convention: BarrierConvention = "cumulative",
     recorded_error_percent: tuple[float, float] | None = None,
+    ranks: Ranks = ONE_PROCESS,
+    num_bn_batches: int | None = None,
+    before_each: Callable[[], None] = lambda: None,
 ) -> BarrierCurve:
     """Test error at each point αa + (1 − α)b, every float tensor interpolated, BatchNorm re-estimated at each.
 
@@ -137,6 +141,10 @@ def barrier_curve(
     `recorded_error_percent` is the errors of a and b with their own BatchNorm statistics; None has them evaluated
     here. `model` is scratch space of the right architecture: its state and memory format are overwritten, its training
     flags are as before. It decides the device: the states may lie elsewhere, as checkpoints from a file do.
+
+    Several `ranks` call this together and all get the curve. Each gives its own share: test images that no other has,
+    and every W-th of the `num_bn_batches` batches, as `reestimate_batchnorm` says; the rest is equal on all.
+    `before_each` is called before each α, and by every rank, so that ranks can agree there.
 
     A barrier between networks with different masks compares unlike things; that they are equal is the caller's check.
     Raises ValueError for α not rising from 0 to 1, an unknown convention, no images, or states that do not fit.
@@ -148,72 +156,84 @@ def barrier_curve(
     model = model.to(memory_format=torch.channels_last)  # 1.3 times faster on CPU for a ResNet-20, and on tensor cores
     target = model.state_dict()  # shares memory with the model
     # once, not for each α: checkpoints from a file lie on the CPU
-    state_a, state_b = (
-        {name: tensor.to(target[name].device) for name, tensor in state.items()} for state in (state_a, state_b)
-    )
-    seen = _Seen()
+    state_a, state_b = ranks.on_all(lambda: (_beside(target, state_a), _beside(target, state_b)))
+    own = _OwnImages(model, bn_batches, test_batches)
 
-    def error_at(alpha: float, reestimate: bool) -> float:
+    def counts_at(alpha: float, reestimate: bool) -> tuple[int, int, int]:
+        """Return how many test images are wrong, how many there are, and how many gave BatchNorm statistics."""
+        before_each()
         interpolate_into(target, state_a, state_b, alpha)
-        if reestimate and convention != "none":
-            reestimate_batchnorm(model, seen.bn(bn_batches), convention)
-        return _error_percent(model, seen.test(test_batches))
+        # entered anew for each α: autocast may keep its copies of the weights for as long as it lasts
+        with ranks.autocast():
+            if reestimate and convention != "none":
+                reestimate_batchnorm(model, own.bn(), convention, ranks=ranks, num_batches=num_bn_batches)
+            counts = sum_over_ranks(ranks, own.counts)
+        wrong, num_test, num_bn = counts.tolist()  # one wait for the device, not one a batch
+        if num_test == 0:
+            raise ValueError("test_batches gave no images; a barrier needs some")
+        return wrong, num_test, num_bn
 
     with torch.inference_mode():
-        recorded = recorded_error_percent or (error_at(1.0, reestimate=False), error_at(0.0, reestimate=False))
-        errors = tuple(error_at(alpha, reestimate=True) for alpha in alphas)
+        ends = [] if recorded_error_percent else [counts_at(alpha, reestimate=False) for alpha in (1.0, 0.0)]
+        counts = [counts_at(alpha, reestimate=True) for alpha in alphas]
+    recorded = recorded_error_percent or tuple(_error_percent(ends))
     return BarrierCurve(
         alphas=tuple(alphas),
-        error_percent=errors,
+        error_percent=tuple(_error_percent(counts)),
         recorded_error_a_percent=recorded[0],
         recorded_error_b_percent=recorded[1],
         convention=convention,
-        bn_images=seen.bn_images or 0,
-        test_images=seen.test_images or 0,
+        bn_images=counts[-1][2],
+        test_images=counts[-1][1],
     )
 
 
-def _error_percent(model: nn.Module, test_batches: Iterable[tuple[Tensor, Tensor]]) -> float:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    wrong, num_images = [], 0
-    for images_NCHW, labels_N in test_batches:
-        wrong.append((model(images_NCHW).argmax(1) != labels_N).sum())
-        num_images += len(labels_N)
-    for module, training in modes:
-        module.training = training
-    return 100.0 * int(torch.stack(wrong).sum()) / num_images  # one wait for the device, not one a batch
+def _beside(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.to(target[name].device) for name, tensor in state.items()}
 
 
-class _Seen:
-    """Counts the images that pass by, and refuses data that changes from one α to the next (a spent iterator)."""
+def _error_percent(counts: Iterable[tuple[int, int, int]]) -> Iterator[float]:
+    return (100.0 * wrong / num_test for wrong, num_test, _ in counts)
 
-    def __init__(self) -> None:
-        self.bn_images: int | None = None
-        self.test_images: int | None = None
 
-    def bn(self, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+class _OwnImages:
+    """The images of this process, which must be the same at every α: a spent iterator is refused."""
+
+    def __init__(
+        self, model: nn.Module, bn_batches: Iterable[Tensor], test_batches: Iterable[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.model, self.bn_batches, self.test_batches = model, bn_batches, test_batches
+        self.device = next(iter(model.state_dict().values())).device
+        self.num_bn: int | None = None
+        self.num_test: int | None = None
+
+    def bn(self) -> Iterator[Tensor]:
+        """Give the images for BatchNorm, and count them."""
         num_images = 0
-        for images_NCHW in batches:
+        for images_NCHW in self.bn_batches:
             num_images += len(images_NCHW)
             yield images_NCHW
-        self.bn_images = self._same("bn_batches", self.bn_images, num_images)
+        self.num_bn = self._same("bn_batches", self.num_bn, num_images)
 
-    def test(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        num_images = 0
-        for images_NCHW, labels_N in batches:
+    def counts(self) -> Tensor:
+        """Test; return how many images are wrong, how many there are, and how many gave BatchNorm statistics."""
+        modes = [(module, module.training) for module in self.model.modules()]
+        self.model.eval()
+        wrong, num_images = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        for images_NCHW, labels_N in self.test_batches:
+            wrong += (self.model(images_NCHW).argmax(1) != labels_N).sum()
             num_images += len(labels_N)
-            yield images_NCHW, labels_N
-        self.test_images = self._same("test_batches", self.test_images, num_images)
+        for module, training in modes:
+            module.training = training
+        self.num_test = self._same("test_batches", self.num_test, num_images)
+        return torch.stack([wrong, *(torch.full_like(wrong, number) for number in (num_images, self.num_bn or 0))])
 
     @staticmethod
     def _same(what: str, before: int | None, now: int) -> int:
-        if now == 0 or before not in (None, now):
+        if before not in (None, now):
             raise ValueError(
-                f"{what} gave {before or 0} images at one α and {now} at the next; "
+                f"{what} gave {before} images at one α and {now} at the next; "
                 "every α must see the same images: give a list, or an object that can be gone through again"
-                if before
-                else f"{what} gave no images; a barrier needs some"
             )
         return now
 

@@ -7,6 +7,7 @@ are.
 from harness.config.parts import (
     DataConfig,
     LrSchedule,
+    MatmulPrecision,
     ModelConfig,
     OptimConfig,
     Precision,
@@ -33,6 +34,7 @@ __all__ = [
     "GemMinerConfig",
     "Kind",
     "LrSchedule",
+    "MatmulPrecision",
     "ModelConfig",
     "OptimConfig",
     "Order",

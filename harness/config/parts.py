@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 LrSchedule = Literal["constant", "step", "cosine"]
-Precision = Literal["no", "fp16", "bf16"]
+Precision = Literal["no", "fp16", "bf16", "auto"]
+MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 def known(what: str, name: str, names: Sequence[str]) -> str:

@@ -6,7 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.config.parts import DataConfig, ModelConfig, OptimConfig, Precision, Schedule, require, require_minutes
+from harness.config.parts import (
+    DataConfig,
+    MatmulPrecision,
+    ModelConfig,
+    OptimConfig,
+    Precision,
+    Schedule,
+    require,
+    require_minutes,
+)
 
 SaveUnit = Literal["minutes", "epochs", "steps"]
 Scope = Literal["global", "layer"]
@@ -102,7 +111,9 @@ class SearchConfig:
     sgd_seed: int = 1
     """Draws the noise u: data order, augmentation, α."""
     precision: Precision = "no"
-    """Mixed precision."""
+    """Mixed precision; auto: bf16 where the CUDA device has it, no elsewhere. Runs record what it became."""
+    float32_matmul_precision: MatmulPrecision = "highest"
+    """How float32 matrix products are computed; high and medium are faster and coarser (TF32, bf16) on some devices."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
     sync_batchnorm: bool = False

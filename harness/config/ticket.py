@@ -52,7 +52,7 @@ class TicketConfig:
     loader: Literal["ffcv", "memory"] | None = None
     """Instead of the loader recorded with the ticket's search."""
     precision: Precision | None = None
-    """Instead of the mixed precision recorded with the ticket's search."""
+    """Instead of the mixed precision recorded with the ticket's search (auto: bf16 where the CUDA device has it)."""
     stuck_after: float = 8
     """A launch of several processes ends when its training stands still for so many minutes (0: never).
     First steps and what lies between trainings do not count. One process is never ended: a debugger may hold it."""

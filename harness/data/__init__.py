@@ -3,7 +3,7 @@
 Only ffcv_loader.py imports ffcv and numba; the in-memory loader needs torch, NumPy and safetensors alone.
 """
 
-from harness.data.data_source import DataSource, open_data
+from harness.data.data_source import DataSource, open_data, verify_data
 from harness.data.loader import Batch, EvalLoader, TrainLoader
 from harness.data.normalize import normalize
 from harness.data.spec import DATASETS, DataSpec, data_spec
@@ -18,4 +18,5 @@ __all__ = [
     "data_spec",
     "normalize",
     "open_data",
+    "verify_data",
 ]

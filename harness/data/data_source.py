@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from harness.config import known
 from harness.data.loader import EvalLoader, TrainLoader
-from harness.data.manifest import SPLITS, Manifest, check_file
+from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
 from harness.data.spec import DataSpec, data_spec
 from harness.digest import sha256_json
 
 if TYPE_CHECKING:
     import torch
+
+LoaderName = Literal["ffcv", "memory"]
 
 
 @dataclass(frozen=True)
@@ -68,27 +70,16 @@ class DataSource:
         )
 
 
-def open_data(name: str, directory: Path | str, loader: Literal["ffcv", "memory"]) -> DataSource:
+def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "") -> DataSource:
     """Open the prepared data set `name` under `directory`.
 
-    Raises FileNotFoundError with the command that prepares it, ValueError for an unknown name or loader, a data set too
-    large for the in-memory loader, and a file that is not the one its manifest describes.
+    Files are hashed once. They are not hashed where `vouched` is the word of `verify_data` in a process of this
+    machine. Raises FileNotFoundError with the command that prepares it, ValueError for an unknown name or loader, a
+    data set too large for the in-memory loader, and a file that is not the one its manifest describes.
     """
-    spec = data_spec(name)
-    known("loader", loader, ["ffcv", "memory"])
-    if loader == "memory" and not spec.fixed_size:
-        raise ValueError(
-            f"{name} is read from JPEGs of any size and is too large to be kept in memory; use the ffcv loader"
-        )
-    home = Path(directory) / name
-    manifests = {split: _manifest(spec, home, split) for split in SPLITS}
-    ending = {"ffcv": "beton", "memory": "safetensors"}[loader]
-    paths = {}
-    for split, manifest in manifests.items():
-        paths[split] = home / f"{split}.{ending}"
-        if paths[split].name not in manifest.files:
-            raise ValueError(f"{home / f'{split}.json'} lists no {paths[split].name}; prepare the data again")
-        check_file(paths[split], manifest.files[paths[split].name])
+    spec, manifests, files = _prepared(name, directory, loader)
+    check_files(files, vouched)
+    paths = dict(zip(SPLITS, files, strict=True))
     make_train, make_test = _loaders(spec, loader, paths)
     return DataSource(
         spec=spec,
@@ -98,6 +89,37 @@ def open_data(name: str, directory: Path | str, loader: Literal["ffcv", "memory"
         _make_train=make_train,
         _make_test=make_test,
     )
+
+
+def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
+    """Hash the files of a data set, once; return the word that vouches for them.
+
+    `open_data` takes this word as `vouched`. Raises the errors of `open_data`.
+    """
+    _, _, files = _prepared(name, directory, loader)
+    return check_files(files)
+
+
+def _prepared(
+    name: str, directory: Path | str, loader: LoaderName
+) -> tuple[DataSpec, dict[str, Manifest], dict[Path, FileRecord]]:
+    """Return specification, manifests and, of each split, the file to read with its record."""
+    spec = data_spec(name)
+    known("loader", loader, ["ffcv", "memory"])
+    if loader == "memory" and not spec.fixed_size:
+        raise ValueError(
+            f"{name} is read from JPEGs of any size and is too large to be kept in memory; use the ffcv loader"
+        )
+    home = Path(directory) / name
+    manifests = {split: _manifest(spec, home, split) for split in SPLITS}
+    ending = {"ffcv": "beton", "memory": "safetensors"}[loader]
+    files = {}
+    for split, manifest in manifests.items():
+        path = home / f"{split}.{ending}"
+        if path.name not in manifest.files:
+            raise ValueError(f"{home / f'{split}.json'} lists no {path.name}; prepare the data again")
+        files[path] = manifest.files[path.name]
+    return spec, manifests, files
 
 
 def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:

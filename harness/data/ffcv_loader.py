@@ -159,18 +159,30 @@ class BetonReader:
         return int(self._loader.reader.num_samples)
 
     def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int, device: torch.device) -> Iterator[Batch]:
-        """Yield the samples in the order given, augmented under `key` unless it is None."""
+        """Yield the samples in the order given, augmented under `key` unless it is None.
+
+        One batch is copied to the device ahead of the one that is yielded.
+        """
         rows_N3 = np.empty((len(indices_N), 3), np.uint64)
         rows_N3[:, 0], rows_N3[:, 1], rows_N3[:, 2] = indices_N, key or 0, key is not None
         self._loader.traversal_order.rows_N3 = rows_N3
         self._loader.batch_size = batch_size
         stream = iter(self._loader)
-        copy = _copier(device)
+        copy = _CudaCopy if device.type == "cuda" else _Copy
+        last: _Copy | None = None
         try:
             for _ in range(0, len(indices_N), batch_size):
-                images, labels_and_indices = _next(stream)
-                yield copy(images, labels_and_indices)
+                before = last
+                if before is not None:
+                    before.finish()  # the next call lets FFCV write into the buffers it came from
+                last = copy(*_next(stream), device)
+                if before is not None:
+                    yield before.batch
+            if last is not None:
+                yield last.batch
         finally:
+            if last is not None:
+                last.finish()
             _stop(stream)
 
 
@@ -197,29 +209,50 @@ def _stop(stream: Any) -> None:
     stream.close()
 
 
-def _copier(device: torch.device) -> Callable[[torch.Tensor, torch.Tensor], Batch]:
-    """Return what takes a batch out of FFCV's buffers, which it will use again, onto the device."""
-    if device.type != "cuda":
+class _Copy:
+    """A batch taken out of FFCV's buffers, which it will use again."""
 
-        def copy(images: torch.Tensor, labels_and_indices: torch.Tensor) -> Batch:
-            both = labels_and_indices.to(device, copy=True)
-            return Batch(images.to(device, copy=True), both[:, 0].contiguous(), both[:, 1].contiguous())
+    def __init__(self, images: torch.Tensor, labels_and_indices: torch.Tensor, device: torch.device) -> None:
+        both = labels_and_indices.to(device, copy=True)
+        self._batch = Batch(images.to(device, copy=True), both[:, 0].contiguous(), both[:, 1].contiguous())
 
-        return copy
-    # A stream of its own: waiting for the copy must not mean waiting for the training steps queued before it.
-    side = torch.cuda.Stream(device)
+    def finish(self) -> None:
+        """Wait until FFCV may use its buffers again."""
 
-    def copy_to_cuda(images: torch.Tensor, labels_and_indices: torch.Tensor) -> Batch:
-        with torch.cuda.stream(side):
+    @property
+    def batch(self) -> Batch:
+        """The batch, for the work that is asked of the device from now on."""
+        return self._batch
+
+
+class _CudaCopy(_Copy):
+    """The same while the device computes: on a stream of its own, its end marked by an event."""
+
+    def __init__(self, images: torch.Tensor, labels_and_indices: torch.Tensor, device: torch.device) -> None:
+        with torch.cuda.stream(_side_stream(device)):
             on_device = images.to(device, non_blocking=True)
             both = labels_and_indices.to(device, non_blocking=True)
-            batch = Batch(on_device, both[:, 0].contiguous(), both[:, 1].contiguous())
-        side.synchronize()
-        for tensor in batch:
-            tensor.record_stream(torch.cuda.current_stream(device))
-        return batch
+            self._batch = Batch(on_device, both[:, 0].contiguous(), both[:, 1].contiguous())
+            self._copied = torch.cuda.Event()
+            self._copied.record(_side_stream(device))
 
-    return copy_to_cuda
+    def finish(self) -> None:
+        """Wait for the copy alone, begun a training step ago, and not for the steps that were asked for since."""
+        self._copied.synchronize()
+
+    @property
+    def batch(self) -> Batch:
+        """The batch; the current stream waits for the copy, this process does not."""
+        stream = torch.cuda.current_stream(self._batch.labels_N.device)
+        stream.wait_event(self._copied)
+        for tensor in self._batch:
+            tensor.record_stream(stream)
+        return self._batch
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def available_workers(num_workers: int | None) -> int:
@@ -276,10 +309,16 @@ class FfcvTrainLoader:
         return self.order.steps_per_epoch
 
     def epoch(
-        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, augment: bool = True
+        self,
+        noise: SgdNoise,
+        epoch: int,
+        skip_steps: int = 0,
+        num_steps: int | None = None,
+        augment: bool = True,
+        every: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's batches; see TrainLoader."""
-        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps)
+        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
         key = noise.key("augment", epoch) if augment else None
         return self.reader.batches(indices_SN.reshape(-1), key, self.order.batch_size, self.device)
 

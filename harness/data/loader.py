@@ -34,9 +34,15 @@ class TrainLoader(Protocol):
         """floor(num_samples / global_batch_size): the last incomplete batch is dropped."""
 
     def epoch(
-        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, augment: bool = True
+        self,
+        noise: SgdNoise,
+        epoch: int,
+        skip_steps: int = 0,
+        num_steps: int | None = None,
+        augment: bool = True,
+        every: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's batches of steps skip_steps … skip_steps + num_steps − 1 of the epoch."""
+        """Yield this rank's batches of steps skip_steps … skip_steps + num_steps − 1, or of the first of each `every`."""
 
 
 class EvalLoader(Protocol):
@@ -84,7 +90,9 @@ class TrainOrder:
         """Samples of a global batch that fall to one rank."""
         return self.global_batch_size // self.world_size
 
-    def indices(self, noise: SgdNoise, epoch: int, skip_steps: int, num_steps: int | None) -> np.ndarray:
+    def indices(
+        self, noise: SgdNoise, epoch: int, skip_steps: int, num_steps: int | None, every: int = 1
+    ) -> np.ndarray:
         """Return this rank's sample indices, int64 (steps, batch_size): rows of permutation[s·B + r·B/W …].
 
         Raises ValueError if the steps asked for are not in the epoch.
@@ -96,7 +104,7 @@ class TrainOrder:
             )
         permutation = noise.permutation(epoch, self.num_samples)
         used = permutation[: self.steps_per_epoch * self.global_batch_size]
-        return used.reshape(self.steps_per_epoch, self.world_size, self.batch_size)[skip_steps:stop, self.rank]
+        return used.reshape(self.steps_per_epoch, self.world_size, self.batch_size)[skip_steps:stop:every, self.rank]
 
 
 def eval_share(num_samples: int, rank: int, world_size: int) -> range:

@@ -80,7 +80,7 @@ class ResidentSplit:
 def _tables(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     low, weight = enlargement(size)
     with torch.inference_mode(False):  # kept for trainings, also if an evaluation asks first
-        return torch.as_tensor(low, device=device), torch.as_tensor(weight, device=device)
+        return _on_device(low, device), _on_device(weight, device)
 
 
 def memory_loaders(
@@ -130,10 +130,16 @@ class MemoryTrainLoader:
         return self.order.steps_per_epoch
 
     def epoch(
-        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, augment: bool = True
+        self,
+        noise: SgdNoise,
+        epoch: int,
+        skip_steps: int = 0,
+        num_steps: int | None = None,
+        augment: bool = True,
+        every: int = 1,
     ) -> Iterator[Batch]:
         """Yield this rank's batches; see TrainLoader."""
-        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps)
+        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
         on_device = partial(_on_device, device=self.split.labels_N.device)
         # One draw and one copy to the device for the whole epoch.
         draws = self._draws(noise.key("augment", epoch), indices_SN) if augment else ()

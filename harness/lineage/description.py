@@ -134,6 +134,19 @@ def hardware_of(record: LineageRecord) -> str:
     return ", ".join([*words, *(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))])
 
 
+def precision_of(record: LineageRecord) -> str:
+    """Return the precision of a run in words, e.g. 'float32, convolutions in TF32' or 'bf16 mixed precision'."""
+    search, hardware = record.config.get("search"), record.config.get("hardware")
+    if not isinstance(search, dict):
+        return ""
+    mixed, matmul = search.get("precision", "no"), search.get("float32_matmul_precision", "highest")
+    words = ["float32" if mixed == "no" else f"{mixed} mixed precision"]
+    cuda = hardware.get("cuda", {}) if isinstance(hardware, dict) else {}
+    if mixed == "no" and cuda.get("cudnn_allow_tf32") and cuda.get("tf32_override") != "0":
+        words.append("convolutions in TF32")
+    return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
+
+
 def _sentence(node: NodeSummary) -> str:
     tags, metrics = node.tags, node.metrics
     network, data = for_markdown(tags.get("network", tags.get("model", "?"))), for_markdown(tags.get("data", "?"))

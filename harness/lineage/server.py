@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-import psutil
-
 from harness.escape import redact
 from harness.faults import reach
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import check_digest
 from harness.lineage.record import Parent, check_file_name
+from harness.machine import process_exists
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -435,7 +434,7 @@ def _make_database(path: Path) -> None:
     """Make an MLflow database whole or not at all: one that is killed half-way can never be opened again."""
     for leftover in path.parent.glob(f".{path.name}.{socket.gethostname()}.*"):
         process = leftover.name.rpartition(".")[2]
-        if process.isdigit() and not psutil.pid_exists(int(process)):
+        if process.isdigit() and not process_exists(int(process)):
             leftover.unlink(missing_ok=True)
     temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
     try:

@@ -21,8 +21,19 @@ class RewindPoint:
 
     def __init__(self, rewind_steps: int, steps_per_epoch: int) -> None:
         self.rewind_steps, self.steps_per_epoch = rewind_steps, steps_per_epoch
-        self.params: dict[str, torch.Tensor] = {}
-        self.buffers: dict[str, torch.Tensor] = {}
+        # where the network lies: fetched within a step, each of these tensors would make the host wait
+        self._params: dict[str, torch.Tensor] = {}
+        self._buffers: dict[str, torch.Tensor] = {}
+
+    @property
+    def params(self) -> dict[str, torch.Tensor]:
+        """θ_k on the CPU; empty before step k."""
+        return {name: tensor.cpu() for name, tensor in self._params.items()}
+
+    @property
+    def buffers(self) -> dict[str, torch.Tensor]:
+        """Buffers after step k, on the CPU."""
+        return {name: tensor.cpu() for name, tensor in self._buffers.items()}
 
     def attach(self, model: torch.nn.Module) -> None:
         """Take the network; k = 0 is its start."""
@@ -44,10 +55,10 @@ class RewindPoint:
 
     def restore_(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Take [θ_k, buffers] of the interrupted training."""
-        for kind, kept in (("param.", self.params), ("buffer.", self.buffers)):
+        for kind, kept in (("param.", self._params), ("buffer.", self._buffers)):
             kept.update({name.removeprefix(kind): tensors[name] for name in tensors if name.startswith(kind)})
 
     def _keep(self) -> None:
         # as in a checkpoint, −0.0 becomes +0.0
-        self.params = {name: param.detach().cpu().clone() + 0.0 for name, param in self._model.named_parameters()}
-        self.buffers = {name: buffer.detach().cpu().clone() for name, buffer in self._model.named_buffers()}
+        self._params = {name: param.detach() + 0.0 for name, param in self._model.named_parameters()}
+        self._buffers = {name: buffer.detach().clone() for name, buffer in self._model.named_buffers()}

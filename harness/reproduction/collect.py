@@ -18,7 +18,7 @@ from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, to_json
 from harness.data.spec import data_spec
 from harness.initialisation import THETA_INIT
 from harness.lineage.browse import newest
-from harness.lineage.description import command_of, hardware_of
+from harness.lineage.description import command_of, hardware_of, precision_of
 from harness.lineage.graph import NodeSummary
 from harness.lineage.query import Query
 from harness.lineage.record import LineageRecord
@@ -265,6 +265,7 @@ class _Found:
         return Making(
             minutes=sum(record.finished_ms - record.started_ms for record in records) / 60_000,
             hardware=_distinct(hardware_of(record) for record in records),
+            precision=_distinct(precision_of(record) for record in records),
             code=_distinct(_commit(record) for record in records),
             commands=_distinct(command_of(record) for record in records),
         )

@@ -276,7 +276,7 @@ def _missing(results: Results) -> str:
 def _making(results: Results) -> str:
     made = results.making
     lines = [f"{len(results.nodes)} runs and their searches: {made.minutes:.0f} minutes in all, as the clock went."]
-    for what, found in (("Hardware", made.hardware), ("Code", made.code)):
+    for what, found in (("Hardware", made.hardware), ("Precision", made.precision), ("Code", made.code)):
         if found:
             lines.append(f"{what}: {'; '.join(found)}.")
     if made.commands:

@@ -61,6 +61,8 @@ class Making:
     minutes: float
     """All of them together, searches included, as the clock went."""
     hardware: tuple[str, ...]
+    precision: tuple[str, ...]
+    """Of the trainings, in words."""
     code: tuple[str, ...]
     """Commits, the newest last; + for uncommitted changes."""
     commands: tuple[str, ...]

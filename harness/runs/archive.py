@@ -24,7 +24,7 @@ from harness.models import ParamPartition
 from harness.progress import say
 from harness.runs.courier import Courier
 from harness.runs.keeper import Circumstances, RunKeeper, Saving
-from harness.runs.node import Draft, Node, now_ms, texts
+from harness.runs.node import Draft, Node, circumstances, now_ms
 from harness.runs.unfinished import Unfinished
 from harness.training.stop import StoppedError
 from harness.training.world import World
@@ -64,7 +64,7 @@ class Archive:
         if self._exists(draft.key, parents):
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(draft)
-        self._stop_if_asked()
+        self.stop_if_asked()
         with self._claimed(unfinished, draft.config):
             if self._exists(draft.key, parents):  # another launch was faster
                 self.world.on_main(unfinished.discard)
@@ -99,8 +99,8 @@ class Archive:
             if self.world.is_main:
                 claim.__exit__(None, None, None)
 
-    def _stop_if_asked(self) -> None:
-        """Stop between two runs, if any rank was asked to."""
+    def stop_if_asked(self) -> None:
+        """Stop here, on every rank, if any was asked to: StoppedError."""
         reason = self.world.stop.reason
         if self.world.any(reason is not None):
             raise StoppedError(reason or "another process was asked to stop")
@@ -113,7 +113,7 @@ class Archive:
                 f"fetched from MLflow at {server} into {local}" if draft.key in self._fetched else f"taken from {local}"
             )
             say(f"{node.record.name!r} is finished: {source}")
-            then = node.record.code | texts(node.record.config.get("launch", {}))
+            then = circumstances(node.record.code, node.record.config)
             self.circumstances.compare(f"{node.record.name!r} is reused, though it was made", then, draft.circumstances)
         return node
 

@@ -19,14 +19,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from harness.lineage.browse import newest
 from harness.lineage.graph import NodeSummary
 from harness.lineage.local import check_digest, fsync, read_record
 from harness.lineage.record import KINDS
 from harness.lineage.store import LineageStore
 from harness.lineage.tombstone import Tombstone, read_tombstones, write_tombstones
+from harness.machine import process_exists
 from harness.runs.unfinished import BusyError, Unfinished
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -114,7 +113,7 @@ def _temporaries(directory: Path) -> Iterator[Garbage]:
     for path in sorted(directory.iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["host"] == socket.gethostname():
-            dead = not psutil.pid_exists(int(match["process"]))
+            dead = not process_exists(int(match["process"]))
         elif match or _FETCHED.fullmatch(path.name):
             dead = _days_since(path) > FOREIGN_DAYS
         else:

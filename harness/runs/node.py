@@ -76,8 +76,8 @@ class Draft:
 
     @property
     def circumstances(self) -> dict[str, str]:
-        """What is in no key and may change bits all the same: code, versions, threads, device."""
-        return code_version() | texts(self.config.get("launch", {}))
+        """What is in no key and may change bits all the same: code, versions, threads, device, its libraries."""
+        return circumstances(code_version(), self.config)
 
     def log(self, name: str, value: float, step: int) -> None:
         """Measure one number now."""
@@ -94,6 +94,7 @@ def now_ms() -> int:
     return int(time.time() * 1000)
 
 
-def texts(values: dict[str, Any]) -> dict[str, str]:
-    """Return the values as text, as records keep them."""
-    return {name: str(value) for name, value in values.items()}
+def circumstances(code: dict[str, str], config: dict[str, Any]) -> dict[str, str]:
+    """Return the circumstances that a record knows, as text; an unknown one is None there and left out here."""
+    known = config.get("launch", {}) | config.get("hardware", {}).get("cuda", {})
+    return code | {name: str(value) for name, value in known.items() if value is not None}

@@ -12,9 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-import psutil
-
 from harness.escape import redact
+from harness.machine import process_exists
 from harness.training.pulse import lost_peer
 from harness.training.stop import StoppedError
 from harness.training.world import World
@@ -30,7 +29,7 @@ def _is_anothers(path: Path) -> bool:
         same_host, pid = written["host"] == socket.gethostname(), int(written["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return written.get("status") == "running" and same_host and pid != os.getpid() and psutil.pid_exists(pid)
+    return written.get("status") == "running" and same_host and pid != os.getpid() and process_exists(pid)
 
 
 @contextmanager

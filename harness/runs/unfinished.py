@@ -22,13 +22,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.digest import canonical_json, sha256_file
 from harness.faults import reach
+from harness.machine import process_exists
 from harness.progress import say
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class Unfinished:
             return
         if owner.get("host") == socket.gethostname():
             # our lock says that it is dead; without locks its number must
-            if locked or owner.get("pid") == os.getpid() or not psutil.pid_exists(int(owner.get("pid", 0))):
+            if locked or owner.get("pid") == os.getpid() or not process_exists(int(owner.get("pid", 0))):
                 return
             raise self._busy("its process is alive")
         say(f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there")
@@ -345,7 +345,7 @@ def _is_held(directory: Path) -> bool:
     except FileNotFoundError:
         return False
     pid = int(owner.get("pid", 0))
-    alive = owner.get("host") != socket.gethostname() or (pid != os.getpid() and psutil.pid_exists(pid))
+    alive = owner.get("host") != socket.gethostname() or (pid != os.getpid() and process_exists(pid))
     return bool(alive and silent < DEAD_AFTER_SECONDS)
 
 

@@ -30,8 +30,6 @@ class AloneState:
 class AloneAccelerator:
     """Mixed precision of one process: autocast, and under fp16 a loss scale."""
 
-    gradient_accumulation_steps = 1
-
     def __init__(self, precision: str, device: torch.device) -> None:
         self._device, self._dtype = device, _DTYPES[precision]
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from harness.training.ranks import ONE_PROCESS, Ranks, sum_over_ranks
 
 BatchNormConvention = Literal["cumulative", "ema"]
 
@@ -24,7 +27,14 @@ def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
-def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], convention: BatchNormConvention) -> int:
+def reestimate_batchnorm(
+    model: nn.Module,
+    batches: Iterable[Tensor],
+    convention: BatchNormConvention,
+    *,
+    ranks: Ranks = ONE_PROCESS,
+    num_batches: int | None = None,
+) -> int:
     """Replace BatchNorm's running mean and variance by those of `batches`; returns the number of batches used.
 
     `batches` are normalised images, float NCHW, on the model's device. Method section 6; the conventions are
@@ -35,11 +45,16 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], convention
     * "ema": start from the statistics present and go running = 0.9 · running + 0.1 · batch, as in training. Its
       result depends on the order and mostly on the last 30 batches; after k batches 0.9^k of the start remains.
 
+    Several `ranks` share the work: rank r of W gives batches r, r + W, … of the `num_batches` that there are, and all
+    get the statistics that one process has, up to rounding. The models must be equal; layers' counters of batches
+    count those of their own rank.
+
     Only BatchNorm layers run in training mode meanwhile: dropout and drop-connect are off. Every module's mode and
     every momentum are afterwards as they were, after an exception too. No parameter changes. A network without
     BatchNorm statistics is left alone, none of `batches` is drawn, and the result is 0.
 
-    Raises ValueError for an unknown convention, and for no batches at all on a network that needs them.
+    Raises ValueError for an unknown convention, for no batches at all on a network that needs them, and for batches
+    that are not this rank's share of `num_batches`.
     """
     if convention not in get_args(BatchNormConvention):
         known = ", ".join(get_args(BatchNormConvention))
@@ -47,21 +62,84 @@ def reestimate_batchnorm(model: nn.Module, batches: Iterable[Tensor], convention
     layers = batchnorm_layers(model)
     if not layers:
         return 0
-    num_batches = 0
-    with _only_batchnorm_training(model, layers):
-        for images_NCHW in batches:
-            if num_batches == 0 and convention == "cumulative":  # not earlier: no batches must not destroy statistics
-                for layer in layers:
-                    layer.reset_running_stats()
-            # torch's own cumulative mean (momentum=None) reads each layer's counter, and so waits for the device
-            momentum = 1.0 / (num_batches + 1) if convention == "cumulative" else _EMA_MOMENTUM
-            for layer in layers:
-                layer.momentum = momentum
-            model(images_NCHW)
-            num_batches += 1
+    if ranks.size == 1:
+        num_batches, _ = _fold_(model, layers, batches, *_weights(convention, 0, 1))
+    elif num_batches is None:
+        raise ValueError("several ranks need to know how many batches they have together; give num_batches")
+    elif num_batches > 0:
+        part = partial(_part, model, layers, batches, convention, ranks, num_batches)
+        _put_(layers, sum_over_ranks(ranks, part))
     if num_batches == 0:
         raise ValueError("BatchNorm statistics cannot be re-estimated from no batches; give at least one")
     return num_batches
+
+
+def _weights(convention: BatchNormConvention, rank: int, size: int) -> tuple[float, float]:
+    """Return the weight of the statistics present, and what fades all weights with each batch of a rank.
+
+    Under "ema" the present ones weigh nine times as much as the first batch of all, and go with it to rank 0.
+    """
+    if convention == "cumulative":
+        return 0.0, 1.0
+    fade = (1 - _EMA_MOMENTUM) ** size
+    return (1 / _EMA_MOMENTUM - 1) / fade if rank == 0 else 0.0, fade
+
+
+def _fold_(
+    model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Tensor], weight: float, fade: float
+) -> tuple[int, float]:
+    """Take the weighted mean of the statistics of `batches`, in place, by the layers' own momentum.
+
+    `weight` is that of the statistics present. A batch weighs 1 when it comes, and each that follows multiplies all
+    weights before it by `fade`. Returns the number of batches, and the weight of all together.
+    """
+    num_batches = 0
+    with _only_batchnorm_training(model, layers):
+        for images_NCHW in batches:
+            if num_batches == 0 and weight == 0:  # not earlier: no batches must not destroy statistics
+                for layer in layers:
+                    layer.reset_running_stats()
+            weight = 1 + fade * weight
+            # torch's own cumulative mean (momentum=None) reads each layer's counter, and so waits for the device
+            for layer in layers:
+                layer.momentum = 1 / weight
+            model(images_NCHW)
+            num_batches += 1
+    return num_batches, weight
+
+
+def _part(
+    model: nn.Module,
+    layers: list[_BatchNorm],
+    batches: Iterable[Tensor],
+    convention: BatchNormConvention,
+    ranks: Ranks,
+    num_batches: int,
+) -> Tensor:
+    """Return what a rank's batches add to the statistics of all `num_batches`: one flat tensor, float64."""
+    num_own, weight = _fold_(model, layers, batches, *_weights(convention, ranks.rank, ranks.size))
+    positions = range(ranks.rank, num_batches, ranks.size)
+    if num_own != len(positions):
+        raise ValueError(
+            f"rank {ranks.rank} of {ranks.size} has {num_own} of {num_batches} batches; its share is {len(positions)}"
+        )
+    own = torch.cat([tensor.flatten() for tensor in _statistics(layers)]).double()
+    if num_own == 0:
+        return torch.zeros_like(own)
+    num_later = num_batches - 1 - positions[-1]
+    last = 1 / num_batches if convention == "cumulative" else _EMA_MOMENTUM * (1 - _EMA_MOMENTUM) ** num_later
+    return own * (last * weight)
+
+
+def _put_(layers: list[_BatchNorm], flat: Tensor) -> None:
+    """Set the statistics of all layers from one tensor."""
+    statistics = _statistics(layers)
+    for tensor, values in zip(statistics, flat.split([tensor.numel() for tensor in statistics]), strict=True):
+        tensor.copy_(values)
+
+
+def _statistics(layers: list[_BatchNorm]) -> list[Tensor]:
+    return [tensor for layer in layers for tensor in (layer.running_mean, layer.running_var) if tensor is not None]
 
 
 @contextmanager

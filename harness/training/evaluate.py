@@ -35,16 +35,16 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    counts = torch.zeros(2, dtype=torch.int64, device=world.device)
-    loss_sum = torch.zeros((), dtype=torch.float64, device=world.device)
+    # one tensor of correct, images and loss, so that the host waits for the device once; whole numbers stay exact
+    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     for images_NCHW, labels_N in batches:
         with world.autocast():
             logits_NK = model(images_NCHW).float()
-        counts[0] += (logits_NK.argmax(1) == labels_N).sum()
-        counts[1] += len(labels_N)
-        loss_sum += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
+        sums[0] += (logits_NK.argmax(1) == labels_N).sum()
+        sums[1] += len(labels_N)
+        sums[2] += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
     model.train(was_training)
-    correct, seen = world.sum(counts).tolist()
+    correct, seen, loss_sum = world.sum(sums).tolist()
     if seen != num_images:
-        raise RuntimeError(f"evaluation saw {seen} images of {num_images}")
-    return Evaluation(correct, seen, float(world.sum(loss_sum)) / seen)
+        raise RuntimeError(f"evaluation saw {int(seen)} images of {num_images}")
+    return Evaluation(int(correct), int(seen), loss_sum / seen)

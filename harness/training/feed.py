@@ -25,10 +25,10 @@ class TrainFeed:
         return self.loader.steps_per_epoch
 
     def epoch(
-        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None
+        self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, every: int = 1
     ) -> Iterator[ImageBatch]:
-        """Yield the batches of `epoch` under u = `noise`: `num_steps` of them (None: all) after `skip_steps`."""
-        for batch in self.loader.epoch(noise, epoch, skip_steps=skip_steps, num_steps=num_steps):
+        """Yield batches of `epoch` under u = `noise`: `num_steps` (None: all) after `skip_steps`, or one of `every`."""
+        for batch in self.loader.epoch(noise, epoch, skip_steps=skip_steps, num_steps=num_steps, every=every):
             yield _normalised(batch.images_NHWC, batch.labels_N, self.spec, self.device)
             self.on_step()
 

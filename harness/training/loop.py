@@ -134,6 +134,7 @@ def train(
             place.at = epoch, taken, READING
             for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch, skip_steps=taken), start=taken):
                 place.at = epoch, index, COMPUTING
+                step.rehearse(images_NCHW, labels_N)
                 # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
                 torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
                 with view(float(alphas[index])):
@@ -207,6 +208,25 @@ class _Step:
     ) -> None:
         self.model, self.world, self.optimizer, self.remask = model, world, optimizer, remask
         self.max_grad_norm, self.accumulation_steps = max_grad_norm, accumulation_steps
+        self._rehearsed = world.size == 1
+
+    def rehearse(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> None:
+        """Go once forward and backward for nothing, before a training's first step on several ranks.
+
+        DDP sorts its gradients into buckets by the order of its first backward pass, and from the second on adds them
+        up in those. A resumed training has a new DDP: without this, its first step would add up in another order than
+        the same step of a training that ran through.
+        """
+        if self._rehearsed:
+            return
+        self._rehearsed = True
+        buffers = list(self.model.buffers())
+        saved = [buffer.clone() for buffer in buffers]
+        images, labels = (batch.tensor_split(self.accumulation_steps)[0] for batch in (images_NCHW, labels_N))
+        self._micro_batch(images, labels, 1.0)
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(buffers, saved, strict=True):
+            buffer.copy_(value)
 
     def backward(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the batch's mean loss and number of correct predictions, both on the device."""

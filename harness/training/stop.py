@@ -41,7 +41,7 @@ class StopRequest:
         return None
 
     def heed(self) -> None:
-        """Raise StoppedError if this process should stop: for work of rank 0 alone."""
+        """Raise StoppedError if this process should stop: for work that no other process waits for."""
         if (reason := self.reason) is not None:
             raise StoppedError(reason)
 

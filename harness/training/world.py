@@ -11,23 +11,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_args
 
 import torch
 
+from harness.config import Precision
 from harness.progress import say
 from harness.training.alone import AloneAccelerator, AloneState
+from harness.training.launcher_settings import check_launcher_precision, check_launcher_settings
 from harness.training.pulse import Place, Pulse, lost_peer
 from harness.training.rollcall import RollCall
 from harness.training.stop import StoppedError, StopRequest
 
 Result = TypeVar("Result")
-
-_REFUSED = {
-    "ACCELERATE_USE_FSDP": "FSDP",
-    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
-    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
-}
 
 
 # For gradients this is NCCL's own limit, after which its watchdog aborts the process (TORCH_NCCL_ASYNC_ERROR_HANDLING).
@@ -35,7 +31,7 @@ _REFUSED = {
 _JOINING = timedelta(minutes=10)
 """How long a launch waits for processes that start late, or never; and gradients for those of another process."""
 _WAITING = timedelta(hours=6)
-"""How long all else waits: rank 0 alone fetches, delivers and compares, and the pulse tells who is lost."""
+"""How long all else waits: rank 0 alone fetches and delivers, and the pulse tells who is lost."""
 
 
 class OtherRankFailedError(RuntimeError):
@@ -56,11 +52,11 @@ class World:
 
         The launch ends when a training stands still for `stuck_after` minutes; 0: never.
         """
-        for variable, name in _REFUSED.items():
-            if os.environ.get(variable, "false").lower() in ("1", "true"):
-                raise ValueError(f"{name} is not supported: masks need whole parameters on every rank; launch with DDP")
+        check_launcher_settings(os.environ)
         if precision is not None:
             _check_precision(precision)
+        # before cuDNN is first used: it then measures which of its kernels is the fastest for each shape
+        torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             self.make_deterministic()
         try:
@@ -85,7 +81,7 @@ class World:
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self.rank == 0
-        self._announced = False
+        self._announced, self._chosen_by = False, ""
         self.stop = StopRequest()
         _check_world(self.size)
         self._waiting = _waiting_group(self.device) if self.size > 1 else None
@@ -116,16 +112,19 @@ class World:
             self._pulse.place = None
 
     def use(self, precision: str) -> None:
-        """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another."""
+        """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another.
+
+        "auto" becomes bf16 where the CUDA device has it, and no elsewhere: see `precision` afterwards.
+        """
         _check_precision(precision)
-        self._use(precision, _accelerator(precision, self.device))
+        chosen = _best_precision(self.device) if precision == "auto" else precision
+        _check_precision(chosen)
+        self._use(chosen, _accelerator(chosen, self.device))
+        self._chosen_by = " (--precision auto)" if precision == "auto" else ""
 
     def _use(self, precision: str, accelerator: Any) -> None:
-        if accelerator.gradient_accumulation_steps != 1:
-            raise ValueError(
-                "set accumulation with --accumulation-steps, not in Accelerate's launcher or configuration"
-            )
-        self.precision, self.accelerator = precision, accelerator
+        self.precision = cast(Precision, precision)
+        self.accelerator = accelerator
         self._fresh_scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
 
     @property
@@ -144,7 +143,9 @@ class World:
         """How many processes on what, in words."""
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
         each = "" if self.device.type == "cuda" else f", threads in each: {torch.get_num_threads()}"
-        return f"{processes} on {self.device_name}{each}"
+        usual = self.precision == "no" and self.device.type == "cpu"
+        precision = "" if usual else f", precision {self.precision}{self._chosen_by}"
+        return f"{processes} on {self.device_name}{each}{precision}"
 
     def announce(self) -> None:
         """Say once on what is trained: a launch that has lost its GPUs says so before it trains for days."""
@@ -156,7 +157,10 @@ class World:
     def make_deterministic() -> None:
         """Ask CUDA for deterministic algorithms, before its first use."""
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.benchmark = False  # which kernel is the fastest is not the same every time
         torch.use_deterministic_algorithms(True)
+        # else every new tensor is filled with NaN first, to show reading before writing: nothing here does
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def prepare(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None = None
@@ -168,7 +172,11 @@ class World:
         self.accelerator.free_memory()
         if self._fresh_scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
-        return self.accelerator.prepare(model, optimizer)
+        wrapped, prepared = self.accelerator.prepare(model, optimizer)
+        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
+            # rank 0's buffers alone are ever used; an attribute, since the argument's name depends on torch's version
+            wrapped.broadcast_buffers = False
+        return wrapped, prepared
 
     def scaler_state(self) -> dict[str, Any]:
         """Return fp16's loss scale and its counters; empty without."""
@@ -273,6 +281,21 @@ class World:
             raise OtherRankFailedError(f"process {first} of {self.size} failed; see its message")
         return cast(Result, result)
 
+    def first_on_node(self, work: Callable[[], str]) -> str:
+        """Run `work` on each node's first process; return its SHA-256 on all of the node.
+
+        `work` returns a SHA-256 in hex. The others wait. If it raises on any process, every process raises.
+        """
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        word = self.on_all(lambda: "" if local_rank else work())
+        if self.size == 1:
+            return word
+        # Row r is the word of process r, zeros unless it is its node's first. Launchers number a node's ranks in a row;
+        # under one that does not, the row read here vouches for other files, and the caller hashes its own.
+        words = torch.zeros(self.size, 32, dtype=torch.int32)
+        words[self.rank, : len(word) // 2] = torch.tensor(list(bytes.fromhex(word)), dtype=torch.int32)
+        return bytes(self.sum(words.to(self.device))[self.rank - local_rank].tolist()).hex()
+
     def close(self) -> None:
         """Leave all process groups: one left open at exit can abort the other node."""
         error = sys.exc_info()[1]
@@ -303,22 +326,23 @@ def _accelerator(precision: str, device: torch.device) -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
-    # DDP sorts its gradient buckets anew after the first step, and so changes the order of sums: a resumed training
-    # would differ from one that ran through. With this it keeps the order it began with.
-    fixed_buckets = DistributedDataParallelKwargs(find_unused_parameters=True)
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[fixed_buckets])
+    lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[lean])
 
 
 def _check_precision(precision: str) -> None:
-    if precision not in ("no", "fp16", "bf16"):
-        raise ValueError(f"precision {precision!r} is not supported; known: no, fp16, bf16")
+    if precision not in get_args(Precision):
+        raise ValueError(f"precision {precision!r} is not supported; known: {', '.join(get_args(Precision))}")
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("fp16 mixed precision needs a GPU; use --precision bf16 or no")
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("no", precision):
-        raise ValueError(
-            f"the launcher asks for {asked}, the run for {precision!r}: say --precision {asked} to the recipe"
-        )
+    if precision != "auto":  # which is checked when the device is known
+        check_launcher_precision(precision, os.environ)
+
+
+def _best_precision(device: torch.device) -> str:
+    """bf16 is as fast as fp16 and needs no loss scale; emulated, as on a V100, it is slower than float32."""
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bf16" if native else "no"
 
 
 def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:

@@ -9,11 +9,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from thread_ranks import ThreadRank, on_ranks
 from torch import nn
 
 from harness.analysis.barrier import ALPHAS, BarrierCurve, barrier_curve
 from harness.analysis.interpolate import interpolate
 from harness.models import build_model
+from harness.training.ranks import OneProcess
 
 
 def curve(errors: list[float], **changes: object) -> BarrierCurve:
@@ -170,6 +172,76 @@ def test_equals_the_plain_way(network, data, convention):
             wrong = sum(int((plain(x).argmax(1) != y).sum()) for x, y in data["test_batches"])
         assert math.isclose(error, 100 * wrong / 200, abs_tol=0.51)  # memory formats round differently: one image
     assert found.bn_images == (0 if convention == "none" else 128)
+
+
+@pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_several_ranks_find_what_one_finds(network, data, convention, size):
+    """Four test batches and four for BatchNorm: of five ranks one has none, of three some have more than others."""
+    a, b = network.state_dict(), permuted(network).state_dict()
+    asked = {"alphas": (0.0, 0.4, 1.0), "convention": convention}
+    alone = barrier_curve(copy.deepcopy(network), a, b, **asked, **data)
+
+    def work(ranks: ThreadRank) -> BarrierCurve:
+        share = {name: batches[ranks.rank :: size] for name, batches in data.items()}
+        return barrier_curve(copy.deepcopy(network), a, b, **asked, **share, ranks=ranks, num_bn_batches=4)
+
+    first, *others = on_ranks(size, work)
+    assert all(other == first for other in others)
+    assert (first.bn_images, first.test_images) == (alone.bn_images, alone.test_images)
+    for name in ("error_percent", "recorded_error_a_percent", "recorded_error_b_percent"):
+        assert getattr(first, name) == pytest.approx(getattr(alone, name), abs=0.51)  # one image of 200
+
+
+@pytest.mark.parametrize("what", ["bn_batches", "test_batches"])
+def test_data_lost_on_one_rank_ends_all(network, data, what):
+    """Rank 1 can read its images at the first α alone."""
+
+    def work(ranks: ThreadRank) -> BarrierCurve:
+        share = {name: batches[ranks.rank :: 2] for name, batches in data.items()}
+        share |= {what: iter(share[what])} if ranks.rank == 1 else {}
+        state = network.state_dict()
+        asked = {"recorded_error_percent": (1.0, 1.0), "ranks": ranks, "num_bn_batches": 4}
+        return barrier_curve(copy.deepcopy(network), state, state, **asked, **share)
+
+    first, second = on_ranks(2, work)
+    assert f"{what} gave" in str(second) and "and 0 at the next" in str(second)
+    assert str(first) == "rank 1 failed"
+
+
+def test_ranks_can_agree_before_each_point(network, data):
+    """What it raises ends the curve there: evaluated are the two ends by themselves, then α = 0, ½ …"""
+    points = []
+
+    def before_each() -> None:
+        points.append(len(points))
+        if len(points) == 5:
+            raise InterruptedError("asked to stop")
+
+    state, other = network.state_dict(), copy.deepcopy(network)
+    with pytest.raises(InterruptedError):
+        barrier_curve(other, state, state, alphas=(0, 0.5, 1), before_each=before_each, **data)
+    assert points == [0, 1, 2, 3, 4]
+
+
+class Bf16(OneProcess):
+    """This process in bfloat16."""
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+
+def test_every_point_is_evaluated_in_the_precision_of_the_launch(network, data):
+    """In bfloat16 each point has the error of full precision, up to images on a border between classes."""
+    other = permuted(network).state_dict()
+    full = barrier_curve(copy.deepcopy(network), network.state_dict(), other, **data)
+    seen = set()
+    scratch = copy.deepcopy(network)
+    scratch.fc.register_forward_hook(lambda module, given, logits: seen.add(logits.dtype))
+    half = barrier_curve(scratch, network.state_dict(), other, **data, ranks=Bf16())
+    assert seen == {torch.bfloat16}
+    assert len(set(full.error_percent)) > 4
+    assert half.error_percent == pytest.approx(full.error_percent, abs=1.01)  # two images of 200
 
 
 def test_recorded_errors_use_the_networks_own_statistics(network, data):

@@ -144,6 +144,7 @@ def test_a_resumed_epoch_goes_on_bit_for_bit(sources: dict, loader: str) -> None
     train = sources["digits", loader].train_loader(global_batch_size=64, num_workers=2)
     whole = list(train.epoch(NOISE, 1))
     assert same(whole[3:8], train.epoch(NOISE, 1, skip_steps=3, num_steps=5)) == 5
+    assert same(whole[3:8:2], train.epoch(NOISE, 1, skip_steps=3, num_steps=5, every=2)) == 3
     assert same(whole[19:], train.epoch(NOISE, 1, skip_steps=19)) == 1
     assert list(train.epoch(NOISE, 1, skip_steps=20)) == []
 

@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.data import manifest as manifest_module
-from harness.data import open_data
+from harness.data import open_data, verify_data
 
 
 @pytest.fixture
@@ -74,6 +75,99 @@ def test_a_file_is_hashed_once(directory: Path, monkeypatch: pytest.MonkeyPatch)
     os.utime(directory / "digits" / "train.beton")
     open_data("digits", directory, "ffcv")
     assert hashed[2:] == ["train.beton"]
+
+
+@pytest.fixture
+def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are hashed; the directory is read-only, so that nothing is remembered beside them."""
+    names: list[str] = []
+    real = manifest_module.sha256_file
+    monkeypatch.setattr(manifest_module, "sha256_file", lambda path: names.append(Path(path).name) or real(path))
+
+    def refuse(path: Path, text: str) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(manifest_module, "write_atomically", refuse)
+    return names
+
+
+def test_who_has_the_word_of_another_process_hashes_nothing(directory: Path, hashed: list[str]) -> None:
+    word = verify_data("digits", directory, "ffcv")
+    assert hashed == ["train.beton", "test.beton"]
+    assert open_data("digits", directory, "ffcv", vouched=word).num_train == 1297
+    assert hashed[2:] == []
+    open_data("digits", directory, "ffcv")
+    assert hashed[2:] == ["train.beton", "test.beton"]
+
+
+def _touched(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    os.utime(directory / "test.beton", ns=(1, 1))
+
+
+def _replaced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another inode, with the size and times of the one before."""
+    status = (directory / "test.beton").stat()
+    (directory / "test.beton").rename(directory / "before")
+    shutil.copy(directory / "before", directory / "test.beton")
+    os.utime(directory / "test.beton", ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def _on_another_host(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_module.socket, "gethostname", lambda: "another")
+
+
+def _on_another_device(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Path.stat
+
+    def stat(path: Path, **how: bool) -> SimpleNamespace:
+        found = real(path, **how)
+        values = {name: getattr(found, name) for name in dir(found) if name.startswith("st_")}
+        return SimpleNamespace(**values | {"st_dev": found.st_dev + 1})
+
+    monkeypatch.setattr(Path, "stat", stat)
+
+
+@pytest.mark.parametrize("change", [_touched, _replaced, _on_another_host, _on_another_device])
+def test_the_word_is_of_the_very_files_that_were_verified(
+    directory: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, change
+) -> None:
+    word = verify_data("digits", directory, "ffcv")
+    change(directory / "digits", monkeypatch)
+    open_data("digits", directory, "ffcv", vouched=word)
+    assert hashed[2:] == ["train.beton", "test.beton"]
+
+
+def test_the_word_cannot_vouch_for_another_manifest_or_a_cut_off_file(directory: Path, hashed: list[str]) -> None:
+    word = verify_data("digits", directory, "ffcv")
+    manifest = directory / "digits" / "train.json"
+    text = manifest.read_text()
+    content = json.loads(text)
+    content["files"]["train.beton"]["sha256"] = "0" * 64
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"train\.beton was altered"):
+        open_data("digits", directory, "ffcv", vouched=word)
+    manifest.write_text(text)
+    os.truncate(directory / "digits" / "train.beton", 7)
+    with pytest.raises(ValueError, match=r"train\.beton has 7 bytes"):
+        open_data("digits", directory, "ffcv", vouched=word)
+
+
+def test_a_file_altered_while_it_is_hashed_is_vouched_for_by_nobody(
+    directory: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = directory / "digits" / "test.beton"
+    real = manifest_module.sha256_file
+
+    def slow(file: Path) -> str:
+        digest = real(file)
+        os.utime(path, ns=(1, 1))
+        return digest
+
+    monkeypatch.setattr(manifest_module, "sha256_file", slow)
+    word = verify_data("digits", directory, "ffcv")
+    hashed.clear()
+    open_data("digits", directory, "ffcv", vouched=word)
+    assert hashed == ["train.beton", "test.beton"]
 
 
 def test_the_verification_note_cannot_vouch_for_another_manifest(directory: Path) -> None:

@@ -33,6 +33,7 @@ def test_part_of_an_epoch_is_the_same_part() -> None:
     order = TrainOrder(100, 10, 1, 2)
     whole = order.indices(NOISE, 0, 0, None)
     assert (order.indices(NOISE, 0, 3, 4) == whole[3:7]).all()
+    assert (order.indices(NOISE, 0, 3, 4, every=3) == whole[[3, 6]]).all()
     assert order.indices(NOISE, 0, 10, None).shape == (0, 5)
     with pytest.raises(ValueError, match="steps 8 to 11"):
         order.indices(NOISE, 0, 8, 3)

@@ -1,11 +1,13 @@
 """The device these tests are about, and worlds on it.
 
-They need a CUDA device. HARNESS_GPU_TESTS_DEVICE=cpu runs their bodies on the CPU instead: that tries the tests, not
-the device, and what only CUDA has is skipped with its reason.
+They need a CUDA device. HARNESS_GPU_TESTS_DEVICE=label runs them on the CPU under the label "cuda:0", which refuses
+mixed devices (see tests/simulated_cuda/label.py); HARNESS_GPU_TESTS_DEVICE=cpu runs their bodies on the CPU as it is.
+Neither tries the device: questions that only a real one answers are skipped with their reason.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -18,16 +20,33 @@ from harness.training.world import World
 
 # read when cuBLAS is first used, wherever in the session that is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-# pytest's importlib mode adds no directory: for gpu_steps, and for the small training
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "training")]
+ON = os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda")
+# pytest's importlib mode adds no directory: for gpu_steps and story, for the small training, and for the label
+sys.path[:0] = [
+    str(Path(__file__).parent),
+    *(str(Path(__file__).parents[1] / of) for of in ("training", "simulated_cuda")),
+]
 
 from small_training import open_fp16_world_on_cpu, open_world  # noqa: E402
 
 
+@pytest.fixture(scope="session", autouse=True)
+def label() -> Iterator[None]:
+    """Put the label on for the whole session, if HARNESS_GPU_TESTS_DEVICE says so."""
+    if ON != "label":
+        yield
+        return
+    from label import simulated_cuda
+
+    gc.freeze()  # Accelerate collects garbage before each training: not among all that the libraries have made
+    with simulated_cuda():
+        yield
+
+
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """CUDA, or what HARNESS_GPU_TESTS_DEVICE says."""
-    return torch.device(os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda"))
+    """CUDA, or the CPU if HARNESS_GPU_TESTS_DEVICE says so."""
+    return torch.device("cpu" if ON == "cpu" else "cuda")
 
 
 @pytest.fixture
@@ -35,6 +54,13 @@ def on_cuda(device: torch.device) -> None:
     """Skip what only CUDA has."""
     if device.type != "cuda":
         pytest.skip("asks about CUDA itself")
+
+
+@pytest.fixture
+def on_real_device() -> None:
+    """Skip what neither the CPU nor the label can answer."""
+    if ON != "cuda":
+        pytest.skip("only a real device answers this")
 
 
 @pytest.fixture(params=["no", "bf16", "fp16"])

@@ -65,7 +65,7 @@ def same_batches(there, here, spec: DataSpec, device: torch.device) -> int:
     return count
 
 
-def test_ffcv_gives_them_too(device, tmp_path):
+def test_ffcv_gives_them_too(device, on_real_device, tmp_path):
     pytest.importorskip("ffcv")
     from harness.data import open_data
     from harness.data.prepare import prepare

@@ -25,7 +25,9 @@ def params_of(name: str, device: torch.device) -> tuple[dict[str, torch.Tensor],
     )
 
 
-@pytest.mark.parametrize("name", ["resnet20", "resnet50_cifar", "mlp_mixer_small"])
+@pytest.mark.parametrize(
+    "name", ["resnet20", pytest.param("resnet50_cifar", marks=pytest.mark.slow), "mlp_mixer_small"]
+)
 @pytest.mark.parametrize("ties", [False, True])
 def test_prune_keeps_the_same_weights(device, name, ties):
     """Ties are broken by position, wherever the weights lie."""

@@ -70,6 +70,7 @@ def test_aws_with_alpha_one_is_lrr_bit_for_bit(world, deterministic):
     assert differing(aws, take_steps(world, "resnet20", method="aws")) != []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
     """…and has no operation that refuses to be deterministic."""
@@ -78,6 +79,7 @@ def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
     assert differing(take_steps(world, name, **options), take_steps(world, name, **options)) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["aws", "lrr"])
 def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, deterministic, optimizer, method):
@@ -119,7 +121,7 @@ def test_fp16_skips_steps_that_overflow_and_goes_on(world, device, monkeypatch):
     assert all(bool(param.isfinite().all()) for param in model.parameters())
 
 
-def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_cuda):
+def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_real_device):
     """ResNet-50 at 224, batch 256, bf16: masks and the swap of ψ take at most 2 % more."""
     from harness.training.optim import build_optimizer
 

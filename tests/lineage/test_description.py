@@ -10,7 +10,15 @@ from lineage_story import commit_story, key_of
 from mlflow import MlflowClient
 
 from harness.escape import code_block, for_markdown
-from harness.lineage.description import NOTE_CHARACTERS, NOTE_TAG, Relative, describe, describe_search, with_children
+from harness.lineage.description import (
+    NOTE_CHARACTERS,
+    NOTE_TAG,
+    Relative,
+    describe,
+    describe_search,
+    precision_of,
+    with_children,
+)
 from harness.lineage.graph import NodeSummary
 from harness.lineage.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore
@@ -114,3 +122,20 @@ def test_a_note_is_never_longer_than_mlflow_keeps() -> None:
 def test_an_odd_run_id_is_no_link(run_id: str | None) -> None:
     node = replace(summary("odd"), run_id=run_id)
     assert "](" not in describe(node, [Relative(node, "pruned-from")])
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({}, ""),
+        ({"search": {"precision": "no"}}, "float32"),
+        ({"search": {"precision": "bf16"}}, "bf16 mixed precision"),
+        ({"search": {"float32_matmul_precision": "high"}}, "float32, matrix products high"),
+        ({"search": {}, "hardware": {"cuda": {"cudnn_allow_tf32": True}}}, "float32, convolutions in TF32"),
+        ({"search": {}, "hardware": {"cuda": {"cudnn_allow_tf32": True, "tf32_override": "0"}}}, "float32"),
+        ({"search": {}, "hardware": {"cuda": {"cudnn_allow_tf32": False}}}, "float32"),
+    ],
+)
+def test_a_runs_precision_in_words(config: dict[str, object], words: str) -> None:
+    record = LineageRecord(key="0" * 64, kind="level", name="L00", parents=(), config=config, tags={})
+    assert precision_of(record) == words

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from harness.config import Schedule
 from harness.digest import sha256_json
@@ -13,7 +15,9 @@ from harness.experiment import Experiment
 from harness.final import Trial, final_training
 from harness.initialisation import Initialisation
 from harness.lineage.local import DETERMINANTS
+from harness.machine import cuda_facts
 from harness.search import _steps, level_determinants, root_key, search
+from harness.training.world import World
 from recipes.aws_digits import config as digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
@@ -24,8 +28,6 @@ PINNED = {
 
 
 def keys(method: str) -> list[str]:
-    from dataclasses import replace
-
     config = replace(digits(), method=method, num_levels=2)
     determinants = {"format": 2, "data": "0" * 64}
     experiment = SimpleNamespace(config=config, determinants=determinants, initialisation=Initialisation)
@@ -61,3 +63,35 @@ def test_a_schedule_says_only_what_is_unusual() -> None:
     other = Schedule(60, "step", (20, 40))
     assert other.determinants()["lr_milestones_epochs"] == [20, 40]
     assert [other.lr_factor(epoch) for epoch in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
+
+
+def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "cuda" not in experiment.base_config()["hardware"]
+    monkeypatch.setattr(experiment.world, "device", torch.device("cuda"))
+    monkeypatch.setattr(World, "device_name", "a GPU")
+    facts = experiment.base_config()["hardware"]["cuda"]
+    assert facts["cudnn"] == torch.backends.cudnn.version() and facts.keys() == cuda_facts().keys()
+
+
+def test_precision_auto_has_the_key_of_what_it_becomes(experiment: Experiment) -> None:
+    auto = experiment.beside(replace(experiment.config, precision="auto"))
+    assert auto.config.precision == "no" and auto.determinants == experiment.determinants
+
+
+def test_coarser_matrix_products_are_set_and_in_the_key(experiment: Experiment) -> None:
+    coarse = replace(experiment.config, float32_matmul_precision="medium")
+    try:
+        found = experiment.beside(coarse).determinants
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert found == experiment.determinants | {"float32_matmul_precision": "medium"}
+
+
+@pytest.mark.parametrize(("size", "field"), [(1, {}), (2, {}), (3, {"gradient_buckets": "by first backward"})])
+def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
+    experiment: Experiment, monkeypatch, size, field
+) -> None:
+    before = experiment.determinants
+    monkeypatch.setattr(experiment.world, "size", size)
+    assert experiment.determinants == before | {"world_size": size} | field

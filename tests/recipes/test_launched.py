@@ -99,6 +99,28 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     assert "started from different parameters" in refused and "--cross-init" in refused
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["stability", pytest.param("lmc", marks=pytest.mark.slow), pytest.param("norm_barrier", marks=pytest.mark.slow)],
+)
+def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name):
+    """The same run and number of images; at most one image of 500 may fall to the other side of a border."""
+    pair = trained["signed_mask", 1], trained["signed_mask", 2] if name == "stability" else trained["retrain", 1]
+    keys = [
+        json.loads(tool(searched[0], "lineage.py", "show", run, "--json"))["nodes"][0]["key"]
+        for run in (searched[1][-1:] if name == "norm_barrier" else pair)
+    ]
+    words = [*keys, *MEMORY, "--json", "--num-alphas", "3", "--offline"]
+    curves = []
+    for processes in (0, 2):
+        where = elsewhere(searched[0], tmp_path / str(processes))
+        shutil.copytree(searched[0] / "runs", where / "runs", ignore=shutil.ignore_patterns("analysis-*"))
+        curves.append(json.loads(recipe(where, f"../tools/{name}.py", *words, processes=processes)))
+    one, two = curves
+    assert two["error_percent"] == pytest.approx(one["error_percent"], abs=0.2 + 1e-9)
+    assert (two["run"], two["test_images"], two["bn_images"]) == (one["run"], 500, one["bn_images"])
+
+
 @pytest.mark.slow
 def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, trained, tmp_path):
     """verify, gc and verify again on a copy, then bundle, import into a fresh store and verify there."""

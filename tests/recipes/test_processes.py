@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from launching import elsewhere, nodes, recipe
+from launching import REPOSITORY, elsewhere, nodes, recipe
 from safetensors.torch import load_file
 
 # a network without batch statistics; three steps
@@ -46,3 +52,96 @@ def test_evaluation_counts_every_image_alike(prepared, alone, tmp_path):
 def metric(record: dict, name: str) -> float:
     """The last value of a metric."""
     return [value for metric, value, _, _ in record["metrics"] if metric == name][-1]
+
+
+OPENING = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+from harness.config import DataConfig, ModelConfig
+from harness.data import manifest
+from harness.experiment import Experiment
+from harness.lineage.store import open_store
+from harness.training.world import OtherRankFailedError, World
+from recipes.aws_digits import config as digits
+
+def say(word):
+    os.write(1, f"{os.environ['RANK']} {word}\\n".encode())  # in one write, since all share the stream
+
+def refuse(path, text):
+    raise PermissionError(13, "Permission denied")
+
+real = manifest.sha256_file
+manifest.sha256_file = lambda path: say(f"hashes {path.name}") or real(path)
+if "read-only" in sys.argv:
+    manifest.write_atomically = refuse
+where = Path(sys.argv[1])
+data = DataConfig("digits", directory=where / "data", loader="memory")
+config = replace(digits(), data=data, model=ModelConfig("resnet8", width=2))
+world = World()
+try:
+    for _ in range(1 if "read-only" in sys.argv else 2):
+        Experiment(world, open_store(where / "runs", offline=True), config)
+    say("opened")
+except (ValueError, OtherRankFailedError) as error:
+    say(error)
+world.close()
+"""
+
+
+def opening(where: Path, processes: int, *options: str, shape: tuple[str, ...] = ("--standalone",)) -> subprocess.Popen:
+    """Open the digits in `where` in several processes under one launcher."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", *shape, "--nproc_per_node", str(processes)]
+    command = [*launcher, "--no-python", sys.executable, "-c", OPENING, str(where), *options]
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
+    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def said(launcher: subprocess.Popen) -> dict[str, list[str]]:
+    """Return the lines of each rank, after checking that all ended well."""
+    output, errors = launcher.communicate(timeout=240)
+    assert launcher.returncode == 0, errors
+    lines: dict[str, list[str]] = {}
+    for rank, line in re.findall(r"^(\d) (.*)$", output, re.M):
+        lines.setdefault(rank, []).append(line)
+    return lines
+
+
+@pytest.fixture
+def unverified(prepared: Path, tmp_path: Path) -> Path:
+    """Digits that nobody has hashed yet."""
+    shutil.copytree(prepared / "data", tmp_path / "data", ignore=shutil.ignore_patterns(".*.verified"))
+    return tmp_path
+
+
+HASHED = ["hashes train.safetensors", "hashes test.safetensors"]
+
+
+@pytest.mark.parametrize("options", [(), ("read-only",)], ids=["writable", "read-only"])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_one_process_of_a_node_hashes_the_data(unverified, processes, options):
+    found = said(opening(unverified, processes, *options))
+    assert found == {"0": [*HASHED, "opened"]} | {str(rank): ["opened"] for rank in range(1, processes)}
+
+
+def test_each_node_hashes_its_own_data(unverified, tmp_path):
+    shutil.copytree(unverified / "data", tmp_path / "other" / "data")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        nodes = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1]))
+    launchers = [
+        opening(place, 2, "read-only", shape=(*nodes, "--node_rank", str(rank)))
+        for rank, place in enumerate((unverified, tmp_path / "other"))
+    ]
+    found = said(launchers[0]) | said(launchers[1])
+    assert found == {"0": [*HASHED, "opened"], "1": ["opened"], "2": [*HASHED, "opened"], "3": ["opened"]}
+
+
+def test_an_altered_file_ends_all_processes(unverified):
+    path = unverified / "data" / "digits" / "train.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    found = said(opening(unverified, 2))
+    assert found["0"][0] == HASHED[0] and "train.safetensors was altered" in found["0"][1]
+    assert found["1"] == ["process 0 of 2 failed; see its message"]

@@ -356,7 +356,7 @@ def test_how_the_runs_were_made_is_said(made_up, plan):
     text = page(collect(store_of(made_up), plan), [])
     # 4 searches of 4 levels, 36 trainings, 10 comparisons
     assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 186 minutes in all" in text
-    assert "Hardware: A chip, 2 cores" in text and "Code: c0ffee." in text
+    assert "Hardware: A chip, 2 cores" in text and "Precision: float32." in text and "Code: c0ffee." in text
     assert text.count("python recipes/reproduce.py fig3\n") == 1
 
 

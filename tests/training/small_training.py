@@ -110,9 +110,9 @@ def noisy(dropout: float = 0.3) -> nn.Sequential:
 
 def open_world(precision: str) -> Iterator[World]:
     """A world of one process, and none left behind."""
-    _forget_accelerate()
+    forget_accelerate()
     yield World(precision)
-    _forget_accelerate()
+    forget_accelerate()
 
 
 def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
@@ -139,7 +139,7 @@ def begin_with_overflows(world: World) -> None:
     world._fresh_scaler |= {"scale": 2.0**20, "growth_interval": 2}
 
 
-def _forget_accelerate() -> None:
+def forget_accelerate() -> None:
     if not world_module._has_accelerate():
         return
     from accelerate.state import AcceleratorState, GradientState, PartialState

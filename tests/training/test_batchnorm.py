@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from thread_ranks import ThreadRank, on_ranks
 from torch import nn
 
 from harness.training.batchnorm import reestimate_batchnorm
@@ -129,3 +130,73 @@ def test_no_batches_is_an_error_and_keeps_the_old_statistics(model):
 def test_an_unknown_convention_names_the_known_ones(model):
     with pytest.raises(ValueError, match="'cumulate'; known: cumulative, ema"):
         reestimate_batchnorm(model, [], "cumulate")
+
+
+@pytest.mark.parametrize("convention", ["cumulative", "ema"])
+def test_one_process_gives_the_bits_of_torchs_own_momentum(model, batches, convention):
+    plain = copy.deepcopy(model)
+    for norm in (plain.bn1, plain.bn2):
+        norm.momentum = None if convention == "cumulative" else 0.1
+        norm.train()
+        if convention == "cumulative":
+            norm.reset_running_stats()
+    plain.drop.eval()
+    with torch.no_grad():
+        for x in batches * 5:
+            plain(x)
+    reestimate_batchnorm(model, batches * 5, convention)
+    assert all(torch.equal(one, plain.get_buffer(name)) for name, one in model.named_buffers())
+
+
+def shared(model: nn.Module, batches: list[torch.Tensor], convention: str, size: int) -> list[nn.Module | Exception]:
+    """What each of `size` ranks ends with, which deal the batches out among themselves."""
+
+    def work(ranks: ThreadRank) -> nn.Module:
+        own = copy.deepcopy(model)
+        dealt = batches[ranks.rank :: size]
+        assert reestimate_batchnorm(own, dealt, convention, ranks=ranks, num_batches=len(batches)) == len(batches)
+        return own
+
+    return on_ranks(size, work)
+
+
+@pytest.mark.parametrize("convention", ["cumulative", "ema"])
+@pytest.mark.parametrize(("size", "num_batches"), [(2, 4), (2, 3), (3, 4), (3, 2), (4, 1)])
+def test_several_ranks_give_what_one_gives(model, batches, convention, size, num_batches):
+    batches = batches[-num_batches:]
+    ranks = shared(model, batches, convention, size)
+    reestimate_batchnorm(model, batches, convention)
+    for rank in ranks:
+        assert isinstance(rank, nn.Module), rank
+        for name in ("bn1.running_mean", "bn1.running_var", "bn2.running_mean", "bn2.running_var"):
+            torch.testing.assert_close(rank.get_buffer(name), model.get_buffer(name), rtol=1e-5, atol=1e-6)
+            assert torch.equal(rank.get_buffer(name), ranks[0].get_buffer(name))
+
+
+def test_the_weights_of_a_long_pass_neither_vanish_nor_overflow():
+    """0.9^8000 is no number of double precision; the last batches decide all the same."""
+    generator = torch.Generator().manual_seed(2)
+    batches = [torch.randn(4, 2, generator=generator) + i / 1000 for i in range(8000)]
+    for one, two in zip(*(shared(nn.BatchNorm1d(2), batches, "ema", size) for size in (1, 2)), strict=False):
+        torch.testing.assert_close(two.running_mean, one.running_mean, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(two.running_var, one.running_var, rtol=1e-5, atol=1e-6)
+        assert 7.5 < float(two.running_mean.mean()) < 8.5
+
+
+def test_a_share_that_is_not_the_ranks_own_is_refused_on_every_rank(model, batches):
+    def work(ranks: ThreadRank) -> None:
+        dealt = batches[ranks.rank :: 2] if ranks.rank == 0 else batches
+        reestimate_batchnorm(copy.deepcopy(model), dealt, "cumulative", ranks=ranks, num_batches=4)
+
+    first, second = on_ranks(2, work)
+    assert str(second) == "rank 1 of 2 has 4 of 4 batches; its share is 2"
+    assert str(first) == "rank 1 failed"
+    (unsaid, _) = on_ranks(2, lambda ranks: reestimate_batchnorm(model, batches, "cumulative", ranks=ranks))
+    assert "give num_batches" in str(unsaid)
+
+
+def test_no_batches_on_any_rank_is_an_error_and_keeps_the_old_statistics(model):
+    before = model.bn1.running_mean.clone()
+    ends = on_ranks(2, lambda ranks: reestimate_batchnorm(model, [], "cumulative", ranks=ranks, num_batches=0))
+    assert ["no batches" in str(end) for end in ends] == [True, True]
+    assert torch.equal(model.bn1.running_mean, before)

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from small_training import open_world
 
 from harness.training.world import World
 
@@ -169,3 +171,34 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
     # whichever notices first: the roll call, by itself or by the launcher, or gloo, whose connection is refused
     noticed = ("lost process 1 (it began to join", "lost the launcher of a node (at", "could not join the others: ")
     assert "process 0 of 2 on" in said[0] and any(words in said[0] for words in noticed)
+
+
+@pytest.mark.parametrize(
+    ("cuda", "bf16", "becomes"), [(False, False, "no"), (False, True, "no"), (True, True, "bf16"), (True, False, "no")]
+)
+def test_precision_auto_is_bf16_where_the_cuda_device_has_it(monkeypatch, cuda, bf16, becomes):
+    from harness.training.world import _best_precision
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 and not including_emulation)
+    assert _best_precision(torch.device("cuda" if cuda else "cpu")) == becomes
+
+
+def test_precision_auto_is_recorded_as_what_it_became_and_said(capfd):
+    for world in open_world("auto"):
+        assert world.precision == "no"
+        assert str(world).startswith("1 process on cpu ") and "precision" not in str(world)
+        world._use("bf16", world.accelerator)
+        world._chosen_by = " (--precision auto)"
+        assert str(world).endswith(", precision bf16 (--precision auto)")
+
+
+def test_cudnn_may_choose_its_kernels_by_speed_unless_asked_to_be_deterministic(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    for _ in open_world("no"):
+        assert torch.backends.cudnn.benchmark
+    try:
+        World.make_deterministic()
+        assert not torch.backends.cudnn.benchmark
+        assert not torch.utils.deterministic.fill_uninitialized_memory
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -1,1 +1,1 @@
-"""What `tools/bench.py` measures: one file per room, each with rows(quick) -> list[Row]."""
+"""What `tools/bench.py` measures, one file a row with rows(quick) -> list[Row]; `device` is for sitting.py."""

@@ -64,6 +64,8 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
     for name in ("precision", "deterministic", "global_batch_size", "accumulation_steps"):
         if name in known:
             yield name, known[name], search[name]
+    matmul = "float32_matmul_precision"
+    yield matmul, known.get(matmul, "highest"), search.get(matmul, "highest")
     for name, value in known.get("optim", {}).items():
         # trainings with the final schedule may have a learning rate of their own
         own = record.config.get("optim", search["optim"])  # Gem-Miner has optimizers of its own

@@ -1,15 +1,14 @@
-"""Ways to take a training step on a GPU, timed in turns: plain PyTorch, the harness's loop, the published scripts'."""
+"""Ways to take a training step, timed in turns: plain PyTorch, the harness's loop, the published scripts' way."""
 
 from __future__ import annotations
 
 import copy
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,10 +21,9 @@ from harness.seeds import SgdNoise
 from harness.training.loop import Batches, train
 from harness.training.optim import build_optimizer
 from harness.training.world import World
-from tools.benchmarks.published import PublishedStep, convert_
-from tools.benchmarks.row import Row
+from tools.benchmarks.device.published import PublishedStep, convert_
 
-WARM_UP_STEPS = 5
+WARM_UP_STEPS = 3
 OPTIM = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
@@ -105,7 +103,7 @@ def now(device: torch.device) -> float:
 
 
 def plain_way(model: nn.Module, world: World, batches: BatchesOf) -> Seconds:
-    """Dense, the step everyone writes: autocast, forward, backward, the same fused optimizer."""
+    """Return the dense step everyone writes: autocast, forward, backward, the same fused optimizer."""
     optimizer = build_optimizer(model.parameters(), OPTIM, fused=world.device.type == "cuda")
     dtype = torch.bfloat16 if world.precision == "bf16" else torch.float32
 
@@ -120,7 +118,7 @@ def plain_way(model: nn.Module, world: World, batches: BatchesOf) -> Seconds:
 
 
 def published_way(network: Network, batches: BatchesOf, compiled: str) -> Seconds:
-    """The published scripts' step; see `tools.benchmarks.published`."""
+    """Return the published scripts' step; see `tools.benchmarks.device.published`."""
     masks = {name: kept.to(network.device) for name, kept in network.mask.tensors.items()}
     model = convert_(network.model(channels_last=False), masks, network.initial)
     compile_(model, compiled)
@@ -150,7 +148,7 @@ def our_way(
     method: str,
     batches: BatchesOf,
 ) -> Seconds:
-    """The harness's own loop, all of it."""
+    """Return the harness's own loop, all of it."""
     view = network.view(model, method)
 
     def seconds(steps: int) -> float:
@@ -181,28 +179,6 @@ def compile_(model: nn.Module, how: str) -> None:
         model.compile(mode=how)
 
 
-def ways_of(
-    case: Case,
-    network: Network,
-    world: World,
-    batches: BatchesOf,
-    compiled: str,
-) -> dict[str, Seconds]:
-    """Return every way of one case, the compiled ones compiled on first use."""
-    found: dict[str, Seconds] = {}
-    for method in ("plain", "lrr", "aws"):
-        model = network.model()
-        compile_(model, compiled)
-        if method == "plain":
-            found[method] = plain_way(model, world, batches)
-        else:
-            found[method] = our_way(network, model, world, method, batches)
-    found["published"] = published_way(network, batches, "")
-    if compiled in ("default", "eager"):  # nobody ran it compiled, but it is the fairer comparison
-        found["published, compiled"] = published_way(network, batches, compiled)
-    return found
-
-
 @dataclass
 class Timed:
     """What was seen of one way."""
@@ -211,6 +187,15 @@ class Timed:
     """Images a second, one for each round."""
     graphs: int = 0
     """Compiled by torch.compile while it was timed."""
+
+    @property
+    def rate(self) -> float:
+        """Images a second, median of the rounds."""
+        return median(self.rates)
+
+    def ratio(self, other: Timed) -> float:
+        """How many times as fast as `other`: the median over the rounds, in which each had its turn."""
+        return median(mine / theirs for mine, theirs in zip(self.rates, other.rates, strict=True))
 
 
 def in_turns(case: Case, ways: Mapping[str, Seconds]) -> dict[str, Timed]:
@@ -230,22 +215,3 @@ def _graphs_compiled() -> int:
     from torch._dynamo.utils import counters
 
     return int(counters["stats"]["unique_graphs"])
-
-
-def rate_row(
-    name: str, ours: Sequence[float], reference: Sequence[float], *, goal: float | None, note: str = ""
-) -> Row:
-    """Compare rates taken in turns: the median of the ratios, with its least and most; `goal` None asks nothing."""
-    ratios = np.array(ours) / np.array(reference)
-    middle = float(np.median(ratios))
-    return Row(
-        name=name,
-        ours=median(ours),
-        reference=median(reference),
-        ratio=middle,
-        goal="–" if goal is None else f"≥ {goal:g}×",
-        reached=goal is None or middle >= goal,
-        low=float(ratios.min()),
-        high=float(ratios.max()),
-        note=note,
-    )

@@ -1,4 +1,7 @@
-"""Operations and bytes of a training step, counted before it is timed, and what a GPU could at best make of them."""
+"""Operations and bytes of a training step, counted without a device, and what a GPU could at best make of them.
+
+`python -m tools.benchmarks.device.roofline` prints the table of docs/performance.md.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,14 @@ from harness.models import build_model
 # Dense bf16 tensor operations a second and bytes a second, from NVIDIA's data sheets (SXM boards).
 PEAKS = {"H200": (989e12, 4.8e12), "H100": (989e12, 3.35e12), "A100": (312e12, 2.0e12)}
 
+CASES = (
+    ("resnet50", 224, 256, 1000),
+    ("resnet50_cifar", 32, 128, 100),
+    ("mobilenet_v2_cifar", 32, 128, 100),
+    ("resnet20", 32, 128, 100),
+)
+"""Network, image size, batch size and classes of the table's rows."""
+
 
 @dataclass(frozen=True)
 class Work:
@@ -29,24 +40,10 @@ class Work:
     bytes_moved: int
     """Every kernel's tensors read and written once, as an eager step does: fusion and caches need less."""
 
-    def seconds_at_best(self, device_name: str) -> tuple[float, float] | None:
-        """Return (by operations, by bytes) on a known GPU: a step takes at least the first; None for another one."""
-        for name, (operations, bandwidth) in PEAKS.items():
-            if name in device_name:
-                return self.operations / operations, self.bytes_moved / bandwidth
-        return None
-
-    def describe(self, device_name: str) -> str:
-        """Say it in words, with the limits in images a second."""
-        text = (
-            f"{self.operations / self.batch_size / 1e9:.2f} G operations and "
-            f"{self.bytes_moved / self.batch_size / 1e6:.0f} MB an image"
-        )
-        best = self.seconds_at_best(device_name)
-        if best is None:
-            return text
-        by_operations, by_bytes = (self.batch_size / seconds for seconds in best)
-        return f"{text}: at most {by_operations:,.0f} images/s by operations, {by_bytes:,.0f} by bytes if nothing fuses"
+    def images_per_second_at_best(self, gpu: str) -> tuple[float, float]:
+        """Return the limits (by operations, by bytes) of a GPU of `PEAKS`; a step cannot pass the first."""
+        operations, bandwidth = PEAKS[gpu]
+        return self.batch_size * operations / self.operations, self.batch_size * bandwidth / self.bytes_moved
 
 
 class _Bytes(TorchDispatchMode):
@@ -75,3 +72,21 @@ def count(name: str, *, batch_size: int, image_size: int, channels: int, num_cla
                 loss = F.cross_entropy(model(images_NCHW).float(), labels_N)
             loss.backward()
     return Work(batch_size, operations.get_total_flops(), moved.moved)
+
+
+def main() -> None:
+    """Print the table."""
+    print(
+        "| network | operations an image | bytes an image | at most, by operations | by bytes, H100 | by bytes, H200 |"
+    )
+    print("|---|---|---|---|---|---|")
+    for name, size, batch_size, num_classes in CASES:
+        work = count(name, batch_size=batch_size, image_size=size, channels=3, num_classes=num_classes, bf16=True)
+        (by_operations, h100), (_, h200) = (work.images_per_second_at_best(gpu) for gpu in ("H100", "H200"))
+        each = f"{work.operations / batch_size / 1e9:.2f} G | {work.bytes_moved / batch_size / 1e6:.0f} MB"
+        limits = f"{by_operations:,.0f} images/s | {h100:,.0f} | {h200:,.0f}"
+        print(f"| {name}, {size}², batch {batch_size} | {each} | {limits} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Searches by every method, every kind of final training, a resume and comparisons from disk, on the device."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+pytest.importorskip("tyro", reason="a launch reads its options by tyro")
+
+import story  # noqa: E402
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("chapter", story.CHAPTERS, ids=str)
+def test_the_whole_story(chapter, on_real_device, tmp_path):
+    """The label has a test of its own for this, which looks at waits too."""
+    if chapter.way == "accelerate" and importlib.util.find_spec("accelerate") is None:
+        chapter = story.alone(chapter)
+    story.tell(chapter, tmp_path)
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
+def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(
+    precision, on_real_device, deterministic, tmp_path
+):
+    again, whole = story.interrupted_and_whole(tmp_path, "alone", 6, precision=precision, deterministic=True)
+    assert again.key == whole.key and again.checkpoint.digest == whole.checkpoint.digest
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_no_training_step_waits_for_the_device(precision, on_cuda, tmp_path):
+    """By torch's own detector; the error's traceback names the line."""
+    with story.refused_waits() as steps:
+        story.tell(story.Chapter(precision, "alone", ("aws",), ("signed_mask",)), tmp_path)
+    assert len(steps) > 3 * story.STEPS

@@ -1,0 +1,117 @@
+"""A comparison on several processes, and in bfloat16, against that of one process in full precision."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from copy import copy
+from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import patch
+
+import pytest
+import torch
+from comparing import CONVENTIONS, asked, opened
+
+from harness.analysis.barrier import BarrierCurve
+from harness.comparison import _BatchNormImages
+from harness.experiment import Experiment
+from harness.final import Trial, final_training
+from harness.search import search
+from harness.training import world as world_module
+from harness.training.world import World
+
+IMAGE = 0.2
+"""One test image of 500, in percentage points."""
+KEYS = tuple[str, str, str]
+
+
+@pytest.fixture(scope="module")
+def trained(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KEYS]:
+    """A directory of runs with a level and two trainings of one start; their keys."""
+    runs = tmp_path_factory.mktemp("together") / "runs"
+    own = opened(experiment.world, experiment.config.data.directory, runs)
+    ticket = search(own).ticket
+    finals = [final_training(own, Trial("retrain", 2, sgd_seed), ticket) for sgd_seed in (1, 2)]
+    return runs, (ticket.key, finals[0].key, finals[1].key)
+
+
+@pytest.fixture(scope="module")
+def alone(experiment: Experiment, trained: tuple[Path, KEYS]) -> list[BarrierCurve]:
+    """What one process finds, in a copy of the runs."""
+    runs, keys = trained
+    own_runs = shutil.copytree(runs, runs.with_name("alone"))
+    found = [
+        one.curve for one in asked(opened(experiment.world, experiment.config.data.directory, own_runs), *keys) if one
+    ]
+    assert [one.convention for one in found] == [*CONVENTIONS, "cumulative"]
+    assert max(max(one.error_percent) for one in found[:2]) < 10  # chance is 90
+    return found
+
+
+@pytest.mark.parametrize("size", [2, 3, 9])
+def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Experiment, size: int) -> None:
+    """Bit for bit those of one process; of five batches the first ranks have one more."""
+
+    def dealt(rank: int, size: int) -> list[torch.Tensor]:
+        own = copy(experiment)
+        own.world = SimpleNamespace(rank=rank, size=size, local_size=1, device=torch.device("cpu"))  # type: ignore[assignment]
+        return list(_BatchNormImages(own, 5, 200))
+
+    whole, ranks = dealt(0, 1), [dealt(rank, size) for rank in range(size)]
+    assert [len(batches) for batches in ranks] == [len(range(rank, 5, size)) for rank in range(size)]
+    for index, batch in enumerate(whole):
+        assert batch.shape == (200, 1, 8, 8) and torch.equal(batch, ranks[index % size][index // size])
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_find_what_one_finds(
+    experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve], processes: int
+) -> None:
+    """One image may fall to the other side of a border; and where one fails or is to stop, all end."""
+    runs, keys = trained
+    own_runs = shutil.copytree(runs, runs.with_name(f"of_{processes}"))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    script, data = Path(__file__).with_name("comparing.py"), experiment.config.data.directory
+    command = [*launcher, str(script), str(data), str(own_runs), *keys]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert sorted(one[0] is None for one in printed) == [False] + [True] * (processes - 1)
+    together = [BarrierCurve.from_dict(one) for one in next(one for one in printed if one[0] is not None)]
+    assert len(together) == len(alone) == 4
+    for ours, one in zip(together, alone, strict=True):
+        assert ours.error_percent == pytest.approx(one.error_percent, abs=IMAGE + 1e-9)
+        assert (ours.test_images, ours.bn_images) == (500, one.bn_images)
+        assert ours.recorded_error_a_percent == pytest.approx(one.recorded_error_a_percent, abs=IMAGE + 1e-9)
+    records = [json.loads(path.read_text()) for path in own_runs.glob("analysis-*/record.json")]
+    assert [record["config"]["launch"]["world_size"] for record in records] == [processes] * 4
+    last = processes - 1
+    expected = [f"{last} fails: OSError: the disk is gone", f"{last} stops: StoppedError: got SIGTERM"]
+    for rank in range(last):
+        expected += [f"{rank} fails: OtherRankFailedError: process {last} of {processes} failed; see its message"]
+        expected += [f"{rank} stops: StoppedError: another process was asked to stop"]
+    assert sorted(line for line in done.stdout.splitlines() if line[:1].isdigit()) == sorted(expected)
+
+
+def test_in_bfloat16_errors_are_those_of_full_precision(
+    experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve]
+) -> None:
+    """…and the comparison is another one: what was computed in full precision is not taken for it."""
+    runs, keys = trained
+    own_runs = shutil.copytree(runs.with_name("alone"), runs.with_name("bf16"))
+    before = set(own_runs.iterdir())
+    with patch.object(world_module, "_has_accelerate", lambda: False):
+        world = World("bf16")
+    data = experiment.config.data.directory
+    found = [one for one in asked(opened(world, data, own_runs, precision="bf16"), *keys) if one]
+    assert {one.directory for one in found}.isdisjoint(before) and len(found) == 4
+    for one, full in zip(found, alone, strict=True):
+        assert one.curve.error_percent == pytest.approx(full.error_percent, abs=IMAGE + 1e-9)
+        record = json.loads((one.directory / "record.json").read_text())
+        determinants = json.loads((one.directory / "determinants.json").read_text())
+        assert record["config"]["search"]["precision"] == determinants["precision"] == "bf16"
+    for path in runs.with_name("alone").glob("analysis-*/determinants.json"):
+        assert "precision" not in json.loads(path.read_text())

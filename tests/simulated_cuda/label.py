@@ -1,0 +1,531 @@
+"""Run the code paths of CUDA without a GPU: real values on the CPU under the label `cuda:0`.
+
+Inside `simulated_cuda` a tensor that is made on or moved to "cuda" is a `Labelled`: it holds a plain CPU tensor and
+says that it lies on `cuda:0`. Every operation passes through `_Dispatcher`, which does three things.
+
+1. It refuses operations that mix labelled tensors and CPU tensors, with torch's own words.
+2. It records where the host would wait for the device: reads of values, copies that block, results whose shape depends
+   on values, boolean and CPU indices. Each wait names its file and line.
+3. It counts the kernels that an operation would launch. Views and empty tensors launch none, and a foreach operation
+   launches one where all its tensors are laid out alike.
+
+The label cannot see:
+
+* Kernels. The CPU computes: order of sums, TF32, cuDNN, cuBLAS, fused kernels' own faults and operations that are not
+  deterministic on CUDA look as on the CPU. A CUDA kernel that refuses a dtype or a layout does not refuse it here.
+* Streams and events. They do nothing, so a missing synchronisation gives right values here and wrong ones on CUDA. A
+  copy into page-locked memory is complete at once here.
+* NCCL and several GPUs. There is one device and one process.
+* FFCV's copy to the device, its page-locked buffers and its stream.
+* Autocast's list. Autocast for "cuda" becomes autocast for "cpu": which operations run in bf16 or fp16 follows the
+  CPU's list, so casts are counted and rounded as there.
+* Random numbers. CPU tensors draw them, from the CPU's generator.
+* Memory: its peak, its fragments, an allocation that fails, page-locked memory that runs out.
+* Time. A wait is counted, not measured.
+* Code in C++ that asks a tensor for its device: it hears "cpu". So `plain.to(labelled)` stays on the CPU, and
+  `zeros_like(labelled, device="cpu")` gives a labelled tensor. A mixed operation that follows shows it.
+* Numbers on the CPU (dim 0) in an operation with labelled tensors, which CUDA mostly takes, and sometimes refuses.
+* Identity of parameters. `module.to("cuda")` makes new ones here; on CUDA they are the same objects as before.
+"""
+
+from __future__ import annotations
+
+import linecache
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch._dynamo  # optimizers import it late: it must not meet a patched torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from harness.data.memory_loader import _tables
+from harness.data.normalize import _constants
+
+DEVICE = torch.device("cuda", 0)
+REPOSITORY = Path(__file__).resolve().parents[2]
+_HERE = str(Path(__file__).resolve())
+_DISPATCHING = {torch._ops.__file__, torch.utils._python_dispatch.__file__}
+aten = torch.ops.aten
+
+_READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
+"""Operations that hand a Python value to the host."""
+_COPIES = {aten._to_copy.default, aten.copy_.default, aten._foreach_copy_.default}
+_INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
+_SHAPED_BY_VALUES = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
+_NO_KERNEL = {"alias", "detach", "_reshape_alias", "_unsafe_view", "lift_fresh", "unbind", "split", "split_with_sizes"}
+_NO_KERNEL |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense"}
+
+
+@dataclass(frozen=True)
+class Wait:
+    """One place where the host waited for the device."""
+
+    operation: str
+    place: str
+    """File, line and text of the innermost line of this repository, and the library's line beneath it."""
+    callers: frozenset[str]
+    """Qualified names of this repository's functions on the stack."""
+    inside: str
+    """`Record.inside` at that time."""
+
+    def __str__(self) -> str:
+        return f"{self.operation} at {self.place}"
+
+
+@dataclass
+class Record:
+    """Waits and kernels since the label was put on, or since `clear`."""
+
+    waits: list[Wait] = field(default_factory=list)
+    kernels: Counter[str] = field(default_factory=Counter)
+    inside: str = ""
+    """What is going on, as a test likes to call it; every wait keeps it."""
+    refuses: bool = False
+    """Whether a wait is an error: `torch.cuda.set_sync_debug_mode("error")`."""
+
+    def clear(self) -> None:
+        """Forget waits and kernels."""
+        self.waits.clear()
+        self.kernels.clear()
+
+    def wait(self, operation: str) -> None:
+        """Note that the host waits here."""
+        place, callers = _whereabouts()
+        self.waits.append(Wait(operation, place, callers, self.inside))
+        if self.refuses:
+            raise RuntimeError(f"called a synchronizing CUDA operation: {operation} at {place}")
+
+    def launch(self, func: Any, args: Sequence[Any]) -> None:
+        """Count the kernels of an operation."""
+        name = func._schema.name.partition("::")[2]
+        if func.is_view or name in _NO_KERNEL:
+            return
+        self.kernels[name] += _foreach_launches(args) if name.startswith("_foreach_") else 1
+
+
+def listing(waits: Iterable[Wait]) -> str:
+    """Return one line for each place that was waited at, the most frequent first; what an assertion shows."""
+    counts = Counter(str(wait) for wait in waits)
+    return "\n".join(f"{count} × {text}" for text, count in counts.most_common()) or "no waits"
+
+
+def _foreach_launches(args: Sequence[Any]) -> int:
+    """Return 1 where the lists' tensors are laid out alike, pair by pair: else CUDA takes one kernel for each."""
+    lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg and isinstance(arg[0], torch.Tensor)]
+    first = lists[0]
+    alike = all(
+        (a.dtype, a.shape, a.stride()) == (b.dtype, b.shape, b.stride())
+        for other in lists[1:]
+        for a, b in zip(first, other, strict=True)
+    )
+    return 1 if alike else len(first)
+
+
+def _whereabouts() -> tuple[str, frozenset[str]]:
+    """Return the innermost line outside torch and this file, and the repository's functions on the stack."""
+    frame = sys._getframe(2)
+    place, beneath, callers = "", "", set()
+    while frame is not None:
+        path = frame.f_code.co_filename
+        if path != _HERE:
+            if path.startswith(str(REPOSITORY)) and "site-packages" not in path:
+                callers.add(frame.f_code.co_qualname)
+                line = linecache.getline(path, frame.f_lineno).strip()
+                place = place or f"{Path(path).relative_to(REPOSITORY)}:{frame.f_lineno}: {line}"
+            elif not place and not beneath and path not in _DISPATCHING:
+                beneath = f" (in {'/'.join(Path(path).parts[-2:])}:{frame.f_lineno})"
+        frame = frame.f_back
+    return f"{place or 'outside the repository'}{beneath}", frozenset(callers)
+
+
+class Labelled(torch.Tensor):
+    """A tensor that says it lies on `cuda:0`; its values are those of `held`, a plain tensor on the CPU."""
+
+    held: torch.Tensor
+    _record: Record
+    _leaving = False
+    """Whether `to` is moving a tensor to the CPU: C++ asks for the CPU too, since it sees the tensor there."""
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> Labelled:
+        made = torch.Tensor._make_subclass(cls, held, False)
+        made.held = held
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    device = property(lambda self: DEVICE)  # type: ignore[assignment]
+    is_cuda = property(lambda self: True)  # type: ignore[assignment]
+    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _operate(cls._record, func, args, kwargs or {})
+
+    def get_device(self) -> int:
+        return 0
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        if args and isinstance(args[0], torch.Tensor):
+            args = (args[0].device, args[0].dtype, *args[1:])
+        copy = kwargs.pop("copy", False)
+        device, dtype, non_blocking, layout = torch._C._nn._parse_to(*args, **kwargs)
+        here, dtype = device is None or device.type == "cuda", dtype or self.dtype
+        layout = torch.preserve_format if layout is None else layout
+        as_it_is = layout == torch.preserve_format or self.is_contiguous(memory_format=layout)
+        if here and dtype == self.dtype and as_it_is and not copy:
+            return self
+        Labelled._leaving = not here
+        try:
+            where = DEVICE if here else device
+            return aten._to_copy(self, dtype=dtype, device=where, non_blocking=non_blocking, memory_format=layout)
+        finally:
+            Labelled._leaving = False
+
+    def cpu(self, memory_format: torch.memory_format = torch.preserve_format) -> torch.Tensor:
+        return self.to("cpu", memory_format=memory_format)
+
+    def cuda(self, *args: Any, **kwargs: Any) -> Labelled:
+        return self
+
+    def tolist(self) -> Any:
+        self._record.wait("tolist")
+        return self.held.tolist()
+
+    def numpy(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(
+            "can't convert cuda:0 device type tensor to numpy. "
+            "Use Tensor.cpu() to copy the tensor to host memory first."
+        )
+
+    __array__ = numpy
+
+    def pin_memory(self, *args: Any) -> Any:
+        raise RuntimeError(f"cannot pin 'torch.cuda.{self.dtype}' only dense CPU tensors can be pinned")
+
+    def record_stream(self, stream: Any) -> None:
+        pass
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise NotImplementedError("a labelled tensor cannot be copied by copy.deepcopy; clone it")
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        self._record.wait("repr")
+        return f"Labelled({self.held!r})"
+
+
+class _Pinned:
+    """Page-locked memory: the storages that `pin_memory` made, held so that no other takes their address."""
+
+    def __init__(self) -> None:
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def pin(self, tensor: torch.Tensor, *args: Any) -> torch.Tensor:
+        if tensor in self:
+            return tensor
+        return self.add(torch.empty_like(tensor).copy_(tensor))
+
+    def add(self, tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        self._storages[storage.data_ptr()] = storage
+        return tensor
+
+    def __contains__(self, tensor: torch.Tensor) -> bool:
+        return tensor.untyped_storage().data_ptr() in self._storages
+
+
+_pinned = _Pinned()
+
+
+class _Dispatcher(TorchDispatchMode):
+    """Sees every operation, those that make a tensor on "cuda" included."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__()
+        self.record = record
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and torch's wrapper against that costs more than most operations
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _operate(self.record, func, args, kwargs or {})
+
+
+def _operate(record: Record, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Check, count and compute one operation."""
+    if func is torch.ops.prim.device.default:
+        return args[0].device
+    asked = kwargs.get("device")
+    tensors = list(_tensors((args, *kwargs.values())))
+    labelled = [tensor for tensor in tensors if isinstance(tensor, Labelled)]
+    on_cuda = asked is not None and torch.device(asked).type == "cuda"
+    if not labelled and not on_cuda:
+        return _on_cpu(func, args, kwargs)
+    plain = [tensor for tensor in tensors if not isinstance(tensor, Labelled)]
+    if func in _COPIES:
+        return _copy(record, func, args, kwargs)
+    _refuse_mixed(func, args, labelled, plain)
+    if labelled:
+        _note_waits(record, func, args, plain)
+        record.launch(func, args)
+    if asked is not None:
+        kwargs = kwargs | {"device": torch.device("cpu")}
+    return _computed(func, args, kwargs, labelled)
+
+
+def _computed(func: Any, args: Any, kwargs: Any, labelled: Sequence[Labelled]) -> Any:
+    """Compute on the held tensors; the result is labelled, and a tensor written in place is itself again."""
+    owners = {id(tensor.held): tensor for tensor in labelled}
+    result = func(*_unwrapped(args), **_unwrapped(kwargs))
+    if func._schema.is_mutable:
+        for tensor in labelled:
+            if tensor.shape != tensor.held.shape or tensor.stride() != tensor.held.stride():
+                _follow(tensor, func)
+    return _wrapped(result, owners)
+
+
+def _follow(tensor: Labelled, func: Any) -> None:
+    """Give a labelled tensor the shape and strides that an operation in place gave to what it holds."""
+    held = tensor.held
+    if tensor.untyped_storage().data_ptr() != held.untyped_storage().data_ptr():
+        raise NotImplementedError(f"{func} gave a labelled tensor another storage")
+    with torch._C._DisableTorchDispatch():
+        aten.as_strided_.default(tensor, held.shape, held.stride(), held.storage_offset())
+
+
+def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """Compute on the CPU alone; page-locked memory is plain memory that is remembered."""
+    if not kwargs.get("pin_memory"):
+        return func(*args, **kwargs)
+    return _pinned.add(func(*args, **kwargs | {"pin_memory": False}))
+
+
+def _copy(record: Record, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Copy within a device or across: across, the host waits unless it need not and the CPU's side is page-locked."""
+    if func is aten._to_copy.default:
+        source = args[0]
+        asked = kwargs.get("device")
+        there = not Labelled._leaving if isinstance(source, Labelled) else torch.device(asked).type == "cuda"
+        if there and isinstance(source, Labelled):
+            record.launch(func, args)
+        elif not kwargs.get("non_blocking") or (there and source not in _pinned):
+            record.wait("copy to the device" if there else "copy to the host")
+        held = func(*_unwrapped(args), **kwargs | {"device": torch.device("cpu")})
+        if not there and kwargs.get("non_blocking"):
+            _pinned.add(held)
+        return Labelled(held) if there else held
+    pairs = [args[:2]] if func is aten.copy_.default else list(zip(args[0], args[1], strict=True))
+    non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
+    for target, source in pairs:
+        if isinstance(target, Labelled) != isinstance(source, Labelled):
+            host = source if isinstance(target, Labelled) else target
+            if not non_blocking or host not in _pinned:
+                record.wait("copy to the device" if isinstance(target, Labelled) else "copy to the host")
+    if all(isinstance(tensor, Labelled) for pair in pairs for tensor in pair):
+        record.launch(func, args)
+    func(*_unwrapped(args), **kwargs)
+    return args[0] if func._schema.returns else None
+
+
+def _refuse_mixed(func: Any, args: Sequence[Any], labelled: Sequence[Labelled], plain: Sequence[torch.Tensor]) -> None:
+    if not labelled:
+        return
+    if func in _INDEXING and isinstance(args[0], Labelled):
+        # an index may lie on the CPU, values of more than one number may not
+        plain = [value for value in args[2:3] if isinstance(value, torch.Tensor) and not isinstance(value, Labelled)]
+    elif func in _INDEXING and any(isinstance(index, Labelled) for index in args[1]):
+        raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
+    written = [
+        tensor
+        for argument, value in zip(func._schema.arguments, args, strict=False)
+        if argument.alias_info is not None and argument.alias_info.is_write
+        for tensor in _tensors(value)
+    ]
+    onto_cpu = any(not isinstance(tensor, Labelled) for tensor in written)
+    if onto_cpu or any(tensor.dim() > 0 for tensor in plain):
+        raise RuntimeError(
+            "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! "
+            f"(in {func._schema.name})"
+        )
+
+
+def _note_waits(record: Record, func: Any, args: Sequence[Any], plain: Sequence[torch.Tensor]) -> None:
+    name = func._schema.name.partition("::")[2]
+    if func in _INDEXING:
+        indices = [index for index in args[1] if index is not None]
+        fills = func is not aten.index.Tensor and args[2].numel() == 1 and args[2].device.type == "cpu"
+        if any(not isinstance(index, Labelled) for index in indices):
+            record.wait("index on the CPU")
+        elif any(index.dtype in (torch.bool, torch.uint8) for index in indices) and not fills:
+            record.wait("boolean index")
+    elif func in _READS or any(tag in func.tags for tag in _SHAPED_BY_VALUES):
+        record.wait({"_local_scalar_dense": "item"}.get(name, name))
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _unwrapped(value: Any) -> Any:
+    if isinstance(value, Labelled):
+        return value.held
+    if isinstance(value, (list, tuple)):
+        return [_unwrapped(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _unwrapped(item) for name, item in value.items()}
+    return value
+
+
+def _wrapped(value: Any, owners: dict[int, Labelled]) -> Any:
+    if isinstance(value, torch.Tensor):
+        return owners.get(id(value)) if id(value) in owners else Labelled(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_wrapped(item, owners) for item in value)
+    return value
+
+
+class _Stream:
+    """A stream or an event: everything has happened already. Waiting for it is a wait all the same."""
+
+    device, cuda_stream, stream_id = DEVICE, 0, 0
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        pass
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    wait_event = wait = record = wait_stream
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or _Stream()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Any) -> float:
+        return 0.0
+
+    def synchronize(self) -> None:
+        Labelled._record.wait("synchronize")
+
+
+def _factory(make: Any) -> Any:
+    """Return torch.tensor or torch.as_tensor, made on the CPU and copied, as torch does it too."""
+
+    def made(data: Any, *args: Any, device: Any = None, **options: Any) -> Any:
+        if isinstance(data, Labelled):
+            return data.to(device or DEVICE, options.get("dtype") or data.dtype)
+        here = make(data, *args, **options)
+        return here if device is None else here.to(device)
+
+    return made
+
+
+def _same_kind(compatible: Any) -> Any:
+    """Let `Module.to` make a new parameter of what becomes labelled: it cannot become so in place."""
+
+    def same_kind(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return a is b if isinstance(a, Labelled) or isinstance(b, Labelled) else compatible(a, b)
+
+    return same_kind
+
+
+def _by_device(group: Any) -> Any:
+    """Let torch, which groups gradients by the device that C++ sees, hear the label."""
+
+    def grouped(tensors: Any, *args: Any) -> Any:
+        return {
+            (DEVICE if isinstance(lists[0][0], Labelled) else device, dtype): (lists, places)
+            for (device, dtype), (lists, places) in group(tensors, *args).items()
+        }
+
+    return grouped
+
+
+def _autocast(init: Any) -> Any:
+    def initialise(self: Any, device_type: str, *args: Any, **options: Any) -> None:
+        init(self, "cpu" if device_type == "cuda" else device_type, *args, **options)
+
+    return initialise
+
+
+def _patches(record: Record) -> Iterator[Any]:
+    """Yield the changes of torch that make it believe in the device."""
+    nothing = lambda *args, **options: None  # noqa: E731
+    cuda = {
+        "is_available": lambda: True,
+        "is_initialized": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "is_bf16_supported": lambda *args, **options: True,
+        "get_device_name": lambda *args: "simulated CUDA device",
+        "get_device_capability": lambda *args: (9, 0),
+        "get_device_properties": lambda *args: SimpleNamespace(name="simulated CUDA device", major=9, minor=0),
+        "device": lambda *args: nullcontext(),
+        "synchronize": lambda *args: record.wait("synchronize"),
+        "set_sync_debug_mode": lambda mode: setattr(record, "refuses", mode in (2, "error")),
+        "stream": lambda stream: nullcontext(),
+        "current_stream": lambda *args: _Stream(),
+        "default_stream": lambda *args: _Stream(),
+        "Stream": _Stream,
+        "Event": _Stream,
+    }
+    cuda |= dict.fromkeys(("_lazy_init", "set_device", "set_stream", "manual_seed", "manual_seed_all"), nothing)
+    cuda |= dict.fromkeys(("empty_cache", "reset_peak_memory_stats"), nothing)
+    yield from (patch.object(torch.cuda, name, value) for name, value in cuda.items())
+    yield from (patch.object(torch, name, _factory(getattr(torch, name))) for name in ("tensor", "as_tensor"))
+    same_kind = _same_kind(torch._has_compatible_shallow_copy_type)
+    yield patch.object(torch, "_has_compatible_shallow_copy_type", same_kind)
+    grouped = _by_device(torch._C._group_tensors_by_device_and_dtype)
+    yield patch.object(torch._C, "_group_tensors_by_device_and_dtype", grouped)
+    yield patch.object(torch.autocast, "__init__", _autocast(torch.autocast.__init__))
+    yield patch.object(torch.Tensor, "pin_memory", lambda tensor, *args: _pinned.pin(tensor))
+    yield patch.object(torch.Tensor, "is_pinned", lambda tensor, *args: tensor in _pinned)
+    yield patch.object(torch.Tensor, "record_stream", lambda tensor, stream: None)
+
+
+@contextmanager
+def simulated_cuda() -> Iterator[Record]:
+    """Let this process have a CUDA device that is the CPU; everything is as before afterwards.
+
+    Caches keyed by device, and Accelerate's notion of the process, are emptied at both ends.
+    """
+    record = Record()
+    # the one thing that stays: without a driver, C++ from now on lets "cuda" be named and does nothing about it
+    torch._C._ensureCUDADeviceGuardSet()
+    _forget()
+    with ExitStack() as stack:
+        for change in _patches(record):
+            stack.enter_context(change)
+        stack.enter_context(patch.object(Labelled, "_record", record, create=True))
+        stack.callback(_forget)
+        stack.enter_context(_Dispatcher(record))
+        yield record
+
+
+def _forget() -> None:
+    _pinned._storages.clear()
+    for cached in (_constants, _tables):
+        cached.cache_clear()
+    if (state := sys.modules.get("accelerate.state")) is not None:
+        for singleton in (state.AcceleratorState, state.GradientState, state.PartialState):
+            singleton._reset_state()

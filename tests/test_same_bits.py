@@ -1,0 +1,215 @@
+"""tools/same_bits.py: what it finds in two made-up stores, what it takes from a REV, and its launches."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from harness.lineage.local import LocalNodes
+from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.pruning import METHODS
+from tools import same_bits
+from tools.same_bits import ROOT, Maker, NoAnswerError, compare, export, launches
+
+FIRST, SECOND = "1" * 64, "2" * 64
+
+
+def _commit(store: Path, key: str, name: str, parents: tuple[Parent, ...] = ()) -> None:
+    """Commit a run as the harness does, at another time and by another command in each store."""
+    now = len(str(store)) * 1000
+    LocalNodes(store).commit(
+        LineageRecord(
+            key=key,
+            kind="level",
+            name=name,
+            parents=parents,
+            config={"argv": [str(store)], "command": str(store), "search": {"lr": 0.1, "densities": [0.8]}},
+            tags={"level": "01", "method": "aws"},
+            metrics=(
+                Metric("test_loss", 0.25, 1, now),
+                Metric("test_loss", 0.125, 2, now),
+                Metric("train_loss", float("nan"), 1, now),
+                Metric("images_per_second", float(now), 1, now),
+                Metric("system/cpu_utilization_percentage", float(now), 1, now),
+            ),
+            code={"commit": str(store)},
+            started_ms=now,
+            finished_ms=now,
+        ),
+        _write,
+    )
+
+
+def _write(directory: Path) -> None:
+    for name in ("checkpoint.safetensors", "signed_mask.safetensors", "layers.json"):
+        (directory / name).write_bytes(name.encode() * 3)
+
+
+@pytest.fixture
+def stores(tmp_path: Path) -> tuple[Path, Path]:
+    """Two equal stores of two runs each, made at different times."""
+    for store in (tmp_path / "before", tmp_path / "a longer name"):
+        _commit(store, FIRST, "first")
+        _commit(store, SECOND, "second", (Parent(FIRST, "pruned-from"),))
+    return tmp_path / "before", tmp_path / "a longer name"
+
+
+def _node(store: Path, key: str = SECOND) -> Path:
+    return store / f"level-{key[:16]}"
+
+
+def _edit(store: Path, change: Callable[[dict], None]) -> None:
+    path = _node(store) / "record.json"
+    record = json.loads(path.read_text())
+    change(record)
+    path.write_text(json.dumps(record))
+
+
+def test_equal_stores_are_equal_though_times_commands_and_code_differ(stores):
+    report = compare(*stores)
+    assert report.verdict() == "EQUAL: no number moved"
+    assert dict(report.equal) == {
+        "key": 2,
+        "checkpoint": 2,
+        "mask": 2,
+        "file": 2,
+        "metric": 4,
+        "point": 6,
+        "field": report.equal["field"],
+    }
+    assert report.equal["field"] >= 2 * 7
+    said = "\n".join(report.lines())
+    assert "images_per_second" in said and "started_ms" in said  # what is left out is named
+
+
+@pytest.mark.parametrize("name", ["checkpoint.safetensors", "signed_mask.safetensors", "layers.json"])
+def test_one_altered_byte_is_found(stores, name):
+    path = _node(stores[1]) / name
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    report = compare(*stores)
+    (found,) = report.moved
+    assert found.startswith(f"second: bytes of {name} differ")
+    assert report.verdict() == "NOT EQUAL: differences: 1"
+
+
+def test_a_file_that_is_gone_is_found_and_a_new_one_is_named(stores):
+    (_node(stores[1]) / "layers.json").rename(_node(stores[1]) / "more.json")
+    report = compare(*stores)
+    assert report.moved == ["second: layers.json is gone"]
+    assert report.fields == {"new file more.json": ["second"]}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda rows: rows[1].__setitem__(1, 0.1250001), "was 0.125 at step 2, now 0.1250001 at step 2"),
+        (lambda rows: rows[1].__setitem__(2, 3), "was 0.125 at step 2, now 0.125 at step 3"),
+        (lambda rows: rows.pop(0), "was of 2 points, now of 1"),
+    ],
+)
+def test_a_moved_metric_is_found(stores, change, words):
+    _edit(stores[1], lambda record: change(record["metrics"]))
+    assert compare(*stores).moved == [f"second: metric test_loss {words}"]
+
+
+def test_a_new_metric_is_named_and_moves_no_number(stores):
+    _edit(stores[1], lambda record: record["metrics"].append(["wait_seconds", 1.0, 1, 1]))
+    report = compare(*stores)
+    assert report.fields == {"new metric wait_seconds": ["second"]}
+    assert report.verdict() == "EQUAL: no number moved"
+
+
+def test_a_changed_key_is_found_on_both_sides(stores):
+    shutil.rmtree(_node(stores[1]))
+    _commit(stores[1], "3" * 64, "second", (Parent(FIRST, "pruned-from"),))
+    report = compare(*stores)
+    assert sorted(report.moved) == [
+        f"second: key {'2' * 16}… is there only before",
+        f"second: key {'3' * 16}… is there only after",
+    ]
+    assert report.equal["key"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "text", "verdict"),
+    [
+        (
+            lambda record: record["config"]["search"].update(warm=True),
+            "new config.search.warm = True",
+            "EQUAL: no number moved",
+        ),
+        (
+            lambda record: record["tags"].pop("level"),
+            "gone tags.level = '01'",
+            "No number moved, but record fields are gone or different: 1",
+        ),
+        (
+            lambda record: record["parents"][0].update(relation="masked-by"),
+            f"different parents: {[{'key': FIRST, 'relation': 'pruned-from'}]}, "
+            f"now {[{'key': FIRST, 'relation': 'masked-by'}]}",
+            "No number moved, but record fields are gone or different: 1",
+        ),
+    ],
+)
+def test_a_record_field_that_is_new_gone_or_different_is_named(stores, change, text, verdict):
+    _edit(stores[1], change)
+    config = json.loads((_node(stores[1]) / "record.json").read_text())["config"]
+    (_node(stores[1]) / "config.json").write_text(json.dumps(config))
+    report = compare(*stores)
+    assert report.fields == {text: ["second"]}
+    assert report.verdict() == verdict
+    assert f"record field {text}, in second" in list(report.lines())
+
+
+def test_a_config_file_that_is_not_the_records_is_found(stores):
+    path = _node(stores[1]) / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"search": {"lr": 0.2}}))
+    report = compare(*stores)
+    assert "new config.json.search.lr = 0.2" in report.fields
+
+
+def test_an_empty_store_is_no_proof(tmp_path):
+    with pytest.raises(NoAnswerError, match="holds no finished run"):
+        compare(tmp_path, tmp_path)
+
+
+def test_all_methods_are_searched_with_that_an_old_rev_has_too():
+    """A newer method is not asked for: the launch of a REV without it would fail."""
+    asked = {launch.options.split("--method ")[1].split()[0] for launch in launches() if "--method" in launch.options}
+    assert asked <= METHODS.keys()
+    assert asked == {"aws", "lrr", "lrr_full", "lrr_bn_rewind", "imp", "wr", "random", "dense", "gem_miner"}
+
+
+def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
+    """The interpreter's own installation must not come before the tree that is to be tried."""
+    (tmp_path / "recipes").mkdir()
+    Maker(ROOT, tmp_path).require_own_harness()
+    with pytest.raises(NoAnswerError, match="would import"):
+        Maker(tmp_path, tmp_path).require_own_harness()
+
+
+def test_a_launch_that_fails_is_no_answer(tmp_path):
+    script = tmp_path / "fails.py"
+    script.write_text("import os\nprint(os.environ['PYTHONPATH'])\nraise SystemExit(3)\n")
+    with pytest.raises(NoAnswerError, match=f"ended with 3 in {tmp_path}:\n{tmp_path}"):
+        Maker(tmp_path, tmp_path).run(same_bits.Launch("fails", "fails.py", ""))
+
+
+def test_a_rev_that_is_none_is_named(tmp_path):
+    with pytest.raises(NoAnswerError, match="REV 'no-such-rev' names no commit"):
+        export("no-such-rev", tmp_path)
+
+
+def test_a_difference_is_the_exit_code(stores, monkeypatch, capsys):
+    monkeypatch.setattr(same_bits, "make_stores", lambda rev, place: stores)
+    assert same_bits.main(same_bits.Arguments()) == 0
+    (_node(stores[1]) / "layers.json").write_text("{}")
+    assert same_bits.main(same_bits.Arguments()) == 1
+    said = capsys.readouterr().out
+    assert "DIFFERENT second: bytes of layers.json differ" in said

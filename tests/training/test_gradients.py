@@ -1,0 +1,111 @@
+"""How gradients of several processes are added up: in one order always, and with few operations."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import textwrap
+
+TRAINING = """
+    import json, os, sys
+    from dataclasses import replace
+    import torch
+    from torch import nn
+    from harness.config import OptimConfig, Schedule
+    from harness.digest import sha256_tensors
+    from harness.masks import Mask
+    from harness.models import build_model
+    from harness.seeds import SgdNoise
+    from harness.training.loop import train
+    from harness.training.stop import StoppedError
+    from harness.training.world import World
+    sys.path.insert(0, "tests/training")
+    from small_training import Memory
+
+    world = World()
+
+    class Shared(Memory):
+        # rank 0 holds the state
+
+        def load(self):
+            return self.state and replace(self.state, tensors=world.share(self.state.tensors))
+
+    class Images:
+        steps_per_epoch = 4
+
+        def epoch(self, noise, epoch, skip_steps=0):
+            for step in range(skip_steps, self.steps_per_epoch):
+                generator = torch.Generator().manual_seed(100 * world.rank + step)
+                yield torch.randn(4, 3, 8, 8, generator=generator), torch.randint(5, (4,), generator=generator)
+
+    def trained(model, keeper=None):
+        train(
+            model, world=world, batches=Images(), noise=SgdNoise(1, ("search", 0)), optim=OptimConfig(lr=0.05),
+            schedule=Schedule(1, "constant"), mask=Mask({}), view=lambda alpha: torch.enable_grad(), label="L00",
+            on_epoch=lambda report: None, keeper=keeper,
+        )
+        return sha256_tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
+
+    def say(found):
+        if world.is_main:
+            print(json.dumps(found))
+        world.close()
+"""
+
+
+def launched(processes: int, script: str) -> dict:
+    """Run a script in several processes; return the JSON that the first one printed."""
+    program = textwrap.dedent(TRAINING) + textwrap.dedent(script)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, "--no-python", sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
+    """43 MB of gradients: two ranks or one bucket could not tell, since a + b = b + a."""
+    found = launched(
+        3,
+        """
+        def network():
+            torch.manual_seed(0)
+            middle = [layer for _ in range(5) for layer in (nn.Linear(1450, 1450), nn.ReLU())]
+            ends = nn.Linear(192, 1450), nn.Linear(1450, 5)
+            return nn.Sequential(nn.Flatten(), ends[0], nn.BatchNorm1d(1450), *middle, ends[1])
+
+        found = {"through": trained(network()), "megabytes": sum(4 * p.numel() for p in network().parameters()) / 1e6}
+        found["resumed"] = []
+        for stop_after in (1, 2, 3):
+            memory = Shared(world, stop_after)
+            try:
+                trained(network(), memory)
+            except StoppedError:
+                world.stop._signal, memory.stop_after = None, None
+                found["resumed"].append(trained(network(), memory))
+        say(found)
+        """,
+    )
+    assert found["megabytes"] > 26
+    assert found["resumed"] == [found["through"]] * 3
+
+
+def test_a_step_of_two_ranks_takes_few_operations():
+    """Forward and backward of ResNet-20: 2,149 with buffers broadcast and unused parameters looked for."""
+    found = launched(
+        2,
+        """
+        model = build_model("resnet20", num_classes=10, channels=3, image_size=8)
+        wrapped, optimizer = world.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+        images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
+        for step in range(4):
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                world.backward(nn.functional.cross_entropy(wrapped(images), labels))
+                optimizer.zero_grad()
+        names = [event.name for event in profiler.events()]
+        say({"operations": sum(name.startswith("aten::") for name in names), "sums": names.count("c10d::allreduce_")})
+        """,
+    )
+    assert found["operations"] <= 1350, found
+    assert 1 <= found["sums"] <= 2, found

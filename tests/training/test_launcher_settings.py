@@ -1,0 +1,139 @@
+"""Every setting that Accelerate reads from the environment: what changes bits is refused, agrees, or is recorded."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import accelerate
+import pytest
+from accelerate.commands import launch
+from accelerate.utils.launch import prepare_deepspeed_cmd_env
+from small_training import open_world
+
+from harness.training.launcher_settings import REFUSED, check_launcher_settings
+from harness.training.world import World
+
+# What happens to each variable. A later Accelerate that reads another one fails the first test.
+CHANGES_BITS = {
+    "ACCELERATE_USE_FSDP": ("refused", "true"),
+    "ACCELERATE_USE_DEEPSPEED": ("refused", "true"),
+    "ACCELERATE_USE_MEGATRON_LM": ("refused", "true"),
+    "ACCELERATE_USE_PARALLELISM_CONFIG": ("refused", "true"),
+    "ACCELERATE_USE_SAGEMAKER": ("refused", "true"),
+    "ACCELERATE_DYNAMO_BACKEND": ("refused", "inductor"),
+    "ACCELERATE_FP8_BACKEND": ("refused", "TE"),
+    "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("refused", "4"),
+    "ACCELERATE_GRADIENT_CLIPPING": ("refused", "1.0"),
+    "ACCELERATE_DOWNCAST_BF16": ("refused", "true"),
+    "ACCELERATE_MIXED_PRECISION": ("agrees with the recipe's", "bf16"),
+    "ACCELERATE_TORCH_DEVICE": ("recorded; others than cpu and cuda are refused", "mps"),
+    "ACCELERATE_USE_CPU": ("recorded as the device", "true"),
+}
+ONLY_WITH_A_REFUSED_ONE = {
+    "ACCELERATE_CONFIG_DS_FIELDS",
+    "ACCELERATE_DYNAMO_",
+    "ACCELERATE_DYNAMO_MODE",
+    "ACCELERATE_DYNAMO_USE_DYNAMIC",
+    "ACCELERATE_DYNAMO_USE_FULLGRAPH",
+    "ACCELERATE_DYNAMO_USE_REGIONAL_COMPILATION",
+    "ACCELERATE_FP8_",
+    "ACCELERATE_FP8_OPT_LEVEL",
+    "ACCELERATE_SAGEMAKER_DISTRIBUTED_TYPE",
+    "ACCELERATE_ALLOW_CP_STANDALONE",
+    "ACCELERATE_IN_TPU_POD",
+}
+CHANGES_NO_BITS = {
+    "ACCELERATE_BYPASS_DEVICE_MAP",
+    "ACCELERATE_CPU_AFFINITY",
+    "ACCELERATE_DEBUG_MODE",
+    "ACCELERATE_DEBUG_RDV_FILE",
+    "ACCELERATE_ENABLE_RICH",
+    "ACCELERATE_INIT_INCLUDE_BUFFERS",  # where weights are made: `init_empty_weights`, which is not used
+    "ACCELERATE_LOG_LEVEL",
+    "ACCELERATE_NUM_PROCESSES",  # notebooks
+}
+
+
+def variables() -> set[str]:
+    """Every ACCELERATE_… in the installed package's source."""
+    sources = Path(accelerate.__file__).parent.rglob("*.py")
+    found = {name for path in sources for name in re.findall(r"ACCELERATE_[A-Z0-9_]+", path.read_text())}
+    return {name for name in found if not name.startswith("ACCELERATE_DEEPSPEED_")}  # read by DeepSpeed's plugin alone
+
+
+def test_the_table_has_every_variable_of_accelerate():
+    assert variables() == {*CHANGES_BITS, *ONLY_WITH_A_REFUSED_ONE, *CHANGES_NO_BITS}
+    assert {name for name, (what, _) in CHANGES_BITS.items() if what == "refused"} == REFUSED.keys()
+
+
+@pytest.mark.parametrize("variable", CHANGES_BITS)
+def test_what_changes_bits_is_refused_by_name_or_recorded(monkeypatch, variable):
+    what, value = CHANGES_BITS[variable]
+    monkeypatch.setenv(variable, value)
+    if what.startswith("recorded as"):
+        for world in open_world("no"):
+            assert world.device.type == "cpu" and world.device_name.startswith("cpu ")
+        return
+    with pytest.raises(ValueError, match=rf"{variable}|the launcher asks for bf16"):
+        World("no")
+
+
+@pytest.mark.parametrize("variable", REFUSED)
+@pytest.mark.parametrize("value", ["", "no", "NO", "false", "False", "0"])
+def test_a_setting_that_is_off_is_no_setting(variable, value):
+    check_launcher_settings({variable: value})
+
+
+def test_the_launchers_precision_may_be_the_recipes(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    for world in open_world("bf16"):
+        assert world.precision == "bf16"
+    with pytest.raises(ValueError, match="the launcher asks for bf16, the run for 'no'"):
+        World("auto")  # on a CPU
+
+
+CONFIGURED = {
+    "dynamo_config: {dynamo_backend: INDUCTOR}": "would compile the network",
+    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "would compile the network",
+    "mixed_precision: fp8\nfp8_config: {backend: TE}": "the launcher asks for fp8|fp8 is not supported",
+    "mixed_precision: fp16": "the launcher asks for fp16",
+    "mixed_precision: bf16": "the launcher asks for bf16",
+    "distributed_type: FSDP\nfsdp_config: {fsdp_version: 2}": "FSDP is not supported",
+    "distributed_type: DEEPSPEED\ndeepspeed_config: {zero_stage: 2, gradient_accumulation_steps: 4}": "DeepSpeed",
+    "distributed_type: MEGATRON_LM\nmegatron_lm_config: {megatron_lm_tp_degree: 2}": "Megatron-LM is not supported",
+}
+
+
+@pytest.mark.parametrize("text", CONFIGURED)
+def test_what_a_configuration_file_asks_for_is_refused_by_name(tmp_path, monkeypatch, text):
+    """The environment that `accelerate launch` would give its process, with a user's default_config.yaml."""
+    monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
+    environment = environment_of(tmp_path, text)
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        monkeypatch.delenv(name)
+    for name, value in environment.items():
+        if name.startswith("ACCELERATE_"):
+            monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=CONFIGURED[text]):
+        World("no")
+
+
+def test_a_usual_configuration_file_is_taken(tmp_path):
+    check_launcher_settings(environment_of(tmp_path, "mixed_precision: 'no'\ndynamo_config: {dynamo_backend: 'NO'}"))
+
+
+def environment_of(tmp_path: Path, text: str) -> dict[str, str]:
+    file = tmp_path / "default_config.yaml"
+    usual = {"distributed_type": "'NO'", "mixed_precision": "'no'", "num_processes": "1", "use_cpu": "false"}
+    lines = [f"{name}: {value}" for name, value in usual.items() if not re.search(rf"^{name}:", text, re.M)]
+    file.write_text("\n".join(["compute_environment: LOCAL_MACHINE", *lines, text]) + "\n")
+    args = launch.launch_command_parser().parse_args(["--config_file", str(file), "recipe.py"])
+    args, _, _ = launch._validate_launch_command(args)
+    if args.use_deepspeed:
+        args.deepspeed_fields_from_accelerate_config = ""  # set by the command that is not run here
+        return prepare_deepspeed_cmd_env(args)[1]
+    if args.use_fsdp or args.use_megatron_lm:
+        return launch.prepare_multi_gpu_env(args)
+    return launch.prepare_simple_launcher_cmd_env(args)[1]
