@@ -14,7 +14,7 @@ from typing import Literal
 
 from harness.escape import redact
 from harness.machine import process_exists
-from harness.training.pulse import lost_peer
+from harness.training.pulse import lost_peer, stood_still
 from harness.training.stop import StoppedError
 from harness.training.world import World
 
@@ -52,8 +52,8 @@ def reported(runs: Path, world: World) -> Iterator[None]:
         _write(path, "preempted", str(error), since)
         raise
     except RuntimeError as error:
-        # another process died: the same command goes on, so this must be requeued; unless it failed
-        lost = lost_peer(error) and not world.peer_failed()
+        # another process died or stood still: the same command goes on, so this must be requeued; unless it failed
+        lost = stood_still(error) or (lost_peer(error) and not world.peer_failed())
         _write(path, "preempted" if lost else "failed", f"{type(error).__name__}: {error}", since)
         raise
     except BaseException as error:

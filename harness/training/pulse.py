@@ -49,6 +49,11 @@ def lost_peer(error: BaseException | None) -> bool:
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
 
 
+def stood_still(error: BaseException | None) -> bool:
+    """Whether an error says that gradients were waited for in vain: another process lives, and does not go on."""
+    return isinstance(error, RuntimeError) and "Timed out waiting" in str(error)
+
+
 def frame(kind: bytes, text: str = "") -> bytes:
     """Return a message: its kind (one byte), its text's length, its text."""
     data = text.encode()

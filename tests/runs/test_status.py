@@ -1,0 +1,43 @@
+"""The status file says whether the same command should be started again."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from harness.runs.status import reported
+from harness.training.stop import StoppedError
+
+GLOO = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
+
+
+@pytest.mark.parametrize(
+    ("error", "peer_failed", "status"),
+    [
+        (None, False, "finished"),
+        (StoppedError("got SIGTERM"), False, "preempted"),
+        (RuntimeError("[gloo] Connection closed by peer"), False, "preempted"),
+        (RuntimeError("[gloo] Connection closed by peer"), True, "failed"),
+        (RuntimeError(GLOO), False, "preempted"),
+        (RuntimeError(GLOO), True, "preempted"),  # the other waited in vain, too
+        (RuntimeError("out of memory"), False, "failed"),
+        (ValueError("Timed out waiting"), False, "failed"),
+        (KeyboardInterrupt(), False, "failed"),
+    ],
+)
+def test_how_a_launch_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, peer_failed: bool, status: str
+) -> None:
+    monkeypatch.delenv("HARNESS_STATUS", raising=False)
+    world = SimpleNamespace(peer_failed=lambda: peer_failed, before_ending=lambda tell: None)
+    try:
+        with reported(tmp_path, world):  # type: ignore[arg-type]
+            assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
+            if error is not None:
+                raise error
+    except BaseException as raised:
+        assert raised is error
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == status
