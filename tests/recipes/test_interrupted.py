@@ -55,8 +55,8 @@ def test_a_search_killed_anywhere_ends_with_the_same_bytes(searched, tmp_path, p
     assert_whole(where)
 
 
-# 30 MB of gradients, in several buckets: two processes or one bucket cannot tell the order of sums
-WIDE = ["--model.width", "160", "--warmup-epochs", "1", "--global-batch-size", "120"]
+# 37 MB of gradients, in several buckets: two processes or one bucket cannot tell the order of sums
+WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epochs", "1", "--global-batch-size", "120"]
 
 
 @pytest.mark.parametrize(
