@@ -111,7 +111,7 @@ class SearchConfig:
     sgd_seed: int = 1
     """Draws the noise u: data order, augmentation, α."""
     precision: Precision = "no"
-    """Mixed precision; auto: bf16 where the CUDA device has it, no elsewhere. Runs record what it became."""
+    """Mixed precision. auto is bf16 on a CUDA device that has it, and no on every other device; runs record which."""
     float32_matmul_precision: MatmulPrecision = "highest"
     """How float32 matrix products are computed; high and medium are faster and coarser (TF32, bf16) on some devices."""
     accumulation_steps: int = 1

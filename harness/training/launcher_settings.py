@@ -35,7 +35,7 @@ REFUSED: Mapping[str, _Refusal] = {
     "ACCELERATE_USE_SAGEMAKER": _Refusal(
         "SageMaker", "its own distribution of data has not been tried; launch with DDP"
     ),
-    "ACCELERATE_DYNAMO_BACKEND": _Refusal("Dynamo, asked for by the launcher,", _COMPILED),
+    "ACCELERATE_DYNAMO_BACKEND": _Refusal("Dynamo", _COMPILED),
     "ACCELERATE_FP8_BACKEND": _Refusal("fp8", "say --precision bf16, fp16 or no, and take fp8 out of the launcher"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": _Refusal(
         "accumulation set by the launcher",
