@@ -313,6 +313,7 @@ def _record(
             same_start=str(_same_start(first, second)).lower(),
             bn_convention=config.bn_convention,
             num_alphas=config.num_alphas,
+            **({} if experiment.config.precision == "no" else {"precision": experiment.config.precision}),
         ),
         metrics=tuple(metrics),
         code=code_version(),

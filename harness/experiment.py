@@ -382,6 +382,7 @@ class Experiment:
         """The whole configuration, and what more determines this run."""
         launch = {
             "world_size": self.world.size,
+            **self._order_of_sums,
             "device": self.world.device_name,
             "threads": torch.get_num_threads(),
         }

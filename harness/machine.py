@@ -107,6 +107,7 @@ def cuda_facts() -> dict[str, Any]:
         "matmul_allow_tf32": lambda: cuda.matmul.allow_tf32,
         "matmul_fp32_precision": lambda: cuda.matmul.fp32_precision,
         "float32_matmul_precision": torch.get_float32_matmul_precision,
+        "tf32_supported": lambda: torch.cuda.get_device_capability() >= (8, 0),
         "tf32_override": lambda: os.environ.get("NVIDIA_TF32_OVERRIDE", "not set"),
         "cudnn_allow_tf32": lambda: cudnn.allow_tf32,
         "cudnn_conv_fp32_precision": lambda: cudnn.conv.fp32_precision,

@@ -44,6 +44,7 @@ def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.M
         "matmul_allow_tf32": torch.backends.cuda.matmul.allow_tf32,
         "matmul_fp32_precision": torch.backends.cuda.matmul.fp32_precision,
         "float32_matmul_precision": "highest",
+        "tf32_supported": None,
         "tf32_override": "not set",
         "cudnn_allow_tf32": torch.backends.cudnn.allow_tf32,
         "cudnn_conv_fp32_precision": torch.backends.cudnn.conv.fp32_precision,

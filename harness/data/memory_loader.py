@@ -106,7 +106,7 @@ def memory_loaders(
 
 
 def _on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.as_tensor(values)
+    tensor = torch.as_tensor(np.ascontiguousarray(values))  # a share of several processes has gaps
     # from page-locked memory: from any other the copy waits until the device has done all it was asked before
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 

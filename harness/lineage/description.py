@@ -142,7 +142,8 @@ def precision_of(record: LineageRecord) -> str:
     mixed, matmul = search.get("precision", "no"), search.get("float32_matmul_precision", "highest")
     words = ["float32" if mixed == "no" else f"{mixed} mixed precision"]
     cuda = hardware.get("cuda", {}) if isinstance(hardware, dict) else {}
-    if mixed == "no" and cuda.get("cudnn_allow_tf32") and cuda.get("tf32_override") != "0":
+    allowed = cuda.get("tf32_supported") and cuda.get("cudnn_allow_tf32")
+    if mixed == "no" and allowed and cuda.get("tf32_override") != "0":
         words.append("convolutions in TF32")
     return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
 

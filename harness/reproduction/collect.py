@@ -146,8 +146,9 @@ def _way(record: LineageRecord) -> str:
     """Return in which way a run was made, by what is no setting of a figure and yet moves its numbers."""
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
-    processes = config.get("launch", {}).get("world_size")
-    return json.dumps([record.tags.get("data_digest"), processes, search], sort_keys=True)
+    search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
+    launch = {name: config.get("launch", {}).get(name) for name in ("world_size", "gradient_buckets")}
+    return json.dumps([record.tags.get("data_digest"), launch, search], sort_keys=True)
 
 
 def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
@@ -294,6 +295,8 @@ class _Found:
         keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
         found = self.analyses[pair.question, keys]
+        # of mixed precision there may be one from before as well, that was made in float32
+        found = [node for node in found if "precision" in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
 
     def _kept_signs(self, method: str, level: int) -> list[float]:

@@ -45,7 +45,7 @@ _METADATA_KEY = "harness"
 _NO_MATTER = (
     *("argv", "command", "hardware.", "level", "schedule.", "launch.threads", "launch.device"),
     *("search.runs", "search.experiment", "search.offline", "search.num_levels", "search.checkpoint_"),
-    *("search.data.directory", "search.data.num_workers"),
+    *("search.data.directory", "search.data.num_workers", "search.stuck_after"),
 )
 _STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
 

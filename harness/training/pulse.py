@@ -28,7 +28,7 @@ READING, COMPUTING, MEETING = "reading the batch of step", "computing step", "me
 ENDING = "ending the epoch after step"
 """What a training does, in this order; a number of a step follows."""
 
-_BEAT, _FAILING, _GOODBYE, _STUCK = b".", b"x", b"!", b"#"
+_BEAT, _FAILING, _WAITED, _GOODBYE, _STUCK = b".", b"x", b"w", b"!", b"#"
 _LENGTH_BYTES = 4
 _HELLO_BYTES = 1024
 _PARTING_SECONDS = 5.0
@@ -115,7 +115,8 @@ class _Peer:
     expected: bool = True
     """Whether more must come from it: it has not said goodbye."""
     leave_by: float | None = None
-    """When this process must have left too, because the peer failed."""
+    """When this process must have left too, because the peer failed, or waited for it in vain."""
+    failed: bool = False
 
     def see(self, place: str, now: float) -> None:
         """Take note of where its training is."""
@@ -196,9 +197,12 @@ class Pulse:
         self._thread.start()
         self._all_here.wait()  # else a very short launch could end before it has taken every call
 
-    def announce_failure(self) -> None:
-        """Say that this process leaves after an error: the others must leave by themselves soon, or are ended."""
-        self._order(_FAILING)
+    def announce_leaving(self, *, failed: bool) -> None:
+        """Say that this process leaves after an error: the others must leave by themselves soon, or are ended.
+
+        It has not failed if it waited in vain for another: then the same command can go on.
+        """
+        self._order(_FAILING if failed else _WAITED)
 
     def close(self) -> None:
         """Say goodbye and stop watching; further calls do nothing."""
@@ -340,9 +344,10 @@ class Pulse:
                 peer.see(text, peer.heard)
             elif kind == _STUCK:
                 end_process(text)
-            elif kind == _FAILING:
+            elif kind in (_FAILING, _WAITED):
                 peer.leave_by = peer.heard + self._silent_seconds
-                self.peer_failed = True
+                peer.failed = kind == _FAILING
+                self.peer_failed |= peer.failed
             elif kind == _GOODBYE:
                 assert peer.link is not None
                 self._selector.unregister(peer.link)
@@ -352,8 +357,9 @@ class Pulse:
     def _look(self, now: float) -> None:
         for peer in self._peers.values():
             if peer.leave_by is not None and now > peer.leave_by:
-                self.last_words(f"process {peer.rank} failed")
-                self._end(peer, "it failed; see its message")
+                if peer.failed:
+                    self.last_words(f"process {peer.rank} failed")
+                self._end(peer, "it failed; see its message" if peer.failed else "it waited for this one in vain")
             if peer.expected and now - peer.heard > self._silent_seconds:
                 what = "it did not connect within" if peer.link is None else "nothing came from it for"
                 self._end(peer, f"{what} {self._silent_seconds:g} s")

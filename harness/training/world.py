@@ -19,7 +19,7 @@ from harness.config import Precision
 from harness.progress import say
 from harness.training.alone import AloneAccelerator, AloneState
 from harness.training.launcher_settings import check_launcher_precision, check_launcher_settings
-from harness.training.pulse import Place, Pulse, lost_peer
+from harness.training.pulse import Place, Pulse, lost_peer, stood_still
 from harness.training.rollcall import RollCall
 from harness.training.stop import StoppedError, StopRequest
 
@@ -114,13 +114,20 @@ class World:
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another.
 
-        "auto" becomes bf16 where the CUDA device has it, and no elsewhere: see `precision` afterwards.
+        "auto" becomes bf16 where the CUDA devices of all processes have it, else no: see `precision` afterwards.
         """
         _check_precision(precision)
-        chosen = _best_precision(self.device) if precision == "auto" else precision
+        chosen = self._best_precision() if precision == "auto" else precision
         _check_precision(chosen)
         self._use(chosen, _accelerator(chosen, self.device))
         self._chosen_by = " (--precision auto)" if precision == "auto" else ""
+
+    def _best_precision(self) -> str:
+        """bf16 is as fast as fp16 and needs no loss scale; emulated, as on a V100, it is slower than float32."""
+        cuda = self.device.type == "cuda"
+        native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+        # one precision for all processes, also where their devices differ
+        return "no" if self.any(not native) else "bf16"
 
     def _use(self, precision: str, accelerator: Any) -> None:
         self.precision = cast(Precision, precision)
@@ -300,7 +307,8 @@ class World:
         """Leave all process groups: one left open at exit can abort the other node."""
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, StoppedError) and not lost_peer(error):
-            self._pulse.announce_failure()  # the others may wait for what this one will never join
+            # the others may wait for what this one will never join
+            self._pulse.announce_leaving(failed=not stood_still(error))
         self._state.destroy_process_group()
         self._pulse.close()
 
@@ -337,12 +345,6 @@ def _check_precision(precision: str) -> None:
         raise ValueError("fp16 mixed precision needs a GPU; use --precision bf16 or no")
     if precision != "auto":  # which is checked when the device is known
         check_launcher_precision(precision, os.environ)
-
-
-def _best_precision(device: torch.device) -> str:
-    """bf16 is as fast as fp16 and needs no loss scale; emulated, as on a V100, it is slower than float32."""
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if native else "no"
 
 
 def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:

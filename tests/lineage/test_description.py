@@ -131,9 +131,19 @@ def test_an_odd_run_id_is_no_link(run_id: str | None) -> None:
         ({"search": {"precision": "no"}}, "float32"),
         ({"search": {"precision": "bf16"}}, "bf16 mixed precision"),
         ({"search": {"float32_matmul_precision": "high"}}, "float32, matrix products high"),
-        ({"search": {}, "hardware": {"cuda": {"cudnn_allow_tf32": True}}}, "float32, convolutions in TF32"),
-        ({"search": {}, "hardware": {"cuda": {"cudnn_allow_tf32": True, "tf32_override": "0"}}}, "float32"),
-        ({"search": {}, "hardware": {"cuda": {"cudnn_allow_tf32": False}}}, "float32"),
+        (
+            {"search": {}, "hardware": {"cuda": {"tf32_supported": True, "cudnn_allow_tf32": True}}},
+            "float32, convolutions in TF32",
+        ),
+        (
+            {
+                "search": {},
+                "hardware": {"cuda": {"tf32_supported": True, "cudnn_allow_tf32": True, "tf32_override": "0"}},
+            },
+            "float32",
+        ),
+        ({"search": {}, "hardware": {"cuda": {"tf32_supported": True, "cudnn_allow_tf32": False}}}, "float32"),
+        ({"search": {}, "hardware": {"cuda": {"tf32_supported": False, "cudnn_allow_tf32": True}}}, "float32"),
     ],
 )
 def test_a_runs_precision_in_words(config: dict[str, object], words: str) -> None:

@@ -112,7 +112,7 @@ def test_a_silent_process_ends_all_others(launch, stopped):
 
 EARLY = "pulse.close()"
 LATE = f"time.sleep({2 * SILENT_SECONDS})\npulse.close()\npulse.close()"
-FAILED = f"pulse.announce_failure()\ntime.sleep({SILENT_SECONDS / 2})\npulse.close()"
+FAILED = f"pulse.announce_leaving(failed=True)\ntime.sleep({SILENT_SECONDS / 2})\npulse.close()"
 
 
 @pytest.mark.parametrize("scripts", [(EARLY, LATE, EARLY), (LATE, EARLY, EARLY), (FAILED, FAILED, FAILED)])
@@ -121,12 +121,21 @@ def test_a_clean_end_says_nothing(launch, scripts):
     assert [ended(process, 30) for process in launch(*scripts)] == [(0, "")] * 3
 
 
-def test_a_process_that_fails_alone_takes_the_others_along(launch):
-    processes = launch(BLOCKED, "pulse.announce_failure()\npulse.close()\nsys.exit(3)", BLOCKED)
+@pytest.mark.parametrize(
+    ("failed", "why", "last_words"),
+    [(True, "it failed; see its message", "process 1 failed"), (False, "it waited for this one in vain", "")],
+)
+def test_a_process_that_leaves_alone_takes_the_others_along(launch, tmp_path, failed, why, last_words):
+    """The launch failed, unless it waited in vain: then the same command can go on."""
+    words = tmp_path / "last words"
+    words.touch()
+    first = f"pulse.last_words = Path({str(words)!r}).write_text\n{textwrap.dedent(BLOCKED)}"
+    processes = launch(first, f"pulse.announce_leaving(failed={failed})\npulse.close()\nsys.exit(3)", BLOCKED)
     assert ended(processes[1], SILENT_SECONDS) == (3, "")
     code, line = ended(processes[0], 3 * SILENT_SECONDS)
-    assert code == 1 and "lost process 1" in line and "(it failed; see its message)" in line
+    assert code == 1 and "lost process 1" in line and f"({why})" in line
     assert ended(processes[2], SILENT_SECONDS)[0] == 1
+    assert words.read_text() == last_words, "told before the process is ended"
 
 
 def test_an_end_without_goodbye_is_a_loss(launch):
@@ -279,7 +288,7 @@ def test_a_world_of_one_has_neither_thread_nor_socket():
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
     pulse = Pulse(0, 1, share_text)
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
-    pulse.announce_failure()
+    pulse.announce_leaving(failed=True)
     pulse.close()
 
 

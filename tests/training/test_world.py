@@ -176,11 +176,12 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
 @pytest.mark.parametrize(
     ("cuda", "bf16", "becomes"), [(False, False, "no"), (False, True, "no"), (True, True, "bf16"), (True, False, "no")]
 )
-def test_precision_auto_is_bf16_where_the_cuda_device_has_it(monkeypatch, cuda, bf16, becomes):
-    from harness.training.world import _best_precision
-
+def test_precision_auto_is_bf16_where_the_cuda_device_has_it(world, monkeypatch, cuda, bf16, becomes):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 and not including_emulation)
-    assert _best_precision(torch.device("cuda" if cuda else "cpu")) == becomes
+    monkeypatch.setattr(world, "device", torch.device("cuda" if cuda else "cpu"))
+    assert world._best_precision() == becomes
+    monkeypatch.setattr(world, "any", lambda flag: True)  # another process's device has none
+    assert world._best_precision() == "no"
 
 
 def test_precision_auto_is_recorded_as_what_it_became_and_said(capfd):
