@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from harness.config import GemMinerConfig, to_json
+from harness.analysis.barrier import BarrierCurve
+from harness.config import ComparisonConfig, GemMinerConfig, to_json
 from harness.lineage.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
@@ -277,6 +278,17 @@ def test_two_runs_for_one_place_are_refused(made_up, plan):
         collect(store_of(made_up), plan)
 
 
+def test_of_two_comparisons_of_one_pair_that_in_mixed_precision_is_taken(made_up, plan):
+    """Earlier versions compared runs of mixed precision in float32; what they found is not mixed in."""
+    made_up.everything()
+    pair = plan.pairs()[0]
+    curve = BarrierCurve((0.0, 0.5, 1.0), (1.0, 50.0, 1.0), 1.0, 1.0, "none", 0, 100)
+    tags, files = {"question": pair.question, "precision": "bf16"}, {"barrier.json": json.dumps(curve.to_dict())}
+    comparison = {"comparison": asdict(ComparisonConfig())}
+    made_up.commit(f"{pair} again", "analysis", tags, files, parents=made_up.compared(pair), config=comparison)
+    assert collect(store_of(made_up), plan).compared[pair][1] == curve
+
+
 def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
     with pytest.raises(LookupError, match="recipes/reproduce.py"):
         collect(store_of(made_up), plan)
@@ -289,6 +301,8 @@ def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
         ({}, {"launch": {"world_size": 2}}),
         ({}, {"search": {"precision": "bf16"}}),
         ({}, {"search": {"sync_batchnorm": True}}),
+        ({}, {"search": {"float32_matmul_precision": "high"}}),
+        ({}, {"launch": {"gradient_buckets": "by first backward"}}),
     ],
 )
 def test_searches_made_in_two_ways_are_told_apart(made_up, plan, tags, config):
