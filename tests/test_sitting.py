@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 
 from harness.training.world import World
 from tools.benchmarks.device import searches, worker
+from tools.benchmarks.device import suite as test_suite
 from tools.benchmarks.device.asking import WorkerProcess
 from tools.benchmarks.device.correctness import Watch
 from tools.benchmarks.device.parts import GOALS, NAMES, PARTS, Finding, Goal, Name, Outcome, judged
@@ -169,6 +171,37 @@ def test_goals_stand_beside_what_was_measured():
     assert sum(line.startswith("not measured") for line in lines) == len(GOALS) - 2
     assert all(row["verdict"] == "not measured" for row in judged(outcomes, on_gpu=False))
     assert Goal("waits", "waits", most=0).verdict(1) == "MISSED" and Goal("waits", "waits", most=0).verdict(0) == "met"
+
+
+@pytest.mark.parametrize(
+    ("results", "stopped", "verdict"),
+    [
+        ({"a": "passed"}, False, "met"),
+        ({"a": "passed"}, True, "not measured"),  # those that did not begin could fail
+        ({"a": "skipped"}, False, "not measured"),
+        ({"a": "passed", "b": "failed"}, True, "MISSED"),
+        ({"a": "passed", "b": "failed"}, False, "MISSED"),
+    ],
+)
+def test_no_failure_is_a_result_only_if_all_tests_ran(results, stopped, verdict):
+    share = SimpleNamespace(results=lambda: results, endings=[])
+    outcome = test_suite._outcome([share], stopped, 1.0)
+    (row,) = (row for row in judged([outcome], on_gpu=True) if row["value"] == "failed tests")
+    assert row["verdict"] == verdict
+
+
+@pytest.mark.parametrize("seconds", ["0", "-5", "nan", "inf", "soon"])
+def test_a_budget_that_is_none_is_refused(seconds, capsys):
+    with pytest.raises(SystemExit):
+        parse(["--seconds", seconds])
+    assert "--seconds" in capsys.readouterr().err
+
+
+def test_a_sitting_whose_process_did_not_start_measures_nothing(tmp_path):
+    broken = WorkerProcess([sys.executable, "-c", "raise SystemExit('no torch')"], tmp_path, tmp_path / "log")
+    sitting = Sitting(Arguments(seconds=30), broken, tmp_path, time.monotonic() + 30)
+    sitting.begin()
+    assert not sitting.begun and not sitting.on_gpu and "unknown" in sitting.about["hardware"]
 
 
 SUITE = """

@@ -54,8 +54,8 @@ class TicketConfig:
     precision: Precision | None = None
     """Instead of the mixed precision recorded with the ticket's search (auto: bf16 where the CUDA device has it)."""
     stuck_after: float = 8
-    """A launch of several processes ends when its training stands still for so many minutes (0: never).
-    First steps and what lies between trainings do not count. One process is never ended: a debugger may hold it."""
+    """Minutes without progress after which a launch of several processes is ended (0: never). The first step of each
+    training and all work between trainings are not watched. Waiting for gradients is limited to ten minutes anyway."""
     runs: Path = Path("runs")
     """Where finished runs are kept."""
     experiment: str = "signed-tickets"

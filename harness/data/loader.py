@@ -77,7 +77,7 @@ class TrainOrder:
         if self.global_batch_size % self.world_size:
             raise ValueError(
                 f"global batch size {self.global_batch_size} is not divisible by {self.world_size} processes; "
-                f"take a multiple of {self.world_size}"
+                f"take a multiple of {self.world_size}, or a number of processes that divides it"
             )
 
     @property

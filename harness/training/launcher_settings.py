@@ -38,12 +38,12 @@ REFUSED: Mapping[str, _Refusal] = {
     "ACCELERATE_DYNAMO_BACKEND": _Refusal("Dynamo", _COMPILED),
     "ACCELERATE_FP8_BACKEND": _Refusal("fp8", "say --precision bf16, fp16 or no, and take fp8 out of the launcher"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": _Refusal(
-        "accumulation set by the launcher",
-        "set accumulation with --accumulation-steps, not in Accelerate's launcher or configuration",
+        "gradient accumulation by the launcher",
+        "set accumulation with --accumulation-steps",
         _OFF | {"1"},
     ),
     "ACCELERATE_GRADIENT_CLIPPING": _Refusal(
-        "clipping set by the launcher", "set it with --optim.max-grad-norm", _OFF | {"auto"}
+        "gradient clipping by the launcher", "set it with --optim.max-grad-norm", _OFF | {"auto"}
     ),
     "ACCELERATE_DOWNCAST_BF16": _Refusal("downcasting to bf16", "say --precision bf16"),
 }
@@ -63,8 +63,8 @@ def check_launcher_settings(environment: Mapping[str, str]) -> None:
 
 def check_launcher_precision(precision: str, environment: Mapping[str, str]) -> None:
     """Raise ValueError if the launcher asks for another mixed precision than the run has."""
-    asked = environment.get("ACCELERATE_MIXED_PRECISION", "no")
-    if asked not in ("", "no", precision):
-        raise ValueError(
-            f"the launcher asks for {asked}, the run for {precision!r}: say --precision {asked} to the recipe"
-        )
+    asked = environment.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
+    if asked in _OFF or asked == precision:
+        return
+    mend = f"say --precision {asked} to the recipe" if asked in ("bf16", "fp16") else "take it out of the launcher"
+    raise ValueError(f"the launcher asks for {asked}, the run for {precision!r}: {mend}")

@@ -150,7 +150,7 @@ class World:
         """How many processes on what, in words."""
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
         each = "" if self.device.type == "cuda" else f", threads in each: {torch.get_num_threads()}"
-        usual = self.precision == "no" and self.device.type == "cpu"
+        usual = self.precision == "no" and self.device.type == "cpu" and not self._chosen_by
         precision = "" if usual else f", precision {self.precision}{self._chosen_by}"
         return f"{processes} on {self.device_name}{each}{precision}"
 
@@ -301,7 +301,7 @@ class World:
         # under one that does not, the row read here vouches for other files, and the caller hashes its own.
         words = torch.zeros(self.size, 32, dtype=torch.int32)
         words[self.rank, : len(word) // 2] = torch.tensor(list(bytes.fromhex(word)), dtype=torch.int32)
-        return bytes(self.sum(words.to(self.device))[self.rank - local_rank].tolist()).hex()
+        return bytes(self.sum(words)[self.rank - local_rank].tolist()).hex()
 
     def close(self) -> None:
         """Leave all process groups: one left open at exit can abort the other node."""

@@ -326,3 +326,35 @@ assert sum(1 for _ in source.train_loader(global_batch_size=100).epoch(SgdNoise(
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_ffcv_copies_one_batch_ahead_and_frees_a_buffer_only_when_it_is_copied(sources: dict, monkeypatch) -> None:
+    """On CUDA the copy goes on while the device computes; FFCV writes into a buffer again after the next read."""
+    from harness.data import ffcv_loader
+
+    said: list[str] = []
+    read, copy = ffcv_loader._next, ffcv_loader._Copy
+
+    class Copy(copy):
+        def __init__(self, *args):
+            super().__init__(*args)
+            self.number = sum(word.startswith("begin") for word in said)
+            said.append(f"begin {self.number}")
+
+        def finish(self):
+            said.append(f"finish {self.number}")
+
+    monkeypatch.setattr(ffcv_loader, "_Copy", Copy)
+    monkeypatch.setattr(ffcv_loader, "_next", lambda stream: said.append("read") or read(stream))
+    loader = sources["digits", "ffcv"].train_loader(global_batch_size=64, num_workers=1)
+    for number, _ in enumerate(loader.epoch(NOISE, 0, num_steps=3)):
+        said.append(f"take {number}")
+    assert said == [
+        *("read", "begin 0", "finish 0", "read", "begin 1", "take 0"),
+        *("finish 1", "read", "begin 2", "take 1", "take 2", "finish 2"),
+    ]
+    said.clear()
+    left = loader.epoch(NOISE, 0, num_steps=3)
+    next(left)
+    left.close()
+    assert said == ["read", "begin 0", "finish 0", "read", "begin 1", "finish 1"]

@@ -21,6 +21,8 @@ from harness.training.world import World
 # read when cuBLAS is first used, wherever in the session that is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ON = os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda")
+if ON not in ("cuda", "label", "cpu"):
+    raise pytest.UsageError(f"HARNESS_GPU_TESTS_DEVICE is {ON!r}; it must be cuda, label or cpu")
 # pytest's importlib mode adds no directory: for gpu_steps and story, for the small training, and for the label
 sys.path[:0] = [
     str(Path(__file__).parent),

@@ -82,11 +82,11 @@ def fail_and_stop(experiment: Experiment, first: str, second: str) -> Iterator[s
 
 def main() -> None:
     """Compare, fail and stop in one launch; each rank prints whole lines."""
-    data, runs = map(Path, sys.argv[1:3])
-    world = World("no")
-    experiment = opened(world, data, runs)
-    curves = [None if one is None else one.curve.to_dict() for one in asked(experiment, *sys.argv[3:])]
-    lines = [json.dumps(curves), *fail_and_stop(experiment, *sys.argv[4:])]
+    data, runs, *keys, precision = sys.argv[1:]
+    world = World(precision)
+    experiment = opened(world, Path(data), Path(runs), precision=precision)
+    curves = [None if one is None else one.curve.to_dict() for one in asked(experiment, *keys)]
+    lines = [json.dumps(curves), *fail_and_stop(experiment, *keys[1:])]
     os.write(1, "".join(f"{line}\n" for line in lines).encode())  # in one write: the ranks share the stream
     world.close()
 

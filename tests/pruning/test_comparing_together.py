@@ -66,6 +66,20 @@ def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Expe
         assert batch.shape == (200, 1, 8, 8) and torch.equal(batch, ranks[index % size][index // size])
 
 
+def launched(
+    processes: int, data: Path, runs: Path, keys: KEYS, precision: str
+) -> tuple[list[BarrierCurve], list[str]]:
+    """Compare in several processes; return the curves of rank 0, and how each rank ended after a fault."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command = [*launcher, str(Path(__file__).with_name("comparing.py")), str(data), str(runs), *keys, precision]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert sorted(one[0] is None for one in printed) == [False] + [True] * (processes - 1)
+    together = [BarrierCurve.from_dict(one) for one in next(one for one in printed if one[0] is not None)]
+    return together, sorted(line for line in done.stdout.splitlines() if line[:1].isdigit())
+
+
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_find_what_one_finds(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve], processes: int
@@ -73,14 +87,7 @@ def test_several_processes_find_what_one_finds(
     """One image may fall to the other side of a border; and where one fails or is to stop, all end."""
     runs, keys = trained
     own_runs = shutil.copytree(runs, runs.with_name(f"of_{processes}"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    script, data = Path(__file__).with_name("comparing.py"), experiment.config.data.directory
-    command = [*launcher, str(script), str(data), str(own_runs), *keys]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    assert sorted(one[0] is None for one in printed) == [False] + [True] * (processes - 1)
-    together = [BarrierCurve.from_dict(one) for one in next(one for one in printed if one[0] is not None)]
+    together, endings = launched(processes, experiment.config.data.directory, own_runs, keys, "no")
     assert len(together) == len(alone) == 4
     for ours, one in zip(together, alone, strict=True):
         assert ours.error_percent == pytest.approx(one.error_percent, abs=IMAGE + 1e-9)
@@ -93,7 +100,7 @@ def test_several_processes_find_what_one_finds(
     for rank in range(last):
         expected += [f"{rank} fails: OtherRankFailedError: process {last} of {processes} failed; see its message"]
         expected += [f"{rank} stops: StoppedError: another process was asked to stop"]
-    assert sorted(line for line in done.stdout.splitlines() if line[:1].isdigit()) == sorted(expected)
+    assert endings == sorted(expected)
 
 
 def test_in_bfloat16_errors_are_those_of_full_precision(
@@ -115,3 +122,6 @@ def test_in_bfloat16_errors_are_those_of_full_precision(
         assert record["config"]["search"]["precision"] == determinants["precision"] == "bf16"
     for path in runs.with_name("alone").glob("analysis-*/determinants.json"):
         assert "precision" not in json.loads(path.read_text())
+    together, _ = launched(2, data, shutil.copytree(runs, runs.with_name("bf16_of_2")), keys, "bf16")
+    for ours, one in zip(together, found, strict=True):
+        assert ours.error_percent == pytest.approx(one.curve.error_percent, abs=IMAGE + 1e-9)

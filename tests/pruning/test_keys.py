@@ -8,13 +8,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from searching import proved
 
-from harness.config import Schedule
+from harness import comparison
+from harness.config import ComparisonConfig, Schedule
 from harness.digest import sha256_json
 from harness.experiment import Experiment
 from harness.final import Trial, final_training
 from harness.initialisation import Initialisation
 from harness.lineage.local import DETERMINANTS
+from harness.lineage.proof.records import _determined
 from harness.machine import cuda_facts
 from harness.search import _steps, level_determinants, root_key, search
 from harness.training.world import World
@@ -95,3 +98,39 @@ def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
     before = experiment.determinants
     monkeypatch.setattr(experiment.world, "size", size)
     assert experiment.determinants == before | {"world_size": size} | field
+
+
+@pytest.mark.parametrize("precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}])
+def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
+    usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
+    experiment = SimpleNamespace(determinants=usual | precision, source=SimpleNamespace(num_train=10))
+    nodes = SimpleNamespace(key="a"), SimpleNamespace(key="b")
+    found = comparison._determinants(experiment, *nodes, "lmc", ComparisonConfig(), 64)  # type: ignore[arg-type]
+    assert {name: found[name] for name in found if "precision" in name} == precision
+
+
+def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem(experiment: Experiment) -> None:
+    ticket = search(experiment.using("lrr")).ticket
+    known = json.loads(experiment.store.local.open_file(ticket.key, DETERMINANTS).read_bytes())
+
+    def differ(known: dict) -> list[str]:
+        return [name for name, said, recorded in _determined(ticket.record, known) if said != recorded]
+
+    assert differ(known) == [] and differ(known | {"float32_matmul_precision": "high"}) == ["float32_matmul_precision"]
+
+
+@pytest.mark.parametrize("order", [{}, {"gradient_buckets": "by first backward"}])
+def test_runs_of_three_processes_are_verified_as_made_before_and_now(experiment, monkeypatch, order) -> None:
+    usual, base_config = Experiment.determinants.fget, Experiment.base_config
+
+    def config(self: Experiment, **more: object) -> dict:
+        found = base_config(self, **more)
+        found["launch"] |= {"world_size": 3} | order
+        return found
+
+    monkeypatch.setattr(Experiment, "determinants", property(lambda self: usual(self) | {"world_size": 3} | order))
+    monkeypatch.setattr(Experiment, "base_config", config)
+    ticket = search(experiment.using("lrr", num_levels=1)).ticket
+    known = json.loads(experiment.store.local.open_file(ticket.key, DETERMINANTS).read_bytes())
+    assert known["world_size"] == 3 and ("gradient_buckets" in known) == bool(order)
+    assert proved(experiment, ticket).problems == []

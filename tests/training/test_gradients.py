@@ -76,6 +76,16 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
             return nn.Sequential(nn.Flatten(), ends[0], nn.BatchNorm1d(1450), *middle, ends[1])
 
         found = {"through": trained(network()), "megabytes": sum(4 * p.numel() for p in network().parameters()) / 1e6}
+        prepare = world.prepare
+
+        def broadcasting(*args):
+            wrapped, optimizer = prepare(*args)
+            wrapped.broadcast_buffers = True
+            return wrapped, optimizer
+
+        world.prepare = broadcasting
+        found["broadcasting"] = trained(network())
+        world.prepare = prepare
         found["resumed"] = []
         for stop_after in (1, 2, 3):
             memory = Shared(world, stop_after)
@@ -89,6 +99,7 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
     )
     assert found["megabytes"] > 26
     assert found["resumed"] == [found["through"]] * 3
+    assert found["broadcasting"] == found["through"], "rank 0's buffers are the same whether they are sent or not"
 
 
 def test_a_step_of_two_ranks_takes_few_operations():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import accelerate
@@ -12,7 +13,7 @@ from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 from small_training import open_world
 
-from harness.training.launcher_settings import REFUSED, check_launcher_settings
+from harness.training.launcher_settings import REFUSED, check_launcher_precision, check_launcher_settings
 from harness.training.world import World
 
 # What happens to each variable. A later Accelerate that reads another one fails the first test.
@@ -92,6 +93,23 @@ def test_the_launchers_precision_may_be_the_recipes(monkeypatch):
         assert world.precision == "bf16"
     with pytest.raises(ValueError, match="the launcher asks for bf16, the run for 'no'"):
         World("auto")  # on a CPU
+
+
+@pytest.mark.parametrize(
+    ("asked", "mend"),
+    [
+        ("fp8", "take it out of the launcher"),
+        ("BF16", "say --precision bf16 to the recipe"),
+        ("fp16", "say --precision fp16 to the recipe"),
+        ("no", None),
+        ("NO", None),
+        ("", None),
+    ],
+)
+def test_the_launchers_precision_is_met_with_advice_that_can_be_followed(asked, mend):
+    refused = pytest.raises(ValueError, match=f"the launcher asks for {asked.lower()}, the run for 'no': {mend}")
+    with nullcontext() if mend is None else refused:
+        check_launcher_precision("no", {"ACCELERATE_MIXED_PRECISION": asked})
 
 
 CONFIGURED = {

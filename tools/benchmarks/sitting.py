@@ -1,8 +1,8 @@
-"""All that only a GPU can say, in one short sitting: parts in order of worth, one line each, no part stops the next.
+"""Run every test and benchmark that needs a GPU within a time limit: the most important first, one line for each.
 
 python tools/benchmarks/sitting.py --seconds 270 --json sitting.json
 
-A part that is not done when its share of the time is over is stopped or killed, and keeps what it measured until then.
+No part stops the next. A part that is not done when its share of the time is over is stopped, and keeps its results.
 Needs PyTorch, NumPy and safetensors. Another package that is missing costs only its own rows. Without a GPU every part
 runs at a tiny size: that tries the code, not the speed.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shlex
 import signal
@@ -54,14 +55,21 @@ def parse(words: Sequence[str]) -> Arguments:
     """Read the command line; by argparse, since a GPU machine may lack tyro."""
     own = Arguments()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=own.seconds, help="budget, start included; 270 if not given")
+    parser.add_argument("--seconds", type=_seconds, default=own.seconds, help="budget, start included (270)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=own.only, help="these parts, in their usual order")
     parser.add_argument("--json", type=Path, help="write all that was measured here, anew after each part")
     parser.add_argument("--data", type=Path, default=own.data, help="where tools/prepare_data.py put Fashion-MNIST")
-    parser.add_argument("--runs", type=Path, default=own.runs, help="folder of the searches; a later sitting goes on")
+    parser.add_argument("--runs", type=Path, default=own.runs, help="where searches are kept, and continued")
     parser.add_argument("--logs", type=Path, help="keep the output of tests, parts and searches in this folder")
     given = vars(parser.parse_args(words))
     return Arguments(**given | {"only": tuple(given["only"])})
+
+
+def _seconds(text: str) -> float:
+    """Read a number of seconds; argparse makes an error of a ValueError."""
+    if not 0 < (seconds := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} seconds: give a finite number above 0")
+    return seconds
 
 
 @dataclass
@@ -73,7 +81,10 @@ class Sitting:
     directory: Path
     ends: float
     about: dict[str, Any] = field(default_factory=dict)
-    on_gpu: bool = True
+    on_gpu: bool = Path("/dev/nvidiactl").exists()
+    """Until the process of the parts says so: whether there is a driver."""
+    begun: bool = False
+    """Whether the process of the parts started."""
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
@@ -86,7 +97,7 @@ class Sitting:
         started = time.monotonic()
         try:
             first = self.worker.start(START_SHARE * self.arguments.seconds)
-            self.about, self.on_gpu = first["about"], first["device"] == "cuda"
+            self.about, self.on_gpu, self.begun = first["about"], first["device"] == "cuda", True
         except OSError as error:
             self.about = {"hardware": f"unknown: {error}"}
         self.about |= {
@@ -150,7 +161,7 @@ def goals_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def main(arguments: Arguments) -> int:
-    """Run the parts; 0 if each that ran was done or stopped by the clock."""
+    """Run the parts; 0 if their process started, and each that ran was done or stopped by the clock."""
     ends = time.monotonic() + arguments.seconds - ENDING_SECONDS
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))  # so that what was started is ended
     with TemporaryDirectory() as temporary:
@@ -167,7 +178,8 @@ def main(arguments: Arguments) -> int:
         finally:
             worker.kill()
     print("\n" + goals_table(judged(sitting.outcomes, sitting.on_gpu)))
-    return 1 if any(outcome.status in ("failed", "crashed") for outcome in sitting.outcomes) else 0
+    broken = any(outcome.status in ("failed", "crashed") for outcome in sitting.outcomes)
+    return 1 if broken or not sitting.begun else 0
 
 
 if __name__ == "__main__":

@@ -155,8 +155,10 @@ def _outcome(shares: Sequence[_Share], stopped: bool, seconds: float) -> Outcome
     text += "".join(
         f"; {kind} {_short(test)}" for kind, tests in (("FAILED", failed), ("LOST", lost)) for test in tests
     )
-    values = {"failed tests": count["failed"], "tests without a result": len(lost)}
-    finding = Finding(text, {f"{kind} tests": number for kind, number in count.items()} | values)
+    values: dict[str, float] = {"failed tests": count["failed"], "tests without a result": len(lost)}
+    if stopped or not count["passed"]:  # then 0 says nothing
+        values = {name: number for name, number in values.items() if number}
+    finding = Finding(text, {"passed tests": count["passed"], "skipped tests": count["skipped"]} | values)
     if not results:
         return Outcome("tests", "failed", f"no test began ({', '.join(endings) or 'too slow'})", (), seconds)
     status: Status = "stopped" if stopped else "failed" if failed else "crashed" if lost else "done"
