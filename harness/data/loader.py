@@ -42,7 +42,7 @@ class TrainLoader(Protocol):
         augment: bool = True,
         every: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's batches of steps skip_steps … skip_steps + num_steps − 1, or of the first of each `every`."""
+        """Yield this rank's batches of `num_steps` steps from skip_steps on, or of every `every`-th of them."""
 
 
 class EvalLoader(Protocol):
