@@ -117,8 +117,15 @@ def unverified(prepared: Path, tmp_path: Path) -> Path:
 HASHED = ["hashes train.safetensors", "hashes test.safetensors"]
 
 
-@pytest.mark.parametrize("options", [(), ("read-only",)], ids=["writable", "read-only"])
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [
+        (2, ("read-only",)),
+        (4, ()),
+        pytest.param(2, (), marks=pytest.mark.slow),
+        pytest.param(4, ("read-only",), marks=pytest.mark.slow),
+    ],
+)
 def test_one_process_of_a_node_hashes_the_data(unverified, processes, options):
     found = said(opening(unverified, processes, *options))
     assert found == {"0": [*HASHED, "opened"]} | {str(rank): ["opened"] for rank in range(1, processes)}

@@ -87,7 +87,7 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
         found["broadcasting"] = trained(network())
         world.prepare = prepare
         found["resumed"] = []
-        for stop_after in (1, 2, 3):
+        for stop_after in (1, 3):
             memory = Shared(world, stop_after)
             try:
                 trained(network(), memory)
@@ -98,7 +98,7 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
         """,
     )
     assert found["megabytes"] > 26
-    assert found["resumed"] == [found["through"]] * 3
+    assert found["resumed"] == [found["through"]] * 2
     assert found["broadcasting"] == found["through"], "rank 0's buffers are the same whether they are sent or not"
 
 
