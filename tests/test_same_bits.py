@@ -208,8 +208,8 @@ def test_a_rev_that_is_none_is_named(tmp_path):
 
 def test_a_difference_is_the_exit_code(stores, monkeypatch, capsys):
     monkeypatch.setattr(same_bits, "make_stores", lambda rev, place: stores)
-    assert same_bits.main(same_bits.Arguments()) == 0
+    assert same_bits.main(same_bits.TwoVersions()) == 0
     (_node(stores[1]) / "layers.json").write_text("{}")
-    assert same_bits.main(same_bits.Arguments()) == 1
+    assert same_bits.main(same_bits.TwoVersions()) == 1
     said = capsys.readouterr().out
     assert "DIFFERENT second: bytes of layers.json differ" in said

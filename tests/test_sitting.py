@@ -25,7 +25,7 @@ from tools.benchmarks.device.asking import WorkerProcess
 from tools.benchmarks.device.correctness import Watch
 from tools.benchmarks.device.parts import GOALS, NAMES, PARTS, Finding, Goal, Name, Outcome, judged
 from tools.benchmarks.device.suite import run_tests
-from tools.benchmarks.sitting import Arguments, Sitting, goals_table, parse
+from tools.benchmarks.sitting import Sitting, SittingOptions, goals_table, parse
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the sizes that are measured")
@@ -147,7 +147,7 @@ def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, mon
 
 
 def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(process, tmp_path, capsys):
-    arguments = Arguments(seconds=30, json=tmp_path / "new" / "out.json")
+    arguments = SittingOptions(seconds=30, json=tmp_path / "new" / "out.json")
     sitting = Sitting(arguments, process, tmp_path, time.monotonic() + 30)
     sitting.begin()
     assert sitting.on_gpu and "a stand-in" in capsys.readouterr().out
@@ -199,7 +199,7 @@ def test_a_budget_that_is_none_is_refused(seconds, capsys):
 
 def test_a_sitting_whose_process_did_not_start_measures_nothing(tmp_path):
     broken = WorkerProcess([sys.executable, "-c", "raise SystemExit('no torch')"], tmp_path, tmp_path / "log")
-    sitting = Sitting(Arguments(seconds=30), broken, tmp_path, time.monotonic() + 30)
+    sitting = Sitting(SittingOptions(seconds=30), broken, tmp_path, time.monotonic() + 30)
     sitting.begin()
     assert not sitting.begun and not sitting.on_gpu and "unknown" in sitting.about["hardware"]
 
@@ -290,9 +290,9 @@ def test_searches_are_stopped_in_time_and_go_on_later(tmp_path, monkeypatch):
 
 
 def test_options_are_read():
-    assert parse([]) == Arguments()
+    assert parse([]) == SittingOptions()
     words = ["--seconds", "60", "--only", "waits", "ddp", "--json", "a.json", "--runs", "b"]
-    assert parse(words) == Arguments(60, ("waits", "ddp"), Path("a.json"), runs=Path("b"))
+    assert parse(words) == SittingOptions(60, ("waits", "ddp"), Path("a.json"), runs=Path("b"))
     with pytest.raises(SystemExit):
         parse(["--only", "wait"])
 

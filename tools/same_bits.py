@@ -47,7 +47,7 @@ FOREIGN = ("ACCELERATE_*", "HARNESS_*", "MLFLOW_*", "WORLD_SIZE", "RANK", "LOCAL
 
 
 @dataclass(frozen=True)
-class Arguments:
+class TwoVersions:
     """Which version the working tree is compared with."""
 
     rev: str = "HEAD"
@@ -385,7 +385,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def main(arguments: Arguments) -> int:
+def main(arguments: TwoVersions) -> int:
     """Make both stores, compare them, print the report; return the exit code."""
     place = Path(tempfile.mkdtemp(prefix="same-bits-"))
     try:
@@ -403,4 +403,4 @@ def main(arguments: Arguments) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    sys.exit(main(tyro.cli(TwoVersions, description=__doc__)))

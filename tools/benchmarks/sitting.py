@@ -40,7 +40,7 @@ ENDING_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Arguments:
+class SittingOptions:
     """How long, which parts, and where results go."""
 
     seconds: float = 270
@@ -51,9 +51,9 @@ class Arguments:
     logs: Path | None = None
 
 
-def parse(words: Sequence[str]) -> Arguments:
+def parse(words: Sequence[str]) -> SittingOptions:
     """Read the command line; by argparse, since a GPU machine may lack tyro."""
-    own = Arguments()
+    own = SittingOptions()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=_seconds, default=own.seconds, help="budget, start included (270)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=own.only, help="these parts, in their usual order")
@@ -62,7 +62,7 @@ def parse(words: Sequence[str]) -> Arguments:
     parser.add_argument("--runs", type=Path, default=own.runs, help="where searches are kept, and continued")
     parser.add_argument("--logs", type=Path, help="keep the output of tests, parts and searches in this folder")
     given = vars(parser.parse_args(words))
-    return Arguments(**given | {"only": tuple(given["only"])})
+    return SittingOptions(**given | {"only": tuple(given["only"])})
 
 
 def _seconds(text: str) -> float:
@@ -76,7 +76,7 @@ def _seconds(text: str) -> float:
 class Sitting:
     """The clock, the machine and the outcomes until now."""
 
-    arguments: Arguments
+    arguments: SittingOptions
     worker: WorkerProcess
     directory: Path
     ends: float
@@ -160,7 +160,7 @@ def goals_table(rows: Sequence[dict[str, Any]]) -> str:
     )
 
 
-def main(arguments: Arguments) -> int:
+def main(arguments: SittingOptions) -> int:
     """Run the parts; 0 if their process started, and each that ran was done or stopped by the clock."""
     ends = time.monotonic() + arguments.seconds - ENDING_SECONDS
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))  # so that what was started is ended
