@@ -93,7 +93,7 @@ def cuda_facts() -> dict[str, Any]:
     """Return facts that may change bits on CUDA and are in no key.
 
     They are the versions of libraries and driver, the state of TF32, and the choices of cuDNN. An unknown fact is None.
-    No question initialises CUDA.
+    To be asked on a CUDA device alone: the question for its capability initialises CUDA.
     """
     import torch
 

@@ -98,6 +98,8 @@ def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
     before = experiment.determinants
     monkeypatch.setattr(experiment.world, "size", size)
     assert experiment.determinants == before | {"world_size": size} | field
+    launch = experiment.base_config()["launch"]
+    assert {name: launch[name] for name in launch if name == "gradient_buckets"} == field, "pages tell runs apart by it"
 
 
 @pytest.mark.parametrize("precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}])

@@ -190,6 +190,8 @@ def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):
         "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
     ]
     assert other.nearly_the_same(config()) == []
+    # a limit changes no bit, and a record of an earlier version has none
+    assert other.nearly_the_same(config() | {"search": config()["search"] | {"stuck_after": 8.0}}) == []
     owner = unfinished(tmp_path).directory / "owner.json"
     for host, pid, since, named in (
         (socket.gethostname(), os.getppid(), 0, False),  # at work
