@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from harness.masks import Mask, SignedMask
 
 if "LOCAL_RANK" in os.environ:
-    # DDP warns on every rank of a setting that is meant (see harness.training.world); read when torch is loaded
+    # DDP warns on every rank of a setting that is meant (see harness.distributed.world); read when torch is loaded
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from harness import launchers as _launchers  # noqa: F401  # looks around before torch is loaded
+    from harness.distributed import launcher_watch as _launchers  # noqa: F401  # looks around before torch is loaded
 
 __version__ = "0.1.0"
 __all__ = ["Mask", "SignedMask", "load_checkpoint", "load_signed_mask"]

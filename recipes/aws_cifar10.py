@@ -9,8 +9,8 @@ Launch     accelerate launch recipes/aws_cifar10.py
                --num-levels 2 --gem-miner.penalty 1e-4      # 1.44 %, as `reproduce.py gem_miner` has it
 """
 
+from harness.cli.launch import run_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import run_search
 
 
 def config(network: str = "resnet20") -> SearchConfig:

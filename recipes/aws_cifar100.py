@@ -10,8 +10,8 @@ Launch     accelerate launch recipes/aws_cifar100.py
            accelerate launch recipes/aws_cifar100.py --network resnet32 --model.width 32 --method lrr
 """
 
+from harness.cli.launch import run_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import run_search
 
 LEARNING_RATES = {
     "resnet50_cifar": 0.1,

@@ -7,8 +7,8 @@ Launch     accelerate launch recipes/aws_digits.py
            accelerate launch recipes/aws_digits.py --method lrr --num-levels 5 --init-seed 7
 """
 
+from harness.cli.launch import run_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import run_search
 
 
 def config() -> SearchConfig:

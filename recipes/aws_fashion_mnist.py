@@ -5,8 +5,8 @@ Data       python tools/prepare_data.py fashion_mnist --out data      (Debian: a
 Launch     accelerate launch recipes/aws_fashion_mnist.py
 """
 
+from harness.cli.launch import run_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import run_search
 
 
 def config() -> SearchConfig:

@@ -17,8 +17,8 @@ Launch     accelerate launch recipes/aws_imagenet.py
 
 from typing import NamedTuple
 
+from harness.cli.launch import run_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import run_search
 
 
 class Settings(NamedTuple):

@@ -9,8 +9,8 @@ Launch     accelerate launch recipes/aws_tiny_imagenet.py
            accelerate launch recipes/aws_tiny_imagenet.py --network mobilenet_v2_cifar --data.loader memory
 """
 
+from harness.cli.launch import run_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import run_search
 
 LEARNING_RATES = {
     "resnet50_cifar": 0.1,

@@ -14,14 +14,14 @@ from aws_digits import config as digits  # type: ignore[import-not-found]  # its
 
 from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
-from harness.comparison import Comparison, Question, compare
+from harness.cli.launch import clear_errors, launched, parse
+from harness.cli.terminal import run_name, ui_command
 from harness.config import ComparisonConfig, Kind, Schedule, SearchConfig
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
-from harness.launch import clear_errors, launched, parse
-from harness.report import run_name, ui_command
+from harness.experiment.comparison import Comparison, Question, compare
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import SearchResult, search
 from harness.runs.node import Node
-from harness.search import SearchResult, search
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)

@@ -13,10 +13,10 @@ from typing import Annotated
 
 import tyro
 
+from harness.cli.launch import clear_errors, launched, parse
+from harness.cli.terminal import print_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.launch import clear_errors, launched, parse
-from harness.report import print_search
-from harness.search import search
+from harness.experiment.search import search
 
 
 @dataclass(frozen=True)

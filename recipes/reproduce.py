@@ -21,9 +21,9 @@ from typing import Literal
 
 from scales import Subject  # type: ignore[import-not-found]  # its neighbour, found when launched
 
+from harness.cli.launch import clear_errors, launched, parse
+from harness.common.logging import say
 from harness.config import Precision, SearchConfig
-from harness.launch import clear_errors, launched, parse
-from harness.progress import say
 from harness.reproduction.plan import Plan
 from harness.reproduction.report import show
 from harness.reproduction.work import Work

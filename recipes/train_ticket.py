@@ -6,10 +6,10 @@ Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind sign
            accelerate launch recipes/train_ticket.py --ticket RUN_ID --data cifar10
 """
 
+from harness.cli.launch import clear_errors, launched_ticket, parse
+from harness.cli.terminal import print_training
 from harness.config import TicketConfig
-from harness.final import Trial, final_training
-from harness.launch import clear_errors, launched_ticket, parse
-from harness.report import print_training
+from harness.experiment.final import Trial, final_training
 
 
 def main() -> None:

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+from harness.common.seeds import SgdNoise
 from harness.config import Schedule
-from harness.seeds import SgdNoise
+from harness.distributed.world import World
 from harness.training.loop import train
-from harness.training.world import World
 from tools.benchmarks.device.barrier import question
 from tools.benchmarks.device.published import PublishedStep, convert_
 from tools.benchmarks.device.roofline import count

@@ -1,6 +1,6 @@
 """What a foreign name may do to a terminal: nothing."""
 
-from harness.escape import for_terminal
+from harness.common.escape import for_terminal
 
 
 def test_a_terminal_is_told_nothing() -> None:

@@ -8,12 +8,12 @@ from dataclasses import replace
 
 import pytest
 
-import harness.launch
+import harness.cli.launch
 from harness.config import TicketConfig
 from recipes.aws_digits import config as digits
 
 SCRIPT = """
-from harness.launch import clear_errors
+from harness.cli.launch import clear_errors
 with clear_errors():
     {body}
 """
@@ -47,7 +47,7 @@ def test_the_limit_of_a_training_reaches_the_processes(monkeypatch, config):
     def world(*args: object, stuck_after: float = 0.0, **options: object) -> None:
         raise Reached(stuck_after)
 
-    monkeypatch.setattr(harness.launch, "World", world)
-    launched = harness.launch.launched_ticket if isinstance(config, TicketConfig) else harness.launch.launched
+    monkeypatch.setattr(harness.cli.launch, "World", world)
+    launched = harness.cli.launch.launched_ticket if isinstance(config, TicketConfig) else harness.cli.launch.launched
     with pytest.raises(Reached, match=r"3\.5"), launched(config):
         pass

@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from harness import launchers
+from harness.distributed import launcher_watch as launchers
 
 HERE, THERE = ("::ffff:10.0.0.1", 4711), ("::ffff:10.0.0.2", 4712)
 

@@ -11,8 +11,8 @@ import pynvml
 import pytest
 import torch
 
-from harness import machine
-from harness.machine import LoadSampler, cuda_facts, hardware, launch_command
+from harness.common import machine
+from harness.common.machine import LoadSampler, cuda_facts, hardware, launch_command
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -94,7 +94,7 @@ def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
     script = tmp_path / "say.py"
     script.write_text(f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n")
     with script.open("a") as file:
-        file.write("from harness.machine import launch_command\nprint(launch_command())\n")
+        file.write("from harness.common.machine import launch_command\nprint(launch_command())\n")
     words = ["launch", "--num_processes", "1", str(script), "--name", "two words"]
     done = subprocess.run([sys.executable, str(launcher), *words], capture_output=True, text=True, check=True)
     assert shlex.split(done.stdout) == ["accelerate", *words]

@@ -5,9 +5,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import resnet50 as torchvision_resnet50
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import Checkpoint, Pretrained, read_network
 from harness.models import build_model
-from harness.pretrained import Pretrained, read_network
 
 SIZES = {"channels": 1, "image_size": 8, "width": 2}
 

@@ -15,61 +15,44 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 # Data flows one way. A room is a top-level file or folder of harness; it may import the rooms named here, itself and
 # nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
-_BASE = {"config", "digest", "escape", "seeds", "faults", "progress"}
-_NETWORK = _BASE | {"models", "masks", "checkpoint", "signs"}
-_PARTS = _NETWORK | {"data", "pruning", "transfer", "training", "lineage", "runs"}
+_NETWORK = {"common", "config", "models", "masks", "checkpoint"}
+_RUN = _NETWORK | {"data", "pruning", "distributed", "training", "lineage"}
 ROOMS: dict[str, set[str]] = {
+    "common": set(),
     "config": set(),
-    "digest": set(),
-    "seeds": {"digest"},
-    "faults": set(),
-    "progress": set(),
-    "escape": set(),
-    "machine": set(),
-    "launchers": set(),
-    "data": _BASE,
-    "models": {"config", "seeds"},  # θ_init is a function of its seed
-    "masks": {"config", "digest"},
-    "signs": {"masks"},  # algebra of two masks: what is recorded and what is analysed speak of it
-    "checkpoint": {"config", "digest", "masks"},
+    "distributed": {"common", "config"},
+    "data": {"common", "config"},
+    "models": {"common", "config"},  # θ_init is a function of its seed
+    "masks": {"common", "config"},
+    "checkpoint": {"common", "masks"},
     "pruning": _NETWORK,
-    "transfer": _NETWORK,
-    "pretrained": _NETWORK,
-    "training": _NETWORK | {"data", "pruning", "launchers"},
+    "training": _NETWORK | {"data", "pruning", "distributed"},
     # What it records it proves: masks against pruning, starts against θ_init and ticket, data against their manifest.
-    "lineage": _NETWORK | {"machine", "data", "pruning", "transfer", "pretrained"},
-    "analysis": _NETWORK | {"data", "training"},
-    # Those that put the parts together: one finished run, the level loop over runs, what a user sees of them.
-    "runs": _NETWORK | {"machine", "training", "lineage"},
-    "initialisation": _NETWORK | {"training", "lineage", "runs", "pretrained"},
-    "experiment": _PARTS | {"machine", "initialisation"},
-    "ticket": _PARTS | {"experiment"},
-    "gem_search": _PARTS | {"experiment"},
-    "search": _PARTS | {"initialisation", "experiment", "gem_search"},
-    "final": _PARTS | {"initialisation", "experiment", "ticket"},
-    "comparison": _PARTS | {"analysis", "initialisation", "experiment"},
-    "report": _PARTS | {"analysis", "experiment", "search", "comparison"},
-    "launch": _PARTS | {"analysis", "experiment", "search", "comparison", "report"},
-    "reproduction": _PARTS
-    | {"machine", "analysis", "initialisation", "experiment", "search", "ticket", "final", "comparison"},
+    "lineage": _NETWORK | {"data", "pruning"},
+    "analysis": _NETWORK | {"data", "distributed", "training"},
+    # Those that put the parts together: one finished run, what a launch does with them, what a user sees.
+    "runs": _RUN,
+    "experiment": _RUN | {"analysis", "runs"},
+    "reproduction": _RUN | {"analysis", "runs", "experiment"},
+    "cli": _RUN | {"analysis", "runs", "experiment", "reproduction"},
     # `from harness import load_signed_mask`, on first use; launchers are looked at before torch is loaded.
-    "__init__": {"masks", "lineage", "launchers"},
+    "__init__": _RUN | {"experiment", "cli"},
 }
 
 # Big or optional libraries, and the only files that may name them, relative to harness/.
 LIBRARIES: dict[str, tuple[str, ...]] = {
-    "mlflow": tuple(f"lineage/{name}.py" for name in ("server", "delivery", "registry", "twins", "store")),
-    "ffcv": ("data/ffcv_*.py", "data/prepare*.py"),
-    "accelerate": ("training/world.py",),
+    "mlflow": ("lineage/tracking/*.py", "lineage/store.py"),
+    "ffcv": ("data/ffcv/*.py", "data/prepare*.py"),
+    "accelerate": ("distributed/world.py",),
     "datasets": ("data/*.py",),
-    "psutil": ("machine.py", "launchers.py"),
+    "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
 }
 
 # Those of these files that need their library as soon as they are imported: their classes derive from its own.
-EAGER = ("data/ffcv_*.py",)
+EAGER = ("data/ffcv/*.py",)
 
 # Settings are read by people and tools that have no torch loaded.
-WITHOUT_TORCH = ("config/*.py", "launchers.py")
+WITHOUT_TORCH = ("config/*.py", "distributed/__init__.py", "distributed/launcher_watch.py")
 
 # The harness knows no recipe.
 ABOVE = {"recipes", "tools", "tests"}
@@ -156,13 +139,17 @@ def test_the_table_has_no_circle() -> None:
         ("training/loop.py", "from harness.lineage.store import LineageStore", "training must not know lineage"),
         ("training/loop.py", "import importlib\nimportlib.import_module('harness.lineage')", "must not know lineage"),
         ("analysis/barrier.py", "from harness.lineage import record", "analysis must not know lineage"),
-        ("lineage/graph.py", "from harness.search import run_search", "lineage must not know search"),
-        ("masks.py", "from harness.checkpoint import Checkpoint", "masks must not know checkpoint"),
-        ("lineage/local.py", "import mlflow", "lineage/store.py may import mlflow"),
-        ("lineage/local.py", "from mlflow.tracking import MlflowClient", "lineage/store.py may import mlflow"),
+        ("lineage/nodes/graph.py", "from harness.experiment.search import search", "lineage must not know experiment"),
+        ("masks/mask.py", "from harness.checkpoint import Checkpoint", "masks must not know checkpoint"),
+        ("lineage/nodes/local_files.py", "import mlflow", "lineage/store.py may import mlflow"),
+        (
+            "lineage/nodes/local_files.py",
+            "from mlflow.tracking import MlflowClient",
+            "lineage/store.py may import mlflow",
+        ),
         ("data/spec.py", "import ffcv.fields", "may import ffcv"),
-        ("training/loop.py", "from accelerate import Accelerator", "only training/world.py may import accelerate"),
-        ("search.py", "from recipes import demo", "the harness knows no recipes"),
+        ("training/loop.py", "from accelerate import Accelerator", "only distributed/world.py may import accelerate"),
+        ("experiment/search.py", "from recipes import demo", "the harness knows no recipes"),
         ("config/search.py", "import torch", "config/search.py does without torch"),
         ("misc.py", "", "has no entry in ROOMS"),
     ],
@@ -177,11 +164,11 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, source: str, compl
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("lineage/store.py", "import mlflow\nfrom harness.lineage.record import LineageRecord"),
-        ("lineage/store.py", "from .record import LineageRecord\nfrom .. import digest"),
-        ("data/ffcv_loader.py", "from ffcv.loader import Loader"),
+        ("lineage/store.py", "import mlflow\nfrom harness.lineage.nodes.record import LineageRecord"),
+        ("lineage/store.py", "from .nodes.record import LineageRecord\nfrom ..common import digest"),
+        ("data/ffcv/loader.py", "from ffcv.loader import Loader"),
         ("data/prepare_ffcv.py", "import ffcv\nimport datasets"),
-        ("training/world.py", "from accelerate import Accelerator"),
+        ("distributed/world.py", "from accelerate import Accelerator"),
         ("training/loop.py", "from harness.pruning.method import PruningMethod\nimport torch"),
         ("analysis/plots.py", "import datasets_of_mine\nfrom harness.training.batchnorm import reestimate_batchnorm"),
     ],

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.pruning import METHODS
 from tools import same_bits
 from tools.same_bits import ROOT, Maker, NoAnswerError, compare, export, launches

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from harness.seeds import SgdNoise, derive_seed
+from harness.common.seeds import SgdNoise, derive_seed
 
 
 def test_streams_do_not_shift_into_each_other():

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.masks import Mask, SignedMask
-from harness.signs import LayerSigns, compare_signs, layer_densities, overlap_by_chance
+from harness.masks.signs import LayerSigns, compare_signs, layer_densities, overlap_by_chance
 
 
 def signed_mask(**weights: list[float]) -> SignedMask:

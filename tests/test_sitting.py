@@ -18,7 +18,7 @@ from typing import get_args
 import pytest
 import torch
 
-from harness.training.world import World
+from harness.distributed.world import World
 from tools.benchmarks.device import searches, worker
 from tools.benchmarks.device import suite as test_suite
 from tools.benchmarks.device.asking import WorkerProcess
@@ -34,7 +34,7 @@ ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the s
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     with pytest.MonkeyPatch.context() as patch:  # Accelerate would keep bf16 for the tests that come after
-        patch.setattr("harness.training.world._has_accelerate", lambda: False)
+        patch.setattr("harness.distributed.world._has_accelerate", lambda: False)
         world = World("bf16")
         yield world
         world.close()

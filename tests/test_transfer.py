@@ -3,8 +3,7 @@
 import pytest
 import torch
 
-from harness import transfer
-from harness.masks import Mask, SignedMask
+from harness.masks import Mask, SignedMask, transfer
 
 
 @pytest.fixture

@@ -34,7 +34,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.faults import POINTS, VARIABLE  # noqa: E402
+from harness.common.faults import POINTS, VARIABLE  # noqa: E402
 from harness.lineage.store import open_store  # noqa: E402
 
 SEARCH = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]

@@ -18,7 +18,7 @@ import tyro
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
-from harness.escape import for_terminal  # noqa: E402
+from harness.common.escape import for_terminal  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from harness.analysis.interpolate import check_same_tensors, interpolate_into
+from harness.distributed.ranks import ONE_PROCESS, Ranks, sum_over_ranks
 from harness.training.batchnorm import BatchNormConvention, reestimate_batchnorm
-from harness.training.ranks import ONE_PROCESS, Ranks, sum_over_ranks
 
 BarrierConvention = BatchNormConvention | Literal["none"]
 CONVENTIONS: tuple[str, ...] = (*get_args(BatchNormConvention), "none")

@@ -1,7 +1,7 @@
 """The settings of a run: frozen dataclasses that hold every default once. No torch here.
 
-What determines a level's bits is chosen in `harness.search.level_determinants`; paths, worker counts and logging never
-are.
+`harness.experiment.search.level_determinants` chooses which of them determine the bits of a level. Paths, worker
+counts and logging never do.
 """
 
 from harness.config.parts import (

@@ -4,7 +4,7 @@ Only ffcv_loader.py imports ffcv and numba; the in-memory loader needs torch, Nu
 """
 
 from harness.data.data_source import DataSource, open_data, verify_data
-from harness.data.loader import Batch, EvalLoader, TrainLoader
+from harness.data.loaders import Batch, EvalLoader, TrainLoader
 from harness.data.normalize import normalize
 from harness.data.spec import DATASETS, DataSpec, data_spec
 

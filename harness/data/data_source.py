@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from harness.common.digest import sha256_json
 from harness.config import known
-from harness.data.loader import EvalLoader, TrainLoader
+from harness.data.loaders import EvalLoader, TrainLoader
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
 from harness.data.spec import DataSpec, data_spec
-from harness.digest import sha256_json
 
 if TYPE_CHECKING:
     import torch
@@ -140,6 +140,6 @@ def _loaders(spec: DataSpec, loader: str, paths: dict[str, Path]) -> tuple[Calla
         from harness.data.memory_loader import memory_loaders
 
         return memory_loaders(spec, paths)
-    from harness.data.ffcv_loader import ffcv_loaders
+    from harness.data.ffcv.loader import ffcv_loaders
 
     return ffcv_loaders(spec, paths)

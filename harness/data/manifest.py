@@ -13,7 +13,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness.digest import canonical_json, sha256_file, sha256_json
+from harness.common.digest import canonical_json, sha256_file, sha256_json
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")

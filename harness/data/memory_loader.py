@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
+from harness.common.seeds import SgdNoise
 from harness.data.augment import crop_flips, enlargement, flips, resized_crop_boxes
-from harness.data.loader import Batch, EvalLoader, TrainLoader, TrainOrder, eval_share
+from harness.data.loaders import Batch, EvalLoader, TrainLoader, TrainOrder, eval_share
 from harness.data.spec import CropFlip, DataSpec, ZoomFlip
-from harness.seeds import SgdNoise
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from harness.common.digest import canonical_json, sha256_file
+from harness.common.faults import reach
 from harness.data.augment import draw
-from harness.data.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
+from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
-from harness.data.raw import RawSample, RawSplit
-from harness.data.readers import read_split
+from harness.data.readers.raw import RawSample, RawSplit
+from harness.data.readers.sources import read_split
 from harness.data.spec import DataSpec, data_spec
-from harness.digest import canonical_json, sha256_file
-from harness.faults import reach
 
 WriteMode = Literal["raw", "jpg", "proportion"]
 
@@ -350,7 +350,7 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
     """Write the in-memory loader's file from the finished .beton file, so that the two cannot differ."""
     from safetensors.numpy import save
 
-    from harness.data.beton import read_raw
+    from harness.data.ffcv.beton import read_raw
 
     images_NHWC, labels_N = read_raw(beton)
     if spec.channels == 1:

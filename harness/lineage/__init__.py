@@ -10,7 +10,9 @@ Functions take a run ID or key, or a unique beginning of one, and return plain o
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from harness.lineage.browse import (
+    from harness.lineage.browse.difference import Difference, diff
+    from harness.lineage.browse.export import to_networkx, write_export
+    from harness.lineage.browse.find import (
         ancestors,
         descendants,
         family,
@@ -20,25 +22,23 @@ if TYPE_CHECKING:
         relatives,
         way,
     )
+    from harness.lineage.browse.query import Query, parse_density, parse_since
     from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
-    from harness.lineage.difference import Difference, diff
-    from harness.lineage.export import to_networkx, write_export
-    from harness.lineage.graph import LineageGraph, NodeSummary
+    from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+    from harness.lineage.nodes.record import LineageRecord
     from harness.lineage.proof import Findings, verify
-    from harness.lineage.query import Query, parse_density, parse_since
-    from harness.lineage.record import LineageRecord
     from harness.lineage.reload import load_checkpoint, load_signed_mask
     from harness.lineage.store import LineageStore, open_store
 
 _HOMES = {
-    "browse": ("ancestors", "descendants", "family", "find_node", "newest", "path_steps", "relatives", "way"),
+    "browse.find": ("ancestors", "descendants", "family", "find_node", "newest", "path_steps", "relatives", "way"),
     "bundle": ("import_bundle", "read_bundle", "write_bundle"),
-    "difference": ("Difference", "diff"),
-    "export": ("to_networkx", "write_export"),
-    "graph": ("LineageGraph", "NodeSummary"),
+    "browse.difference": ("Difference", "diff"),
+    "browse.export": ("to_networkx", "write_export"),
+    "nodes.graph": ("LineageGraph", "NodeSummary"),
     "proof": ("Findings", "verify"),
-    "query": ("Query", "parse_density", "parse_since"),
-    "record": ("LineageRecord",),
+    "browse.query": ("Query", "parse_density", "parse_since"),
+    "nodes.record": ("LineageRecord",),
     "reload": ("load_checkpoint", "load_signed_mask"),
     "store": ("LineageStore", "open_store"),
 }

@@ -18,11 +18,12 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from harness.digest import sha256_file
-from harness.escape import for_terminal
-from harness.lineage.browse import Named, ancestors, find_node
-from harness.lineage.graph import NodeSummary
-from harness.lineage.local import (
+from harness.common.digest import sha256_file
+from harness.common.escape import for_terminal
+from harness.lineage.browse.find import Named, ancestors, find_node
+from harness.lineage.nodes.absent_files import TOMBSTONES, Tombstone, read_tombstones, write_tombstones
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.local_files import (
     RECORD,
     SUMS,
     absent_files,
@@ -35,11 +36,10 @@ from harness.lineage.local import (
     read_record,
     write_sums,
 )
-from harness.lineage.origin import remember_origin
-from harness.lineage.record import KINDS, LineageRecord, check_file_name
+from harness.lineage.nodes.origin import remember_origin
+from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 from harness.lineage.reload import CHECKPOINT, SIGNED_MASK
 from harness.lineage.store import LineageStore
-from harness.lineage.tombstone import TOMBSTONES, Tombstone, read_tombstones, write_tombstones
 
 MANIFEST, README, NODES = "bundle.json", "README.md", "nodes"
 FORMAT = "harness.bundle/1"

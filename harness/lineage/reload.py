@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.lineage.local import LocalNodes
-from harness.lineage.registry import is_model_uri
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import DEFAULT_DIRECTORY, open_store
+from harness.lineage.tracking.registry import is_model_uri
 
 if TYPE_CHECKING:
     from harness.checkpoint import Checkpoint

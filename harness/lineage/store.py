@@ -8,13 +8,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.digest import sha256_file
-from harness.lineage.delivery import Delivery
-from harness.lineage.graph import NodeSummary
-from harness.lineage.local import RECORD, LocalNodes, absent_files, check_digest, read_record
-from harness.lineage.overview import Overviews
-from harness.lineage.record import LineageRecord
-from harness.lineage.server import (
+from harness.common.digest import sha256_file
+from harness.lineage.nodes.absent_files import TOMBSTONES
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_digest, read_record
+from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.tracking.delivery import Delivery
+from harness.lineage.tracking.duplicates import remove_twin_runs
+from harness.lineage.tracking.overview import Overviews
+from harness.lineage.tracking.server import (
     DIGEST_TAG,
     KEY_TAG,
     RefusedError,
@@ -26,8 +28,6 @@ from harness.lineage.server import (
     summary_of,
     tag,
 )
-from harness.lineage.tombstone import TOMBSTONES
-from harness.lineage.twins import remove_twin_runs
 
 if TYPE_CHECKING:
     from mlflow.entities import Run

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from harness.common.seeds import derive_seed
 from harness.config import known
 from harness.models import initialise
 from harness.models.efficientnet import efficientnet_b0_cifar
@@ -22,7 +23,6 @@ from harness.models.resnet_normfree import resnet_skipinit
 from harness.models.shufflenet import shufflenet_cifar
 from harness.models.vgg import vgg11_bn_cifar
 from harness.models.vit import vit_tiny
-from harness.seeds import derive_seed
 
 __all__ = [
     "MODELS",

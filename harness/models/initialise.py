@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
-from harness.seeds import derive_seed
+from harness.common.seeds import derive_seed
 
 SCHEMES = ("network", "kaiming_normal", "constant")
 """network: the network's own; kaiming_normal: N(0, 2/fan_in) (He et al. 2015); constant: ±√(2/fan_in) with the signs of

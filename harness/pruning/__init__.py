@@ -3,7 +3,7 @@
 from harness.pruning import aws, dense, gem_miner, imp, lrr, lrr_bn_rewind, lrr_full, random, wr
 from harness.pruning.magnitude import prune, prune_to
 from harness.pruning.method import Companion, ForwardView, NormState, PruningMethod
-from harness.pruning.plan import Plan
+from harness.pruning.schedule import Plan
 
 METHODS: dict[str, PruningMethod] = {
     "aws": PruningMethod(aws.start, aws.forward_view, sees_alpha=True),

@@ -16,11 +16,11 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from harness.common.seeds import derive_seed
 from harness.masks import Mask
 from harness.pruning.lrr import forward_view
 from harness.pruning.magnitude import prune_to
 from harness.pruning.method import ForwardView, Params
-from harness.seeds import derive_seed
 
 __all__ = ["ScoreTraining", "draw_scores", "effective", "forward_view", "kept_counts", "num_freezings", "start"]
 

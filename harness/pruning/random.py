@@ -8,10 +8,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from harness.common.seeds import derive_seed
 from harness.masks import Mask
 from harness.pruning.lrr import forward_view, start
 from harness.pruning.method import Params
-from harness.seeds import derive_seed
 
 __all__ = ["forward_view", "ranking", "start"]
 

@@ -13,16 +13,16 @@ from typing import Any
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
-from harness.comparison import BARRIER
 from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, to_json
 from harness.data.spec import data_spec
-from harness.initialisation import THETA_INIT
-from harness.lineage.browse import newest
-from harness.lineage.description import command_of, hardware_of, precision_of
-from harness.lineage.graph import NodeSummary
-from harness.lineage.query import Query
-from harness.lineage.record import LineageRecord
+from harness.experiment.comparison import BARRIER
+from harness.experiment.initialisation import THETA_INIT
+from harness.lineage.browse.find import newest
+from harness.lineage.browse.query import Query
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore
+from harness.lineage.tracking.description import command_of, hardware_of, precision_of
 from harness.masks import SignedMask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS
@@ -80,7 +80,7 @@ def _how(node: NodeSummary) -> dict[str, str]:
 
 
 def _how_wanted(plan: Plan, training: Training) -> dict[str, str]:
-    """Return the tags of `_HOW` that a training of the plan has (`harness.final.Trial.unusual`)."""
+    """Return the tags of `_HOW` that a training of the plan has (`harness.experiment.final.Trial.unusual`)."""
     how = {} if training.initialisation == NETWORKS_OWN else {"initialisation": training.initialisation}
     return how | ({"transferred": "true"} if plan.scale.used_on and training.curve else {})
 

@@ -9,20 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.plots import plot_accuracy, plot_bars
+from harness.common.digest import sha256_json
+from harness.common.escape import redact
+from harness.common.machine import launch_command
 from harness.config import to_json
-from harness.digest import sha256_json
-from harness.escape import redact
-from harness.lineage.code import code_version
-from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.lineage.nodes.code import code_version
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
-from harness.machine import launch_command
 from harness.reproduction import page
 from harness.reproduction.collect import collect
 from harness.reproduction.page import RUNS
 from harness.reproduction.plan import Plan
 from harness.reproduction.results import Point, Results
 from harness.runs.archive import run_id_of
-from harness.runs.courier import deliver
+from harness.runs.delivery_thread import deliver
 from harness.runs.node import now_ms
 
 PAGE = "page.md"

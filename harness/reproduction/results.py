@@ -10,7 +10,7 @@ from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
 from harness.analysis.summary import Paired, Summary, epsilon_from_dense
-from harness.lineage.graph import NodeSummary
+from harness.lineage.nodes.graph import NodeSummary
 from harness.models import width_of
 from harness.reproduction.figure import Curve
 from harness.reproduction.paper import Printed, printed

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from typing import cast
 
-from harness.comparison import compare, compare_initial_norm
 from harness.config import ComparisonConfig, Kind
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
+from harness.experiment.comparison import compare, compare_initial_norm
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import search
+from harness.experiment.ticket import check_carries_over
 from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.runs.node import Node
-from harness.search import search
-from harness.ticket import check_carries_over
 
 
 class Work:

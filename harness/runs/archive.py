@@ -14,20 +14,20 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.lineage.code import code_version
-from harness.lineage.description import LAYERS
-from harness.lineage.local import json_bytes
-from harness.lineage.record import LineageRecord
+from harness.common.logging import say
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import World
+from harness.lineage.nodes.code import code_version
+from harness.lineage.nodes.local_files import json_bytes
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore
+from harness.lineage.tracking.description import LAYERS
 from harness.masks import Mask, SignedMask, check_fits
 from harness.models import ParamPartition
-from harness.progress import say
-from harness.runs.courier import Courier
-from harness.runs.keeper import Circumstances, RunKeeper, Saving
+from harness.runs.delivery_thread import Courier
 from harness.runs.node import Draft, Node, circumstances, now_ms
+from harness.runs.state_saver import Circumstances, RunKeeper, Saving
 from harness.runs.unfinished import Unfinished
-from harness.training.stop import StoppedError
-from harness.training.world import World
 
 CHECKPOINT = "checkpoint.safetensors"
 SIGNED_MASK = "signed_mask.safetensors"

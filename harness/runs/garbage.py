@@ -19,13 +19,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from harness.lineage.browse import newest
-from harness.lineage.graph import NodeSummary
-from harness.lineage.local import check_digest, fsync, read_record
-from harness.lineage.record import KINDS
+from harness.common.machine import process_exists
+from harness.lineage.browse.find import newest
+from harness.lineage.nodes.absent_files import Tombstone, read_tombstones, write_tombstones
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.local_files import check_digest, fsync, read_record
+from harness.lineage.nodes.record import KINDS
 from harness.lineage.store import LineageStore
-from harness.lineage.tombstone import Tombstone, read_tombstones, write_tombstones
-from harness.machine import process_exists
 from harness.runs.unfinished import BusyError, Unfinished
 
 CHECKPOINT = "checkpoint.safetensors"

@@ -9,11 +9,11 @@ from functools import cached_property
 from typing import Any
 
 from harness.checkpoint import Checkpoint
-from harness.digest import sha256_json
-from harness.lineage.code import code_version
-from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.common.digest import sha256_json
+from harness.lineage.nodes.code import code_version
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
-from harness.runs.courier import Courier
+from harness.runs.delivery_thread import Courier
 
 
 @dataclass(frozen=True)

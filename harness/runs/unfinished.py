@@ -26,10 +26,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from harness.digest import canonical_json, sha256_file
-from harness.faults import reach
-from harness.machine import process_exists
-from harness.progress import say
+from harness.common.digest import canonical_json, sha256_file
+from harness.common.faults import reach
+from harness.common.logging import say
+from harness.common.machine import process_exists
 
 if TYPE_CHECKING:
     from filelock import FileLock

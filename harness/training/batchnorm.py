@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from harness.training.ranks import ONE_PROCESS, Ranks, sum_over_ranks
+from harness.distributed.ranks import ONE_PROCESS, Ranks, sum_over_ranks
 
 BatchNormConvention = Literal["cumulative", "ema"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from harness.training.world import World
+from harness.distributed.world import World
 
 
 @dataclass(frozen=True)

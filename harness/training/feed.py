@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from harness.common.seeds import SgdNoise
 from harness.data import DataSpec, EvalLoader, TrainLoader, normalize
-from harness.seeds import SgdNoise
 
 ImageBatch = tuple[torch.Tensor, torch.Tensor]
 

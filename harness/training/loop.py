@@ -11,16 +11,16 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
+from harness.common.faults import reach
+from harness.common.seeds import SgdNoise, alpha_mean, derive_seed
 from harness.config import OptimConfig, Schedule
-from harness.faults import reach
+from harness.distributed.heartbeat import COMPUTING, ENDING, MEETING, READING
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import World
 from harness.masks import Mask
 from harness.pruning import Companion, ForwardView
-from harness.seeds import SgdNoise, alpha_mean, derive_seed
 from harness.training.optim import build_optimizer, set_lr
-from harness.training.pulse import COMPUTING, ENDING, MEETING, READING
 from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, kept_by_companion, restore_
-from harness.training.stop import StoppedError
-from harness.training.world import World
 
 MEETING_SECONDS = 1.0
 MEETING_STEPS = 50

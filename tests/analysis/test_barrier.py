@@ -14,8 +14,8 @@ from torch import nn
 
 from harness.analysis.barrier import ALPHAS, BarrierCurve, barrier_curve
 from harness.analysis.interpolate import interpolate
+from harness.distributed.ranks import OneProcess
 from harness.models import build_model
-from harness.training.ranks import OneProcess
 
 
 def curve(errors: list[float], **changes: object) -> BarrierCurve:

@@ -28,7 +28,7 @@ from photo_files import photo_crops
 from PIL import Image
 
 from harness.data import open_data
-from harness.data.beton import read_raw, read_sizes
+from harness.data.ffcv.beton import read_raw, read_sizes
 from harness.data.prepare import ImageOptions, prepare
 
 LABEL_FILES = (

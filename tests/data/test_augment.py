@@ -59,8 +59,8 @@ def test_boxes_of_many_samples_are_those_of_each(scale: tuple[float, float]) -> 
 
 def test_compiled_boxes_are_those_of_plain_python() -> None:
     pytest.importorskip("ffcv")
-    import harness.data.ffcv_loader  # noqa: F401  (sets numba's threading layer first)
-    from harness.data import ffcv_kernels
+    import harness.data.ffcv.loader  # noqa: F401  (sets numba's threading layer first)
+    from harness.data.ffcv import kernels as ffcv_kernels
 
     for index in range(4_000):
         key, height, width = draw(7, index, 0), 40 + index % 461, 30 + index % 470

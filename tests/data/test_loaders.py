@@ -17,9 +17,9 @@ import pytest
 import torch
 from keyed_reference import box, draw
 
+from harness.common.seeds import SgdNoise
 from harness.data import Batch, DataSource, normalize, open_data
-from harness.data.beton import read_raw
-from harness.seeds import SgdNoise
+from harness.data.ffcv.beton import read_raw
 
 NOISE = SgdNoise(5, ("search", 2))
 CROPPED = ["digits", "small_rgb"]
@@ -320,7 +320,7 @@ for name in ("ffcv", "numba", "mlflow", "datasets", "accelerate", "torchvision",
     sys.modules[name] = None
 from pathlib import Path
 from harness.data import open_data
-from harness.seeds import SgdNoise
+from harness.common.seeds import SgdNoise
 source = open_data("digits", Path({str(digits_directory)!r}), "memory")
 assert sum(1 for _ in source.train_loader(global_batch_size=100).epoch(SgdNoise(1, ("final",)), 0)) == 12
 """
@@ -330,7 +330,7 @@ assert sum(1 for _ in source.train_loader(global_batch_size=100).epoch(SgdNoise(
 
 def test_ffcv_copies_one_batch_ahead_and_frees_a_buffer_only_when_it_is_copied(sources: dict, monkeypatch) -> None:
     """On CUDA the copy goes on while the device computes; FFCV writes into a buffer again after the next read."""
-    from harness.data import ffcv_loader
+    from harness.data.ffcv import loader as ffcv_loader
 
     said: list[str] = []
     read, copy = ffcv_loader._next, ffcv_loader._Copy

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.data.loader import TrainOrder, eval_share
-from harness.seeds import SgdNoise
+from harness.common.seeds import SgdNoise
+from harness.data.loaders import TrainOrder, eval_share
 
 NOISE = SgdNoise(1, ("search", 0))
 

@@ -22,7 +22,7 @@ from photo_files import image_folder, photo_crops, save
 from PIL import Image
 
 from harness.data import open_data
-from harness.data.beton import BetonWriter, read_raw, read_sizes
+from harness.data.ffcv.beton import BetonWriter, read_raw, read_sizes
 from harness.data.prepare import ImageOptions, prepare
 from harness.data.spec import DATASETS
 

@@ -11,10 +11,10 @@ import torch
 from photo_files import BOXES, image_folder, photo_crops
 from PIL import Image
 
+from harness.common.seeds import SgdNoise
 from harness.data import open_data
 from harness.data.augment import center_crop, flips, resized_crop_box
 from harness.data.prepare import ImageOptions, prepare
-from harness.seeds import SgdNoise
 
 NOISE = SgdNoise(5, ("final",))
 SIZE = BOXES.image_size

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from harness.training.world import World
+from harness.distributed.world import World
 
 # read when cuBLAS is first used, wherever in the session that is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 import torch
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
+from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
-from harness.seeds import SgdNoise
 from harness.training.loop import train
 from harness.training.resume import StateKeeper
-from harness.training.world import World
 
 NUM_CLASSES = 10
 

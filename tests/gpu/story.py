@@ -25,19 +25,19 @@ import torch
 from safetensors.torch import save_file
 from small_training import forget_accelerate
 
+from harness.cli.launch import launched
+from harness.common.digest import sha256_file
 from harness.config import DataConfig, GemMinerConfig, Kind, ModelConfig, OptimConfig, Precision, Schedule, SearchConfig
 from harness.data.manifest import FileRecord, Manifest
-from harness.digest import sha256_file
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
-from harness.launch import launched
+from harness.distributed import world as world_module
+from harness.distributed.stop import StoppedError
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import SearchResult, search
 from harness.pruning import METHODS
 from harness.runs.node import Node
-from harness.search import SearchResult, search
 from harness.training import loop
-from harness.training import world as world_module
 from harness.training.feed import TrainFeed
-from harness.training.stop import StoppedError
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 IMAGES = {"train": 64, "test": 40}

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from harness.common.seeds import SgdNoise
 from harness.data import normalize
 from harness.data.memory_loader import memory_loaders
 from harness.data.spec import DATASETS, DataSpec
-from harness.seeds import SgdNoise
 
 pytestmark = pytest.mark.gpu
 NOISE = SgdNoise(5, ("search", 2))

@@ -7,12 +7,12 @@ import torch
 from gpu_steps import Repeated, differing, fresh, sparse_mask, take_steps
 from small_training import EPOCHS, STEPS, Memory, OnesNoise, begin_with_overflows, network, noisy, open_world, run
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig
+from harness.distributed.stop import StoppedError
 from harness.models import MODELS
-from harness.seeds import SgdNoise
 from harness.training.evaluate import evaluate
 from harness.training.loop import Remask, _Step
-from harness.training.stop import StoppedError
 
 pytestmark = pytest.mark.gpu
 

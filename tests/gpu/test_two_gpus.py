@@ -18,7 +18,7 @@ SCRIPT = """
     from small_training import BATCH, Fixed, network, run
     from torch import nn
     from harness.config import OptimConfig, Schedule
-    from harness.training.world import World
+    from harness.distributed.world import World
 
     world, sync = World(), {sync}
     share = BATCH // world.size

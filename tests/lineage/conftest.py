@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from harness.lineage.server import Server
 from harness.lineage.store import LineageStore, open_store
+from harness.lineage.tracking.server import Server
 
 sys.path.insert(0, str(Path(__file__).parent))  # for lineage_story: pytest's importlib mode adds no directory
 

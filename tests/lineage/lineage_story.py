@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
 
 START_MS = 1_760_000_000_000

@@ -14,8 +14,8 @@ from tracking_server import free_port, server
 
 from harness.lineage.bundle import write_bundle
 from harness.lineage.reload import load_checkpoint
-from harness.lineage.server import RefusedError
 from harness.lineage.store import open_store
+from harness.lineage.tracking.server import RefusedError
 from tools.lineage_commands.asking import List
 from tools.lineage_commands.place import Place
 from tools.lineage_commands.proving import Verify

@@ -21,7 +21,7 @@ from tracking_server import free_port, server
 
 from harness import lineage
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.lineage.local import LocalNodes
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
 from tools.benchmarks.made_search import MadeSearch

@@ -7,10 +7,10 @@ import pytest
 from lineage_story import START_MS, commit_story, key_of
 from mlflow import MlflowClient
 
-from harness.lineage.browse import ancestors, descendants, family, find_node, newest, path_steps, relatives, way
-from harness.lineage.index import INDEX, LocalIndex
-from harness.lineage.query import Query, parse_density, parse_since
-from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.browse.find import ancestors, descendants, family, find_node, newest, path_steps, relatives, way
+from harness.lineage.browse.query import Query, parse_density, parse_since
+from harness.lineage.nodes.index import INDEX, LocalIndex
+from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
 
 

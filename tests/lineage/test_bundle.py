@@ -14,16 +14,16 @@ import torch
 from lineage_story import checkpoint, commit_story, key_of, signed_mask
 
 from harness import load_checkpoint, load_signed_mask
-from harness.digest import sha256_file
-from harness.lineage.browse import find_node, newest
+from harness.common.digest import sha256_file
+from harness.lineage.browse.export import to_networkx, write_export
+from harness.lineage.browse.find import find_node, newest
 from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
-from harness.lineage.export import to_networkx, write_export
-from harness.lineage.local import LocalNodes, check_files, read_record
+from harness.lineage.nodes.absent_files import read_tombstones
+from harness.lineage.nodes.local_files import LocalNodes, check_files, read_record
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof import Findings
 from harness.lineage.proof.places import all_places, check_artifacts, check_local, check_tags
-from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
-from harness.lineage.tombstone import read_tombstones
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 

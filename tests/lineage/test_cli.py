@@ -11,7 +11,7 @@ from types import ModuleType
 import pytest
 from lineage_story import commit_story, key_of
 
-from harness.lineage.browse import find_node, newest, relatives, undelivered
+from harness.lineage.browse.find import find_node, newest, relatives, undelivered
 from harness.lineage.store import LineageStore
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"

@@ -9,8 +9,11 @@ import pytest
 from lineage_story import commit_story, key_of
 from mlflow import MlflowClient
 
-from harness.escape import code_block, for_markdown
-from harness.lineage.description import (
+from harness.common.escape import code_block, for_markdown
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.record import LineageRecord, Parent
+from harness.lineage.store import LineageStore
+from harness.lineage.tracking.description import (
     NOTE_CHARACTERS,
     NOTE_TAG,
     Relative,
@@ -19,9 +22,6 @@ from harness.lineage.description import (
     precision_of,
     with_children,
 )
-from harness.lineage.graph import NodeSummary
-from harness.lineage.record import LineageRecord, Parent
-from harness.lineage.store import LineageStore
 
 HOSTILE = "<script>alert(1)</script> [x](javascript:alert(1)) | `![](http://a/b.png)` **b**\n# h"
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from lineage_story import commit_story, key_of, signed_mask
 
-from harness.lineage.browse import find_node
-from harness.lineage.difference import diff, differences
-from harness.lineage.record import LineageRecord
+from harness.lineage.browse.difference import diff, differences
+from harness.lineage.browse.find import find_node
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask, SignedMask
 

@@ -3,10 +3,10 @@
 import pytest
 from lineage_story import commit_story, key_of
 
-from harness.lineage.graph import LineageGraph, NodeSummary
-from harness.lineage.listing import tree_lines
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.browse.listing import tree_lines
+from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord, Parent
 
 
 def level(name: str, *parents: str) -> LineageRecord:

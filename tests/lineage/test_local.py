@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from harness.lineage.code import code_version
-from harness.lineage.local import LocalNodes, read_record
-from harness.lineage.record import FORMAT, LineageRecord, Metric, Parent
+from harness.lineage.nodes.code import code_version
+from harness.lineage.nodes.local_files import LocalNodes, read_record
+from harness.lineage.nodes.record import FORMAT, LineageRecord, Metric, Parent
 
 KEY, PARENT = hashlib.sha256(b"a").hexdigest(), hashlib.sha256(b"b").hexdigest()
 
@@ -70,7 +70,8 @@ def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Pa
     nodes = LocalNodes(tmp_path)
     script = (
         "import os, sys; from pathlib import Path\n"
-        "from harness.lineage.local import LocalNodes; from harness.lineage.record import LineageRecord\n"
+        "from harness.lineage.nodes.local_files import LocalNodes\n"
+        "from harness.lineage.nodes.record import LineageRecord\n"
         "def write(d): (d / 'half').write_text('x'); os._exit(9)\n"
         f"LocalNodes(Path(sys.argv[1])).commit(LineageRecord(key={KEY!r}, kind='level', name='n'), write)\n"
     )

@@ -11,12 +11,12 @@ from lineage_story import START_MS, commit_story, key_of
 from mlflow import MlflowClient
 from tracking_server import free_port, server
 
-from harness.lineage import overview
-from harness.lineage.description import NOTE_TAG, PAGE, PICTURE
-from harness.lineage.overview import DRAWN_TAG
-from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
-from harness.lineage.ui import VIEW_TAG, open_runs
+from harness.lineage.tracking import overview
+from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE
+from harness.lineage.tracking.overview import DRAWN_TAG
+from harness.lineage.tracking.ui import VIEW_TAG, open_runs
 
 
 def root_of(store: LineageStore) -> tuple[MlflowClient, str]:

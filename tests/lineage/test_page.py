@@ -14,13 +14,13 @@ import pytest
 from lineage_story import commit_story, key_of
 from test_cli import ask, tool  # noqa: F401  # a fixture
 
-from harness.lineage import page as page_module
-from harness.lineage.browse import newest
-from harness.lineage.drawing import DrawingError, dot_source, draw_svg
-from harness.lineage.graph import NodeSummary
-from harness.lineage.page import LOCAL_UI, page, ui_root
-from harness.lineage.picture import REWIND_FILE, REWINDS, Picture, picture_of
-from harness.lineage.record import LineageRecord, Parent
+from harness.lineage.browse.find import newest
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.record import LineageRecord, Parent
+from harness.lineage.page import page as page_module
+from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
+from harness.lineage.page.page import LOCAL_UI, page, ui_root
+from harness.lineage.page.picture import REWIND_FILE, REWINDS, Picture, picture_of
 from harness.lineage.store import LineageStore
 from harness.pruning import METHODS
 

@@ -11,10 +11,10 @@ from lineage_story import commit_story, key_of, network_files, signed_mask
 from mlflow import MlflowClient
 
 from harness import load_signed_mask
-from harness.lineage.browse import find_node
-from harness.lineage.record import LineageRecord
-from harness.lineage.registry import alias_of, model_name
+from harness.lineage.browse.find import find_node
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
+from harness.lineage.tracking.registry import alias_of, model_name
 
 NAME = "aws-digits-resnet20"
 

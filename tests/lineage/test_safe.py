@@ -15,11 +15,11 @@ from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
 from harness import load_checkpoint, load_signed_mask
-from harness.digest import sha256_file
-from harness.lineage.browse import find_node
+from harness.common.digest import sha256_file
+from harness.lineage.browse.find import find_node
 from harness.lineage.bundle import write_bundle
-from harness.lineage.server import download
 from harness.lineage.store import LineageStore
+from harness.lineage.tracking.server import download
 
 HARNESS = Path(__file__).parents[2] / "harness"
 

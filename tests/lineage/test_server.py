@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.faults import VARIABLE
-from harness.lineage.server import Server
+from harness.common.faults import VARIABLE
+from harness.lineage.tracking.server import Server
 
-MAKE = "import sys; from pathlib import Path; from harness.lineage.server import Server; "
+MAKE = "import sys; from pathlib import Path; from harness.lineage.tracking.server import Server; "
 MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
 
 
@@ -30,7 +30,7 @@ def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
 
 
 def test_a_database_that_another_process_made_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from harness.lineage import server
+    from harness.lineage.tracking import server
 
     path = tmp_path / "mlflow.db"
     monkeypatch.setattr(server, "reach", lambda point: path.write_text("theirs"))

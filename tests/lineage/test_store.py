@@ -16,10 +16,10 @@ from lineage_story import START_MS, commit_story, key_of
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord, Parent
-from harness.lineage.server import KEY_TAG, Server
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
+from harness.lineage.tracking.server import KEY_TAG, Server
 
 # every call that changes the store, in the order of a delivery
 SENDING = ["create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts"]

@@ -17,10 +17,10 @@ from mlflow import MlflowClient
 from test_cli import TOOL, ask, tool  # noqa: F401  # a fixture
 from tracking_server import free_port
 
-from harness.lineage import ui
-from harness.lineage.browse import find_node
+from harness.lineage.browse.find import find_node
 from harness.lineage.store import LineageStore
-from harness.lineage.ui import VIEW_TAG, open_runs
+from harness.lineage.tracking import ui
+from harness.lineage.tracking.ui import VIEW_TAG, open_runs
 
 
 def saved(store: LineageStore, address: str) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from harness import comparison
-from harness.comparison import Comparison, compare, compare_initial_norm
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.experiment import Experiment
+from harness.distributed.world import World
+from harness.experiment import comparison
+from harness.experiment.comparison import Comparison, compare, compare_initial_norm
+from harness.experiment.experiment import Experiment
 from harness.lineage.store import open_store
-from harness.training.world import World
 
 CONVENTIONS = ("cumulative", "ema", "none")
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from harness.data import DATASETS
 from harness.data.prepare import prepare
-from harness.experiment import Experiment
+from harness.experiment.experiment import Experiment
 
 sys.path.insert(0, str(Path(__file__).parent))  # for searching: pytest's importlib mode adds no directory
 

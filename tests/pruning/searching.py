@@ -8,12 +8,12 @@ from unittest.mock import patch
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
-from harness.experiment import Experiment
+from harness.distributed import world as world_module
+from harness.distributed.world import World
+from harness.experiment.experiment import Experiment
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import open_store
 from harness.runs.node import Node
-from harness.training import world as world_module
-from harness.training.world import World
 
 STEPS = 5
 """Optimizer steps of an epoch."""

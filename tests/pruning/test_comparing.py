@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from searching import STEPS
 
-from harness.comparison import Comparison, compare
 from harness.config import ComparisonConfig
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
+from harness.experiment.comparison import Comparison, compare
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import SearchResult, search
 from harness.runs.node import Node
-from harness.search import SearchResult, search
 
 FEW = ComparisonConfig(num_alphas=3, bn_images=300)
 BATCH = 256

@@ -16,12 +16,12 @@ import torch
 from comparing import CONVENTIONS, asked, opened
 
 from harness.analysis.barrier import BarrierCurve
-from harness.comparison import _BatchNormImages
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
-from harness.search import search
-from harness.training import world as world_module
-from harness.training.world import World
+from harness.distributed import world as world_module
+from harness.distributed.world import World
+from harness.experiment.comparison import _BatchNormImages
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import search
 
 IMAGE = 0.2
 """One test image of 500, in percentage points."""

@@ -9,13 +9,13 @@ import pytest
 import torch
 from searching import tag
 
-from harness.experiment import Experiment
+from harness.experiment.experiment import Experiment
+from harness.experiment.search import THETA_K, SearchResult, search
 from harness.lineage.proof import networks
 from harness.lineage.proof.findings import Claim
 from harness.lineage.proof.networks import Network
 from harness.masks import Mask
 from harness.runs.node import Node
-from harness.search import THETA_K, SearchResult, search
 
 OPTIONS: dict[str, dict[str, object]] = {
     "imp": {},

@@ -9,7 +9,7 @@ import pytest
 from searching import tag
 
 from harness.config import GemMinerConfig, OptimConfig, Schedule
-from harness.experiment import Experiment
+from harness.experiment.experiment import Experiment
 from harness.lineage.proof import verify
 from harness.lineage.store import open_store
 from harness.reproduction.collect import collect

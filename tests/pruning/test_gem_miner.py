@@ -9,17 +9,17 @@ import torch
 from searching import proved, tag
 
 from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_tensors
+from harness.common.seeds import SgdNoise
 from harness.config import GemMinerConfig, OptimConfig, Schedule
-from harness.digest import sha256_tensors
-from harness.experiment import SCORES, Experiment
-from harness.final import Trial, final_training
+from harness.experiment.experiment import SCORES, Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import SearchResult, search
 from harness.lineage.proof import gem
 from harness.lineage.proof.networks import Network
 from harness.models import classifier_of
 from harness.pruning.gem_miner import draw_scores
 from harness.runs.node import Node
-from harness.search import SearchResult, search
-from harness.seeds import SgdNoise
 from harness.training.loop import train
 
 GEM = GemMinerConfig(score_epochs=5, freeze_every_epochs=2, finetune=Schedule(2, "step"))
@@ -84,7 +84,7 @@ def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypa
         seen.append((options["optim"], options["schedule"], options["noise"], trained))
         train(model, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("harness.experiment.train", watched)
+    monkeypatch.setattr("harness.experiment.experiment.train", watched)
     search(own.using("gem_miner", sgd_seed=5))
     weights = own.partition.prunable | {"fc.weight"}
     scoring, tuning = (OptimConfig("sgd", lr, 0.9, weight_decay=decay) for lr, decay in ((0.1, 2e-5), (0.01, 1e-4)))

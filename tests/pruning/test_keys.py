@@ -10,17 +10,17 @@ import pytest
 import torch
 from searching import proved
 
-from harness import comparison
+from harness.common.digest import sha256_json
+from harness.common.machine import cuda_facts
 from harness.config import ComparisonConfig, Schedule
-from harness.digest import sha256_json
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
-from harness.initialisation import Initialisation
-from harness.lineage.local import DETERMINANTS
+from harness.distributed.world import World
+from harness.experiment import comparison
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.initialisation import Initialisation
+from harness.experiment.search import _steps, level_determinants, root_key, search
+from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined
-from harness.machine import cuda_facts
-from harness.search import _steps, level_determinants, root_key, search
-from harness.training.world import World
 from recipes.aws_digits import config as digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.

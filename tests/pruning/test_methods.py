@@ -8,15 +8,15 @@ import pytest
 import torch
 from searching import STEPS, proved, tag
 
+from harness.common.digest import sha256_tensors
+from harness.common.seeds import SgdNoise
 from harness.config import Schedule
-from harness.digest import sha256_tensors
-from harness.experiment import Experiment, Start
-from harness.final import Trial, final_training
+from harness.experiment.experiment import Experiment, Start
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import THETA_K, SearchResult, search
 from harness.masks import Mask, SignedMask
 from harness.pruning import METHODS, prune
 from harness.runs.node import Draft
-from harness.search import THETA_K, SearchResult, search
-from harness.seeds import SgdNoise
 
 Params = Mapping[str, torch.Tensor]
 

@@ -14,12 +14,12 @@ import torch.nn.functional as F
 from searching import STEPS
 from torch import nn
 
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
+from harness.common.seeds import SgdNoise, derive_seed
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import SearchResult, search
 from harness.masks import Mask
 from harness.runs.node import Node
-from harness.search import SearchResult, search
-from harness.seeds import SgdNoise, derive_seed
 
 Tensors = Mapping[str, torch.Tensor]
 Scope = tuple[str | int, ...]

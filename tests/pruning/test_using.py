@@ -10,15 +10,15 @@ import torch
 from safetensors.torch import save_file
 from searching import proved, tag
 
-from harness.digest import sha256_tensors
-from harness.experiment import Experiment
-from harness.final import Trial, final_training
+from harness.common.digest import sha256_tensors
+from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import SearchResult, search
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import open_store
 from harness.masks import SignedMask
 from harness.pruning import prune_to
 from harness.runs.node import Node
-from harness.search import SearchResult, search
 from recipes.pretrained_ticket import Settings
 from recipes.pretrained_ticket import config as pretrained_ticket
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 
 from harness.checkpoint import Checkpoint
-from harness.digest import sha256_file
-from harness.lineage.local import json_bytes
+from harness.common.digest import sha256_file
+from harness.lineage.nodes.local_files import json_bytes
 from harness.masks import Mask, SignedMask
 from harness.models import build_model
 

@@ -14,14 +14,14 @@ import pytest
 from bad_inputs import BAD_INPUTS, Bad, Place
 from launching import REPOSITORY
 
-import harness.experiment
+import harness.experiment.experiment
+from harness.cli.launch import launched, launched_ticket
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
 from harness.data import open_data
 from harness.data.prepare import prepare
-from harness.final import Trial, final_training
-from harness.launch import launched, launched_ticket
-from harness.lineage.local import LocalNodes
-from harness.search import search
+from harness.experiment.final import Trial, final_training
+from harness.experiment.search import search
+from harness.lineage.nodes.local_files import LocalNodes
 
 
 def settings(place: Path, num_levels: int) -> SearchConfig:
@@ -55,7 +55,7 @@ def no_training(monkeypatch) -> None:
     def begun(*args: object, **kwargs: object) -> None:
         raise AssertionError("a training began")
 
-    monkeypatch.setattr(harness.experiment, "train", begun)
+    monkeypatch.setattr(harness.experiment.experiment, "train", begun)
 
 
 def launch(bad: Bad, place: Place) -> None:

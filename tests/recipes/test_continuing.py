@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.launch import launched
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
-from harness.launch import launched
-from harness.lineage.code import code_version
-from harness.search import search
-from harness.training.stop import StoppedError, StopRequest
-from harness.training.world import World
+from harness.distributed.stop import StoppedError, StopRequest
+from harness.distributed.world import World
+from harness.experiment.search import search
+from harness.lineage.nodes.code import code_version
 
 LOOKS = 7
 """At whether it is told to stop, before it is; an epoch has 20 steps."""

@@ -53,7 +53,7 @@ def test_every_header_is_a_command_for_this_file_and_a_recipe():
 def test_two_cpu_processes_are_one_world_of_two(tmp_path):
     script = tmp_path / "who.py"
     script.write_text(
-        "from harness.training.world import World\n"
+        "from harness.distributed.world import World\n"
         "import torch\n"
         "world = World()\n"
         "ranks = int(world.sum(torch.tensor(1 + world.rank)))\n"

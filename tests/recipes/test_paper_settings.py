@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from harness.cli.launch import parse_network
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule
-from harness.launch import parse_network
 from harness.models import MODELS
 from recipes import aws_cifar10, aws_cifar100, aws_imagenet, aws_tiny_imagenet
 

@@ -60,9 +60,9 @@ from dataclasses import replace
 from pathlib import Path
 from harness.config import DataConfig, ModelConfig
 from harness.data import manifest
-from harness.experiment import Experiment
+from harness.experiment.experiment import Experiment
 from harness.lineage.store import open_store
-from harness.training.world import OtherRankFailedError, World
+from harness.distributed.world import OtherRankFailedError, World
 from recipes.aws_digits import config as digits
 
 def say(word):

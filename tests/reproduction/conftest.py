@@ -13,8 +13,8 @@ import torch
 from harness.analysis.barrier import BarrierCurve
 from harness.checkpoint import Checkpoint
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord, Metric, Parent
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
 from harness.models import build_model, partition_of
 from harness.reproduction.figure import figure_named

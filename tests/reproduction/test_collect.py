@@ -13,7 +13,7 @@ from scipy import stats
 
 from harness.analysis.barrier import BarrierCurve
 from harness.config import ComparisonConfig, GemMinerConfig, to_json
-from harness.lineage.record import Metric
+from harness.lineage.nodes.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
@@ -147,7 +147,7 @@ def test_tickets_are_found_on_one_data_set_and_used_on_another(made_up, plan):
 
 
 def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
-    from harness.lineage.record import Parent
+    from harness.lineage.nodes.record import Parent
 
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
     made.everything()

@@ -8,19 +8,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness import machine
 from harness.checkpoint import Checkpoint
-from harness.lineage.record import Parent
+from harness.common import machine
+from harness.common.machine import cuda_facts
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import World
+from harness.lineage.nodes.record import Parent
 from harness.lineage.store import LineageStore, open_store
-from harness.machine import cuda_facts
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.runs.archive import Archive
-from harness.runs.keeper import RunKeeper, Saving
 from harness.runs.node import Draft
+from harness.runs.state_saver import RunKeeper, Saving
 from harness.training.resume import TrainingState
-from harness.training.stop import StoppedError
-from harness.training.world import World
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from harness.digest import sha256_json
-from harness.lineage.record import LineageRecord
+from harness.common.digest import sha256_json
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
-from harness.runs.courier import Courier
+from harness.runs.delivery_thread import Courier
 
 KEYS = [sha256_json(f"run {number}") for number in range(4)]
 
@@ -101,7 +101,7 @@ def test_the_end_of_a_launch_tries_once_more(courier: Courier, mlflow: Store):
 
 
 def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(courier: Courier, mlflow: Store, monkeypatch):
-    monkeypatch.setattr("harness.runs.courier.STOPPING_SECONDS", 0.2)
+    monkeypatch.setattr("harness.runs.delivery_thread.STOPPING_SECONDS", 0.2)
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None
     began = time.monotonic()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.lineage.local import LocalNodes
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof import verify
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.reload import load_checkpoint, load_signed_mask

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from harness.runs.status import reported
-from harness.training.stop import StoppedError
+from harness.distributed.status import reported
+from harness.distributed.stop import StoppedError
 
 GLOO = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import harness.runs.unfinished
-from harness.digest import sha256_json
+from harness.common.digest import sha256_json
 from harness.runs.unfinished import BusyError, Unfinished
 
 KEY = sha256_json("a run")

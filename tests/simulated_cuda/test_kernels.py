@@ -10,7 +10,7 @@ from gpu_steps import Repeated, take_steps
 from label import DEVICE, Record
 from small_training import open_world
 
-from harness.seeds import SgdNoise
+from harness.common.seeds import SgdNoise
 
 
 class Counted(Repeated):

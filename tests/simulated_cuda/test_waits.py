@@ -13,12 +13,12 @@ from label import DEVICE, Record, Wait, listing
 from small_training import open_world
 
 from harness.analysis.barrier import barrier_curve
+from harness.common.seeds import SgdNoise
 from harness.config import Schedule
 from harness.data.memory_loader import memory_loaders
 from harness.data.spec import CropFlip, DataSpec, RawSource, ZoomFlip
-from harness.final import Trial, final_training
+from harness.experiment.final import Trial, final_training
 from harness.models import build_model
-from harness.seeds import SgdNoise
 from harness.training.batchnorm import batchnorm_layers, reestimate_batchnorm
 from harness.training.evaluate import evaluate
 

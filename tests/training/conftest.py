@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.training.world import World
+from harness.distributed.world import World
 
 sys.path.insert(0, str(Path(__file__).parent))  # for small_training: pytest's importlib mode adds no directory
 

@@ -8,16 +8,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
+from harness.distributed import world as world_module
+from harness.distributed.single_process import AloneAccelerator
+from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models.partition import ParamPartition
 from harness.pruning import METHODS, NormState
-from harness.seeds import SgdNoise
-from harness.training import world as world_module
-from harness.training.alone import AloneAccelerator
 from harness.training.loop import EpochReport, train
 from harness.training.resume import TrainingState
-from harness.training.world import World
 
 STEPS, BATCH, EPOCHS = 4, 8, 2
 

@@ -9,14 +9,14 @@ import torch.nn.functional as F
 from small_training import EPOCHS, STEPS, Fixed, Memory, network, noisy, open_world, run, some_mask
 from torch import nn
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
+from harness.distributed.single_process import AloneAccelerator
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import World
 from harness.pruning import METHODS, NormState
-from harness.seeds import SgdNoise
-from harness.training.alone import AloneAccelerator
 from harness.training.loop import NonFiniteLossError, _Step
 from harness.training.resume import capture
-from harness.training.stop import StoppedError
-from harness.training.world import World
 
 NOISE = SgdNoise(1, ("search", 0))
 PSI = ("1.weight", "1.bias")

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from small_training import STEPS, Fixed, Memory, network, run
 
+from harness.common.seeds import SgdNoise
 from harness.config import GemMinerConfig, OptimConfig, Schedule
+from harness.distributed.stop import StoppedError
 from harness.masks import Mask
 from harness.pruning.gem_miner import ScoreTraining, draw_scores, kept_counts, num_freezings
-from harness.seeds import SgdNoise
-from harness.training.stop import StoppedError
 
 EPOCHS, EVERY, DENSITY, PENALTY, LR = 7, 2, 0.3, 0.001, 1.0
 SCORED = ("0.weight", "4.weight")

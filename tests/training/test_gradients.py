@@ -13,13 +13,13 @@ TRAINING = """
     import torch
     from torch import nn
     from harness.config import OptimConfig, Schedule
-    from harness.digest import sha256_tensors
+    from harness.common.digest import sha256_tensors
     from harness.masks import Mask
     from harness.models import build_model
-    from harness.seeds import SgdNoise
+    from harness.common.seeds import SgdNoise
     from harness.training.loop import train
-    from harness.training.stop import StoppedError
-    from harness.training.world import World
+    from harness.distributed.stop import StoppedError
+    from harness.distributed.world import World
     sys.path.insert(0, "tests/training")
     from small_training import Memory
 

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from small_training import EPOCHS, STEPS, Fixed, OnesNoise, network, run, some_mask
 from torch import nn
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
-from harness.seeds import SgdNoise
 from harness.training.loop import NonFiniteLossError
 
 

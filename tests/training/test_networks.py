@@ -7,13 +7,13 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
+from harness.distributed.world import World
 from harness.masks import Mask, SignedMask
 from harness.models import MODELS, ParamPartition, build_model, partition_of
 from harness.pruning import METHODS, NormState
-from harness.seeds import SgdNoise
 from harness.training.loop import train
-from harness.training.world import World
 
 STEPS, BATCH = 3, 4
 # sizes that make a step fast

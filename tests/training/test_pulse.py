@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.training.pulse import COMPUTING, MEETING, READING, Place, Pulse, _Peer, frame, take_frames
+from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Place, Pulse, _Peer, frame, take_frames
 
 SILENT_SECONDS = 2.0
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = """
     import os, sys, threading, time
     from pathlib import Path
-    from harness.training.pulse import Pulse
+    from harness.distributed.heartbeat import Pulse
 
     rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 
@@ -155,7 +155,7 @@ def test_connections_of_others_are_hung_up_on(launch, tmp_path):
 
 
 TRAINING = """
-    from harness.training.pulse import COMPUTING, MEETING, READING, Place
+    from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Place
     pulse.place = place = Place(f"L0{rank}")
     place.at, place.begun = (2, 17, MEETING), True
     def take_steps(count, seconds):
@@ -305,7 +305,7 @@ def test_rank_0_may_work_alone_for_longer_than_late_processes_are_waited_for():
     script = """
         import time
         from datetime import timedelta
-        from harness.training import world
+        from harness.distributed import world
         world._JOINING = timedelta(seconds=4)
         joined = world.World()
         joined.on_main(lambda: time.sleep(6))

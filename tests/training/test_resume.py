@@ -8,7 +8,7 @@ from small_training import EPOCHS, STEPS, Memory, network, noisy, run
 from torch import nn
 
 from harness.config import OptimConfig
-from harness.training.stop import StoppedError
+from harness.distributed.stop import StoppedError
 
 
 @pytest.mark.parametrize(

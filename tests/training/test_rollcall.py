@@ -25,7 +25,7 @@ STORE = """
 """
 WORKER = """
     import os, sys, time
-    from harness.training.rollcall import RollCall
+    from harness.distributed.joining import RollCall
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}", TORCHELASTIC_USE_AGENT_STORE="True")
     os.environ.update(RANK="{rank}", LOCAL_RANK="{local_rank}", WORLD_SIZE="{size}")
     with RollCall(silent_seconds={silent_seconds}):
@@ -40,7 +40,7 @@ class Launch:
 
     def __init__(self, place: Path) -> None:
         self.context = multiprocessing.get_context("forkserver")
-        self.context.set_forkserver_preload(["harness.training.rollcall"])
+        self.context.set_forkserver_preload(["harness.distributed.joining"])
         self.place, self.processes = place, {}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

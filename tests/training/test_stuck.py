@@ -25,7 +25,7 @@ SCRIPT = f"""
     sys.path.insert(0, {str(Path(__file__).parent)!r})
     from small_training import Fixed, Memory, network, run
     from harness.config import Schedule
-    from harness.training.world import World
+    from harness.distributed.world import World
 
     world = World(stuck_after={STUCK_SECONDS / 60})
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from small_training import open_world
 
-from harness.training.world import World
+from harness.distributed.world import World
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -39,7 +39,7 @@ def test_unknown_precision_is_refused():
 
 
 def test_a_world_that_fell_apart_is_refused(monkeypatch):
-    from harness.training.world import _check_world
+    from harness.distributed.world import _check_world
 
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="asked for 2 processes"):
@@ -47,7 +47,7 @@ def test_a_world_that_fell_apart_is_refused(monkeypatch):
 
 
 def test_processes_that_were_never_started_are_refused(monkeypatch):
-    from harness.training.world import _check_world
+    from harness.distributed.world import _check_world
 
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
@@ -61,7 +61,7 @@ def test_a_failure_on_any_rank_ends_all():
     """Two processes; the second fails before the first collective operation of the first."""
     script = """
         import sys, os
-        from harness.training.world import OtherRankFailedError, World
+        from harness.distributed.world import OtherRankFailedError, World
         world = World()
         def work():
             if world.rank == 1:
@@ -117,7 +117,7 @@ def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
         if os.environ["RANK"] == "1":
             time.sleep(2.0)
             os.kill(os.getpid(), signal.SIGKILL)
-        from harness.training.world import World
+        from harness.distributed.world import World
         World()
     """)
     try:
@@ -134,7 +134,8 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
     script = f"""
         import os, time
         from pathlib import Path
-        from harness.training import rollcall, world
+        from harness.distributed import joining as rollcall
+        from harness.distributed import world
         place, rank = Path({str(tmp_path)!r}), os.environ["RANK"]
 
         class RollCall(rollcall.RollCall):

@@ -14,7 +14,7 @@ def about() -> dict[str, str]:
     """Return date, hardware, system, versions and code in words."""
     import torch
 
-    from harness.lineage.code import code_version
+    from harness.lineage.nodes.code import code_version
 
     code = code_version()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30

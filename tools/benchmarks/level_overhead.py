@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import harness.experiment
-import harness.search
+import harness.experiment.experiment
+import harness.experiment.search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
-from harness.experiment import Experiment
-from harness.lineage.local import LocalNodes
+from harness.distributed.world import World
+from harness.experiment.experiment import Experiment
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import LineageStore, open_store
-from harness.runs.courier import Courier
-from harness.training.world import World
+from harness.runs.delivery_thread import Courier
 from tools.benchmarks.row import Row
 
 GOAL = 0.02
@@ -65,10 +65,10 @@ class Clock:
 
 WORK = "work"
 _PARTS: tuple[tuple[object, str, str], ...] = (
-    (harness.experiment, "train", WORK),
-    (harness.experiment, "evaluate", WORK),
-    (harness.experiment, "reestimate_batchnorm", WORK),
-    (harness.experiment, "sha256_tensors", "hashing"),
+    (harness.experiment.experiment, "train", WORK),
+    (harness.experiment.experiment, "evaluate", WORK),
+    (harness.experiment.experiment, "reestimate_batchnorm", WORK),
+    (harness.experiment.experiment, "sha256_tensors", "hashing"),
     (LocalNodes, "commit", "committing"),
     (LineageStore, "find", "MLflow"),
     (Courier, "send", "MLflow"),
@@ -120,7 +120,7 @@ def _timed_levels(data: str, directory: Path) -> list[dict[str, float]]:
     for _ in experiment.bn_batches(0, 2 * config.global_batch_size):
         pass
     levels: list[dict[str, float]] = []
-    run_level = harness.search._level
+    run_level = harness.experiment.search._level
 
     def level(*args: Any) -> Any:
         clock = Clock()
@@ -133,8 +133,8 @@ def _timed_levels(data: str, directory: Path) -> list[dict[str, float]]:
         levels.append(clock.seconds)
         return node
 
-    with patch.object(harness.search, "_level", level):
-        harness.search.search(experiment)
+    with patch.object(harness.experiment.search, "_level", level):
+        harness.experiment.search.search(experiment)
     return levels
 
 

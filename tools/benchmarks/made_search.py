@@ -14,17 +14,16 @@ from typing import Any
 
 import torch
 
-from harness import transfer
 from harness.checkpoint import Checkpoint
+from harness.common.digest import canonical_json, sha256_json, sha256_tensors
+from harness.common.seeds import SgdNoise, alpha_mean
 from harness.config import SearchConfig, to_json
-from harness.digest import canonical_json, sha256_json, sha256_tensors
-from harness.lineage.code import code_version
-from harness.lineage.local import DETERMINANTS, LocalNodes
+from harness.lineage.nodes.code import code_version
+from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.lineage.proof.networks import Architecture
-from harness.lineage.record import LineageRecord, Metric, Parent
-from harness.masks import Mask, SignedMask
+from harness.masks import Mask, SignedMask, transfer
 from harness.pruning import prune
-from harness.seeds import SgdNoise, alpha_mean
 
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
 NUM_TRAIN = 1297

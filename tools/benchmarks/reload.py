@@ -15,8 +15,8 @@ from statistics import median
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.lineage.local import LocalNodes
-from harness.lineage.record import LineageRecord
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.reload import CHECKPOINT, SIGNED_MASK, load_signed_mask
 from harness.lineage.store import open_store
 from harness.masks import Mask, SignedMask

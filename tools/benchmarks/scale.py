@@ -19,8 +19,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.lineage.browse import ancestors, family, newest
-from harness.lineage.query import Query
+from harness.lineage.browse.find import ancestors, family, newest
+from harness.lineage.browse.query import Query
 from harness.lineage.reload import load_signed_mask
 from harness.lineage.store import LineageStore, open_store
 from tools.benchmarks.many_runs import EXPERIMENT, LEVELS, SEARCHES, TRAININGS, ManyRuns, make

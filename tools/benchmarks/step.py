@@ -17,14 +17,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
+from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
-from harness.seeds import SgdNoise
 from harness.training.loop import train
 from harness.training.optim import build_optimizer
-from harness.training.world import World
 from tools.benchmarks.row import Row
 
 GOAL = 1.03

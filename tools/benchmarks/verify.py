@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.lineage.local import LocalNodes
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof.networks import Architecture
 from tools.benchmarks.made_search import MadeSearch
 from tools.benchmarks.row import Row

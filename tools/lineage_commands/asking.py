@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import tyro
 
-from harness.lineage.browse import (
+from harness.lineage.browse.difference import Difference, diff
+from harness.lineage.browse.find import (
     ancestors,
     descendants,
     family,
@@ -17,10 +18,9 @@ from harness.lineage.browse import (
     relatives,
     way,
 )
-from harness.lineage.difference import Difference, diff
-from harness.lineage.graph import NodeSummary
-from harness.lineage.listing import tree_lines
-from harness.lineage.query import Query, parse_density, parse_since
+from harness.lineage.browse.listing import tree_lines
+from harness.lineage.browse.query import Query, parse_density, parse_since
+from harness.lineage.nodes.graph import NodeSummary
 from harness.lineage.store import LineageStore
 from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_difference, print_json, print_node, print_nodes, print_path

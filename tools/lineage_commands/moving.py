@@ -9,11 +9,11 @@ from typing import Literal
 
 import tyro
 
-from harness.escape import for_terminal
-from harness.lineage.browse import find_node, lineage_of, newest
+from harness.common.escape import for_terminal
+from harness.lineage.browse.export import edges, write_export
+from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.bundle import import_bundle, write_bundle
-from harness.lineage.export import edges, write_export
-from harness.lineage.graph import NodeSummary
+from harness.lineage.nodes.graph import NodeSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
 from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json

@@ -10,9 +10,9 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from harness.escape import for_terminal
-from harness.lineage.server import RefusedError
+from harness.common.escape import for_terminal
 from harness.lineage.store import DEFAULT_DIRECTORY, DEFAULT_EXPERIMENT, LineageStore, open_store
+from harness.lineage.tracking.server import RefusedError
 
 Answer = TypeVar("Answer")
 

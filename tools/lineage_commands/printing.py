@@ -10,11 +10,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.escape import for_terminal
-from harness.lineage.difference import Difference
-from harness.lineage.graph import NodeSummary
-from harness.lineage.listing import columns, short_id
-from harness.signs import overlap_by_chance
+from harness.common.escape import for_terminal
+from harness.lineage.browse.difference import Difference
+from harness.lineage.browse.listing import columns, short_id
+from harness.lineage.nodes.graph import NodeSummary
+from harness.masks.signs import overlap_by_chance
 
 JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
 

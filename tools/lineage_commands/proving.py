@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from harness.escape import for_terminal
+from harness.common.escape import for_terminal
 from harness.lineage.proof import CHECKS, Findings, Note, verify
 from harness.runs.garbage import Policy, delete_garbage, find_garbage
 from tools.lineage_commands.place import Place, Where

@@ -17,13 +17,13 @@ from typing import IO
 
 import tyro
 
-from harness.escape import for_terminal, redact
-from harness.lineage.browse import find_node, lineage_of, newest
-from harness.lineage.graph import NodeSummary
-from harness.lineage.page import is_page, page, ui_root
-from harness.lineage.query import Query
+from harness.common.escape import for_terminal, redact
+from harness.lineage.browse.find import find_node, lineage_of, newest
+from harness.lineage.browse.query import Query
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.page.page import is_page, page, ui_root
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
-from harness.lineage.ui import open_runs
+from harness.lineage.tracking.ui import open_runs
 from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
 

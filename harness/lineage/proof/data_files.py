@@ -8,10 +8,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from harness.common.digest import sha256_file, sha256_json
 from harness.data.manifest import SPLITS, Manifest
-from harness.digest import sha256_file, sha256_json
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Claim, Findings
-from harness.lineage.record import LineageRecord
 
 
 @dataclass(frozen=True)

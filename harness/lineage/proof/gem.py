@@ -9,11 +9,11 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
+from harness.common.digest import sha256_tensors
 from harness.config import search_from_json
-from harness.digest import sha256_tensors
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Claim
 from harness.lineage.proof.networks import Network, Params
-from harness.lineage.record import LineageRecord
 from harness.pruning import Plan
 from harness.pruning.gem_miner import draw_scores, effective, kept_counts, num_freezings, start
 

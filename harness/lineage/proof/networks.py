@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 
-from harness import transfer
 from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_tensors
 from harness.config import NETWORKS_OWN, UnprunedSigns, search_from_json
-from harness.digest import sha256_tensors
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Claim
-from harness.lineage.record import LineageRecord
-from harness.masks import Mask, SignedMask
+from harness.masks import Mask, SignedMask, transfer
 from harness.models import ParamPartition, build_model, classifier_of, draw_model, partition_of
 from harness.pruning import METHODS, Plan
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Mapping
 
 import networkx
 
+from harness.lineage.nodes.record import Parent
 from harness.lineage.proof.findings import Claim, Findings
 from harness.lineage.proof.places import Place
-from harness.lineage.record import Parent
 
 _FROM = {
     ("search", "initialised-from"): ("search", "level", "training"),

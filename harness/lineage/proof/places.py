@@ -8,15 +8,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.digest import sha256_file
-from harness.lineage.browse import family, find_node
-from harness.lineage.delivery import run_tags
-from harness.lineage.graph import NodeSummary
-from harness.lineage.local import RECORD, LocalNodes, read_record, read_sums
+from harness.common.digest import sha256_file
+from harness.lineage.browse.find import family, find_node
+from harness.lineage.nodes.absent_files import Tombstone, read_tombstones
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record, read_sums
+from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
 from harness.lineage.proof.findings import Claim, Findings
-from harness.lineage.record import KINDS, LineageRecord, Parent
 from harness.lineage.store import LineageStore
-from harness.lineage.tombstone import Tombstone, read_tombstones
+from harness.lineage.tracking.delivery import run_tags
 
 _KEYS_PER_REQUEST = 50
 

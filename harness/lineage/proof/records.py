@@ -6,13 +6,13 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from harness.common.digest import canonical_json
+from harness.common.seeds import SgdNoise, alpha_mean, search_scope
 from harness.config import search_from_json
-from harness.digest import canonical_json
-from harness.lineage.local import DETERMINANTS
+from harness.lineage.nodes.local_files import DETERMINANTS
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Claim
-from harness.lineage.record import LineageRecord
 from harness.pruning import METHODS, Plan
-from harness.seeds import SgdNoise, alpha_mean, search_scope
 
 Determinants = Mapping[str, Any]
 

@@ -11,18 +11,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import Checkpoint, Pretrained, read_network
 from harness.config import UnprunedSigns
 from harness.data import DATASETS
-from harness.lineage.local import LocalNodes
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof import gem, networks, records
 from harness.lineage.proof.findings import Claim, Findings
 from harness.lineage.proof.networks import Architecture, Network, Params
 from harness.lineage.proof.places import Place
-from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
-from harness.pretrained import Pretrained, read_network
 from harness.pruning import METHODS
 
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"

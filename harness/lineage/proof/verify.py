@@ -11,14 +11,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from harness.lineage.local import CONFIG, DETERMINANTS, LocalNodes, read_record
+from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS, LocalNodes, read_record
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof import records
 from harness.lineage.proof.data_files import check_data
 from harness.lineage.proof.findings import Claim, Findings
 from harness.lineage.proof.origins import check_origins, in_order
 from harness.lineage.proof.places import Place, all_places, check_artifacts, check_local, check_tags, places_of
 from harness.lineage.proof.tensors import Tensors
-from harness.lineage.record import LineageRecord
 from harness.lineage.store import LineageStore
 
 BARRIER = "barrier.json"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data import open_data
-from harness.lineage.local import LocalNodes
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof import Findings, verify
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import open_store

@@ -13,9 +13,9 @@ import pytest
 from made import FOREIGN, found, local, make
 from tracking_server import free_port, server
 
+from harness.lineage.nodes.absent_files import Tombstone, write_tombstones
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
-from harness.lineage.tombstone import Tombstone, write_tombstones
 from tools.benchmarks.made_search import CHECKPOINT, SIGNED_MASK, THETA_INIT, MadeSearch
 
 TOOL = Path(__file__).parents[3] / "tools" / "lineage.py"
@@ -106,7 +106,7 @@ def test_masks_swapped_with_all_digests_forged(whole: MadeSearch, tmp_path: Path
 
 def forge_digests(directory: Path) -> None:
     """Make record and list of digests agree with the files as they are."""
-    from harness.digest import sha256_file
+    from harness.common.digest import sha256_file
 
     record = json.loads((directory / "record.json").read_text())
     record["files"] = {name: sha256_file(directory / name) for name in record["files"]}

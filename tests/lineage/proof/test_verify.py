@@ -11,9 +11,9 @@ import pytest
 import torch
 from made import ARCHITECTURE, FOREIGN, found, local, make
 
-from harness.digest import sha256_json
+from harness.common.digest import sha256_json
+from harness.lineage.nodes.record import Parent
 from harness.lineage.proof import CHECKS, verify
-from harness.lineage.record import Parent
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
 from tools.benchmarks.made_search import Change, Draft

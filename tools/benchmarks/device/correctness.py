@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from harness.analysis.barrier import ALPHAS, barrier_curve
 from harness.checkpoint import Checkpoint
+from harness.distributed.world import World
 from harness.models import build_model
-from harness.training.world import World
 from tools.benchmarks.device.feeds import augmented
 from tools.benchmarks.device.parts import Finding
 from tools.benchmarks.device.ways import BatchesOf, Case, Network, our_way

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from harness.training.world import World
+from harness.distributed.world import World
 from tools.benchmarks.device.parts import Finding
 from tools.benchmarks.device.ways import now
 

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from harness.common.seeds import SgdNoise
 from harness.data import normalize
-from harness.data.loader import TrainOrder
+from harness.data.loaders import TrainOrder
 from harness.data.memory_loader import MemoryTrainLoader, ResidentSplit
 from harness.data.spec import CropFlip, DataSpec, RawSource
-from harness.seeds import SgdNoise
 from harness.training.feed import TrainFeed
 from tools.benchmarks.device.ways import BatchesOf, Case
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from harness.training.world import World
+from harness.distributed.world import World
 from tools.benchmarks.device.feeds import augmented, from_uint8, normalised
 from tools.benchmarks.device.parts import Finding
 from tools.benchmarks.device.ways import (

@@ -13,14 +13,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Precision, Schedule
+from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, ForwardView, NormState, prune
-from harness.seeds import SgdNoise
 from harness.training.loop import Batches, train
 from harness.training.optim import build_optimizer
-from harness.training.world import World
 from tools.benchmarks.device.published import PublishedStep, convert_
 
 WARM_UP_STEPS = 3

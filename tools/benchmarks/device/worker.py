@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 import torch
 
-from harness.training.world import World
+from harness.distributed.world import World
 from tools.benchmarks.about import about
 from tools.benchmarks.device.parts import Finding
 

@@ -1,0 +1,344 @@
+"""From a command line to an experiment: parse, start the processes, open the store, close in order."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import sys
+from argparse import ArgumentParser
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from harness.analysis.summary import epsilon_from_dense
+from harness.cli.terminal import print_comparison, print_search
+from harness.common.logging import say
+from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, known, search_from_json
+from harness.distributed.status import reported
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import OtherRankFailedError, World
+from harness.experiment.comparison import Question, compare, compare_initial_norm
+from harness.experiment.experiment import Experiment
+from harness.experiment.search import search
+from harness.lineage.browse.find import find_node
+from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.store import LineageStore, open_store
+from harness.runs.archive import find
+from harness.runs.node import Node
+from harness.training.loop import NonFiniteLossError
+
+Config = TypeVar("Config")
+
+EXIT_STOPPED = 75
+"""Of a launch that was asked to stop (sysexits.h: try again later); launchers make 1 of it: see runs.status."""
+
+USER_ERRORS = (ValueError, LookupError, OSError, NonFiniteLossError)
+"""Errors that speak to the user in one line; a traceback would only hide it."""
+
+
+def parse(kind: type[Config], description: str | None, default: Config | None = None) -> Config:
+    """Read the command line into `kind`; every field of it is an option of the same name."""
+    if default is None:
+        return tyro.cli(kind, description=description)
+    return tyro.cli(kind, description=description, default=default)
+
+
+@contextmanager
+def clear_errors() -> Iterator[None]:
+    """Turn errors that are the user's to mend into one line on standard error and exit code 1.
+
+    Set HARNESS_TRACEBACK=1 to see where they were raised.
+    """
+    try:
+        yield
+    except OtherRankFailedError:
+        sys.exit(1)
+    except StoppedError as error:
+        print(f"stopped: {error}. Nothing is lost: the same command goes on from here", file=sys.stderr)
+        sys.exit(EXIT_STOPPED)
+    except KeyError:
+        raise  # a bug of ours, not the user's to mend
+    except USER_ERRORS as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still has to print
+            return
+        if os.environ.get("HARNESS_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader has gone, as `| head` does when it has enough: no error."""
+    ends = select.poll()
+    ends.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in ends.poll(0))
+
+
+def parse_network(
+    description: str | None, presets: Sequence[SearchConfig], arguments: Sequence[str] | None = None
+) -> SearchConfig:
+    """Read the command line (or `arguments`) of a recipe that has settings for several networks, the first its default.
+
+    `--network NAME` takes those of a network, which every other option then changes. A `--model.name` that has settings
+    of its own here is refused: it would be trained with another network's.
+    """
+    names = [preset.model.name for preset in presets]
+    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--network", default=names[0])
+    chosen, rest = chooser.parse_known_args(arguments)
+    name = known("network", chosen.network, names)
+    told = f"{description or ''}\n--network NAME takes the settings of: {', '.join(names)}. Below are those of {name}."
+    settings = tyro.cli(SearchConfig, args=rest, description=told, default=presets[names.index(name)])
+    other = settings.model.name
+    if other != name and other in names:
+        raise ValueError(
+            f"--model.name {other} would be trained with the settings of {name}; say --network {other}, which takes "
+            "its own, and change of them what you like"
+        )
+    if int(os.environ.get("RANK", 0)) == 0:
+        foreign = "" if other == name else f" (this recipe has none for {other}: those of {name})"
+        say(f"settings: {_in_short(settings)}{foreign}")
+    return settings
+
+
+def _in_short(settings: SearchConfig) -> str:
+    optim, final = settings.optim, settings.final
+    epochs = f"{settings.warmup_epochs} + {settings.num_levels}·{settings.level_epochs}"
+    return (
+        f"{settings.model.name}, {optim.name}, lr {optim.lr:g}, weight decay {optim.weight_decay:g}, "
+        f"batch {settings.global_batch_size}, epochs {epochs}, final {final.epochs} ({final.lr_schedule})"
+    )
+
+
+def run_search(description: str | None, default: SearchConfig | Sequence[SearchConfig]) -> None:
+    """The whole of a recipe: read the options, search, say what was found and how to use it.
+
+    `default` is the recipe's settings, or those for each of several networks (see `parse_network`).
+    """
+    with clear_errors():
+        if isinstance(default, SearchConfig):
+            settings = parse(SearchConfig, description, default)
+        else:
+            settings = parse_network(description, default)
+        with launched(settings) as experiment:
+            print_search(experiment, search(experiment))
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRun:
+    """A logged run, and how it is compared."""
+
+    first: Annotated[str, tyro.conf.Positional]
+    """Run ID of a level (of a final training too, where two runs are compared)."""
+    comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
+    json: bool = False
+    """Print the result as JSON on standard output."""
+    data_directory: Path | None = None
+    """Instead of the data directory recorded with the first run."""
+    loader: Literal["ffcv", "memory"] | None = None
+    """Instead of the loader recorded with the first run."""
+    runs: Path = Path("runs")
+    """Where finished runs are kept."""
+    experiment: str = "signed-tickets"
+    """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs alone and send nothing to MLflow now."""
+
+    @property
+    def ticket(self) -> TicketConfig:
+        """What opens the first run's experiment."""
+        return TicketConfig(
+            self.first,
+            data_directory=self.data_directory,
+            loader=self.loader,
+            runs=self.runs,
+            experiment=self.experiment,
+            offline=self.offline,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPair(OneRun):
+    """Two logged trainings of one ticket, and how they are compared."""
+
+    second: Annotated[str, tyro.conf.Positional]
+    """Run ID of the other."""
+    epsilon: float | None = None
+    """Say whether they are connected: whether the barrier is at most this many points."""
+    dense: tuple[str, ...] = ()
+    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and self.dense:
+            raise ValueError("give --epsilon or --dense, not both")
+        if len(self.dense) == 1:
+            raise ValueError("--dense needs two or more runs: the sd of one test error is not defined")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityPair(RunPair):
+    """Two logged trainings of one start under different sgd_seeds, and how they are compared."""
+
+    cross_init: bool = False
+    """Compare different starts too; the authors' scripts do."""
+
+
+def ask_initial_norm(description: str | None) -> None:
+    """Read a level's run ID from the command line; print and record the barrier to its copy with ψ_init."""
+    with clear_errors():
+        asked = parse(OneRun, description)
+        with launched_ticket(asked.ticket) as (experiment, ticket):
+            result = compare_initial_norm(experiment, ticket, asked.comparison)
+            if result is not None:
+                print_comparison("norm_init", result, None, as_json=asked.json)
+
+
+def compare_runs(question: Question, description: str | None) -> None:
+    """Read two run IDs from the command line, compare them, print and record the barrier."""
+    with clear_errors():
+        pair = parse(StabilityPair if question == "stability" else RunPair, description)
+        with launched_ticket(pair.ticket, kinds=("level", "training")) as (experiment, first):
+            epsilon = experiment.world.on_main(lambda: _epsilon(experiment, pair))
+            second = experiment.archive.load(shared_key(experiment, pair.second))
+            cross_init = isinstance(pair, StabilityPair) and pair.cross_init
+            result = compare(experiment, first, second, question, pair.comparison, cross_init=cross_init)
+            if result is not None:
+                print_comparison(question, result, epsilon, as_json=pair.json)
+
+
+def _epsilon(experiment: Experiment, pair: RunPair) -> float | None:
+    if not pair.dense:
+        return pair.epsilon
+    return epsilon_from_dense([_dense_error(experiment, text) for text in pair.dense])
+
+
+def _dense_error(experiment: Experiment, text: str) -> float:
+    record = record_of(experiment.store, text)
+    if record.tags.get("kind_of_training") != "dense":
+        raise ValueError(f"run {text} ({record.name}) is no dense training")
+    for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
+        if record.tags.get(what) != own:
+            raise ValueError(f"run {text} ({record.name}) has another {what}: its error says nothing about this pair")
+    return record.last_metrics()["test_error_percent"]
+
+
+@contextmanager
+def launched(config: SearchConfig) -> Iterator[Experiment]:
+    """Open the experiment of one launch and leave the process group in order."""
+    with _processes(config, config.precision, deterministic=config.deterministic) as world:
+        store = store_of(config.runs, config.experiment, offline=config.offline)
+        world.on_main(store.require)
+        experiment = Experiment(world, store, config)
+        with experiment.archive.courier.working():
+            yield experiment
+
+
+@contextmanager
+def _processes(
+    config: SearchConfig | TicketConfig, precision: str | None, *, deterministic: bool = False
+) -> Iterator[World]:
+    """Join the other processes, remember to stop when asked to, and report how it ended."""
+    world = World(precision, deterministic=deterministic, stuck_after=config.stuck_after)
+    try:
+        with world.stop.listening(), reported(config.runs, world) if world.is_main else nullcontext():
+            yield world
+    finally:
+        world.close()
+
+
+@contextmanager
+def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -> Iterator[tuple[Experiment, Node]]:
+    """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
+    with _processes(config, precision=None) as world:
+        store = store_of(config.runs, config.experiment, offline=config.offline)
+        world.on_main(store.require)
+        key, settings = _ticket_settings(world, store, config, kinds)
+        if settings.deterministic:
+            world.make_deterministic()
+        world.use(settings.precision)
+        experiment = Experiment(world, store, settings)
+        with experiment.archive.courier.working():
+            if config.data is None:
+                ticket = experiment.archive.load(key)
+                _check_data(experiment, ticket)
+            else:
+                ticket = experiment.archive.load(key, fitting=False)
+            yield experiment, ticket
+
+
+def store_of(runs: Path, experiment: str, *, offline: bool = False) -> LineageStore:
+    """Open the lineage store: local nodes in `runs`, MLflow at MLFLOW_TRACKING_URI or sqlite:///mlflow.db."""
+    return open_store(runs, experiment=experiment, offline=offline)
+
+
+def record_of(store: LineageStore, text: str) -> LineageRecord:
+    """Return the record that a run ID or key, or a unique beginning of one, names; LookupError if there is none."""
+    if len(text) == 32:
+        try:
+            return store.load(text)  # says best what is wrong with a whole run ID
+        except ConnectionError as error:
+            say(f"warning: {error}; looking among local runs alone")
+    key = text if len(text) == 64 else find_node(store, text).key
+    if find(store, key) is None:
+        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
+    return store.local.load(key)
+
+
+def shared_key(experiment: Experiment, text: str) -> str:
+    """Return the key of the run that `text` names, on every rank."""
+    world = experiment.world
+    return world.share_text(world.on_main(lambda: record_of(experiment.store, text).key) or "")
+
+
+def _check_data(experiment: Experiment, ticket: Node) -> None:
+    """Refuse data other than those the ticket was made from."""
+
+    def check() -> None:
+        assert ticket.record is not None
+        recorded, found = ticket.record.tags["data_digest"], experiment.source.content_digest
+        if recorded != found:
+            raise ValueError(
+                f"{ticket.record.name!r} was made from data {recorded[:12]}…, but {experiment.config.data.directory} "
+                f"now holds {found[:12]}…; prepare those data anew or give --data-directory"
+            )
+
+    experiment.world.on_main(check)
+
+
+def _ticket_settings(
+    world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
+) -> tuple[str, SearchConfig]:
+    def read() -> str:
+        record = record_of(store, config.ticket)
+        if record.kind not in kinds:
+            raise ValueError(
+                f"run {config.ticket} ({record.name}) is a {record.kind}; this takes a {' or a '.join(kinds)}: "
+                "`python tools/lineage.py list` shows what there is"
+            )
+        return json.dumps([record.key, record.config["search"]])
+
+    key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
+    search = search_from_json(recorded)
+    data = search.data if config.data is None else replace(search.data, name=config.data)
+    if config.data_directory is not None:
+        data = replace(data, directory=config.data_directory)
+    if config.loader is not None:
+        data = replace(data, loader=config.loader)
+    final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
+    settings = replace(
+        search,
+        data=data,
+        final=final,
+        precision=config.precision or search.precision,
+        stuck_after=config.stuck_after,
+        runs=config.runs,
+        experiment=config.experiment,
+        offline=config.offline,
+    )
+    return key, settings

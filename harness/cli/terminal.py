@@ -1,0 +1,65 @@
+"""What a person reads in the terminal when a launch is done."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+from harness.experiment.comparison import Comparison, Question
+from harness.experiment.experiment import Experiment
+from harness.experiment.search import SearchResult
+from harness.lineage.store import DEFAULT_EXPERIMENT
+from harness.runs.node import Node
+
+
+def print_search(experiment: Experiment, result: SearchResult) -> None:
+    """Print a line for each level and how to use the deepest ticket (rank 0)."""
+    if not experiment.world.is_main:
+        return
+    print(f"{'level':>5} {'density':>8} {'test error %':>13}  run")
+    for node in result.levels:
+        level, density = node.checkpoint.level, node.signed_mask.density
+        print(f"{level:>5} {density:>8.4f} {node.metric('test_error_percent'):>13.2f}  {run_name(node)}")
+    print(
+        "\nTrain this signed mask on a fresh initialisation:\n  accelerate launch recipes/train_ticket.py "
+        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2\nBrowse the runs:\n  "
+        f"{ui_command(experiment)}"
+    )
+
+
+def print_training(experiment: Experiment, node: Node) -> None:
+    """Print what a final training reached (rank 0)."""
+    if not experiment.world.is_main or node.record is None:
+        return
+    error = node.metric("test_error_percent")
+    print(f"{node.record.name}: test error {error:.2f} %  run {run_name(node)}")
+
+
+def print_comparison(question: Question, result: Comparison, epsilon: float | None, *, as_json: bool) -> None:
+    """Print a barrier curve and, given ε, whether the two are connected."""
+    curve, run = result.curve, result.run_id or result.key
+    verdict = {} if epsilon is None else {"epsilon": epsilon, "connected": curve.connected(epsilon)}
+    if as_json:
+        print(json.dumps({"question": question, "run": run, **curve.to_dict(), **verdict}))
+        return
+    print(f"{'alpha':>6} {'test error %':>13}")
+    for alpha, error in zip(curve.alphas, curve.error_percent, strict=True):
+        print(f"{alpha:>6.2f} {error:>13.2f}")
+    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
+    print(f"above the straight line {curve.barrier_above_line:.2f} points")
+    if epsilon is not None:
+        word, sign = ("connected", "≤") if verdict["connected"] else ("not connected", ">")
+        print(f"{word}: barrier {curve.barrier:.2f} {sign} ε = {epsilon:.2f}")
+    print(f"plot {result.directory / 'barrier.png'}\nrun  {run}")
+
+
+def run_name(node: Node) -> str:
+    """Return a node's MLflow run ID, or its key where it has not been delivered yet; tools take either."""
+    return node.run_id or node.key
+
+
+def ui_command(experiment: Experiment) -> str:
+    """Return the command that opens the MLflow UI on the runs of this launch."""
+    name = experiment.store.server.experiment
+    options = "" if name == DEFAULT_EXPERIMENT else f" --experiment {shlex.quote(name)}"
+    return f"python tools/lineage.py ui{options}"

@@ -1,0 +1,1 @@
+"""FFCV: its loader, kernels and .beton files. The library itself is `ffcv`, without `harness.data`."""

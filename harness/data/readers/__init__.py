@@ -1,0 +1,1 @@
+"""Raw images as they come: archives, folders, IDX files, the hub."""

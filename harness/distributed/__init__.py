@@ -1,0 +1,1 @@
+"""The processes of one launch. Importing this package loads no torch: launchers are looked at first."""

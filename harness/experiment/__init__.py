@@ -1,0 +1,1 @@
+"""What a launch does: searches, final trainings, comparisons."""

@@ -1,0 +1,352 @@
+"""Two networks compared along the line between them: SGD-noise stability, linear mode connectivity, ψ's initialisation.
+
+The first two questions are of two finished trainings; the third is of a ticket and its copy with ψ_init, before either
+is trained any further.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+import torch
+
+from harness.analysis.barrier import BarrierCurve, barrier_curve
+from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_json
+from harness.common.seeds import SgdNoise
+from harness.config import ComparisonConfig
+from harness.distributed.world import World
+from harness.experiment.experiment import Experiment, loader_threads
+from harness.experiment.initialisation import THETA_INIT
+from harness.lineage.nodes.code import code_version
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
+from harness.runs.delivery_thread import Courier
+from harness.runs.node import Node, now_ms
+from harness.training.feed import ImageBatch, TrainFeed
+
+BARRIER = "barrier.json"
+Item = TypeVar("Item")
+Question = Literal["stability", "lmc", "norm_init"]
+HELD_PIXELS = 64 * 64
+"""Images up to this size are normalised once and held; larger ones stream anew for every α."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A finished comparison; on rank 0 alone."""
+
+    key: str
+    curve: BarrierCurve
+    directory: Path
+    courier: Courier
+
+    @property
+    def run_id(self) -> str | None:
+        """MLflow's name for it, once it is delivered; None where it cannot be now."""
+        return self.courier.run_id(self.key)
+
+
+def compare(
+    experiment: Experiment,
+    first: Node,
+    second: Node,
+    question: Question,
+    config: ComparisonConfig,
+    *,
+    cross_init: bool = False,
+) -> Comparison | None:
+    """Return the barrier between two trainings, computed once and recorded; None on ranks other than 0.
+
+    All ranks call it and share the work. Both questions need equal masks. Stability needs the same start and different
+    sgd_seeds too, unless `cross_init` (what the authors' scripts compare). What does not hold is a ValueError.
+    StoppedError if any rank is asked to stop.
+    """
+    experiment.world.on_main(lambda: _check_comparable(first, second, question, cross_init))
+    return _compare(experiment, first, second, question, config)
+
+
+def compare_initial_norm(experiment: Experiment, ticket: Node, config: ComparisonConfig) -> Comparison | None:
+    """Return the barrier between a ticket [φ, ψ] and its copy [φ, ψ_init] (paper, Figure 1); None except on rank 0.
+
+    It is what AWS is made to keep low: where it is high, initialising the normalisation layers leaves the basin. ψ_init
+    is that of the θ_init that the search recorded, whatever it began from. ValueError for a run that is no level of a
+    search, LookupError where the search is neither here nor in MLflow. All ranks call it and share the work.
+    """
+    world = experiment.world
+    initial = world.share(world.on_main(lambda: _initial_norm(experiment, ticket.record)) or {})
+    checkpoint = replace(ticket.checkpoint, params=ticket.checkpoint.params | initial)
+    return _compare(experiment, ticket, replace(ticket, checkpoint=checkpoint), "norm_init", config)
+
+
+def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[str, torch.Tensor]:
+    assert ticket is not None
+    if ticket.kind != "level":
+        raise ValueError(f"{ticket.name!r} is a {ticket.kind}; this question is of a search's level")
+    if not experiment.partition.norm:
+        raise ValueError(f"{experiment.network} has no normalisation layers to initialise")
+    search = ticket.nested_under or ""
+    if experiment.archive.find(search, []) is None:
+        raise LookupError(f"the search of {ticket.name!r} (key {search[:16]}…) is neither here nor in MLflow")
+    theta_init = Checkpoint.load(experiment.store.local.open_file(search, THETA_INIT))
+    return {name: theta_init.params[name] for name in experiment.partition.norm}
+
+
+def _compare(
+    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig
+) -> Comparison | None:
+    """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it."""
+    world, archive = experiment.world, experiment.archive
+    batch_size, recorded = json.loads(world.share_text(json.dumps(world.on_main(lambda: _in_records(first, second)))))
+    determinants = _determinants(experiment, first, second, question, config, batch_size)
+    key = sha256_json(determinants)
+
+    def is_recorded() -> bool:
+        found = archive.find(key, [first.key, second.key]) is not None
+        if found:
+            archive.courier.send(key)
+        return found
+
+    def commit(curve: BarrierCurve, started_ms: int) -> None:
+        record = _record(experiment, key, first, second, question, config, curve, started_ms)
+        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+
+    if not world.share_flag(bool(world.on_main(is_recorded))):
+        started_ms = now_ms()
+        curve = _curve(experiment, first, second, config, batch_size, recorded)
+        world.on_main(lambda: commit(curve, started_ms))
+    return world.on_main(lambda: _load(experiment, key, first))
+
+
+def _load(experiment: Experiment, key: str, first: Node) -> Comparison:
+    """Read a recorded barrier, with `first` as its a."""
+    local = experiment.store.local
+    path = local.open_file(key, BARRIER)
+    curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+    if local.load(key).parents[0].key != first.key:
+        curve = curve.reversed()  # it was computed when the two were named the other way round
+    return Comparison(key, curve, path.parent, experiment.archive.courier)
+
+
+def _determinants(
+    experiment: Experiment,
+    first: Node,
+    second: Node,
+    question: Question,
+    config: ComparisonConfig,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Return what determines a barrier: not how the two networks were trained, their keys say that."""
+    everything = experiment.determinants
+    measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
+    if everything["precision"] != "no":  # where it is missing, so it is: keys of before stay valid
+        measured["precision"] = everything["precision"]
+    if (matmul := everything.get("float32_matmul_precision")) is not None:  # there only if it is not the usual one
+        measured["float32_matmul_precision"] = matmul
+    num_images = config.num_bn_images(experiment.source.num_train)
+    return measured | {
+        "kind": "analysis",
+        "question": question,
+        "pair": sorted({first.key, second.key}),
+        "alphas": config.alphas,
+        "bn_convention": config.bn_convention,
+        "bn_images": num_images,
+        # BatchNorm statistics depend on how many images a batch has
+        "batch": batch_size if num_images else None,
+    }
+
+
+def _in_records(first: Node, second: Node) -> tuple[int, tuple[float, float] | None]:
+    """Return what a comparison takes from the records: images in a batch, and test errors (None: not measured)."""
+    # the copy of a ticket was never evaluated
+    measured = first.key != second.key
+    recorded = (_recorded_error_percent(first), _recorded_error_percent(second)) if measured else None
+    return _batch_size(first, second), recorded
+
+
+def _batch_size(first: Node, second: Node) -> int:
+    """Images a batch of BatchNorm estimation has: that of the trainings, the smaller where they differ."""
+    assert first.record is not None and second.record is not None
+    return min(int(node.record.config["search"]["global_batch_size"]) for node in (first, second) if node.record)
+
+
+def _check_comparable(first: Node, second: Node, question: Question, cross_init: bool) -> None:
+    assert first.record is not None and second.record is not None
+    names = f"{first.record.name!r} and {second.record.name!r}"
+    if first.key == second.key:
+        raise ValueError(f"{names} are the same run; a barrier needs two")
+    for what in ("data_digest", "model"):
+        if first.record.tags.get(what) != second.record.tags.get(what):
+            raise ValueError(f"{names} differ in {what}: they cannot be compared")
+    if not first.mask.equal(second.mask):
+        raise ValueError(f"{names} have different masks; compare trainings of one ticket")
+    if question == "lmc":
+        return
+    tags = first.record.tags, second.record.tags
+    if tags[0].get("sgd_seed") == tags[1].get("sgd_seed"):
+        raise ValueError(f"{names} have the same sgd_seed; stability compares two noises u and u'")
+    if not _same_start(first, second) and not cross_init:
+        raise ValueError(
+            f"{names} started from different parameters; stability compares trainings of one start "
+            "(--cross-init compares them all the same, as the authors' scripts do)"
+        )
+
+
+def _same_start(first: Node, second: Node) -> bool:
+    assert first.record is not None and second.record is not None
+    return first.record.tags.get("start_digest") == second.record.tags.get("start_digest")
+
+
+def _curve(
+    experiment: Experiment,
+    first: Node,
+    second: Node,
+    config: ComparisonConfig,
+    batch_size: int,
+    recorded_error_percent: tuple[float, float] | None,
+) -> BarrierCurve:
+    world, source = experiment.world, experiment.source
+    batch_size = min(batch_size, source.num_train)
+    num_images = config.num_bn_images(source.num_train)
+    num_batches = min(-(-num_images // batch_size), source.num_train // batch_size)
+
+    def begin() -> tuple[torch.nn.Module, Iterable[torch.Tensor], Iterable[ImageBatch]]:
+        """Make ready what is this rank's own: a network to work in, and its share of the images."""
+        model = experiment.fresh_model().to(world.device)
+        bn_images, test_images = _BatchNormImages(experiment, num_batches, batch_size), experiment.test_feed
+        if experiment.spec.image_size**2 <= HELD_PIXELS:
+            return model, list(bn_images), list(test_images)
+        return model, _Heeding(bn_images, world), _Heeding(test_images, world)
+
+    model, bn_batches, test_batches = world.on_all(begin)
+    return barrier_curve(
+        model,
+        first.checkpoint.state_dict,
+        second.checkpoint.state_dict,
+        bn_batches=bn_batches,
+        test_batches=test_batches,
+        alphas=config.alphas,
+        convention=config.bn_convention,
+        recorded_error_percent=recorded_error_percent,
+        ranks=world,
+        num_bn_batches=num_batches,
+        # one process has nobody to ask
+        before_each=world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked,
+    )
+
+
+def _recorded_error_percent(node: Node) -> float:
+    """Return the test error that was logged with the BatchNorm statistics of the checkpoint."""
+    assert node.record is not None
+    metrics = node.record.last_metrics()
+    return metrics.get("test_error_percent_recorded_bn", metrics["test_error_percent"])
+
+
+class _BatchNormImages:
+    """This rank's training images for BatchNorm: batches r, r + W, … of those that a key chooses, in its order."""
+
+    def __init__(self, experiment: Experiment, num_batches: int, batch_size: int) -> None:
+        config, world = experiment.config, experiment.world
+        loader = experiment.source.train_loader(
+            global_batch_size=batch_size,
+            rank=0,  # a batch is one rank's, and whole
+            world_size=1,
+            num_workers=loader_threads(config.data.num_workers, world.local_size),
+            device=world.device,
+        )
+        self.feed = TrainFeed(loader, experiment.spec, world.device)
+        self.world, self.num_batches = world, num_batches
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        rank, size = self.world.rank, self.world.size
+        if rank < self.num_batches:
+            noise, later = SgdNoise(0, ("comparison", "batchnorm")), self.num_batches - rank
+            for images_NCHW, _ in self.feed.epoch(noise, 0, skip_steps=rank, num_steps=later, every=size):
+                yield images_NCHW
+
+
+class _Heeding(Generic[Item]):
+    """Batches between which one process can be stopped; several must first agree, and do so before each α."""
+
+    def __init__(self, batches: Iterable[Item], world: World) -> None:
+        self.batches, self.world = batches, world
+
+    def __iter__(self) -> Iterator[Item]:
+        for batch in self.batches:
+            if self.world.size == 1:
+                self.world.stop.heed()
+            yield batch
+
+
+def _record(
+    experiment: Experiment,
+    key: str,
+    first: Node,
+    second: Node,
+    question: Question,
+    config: ComparisonConfig,
+    curve: BarrierCurve,
+    started_ms: int,
+) -> LineageRecord:
+    assert first.record is not None and second.record is not None
+    now = now_ms()
+    numbers = {
+        "barrier": curve.barrier,
+        "barrier_floor": curve.floor,
+        "barrier_above_line": curve.barrier_above_line,
+    }
+    metrics = [Metric(name, value, 0, now) for name, value in numbers.items()]
+    metrics += [Metric("error_percent", error, step, now) for step, error in enumerate(curve.error_percent)]
+    return LineageRecord(
+        key=key,
+        kind="analysis",
+        name=_name(experiment, question, first, second),
+        parents=_parents(first, second),
+        config=experiment.base_config(question=question, comparison=asdict(config)),
+        tags=experiment.base_tags(
+            **{tag: first.record.tags[tag] for tag in ("method", "level") if tag in first.record.tags},
+            question=question,
+            density=f"{first.mask.density:.6f}",
+            same_start=str(_same_start(first, second)).lower(),
+            bn_convention=config.bn_convention,
+            num_alphas=config.num_alphas,
+            **({} if experiment.config.precision == "no" else {"precision": experiment.config.precision}),
+        ),
+        metrics=tuple(metrics),
+        code=code_version(),
+        started_ms=started_ms,
+        finished_ms=now,
+    )
+
+
+def _parents(first: Node, second: Node) -> tuple[Parent, Parent]:
+    assert first.record is not None
+    if first.key != second.key:
+        return Parent(first.key, "compared"), Parent(second.key, "compared")
+    assert first.record.nested_under is not None
+    return Parent(first.key, "compared"), Parent(first.record.nested_under, "initialised-from")
+
+
+def _name(experiment: Experiment, question: Question, first: Node, second: Node) -> str:
+    """Return what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'."""
+    assert first.record is not None and second.record is not None
+    tags = first.record.tags
+    ticket = [f"L{tags['level']}", f"d{first.mask.density:.3f}"] + ([tags["method"]] if "method" in tags else [])
+    pair = [] if first.key == second.key else [_short(first.record), "|", _short(second.record)]
+    return " ".join([question, *pair, *ticket, experiment.network])
+
+
+def _short(record: LineageRecord) -> str:
+    tags = record.tags
+    seeds = [f"{letter}{tags[tag]}" for letter, tag in (("i", "init_seed"), ("s", "sgd_seed")) if tag in tags]
+    return " ".join([tags.get("kind_of_training", record.kind), *seeds])
+
+
+def _write(directory: Path, curve: BarrierCurve, title: str) -> None:
+    from harness.analysis.plots import plot_barriers
+
+    (directory / BARRIER).write_text(json.dumps(curve.to_dict(), indent=1) + "\n")
+    plot_barriers({title: curve}, directory / "barrier")

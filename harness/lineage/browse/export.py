@@ -1,0 +1,74 @@
+"""The graph for other programs: JSON as `--json` prints it, and GraphML with typed attributes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.common.escape import for_terminal
+from harness.lineage.nodes.graph import NodeSummary
+
+if TYPE_CHECKING:
+    import networkx
+
+FORMATS = ("json", "graphml")
+_TEXT_TAGS = ("method", "model", "data", "kind_of_training", "question")
+_NUMBER_TAGS = ("level", "init_seed", "sgd_seed")
+_METRICS = ("density", "test_error_percent", "barrier")
+
+
+def edges(nodes: Iterable[NodeSummary]) -> list[dict[str, str]]:
+    """Return {"from", "to", "relation"} of every parent and what was made from it, by key."""
+    return [
+        {"from": parent.key, "to": node.key, "relation": parent.relation} for node in nodes for parent in node.parents
+    ]
+
+
+def to_networkx(nodes: Iterable[NodeSummary]) -> networkx.DiGraph[str]:
+    """Return the graph with plain attributes (text, int, float), keys as nodes; a parent not given is kind `missing`.
+
+    An edge has the relation, or several joined by commas where a node was made from one in several ways.
+    """
+    import networkx
+
+    nodes = list(nodes)
+    graph: networkx.DiGraph[str] = networkx.DiGraph()
+    graph.add_nodes_from((node.key, _attributes(node)) for node in nodes)
+    for edge in edges(nodes):
+        if edge["from"] not in graph:
+            graph.add_node(edge["from"], kind="missing", name=edge["from"][:16])
+        known = graph.get_edge_data(edge["from"], edge["to"], {}).get("relation")
+        relation = f"{known}, {edge['relation']}" if known else edge["relation"]
+        graph.add_edge(edge["from"], edge["to"], relation=relation)
+    return graph
+
+
+def write_export(nodes: Iterable[NodeSummary], path: Path, form: str) -> None:
+    """Write the nodes and what came from what to a new file; FileExistsError when there is one."""
+    nodes = list(nodes)
+    if form not in FORMATS:
+        raise ValueError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
+    with open(path, "xb") as file:
+        if form == "graphml":
+            import networkx
+
+            networkx.write_graphml(to_networkx(nodes), file, infer_numeric_types=False)
+        else:
+            answer = {"format": 1, "command": "export", "nodes": [node.to_dict() for node in nodes]}
+            file.write(json.dumps(answer | {"edges": edges(nodes)}, indent=1).encode() + b"\n")
+
+
+def _attributes(node: NodeSummary) -> dict[str, Any]:
+    """Return what is known of a node; XML cannot hold control characters, so they are written out."""
+    tags = node.tags
+    values: dict[str, Any] = {"kind": node.kind, "name": node.name, "status": node.status, "run_id": node.run_id}
+    values |= {name: tags.get(name) for name in _TEXT_TAGS}
+    values |= {name: int(tags[name]) for name in _NUMBER_TAGS if tags.get(name, "").isdecimal()}
+    values |= {name: float(node.metrics[name]) for name in _METRICS if name in node.metrics}
+    if node.started_ms:
+        values["started"] = datetime.fromtimestamp(node.started_ms / 1000, UTC).isoformat(timespec="seconds")
+    texts = {name: for_terminal(value) for name, value in values.items() if isinstance(value, str)}
+    return {name: value for name, value in values.items() if value is not None} | texts

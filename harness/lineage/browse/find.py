@@ -1,0 +1,285 @@
+"""What a person asks of the lineage: the newest nodes, one node, its family; from MLflow and local nodes together."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import warnings
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+from harness.lineage.browse.listing import short_id
+from harness.lineage.browse.query import Query
+from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+from harness.lineage.nodes.index import Entry, LocalIndex
+from harness.lineage.nodes.origin import origins
+from harness.lineage.store import LineageStore
+from harness.lineage.tracking.registry import is_model_uri
+from harness.lineage.tracking.server import FAMILIES_TAG, KEY_TAG, ORIGIN_TAG, PARENTS_TAG, ROOT_TAG, family_digits
+
+_MINIMUM_DIGITS, _RUN_ID_DIGITS, _KEY_DIGITS = 4, 32, 64
+_IDS_PER_REQUEST = 100
+
+Named = NodeSummary | str
+"""A node, or what `find_node` finds it by."""
+
+
+def newest(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[NodeSummary]:
+    """Return the newest nodes that `query` asks for, delivered or not, newest first; a few requests in all.
+
+    Raises LookupError when the query names an experiment that is not there, ValueError when the limit is below 1.
+    """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: give 1 or more")
+    query = query or Query()
+    delivered = store.summaries(query.where, limit, query.experiment)
+    index = LocalIndex(store.local)
+    # Runs that were not returned started before the last of these, so what is local and as new was not delivered.
+    horizon_ms = delivered[-1].started_ms if limit is not None and len(delivered) >= limit else 0
+    known = {node.key for node in delivered}
+    newer = [entry for key, entry in index.entries.items() if entry.started_ms >= horizon_ms and key not in known]
+    asked = [entry for entry in newer if query.fits(entry)]
+    nodes = delivered + _summaries(index, _undelivered(store, asked, limit))
+    if not nodes and query.experiment is not None:
+        _check_experiment(store, index, query.experiment)
+    return sorted(nodes, key=lambda node: (-node.started_ms, node.name))[:limit]
+
+
+def undelivered(store: LineageStore, known: set[str]) -> list[NodeSummary]:
+    """Return the local nodes that have no run in MLflow; `known` are keys of runs, which need no asking."""
+    index = LocalIndex(store.local)
+    return _summaries(index, _undelivered(store, [entry for key, entry in index.entries.items() if key not in known]))
+
+
+def find_node(store: LineageStore, text: Named) -> NodeSummary:
+    """Return the node that a run ID or a key, or a unique beginning of one, or a `models:/` URI names.
+
+    The run ID that an imported node had where it was made names it, too. LookupError when there is no such node.
+    """
+    if isinstance(text, NodeSummary):
+        return text
+    if is_model_uri(text):
+        text = store.run_id_of_model(text)
+    if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
+        raise LookupError(f"{text!r} is no run ID or key: give at least {_MINIMUM_DIGITS} of its hex digits")
+    ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
+    found = next((nodes for way in ways if (nodes := way(store, text))), {})
+    if not found:
+        raise LookupError(f"no run or node begins with {text!r}; `python tools/lineage.py list` shows what there is")
+    if len(found) > 1:
+        names = ", ".join(f"{short_id(node, 12)} ({node.name})" for node in list(found.values())[:5])
+        raise LookupError(f"{text!r} is the beginning of more than one: {names}; give more digits")
+    return next(iter(found.values()))
+
+
+def _by_run_id(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+    if len(text) > _RUN_ID_DIGITS:
+        return {}
+    condition = f"= '{text}'" if len(text) == _RUN_ID_DIGITS else f"LIKE '{text}%'"
+    return {node.key: node for node in store.summaries(f"attributes.run_id {condition}", limit=20)}
+
+
+def _by_key(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+    condition = f"= '{text}'" if len(text) == _KEY_DIGITS else f"LIKE '{text}%'"
+    # Of several runs of one key the finished one is shown, of several finished ones the oldest.
+    runs = store.summaries(f"tags.`{KEY_TAG}` {condition}", limit=20)
+    return {node.key: node for node in sorted(runs, key=lambda node: (node.status == "FINISHED", -node.started_ms))}
+
+
+def _by_local_key(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+    paths = [path for path in store.local.directories() if _digits(path).startswith(text[:16])]
+    if not paths:
+        return {}
+    index = LocalIndex(store.local)
+    entries = [entry for key, entry in index.entries.items() if key.startswith(text)]
+    return {node.key: node for node in _summaries(index, entries)}
+
+
+def _by_origin(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+    if len(text) > _RUN_ID_DIGITS:
+        return {}
+    runs = store.summaries(f"tags.`{ORIGIN_TAG}` LIKE '%{text}%'", limit=20)
+    found = {node.key: node for node in runs if any(origin.startswith(text) for origin in node.origin_run_ids)}
+    if found:
+        return found
+    index = LocalIndex(store.local)
+    keys = [key for key, ids in origins(store.local).items() if any(one.startswith(text) for one in ids)]
+    return {node.key: node for node in _summaries(index, [index.entries[key] for key in keys if key in index.entries])}
+
+
+def family(store: LineageStore, node: Named) -> list[NodeSummary]:
+    """Return all nodes below the same topmost node: a search with its levels, trainings and analyses."""
+    node = find_node(store, node)
+    index = LocalIndex(store.local)
+    nodes = _family(store, index, _top(store, index, node))
+    return sorted({node.key: node, **nodes}.values(), key=_by_age)
+
+
+def relatives(store: LineageStore, node: Named) -> tuple[list[NodeSummary], list[NodeSummary]]:
+    """Return (parents, children) of a node, those in another family included; missing parents are left out."""
+    node = find_node(store, node)
+    index = LocalIndex(store.local)
+    near = _family(store, index, _top(store, index, node))
+    near |= _missing_parents(store, index, {**near, node.key: node}, [node])
+    parents = [near[parent.key] for parent in node.parents if parent.key in near]
+    made = {other.key: other for other in store.summaries(f"tags.`{PARENTS_TAG}` LIKE '%{node.key}%'")}
+    local = [entry for key, entry in index.entries.items() if node.key in entry.parents and key not in {*near, *made}]
+    made |= {other.key: other for other in _summaries(index, local)}
+    made |= {key: other for key, other in near.items() if any(parent.key == node.key for parent in other.parents)}
+    return parents, sorted(made.values(), key=_by_age)
+
+
+def ancestors(store: LineageStore, node: Named) -> list[NodeSummary]:
+    """Return everything a node was made from, each after its own parents; a few requests for each search it leads to.
+
+    Parents that are neither local nor in MLflow are left out; `verify` names them.
+    """
+    node = find_node(store, node)
+    return lineage_of(store, [node], up=True).ancestors(node.key)
+
+
+def descendants(store: LineageStore, node: Named) -> list[NodeSummary]:
+    """Return everything made from a node, each after its own parents; a few requests for each search it leads to."""
+    node = find_node(store, node)
+    return lineage_of(store, [node], down=True).descendants(node.key)
+
+
+def way(store: LineageStore, start: Named, end: Named) -> list[NodeSummary]:
+    """Return the nodes of a shortest way from `start` to `end`, along parents and children.
+
+    A way that goes one way only, from what was used to what was made, is preferred. Raises LookupError when the two
+    have nothing in common.
+    """
+    start, end = find_node(store, start), find_node(store, end)
+    graph = lineage_of(store, [start, end], up=True)
+    for first, last in ((start, end), (end, start)):
+        with contextlib.suppress(LookupError):
+            nodes = graph.path(first.key, last.key)
+            return nodes if first is start else nodes[::-1]
+    return graph.way(start.key, end.key)
+
+
+def path_steps(nodes: list[NodeSummary]) -> list[dict[str, str]]:
+    """Return for each two neighbours of a way {"from", "to", "relation"}: keys, from what was used to what was made."""
+    steps = []
+    for one, other in pairwise(nodes):
+        made, used = (other, one) if any(parent.key == one.key for parent in other.parents) else (one, other)
+        relation = next(parent.relation for parent in made.parents if parent.key == used.key)
+        steps.append({"from": used.key, "to": made.key, "relation": relation})
+    return steps
+
+
+def lineage_of(
+    store: LineageStore, nodes: list[NodeSummary], *, up: bool = False, down: bool = False
+) -> LineageGraph[NodeSummary]:
+    """Return the graph of the families of `nodes`, and of the families that they came from or led to."""
+    index = LocalIndex(store.local)
+    known = {node.key: node for node in nodes}
+    waiting = list(dict.fromkeys(_top(store, index, node) for node in nodes))
+    asked: set[str] = set()
+    while waiting:
+        top = waiting.pop()
+        if top in asked:
+            continue
+        asked.add(top)
+        new = _family(store, index, top)
+        known |= {key: node for key, node in new.items() if key not in known}
+        strangers: dict[str, NodeSummary] = {}
+        if up:
+            strangers |= _missing_parents(store, index, known, list(known.values()))
+        if down:
+            strangers |= _made_elsewhere(store, index, known, top)
+        known |= strangers
+        waiting += [_top(store, index, other) for other in strangers.values()]
+    return LineageGraph(known.values())
+
+
+def _by_age(node: NodeSummary) -> tuple[int, str]:
+    return node.started_ms, node.name
+
+
+def _digits(directory: Path) -> str:
+    """Return the first digits of a local node's key, which its directory is named by."""
+    return directory.name.rpartition("-")[2]
+
+
+def _check_experiment(store: LineageStore, index: LocalIndex, name: str) -> None:
+    names = {*store.experiments(), *(entry.experiment for entry in index.entries.values() if entry.experiment)}
+    if name not in names:
+        raise LookupError(f"no experiment {name!r}; there are: {', '.join(sorted(names)) or 'none'}")
+
+
+def _undelivered(store: LineageStore, entries: list[Entry], limit: int | None = None) -> list[Entry]:
+    """Return those of the `limit` newest of `entries` that have no run; what is remembered of a run is asked for."""
+    entries = sorted(entries, key=lambda entry: -entry.started_ms)[:limit]
+    if not store.server.readable():
+        return entries
+    remembered = {entry.key: store.delivered(store.local.directory / entry.directory) for entry in entries}
+    there = set(_by_ids(store, [run_id for run_id in remembered.values() if run_id is not None]))
+    return [entry for entry in entries if remembered[entry.key] not in there]
+
+
+def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, NodeSummary]:
+    """Return {run ID: node} of those runs that exist, a hundred in a request."""
+    found: dict[str, NodeSummary] = {}
+    ids = sorted(set(run_ids))
+    for start in range(0, len(ids), _IDS_PER_REQUEST):
+        chosen = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_PER_REQUEST])
+        found |= {str(node.run_id): node for node in store.summaries(f"attributes.run_id IN ({chosen})")}
+    return found
+
+
+def _top(store: LineageStore, index: LocalIndex, node: NodeSummary) -> str:
+    """Return the key of a node's topmost node, through MLflow where local nodes lead to one that is only there."""
+    top = node.root or node.key
+    if node.run_id is None and top not in index.entries:
+        for other in store.summaries(f"tags.`{KEY_TAG}` = '{top}'", limit=1):
+            return other.root or other.key
+    return top
+
+
+def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, NodeSummary]:
+    """Return the nodes below `top` by key, and itself; one request."""
+    nodes = {node.key: node for node in store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")}
+    places = {top, *nodes}
+    local = [entry for key, entry in index.entries.items() if key not in nodes and index.top(key) in places]
+    return nodes | {node.key: node for node in _summaries(index, local)}
+
+
+def _missing_parents(
+    store: LineageStore, index: LocalIndex, known: dict[str, NodeSummary], nodes: list[NodeSummary]
+) -> dict[str, NodeSummary]:
+    """Return those parents of `nodes` that are not known yet, and exist."""
+    children = [node for node in nodes if any(parent.key not in known for parent in node.parents)]
+    missing = {parent.key for node in children for parent in node.parents} - known.keys()
+    found = {
+        parent.key: parent
+        for parent in _by_ids(store, [run_id for node in children for run_id in node.parent_run_ids]).values()
+        if parent.key in missing
+    }
+    local = [index.entries[key] for key in missing - found.keys() if key in index.entries]
+    return found | {node.key: node for node in _summaries(index, local)}
+
+
+def _made_elsewhere(
+    store: LineageStore, index: LocalIndex, known: dict[str, NodeSummary], top: str
+) -> dict[str, NodeSummary]:
+    """Return what other families made from nodes of the family of `top`."""
+    made = {node.key: node for node in store.summaries(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(top)}%'")}
+    local = [entry for entry in index.entries.values() if not known.keys().isdisjoint(entry.parents)]
+    found = _summaries(index, [entry for entry in local if entry.key not in made and entry.key not in known])
+    return {key: node for key, node in made.items() if key not in known} | {node.key: node for node in found}
+
+
+def _summaries(index: LocalIndex, entries: list[Entry]) -> list[NodeSummary]:
+    """Return what local nodes say of themselves; one that was altered is named in a warning and hides no other."""
+    origin = origins(index.nodes) if entries else {}
+    summaries = []
+    for entry in entries:
+        try:
+            node = NodeSummary.of(index.record(entry.key), index.top(entry.key))
+            summaries.append(replace(node, origin_run_ids=origin.get(entry.key, ())))
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=3)
+    return summaries

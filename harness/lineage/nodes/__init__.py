@@ -1,0 +1,1 @@
+"""Nodes of the lineage: records, their files on disk, the graph."""

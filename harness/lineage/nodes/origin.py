@@ -1,0 +1,53 @@
+"""Which run IDs an imported node had in the stores it came from; kept beside the nodes, as records never change."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+from pathlib import Path
+
+from harness.lineage.nodes.local_files import LocalNodes, json_bytes
+from harness.lineage.nodes.record import LineageRecord
+
+IMPORTED = ".imported"
+
+
+def remember_origin(nodes: LocalNodes, record: LineageRecord, run_ids: tuple[str, ...]) -> None:
+    """Note run IDs of `record` in other stores, beside those noted before."""
+    path = _path(nodes, nodes.path(record))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    merged = list(dict.fromkeys((*_read(path).get(record.key, ()), *run_ids)))
+    temporary = path.with_suffix(f".{os.getpid()}")
+    temporary.write_bytes(json_bytes({"key": record.key, "origin_run_ids": merged}))
+    os.replace(temporary, path)
+
+
+def origin_of(nodes: LocalNodes, directory: Path) -> tuple[str, ...]:
+    """Return the run IDs noted for the node in `directory`."""
+    return next(iter(_read(_path(nodes, directory)).values()), ())
+
+
+def origins(nodes: LocalNodes) -> dict[str, tuple[str, ...]]:
+    """Return {key: run IDs} of all imported nodes."""
+    found: dict[str, tuple[str, ...]] = {}
+    with contextlib.suppress(FileNotFoundError):
+        for path in (nodes.directory / IMPORTED).iterdir():
+            if path.suffix == ".json":
+                found |= _read(path)
+    return found
+
+
+def _path(nodes: LocalNodes, directory: Path) -> Path:
+    return nodes.directory / IMPORTED / f"{directory.name}.json"
+
+
+def _read(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return {key: run IDs}; nothing where there is no such file or it is damaged."""
+    try:
+        data = json.loads(path.read_bytes())
+        ids = tuple(one for one in data["origin_run_ids"] if re.fullmatch("[0-9a-f]{32}", one))
+        return {str(data["key"]): ids}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

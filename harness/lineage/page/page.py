@@ -1,0 +1,182 @@
+"""The lineage as one HTML file: the graph to point at, move and filter, and a table of all runs with links to MLflow.
+
+The file is self-contained and loads nothing. Its content security policy lets its own script and style run, known by
+their digests, and nothing else: names and tags from other people's stores cannot do anything in it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+import re
+import string
+from collections.abc import Iterable, Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from harness.common.escape import for_terminal, redact
+from harness.lineage.browse.listing import columns, tree_lines
+from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+from harness.lineage.page.drawing import DrawingError, draw_svg
+from harness.lineage.page.picture import Picture, picture_of
+from harness.lineage.tracking.description import run_address
+
+LOCAL_UI = "http://127.0.0.1:5000"
+MOST_IN_ONE_PICTURE = 600  # runs; dot lays them out in a second, and nobody sees more at once
+_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "seeds", "came from", "date", "run")
+
+
+def ui_root(address: str | None) -> str:
+    """Return the address under which the MLflow UI is reached, without user name and password, ending in "/".
+
+    That of a tracking server is its own; of anything else, where `mlflow ui` listens. ValueError for no such address.
+    """
+    if address is None or not address.startswith(("http://", "https://")):
+        address = LOCAL_UI
+    parts = urlsplit(address)
+    if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", parts.netloc.rpartition("@")[2]):
+        raise ValueError(f"{redact(address)!r} is no address of an MLflow UI: give one such as {LOCAL_UI}")
+    path = re.sub(r"[^A-Za-z0-9._~/%-]", "", parts.path).rstrip("/")
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], f"{path}/", "", ""))
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page written by this module."""
+    with open(path, "rb") as file:
+        return file.read(400).startswith(_resource("page.html").partition("$")[0].encode())
+
+
+def page(title: str, nodes: Sequence[NodeSummary], ui: str) -> tuple[str, str | None]:
+    """Return (HTML, None), or the HTML with the table alone and why the graph could not be drawn.
+
+    `ui` is an address as `ui_root` returns it. Nodes are drawn in one picture; of more than 600, each search with
+    what was made from it has its own.
+    """
+    nodes = [node for _, node in tree_lines(sorted(nodes, key=lambda node: (node.started_ms, node.name)))]
+    drawn: list[tuple[str, Picture]] = []
+    figures, problem = [], None
+    try:
+        for number, (name, some) in enumerate(_parts(title, nodes)):
+            picture = picture_of(some, prefix=f"p{number}")
+            figures.append(_figure(name, draw_svg(picture)))
+            drawn.append((name, picture))
+    except DrawingError as error:
+        drawn, figures, problem = [], [], str(error)
+    style, script = _resource("page.css"), _resource("page.js")
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    html = string.Template(_resource("page.html")).substitute(
+        policy=policy,
+        title=_shown(title),
+        counts=_counts(nodes),
+        style=style,
+        script=script,
+        figures="\n".join(figures) or f"<p>{_shown(problem or 'Nothing to draw.')}</p>",
+        table=_table(nodes, ui),
+        data=_json(_data(nodes, [picture for _, picture in drawn], ui)),
+    )
+    return html, problem
+
+
+def _parts(title: str, nodes: Sequence[NodeSummary]) -> list[tuple[str, list[NodeSummary]]]:
+    """Return what is drawn together: everything, or each search with what is nested under it and what that touches."""
+    if len(nodes) <= MOST_IN_ONE_PICTURE:
+        return [(title, list(nodes))] if nodes else []
+    graph = LineageGraph(nodes)
+    places: dict[str, list[NodeSummary]] = {}
+    for node in nodes:
+        places.setdefault(_top(graph, node.key), []).append(node)
+    parts = []
+    for key, family in places.items():
+        used = (graph.nodes.get(parent.key) for node in family for parent in node.parents)
+        known = {node.key: node for node in [*family, *(node for node in used if node is not None)]}
+        parts.append((graph.nodes[key].name, list(known.values())))
+    return parts
+
+
+def _top(graph: LineageGraph[NodeSummary], key: str) -> str:
+    passed = set()
+    while (above := graph.nodes[key].nest_key) in graph.nodes and above not in passed:
+        passed.add(key)
+        key = str(above)
+    return key
+
+
+def _figure(title: str, svg: str) -> str:
+    """Return the SVG as part of the page: without its head, which is another document's."""
+    return f"<figure><figcaption>{_shown(title)}</figcaption>{svg[svg.index('<svg') :]}</figure>"
+
+
+def _table(nodes: Sequence[NodeSummary], ui: str) -> str:
+    names = {node.key: node.name for node in nodes}
+    head = "".join(f"<th>{name}</th>" for name in ("name", *_TABLE))
+    rows = []
+    for node in nodes:
+        cells = columns(node) | {"kind": node.kind, "came from": _came_from(node, names)}
+        cells["barrier"] = f"{node.metrics['barrier']:.2f}" if "barrier" in node.metrics else "–"
+        address = run_address(node)
+        name = _shown(node.name)
+        shown = f'<a href="{escape(ui + address)}" target="_blank" rel="noopener">{name}</a>' if address else name
+        rest = "".join(f"<td>{_shown(cells[column])}</td>" for column in _TABLE)
+        rows.append(f'<tr data-key="{escape(node.key)}"><td>{shown}</td>{rest}</tr>')
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _came_from(node: NodeSummary, names: dict[str, str]) -> str:
+    came = (f"{parent.relation} {names.get(parent.key, parent.key[:12] + '…')}" for parent in node.parents)
+    return "; ".join(came) or "–"
+
+
+def _data(nodes: Iterable[NodeSummary], pictures: Iterable[Picture], ui: str) -> dict[str, Any]:
+    """Return what the script shows of a box that is pointed at, and what is before and behind it."""
+    runs = {}
+    for node in nodes:
+        address = run_address(node)
+        runs[node.key] = {
+            "name": for_terminal(redact(node.name)),
+            "kind": node.kind,
+            "run": node.run_id,
+            "link": ui + address if address else None,
+            "tags": {name: for_terminal(redact(value)) for name, value in sorted(node.tags.items())},
+            "metrics": {n: value if math.isfinite(value) else str(value) for n, value in sorted(node.metrics.items())},
+            "files": dict(sorted(node.files.items())),
+        }
+    boxes, arrows = {}, {}
+    for picture in pictures:
+        for box in picture.boxes:
+            boxes[box.name] = {"kind": box.kind, "lines": [for_terminal(line) for line in box.lines], "key": box.key}
+        for number, arrow in enumerate(picture.arrows):
+            arrows[f"{arrow.tail}-{number}"] = [arrow.tail, arrow.head, arrow.relation]
+    return {"runs": runs, "boxes": boxes, "arrows": arrows}
+
+
+def _counts(nodes: Sequence[NodeSummary]) -> str:
+    kinds = [node.kind for node in nodes]
+    words = {"search": "searches", "analysis": "analyses"}
+    counted = {kind: kinds.count(kind) for kind in ("search", "level", "training", "analysis", "report")}
+    return ", ".join(f"{n} {kind if n == 1 else words.get(kind, kind + 's')}" for kind, n in counted.items() if n)
+
+
+def _shown(text: str) -> str:
+    return escape(for_terminal(redact(text)))
+
+
+def _json(data: Any) -> str:
+    """Return JSON that can stand in a script element: nothing in it begins or ends an element."""
+    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _resource(name: str) -> str:
+    return files("harness.lineage.page").joinpath(name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,0 +1,193 @@
+"""What is drawn of a lineage: boxes for data, θ_init, levels, masks, trainings, analyses; arrows say what happened.
+
+Plain data; `drawing` lays it out. A run says what it was made from; the boxes of data, of a θ_init and of a signed mask
+stand for what its tags and files name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from harness.common.escape import redact
+from harness.lineage.nodes.graph import NodeSummary
+
+MASK_FILE, REWIND_FILE = "signed_mask.safetensors", "theta_k.safetensors"
+REWINDS = {
+    "imp": "rewound-to",
+    "wr": "rewound-to",
+    "gem_miner": "rewound-to",
+    "lrr_bn_rewind": "norm-rewound-to",
+}
+"""What a method's levels take from the search's beginning beside the parent's mask."""
+
+
+@dataclass(frozen=True)
+class Box:
+    """One thing; `key` is that of the run that made it, None where no run did."""
+
+    name: str
+    kind: str
+    lines: tuple[str, ...]
+    key: str | None = None
+    error_percent: float | None = None
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """What happened: `head` came from `tail` in the way of `relation`."""
+
+    tail: str
+    head: str
+    relation: str
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A search around its levels and masks."""
+
+    title: str
+    key: str
+    boxes: tuple[str, ...]
+
+
+@dataclass
+class Picture:
+    """Boxes by their place in the order of time, arrows between them, a frame for each search."""
+
+    boxes: list[Box] = field(default_factory=list)
+    arrows: list[Arrow] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+
+
+def picture_of(nodes: Iterable[NodeSummary], prefix: str = "") -> Picture:
+    """Return the picture of some nodes; parents that are not among them are boxes of kind `missing`.
+
+    `prefix` begins every box's name, so that several pictures can stand on one page.
+    """
+    return _Drawer(sorted(nodes, key=lambda node: (node.started_ms, node.name, node.key)), prefix).draw()
+
+
+class _Drawer:
+    def __init__(self, nodes: Sequence[NodeSummary], prefix: str) -> None:
+        self.nodes = {node.key: node for node in nodes}
+        self.prefix = prefix
+        self.picture = Picture()
+        self.named: dict[tuple[str, ...], str] = {}  # what a box stands for → its name
+
+    def draw(self) -> Picture:
+        for node in self.nodes.values():
+            if node.kind != "search":
+                self._box(("run", node.key), node.kind, _lines(node), node.key, node.metrics.get("test_error_percent"))
+                if node.kind == "level" and MASK_FILE in node.files:
+                    self._mask(node)
+            elif not any(node.key == parent.key for other in self.nodes.values() for parent in other.parents):
+                self._theta_init(node, node.key)  # it has begun, and no level is finished
+        for node in self.nodes.values():
+            if node.kind != "search":
+                self._arrows(node)
+        for node in self.nodes.values():
+            if node.kind == "search":
+                self._frame(node)
+        return self.picture
+
+    def _box(
+        self,
+        stands_for: tuple[str, ...],
+        kind: str,
+        lines: tuple[str, ...],
+        key: str | None = None,
+        error_percent: float | None = None,
+    ) -> str:
+        """Return the name of the box that stands for something, made if there is none yet."""
+        if stands_for not in self.named:
+            self.named[stands_for] = name = f"{self.prefix}n{len(self.named)}"
+            self.picture.boxes.append(Box(name, kind, tuple(redact(line) for line in lines), key, error_percent))
+        return self.named[stands_for]
+
+    def _arrow(self, tail: str, head: str, relation: str) -> None:
+        arrow = Arrow(tail, head, relation)
+        if arrow not in self.picture.arrows:
+            self.picture.arrows.append(arrow)
+
+    def _arrows(self, node: NodeSummary) -> None:
+        own = self.named["run", node.key]
+        for parent in node.parents:
+            self._arrow(self._source(parent.key, parent.relation), own, parent.relation)
+        if node.kind == "level" and node.tags.get("method") in REWINDS and self._is_pruned(node):
+            self._arrow(self._rewind_point(node), own, REWINDS[node.tags["method"]])
+        if node.kind == "training" and "init_seed" in node.tags:
+            self._arrow(self._theta_init(node), own, "initialised-from")
+        if node.kind in ("level", "training") and "data_digest" in node.tags and not self._has_data_of_a_parent(node):
+            digest = node.tags["data_digest"]
+            data = self._box(("data", digest), "data", (node.tags.get("data", "data"), f"{digest[:12]}…"))
+            self._arrow(data, own, "trained-on")
+
+    def _source(self, key: str, relation: str) -> str:
+        """Return the box of what a parent gave: a search its θ_init, a ticket its signed mask, others themselves."""
+        parent = self.nodes.get(key)
+        if parent is None:
+            return self._box(("run", key), "missing", ("not here", f"{key[:12]}…"))
+        if parent.kind == "search":
+            return self._theta_init(parent, key)
+        if relation == "masked-by" and parent.kind == "level" and MASK_FILE in parent.files:
+            return self._mask(parent)
+        return self.named["run", key]
+
+    def _theta_init(self, node: NodeSummary, key: str | None = None) -> str:
+        """Return the box of the θ_init that a node's seed draws; equal networks, data and seeds give equal ones."""
+        tags = node.tags
+        network = tags.get("network", tags.get("model", "?"))
+        stands_for = ("theta_init", network, tags.get("data", "?"), tags.get("init_seed", node.key))
+        return self._box(stands_for, "theta_init", ("θ_init", f"{network}, seed {tags.get('init_seed', '?')}"), key)
+
+    def _is_pruned(self, level: NodeSummary) -> bool:
+        return any(parent.relation == "pruned-from" for parent in level.parents)
+
+    def _rewind_point(self, level: NodeSummary) -> str:
+        """Return the box of what a level was rewound to: θ_k where its search kept one, else θ_init."""
+        for node in self.nodes.values():
+            if node.nest_key == level.nest_key and REWIND_FILE in node.files:
+                known = ("theta_k", node.key) in self.named
+                lines = ("θ_k", f"of L{node.tags.get('level', '?')}")
+                point = self._box(("theta_k", node.key), "theta_init", lines, node.key)
+                if not known:
+                    self._arrow(self.named["run", node.key], point, "made")
+                return point
+        return self._theta_init(level)
+
+    def _mask(self, level: NodeSummary) -> str:
+        known = ("mask", level.key) in self.named
+        mask = self._box(("mask", level.key), "mask", ("signed mask", f"of L{level.tags.get('level', '?')}"), level.key)
+        if not known:
+            self._arrow(self.named["run", level.key], mask, "made")
+        return mask
+
+    def _has_data_of_a_parent(self, node: NodeSummary) -> bool:
+        """Whether it was trained on the data of a level or training that it came from, which says it already."""
+        parents = [self.nodes[parent.key] for parent in node.parents if parent.key in self.nodes]
+        trained = [parent for parent in parents if parent.kind in ("level", "training")]
+        return any(parent.tags.get("data_digest") == node.tags["data_digest"] for parent in trained)
+
+    def _frame(self, search: NodeSummary) -> None:
+        levels = [node for node in self.nodes.values() if node.kind == "level" and node.nest_key == search.key]
+        inside = [self.named["run", level.key] for level in levels]
+        inside += [self.named["mask", level.key] for level in levels if ("mask", level.key) in self.named]
+        if inside:
+            self.picture.frames.append(Frame(redact(search.name), search.key, tuple(inside)))
+
+
+def _lines(node: NodeSummary) -> tuple[str, ...]:
+    """Return what stands in a run's box: what it is, and the number that matters."""
+    tags, metrics = node.tags, node.metrics
+    error = f"{metrics['test_error_percent']:.2f} % error" if "test_error_percent" in metrics else "no error measured"
+    if node.kind == "level":
+        density = f", density {metrics['density']:.3f}" if "density" in metrics else ""
+        return f"L{tags.get('level', '?')}{density}", error
+    if node.kind == "training":
+        seeds = [f"{word} {tags[tag]}" for word, tag in (("init", "init_seed"), ("sgd", "sgd_seed")) if tag in tags]
+        return tags.get("kind_of_training", "training"), ", ".join(seeds), error
+    if node.kind == "analysis":
+        barrier = f"barrier {metrics['barrier']:.2f}" if "barrier" in metrics else "no barrier"
+        return tags.get("question", "comparison"), barrier
+    return (node.name,)

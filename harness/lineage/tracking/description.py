@@ -1,0 +1,270 @@
+"""What MLflow shows as a run's description: Markdown with links first, since it is folded after four lines."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from harness.common.escape import code_block, for_markdown
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.record import LineageRecord
+
+NOTE_TAG = "mlflow.note.content"
+NOTE_DIGEST_TAG = "harness.note_sha256"  # of the description as this harness wrote it: another one is a person's
+NOTE_CHARACTERS = 8000  # MLflow cuts a longer note without a word
+PICTURE = "lineage/graph.svg"
+PAGE = "lineage/index.html"
+LAYERS = "layers.json"
+
+_MADE = "**Made from it** "
+_MOST_CHILDREN = 12
+_COMMAND_CHARACTERS = 80
+_DIGITS = 24
+_USED_FILES = {
+    "pruned-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
+    "trained-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
+    "masked-by": ("signed_mask.safetensors",),
+    "initialised-from": ("theta_init.safetensors",),
+    "compared": ("checkpoint.safetensors",),
+    "reported": (),
+}
+
+
+@dataclass(frozen=True)
+class Relative:
+    """A node next to another one, and how the later came from the earlier."""
+
+    node: NodeSummary
+    relation: str
+
+
+def run_address(node: NodeSummary) -> str | None:
+    """Return where the MLflow UI shows a node's run, from the UI's own root on; None if it has no run."""
+    if node.run_id is None or not re.fullmatch("[0-9a-zA-Z]+", f"{node.experiment_id}{node.run_id}"):
+        return None
+    return f"#/experiments/{node.experiment_id}/runs/{node.run_id}"
+
+
+def link(node: NodeSummary) -> str:
+    """Return a node's name as a Markdown link to its run."""
+    address = run_address(node)
+    return f"[{for_markdown(node.name)}]({address})" if address else for_markdown(node.name)
+
+
+def describe(node: NodeSummary, parents: Sequence[Relative]) -> str:
+    """Return the description of one run; `with_children` adds what is made from it later."""
+    came = ", ".join(f"{link(one.node)} ({one.relation})" for one in parents) or "nothing: this is where it begins"
+    return _fit([f"**From** {came}", _MADE + "nothing yet", _sentence(node), _files(node, parents), _launch(node)])
+
+
+def with_children(note: str, children: Sequence[Relative]) -> str:
+    """Return a description with its line of children written anew; one without that line as it is."""
+    links = [f"{link(one.node)} ({one.relation})" for one in children]
+    shown = links[:_MOST_CHILDREN] + ([f"{len(links) - _MOST_CHILDREN} more"] if len(links) > _MOST_CHILDREN else [])
+    line = _MADE + (", ".join(shown) or "nothing yet")
+    lines = [line if old.startswith(_MADE) else old for old in note.split("\n")]
+    changed = "\n".join(lines)
+    return changed if len(changed) <= NOTE_CHARACTERS else note
+
+
+def note_tags(note: str) -> dict[str, str]:
+    """Return the tags of a description that this harness writes."""
+    return {NOTE_TAG: note, NOTE_DIGEST_TAG: hashlib.sha256(note.encode()).hexdigest()}
+
+
+def is_own_note(tags: Mapping[str, str]) -> bool:
+    """Whether a run has the description that this harness wrote, not one that a person wrote or changed."""
+    return NOTE_TAG in tags and note_tags(tags[NOTE_TAG]).items() <= tags.items()
+
+
+def relation_to(child: NodeSummary, key: str) -> str:
+    """Return how a child came from the node with this key."""
+    return ", ".join(dict.fromkeys(parent.relation for parent in child.parents if parent.key == key))
+
+
+def describe_search(root: NodeSummary, family: Sequence[NodeSummary], *, has_picture: bool) -> str:
+    """Return the description of a search: its levels as links, the whole graph, and a table of all that is in it."""
+    own = [node for node in family if node.kind == "level" and node.nest_key == root.key]
+    levels = sorted(own, key=lambda node: node.tags.get("level", ""))
+    others = [node for node in family if node.kind != "search" and node not in own]
+    numbers = " ".join(_short_link(node, f"L{node.tags.get('level', '?')}") for node in levels) or "no level yet"
+    parts = [f"**Levels** {numbers}", _sentence(root)]
+    if has_picture:
+        page = f"{run_address(root)}/artifacts/{PAGE}"
+        parts.append(
+            f"![what came from what](get-artifact?path={PICTURE}&run_uuid={root.run_id})\n\n"
+            f"The same to point at and filter: download [{PAGE}]({page}), or `python tools/lineage.py page`."
+        )
+    launch = _launch(root)
+    room = NOTE_CHARACTERS - sum(len(part) + 2 for part in [*parts, launch]) - 200
+    return _fit([*parts, _family_table([*levels, *others], room), launch])
+
+
+def _fit(parts: Sequence[str]) -> str:
+    """Return the parts as paragraphs, whole ones left out at the end if the note would be cut."""
+    text = ""
+    for part in parts:
+        if part and len(text) + len(part) + 2 <= NOTE_CHARACTERS:
+            text += ("\n\n" if text else "") + part
+    return text
+
+
+def command_of(record: LineageRecord) -> str:
+    """Return the line that launched a run, ready to paste, as far as it was recorded."""
+    import shlex
+
+    command = record.config.get("command")
+    if isinstance(command, str):
+        return command
+    argv = record.config.get("argv")
+    if isinstance(argv, list) and argv:
+        return shlex.join(["python", *(str(word) for word in argv)])
+    return ""
+
+
+def hardware_of(record: LineageRecord) -> str:
+    """Return the machine in a line, e.g. 'AMD EPYC, 2 cores, 24 GiB, 1 × NVIDIA H100'."""
+    found = record.config.get("hardware")
+    if not isinstance(found, dict):
+        return ""
+    gpus = [str(name) for name in found.get("gpus", [])]
+    words = [str(found.get("cpu", "?")), f"{found.get('cores', '?')} cores", f"{found.get('memory_gib', '?')} GiB"]
+    return ", ".join([*words, *(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus))])
+
+
+def precision_of(record: LineageRecord) -> str:
+    """Return the precision of a run in words, e.g. 'float32, convolutions in TF32' or 'bf16 mixed precision'."""
+    search, hardware = record.config.get("search"), record.config.get("hardware")
+    if not isinstance(search, dict):
+        return ""
+    mixed, matmul = search.get("precision", "no"), search.get("float32_matmul_precision", "highest")
+    words = ["float32" if mixed == "no" else f"{mixed} mixed precision"]
+    cuda = hardware.get("cuda", {}) if isinstance(hardware, dict) else {}
+    allowed = cuda.get("tf32_supported") and cuda.get("cudnn_allow_tf32")
+    if mixed == "no" and allowed and cuda.get("tf32_override") != "0":
+        words.append("convolutions in TF32")
+    return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
+
+
+def _sentence(node: NodeSummary) -> str:
+    tags, metrics = node.tags, node.metrics
+    network, data = for_markdown(tags.get("network", tags.get("model", "?"))), for_markdown(tags.get("data", "?"))
+    method = for_markdown(tags.get("method", "?"))
+    seeds = ", ".join(f"{name} {for_markdown(tags[name])}" for name in ("init_seed", "sgd_seed") if name in tags)
+    error = f"test error **{metrics['test_error_percent']:.2f} %**" if "test_error_percent" in metrics else ""
+    left = f"{100 * float(metrics['density']):.2f} % of the prunable weights remain" if "density" in metrics else ""
+    if node.kind == "search":
+        what = f"Search with **{method}** for winning signs in {network} on {data}"
+    elif node.kind == "level":
+        what = f"Level {for_markdown(tags.get('level', '?'))} of a search with **{method}** in {network} on {data}"
+    elif node.kind == "training":
+        used = f" of a ticket of {method}" if "method" in tags else ""
+        what = f"Final training **{for_markdown(tags.get('kind_of_training', '?'))}**{used}, {network} on {data}"
+    elif node.kind == "report":
+        what = f"Report on {len(node.parents)} runs"
+    else:
+        what = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
+        if "barrier" in metrics:
+            error = f"barrier **{metrics['barrier']:.2f}** percentage points"
+    return "; ".join(part for part in (what, left, error, seeds) if part) + "."
+
+
+def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
+    rows = []
+    for one in parents:
+        names = _USED_FILES.get(one.relation, ("checkpoint.safetensors",))
+        for name in (name for name in names if name in one.node.files):
+            rows.append(_row(f"used ({one.relation})", link(one.node), *_file(name, one.node.files)))
+    if "data_digest" in node.tags:
+        data = f"data {for_markdown(node.tags.get('data', ''))}"
+        rows.append(_row("used", data, "content", _digest(node.tags["data_digest"])))
+    for name in sorted(node.files):
+        rows.append(_row("made", "", *_file(name, node.files)))
+    return "\n".join([*_head("", "of", "file", "SHA-256"), *rows])
+
+
+def _row(*cells: str) -> str:
+    """Return a row of a table; MLflow sets cells without any space between them."""
+    return f"| {'&emsp; | '.join(cell.replace(' ', '&nbsp;') for cell in cells)} |"
+
+
+def _head(*titles: str) -> list[str]:
+    return [_row(*titles), "|:--" * len(titles) + "|"]
+
+
+def _file(name: str, files: Mapping[str, str]) -> tuple[str, str]:
+    return for_markdown(name), _digest(files[name])
+
+
+def _digest(text: str) -> str:
+    """Return the beginning of a digest, as much as MLflow's page has room for; the whole stands in the run's tags."""
+    return f"`{_hex(text)[:_DIGITS]}…`"
+
+
+def _hex(text: str) -> str:
+    return re.sub("[^0-9a-f]", "", text)[:64]
+
+
+def _launch(node: NodeSummary) -> str:
+    tags = node.tags
+    parts = []
+    if "launch.command" in tags:
+        parts.append(f"Launched as\n\n{code_block(_wrapped(tags['launch.command']))}")
+    commit, dirty = tags.get("code.commit", "unknown"), tags.get("code.dirty", "unknown")
+    state = {"true": "**with changes that were not committed**", "false": "clean"}.get(dirty, "state unknown")
+    hardware = f" on {for_markdown(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
+    parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}{hardware}.")
+    if "signed_mask.safetensors" in node.files and node.run_id:
+        parts.append(
+            code_block(f'from harness import load_signed_mask\n\nmask = load_signed_mask("{_hex(node.run_id)}")')
+        )
+    return "\n\n".join(parts)
+
+
+def _wrapped(command: str) -> str:
+    """Return a command in lines that fit on MLflow's page, still ready to paste; as it is where that is not sure."""
+    import shlex
+
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    if shlex.join(words) != command:
+        return command
+    lines = [""]
+    for word in map(shlex.quote, words):
+        if len(lines[-1]) + len(word) > _COMMAND_CHARACTERS and lines[-1]:
+            lines.append("   ")
+        lines[-1] += f" {word}" if lines[-1] else word
+    return " \\\n".join(lines)
+
+
+def _short_link(node: NodeSummary, text: str) -> str:
+    address = run_address(node)
+    return f"[{for_markdown(text)}]({address})" if address else for_markdown(text)
+
+
+def _family_table(nodes: Sequence[NodeSummary], room: int) -> str:
+    """Return a table of as many nodes as there is room for; the page has them all."""
+    head = "\n".join(_head("run", "came by", "density", "result"))
+    rows: list[str] = []
+    for number, node in enumerate(nodes):
+        came = ", ".join(dict.fromkeys(parent.relation for parent in node.parents))
+        row = _row(link(node), came, _density(node), _result(node))
+        if len(head) + sum(len(row) + 1 for row in rows) + len(row) > room:
+            rows.append(f"| … and {len(nodes) - number} more | | | |")
+            break
+        rows.append(row)
+    return "\n".join([head, *rows]) if rows else ""
+
+
+def _density(node: NodeSummary) -> str:
+    return f"{node.metrics['density']:.4f}" if "density" in node.metrics else ""
+
+
+def _result(node: NodeSummary) -> str:
+    if "barrier" in node.metrics:
+        return f"barrier {node.metrics['barrier']:.2f}"
+    return f"{node.metrics['test_error_percent']:.2f} %" if "test_error_percent" in node.metrics else ""

@@ -1,0 +1,114 @@
+"""The whole of a search on its root run's page in MLflow: the graph as a picture, the same as a page, a table of links.
+
+It is drawn from what MLflow has of the search and of what it touches, after deliveries and at most once a minute while
+a launch delivers run after run. It only shows what the runs say themselves: one that is missing or old costs no result,
+and `python tools/lineage.py sync` draws it anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Mapping
+
+from harness.common.escape import redact
+from harness.common.logging import say
+from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
+from harness.lineage.page.page import page, ui_root
+from harness.lineage.page.picture import picture_of
+from harness.lineage.tracking.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
+from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits
+
+DRAWN_TAG = "harness.overview"  # digest of what the picture was drawn from
+
+_SECONDS_BETWEEN = 60
+_INCHES = 8.5  # a wider picture would push the column beside it off MLflow's page
+_MOST_DRAWN = 600  # runs; beyond, the picture would show nothing
+_IDS_PER_REQUEST = 100
+
+
+class Overviews:
+    """The searches whose root runs do not show yet what was delivered; drawn when it is time, or when asked."""
+
+    def __init__(self, server: Server, ask: Callable[[str], list[NodeSummary]]) -> None:
+        """`ask` returns the runs that fit a filter in MLflow's language."""
+        self.server, self.ask = server, ask
+        self.waiting: dict[str, None] = {}
+        self._drawn_at: float | None = None
+        self._told: set[str] = set()
+
+    def touch(self, roots: Iterable[str]) -> None:
+        """Note that something was delivered below these topmost nodes."""
+        self.waiting |= dict.fromkeys(roots)
+
+    def draw_if_due(self) -> None:
+        """Draw what is waiting unless that was done a moment ago."""
+        if self._drawn_at is None or time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draw what is waiting; what goes wrong is said once and costs nothing but the picture."""
+        while self.waiting:
+            root = next(iter(self.waiting))
+            del self.waiting[root]
+            try:
+                with self.server.talking("show the graph"):
+                    self._draw(root)
+            except (OSError, ValueError, LookupError) as error:
+                self._say(f"{error}; the runs themselves are delivered, and `python tools/lineage.py sync` draws it")
+        self._drawn_at = time.monotonic()
+
+    def _say(self, problem: str) -> None:
+        if problem not in self._told:
+            self._told.add(problem)
+            say(f"warning: {problem}")
+
+    def _draw(self, root: str) -> None:
+        run = self.server.run_with(root)
+        if run is None or run.info.status != "FINISHED" or run.data.tags.get("harness.kind") != "search":
+            return
+        nodes = self._around(root)
+        (top,) = (node for node in nodes if node.run_id == run.info.run_id)
+        picture = picture_of(nodes[:_MOST_DRAWN])
+        addresses = {node.key: f"./{address}" for node in nodes if (address := run_address(node))}
+        source = _digest(dot_source(picture, addresses, _INCHES))
+        if run.data.tags.get(DRAWN_TAG) == source:
+            return
+        client, problem = self.server.client(), None
+        try:
+            client.log_text(run.info.run_id, draw_svg(picture, addresses, _INCHES), PICTURE)
+            html, _ = page(top.name, nodes, ui_root(self.server.tracking_uri))
+            client.log_text(run.info.run_id, html, PAGE)
+        except DrawingError as error:
+            problem = error
+        has_picture = problem is None or DRAWN_TAG in run.data.tags
+        self._describe(run.info.run_id, run.data.tags, describe_search(top, nodes, has_picture=has_picture))
+        if problem is not None:
+            raise problem
+        client.set_tag(run.info.run_id, DRAWN_TAG, source)
+
+    def _describe(self, run_id: str, tags: Mapping[str, str], note: str) -> None:
+        """Write the description, unless a person has written there."""
+        if is_own_note(tags):
+            self.server.set_tags(run_id, note_tags(redact(note)))
+
+    def _around(self, root: str) -> list[NodeSummary]:
+        """Return the runs below a search, oldest first, those elsewhere made from them, and what these came from."""
+        found = {node.key: node for node in self._finished(f"tags.`{ROOT_TAG}` = '{root}'")}
+        near = self._finished(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(root)}%'")
+        found |= {node.key: node for node in near if any(parent.key in found for parent in node.parents)}
+        wanted = {parent.key for node in found.values() for parent in node.parents} - found.keys()
+        run_ids = sorted({run_id for node in found.values() for run_id in node.parent_run_ids})
+        for start in range(0, len(run_ids) if wanted else 0, _IDS_PER_REQUEST):
+            ids = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _IDS_PER_REQUEST])
+            parents = self._finished(f"attributes.run_id IN ({ids})")
+            found |= {node.key: node for node in parents if node.key in wanted}
+        return sorted(found.values(), key=lambda node: (node.started_ms, node.name))
+
+    def _finished(self, condition: str) -> list[NodeSummary]:
+        return [node for node in self.ask(condition) if node.status == "FINISHED"]
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,281 @@
+"""Mask and SignedMask: which weights remain, and with which sign.
+
+Algebra on named tensors and a file format of their own; no model is needed to read one. A mask covers the prunable
+tensors alone; a signed mask carries the sign of every parameter, with the mask beside it (paper, section 3.2:
+s = sign₀(θ ⊙ m)).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from harness.common.digest import canonical_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+FORMAT = "harness.signed_mask/1"
+_METADATA_KEY = "harness"
+
+
+def check_fits(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Size], what: str) -> None:
+    """Raise a ValueError that names every tensor of `what` that does not fit the network."""
+    problems = [f"{name}: not in the network" for name in expected if name not in given]
+    problems += [
+        f"{name}: network has {tuple(given[name])}, {what} has {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in given and given[name] != shape
+    ]
+    if problems:
+        raise ValueError(f"{what} does not fit this network:\n  " + "\n  ".join(problems))
+
+
+@dataclass(frozen=True)
+class Mask:
+    """The kept set m: one bool tensor for each prunable parameter, shaped like it."""
+
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def dense(cls, params: Mapping[str, torch.Tensor], prunable: Iterable[str]) -> Mask:
+        """Return m₀ = 1 over the prunable parameters."""
+        return cls({name: torch.ones_like(params[name], dtype=torch.bool) for name in sorted(prunable)})
+
+    @property
+    def numel(self) -> int:
+        """Number of prunable weights."""
+        return sum(tensor.numel() for tensor in self.tensors.values())
+
+    @property
+    def num_remaining(self) -> int:
+        """Number of kept weights."""
+        return sum(int(tensor.sum()) for tensor in self.tensors.values())
+
+    @property
+    def density(self) -> float:
+        """Kept share of the prunable weights, 0..1."""
+        return self.num_remaining / max(self.numel, 1)
+
+    def issubset(self, other: Mask) -> bool:
+        """Tell whether every weight kept here is kept in `other`, on the same tensors."""
+        return self.shapes() == other.shapes() and all(
+            not bool((tensor & ~other.tensors[name]).any()) for name, tensor in self.tensors.items()
+        )
+
+    def equal(self, other: Mask) -> bool:
+        """Tell whether both keep exactly the same weights."""
+        return self.issubset(other) and other.issubset(self)
+
+    def to(self, device: torch.device | str) -> Mask:
+        """Return this mask on `device`."""
+        return Mask({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+    def shapes(self) -> dict[str, torch.Size]:
+        """Return the shape of each masked tensor."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+    @torch.no_grad()
+    def apply_(self, params: Mapping[str, torch.Tensor]) -> None:
+        """Set pruned weights to +0.0 in place. A tensor that is missing or shaped differently: ValueError."""
+        check_fits(self.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
+        for name, kept in self.tensors.items():
+            params[name].masked_fill_(~kept.to(params[name].device), 0.0)
+
+
+@dataclass(frozen=True)
+class SignedMask:
+    """s = sign₀(θ ⊙ m): int8 in {−1, 0, +1} for every parameter, with the kept set m beside it.
+
+    `norm` names the parameters of normalisation layers: their signs are recorded, but using the signed mask leaves
+    those layers at their fresh initialisation unless asked (method: "touches φ only").
+    """
+
+    signs: dict[str, torch.Tensor]
+    mask: Mask
+    norm: frozenset[str] = frozenset()
+    metadata: dict[str, Any] = field(default_factory=dict, compare=False)
+    _bound: dict[str, weakref.ref[nn.Parameter]] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, params: Mapping[str, torch.Tensor], mask: Mask, norm: Iterable[str] = ()) -> SignedMask:
+        """Return sign₀(θ ⊙ m) of all of `params`."""
+        check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
+        mask = mask.to("cpu")
+        signs = {name: param.detach().cpu().sign().to(torch.int8) for name, param in params.items()}
+        for name, kept in mask.tensors.items():
+            signs[name] = signs[name] * kept
+        return cls(signs, mask, frozenset(norm))
+
+    @property
+    def density(self) -> float:
+        """Kept share of the prunable weights, 0..1."""
+        return self.mask.density
+
+    @property
+    def num_zero_signs(self) -> int:
+        """Number of parameters that are kept but exactly zero: they have no sign to give."""
+        zeros = sum(int((sign == 0).sum()) for sign in self.signs.values())
+        return zeros - (self.mask.numel - self.mask.num_remaining)
+
+    @torch.no_grad()
+    def signed(
+        self, params: Mapping[str, torch.Tensor], *, norm: bool = False, unpruned: bool | Collection[str] = True
+    ) -> dict[str, torch.Tensor]:
+        """Return abs(θ) ⊙ s as new tensors.
+
+        Pruned weights become +0.0. A kept parameter whose sign is 0 keeps its value. Normalisation layers keep their
+        values unless `norm`; other parameters outside the mask (biases, the classifier) unless `unpruned`
+        is true, or names them.
+        """
+        check_fits(
+            {name: sign.shape for name, sign in self.signs.items()},
+            {name: param.shape for name, param in params.items()},
+            "the signed mask",
+        )
+        result = {name: param.detach().clone() for name, param in params.items()}
+        for name, sign in self.signs.items():
+            if name not in self.mask.tensors and not (norm if name in self.norm else _names(unpruned, name)):
+                continue
+            value, sign = result[name], sign.to(result[name].device)
+            # + 0.0 turns the −0.0 of abs(0)·(−1) into +0.0: equal values must be equal bytes
+            signed = torch.where(sign == 0, value, value.abs() * sign) + 0.0
+            if name in self.mask.tensors:
+                signed = signed.masked_fill(~self.mask.tensors[name].to(value.device), 0.0)
+            result[name] = signed
+        return result
+
+    @torch.no_grad()
+    def apply_(self, model: nn.Module, *, norm: bool = False, unpruned: bool | Collection[str] = True) -> SignedMask:
+        """Set the model's parameters to abs(θ) ⊙ s in place (see `signed`) and return self."""
+        params = dict(model.named_parameters())
+        for name, value in self.signed(params, norm=norm, unpruned=unpruned).items():
+            params[name].copy_(value)
+        self._bound.clear()
+        self._bound.update({name: weakref.ref(params[name]) for name in self.mask.tensors})
+        return self
+
+    def keep(self, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
+        """Keep the model of the last `apply_` sparse: after each step of `optimizer`, θ ← θ ⊙ m.
+
+        Raises ValueError if `apply_` was not called or the optimizer holds none of that model's weights. Signs stay
+        free to flip. Remove the returned handle to stop.
+        """
+        owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
+        bound = [(name, ref()) for name, ref in self._bound.items()]
+        kept = [(param, self.mask.tensors[name]) for name, param in bound if param is not None and id(param) in owned]
+        if not kept:
+            raise ValueError(
+                "the optimizer holds no parameter of the model this signed mask was applied to; "
+                "call mask.apply_(model) first, then mask.keep(optimizer) with that model's optimizer"
+            )
+        floats = [(param, mask.to(param.device, param.dtype)) for param, mask in kept]
+        params, masks = [param for param, _ in floats], [mask for _, mask in floats]
+
+        def remask(*_: Any) -> None:
+            with torch.no_grad():
+                torch._foreach_mul_(params, masks)  # type: ignore[arg-type]  # the stub lacks this overload
+
+        return optimizer.register_step_post_hook(remask)
+
+    def agreement(self, other: SignedMask) -> float:
+        """Return the share of the weights kept in both whose signs agree, 0..1 (NaN if no weight is kept in both)."""
+        agree = common = 0
+        for name in self.mask.tensors.keys() & other.mask.tensors.keys():
+            both = self.mask.tensors[name] & other.mask.tensors[name]
+            common += int(both.sum())
+            agree += int(((self.signs[name] == other.signs[name]) & both).sum())
+        return agree / common if common else float("nan")
+
+    def save(self, path: Path | str, metadata: Mapping[str, Any]) -> None:
+        """Write the packed file: a bit for each prunable weight, a bit for each kept one; equal masks, equal bytes.
+
+        `metadata` holds what the computation determines (level digest, level, density), never run IDs.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        for name, sign in self.signs.items():
+            flat = sign.reshape(-1).numpy()
+            if name in self.mask.tensors:
+                kept = self.mask.tensors[name].reshape(-1).numpy()
+                tensors[f"{name}:kept"] = _pack(kept)
+                flat = flat[kept]
+            tensors[f"{name}:sign"] = _pack(flat > 0)
+            if (zeros := np.flatnonzero(flat == 0)).size:
+                tensors[f"{name}:zero"] = torch.from_numpy(zeros.astype(np.int64))
+        header = {
+            "format": FORMAT,
+            "norm": sorted(self.norm),
+            "shapes": {name: list(sign.shape) for name, sign in self.signs.items()},
+            "metadata": dict(metadata),
+        }
+        # one key: safetensors writes several in random order, and equal masks must be equal bytes
+        save_file(tensors, os.fspath(path), {_METADATA_KEY: canonical_json(header)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> SignedMask:
+        """Read a file of `save`; a truncated, altered or foreign one is a ValueError naming it."""
+        try:
+            with safe_open(os.fspath(path), "pt") as file:
+                header = read_header(file.metadata(), FORMAT, path)
+                packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return cls._unpack(header, packed)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"no signed mask at {path}") from None
+        except (SafetensorError, KeyError, IndexError, TypeError) as error:
+            raise ValueError(f"{path} is not a whole signed-mask file ({error}); fetch it again") from error
+
+    @classmethod
+    def _unpack(cls, header: dict[str, Any], packed: dict[str, torch.Tensor]) -> SignedMask:
+        signs, kept_sets = {}, {}
+        for name, shape in header["shapes"].items():
+            numel = int(np.prod(shape, dtype=np.int64))
+            kept = None
+            if f"{name}:kept" in packed:
+                kept = _unpack_bits(packed[f"{name}:kept"], numel)
+                kept_sets[name] = torch.from_numpy(kept.reshape(shape))
+            count = numel if kept is None else int(kept.sum())
+            values = _unpack_bits(packed[f"{name}:sign"], count).astype(np.int8) * np.int8(2) - np.int8(1)
+            if f"{name}:zero" in packed:
+                values[packed[f"{name}:zero"].numpy()] = 0
+            if kept is not None:
+                spread = np.zeros(numel, dtype=np.int8)
+                spread[kept] = values
+                values = spread
+            signs[name] = torch.from_numpy(values.reshape(shape))
+        return cls(signs, Mask(kept_sets), frozenset(header["norm"]), header["metadata"])
+
+
+def read_header(metadata: Mapping[str, str] | None, expected_format: str, path: Path | str) -> dict[str, Any]:
+    """Return the one JSON header of a safetensors file of ours; ValueError on another format or version."""
+    try:
+        header = json.loads((metadata or {})[_METADATA_KEY])
+        found = header["format"]
+    except (KeyError, TypeError, json.JSONDecodeError):
+        raise ValueError(f"{path} was not written by this harness (expected format {expected_format})") from None
+    if found != expected_format:
+        raise ValueError(f"{path} has format {found}; this version of the harness reads {expected_format}")
+    return dict(header)
+
+
+def _names(unpruned: bool | Collection[str], name: str) -> bool:
+    return unpruned if isinstance(unpruned, bool) else name in unpruned
+
+
+def _pack(bits: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.packbits(bits))
+
+
+def _unpack_bits(packed: torch.Tensor, count: int) -> np.ndarray:
+    if packed.numel() != (count + 7) // 8:
+        raise KeyError(f"bit plane of {packed.numel()} bytes for {count} values")
+    return np.unpackbits(packed.numpy(), count=count).astype(bool)
