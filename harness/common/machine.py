@@ -9,10 +9,9 @@ import shlex
 import sys
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, cast
 
 try:
@@ -148,44 +147,47 @@ Sample = tuple[str, float, int]
 """Name, value, time in ms since 1970."""
 
 
-class LoadSampler:
-    """A thread that reads how busy the machine is, under the names that MLflow shows as system metrics.
+@contextmanager
+def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[], list[Sample]]]:
+    """Sample in a thread how busy the machine is, under the names that MLflow shows as system metrics.
 
     It touches neither torch nor any generator: training has the same bits with and without it.
+
+    Args:
+        since_s: Start of the run in seconds since 1970: the longer ago, the rarer the samples.
+        wanted: Whether to sample at all.
+
+    Yields:
+        A function that returns the samples since its last call.
     """
+    samples: list[Sample] = []
+    lock, ended = threading.Lock(), threading.Event()
 
-    def __init__(self, since_s: float) -> None:
-        """`since_s` is when the run began, in seconds since 1970: the longer ago, the rarer the samples."""
-        self.since_s = since_s
-        self._samples: list[Sample] = []
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="load-sampler", daemon=True)
-
-    def __enter__(self) -> LoadSampler:
-        _load()  # each reading of the processors is the mean since the one before
-        self._gpus = _gpu_readers()
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._thread.join()
-
-    def take(self) -> list[Sample]:
-        """Return the samples since the last call."""
-        with self._lock:
-            taken, self._samples = self._samples, []
+    def take() -> list[Sample]:
+        with lock:
+            taken = samples.copy()
+            samples.clear()
         return taken
 
-    def _work(self) -> None:
-        while not self._ended.wait(max(LEAST_SECONDS, (time.time() - self.since_s) * SHARE_OF_ELAPSED)):
+    def work() -> None:
+        readers = [_load, *_gpu_readers()]
+        while not ended.wait(max(LEAST_SECONDS, (time.time() - since_s) * SHARE_OF_ELAPSED)):
             now_ms = int(time.time() * 1000)
-            values = _load() | {name: value for read in self._gpus for name, value in read().items()}
-            with self._lock:
-                self._samples += [(f"system/{name}", value, now_ms) for name, value in values.items()]
+            values = {name: value for read in readers for name, value in read().items()}
+            with lock:
+                samples.extend((f"system/{name}", value, now_ms) for name, value in values.items())
+
+    if not wanted:
+        yield take
+        return
+    _load()  # each reading of the processors is the mean since the one before
+    thread = threading.Thread(target=work, name="load-sampler", daemon=True)
+    thread.start()
+    try:
+        yield take
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _load() -> dict[str, float]:

@@ -144,7 +144,7 @@ class _Caller:
     hello: bytearray = field(default_factory=bytearray)
 
 
-class Pulse:
+class Heartbeat:
     """Ends this process as soon as another process of its launch is lost, even from within a collective operation.
 
     Lost is a process whose connection closes without a goodbye, of which nothing came for `silent_seconds`, or which

@@ -28,7 +28,7 @@ _JOINED = 1 << 40
 _VERDICT = "lost"
 
 
-class RollCall:
+class JoinWatch:
     """Within a `with` block, ends this process when another that had begun to join is lost, or the launcher's store.
 
     Lost is a process whose counter stood still for `silent_seconds`; one that has not yet begun is waited for, as long
@@ -52,7 +52,7 @@ class RollCall:
         """By rank: its counter, and since when it stands there."""
         self._threads: list[threading.Thread] = []
 
-    def __enter__(self) -> RollCall:
+    def __enter__(self) -> JoinWatch:
         if self._size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             self._answered = self._looked = time.monotonic()
             # two: a store on a node that is gone may keep the one that asks it waiting

@@ -14,7 +14,7 @@ import torch
 _DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class AloneState:
+class SingleProcessState:
     """The one process of a launch: rank 0 of 1, on the first GPU if there is one."""
 
     process_index = 0
@@ -27,7 +27,7 @@ class AloneState:
         """There is none to leave."""
 
 
-class AloneAccelerator:
+class SingleProcessAccelerator:
     """Mixed precision of one process: autocast, and under fp16 a loss scale."""
 
     def __init__(self, precision: str, device: torch.device) -> None:

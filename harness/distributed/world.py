@@ -17,10 +17,10 @@ import torch
 
 from harness.common.logging import say
 from harness.config import Precision
-from harness.distributed.heartbeat import Place, Pulse, lost_peer, stood_still
-from harness.distributed.joining import RollCall
+from harness.distributed.heartbeat import Place, Heartbeat, lost_peer, stood_still
+from harness.distributed.joining import JoinWatch
 from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
-from harness.distributed.single_process import AloneAccelerator, AloneState
+from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState
 from harness.distributed.stop import StoppedError, StopRequest
 
 Result = TypeVar("Result")
@@ -60,7 +60,7 @@ class World:
         if deterministic:
             self.make_deterministic()
         try:
-            with RollCall():
+            with JoinWatch():
                 self._join(60 * stuck_after)
         except RuntimeError as error:  # torch.distributed's own, which come with a page of where they were raised
             raise ConnectionError(
@@ -81,11 +81,11 @@ class World:
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self.rank == 0
-        self._announced, self._chosen_by = False, ""
+        self.announced, self._chosen_by = False, ""
         self.stop = StopRequest()
         _check_world(self.size)
         self._waiting = _waiting_group(self.device) if self.size > 1 else None
-        self._pulse = Pulse(self.rank, self.size, self.share_text, stuck_seconds=stuck_seconds)
+        self._pulse = Heartbeat(self.rank, self.size, self.share_text, stuck_seconds=stuck_seconds)
         if self._waiting is not None:
             _set_timeout(_WAITING, self._waiting)
 
@@ -156,9 +156,9 @@ class World:
 
     def announce(self) -> None:
         """Say once on what is trained: a launch that has lost its GPUs says so before it trains for days."""
-        if self.is_main and not self._announced:
+        if self.is_main and not self.announced:
             say(str(self))
-        self._announced = True
+        self.announced = True
 
     @staticmethod
     def make_deterministic() -> None:
@@ -207,22 +207,20 @@ class World:
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, on the tensor's device."""
-        return self._reduce(tensor, "SUM")
+        return tensor if self.size == 1 else self._reduce(tensor, "SUM")
 
     def min(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the minimum over ranks, on the tensor's device."""
-        return self._reduce(tensor, "MIN")
+        return tensor if self.size == 1 else self._reduce(tensor, "MIN")
 
     def _reduce(self, tensor: torch.Tensor, how: str) -> torch.Tensor:
-        if self.size == 1:
-            return tensor
         held = tensor.detach().to("cpu", copy=True)
         torch.distributed.all_reduce(held, op=getattr(torch.distributed.ReduceOp, how), group=self._waiting)
         return held.to(tensor.device)
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank."""
-        return bool(self.min(torch.tensor(-int(flag))).item())
+        return flag if self.size == 1 else bool(self._reduce(torch.tensor(-int(flag)), "MIN").item())
 
     def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Return rank 0's tensors on every rank, on the CPU; the others' are not looked at."""
@@ -238,10 +236,6 @@ class World:
             shared[name] = self._broadcast(data).to(kind)
         return shared
 
-    def share_flag(self, flag: bool) -> bool:
-        """Return rank 0's flag on every rank."""
-        return bool(self._broadcast(torch.tensor(int(flag))).item())
-
     def share_text(self, text: str) -> str:
         """Return rank 0's text on every rank."""
         if self.size == 1:
@@ -252,8 +246,6 @@ class World:
         return bytes(self._broadcast(wire).tolist()[:length]).decode()
 
     def _broadcast(self, data: torch.Tensor) -> torch.Tensor:
-        if self.size == 1:
-            return data
         # a copy: what is sent would otherwise be the caller's own memory
         sent = data.to("cpu", copy=True)
         torch.distributed.broadcast(sent, src=0, group=self._waiting)
@@ -269,13 +261,20 @@ class World:
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
         """Run `work` on rank 0 alone while the others wait; if it raises there, every rank raises."""
-        return self.on_all(lambda: work() if self.is_main else None)
+        return work() if self.size == 1 else self.on_all(lambda: work() if self.is_main else None)
+
+    def main_says(self, work: Callable[[], bool]) -> bool:
+        """Run `work` on rank 0 and return its answer on every rank; if it raises there, every rank raises."""
+        answer = bool(self.on_main(work))
+        return answer if self.size == 1 else bool(self._broadcast(torch.tensor(int(answer))).item())
 
     def on_all(self, work: Callable[[], Result]) -> Result:
         """Run `work` on every rank; if it raises on any, every rank raises: none is left waiting for another.
 
         The first rank that failed raises its own error, the others OtherRankFailedError.
         """
+        if self.size == 1:
+            return work()
         result, failure = None, None
         try:
             result = work()
@@ -322,7 +321,7 @@ def _joined() -> Any:
     if not _has_accelerate():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise ValueError("several processes need Accelerate, which is not installed here: pip install accelerate")
-        return AloneState()
+        return SingleProcessState()
     from accelerate import PartialState
 
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
@@ -330,7 +329,7 @@ def _joined() -> Any:
 
 def _accelerator(precision: str, device: torch.device) -> Any:
     if not _has_accelerate():
-        return AloneAccelerator(precision, device)
+        return SingleProcessAccelerator(precision, device)
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 

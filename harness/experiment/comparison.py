@@ -7,25 +7,24 @@ is trained any further.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
-from harness.common.digest import sha256_json
 from harness.common.seeds import SgdNoise
 from harness.config import ComparisonConfig
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, loader_threads
-from harness.experiment.initialisation import THETA_INIT
-from harness.lineage.nodes.code import code_version
-from harness.lineage.nodes.record import LineageRecord, Metric, Parent
-from harness.runs.delivery_thread import Courier
-from harness.runs.node import Node, now_ms
+from harness.experiment.describe import describe_comparison
+from harness.lineage.nodes.record import THETA_INIT, LineageRecord, Metric
+from harness.runs.delivery_thread import DeliveryThread
+from harness.runs.run import FinishedRun
 from harness.training.feed import ImageBatch, TrainFeed
 
 BARRIER = "barrier.json"
@@ -42,18 +41,18 @@ class Comparison:
     key: str
     curve: BarrierCurve
     directory: Path
-    courier: Courier
+    delivery: DeliveryThread
 
     @property
     def run_id(self) -> str | None:
         """MLflow's name for it, once it is delivered; None where it cannot be now."""
-        return self.courier.run_id(self.key)
+        return self.delivery.run_id(self.key)
 
 
 def compare(
     experiment: Experiment,
-    first: Node,
-    second: Node,
+    first: FinishedRun,
+    second: FinishedRun,
     question: Question,
     config: ComparisonConfig,
     *,
@@ -69,7 +68,7 @@ def compare(
     return _compare(experiment, first, second, question, config)
 
 
-def compare_initial_norm(experiment: Experiment, ticket: Node, config: ComparisonConfig) -> Comparison | None:
+def compare_initial_norm(experiment: Experiment, ticket: FinishedRun, config: ComparisonConfig) -> Comparison | None:
     """Return the barrier between a ticket [φ, ψ] and its copy [φ, ψ_init] (paper, Figure 1); None except on rank 0.
 
     It is what AWS is made to keep low: where it is high, initialising the normalisation layers leaves the basin. ψ_init
@@ -96,70 +95,53 @@ def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[
 
 
 def _compare(
-    experiment: Experiment, first: Node, second: Node, question: Question, config: ComparisonConfig
+    experiment: Experiment, first: FinishedRun, second: FinishedRun, question: Question, config: ComparisonConfig
 ) -> Comparison | None:
     """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it."""
     world, archive = experiment.world, experiment.archive
     batch_size, recorded = json.loads(world.share_text(json.dumps(world.on_main(lambda: _in_records(first, second)))))
-    determinants = _determinants(experiment, first, second, question, config, batch_size)
-    key = sha256_json(determinants)
+    description = describe_comparison(experiment, first, second, question, config, batch_size)
+    key = description.key
 
     def is_recorded() -> bool:
         found = archive.find(key, [first.key, second.key]) is not None
         if found:
-            archive.courier.send(key)
+            archive.delivery.send(key)
         return found
 
     def commit(curve: BarrierCurve, started_ms: int) -> None:
-        record = _record(experiment, key, first, second, question, config, curve, started_ms)
-        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+        record = archive.record(description, _metrics(curve), started_ms)
+        archive.commit(record, description.determinants, lambda directory: _write(directory, curve, record.name))
 
-    if not world.share_flag(bool(world.on_main(is_recorded))):
-        started_ms = now_ms()
+    if not world.main_says(is_recorded):
+        started_ms = int(time.time() * 1000)
         curve = _curve(experiment, first, second, config, batch_size, recorded)
         world.on_main(lambda: commit(curve, started_ms))
     return world.on_main(lambda: _load(experiment, key, first))
 
 
-def _load(experiment: Experiment, key: str, first: Node) -> Comparison:
+def _metrics(curve: BarrierCurve) -> list[Metric]:
+    now_ms = int(time.time() * 1000)
+    figures = {
+        "barrier": curve.barrier,
+        "barrier_floor": curve.floor,
+        "barrier_above_line": curve.barrier_above_line,
+    }
+    metrics = [Metric(name, value, 0, now_ms) for name, value in figures.items()]
+    return metrics + [Metric("error_percent", error, step, now_ms) for step, error in enumerate(curve.error_percent)]
+
+
+def _load(experiment: Experiment, key: str, first: FinishedRun) -> Comparison:
     """Read a recorded barrier, with `first` as its a."""
     local = experiment.store.local
     path = local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
     if local.load(key).parents[0].key != first.key:
         curve = curve.reversed()  # it was computed when the two were named the other way round
-    return Comparison(key, curve, path.parent, experiment.archive.courier)
+    return Comparison(key, curve, path.parent, experiment.archive.delivery)
 
 
-def _determinants(
-    experiment: Experiment,
-    first: Node,
-    second: Node,
-    question: Question,
-    config: ComparisonConfig,
-    batch_size: int,
-) -> dict[str, Any]:
-    """Return what determines a barrier: not how the two networks were trained, their keys say that."""
-    everything = experiment.determinants
-    measured = {name: everything[name] for name in ("format", "data", "spec", "model")}
-    if everything["precision"] != "no":  # where it is missing, so it is: keys of before stay valid
-        measured["precision"] = everything["precision"]
-    if (matmul := everything.get("float32_matmul_precision")) is not None:  # there only if it is not the usual one
-        measured["float32_matmul_precision"] = matmul
-    num_images = config.num_bn_images(experiment.source.num_train)
-    return measured | {
-        "kind": "analysis",
-        "question": question,
-        "pair": sorted({first.key, second.key}),
-        "alphas": config.alphas,
-        "bn_convention": config.bn_convention,
-        "bn_images": num_images,
-        # BatchNorm statistics depend on how many images a batch has
-        "batch": batch_size if num_images else None,
-    }
-
-
-def _in_records(first: Node, second: Node) -> tuple[int, tuple[float, float] | None]:
+def _in_records(first: FinishedRun, second: FinishedRun) -> tuple[int, tuple[float, float] | None]:
     """Return what a comparison takes from the records: images in a batch, and test errors (None: not measured)."""
     # the copy of a ticket was never evaluated
     measured = first.key != second.key
@@ -167,13 +149,13 @@ def _in_records(first: Node, second: Node) -> tuple[int, tuple[float, float] | N
     return _batch_size(first, second), recorded
 
 
-def _batch_size(first: Node, second: Node) -> int:
+def _batch_size(first: FinishedRun, second: FinishedRun) -> int:
     """Images a batch of BatchNorm estimation has: that of the trainings, the smaller where they differ."""
     assert first.record is not None and second.record is not None
     return min(int(node.record.config["search"]["global_batch_size"]) for node in (first, second) if node.record)
 
 
-def _check_comparable(first: Node, second: Node, question: Question, cross_init: bool) -> None:
+def _check_comparable(first: FinishedRun, second: FinishedRun, question: Question, cross_init: bool) -> None:
     assert first.record is not None and second.record is not None
     names = f"{first.record.name!r} and {second.record.name!r}"
     if first.key == second.key:
@@ -195,15 +177,15 @@ def _check_comparable(first: Node, second: Node, question: Question, cross_init:
         )
 
 
-def _same_start(first: Node, second: Node) -> bool:
+def _same_start(first: FinishedRun, second: FinishedRun) -> bool:
     assert first.record is not None and second.record is not None
     return first.record.tags.get("start_digest") == second.record.tags.get("start_digest")
 
 
 def _curve(
     experiment: Experiment,
-    first: Node,
-    second: Node,
+    first: FinishedRun,
+    second: FinishedRun,
     config: ComparisonConfig,
     batch_size: int,
     recorded_error_percent: tuple[float, float] | None,
@@ -238,7 +220,7 @@ def _curve(
     )
 
 
-def _recorded_error_percent(node: Node) -> float:
+def _recorded_error_percent(node: FinishedRun) -> float:
     """Return the test error that was logged with the BatchNorm statistics of the checkpoint."""
     assert node.record is not None
     metrics = node.record.last_metrics()
@@ -279,70 +261,6 @@ class _Heeding(Generic[Item]):
             if self.world.size == 1:
                 self.world.stop.heed()
             yield batch
-
-
-def _record(
-    experiment: Experiment,
-    key: str,
-    first: Node,
-    second: Node,
-    question: Question,
-    config: ComparisonConfig,
-    curve: BarrierCurve,
-    started_ms: int,
-) -> LineageRecord:
-    assert first.record is not None and second.record is not None
-    now = now_ms()
-    numbers = {
-        "barrier": curve.barrier,
-        "barrier_floor": curve.floor,
-        "barrier_above_line": curve.barrier_above_line,
-    }
-    metrics = [Metric(name, value, 0, now) for name, value in numbers.items()]
-    metrics += [Metric("error_percent", error, step, now) for step, error in enumerate(curve.error_percent)]
-    return LineageRecord(
-        key=key,
-        kind="analysis",
-        name=_name(experiment, question, first, second),
-        parents=_parents(first, second),
-        config=experiment.base_config(question=question, comparison=asdict(config)),
-        tags=experiment.base_tags(
-            **{tag: first.record.tags[tag] for tag in ("method", "level") if tag in first.record.tags},
-            question=question,
-            density=f"{first.mask.density:.6f}",
-            same_start=str(_same_start(first, second)).lower(),
-            bn_convention=config.bn_convention,
-            num_alphas=config.num_alphas,
-            **({} if experiment.config.precision == "no" else {"precision": experiment.config.precision}),
-        ),
-        metrics=tuple(metrics),
-        code=code_version(),
-        started_ms=started_ms,
-        finished_ms=now,
-    )
-
-
-def _parents(first: Node, second: Node) -> tuple[Parent, Parent]:
-    assert first.record is not None
-    if first.key != second.key:
-        return Parent(first.key, "compared"), Parent(second.key, "compared")
-    assert first.record.nested_under is not None
-    return Parent(first.key, "compared"), Parent(first.record.nested_under, "initialised-from")
-
-
-def _name(experiment: Experiment, question: Question, first: Node, second: Node) -> str:
-    """Return what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'."""
-    assert first.record is not None and second.record is not None
-    tags = first.record.tags
-    ticket = [f"L{tags['level']}", f"d{first.mask.density:.3f}"] + ([tags["method"]] if "method" in tags else [])
-    pair = [] if first.key == second.key else [_short(first.record), "|", _short(second.record)]
-    return " ".join([question, *pair, *ticket, experiment.network])
-
-
-def _short(record: LineageRecord) -> str:
-    tags = record.tags
-    seeds = [f"{letter}{tags[tag]}" for letter, tag in (("i", "init_seed"), ("s", "sgd_seed")) if tag in tags]
-    return " ".join([tags.get("kind_of_training", record.kind), *seeds])
 
 
 def _write(directory: Path, curve: BarrierCurve, title: str) -> None:

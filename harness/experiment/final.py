@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
-from harness.checkpoint import Checkpoint
-from harness.common.digest import sha256_json
+import torch
+
 from harness.common.seeds import SgdNoise
 from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns
-from harness.experiment.experiment import Experiment, Start
+from harness.experiment.describe import describe_training
+from harness.experiment.experiment import Experiment
 from harness.experiment.initialisation import Initialisation
-from harness.experiment.ticket import Ticket, take
-from harness.lineage.nodes.record import Parent
-from harness.masks import Mask, transfer
-from harness.models import classifier_of
-from harness.pruning import METHODS
-from harness.runs.node import Draft, Node
-from harness.runs.state_saver import RunKeeper
+from harness.experiment.trainer import Trainer
+from harness.masks import Mask, SignedMask, check_fits, transfer
+from harness.pruning import METHODS, StartPoint
+from harness.runs.run import FinishedRun, TrainedRun
+from harness.runs.state_saver import StateSaver
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,13 @@ class Trial:
     """Whether the signs of biases and of the classifier are transferred too."""
     signs: SignsTaken = "trained"
     """Whether the ticket is θ_T after training under m_T, or θ_{T−1} ⊙ m_T, right after pruning."""
-    initialisation: str = NETWORKS_OWN
-    """What the fresh θ_init is: see SearchConfig."""
+    initialisation: str | Initialisation = NETWORKS_OWN
+    """The fresh θ_init: a scheme's name, or a resolved initialisation."""
+
+    @property
+    def begun(self) -> Initialisation:
+        """The fresh θ_init's initialisation."""
+        return Initialisation.of(self.initialisation)
 
     @property
     def drawn(self) -> int | None:
@@ -41,153 +46,149 @@ class Trial:
 
     @property
     def unusual(self) -> dict[str, str]:
-        """Those of its ways to use the ticket, and θ_init, that are not the defaults."""
+        """The uses of the ticket, and of θ_init, that are not the defaults."""
         usual = {field.name: field.default for field in fields(self)}
-        names = ("unpruned_signs", "signs", "initialisation")
-        return {name: value for name in names if (value := getattr(self, name)) != usual[name]}
-
-    @property
-    def needs_fresh_init(self) -> bool:
-        """Whether the search's own θ_init would answer another question."""
-        return self.kind not in ("dense", "retrain")
+        own = {"unpruned_signs": self.unpruned_signs, "signs": self.signs, "initialisation": self.begun.text}
+        return {name: value for name, value in own.items() if value != usual[name]}
 
 
-def final_training(experiment: Experiment, trial: Trial, ticket: Node | None, *, same_init: bool = False) -> Node:
+def final_training(
+    experiment: Experiment, trial: Trial, ticket: FinishedRun | None = None, *, same_init: bool = False
+) -> FinishedRun:
     """Train `ticket` used as `trial` says with the full schedule, under plain 𝒜 (method, section 4).
 
-    `dense` needs no ticket and ignores one. The search's own init_seed is a ValueError unless `same_init`: a sign that
-    wins on its own initialisation alone is no winning sign. Of a method whose levels are full trainings `retrain` is
-    the ticket's own run, which is returned; to ask for another sgd_seed or schedule than its own is a ValueError.
+    A ticket of another data set is used without its classifier, which is drawn. Of a method whose levels are full
+    trainings, `retrain` is the ticket's own run, which is returned.
 
-    A ticket of another data set is used without its classifier, which is drawn; `retrain` of it is refused.
+    Args:
+        experiment: Network, data and schedule.
+        trial: The use and the seeds.
+        ticket: A level of a search; `dense` needs none and ignores one.
+        same_init: Allow the search's own init_seed: a sign that wins on its own initialisation alone is no winning
+            sign.
+
+    Raises:
+        ValueError: No ticket, the search's own init_seed, a network of another shape, `retrain` on another data set, or
+            `retrain` of a full training with another sgd_seed or schedule than its own.
+
+    Example:
+        >>> harness.final_training(experiment, Trial("signed_mask", init_seed=2, sgd_seed=1), ticket)
     """
+    config = experiment.config
     if trial.kind == "dense":
         ticket = None
     elif ticket is None:
         raise ValueError(f"kind {trial.kind!r} needs a ticket")
-    config = experiment.config
+
+    # Take θ_T and s_T as the trial says, without the classifier for another data set.
     used = None if ticket is None else take(experiment, ticket, trial.signs)
     if used is not None and used.transferred and trial.kind == "retrain":
         raise ValueError(
             "retrain goes on from the ticket's own weights, on its own data set; on another take signed_mask"
         )
-    full = METHODS[config.method].training == "full"
-    if ticket is not None and trial.kind == "retrain" and trial.signs == "trained" and full:
-        return _own_retraining(experiment, trial, ticket)
-    if trial.needs_fresh_init and trial.init_seed == config.init_seed and not same_init:
+    if ticket is not None and trial.kind == "retrain" and trial.signs == "trained":
+        own = METHODS[config.method].retraining(ticket)
+        if own is not None:
+            experiment.world.on_main(lambda: _check_own_retraining(experiment, trial, own))
+            return own
+    if trial.kind not in ("dense", "retrain") and trial.init_seed == config.init_seed and not same_init:
         raise ValueError(
             f"init_seed {trial.init_seed} is the search's own: choose another for a fresh initialisation, "
             "or pass --same-init"
         )
-    start = _start(experiment, trial, used)
-    begun = experiment.initialisation(trial.initialisation) if trial.drawn is not None else None
-    draft = Draft(
-        determinants=experiment.determinants
-        | {
-            "kind": "training",
-            "used_as": trial.kind,
-            "ticket": ticket.key if ticket else None,
-            "start": start.digest,
-            "schedule": config.final.determinants(),
-            "init_seed": trial.drawn,
-            "sgd_seed": trial.sgd_seed,
-        },
-        kind="training",
-        name=_name(experiment, trial, ticket, start.mask),
-        parents=_parents(trial, ticket, begun),
-        config=experiment.base_config(
-            kind=trial.kind,
-            ticket=ticket.key if ticket else None,
-            init_seed=trial.drawn,
-            sgd_seed=trial.sgd_seed,
-            unpruned_signs=trial.unpruned_signs,
-            signs=trial.signs,
-            transferred=used is not None and used.transferred,
-            **(begun.record if begun else {}),
-        ),
-        tags=_tags(experiment, trial, used),
-        level=ticket.checkpoint.level if ticket else 0,
-        epochs_before=0,
-        epochs_spent=ticket.checkpoint.epochs if ticket else 0,
-    )
 
-    def make(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
-        noise = SgdNoise(trial.sgd_seed, ("final",))
-        # lrr is the plain algorithm 𝒜: no interpolation in a final training
-        plain = METHODS["lrr"]
-        return experiment.train(
-            draft, keeper, start, schedule=config.final, noise=noise, method=plain, reestimate=False
-        )
-
-    return experiment.archive.once(draft, make)
-
-
-def _own_retraining(experiment: Experiment, trial: Trial, ticket: Node) -> Node:
-    """Return the level itself: it is trained from θ ⊙ m with the final schedule already (method, section 3)."""
-    config = experiment.config
-
-    def check() -> None:
-        assert ticket.record is not None
-        name, search = ticket.record.name, ticket.record.config["search"]
-        for what, asked, own in (
-            ("sgd_seed", trial.sgd_seed, search["sgd_seed"]),
-            ("final epochs", config.final.epochs, search["final"]["epochs"]),
-        ):
-            if asked != own:
-                raise ValueError(
-                    f"retrain of {config.method} is the run {name!r} itself, trained with {what} {own}, not {asked}; "
-                    f"search with {what} {asked}, or ask for {own}"
-                )
-
-    experiment.world.on_main(check)
-    return ticket
-
-
-def _start(experiment: Experiment, trial: Trial, ticket: Ticket | None) -> Start:
-    drawn = trial.initialisation if trial.drawn is not None else NETWORKS_OWN
-    theta_init = experiment.theta_init(trial.init_seed, drawn)
-    if ticket is None:
+    # Make the start point: a fresh θ_init with the signs and the mask of the ticket.
+    theta_init = experiment.theta_init(trial.init_seed, trial.begun if trial.drawn is not None else NETWORKS_OWN)
+    if used is None:
         params, mask = theta_init.params, Mask.dense(theta_init.params, experiment.partition.prunable)
     else:
+        names = transfer.unpruned_names(used.signed_mask, trial.unpruned_signs, experiment.classifier)
         params, mask = transfer.start(
-            trial.kind,
-            theta_init.params,
-            ticket.params,
-            ticket.signed_mask,
-            seed=trial.init_seed,
-            unpruned=transfer.unpruned_names(
-                ticket.signed_mask, trial.unpruned_signs, classifier_of(experiment.config.model.name)
-            ),
+            trial.kind, theta_init.params, used.params, used.signed_mask, seed=trial.init_seed, unpruned=names
         )
     # running statistics start fresh, whatever the ticket's or a trained initialisation's were
-    return Start(params, experiment.theta_init(trial.init_seed).buffers, mask, theta_init.params)
+    buffers = experiment.theta_init(trial.init_seed).buffers
+    spent = ticket.checkpoint.epochs if ticket else 0
+    start = StartPoint(params, buffers, mask, epochs_spent=spent)
+
+    # Train it: plain SGD, no interpolation.
+    transferred = used is not None and used.transferred
+    description = describe_training(experiment, trial, ticket, mask, start.digest, transferred=transferred)
+
+    def make(saver: StateSaver) -> TrainedRun:
+        noise = SgdNoise(trial.sgd_seed, ("final",))
+        return Trainer(experiment).train(
+            description, saver, start, schedule=config.final, noise=noise, psi_init=theta_init.params
+        )
+
+    return experiment.archive.run_or_load(description, make)
 
 
-def _parents(trial: Trial, ticket: Node | None, begun: Initialisation | None) -> tuple[Parent, ...]:
-    parents = []
-    if ticket is not None:
-        parents.append(Parent(ticket.key, "trained-from" if trial.kind == "retrain" else "masked-by"))
-    if begun is not None and begun.key is not None:
-        parents.append(Parent(begun.key, "initialised-from"))
-    return tuple(parents)
+def _check_own_retraining(experiment: Experiment, trial: Trial, ticket: FinishedRun) -> None:
+    """Refuse another sgd_seed or schedule than the level was trained with (rank 0)."""
+    assert ticket.record is not None
+    config, name, search = experiment.config, ticket.record.name, ticket.record.config["search"]
+    for setting, asked, own in (
+        ("sgd_seed", trial.sgd_seed, search["sgd_seed"]),
+        ("final epochs", config.final.epochs, search["final"]["epochs"]),
+    ):
+        if asked != own:
+            raise ValueError(
+                f"retrain of {config.method} is the run {name!r} itself, trained with {setting} {own}, not {asked}; "
+                f"search with {setting} {asked}, or ask for {own}"
+            )
 
 
-def _tags(experiment: Experiment, trial: Trial, ticket: Ticket | None) -> dict[str, str]:
-    tags = experiment.base_tags(kind_of_training=trial.kind, sgd_seed=trial.sgd_seed)
-    unusual = trial.unusual | ({"transferred": "true"} if ticket is not None and ticket.transferred else {})
-    if unusual:  # such a training is no trial of the usual one
-        tags |= unusual | {"settings": sha256_json({"settings": experiment.settings} | unusual)[:12]}
-    if trial.drawn is not None:
-        tags["init_seed"] = str(trial.drawn)
-    if ticket is not None:
-        tags["method"] = experiment.config.method
-    return tags
+@dataclass(frozen=True)
+class Ticket:
+    """[θ_T, s_T] of a level, as it is used."""
+
+    params: dict[str, torch.Tensor]
+    signed_mask: SignedMask
+    transferred: bool
+    """Whether it goes to another data set than its own, without its classifier."""
 
 
-def _name(experiment: Experiment, trial: Trial, ticket: Node | None, mask: Mask) -> str:
-    config = experiment.config
-    words: list[str] = [trial.kind]
-    if ticket is not None:
-        words += [f"L{ticket.checkpoint.level:02d} d{mask.density:.3f} {config.method}"]
-    words += [experiment.network] if trial.drawn is None else [experiment.network, f"i{trial.drawn}"]
-    return " ".join([*words, f"s{trial.sgd_seed}"])
+def take(experiment: Experiment, run: FinishedRun, signs: SignsTaken) -> Ticket:
+    """Return the ticket of a level for a final training on the experiment's data set.
+
+    Raises ValueError where the level was not pruned from another (`signs` = pruned), and for a network of another
+    shape than the experiment's, the classifier aside.
+    """
+    params, signed_mask = run.checkpoint.params, run.signed_mask
+    if signs == "pruned":
+        before = experiment.archive.load(_pruned_from(experiment, run), fitting=False)
+        params, signed_mask = transfer.pruned_ticket(before.checkpoint.params, signed_mask)
+    transferred = experiment.world.main_says(lambda: _data_digest(run) != experiment.source.content_digest)
+    if transferred:
+        signed_mask = transfer.without_classifier(signed_mask, experiment.classifier)
+        check_carries_over(experiment, signed_mask.signs)
+    return Ticket(params, signed_mask, transferred)
+
+
+def check_carries_over(experiment: Experiment, network: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ValueError that names what keeps another data set's network, its classifier aside, from being used."""
+    theirs = {n: tensor.shape for n, tensor in network.items() if not n.startswith(f"{experiment.classifier}.")}
+    own = {name: tensor.shape for name, tensor in experiment.archive.template.params.items()}
+    check_fits(theirs, own, f"a ticket that goes over to {experiment.config.data.name}")
+
+
+def _data_digest(run: FinishedRun) -> str:
+    assert run.record is not None
+    return run.record.tags["data_digest"]
+
+
+def _pruned_from(experiment: Experiment, run: FinishedRun) -> str:
+    """Return the key of the level whose pruning made this one's mask."""
+
+    def read() -> str:
+        assert run.record is not None
+        found = [parent.key for parent in run.record.parents if parent.relation == "pruned-from"]
+        if not found:
+            raise ValueError(
+                f"{run.record.name!r} was not pruned from another level: it has no signs right after pruning; "
+                "take signs=trained"
+            )
+        return found[0]
+
+    return experiment.world.share_text(experiment.world.on_main(read) or "")

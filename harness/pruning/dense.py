@@ -1,10 +1,21 @@
 """No pruning: LRR whose mask stays dense, level after level.
 
-It tells what pruning does from what longer training with a rewound learning rate does.
+It separates the effect of pruning from that of a longer training with a rewound learning rate.
 """
 
-from __future__ import annotations
+from harness.config import SearchConfig
+from harness.pruning.method import Method
 
-from harness.pruning.lrr import forward_view, start
 
-__all__ = ["forward_view", "start"]
+class Dense(Method):
+    """LRR that prunes nothing."""
+
+    def check(self, config: SearchConfig) -> None:
+        """Refuse options that only pruning has."""
+        super().check(config)
+        if config.densities is not None or config.one_shot:
+            raise ValueError(f"{config.method} prunes nothing: it takes neither densities nor one_shot")
+
+    def pruning(self, config: SearchConfig) -> None:
+        """Return None: the mask stays."""
+        return

@@ -1,36 +1,168 @@
 """Gem-Miner (Sreenivasan et al. 2022, "Rare gems"): a mask learnt as scores over frozen weights, then fine-tuned.
 
-Every weight w₀ is a signed constant and stays; a score p in [0, 1] is trained for it. The forward pass sees
+Every weight w₀ is a signed constant and stays. A score p in [0, 1] is trained for it: the forward pass sees
 w₀ · q · 1[p > ½], the gradient goes straight through the step to p, and every few epochs the globally lowest scores are
-frozen to q = 0. The parameters of the network in training are the scores themselves: a view puts the effective weights
+frozen to q = 0. The parameters of the network in training are the scores themselves. A view puts the effective weights
 in their place for a step, as AWS does with ψ, so nothing is patched and checkpoints have plain keys. The penalty λ‖p‖²
 is coupled weight decay of 2λ, whose gradient is the same. Networks have no biases and no affine normalisation: biases
 stay 0 and ψ at its initial value.
+
+One density is searched, not a level after another. `num_levels` T and the pruning fraction (or the list of densities)
+say which: that of level T. Both trainings are runs of level T, the second trained-from the first.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from harness.common.seeds import derive_seed
+from harness.checkpoint import Checkpoint
+from harness.common.digest import canonical_json
+from harness.common.seeds import SgdNoise, derive_seed
+from harness.config import SearchConfig
 from harness.masks import Mask
-from harness.pruning.lrr import forward_view
 from harness.pruning.magnitude import prune_to
-from harness.pruning.method import ForwardView, Params
+from harness.pruning.method import (
+    ForwardView,
+    LevelContext,
+    Method,
+    Params,
+    SearchHandle,
+    StartPoint,
+    Statement,
+    StoredLevel,
+    TrainingHook,
+)
+from harness.pruning.schedule import PruningSchedule
 
-__all__ = ["ScoreTraining", "draw_scores", "effective", "forward_view", "kept_counts", "num_freezings", "start"]
+SCORES = "scores.safetensors"
+"""File that keeps the trained scores beside the network that they make."""
+_SCORING = "scores"
+"""Phase of the first training; the second has none."""
 
 
-def start(origin: Params, parent: Params, norm: Collection[str]) -> Params:
-    """Fine-tuning starts from w₀ ⊙ q: the weights of θ_init, without biases (the mask is applied by the caller)."""
-    return {
-        name: torch.zeros_like(tensor) if is_bias(name) and name not in norm else tensor
-        for name, tensor in origin.items()
-    }
+class GemMiner(Method):
+    """Scores over frozen weights, then fine-tuning of the weights that are kept."""
+
+    masks_classifier = True
+    heeds = ("gem_miner",)
+
+    def check(self, config: SearchConfig) -> None:
+        """Refuse the options that Gem-Miner does not have."""
+        if config.num_levels == 0:
+            raise ValueError("gem_miner learns the mask of level num_levels; it must be 1 or more")
+        usual = {"order": "default", "one_shot": False, "pruning_scope": "global"}
+        if given := [name for name, value in usual.items() if getattr(config, name) != value]:
+            raise ValueError(f"gem_miner learns one mask of all layers together: leave out {', '.join(given)}")
+        if config.initialisation not in ("network", "constant"):
+            raise ValueError(f"gem_miner's weights are signed constants; initialisation {config.initialisation} is not")
+
+    def initialisation(self, config: SearchConfig) -> str:
+        """Return "constant": the frozen weights are signed constants."""
+        return "constant"
+
+    def search_epochs(self, config: SearchConfig, levels: int) -> int:
+        """Return the epochs of one density."""
+        return config.gem_miner.score_epochs + config.gem_miner.finetune.epochs
+
+    def search(self, search: SearchHandle) -> list[Any]:
+        """Return the fine-tuned network: [θ_T, m_T], m_T = q."""
+        config, gem, level = search.config, search.config.gem_miner, search.config.num_levels
+        head = f"{search.classifier}.weight"
+        scored = sorted(search.prunable | {head} & search.theta_init.params.keys())
+        density = PruningSchedule.of(config).density(level)
+
+        # Train the scores of the prunable weights and of the classifier's.
+        optim, schedule = gem.scoring()
+        dense = search.context(level, Mask.dense(search.theta_init.params, scored), _SCORING)
+        training = ScoreTraining(self._weights(dense), scored, density, schedule.epochs, gem.freeze_every_epochs)
+        freezing = {"density": density, "freeze_every_epochs": gem.freeze_every_epochs}
+        found = search.train(
+            dense,
+            density,
+            schedule,
+            parent=(search.root, "initialised-from"),
+            start=lambda: self.start(dense),
+            noise=SgdNoise(config.sgd_seed, ("search", level, "scores")),
+            view=lambda norm: training.view,
+            hook=training,
+            optim=optim,
+            frozen=dense.theta_init.params.keys() - set(scored),
+            determinants={"pruning_fraction": None, "optim": optim.determinants(), "scores": freezing},
+            recorded={"optim": optim.determinants(), "scores": freezing},
+            reestimate=True,
+        )
+
+        # Fine-tune the weights that the scores keep; ψ and biases stay.
+        optim, schedule = gem.finetuning()
+        kept = search.context(level, found.mask)
+        frozen = search.norm | {name for name in search.theta_init.params if is_bias(name)}
+        return [
+            search.train(
+                kept,
+                found.mask.density,
+                schedule,
+                parent=(found.key, "trained-from"),
+                start=lambda: self.start(kept, epochs=found.checkpoint.epochs),
+                noise=SgdNoise(config.sgd_seed, ("search", level, "finetune")),
+                view=self.view,
+                optim=optim,
+                frozen=frozen,
+                determinants={"pruning_fraction": None, "optim": optim.determinants()},
+                recorded={"optim": optim.determinants(), "scores": None},
+                reestimate=False,
+            )
+        ]
+
+    def start(self, ctx: LevelContext, epochs: int = 0) -> StartPoint:
+        """Return the drawn scores, with the other weights around them; for fine-tuning w₀ ⊙ q."""
+        weights = self._weights(ctx)
+        if ctx.phase != _SCORING:
+            return StartPoint.masked(weights, ctx.theta_init.buffers, ctx.mask, epochs=epochs)
+        scores = draw_scores(ctx.mask.shapes(), ctx.config.init_seed)
+        return StartPoint(weights | scores, ctx.theta_init.buffers, ctx.mask, weights=weights)
+
+    def statements(self, stored: StoredLevel) -> Iterator[Statement]:
+        """Check the count, and that the network is w₀ · q · 1[p > ½] of the stored scores; or that q is kept.
+
+        Which weights were frozen when is not recorded: that the mask is that of the lowest scores at each time is not
+        checked.
+        """
+        ctx, mask = stored.context, stored.context.mask
+        if ctx.phase != _SCORING:
+            if stored.parent_mask is not None:
+                same = mask.equal(stored.parent_mask)
+                yield Statement("mask", same, "its mask is not the one that the scores gave")
+            return
+        gem, density = ctx.config.gem_miner, PruningSchedule.of(ctx.config).density(ctx.level)
+        freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
+        expected, found = kept_counts(mask.numel, density, freezings)[-1], mask.num_remaining
+        yield Statement("count", found == expected, f"{found} weights remain; {expected} should")
+        if stored.checkpoint is None or SCORES not in stored.networks:
+            return
+        made, scores = self._weights(ctx), stored.networks[SCORES].params
+        made |= {name: effective(ctx.theta_init.params[name], kept, scores[name]) for name, kept in mask.tensors.items()}
+        differ = [name for name, tensor in stored.checkpoint.params.items() if not torch.equal(tensor, made[name])]
+        yield Statement("pruned", not differ, f"{', '.join(differ[:3])} are not what the scores make of the frozen weights")
+
+    def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
+        """Return optimizer and schedule of the training."""
+        optim, schedule = config.gem_miner.scoring() if phase == _SCORING else config.gem_miner.finetuning()
+        return {"optim": json.loads(canonical_json(optim.determinants())), "schedule": schedule.determinants()}
+
+    @staticmethod
+    def _weights(ctx: LevelContext) -> dict[str, torch.Tensor]:
+        """Return w₀: the weights of θ_init, without biases."""
+        return {
+            name: torch.zeros_like(tensor) if is_bias(name) and name not in ctx.norm else tensor
+            for name, tensor in ctx.theta_init.params.items()
+        }
 
 
 def is_bias(name: str) -> bool:
@@ -70,8 +202,8 @@ def kept_counts(numel: int, density: float, freezings: int) -> list[int]:
     return counts
 
 
-class ScoreTraining:
-    """The training of scores: the view of its steps and its `Companion`."""
+class ScoreTraining(TrainingHook):
+    """The training of scores: the view of its steps, and its hook."""
 
     def __init__(self, weights: Params, scored: Collection[str], density: float, epochs: int, every: int) -> None:
         """`weights` are w₀ of all parameters, `scored` the names of those that have scores."""
@@ -82,7 +214,7 @@ class ScoreTraining:
         self.mask = Mask.dense(self.weights, self.weights)
         """q, the weights that are not frozen to 0."""
 
-    def attach(self, model: torch.nn.Module) -> None:
+    def attach(self, model: nn.Module) -> None:
         """Take the network whose parameters are the scores."""
         params = dict(model.named_parameters())
         self._scores: list[torch.Tensor] = [params[name] for name in self.weights]
@@ -127,12 +259,16 @@ class ScoreTraining:
         return {n: s.detach().cpu().clone() for n, s in zip(self.weights, self._scores, strict=True)}
 
     @torch.no_grad()
-    def settle_(self) -> dict[str, torch.Tensor]:
-        """Leave the effective weights in the network for good; return the scores that were in it."""
-        scores = self.scores
+    def finish(self, mask: Mask) -> Mask:
+        """Leave the effective weights in the network for good; return q."""
+        self._trained = self.scores
         torch._foreach_copy_(self._saved, self._scores)
         self._put_effective_()
-        return scores
+        return self.mask
+
+    def networks(self, trained: Checkpoint) -> dict[str, Checkpoint]:
+        """Return the trained scores as a network of their own."""
+        return {SCORES: Checkpoint(self._trained, {}, trained.level, trained.epochs, trained.level_digest)}
 
     def state(self) -> dict[str, torch.Tensor]:
         """q."""

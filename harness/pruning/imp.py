@@ -3,16 +3,18 @@
 The data order is rewound with the parameters: u is the same at every level (method, section 3).
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection
-
-from harness.pruning.lrr import forward_view
-from harness.pruning.method import Params
-
-__all__ = ["forward_view", "start"]
+from harness.common.seeds import SgdNoise, search_scope
+from harness.config import SearchConfig
+from harness.pruning.method import FullTraining, LevelContext, StartPoint
 
 
-def start(origin: Params, parent: Params, norm: Collection[str]) -> Params:
-    """Training at level t starts from θ₀, the initial parameters (the mask is applied by the caller)."""
-    return origin
+class IMP(FullTraining):
+    """Iterative magnitude pruning with parameters rewound to the start."""
+
+    def start(self, ctx: LevelContext) -> StartPoint:
+        """Return θ₀ ⊙ mₜ."""
+        return StartPoint.masked(ctx.theta_init.params, ctx.theta_init.buffers, ctx.mask, epochs=ctx.parent.epochs)
+
+    def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
+        """Return the u of level 0."""
+        return SgdNoise(config.sgd_seed, search_scope(level, same=True, again=again))

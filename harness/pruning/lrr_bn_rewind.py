@@ -1,18 +1,15 @@
 """LRR whose normalisation layers are rewound: level t starts from [φₜ₋₁ ⊙ mₜ, ψ_init], with fresh running statistics.
 
-The other way, beside AWS, to make a ticket that does without its trained ψ: it interpolates nothing.
+Beside AWS, it is the other way to make a ticket that does without its trained ψ: it interpolates nothing.
 """
 
-from __future__ import annotations
-
-from collections.abc import Collection
-
-from harness.pruning.lrr import forward_view
-from harness.pruning.method import Params
-
-__all__ = ["forward_view", "start"]
+from harness.pruning.method import LevelContext, Method, StartPoint
 
 
-def start(origin: Params, parent: Params, norm: Collection[str]) -> Params:
-    """Training at level t starts from [φₜ₋₁, ψ_init] (the mask is applied by the caller)."""
-    return dict(parent) | {name: origin[name] for name in norm}
+class RewoundNormLRR(Method):
+    """LRR that starts each level with ψ_init."""
+
+    def start(self, ctx: LevelContext) -> StartPoint:
+        """Return [φₜ₋₁, ψ_init] ⊙ mₜ and the buffers of θ_init."""
+        params = ctx.parent.params | {name: ctx.theta_init.params[name] for name in ctx.norm}
+        return StartPoint.masked(params, ctx.theta_init.buffers, ctx.mask, epochs=ctx.parent.epochs)

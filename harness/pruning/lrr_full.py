@@ -1,10 +1,10 @@
-"""Learning rate rewinding as Renda et al. (2020) have it: every level is a whole training with the decaying schedule.
+"""Learning rate rewinding as Renda et al. (2020) have it: every level is a whole training, with the decaying schedule.
 
-The paper's `lrr` shortens the levels and keeps the learning rate constant (section 4.1); this is what it shortens.
+The paper's `lrr` shortens the levels and keeps the learning rate constant (section 4.1); this is its longer original.
 """
 
-from __future__ import annotations
+from harness.pruning.method import FullTraining
 
-from harness.pruning.lrr import forward_view, start
 
-__all__ = ["forward_view", "start"]
+class FullLRR(FullTraining):
+    """LRR with the schedule of the final trainings at every level."""

@@ -15,44 +15,60 @@ def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Ma
     return prune_to(params, mask, int((1 - fraction) * mask.num_remaining))
 
 
-@torch.no_grad()
 def prune_to(params: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
-    """Keep the `count` live weights of largest |w|, over all masked tensors together; all of them if there are fewer.
+    """Keep the `count` live weights of largest |w|; see `keep_largest`."""
+    return keep_largest({name: param.detach().abs() for name, param in params.items()}, mask, count)
 
-    Ties are broken by position (tensors in order of name, then row-major: the earlier stays), so the result is the
-    same on every rank and device. The mask returned lives on the CPU and is a subset of `mask`. A non-finite weight
-    is a ValueError naming its tensor.
+
+@torch.no_grad()
+def keep_largest(importance: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
+    """Keep the `count` most important live weights, over all masked tensors together; all if there are fewer.
+
+    Ties are broken by position: tensors in order of name, then row-major, the earlier stays. So the result is the same
+    on every rank and device.
+
+    Args:
+        importance: A tensor for each masked one, in its shape: the larger, the more important.
+        mask: The live weights.
+        count: How many to keep.
+
+    Returns:
+        A subset of `mask`, on the CPU.
+
+    Raises:
+        ValueError: A tensor is missing, has another shape or a value that is not finite, or `count` is negative.
     """
-    check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
+    check_fits(mask.shapes(), {name: values.shape for name, values in importance.items()}, "the mask")
     if count < 0:
         raise ValueError(f"cannot keep {count} weights; the count must not be negative")
     names = sorted(mask.tensors)
     live = [mask.tensors[name].reshape(-1).cpu().numpy() for name in names]
-    magnitudes = [params[name].detach().reshape(-1).float().cpu().abs().numpy() for name in names]
+    ranked = [importance[name].detach().reshape(-1).cpu() for name in names]
+    values = [(v if v.dtype == torch.float64 else v.float()).numpy() for v in ranked]
     # the maximum of NaN and anything is NaN
-    broken = [name for name, values in zip(names, magnitudes, strict=True) if not np.isfinite(values.max(initial=0))]
+    broken = [name for name, flat in zip(names, values, strict=True) if not np.isfinite(flat.max(initial=0))]
     if broken:
         raise ValueError(f"cannot prune: weights are not finite in {', '.join(broken)}")
     num_live = sum(int(np.count_nonzero(alive)) for alive in live)
-    kept = _largest(magnitudes, live, min(count, num_live))
+    kept = _largest(values, live, min(count, num_live))
     return Mask(
         {name: torch.from_numpy(flat).reshape(mask.tensors[name].shape) for name, flat in zip(names, kept, strict=True)}
     )
 
 
-def _largest(magnitudes: Sequence[np.ndarray], live: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
+def _largest(ranked: Sequence[np.ndarray], live: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
     """Return bool arrays that mark the `count` largest live values of all; among equals the earlier position wins."""
     if count == 0:
         return [np.zeros_like(alive) for alive in live]
     # the dead are left out before selecting: at density 0.1 that is ten times less work, and introselect, several
     # times faster than torch.kthvalue on distinct values, is slow on millions of equal ones
-    candidates = np.concatenate([values[alive] for values, alive in zip(magnitudes, live, strict=True)])
+    candidates = np.concatenate([values[alive] for values, alive in zip(ranked, live, strict=True)])
     position = candidates.size - count
     candidates.partition(position)
     threshold = candidates[position]
-    kept = [(values > threshold) & alive for values, alive in zip(magnitudes, live, strict=True)]
+    kept = [(values > threshold) & alive for values, alive in zip(ranked, live, strict=True)]
     missing = count - sum(int(np.count_nonzero(flat)) for flat in kept)
-    for values, alive, flat in zip(magnitudes, live, kept, strict=True):
+    for values, alive, flat in zip(ranked, live, kept, strict=True):
         if missing == 0:
             break
         at_threshold = np.flatnonzero((values == threshold) & alive)[:missing]

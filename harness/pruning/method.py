@@ -1,21 +1,33 @@
-"""What a pruning method is: where a level's training starts, what its steps see, and what a mask is chosen by."""
+"""The base class of pruning methods: a method overrides the hooks in which it differs from LRR."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import torch
 
+from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_tensors
+from harness.common.seeds import SgdNoise, search_scope
+from harness.config import Schedule, SearchConfig
 from harness.masks import Mask
+from harness.pruning.schedule import PruningSchedule
+
+if TYPE_CHECKING:
+    from torch import nn
 
 Params = Mapping[str, torch.Tensor]
 ForwardView = Callable[[float], AbstractContextManager[None]]
-"""Of α, a context that covers forward and backward of one optimizer step."""
-Ranking = Callable[[Params, Mask, int, int], Params]
-"""Of θₜ₋₁, mₜ₋₁, sgd_seed and t, the values whose magnitude decides which weights level t keeps."""
+"""Takes α; returns a context that covers forward and backward of one optimizer step."""
+Run = TypeVar("Run")
+
+
+class NotHereError(LookupError):
+    """A network, or its gradients, that a hook asked for cannot be had here; the message names it."""
 
 
 @dataclass(frozen=True)
@@ -26,50 +38,252 @@ class NormState:
     initial: list[torch.Tensor]
 
 
-class Companion(Protocol):
-    """What goes along with one training: told of its steps and epochs, and kept in the state it is resumed from."""
+@dataclass(frozen=True)
+class StartPoint:
+    """The state a training starts from: θ ⊙ m, buffers, and the epochs behind it."""
 
-    def attach(self, model: torch.nn.Module) -> None:
-        """Take the network, at its start, before the first step."""
+    params: dict[str, torch.Tensor]
+    """On the CPU; pruned weights are +0.0."""
+    buffers: dict[str, torch.Tensor]
+    mask: Mask
+    epochs: int = 0
+    """Epochs that the search has trained already."""
+    epochs_spent: int | None = None
+    """Epochs that led to this start in all, where that is another number."""
+    weights: Params | None = None
+    """The weights whose signs are compared with the trained ones, where `params` are not weights."""
+
+    @classmethod
+    def masked(cls, params: Params, buffers: Params, mask: Mask, **more: Any) -> StartPoint:
+        """Copy θ and apply m to the copy."""
+        copy = {name: tensor.clone() for name, tensor in params.items()}
+        mask.apply_(copy)
+        return cls(copy, dict(buffers), mask, **more)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of θ ⊙ m: equal starts are provably equal."""
+        return sha256_tensors(self.params)
+
+
+class TrainingHook:
+    """An object that goes along with one training; the state it is resumed from holds its state too."""
+
+    def attach(self, model: nn.Module) -> None:
+        """Take the network before the first step."""
 
     def after_step(self, epoch: int, steps: int) -> None:
-        """`steps` steps of `epoch` are done, the last one's update and mask included."""
+        """Note that `steps` steps of `epoch` are done, the last one's update and mask included."""
 
     def after_epoch(self, epoch: int) -> None:
-        """All steps of `epoch` are done."""
+        """Note that all steps of `epoch` are done."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return what it needs to go on, on the CPU; nothing shares memory with the training."""
+        """Return the tensors to resume from, on the CPU; none shares memory with the training."""
+        return {}
 
     def restore_(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Resume from the tensors that `state` returned."""
 
+    def finish(self, mask: Mask) -> Mask:
+        """End the training: leave in the network the weights to keep, and return their mask."""
+        return mask
 
-def magnitudes(parent: Params, mask: Mask, sgd_seed: int, level: int) -> Params:
-    """The weights of level t − 1 themselves (Algorithm 1, line 8)."""
-    return parent
+    def networks(self, trained: Checkpoint) -> dict[str, Checkpoint]:
+        """Return more networks to keep beside the `trained` one, by file name."""
+        return {}
 
 
 @dataclass(frozen=True)
-class PruningMethod:
-    """One way to find a mask.
+class LevelContext:
+    """All that a method may look at when it makes a level."""
 
-    `start(θ₀, θₜ₋₁, names of ψ)` gives the parameters that level t trains from, before the mask; `forward_view(ψ,
-    ψ_init)` the view of each step, which `sees_alpha` or not.
+    config: SearchConfig
+    level: int
+    mask: Mask
+    """mₜ₋₁ while the next mask is chosen, mₜ from then on."""
+    norm: frozenset[str]
+    """Names of the normalisation parameters ψ."""
+    read: Callable[[str], Checkpoint]
+    """Reads "theta_init", "parent", or a file that level 0 keeps; NotHereError if it cannot be had."""
+    phase: str = ""
+    """Sets several trainings of one level apart."""
+    steps_per_epoch: int = 0
+    new_model: Callable[[], nn.Module] | None = None
+    """Builds the network in float32 on the CPU."""
+    gradients: Callable[[Params, Mask], Params] | None = None
+    """Takes θ and m; returns the gradients of the loss of one batch at θ ⊙ m, on the CPU."""
+
+    @property
+    def theta_init(self) -> Checkpoint:
+        """θ₀, the initialisation of the search."""
+        return self.read("theta_init")
+
+    @property
+    def parent(self) -> Checkpoint:
+        """θₜ₋₁, the network of the level before; θ_init for level 0."""
+        return self.read("parent")
+
+
+class Statement(NamedTuple):
+    """A fact that a method claims of a finished level, and whether it holds."""
+
+    check: str
+    holds: bool
+    message: str
+
+
+@dataclass(frozen=True)
+class StoredLevel:
+    """A finished level as `verify` finds it: networks read from their files, None where they are not here."""
+
+    context: LevelContext
+    checkpoint: Checkpoint | None
+    networks: Mapping[str, Checkpoint]
+    """Further networks of the level, by file name."""
+    parent_mask: Mask | None
+
+
+class Method:
+    """One way to find a mask; as it stands here it is LRR.
+
+    `METHODS` holds one object for each name. Hooks must not keep state.
     """
 
-    start: Callable[[Params, Params, Collection[str]], Params]
-    forward_view: Callable[[NormState], ForwardView]
-    sees_alpha: bool = False
-    training: Literal["short", "full"] = "short"
-    """full: every level, level 0 too, is a final training with its decaying schedule."""
-    needs_origin: bool = False
-    """Whether `start` looks at θ₀; buffers (BatchNorm's running statistics) then start from there too."""
-    same_noise: bool = False
-    """Whether every level sees the same u: the data order is rewound with the parameters."""
-    rewinds_to_k: bool = False
-    """Whether θ₀ is θ_k of level 0, and the schedule and u of every later level begin at k."""
-    ranking: Ranking | None = magnitudes
-    """What the next mask is chosen by; None: nothing is pruned."""
-    scores: bool = False
-    """Whether one mask is learnt as scores over frozen weights, of the classifier too, instead of level by level."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """Fields of EpochReport that its levels log beside the usual ones."""
+    ranking_file: ClassVar[str | None] = None
+    """File that keeps the ranking with its level, where `verify` cannot compute it again."""
+    masks_classifier: ClassVar[bool] = False
+    """Whether its masks may cover the classifier, too."""
+    reestimates_batchnorm: ClassVar[bool] = True
+    """Whether a level is evaluated with fresh BatchNorm statistics: an AWS level's own are not those of ψ."""
+    heeds: ClassVar[tuple[str, ...]] = ("warmup_epochs", "level_epochs")
+    """Fields of SearchConfig that its levels depend on beside those that every method's depend on."""
+
+    # ---- the search as a whole
+
+    def check(self, config: SearchConfig) -> None:
+        """Raise ValueError for options that contradict one another."""
+        if config.order == "paper" and config.num_levels == 0:
+            raise ValueError("order=paper takes the signs of a pruned network; num_levels must be 1 or more")
+        if config.one_shot and config.num_levels == 0:
+            raise ValueError("one_shot prunes to the density of level num_levels; it must be 1 or more")
+
+    def initialisation(self, config: SearchConfig) -> str:
+        """Return the name of the initialisation that θ_init is drawn by."""
+        return config.initialisation
+
+    def search(self, search: SearchHandle) -> list[Any] | None:
+        """Make the levels in another way than Algorithm 1 and return their runs; None: Algorithm 1."""
+        return None
+
+    def schedule(self, config: SearchConfig, level: int) -> Schedule:
+        """Return the schedule of a level; the paper's warm-up and levels have a constant learning rate."""
+        return Schedule(config.level_epochs if level else config.warmup_epochs, "constant")
+
+    def search_epochs(self, config: SearchConfig, levels: int) -> int:
+        """Return the epochs that a search of so many levels trains."""
+        return sum(self.schedule(config, level).epochs for level in range(levels + 1))
+
+    def determinants(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
+        """Return further inputs to a level's key; {} for none."""
+        return {}
+
+    # ---- Algorithm 1, line 8: the next mask
+
+    def pruning(self, config: SearchConfig) -> PruningSchedule | None:
+        """Return how many weights each level keeps; None: nothing is pruned."""
+        return PruningSchedule.of(config)
+
+    def ranking(self, ctx: LevelContext) -> Params:
+        """Return the importance of every prunable weight; the largest are kept. LRR: |θₜ₋₁|."""
+        return {name: ctx.parent.params[name].abs() for name in ctx.mask.tensors}
+
+    # ---- Algorithm 1, lines 2–7: the training of a level
+
+    def start(self, ctx: LevelContext) -> StartPoint:
+        """Return the point that level t trains from. LRR: θₜ₋₁ ⊙ mₜ."""
+        return StartPoint.masked(ctx.parent.params, ctx.parent.buffers, ctx.mask, epochs=ctx.parent.epochs)
+
+    def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
+        """Return the noise u of a level: data order, augmentation, α."""
+        return SgdNoise(config.sgd_seed, search_scope(level, again=again))
+
+    def view(self, norm: NormState) -> ForwardView:
+        """Return the view of each optimizer step. LRR: the forward pass sees θ itself."""
+        return plain_view
+
+    def training_hook(self, ctx: LevelContext) -> TrainingHook | None:
+        """Return an object that goes along with the training of a level."""
+        return None
+
+    def begin_steps(self, ctx: LevelContext) -> int:
+        """Return how many steps of its schedule and u a level leaves out."""
+        return 0
+
+    # ---- after the search
+
+    def retraining(self, ticket: Run) -> Run | None:
+        """Return the ticket itself if its level was trained to the end already, as `retrain` would train it."""
+        return None
+
+    def statements(self, stored: StoredLevel) -> Iterator[Statement] | None:
+        """Check a level in another way than `verify` does with `ranking` and `pruning`; None: as `verify` does."""
+        return None
+
+    def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
+        """Return further determinants of a level that `verify` compares with the stored ones."""
+        return {}
+
+
+class FullTraining(Method):
+    """A method whose levels, level 0 too, are whole trainings with the decaying schedule of the finals."""
+
+    reestimates_batchnorm = False  # each level is the retraining of its ticket, and measured like one
+    heeds = ("final",)
+
+    def check(self, config: SearchConfig) -> None:
+        """Refuse Algorithm 1 as printed: it has short levels."""
+        if config.order == "paper":
+            text = "order=paper is Algorithm 1 with short levels; those of {} are full trainings"
+            raise ValueError(text.format(config.method))
+        super().check(config)
+
+    def schedule(self, config: SearchConfig, level: int) -> Schedule:
+        """Return the schedule of the final trainings."""
+        return config.final
+
+    def retraining(self, ticket: Run) -> Run | None:
+        """Return the ticket: it is trained from θ ⊙ m with the final schedule (method, section 3)."""
+        return ticket
+
+
+class SearchHandle(Protocol):
+    """A search in progress, as a method that makes its levels itself sees it."""
+
+    @property
+    def config(self) -> SearchConfig: ...
+    @property
+    def root(self) -> str:
+        """Key of the search."""
+    @property
+    def theta_init(self) -> Checkpoint: ...
+    @property
+    def norm(self) -> frozenset[str]: ...
+    @property
+    def prunable(self) -> frozenset[str]: ...
+    @property
+    def classifier(self) -> str:
+        """Name of the classifier's module."""
+
+    def context(self, level: int, mask: Mask, phase: str = "") -> LevelContext:
+        """Return the context of a level."""
+
+    def train(self, level: int, density: float, schedule: Schedule, *, start: Callable[[], StartPoint], **more: Any) -> Any:
+        """Train one level, or load it if it is finished; see `harness.experiment.search.Search.train`."""
+
+
+def plain_view(alpha: float) -> AbstractContextManager[None]:
+    """Let the forward pass see θ itself."""
+    return nullcontext()

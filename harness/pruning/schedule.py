@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
+import torch
+
 from harness.config import Scope, SearchConfig
 from harness.masks import Mask
-from harness.pruning.magnitude import prune_to
-from harness.pruning.method import Params
+from harness.pruning.magnitude import keep_largest
 
 
 @dataclass(frozen=True)
-class Plan:
+class PruningSchedule:
     """The counts of a search's masks; `fraction` and `densities` as in SearchConfig."""
 
     fraction: float
@@ -22,7 +24,7 @@ class Plan:
 
     @classmethod
     def of(cls, config: SearchConfig) -> Self:
-        """Return the plan that a search's settings describe."""
+        """Return the schedule that a search's settings describe."""
         return cls(config.pruning_fraction, config.densities, config.pruning_scope, config.one_shot)
 
     def count(self, level: int, live: int, numel: int) -> int:
@@ -51,16 +53,18 @@ class Plan:
         tensors = mask.tensors.items()
         return {name: self.count(level, int(kept.sum()), kept.numel()) for name, kept in tensors}
 
-    def next_mask(self, values: Params, mask: Mask, level: int) -> Mask:
-        """Return the mask of level `level` ≥ 1: of the weights that `mask` keeps those of largest |value|."""
+    def next_mask(self, importance: Mapping[str, torch.Tensor], mask: Mask, level: int) -> Mask:
+        """Return the mask of level `level` ≥ 1: of the weights that `mask` keeps the most important ones."""
         counts = self.counts(level, mask)
         if self.scope == "global":
-            return prune_to(values, mask, counts[""])
+            return keep_largest(importance, mask, counts[""])
         layers = {name: Mask({name: kept}) for name, kept in mask.tensors.items()}
-        return Mask({name: prune_to(values, layer, counts[name]).tensors[name] for name, layer in layers.items()})
+        return Mask(
+            {name: keep_largest(importance, layer, counts[name]).tensors[name] for name, layer in layers.items()}
+        )
 
     def determinants(self, level: int) -> dict[str, Any]:
-        """What determines the mask of level `level`, given the level it is pruned from; {} says nothing unusual."""
+        """Return the inputs to the key of level `level` that are not the default, given the level it is pruned from."""
         unusual: dict[str, Any] = {}
         if self.densities is not None and level:
             unusual["density"] = self.densities[level - 1]

@@ -6,6 +6,7 @@ unfinished one is made.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,64 +20,140 @@ from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import json_bytes
-from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import LAYERS
 from harness.masks import Mask, SignedMask, check_fits
 from harness.models import ParamPartition
-from harness.runs.delivery_thread import Courier
-from harness.runs.node import Draft, Node, circumstances, now_ms
-from harness.runs.state_saver import Circumstances, RunKeeper, Saving
+from harness.runs.delivery_thread import DeliveryThread
+from harness.runs.run import FinishedRun, RunDescription, TrainedRun
+from harness.runs.state_saver import EnvironmentCheck, SavingInterval, StateSaver, environment
 from harness.runs.unfinished import Unfinished
-
-CHECKPOINT = "checkpoint.safetensors"
-SIGNED_MASK = "signed_mask.safetensors"
 
 
 class Archive:
     """The finished runs of one network, in the store of one launch."""
 
     def __init__(
-        self, world: World, store: LineageStore, partition: ParamPartition, template: Checkpoint, saving: Saving
+        self,
+        world: World,
+        store: LineageStore,
+        partition: ParamPartition,
+        template: Checkpoint,
+        saving: SavingInterval,
+        beside: Archive | None = None,
     ) -> None:
-        """`template` has the shapes of the network; `saving` says how often an unfinished training is saved."""
+        """Open the runs in `store`.
+
+        Args:
+            world: The processes of the launch.
+            store: Local runs and the tracking server.
+            partition: Which parameters are prunable, and which are ψ.
+            template: A checkpoint with the shapes of the network.
+            saving: How often an unfinished training is saved.
+            beside: Another archive of the launch, whose delivery thread is shared.
+        """
         self.world, self.store, self.partition, self.template = world, store, partition, template
         self.saving = saving
-        self.circumstances = Circumstances()
-        self.courier = Courier(store)
-        self._made_here: set[str] = set()
-        self._fetched: set[str] = set()
+        self.environment_check = beside.environment_check if beside else EnvironmentCheck(code_version())
+        self.delivery = beside.delivery if beside else DeliveryThread(store)
+        self._made_here: set[str] = beside._made_here if beside else set()
+        self._fetched: set[str] = beside._fetched if beside else set()
 
-    def join(self, other: Archive) -> None:
-        """Share with another archive of the launch what was made and fetched, and the one thread that delivers it."""
-        self.courier, self.circumstances = other.courier, other.circumstances
-        self._made_here, self._fetched = other._made_here, other._fetched
+    # ------------------------------------------------------------------ making
 
-    def once(self, draft: Draft, make: Callable[[Draft, RunKeeper], tuple[Checkpoint, Mask]]) -> Node:
-        """Return the finished run of `draft.key`, making and committing it if there is none.
+    def run_or_load(self, description: RunDescription, make: Callable[[StateSaver], TrainedRun]) -> FinishedRun:
+        """Return the finished run with this description; make and commit it if there is none.
 
-        `make` runs on every rank; rank 0 commits the files locally, then hands them to MLflow. A training that was
-        interrupted goes on from its last state. BusyError if another launch is making the same run, StoppedError if
-        this launch was asked to stop.
+        `make` runs on every rank. Rank 0 commits the files locally, then hands them to the delivery thread. An
+        interrupted training resumes from its last state.
+
+        Raises:
+            BusyError: Another launch is making the same run.
+            StoppedError: This launch was asked to stop.
         """
-        parents = [parent.key for parent in draft.parents]
-        unfinished = Unfinished(self.store.local.directory, draft.kind, draft.key, draft.name, parents)
-        if self._exists(draft.key, parents):
+        key, parents = description.key, [parent.key for parent in description.parents]
+        unfinished = Unfinished(self.store.local.directory, description.kind, key, description.name, parents)
+        if self._exists(key, parents):
             self.world.on_main(unfinished.discard_if_idle)
-            return self._reuse(draft)
+            return self._reuse(description)
         self.stop_if_asked()
-        with self._claimed(unfinished, draft.config):
-            if self._exists(draft.key, parents):  # another launch was faster
+        with self._claimed(unfinished, description.config):
+            if self._exists(key, parents):  # another launch was faster
                 self.world.on_main(unfinished.discard)
-                return self._reuse(draft)
-            keeper = RunKeeper(self.world, unfinished, draft, self.saving, self.circumstances)
-            checkpoint, mask = make(draft, keeper)
-            signed_mask = SignedMask.of(checkpoint.params, mask, self.partition.norm)
-            for name, value in self._sign_counts(checkpoint, signed_mask).items():
-                draft.log(name, value, checkpoint.epochs)
-            self.world.on_main(lambda: self._commit(draft, checkpoint, signed_mask))
+                return self._reuse(description)
+            saver = StateSaver(self.world, unfinished, description, self.saving, self.environment_check)
+            trained = make(saver)
+            signed_mask = SignedMask.of(trained.checkpoint.params, trained.mask, self.partition.norm)
+            record = self.world.on_main(lambda: self._commit(description, trained, signed_mask))
             self.world.on_main(unfinished.discard)
-        return self._node(draft.key, checkpoint, signed_mask)
+        return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
+
+    def _commit(self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask) -> LineageRecord:
+        """Write the files of a trained run, then its record (rank 0)."""
+        checkpoint, measured = trained.checkpoint, trained.measured
+        norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
+        counts = {
+            "density": signed_mask.density,
+            "num_remaining": signed_mask.mask.num_remaining,
+            "negative_norm_scales": sum(int((checkpoint.params[name] < 0).sum()) for name in norm_weights),
+            "exact_zeros_kept": signed_mask.num_zero_signs,
+        }
+        if signed_mask.mask.tensors.keys() - self.partition.prunable:
+            # a mask that covers the classifier counts it in its density; everyone else's does not
+            kept = {name: t for name, t in signed_mask.mask.tensors.items() if name in self.partition.prunable}
+            counts = {"density_without_classifier": Mask(kept).density, **counts}
+        measured.log(checkpoint.epochs, counts)
+        shown = {"level": f"{description.level:02d}", "density": f"{signed_mask.density:.6f}"}
+        record = LineageRecord(
+            key=description.key,
+            kind=description.kind,
+            name=description.name,
+            parents=description.parents,
+            nested_under=description.nested_under,
+            config=description.config,
+            tags=description.tags | {"start_digest": trained.start_digest} | shown,
+            metrics=tuple(measured.metrics),
+            code=self.environment_check.code,
+            started_ms=measured.started_ms,
+            finished_ms=int(time.time() * 1000),
+        )
+        metadata = {"level_digest": description.key, "level": description.level, "density": signed_mask.density}
+
+        def write(directory: Path) -> None:
+            checkpoint.save(directory / CHECKPOINT)
+            signed_mask.save(directory / SIGNED_MASK, metadata)
+            for name, network in trained.networks.items():
+                network.save(directory / name)
+            (directory / LAYERS).write_bytes(json_bytes(trained.layers))
+
+        return self.commit(record, description.determinants, write)
+
+    def record(self, description: RunDescription, metrics: Sequence[Any] = (), started_ms: int = 0) -> LineageRecord:
+        """Return the record of a run that trains nothing."""
+        now_ms = int(time.time() * 1000)
+        return LineageRecord(
+            key=description.key,
+            kind=description.kind,
+            name=description.name,
+            parents=description.parents,
+            nested_under=description.nested_under,
+            config=description.config,
+            tags=description.tags,
+            metrics=tuple(metrics),
+            code=self.environment_check.code,
+            started_ms=started_ms or now_ms,
+            finished_ms=now_ms,
+        )
+
+    def commit(
+        self, record: LineageRecord, determinants: dict[str, Any], write: Callable[[Path], None]
+    ) -> LineageRecord:
+        """Commit a node locally and have it delivered to MLflow (rank 0); no server is waited for."""
+        committed = self.store.local.commit(record, write, determinants)
+        self._made_here.add(record.key)
+        self.delivery.send(record.key)
+        return committed
 
     @contextmanager
     def alone(self, kind: str, key: str, name: str) -> Iterator[None]:
@@ -105,19 +182,36 @@ class Archive:
         if self.world.any(reason is not None):
             raise StoppedError(reason or "another process was asked to stop")
 
-    def _reuse(self, draft: Draft) -> Node:
-        node = self._load(draft.key)
-        if node.record is not None:
-            local, server = self.store.local.directory, self.store.server.address
-            source = (
-                f"fetched from MLflow at {server} into {local}" if draft.key in self._fetched else f"taken from {local}"
-            )
-            say(f"{node.record.name!r} is finished: {source}")
-            then = circumstances(node.record.code, node.record.config)
-            self.circumstances.compare(f"{node.record.name!r} is reused, though it was made", then, draft.circumstances)
-        return node
+    # ------------------------------------------------------------------ loading
 
-    def load(self, key: str, *, fitting: bool = True) -> Node:
+    def _exists(self, key: str, parents: Sequence[str]) -> bool:
+        return self.world.main_says(lambda: self.find(key, parents) is not None)
+
+    def find(self, key: str, parents: Sequence[str]) -> Path | None:
+        """Return the directory of a finished run, fetched from the server if need be (rank 0); None if there is none.
+
+        Skip the server if it is down, or if a parent was made in this launch: then no other launch can have made this
+        child.
+        """
+        here = self.store.local.find(key)
+        if here is not None or self.delivery.away or not self._made_here.isdisjoint(parents):
+            return here
+        fetched = find(self.store, key)
+        if fetched is not None:
+            self._fetched.add(key)
+        return fetched
+
+    def _reuse(self, description: RunDescription) -> FinishedRun:
+        run = self._load(description.key)
+        if run.record is not None:
+            local, server, name = self.store.local.directory, self.store.server.address, run.record.name
+            fetched = description.key in self._fetched
+            say(f"{name!r} is finished: " + (f"fetched from MLflow at {server} into {local}" if fetched else f"taken from {local}"))
+            then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
+            self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
+        return run
+
+    def load(self, key: str, *, fitting: bool = True) -> FinishedRun:
         """Return a finished run by its key; LookupError if there is none.
 
         Unless `fitting` is false it must be of this network: else a ValueError names every tensor that is not.
@@ -129,6 +223,42 @@ class Archive:
     def network(self, key: str, name: str) -> Checkpoint:
         """Return a finished run's other network, by the name of its file, on every rank."""
         held = self.world.on_main(lambda: Checkpoint.load(self.store.local.open_file(key, name)))
+        return self._share_checkpoint(key, held)
+
+    def _load(self, key: str, *, fitting: bool = True) -> FinishedRun:
+        def read() -> tuple[Checkpoint, SignedMask]:
+            local = self.store.local
+            self.delivery.send(key)
+            checkpoint = Checkpoint.load(local.open_file(key, CHECKPOINT))
+            signed_mask = SignedMask.load(local.open_file(key, SIGNED_MASK))
+            if fitting:
+                self._check_fits(key, checkpoint, signed_mask)
+            return checkpoint, signed_mask
+
+        # the other nodes of a cluster may not see rank 0's files
+        checkpoint, signed_mask = self.world.on_main(read) or (None, None)
+        shared = self._share_checkpoint(key, checkpoint)
+        if self.world.size > 1:
+            signed_mask = signed_mask or SignedMask({}, Mask({}), frozenset())
+            mask = Mask(self.world.share(signed_mask.mask.tensors))
+            signed_mask = SignedMask(self.world.share(signed_mask.signs), mask, self.partition.norm)
+        assert signed_mask is not None
+        record = self.world.on_main(lambda: self.store.local.load(key))
+        return FinishedRun(key, shared, signed_mask, record, self.delivery if self.world.is_main else None)
+
+    def _check_fits(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> None:
+        shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
+        own = {name: tensor.shape for name, tensor in self.template.state_dict.items()}
+        check_fits(shapes, own, f"run {key[:16]}…")
+        check_fits(own, shapes, "the network")
+        params = {name: tensor.shape for name, tensor in self.template.params.items()}
+        # a mask may cover the classifier too
+        maskable = {name: shape for name, shape in params.items() if name not in self.partition.norm}
+        check_fits({name: sign.shape for name, sign in signed_mask.signs.items()}, params, f"mask {key[:16]}…")
+        check_fits(signed_mask.mask.shapes(), maskable, f"mask {key[:16]}…")
+
+    def _share_checkpoint(self, key: str, held: Checkpoint | None) -> Checkpoint:
+        """Return rank 0's checkpoint on every rank."""
         if self.world.size == 1:
             assert held is not None
             return held
@@ -136,111 +266,6 @@ class Archive:
         counts = self.world.share({"counts": torch.tensor([held.level, held.epochs])})["counts"].tolist()
         params, buffers = self.world.share(held.params), self.world.share(held.buffers)
         return Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
-
-    def commit(self, record: LineageRecord, determinants: dict[str, Any], write: Callable[[Path], None]) -> None:
-        """Commit a node locally and have it delivered to MLflow (rank 0); no server is waited for."""
-        self.store.local.commit(record, write, determinants)
-        self._made_here.add(record.key)
-        self.courier.send(record.key)
-
-    def find(self, key: str, parents: Sequence[str]) -> Path | None:
-        """Return the directory of a finished node, fetched from the server if need be (rank 0); None if there is none.
-
-        A server that is known to be away is not asked. Nor is one about what is made from runs of this launch: had
-        another launch finished that, it would have finished them too, and they would not have been made here.
-        """
-        here = self.store.local.find(key)
-        if here is not None or self.courier.away or not self._made_here.isdisjoint(parents):
-            return here
-        fetched = find(self.store, key)
-        if fetched is not None:
-            self._fetched.add(key)
-        return fetched
-
-    def _exists(self, key: str, parents: Sequence[str]) -> bool:
-        found = self.world.on_main(lambda: self.find(key, parents) is not None)
-        return self.world.share_flag(bool(found))
-
-    def _sign_counts(self, checkpoint: Checkpoint, signed_mask: SignedMask) -> dict[str, float]:
-        outside = signed_mask.mask.tensors.keys() - self.partition.prunable
-        kept = {n: t for n, t in signed_mask.mask.tensors.items() if n not in outside}
-        # Gem-Miner's density counts the classifier, everyone else's does not
-        more = {"density_without_classifier": Mask(kept).density} if outside else {}
-        norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
-        return more | {
-            "density": signed_mask.density,
-            "num_remaining": signed_mask.mask.num_remaining,
-            "negative_norm_scales": sum(int((checkpoint.params[name] < 0).sum()) for name in norm_weights),
-            "exact_zeros_kept": signed_mask.num_zero_signs,
-        }
-
-    def _commit(self, draft: Draft, checkpoint: Checkpoint, signed_mask: SignedMask) -> None:
-        tags = draft.tags | {"level": f"{draft.level:02d}", "density": f"{signed_mask.density:.6f}"}
-        record = LineageRecord(
-            key=draft.key,
-            kind=draft.kind,
-            name=draft.name,
-            parents=draft.parents,
-            nested_under=draft.nested_under,
-            config=draft.config,
-            tags=tags,
-            metrics=tuple(draft.metrics),
-            code=code_version(),
-            started_ms=draft.started_ms,
-            finished_ms=now_ms(),
-        )
-        metadata = {"level_digest": draft.key, "level": draft.level, "density": signed_mask.density}
-
-        def write(directory: Path) -> None:
-            checkpoint.save(directory / CHECKPOINT)
-            signed_mask.save(directory / SIGNED_MASK, metadata)
-            for name, network in draft.networks.items():
-                network.save(directory / name)
-            if draft.layers is not None:
-                (directory / LAYERS).write_bytes(json_bytes(draft.layers))
-
-        self.commit(record, draft.determinants, write)
-
-    def _load(self, key: str, *, fitting: bool = True) -> Node:
-        def read() -> tuple[Checkpoint, SignedMask]:
-            local = self.store.local
-            self.courier.send(key)
-            checkpoint = Checkpoint.load(local.open_file(key, CHECKPOINT))
-            signed_mask = SignedMask.load(local.open_file(key, SIGNED_MASK))
-            shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
-            own = {name: tensor.shape for name, tensor in self.template.state_dict.items()}
-            if fitting:
-                check_fits(shapes, own, f"run {key[:16]}…")
-                check_fits(own, shapes, "the network")
-                params = {name: tensor.shape for name, tensor in self.template.params.items()}
-                # Gem-Miner's masks cover the classifier too
-                prunable = {name: shape for name, shape in params.items() if name not in self.partition.norm}
-                check_fits({name: sign.shape for name, sign in signed_mask.signs.items()}, params, f"mask {key[:16]}…")
-                check_fits(signed_mask.mask.shapes(), prunable, f"mask {key[:16]}…")
-            return checkpoint, signed_mask
-
-        loaded = self.world.on_main(read)
-        if self.world.size == 1:
-            assert loaded is not None
-            return self._node(key, *loaded)
-        return self._share(key, loaded)
-
-    def _share(self, key: str, loaded: tuple[Checkpoint, SignedMask] | None) -> Node:
-        """Give every rank what rank 0 read; the other nodes of a cluster may not see its files."""
-        share = self.world.share
-        if loaded is None:
-            empty: dict[str, torch.Tensor] = {}
-            checkpoint, signed_mask = Checkpoint(empty, empty, 0, 0, key), SignedMask(empty, Mask(empty), frozenset())
-        else:
-            checkpoint, signed_mask = loaded
-        counts = share({"counts": torch.tensor([checkpoint.level, checkpoint.epochs])})["counts"].tolist()
-        shared = Checkpoint(share(checkpoint.params), share(checkpoint.buffers), int(counts[0]), int(counts[1]), key)
-        mask = Mask(share(signed_mask.mask.tensors))
-        return self._node(key, shared, SignedMask(share(signed_mask.signs), mask, self.partition.norm))
-
-    def _node(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> Node:
-        record = self.world.on_main(lambda: self.store.local.load(key))
-        return Node(key, checkpoint, signed_mask, record, self.courier if self.world.is_main else None)
 
 
 def find(store: LineageStore, key: str) -> Path | None:

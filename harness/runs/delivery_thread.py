@@ -16,7 +16,7 @@ STOPPING_SECONDS = 5.0
 _TELL_AFTER_SECONDS = 3.0
 
 
-class Courier:
+class DeliveryThread:
     """Delivers committed nodes to the tracking store of one launch, the oldest first (rank 0).
 
     A server that is away costs a warning; what waits goes with the next node that is sent, and otherwise with
@@ -96,7 +96,7 @@ class Courier:
     def _start(self) -> None:
         if self._thread is None:
             self._own.server.preload()  # a library that two threads import at once may be seen half made
-            self._thread = threading.Thread(target=self._work, name="courier", daemon=True)
+            self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
             self._thread.start()
             atexit.register(self._at_exit)
 
@@ -145,6 +145,6 @@ class Courier:
 
 def deliver(store: LineageStore, key: str) -> str | None:
     """Deliver one committed node and wait for it; its run ID, or None, with a warning, when it cannot go there now."""
-    courier = Courier(store)
-    courier.send(key)
-    return courier.run_id(key)
+    thread = DeliveryThread(store)
+    thread.send(key)
+    return thread.run_id(key)

@@ -1,8 +1,8 @@
-"""From uint8 batches of a loader to normalised device batches, with the progress a person sees."""
+"""From uint8 batches of a loader to normalised batches on the device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
@@ -17,12 +17,8 @@ class TrainFeed:
 
     def __init__(self, loader: TrainLoader, spec: DataSpec, device: torch.device) -> None:
         self.loader, self.spec, self.device = loader, spec, device
-        self.on_step: Callable[[], None] = lambda: None
-
-    @property
-    def steps_per_epoch(self) -> int:
+        self.steps_per_epoch = loader.steps_per_epoch
         """Full global batches in an epoch; the incomplete last one is dropped."""
-        return self.loader.steps_per_epoch
 
     def epoch(
         self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, every: int = 1
@@ -30,7 +26,6 @@ class TrainFeed:
         """Yield batches of `epoch` under u = `noise`: `num_steps` (None: all) after `skip_steps`, or one of `every`."""
         for batch in self.loader.epoch(noise, epoch, skip_steps=skip_steps, num_steps=num_steps, every=every):
             yield _normalised(batch.images_NHWC, batch.labels_N, self.spec, self.device)
-            self.on_step()
 
 
 class TestFeed:
@@ -40,11 +35,8 @@ class TestFeed:
 
     def __init__(self, loader: EvalLoader, spec: DataSpec, device: torch.device) -> None:
         self.loader, self.spec, self.device = loader, spec, device
-
-    @property
-    def num_images(self) -> int:
+        self.num_images = loader.num_samples
         """Size of the whole split."""
-        return self.loader.num_samples
 
     def __iter__(self) -> Iterator[ImageBatch]:
         for batch in self.loader:

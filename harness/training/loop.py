@@ -18,9 +18,9 @@ from harness.distributed.heartbeat import COMPUTING, ENDING, MEETING, READING
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.masks import Mask
-from harness.pruning import Companion, ForwardView
-from harness.training.optim import build_optimizer, set_lr
-from harness.training.resume import TALLY, StateKeeper, TrainingState, capture, kept_by_companion, restore_
+from harness.pruning import ForwardView, TrainingHook
+from harness.training.optim import build_optimizer
+from harness.training.resume import TALLY, SavesStates, TrainingState, capture, hook_state, restore_
 
 MEETING_SECONDS = 1.0
 MEETING_STEPS = 50
@@ -93,72 +93,90 @@ def train(
     begin: tuple[int, int] = (0, 0),
     label: str,
     on_epoch: Callable[[EpochReport], None],
-    keeper: StateKeeper | None = None,
-    companion: Companion | None = None,
+    on_steps: Callable[[int], object] = lambda steps: None,
+    saver: SavesStates | None = None,
+    hook: TrainingHook | None = None,
 ) -> None:
     """Train `model` in place under `mask`: 𝒜(θ, u) with u = `noise`.
 
-    `view(α)` covers forward and backward of a step; α is drawn once per step and is the same on every rank. `begin` is
-    the (epoch, step) at which schedule and u begin; a `companion` is told of every step and epoch. With a `keeper`, the
-    training goes on from its state and saves new ones: the result is bit for bit that of a training which ran through.
-    A loss that is not finite raises NonFiniteLossError naming `label`, epoch and first bad step, at most 50 steps
-    later. When any rank is asked to stop, all save after the same step and raise StoppedError.
+    Args:
+        view: `view(α)` covers forward and backward of a step. α is drawn once per step, the same on every rank.
+        begin: The (epoch, step) at which schedule and u begin.
+        label: Names the training in messages.
+        on_epoch: Called after each epoch.
+        on_steps: Called with the number of steps that were just done, or are done already when a training resumes.
+        saver: Loads the state to resume from, and saves new ones. The result is bit for bit that of a training that
+            was not interrupted.
+        hook: Told of every step and epoch.
+
+    Raises:
+        NonFiniteLossError: The loss is NaN or infinite; raised at most 50 steps later, and names the first bad step.
+        StoppedError: A rank was asked to stop. All have saved after the same step.
     """
+    # Build the optimizer, and restore the state of an interrupted training.
     params = dict(model.named_parameters())
     remask = Remask(params, mask)
     # a fused SGD whose first step overflows in fp16 leaves its momentum uninitialised, and uses it in the second
     fused = world.device.type == "cuda" and not (optim.name == "sgd" and world.precision == "fp16")
     trained = [param for param in params.values() if param.requires_grad]
     optimizer = build_optimizer(trained, optim, fused=fused)
-    state = keeper.load() if keeper else None
+    state = saver.load() if saver else None
     if state is not None:
         restore_(model, optimizer, state.tensors)
     remask.params_()
-    if companion is not None:
-        companion.attach(model)
+    if hook is not None:
+        hook.attach(model)
         if state is not None:
-            companion.restore_(kept_by_companion(state.tensors))
+            hook.restore_(hook_state(state.tensors))
     wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
     wrapped.train()
     step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps)
-    meeting = _Meeting(world, keeper, label)
+    meeting = _Meeting(world, saver, label)
     first, skipped = (state.epoch, state.step) if state else begin
+    per_epoch = batches.steps_per_epoch
+    on_steps((first - begin[0]) * per_epoch + skipped - begin[1])
+
+    # Train; the ranks meet every second or so.
     with world.watching(label) as place:
         for epoch in range(first, schedule.epochs):
             lr = optim.lr * schedule.lr_factor(epoch)
-            set_lr(prepared, lr)
-            alphas = noise.alphas(epoch, batches.steps_per_epoch)
+            for group in prepared.param_groups:
+                group["lr"] = lr
+            alphas = noise.alphas(epoch, per_epoch)
             tally = _Tally(world, state)
             state = None
             taken, skipped = skipped, 0
             place.at = epoch, taken, READING
             for index, (images_NCHW, labels_N) in enumerate(batches.epoch(noise, epoch, skip_steps=taken), start=taken):
                 place.at = epoch, index, COMPUTING
-                step.rehearse(images_NCHW, labels_N)
+                if step.unrehearsed:
+                    step.rehearse(images_NCHW, labels_N)
                 # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
                 torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
                 with view(float(alphas[index])):
                     loss, num_correct = step.backward(images_NCHW, labels_N)
                 step.update()
-                if companion is not None:
-                    companion.after_step(epoch, index + 1)
+                if hook is not None:
+                    hook.after_step(epoch, index + 1)
                 reach("step")
                 tally.add(index, loss, num_correct, len(labels_N))
+                on_steps(1)
                 place.at, place.begun = (epoch, index, MEETING), True
-                if meeting.due(index, batches.steps_per_epoch):
-                    meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer, companion))
+                if meeting.due(index, per_epoch):
+                    meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer, hook))
                 place.at = epoch, index + 1, READING
-            place.at = epoch, batches.steps_per_epoch - 1, ENDING
-            if companion is not None:
-                companion.after_epoch(epoch)
+            place.at = epoch, per_epoch - 1, ENDING
+            if hook is not None:
+                hook.after_epoch(epoch)
             on_epoch(tally.report(epoch, lr, alpha_mean(alphas)))
 
 
 class _Meeting:
     """Every second or so all ranks agree: is the loss finite, is it time to save, was any asked to stop."""
 
-    def __init__(self, world: World, keeper: StateKeeper | None, label: str) -> None:
-        self.world, self.keeper, self.label = world, keeper, label
+    def __init__(self, world: World, saver: SavesStates | None, label: str) -> None:
+        self.world, self.saver, self.label = world, saver, label
+        self.most_steps = min(MEETING_STEPS, (saver.most_steps if saver else None) or MEETING_STEPS)
         self.steps_until = self.gap = 1
         self.held_at = time.perf_counter()
 
@@ -169,29 +187,27 @@ class _Meeting:
 
     def hold(self, epoch: int, steps: int, tally: _Tally, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Meet after `steps` steps of `epoch`; save and stop if that is agreed."""
-        save = self.keeper is not None and self.world.is_main and self.keeper.due(epoch, steps)
+        # Agree, by one minimum over ranks, on the first bad step, saving, stopping, and the steps to the next meeting.
+        save = self.saver is not None and self.world.is_main and self.saver.due(epoch, steps)
         stop = self.world.stop.reason
-        first_bad, to_save, to_stop, self.gap = self._agree(float(tally.first_bad), save, stop is not None)
-        self.steps_until, self.held_at = self.gap, time.perf_counter()
+        seconds = (time.perf_counter() - self.held_at) / max(self.gap - self.steps_until, 1)
+        gap = min(self.most_steps, max(1, int(MEETING_SECONDS / max(seconds, 1e-6))))
+        mine = torch.tensor([float(tally.first_bad), -float(save), -float(stop is not None), gap], dtype=torch.float64)
+        first_bad, minus_save, minus_stop, agreed_gap = self.world.min(mine).tolist()
+        self.steps_until = self.gap = int(agreed_gap)
+        self.held_at = time.perf_counter()
+
         if first_bad != torch.inf:
             raise NonFiniteLossError(
                 f"{self.label}: the loss is not finite from epoch {epoch}, step {int(first_bad)} on; "
                 "lower --optim.lr, clip with --optim.max-grad-norm, or use --precision no"
             )
-        if self.keeper is not None and (to_save or to_stop):
+        if self.saver is not None and (minus_save < 0 or minus_stop < 0):
             sums = self.world.sum(tally.sums)
             held = tensors() | {TALLY: sums.cpu()} if self.world.is_main else {}
-            self.keeper.save(TrainingState(epoch, steps, tally.seconds, held, self.world.scaler_state()))
-        if to_stop:
+            self.saver.save(TrainingState(epoch, steps, tally.seconds, held, self.world.scaler_state()))
+        if minus_stop < 0:
             raise StoppedError(stop or "another process was asked to stop")
-
-    def _agree(self, first_bad: float, save: bool, stop: bool) -> tuple[float, bool, bool, int]:
-        seconds = (time.perf_counter() - self.held_at) / max(self.gap - self.steps_until, 1)
-        most = min(MEETING_STEPS, (self.keeper.most_steps if self.keeper else None) or MEETING_STEPS)
-        gap = min(most, max(1, int(MEETING_SECONDS / max(seconds, 1e-6))))
-        mine = torch.tensor([first_bad, -float(save), -float(stop), gap], dtype=torch.float64)
-        bad, to_save, to_stop, gap = self.world.min(mine).tolist()
-        return bad, to_save < 0, to_stop < 0, int(gap)
 
 
 class _Step:
@@ -208,7 +224,7 @@ class _Step:
     ) -> None:
         self.model, self.world, self.optimizer, self.remask = model, world, optimizer, remask
         self.max_grad_norm, self.accumulation_steps = max_grad_norm, accumulation_steps
-        self._rehearsed = world.size == 1
+        self.unrehearsed = world.size > 1
 
     def rehearse(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> None:
         """Go once forward and backward for nothing, before a training's first step on several ranks.
@@ -217,9 +233,7 @@ class _Step:
         up in those. A resumed training has a new DDP: without this, its first step would add up in another order than
         the same step of a training that ran through.
         """
-        if self._rehearsed:
-            return
-        self._rehearsed = True
+        self.unrehearsed = False
         buffers = list(self.model.buffers())
         saved = [buffer.clone() for buffer in buffers]
         images, labels = (batch.tensor_split(self.accumulation_steps)[0] for batch in (images_NCHW, labels_N))

@@ -18,9 +18,3 @@ def build_optimizer(params: Iterable[torch.nn.Parameter], config: OptimConfig, *
             params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
         )
     return torch.optim.Adam(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set every group's learning rate; schedules step once per epoch."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr

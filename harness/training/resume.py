@@ -11,10 +11,10 @@ from typing import Any, Protocol
 
 import torch
 
-from harness.pruning import Companion
+from harness.pruning import TrainingHook
 
 TALLY = "tally"
-_COMPANION = "companion."
+_HOOK = "companion."
 
 
 @dataclass(frozen=True)
@@ -26,17 +26,14 @@ class TrainingState:
     seconds: float
     """Spent in this epoch so far."""
     tensors: dict[str, torch.Tensor]
-    """On the CPU: param.<name>, buffer.<name>, optimizer.<slot>.<name>, companion.<name>, and this epoch's sums
-    under TALLY.
-
-    Given to `save` on rank 0 alone.
-    """
+    """On the CPU: param.<name>, buffer.<name>, optimizer.<slot>.<name>, companion.<name> (the hook's), and this epoch's
+    sums under TALLY. On rank 0 alone when it is saved."""
     scaler: dict[str, Any]
     """fp16's loss scale; empty without."""
 
 
-class StateKeeper(Protocol):
-    """Where states go. `save` is called on every rank at the same step, and keeps rank 0's."""
+class SavesStates(Protocol):
+    """Saves and loads states. `save` is called on every rank at the same step, and saves rank 0's."""
 
     @property
     def most_steps(self) -> int | None:
@@ -53,12 +50,9 @@ class StateKeeper(Protocol):
 
 
 def capture(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, companion: Companion | None = None
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, hook: TrainingHook | None = None
 ) -> dict[str, torch.Tensor]:
-    """Return parameters, buffers, optimizer slots and a companion's state by name.
-
-    None shares memory with the training.
-    """
+    """Copy parameters, buffers, optimizer slots and a hook's state to the CPU, by name."""
     params = dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {f"param.{name}": param for name, param in params.items()}
     tensors |= {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
@@ -66,14 +60,13 @@ def capture(
         for slot, value in optimizer.state.get(param, {}).items():
             if value is not None:  # SGD's momentum before its first step
                 tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
-    tensors |= {f"{_COMPANION}{name}": tensor for name, tensor in (companion.state() if companion else {}).items()}
+    tensors |= {f"{_HOOK}{name}": tensor for name, tensor in (hook.state() if hook else {}).items()}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
 
 
-def kept_by_companion(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return what a companion's `state` was, of a captured state."""
-    names = [name for name in tensors if name.startswith(_COMPANION)]
-    return {name.removeprefix(_COMPANION): tensors[name] for name in names}
+def hook_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the hook's part of a captured state."""
+    return {name.removeprefix(_HOOK): tensor for name, tensor in tensors.items() if name.startswith(_HOOK)}
 
 
 @torch.no_grad()

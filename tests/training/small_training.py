@@ -11,7 +11,7 @@ from torch import nn
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.distributed import world as world_module
-from harness.distributed.single_process import AloneAccelerator
+from harness.distributed.single_process import SingleProcessAccelerator
 from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models.partition import ParamPartition
@@ -122,7 +122,7 @@ def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
     """
     for world in open_world("no"):
         if way == "alone":
-            accelerator: Any = AloneAccelerator("fp16", torch.device("cpu"))
+            accelerator: Any = SingleProcessAccelerator("fp16", torch.device("cpu"))
         else:
             from accelerate.state import AcceleratorState
 

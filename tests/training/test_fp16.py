@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
-from harness.distributed.single_process import AloneAccelerator
+from harness.distributed.single_process import SingleProcessAccelerator
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.pruning import METHODS, NormState
@@ -125,7 +125,7 @@ def test_both_ways_of_mixed_precision_give_the_same_bits():
     for precision in ("no", "bf16"):
         for world in open_world(precision):
             theirs = trained(world)
-            world._use(precision, AloneAccelerator(precision, world.device))
+            world._use(precision, SingleProcessAccelerator(precision, world.device))
             ours = trained(world)
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 

@@ -138,7 +138,7 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
         from harness.distributed import world
         place, rank = Path({str(tmp_path)!r}), os.environ["RANK"]
 
-        class RollCall(rollcall.RollCall):
+        class JoinWatch(rollcall.JoinWatch):
             def __init__(self):
                 super().__init__(silent_seconds=2.0)
 
@@ -150,7 +150,7 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
                     (place / "pid.new").rename(place / "pid")
                 return begun
 
-        world.RollCall = RollCall
+        world.JoinWatch = JoinWatch
         while rank == "0" and not (place / "go").exists():
             time.sleep(0.05)
         world.World()

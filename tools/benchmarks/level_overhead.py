@@ -25,7 +25,7 @@ from harness.distributed.world import World
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import LineageStore, open_store
-from harness.runs.delivery_thread import Courier
+from harness.runs.delivery_thread import DeliveryThread
 from tools.benchmarks.row import Row
 
 GOAL = 0.02
@@ -71,8 +71,8 @@ _PARTS: tuple[tuple[object, str, str], ...] = (
     (harness.experiment.experiment, "sha256_tensors", "hashing"),
     (LocalNodes, "commit", "committing"),
     (LineageStore, "find", "MLflow"),
-    (Courier, "send", "MLflow"),
-    (Courier, "settle", "MLflow"),
+    (DeliveryThread, "send", "MLflow"),
+    (DeliveryThread, "settle", "MLflow"),
 )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Place, Pulse, _Peer, frame, take_frames
+from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Place, Heartbeat, _Peer, frame, take_frames
 
 SILENT_SECONDS = 2.0
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -25,7 +25,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 WORKER = """
     import os, sys, threading, time
     from pathlib import Path
-    from harness.distributed.heartbeat import Pulse
+    from harness.distributed.heartbeat import Heartbeat
 
     rank, size, meeting = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 
@@ -37,7 +37,7 @@ WORKER = """
             time.sleep(0.01)
         return meeting.read_text()
 
-    pulse = Pulse(rank, size, share_text, silent_seconds={silent_seconds}, stuck_seconds={stuck_seconds})
+    pulse = Heartbeat(rank, size, share_text, silent_seconds={silent_seconds}, stuck_seconds={stuck_seconds})
     (meeting.parent / f"here-{{rank}}").touch()
 """
 BLOCKED = """
@@ -286,7 +286,7 @@ def test_a_world_of_one_has_neither_thread_nor_socket():
         raise AssertionError("nothing to share")
 
     before = threading.active_count(), len(os.listdir("/proc/self/fd"))
-    pulse = Pulse(0, 1, share_text)
+    pulse = Heartbeat(0, 1, share_text)
     assert (threading.active_count(), len(os.listdir("/proc/self/fd"))) == before
     pulse.announce_leaving(failed=True)
     pulse.close()
@@ -297,7 +297,7 @@ def test_an_unreachable_main_process_is_said_by_name(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     with pytest.raises(ConnectionError, match=rf"process 1 of 2 on .* cannot reach process 0 at 127.0.0.1:{port}"):
-        Pulse(1, 2, lambda text: json.dumps([port, "token", "host"]))
+        Heartbeat(1, 2, lambda text: json.dumps([port, "token", "host"]))
 
 
 @pytest.mark.slow

@@ -25,10 +25,10 @@ STORE = """
 """
 WORKER = """
     import os, sys, time
-    from harness.distributed.joining import RollCall
+    from harness.distributed.joining import JoinWatch
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="{port}", TORCHELASTIC_USE_AGENT_STORE="True")
     os.environ.update(RANK="{rank}", LOCAL_RANK="{local_rank}", WORLD_SIZE="{size}")
-    with RollCall(silent_seconds={silent_seconds}):
+    with JoinWatch(silent_seconds={silent_seconds}):
         Path({here!r}).touch()
         {script}
 """

@@ -12,7 +12,7 @@ import pytest
 from harness.common.digest import sha256_json
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
-from harness.runs.delivery_thread import Courier
+from harness.runs.delivery_thread import DeliveryThread
 
 KEYS = [sha256_json(f"run {number}") for number in range(4)]
 
@@ -40,18 +40,18 @@ def mlflow(monkeypatch) -> Store:
 
 
 @pytest.fixture
-def courier(tmp_path: Path, mlflow: Store) -> Iterator[Courier]:
+def courier(tmp_path: Path, mlflow: Store) -> Iterator[DeliveryThread]:
     store = open_store(tmp_path, f"sqlite:///{tmp_path}/never-made.db")
     for key in KEYS:
         store.local.commit(LineageRecord(key=key, kind="level", name=key[:4]), lambda directory: None)
-    yield Courier(store)
+    yield DeliveryThread(store)
 
 
 def short(*numbers: int) -> list[str]:
     return [KEYS[number][:16] for number in numbers]
 
 
-def test_in_the_order_they_were_sent_and_once(courier: Courier, mlflow: Store):
+def test_in_the_order_they_were_sent_and_once(courier: DeliveryThread, mlflow: Store):
     for number in (2, 0, 0, 1):
         courier.send(KEYS[number])
     assert courier.run_id(KEYS[1]) == f"run of {KEYS[1][:16]}"
@@ -60,7 +60,7 @@ def test_in_the_order_they_were_sent_and_once(courier: Courier, mlflow: Store):
     assert mlflow.taken == short(2, 0, 1)
 
 
-def test_a_server_that_hangs_is_not_waited_for(courier: Courier, mlflow: Store):
+def test_a_server_that_hangs_is_not_waited_for(courier: DeliveryThread, mlflow: Store):
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None
     began = time.monotonic()
@@ -78,7 +78,7 @@ def away(name: str) -> None:
     raise ConnectionError("cannot deliver")
 
 
-def test_what_waits_for_a_server_that_was_away_goes_first(courier: Courier, mlflow: Store, capsys):
+def test_what_waits_for_a_server_that_was_away_goes_first(courier: DeliveryThread, mlflow: Store, capsys):
     mlflow.act = away
     courier.send(KEYS[0])
     assert courier.run_id(KEYS[0]) is None and courier.away
@@ -91,7 +91,7 @@ def test_what_waits_for_a_server_that_was_away_goes_first(courier: Courier, mlfl
     assert mlflow.taken == short(0, 1, 2) and not courier.away
 
 
-def test_the_end_of_a_launch_tries_once_more(courier: Courier, mlflow: Store):
+def test_the_end_of_a_launch_tries_once_more(courier: DeliveryThread, mlflow: Store):
     with courier.working():
         mlflow.act = away
         courier.send(KEYS[0])
@@ -100,7 +100,7 @@ def test_the_end_of_a_launch_tries_once_more(courier: Courier, mlflow: Store):
     assert mlflow.taken == short(0)
 
 
-def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(courier: Courier, mlflow: Store, monkeypatch):
+def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(courier: DeliveryThread, mlflow: Store, monkeypatch):
     monkeypatch.setattr("harness.runs.delivery_thread.STOPPING_SECONDS", 0.2)
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None
@@ -112,7 +112,7 @@ def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(courier:
     answers.set()
 
 
-def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: Courier, mlflow: Store, capsys):
+def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: DeliveryThread, mlflow: Store, capsys):
     def orphan(name: str) -> None:
         if name == KEYS[0][:16]:
             raise LookupError("its parent is nowhere")
@@ -125,7 +125,7 @@ def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: Cour
     assert mlflow.taken == short(1)
 
 
-def test_what_no_later_attempt_can_mend_is_raised_in_the_training(courier: Courier, mlflow: Store):
+def test_what_no_later_attempt_can_mend_is_raised_in_the_training(courier: DeliveryThread, mlflow: Store):
     def altered(name: str) -> None:
         raise ValueError("checkpoint.safetensors was altered")
 
@@ -140,6 +140,6 @@ def test_what_no_later_attempt_can_mend_is_raised_in_the_training(courier: Couri
 
 def test_offline_nothing_is_started(tmp_path: Path):
     before = threading.active_count()
-    courier = Courier(open_store(tmp_path, offline=True))
+    courier = DeliveryThread(open_store(tmp_path, offline=True))
     courier.send(KEYS[0])
     assert courier.run_id(KEYS[0]) is None and threading.active_count() == before

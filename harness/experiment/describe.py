@@ -1,0 +1,287 @@
+"""The description of a run before it is made: key, name, tags, parents and configuration. One function a kind.
+
+A new column of the run list is a tag here: in `common` for every run, or in the function of one kind.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from harness.common.digest import sha256_json
+from harness.common.escape import redact
+from harness.common.machine import hardware, launch_command
+from harness.config import NETWORKS_OWN, ComparisonConfig, Schedule, SearchConfig, to_json
+from harness.lineage.nodes.record import LineageRecord, Parent
+from harness.masks import Mask
+from harness.models import width_of
+from harness.pruning import METHODS
+from harness.runs.run import FinishedRun, RunDescription
+
+if TYPE_CHECKING:
+    from harness.experiment.experiment import Experiment
+    from harness.experiment.final import Trial
+    from harness.experiment.initialisation import Initialisation
+
+
+@dataclass(frozen=True)
+class CommonDescription:
+    """The parts of a description that all runs of a launch share."""
+
+    determinants: dict[str, Any]
+    """Inputs to every key, seeds and method aside. Options added later appear only when they differ from their default,
+    so that old keys stay valid."""
+    config: dict[str, Any]
+    tags: dict[str, str]
+    network: str
+    """Name of the network, with its width where that is not its own."""
+
+
+def common(experiment: Experiment) -> CommonDescription:
+    """Describe what all runs of a launch share."""
+    config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.config.model
+    width, matmul = width_of(model.name, model.width), config.float32_matmul_precision
+    network = model.name if width == width_of(model.name, None) else f"{model.name}-w{width}"
+    # DDP adds gradients up in buckets: a + b = b + a, but three can be added two ways. Runs of three or more processes
+    # without this entry were made when each training kept the buckets that DDP begins with.
+    order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
+    determinants = {
+        "format": 2,
+        "data": source.content_digest,
+        # without the place of its raw files: their content has a digest
+        "spec": {name: value for name, value in asdict(experiment.spec).items() if name != "raw"},
+        "model": {"name": model.name, "width": width},
+        "optim": config.optim.determinants(),
+        "precision": config.precision,
+        "deterministic": config.deterministic,
+        "global_batch_size": config.global_batch_size,
+        "accumulation_steps": config.accumulation_steps,
+        "sync_batchnorm": config.sync_batchnorm and world.size > 1,
+        "world_size": world.size,
+        **order_of_sums,
+        **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
+    }
+    launch = {"world_size": world.size, **order_of_sums, "device": world.device_name}
+    recorded = {
+        "search": to_json(config),
+        "data": {"num_train": source.num_train, "num_test": source.num_test},
+        "launch": launch | {"threads": torch.get_num_threads()},
+        "hardware": hardware(world.device),
+        "command": redact(launch_command()),
+        "argv": [redact(word) for word in sys.argv],  # a record is given away, passwords are not
+    }
+    # Short hash of every setting except seeds, method and kind: runs with equal hashes are trials of one setting. An
+    # initialisation counts by its name: a ticket is used where the file it once came from is not.
+    schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
+    begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
+    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun)[:12]
+    tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
+    tags |= {"network": network, "settings": settings}
+    return CommonDescription(determinants, recorded, tags, network)
+
+
+def pruning_settings(config: SearchConfig) -> dict[str, Any]:
+    """Return how levels are pruned; options added later only where they differ from their default."""
+    own: dict[str, Any] = {"pruning_fraction": config.pruning_fraction}
+    if config.densities is not None:
+        own = {"densities": config.densities}
+    usual = {"pruning_scope": "global", "one_shot": False, "order": "default"}
+    return own | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
+
+
+def search_lock(experiment: Experiment, root: RunDescription) -> str:
+    """Return the key under which one launch at a time makes a search; its number of levels is no part of it."""
+    config = experiment.config
+    schedules = {"warmup_epochs": config.warmup_epochs, "level_epochs": config.level_epochs}
+    return sha256_json(experiment.common.determinants | {"search": root.key} | schedules | pruning_settings(config))
+
+
+def describe_search(experiment: Experiment, begun: Initialisation, theta_init_digest: str = "") -> RunDescription:
+    """Describe the root of a search. The number of levels is no part of its key: a longer search goes on."""
+    config, shared = experiment.config, experiment.common
+    seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
+    name = f"{config.method} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    if config.initialisation != NETWORKS_OWN:
+        name = f"{name} from {Path(config.initialisation).name[:24]}"
+    return RunDescription(
+        determinants=shared.determinants | {"kind": "search", "method": config.method, **seeds, **begun.determinants},
+        kind="search",
+        name=name,
+        parents=(Parent(begun.key, "initialised-from"),) if begun.key else (),
+        config=shared.config | begun.recorded,
+        tags=shared.tags
+        | {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
+        | {"theta_init_digest": theta_init_digest},
+    )
+
+
+def describe_level(
+    experiment: Experiment,
+    root: str,
+    level: int,
+    schedule: Schedule,
+    parent: Parent,
+    *,
+    density: float,
+    phase: str = "",
+    determinants: Mapping[str, Any],
+    recorded: Mapping[str, Any],
+) -> RunDescription:
+    """Describe one training of a search.
+
+    Args:
+        root: Key of the search.
+        density: Of its mask, for the name.
+        phase: Sets several trainings of one level apart, e.g. "again"; "" for the usual one.
+        determinants: Further inputs to its key.
+        recorded: Further entries of its configuration.
+    """
+    config, shared = experiment.config, experiment.common
+    own = {"kind": "level", "root": root, "level": level, "schedule": schedule.determinants(), "parent": parent.key}
+    tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
+    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {config.method} {shared.network}"]
+    return RunDescription(
+        determinants=shared.determinants | own | determinants,
+        kind="level",
+        name=" ".join(words),
+        parents=(parent,),
+        config=shared.config | {"level": level, "schedule": asdict(schedule)} | recorded,
+        tags=shared.tags | tags | ({"phase": phase} if phase else {}),
+        level=level,
+        nested_under=root,
+    )
+
+
+def describe_training(
+    experiment: Experiment,
+    trial: Trial,
+    ticket: FinishedRun | None,
+    mask: Mask,
+    start_digest: str,
+    *,
+    transferred: bool,
+) -> RunDescription:
+    """Describe a final training: `ticket` used as `trial` says, from a start with this digest under `mask`."""
+    config, shared = experiment.config, experiment.common
+    begun = None if trial.drawn is None else trial.begun
+    own = {
+        "kind": "training",
+        "used_as": trial.kind,
+        "ticket": ticket.key if ticket else None,
+        "start": start_digest,
+        "schedule": config.final.determinants(),
+        "init_seed": trial.drawn,
+        "sgd_seed": trial.sgd_seed,
+    }
+    recorded = {
+        "kind": trial.kind,
+        "ticket": ticket.key if ticket else None,
+        "init_seed": trial.drawn,
+        "sgd_seed": trial.sgd_seed,
+        "unpruned_signs": trial.unpruned_signs,
+        "signs": trial.signs,
+        "transferred": transferred,
+        **(begun.recorded if begun else {}),
+    }
+
+    parents = []
+    if ticket is not None:
+        parents.append(Parent(ticket.key, "trained-from" if trial.kind == "retrain" else "masked-by"))
+    if begun is not None and begun.key is not None:
+        parents.append(Parent(begun.key, "initialised-from"))
+
+    tags = shared.tags | {"kind_of_training": trial.kind, "sgd_seed": str(trial.sgd_seed)}
+    unusual = trial.unusual | ({"transferred": "true"} if transferred else {})
+    if unusual:  # such a training is no trial of the usual one
+        tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
+    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)}
+    tags |= {} if ticket is None else {"method": config.method}
+
+    level = ticket.checkpoint.level if ticket else 0
+    words = [trial.kind, *([f"L{level:02d} d{mask.density:.3f} {config.method}"] if ticket else []), shared.network]
+    words += [*([] if trial.drawn is None else [f"i{trial.drawn}"]), f"s{trial.sgd_seed}"]
+    return RunDescription(
+        determinants=shared.determinants | own,
+        kind="training",
+        name=" ".join(words),
+        parents=tuple(parents),
+        config=shared.config | recorded,
+        tags=tags,
+        level=level,
+    )
+
+
+def describe_comparison(
+    experiment: Experiment,
+    first: FinishedRun,
+    second: FinishedRun,
+    question: str,
+    config: ComparisonConfig,
+    batch_size: int,
+) -> RunDescription:
+    """Describe a comparison of two runs (rank 0 has their records; elsewhere only the key is meant)."""
+    shared = experiment.common
+    determinants = comparison_determinants(shared.determinants, first, second, question, config, batch_size, experiment.source.num_train)
+    if first.record is None or second.record is None:
+        return RunDescription(determinants, "analysis", question, (), {}, {})
+    tags, ticket = first.record.tags, first.mask.density
+    words = [f"L{tags['level']}", f"d{ticket:.3f}"] + ([tags["method"]] if "method" in tags else [])
+    pair = [] if first.key == second.key else [_short_name(first.record), "|", _short_name(second.record)]
+    other = Parent(second.key, "compared")
+    if first.key == second.key:  # a ticket against its copy with ψ_init
+        assert first.record.nested_under is not None
+        other = Parent(first.record.nested_under, "initialised-from")
+    same_start = tags.get("start_digest") == second.record.tags.get("start_digest")
+    precision = experiment.config.precision
+    return RunDescription(
+        determinants=determinants,
+        kind="analysis",
+        # what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'
+        name=" ".join([question, *pair, *words, shared.network]),
+        parents=(Parent(first.key, "compared"), other),
+        config=shared.config | {"question": question, "comparison": asdict(config)},
+        tags=shared.tags
+        | {tag: tags[tag] for tag in ("method", "level") if tag in tags}
+        | {"question": question, "density": f"{ticket:.6f}", "same_start": str(same_start).lower()}
+        | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
+        | ({} if precision == "no" else {"precision": precision}),
+    )
+
+
+def comparison_determinants(
+    shared: Mapping[str, Any],
+    first: FinishedRun,
+    second: FinishedRun,
+    question: str,
+    config: ComparisonConfig,
+    batch_size: int,
+    num_train: int,
+) -> dict[str, Any]:
+    """Return the inputs to a barrier's key; the keys of the two networks say how they were trained."""
+    measured = {name: shared[name] for name in ("format", "data", "spec", "model")}
+    if shared["precision"] != "no":  # older keys have none
+        measured["precision"] = shared["precision"]
+    if (matmul := shared.get("float32_matmul_precision")) is not None:
+        measured["float32_matmul_precision"] = matmul
+    num_images = config.num_bn_images(num_train)
+    return measured | {
+        "kind": "analysis",
+        "question": question,
+        "pair": sorted({first.key, second.key}),
+        "alphas": config.alphas,
+        "bn_convention": config.bn_convention,
+        "bn_images": num_images,
+        # BatchNorm statistics depend on how many images a batch has
+        "batch": batch_size if num_images else None,
+    }
+
+
+def _short_name(record: LineageRecord) -> str:
+    tags = record.tags
+    seeds = [f"{letter}{tags[tag]}" for letter, tag in (("i", "init_seed"), ("s", "sgd_seed")) if tag in tags]
+    return " ".join([tags.get("kind_of_training", record.kind), *seeds])

@@ -1,0 +1,184 @@
+"""One training from a start point to a trained run: 𝒜(θ ⊙ m, u), then its evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from copy import deepcopy
+from functools import partial
+
+import torch
+from tqdm import tqdm
+
+from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_tensors
+from harness.common.machine import sampled_load
+from harness.common.seeds import SgdNoise
+from harness.config import OptimConfig, Schedule
+from harness.experiment.experiment import Experiment
+from harness.masks import Mask
+from harness.pruning import ForwardView, NormState, StartPoint, TrainingHook
+from harness.pruning.method import plain_view
+from harness.runs.layers import layer_table
+from harness.runs.run import Measurements, RunDescription, TrainedRun
+from harness.runs.state_saver import StateSaver
+from harness.training.batchnorm import reestimate_batchnorm
+from harness.training.evaluate import evaluate
+from harness.training.loop import EpochReport, train
+
+BN_IMAGES = 10_000
+"""Training images that BatchNorm statistics are re-estimated from."""
+
+
+class Trainer:
+    """Trains the network of an experiment. It changes none of its arguments."""
+
+    def __init__(self, experiment: Experiment) -> None:
+        self.experiment, self.world = experiment, experiment.world
+
+    def train(
+        self,
+        description: RunDescription,
+        saver: StateSaver,
+        start: StartPoint,
+        *,
+        schedule: Schedule,
+        noise: SgdNoise,
+        psi_init: Mapping[str, torch.Tensor],
+        view: Callable[[NormState], ForwardView] = lambda norm: plain_view,
+        metrics: Collection[str] = (),
+        reestimate: bool = False,
+        begin_steps: int = 0,
+        optim: OptimConfig | None = None,
+        hook: TrainingHook | None = None,
+        frozen: Collection[str] = (),
+    ) -> TrainedRun:
+        """Train from `start` and evaluate.
+
+        Args:
+            description: The run that this training makes; gives the checkpoint its key and level.
+            saver: Resumes an interrupted training and collects the measurements.
+            start: θ ⊙ m and buffers.
+            schedule: Epochs and learning rate.
+            noise: u.
+            psi_init: θ_init, whose normalisation parameters the view may use.
+            view: Takes ψ and ψ_init; returns the view of each step.
+            metrics: Fields of EpochReport to log beside the usual ones.
+            reestimate: Evaluate with fresh BatchNorm statistics, too.
+            begin_steps: Schedule and u begin after so many of their steps.
+            optim: Instead of the experiment's optimizer.
+            hook: Goes along with the training; may give another mask and more networks to keep.
+            frozen: Names of parameters that are not trained.
+        """
+        experiment, world, measured = self.experiment, self.world, saver.measured
+        if not world.announced:
+            world.announce()
+
+        # Put the network at the start point, and let the method see ψ and ψ_init.
+        model = deepcopy(experiment.blank)
+        Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(model)
+        params = dict(model.named_parameters())
+        for name in frozen:
+            params[name].requires_grad_(False)
+        norm = sorted(experiment.partition.norm)
+        state = NormState([params[name] for name in norm], [psi_init[name].to(world.device) for name in norm])
+        signs = {name: (start.weights or start.params)[name].sign() for name in start.mask.tensors}
+        flipped = _FlippedSigns(params, signs, start.mask) if world.is_main and start.weights is None else None
+        begin = divmod(begin_steps, experiment.train_feed.steps_per_epoch)
+        epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
+
+        def on_epoch(report: EpochReport) -> None:
+            usual = ("train_loss", "train_error_percent", "lr", "images_per_second", *metrics)
+            values = {name: getattr(report, name) for name in usual}
+            if flipped is not None:
+                values["flipped_signs"] = flipped.share()
+            measured.log(start.epochs + report.epoch - begin[0] + 1, values)
+            measured.add(samples())
+
+        # Train, with a progress bar and the load of the machine on rank 0.
+        steps = schedule.epochs * experiment.train_feed.steps_per_epoch
+        bar = partial(tqdm, total=steps, initial=begin_steps, desc=description.name, unit="step", leave=False)
+        with sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples, bar(disable=not world.is_main) as shown:
+            train(
+                model,
+                world=world,
+                batches=experiment.train_feed,
+                noise=noise,
+                optim=optim or experiment.config.optim,
+                schedule=schedule,
+                mask=start.mask,
+                view=view(state),
+                accumulation_steps=experiment.config.accumulation_steps,
+                begin=begin,
+                label=description.name,
+                on_epoch=on_epoch,
+                on_steps=shown.update,
+                saver=saver,
+                hook=hook,
+            )
+
+        # Keep rank 0's BatchNorm statistics: those of each rank differ after the last step.
+        mask = hook.finish(start.mask) if hook else start.mask
+        own = Checkpoint.of(
+            model, level=description.level, epochs=start.epochs + epochs, level_digest=description.key
+        )
+        checkpoint = Checkpoint(own.params, world.share(own.buffers), own.level, own.epochs, own.level_digest)
+        world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
+        checkpoint.load_into_(model)
+        networks = {} if hook is None else {
+            name: Checkpoint(held.params, world.share(held.buffers), held.level, held.epochs, held.level_digest)
+            for name, held in hook.networks(checkpoint).items()
+        }
+
+        # Measure it.
+        spent = start.epochs if start.epochs_spent is None else start.epochs_spent
+        measured.log(checkpoint.epochs, {"epochs_total": spent + epochs})
+        self._evaluate(model, checkpoint.epochs, measured, noise, reestimate=reestimate)
+        layers = layer_table(checkpoint.params, signs, mask)
+        return TrainedRun(checkpoint, mask, measured, start.digest, layers, networks)
+
+    def _evaluate(
+        self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, *, reestimate: bool
+    ) -> None:
+        """Log error and loss on the test split; with `reestimate`, of fresh BatchNorm statistics."""
+        feed, world = self.experiment.test_feed, self.world
+        found = evaluate(model, feed, world, num_images=feed.num_images)
+        if reestimate:
+            # an AWS level's running statistics were gathered under random α; they are not those of ψ
+            measured_before = found.error_percent
+            with world.autocast():
+                reestimate_batchnorm(model, self.bn_batches(noise.sgd_seed, BN_IMAGES), "cumulative")
+            if world.size > 1:  # every rank saw its share of the images
+                with torch.no_grad():
+                    for buffer in (buffer for buffer in model.buffers() if buffer.is_floating_point()):
+                        buffer.copy_(world.sum(buffer) / world.size)
+            found = evaluate(model, feed, world, num_images=feed.num_images)
+            measured.log(step, {"test_error_percent_recorded_bn": measured_before})
+        measured.log(step, {"test_error_percent": found.error_percent, "test_loss": found.loss})
+
+    def bn_batches(self, sgd_seed: int, num_images: int) -> Iterator[torch.Tensor]:
+        """Yield augmented training images (NCHW) for BatchNorm statistics, chosen by key, in batches of one size."""
+        feed = self.experiment.train_feed
+        steps = min(-(-num_images // self.experiment.config.global_batch_size), feed.steps_per_epoch)
+        for images_NCHW, _ in feed.epoch(SgdNoise(sgd_seed, ("batchnorm",)), 0, num_steps=steps):
+            yield images_NCHW
+
+
+class _FlippedSigns:
+    """Counts, on the network's device, the kept weights whose sign differs from the start: one number is fetched."""
+
+    def __init__(self, params: Mapping[str, torch.nn.Parameter], signs: Mapping[str, torch.Tensor], mask: Mask) -> None:
+        self._weights: list[torch.Tensor] = [params[name] for name in signs]
+        # laid out like the weights: a comparison over mismatched strides takes twice the time
+        like = partial(torch.empty_like, requires_grad=False)
+        self._signs = [like(params[name], dtype=torch.int8).copy_(sign) for name, sign in signs.items()]
+        self._kept = [like(params[name], dtype=torch.bool).copy_(mask.tensors[name]) for name in signs]
+        self._num_kept = max(mask.num_remaining, 1)
+
+    @torch.no_grad()
+    def share(self) -> float:
+        """Return the share of the kept weights, 0..1."""
+        differ = [
+            ((weight.sign() != sign) & kept).sum()
+            for weight, sign, kept in zip(self._weights, self._signs, self._kept, strict=True)
+        ]
+        return float(torch.stack(differ).sum()) / self._num_kept

@@ -1,0 +1,97 @@
+"""A run in memory: described before it is made (RunDescription), trained (TrainedRun), committed (FinishedRun)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_json
+from harness.lineage.nodes.record import LineageRecord, Metric, Parent
+from harness.masks import Mask, SignedMask
+from harness.runs.delivery_thread import DeliveryThread
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """All that is known of a run before it is made; two runs with equal determinants are the same run."""
+
+    determinants: dict[str, Any]
+    """The inputs to its key, as JSON-able values."""
+    kind: str
+    name: str
+    parents: tuple[Parent, ...]
+    config: dict[str, Any]
+    tags: dict[str, str]
+    level: int = 0
+    nested_under: str | None = None
+
+    @cached_property
+    def key(self) -> str:
+        """SHA-256 of the determinants."""
+        return sha256_json(self.determinants)
+
+
+class Measurements:
+    """The numbers that one run measures, each with its time."""
+
+    def __init__(self) -> None:
+        self.started_ms = int(time.time() * 1000)
+        self.metrics: list[Metric] = []
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Keep numbers that were measured just now."""
+        now_ms = int(time.time() * 1000)
+        self.metrics += [Metric(name, float(value), step, now_ms) for name, value in values.items()]
+
+    def add(self, samples: Iterable[tuple[str, float, int]]) -> None:
+        """Keep (name, value, time in ms) that were measured beside the training; their step is in seconds."""
+        for name, value, time_ms in samples:
+            self.metrics.append(Metric(name, value, (time_ms - self.started_ms) // 1000, time_ms))
+
+
+@dataclass(frozen=True)
+class TrainedRun:
+    """The result of a training, before it is committed."""
+
+    checkpoint: Checkpoint
+    mask: Mask
+    measured: Measurements
+    start_digest: str
+    """SHA-256 of θ ⊙ m as the training began."""
+    layers: dict[str, Any]
+    """A table with a row for each prunable tensor."""
+    networks: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Further networks to keep, by file name."""
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A committed run, in memory on every rank."""
+
+    key: str
+    checkpoint: Checkpoint
+    signed_mask: SignedMask
+    record: LineageRecord | None
+    """Its record in the lineage; on rank 0 alone."""
+    delivery: DeliveryThread | None = field(default=None, compare=False, repr=False)
+    """The thread that delivers it to MLflow; on rank 0 alone."""
+
+    @property
+    def run_id(self) -> str | None:
+        """The MLflow run ID once it is delivered; None if it cannot be now, and on other ranks."""
+        return self.delivery.run_id(self.key) if self.delivery is not None else None
+
+    @property
+    def mask(self) -> Mask:
+        """The kept set m."""
+        return self.signed_mask.mask
+
+    def metric(self, name: str) -> float:
+        """Return the last value of a metric (rank 0)."""
+        if self.record is None:
+            raise RuntimeError("metrics are known on rank 0 alone")
+        return self.record.last_metrics()[name]
