@@ -16,7 +16,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))  # what
 
 from scales import Subject  # type: ignore[import-not-found]  # noqa: E402
 
-from harness.cli.launch import clear_errors, parse, store_of  # noqa: E402
+from harness.cli.errors import clear_errors  # noqa: E402
+from harness.cli.launch import store_of  # noqa: E402
+from harness.cli.options import parse  # noqa: E402
 from harness.reproduction.report import show  # noqa: E402
 
 

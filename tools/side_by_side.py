@@ -16,7 +16,8 @@ from typing import Annotated
 
 import tyro
 
-from harness.cli.launch import clear_errors, parse
+from harness.cli.errors import clear_errors
+from harness.cli.options import parse
 from harness.reproduction.beside import side_by_side
 from harness.reproduction.page import markdown
 from harness.reproduction.report import NUMBERS

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-import select
-import sys
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
 
 import tyro
 
 from harness.analysis.summary import epsilon_from_dense
+from harness.cli.errors import clear_errors
+from harness.cli.options import OneRun, RunPair, StabilityPair, parse
 from harness.cli.terminal import print_comparison, print_search
 from harness.common.logging import say
-from harness.config import ComparisonConfig, Schedule, SearchConfig, TicketConfig, known, search_from_json
+from harness.config import Schedule, SearchConfig, TicketConfig, known, search_from_json
 from harness.distributed.status import reported
-from harness.distributed.stop import StoppedError
-from harness.distributed.world import OtherRankFailedError, World
+from harness.distributed.world import World
 from harness.experiment.comparison import Question, compare, compare_initial_norm
 from harness.experiment.experiment import Experiment
 from harness.experiment.search import search
@@ -30,54 +28,6 @@ from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.archive import find
 from harness.runs.node import Node
-from harness.training.loop import NonFiniteLossError
-
-Config = TypeVar("Config")
-
-EXIT_STOPPED = 75
-"""Of a launch that was asked to stop (sysexits.h: try again later); launchers make 1 of it: see runs.status."""
-
-USER_ERRORS = (ValueError, LookupError, OSError, NonFiniteLossError)
-"""Errors that speak to the user in one line; a traceback would only hide it."""
-
-
-def parse(kind: type[Config], description: str | None, default: Config | None = None) -> Config:
-    """Read the command line into `kind`; every field of it is an option of the same name."""
-    if default is None:
-        return tyro.cli(kind, description=description)
-    return tyro.cli(kind, description=description, default=default)
-
-
-@contextmanager
-def clear_errors() -> Iterator[None]:
-    """Turn errors that are the user's to mend into one line on standard error and exit code 1.
-
-    Set HARNESS_TRACEBACK=1 to see where they were raised.
-    """
-    try:
-        yield
-    except OtherRankFailedError:
-        sys.exit(1)
-    except StoppedError as error:
-        print(f"stopped: {error}. Nothing is lost: the same command goes on from here", file=sys.stderr)
-        sys.exit(EXIT_STOPPED)
-    except KeyError:
-        raise  # a bug of ours, not the user's to mend
-    except USER_ERRORS as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still has to print
-            return
-        if os.environ.get("HARNESS_TRACEBACK"):
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-
-
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader has gone, as `| head` does when it has enough: no error."""
-    ends = select.poll()
-    ends.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in ends.poll(0))
 
 
 def parse_network(
@@ -128,65 +78,6 @@ def run_search(description: str | None, default: SearchConfig | Sequence[SearchC
             settings = parse_network(description, default)
         with launched(settings) as experiment:
             print_search(experiment, search(experiment))
-
-
-@dataclass(frozen=True, kw_only=True)
-class OneRun:
-    """A logged run, and how it is compared."""
-
-    first: Annotated[str, tyro.conf.Positional]
-    """Run ID of a level (of a final training too, where two runs are compared)."""
-    comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
-    json: bool = False
-    """Print the result as JSON on standard output."""
-    data_directory: Path | None = None
-    """Instead of the data directory recorded with the first run."""
-    loader: Literal["ffcv", "memory"] | None = None
-    """Instead of the loader recorded with the first run."""
-    runs: Path = Path("runs")
-    """Where finished runs are kept."""
-    experiment: str = "signed-tickets"
-    """Name of the MLflow experiment."""
-    offline: bool = False
-    """Use local runs alone and send nothing to MLflow now."""
-
-    @property
-    def ticket(self) -> TicketConfig:
-        """What opens the first run's experiment."""
-        return TicketConfig(
-            self.first,
-            data_directory=self.data_directory,
-            loader=self.loader,
-            runs=self.runs,
-            experiment=self.experiment,
-            offline=self.offline,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class RunPair(OneRun):
-    """Two logged trainings of one ticket, and how they are compared."""
-
-    second: Annotated[str, tyro.conf.Positional]
-    """Run ID of the other."""
-    epsilon: float | None = None
-    """Say whether they are connected: whether the barrier is at most this many points."""
-    dense: tuple[str, ...] = ()
-    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
-
-    def __post_init__(self) -> None:
-        if self.epsilon is not None and self.dense:
-            raise ValueError("give --epsilon or --dense, not both")
-        if len(self.dense) == 1:
-            raise ValueError("--dense needs two or more runs: the sd of one test error is not defined")
-
-
-@dataclass(frozen=True, kw_only=True)
-class StabilityPair(RunPair):
-    """Two logged trainings of one start under different sgd_seeds, and how they are compared."""
-
-    cross_init: bool = False
-    """Compare different starts too; the authors' scripts do."""
 
 
 def ask_initial_norm(description: str | None) -> None:

@@ -1,0 +1,79 @@
+"""Options of the commands: one dataclass each, whose fields are the options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+import tyro
+
+from harness.config import ComparisonConfig, TicketConfig
+
+Config = TypeVar("Config")
+
+
+def parse(kind: type[Config], description: str | None, default: Config | None = None) -> Config:
+    """Read the command line into `kind`; every field of it is an option of the same name."""
+    if default is None:
+        return tyro.cli(kind, description=description)
+    return tyro.cli(kind, description=description, default=default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneRun:
+    """A logged run, and how it is compared."""
+
+    first: Annotated[str, tyro.conf.Positional]
+    """Run ID of a level (of a final training too, where two runs are compared)."""
+    comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
+    json: bool = False
+    """Print the result as JSON on standard output."""
+    data_directory: Path | None = None
+    """Instead of the data directory recorded with the first run."""
+    loader: Literal["ffcv", "memory"] | None = None
+    """Instead of the loader recorded with the first run."""
+    runs: Path = Path("runs")
+    """Where finished runs are kept."""
+    experiment: str = "signed-tickets"
+    """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs alone and send nothing to MLflow now."""
+
+    @property
+    def ticket(self) -> TicketConfig:
+        """What opens the first run's experiment."""
+        return TicketConfig(
+            self.first,
+            data_directory=self.data_directory,
+            loader=self.loader,
+            runs=self.runs,
+            experiment=self.experiment,
+            offline=self.offline,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPair(OneRun):
+    """Two logged trainings of one ticket, and how they are compared."""
+
+    second: Annotated[str, tyro.conf.Positional]
+    """Run ID of the other."""
+    epsilon: float | None = None
+    """Say whether they are connected: whether the barrier is at most this many points."""
+    dense: tuple[str, ...] = ()
+    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
+
+    def __post_init__(self) -> None:
+        if self.epsilon is not None and self.dense:
+            raise ValueError("give --epsilon or --dense, not both")
+        if len(self.dense) == 1:
+            raise ValueError("--dense needs two or more runs: the sd of one test error is not defined")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StabilityPair(RunPair):
+    """Two logged trainings of one start under different sgd_seeds, and how they are compared."""
+
+    cross_init: bool = False
+    """Compare different starts too; the authors' scripts do."""
