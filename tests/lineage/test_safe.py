@@ -79,7 +79,7 @@ def test_a_pickle_is_refused_and_not_loaded(store: LineageStore, tmp_path: Path)
 
 
 def test_nothing_that_reads_can_execute() -> None:
-    """No pickle, eval or exec, nothing of MLflow that loads a model's code, no torch.load."""
+    """No pickle, eval or exec, no model's code from MLflow; torch.load reads foreign files, tensors alone."""
     forbidden = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "eval", "exec", "pyfunc", "load_model"}
     paths = [*HARNESS.glob("lineage/**/*.py"), *HARNESS.glob("masks/*.py"), HARNESS / "checkpoint.py"]
     assert len(paths) > 20
@@ -87,8 +87,13 @@ def test_nothing_that_reads_can_execute() -> None:
         for node in ast.walk(ast.parse(path.read_text())):
             names = {getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "module", None)}
             names |= {one.name for one in getattr(node, "names", ()) if isinstance(one, ast.alias)}
+            if isinstance(node, ast.ImportFrom) and names == {None, "pickle", "UnpicklingError"}:
+                continue  # the error alone, which torch raises for what it refuses
             assert not names & forbidden, f"{path}:{getattr(node, 'lineno', '?')}"
-            assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"), path
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+                assert path == HARNESS / "checkpoint.py", path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(ast.unparse(given) == "weights_only=True" for given in node.keywords), path
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "..", "a//b", "./a"])
