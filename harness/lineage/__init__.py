@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from harness.lineage.browse.query import Query, parse_density, parse_since
     from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
-    from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+    from harness.lineage.nodes.graph import LineageGraph, RunSummary
     from harness.lineage.nodes.record import LineageRecord
     from harness.lineage.proof import Findings, verify
     from harness.lineage.reload import load_checkpoint, load_signed_mask
@@ -35,7 +35,7 @@ _HOMES = {
     "bundle": ("import_bundle", "read_bundle", "write_bundle"),
     "browse.difference": ("Difference", "diff"),
     "browse.export": ("to_networkx", "write_export"),
-    "nodes.graph": ("LineageGraph", "NodeSummary"),
+    "nodes.graph": ("LineageGraph", "RunSummary"),
     "proof": ("Findings", "verify"),
     "browse.query": ("Query", "parse_density", "parse_since"),
     "nodes.record": ("LineageRecord",),
@@ -50,7 +50,7 @@ __all__ = [
     "LineageGraph",
     "LineageRecord",
     "LineageStore",
-    "NodeSummary",
+    "RunSummary",
     "Query",
     "ancestors",
     "descendants",

@@ -1,7 +1,7 @@
 """A directory to give away: some runs with everything they came from, to be checked, imported and verified elsewhere.
 
 bundle.json lists the nodes and the SHA-256 of each record; a record lists the SHA-256 of each file. Checkpoints may be
-left out: the record stays as it is, so that what is there can still be checked, and a tombstone says what is not there.
+left out: the record stays as it is, so that what is there can still be checked, and a list says which files are absent.
 Whoever reads a bundle believes neither its listing nor its links.
 """
 
@@ -21,8 +21,8 @@ from typing import Any
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal
 from harness.lineage.browse.find import Named, ancestors, find_node
-from harness.lineage.nodes.absent_files import TOMBSTONES, Tombstone, read_tombstones, write_tombstones
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import (
     RECORD,
     SUMS,
@@ -49,7 +49,7 @@ _MOST_BYTES = 64 << 20  # of a file of text
 
 
 @dataclass(frozen=True)
-class Item:
+class BundledRun:
     """One node of a bundle; `run_ids` are its names in the stores it has been in, the newest first."""
 
     directory: str
@@ -60,7 +60,7 @@ class Item:
     run_ids: tuple[str, ...]
 
     @classmethod
-    def from_dict(cls, data: object) -> Item:
+    def from_dict(cls, data: object) -> BundledRun:
         """Return the item that a manifest lists; ValueError on anything that is no such item."""
         names = ("directory", "key", "kind", "name", "record_sha256", "run_ids")
         if not isinstance(data, dict) or set(data) != set(names) or not isinstance(data["run_ids"], list):
@@ -84,14 +84,14 @@ class Item:
 class Imported:
     """What became of one node of a bundle: new, there already, or completed with files that were left out before."""
 
-    item: Item
+    item: BundledRun
     directory: Path
     outcome: str
 
 
-def with_ancestors(store: LineageStore, nodes: Iterable[NodeSummary]) -> list[NodeSummary]:
+def with_ancestors(store: LineageStore, nodes: Iterable[RunSummary]) -> list[RunSummary]:
     """Return the nodes and everything they came from, each after that; LookupError when something is missing."""
-    found: dict[str, NodeSummary] = {}
+    found: dict[str, RunSummary] = {}
     for node in nodes:
         for other in [*ancestors(store, node), node]:
             found.setdefault(other.key, other)
@@ -102,7 +102,9 @@ def with_ancestors(store: LineageStore, nodes: Iterable[NodeSummary]) -> list[No
     return list(found.values())
 
 
-def write_bundle(store: LineageStore, nodes: Iterable[Named], out: Path, *, checkpoints: bool = False) -> list[Item]:
+def write_bundle(
+    store: LineageStore, nodes: Iterable[Named], out: Path, *, checkpoints: bool = False
+) -> list[BundledRun]:
     """Write a bundle of `nodes` and all they came from to a new directory, whole or not at all; return its items.
 
     Raises FileExistsError when `out` is there, LookupError when an ancestor cannot be found, ValueError when a file was
@@ -126,44 +128,44 @@ def write_bundle(store: LineageStore, nodes: Iterable[Named], out: Path, *, chec
     return items
 
 
-def _write_node(store: LineageStore, node: NodeSummary, directory: Path, *, checkpoints: bool) -> Item:
+def _write_node(store: LineageStore, node: RunSummary, directory: Path, *, checkpoints: bool) -> BundledRun:
     with store.open_file_of(node, RECORD) as path:
         shutil.copyfile(path, directory / RECORD)  # its bytes, not what we would write today: they have a digest
     record = LineageRecord.from_json((directory / RECORD).read_bytes())
-    stones = _unavailable(store, node, record)
+    absent = _unavailable(store, node, record)
     for name, digest in record.files.items():
         if name in CHECKPOINTS and not checkpoints:
-            stones.setdefault(name, _left_out(digest, "left out of a bundle; one made with --checkpoints has it"))
-        if name not in stones:
+            absent.setdefault(name, _left_out(digest, "left out of a bundle; one made with --checkpoints has it"))
+        if name not in absent:
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             with store.open_file_of(node, name) as path:
                 shutil.copyfile(path, directory / name)
-    if stones:
-        write_tombstones(directory, stones)
+    if absent:
+        write_absent_files(directory, absent)
     write_sums(directory, record)
     check_files(directory, record)
     run_ids = tuple(dict.fromkeys((*([node.run_id] if node.run_id else []), *node.origin_run_ids)))
     digest = sha256_file(directory / RECORD)
-    return Item(f"{NODES}/{directory.name}", record.key, record.kind, record.name, digest, run_ids)
+    return BundledRun(f"{NODES}/{directory.name}", record.key, record.kind, record.name, digest, run_ids)
 
 
-def _unavailable(store: LineageStore, node: NodeSummary, record: LineageRecord) -> dict[str, Tombstone]:
+def _unavailable(store: LineageStore, node: RunSummary, record: LineageRecord) -> dict[str, AbsentFile]:
     """Return the files that are not here on purpose, neither locally nor in MLflow."""
     local = store.local.find(node.key)
-    stones = absent_files(local, record) if local is not None else {}
+    absent = absent_files(local, record) if local is not None else {}
     if node.run_id is None:
-        return stones
-    gone = [name for name in node.absent if name in record.files and (local is None or name in stones)]
+        return absent
+    gone = [name for name in node.absent if name in record.files and (local is None or name in absent)]
     why = "not in the store that the bundle was made from"
-    return {name: stones.get(name) or _left_out(record.files[name], why) for name in gone}
+    return {name: absent.get(name) or _left_out(record.files[name], why) for name in gone}
 
 
-def _left_out(digest: str, why: str) -> Tombstone:
+def _left_out(digest: str, why: str) -> AbsentFile:
     now = datetime.now().astimezone().isoformat(timespec="seconds")
-    return Tombstone(sha256=digest, num_bytes=0, deleted_at=now, why=why)
+    return AbsentFile(sha256=digest, num_bytes=0, deleted_at=now, why=why)
 
 
-def _write_manifest(directory: Path, items: list[Item], asked: list[str]) -> None:
+def _write_manifest(directory: Path, items: list[BundledRun], asked: list[str]) -> None:
     """Write the list of nodes, what to do with it, and the digests of all files in the form of `sha256sum -c`."""
     data = {"format": FORMAT, "asked": asked, "nodes": [item.to_dict() for item in items]}
     (directory / MANIFEST).write_bytes(json_bytes(data))
@@ -174,18 +176,19 @@ def _write_manifest(directory: Path, items: list[Item], asked: list[str]) -> Non
         fsync(path)
 
 
-def _readme(directory: Path, items: list[Item], asked: list[str]) -> str:
+def _readme(directory: Path, items: list[BundledRun], asked: list[str]) -> str:
     rows, absent = [], []
     for item in items:
         mask = f"`{item.directory}/{SIGNED_MASK}`" if (directory / item.directory / SIGNED_MASK).is_file() else "–"
         name = for_terminal(item.name).replace("|", "/").replace("`", "'")
         rows.append(f"| `{name}`{' **asked for**' if item.key in asked else ''} | {item.kind} | {mask} |")
-        absent += [f"{item.directory}/{name}" for name in read_tombstones(directory / item.directory)]
+        absent += [f"{item.directory}/{name}" for name in read_absent_files(directory / item.directory)]
     left_out = "Every file that the records list is here."
     if absent:
         left_out = (
-            f"{len(absent)} files that the records list (checkpoints, mostly) are not here on purpose; `{TOMBSTONES}` "
-            "in each node's directory says which and why. What follows from them cannot be proved from this bundle."
+            f"{len(absent)} files that the records list (checkpoints, mostly) are not here on purpose; "
+            f"`{ABSENT_FILES}` in each node's directory says which and why. "
+            "What follows from them cannot be proved from this bundle."
         )
     first = next((item for item in items if item.key in asked and item.run_ids), None)
     example = first.run_ids[0] if first else asked[0]
@@ -224,7 +227,7 @@ The files are safetensors, JSON, images and text; nothing in here is a program, 
 # ---------------------------------------------------------------------- reading somebody else's
 
 
-def read_bundle(directory: Path) -> list[Item]:
+def read_bundle(directory: Path) -> list[BundledRun]:
     """Return what a bundle says it holds; ValueError when it is no bundle, or one of a newer format."""
     path = directory / MANIFEST
     if not path.is_file():
@@ -238,7 +241,7 @@ def read_bundle(directory: Path) -> list[Item]:
         raise ValueError(f"{path} has format {found!r:.60}; this version of the harness reads {FORMAT}")
     if not isinstance(nodes, list):
         raise ValueError(f"{path} is no list of nodes")
-    items = [Item.from_dict(node) for node in nodes]
+    items = [BundledRun.from_dict(node) for node in nodes]
     if len({item.directory for item in items}) < len(items):
         raise ValueError(f"{path} lists a node twice")
     return items
@@ -267,15 +270,15 @@ def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
             yield Imported(item, own, "there already")
 
 
-def _check_item(directory: Path, item: Item) -> LineageRecord:
+def _check_item(directory: Path, item: BundledRun) -> LineageRecord:
     """Return the record of an item after checking all its files; nothing outside of the bundle is opened."""
     place = directory / item.directory
     path = _plain_file(directory, f"{item.directory}/{RECORD}", _MOST_BYTES)
     record = LineageRecord.from_json(check_digest(path, item.record_sha256).read_bytes())
     if (record.key, record.kind) != (item.key, item.kind):
         raise ValueError(f"{path} is the record of another node, {record.kind} {record.key[:16]}…")
-    if (place / TOMBSTONES).exists() or (place / TOMBSTONES).is_symlink():
-        _plain_file(directory, f"{item.directory}/{TOMBSTONES}", _MOST_BYTES)
+    if (place / ABSENT_FILES).exists() or (place / ABSENT_FILES).is_symlink():
+        _plain_file(directory, f"{item.directory}/{ABSENT_FILES}", _MOST_BYTES)
     absent = absent_files(place, record)
     for name in record.files:
         if name not in absent:
@@ -285,7 +288,7 @@ def _check_item(directory: Path, item: Item) -> LineageRecord:
 
 
 def _check_against_own(
-    store: LineageStore, item: Item, record: LineageRecord, own: Path | None, records: dict[str, LineageRecord]
+    store: LineageStore, item: BundledRun, record: LineageRecord, own: Path | None, records: dict[str, LineageRecord]
 ) -> None:
     """Refuse a bundle that contradicts what is here, or lacks what its nodes came from."""
     taken = store.local.path(record)
@@ -306,12 +309,12 @@ def _check_against_own(
             raise ValueError(f"{item.name} came from node {key[:16]}…, which is neither in the bundle nor here")
 
 
-def _bring(store: LineageStore, place: Path, record: LineageRecord, item: Item) -> Path:
+def _bring(store: LineageStore, place: Path, record: LineageRecord, item: BundledRun) -> Path:
     """Copy one node and commit it; a copy that was interrupted is removed first."""
     with store.local.room_for(record) as temporary:
-        stones = absent_files(place, record)
-        for name in [*record.files, RECORD, *([TOMBSTONES] if stones else [])]:
-            if name not in stones:
+        absent = absent_files(place, record)
+        for name in [*record.files, RECORD, *([ABSENT_FILES] if absent else [])]:
+            if name not in absent:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(place / name, temporary / name)
         return store.local.import_directory(temporary, item.record_sha256)
@@ -332,7 +335,7 @@ def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord
             fsync(copy)
             (own / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(copy, own / name)
-    write_tombstones(own, {name: stone for name, stone in lacking.items() if name not in added})
+    write_absent_files(own, {name: file for name, file in lacking.items() if name not in added})
     return added
 
 

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.digest import sha256_file
-from harness.lineage.nodes.absent_files import TOMBSTONES
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.absent_files import ABSENT_FILES
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_digest, read_record
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.tracking.delivery import Delivery
-from harness.lineage.tracking.duplicates import remove_twin_runs
+from harness.lineage.tracking.duplicates import remove_duplicate_runs
 from harness.lineage.tracking.overview import Overviews
 from harness.lineage.tracking.server import (
     DIGEST_TAG,
@@ -119,13 +119,13 @@ class LineageStore:
                 path = stack.enter_context(self.server.artifact(self.server.finished(run_id), name))
             yield path  # outside of talking: what goes wrong while reading the file is the reader's
 
-    def record_of(self, node: NodeSummary) -> LineageRecord:
+    def record_of(self, node: RunSummary) -> LineageRecord:
         """Return the record of a listed node, local or not; errors as `load`."""
         with self.open_file_of(node, RECORD) as path:
             return LineageRecord.from_json(path.read_bytes())
 
     @contextlib.contextmanager
-    def open_file_of(self, node: NodeSummary, name: str) -> Iterator[Path]:
+    def open_file_of(self, node: RunSummary, name: str) -> Iterator[Path]:
         """Give the path of one file of a listed node, or its record, its digest checked; the local one if it is there.
 
         Errors as `open_file`.
@@ -178,7 +178,7 @@ class LineageStore:
         with self.server.talking("list experiments"):
             return list(self.server.experiments())
 
-    def summaries(self, where: str = "", limit: int | None = None, experiment: str | None = None) -> list[NodeSummary]:
+    def summaries(self, where: str = "", limit: int | None = None, experiment: str | None = None) -> list[RunSummary]:
         """Return what runs say of themselves, newest first, read in pages, one request each.
 
         `where` is an MLflow run filter; `experiment` is a name, None: all. Runs that others logged are left out.
@@ -188,7 +188,7 @@ class LineageStore:
         # A comparison with LIKE '%' is true for every run that has the tag; a filter on our own tags needs no such one.
         ours = [] if "harness." in where or "run_id" in where else [f"tags.`{KEY_TAG}` LIKE '%'"]
         condition = " AND ".join([*ours, *([where] if where else [])])
-        found: list[NodeSummary] = []
+        found: list[RunSummary] = []
         with self.server.talking("list runs"):
             ids = self.server.experiment_ids()
             if experiment is not None:
@@ -257,7 +257,7 @@ class LineageStore:
         """Delete what a server that was slow made twice; ConnectionError if it is away."""
         if self.server.readable():
             with self.server.talking("look for runs that were made twice"):
-                remove_twin_runs(self.server)
+                remove_duplicate_runs(self.server)
 
     def _fetch(self, run: Run) -> Path:
         """Make a local node of a finished run, every digest checked; the run's tags are the anchor."""
@@ -272,6 +272,6 @@ class LineageStore:
             check_digest(download(repository, RECORD, target), digest)
             record = LineageRecord.from_json((target / RECORD).read_bytes())
             absent = set(absent_names(run)) & record.files.keys()
-            for name in [*(name for name in record.files if name not in absent), *([TOMBSTONES] if absent else [])]:
+            for name in [*(name for name in record.files if name not in absent), *([ABSENT_FILES] if absent else [])]:
                 download(repository, name, target)
             return self.local.import_directory(target, digest)

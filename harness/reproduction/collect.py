@@ -19,7 +19,7 @@ from harness.experiment.comparison import BARRIER
 from harness.experiment.initialisation import THETA_INIT
 from harness.lineage.browse.find import newest
 from harness.lineage.browse.query import Query
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import command_of, hardware_of, precision_of
@@ -75,7 +75,7 @@ def collect(store: LineageStore, plan: Plan, settings: Collection[str] = (), *, 
     return _Found(store, plan, nodes, groups).results()
 
 
-def _how(node: NodeSummary) -> dict[str, str]:
+def _how(node: RunSummary) -> dict[str, str]:
     return {name: node.tags[name] for name in _HOW if name in node.tags}
 
 
@@ -85,13 +85,13 @@ def _how_wanted(plan: Plan, training: Training) -> dict[str, str]:
     return how | ({"transferred": "true"} if plan.scale.used_on and training.curve else {})
 
 
-def _group(node: NodeSummary) -> _Group | None:
+def _group(node: RunSummary) -> _Group | None:
     if node.kind not in ("level", _TRAINING) or "settings" not in node.tags:
         return None
     return node.tags["method"] if node.kind == "level" else _TRAINING, node.tags["settings"]
 
 
-def _ways(store: LineageStore, nodes: Iterable[NodeSummary], config: SearchConfig) -> dict[str, set[_Group]]:
+def _ways(store: LineageStore, nodes: Iterable[RunSummary], config: SearchConfig) -> dict[str, set[_Group]]:
     """Return the levels and trainings with these data and settings, seeds aside, by the way they were made in."""
     one_of_each = {group: node for node in nodes if node.tags["data"] == config.data.name and (group := _group(node))}
     ways: dict[str, set[_Group]] = defaultdict(set)
@@ -166,14 +166,14 @@ def _rewound_to(search: dict[str, Any], num_train: int) -> int:
     return int(search["rewind_to"] * (steps_per_epoch if search["rewind_unit"] == "epochs" else 1))
 
 
-def _refuse_several(name: str, nodes: Sequence[NodeSummary]) -> None:
+def _refuse_several(name: str, nodes: Sequence[RunSummary]) -> None:
     """Raise a ValueError if more than one run answers to a place in the plan."""
     if len(nodes) > 1:
         ids = ", ".join(node.run_id or node.key[:16] for node in nodes)
         raise ValueError(f"{len(nodes)} runs answer to {name}: {ids}; keep one of them in the store")
 
 
-def _last(place: tuple[str, ...], nodes: Sequence[NodeSummary]) -> NodeSummary:
+def _last(place: tuple[str, ...], nodes: Sequence[RunSummary]) -> RunSummary:
     """Return the run that ends a level of several: Gem-Miner's fine-tuning comes after its scores."""
     before = {parent.key for node in nodes for parent in node.parents}
     last = [node for node in nodes if node.key not in before]
@@ -189,16 +189,16 @@ class _Found:
         self,
         store: LineageStore,
         plan: Plan,
-        nodes: Sequence[NodeSummary],
+        nodes: Sequence[RunSummary],
         groups: AbstractSet[_Group],
     ) -> None:
         """`groups` are those of the runs that are meant."""
         self.store, self.plan = store, plan
         found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
-        levels: dict[tuple[str, ...], list[NodeSummary]] = defaultdict(list)
-        self.trainings: dict[tuple[Any, ...], list[NodeSummary]] = defaultdict(list)
-        self.analyses: dict[tuple[str, frozenset[str]], list[NodeSummary]] = defaultdict(list)
+        levels: dict[tuple[str, ...], list[RunSummary]] = defaultdict(list)
+        self.trainings: dict[tuple[Any, ...], list[RunSummary]] = defaultdict(list)
+        self.analyses: dict[tuple[str, frozenset[str]], list[RunSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
             meant = _group(node) in groups
@@ -215,7 +215,7 @@ class _Found:
         """Every run that made a level: of Gem-Miner two."""
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
 
-    def _is_wanted(self, node: NodeSummary) -> bool:
+    def _is_wanted(self, node: RunSummary) -> bool:
         """Whether a level is of one of the plan's searches, with what its method alone heeds set alike.
 
         No tag that a figure's methods share tells that.
@@ -258,7 +258,7 @@ class _Found:
         making = self._making([*trained.values(), *(node for node, _ in compared.values())])
         return Results(self.plan, trained, compared, densities, kept_signs, norm, making, tuple(searches))
 
-    def _making(self, shown: list[NodeSummary]) -> Making:
+    def _making(self, shown: list[RunSummary]) -> Making:
         deepest = max(self.plan.scale.all_levels)
         levels = [node for level, node in self.made if level <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
@@ -271,12 +271,12 @@ class _Found:
             commands=_distinct(command_of(record) for record in records),
         )
 
-    def ticket(self, training: Training) -> NodeSummary | None:
+    def ticket(self, training: Training) -> RunSummary | None:
         assert training.curve is not None
         seed = str(training.search_seed)
         return self.levels.get((training.curve.method, seed, seed, f"{training.level:02d}"))
 
-    def training(self, training: Training) -> NodeSummary | None:
+    def training(self, training: Training) -> RunSummary | None:
         ticket = None if training.curve is None else self.ticket(training)
         if training.curve is not None and ticket is None:
             return None
@@ -287,7 +287,7 @@ class _Found:
         found = self.trainings[ticket.key if ticket else None, used, init_seed, str(training.sgd_seed)]
         return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
-    def comparison(self, pair: Pair, trained: dict[Training, NodeSummary]) -> NodeSummary | None:
+    def comparison(self, pair: Pair, trained: dict[Training, RunSummary]) -> RunSummary | None:
         if pair.first not in trained or pair.second not in trained:
             return None
         first, second = trained[pair.first], trained[pair.second]
@@ -310,7 +310,7 @@ class _Found:
                 shares.append(self._signs(pair[0]).agreement(self._signs(pair[1])))
         return shares
 
-    def _norm_parameters(self, level: NodeSummary, search: NodeSummary) -> NormParameters:
+    def _norm_parameters(self, level: RunSummary, search: RunSummary) -> NormParameters:
         with self.store.open_file_of(level, CHECKPOINT) as path:
             params = Checkpoint.load(path).params
         with self.store.open_file_of(search, THETA_INIT) as path:
@@ -323,16 +323,16 @@ class _Found:
         sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
         return partition_of(model.name, build_model(model.name, width=model.width, **sizes)).norm
 
-    def _signs(self, node: NodeSummary) -> SignedMask:
+    def _signs(self, node: RunSummary) -> SignedMask:
         with self.store.open_file_of(node, SIGNED_MASK) as path:
             return SignedMask.load(path)
 
-    def _only(self, name: str, found: list[NodeSummary], usual: Any) -> NodeSummary | None:
+    def _only(self, name: str, found: list[RunSummary], usual: Any) -> RunSummary | None:
         """Return the one run that was made in the usual way: options of the same seeds make other runs."""
         fitting = [node for node in found if usual(self.store.record_of(node).config)] if len(found) > 1 else found
         _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
-    def _curve(self, node: NodeSummary) -> BarrierCurve:
+    def _curve(self, node: RunSummary) -> BarrierCurve:
         with self.store.open_file_of(node, BARRIER) as path:
             return BarrierCurve.from_dict(json.loads(path.read_text()))

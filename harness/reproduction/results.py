@@ -10,7 +10,7 @@ from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
 from harness.analysis.summary import Paired, Summary, epsilon_from_dense
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
 from harness.reproduction.figure import Curve
 from harness.reproduction.paper import Printed, printed
@@ -73,8 +73,8 @@ class Results:
     """The finished runs of a plan."""
 
     plan: Plan
-    trained: Mapping[Training, NodeSummary]
-    compared: Mapping[Pair, tuple[NodeSummary, BarrierCurve]]
+    trained: Mapping[Training, RunSummary]
+    compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
     densities: Mapping[int, float]
     """Of each level that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
@@ -96,7 +96,7 @@ class Results:
         return trainings + [str(pair) for pair in self.plan.pairs() if pair not in self.compared]
 
     @property
-    def nodes(self) -> list[NodeSummary]:
+    def nodes(self) -> list[RunSummary]:
         """Every run the results rest on, once."""
         nodes = [*self.trained.values(), *(node for node, _ in self.compared.values())]
         return list({node.key: node for node in nodes}.values())

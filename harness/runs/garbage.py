@@ -21,8 +21,8 @@ from typing import Literal
 
 from harness.common.machine import process_exists
 from harness.lineage.browse.find import newest
-from harness.lineage.nodes.absent_files import Tombstone, read_tombstones, write_tombstones
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files, write_absent_files
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest, fsync, read_record
 from harness.lineage.nodes.record import KINDS
 from harness.lineage.store import LineageStore
@@ -178,7 +178,7 @@ def _checkpoints(store: LineageStore, policy: Policy) -> Iterator[Garbage]:
             yield Garbage(path, path.stat().st_size, node.name, why)
 
 
-def _needed(nodes: list[NodeSummary], directory: Path) -> set[str]:
+def _needed(nodes: list[RunSummary], directory: Path) -> set[str]:
     """Return the keys of levels whose checkpoint something needs, or may need to go on."""
     needed: set[str] = set()
     continued: set[str] = set()
@@ -195,16 +195,16 @@ def _needed(nodes: list[NodeSummary], directory: Path) -> set[str]:
 
 
 def _bury(path: Path, policy: Policy) -> None:
-    """Delete a node's checkpoint and leave a tombstone; ValueError if it is not what was recorded."""
+    """Delete a node's checkpoint and list it as absent; ValueError if it is not what was recorded."""
     directory = path.parent
     digest = read_record(directory).files[path.name]
     try:
-        check_digest(path, digest)  # a tombstone must not cover up what verify would find
+        check_digest(path, digest)  # the list of absent files must not cover up what verify would find
     except ValueError as error:
         raise ValueError(f"{error}; `python tools/lineage.py verify` says more") from None
     when = datetime.now().astimezone().isoformat(timespec="seconds")
-    stone = Tombstone(digest, path.stat().st_size, when, str(policy))
-    write_tombstones(directory, {**read_tombstones(directory), path.name: stone})
+    absent = AbsentFile(digest, path.stat().st_size, when, str(policy))
+    write_absent_files(directory, {**read_absent_files(directory), path.name: absent})
     path.unlink()
     fsync(directory)
 

@@ -17,8 +17,8 @@ from harness.lineage.reload import load_checkpoint
 from harness.lineage.store import open_store
 from harness.lineage.tracking.server import RefusedError
 from tools.lineage_commands.asking import List
-from tools.lineage_commands.place import Place
 from tools.lineage_commands.proving import Verify
+from tools.lineage_commands.store_options import StoreOptions
 
 USER, PASSWORD = "admin", "correct-horse-battery"
 
@@ -58,7 +58,10 @@ def test_a_server_with_basic_auth(
                     question()
                 assert "does not know this user and password (401): set MLFLOW_TRACKING_USERNAME" in str(refused.value)
                 assert "wrong" not in str(refused.value) and "\n" not in str(refused.value)
-            for command in (List(place=Place(tmp_path / "runs", uri)), Verify("abcd", place=Place(tmp_path, uri))):
+            for command in (
+                List(place=StoreOptions(tmp_path / "runs", uri)),
+                Verify("abcd", place=StoreOptions(tmp_path, uri)),
+            ):
                 with pytest.raises(RefusedError):  # no answer from local nodes alone, as when a server is away
                     command.run()
         login(monkeypatch, PASSWORD)
@@ -72,7 +75,7 @@ def test_a_server_with_basic_auth(
         level = store.deliver(paths["level 0"])
         assert load_checkpoint(level, inside, tmp_path / "none").level == 0
         assert {node.run_id for node in store.summaries()} == {run_id, level}
-        List(place=Place(tmp_path / "runs", inside)).run()
+        List(place=StoreOptions(tmp_path / "runs", inside)).run()
         write_bundle(store, [level], tmp_path / "bundle")
     shown = capsys.readouterr()
     assert level[:8] in shown.out and PASSWORD not in shown.out + shown.err

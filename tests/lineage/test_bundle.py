@@ -18,11 +18,11 @@ from harness.common.digest import sha256_file
 from harness.lineage.browse.export import to_networkx, write_export
 from harness.lineage.browse.find import find_node, newest
 from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
-from harness.lineage.nodes.absent_files import read_tombstones
+from harness.lineage.nodes.absent_files import read_absent_files
 from harness.lineage.nodes.local_files import LocalNodes, check_files, read_record
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof import Findings
-from harness.lineage.proof.places import all_places, check_artifacts, check_local, check_tags
+from harness.lineage.proof.copies import all_nodes, check_artifacts, check_local, check_tags
 from harness.lineage.store import LineageStore, open_store
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
@@ -101,10 +101,10 @@ def test_without_checkpoints(store: LineageStore, theirs: LineageStore, tmp_path
             load_checkpoint(key_of("level 2"), theirs.tracking_uri, theirs.local.directory)
         shutil.rmtree(theirs.local.directory)
         directory = theirs.find(key_of("level 2"))  # fetched whole, but for what was left out
-        assert directory is not None and read_tombstones(directory).keys() == {"checkpoint.safetensors"}
+        assert directory is not None and read_absent_files(directory).keys() == {"checkpoint.safetensors"}
     # what is there is proved, and what is not is said
     findings = Findings()
-    for place in all_places(theirs, findings).values():
+    for place in all_nodes(theirs, findings).values():
         if place.directory is not None and place.record is not None:
             check_local(place, findings)
             check_tags(place, place.record, findings)
@@ -223,7 +223,7 @@ HOSTILE = {
         (node_of(d, "level 1") / "signed_mask.safetensors").symlink_to(d / "moved"),
     ),
     "linked directory": lambda d: ((d / "nodes").rename(d.parent / "n"), (d / "nodes").symlink_to(d.parent / "n")),
-    "linked tombstones": lambda d: (
+    "linked list of absent files": lambda d: (
         (node_of(d, "level 1") / "deleted.json").rename(d / "moved"),
         (node_of(d, "level 1") / "deleted.json").symlink_to(d / "moved"),
     ),

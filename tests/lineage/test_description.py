@@ -10,7 +10,7 @@ from lineage_story import commit_story, key_of
 from mlflow import MlflowClient
 
 from harness.common.escape import code_block, for_markdown
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import (
@@ -32,8 +32,8 @@ def notes(store: LineageStore) -> dict[str, str]:
     return {run.data.tags["harness.key"]: run.data.tags[NOTE_TAG] for run in runs}
 
 
-def summary(name: str, kind: str = "level", **more: object) -> NodeSummary:
-    node = NodeSummary.of(LineageRecord(key_of(name), kind, name))
+def summary(name: str, kind: str = "level", **more: object) -> RunSummary:
+    node = RunSummary.of(LineageRecord(key_of(name), kind, name))
     return replace(node, run_id="0" * 32, experiment_id="7", **more)
 
 

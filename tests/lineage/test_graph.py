@@ -4,7 +4,7 @@ import pytest
 from lineage_story import commit_story, key_of
 
 from harness.lineage.browse.listing import tree_lines
-from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Parent
 
@@ -58,7 +58,7 @@ def test_two_nodes_of_one_key_are_refused() -> None:
 def test_tree_of_the_story(tmp_path_factory: pytest.TempPathFactory) -> None:
     nodes = LocalNodes(tmp_path_factory.mktemp("runs"))
     commit_story(nodes)
-    drawn = [indent + node.name for indent, node in tree_lines([NodeSummary.of(r) for r in nodes.records()])]
+    drawn = [indent + node.name for indent, node in tree_lines([RunSummary.of(r) for r in nodes.records()])]
     assert drawn == [
         "aws resnet20 digits s1",
         "├─ aws resnet20 L00 d1.000",

@@ -15,7 +15,7 @@ from lineage_story import commit_story, key_of
 from test_cli import ask, tool  # noqa: F401  # a fixture
 
 from harness.lineage.browse.find import newest
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.page import page as page_module
 from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
@@ -28,7 +28,7 @@ HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(1)>&lt;b&gt;\\N
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def story(store: LineageStore, levels: int = 3) -> list[NodeSummary]:
+def story(store: LineageStore, levels: int = 3) -> list[RunSummary]:
     commit_story(store.local, levels)
     return newest(LineageStore(None, store.local))
 
@@ -88,9 +88,9 @@ def test_rewinding_is_drawn(store: LineageStore) -> None:
 
 
 def test_missing_parents_unfinished_searches_and_circles_are_drawn() -> None:
-    def node(name: str, kind: str, *parents: str) -> NodeSummary:
+    def node(name: str, kind: str, *parents: str) -> RunSummary:
         made = tuple(Parent(key_of(parent), "pruned-from") for parent in parents)
-        return NodeSummary.of(LineageRecord(key_of(name), kind, name, made))
+        return RunSummary.of(LineageRecord(key_of(name), kind, name, made))
 
     alone = picture_of([node("search", "search")])
     assert [box.kind for box in alone.boxes] == ["theta_init"] and not alone.frames
@@ -124,7 +124,7 @@ def test_odd_errors_are_drawn(store: LineageStore) -> None:
         assert draw_svg(picture_of(same)).count("<svg") == 1
 
 
-def hostile(nodes: Sequence[NodeSummary]) -> list[NodeSummary]:
+def hostile(nodes: Sequence[RunSummary]) -> list[RunSummary]:
     tags = (
         "method",
         "network",

@@ -79,16 +79,21 @@ def test_a_pickle_is_refused_and_not_loaded(store: LineageStore, tmp_path: Path)
 
 
 def test_nothing_that_reads_can_execute() -> None:
-    """No pickle, eval or exec, nothing of MLflow that loads a model's code, no torch.load."""
+    """No pickle, eval or exec, no model's code from MLflow; torch.load reads foreign files, tensors alone."""
     forbidden = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "eval", "exec", "pyfunc", "load_model"}
-    paths = [*HARNESS.glob("lineage/**/*.py"), HARNESS / "masks.py", HARNESS / "checkpoint.py"]
+    paths = [*HARNESS.glob("lineage/**/*.py"), *HARNESS.glob("masks/*.py"), HARNESS / "checkpoint.py"]
     assert len(paths) > 20
     for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             names = {getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "module", None)}
             names |= {one.name for one in getattr(node, "names", ()) if isinstance(one, ast.alias)}
+            if isinstance(node, ast.ImportFrom) and names == {None, "pickle", "UnpicklingError"}:
+                continue  # the error alone, which torch raises for what it refuses
             assert not names & forbidden, f"{path}:{getattr(node, 'lineno', '?')}"
-            assert not (isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load"), path
+            if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
+                assert path == HARNESS / "checkpoint.py", path
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                assert any(ast.unparse(given) == "weights_only=True" for given in node.keywords), path
 
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "..", "a//b", "./a"])
@@ -138,14 +143,14 @@ def test_no_listing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_tags_of_a_foreign_run_are_only_text(store: LineageStore, capsys: pytest.CaptureFixture[str]) -> None:
     """What a terminal would obey is written out, wherever it stands."""
     from tools.lineage_commands.asking import Diff, List, Show, Tree
-    from tools.lineage_commands.place import Place
+    from tools.lineage_commands.store_options import StoreOptions
 
     run_id, client = delivered(store), store.server.client()
     for name in ("method", "level", "density", "init_seed", "mlflow.runName", "note"):
         client.set_tag(run_id, name, "\x1b[31m\u202e<script>")
     client.set_tag(run_id, "density", "no number\x1b[0m")
     assert find_node(store, run_id).name.startswith("\x1b")
-    place = Place(store.local.directory, store.tracking_uri)
+    place = StoreOptions(store.local.directory, store.tracking_uri)
     for command in (List(place=place), Show(run_id, place), Tree(run_id, place), Diff(run_id, run_id, place)):
         command.run()
         shown = capsys.readouterr().out

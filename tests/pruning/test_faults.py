@@ -12,7 +12,7 @@ from searching import tag
 from harness.experiment.experiment import Experiment
 from harness.experiment.search import THETA_K, SearchResult, search
 from harness.lineage.proof import networks
-from harness.lineage.proof.findings import Claim
+from harness.lineage.proof.findings import Finding
 from harness.lineage.proof.networks import Network
 from harness.masks import Mask
 from harness.runs.node import Node
@@ -50,7 +50,7 @@ def remasked(node: Node, alive: int, dead: int) -> Network:
     return replace(network(node), signed_mask=replace(node.signed_mask, mask=Mask(tensors)))
 
 
-def wrong(claims: Iterable[Claim]) -> set[str]:
+def wrong(claims: Iterable[Finding]) -> set[str]:
     return {claim.check for claim in claims if not claim.holds}
 
 

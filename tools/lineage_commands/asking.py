@@ -20,10 +20,10 @@ from harness.lineage.browse.find import (
 )
 from harness.lineage.browse.listing import tree_lines
 from harness.lineage.browse.query import Query, parse_density, parse_since
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import LineageStore
-from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_difference, print_json, print_node, print_nodes, print_path
+from tools.lineage_commands.store_options import StoreOptions, Where
 
 RunID = tyro.conf.Positional[str]
 
@@ -51,7 +51,7 @@ class List:
     """Started since this date, as 2026-01-31, or not longer ago than 30m, 12h, 7d, 2w."""
     limit: int = 100
     """How many at most."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def query(self) -> Query:
         return Query(
@@ -83,10 +83,10 @@ class Show:
 
     run_id: RunID
     """Run ID or node key, or a unique beginning of one."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> tuple[NodeSummary, list[NodeSummary], list[NodeSummary]]:
+        def ask(store: LineageStore) -> tuple[RunSummary, list[RunSummary], list[RunSummary]]:
             node = find_node(store, self.run_id)
             return (node, *relatives(store, node))
 
@@ -105,10 +105,10 @@ class Tree:
 
     run_id: RunID
     """Run ID or node key, or a unique beginning of one."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> tuple[NodeSummary, list[NodeSummary]]:
+        def ask(store: LineageStore) -> tuple[RunSummary, list[RunSummary]]:
             node = find_node(store, self.run_id)
             return node, family(store, node)
 
@@ -126,7 +126,7 @@ class Ancestors:
 
     run_id: RunID
     """Run ID or node key, or a unique beginning of one."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         _related("ancestors", self.place, self.run_id, lambda store, node: [*ancestors(store, node), node])
@@ -138,16 +138,16 @@ class Descendants:
 
     run_id: RunID
     """Run ID or node key, or a unique beginning of one."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         _related("descendants", self.place, self.run_id, lambda store, node: [node, *descendants(store, node)])
 
 
 def _related(
-    command: str, place: Place, text: str, related: Callable[[LineageStore, NodeSummary], list[NodeSummary]]
+    command: str, place: StoreOptions, text: str, related: Callable[[LineageStore, RunSummary], list[RunSummary]]
 ) -> None:
-    def ask(store: LineageStore) -> tuple[NodeSummary, list[NodeSummary]]:
+    def ask(store: LineageStore) -> tuple[RunSummary, list[RunSummary]]:
         node = find_node(store, text)
         return node, related(store, node)
 
@@ -166,10 +166,10 @@ class Path:
     """Run ID or node key, or a unique beginning of one."""
     end: RunID
     """The other."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> list[NodeSummary]:
+        def ask(store: LineageStore) -> list[RunSummary]:
             return way(store, find_node(store, self.start), find_node(store, self.end))
 
         nodes = self.place.ask(ask)
@@ -192,10 +192,10 @@ class Diff:
     """Run ID or node key, or a unique beginning of one."""
     second: RunID
     """The other."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> tuple[NodeSummary, NodeSummary, Difference]:
+        def ask(store: LineageStore) -> tuple[RunSummary, RunSummary, Difference]:
             a, b = find_node(store, self.first), find_node(store, self.second)
             return a, b, diff(store, a, b)
 

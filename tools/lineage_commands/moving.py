@@ -13,10 +13,10 @@ from harness.common.escape import for_terminal
 from harness.lineage.browse.export import edges, write_export
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.bundle import import_bundle, write_bundle
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
-from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
+from tools.lineage_commands.store_options import StoreOptions, Where
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Sync:
 
     experiment: str = DEFAULT_EXPERIMENT
     """MLflow experiment to deliver to."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         delivered = []
@@ -52,10 +52,10 @@ class Export:
     """What to write."""
     out: Path = Path("lineage.json")
     """New file to write to."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> list[NodeSummary]:
+        def ask(store: LineageStore) -> list[RunSummary]:
             if not self.run_ids:
                 return newest(store, limit=None)
             asked = [find_node(store, text) for text in self.run_ids]
@@ -82,13 +82,13 @@ class Bundle:
     """New directory to write to."""
     checkpoints: bool = False
     """Put checkpoints and θ_init in, too; without them signs cannot be proved against parameters."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         if not self.run_ids:
             raise ValueError("give one RUN_ID or more: `python tools/lineage.py list` shows what there is")
 
-        def ask(store: LineageStore) -> tuple[list[NodeSummary], int]:
+        def ask(store: LineageStore) -> tuple[list[RunSummary], int]:
             nodes = [find_node(store, text) for text in self.run_ids]
             return nodes, len(write_bundle(store, nodes, self.out, checkpoints=self.checkpoints))
 
@@ -113,7 +113,7 @@ class Import:
     """The bundle."""
     experiment: str = DEFAULT_EXPERIMENT
     """MLflow experiment to deliver to."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         store = self.place.open(self.experiment)

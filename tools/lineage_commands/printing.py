@@ -13,13 +13,13 @@ from typing import Any
 from harness.common.escape import for_terminal
 from harness.lineage.browse.difference import Difference
 from harness.lineage.browse.listing import columns, short_id
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.masks.signs import overlap_by_chance
 
 JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
 
 
-def print_json(command: str, nodes: Sequence[NodeSummary], **more: Any) -> None:
+def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
     """Print {"format", "command", "nodes": [...]} and what more this command answers."""
     answer = {"format": JSON_FORMAT, "command": command, "nodes": [node.to_dict() for node in nodes], **more}
     json.dump(answer, sys.stdout, indent=1, ensure_ascii=True)  # so no terminal obeys what stands in it
@@ -37,7 +37,7 @@ def print_table(rows: Sequence[Mapping[str, str]], numbers: frozenset[str] = fro
         print("  ".join(cells).rstrip())
 
 
-def print_nodes(nodes: Sequence[NodeSummary], indents: Sequence[str] = (), marked: str | None = None) -> None:
+def print_nodes(nodes: Sequence[RunSummary], indents: Sequence[str] = (), marked: str | None = None) -> None:
     """Print a line for each node and what the marks mean; `indents` draw a tree, with how each node came to be."""
     rows = []
     for number, node in enumerate(nodes):
@@ -51,7 +51,7 @@ def print_nodes(nodes: Sequence[NodeSummary], indents: Sequence[str] = (), marke
     _print_legend(nodes)
 
 
-def _print_legend(nodes: Sequence[NodeSummary]) -> None:
+def _print_legend(nodes: Sequence[RunSummary]) -> None:
     if any(node.run_id is None for node in nodes):
         print("\n* not in MLflow yet: the key of a local node; `python tools/lineage.py sync` delivers it")
     if any(node.run_id is not None and node.status != "FINISHED" for node in nodes):
@@ -59,7 +59,7 @@ def _print_legend(nodes: Sequence[NodeSummary]) -> None:
         print(f"\nnot finished: {names}; `python tools/lineage.py sync` completes an interrupted delivery")
 
 
-def print_node(node: NodeSummary, parents: Sequence[NodeSummary], children: Sequence[NodeSummary]) -> None:
+def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequence[RunSummary]) -> None:
     """Print one node: its family, tags, last metrics and files."""
     known = {other.key: other for other in parents}
     lines = [
@@ -85,7 +85,7 @@ def print_node(node: NodeSummary, parents: Sequence[NodeSummary], children: Sequ
     print("\n".join(for_terminal(line) for line in lines))
 
 
-def print_path(nodes: Sequence[NodeSummary], steps: Sequence[Mapping[str, str]]) -> None:
+def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) -> None:
     """Print the nodes of a way beneath each other, and between them how one came from the other."""
     lines = []
     for number, node in enumerate(nodes):
@@ -96,7 +96,7 @@ def print_path(nodes: Sequence[NodeSummary], steps: Sequence[Mapping[str, str]])
     print("\n".join(for_terminal(line) for line in lines))
 
 
-def print_difference(a: NodeSummary, b: NodeSummary, difference: Difference) -> None:
+def print_difference(a: RunSummary, b: RunSummary, difference: Difference) -> None:
     """Print what differs, section by section, then the masks."""
     lines = [f"a  {a.name}  {short_id(a)}", f"b  {b.name}  {short_id(b)}"]
     for title, rows in difference.sections.items():

@@ -13,8 +13,8 @@ import tyro
 from harness.common.escape import for_terminal
 from harness.lineage.proof import CHECKS, Findings, Note, verify
 from harness.runs.garbage import Policy, delete_garbage, find_garbage
-from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
+from tools.lineage_commands.store_options import StoreOptions, Where
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Verify:
     """Verify everything there is."""
     data_directory: Path | None = None
     """Where the prepared data are; default: where the runs found them."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         if bool(self.run_id) == self.all:
@@ -61,7 +61,7 @@ class Gc:
     """Only checkpoints older than so many days, and also states of unfinished runs that old; they would begin anew."""
     delete: bool = False
     """Delete what is listed."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         policy = Policy(self.keep_levels, self.older_than)

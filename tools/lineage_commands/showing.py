@@ -20,12 +20,12 @@ import tyro
 from harness.common.escape import for_terminal, redact
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.browse.query import Query
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.page.page import is_page, page, ui_root
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
 from harness.lineage.tracking.ui import open_runs
-from tools.lineage_commands.place import Place, Where
 from tools.lineage_commands.printing import print_json
+from tools.lineage_commands.store_options import StoreOptions, Where
 
 _SECONDS_TO_START = 120  # 11 on an idle machine
 
@@ -46,7 +46,7 @@ class Page:
     """File to write to; an older page there is replaced."""
     ui: str | None = None
     """Address of the MLflow UI for the links; default the tracking server, or http://127.0.0.1:5000."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         if self.run_ids and self.experiment is not None:
@@ -65,7 +65,7 @@ class Page:
         else:
             print(f"{len(nodes)} runs written to {self.out}: open it in a browser")
 
-    def _nodes(self, store: LineageStore) -> tuple[str, list[NodeSummary]]:
+    def _nodes(self, store: LineageStore) -> tuple[str, list[RunSummary]]:
         if self.run_ids:
             asked = [find_node(store, text) for text in self.run_ids]
             return ", ".join(node.name for node in asked), list(lineage_of(store, asked, up=True).nodes.values())
@@ -89,7 +89,7 @@ class Ui:
     """Where the UI listens, on this machine alone."""
     link: bool = False
     """Only print the link; start nothing."""
-    place: Where = Place()
+    place: Where = StoreOptions()
 
     def run(self) -> None:
         store = self.place.open(self.experiment)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from harness.lineage.browse.find import Named, find_node
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.reload import SIGNED_MASK
 from harness.lineage.store import LineageStore
@@ -135,7 +135,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[An
     return {name: (a.get(name), b.get(name)) for name in {**a, **b} if a.get(name) != b.get(name)}
 
 
-def _compare_masks(store: LineageStore, a: NodeSummary, b: NodeSummary) -> tuple[list[LayerSigns] | None, str]:
+def _compare_masks(store: LineageStore, a: RunSummary, b: RunSummary) -> tuple[list[LayerSigns] | None, str]:
     from harness.masks import SignedMask
     from harness.masks.signs import compare_signs
 

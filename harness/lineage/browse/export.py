@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import for_terminal
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 
 if TYPE_CHECKING:
     import networkx
@@ -20,14 +20,14 @@ _NUMBER_TAGS = ("level", "init_seed", "sgd_seed")
 _METRICS = ("density", "test_error_percent", "barrier")
 
 
-def edges(nodes: Iterable[NodeSummary]) -> list[dict[str, str]]:
+def edges(nodes: Iterable[RunSummary]) -> list[dict[str, str]]:
     """Return {"from", "to", "relation"} of every parent and what was made from it, by key."""
     return [
         {"from": parent.key, "to": node.key, "relation": parent.relation} for node in nodes for parent in node.parents
     ]
 
 
-def to_networkx(nodes: Iterable[NodeSummary]) -> networkx.DiGraph[str]:
+def to_networkx(nodes: Iterable[RunSummary]) -> networkx.DiGraph[str]:
     """Return the graph with plain attributes (text, int, float), keys as nodes; a parent not given is kind `missing`.
 
     An edge has the relation, or several joined by commas where a node was made from one in several ways.
@@ -46,7 +46,7 @@ def to_networkx(nodes: Iterable[NodeSummary]) -> networkx.DiGraph[str]:
     return graph
 
 
-def write_export(nodes: Iterable[NodeSummary], path: Path, form: str) -> None:
+def write_export(nodes: Iterable[RunSummary], path: Path, form: str) -> None:
     """Write the nodes and what came from what to a new file; FileExistsError when there is one."""
     nodes = list(nodes)
     if form not in FORMATS:
@@ -61,7 +61,7 @@ def write_export(nodes: Iterable[NodeSummary], path: Path, form: str) -> None:
             file.write(json.dumps(answer | {"edges": edges(nodes)}, indent=1).encode() + b"\n")
 
 
-def _attributes(node: NodeSummary) -> dict[str, Any]:
+def _attributes(node: RunSummary) -> dict[str, Any]:
     """Return what is known of a node; XML cannot hold control characters, so they are written out."""
     tags = node.tags
     values: dict[str, Any] = {"kind": node.kind, "name": node.name, "status": node.status, "run_id": node.run_id}

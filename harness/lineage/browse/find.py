@@ -11,8 +11,8 @@ from pathlib import Path
 
 from harness.lineage.browse.listing import short_id
 from harness.lineage.browse.query import Query
-from harness.lineage.nodes.graph import LineageGraph, NodeSummary
-from harness.lineage.nodes.index import Entry, LocalIndex
+from harness.lineage.nodes.graph import LineageGraph, RunSummary
+from harness.lineage.nodes.index import IndexedRun, LocalIndex
 from harness.lineage.nodes.origin import origins
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.registry import is_model_uri
@@ -21,11 +21,11 @@ from harness.lineage.tracking.server import FAMILIES_TAG, KEY_TAG, ORIGIN_TAG, P
 _MINIMUM_DIGITS, _RUN_ID_DIGITS, _KEY_DIGITS = 4, 32, 64
 _IDS_PER_REQUEST = 100
 
-Named = NodeSummary | str
+Named = RunSummary | str
 """A node, or what `find_node` finds it by."""
 
 
-def newest(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[NodeSummary]:
+def newest(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[RunSummary]:
     """Return the newest nodes that `query` asks for, delivered or not, newest first; a few requests in all.
 
     Raises LookupError when the query names an experiment that is not there, ValueError when the limit is below 1.
@@ -46,18 +46,18 @@ def newest(store: LineageStore, limit: int | None = 100, query: Query | None = N
     return sorted(nodes, key=lambda node: (-node.started_ms, node.name))[:limit]
 
 
-def undelivered(store: LineageStore, known: set[str]) -> list[NodeSummary]:
+def undelivered(store: LineageStore, known: set[str]) -> list[RunSummary]:
     """Return the local nodes that have no run in MLflow; `known` are keys of runs, which need no asking."""
     index = LocalIndex(store.local)
     return _summaries(index, _undelivered(store, [entry for key, entry in index.entries.items() if key not in known]))
 
 
-def find_node(store: LineageStore, text: Named) -> NodeSummary:
+def find_node(store: LineageStore, text: Named) -> RunSummary:
     """Return the node that a run ID or a key, or a unique beginning of one, or a `models:/` URI names.
 
     The run ID that an imported node had where it was made names it, too. LookupError when there is no such node.
     """
-    if isinstance(text, NodeSummary):
+    if isinstance(text, RunSummary):
         return text
     if is_model_uri(text):
         text = store.run_id_of_model(text)
@@ -73,21 +73,21 @@ def find_node(store: LineageStore, text: Named) -> NodeSummary:
     return next(iter(found.values()))
 
 
-def _by_run_id(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+def _by_run_id(store: LineageStore, text: str) -> dict[str, RunSummary]:
     if len(text) > _RUN_ID_DIGITS:
         return {}
     condition = f"= '{text}'" if len(text) == _RUN_ID_DIGITS else f"LIKE '{text}%'"
     return {node.key: node for node in store.summaries(f"attributes.run_id {condition}", limit=20)}
 
 
-def _by_key(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+def _by_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
     condition = f"= '{text}'" if len(text) == _KEY_DIGITS else f"LIKE '{text}%'"
     # Of several runs of one key the finished one is shown, of several finished ones the oldest.
     runs = store.summaries(f"tags.`{KEY_TAG}` {condition}", limit=20)
     return {node.key: node for node in sorted(runs, key=lambda node: (node.status == "FINISHED", -node.started_ms))}
 
 
-def _by_local_key(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+def _by_local_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
     paths = [path for path in store.local.directories() if _digits(path).startswith(text[:16])]
     if not paths:
         return {}
@@ -96,7 +96,7 @@ def _by_local_key(store: LineageStore, text: str) -> dict[str, NodeSummary]:
     return {node.key: node for node in _summaries(index, entries)}
 
 
-def _by_origin(store: LineageStore, text: str) -> dict[str, NodeSummary]:
+def _by_origin(store: LineageStore, text: str) -> dict[str, RunSummary]:
     if len(text) > _RUN_ID_DIGITS:
         return {}
     runs = store.summaries(f"tags.`{ORIGIN_TAG}` LIKE '%{text}%'", limit=20)
@@ -108,7 +108,7 @@ def _by_origin(store: LineageStore, text: str) -> dict[str, NodeSummary]:
     return {node.key: node for node in _summaries(index, [index.entries[key] for key in keys if key in index.entries])}
 
 
-def family(store: LineageStore, node: Named) -> list[NodeSummary]:
+def family(store: LineageStore, node: Named) -> list[RunSummary]:
     """Return all nodes below the same topmost node: a search with its levels, trainings and analyses."""
     node = find_node(store, node)
     index = LocalIndex(store.local)
@@ -116,7 +116,7 @@ def family(store: LineageStore, node: Named) -> list[NodeSummary]:
     return sorted({node.key: node, **nodes}.values(), key=_by_age)
 
 
-def relatives(store: LineageStore, node: Named) -> tuple[list[NodeSummary], list[NodeSummary]]:
+def relatives(store: LineageStore, node: Named) -> tuple[list[RunSummary], list[RunSummary]]:
     """Return (parents, children) of a node, those in another family included; missing parents are left out."""
     node = find_node(store, node)
     index = LocalIndex(store.local)
@@ -130,7 +130,7 @@ def relatives(store: LineageStore, node: Named) -> tuple[list[NodeSummary], list
     return parents, sorted(made.values(), key=_by_age)
 
 
-def ancestors(store: LineageStore, node: Named) -> list[NodeSummary]:
+def ancestors(store: LineageStore, node: Named) -> list[RunSummary]:
     """Return everything a node was made from, each after its own parents; a few requests for each search it leads to.
 
     Parents that are neither local nor in MLflow are left out; `verify` names them.
@@ -139,13 +139,13 @@ def ancestors(store: LineageStore, node: Named) -> list[NodeSummary]:
     return lineage_of(store, [node], up=True).ancestors(node.key)
 
 
-def descendants(store: LineageStore, node: Named) -> list[NodeSummary]:
+def descendants(store: LineageStore, node: Named) -> list[RunSummary]:
     """Return everything made from a node, each after its own parents; a few requests for each search it leads to."""
     node = find_node(store, node)
     return lineage_of(store, [node], down=True).descendants(node.key)
 
 
-def way(store: LineageStore, start: Named, end: Named) -> list[NodeSummary]:
+def way(store: LineageStore, start: Named, end: Named) -> list[RunSummary]:
     """Return the nodes of a shortest way from `start` to `end`, along parents and children.
 
     A way that goes one way only, from what was used to what was made, is preferred. Raises LookupError when the two
@@ -160,7 +160,7 @@ def way(store: LineageStore, start: Named, end: Named) -> list[NodeSummary]:
     return graph.way(start.key, end.key)
 
 
-def path_steps(nodes: list[NodeSummary]) -> list[dict[str, str]]:
+def path_steps(nodes: list[RunSummary]) -> list[dict[str, str]]:
     """Return for each two neighbours of a way {"from", "to", "relation"}: keys, from what was used to what was made."""
     steps = []
     for one, other in pairwise(nodes):
@@ -171,8 +171,8 @@ def path_steps(nodes: list[NodeSummary]) -> list[dict[str, str]]:
 
 
 def lineage_of(
-    store: LineageStore, nodes: list[NodeSummary], *, up: bool = False, down: bool = False
-) -> LineageGraph[NodeSummary]:
+    store: LineageStore, nodes: list[RunSummary], *, up: bool = False, down: bool = False
+) -> LineageGraph[RunSummary]:
     """Return the graph of the families of `nodes`, and of the families that they came from or led to."""
     index = LocalIndex(store.local)
     known = {node.key: node for node in nodes}
@@ -185,7 +185,7 @@ def lineage_of(
         asked.add(top)
         new = _family(store, index, top)
         known |= {key: node for key, node in new.items() if key not in known}
-        strangers: dict[str, NodeSummary] = {}
+        strangers: dict[str, RunSummary] = {}
         if up:
             strangers |= _missing_parents(store, index, known, list(known.values()))
         if down:
@@ -195,7 +195,7 @@ def lineage_of(
     return LineageGraph(known.values())
 
 
-def _by_age(node: NodeSummary) -> tuple[int, str]:
+def _by_age(node: RunSummary) -> tuple[int, str]:
     return node.started_ms, node.name
 
 
@@ -210,7 +210,7 @@ def _check_experiment(store: LineageStore, index: LocalIndex, name: str) -> None
         raise LookupError(f"no experiment {name!r}; there are: {', '.join(sorted(names)) or 'none'}")
 
 
-def _undelivered(store: LineageStore, entries: list[Entry], limit: int | None = None) -> list[Entry]:
+def _undelivered(store: LineageStore, entries: list[IndexedRun], limit: int | None = None) -> list[IndexedRun]:
     """Return those of the `limit` newest of `entries` that have no run; what is remembered of a run is asked for."""
     entries = sorted(entries, key=lambda entry: -entry.started_ms)[:limit]
     if not store.server.readable():
@@ -220,9 +220,9 @@ def _undelivered(store: LineageStore, entries: list[Entry], limit: int | None = 
     return [entry for entry in entries if remembered[entry.key] not in there]
 
 
-def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, NodeSummary]:
+def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, RunSummary]:
     """Return {run ID: node} of those runs that exist, a hundred in a request."""
-    found: dict[str, NodeSummary] = {}
+    found: dict[str, RunSummary] = {}
     ids = sorted(set(run_ids))
     for start in range(0, len(ids), _IDS_PER_REQUEST):
         chosen = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_PER_REQUEST])
@@ -230,7 +230,7 @@ def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, NodeSummary]:
     return found
 
 
-def _top(store: LineageStore, index: LocalIndex, node: NodeSummary) -> str:
+def _top(store: LineageStore, index: LocalIndex, node: RunSummary) -> str:
     """Return the key of a node's topmost node, through MLflow where local nodes lead to one that is only there."""
     top = node.root or node.key
     if node.run_id is None and top not in index.entries:
@@ -239,7 +239,7 @@ def _top(store: LineageStore, index: LocalIndex, node: NodeSummary) -> str:
     return top
 
 
-def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, NodeSummary]:
+def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSummary]:
     """Return the nodes below `top` by key, and itself; one request."""
     nodes = {node.key: node for node in store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")}
     places = {top, *nodes}
@@ -248,8 +248,8 @@ def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, NodeS
 
 
 def _missing_parents(
-    store: LineageStore, index: LocalIndex, known: dict[str, NodeSummary], nodes: list[NodeSummary]
-) -> dict[str, NodeSummary]:
+    store: LineageStore, index: LocalIndex, known: dict[str, RunSummary], nodes: list[RunSummary]
+) -> dict[str, RunSummary]:
     """Return those parents of `nodes` that are not known yet, and exist."""
     children = [node for node in nodes if any(parent.key not in known for parent in node.parents)]
     missing = {parent.key for node in children for parent in node.parents} - known.keys()
@@ -263,8 +263,8 @@ def _missing_parents(
 
 
 def _made_elsewhere(
-    store: LineageStore, index: LocalIndex, known: dict[str, NodeSummary], top: str
-) -> dict[str, NodeSummary]:
+    store: LineageStore, index: LocalIndex, known: dict[str, RunSummary], top: str
+) -> dict[str, RunSummary]:
     """Return what other families made from nodes of the family of `top`."""
     made = {node.key: node for node in store.summaries(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(top)}%'")}
     local = [entry for entry in index.entries.values() if not known.keys().isdisjoint(entry.parents)]
@@ -272,13 +272,13 @@ def _made_elsewhere(
     return {key: node for key, node in made.items() if key not in known} | {node.key: node for node in found}
 
 
-def _summaries(index: LocalIndex, entries: list[Entry]) -> list[NodeSummary]:
+def _summaries(index: LocalIndex, entries: list[IndexedRun]) -> list[RunSummary]:
     """Return what local nodes say of themselves; one that was altered is named in a warning and hides no other."""
     origin = origins(index.nodes) if entries else {}
     summaries = []
     for entry in entries:
         try:
-            node = NodeSummary.of(index.record(entry.key), index.top(entry.key))
+            node = RunSummary.of(index.record(entry.key), index.top(entry.key))
             summaries.append(replace(node, origin_run_ids=origin.get(entry.key, ())))
         except ValueError as error:
             warnings.warn(str(error), stacklevel=3)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
-from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+from harness.lineage.nodes.graph import LineageGraph, RunSummary
 
 
-def tree_lines(nodes: Sequence[NodeSummary]) -> Iterator[tuple[str, NodeSummary]]:
+def tree_lines(nodes: Sequence[RunSummary]) -> Iterator[tuple[str, RunSummary]]:
     """Yield (indentation drawn as lines, node) so that what is nested under a node follows it."""
     places = LineageGraph(nodes).nested()
     seen: set[str] = set()
 
-    def below(key: str | None, indent: str) -> Iterator[tuple[str, NodeSummary]]:
+    def below(key: str | None, indent: str) -> Iterator[tuple[str, RunSummary]]:
         under = places.get(key, [])
         for number, node in enumerate(under, start=1):
             if node.key in seen:  # a planted cycle must not hang the tree
@@ -26,7 +26,7 @@ def tree_lines(nodes: Sequence[NodeSummary]) -> Iterator[tuple[str, NodeSummary]
     yield from below(None, "")
 
 
-def short_id(node: NodeSummary, digits: int = 8) -> str:
+def short_id(node: RunSummary, digits: int = 8) -> str:
     """Return the beginning of the run ID, or of the key of a node that is not in MLflow yet."""
     return node.run_id[:digits] if node.run_id else f"{node.key[:digits]}*"
 
@@ -39,7 +39,7 @@ def _three_digits(density: str) -> str:
         return density
 
 
-def columns(node: NodeSummary) -> dict[str, str]:
+def columns(node: RunSummary) -> dict[str, str]:
     """Return what a list shows of a node, by the name of the column; '–' where it has no such thing."""
     tags = node.tags
     error = node.metrics.get("test_error_percent")

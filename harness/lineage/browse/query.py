@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from harness.lineage.nodes.index import Entry
+from harness.lineage.nodes.index import IndexedRun
 from harness.lineage.nodes.record import KINDS
 
 _HALF_DIGIT = 0.0005  # densities are shown with three digits, and meant as they are shown
@@ -61,7 +61,7 @@ class Query:
             conditions.append(f"attributes.start_time >= {self.since_ms}")
         return " AND ".join(conditions)
 
-    def fits(self, entry: Entry) -> bool:
+    def fits(self, entry: IndexedRun) -> bool:
         """Whether a local node is asked for."""
         known = {
             "method": entry.method,

@@ -10,12 +10,12 @@ import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-TOMBSTONES = "deleted.json"  # in the node's directory, so that it goes where the directory goes
+ABSENT_FILES = "deleted.json"  # in the node's directory, so that it goes where the directory goes
 FORMAT = "harness.deleted/1"
 
 
 @dataclass(frozen=True)
-class Tombstone:
+class AbsentFile:
     """What one file was that is not there."""
 
     sha256: str
@@ -28,24 +28,24 @@ class Tombstone:
         return f"removed on purpose on {self.deleted_at[:10]} ({self.why})"
 
 
-def read_tombstones(directory: Path) -> dict[str, Tombstone]:
+def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
     """Return {file name: tombstone} of a node; ValueError when the list is there but cannot be read."""
-    path = directory / TOMBSTONES
+    path = directory / ABSENT_FILES
     try:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}")
-        return {name: Tombstone(**stone) for name, stone in content["files"].items()}
+        return {name: AbsentFile(**file) for name, file in content["files"].items()}
     except FileNotFoundError:
         return {}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} was altered: {error}; remove it") from None
 
 
-def write_tombstones(directory: Path, stones: dict[str, Tombstone]) -> None:
+def write_absent_files(directory: Path, absent: dict[str, AbsentFile]) -> None:
     """Write the list whole or not at all, on the disk before anything is deleted."""
-    path = directory / TOMBSTONES
-    content = {"format": FORMAT, "files": {name: asdict(stone) for name, stone in sorted(stones.items())}}
+    path = directory / ABSENT_FILES
+    content = {"format": FORMAT, "files": {name: asdict(file) for name, file in sorted(absent.items())}}
     partial = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with open(partial, "w") as file:

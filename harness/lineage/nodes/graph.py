@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class NodeSummary:
+class RunSummary:
     """What a list or a tree shows of a node, read from a run's tags alone: no artifact is opened for it.
 
     `root` is the key of the topmost node this one is shown under; `run_id` is None for a node not delivered yet.
@@ -40,7 +40,7 @@ class NodeSummary:
     """Files that the run lists and does not have, on purpose."""
 
     @classmethod
-    def of(cls, record: LineageRecord, root: str | None = None) -> NodeSummary:
+    def of(cls, record: LineageRecord, root: str | None = None) -> RunSummary:
         """Return the summary of a node that is known locally only."""
         return cls(
             key=record.key,
@@ -63,8 +63,8 @@ class NodeSummary:
         return asdict(self)
 
 
-class Node(Protocol):
-    """What the graph asks of a node: LineageRecord and NodeSummary both have it."""
+class HasParents(Protocol):
+    """What the graph asks of a node: LineageRecord and RunSummary both have it."""
 
     @property
     def key(self) -> str: ...
@@ -76,7 +76,7 @@ class Node(Protocol):
     def nest_key(self) -> str | None: ...
 
 
-N = TypeVar("N", bound=Node)
+N = TypeVar("N", bound=HasParents)
 
 
 class LineageGraph(Generic[N]):

@@ -20,7 +20,7 @@ INDEX = ".index.json"
 _FORMAT = 2
 
 
-class Entry(NamedTuple):
+class IndexedRun(NamedTuple):
     """What a local node is found by; plain values alone, so that thousands are read in a moment."""
 
     directory: str
@@ -42,7 +42,7 @@ class Entry(NamedTuple):
     experiment: str | None
 
     @classmethod
-    def of(cls, directory: str, stamp: tuple[int, int], record: LineageRecord) -> Entry:
+    def of(cls, directory: str, stamp: tuple[int, int], record: LineageRecord) -> IndexedRun:
         search = record.config.get("search")
         experiment = search.get("experiment") if isinstance(search, dict) else None
         changed_ns, size = stamp
@@ -74,7 +74,7 @@ class LocalIndex:
 
     def __init__(self, nodes: LocalNodes) -> None:
         self.nodes = nodes
-        self.entries: dict[str, Entry] = {entry.key: entry for entry in _up_to_date(nodes.directory)}
+        self.entries: dict[str, IndexedRun] = {entry.key: entry for entry in _up_to_date(nodes.directory)}
 
     def record(self, key: str) -> LineageRecord:
         """Return a node's record, its digest checked; ValueError when it was altered."""
@@ -94,13 +94,13 @@ class LocalIndex:
         return key
 
 
-def _up_to_date(directory: Path) -> list[Entry]:
+def _up_to_date(directory: Path) -> list[IndexedRun]:
     stamps = _stamps(directory)
     entries = [entry for entry in _read(directory / INDEX) if stamps.get(entry.directory) == entry[1:3]]
     known, fresh = {entry.directory for entry in entries}, []
     for name in sorted(stamps.keys() - known):
         try:
-            fresh.append(Entry.of(name, stamps[name], read_record(directory / name)))
+            fresh.append(IndexedRun.of(name, stamps[name], read_record(directory / name)))
         except ValueError as error:
             warnings.warn(str(error), stacklevel=4)
     if fresh:
@@ -120,16 +120,16 @@ def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
     return stamps
 
 
-def _read(path: Path) -> list[Entry]:
+def _read(path: Path) -> list[IndexedRun]:
     """Return what the file says; nothing when there is none, or it is damaged, foreign or of another version."""
     try:
         data = json.loads(path.read_bytes())
-        return [Entry(*row) for row in data["nodes"]] if data["format"] == _FORMAT else []
+        return [IndexedRun(*row) for row in data["nodes"]] if data["format"] == _FORMAT else []
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return []
 
 
-def _write(path: Path, entries: list[Entry]) -> None:
+def _write(path: Path, entries: list[IndexedRun]) -> None:
     with contextlib.suppress(OSError):  # only a shortcut: a directory that cannot be written can still be listed
         temporary = path.with_suffix(f".{os.getpid()}")
         temporary.write_text(json.dumps({"format": _FORMAT, "nodes": entries}, separators=(",", ":")))

@@ -14,14 +14,14 @@ from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.faults import reach
-from harness.lineage.nodes.absent_files import TOMBSTONES, Tombstone, read_tombstones
+from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 
 RECORD = "record.json"
 SUMS = "SHA256SUMS"  # in the form of `sha256sum -c`, and it covers record.json too, which cannot hold its own digest
 CONFIG = "config.json"
 DETERMINANTS = "determinants.json"  # what the key is the digest of: canonical JSON, so the file's SHA-256 is the key
-RESERVED = {RECORD, SUMS, TOMBSTONES}  # no artifact is called so
+RESERVED = {RECORD, SUMS, ABSENT_FILES}  # no artifact is called so
 DELIVERED = ".delivered"  # beside the nodes, so that a committed directory is never touched again
 
 
@@ -88,13 +88,13 @@ def read_record(directory: Path) -> LineageRecord:
     return record
 
 
-def absent_files(directory: Path, record: LineageRecord) -> dict[str, Tombstone]:
+def absent_files(directory: Path, record: LineageRecord) -> dict[str, AbsentFile]:
     """Return the files of a committed directory that are not there on purpose, by name."""
-    stones = read_tombstones(directory)
+    absent = read_absent_files(directory)
     return {
-        name: stones[name]
+        name: absent[name]
         for name, digest in record.files.items()
-        if name in stones and stones[name].sha256 == digest and not (directory / name).is_file()
+        if name in absent and absent[name].sha256 == digest and not (directory / name).is_file()
     }
 
 
@@ -114,8 +114,8 @@ def check_file(directory: Path, record: LineageRecord, name: str) -> Path:
     path = directory / name
     if path.is_file():
         return check_digest(path, record.files[name])
-    if stone := absent_files(directory, record).get(name):
-        raise ValueError(f"{name} of {record.name} was {stone}; it has to be made, or imported, again")
+    if file := absent_files(directory, record).get(name):
+        raise ValueError(f"{name} of {record.name} was {file}; it has to be made, or imported, again")
     raise ValueError(f"{path} is missing; the record of {record.name} lists it")
 
 
@@ -242,7 +242,7 @@ class LocalNodes:
         if taken := RESERVED & record.files.keys():
             raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
         check_files(downloaded, record)
-        for name in set(file_names(downloaded)) - set(record.files) - {RECORD, TOMBSTONES}:
+        for name in set(file_names(downloaded)) - set(record.files) - {RECORD, ABSENT_FILES}:
             (downloaded / name).unlink()
         write_sums(downloaded, record)
         self._publish(record, downloaded)

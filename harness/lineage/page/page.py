@@ -21,7 +21,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from harness.common.escape import for_terminal, redact
 from harness.lineage.browse.listing import columns, tree_lines
-from harness.lineage.nodes.graph import LineageGraph, NodeSummary
+from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.page.drawing import DrawingError, draw_svg
 from harness.lineage.page.picture import Picture, picture_of
 from harness.lineage.tracking.description import run_address
@@ -51,7 +51,7 @@ def is_page(path: Path) -> bool:
         return file.read(400).startswith(_resource("page.html").partition("$")[0].encode())
 
 
-def page(title: str, nodes: Sequence[NodeSummary], ui: str) -> tuple[str, str | None]:
+def page(title: str, nodes: Sequence[RunSummary], ui: str) -> tuple[str, str | None]:
     """Return (HTML, None), or the HTML with the table alone and why the graph could not be drawn.
 
     `ui` is an address as `ui_root` returns it. Nodes are drawn in one picture; of more than 600, each search with
@@ -85,12 +85,12 @@ def page(title: str, nodes: Sequence[NodeSummary], ui: str) -> tuple[str, str | 
     return html, problem
 
 
-def _parts(title: str, nodes: Sequence[NodeSummary]) -> list[tuple[str, list[NodeSummary]]]:
+def _parts(title: str, nodes: Sequence[RunSummary]) -> list[tuple[str, list[RunSummary]]]:
     """Return what is drawn together: everything, or each search with what is nested under it and what that touches."""
     if len(nodes) <= MOST_IN_ONE_PICTURE:
         return [(title, list(nodes))] if nodes else []
     graph = LineageGraph(nodes)
-    places: dict[str, list[NodeSummary]] = {}
+    places: dict[str, list[RunSummary]] = {}
     for node in nodes:
         places.setdefault(_top(graph, node.key), []).append(node)
     parts = []
@@ -101,7 +101,7 @@ def _parts(title: str, nodes: Sequence[NodeSummary]) -> list[tuple[str, list[Nod
     return parts
 
 
-def _top(graph: LineageGraph[NodeSummary], key: str) -> str:
+def _top(graph: LineageGraph[RunSummary], key: str) -> str:
     passed = set()
     while (above := graph.nodes[key].nest_key) in graph.nodes and above not in passed:
         passed.add(key)
@@ -114,7 +114,7 @@ def _figure(title: str, svg: str) -> str:
     return f"<figure><figcaption>{_shown(title)}</figcaption>{svg[svg.index('<svg') :]}</figure>"
 
 
-def _table(nodes: Sequence[NodeSummary], ui: str) -> str:
+def _table(nodes: Sequence[RunSummary], ui: str) -> str:
     names = {node.key: node.name for node in nodes}
     head = "".join(f"<th>{name}</th>" for name in ("name", *_TABLE))
     rows = []
@@ -129,12 +129,12 @@ def _table(nodes: Sequence[NodeSummary], ui: str) -> str:
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _came_from(node: NodeSummary, names: dict[str, str]) -> str:
+def _came_from(node: RunSummary, names: dict[str, str]) -> str:
     came = (f"{parent.relation} {names.get(parent.key, parent.key[:12] + '…')}" for parent in node.parents)
     return "; ".join(came) or "–"
 
 
-def _data(nodes: Iterable[NodeSummary], pictures: Iterable[Picture], ui: str) -> dict[str, Any]:
+def _data(nodes: Iterable[RunSummary], pictures: Iterable[Picture], ui: str) -> dict[str, Any]:
     """Return what the script shows of a box that is pointed at, and what is before and behind it."""
     runs = {}
     for node in nodes:
@@ -157,7 +157,7 @@ def _data(nodes: Iterable[NodeSummary], pictures: Iterable[Picture], ui: str) ->
     return {"runs": runs, "boxes": boxes, "arrows": arrows}
 
 
-def _counts(nodes: Sequence[NodeSummary]) -> str:
+def _counts(nodes: Sequence[RunSummary]) -> str:
     kinds = [node.kind for node in nodes]
     words = {"search": "searches", "analysis": "analyses"}
     counted = {kind: kinds.count(kind) for kind in ("search", "level", "training", "analysis", "report")}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.common.escape import redact
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 
 MASK_FILE, REWIND_FILE = "signed_mask.safetensors", "theta_k.safetensors"
 REWINDS = {
@@ -60,7 +60,7 @@ class Picture:
     frames: list[Frame] = field(default_factory=list)
 
 
-def picture_of(nodes: Iterable[NodeSummary], prefix: str = "") -> Picture:
+def picture_of(nodes: Iterable[RunSummary], prefix: str = "") -> Picture:
     """Return the picture of some nodes; parents that are not among them are boxes of kind `missing`.
 
     `prefix` begins every box's name, so that several pictures can stand on one page.
@@ -69,7 +69,7 @@ def picture_of(nodes: Iterable[NodeSummary], prefix: str = "") -> Picture:
 
 
 class _Drawer:
-    def __init__(self, nodes: Sequence[NodeSummary], prefix: str) -> None:
+    def __init__(self, nodes: Sequence[RunSummary], prefix: str) -> None:
         self.nodes = {node.key: node for node in nodes}
         self.prefix = prefix
         self.picture = Picture()
@@ -110,7 +110,7 @@ class _Drawer:
         if arrow not in self.picture.arrows:
             self.picture.arrows.append(arrow)
 
-    def _arrows(self, node: NodeSummary) -> None:
+    def _arrows(self, node: RunSummary) -> None:
         own = self.named["run", node.key]
         for parent in node.parents:
             self._arrow(self._source(parent.key, parent.relation), own, parent.relation)
@@ -134,17 +134,17 @@ class _Drawer:
             return self._mask(parent)
         return self.named["run", key]
 
-    def _theta_init(self, node: NodeSummary, key: str | None = None) -> str:
+    def _theta_init(self, node: RunSummary, key: str | None = None) -> str:
         """Return the box of the θ_init that a node's seed draws; equal networks, data and seeds give equal ones."""
         tags = node.tags
         network = tags.get("network", tags.get("model", "?"))
         stands_for = ("theta_init", network, tags.get("data", "?"), tags.get("init_seed", node.key))
         return self._box(stands_for, "theta_init", ("θ_init", f"{network}, seed {tags.get('init_seed', '?')}"), key)
 
-    def _is_pruned(self, level: NodeSummary) -> bool:
+    def _is_pruned(self, level: RunSummary) -> bool:
         return any(parent.relation == "pruned-from" for parent in level.parents)
 
-    def _rewind_point(self, level: NodeSummary) -> str:
+    def _rewind_point(self, level: RunSummary) -> str:
         """Return the box of what a level was rewound to: θ_k where its search kept one, else θ_init."""
         for node in self.nodes.values():
             if node.nest_key == level.nest_key and REWIND_FILE in node.files:
@@ -156,20 +156,20 @@ class _Drawer:
                 return point
         return self._theta_init(level)
 
-    def _mask(self, level: NodeSummary) -> str:
+    def _mask(self, level: RunSummary) -> str:
         known = ("mask", level.key) in self.named
         mask = self._box(("mask", level.key), "mask", ("signed mask", f"of L{level.tags.get('level', '?')}"), level.key)
         if not known:
             self._arrow(self.named["run", level.key], mask, "made")
         return mask
 
-    def _has_data_of_a_parent(self, node: NodeSummary) -> bool:
+    def _has_data_of_a_parent(self, node: RunSummary) -> bool:
         """Whether it was trained on the data of a level or training that it came from, which says it already."""
         parents = [self.nodes[parent.key] for parent in node.parents if parent.key in self.nodes]
         trained = [parent for parent in parents if parent.kind in ("level", "training")]
         return any(parent.tags.get("data_digest") == node.tags["data_digest"] for parent in trained)
 
-    def _frame(self, search: NodeSummary) -> None:
+    def _frame(self, search: RunSummary) -> None:
         levels = [node for node in self.nodes.values() if node.kind == "level" and node.nest_key == search.key]
         inside = [self.named["run", level.key] for level in levels]
         inside += [self.named["mask", level.key] for level in levels if ("mask", level.key) in self.named]
@@ -177,7 +177,7 @@ class _Drawer:
             self.picture.frames.append(Frame(redact(search.name), search.key, tuple(inside)))
 
 
-def _lines(node: NodeSummary) -> tuple[str, ...]:
+def _lines(node: RunSummary) -> tuple[str, ...]:
     """Return what stands in a run's box: what it is, and the number that matters."""
     tags, metrics = node.tags, node.metrics
     error = f"{metrics['test_error_percent']:.2f} % error" if "test_error_percent" in metrics else "no error measured"

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from harness.common.digest import sha256_file, sha256_json
 from harness.data.manifest import SPLITS, Manifest
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof.findings import Claim, Findings
+from harness.lineage.proof.findings import Finding, Findings
 
 
 @dataclass(frozen=True)
@@ -42,27 +42,27 @@ def check_data(
     for data in found:
         home = data.directory / data.name
         if home.is_dir():
-            findings.add(data, _claims(data, home, findings, progress=progress))
+            findings.add(data, _findings(data, home, findings, progress=progress))
         else:
             findings.note(data, f"the data are not in {home}, so their digest was not checked (--data-directory)")
 
 
-def _claims(data: _DataSet, home: Path, findings: Findings, *, progress: bool) -> Iterator[Claim]:
+def _findings(data: _DataSet, home: Path, findings: Findings, *, progress: bool) -> Iterator[Finding]:
     manifests = []
     for split in SPLITS:
         try:
             manifests.append(Manifest.load(home / f"{split}.json"))
         except (FileNotFoundError, ValueError) as error:
-            yield Claim("data", False, str(error))
+            yield Finding("data", False, str(error))
     if len(manifests) < len(SPLITS):
         return
     content = sha256_json([manifest.content_digest for manifest in manifests])
     what = f"{home} holds content {content[:16]}…, the runs were made from {data.digest[:16]}…"
-    yield Claim("data", content == data.digest, what)
+    yield Finding("data", content == data.digest, what)
     files = {name: record for manifest in manifests for name, record in manifest.files.items()}
     for name, record in tqdm(files.items(), desc=f"hashing {home}", leave=False, disable=None if progress else True):
         path = home / name
         if not path.is_file():
             continue  # one loader's form alone is enough; opening the data says if it is the other that is wanted
         findings.num_bytes += path.stat().st_size
-        yield Claim("data", sha256_file(path) == record.sha256, f"{path} is not the file that its manifest describes")
+        yield Finding("data", sha256_file(path) == record.sha256, f"{path} is not the file that its manifest describes")

@@ -72,8 +72,8 @@ CHECKS: dict[str, Check] = {
 
 
 @dataclass(frozen=True)
-class Claim:
-    """Something that was checked: whether it holds, and what is wrong if not."""
+class Finding:
+    """The outcome of one check: whether it holds, and the fault if it does not."""
 
     check: str
     holds: bool
@@ -82,7 +82,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Problem:
-    """A claim that does not hold: of which run, and what to do about it."""
+    """A check that failed: its run, the fault, and advice."""
 
     check: str
     name: str
@@ -105,8 +105,8 @@ class Note:
     what: str
 
 
-class Subject(Protocol):
-    """Whose claims they are."""
+class NodeIdentity(Protocol):
+    """Identify the node, or the data set, that findings are about."""
 
     @property
     def key(self) -> str: ...
@@ -128,19 +128,19 @@ class Findings:
     num_bytes: int = 0
     """Bytes of files whose digests were recomputed."""
 
-    def add(self, subject: Subject, claims: Iterable[Claim]) -> bool:
-        """Count the claims and keep those that do not hold; return whether all hold."""
+    def add(self, subject: NodeIdentity, found: Iterable[Finding]) -> bool:
+        """Count the checks, keep those that failed as problems, and return whether all hold."""
         sound = True
-        for claim in claims:
-            self.checked[claim.check] += 1
-            if not claim.holds:
+        for finding in found:
+            self.checked[finding.check] += 1
+            if not finding.holds:
                 sound = False
-                advice = CHECKS[claim.check].advice
-                problem = Problem(claim.check, subject.name, subject.key, subject.run_id, claim.what, advice)
+                advice = CHECKS[finding.check].advice
+                problem = Problem(finding.check, subject.name, subject.key, subject.run_id, finding.what, advice)
                 self.problems.append(problem)
         return sound
 
-    def note(self, subject: Subject, what: str) -> None:
+    def note(self, subject: NodeIdentity, what: str) -> None:
         """Keep what could not be proved."""
         self.notes.append(Note(subject.name, subject.key, what))
 

@@ -12,7 +12,7 @@ import torch
 from harness.common.digest import sha256_tensors
 from harness.config import search_from_json
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof.findings import Claim
+from harness.lineage.proof.findings import Finding
 from harness.lineage.proof.networks import Network, Params
 from harness.pruning import Plan
 from harness.pruning.gem_miner import draw_scores, effective, kept_counts, num_freezings, start
@@ -23,7 +23,7 @@ def trains_scores(record: LineageRecord) -> bool:
     return bool(record.parents) and record.parents[0].relation == "initialised-from"
 
 
-def scores_level(record: LineageRecord, own: Network, theta_init: Params) -> Iterator[Claim]:
+def scores_level(record: LineageRecord, own: Network, theta_init: Params) -> Iterator[Finding]:
     """The mask has the right count, and the network is w₀ · q · 1[p > ½] of the recorded scores."""
     if own.signed_mask is None:
         return
@@ -31,14 +31,14 @@ def scores_level(record: LineageRecord, own: Network, theta_init: Params) -> Ite
     gem, density = config.gem_miner, Plan.of(config).density(int(record.tags["level"]))
     freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
     expected, found = kept_counts(mask.numel, density, freezings)[-1], mask.num_remaining
-    yield Claim("count", found == expected, f"{found} weights remain; {expected} should")
+    yield Finding("count", found == expected, f"{found} weights remain; {expected} should")
     if own.checkpoint is None or own.scores is None or not theta_init:
         return
     made = dict(start(theta_init, {}, own.signed_mask.norm))
     for name, kept in mask.tensors.items():
         made[name] = effective(theta_init[name], kept, own.scores.params[name])
     differ = [name for name, tensor in own.checkpoint.params.items() if not torch.equal(tensor, made[name])]
-    yield Claim("pruned", not differ, f"{', '.join(differ[:3])} are not what the scores make of the frozen weights")
+    yield Finding("pruned", not differ, f"{', '.join(differ[:3])} are not what the scores make of the frozen weights")
 
 
 def scores_start(own: Network, theta_init: Params, init_seed: int) -> str | None:
@@ -50,9 +50,9 @@ def scores_start(own: Network, theta_init: Params, init_seed: int) -> str | None
     return sha256_tensors(weights | draw_scores(shapes, init_seed))
 
 
-def finetuned_level(own: Network, parent: Network) -> Iterator[Claim]:
+def finetuned_level(own: Network, parent: Network) -> Iterator[Finding]:
     """Fine-tuning keeps the mask that was learnt."""
     if own.signed_mask is None or parent.signed_mask is None:
         return
     same = own.signed_mask.mask.equal(parent.signed_mask.mask)
-    yield Claim("mask", same, "its mask is not the one that the scores gave")
+    yield Finding("mask", same, "its mask is not the one that the scores gave")

@@ -12,7 +12,7 @@ from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.config import NETWORKS_OWN, UnprunedSigns, search_from_json
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof.findings import Claim
+from harness.lineage.proof.findings import Finding
 from harness.masks import Mask, SignedMask, transfer
 from harness.models import ParamPartition, build_model, classifier_of, draw_model, partition_of
 from harness.pruning import METHODS, Plan
@@ -70,25 +70,27 @@ class Architecture:
         return {name: tensor.shape for name, tensor in named}, partition_of(self.name, model)
 
 
-def fits(architecture: Architecture, network: Network, *, classifier_too: bool = False) -> Iterator[Claim]:
+def fits(architecture: Architecture, network: Network, *, classifier_too: bool = False) -> Iterator[Finding]:
     """The tensors are the network's, and the mask covers exactly what can be pruned."""
     shapes, partition = architecture.skeleton()
     if network.checkpoint is not None:
         own = {name: tensor.shape for name, tensor in network.checkpoint.state_dict.items()}
         differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
-        yield Claim("parameters", not differ, f"the checkpoint is not of {architecture.name}: {_some(differ)} differ")
+        yield Finding("parameters", not differ, f"the checkpoint is not of {architecture.name}: {_some(differ)} differ")
     if network.signed_mask is not None:
         mask = network.signed_mask
         # Gem-Miner masks the classifier too
         differ = sorted(partition.prunable - mask.mask.tensors.keys())
         differ += sorted(mask.mask.tensors.keys() - partition.prunable) if not classifier_too else []
         differ += sorted(name for name, sign in mask.signs.items() if shapes.get(name) != sign.shape)
-        yield Claim("parameters", not differ, f"the mask does not cover exactly the prunable weights: {_some(differ)}")
+        yield Finding(
+            "parameters", not differ, f"the mask does not cover exactly the prunable weights: {_some(differ)}"
+        )
         differ = sorted(mask.norm ^ partition.norm)
-        yield Claim("parameters", not differ, f"the mask names other normalisation parameters: {_some(differ)}")
+        yield Finding("parameters", not differ, f"the mask names other normalisation parameters: {_some(differ)}")
 
 
-def owner(record: LineageRecord, network: Network) -> Iterator[Claim]:
+def owner(record: LineageRecord, network: Network) -> Iterator[Finding]:
     """The files say themselves whose they are."""
     level = int(record.tags["level"])
     if (checkpoint := network.checkpoint) is not None:
@@ -101,17 +103,17 @@ def owner(record: LineageRecord, network: Network) -> Iterator[Claim]:
     for name, value in counted.items():
         told = {metrics[name]} if name in metrics else set()
         told |= {mask.metadata["density"]} if name == "density" and "density" in mask.metadata else set()
-        yield Claim("owner", told <= {value}, f"the mask's {name} is {value:g}, but {told} was recorded")
+        yield Finding("owner", told <= {value}, f"the mask's {name} is {value:g}, but {told} was recorded")
     tag = record.tags.get("density")
-    yield Claim("owner", tag == f"{mask.density:.6f}", f"its density is {mask.density:.6f}, but its tag says {tag}")
+    yield Finding("owner", tag == f"{mask.density:.6f}", f"its density is {mask.density:.6f}, but its tag says {tag}")
 
 
-def _same_owner(what: str, key: object, level: object, own_key: str, own_level: int) -> Claim:
+def _same_owner(what: str, key: object, level: object, own_key: str, own_level: int) -> Finding:
     made = f"{what} was made by run {str(key)[:16]}… at level {level}, this is {own_key[:16]}… at level {own_level}"
-    return Claim("owner", (key, level) == (own_key, own_level), made)
+    return Finding("owner", (key, level) == (own_key, own_level), made)
 
 
-def signs(network: Network) -> Iterator[Claim]:
+def signs(network: Network) -> Iterator[Finding]:
     """s = sign₀(θ ⊙ m), and pruned weights are +0.0."""
     checkpoint, mask = network.checkpoint, network.signed_mask
     if checkpoint is None or mask is None:
@@ -123,37 +125,37 @@ def signs(network: Network) -> Iterator[Claim]:
         if name not in mask.signs or not torch.equal(sign, mask.signs[name])
     }
     where = f"{sum(differ.values())} signs are not those of the checkpoint, in {_some(list(differ))}"
-    yield Claim("signs", not differ and expected.keys() == mask.signs.keys(), where)
+    yield Finding("signs", not differ and expected.keys() == mask.signs.keys(), where)
     alive = {}
     for name, kept in mask.mask.tensors.items():
         bits = checkpoint.params[name].contiguous().view(_INTEGERS[checkpoint.params[name].element_size()])
         if number := int(((bits != 0) & ~kept).sum()):  # −0.0 has a bit too
             alive[name] = number
-    yield Claim("zeros", not alive, f"{sum(alive.values())} pruned weights are not +0.0, in {_some(list(alive))}")
+    yield Finding("zeros", not alive, f"{sum(alive.values())} pruned weights are not +0.0, in {_some(list(alive))}")
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def masks(record: LineageRecord, own: Network, parent: Network) -> Iterator[Claim]:
+def masks(record: LineageRecord, own: Network, parent: Network) -> Iterator[Finding]:
     """The mask of a level follows from its parent's mask and checkpoint; level 0 is dense."""
     if own.signed_mask is None:
         return
     mask, level = own.signed_mask.mask, int(record.tags["level"])
     if level == 0:
-        yield Claim("count", mask.num_remaining == mask.numel, f"level 0 prunes {mask.numel - mask.num_remaining}")
+        yield Finding("count", mask.num_remaining == mask.numel, f"level 0 prunes {mask.numel - mask.num_remaining}")
         return
     if parent.signed_mask is None:
         return
     before = parent.signed_mask.mask
     same = mask.shapes() == before.shapes()
     grown = sum(int((kept & ~before.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
-    yield Claim("nested", grown == 0, f"{grown} weights are kept that the level before had pruned")
+    yield Finding("nested", grown == 0, f"{grown} weights are kept that the level before had pruned")
     method = METHODS.get(record.tags["method"])
     ranking = method.ranking if method else None
     if method is not None and ranking is None:
         found = mask.num_remaining
-        yield Claim("count", found == before.num_remaining, f"{found} of {before.num_remaining} weights remain")
+        yield Finding("count", found == before.num_remaining, f"{found} of {before.num_remaining} weights remain")
         return
     config = search_from_json(record.config["search"])
     plan = Plan.of(config)
@@ -161,13 +163,13 @@ def masks(record: LineageRecord, own: Network, parent: Network) -> Iterator[Clai
         kept = [mask.tensors[name]] if name in mask.tensors else list(mask.tensors.values())
         found = sum(int(tensor.sum()) for tensor in kept)
         what = f"{found} weights remain{f' in {name}' if name else ''}; {expected} should"
-        yield Claim("count", found == expected, what)
+        yield Finding("count", found == expected, what)
     if parent.checkpoint is not None and ranking is not None:
         values = ranking(parent.checkpoint.params, before, config.sgd_seed, level)
         pruned = plan.next_mask(values, before, level)
         differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
         what = f"{differ} weights differ from what {record.tags['method']} makes of the parent's checkpoint"
-        yield Claim("pruned", differ == 0, what)
+        yield Finding("pruned", differ == 0, what)
 
 
 def level_start(method: str, own: Network, parent: Network, origin: Params) -> str | None:
@@ -219,17 +221,17 @@ def without_classifier(ticket: Network, classifier: str) -> Network:
     return Network(ticket.checkpoint, transfer.without_classifier(ticket.signed_mask, classifier))
 
 
-def final_mask(own: Network, expected: Mask | None, kind: str) -> Iterator[Claim]:
+def final_mask(own: Network, expected: Mask | None, kind: str) -> Iterator[Finding]:
     """A final training has the mask of its ticket (`random_mask`: the drawn one, `dense`: all ones)."""
     if own.signed_mask is None:
         return
     mask = own.signed_mask.mask
     if kind == "dense":
-        yield Claim("mask", mask.num_remaining == mask.numel, "a dense training has pruned weights")
+        yield Finding("mask", mask.num_remaining == mask.numel, "a dense training has pruned weights")
     elif expected is not None:
         same = mask.shapes() == expected.shapes()
         differ = sum(int((kept ^ expected.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
-        yield Claim("mask", differ == 0, f"{differ} weights differ from the mask its ticket gives")
+        yield Finding("mask", differ == 0, f"{differ} weights differ from the mask its ticket gives")
 
 
 def _some(names: list[str], most: int = 3) -> str:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 import networkx
 
 from harness.lineage.nodes.record import Parent
-from harness.lineage.proof.findings import Claim, Findings
-from harness.lineage.proof.places import Place
+from harness.lineage.proof.copies import NodeCopies
+from harness.lineage.proof.findings import Finding, Findings
 
 _FROM = {
     ("search", "initialised-from"): ("search", "level", "training"),
@@ -27,7 +27,7 @@ _LEVELS_ON = {"initialised-from": 0, "pruned-from": 1, "trained-from": 0}
 _LAST = ("analysis", "report")
 
 
-def check_origins(places: Mapping[str, Place], findings: Findings) -> None:
+def check_origins(places: Mapping[str, NodeCopies], findings: Findings) -> None:
     """Check parents and cycles of all nodes."""
     for place in places.values():
         findings.add(place, _parents(place, places))
@@ -42,54 +42,54 @@ def check_origins(places: Mapping[str, Place], findings: Findings) -> None:
         names = ", ".join(sorted(places[key].name for key in circle if key in places))
         # reported once for each circle
         holds = not circle or place.key != min(circle)
-        findings.add(place, [Claim("cycle", holds, f"these come from one another: {names}")])
+        findings.add(place, [Finding("cycle", holds, f"these come from one another: {names}")])
 
 
-def _parents(place: Place, places: Mapping[str, Place]) -> Iterator[Claim]:
+def _parents(place: NodeCopies, places: Mapping[str, NodeCopies]) -> Iterator[Finding]:
     if place.kind in _NUM_PARENTS:
         allowed, found = _NUM_PARENTS[place.kind], len(place.parents)
-        yield Claim("parents", found in allowed, f"a {place.kind} has {allowed} parents, this has {found}")
+        yield Finding("parents", found in allowed, f"a {place.kind} has {allowed} parents, this has {found}")
     for parent in place.parents:
         short = f"its parent {parent.key[:16]}… ({parent.relation})"
         other = places.get(parent.key)
         if other is None:
-            yield Claim("parents", False, f"{short} is missing")
+            yield Finding("parents", False, f"{short} is missing")
             continue
-        yield Claim("parents", other.finished or not other.kind, f"{short}, {other.name!r}, is not finished")
+        yield Finding("parents", other.finished or not other.kind, f"{short}, {other.name!r}, is not finished")
         if place.kind != "report" and other.kind:
             kinds = _FROM.get((place.kind, parent.relation), ())
-            yield Claim("parents", other.kind in kinds, f"{short} is a {other.kind}; it must be one of {kinds}")
+            yield Finding("parents", other.kind in kinds, f"{short} is a {other.kind}; it must be one of {kinds}")
         if place.kind == "level" and other.kind == "level":
             yield _one_level_on(place, other, parent)
 
 
-def _one_level_on(place: Place, other: Place, parent: Parent) -> Claim:
+def _one_level_on(place: NodeCopies, other: NodeCopies, parent: Parent) -> Finding:
     own, before = (int(text) if (text := _tags(p).get("level", "")).isdecimal() else -1 for p in (place, other))
     expected = before + _LEVELS_ON.get(parent.relation, 0)
     search = place.record.config.get("search", {}) if place.record else {}
     if search.get("one_shot") and parent.relation == "pruned-from":
         # pruned once, from level 0, to the density of its own level
-        return Claim("parents", before == 0 < own, f"it is level {own}, pruned in one shot from level {before}")
-    return Claim("parents", own == expected, f"it is level {own}, {parent.relation} level {before}")
+        return Finding("parents", before == 0 < own, f"it is level {own}, pruned in one shot from level {before}")
+    return Finding("parents", own == expected, f"it is level {own}, {parent.relation} level {before}")
 
 
-def _tags(place: Place) -> Mapping[str, str]:
+def _tags(place: NodeCopies) -> Mapping[str, str]:
     found = place.record or place.run
     return found.tags if found else {}
 
 
-def in_order(places: Mapping[str, Place]) -> list[Place]:
+def in_order(places: Mapping[str, NodeCopies]) -> list[NodeCopies]:
     """Return all nodes, each soon after its first parent, so that few networks need to be held at a time.
 
     What was trained from a level comes right after it, then the next level; comparisons come last.
     """
-    below: dict[str | None, list[Place]] = {}
+    below: dict[str | None, list[NodeCopies]] = {}
     for place in places.values():
         first = place.parents[0].key if place.parents else None
         below.setdefault(first if first in places and place.kind not in _LAST else None, []).append(place)
-    ordered: dict[str, Place] = {}
+    ordered: dict[str, NodeCopies] = {}
 
-    def visit(start: Place) -> None:
+    def visit(start: NodeCopies) -> None:
         waiting = [start]
         while waiting:
             place = waiting.pop()

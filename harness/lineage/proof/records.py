@@ -11,20 +11,20 @@ from harness.common.seeds import SgdNoise, alpha_mean, search_scope
 from harness.config import search_from_json
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof.findings import Claim
+from harness.lineage.proof.findings import Finding
 from harness.pruning import METHODS, Plan
 
 Determinants = Mapping[str, Any]
 
 
-def key(record: LineageRecord) -> Iterator[Claim]:
+def key(record: LineageRecord) -> Iterator[Finding]:
     """The key is the SHA-256 of determinants.json (whose bytes are checked among the files)."""
     if DETERMINANTS in record.files:
         what = f"its key is {record.key[:16]}…, but the digest of {DETERMINANTS} is {record.files[DETERMINANTS][:16]}…"
-        yield Claim("key", record.files[DETERMINANTS] == record.key, what)
+        yield Finding("key", record.files[DETERMINANTS] == record.key, what)
 
 
-def settings(record: LineageRecord, config: Any, determinants: Determinants | None) -> Iterator[Claim]:
+def settings(record: LineageRecord, config: Any, determinants: Determinants | None) -> Iterator[Finding]:
     """Tags, config (also as config.json has it), parents and determinants say the same."""
     yield _same("settings", "config.json", config, "the record's config", record.config)
     yield from _tags_and_config(record)
@@ -33,11 +33,11 @@ def settings(record: LineageRecord, config: Any, determinants: Determinants | No
             yield _same("settings", f"{what} in {DETERMINANTS}", determined, "in the record", recorded)
 
 
-def _same(check: str, what: str, got: Any, other: str, expected: Any) -> Claim:
-    return Claim(check, got == expected, f"{what} is {got!r:.120}, {other} {expected!r:.120}")
+def _same(check: str, what: str, got: Any, other: str, expected: Any) -> Finding:
+    return Finding(check, got == expected, f"{what} is {got!r:.120}, {other} {expected!r:.120}")
 
 
-def _tags_and_config(record: LineageRecord) -> Iterator[Claim]:
+def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
     search, tags = record.config.get("search"), record.tags
     if search is None:
         return
@@ -118,7 +118,7 @@ def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Ite
         yield f"schedule.{name}", value, recorded.get(name)
 
 
-def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Claim]:
+def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Finding]:
     """Tags, config and determinants have the same seeds; a level (given its `search`) has those of its search."""
     if record.kind not in ("search", "level", "training") or "search" not in record.config:
         return
@@ -134,12 +134,12 @@ def seeds(record: LineageRecord, determinants: Determinants | None, search: Line
             yield _same("seeds", f"tag {name}", record.tags.get(name), "its search says", search.tags.get(name))
 
 
-def alpha(record: LineageRecord, epochs: int) -> Iterator[Claim] | None:
+def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
     """The mean α of each of a level's `epochs` epochs; None if the record is older than that and cannot tell."""
     recorded = [metric for metric in record.metrics if metric.name == "alpha_mean"]
     method = METHODS.get(record.tags.get("method", ""))
     if record.kind != "level" or method is None or not method.sees_alpha:
-        return iter([Claim("alpha", not recorded, "a plain training drew α")])
+        return iter([Finding("alpha", not recorded, "a plain training drew α")])
     if "data" not in record.config:
         return None
     num_steps = record.config["data"]["num_train"] // record.config["search"]["global_batch_size"]
@@ -149,10 +149,10 @@ def alpha(record: LineageRecord, epochs: int) -> Iterator[Claim] | None:
     by_epoch = [metric.value for metric in sorted(recorded, key=lambda metric: metric.step)]
     wrong = [epoch for epoch, pair in enumerate(zip(by_epoch, expected, strict=False)) if pair[0] != pair[1]]
     what = f"{len(by_epoch)} epochs recorded a mean α, {epochs} were trained; those of epochs {wrong[:5]} differ"
-    return iter([Claim("alpha", by_epoch == expected, what)])
+    return iter([Finding("alpha", by_epoch == expected, what)])
 
 
-def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Claim]:
+def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Finding]:
     """A comparison's figures follow from its curve (method, section 6)."""
     errors, alphas = content["error_percent"], content["alphas"]
     metrics = record.last_metrics()
@@ -167,15 +167,15 @@ def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Claim]:
     }
     for name, value in figures.items():
         close = name in metrics and abs(metrics[name] - value) < 1e-9
-        yield Claim("compared", close, f"{name} is {metrics.get(name)}, the curve gives {value}")
+        yield Finding("compared", close, f"{name} is {metrics.get(name)}, the curve gives {value}")
 
 
-def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Claim]:
+def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Finding]:
     """A ticket is compared with its copy with ψ_init of the search it came from."""
     yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is of", search.key)
 
 
-def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Claim]:
+def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Finding]:
     """The two networks answer the question that was asked of them."""
     for what in ("data_digest", "model"):
         yield _same("compared", f"{what} of one", first.tags.get(what), "of the other", second.tags.get(what))
@@ -183,4 +183,4 @@ def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecor
     yield _same("compared", "tag same_start", record.tags.get("same_start"), "their start digests say", same_start)
     if record.tags.get("question") == "stability":
         seeds = first.tags.get("sgd_seed"), second.tags.get("sgd_seed")
-        yield Claim("compared", seeds[0] != seeds[1], f"both have sgd_seed {seeds[0]}: stability compares two noises")
+        yield Finding("compared", seeds[0] != seeds[1], f"both have sgd_seed {seeds[0]}: stability compares two noises")

@@ -17,9 +17,9 @@ from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof import gem, networks, records
-from harness.lineage.proof.findings import Claim, Findings
+from harness.lineage.proof.copies import NodeCopies
+from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.proof.networks import Architecture, Network, Params
-from harness.lineage.proof.places import Place
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.pruning import METHODS
@@ -35,13 +35,13 @@ _HELD = 2
 class Tensors:
     """Proves nodes by their networks, one after another, with the last few in memory."""
 
-    def __init__(self, store: LineageStore, places: Mapping[str, Place], findings: Findings) -> None:
+    def __init__(self, store: LineageStore, places: Mapping[str, NodeCopies], findings: Findings) -> None:
         self.store, self.places, self.findings = store, places, findings
         self.altered: set[tuple[str, str]] = set()
         """Files, by key of their node and name, that are not what was recorded."""
         self._networks: OrderedDict[str, Network] = OrderedDict()
 
-    def examine(self, place: Place, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
+    def examine(self, place: NodeCopies, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
         """Check the tensors of one node: against one another, its record, and what it came from."""
         record = place.record
         assert record is not None
@@ -68,13 +68,13 @@ class Tensors:
                 self._training(place, record, network, architecture)
 
     def _theta_init(
-        self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
+        self, place: NodeCopies, record: LineageRecord, network: Network, architecture: Architecture | None
     ) -> None:
         if network.checkpoint is None:
             return
         told, found = record.tags.get("theta_init_digest"), network.checkpoint.digest
         what = f"its θ_init has the digest {found[:16]}…, recorded was {str(told)[:16]}…"
-        sound = self.findings.add(place, [Claim("theta_init", found == told, what)])
+        sound = self.findings.add(place, [Finding("theta_init", found == told, what)])
         fresh = self._fresh(place, record, architecture, int(record.tags["init_seed"])) if sound else None
         if fresh is not None:
             drawn = fresh.digest
@@ -82,7 +82,7 @@ class Tensors:
             self._claim_drawn(place, record, "theta_init", drawn == found, what)
 
     def _fresh(
-        self, place: Place, record: LineageRecord, architecture: Architecture | None, init_seed: int
+        self, place: NodeCopies, record: LineageRecord, architecture: Architecture | None, init_seed: int
     ) -> Checkpoint | None:
         """Return the θ_init of a search or final training, made anew; None, with a note, where that cannot be done."""
         if architecture is None:
@@ -109,15 +109,15 @@ class Tensors:
         except (OSError, ValueError):
             return None
 
-    def _claim_drawn(self, place: Place, record: LineageRecord, check: str, holds: bool, what: str) -> None:
+    def _claim_drawn(self, place: NodeCopies, record: LineageRecord, check: str, holds: bool, what: str) -> None:
         """A claim about fresh numbers of torch, which another version may draw otherwise."""
         then, now = record.code.get("torch"), importlib.metadata.version("torch")
         if not holds and then != now:
             self.findings.note(place, f"{what}; it was made with torch {then}, here is {now}, which explains it")
         else:
-            self.findings.add(place, [Claim(check, holds, what)])
+            self.findings.add(place, [Finding(check, holds, what)])
 
-    def _level(self, place: Place, record: LineageRecord, network: Network) -> None:
+    def _level(self, place: NodeCopies, record: LineageRecord, network: Network) -> None:
         parent = self.network(record.parents[0].key if record.parents else "")
         method = record.tags["method"]
         self.findings.add(place, networks.masks(record, network, parent))
@@ -134,7 +134,7 @@ class Tensors:
         if start is not None:
             self.findings.add(place, [_start_claim(record, start)])
 
-    def _gem_level(self, place: Place, record: LineageRecord, network: Network) -> None:
+    def _gem_level(self, place: NodeCopies, record: LineageRecord, network: Network) -> None:
         """Check one of Gem-Miner's two trainings; it starts from the search's θ_init."""
         parent = self.network(record.parents[0].key if record.parents else "")
         self.findings.add(place, records.alpha(record, 0) or [])
@@ -149,7 +149,7 @@ class Tensors:
         if start is not None:
             self.findings.add(place, [_start_claim(record, start)])
 
-    def _origin(self, place: Place, record: LineageRecord, method: str) -> Params:
+    def _origin(self, place: NodeCopies, record: LineageRecord, method: str) -> Params:
         """Return θ₀ as the method has it: θ_init, or θ_k of level 0 after it; {} where it is not looked at."""
         if not METHODS[method].needs_origin:
             return {}
@@ -160,7 +160,7 @@ class Tensors:
             held = self.network(record.nested_under or "").checkpoint
         return held.params if held else {}
 
-    def _level_0(self, place: Place) -> Place | None:
+    def _level_0(self, place: NodeCopies) -> NodeCopies | None:
         """Return the level 0 that a level goes back to, by way of its parents."""
         seen: set[str] = set()
         while place.record is None or place.record.tags.get("level") != "00":
@@ -172,7 +172,7 @@ class Tensors:
         return place
 
     def _training(
-        self, place: Place, record: LineageRecord, network: Network, architecture: Architecture | None
+        self, place: NodeCopies, record: LineageRecord, network: Network, architecture: Architecture | None
     ) -> None:
         parents = [parent.key for parent in record.parents if parent.relation != "initialised-from"]
         kind, init_seed = record.config["kind"], record.config["init_seed"]
@@ -238,7 +238,7 @@ class Tensors:
             return self._remember(key, _read(directory, whole))
 
     @contextmanager
-    def _again(self, place: Place) -> Iterator[Path | None]:
+    def _again(self, place: NodeCopies) -> Iterator[Path | None]:
         if place.directory is not None or place.run is None or place.run.status != "FINISHED":
             yield place.directory if place.record is not None else None
             return
@@ -249,9 +249,9 @@ class Tensors:
                 yield None
 
 
-def _start_claim(record: LineageRecord, start: str) -> Claim:
+def _start_claim(record: LineageRecord, start: str) -> Finding:
     told = record.tags.get("start_digest")
-    return Claim(
+    return Finding(
         "start", told == start, f"it started from {str(told)[:16]}…; parent, ticket and seed give {start[:16]}…"
     )
 

@@ -74,7 +74,7 @@ _OF_THE_USER = ("test_error_percent", "barrier")
 
 
 @dataclass(frozen=True)
-class Point:
+class LoggedMetric:
     """One metric as it is logged, maybe for a model, maybe measured on a data set."""
 
     name: str
@@ -199,7 +199,7 @@ class Delivery:
         self._log_inputs(run_id, record, used)
         # an unfinished run has a description only where somebody wrote one since
         note = {} if NOTE_TAG in run.data.tags else note_tags(_note(run, record, used))
-        self._log_batch(run_id, _points(record, model, used), params, note)
+        self._log_batch(run_id, _logged_metrics(record, model, used), params, note)
         self._tell_relatives(run, record, model, used)
         if self.server.is_remote and model is not None:
             remove_models(self.server, run, keep=model.model_id)
@@ -215,7 +215,7 @@ class Delivery:
         if record.kind == "level" and model is not None:
             search = used[record.nest_key] if record.nest_key is not None else None
             if search is not None:
-                self._log_batch(search.info.run_id, _level_points(record))
+                self._log_batch(search.info.run_id, _level_metrics(record))
             self.registry.register(run.info.run_id, model, record)
 
     def _add_child(self, parent: Run) -> None:
@@ -231,7 +231,7 @@ class Delivery:
     def _log_batch(
         self,
         run_id: str,
-        points: Sequence[Point],
+        points: Sequence[LoggedMetric],
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
@@ -320,12 +320,14 @@ def _note(run: Run, record: LineageRecord, used: dict[str, Run]) -> str:
     return redact(describe(node, parents))
 
 
-def _points(record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> list[Point]:
+def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> list[LoggedMetric]:
     """Return every point, the last ones for the run's own model too, and one for each model that was used.
 
     A model's page lists the runs that logged a metric for it.
     """
-    points = [Point(metric.name, float(metric.value), metric.step, metric.timestamp_ms) for metric in record.metrics]
+    points = [
+        LoggedMetric(metric.name, float(metric.value), metric.step, metric.timestamp_ms) for metric in record.metrics
+    ]
     data, digest = record.tags.get("data"), record.tags.get("data_digest")
     data_set = {"dataset_name": data, "dataset_digest": digest[:_DIGEST_CHARACTERS]} if data and digest else {}
     if model is not None:
@@ -337,7 +339,7 @@ def _points(record: LineageRecord, model: LoggedModel | None, used: dict[str, Ru
     return points
 
 
-def _level_points(record: LineageRecord) -> list[Point]:
+def _level_metrics(record: LineageRecord) -> list[LoggedMetric]:
     """Return a level's last numbers as points of its search, by level."""
     level = record.tags.get("level", "")
     if not level.isdecimal():
@@ -345,14 +347,14 @@ def _level_points(record: LineageRecord) -> list[Point]:
     return [replace(point, name=f"levels/{point.name}", step=int(level)) for point in _last(record, _OF_THE_MODEL)]
 
 
-def _last(record: LineageRecord, names: Sequence[str]) -> list[Point]:
+def _last(record: LineageRecord, names: Sequence[str]) -> list[LoggedMetric]:
     """Return the last point of each of these metrics that the record has."""
     last = []
     for name in names:
         found = [metric for metric in record.metrics if metric.name == name]
         if found:
             metric = max(found, key=lambda one: (one.step, one.timestamp_ms))
-            last.append(Point(name, float(metric.value), metric.step, metric.timestamp_ms))
+            last.append(LoggedMetric(name, float(metric.value), metric.step, metric.timestamp_ms))
     return last
 
 

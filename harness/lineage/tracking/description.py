@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.common.escape import code_block, for_markdown
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
 
 NOTE_TAG = "mlflow.note.content"
@@ -36,24 +36,24 @@ _USED_FILES = {
 class Relative:
     """A node next to another one, and how the later came from the earlier."""
 
-    node: NodeSummary
+    node: RunSummary
     relation: str
 
 
-def run_address(node: NodeSummary) -> str | None:
+def run_address(node: RunSummary) -> str | None:
     """Return where the MLflow UI shows a node's run, from the UI's own root on; None if it has no run."""
     if node.run_id is None or not re.fullmatch("[0-9a-zA-Z]+", f"{node.experiment_id}{node.run_id}"):
         return None
     return f"#/experiments/{node.experiment_id}/runs/{node.run_id}"
 
 
-def link(node: NodeSummary) -> str:
+def link(node: RunSummary) -> str:
     """Return a node's name as a Markdown link to its run."""
     address = run_address(node)
     return f"[{for_markdown(node.name)}]({address})" if address else for_markdown(node.name)
 
 
-def describe(node: NodeSummary, parents: Sequence[Relative]) -> str:
+def describe(node: RunSummary, parents: Sequence[Relative]) -> str:
     """Return the description of one run; `with_children` adds what is made from it later."""
     came = ", ".join(f"{link(one.node)} ({one.relation})" for one in parents) or "nothing: this is where it begins"
     return _fit([f"**From** {came}", _MADE + "nothing yet", _sentence(node), _files(node, parents), _launch(node)])
@@ -79,12 +79,12 @@ def is_own_note(tags: Mapping[str, str]) -> bool:
     return NOTE_TAG in tags and note_tags(tags[NOTE_TAG]).items() <= tags.items()
 
 
-def relation_to(child: NodeSummary, key: str) -> str:
+def relation_to(child: RunSummary, key: str) -> str:
     """Return how a child came from the node with this key."""
     return ", ".join(dict.fromkeys(parent.relation for parent in child.parents if parent.key == key))
 
 
-def describe_search(root: NodeSummary, family: Sequence[NodeSummary], *, has_picture: bool) -> str:
+def describe_search(root: RunSummary, family: Sequence[RunSummary], *, has_picture: bool) -> str:
     """Return the description of a search: its levels as links, the whole graph, and a table of all that is in it."""
     own = [node for node in family if node.kind == "level" and node.nest_key == root.key]
     levels = sorted(own, key=lambda node: node.tags.get("level", ""))
@@ -148,7 +148,7 @@ def precision_of(record: LineageRecord) -> str:
     return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
 
 
-def _sentence(node: NodeSummary) -> str:
+def _sentence(node: RunSummary) -> str:
     tags, metrics = node.tags, node.metrics
     network, data = for_markdown(tags.get("network", tags.get("model", "?"))), for_markdown(tags.get("data", "?"))
     method = for_markdown(tags.get("method", "?"))
@@ -171,7 +171,7 @@ def _sentence(node: NodeSummary) -> str:
     return "; ".join(part for part in (what, left, error, seeds) if part) + "."
 
 
-def _files(node: NodeSummary, parents: Sequence[Relative]) -> str:
+def _files(node: RunSummary, parents: Sequence[Relative]) -> str:
     rows = []
     for one in parents:
         names = _USED_FILES.get(one.relation, ("checkpoint.safetensors",))
@@ -207,7 +207,7 @@ def _hex(text: str) -> str:
     return re.sub("[^0-9a-f]", "", text)[:64]
 
 
-def _launch(node: NodeSummary) -> str:
+def _launch(node: RunSummary) -> str:
     tags = node.tags
     parts = []
     if "launch.command" in tags:
@@ -241,12 +241,12 @@ def _wrapped(command: str) -> str:
     return " \\\n".join(lines)
 
 
-def _short_link(node: NodeSummary, text: str) -> str:
+def _short_link(node: RunSummary, text: str) -> str:
     address = run_address(node)
     return f"[{for_markdown(text)}]({address})" if address else for_markdown(text)
 
 
-def _family_table(nodes: Sequence[NodeSummary], room: int) -> str:
+def _family_table(nodes: Sequence[RunSummary], room: int) -> str:
     """Return a table of as many nodes as there is room for; the page has them all."""
     head = "\n".join(_head("run", "came by", "density", "result"))
     rows: list[str] = []
@@ -260,11 +260,11 @@ def _family_table(nodes: Sequence[NodeSummary], room: int) -> str:
     return "\n".join([head, *rows]) if rows else ""
 
 
-def _density(node: NodeSummary) -> str:
+def _density(node: RunSummary) -> str:
     return f"{node.metrics['density']:.4f}" if "density" in node.metrics else ""
 
 
-def _result(node: NodeSummary) -> str:
+def _result(node: RunSummary) -> str:
     if "barrier" in node.metrics:
         return f"barrier {node.metrics['barrier']:.2f}"
     return f"{node.metrics['test_error_percent']:.2f} %" if "test_error_percent" in node.metrics else ""

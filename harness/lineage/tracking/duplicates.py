@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-def remove_twin_runs(server: Server) -> int:
+def remove_duplicate_runs(server: Server) -> int:
     """Delete unfinished runs of nodes that have a finished run, with their models; return how many.
 
     Another process that is just filling one is told so by the server, and finds the finished one when it tries again.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from harness.common.escape import redact
 from harness.common.logging import say
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.page.page import page, ui_root
 from harness.lineage.page.picture import picture_of
@@ -31,7 +31,7 @@ _IDS_PER_REQUEST = 100
 class Overviews:
     """The searches whose root runs do not show yet what was delivered; drawn when it is time, or when asked."""
 
-    def __init__(self, server: Server, ask: Callable[[str], list[NodeSummary]]) -> None:
+    def __init__(self, server: Server, ask: Callable[[str], list[RunSummary]]) -> None:
         """`ask` returns the runs that fit a filter in MLflow's language."""
         self.server, self.ask = server, ask
         self.waiting: dict[str, None] = {}
@@ -93,7 +93,7 @@ class Overviews:
         if is_own_note(tags):
             self.server.set_tags(run_id, note_tags(redact(note)))
 
-    def _around(self, root: str) -> list[NodeSummary]:
+    def _around(self, root: str) -> list[RunSummary]:
         """Return the runs below a search, oldest first, those elsewhere made from them, and what these came from."""
         found = {node.key: node for node in self._finished(f"tags.`{ROOT_TAG}` = '{root}'")}
         near = self._finished(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(root)}%'")
@@ -106,7 +106,7 @@ class Overviews:
             found |= {node.key: node for node in parents if node.key in wanted}
         return sorted(found.values(), key=lambda node: (node.started_ms, node.name))
 
-    def _finished(self, condition: str) -> list[NodeSummary]:
+    def _finished(self, condition: str) -> list[RunSummary]:
         return [node for node in self.ask(condition) if node.status == "FINISHED"]
 
 

@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 from harness.common.escape import redact
 from harness.common.faults import reach
 from harness.common.machine import process_exists
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
 
@@ -238,7 +238,7 @@ class Server:
         # A search gives no inputs and outputs in every version of MLflow; the run itself does.
         return None if run is None else self.client().get_run(run.info.run_id)
 
-    def children_of(self, key: str) -> list[NodeSummary]:
+    def children_of(self, key: str) -> list[RunSummary]:
         """Return what was made directly from the node with this key, oldest first, unfinished deliveries too."""
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{PARENTS_TAG}` LIKE '%{key}%'", max_results=1000, order_by=["start_time ASC"]
@@ -283,11 +283,11 @@ def outputs(run: Run) -> list[str]:
     return [output.model_id for output in run.outputs.model_outputs] if run.outputs else []
 
 
-def summary_of(run: Run) -> NodeSummary:
+def summary_of(run: Run) -> RunSummary:
     """Return what a run says of itself in tags and metrics."""
     tags = run.data.tags
     hidden = ("harness.", "mlflow.")
-    return NodeSummary(
+    return RunSummary(
         key=tags[KEY_TAG],
         kind=tags.get("harness.kind", ""),
         name=run.info.run_name or "",

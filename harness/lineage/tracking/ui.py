@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.lineage.browse.find import family, newest
 from harness.lineage.browse.query import Query
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.server import ROOT_TAG
 
@@ -44,7 +44,7 @@ class View:
     what: str
 
 
-def open_runs(store: LineageStore, experiment: str, node: NodeSummary | None = None) -> View:
+def open_runs(store: LineageStore, experiment: str, node: RunSummary | None = None) -> View:
     """Save the view of an experiment's runs, or of the search that `node` belongs to, and return where it opens.
 
     An experiment of more than 100 runs opens on its newest search. Raises LookupError when the experiment is not there
@@ -69,7 +69,7 @@ def open_runs(store: LineageStore, experiment: str, node: NodeSummary | None = N
     return View(f"#/experiments/{experiment_id}/runs?workflowType=machine_learning&viewStateShareKey={key}", what)
 
 
-def _delivered(store: LineageStore, experiment: str) -> list[NodeSummary]:
+def _delivered(store: LineageStore, experiment: str) -> list[RunSummary]:
     nodes = newest(store, _MOST_AT_ONCE + 1, Query(experiment=experiment))
     delivered = [one for one in nodes if one.run_id is not None]
     if not delivered:

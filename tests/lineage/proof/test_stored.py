@@ -13,7 +13,7 @@ import pytest
 from made import FOREIGN, found, local, make
 from tracking_server import free_port, server
 
-from harness.lineage.nodes.absent_files import Tombstone, write_tombstones
+from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
 from tools.benchmarks.made_search import CHECKPOINT, SIGNED_MASK, THETA_INIT, MadeSearch
@@ -124,8 +124,8 @@ def test_a_directory_under_another_name(whole: MadeSearch, tmp_path: Path) -> No
 def test_a_checkpoint_deleted_on_purpose_is_no_fault(whole: MadeSearch, tmp_path: Path) -> None:
     directory = copy_of(whole, tmp_path)("L01")
     digest = json.loads((directory / "record.json").read_text())["files"][CHECKPOINT]
-    stone = Tombstone(digest, 1, "2026-11-25T09:00:00+00:00", "--keep-levels tickets")
-    write_tombstones(directory, {CHECKPOINT: stone})
+    absent = AbsentFile(digest, 1, "2026-11-25T09:00:00+00:00", "--keep-levels tickets")
+    write_absent_files(directory, {CHECKPOINT: absent})
     (directory / CHECKPOINT).unlink()
     findings = local(tmp_path)
     assert findings.problems == []
@@ -134,9 +134,9 @@ def test_a_checkpoint_deleted_on_purpose_is_no_fault(whole: MadeSearch, tmp_path
     assert findings.checked["nested"] == 2 and findings.checked["pruned"] == 1
 
 
-def test_a_tombstone_of_another_file_excuses_nothing(whole: MadeSearch, tmp_path: Path) -> None:
+def test_an_absence_noted_of_another_file_excuses_nothing(whole: MadeSearch, tmp_path: Path) -> None:
     directory = copy_of(whole, tmp_path)("L01")
-    write_tombstones(directory, {CHECKPOINT: Tombstone(FOREIGN, 1, "2026-11-25T09:00:00+00:00", "made up")})
+    write_absent_files(directory, {CHECKPOINT: AbsentFile(FOREIGN, 1, "2026-11-25T09:00:00+00:00", "made up")})
     (directory / CHECKPOINT).unlink()
     assert found(local(tmp_path)) == {("files", "L01")}
 

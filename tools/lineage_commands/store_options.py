@@ -18,7 +18,7 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
-class Place:
+class StoreOptions:
     """Where to look."""
 
     runs: Path = DEFAULT_DIRECTORY
@@ -48,4 +48,4 @@ class Place:
             return question(open_store(self.runs, offline=True))
 
 
-Where = Annotated[Place, tyro.conf.OmitArgPrefixes]
+Where = Annotated[StoreOptions, tyro.conf.OmitArgPrefixes]

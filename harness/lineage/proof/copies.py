@@ -1,4 +1,4 @@
-"""Where nodes lie: local directories and MLflow runs brought together by key, and what the bytes there are."""
+"""Bring the local directory and the MLflow run of a node together by key, and check the bytes of both."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 
 from harness.common.digest import sha256_file
 from harness.lineage.browse.find import family, find_node
-from harness.lineage.nodes.absent_files import Tombstone, read_tombstones
-from harness.lineage.nodes.graph import NodeSummary
+from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record, read_sums
 from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
-from harness.lineage.proof.findings import Claim, Findings
+from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.delivery import run_tags
 
@@ -22,14 +22,14 @@ _KEYS_PER_REQUEST = 50
 
 
 @dataclass
-class Place:
+class NodeCopies:
     """One node: its local directory and record, its MLflow run, or both."""
 
     key: str
     """Of a local node whose record cannot be read: the digits its directory is named by."""
     directory: Path | None = None
     record: LineageRecord | None = None
-    run: NodeSummary | None = None
+    run: RunSummary | None = None
 
     @property
     def name(self) -> str:
@@ -60,12 +60,12 @@ class Place:
         return self.record is not None or (self.run is not None and self.run.status == "FINISHED")
 
 
-def all_places(store: LineageStore, findings: Findings) -> dict[str, Place]:
+def all_nodes(store: LineageStore, findings: Findings) -> dict[str, NodeCopies]:
     """Return every node by key, local or in MLflow."""
     return _together(store, _local_directories(store.local), store.summaries(), findings)
 
 
-def places_of(store: LineageStore, text: str, findings: Findings) -> dict[str, Place]:
+def nodes_of(store: LineageStore, text: str, findings: Findings) -> dict[str, NodeCopies]:
     """Return the node that `text` names with all it came from, and of a search all that is below it too.
 
     LookupError when there is no such node.
@@ -78,11 +78,11 @@ def places_of(store: LineageStore, text: str, findings: Findings) -> dict[str, P
         if not broken:
             raise
         return _together(store, broken, [], findings)
-    found: dict[str, Place] = {}
+    found: dict[str, NodeCopies] = {}
     while wanted:
         new = _together(store, _directories_of(store.local, wanted), _runs_of(store, wanted), findings)
         found |= new
-        wanted = {parent.key for place in new.values() for parent in place.parents} - found.keys()
+        wanted = {parent.key for node in new.values() for parent in node.parents} - found.keys()
         wanted &= {key for key in wanted if _known(store, key)}
     return found
 
@@ -104,7 +104,7 @@ def _directories_of(local: LocalNodes, keys: Iterable[str]) -> list[Path]:
     return [path for path in paths if path.is_dir()]
 
 
-def _runs_of(store: LineageStore, keys: Iterable[str]) -> list[NodeSummary]:
+def _runs_of(store: LineageStore, keys: Iterable[str]) -> list[RunSummary]:
     """Return the runs of these keys, a few requests for all."""
     listed, runs = sorted(keys), []
     for start in range(0, len(listed), _KEYS_PER_REQUEST):
@@ -115,93 +115,93 @@ def _runs_of(store: LineageStore, keys: Iterable[str]) -> list[NodeSummary]:
 
 
 def _together(
-    store: LineageStore, directories: Iterable[Path], runs: Iterable[NodeSummary], findings: Findings
-) -> dict[str, Place]:
-    places: dict[str, Place] = {}
-    by_digits: dict[str, list[NodeSummary]] = defaultdict(list)
+    store: LineageStore, directories: Iterable[Path], runs: Iterable[RunSummary], findings: Findings
+) -> dict[str, NodeCopies]:
+    nodes: dict[str, NodeCopies] = {}
+    by_digits: dict[str, list[RunSummary]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.status != "FINISHED", run.started_ms)):
         by_digits[run.key[:16]].append(run)
-        if run.key not in places:  # a finished one before an unfinished
-            places[run.key] = Place(run.key, run=run)
+        if run.key not in nodes:  # a finished one before an unfinished
+            nodes[run.key] = NodeCopies(run.key, run=run)
     for directory in directories:
         digits = directory.name.rpartition("-")[2]
         try:
             record = read_record(directory)
         except ValueError as error:
             known = by_digits.get(digits)
-            place = places[known[0].key] if known else places.setdefault(digits, Place(digits))
-            findings.add(Place(place.key, directory, run=place.run), [Claim("record", False, str(error))])
+            node = nodes[known[0].key] if known else nodes.setdefault(digits, NodeCopies(digits))
+            findings.add(NodeCopies(node.key, directory, run=node.run), [Finding("record", False, str(error))])
             if not known:
-                place.directory = directory
+                node.directory = directory
             continue
-        place = places.setdefault(record.key, Place(record.key))
-        place.directory, place.record = directory, record
+        node = nodes.setdefault(record.key, NodeCopies(record.key))
+        node.directory, node.record = directory, record
         named = directory.name == f"{record.kind}-{record.key[:16]}"
-        findings.add(place, [Claim("record", named, f"{directory} holds the record of {record.key[:16]}…")])
-    return places
+        findings.add(node, [Finding("record", named, f"{directory} holds the record of {record.key[:16]}…")])
+    return nodes
 
 
-def check_local(place: Place, findings: Findings) -> set[str]:
+def check_local(node: NodeCopies, findings: Findings) -> set[str]:
     """Recompute the digest of every local file; return the names of those that are whole."""
-    assert place.directory is not None and place.record is not None
+    assert node.directory is not None and node.record is not None
     try:
-        deleted = read_tombstones(place.directory)
+        deleted = read_absent_files(node.directory)
     except ValueError as error:
-        findings.add(place, [Claim("files", False, str(error))])
+        findings.add(node, [Finding("files", False, str(error))])
         deleted = {}
     whole = set()
-    for name, digest in place.record.files.items():
-        path = place.directory / name
+    for name, digest in node.record.files.items():
+        path = node.directory / name
         if not path.is_file() and name in deleted:
-            _note_deleted(place, name, digest, deleted[name], findings)
+            _note_deleted(node, name, digest, deleted[name], findings)
             continue
         got = sha256_file(path) if path.is_file() else "missing"
         findings.num_bytes += path.stat().st_size if path.is_file() else 0
         what = f"{path} was altered: its SHA-256 is {got}, recorded was {digest}"
-        if findings.add(place, [Claim("files", got == digest, what if path.is_file() else f"{path} is missing")]):
+        if findings.add(node, [Finding("files", got == digest, what if path.is_file() else f"{path} is missing")]):
             whole.add(name)
     return whole
 
 
-def _note_deleted(place: Place, name: str, digest: str, stone: Tombstone, findings: Findings) -> None:
-    what = f"{name} is marked as deleted, but the mark is of another file ({stone.sha256[:16]}…)"
-    if findings.add(place, [Claim("files", stone.sha256 == digest, what)]):
-        findings.note(place, f"{name} was {stone}; what follows from it cannot be proved here")
+def _note_deleted(node: NodeCopies, name: str, digest: str, absent: AbsentFile, findings: Findings) -> None:
+    what = f"{name} is marked as deleted, but the mark is of another file ({absent.sha256[:16]}…)"
+    if findings.add(node, [Finding("files", absent.sha256 == digest, what)]):
+        findings.note(node, f"{name} was {absent}; what follows from it cannot be proved here")
 
 
-def check_tags(place: Place, record: LineageRecord, findings: Findings) -> None:
+def check_tags(node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
     """Compare a finished run's tags and metrics in MLflow with the record."""
-    assert place.run is not None
-    findings.add(place, _tag_claims(place.run, record, place.directory))
+    assert node.run is not None
+    findings.add(node, _tag_findings(node.run, record, node.directory))
 
 
-def check_artifacts(store: LineageStore, place: Place, record: LineageRecord, findings: Findings) -> None:
+def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
     """Recompute the digest of every file that MLflow has of a finished run."""
-    assert place.run is not None and place.run.run_id is not None
-    absent = [name for name in place.run.absent if name in record.files]
+    assert node.run is not None and node.run.run_id is not None
+    absent = [name for name in node.run.absent if name in record.files]
     digests = {name: digest for name, digest in record.files.items() if name not in absent}
     if absent:
-        findings.note(place, f"{', '.join(absent)} was left out of the run in MLflow on purpose")
-    if place.directory is not None:
-        digests[RECORD] = read_sums(place.directory)[RECORD]
-    for name, digest, num_bytes in store.stored_digests(place.run.run_id, list(digests)):
+        findings.note(node, f"{', '.join(absent)} was left out of the run in MLflow on purpose")
+    if node.directory is not None:
+        digests[RECORD] = read_sums(node.directory)[RECORD]
+    for name, digest, num_bytes in store.stored_digests(node.run.run_id, list(digests)):
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"
-        findings.add(place, [Claim("artifacts", digest == digests[name], f"{what}, recorded was {digests[name]}")])
+        findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, recorded was {digests[name]}")])
 
 
-def _tag_claims(run: NodeSummary, record: LineageRecord, directory: Path | None) -> Iterator[Claim]:
+def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None) -> Iterator[Finding]:
     told = {"kind": run.kind, "parents": run.parents, "the run it is nested under": run.nest_key}
     wanted = {"kind": record.kind, "parents": record.parents, "the run it is nested under": record.nest_key}
     for name, value in wanted.items():
-        yield Claim("tags", told[name] == value, f"{name}: MLflow has {told[name]!r:.200}, the record {value!r:.200}")
+        yield Finding("tags", told[name] == value, f"{name}: MLflow has {told[name]!r:.200}, the record {value!r:.200}")
     for name, value in run_tags(record).items():
         got = run.tags.get(name)
-        yield Claim("tags", got == value, f"tag {name} is {got!r:.120} in MLflow, {value!r:.120} in the record")
+        yield Finding("tags", got == value, f"tag {name} is {got!r:.120} in MLflow, {value!r:.120} in the record")
     digests = record.files | ({RECORD: read_sums(directory)[RECORD]} if directory is not None else {})
     for name, digest in digests.items():
-        yield Claim("tags", run.files.get(name) == digest, f"the digest of {name} is {run.files.get(name)} in MLflow")
+        yield Finding("tags", run.files.get(name) == digest, f"the digest of {name} is {run.files.get(name)} in MLflow")
     for name, measured in record.last_metrics().items():
         logged = run.metrics.get(name)
         same = logged == measured or str(logged) == str(measured)  # NaN is not equal to itself
-        yield Claim("tags", same, f"metric {name} is {logged} in MLflow, {measured} in the record")
+        yield Finding("tags", same, f"metric {name} is {logged} in MLflow, {measured} in the record")
