@@ -14,14 +14,14 @@ from aws_digits import config as digits  # type: ignore[import-not-found]  # its
 
 from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
-from harness.cli.launch import clear_errors, launched, parse
+from harness.cli.launch import clear_errors, launch, parse
 from harness.cli.terminal import run_name, ui_command
 from harness.config import ComparisonConfig, Kind, Schedule, SearchConfig
 from harness.experiment.comparison import Comparison, Question, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)
@@ -47,7 +47,7 @@ class Story:
     """All that one method gave."""
 
     result: SearchResult
-    trials: dict[str, list[Node]] = field(default_factory=dict)
+    trials: dict[str, list[FinishedRun]] = field(default_factory=dict)
     comparisons: dict[str, list[Comparison]] = field(default_factory=dict)
 
 
@@ -59,7 +59,7 @@ def tell(experiment: Experiment, comparison: ComparisonConfig) -> Story:
         story.trials.setdefault(trial.kind, []).append(final_training(experiment, trial, result.ticket))
     twin = final_training(experiment, TWIN, result.ticket)
 
-    def barrier(question: Question, first: Node, second: Node) -> list[Comparison]:
+    def barrier(question: Question, first: FinishedRun, second: FinishedRun) -> list[Comparison]:
         compared = compare(experiment, first, second, question, comparison)
         return [] if compared is None else [compared]
 
@@ -71,12 +71,12 @@ def tell(experiment: Experiment, comparison: ComparisonConfig) -> Story:
     return story
 
 
-def errors(nodes: list[Node]) -> list[float]:
+def errors(nodes: list[FinishedRun]) -> list[float]:
     """Test error of each trial, percent."""
     return [node.metric("test_error_percent") for node in nodes]
 
 
-def show(experiment: Experiment, dense: list[Node], stories: dict[str, Story], out: Path) -> None:
+def show(experiment: Experiment, dense: list[FinishedRun], stories: dict[str, Story], out: Path) -> None:
     """Print the table, draw the plots and say where everything is (rank 0)."""
     density = next(iter(stories.values())).result.ticket.signed_mask.density
     epsilon = epsilon_from_dense(errors(dense))
@@ -103,7 +103,7 @@ def show(experiment: Experiment, dense: list[Node], stories: dict[str, Story], o
     print(f"\nBrowse it all:\n  {ui_command(experiment)}")
 
 
-def draw(dense: list[Node], stories: dict[str, Story], out: Path) -> list[Path]:
+def draw(dense: list[FinishedRun], stories: dict[str, Story], out: Path) -> list[Path]:
     """Plot accuracy by density (levels of the searches, and the final trainings) and the barrier curves."""
     series = []
     for method, story in stories.items():
@@ -133,7 +133,7 @@ def main() -> None:
             )
         if settings.method != config().method:
             raise ValueError("the demo runs every method; choose one with `recipes/aws_digits.py --method …`")
-        with launched(settings) as experiment:
+        with launch(settings) as experiment:
             dense = [
                 final_training(experiment, Trial("dense", init_seed, SGD_SEEDS[0]), None) for init_seed in INIT_SEEDS
             ]

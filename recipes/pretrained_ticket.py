@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from harness.cli.launch import clear_errors, launched, parse
+from harness.cli.launch import clear_errors, launch, parse
 from harness.cli.terminal import print_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.experiment.search import search
@@ -69,7 +69,7 @@ def main() -> None:
     """Prune, record, say how to use it."""
     with clear_errors():
         settings = config(parse(Settings, __doc__))
-        with launched(settings) as experiment:
+        with launch(settings) as experiment:
             print_search(experiment, search(experiment))
 
 

@@ -21,7 +21,7 @@ from typing import Literal
 
 from scales import Subject  # type: ignore[import-not-found]  # its neighbour, found when launched
 
-from harness.cli.launch import clear_errors, launched, parse
+from harness.cli.launch import clear_errors, launch, parse
 from harness.common.logging import say
 from harness.config import Precision, SearchConfig
 from harness.reproduction.plan import Plan
@@ -78,9 +78,10 @@ def chains_of(settings: Reproduction, plan: Plan) -> tuple[str, ...]:
 
 def finish(work: Work, plan: Plan, out: Path) -> None:
     """Write the page (rank 0), when MLflow has the runs if it can: the page names them by its run IDs."""
-    work.experiment.archive.courier.settle()
+    work.experiment.archive.delivery.settle()
     # not strict: whatever this launch only loaded has the tag of the one that made it
-    show(work.experiment.store, plan, {work.experiment.settings, work.used_on.settings}, out, strict=False)
+    own = {one.common.tags["settings"] for one in (work.experiment, work.used_on)}
+    show(work.experiment.store, plan, own, out, strict=False)
 
 
 def main() -> None:
@@ -92,7 +93,7 @@ def main() -> None:
             print("\n".join(commands(plan)))
             return
         chains = chains_of(settings, plan)
-        with launched(settings.config(plan.scale.config)) as experiment:
+        with launch(settings.config(plan.scale.config)) as experiment:
             others = plan.scale.used_on
             work = Work(experiment, plan, experiment.beside(settings.config(others)) if others else None)
             if settings.only:

@@ -162,7 +162,7 @@ class Changes:
         if not given:
             return scale
         unheeded = sorted(given.keys() - {"global_batch_size"})
-        if unheeded and all(METHODS[method].scores for method in figure.methods):
+        if unheeded and all(METHODS[method].searches_one_density for method in figure.methods):
             options = ", ".join(f"--{name.replace('_', '-')}" for name in unheeded)
             raise ValueError(
                 f"{options}: {figure.name} shows a method with settings of its own, which heeds none of it"

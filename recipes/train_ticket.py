@@ -6,7 +6,7 @@ Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind sign
            accelerate launch recipes/train_ticket.py --ticket RUN_ID --data cifar10
 """
 
-from harness.cli.launch import clear_errors, launched_ticket, parse
+from harness.cli.launch import clear_errors, launch_ticket, parse
 from harness.cli.terminal import print_training
 from harness.config import TicketConfig
 from harness.experiment.final import Trial, final_training
@@ -16,7 +16,7 @@ def main() -> None:
     """One final training (method, section 4)."""
     with clear_errors():
         settings = parse(TicketConfig, __doc__)
-        with launched_ticket(settings) as (experiment, ticket):
+        with launch_ticket(settings) as (experiment, ticket):
             trial = Trial(
                 settings.kind,
                 settings.init_seed,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 import tyro
@@ -15,19 +13,18 @@ import tyro
 from harness.analysis.summary import epsilon_from_dense
 from harness.cli.errors import clear_errors
 from harness.cli.options import OneRun, RunPair, StabilityPair, parse
-from harness.cli.terminal import print_comparison, print_search
+from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
+from harness.cli.terminal import print_comparison, print_search, print_training
 from harness.common.logging import say
-from harness.config import Schedule, SearchConfig, TicketConfig, known, search_from_json
+from harness.config import SearchConfig, TicketConfig, known
 from harness.distributed.status import reported
 from harness.distributed.world import World
 from harness.experiment.comparison import Question, compare, compare_initial_norm
 from harness.experiment.experiment import Experiment
+from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
-from harness.lineage.browse.find import find_node
-from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
-from harness.runs.archive import find
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 
 def parse_network(
@@ -76,7 +73,7 @@ def run_search(description: str | None, default: SearchConfig | Sequence[SearchC
             settings = parse(SearchConfig, description, default)
         else:
             settings = parse_network(description, default)
-        with launched(settings) as experiment:
+        with launch(settings) as experiment:
             print_search(experiment, search(experiment))
 
 
@@ -84,7 +81,7 @@ def ask_initial_norm(description: str | None) -> None:
     """Read a level's run ID from the command line; print and record the barrier to its copy with ψ_init."""
     with clear_errors():
         asked = parse(OneRun, description)
-        with launched_ticket(asked.ticket) as (experiment, ticket):
+        with launch_ticket(asked.ticket) as (experiment, ticket):
             result = compare_initial_norm(experiment, ticket, asked.comparison)
             if result is not None:
                 print_comparison("norm_init", result, None, as_json=asked.json)
@@ -94,9 +91,9 @@ def compare_runs(question: Question, description: str | None) -> None:
     """Read two run IDs from the command line, compare them, print and record the barrier."""
     with clear_errors():
         pair = parse(StabilityPair if question == "stability" else RunPair, description)
-        with launched_ticket(pair.ticket, kinds=("level", "training")) as (experiment, first):
+        with launch_ticket(pair.ticket, kinds=("level", "training")) as (experiment, first):
             epsilon = experiment.world.on_main(lambda: _epsilon(experiment, pair))
-            second = experiment.archive.load(shared_key(experiment, pair.second))
+            second = experiment.archive.load(resolve_key(experiment, pair.second))
             cross_init = isinstance(pair, StabilityPair) and pair.cross_init
             result = compare(experiment, first, second, question, pair.comparison, cross_init=cross_init)
             if result is not None:
@@ -110,7 +107,7 @@ def _epsilon(experiment: Experiment, pair: RunPair) -> float | None:
 
 
 def _dense_error(experiment: Experiment, text: str) -> float:
-    record = record_of(experiment.store, text)
+    record = resolve_record(experiment.store, text)
     if record.tags.get("kind_of_training") != "dense":
         raise ValueError(f"run {text} ({record.name}) is no dense training")
     for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
@@ -120,14 +117,66 @@ def _dense_error(experiment: Experiment, text: str) -> float:
 
 
 @contextmanager
-def launched(config: SearchConfig) -> Iterator[Experiment]:
-    """Open the experiment of one launch and leave the process group in order."""
+def launch(config: SearchConfig) -> Iterator[Experiment]:
+    """Open the experiment of one launch: processes, store, data and network.
+
+    At the end of the block the runs are delivered to MLflow and the process group is left in order.
+
+    Args:
+        config: The settings of a search, and of the final trainings that use it.
+
+    Raises:
+        ValueError: Settings that contradict one another, or data other than prepared.
+        LookupError: `config.initialisation` names no run.
+        ConnectionError: The tracking server gives no answer (or pass `offline`).
+
+    Example:
+        >>> with harness.launch(config) as experiment:
+        ...     result = harness.search(experiment)
+    """
     with _processes(config, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
-        experiment = Experiment(world, store, config)
-        with experiment.archive.courier.working():
+        begun = resolve_initialisation(world, store, config.initialisation)
+        experiment = Experiment(world, store, config, begun)
+        with experiment.archive.delivery.working():
             yield experiment
+
+
+@contextmanager
+def launch_ticket(
+    config: TicketConfig, kinds: tuple[str, ...] = ("level",)
+) -> Iterator[tuple[Experiment, FinishedRun]]:
+    """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
+    with _processes(config, precision=None) as world:
+        store = store_of(config.runs, config.experiment, offline=config.offline)
+        world.on_main(store.require)
+        key, settings = resolve_ticket(world, store, config, kinds)
+        if settings.deterministic:
+            world.make_deterministic()
+        world.use(settings.precision)
+        experiment = Experiment(world, store, settings)
+        with experiment.archive.delivery.working():
+            if config.data is None:
+                ticket = experiment.archive.load(key)
+                _check_data(experiment, ticket)
+            else:
+                ticket = experiment.archive.load(key, fitting=False)
+            yield experiment, ticket
+
+
+def train_ticket(config: TicketConfig) -> None:
+    """Make one final training of a ticket, and print the result (method, section 4)."""
+    with launch_ticket(config) as (experiment, ticket):
+        trial = Trial(
+            config.kind,
+            config.init_seed,
+            config.sgd_seed,
+            unpruned_signs=config.unpruned_signs,
+            signs=config.signs,
+            initialisation=resolve_initialisation(experiment.world, experiment.store, config.initialisation),
+        )
+        print_training(experiment, final_training(experiment, trial, ticket, same_init=config.same_init))
 
 
 @contextmanager
@@ -143,51 +192,12 @@ def _processes(
         world.close()
 
 
-@contextmanager
-def launched_ticket(config: TicketConfig, kinds: tuple[str, ...] = ("level",)) -> Iterator[tuple[Experiment, Node]]:
-    """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
-    with _processes(config, precision=None) as world:
-        store = store_of(config.runs, config.experiment, offline=config.offline)
-        world.on_main(store.require)
-        key, settings = _ticket_settings(world, store, config, kinds)
-        if settings.deterministic:
-            world.make_deterministic()
-        world.use(settings.precision)
-        experiment = Experiment(world, store, settings)
-        with experiment.archive.courier.working():
-            if config.data is None:
-                ticket = experiment.archive.load(key)
-                _check_data(experiment, ticket)
-            else:
-                ticket = experiment.archive.load(key, fitting=False)
-            yield experiment, ticket
-
-
 def store_of(runs: Path, experiment: str, *, offline: bool = False) -> LineageStore:
     """Open the lineage store: local nodes in `runs`, MLflow at MLFLOW_TRACKING_URI or sqlite:///mlflow.db."""
     return open_store(runs, experiment=experiment, offline=offline)
 
 
-def record_of(store: LineageStore, text: str) -> LineageRecord:
-    """Return the record that a run ID or key, or a unique beginning of one, names; LookupError if there is none."""
-    if len(text) == 32:
-        try:
-            return store.load(text)  # says best what is wrong with a whole run ID
-        except ConnectionError as error:
-            say(f"warning: {error}; looking among local runs alone")
-    key = text if len(text) == 64 else find_node(store, text).key
-    if find(store, key) is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
-    return store.local.load(key)
-
-
-def shared_key(experiment: Experiment, text: str) -> str:
-    """Return the key of the run that `text` names, on every rank."""
-    world = experiment.world
-    return world.share_text(world.on_main(lambda: record_of(experiment.store, text).key) or "")
-
-
-def _check_data(experiment: Experiment, ticket: Node) -> None:
+def _check_data(experiment: Experiment, ticket: FinishedRun) -> None:
     """Refuse data other than those the ticket was made from."""
 
     def check() -> None:
@@ -200,36 +210,3 @@ def _check_data(experiment: Experiment, ticket: Node) -> None:
             )
 
     experiment.world.on_main(check)
-
-
-def _ticket_settings(
-    world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
-) -> tuple[str, SearchConfig]:
-    def read() -> str:
-        record = record_of(store, config.ticket)
-        if record.kind not in kinds:
-            raise ValueError(
-                f"run {config.ticket} ({record.name}) is a {record.kind}; this takes a {' or a '.join(kinds)}: "
-                "`python tools/lineage.py list` shows what there is"
-            )
-        return json.dumps([record.key, record.config["search"]])
-
-    key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
-    search = search_from_json(recorded)
-    data = search.data if config.data is None else replace(search.data, name=config.data)
-    if config.data_directory is not None:
-        data = replace(data, directory=config.data_directory)
-    if config.loader is not None:
-        data = replace(data, loader=config.loader)
-    final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
-    settings = replace(
-        search,
-        data=data,
-        final=final,
-        precision=config.precision or search.precision,
-        stuck_after=config.stuck_after,
-        runs=config.runs,
-        experiment=config.experiment,
-        offline=config.offline,
-    )
-    return key, settings

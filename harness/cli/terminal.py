@@ -9,7 +9,7 @@ from harness.experiment.comparison import Comparison, Question
 from harness.experiment.experiment import Experiment
 from harness.experiment.search import SearchResult
 from harness.lineage.store import DEFAULT_EXPERIMENT
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 
 def print_search(experiment: Experiment, result: SearchResult) -> None:
@@ -27,7 +27,7 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
     )
 
 
-def print_training(experiment: Experiment, node: Node) -> None:
+def print_training(experiment: Experiment, node: FinishedRun) -> None:
     """Print what a final training reached (rank 0)."""
     if not experiment.world.is_main or node.record is None:
         return
@@ -53,7 +53,7 @@ def print_comparison(question: Question, result: Comparison, epsilon: float | No
     print(f"plot {result.directory / 'barrier.png'}\nrun  {run}")
 
 
-def run_name(node: Node) -> str:
+def run_name(node: FinishedRun) -> str:
     """Return a node's MLflow run ID, or its key where it has not been delivered yet; tools take either."""
     return node.run_id or node.key
 

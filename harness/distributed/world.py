@@ -17,7 +17,7 @@ import torch
 
 from harness.common.logging import say
 from harness.config import Precision
-from harness.distributed.heartbeat import Place, Heartbeat, lost_peer, stood_still
+from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
 from harness.distributed.joining import JoinWatch
 from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
 from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState

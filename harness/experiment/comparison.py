@@ -20,8 +20,8 @@ from harness.checkpoint import Checkpoint
 from harness.common.seeds import SgdNoise
 from harness.config import ComparisonConfig
 from harness.distributed.world import World
-from harness.experiment.experiment import Experiment, loader_threads
 from harness.experiment.describe import describe_comparison
+from harness.experiment.experiment import Experiment, loader_threads
 from harness.lineage.nodes.record import THETA_INIT, LineageRecord, Metric
 from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun
@@ -86,7 +86,7 @@ def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[
     if ticket.kind != "level":
         raise ValueError(f"{ticket.name!r} is a {ticket.kind}; this question is of a search's level")
     if not experiment.partition.norm:
-        raise ValueError(f"{experiment.network} has no normalisation layers to initialise")
+        raise ValueError(f"{experiment.common.network} has no normalisation layers to initialise")
     search = ticket.nested_under or ""
     if experiment.archive.find(search, []) is None:
         raise LookupError(f"the search of {ticket.name!r} (key {search[:16]}…) is neither here nor in MLflow")

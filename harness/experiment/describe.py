@@ -20,7 +20,6 @@ from harness.config import NETWORKS_OWN, ComparisonConfig, Schedule, SearchConfi
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.masks import Mask
 from harness.models import width_of
-from harness.pruning import METHODS
 from harness.runs.run import FinishedRun, RunDescription
 
 if TYPE_CHECKING:
@@ -146,11 +145,11 @@ def describe_level(
     tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
     words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {config.method} {shared.network}"]
     return RunDescription(
-        determinants=shared.determinants | own | determinants,
+        determinants=shared.determinants | own | dict(determinants),
         kind="level",
         name=" ".join(words),
         parents=(parent,),
-        config=shared.config | {"level": level, "schedule": asdict(schedule)} | recorded,
+        config=shared.config | {"level": level, "schedule": asdict(schedule)} | dict(recorded),
         tags=shared.tags | tags | ({"phase": phase} if phase else {}),
         level=level,
         nested_under=root,
@@ -226,7 +225,8 @@ def describe_comparison(
 ) -> RunDescription:
     """Describe a comparison of two runs (rank 0 has their records; elsewhere only the key is meant)."""
     shared = experiment.common
-    determinants = comparison_determinants(shared.determinants, first, second, question, config, batch_size, experiment.source.num_train)
+    num_train, keys = experiment.source.num_train, sorted({first.key, second.key})
+    determinants = comparison_determinants(shared.determinants, keys, question, config, batch_size, num_train)
     if first.record is None or second.record is None:
         return RunDescription(determinants, "analysis", question, (), {}, {})
     tags, ticket = first.record.tags, first.mask.density
@@ -255,8 +255,7 @@ def describe_comparison(
 
 def comparison_determinants(
     shared: Mapping[str, Any],
-    first: FinishedRun,
-    second: FinishedRun,
+    pair: list[str],
     question: str,
     config: ComparisonConfig,
     batch_size: int,
@@ -272,7 +271,7 @@ def comparison_determinants(
     return measured | {
         "kind": "analysis",
         "question": question,
-        "pair": sorted({first.key, second.key}),
+        "pair": pair,
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
         "bn_images": num_images,

@@ -51,7 +51,7 @@ class Experiment:
             world: The processes of the launch.
             store: Where its runs go.
             config: The settings.
-            initialisation: The resolved `config.initialisation`; may be left out where that is a scheme's name.
+            initialisation: The resolved `config.initialisation`; a search needs it unless that is a scheme's name.
             beside: Another experiment of the launch.
         """
         known("data set", config.data.name, list(DATASETS))
@@ -60,7 +60,7 @@ class Experiment:
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records hold what it became
         self.world, self.store, self.config = world, store, config
-        self.initialisation = initialisation or Initialisation.of(config.initialisation)
+        self._initialisation = initialisation
         if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
             torch.set_float32_matmul_precision(config.float32_matmul_precision)
         if config.sync_batchnorm and world.device.type != "cuda":
@@ -84,8 +84,8 @@ class Experiment:
         self.blank = model.to(memory_format=torch.channels_last).to(world.device)
 
         saving = SavingInterval(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
-        template, other = self.theta_init(0), beside.archive if beside else None
-        self.archive = Archive(world, store, self.partition, template, saving, beside=other)
+        other: Archive | None = beside.archive if beside else None
+        self.archive: Archive = Archive(world, store, self.partition, self.theta_init(0), saving, beside=other)
 
     def _feeds(self) -> tuple[TrainFeed, TestFeed]:
         config, world = self.config, self.world
@@ -127,8 +127,8 @@ class Experiment:
             changes["method"] = known("method", method, list(METHODS))
         other = copy(self)
         if initialisation is not None:
-            other.initialisation = Initialisation.of(initialisation)
-            changes["initialisation"] = other.initialisation.text
+            other._initialisation = Initialisation.of(initialisation)
+            changes["initialisation"] = other._initialisation.text
         other.config = replace(self.config, **changes)
         other.__dict__.pop("common", None)
         return other
@@ -139,9 +139,9 @@ class Experiment:
         return describe.common(self)
 
     @property
-    def method(self) -> Any:
-        """The pruning method."""
-        return METHODS[self.config.method]
+    def initialisation(self) -> Initialisation:
+        """The initialisation of the search; ValueError if the configuration names a run or file that was not read."""
+        return self._initialisation or Initialisation.of(self.config.initialisation)
 
     def fresh_model(self) -> torch.nn.Module:
         """Build the network on the CPU; torch's generator gives its values."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -135,7 +135,7 @@ class Search:
                 mask.density,
                 step.schedule,
                 parent=(parent.key if parent else self.root, relation),
-                start=lambda ctx=ctx: method.start(ctx),
+                start=partial(method.start, ctx),
                 noise=method.noise(config, step.level, again=step.phase == "again"),
                 view=method.view,
                 hook=method.training_hook(ctx),
@@ -235,7 +235,9 @@ class Search:
         def commit() -> None:
             if archive.find(description.key, []) is None:
                 record, theta_init = archive.record(description), self.theta_init
-                archive.commit(record, description.determinants, lambda directory: theta_init.save(directory / THETA_INIT))
+                archive.commit(
+                    record, description.determinants, lambda directory: theta_init.save(directory / THETA_INIT)
+                )
                 archive.delivery.settle()  # what is wrong with the store is said now, not after the first level
                 return
             recorded = experiment.store.local.load(description.key).tags["theta_init_digest"]
@@ -259,7 +261,10 @@ def steps(config: SearchConfig, method: Method) -> list[Step]:
     last = config.num_levels
     prunes = method.pruning(config) is not None
     prunings = [last] if config.one_shot else list(range(1, last + 1))
-    found = [Step(0, method.schedule(config, 0), False), *(Step(t, method.schedule(config, t), prunes) for t in prunings)]
+    found = [
+        Step(0, method.schedule(config, 0), False),
+        *(Step(t, method.schedule(config, t), prunes) for t in prunings),
+    ]
     if config.order == "default":
         return found
     # as printed: train, then prune; the last pruning is followed by no training

@@ -95,9 +95,15 @@ class Trainer:
             measured.add(samples())
 
         # Train, with a progress bar and the load of the machine on rank 0.
-        steps = schedule.epochs * experiment.train_feed.steps_per_epoch
-        bar = partial(tqdm, total=steps, initial=begin_steps, desc=description.name, unit="step", leave=False)
-        with sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples, bar(disable=not world.is_main) as shown:
+        bar = tqdm(
+            total=schedule.epochs * experiment.train_feed.steps_per_epoch,
+            initial=begin_steps,
+            desc=description.name,
+            unit="step",
+            leave=False,
+            disable=not world.is_main,
+        )
+        with bar, sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples:
             train(
                 model,
                 world=world,
@@ -111,23 +117,25 @@ class Trainer:
                 begin=begin,
                 label=description.name,
                 on_epoch=on_epoch,
-                on_steps=shown.update,
+                on_steps=bar.update,
                 saver=saver,
                 hook=hook,
             )
 
         # Keep rank 0's BatchNorm statistics: those of each rank differ after the last step.
         mask = hook.finish(start.mask) if hook else start.mask
-        own = Checkpoint.of(
-            model, level=description.level, epochs=start.epochs + epochs, level_digest=description.key
-        )
+        own = Checkpoint.of(model, level=description.level, epochs=start.epochs + epochs, level_digest=description.key)
         checkpoint = Checkpoint(own.params, world.share(own.buffers), own.level, own.epochs, own.level_digest)
         world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
         checkpoint.load_into_(model)
-        networks = {} if hook is None else {
-            name: Checkpoint(held.params, world.share(held.buffers), held.level, held.epochs, held.level_digest)
-            for name, held in hook.networks(checkpoint).items()
-        }
+        networks = (
+            {}
+            if hook is None
+            else {
+                name: Checkpoint(held.params, world.share(held.buffers), held.level, held.epochs, held.level_digest)
+                for name, held in hook.networks(checkpoint).items()
+            }
+        )
 
         # Measure it.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent

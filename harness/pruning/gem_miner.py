@@ -51,7 +51,9 @@ class GemMiner(Method):
     """Scores over frozen weights, then fine-tuning of the weights that are kept."""
 
     masks_classifier = True
-    heeds = ("gem_miner",)
+    drawn_arrow = "rewound-to"
+    heeds = ()
+    searches_one_density = True
 
     def check(self, config: SearchConfig) -> None:
         """Refuse the options that Gem-Miner does not have."""
@@ -66,6 +68,10 @@ class GemMiner(Method):
     def initialisation(self, config: SearchConfig) -> str:
         """Return "constant": the frozen weights are signed constants."""
         return "constant"
+
+    def own_settings(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
+        """Return Gem-Miner's own settings."""
+        return {"gem_miner": config.gem_miner}
 
     def search_epochs(self, config: SearchConfig, levels: int) -> int:
         """Return the epochs of one density."""
@@ -147,9 +153,13 @@ class GemMiner(Method):
         if stored.checkpoint is None or SCORES not in stored.networks:
             return
         made, scores = self._weights(ctx), stored.networks[SCORES].params
-        made |= {name: effective(ctx.theta_init.params[name], kept, scores[name]) for name, kept in mask.tensors.items()}
+        made |= {
+            name: effective(ctx.theta_init.params[name], kept, scores[name]) for name, kept in mask.tensors.items()
+        }
         differ = [name for name, tensor in stored.checkpoint.params.items() if not torch.equal(tensor, made[name])]
-        yield Statement("pruned", not differ, f"{', '.join(differ[:3])} are not what the scores make of the frozen weights")
+        yield Statement(
+            "pruned", not differ, f"{', '.join(differ[:3])} are not what the scores make of the frozen weights"
+        )
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
         """Return optimizer and schedule of the training."""

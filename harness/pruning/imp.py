@@ -11,6 +11,8 @@ from harness.pruning.method import FullTraining, LevelContext, StartPoint
 class IMP(FullTraining):
     """Iterative magnitude pruning with parameters rewound to the start."""
 
+    drawn_arrow = "rewound-to"
+
     def start(self, ctx: LevelContext) -> StartPoint:
         """Return θ₀ ⊙ mₜ."""
         return StartPoint.masked(ctx.theta_init.params, ctx.theta_init.buffers, ctx.mask, epochs=ctx.parent.epochs)

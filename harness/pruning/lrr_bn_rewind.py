@@ -9,6 +9,8 @@ from harness.pruning.method import LevelContext, Method, StartPoint
 class RewoundNormLRR(Method):
     """LRR that starts each level with ψ_init."""
 
+    drawn_arrow = "norm-rewound-to"
+
     def start(self, ctx: LevelContext) -> StartPoint:
         """Return [φₜ₋₁, ψ_init] ⊙ mₜ and the buffers of θ_init."""
         params = ctx.parent.params | {name: ctx.theta_init.params[name] for name in ctx.norm}

@@ -158,8 +158,14 @@ class Method:
     """Whether its masks may cover the classifier, too."""
     reestimates_batchnorm: ClassVar[bool] = True
     """Whether a level is evaluated with fresh BatchNorm statistics: an AWS level's own are not those of ψ."""
+    drawn_arrow: ClassVar[str] = ""
+    """Word on the arrow that pictures draw to a level from the state it is rewound to; "" for none."""
+    drawn_file: ClassVar[str] = ""
+    """File of level 0 that keeps that state; "" for θ_init."""
     heeds: ClassVar[tuple[str, ...]] = ("warmup_epochs", "level_epochs")
     """Fields of SearchConfig that its levels depend on beside those that every method's depend on."""
+    searches_one_density: ClassVar[bool] = False
+    """Whether each search makes the ticket of one density, not of all levels on the way."""
 
     # ---- the search as a whole
 
@@ -189,6 +195,10 @@ class Method:
     def determinants(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
         """Return further inputs to a level's key; {} for none."""
         return {}
+
+    def own_settings(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
+        """Return the settings that this method alone has; levels of equal ones are trials of one setting."""
+        return self.determinants(config, steps_per_epoch)
 
     # ---- Algorithm 1, line 8: the next mask
 
@@ -241,7 +251,7 @@ class FullTraining(Method):
     """A method whose levels, level 0 too, are whole trainings with the decaying schedule of the finals."""
 
     reestimates_batchnorm = False  # each level is the retraining of its ticket, and measured like one
-    heeds = ("final",)
+    heeds: ClassVar[tuple[str, ...]] = ("final",)
 
     def check(self, config: SearchConfig) -> None:
         """Refuse Algorithm 1 as printed: it has short levels."""
@@ -267,6 +277,7 @@ class SearchHandle(Protocol):
     @property
     def root(self) -> str:
         """Key of the search."""
+
     @property
     def theta_init(self) -> Checkpoint: ...
     @property
@@ -280,7 +291,19 @@ class SearchHandle(Protocol):
     def context(self, level: int, mask: Mask, phase: str = "") -> LevelContext:
         """Return the context of a level."""
 
-    def train(self, level: int, density: float, schedule: Schedule, *, start: Callable[[], StartPoint], **more: Any) -> Any:
+    def train(
+        self,
+        ctx: LevelContext,
+        density: float,
+        schedule: Schedule,
+        *,
+        parent: tuple[str, str],
+        start: Callable[[], StartPoint],
+        noise: SgdNoise,
+        determinants: Mapping[str, Any],
+        recorded: Mapping[str, Any],
+        **how: Any,
+    ) -> Any:
         """Train one level, or load it if it is finished; see `harness.experiment.search.Search.train`."""
 
 

@@ -24,7 +24,7 @@ THETA_K = "theta_k.safetensors"
 class WeightRewinding(IMP):
     """IMP with parameters, schedule and data order rewound to step k instead of the start."""
 
-    heeds = ("final", "rewind_to", "rewind_unit")
+    drawn_file = THETA_K
 
     def determinants(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
         """Return k in steps."""

@@ -6,21 +6,20 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any
 
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
-from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, to_json
+from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, search_from_json, to_json
 from harness.data.spec import data_spec
 from harness.experiment.comparison import BARRIER
-from harness.experiment.initialisation import THETA_INIT
 from harness.lineage.browse.find import newest
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import command_of, hardware_of, precision_of
 from harness.masks import SignedMask
@@ -28,7 +27,6 @@ from harness.models import build_model, partition_of
 from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
 from harness.reproduction.results import Making, Results
-from harness.runs.archive import CHECKPOINT, SIGNED_MASK
 
 _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
 """Settings that final trainings heed; which ticket they use is told by their parents."""
@@ -37,8 +35,6 @@ _OF_LEVELS = (
     *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that levels of every method heed."""
-_OF_SHORT_LEVELS = ("warmup_epochs", "level_epochs")
-"""… and of those that are neither final trainings, which heed `final`, nor Gem-Miner's, which has its own epochs."""
 _TRAINING = "training"
 _HOW = ("unpruned_signs", "signs", "initialisation", "transferred")
 """Tags of final trainings that use their tickets in another than the usual way."""
@@ -132,12 +128,7 @@ def _fits(recorded: dict[str, Any], config: SearchConfig, what: str) -> bool:
     """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
     own = to_json(config)
     names: tuple[str, ...]
-    if what == _TRAINING:
-        names = _OF_TRAININGS
-    elif METHODS[what].training == "full":
-        names = (*_OF_LEVELS, "final")
-    else:
-        names = _OF_LEVELS if METHODS[what].scores else (*_OF_LEVELS, *_OF_SHORT_LEVELS)
+    names = _OF_TRAININGS if what == _TRAINING else (*_OF_LEVELS, *METHODS[what].heeds)
     width = recorded["model"]["width"] == own["model"]["width"]
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
@@ -158,12 +149,6 @@ def _distinct(texts: Iterable[str]) -> tuple[str, ...]:
 def _commit(record: LineageRecord) -> str:
     changed = "+" if record.code.get("dirty") == "true" else ""
     return record.code.get("commit", "")[:12] + changed
-
-
-def _rewound_to(search: dict[str, Any], num_train: int) -> int:
-    """Return k of a search's settings, in steps."""
-    steps_per_epoch = num_train // search["global_batch_size"]
-    return int(search["rewind_to"] * (steps_per_epoch if search["rewind_unit"] == "epochs" else 1))
 
 
 def _refuse_several(name: str, nodes: Sequence[RunSummary]) -> None:
@@ -223,15 +208,15 @@ class _Found:
         method, seeds = node.tags["method"], {node.tags["init_seed"], node.tags["sgd_seed"]}
         if method not in self.plan.figure.methods or seeds not in self.seeds:
             return False
-        scale = self.plan.scale
-        if METHODS[method].scores:
-            own = to_json(scale.gem_miner(int(node.tags["level"])))
-            return bool(self.store.record_of(node).config["search"]["gem_miner"] == own)
-        if METHODS[method].rewinds_to_k:
-            recorded = self.store.record_of(node).config
-            num_train = recorded["data"]["num_train"]
-            return _rewound_to(recorded["search"], num_train) == _rewound_to(to_json(scale.config), num_train)
-        return True
+        scale, level = self.plan.scale, int(node.tags["level"])
+        config = replace(scale.config, gem_miner=scale.gem_miner(level)) if level else scale.config
+        own_settings = METHODS[method].own_settings
+        if not own_settings(config, 1_000_000):
+            return True
+        recorded = self.store.record_of(node).config
+        search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
+        wanted = own_settings(config, num_train // config.global_batch_size)
+        return own_settings(search, num_train // search.global_batch_size) == wanted
 
     def results(self) -> Results:
         trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
@@ -302,7 +287,7 @@ class _Found:
     def _kept_signs(self, method: str, level: int) -> list[float]:
         """Return, for each search, the agreement of a level's signs with those of the level before."""
         shares: list[float] = []
-        if METHODS[method].scores:
+        if METHODS[method].searches_one_density:
             return shares  # its levels do not come from one another
         for seed in dict.fromkeys(str(self.plan.search_seed(trial)) for trial in self.plan.trials):
             pair = [self.levels.get((method, seed, seed, f"{t:02d}")) for t in (level, level - 1)]

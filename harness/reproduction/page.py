@@ -58,7 +58,7 @@ def _head(results: Results) -> str:
 
 def _schedules(plan: Plan) -> str:
     scale, config, finals = plan.scale, plan.scale.config, plan.scale.finals
-    scored = [method for method in plan.figure.methods if METHODS[method].scores]
+    scored = [method for method in plan.figure.methods if METHODS[method].searches_one_density]
     search = f"warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level"
     final = f"{finals.final.epochs} epochs in a final training ({finals.final.lr_schedule})"
     if scale.used_on is not None:

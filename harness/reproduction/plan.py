@@ -7,8 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from harness.config import NETWORKS_OWN, GemMinerConfig, SearchConfig
-from harness.pruning import METHODS
-from harness.pruning import Plan as PruningPlan
+from harness.pruning import METHODS, PruningSchedule
 from harness.reproduction.figure import DENSE, Curve, Figure
 
 FINAL_SEEDS_FROM = 100
@@ -51,7 +50,7 @@ class Scale:
 
     def density(self, level: int) -> float:
         """Return the density that a level aims at."""
-        return PruningPlan.of(self.config).density(level)
+        return PruningSchedule.of(self.config).density(level)
 
     def gem_miner(self, level: int) -> GemMinerConfig:
         """Return the settings of Gem-Miner at a level."""
@@ -195,12 +194,10 @@ class Plan:
 
     def _epochs_of_search(self, method: str, levels: Set[int]) -> int:
         config, deepest = self.scale.config, max(levels)
-        if METHODS[method].scores:
-            own = [self.scale.gem_miner(level) for level in levels]
-            return sum(gem.score_epochs + gem.finetune.epochs for gem in own)
-        if METHODS[method].training == "full":
-            return (1 + deepest) * config.final.epochs
-        return config.warmup_epochs + deepest * config.level_epochs
+        if METHODS[method].searches_one_density:
+            own = [replace(config, gem_miner=self.scale.gem_miner(level)) for level in levels]
+            return sum(METHODS[method].search_epochs(one, deepest) for one in own)
+        return METHODS[method].search_epochs(config, deepest)
 
     def shard(self, index: int, count: int) -> list[str]:
         """The whole chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Collection
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,6 @@ from harness.reproduction.plan import Plan
 from harness.reproduction.results import Point, Results
 from harness.runs.archive import run_id_of
 from harness.runs.delivery_thread import deliver
-from harness.runs.node import now_ms
 
 PAGE = "page.md"
 NUMBERS = "results.json"
@@ -70,7 +70,7 @@ def commit_report(store: LineageStore, results: Results) -> str:
     key = sha256_json(determinants)
     plan, config = results.plan, results.plan.scale.config
     penalties = {str(level): penalty for level, penalty in plan.scale.penalties.items()}
-    now = now_ms()
+    now = int(time.time() * 1000)
     metrics = [Metric(_metric_name(point), point.accuracy_percent.mean, point.level, now) for point in results.points]
     record = LineageRecord(
         key=key,

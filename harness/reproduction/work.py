@@ -8,12 +8,11 @@ from typing import cast
 from harness.config import ComparisonConfig, Kind
 from harness.experiment.comparison import compare, compare_initial_norm
 from harness.experiment.experiment import Experiment
-from harness.experiment.final import Trial, final_training
+from harness.experiment.final import Trial, check_carries_over, final_training
 from harness.experiment.search import search
-from harness.experiment.ticket import check_carries_over
 from harness.pruning import METHODS
 from harness.reproduction.plan import Pair, Plan, Training
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 
 class Work:
@@ -25,8 +24,8 @@ class Work:
     def __init__(self, experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> None:
         self.experiment, self.plan, self.used_on = experiment, plan, used_on or experiment
         check_carries_over(self.used_on, experiment.archive.template.params)  # before anything is searched
-        self._levels: dict[str, list[Node]] = {}
-        self._trained: dict[Training, Node] = {}
+        self._levels: dict[str, list[FinishedRun]] = {}
+        self._trained: dict[Training, FinishedRun] = {}
 
     def make(self, chains: Iterable[str]) -> None:
         """Make whole chains, one after another, and what can be compared within each."""
@@ -60,7 +59,7 @@ class Work:
         for training in {one.level: one for one in trainings}.values():
             self.ticket(training)
 
-    def levels(self, training: Training) -> list[Node]:
+    def levels(self, training: Training) -> list[FinishedRun]:
         """Search, to the deepest level that anything of the chain is trained from."""
         assert training.curve is not None
         chain = training.chain
@@ -69,15 +68,15 @@ class Work:
             self._levels[chain] = search(self._of(self.experiment, training, deepest)).levels
         return self._levels[chain]
 
-    def ticket(self, training: Training) -> Node:
+    def ticket(self, training: Training) -> FinishedRun:
         """Return the level that a training starts from."""
         assert training.curve is not None
-        if METHODS[training.curve.method].scores:  # learns the mask of one density
+        if METHODS[training.curve.method].searches_one_density:  # learns the mask of one density
             own = self.plan.scale.gem_miner(training.level)
             return search(self._of(self.experiment, training, training.level).using(gem_miner=own)).ticket
         return self.levels(training)[training.level]
 
-    def train(self, training: Training) -> Node:
+    def train(self, training: Training) -> FinishedRun:
         """Make one final training."""
         if training in self._trained:
             return self._trained[training]

@@ -55,8 +55,10 @@ class Archive:
         """
         self.world, self.store, self.partition, self.template = world, store, partition, template
         self.saving = saving
-        self.environment_check = beside.environment_check if beside else EnvironmentCheck(code_version())
-        self.delivery = beside.delivery if beside else DeliveryThread(store)
+        self.environment_check: EnvironmentCheck = (
+            beside.environment_check if beside else EnvironmentCheck(code_version())
+        )
+        self.delivery: DeliveryThread = beside.delivery if beside else DeliveryThread(store)
         self._made_here: set[str] = beside._made_here if beside else set()
         self._fetched: set[str] = beside._fetched if beside else set()
 
@@ -206,7 +208,10 @@ class Archive:
         if run.record is not None:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
-            say(f"{name!r} is finished: " + (f"fetched from MLflow at {server} into {local}" if fetched else f"taken from {local}"))
+            say(
+                f"{name!r} is finished: "
+                + (f"fetched from MLflow at {server} into {local}" if fetched else f"taken from {local}")
+            )
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
         return run

@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import save_file
 from small_training import forget_accelerate
 
-from harness.cli.launch import launched
+from harness.cli.launch import launch
 from harness.common.digest import sha256_file
 from harness.config import DataConfig, GemMinerConfig, Kind, ModelConfig, OptimConfig, Precision, Schedule, SearchConfig
 from harness.data.manifest import FileRecord, Manifest
@@ -35,7 +35,7 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.pruning import METHODS
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 from harness.training import loop
 from harness.training.feed import TrainFeed
 
@@ -135,7 +135,7 @@ def config(where: Path, precision: Precision = "no", **changes: Any) -> SearchCo
 @contextmanager
 def launch(settings: SearchConfig, way: Way) -> Iterator[Experiment]:
     """One launch in this process, with Accelerate or as if it were not installed."""
-    with _process(way), launched(settings) as experiment:
+    with _process(way), launch(settings) as experiment:
         yield experiment
 
 
@@ -181,7 +181,7 @@ def found(experiment: Experiment) -> SearchResult:
     return result
 
 
-def used(experiment: Experiment, kind: Kind, ticket: Node, sgd_seed: int = 1) -> Node:
+def used(experiment: Experiment, kind: Kind, ticket: FinishedRun, sgd_seed: int = 1) -> FinishedRun:
     """Train `ticket` used as `kind` says; retraining a full method's ticket keeps its own noise."""
     trained = final_training(experiment, Trial(kind, init_seed=2, sgd_seed=sgd_seed), ticket)
     check(trained)
@@ -190,7 +190,7 @@ def used(experiment: Experiment, kind: Kind, ticket: Node, sgd_seed: int = 1) ->
     return trained
 
 
-def check(node: Node) -> None:
+def check(node: FinishedRun) -> None:
     """Assert that a finished run lies on the CPU, is sparse, and has finite numbers."""
     state = node.checkpoint.state_dict | node.mask.tensors | node.signed_mask.signs
     assert all(type(tensor) is torch.Tensor and tensor.device.type == "cpu" for tensor in state.values())
@@ -200,7 +200,7 @@ def check(node: Node) -> None:
     assert 0 <= node.metric("test_error_percent") <= 100 and math.isfinite(node.metric("test_loss"))
 
 
-def compared(question: str, where: Path, way: Way, *nodes: Node) -> dict[str, Any]:
+def compared(question: str, where: Path, way: Way, *nodes: FinishedRun) -> dict[str, Any]:
     """Compare runs by their keys in a launch of its own, as `python tools/QUESTION.py` does; return what it prints."""
     options = ["--runs", str(where / "runs"), "--offline", "--json", "--num-alphas", "3", "--bn-images", "32"]
     printed = tool(f"{question}.py", way, *(node.key for node in nodes), *options)
@@ -224,7 +224,7 @@ def tool(name: str, way: Way, *arguments: str) -> str:
     return printed.getvalue()
 
 
-def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: Any) -> tuple[Node, Node]:
+def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: Any) -> tuple[FinishedRun, FinishedRun]:
     """Return the ticket of a search that was stopped after so many steps and went on, and of one that ran through."""
     saving = {"checkpoint_every": 1, "checkpoint_unit": "steps"} | settings
     stopped = config(where / "stopped", **saving)

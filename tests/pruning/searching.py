@@ -13,7 +13,7 @@ from harness.distributed.world import World
 from harness.experiment.experiment import Experiment
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import open_store
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 STEPS = 5
 """Optimizer steps of an epoch."""
@@ -40,13 +40,13 @@ def open_experiment(where: Path) -> Iterator[Experiment]:
     world.close()
 
 
-def proved(experiment: Experiment, node: Node) -> Findings:
+def proved(experiment: Experiment, node: FinishedRun) -> Findings:
     """Verify the search that a level belongs to, with all below it."""
     assert node.record is not None and node.record.nested_under is not None
     return verify(open_store(experiment.config.runs, offline=True), node.record.nested_under)
 
 
-def tag(node: Node, name: str) -> str:
+def tag(node: FinishedRun, name: str) -> str:
     """A tag of a node's record."""
     assert node.record is not None
     return node.record.tags[name]

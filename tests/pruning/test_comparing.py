@@ -10,7 +10,7 @@ from harness.experiment.comparison import Comparison, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 FEW = ComparisonConfig(num_alphas=3, bn_images=300)
 BATCH = 256
@@ -23,13 +23,18 @@ def found(experiment: Experiment) -> SearchResult:
 
 def trained(
     experiment: Experiment, found: SearchResult, kind: str, init_seed: int, sgd_seed: int, level: int = 2
-) -> Node:
+) -> FinishedRun:
     trial = Trial(kind, init_seed, sgd_seed)  # type: ignore[arg-type]
     return final_training(experiment.using("lrr"), trial, found.at(level))
 
 
 def asked(
-    experiment: Experiment, first: Node, second: Node, question: str, config: ComparisonConfig = FEW, **options: bool
+    experiment: Experiment,
+    first: FinishedRun,
+    second: FinishedRun,
+    question: str,
+    config: ComparisonConfig = FEW,
+    **options: bool,
 ) -> tuple[Comparison, dict[str, str]]:
     """The comparison, and the tags of its record."""
     result = compare(experiment, first, second, question, config, **options)  # type: ignore[arg-type]

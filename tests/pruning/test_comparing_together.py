@@ -66,9 +66,7 @@ def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Expe
         assert batch.shape == (200, 1, 8, 8) and torch.equal(batch, ranks[index % size][index // size])
 
 
-def launched(
-    processes: int, data: Path, runs: Path, keys: KEYS, precision: str
-) -> tuple[list[BarrierCurve], list[str]]:
+def launch(processes: int, data: Path, runs: Path, keys: KEYS, precision: str) -> tuple[list[BarrierCurve], list[str]]:
     """Compare in several processes; return the curves of rank 0, and how each rank ended after a fault."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command = [*launcher, str(Path(__file__).with_name("comparing.py")), str(data), str(runs), *keys, precision]
@@ -87,7 +85,7 @@ def test_several_processes_find_what_one_finds(
     """One image may fall to the other side of a border; and where one fails or is to stop, all end."""
     runs, keys = trained
     own_runs = shutil.copytree(runs, runs.with_name(f"of_{processes}"))
-    together, endings = launched(processes, experiment.config.data.directory, own_runs, keys, "no")
+    together, endings = launch(processes, experiment.config.data.directory, own_runs, keys, "no")
     assert len(together) == len(alone) == 4
     for ours, one in zip(together, alone, strict=True):
         assert ours.error_percent == pytest.approx(one.error_percent, abs=IMAGE + 1e-9)
@@ -122,6 +120,6 @@ def test_in_bfloat16_errors_are_those_of_full_precision(
         assert record["config"]["search"]["precision"] == determinants["precision"] == "bf16"
     for path in runs.with_name("alone").glob("analysis-*/determinants.json"):
         assert "precision" not in json.loads(path.read_text())
-    together, _ = launched(2, data, shutil.copytree(runs, runs.with_name("bf16_of_2")), keys, "bf16")
+    together, _ = launch(2, data, shutil.copytree(runs, runs.with_name("bf16_of_2")), keys, "bf16")
     for ours, one in zip(together, found, strict=True):
         assert ours.error_percent == pytest.approx(one.curve.error_percent, abs=IMAGE + 1e-9)

@@ -15,7 +15,7 @@ from harness.lineage.proof import networks
 from harness.lineage.proof.findings import Finding
 from harness.lineage.proof.networks import Network
 from harness.masks import Mask
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 OPTIONS: dict[str, dict[str, object]] = {
     "imp": {},
@@ -34,11 +34,11 @@ def found(request: pytest.FixtureRequest, experiment: Experiment) -> SearchResul
     return search(experiment.using(method, **OPTIONS[request.param]))  # type: ignore[arg-type]
 
 
-def network(node: Node) -> Network:
+def network(node: FinishedRun) -> Network:
     return Network(node.checkpoint, node.signed_mask)
 
 
-def remasked(node: Node, alive: int, dead: int) -> Network:
+def remasked(node: FinishedRun, alive: int, dead: int) -> Network:
     """`alive` dead weights of the largest tensor are kept again, `dead` living ones pruned."""
     tensors = {name: kept.clone() for name, kept in node.mask.tensors.items()}
     largest = max(tensors.values(), key=torch.numel)

@@ -61,7 +61,7 @@ def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Expe
     beside = experiment.beside(there)
     work = made(experiment, plan, beside)
     signed = [one for one in plan.trainings() if one.kind == "signed_mask"]
-    assert len(signed) == 4 and beside.archive.courier is experiment.archive.courier
+    assert len(signed) == 4 and beside.archive.delivery is experiment.archive.delivery
     for one in signed:
         node = work.train(one)
         assert (tag(node, "data"), tag(node, "transferred"), node.checkpoint.epochs) == ("noise_12", "true", 1)

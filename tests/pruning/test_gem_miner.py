@@ -19,7 +19,7 @@ from harness.lineage.proof import gem
 from harness.lineage.proof.networks import Network
 from harness.models import classifier_of
 from harness.pruning.gem_miner import draw_scores
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 from harness.training.loop import train
 
 GEM = GemMinerConfig(score_epochs=5, freeze_every_epochs=2, finetune=Schedule(2, "step"))
@@ -36,7 +36,7 @@ def found(own: Experiment) -> SearchResult:
 
 
 @pytest.fixture(scope="module")
-def scores_run(own: Experiment, found: SearchResult) -> Node:
+def scores_run(own: Experiment, found: SearchResult) -> FinishedRun:
     assert found.ticket.record is not None
     return own.archive.load(found.ticket.record.parents[0].key)
 
@@ -50,7 +50,9 @@ def test_its_lineage_is_proved(own: Experiment, found: SearchResult) -> None:
     assert (findings.checked["start"], findings.checked["pruned"], findings.checked["count"]) == (5, 1, 1)
 
 
-def test_weights_are_signed_constants_and_scores_drawn(own: Experiment, found: SearchResult, scores_run: Node) -> None:
+def test_weights_are_signed_constants_and_scores_drawn(
+    own: Experiment, found: SearchResult, scores_run: FinishedRun
+) -> None:
     network = own.theta_init(1).params
     for name in own.partition.prunable:
         assert torch.equal(found.theta_init.params[name].sign(), network[name].sign())
@@ -61,7 +63,9 @@ def test_weights_are_signed_constants_and_scores_drawn(own: Experiment, found: S
     assert tag(scores_run, "start_digest") == sha256_tensors(begun)
 
 
-def test_fine_tuning_trains_the_kept_weights_alone(found: SearchResult, scores_run: Node, own: Experiment) -> None:
+def test_fine_tuning_trains_the_kept_weights_alone(
+    found: SearchResult, scores_run: FinishedRun, own: Experiment
+) -> None:
     ticket, theta_init = found.ticket, found.theta_init.params
     start = {name: tensor.clone() for name, tensor in theta_init.items()}
     start["fc.bias"].zero_()
@@ -105,7 +109,9 @@ def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> No
     assert listed.ticket.mask.num_remaining == found.ticket.mask.num_remaining
 
 
-def test_a_network_that_the_scores_do_not_make_is_found(own: Experiment, found: SearchResult, scores_run: Node) -> None:
+def test_a_network_that_the_scores_do_not_make_is_found(
+    own: Experiment, found: SearchResult, scores_run: FinishedRun
+) -> None:
     scores = own.archive.network(scores_run.key, SCORES)
     whole = Network(scores_run.checkpoint, scores_run.signed_mask, scores=scores)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
+from harness.runs.node import Draft
 from searching import STEPS, proved, tag
 
 from harness.common.digest import sha256_tensors
@@ -16,7 +17,6 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import THETA_K, SearchResult, search
 from harness.masks import Mask, SignedMask
 from harness.pruning import METHODS, prune
-from harness.runs.node import Draft
 
 Params = Mapping[str, torch.Tensor]
 

@@ -19,7 +19,7 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.masks import Mask
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 
 Tensors = Mapping[str, torch.Tensor]
 Scope = tuple[str | int, ...]
@@ -68,7 +68,7 @@ def before(found: SearchResult, level: int) -> tuple[Tensors, Tensors]:
     return masked(network.params, found.at(level).mask), network.buffers
 
 
-def alike(node: Node, reference: nn.Module, start: Tensors) -> None:
+def alike(node: FinishedRun, reference: nn.Module, start: Tensors) -> None:
     """The checkpoint is the reference's, buffers too, as far as sums in another order allow; and it has moved."""
     state = node.checkpoint.state_dict
     for name, tensor in reference.state_dict().items():
@@ -144,7 +144,7 @@ def test_a_final_training_is_sgd_without_interpolation_from_fresh_statistics(
     assert error_percent(experiment, node) == pytest.approx(node.metric("test_error_percent"), abs=100 / TEST_IMAGES)
 
 
-def error_percent(experiment: Experiment, node: Node, prepare: Callable[[nn.Module], None] = lambda model: None):
+def error_percent(experiment: Experiment, node: FinishedRun, prepare: Callable[[nn.Module], None] = lambda model: None):
     """Test error of the checkpoint in a stock network, after `prepare`."""
     model = experiment.fresh_model()
     model.load_state_dict(node.checkpoint.state_dict)

@@ -18,7 +18,7 @@ from harness.lineage.proof import Findings, verify
 from harness.lineage.store import open_store
 from harness.masks import SignedMask
 from harness.pruning import prune_to
-from harness.runs.node import Node
+from harness.runs.run import FinishedRun
 from recipes.pretrained_ticket import Settings
 from recipes.pretrained_ticket import config as pretrained_ticket
 
@@ -28,12 +28,12 @@ def found(experiment: Experiment) -> SearchResult:
     return search(experiment.using("lrr"))
 
 
-def used(experiment: Experiment, found: SearchResult, **options: object) -> Node:
+def used(experiment: Experiment, found: SearchResult, **options: object) -> FinishedRun:
     trial = Trial(**({"kind": "signed_mask", "init_seed": 2, "sgd_seed": 1} | options))  # type: ignore[arg-type]
     return final_training(experiment.using("lrr"), trial, found.ticket)
 
 
-def holds(experiment: Experiment, node: Node, notes: int = 0) -> Findings:
+def holds(experiment: Experiment, node: FinishedRun, notes: int = 0) -> Findings:
     findings = verify(open_store(experiment.config.runs, offline=True), node.key)
     assert findings.problems == [] and len(findings.notes) == notes
     return findings

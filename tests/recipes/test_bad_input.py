@@ -15,7 +15,7 @@ from bad_inputs import BAD_INPUTS, Bad, Place
 from launching import REPOSITORY
 
 import harness.experiment.experiment
-from harness.cli.launch import launched, launched_ticket
+from harness.cli.launch import launch, launch_ticket
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
 from harness.data import open_data
 from harness.data.prepare import prepare
@@ -44,7 +44,7 @@ def good(tmp_path_factory) -> Place:
     """A finished search of one pruning level."""
     where = tmp_path_factory.mktemp("good")
     prepare("digits", where / "data")
-    with launched(settings(where, 1)) as experiment:
+    with launch(settings(where, 1)) as experiment:
         return Place(where, search(experiment).ticket.key)
 
 
@@ -67,7 +67,7 @@ def launch(bad: Bad, place: Place) -> None:
             ticket, runs=place.directory / "runs", data_directory=place.directory / "data", offline=True
         )
         config = replace(config, **bad.options)
-        with launched_ticket(config) as (experiment, node):
+        with launch_ticket(config) as (experiment, node):
             trial = Trial(config.kind, config.init_seed, config.sgd_seed)
             final_training(experiment, trial, node, same_init=config.same_init)
         return
@@ -77,7 +77,7 @@ def launch(bad: Bad, place: Place) -> None:
         options["model"] = ModelConfig(*options["model"])
     data = {name: options.pop(key) for name, key in (("name", "data"), ("directory", "directory")) if key in options}
     options["data"] = replace(config.data, loader=bad.loader, **data)
-    with launched(replace(config, **options)) as experiment:
+    with launch(replace(config, **options)) as experiment:
         search(experiment)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.launch import launched
+from harness.cli.launch import launch
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
 from harness.distributed.stop import StoppedError, StopRequest
@@ -47,7 +47,7 @@ def settings(data: Path, runs: Path, **changes: object) -> SearchConfig:
 
 def levels(config: SearchConfig) -> list[dict[str, str]]:
     """Search, and return what is recorded of each level's code, with the digest of its files."""
-    with launched(config) as experiment:
+    with launch(config) as experiment:
         found = [node.record for node in search(experiment).levels if node.record]
     return [record.code | {"checkpoint": record.files["checkpoint.safetensors"]} for record in found]
 
@@ -74,7 +74,7 @@ def test_another_setting_begins_anew_and_says_what_differs(begun: SearchConfig, 
 
 def test_other_code_goes_on_with_a_warning_and_is_recorded(begun: SearchConfig, data, tmp_path, monkeypatch, capsys):
     other = code_version() | {"commit": "f" * 40}
-    for place in ("harness.runs.node", "harness.runs.archive"):
+    for place in ("harness.runs.run", "harness.runs.archive"):
         monkeypatch.setattr(f"{place}.code_version", lambda: other)
     (level,) = levels(begun)
     said = capsys.readouterr().err

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from harness.runs.node import Draft
 
 from harness.checkpoint import Checkpoint
 from harness.common import machine
@@ -18,7 +19,6 @@ from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.runs.archive import Archive
-from harness.runs.node import Draft
 from harness.runs.state_saver import RunKeeper, Saving
 from harness.training.resume import TrainingState
 

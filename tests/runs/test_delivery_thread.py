@@ -100,7 +100,9 @@ def test_the_end_of_a_launch_tries_once_more(courier: DeliveryThread, mlflow: St
     assert mlflow.taken == short(0)
 
 
-def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(courier: DeliveryThread, mlflow: Store, monkeypatch):
+def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(
+    courier: DeliveryThread, mlflow: Store, monkeypatch
+):
     monkeypatch.setattr("harness.runs.delivery_thread.STOPPING_SECONDS", 0.2)
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None

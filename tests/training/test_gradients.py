@@ -54,7 +54,7 @@ TRAINING = """
 """
 
 
-def launched(processes: int, script: str) -> dict:
+def launch(processes: int, script: str) -> dict:
     """Run a script in several processes; return the JSON that the first one printed."""
     program = textwrap.dedent(TRAINING) + textwrap.dedent(script)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
@@ -66,7 +66,7 @@ def launched(processes: int, script: str) -> dict:
 
 def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
     """43 MB of gradients: two ranks or one bucket could not tell, since a + b = b + a."""
-    found = launched(
+    found = launch(
         3,
         """
         def network():
@@ -104,7 +104,7 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
 
 def test_a_step_of_two_ranks_takes_few_operations():
     """Forward and backward of ResNet-20: 2,149 with buffers broadcast and unused parameters looked for."""
-    found = launched(
+    found = launch(
         2,
         """
         model = build_model("resnet20", num_classes=10, channels=3, image_size=8)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Place, Heartbeat, _Peer, frame, take_frames
+from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Heartbeat, Place, _Peer, frame, take_frames
 
 SILENT_SECONDS = 2.0
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -129,7 +129,7 @@ def _timed_levels(data: str, directory: Path) -> list[dict[str, float]]:
                 stack.enter_context(patch.object(owner, name, clock.timed(part, getattr(owner, name))))
             with clock.part("rest"):
                 node = run_level(*args)
-                experiment.archive.courier.settle()
+                experiment.archive.delivery.settle()
         levels.append(clock.seconds)
         return node
 

@@ -11,15 +11,7 @@ from dataclasses import dataclass, field
 
 from harness.common.escape import redact
 from harness.lineage.nodes.graph import RunSummary
-
-MASK_FILE, REWIND_FILE = "signed_mask.safetensors", "theta_k.safetensors"
-REWINDS = {
-    "imp": "rewound-to",
-    "wr": "rewound-to",
-    "gem_miner": "rewound-to",
-    "lrr_bn_rewind": "norm-rewound-to",
-}
-"""What a method's levels take from the search's beginning beside the parent's mask."""
+from harness.lineage.nodes.record import SIGNED_MASK
 
 
 @dataclass(frozen=True)
@@ -79,7 +71,7 @@ class _Drawer:
         for node in self.nodes.values():
             if node.kind != "search":
                 self._box(("run", node.key), node.kind, _lines(node), node.key, node.metrics.get("test_error_percent"))
-                if node.kind == "level" and MASK_FILE in node.files:
+                if node.kind == "level" and SIGNED_MASK in node.files:
                     self._mask(node)
             elif not any(node.key == parent.key for other in self.nodes.values() for parent in other.parents):
                 self._theta_init(node, node.key)  # it has begun, and no level is finished
@@ -114,8 +106,9 @@ class _Drawer:
         own = self.named["run", node.key]
         for parent in node.parents:
             self._arrow(self._source(parent.key, parent.relation), own, parent.relation)
-        if node.kind == "level" and node.tags.get("method") in REWINDS and self._is_pruned(node):
-            self._arrow(self._rewind_point(node), own, REWINDS[node.tags["method"]])
+        arrow, file = _rewinding(node.tags.get("method", "")) if node.kind == "level" else ("", "")
+        if arrow and self._is_pruned(node):
+            self._arrow(self._rewind_point(node, file), own, arrow)
         if node.kind == "training" and "init_seed" in node.tags:
             self._arrow(self._theta_init(node), own, "initialised-from")
         if node.kind in ("level", "training") and "data_digest" in node.tags and not self._has_data_of_a_parent(node):
@@ -130,7 +123,7 @@ class _Drawer:
             return self._box(("run", key), "missing", ("not here", f"{key[:12]}…"))
         if parent.kind == "search":
             return self._theta_init(parent, key)
-        if relation == "masked-by" and parent.kind == "level" and MASK_FILE in parent.files:
+        if relation == "masked-by" and parent.kind == "level" and SIGNED_MASK in parent.files:
             return self._mask(parent)
         return self.named["run", key]
 
@@ -144,10 +137,10 @@ class _Drawer:
     def _is_pruned(self, level: RunSummary) -> bool:
         return any(parent.relation == "pruned-from" for parent in level.parents)
 
-    def _rewind_point(self, level: RunSummary) -> str:
+    def _rewind_point(self, level: RunSummary, file: str) -> str:
         """Return the box of what a level was rewound to: θ_k where its search kept one, else θ_init."""
         for node in self.nodes.values():
-            if node.nest_key == level.nest_key and REWIND_FILE in node.files:
+            if node.nest_key == level.nest_key and file in node.files:
                 known = ("theta_k", node.key) in self.named
                 lines = ("θ_k", f"of L{node.tags.get('level', '?')}")
                 point = self._box(("theta_k", node.key), "theta_init", lines, node.key)
@@ -175,6 +168,13 @@ class _Drawer:
         inside += [self.named["mask", level.key] for level in levels if ("mask", level.key) in self.named]
         if inside:
             self.picture.frames.append(Frame(redact(search.name), search.key, tuple(inside)))
+
+
+def _rewinding(method: str) -> tuple[str, str]:
+    """Return the arrow to a method's levels, and the file of level 0 that it comes from; "" for none."""
+    from harness.pruning import METHODS  # here, because lists of runs do without torch
+
+    return (METHODS[method].drawn_arrow, METHODS[method].drawn_file) if method in METHODS else ("", "")
 
 
 def _lines(node: RunSummary) -> tuple[str, ...]:

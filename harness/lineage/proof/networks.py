@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
-from harness.config import NETWORKS_OWN, UnprunedSigns, search_from_json
+from harness.config import NETWORKS_OWN, UnprunedSigns
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
 from harness.masks import Mask, SignedMask, transfer
 from harness.models import ParamPartition, build_model, classifier_of, draw_model, partition_of
-from harness.pruning import METHODS, Plan
+from harness.pruning import METHODS, LevelContext, PruningSchedule
+from harness.pruning.method import NotHereError
 
 Params = Mapping[str, torch.Tensor]
 
@@ -26,10 +28,8 @@ class Network:
 
     checkpoint: Checkpoint | None = None
     signed_mask: SignedMask | None = None
-    theta_k: Checkpoint | None = None
-    """What weight rewinding goes back to; lies with level 0."""
-    scores: Checkpoint | None = None
-    """What Gem-Miner trained; lies with the network that they make."""
+    further: Mapping[str, Checkpoint] = field(default_factory=dict)
+    """Further networks that a method keeps with a level, by file name."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Architecture:
         model = draw_model(self.name, init_seed=init_seed, scheme=scheme, **self._sizes())  # type: ignore[arg-type]
         return Checkpoint.of(model, level=0, epochs=0, level_digest="")
 
+    def model(self) -> nn.Module:
+        """Build the network on the CPU, with any values."""
+        with torch.random.fork_rng(devices=[]):
+            return build_model(self.name, **self._sizes())  # type: ignore[arg-type]
+
     @property
     def classifier(self) -> str:
         """The name of the classifier's module."""
@@ -79,7 +84,7 @@ def fits(architecture: Architecture, network: Network, *, classifier_too: bool =
         yield Finding("parameters", not differ, f"the checkpoint is not of {architecture.name}: {_some(differ)} differ")
     if network.signed_mask is not None:
         mask = network.signed_mask
-        # Gem-Miner masks the classifier too
+        # a method may mask the classifier too
         differ = sorted(partition.prunable - mask.mask.tensors.keys())
         differ += sorted(mask.mask.tensors.keys() - partition.prunable) if not classifier_too else []
         differ += sorted(name for name, sign in mask.signs.items() if shapes.get(name) != sign.shape)
@@ -137,11 +142,13 @@ def signs(network: Network) -> Iterator[Finding]:
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def masks(record: LineageRecord, own: Network, parent: Network) -> Iterator[Finding]:
-    """The mask of a level follows from its parent's mask and checkpoint; level 0 is dense."""
-    if own.signed_mask is None:
-        return
-    mask, level = own.signed_mask.mask, int(record.tags["level"])
+def masks(record: LineageRecord, ctx: LevelContext, own: Network, parent: Network) -> Iterator[Finding]:
+    """The mask of a level follows from its parent's mask and checkpoint; level 0 is dense.
+
+    `ctx` has the level's own mask. Raises NotHereError, after all that can be checked without it, for a network that
+    the ranking needs.
+    """
+    mask, level = ctx.mask, ctx.level
     if level == 0:
         yield Finding("count", mask.num_remaining == mask.numel, f"level 0 prunes {mask.numel - mask.num_remaining}")
         return
@@ -152,39 +159,28 @@ def masks(record: LineageRecord, own: Network, parent: Network) -> Iterator[Find
     grown = sum(int((kept & ~before.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
     yield Finding("nested", grown == 0, f"{grown} weights are kept that the level before had pruned")
     method = METHODS.get(record.tags["method"])
-    ranking = method.ranking if method else None
-    if method is not None and ranking is None:
+    pruning = method.pruning(ctx.config) if method else PruningSchedule.of(ctx.config)
+    if pruning is None:
         found = mask.num_remaining
         yield Finding("count", found == before.num_remaining, f"{found} of {before.num_remaining} weights remain")
         return
-    config = search_from_json(record.config["search"])
-    plan = Plan.of(config)
-    for name, expected in plan.counts(level, before).items():
+    for name, expected in pruning.counts(level, before).items():
         kept = [mask.tensors[name]] if name in mask.tensors else list(mask.tensors.values())
         found = sum(int(tensor.sum()) for tensor in kept)
         what = f"{found} weights remain{f' in {name}' if name else ''}; {expected} should"
         yield Finding("count", found == expected, what)
-    if parent.checkpoint is not None and ranking is not None:
-        values = ranking(parent.checkpoint.params, before, config.sgd_seed, level)
-        pruned = plan.next_mask(values, before, level)
-        differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
-        what = f"{differ} weights differ from what {record.tags['method']} makes of the parent's checkpoint"
-        yield Finding("pruned", differ == 0, what)
-
-
-def level_start(method: str, own: Network, parent: Network, origin: Params) -> str | None:
-    """Return the digest of what a level trains from, or None if something it follows from is not here.
-
-    `origin` is θ₀ as the method has it: θ_init, or for weight rewinding θ_k.
-    """
-    if own.signed_mask is None or parent.checkpoint is None:
-        return None
-    if METHODS[method].needs_origin and not origin:
-        return None
-    begun = METHODS[method].start(origin, parent.checkpoint.params, own.signed_mask.norm)
-    params = {name: tensor.clone() for name, tensor in begun.items()}
-    own.signed_mask.mask.apply_(params)
-    return sha256_tensors(params)
+    if method is None:
+        return
+    if method.ranking_file is None:
+        ranking = method.ranking(replace(ctx, mask=before))
+    elif method.ranking_file in own.further:
+        ranking = own.further[method.ranking_file].params
+    else:
+        raise NotHereError(method.ranking_file)
+    pruned = pruning.next_mask(ranking, before, level)
+    differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
+    what = f"{differ} weights differ from what {record.tags['method']} makes of the parent's checkpoint"
+    yield Finding("pruned", differ == 0, what)
 
 
 def final_start(

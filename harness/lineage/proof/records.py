@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.common.digest import canonical_json
 from harness.common.seeds import SgdNoise, alpha_mean, search_scope
 from harness.config import search_from_json
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
-from harness.pruning import METHODS, Plan
+from harness.pruning import METHODS, PruningSchedule
 
 Determinants = Mapping[str, Any]
 
@@ -100,16 +98,14 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
     yield from _schedule(known["schedule"], record.config["schedule"])
     if known.get("pruning_fraction") is not None:
         yield "pruning_fraction", known["pruning_fraction"], record.config["search"]["pruning_fraction"]
-    if record.config["search"]["method"] in METHODS and METHODS[record.config["search"]["method"]].scores:
-        gem = search_from_json(record.config["search"]).gem_miner
-        optim, schedule = gem.scoring() if record.parents[0].relation == "initialised-from" else gem.finetuning()
-        yield "optim", known["optim"], json.loads(canonical_json(optim.determinants()))
-        yield "schedule", known["schedule"], schedule.determinants()
+    config, method = search_from_json(record.config["search"]), METHODS.get(record.config["search"]["method"])
+    if method is not None:
+        for name, value in method.recorded_settings(config, record.tags.get("phase", "")).items():
+            yield name, known[name], value
     yield "again", known.get("again", False), record.config.get("again", False)
     if record.parents and record.parents[0].relation == "pruned-from":
-        config = search_from_json(record.config["search"])
-        prunes = config.method not in METHODS or METHODS[config.method].ranking is not None
-        expected = Plan.of(config).determinants(int(known["level"])) if prunes else {}
+        pruning = method.pruning(config) if method else PruningSchedule.of(config)
+        expected = pruning.determinants(int(known["level"])) if pruning else {}
         yield "pruning", known.get("pruning", {}), expected.get("pruning", {})
 
 
@@ -138,7 +134,7 @@ def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
     """The mean α of each of a level's `epochs` epochs; None if the record is older than that and cannot tell."""
     recorded = [metric for metric in record.metrics if metric.name == "alpha_mean"]
     method = METHODS.get(record.tags.get("method", ""))
-    if record.kind != "level" or method is None or not method.sees_alpha:
+    if record.kind != "level" or method is None or "alpha_mean" not in method.metrics:
         return iter([Finding("alpha", not recorded, "a plain training drew α")])
     if "data" not in record.config:
         return None

@@ -5,27 +5,27 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from harness.checkpoint import Checkpoint, Pretrained, read_network
-from harness.config import UnprunedSigns
+from harness.config import UnprunedSigns, search_from_json
 from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
-from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof import gem, networks, records
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
+from harness.lineage.proof import networks, records
 from harness.lineage.proof.copies import NodeCopies
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.proof.networks import Architecture, Network, Params
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
-from harness.pruning import METHODS
+from harness.pruning import METHODS, LevelContext
+from harness.pruning.method import NotHereError, StoredLevel
 
-CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
-THETA_K, SCORES = "theta_k.safetensors", "scores.safetensors"
+_KNOWN = {CHECKPOINT, SIGNED_MASK, THETA_INIT}
 _UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
 """What older records say of the signs of biases and of the classifier."""
 _HELD = 2
@@ -50,9 +50,8 @@ class Tensors:
         network = self._remember(place.key, _read(directory, whole))
         architecture = _architecture(record, determinants)
         method = METHODS.get(record.tags.get("method", ""))
-        fits = (
-            networks.fits(architecture, network, classifier_too=bool(method and method.scores)) if architecture else ()
-        )
+        classifier_too = bool(method and method.masks_classifier)
+        fits = networks.fits(architecture, network, classifier_too=classifier_too) if architecture else ()
         if not self.findings.add(place, fits):
             self._networks[place.key] = Network()
             return
@@ -60,10 +59,8 @@ class Tensors:
             self._theta_init(place, record, network, architecture)
         else:
             self.findings.add(place, [*networks.owner(record, network), *networks.signs(network)])
-            if record.kind == "level" and method and method.scores:
-                self._gem_level(place, record, network)
-            elif record.kind == "level":
-                self._level(place, record, network)
+            if record.kind == "level":
+                self._level(place, record, network, architecture)
             else:
                 self._training(place, record, network, architecture)
 
@@ -117,48 +114,65 @@ class Tensors:
         else:
             self.findings.add(place, [Finding(check, holds, what)])
 
-    def _level(self, place: NodeCopies, record: LineageRecord, network: Network) -> None:
-        parent = self.network(record.parents[0].key if record.parents else "")
-        method = record.tags["method"]
-        self.findings.add(place, networks.masks(record, network, parent))
+    def _level(
+        self, place: NodeCopies, record: LineageRecord, network: Network, architecture: Architecture | None
+    ) -> None:
+        """Check a level's mask, α and start, with the hooks of its method."""
+        name = record.tags["method"]
+        method, parent = METHODS.get(name), self.network(record.parents[0].key if record.parents else "")
+        if network.signed_mask is not None:
+            ctx = LevelContext(
+                config=search_from_json(record.config["search"]),
+                level=int(record.tags["level"]),
+                mask=network.signed_mask.mask,
+                norm=network.signed_mask.norm,
+                read=lambda wanted: self._read_for(place, record, parent, wanted),
+                phase=record.tags.get("phase", ""),
+                new_model=architecture.model if architecture else None,
+            )
+            parent_mask = parent.signed_mask.mask if parent.signed_mask else None
+            stored = StoredLevel(ctx, network.checkpoint, network.further, parent_mask)
+            own = method.statements(stored) if method else None
+            found = (
+                networks.masks(record, ctx, network, parent)
+                if own is None
+                else (Finding(*statement) for statement in own)
+            )
+            self.findings.add(place, self._all_that_can_be_checked(place, record, found))
         if network.checkpoint is not None:
             claims = records.alpha(record, record.config["schedule"]["epochs"])
             if claims is None:
                 self.findings.note(place, "the α it drew were not recorded by the version that made it")
             else:
                 self.findings.add(place, claims)
-        if method not in METHODS:
-            self.findings.note(place, f"method {method!r} is not known here: its start cannot be proved")
-            return
-        start = networks.level_start(method, network, parent, self._origin(place, record, method))
-        if start is not None:
-            self.findings.add(place, [_start_claim(record, start)])
+        if method is None:
+            self.findings.note(place, f"method {name!r} is not known here: its start cannot be proved")
+        elif network.signed_mask is not None:
+            with suppress(NotHereError):  # its node is named as missing already
+                self.findings.add(place, [_start_claim(record, method.start(ctx).digest)])
 
-    def _gem_level(self, place: NodeCopies, record: LineageRecord, network: Network) -> None:
-        """Check one of Gem-Miner's two trainings; it starts from the search's θ_init."""
-        parent = self.network(record.parents[0].key if record.parents else "")
-        self.findings.add(place, records.alpha(record, 0) or [])
-        held = self.network(record.nested_under or "").checkpoint
-        theta_init: Params = held.params if held else {}
-        if gem.trains_scores(record):
-            self.findings.add(place, gem.scores_level(record, network, theta_init))
-            start = gem.scores_start(network, theta_init, int(record.tags["init_seed"]))
-        else:
-            self.findings.add(place, gem.finetuned_level(network, parent))
-            start = networks.level_start(record.tags["method"], network, parent, theta_init)
-        if start is not None:
-            self.findings.add(place, [_start_claim(record, start)])
+    def _all_that_can_be_checked(
+        self, place: NodeCopies, record: LineageRecord, found: Iterable[Finding]
+    ) -> Iterator[Finding]:
+        """Yield findings up to the first that needs a network which is not here; note a missing file of the level."""
+        try:
+            yield from found
+        except NotHereError as error:
+            if str(error).endswith(".safetensors"):
+                self.findings.note(place, f"not checked: its mask, since {error} is not here")
 
-    def _origin(self, place: NodeCopies, record: LineageRecord, method: str) -> Params:
-        """Return θ₀ as the method has it: θ_init, or θ_k of level 0 after it; {} where it is not looked at."""
-        if not METHODS[method].needs_origin:
-            return {}
-        if METHODS[method].rewinds_to_k and int(record.tags["level"]) > 0:
-            first = self._level_0(place)
-            held = self.network(first.key).theta_k if first else None
-        else:
+    def _read_for(self, place: NodeCopies, record: LineageRecord, parent: Network, wanted: str) -> Checkpoint:
+        """Return a network that a hook asks for: see `LevelContext.read`."""
+        if wanted == "parent":
+            held = parent.checkpoint
+        elif wanted == "theta_init":
             held = self.network(record.nested_under or "").checkpoint
-        return held.params if held else {}
+        else:
+            first = self._level_0(place)
+            held = self.network(first.key).further.get(wanted) if first else None
+        if held is None:
+            raise NotHereError(f"{wanted} of level 0" if wanted.endswith(".safetensors") else wanted)
+        return held
 
     def _level_0(self, place: NodeCopies) -> NodeCopies | None:
         """Return the level 0 that a level goes back to, by way of its parents."""
@@ -272,8 +286,9 @@ def _read(directory: Path, whole: set[str]) -> Network:
     name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
     checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
     mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
-    theta_k, scores = (Checkpoint.load(directory / n) if n in whole else None for n in (THETA_K, SCORES))
-    return Network(checkpoint, mask, theta_k, scores)
+    others = (other for other in whole if other.endswith(".safetensors"))
+    further = {other: Checkpoint.load(directory / other) for other in others if other not in _KNOWN}
+    return Network(checkpoint, mask, further)
 
 
 @lru_cache(maxsize=1)

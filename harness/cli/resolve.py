@@ -1,0 +1,119 @@
+"""Names that a user typed → objects, once: runs, initialisations, the settings of a ticket.
+
+Below the command line everything takes objects.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from harness.checkpoint import Pretrained, read_network
+from harness.common.logging import say
+from harness.config import Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.distributed.world import World
+from harness.experiment.experiment import Experiment
+from harness.experiment.initialisation import Initialisation
+from harness.lineage.browse.find import find_node
+from harness.lineage.nodes.record import CHECKPOINT, THETA_INIT, LineageRecord
+from harness.lineage.store import LineageStore
+from harness.models.initialise import SCHEMES
+from harness.runs.archive import find
+
+
+def resolve_record(store: LineageStore, text: str) -> LineageRecord:
+    """Return the record that a run ID or key, or a unique beginning of one, names.
+
+    Raises:
+        LookupError: There is no such run, or it is not finished.
+    """
+    if len(text) == 32:
+        try:
+            return store.load(text)  # says best what is wrong with a whole run ID
+        except ConnectionError as error:
+            say(f"warning: {error}; looking among local runs alone")
+    key = text if len(text) == 64 else find_node(store, text).key
+    if find(store, key) is None:
+        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
+    return store.local.load(key)
+
+
+def resolve_key(experiment: Experiment, text: str) -> str:
+    """Return the key of the run that `text` names, on every rank."""
+    world = experiment.world
+    return world.share_text(world.on_main(lambda: resolve_record(experiment.store, text).key) or "")
+
+
+def resolve_initialisation(world: World, store: LineageStore, text: str) -> Initialisation:
+    """Return the initialisation that `text` names, on every rank: a scheme, a file, or a run ID or key.
+
+    Raises:
+        LookupError: There is no such run.
+        ValueError: The file cannot be read, or the run has no network.
+    """
+    if text in SCHEMES:
+        return Initialisation(text, scheme=text)
+    network, key = world.on_main(lambda: _read_network(store, text)) or (Pretrained({}), "")
+    if world.size > 1:
+        network, key = Pretrained(world.share(network.tensors)), world.share_text(key)
+    return Initialisation(text, network=network, digest=network.digest, key=key or None)
+
+
+def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
+    """Return the network, and the key of its run; "" for a file."""
+    path = Path(text)
+    if path.is_file():
+        return read_network(path), ""
+    if path.suffix in (".safetensors", ".pth", ".pt"):
+        raise FileNotFoundError(f"no file {path}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
+    try:
+        key = find_node(store, text).key
+    except LookupError as error:
+        raise LookupError(f"{error} (--initialisation takes {', '.join(SCHEMES)}, a run ID or a file)") from None
+    if find(store, key) is None:
+        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
+    record = store.local.load(key)
+    names = [name for name in (THETA_INIT, CHECKPOINT) if name in record.files]
+    if not names:
+        raise ValueError(f"run {text} ({record.name}) is a {record.kind}: it has no network to start from")
+    return read_network(store.local.open_file(key, names[0])), key
+
+
+def resolve_ticket(
+    world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
+) -> tuple[str, SearchConfig]:
+    """Return the key of the run that `config.ticket` names, and the settings for an experiment with it.
+
+    Raises:
+        ValueError: The run is of none of `kinds`.
+    """
+
+    def read() -> str:
+        record = resolve_record(store, config.ticket)
+        if record.kind not in kinds:
+            raise ValueError(
+                f"run {config.ticket} ({record.name}) is a {record.kind}; this takes a {' or a '.join(kinds)}: "
+                "`python tools/lineage.py list` shows what there is"
+            )
+        return json.dumps([record.key, record.config["search"]])
+
+    key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
+    search = search_from_json(recorded)
+    data = search.data if config.data is None else replace(search.data, name=config.data)
+    if config.data_directory is not None:
+        data = replace(data, directory=config.data_directory)
+    if config.loader is not None:
+        data = replace(data, loader=config.loader)
+    final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
+    settings = replace(
+        search,
+        data=data,
+        final=final,
+        precision=config.precision or search.precision,
+        stuck_after=config.stuck_after,
+        runs=config.runs,
+        experiment=config.experiment,
+        offline=config.offline,
+    )
+    return key, settings
