@@ -48,6 +48,6 @@ def test_the_limit_of_a_training_reaches_the_processes(monkeypatch, config):
         raise Reached(stuck_after)
 
     monkeypatch.setattr(harness.cli.launch, "World", world)
-    launched = harness.cli.launch.launch_ticket if isinstance(config, TicketConfig) else harness.cli.launch.launched
+    launch = harness.cli.launch.launch_ticket if isinstance(config, TicketConfig) else harness.cli.launch.launch
     with pytest.raises(Reached, match=r"3\.5"), launch(config):
         pass

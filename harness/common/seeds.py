@@ -23,16 +23,16 @@ def derive_seed(seed: int, *purpose: str | int) -> int:
 class SgdNoise:
     """The noise u of one training 𝒜(θ, u).
 
-    `scope` is `search_scope(level)` inside a search and ("final",) in every final training, whatever its kind: kinds
-    compared under one sgd_seed see the same u.
+    `scope` is ("search", level) inside a search, unless the method has another, and ("final",) in every final training
+    of any kind: kinds compared under one sgd_seed see the same u.
     """
 
     sgd_seed: int
     scope: tuple[str | int, ...]
 
-    def key(self, purpose: str, epoch: int) -> int:
-        """Return the uint64 key of one purpose in one epoch."""
-        return derive_seed(self.sgd_seed, *self.scope, purpose, epoch)
+    def key(self, purpose: str, *where: int) -> int:
+        """Return the uint64 key of one purpose, e.g. in one epoch, or at one step of it."""
+        return derive_seed(self.sgd_seed, *self.scope, purpose, *where)
 
     def permutation(self, epoch: int, num_samples: int) -> np.ndarray:
         """Return the epoch's data order: int64 (num_samples,), the same for any number of processes."""
@@ -47,13 +47,3 @@ class SgdNoise:
 def alpha_mean(alphas: np.ndarray) -> float:
     """Return the mean of an epoch's α, the sum rounded once: the same on every machine, so that it proves the seed."""
     return math.fsum(alphas.tolist()) / len(alphas)
-
-
-def search_scope(level: int, *, same: bool = False, again: bool = False) -> tuple[str | int, ...]:
-    """Return the scope of a search's training: its level, unless all levels see the `same` u.
-
-    `again` is level 0 trained on before the first pruning (Algorithm 1 as printed), which sees another u.
-    """
-    if same:
-        return ("search",)
-    return ("search", level, "again") if again else ("search", level)

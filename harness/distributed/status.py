@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.common.escape import redact
-from harness.common.machine import process_exists
+from harness.common.files import process_exists, write_atomically
 from harness.distributed.heartbeat import lost_peer, stood_still
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
@@ -71,13 +71,10 @@ def _write(path: Path, status: State, reason: str, since: str) -> None:
         "since": since,
         "argv": [redact(word) for word in sys.argv],
     }
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=1) + "\n"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        os.replace(temporary, path)
+        write_atomically(path, text.encode(), durable=False)
     except OSError:  # must not end a training; the launch itself says what is wrong
         with suppress(OSError):
-            temporary.unlink(missing_ok=True)
             path.write_text(text)  # on a full disk there may be room where the old text was

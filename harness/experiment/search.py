@@ -26,7 +26,7 @@ from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method
 from harness.pruning.method import Params, StartPoint
-from harness.runs.run import FinishedRun, RunDescription, TrainedRun
+from harness.runs.run import FinishedRun, TrainedRun
 from harness.runs.state_saver import StateSaver
 
 
@@ -92,6 +92,8 @@ class Search:
         # a method may ask for another initialisation than the configured one; it then names a scheme
         wanted = method.initialisation(self.config)
         self.begun = experiment.initialisation if wanted == self.config.initialisation else Initialisation.of(wanted)
+        self.description = describe_search(experiment, self.begun)
+        self.root = self.description.key
         self._done: list[FinishedRun] = []
 
     @cached_property
@@ -99,21 +101,11 @@ class Search:
         """θ_init, drawn from init_seed."""
         return self.experiment.theta_init(self.config.init_seed, self.begun)
 
-    @cached_property
-    def description(self) -> RunDescription:
-        """The root of the search, θ_init's digest aside."""
-        return describe_search(self.experiment, self.begun)
-
-    @property
-    def root(self) -> str:
-        """Key of the search."""
-        return self.description.key
-
     # ------------------------------------------------------------------ Algorithm 1
 
     def levels(self) -> list[FinishedRun]:
         """Run Algorithm 1: alternate training and pruning, T times."""
-        config, method = self.config, self.method
+        config, method, world = self.config, self.method, self.experiment.world
         pruning = method.pruning(config)
         for step in steps(config, method):
             parent = self._done[-1] if self._done else None  # [θₜ₋₁, mₜ₋₁]; before the first level θ_init
@@ -124,7 +116,9 @@ class Search:
             if step.prunes and pruning is not None:
                 ranking = method.ranking(self.context(step.level, mask, step.phase))
                 mask = pruning.next_mask(ranking, mask, step.level)
-                self._require_equal_masks(step.level, mask)
+                if world.size > 1:
+                    bits = {name: tensor.to(torch.uint8) for name, tensor in mask.tensors.items()}
+                    world.require_equal(f"the mask of level {step.level}", sha256_tensors(bits))
 
             # Lines 2–7: train θₜ₋₁ ⊙ mₜ under the method's view of ψ, with the learning rate rewound.
             ctx = self.context(step.level, mask, step.phase)
@@ -139,7 +133,6 @@ class Search:
                 noise=method.noise(config, step.level, again=step.phase == "again"),
                 view=method.view,
                 hook=method.training_hook(ctx),
-                begin_steps=method.begin_steps(ctx),
                 determinants={"pruning_fraction": fraction}
                 | (pruning.determinants(step.level) if step.prunes and pruning else {})
                 | method.determinants(config, ctx.steps_per_epoch)
@@ -249,11 +242,6 @@ class Search:
                 )
 
         experiment.world.on_main(commit)
-
-    def _require_equal_masks(self, level: int, mask: Mask) -> None:
-        if self.experiment.world.size > 1:
-            bits = {name: tensor.to(torch.uint8) for name, tensor in mask.tensors.items()}
-            self.experiment.world.require_equal(f"the mask of level {level}", sha256_tensors(bits))
 
 
 def steps(config: SearchConfig, method: Method) -> list[Step]:

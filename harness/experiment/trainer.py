@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
 from functools import partial
 
@@ -47,7 +47,6 @@ class Trainer:
         view: Callable[[NormState], ForwardView] = lambda norm: plain_view,
         metrics: Collection[str] = (),
         reestimate: bool = False,
-        begin_steps: int = 0,
         optim: OptimConfig | None = None,
         hook: TrainingHook | None = None,
         frozen: Collection[str] = (),
@@ -64,7 +63,6 @@ class Trainer:
             view: Takes ψ and ψ_init; returns the view of each step.
             metrics: Fields of EpochReport to log beside the usual ones.
             reestimate: Evaluate with fresh BatchNorm statistics, too.
-            begin_steps: Schedule and u begin after so many of their steps.
             optim: Instead of the experiment's optimizer.
             hook: Goes along with the training; may give another mask and more networks to keep.
             frozen: Names of parameters that are not trained.
@@ -83,7 +81,7 @@ class Trainer:
         state = NormState([params[name] for name in norm], [psi_init[name].to(world.device) for name in norm])
         signs = {name: (start.weights or start.params)[name].sign() for name in start.mask.tensors}
         flipped = _FlippedSigns(params, signs, start.mask) if world.is_main and start.weights is None else None
-        begin = divmod(begin_steps, experiment.train_feed.steps_per_epoch)
+        begin = divmod(start.begin_steps, experiment.train_feed.steps_per_epoch)
         epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
 
         def on_epoch(report: EpochReport) -> None:
@@ -97,7 +95,7 @@ class Trainer:
         # Train, with a progress bar and the load of the machine on rank 0.
         bar = tqdm(
             total=schedule.epochs * experiment.train_feed.steps_per_epoch,
-            initial=begin_steps,
+            initial=start.begin_steps,
             desc=description.name,
             unit="step",
             leave=False,
@@ -126,7 +124,8 @@ class Trainer:
         mask = hook.finish(start.mask) if hook else start.mask
         own = Checkpoint.of(model, level=description.level, epochs=start.epochs + epochs, level_digest=description.key)
         checkpoint = Checkpoint(own.params, world.share(own.buffers), own.level, own.epochs, own.level_digest)
-        world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
+        if world.size > 1:
+            world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
         checkpoint.load_into_(model)
         networks = (
             {}
@@ -148,13 +147,16 @@ class Trainer:
         self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, *, reestimate: bool
     ) -> None:
         """Log error and loss on the test split; with `reestimate`, of fresh BatchNorm statistics."""
-        feed, world = self.experiment.test_feed, self.world
+        feed, train_feed, world = self.experiment.test_feed, self.experiment.train_feed, self.world
         found = evaluate(model, feed, world, num_images=feed.num_images)
         if reestimate:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
             measured_before = found.error_percent
+            steps = -(-BN_IMAGES // self.experiment.config.global_batch_size)
+            order = SgdNoise(noise.sgd_seed, ("batchnorm",))
+            batches = train_feed.epoch(order, 0, num_steps=min(steps, train_feed.steps_per_epoch))
             with world.autocast():
-                reestimate_batchnorm(model, self.bn_batches(noise.sgd_seed, BN_IMAGES), "cumulative")
+                reestimate_batchnorm(model, (images_NCHW for images_NCHW, _ in batches), "cumulative")
             if world.size > 1:  # every rank saw its share of the images
                 with torch.no_grad():
                     for buffer in (buffer for buffer in model.buffers() if buffer.is_floating_point()):
@@ -162,13 +164,6 @@ class Trainer:
             found = evaluate(model, feed, world, num_images=feed.num_images)
             measured.log(step, {"test_error_percent_recorded_bn": measured_before})
         measured.log(step, {"test_error_percent": found.error_percent, "test_loss": found.loss})
-
-    def bn_batches(self, sgd_seed: int, num_images: int) -> Iterator[torch.Tensor]:
-        """Yield augmented training images (NCHW) for BatchNorm statistics, chosen by key, in batches of one size."""
-        feed = self.experiment.train_feed
-        steps = min(-(-num_images // self.experiment.config.global_batch_size), feed.steps_per_epoch)
-        for images_NCHW, _ in feed.epoch(SgdNoise(sgd_seed, ("batchnorm",)), 0, num_steps=steps):
-            yield images_NCHW
 
 
 class _FlippedSigns:

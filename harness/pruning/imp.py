@@ -3,7 +3,7 @@
 The data order is rewound with the parameters: u is the same at every level (method, section 3).
 """
 
-from harness.common.seeds import SgdNoise, search_scope
+from harness.common.seeds import SgdNoise
 from harness.config import SearchConfig
 from harness.pruning.method import FullTraining, LevelContext, StartPoint
 
@@ -19,4 +19,4 @@ class IMP(FullTraining):
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
         """Return the u of level 0."""
-        return SgdNoise(config.sgd_seed, search_scope(level, same=True, again=again))
+        return SgdNoise(config.sgd_seed, ("search",))

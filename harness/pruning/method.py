@@ -12,7 +12,7 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
-from harness.common.seeds import SgdNoise, search_scope
+from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
 from harness.masks import Mask
 from harness.pruning.schedule import PruningSchedule
@@ -50,6 +50,8 @@ class StartPoint:
     """Epochs that the search has trained already."""
     epochs_spent: int | None = None
     """Epochs that led to this start in all, where that is another number."""
+    begin_steps: int = 0
+    """Schedule and u begin after so many of their steps."""
     weights: Params | None = None
     """The weights whose signs are compared with the trained ones, where `params` are not weights."""
 
@@ -217,8 +219,8 @@ class Method:
         return StartPoint.masked(ctx.parent.params, ctx.parent.buffers, ctx.mask, epochs=ctx.parent.epochs)
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return the noise u of a level: data order, augmentation, α."""
-        return SgdNoise(config.sgd_seed, search_scope(level, again=again))
+        """Return the noise u of a level: data order, augmentation, α. `again`: see `harness.experiment.search.Step`."""
+        return SgdNoise(config.sgd_seed, ("search", level, "again") if again else ("search", level))
 
     def view(self, norm: NormState) -> ForwardView:
         """Return the view of each optimizer step. LRR: the forward pass sees θ itself."""
@@ -227,10 +229,6 @@ class Method:
     def training_hook(self, ctx: LevelContext) -> TrainingHook | None:
         """Return an object that goes along with the training of a level."""
         return None
-
-    def begin_steps(self, ctx: LevelContext) -> int:
-        """Return how many steps of its schedule and u a level leaves out."""
-        return 0
 
     # ---- after the search
 

@@ -34,17 +34,13 @@ class WeightRewinding(IMP):
         """Return θ_k ⊙ mₜ; level 0 starts from θ₀."""
         if ctx.level == 0:
             return super().start(ctx)
-        point = ctx.read(THETA_K)
-        return StartPoint.masked(point.params, point.buffers, ctx.mask, epochs=ctx.parent.epochs)
+        point, steps = ctx.read(THETA_K), rewind_steps(ctx.config, ctx.steps_per_epoch) if ctx.steps_per_epoch else 0
+        return StartPoint.masked(point.params, point.buffers, ctx.mask, epochs=ctx.parent.epochs, begin_steps=steps)
 
     def training_hook(self, ctx: LevelContext) -> TrainingHook | None:
         """Return the hook that keeps θ_k of level 0."""
         steps = rewind_steps(ctx.config, ctx.steps_per_epoch)
         return RewindPoint(steps, ctx.steps_per_epoch) if ctx.level == 0 else None
-
-    def begin_steps(self, ctx: LevelContext) -> int:
-        """Return k for the levels that start from θ_k."""
-        return rewind_steps(ctx.config, ctx.steps_per_epoch) if ctx.level else 0
 
 
 def rewind_steps(config: SearchConfig, steps_per_epoch: int) -> int:

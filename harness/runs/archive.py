@@ -76,12 +76,12 @@ class Archive:
         """
         key, parents = description.key, [parent.key for parent in description.parents]
         unfinished = Unfinished(self.store.local.directory, description.kind, key, description.name, parents)
-        if self._exists(key, parents):
+        if self.world.main_says(lambda: self.find(key, parents) is not None):
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(description)
         self.stop_if_asked()
         with self._claimed(unfinished, description.config):
-            if self._exists(key, parents):  # another launch was faster
+            if self.world.main_says(lambda: self.find(key, parents) is not None):  # another launch was faster
                 self.world.on_main(unfinished.discard)
                 return self._reuse(description)
             saver = StateSaver(self.world, unfinished, description, self.saving, self.environment_check)
@@ -186,9 +186,6 @@ class Archive:
 
     # ------------------------------------------------------------------ loading
 
-    def _exists(self, key: str, parents: Sequence[str]) -> bool:
-        return self.world.main_says(lambda: self.find(key, parents) is not None)
-
     def find(self, key: str, parents: Sequence[str]) -> Path | None:
         """Return the directory of a finished run, fetched from the server if need be (rank 0); None if there is none.
 
@@ -221,7 +218,7 @@ class Archive:
 
         Unless `fitting` is false it must be of this network: else a ValueError names every tensor that is not.
         """
-        if not self._exists(key, []):
+        if not self.world.main_says(lambda: self.find(key, []) is not None):
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key, fitting=fitting)
 

@@ -29,14 +29,10 @@ class DeliveryThread:
         self._waiting: list[str] = []
         self._delivered: dict[str, str] = {}
         self._failure: Exception | None = None
-        self._away = self._busy = False
+        self.away = self._busy = False
+        """Away: the server gave no answer the last time; it is asked again when the next run is sent."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
-
-    @property
-    def away(self) -> bool:
-        """Whether the server gave no answer the last time; it is asked again when the next node is sent."""
-        return self._away
 
     def send(self, key: str) -> None:
         """Have a committed node delivered after all that were sent before it; returns at once."""
@@ -85,7 +81,7 @@ class DeliveryThread:
 
     def _show(self) -> None:
         """Let MLflow show the whole graph of what was delivered, if the server can be asked now."""
-        if not self._busy and not self._away:
+        if not self._busy and not self.away:
             self._own.show()
 
     def _raise_failure(self) -> None:
@@ -122,7 +118,7 @@ class DeliveryThread:
             directory = self._own.local.find(key)
             if directory is not None:  # else it was deleted meanwhile
                 run_id = self._own.deliver(directory)
-                if self._away:
+                if self.away:
                     self._own.tidy()  # it is back
         except ConnectionError as error:
             away = True
@@ -134,7 +130,7 @@ class DeliveryThread:
         except Exception as error:
             failure = error
         with self._changed:
-            self._away, self._failure = away, failure or self._failure
+            self.away, self._failure = away, failure or self._failure
             if run_id is not None:
                 self._delivered[key] = run_id
             if not away:

@@ -19,16 +19,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from harness.common.machine import process_exists
+from harness.common.files import fsync, process_exists
 from harness.lineage.browse.find import newest
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files, write_absent_files
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import check_digest, fsync, read_record
-from harness.lineage.nodes.record import KINDS
+from harness.lineage.nodes.local_files import check_digest, read_record
+from harness.lineage.nodes.record import CHECKPOINT, KINDS
 from harness.lineage.store import LineageStore
 from harness.runs.unfinished import BusyError, Unfinished
 
-CHECKPOINT = "checkpoint.safetensors"
 SECONDS_PER_DAY = 86_400
 FOREIGN_DAYS = 1.0
 """What another host left half-written is taken for dead after so long: its processes cannot be asked here."""

@@ -35,12 +35,12 @@ class RunDescription:
         return sha256_json(self.determinants)
 
 
+@dataclass
 class Measurements:
     """The numbers that one run measures, each with its time."""
 
-    def __init__(self) -> None:
-        self.started_ms = int(time.time() * 1000)
-        self.metrics: list[Metric] = []
+    started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
+    metrics: list[Metric] = field(default_factory=list)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Keep numbers that were measured just now."""

@@ -25,14 +25,6 @@ class SavingInterval:
     unit: SaveUnit
     steps_per_epoch: int
 
-    def due(self, steps: int, seconds: float) -> bool:
-        """Whether so many steps, or so many seconds, since the last time are enough."""
-        if self.every <= 0:
-            return False
-        if self.unit == "minutes":
-            return seconds >= 60 * self.every
-        return steps >= self.every * (self.steps_per_epoch if self.unit == "epochs" else 1)
-
 
 class EnvironmentCheck:
     """Warns once of each difference that may change bits and is in no key."""
@@ -81,9 +73,13 @@ class StateSaver:
 
     def due(self, epoch: int, steps: int) -> bool:
         """Whether it is time to save, after `steps` steps of `epoch`."""
-        steps_then, then = self._saved_at
-        done = epoch * self.interval.steps_per_epoch + steps
-        return self.interval.due(done - steps_then, time.monotonic() - then)
+        (steps_then, then), interval = self._saved_at, self.interval
+        if interval.every <= 0:
+            return False
+        if interval.unit == "minutes":
+            return time.monotonic() - then >= 60 * interval.every
+        done = epoch * interval.steps_per_epoch + steps - steps_then
+        return done >= interval.every * (interval.steps_per_epoch if interval.unit == "epochs" else 1)
 
     def save(self, state: TrainingState) -> None:
         """Save rank 0's `state`, with what has been measured so far."""
@@ -106,9 +102,9 @@ class StateSaver:
     def load(self) -> TrainingState | None:
         """Return the newest whole state on every rank, and take over what was measured before it."""
         found = self.world.on_main(self.unfinished.newest)
-        header = json.loads(self.world.share_text(json.dumps(found[0] if found else None)))
-        if header is None:
+        if not self.world.main_says(lambda: found is not None):
             return None
+        header = json.loads(self.world.share_text(json.dumps(found[0] if found else None)))
         tensors = self.world.share(found[1] if found else {})
         self.measured.metrics[:] = [Metric.from_list(row) for row in header["metrics"]]
         self.measured.started_ms = header["started_ms"]

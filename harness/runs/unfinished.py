@@ -28,8 +28,8 @@ from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.faults import reach
+from harness.common.files import process_exists, write_atomically
 from harness.common.logging import say
-from harness.common.machine import process_exists
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -71,15 +71,36 @@ class Unfinished:
 
         A dead holder is taken over from. The directory stays, with what it holds, unless `discard` is called.
         """
-        lock = self._lock()
+        # A lock tells processes of this host apart, a heartbeat those of hosts that do not share locks.
+        lock, done, beating = self._lock(), threading.Event(), None
         try:
-            dead = self._owner().get("token")
+            dead = _owner_of(self.directory).get("token")
             self._wait_for_the_holder(locked=lock is not None)
             self._take(config, dead)
-            with self._beating():
-                yield
+            beating = threading.Thread(target=self._beat, args=(done,), name="heartbeat", daemon=True)
+            beating.start()
+            yield
         finally:
-            self._let_go(lock)
+            done.set()
+            if beating is not None:
+                beating.join()
+            # Let go, and remove the directory of a run that is committed.
+            mine, self._token = self._token is not None and self._is_mine(), None
+            if mine:
+                (self.directory / _OWNER).unlink(missing_ok=True)
+            if lock is not None:
+                lock.release()
+            if mine and self._discarded:
+                with suppress(OSError):  # another launch may look at it just now
+                    (self.directory / _LOCK).unlink(missing_ok=True)
+                    self.directory.rmdir()
+
+    def _beat(self, done: threading.Event) -> None:
+        """Give signs of life until the claim ends."""
+        while not done.wait(HEARTBEAT_SECONDS):
+            with suppress(OSError):
+                if self._is_mine():  # a holder that stood still for long may have been taken over
+                    os.utime(self.directory / _OWNER)
 
     def save(self, header: dict[str, Any], tensors: dict[str, torch.Tensor], position: tuple[int, int]) -> None:
         """Write a state whole or not at all, then drop the earlier ones; an OSError says path and bytes."""
@@ -91,7 +112,7 @@ class Unfinished:
         path = self.directory / f"state-{epoch:06}-{step:09}-{sha256(data).hexdigest()}.safetensors"
         earlier = [other for other in self._states() if other != path]
         try:
-            _replace(path, data, before_rename="state-written")
+            write_atomically(path, data, fault_point="state-written")
         except OSError as error:
             free = shutil.disk_usage(self.directory.parent).free
             raise OSError(
@@ -177,7 +198,7 @@ class Unfinished:
 
     def _wait_for_the_holder(self, *, locked: bool) -> None:
         """BusyError if the marked holder lives: a lock of another host may not be seen here."""
-        age, owner = self._heartbeat_age(), self._owner()
+        age, owner = self._heartbeat_age(), _owner_of(self.directory)
         if age is None or age >= DEAD_AFTER_SECONDS:
             return
         if owner.get("host") == socket.gethostname():
@@ -186,9 +207,9 @@ class Unfinished:
                 return
             raise self._busy("its process is alive")
         say(f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there")
-        last = self._beat_at()
+        last = _beat_at(self.directory)
         while (age := self._heartbeat_age()) is not None and age < DEAD_AFTER_SECONDS:
-            if self._beat_at() != last:
+            if _beat_at(self.directory) != last:
                 raise self._busy("it has just given a sign of life")
             time.sleep(min(1.0, DEAD_AFTER_SECONDS / 10))
 
@@ -202,14 +223,14 @@ class Unfinished:
             for path in self.directory.iterdir():
                 if path.name.startswith((f".{_DRAFT}", ".state-")):
                     path.unlink(missing_ok=True)  # half-written files of a launch that died
-            if self._owner().get("token") == dead:
+            if _owner_of(self.directory).get("token") == dead:
                 (self.directory / _OWNER).unlink(missing_ok=True)
             mark.write_text(json.dumps(owner))
             os.link(mark, self.directory / _OWNER)  # fails if another has just done the same
             self._token = token
             if config:
                 draft = {"name": self.name, "parents": self.parents, "config": config}
-                _replace(self.directory / _DRAFT, json.dumps(draft).encode())
+                write_atomically(self.directory / _DRAFT, json.dumps(draft).encode())
         except FileExistsError:
             raise self._busy("it began at the same time") from None
         except OSError as error:
@@ -217,19 +238,8 @@ class Unfinished:
         finally:
             mark.unlink(missing_ok=True)
 
-    def _let_go(self, lock: FileLock | None) -> None:
-        mine, self._token = self._token is not None and self._is_mine(), None
-        if mine:
-            (self.directory / _OWNER).unlink(missing_ok=True)
-        if lock is not None:
-            lock.release()
-        if mine and self._discarded:
-            with suppress(OSError):  # another launch may look at it just now
-                (self.directory / _LOCK).unlink(missing_ok=True)
-                self.directory.rmdir()
-
     def _is_mine(self) -> bool:
-        return self._owner().get("token") == self._token
+        return _owner_of(self.directory).get("token") == self._token
 
     def _cannot_write(self, error: OSError) -> OSError:
         free = shutil.disk_usage(next(path for path in self.directory.parents if path.exists())).free
@@ -260,11 +270,8 @@ class Unfinished:
             raise ValueError(f"the state {path} is of another run or format")
         return header, tensors
 
-    def _owner(self) -> dict[str, Any]:
-        return _owner_of(self.directory)
-
     def _busy(self, why: str) -> BusyError:
-        owner = self._owner()
+        owner = _owner_of(self.directory)
         who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "another process"
         return BusyError(
             f"{self.name!r} is already being made by {who} ({why}). Wait for it, or stop it: the same command then "
@@ -273,61 +280,17 @@ class Unfinished:
 
     def _heartbeat_age(self) -> float | None:
         """Seconds since the holder's last sign of life, by the clock of the file system; None without a holder."""
+        last = _beat_at(self.directory)
+        if last is None:
+            return None
         probe = self.directory / f".probe-{secrets.token_hex(8)}"
         try:
             probe.touch()
-            now = probe.stat().st_mtime
+            return probe.stat().st_mtime - last
         except OSError as error:
             raise self._cannot_write(error) from error
         finally:
             probe.unlink(missing_ok=True)
-        last = self._beat_at()
-        return None if last is None else now - last
-
-    def _beat_at(self) -> float | None:
-        """When the holder gave its last sign of life; None without a holder."""
-        try:
-            return (self.directory / _OWNER).stat().st_mtime
-        except FileNotFoundError:
-            return None
-
-    @contextmanager
-    def _beating(self) -> Iterator[None]:
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(HEARTBEAT_SECONDS):
-                with suppress(OSError):
-                    if self._is_mine():  # a holder that stood still for long may have been taken over
-                        os.utime(self.directory / _OWNER)
-
-        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-
-def _replace(path: Path, data: bytes, before_rename: str | None = None) -> None:
-    """Give `path` this content in one step, on the disk before it has its name."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if before_rename is not None:
-            reach(before_rename)
-        os.replace(temporary, path)
-        descriptor = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _owner_of(directory: Path) -> dict[str, Any]:
@@ -337,13 +300,20 @@ def _owner_of(directory: Path) -> dict[str, Any]:
         return {}
 
 
+def _beat_at(directory: Path) -> float | None:
+    """When the holder gave its last sign of life; None without a holder."""
+    try:
+        return (directory / _OWNER).stat().st_mtime
+    except FileNotFoundError:
+        return None
+
+
 def _is_held(directory: Path) -> bool:
     """Whether another process is at work on a run, as far as a look from outside tells."""
-    owner = _owner_of(directory)
-    try:
-        silent = time.time() - (directory / _OWNER).stat().st_mtime
-    except FileNotFoundError:
+    owner, beat_at = _owner_of(directory), _beat_at(directory)
+    if beat_at is None:
         return False
+    silent = time.time() - beat_at
     pid = int(owner.get("pid", 0))
     alive = owner.get("host") != socket.gethostname() or (pid != os.getpid() and process_exists(pid))
     return bool(alive and silent < DEAD_AFTER_SECONDS)

@@ -18,11 +18,8 @@ class Evaluation:
     num_correct: int
     num_images: int
     loss: float
-
-    @property
-    def error_percent(self) -> float:
-        """Top-1 error, percent."""
-        return 100.0 * (self.num_images - self.num_correct) / self.num_images
+    error_percent: float
+    """Top-1 error."""
 
 
 @torch.inference_mode()
@@ -47,4 +44,4 @@ def evaluate(
     correct, seen, loss_sum = world.sum(sums).tolist()
     if seen != num_images:
         raise RuntimeError(f"evaluation saw {int(seen)} images of {num_images}")
-    return Evaluation(int(correct), int(seen), loss_sum / seen)
+    return Evaluation(int(correct), int(seen), loss_sum / seen, 100.0 * (num_images - int(correct)) / num_images)

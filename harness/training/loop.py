@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from harness.common.faults import reach
-from harness.common.seeds import SgdNoise, alpha_mean, derive_seed
+from harness.common.seeds import SgdNoise, alpha_mean
 from harness.config import OptimConfig, Schedule
 from harness.distributed.heartbeat import COMPUTING, ENDING, MEETING, READING
 from harness.distributed.stop import StoppedError
@@ -152,7 +152,7 @@ def train(
                 if step.unrehearsed:
                     step.rehearse(images_NCHW, labels_N)
                 # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
-                torch.manual_seed(derive_seed(noise.sgd_seed, *noise.scope, "dropout", epoch, index, world.rank) >> 1)
+                torch.manual_seed(noise.key("dropout", epoch, index, world.rank) >> 1)
                 with view(float(alphas[index])):
                     loss, num_correct = step.backward(images_NCHW, labels_N)
                 step.update()
@@ -205,7 +205,9 @@ class _Meeting:
         if self.saver is not None and (minus_save < 0 or minus_stop < 0):
             sums = self.world.sum(tally.sums)
             held = tensors() | {TALLY: sums.cpu()} if self.world.is_main else {}
-            self.saver.save(TrainingState(epoch, steps, tally.seconds, held, self.world.scaler_state()))
+            self.saver.save(
+                TrainingState(epoch, steps, time.perf_counter() - tally.started, held, self.world.scaler_state())
+            )
         if minus_stop < 0:
             raise StoppedError(stop or "another process was asked to stop")
 
@@ -236,38 +238,30 @@ class _Step:
         self.unrehearsed = False
         buffers = list(self.model.buffers())
         saved = [buffer.clone() for buffer in buffers]
-        images, labels = (batch.tensor_split(self.accumulation_steps)[0] for batch in (images_NCHW, labels_N))
-        self._micro_batch(images, labels, 1.0)
+        self.backward(images_NCHW, labels_N)
         self.optimizer.zero_grad(set_to_none=True)
         for buffer, value in zip(buffers, saved, strict=True):
             buffer.copy_(value)
 
     def backward(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the batch's mean loss and number of correct predictions, both on the device."""
-        if self.accumulation_steps == 1:
-            return self._micro_batch(images_NCHW, labels_N, 1.0)
-        num_images = len(labels_N)
-        image_parts = images_NCHW.tensor_split(self.accumulation_steps)
-        label_parts = labels_N.tensor_split(self.accumulation_steps)
-        loss_sum = torch.zeros((), device=images_NCHW.device)
-        correct_sum = torch.zeros((), dtype=torch.int64, device=images_NCHW.device)
+        num_images, parts = len(labels_N), self.accumulation_steps
+        whole = parts == 1
+        image_parts = [images_NCHW] if whole else images_NCHW.tensor_split(parts)
+        label_parts = [labels_N] if whole else labels_N.tensor_split(parts)
+        losses, corrects = [], []
         for part, (images, labels) in enumerate(zip(image_parts, label_parts, strict=True)):
-            last = part == self.accumulation_steps - 1
-            with nullcontext() if last else self.world.no_sync(self.model):
-                loss, correct = self._micro_batch(images, labels, len(labels) / num_images)
-            loss_sum += loss
-            correct_sum += correct
-        return loss_sum, correct_sum
-
-    def _micro_batch(
-        self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, share: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        with self.world.autocast():
-            logits_NK = self.model(images_NCHW)
-            loss = F.cross_entropy(logits_NK.float(), labels_N)
-        loss = loss if share == 1.0 else loss * share
-        self.world.backward(loss)
-        return loss.detach(), (logits_NK.detach().argmax(1) == labels_N).sum()
+            with nullcontext() if part == parts - 1 else self.world.no_sync(self.model):
+                with self.world.autocast():
+                    logits_NK = self.model(images)
+                    loss = F.cross_entropy(logits_NK.float(), labels)
+                loss = loss if whole else loss * (len(labels) / num_images)
+                self.world.backward(loss)
+            losses.append(loss.detach())
+            corrects.append((logits_NK.detach().argmax(1) == labels).sum())
+        if whole:
+            return losses[0], corrects[0]
+        return sum(losses, start=torch.zeros_like(losses[0])), sum(corrects, start=torch.zeros_like(corrects[0]))
 
     def update(self) -> None:
         if self.max_grad_norm is not None:
@@ -285,16 +279,11 @@ class _Tally:
         self.world = world
         self.first_bad = torch.full((), torch.inf, device=world.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss·images, correct, images
-        self.started = time.perf_counter()
+        self.started = time.perf_counter()  # of the epoch, as if it had never been interrupted
         if state is not None:
             self.started -= state.seconds
             if world.is_main:  # the saved sums are those of all ranks
                 self.sums += state.tensors[TALLY].to(world.device)
-
-    @property
-    def seconds(self) -> float:
-        """Spent in this epoch, before an interruption too."""
-        return time.perf_counter() - self.started
 
     def add(self, index: int, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int) -> None:
         bad = torch.where(torch.isfinite(loss), torch.inf, float(index))
@@ -312,6 +301,6 @@ class _Tally:
             train_error_percent=100 * (1 - correct / images),
             lr=lr,
             alpha_mean=mean_alpha,
-            images_per_second=images / self.seconds,
+            images_per_second=images / (time.perf_counter() - self.started),
             finished_ms=int(time.time() * 1000),
         )

@@ -75,11 +75,11 @@ def take_steps(
         optim=OptimConfig(name="sgd" if optimizer == "sgd" else "adam", lr=0.01, max_grad_norm=1.0),
         schedule=Schedule(1, "constant"),
         mask=mask,
-        view=METHODS[method].forward_view(NormState([params[key] for key in norm], initial)),
+        view=METHODS[method].view(NormState([params[key] for key in norm], initial)),
         accumulation_steps=accumulation_steps,
         label="test",
         on_epoch=lambda report: None,
-        keeper=keeper,
+        saver=keeper,
     )
     return {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
 

@@ -133,7 +133,7 @@ def config(where: Path, precision: Precision = "no", **changes: Any) -> SearchCo
 
 
 @contextmanager
-def launch(settings: SearchConfig, way: Way) -> Iterator[Experiment]:
+def opened(settings: SearchConfig, way: Way) -> Iterator[Experiment]:
     """One launch in this process, with Accelerate or as if it were not installed."""
     with _process(way), launch(settings) as experiment:
         yield experiment

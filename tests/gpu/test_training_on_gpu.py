@@ -97,11 +97,11 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, de
     for stop_after in range(1, EPOCHS * STEPS + 1):
         memory = Memory(world, stop_after)
         with pytest.raises(StoppedError):
-            run(start(), world, **options, keeper=memory)
+            run(start(), world, **options, saver=memory)
         world.stop._signal, memory.stop_after = None, None
         run(network().to(device), world)  # leaves another loss scale behind, and other generators
         again = start()
-        reports = run(again, world, **options, keeper=memory)
+        reports = run(again, world, **options, saver=memory)
         assert world.scaler_state() == scale
         assert differing(again.state_dict(), through.state_dict()) == []
         assert reports[-1].train_loss == expected[-1].train_loss

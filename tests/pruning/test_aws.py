@@ -41,7 +41,7 @@ def test_equals_the_written_out_interpolation(alpha):
     expected = torch.autograd.grad(loss, list(named.values()))
 
     before = [param.detach().clone() for param in norm_params]
-    with METHODS["aws"].forward_view(NormState(norm_params, initial))(alpha):
+    with METHODS["aws"].view(NormState(norm_params, initial))(alpha):
         found_loss = nn.functional.cross_entropy(model(images), labels)
         found_loss.backward()
     assert torch.allclose(found_loss, loss, atol=1e-6)
@@ -54,7 +54,7 @@ def test_psi_is_restored_when_an_exception_passes():
     model = network()
     norm_params, initial = moved_away(model)
     before = [param.detach().clone() for param in norm_params]
-    with pytest.raises(RuntimeError, match="boom"), METHODS["aws"].forward_view(NormState(norm_params, initial))(0.5):
+    with pytest.raises(RuntimeError, match="boom"), METHODS["aws"].view(NormState(norm_params, initial))(0.5):
         raise RuntimeError("boom")
     assert all(torch.equal(now, then) for now, then in zip(norm_params, before, strict=True))
 

@@ -19,7 +19,7 @@ from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.runs.archive import Archive
-from harness.runs.state_saver import RunKeeper, Saving
+from harness.runs.state_saver import SavingInterval, StateSaver
 from harness.training.resume import TrainingState
 
 
@@ -29,7 +29,7 @@ def archive(tmp_path: Path) -> Archive:
     model = build_model("resnet8", num_classes=3, channels=1, image_size=8, width=2)
     template = Checkpoint.of(model, level=0, epochs=0, level_digest="0" * 64)
     store, partition = open_store(tmp_path, offline=True), partition_of("resnet8", model)
-    return Archive(World(), store, partition, template, Saving(0, "steps", steps_per_epoch=1))
+    return Archive(World(), store, partition, template, SavingInterval(0, "steps", steps_per_epoch=1))
 
 
 def draft(**launch: object) -> Draft:

@@ -71,7 +71,7 @@ def run(model: nn.Module, world: World, **options) -> list[EpochReport]:
         "optim": OptimConfig(lr=0.05, weight_decay=1e-2),
         "schedule": Schedule(EPOCHS, "step"),
         "mask": some_mask(model),
-        "view": METHODS[method].forward_view(state),
+        "view": METHODS[method].view(state),
         "label": "aws L00",
         "on_epoch": reports.append,
     }

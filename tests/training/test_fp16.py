@@ -31,7 +31,7 @@ def psi_init(model: nn.Module) -> list[torch.Tensor]:
 
 def aws_view(model: nn.Module):
     params = dict(model.named_parameters())
-    return METHODS["aws"].forward_view(NormState([params[name] for name in PSI], psi_init(model)))
+    return METHODS["aws"].view(NormState([params[name] for name in PSI], psi_init(model)))
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -144,14 +144,14 @@ def test_interrupted_it_goes_on_with_the_same_scale_and_bits(fp16_world, name):
     for stop_after in (1, 2, STEPS, STEPS + 3):
         memory = Memory(fp16_world, stop_after)
         with pytest.raises(StoppedError):
-            run(noisy(), fp16_world, **options, keeper=memory)
+            run(noisy(), fp16_world, **options, saver=memory)
         assert memory.state is not None and memory.state.scaler == fp16_world.scaler_state()
         # what is saved passes through JSON
         memory.state = replace(memory.state, scaler=json.loads(json.dumps(memory.state.scaler)))
         fp16_world.stop._signal, memory.stop_after = None, None
         run(network(), fp16_world)  # another training in between leaves its own scale behind
         again = noisy()
-        run(again, fp16_world, **options, keeper=memory)
+        run(again, fp16_world, **options, saver=memory)
         assert fp16_world.scaler_state() == expected_scale
         for key, value in through.state_dict().items():
             assert torch.equal(again.state_dict()[key], value), (stop_after, key)

@@ -99,9 +99,9 @@ def test_interrupted_it_ends_with_the_same_bits(world, stop_after):
     whole, expected = trained(world)
     memory = Memory(world, stop_after)
     with pytest.raises(StoppedError):
-        trained(world, keeper=memory)
+        trained(world, saver=memory)
     world.stop._signal = None
-    resumed, scoring = trained(world, keeper=memory)
+    resumed, scoring = trained(world, saver=memory)
     assert scoring.mask.equal(expected.mask)
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
 

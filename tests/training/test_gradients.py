@@ -39,11 +39,11 @@ TRAINING = """
                 generator = torch.Generator().manual_seed(100 * world.rank + step)
                 yield torch.randn(4, 3, 8, 8, generator=generator), torch.randint(5, (4,), generator=generator)
 
-    def trained(model, keeper=None):
+    def trained(model, saver=None):
         train(
             model, world=world, batches=Images(), noise=SgdNoise(1, ("search", 0)), optim=OptimConfig(lr=0.05),
             schedule=Schedule(1, "constant"), mask=Mask({}), view=lambda alpha: torch.enable_grad(), label="L00",
-            on_epoch=lambda report: None, keeper=keeper,
+            on_epoch=lambda report: None, saver=keeper,
         )
         return sha256_tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
 

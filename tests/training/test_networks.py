@@ -60,7 +60,7 @@ def trained(name: str, world: World, method: str = "aws") -> tuple[torch.nn.Modu
         optim=OptimConfig(lr=0.01),
         schedule=Schedule(1, "constant"),
         mask=mask,
-        view=METHODS[method].forward_view(state),
+        view=METHODS[method].view(state),
         label=name,
         on_epoch=lambda report: None,
     )

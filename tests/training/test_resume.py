@@ -26,10 +26,10 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, meth
         memory = Memory(world, stop_after)
         torch.manual_seed(99)  # the generator is wherever it is
         with pytest.raises(StoppedError, match="SIGTERM"):
-            run(noisy(), world, **options, keeper=memory)
+            run(noisy(), world, **options, saver=memory)
         world.stop._signal, memory.stop_after = None, None
         again = noisy()
-        reports = run(again, world, **options, keeper=memory)
+        reports = run(again, world, **options, saver=memory)
         for key, value in through.state_dict().items():
             assert torch.equal(again.state_dict()[key], value), (stop_after, key)
         for ours, theirs in zip(reports[::-1], expected[::-1], strict=False):
@@ -44,10 +44,10 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, meth
 def test_a_stop_between_epochs_repeats_no_report(world):
     memory = Memory(world, stop_after=STEPS)
     with pytest.raises(StoppedError):
-        run(noisy(), world, keeper=memory)
+        run(noisy(), world, saver=memory)
     assert memory.state is not None and (memory.state.epoch, memory.state.step) == (0, STEPS)
     world.stop._signal, memory.stop_after = None, None
-    assert [report.epoch for report in run(noisy(), world, keeper=memory)] == [0, 1]
+    assert [report.epoch for report in run(noisy(), world, saver=memory)] == [0, 1]
 
 
 def test_every_step_draws_dropout_from_a_stream_of_its_own(world):

@@ -19,7 +19,7 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_without_momentum_to_begin_at_k_is_to_go_on(world, k):
     """An optimizer without memory does not tell a training that goes on from one that begins at θ_k and k."""
     whole, point = network(), RewindPoint(k, STEPS)
-    run(whole, world, optim=PLAIN, companion=point)
+    run(whole, world, optim=PLAIN, hook=point)
     rewound = network()
     rewound.load_state_dict(point.params | point.buffers)
     reports = run(rewound, world, optim=PLAIN, begin=divmod(k, STEPS))
@@ -30,7 +30,7 @@ def test_without_momentum_to_begin_at_k_is_to_go_on(world, k):
 def test_k_0_is_the_start(world):
     model, point = network(), RewindPoint(0, STEPS)
     before = state(model)
-    run(model, world, companion=point, schedule=Schedule(0, "constant"))
+    run(model, world, hook=point, schedule=Schedule(0, "constant"))
     kept = point.params | point.buffers
     # the start is that under the mask
     assert all(torch.equal(before[name], kept[name]) for name in before if name != "0.weight")
@@ -40,13 +40,13 @@ def test_k_0_is_the_start(world):
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
 def test_an_interrupted_training_keeps_the_same(world, stop_after):
     whole, expected = network(), RewindPoint(3, STEPS)
-    run(whole, world, companion=expected)
+    run(whole, world, hook=expected)
     memory = Memory(world, stop_after)
     with pytest.raises(StoppedError):
-        run(network(), world, companion=RewindPoint(3, STEPS), keeper=memory)
+        run(network(), world, hook=RewindPoint(3, STEPS), saver=memory)
     world.stop._signal = None
     resumed, point = network(), RewindPoint(3, STEPS)
-    run(resumed, world, companion=point, keeper=memory)
+    run(resumed, world, hook=point, saver=memory)
     assert point.state().keys() == expected.state().keys() and point.state()
     assert all(torch.equal(tensor, expected.state()[name]) for name, tensor in point.state().items())
     assert all(torch.equal(a, b) for a, b in zip(state(whole).values(), state(resumed).values(), strict=True))

@@ -76,7 +76,7 @@ IN_SAVING = """
         def save(self, state):
             world.on_main(lambda: hang() if state.step == 3 else None)
 
-    run(network(), world, keeper=Keeper(world))
+    run(network(), world, saver=Keeper(world))
 """
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from harness.common.seeds import SgdNoise, alpha_mean, search_scope
+from harness.common.seeds import alpha_mean
 from harness.config import search_from_json
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
@@ -139,8 +139,8 @@ def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
     if "data" not in record.config:
         return None
     num_steps = record.config["data"]["num_train"] // record.config["search"]["global_batch_size"]
-    scope = search_scope(int(record.tags["level"]), again=bool(record.config.get("again")))
-    noise = SgdNoise(record.config["search"]["sgd_seed"], scope)
+    config, again = search_from_json(record.config["search"]), bool(record.config.get("again"))
+    noise = method.noise(config, int(record.tags["level"]), again=again)
     expected = [alpha_mean(noise.alphas(epoch, num_steps)) for epoch in range(epochs)]
     by_epoch = [metric.value for metric in sorted(recorded, key=lambda metric: metric.step)]
     wrong = [epoch for epoch, pair in enumerate(zip(by_epoch, expected, strict=False)) if pair[0] != pair[1]]
