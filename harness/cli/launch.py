@@ -125,14 +125,18 @@ def launch(config: SearchConfig) -> Iterator[Experiment]:
     Args:
         config: The settings of a search, and of the final trainings that use it.
 
+    Yields:
+        The experiment that `search`, `final_training` and `compare` take.
+
     Raises:
-        ValueError: Settings that contradict one another, or data other than prepared.
+        ValueError: Settings that contradict one another, or data that are not prepared.
         LookupError: `config.initialisation` names no run.
-        ConnectionError: The tracking server gives no answer (or pass `offline`).
+        ConnectionError: The tracking server gives no answer; `offline` does without it.
 
     Example:
         >>> with harness.launch(config) as experiment:
-        ...     result = harness.search(experiment)
+        ...     print(experiment.spec.name, experiment.train_feed.steps_per_epoch)
+        digits 5
     """
     with _processes(config, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)

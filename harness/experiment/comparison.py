@@ -54,15 +54,34 @@ def compare(
     first: FinishedRun,
     second: FinishedRun,
     question: Question,
-    config: ComparisonConfig,
+    config: ComparisonConfig = ComparisonConfig(),  # noqa: B008 (frozen)
     *,
     cross_init: bool = False,
 ) -> Comparison | None:
     """Return the barrier between two trainings, computed once and recorded; None on ranks other than 0.
 
-    All ranks call it and share the work. Both questions need equal masks. Stability needs the same start and different
-    sgd_seeds too, unless `cross_init` (what the authors' scripts compare). What does not hold is a ValueError.
-    StoppedError if any rank is asked to stop.
+    All ranks call it and share the work.
+
+    Args:
+        experiment: The data and network of both.
+        first: A run; the end α = 0 of the line.
+        second: Another run with the same mask; the end α = 1.
+        question: "lmc" (linear mode connectivity), or "stability" (SGD noise: one start, two sgd_seeds).
+        config: The grid of α and the BatchNorm convention.
+        cross_init: Let stability compare different starts, too, as the authors' scripts do.
+
+    Raises:
+        ValueError: The two cannot answer the question.
+        StoppedError: A rank was asked to stop.
+
+    Example:
+        >>> with harness.launch(config) as experiment:
+        ...     ticket = harness.search(experiment).ticket
+        ...     trials = [harness.Trial("signed_mask", init_seed=2, sgd_seed=seed) for seed in (1, 2)]
+        ...     pair = [harness.final_training(experiment, trial, ticket) for trial in trials]
+        ...     result = harness.compare(experiment, *pair, "stability")
+        >>> result.curve.barrier >= result.curve.floor
+        True
     """
     experiment.world.on_main(lambda: _check_comparable(first, second, question, cross_init))
     return _compare(experiment, first, second, question, config)

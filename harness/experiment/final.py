@@ -71,8 +71,16 @@ def final_training(
         ValueError: No ticket, the search's own init_seed, a network of another shape, `retrain` on another data set, or
             `retrain` of a full training with another sgd_seed or schedule than its own.
 
+    Returns:
+        The finished run; `metric("test_error_percent")` is its top-1 error (rank 0).
+
     Example:
-        >>> harness.final_training(experiment, Trial("signed_mask", init_seed=2, sgd_seed=1), ticket)
+        >>> trial = harness.Trial("signed_mask", init_seed=2, sgd_seed=1)
+        >>> with harness.launch(config) as experiment:
+        ...     ticket = harness.search(experiment).ticket
+        ...     trained = harness.final_training(experiment, trial, ticket)
+        >>> trained.mask.equal(ticket.mask)
+        True
     """
     config = experiment.config
     if trial.kind == "dense":

@@ -54,11 +54,24 @@ class SearchResult:
 
 
 def search(experiment: Experiment) -> SearchResult:
-    """Find a signed mask by iterative pruning (Algorithm 1); finished levels are loaded, not repeated.
+    """Find a signed mask by iterative pruning (paper, Algorithm 1); finished levels are loaded, not repeated.
+
+    Args:
+        experiment: An open experiment (`harness.launch`); its settings name the method, the seeds and the levels.
+
+    Returns:
+        θ_init and the run of every level; `ticket` is the last one.
+
+    Raises:
+        ValueError: Options that contradict one another, or weights that are not finite.
+        BusyError: Another launch makes the same search.
+        StoppedError: The launch was asked to stop; the same command resumes.
 
     Example:
         >>> with harness.launch(config) as experiment:
-        ...     ticket = harness.search(experiment).ticket
+        ...     found = harness.search(experiment)
+        >>> [round(run.mask.density, 2) for run in found.levels]
+        [1.0, 0.8, 0.64]
     """
     method = METHODS[experiment.config.method]
     method.check(experiment.config)
@@ -155,7 +168,7 @@ class Search:
                 return self.theta_init
             return self._done[-1].checkpoint if name == "parent" else archive.network(self._done[0].key, name)
 
-        archive, steps_per_epoch = self.experiment.archive, self.experiment.train_feed.steps_per_epoch
+        archive, spec = self.experiment.archive, self.experiment.spec
         return LevelContext(
             self.config,
             level,
@@ -163,7 +176,8 @@ class Search:
             self.norm,
             read,
             phase,
-            steps_per_epoch,
+            self.experiment.train_feed.steps_per_epoch,
+            image_shape=(spec.channels, spec.image_size, spec.image_size),
             new_model=self.experiment.fresh_model,
             gradients=lambda params, mask: batch_gradients(self.experiment, params, mask),
         )

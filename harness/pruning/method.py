@@ -111,8 +111,10 @@ class LevelContext:
     phase: str = ""
     """Sets several trainings of one level apart."""
     steps_per_epoch: int = 0
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    """(channels, height, width)."""
     new_model: Callable[[], nn.Module] | None = None
-    """Builds the network in float32 on the CPU."""
+    """Builds the network, with any values, in float32 on the CPU."""
     gradients: Callable[[Params, Mask], Params] | None = None
     """Takes θ and m; returns the gradients of the loss of one batch at θ ⊙ m, on the CPU."""
 

@@ -57,6 +57,11 @@ class Architecture:
         model = draw_model(self.name, init_seed=init_seed, scheme=scheme, **self._sizes())  # type: ignore[arg-type]
         return Checkpoint.of(model, level=0, epochs=0, level_digest="")
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width)."""
+        return self.channels, self.image_size, self.image_size
+
     def model(self) -> nn.Module:
         """Build the network on the CPU, with any values."""
         with torch.random.fork_rng(devices=[]):

@@ -128,6 +128,7 @@ class Tensors:
                 norm=network.signed_mask.norm,
                 read=lambda wanted: self._read_for(place, record, parent, wanted),
                 phase=record.tags.get("phase", ""),
+                image_shape=architecture.image_shape if architecture else (0, 0, 0),
                 new_model=architecture.model if architecture else None,
             )
             parent_mask = parent.signed_mask.mask if parent.signed_mask else None
