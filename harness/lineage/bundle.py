@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal
+from harness.common.files import fsync
 from harness.lineage.browse.find import Named, ancestors, find_node
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
 from harness.lineage.nodes.graph import RunSummary
@@ -31,7 +32,6 @@ from harness.lineage.nodes.local_files import (
     check_file,
     check_files,
     file_names,
-    fsync,
     json_bytes,
     read_record,
     write_sums,
@@ -335,6 +335,7 @@ def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord
             fsync(copy)
             (own / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(copy, own / name)
+            fsync((own / name).parent)  # before the list says that the file is there
     write_absent_files(own, {name: file for name, file in lacking.items() if name not in added})
     return added
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import redact
 from harness.common.faults import reach
+from harness.common.files import write_atomically
 from harness.lineage.nodes.local_files import (
     DELIVERED,
     RECORD,
@@ -133,9 +133,7 @@ class Delivery:
                 remembered = json.loads(path.read_bytes())
             except (FileNotFoundError, ValueError):
                 remembered = {}
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(json_bytes({**remembered, self.server.address: run_id}))
-            os.replace(temporary, path)
+            write_atomically(path, json_bytes({**remembered, self.server.address: run_id}), durable=False)
 
     def _known_run(self, directory: Path, key: str) -> Run | None:
         """Return the run of this key, by the remembered ID if that still holds, else by the tag."""
