@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from harness.common.files import process_exists as process_exists
+
 try:
     import psutil
 except ModuleNotFoundError:  # a machine with PyTorch and little else
@@ -27,21 +29,6 @@ LEAST_SECONDS = 1.0
 """Between two samples, at first."""
 SHARE_OF_ELAPSED = 1 / 60
 """…and later this share of the time since the beginning, so that five days give some 600 samples, not 400,000."""
-
-
-def process_exists(pid: int) -> bool:
-    """Say whether this machine has a process of this number."""
-    if psutil is not None:
-        return bool(psutil.pid_exists(pid))
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
 
 
 def launch_command() -> str:
