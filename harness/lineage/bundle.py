@@ -37,13 +37,12 @@ from harness.lineage.nodes.local_files import (
     write_sums,
 )
 from harness.lineage.nodes.origin import remember_origin
-from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
-from harness.lineage.reload import CHECKPOINT, SIGNED_MASK
+from harness.lineage.nodes.record import CHECKPOINT, KINDS, SIGNED_MASK, THETA_INIT, LineageRecord, check_file_name
 from harness.lineage.store import LineageStore
 
 MANIFEST, README, NODES = "bundle.json", "README.md", "nodes"
 FORMAT = "harness.bundle/1"
-CHECKPOINTS = (CHECKPOINT, "theta_init.safetensors")
+CHECKPOINTS = (CHECKPOINT, THETA_INIT)
 RESULTS = (SIGNED_MASK, *CHECKPOINTS)
 _MOST_BYTES = 64 << 20  # of a file of text
 
