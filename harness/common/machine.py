@@ -14,8 +14,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from harness.common.files import process_exists as process_exists
-
 try:
     import psutil
 except ModuleNotFoundError:  # a machine with PyTorch and little else

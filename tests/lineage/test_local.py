@@ -137,6 +137,25 @@ def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Pa
     assert not list(tmp_path.glob(".tmp-*")) and nodes.find(KEY)
 
 
+@pytest.mark.parametrize(("point", "is_there"), [("node-written", False), ("node-committed", True)])
+def test_a_commit_killed_around_its_rename_is_whole_or_not_there(tmp_path: Path, point: str, is_there: bool) -> None:
+    nodes = LocalNodes(tmp_path)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from harness.lineage.nodes.local_files import LocalNodes\n"
+        "from harness.lineage.nodes.record import LineageRecord\n"
+        "def write(d): (d / 'checkpoint.safetensors').write_bytes(b'c' * 1000)\n"
+        f"LocalNodes(Path(sys.argv[1])).commit(LineageRecord(key={KEY!r}, kind='level', name='n'), write)\n"
+    )
+    environment = _here() | {"HARNESS_KILL_AT": f"{point}:1"}
+    assert subprocess.run(["python3", "-c", script, str(tmp_path)], env=environment, check=False).returncode == -9
+    assert (nodes.find(KEY) is not None) == is_there
+    assert nodes.commit(make_record(), write_two_files).name == ("n" if is_there else "aws resnet20 L07 d0.210")
+    for name in nodes.load(KEY).files:
+        nodes.open_file(KEY, name)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
 def _here() -> dict[str, str]:
     import sys
 
