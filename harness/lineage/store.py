@@ -249,7 +249,7 @@ class LineageStore:
         self.show()
 
     def tidy(self) -> None:
-        """Delete what a server that was slow made twice; ConnectionError if it is away."""
+        """Delete runs that exist twice because a request was repeated; ConnectionError if the server is away."""
         if self.server.readable():
             with self.server.talking("look for runs that were made twice"):
                 remove_duplicate_runs(self.server)

@@ -1,4 +1,4 @@
-"""Files of a committed node that are not there on purpose: its record stays as it was, a tombstone says why.
+"""List the files of a committed node that are absent on purpose, and why; its record stays as it was.
 
 They were deleted (`gc`), or left out when the node was given away (`bundle`).
 """
@@ -17,7 +17,7 @@ FORMAT = "harness.deleted/1"
 
 @dataclass(frozen=True)
 class AbsentFile:
-    """What one file was that is not there."""
+    """A file that a record lists and that was removed or left out on purpose."""
 
     sha256: str
     num_bytes: int
@@ -30,7 +30,7 @@ class AbsentFile:
 
 
 def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
-    """Return {file name: tombstone} of a node; ValueError when the list is there but cannot be read."""
+    """Return the absent files of a node by name; ValueError when the list is there but cannot be read."""
     path = directory / ABSENT_FILES
     try:
         content = json.loads(path.read_bytes())

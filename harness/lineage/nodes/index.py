@@ -22,7 +22,7 @@ _FORMAT = 2
 
 
 class IndexedRun(NamedTuple):
-    """What a local node is found by; plain values alone, so that thousands are read in a moment."""
+    """The fields that find a local run; plain values, so that thousands are read in a moment."""
 
     directory: str
     changed_ns: int
