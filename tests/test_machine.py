@@ -116,13 +116,3 @@ def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
     assert young.take() == [] and old.take() == []  # after an hour a sample a minute is enough
-
-
-@pytest.mark.parametrize("with_psutil", [True, False])
-def test_a_process_exists_until_it_has_ended(with_psutil, monkeypatch):
-    if not with_psutil:
-        monkeypatch.setattr(machine, "psutil", None)
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert machine.process_exists(child.pid) and machine.process_exists(1)
-    child.communicate()
-    assert not machine.process_exists(child.pid) and not machine.process_exists(0) and not machine.process_exists(-1)

@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from harness.common.faults import POINTS, VARIABLE  # noqa: E402
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK  # noqa: E402
 from harness.lineage.store import open_store  # noqa: E402
 
 SEARCH = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
@@ -151,8 +152,8 @@ class Trial:
         found: dict[str, str] = {}
         for path in (self.where / "runs").glob("level-*/record.json"):
             record = json.loads(path.read_text())
-            names = ("checkpoint.safetensors", "signed_mask.safetensors")
-            found |= {f"level {record['tags']['level']} {name}": record["files"][name] for name in names}
+            level, names = record["tags"]["level"], (CHECKPOINT, SIGNED_MASK)
+            found |= {f"level {level} {name}": record["files"][name] for name in names}
         return found
 
     def problems(self, expected: dict[str, str]) -> list[str]:

@@ -29,21 +29,6 @@ SHARE_OF_ELAPSED = 1 / 60
 """…and later this share of the time since the beginning, so that five days give some 600 samples, not 400,000."""
 
 
-def process_exists(pid: int) -> bool:
-    """Say whether this machine has a process of this number."""
-    if psutil is not None:
-        return bool(psutil.pid_exists(pid))
-    if pid <= 0:
-        return False
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True
-
-
 def launch_command() -> str:
     """Return the command that started this process, ready to paste: with `accelerate launch` if that is its parent."""
     script = [sys.argv[0], *sys.argv[1:]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +13,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file, sha256_json
+from harness.common.files import write_atomically
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")
@@ -45,7 +45,8 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write the manifest whole or not at all."""
-        write_atomically(path, json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True) + "\n")
+        text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True) + "\n"
+        write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -58,19 +59,6 @@ class Manifest:
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} is not a manifest of format {FORMAT} ({error}); prepare again") from error
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file through a temporary name, durable before it takes its place."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        with open(partial, "w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def check_file(path: Path, record: FileRecord) -> None:
@@ -129,7 +117,8 @@ def _word(files: Mapping[Path, FileRecord]) -> str:
 def remember(path: Path, sha256: str) -> None:
     """Note that the file as it stands now has this SHA-256. A read-only directory only costs time at each opening."""
     with suppress(OSError):
-        write_atomically(_note(path), canonical_json({**_identity(path), "sha256": sha256}) + "\n")
+        text = canonical_json({**_identity(path), "sha256": sha256}) + "\n"
+        write_atomically(_note(path), text.encode())
 
 
 def _remembered(path: Path) -> Any:

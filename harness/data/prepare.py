@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.faults import reach
+from harness.common.files import fsync
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
@@ -357,7 +358,6 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
         if (images_NHWC != images_NHWC[..., :1]).any():
             raise ValueError(f"{spec.name} has one channel, but its images are in colour")
         images_NHWC = np.ascontiguousarray(images_NHWC[..., :1])
-    with open(path, "wb") as file:  # save_file would make a file that only its owner may read
-        file.write(save({"images_NHWC": images_NHWC, "labels": labels_N}))
-        file.flush()
-        os.fsync(file.fileno())
+    # save_file would make a file that only its owner may read
+    path.write_bytes(save({"images_NHWC": images_NHWC, "labels": labels_N}))
+    fsync(path)

@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal
+from harness.common.files import fsync
 from harness.lineage.browse.find import Named, ancestors, find_node
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
 from harness.lineage.nodes.graph import RunSummary
@@ -31,19 +32,17 @@ from harness.lineage.nodes.local_files import (
     check_file,
     check_files,
     file_names,
-    fsync,
     json_bytes,
     read_record,
     write_sums,
 )
 from harness.lineage.nodes.origin import remember_origin
-from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
-from harness.lineage.reload import CHECKPOINT, SIGNED_MASK
+from harness.lineage.nodes.record import CHECKPOINT, KINDS, SIGNED_MASK, THETA_INIT, LineageRecord, check_file_name
 from harness.lineage.store import LineageStore
 
 MANIFEST, README, NODES = "bundle.json", "README.md", "nodes"
 FORMAT = "harness.bundle/1"
-CHECKPOINTS = (CHECKPOINT, "theta_init.safetensors")
+CHECKPOINTS = (CHECKPOINT, THETA_INIT)
 RESULTS = (SIGNED_MASK, *CHECKPOINTS)
 _MOST_BYTES = 64 << 20  # of a file of text
 
@@ -335,6 +334,7 @@ def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord
             fsync(copy)
             (own / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(copy, own / name)
+            fsync((own / name).parent)  # before the list says that the file is there
     write_absent_files(own, {name: file for name, file in lacking.items() if name not in added})
     return added
 

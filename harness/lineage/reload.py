@@ -9,15 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
 from harness.lineage.store import DEFAULT_DIRECTORY, open_store
 from harness.lineage.tracking.registry import is_model_uri
 
 if TYPE_CHECKING:
     from harness.checkpoint import Checkpoint
     from harness.masks import SignedMask
-
-SIGNED_MASK = "signed_mask.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
 
 
 def load_signed_mask(

@@ -159,11 +159,6 @@ class LineageStore:
             run = self.server.run_with(key)
             return run.info.run_id if run is not None and run.info.status == "FINISHED" else None
 
-    def key_of(self, run_id: str) -> str:
-        """Return the key of a finished run; LookupError or ValueError as `load`."""
-        with self.server.talking(f"read run {run_id}"):
-            return str(self.server.finished(run_id).data.tags[KEY_TAG])
-
     def run_id_of_model(self, uri: str) -> str:
         """Return the run that a `models:/` URI (version, alias or logged model) leads to; LookupError if none does."""
         if not self.server.readable():
@@ -254,7 +249,7 @@ class LineageStore:
         self.show()
 
     def tidy(self) -> None:
-        """Delete what a server that was slow made twice; ConnectionError if it is away."""
+        """Delete runs that exist twice because a request was repeated; ConnectionError if the server is away."""
         if self.server.readable():
             with self.server.talking("look for runs that were made twice"):
                 remove_duplicate_runs(self.server)

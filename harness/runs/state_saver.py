@@ -11,7 +11,7 @@ from typing import Any
 from harness.common.logging import say
 from harness.config import SaveUnit
 from harness.distributed.world import World
-from harness.lineage.nodes.record import Metric
+from harness.lineage.nodes.record import metric_rows, metrics_of
 from harness.runs.run import Measurements, RunDescription
 from harness.runs.unfinished import Unfinished
 from harness.training.resume import TrainingState
@@ -90,7 +90,7 @@ class StateSaver:
                 "step": state.step,
                 "seconds": state.seconds,
                 "scaler": state.scaler,
-                "metrics": [metric.to_list() for metric in self.measured.metrics],
+                "metrics": metric_rows(self.measured.metrics),
                 "started_ms": self.measured.started_ms,
                 "circumstances": self.environment_check.now(self.description.config),
             }
@@ -106,7 +106,7 @@ class StateSaver:
             return None
         header = json.loads(self.world.share_text(json.dumps(found[0] if found else None)))
         tensors = self.world.share(found[1] if found else {})
-        self.measured.metrics[:] = [Metric.from_list(row) for row in header["metrics"]]
+        self.measured.metrics[:] = metrics_of(header["metrics"])
         self.measured.started_ms = header["started_ms"]
         state = TrainingState(header["epoch"], header["step"], header["seconds"], tensors, header["scaler"])
         # on_main: where it looks at the disk, the others must wait here and not with their gradients

@@ -5,12 +5,14 @@ import hashlib
 import json
 import os
 import random
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.common.digest import sha256_json
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import LocalNodes, read_record
 from harness.lineage.nodes.record import FORMAT, LineageRecord, Metric, Parent
@@ -66,6 +68,60 @@ def test_committing_an_existing_key_returns_what_is_there(tmp_path: Path) -> Non
     assert nodes.commit(make_record(name="another"), must_not_run).to_dict() == first.to_dict()
 
 
+def test_the_returned_record_is_the_one_that_is_read_back(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+    record = nodes.commit(make_record(config={"optim": {"milestones": (5, 7)}}, metrics=()), write_two_files)
+    assert record == nodes.load(KEY) and record.config == {"optim": {"milestones": [5, 7]}}
+
+
+def test_a_faster_process_with_the_same_key_keeps_its_node(tmp_path: Path) -> None:
+    nodes = LocalNodes(tmp_path)
+
+    def write(directory: Path) -> None:
+        write_two_files(directory)
+        LocalNodes(tmp_path / "elsewhere").commit(make_record(name="the faster"), write_two_files)
+        os.rename(LocalNodes(tmp_path / "elsewhere").path(make_record()), nodes.path(make_record()))
+
+    assert nodes.commit(make_record(), write).name == "the faster"
+    assert nodes.load(KEY).name == "the faster" and not list(tmp_path.glob(".tmp-*"))
+
+
+def test_a_directory_of_another_key_with_the_same_first_digits_is_named(tmp_path: Path) -> None:
+    nodes, other = LocalNodes(tmp_path), KEY[:16] + PARENT[16:]
+    nodes.commit(make_record(), write_two_files)
+    with pytest.raises(ValueError, match=f"belongs to another key, {KEY}; move it away"):
+        nodes.commit(make_record(key=other), write_two_files)
+    assert [record.key for record in nodes.records()] == [KEY] and not list(tmp_path.glob(".tmp-*"))
+
+
+def test_only_directories_of_dead_processes_of_this_machine_are_removed(tmp_path: Path) -> None:
+    nodes, dead = LocalNodes(tmp_path), subprocess.Popen(["true"])
+    dead.wait()
+    name = f".tmp-{nodes.path(make_record()).name}"
+    own = [f"{name}.{socket.gethostname()}.{pid}" for pid in (dead.pid, os.getpid(), os.getppid())]
+    kept = [own[2], f"{name}.elsewhere.{dead.pid}", f".tmp-level-{PARENT[:16]}.{socket.gethostname()}.{dead.pid}"]
+    for directory in {*own, *kept}:
+        (tmp_path / directory).mkdir()
+    nodes.commit(make_record(), write_two_files)
+    assert {path.name for path in tmp_path.glob(".tmp-*")} == set(kept)
+
+
+@pytest.mark.parametrize("name", ["record.json", "SHA256SUMS", "deleted.json"])
+def test_reserved_names_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ValueError, match=rf"the file names \['{name}'\] are reserved"):
+        LocalNodes(tmp_path).commit(make_record(), lambda directory: (directory / name).write_text("{}"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_must_be_the_digest_of_the_determinants(tmp_path: Path) -> None:
+    nodes, determinants = LocalNodes(tmp_path), {"sgd_seed": 1}
+    with pytest.raises(ValueError, match="is not the digest of its determinants"):
+        nodes.commit(make_record(), write_two_files, determinants)
+    assert list(tmp_path.iterdir()) == []
+    record = nodes.commit(make_record(key=sha256_json(determinants)), write_two_files, determinants)
+    assert record.files["determinants.json"] == record.key
+
+
 def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Path) -> None:
     nodes = LocalNodes(tmp_path)
     script = (
@@ -79,6 +135,25 @@ def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Pa
     assert len(list(tmp_path.glob(".tmp-*"))) == 1 and nodes.find(KEY) is None and nodes.records() == []
     nodes.commit(make_record(), write_two_files)
     assert not list(tmp_path.glob(".tmp-*")) and nodes.find(KEY)
+
+
+@pytest.mark.parametrize(("point", "is_there"), [("node-written", False), ("node-committed", True)])
+def test_a_commit_killed_around_its_rename_is_whole_or_not_there(tmp_path: Path, point: str, is_there: bool) -> None:
+    nodes = LocalNodes(tmp_path)
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from harness.lineage.nodes.local_files import LocalNodes\n"
+        "from harness.lineage.nodes.record import LineageRecord\n"
+        "def write(d): (d / 'checkpoint.safetensors').write_bytes(b'c' * 1000)\n"
+        f"LocalNodes(Path(sys.argv[1])).commit(LineageRecord(key={KEY!r}, kind='level', name='n'), write)\n"
+    )
+    environment = _here() | {"HARNESS_KILL_AT": f"{point}:1"}
+    assert subprocess.run(["python3", "-c", script, str(tmp_path)], env=environment, check=False).returncode == -9
+    assert (nodes.find(KEY) is not None) == is_there
+    assert nodes.commit(make_record(), write_two_files).name == ("n" if is_there else "aws resnet20 L07 d0.210")
+    for name in nodes.load(KEY).files:
+        nodes.open_file(KEY, name)
+    assert not list(tmp_path.glob(".tmp-*"))
 
 
 def _here() -> dict[str, str]:
@@ -169,6 +244,9 @@ def test_unknown_key_and_unknown_file(tmp_path: Path) -> None:
         ({"tags": {"level": 7}}, r"tags of .*\['level'\]: expected str, got int"),
         ({"files": {"../../etc/passwd": KEY}}, "without '..'"),
         ({"files": {"/etc/passwd": KEY}}, "allowed are relative paths"),
+        ({"files": {"a.svg": "abc"}}, r"files of .*\['a.svg'\] 'abc': expected a SHA-256"),
+        ({"metrics": [["a\n", 1.0, 0, 0]]}, "name of metric a\n.*allowed are 1 to 200 ASCII letters"),
+        ({"metrics": [["a", "1.0", 0, 0]]}, "value of metric a: expected float or int, got str"),
         ({"metrics": [["a", 1.0, 0.5, 0]]}, "step of metric a: expected int, got float"),
         ({"metrics": [["a", 1.0, 0]]}, "got 3 items"),
         ({"parents": [{"key": KEY, "relation": "son-of"}]}, "unknown relation 'son-of'"),

@@ -25,7 +25,7 @@ def versions(store: LineageStore) -> dict[str, str]:
     found = client.search_model_versions(f"name = '{NAME}'")
     runs = [version.run_id for version in found]
     assert len(runs) == len(set(runs))
-    keys = {version.version: store.key_of(version.run_id) for version in found}
+    keys = {version.version: store.load(version.run_id).key for version in found}
     return {alias: keys[version] for alias, version in client.get_registered_model(NAME).aliases.items()}
 
 
@@ -79,7 +79,7 @@ def test_an_alias_stays_with_the_search_that_had_it_first(store: LineageStore) -
     # a run that was deleted gives its alias back to the same level, delivered again
     MlflowClient(store.tracking_uri).delete_run(store.run_id_of_model(f"models:/{NAME}@s1-L01"))
     store.deliver(paths["level 1"])
-    assert store.key_of(store.run_id_of_model(f"models:/{NAME}@s1-L01")) == key_of("level 1")
+    assert store.load(store.run_id_of_model(f"models:/{NAME}@s1-L01")).key == key_of("level 1")
 
 
 def test_a_kill_at_any_call_leaves_one_version_and_its_alias(

@@ -200,7 +200,7 @@ def test_killed_in_the_middle_of_an_upload(store: LineageStore, monkeypatch: pyt
     monkeypatch.setattr(MlflowClient, "log_model_artifacts", original)
     run_id = store.deliver(paths["search"])
     shutil.rmtree(store.local.directory)
-    assert store.find(key_of("search")) is not None and store.key_of(run_id) == key_of("search")
+    assert store.find(key_of("search")) is not None and store.load(run_id).key == key_of("search")
 
 
 def test_unfinished_run_is_not_read(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +387,7 @@ def test_foreign_and_unknown_runs(store: LineageStore) -> None:
     with pytest.raises(ValueError, match="not logged by this harness"):
         store.load(foreign)
     with pytest.raises(LookupError, match="no run 'f00d'"):
-        store.key_of("f00d")
+        store.load("f00d")
     assert store.summaries() == []
 
 

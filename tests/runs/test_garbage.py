@@ -14,13 +14,14 @@ import pytest
 
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.record import CHECKPOINT
 from harness.lineage.proof import verify
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.reload import load_checkpoint, load_signed_mask
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.garbage import Garbage, Policy, delete_garbage, find_garbage
 from harness.runs.unfinished import Unfinished
-from tools.benchmarks.made_search import CHECKPOINT, MadeSearch
+from tools.benchmarks.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 

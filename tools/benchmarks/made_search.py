@@ -20,12 +20,11 @@ from harness.common.seeds import SgdNoise, alpha_mean
 from harness.config import SearchConfig, to_json
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes
-from harness.lineage.nodes.record import LineageRecord, Metric, Parent
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord, Metric, Parent
 from harness.lineage.proof.networks import Architecture
 from harness.masks import Mask, SignedMask, transfer
 from harness.pruning import prune
 
-CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
 NUM_TRAIN = 1297
 START_MS = 1_790_000_000_000
 

@@ -24,8 +24,7 @@ from harness.common.digest import sha256_file
 from harness.config import to_json
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import CONFIG, RECORD, SUMS, LocalNodes, json_bytes, read_record
-from harness.lineage.nodes.record import LineageRecord, Metric, Parent
-from harness.lineage.reload import CHECKPOINT, SIGNED_MASK
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord, Metric, Parent
 from harness.lineage.store import open_store
 from harness.masks import Mask, SignedMask
 from recipes import aws_digits

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from harness.lineage.nodes.record import SIGNED_MASK
 from harness.masks import Mask, SignedMask
 from harness.models import build_model, partition_of
 from harness.pruning import prune
@@ -48,7 +49,7 @@ def allowed_bytes(signs: Mapping[str, torch.Tensor], mask: Mask) -> float:
 
 def _row(name: str, signed_mask: SignedMask) -> Row:
     with tempfile.TemporaryDirectory() as directory:
-        path = Path(directory) / "signed_mask.safetensors"
+        path = Path(directory) / SIGNED_MASK
         signed_mask.save(path, {"level": 10, "density": signed_mask.density})
         size = path.stat().st_size
         if SignedMask.load(path).agreement(signed_mask) != 1.0:

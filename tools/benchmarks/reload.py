@@ -16,8 +16,8 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.lineage.nodes.local_files import LocalNodes
-from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.reload import CHECKPOINT, SIGNED_MASK, load_signed_mask
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord
+from harness.lineage.reload import load_signed_mask
 from harness.lineage.store import open_store
 from harness.masks import Mask, SignedMask
 from harness.models import build_model, partition_of

@@ -18,6 +18,7 @@ from typing import IO
 import tyro
 
 from harness.common.escape import for_terminal, redact
+from harness.common.files import write_atomically
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.graph import RunSummary
@@ -55,9 +56,7 @@ class Page:
             raise FileExistsError(f"{self.out} is there and no page of this command: choose another --out")
         title, nodes = self.place.ask(self._nodes)
         html, problem = page(title, nodes, ui_root(self.ui or self.place.open().tracking_uri))
-        temporary = self.out.with_name(f".{self.out.name}.{os.getpid()}")
-        temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, self.out)
+        write_atomically(self.out, html.encode(), durable=False)
         if problem:
             print(f"warning: {for_terminal(problem)}; the page has the table alone", file=sys.stderr)
         if self.place.json:

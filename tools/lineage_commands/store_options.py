@@ -1,4 +1,4 @@
-"""Where a command looks, and what it does when the tracking server is away."""
+"""The options that choose a store, and the answer from local nodes when the tracking server is away."""
 
 from __future__ import annotations
 

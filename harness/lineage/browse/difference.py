@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.lineage.browse.find import Named, find_node
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.reload import SIGNED_MASK
+from harness.lineage.nodes.record import SIGNED_MASK, LineageRecord
 from harness.lineage.store import LineageStore
 
 if TYPE_CHECKING:

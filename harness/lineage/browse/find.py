@@ -16,10 +16,17 @@ from harness.lineage.nodes.index import IndexedRun, LocalIndex
 from harness.lineage.nodes.origin import origins
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.registry import is_model_uri
-from harness.lineage.tracking.server import FAMILIES_TAG, KEY_TAG, ORIGIN_TAG, PARENTS_TAG, ROOT_TAG, family_digits
+from harness.lineage.tracking.server import (
+    FAMILIES_TAG,
+    KEY_TAG,
+    ORIGIN_TAG,
+    PARENTS_TAG,
+    ROOT_TAG,
+    family_digits,
+    id_conditions,
+)
 
 _MINIMUM_DIGITS, _RUN_ID_DIGITS, _KEY_DIGITS = 4, 32, 64
-_IDS_PER_REQUEST = 100
 
 Named = RunSummary | str
 """A node, or what `find_node` finds it by."""
@@ -44,12 +51,6 @@ def newest(store: LineageStore, limit: int | None = 100, query: Query | None = N
     if not nodes and query.experiment is not None:
         _check_experiment(store, index, query.experiment)
     return sorted(nodes, key=lambda node: (-node.started_ms, node.name))[:limit]
-
-
-def undelivered(store: LineageStore, known: set[str]) -> list[RunSummary]:
-    """Return the local nodes that have no run in MLflow; `known` are keys of runs, which need no asking."""
-    index = LocalIndex(store.local)
-    return _summaries(index, _undelivered(store, [entry for key, entry in index.entries.items() if key not in known]))
 
 
 def find_node(store: LineageStore, text: Named) -> RunSummary:
@@ -222,12 +223,8 @@ def _undelivered(store: LineageStore, entries: list[IndexedRun], limit: int | No
 
 def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, RunSummary]:
     """Return {run ID: node} of those runs that exist, a hundred in a request."""
-    found: dict[str, RunSummary] = {}
-    ids = sorted(set(run_ids))
-    for start in range(0, len(ids), _IDS_PER_REQUEST):
-        chosen = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_PER_REQUEST])
-        found |= {str(node.run_id): node for node in store.summaries(f"attributes.run_id IN ({chosen})")}
-    return found
+    runs = (node for condition in id_conditions(run_ids) for node in store.summaries(condition))
+    return {str(node.run_id): node for node in runs}
 
 
 def _top(store: LineageStore, index: LocalIndex, node: RunSummary) -> str:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import operator
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any, NamedTuple
 
 from harness.lineage.nodes.index import IndexedRun
 from harness.lineage.nodes.record import KINDS
@@ -13,6 +17,18 @@ _HALF_DIGIT = 0.0005  # densities are shown with three digits, and meant as they
 _WIDTH = re.compile(r"-w\d+$")
 _AGE = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+
+
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, ">=": operator.ge, "<=": operator.le}
+
+
+class _Filter(NamedTuple):
+    in_mlflow: str
+    of_local: str
+    """Name of the field of `IndexedRun`."""
+    comparison: str
+    value: str | float | None
+    """None: not asked for."""
 
 
 @dataclass(frozen=True)
@@ -38,46 +54,34 @@ class Query:
             if text is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
                 raise ValueError(f"{what} {text!r}: allowed are letters, digits and _ . -")
 
-    @property
-    def tags(self) -> dict[str, str]:
-        """Tags that every node asked for has."""
-        wanted = {"method": self.method}
-        if self.network is not None:
-            wanted["network" if _WIDTH.search(self.network) else "model"] = self.network
-        if self.kind is not None:
-            wanted["harness.kind" if self.kind in KINDS else "kind_of_training"] = self.kind
-        if self.level is not None:
-            wanted["level"] = f"{self.level:02d}"
-        return {name: value for name, value in wanted.items() if value is not None}
+    @cached_property
+    def _filters(self) -> list[_Filter]:
+        """One row for each condition, from which both filters follow: MLflow's and that of local runs."""
+        of_width = self.network is not None and _WIDTH.search(self.network)
+        rows = [
+            _Filter("tags.`method`", "method", "=", self.method),
+            _Filter("tags.`network`", "network", "=", self.network if of_width else None),
+            _Filter("tags.`model`", "model", "=", None if of_width else self.network),
+            _Filter("tags.`harness.kind`", "kind", "=", self.kind if self.kind in KINDS else None),
+            _Filter("tags.`kind_of_training`", "used_as", "=", None if self.kind in KINDS else self.kind),
+            _Filter("tags.`level`", "level", "=", f"{self.level:02d}" if self.level is not None else None),
+            _Filter("metrics.density", "density", ">=", self.density[0] if self.density else None),
+            _Filter("metrics.density", "density", "<=", self.density[1] if self.density else None),
+            _Filter("attributes.start_time", "started_ms", ">=", self.since_ms),
+        ]
+        return [row for row in rows if row.value is not None]
 
     @property
     def where(self) -> str:
         """The filter in MLflow's language, the experiment aside; "" for everything."""
-        conditions = [f"tags.`{name}` = '{value}'" for name, value in self.tags.items()]
-        if self.density is not None:
-            least, most = self.density  # tags are text; the number is a metric
-            conditions += [f"metrics.density >= {least!r}", f"metrics.density <= {most!r}"]
-        if self.since_ms is not None:
-            conditions.append(f"attributes.start_time >= {self.since_ms}")
-        return " AND ".join(conditions)
+        return " AND ".join(f"{row.in_mlflow} {row.comparison} {row.value!r}" for row in self._filters)
 
-    def fits(self, entry: IndexedRun) -> bool:
-        """Whether a local node is asked for."""
-        known = {
-            "method": entry.method,
-            "model": entry.model,
-            "network": entry.network,
-            "harness.kind": entry.kind,
-            "kind_of_training": entry.used_as,
-            "level": entry.level,
-        }
-        least, most = self.density or (0.0, 1.0)
-        return (
-            all(known[name] == value for name, value in self.tags.items())
-            and (self.density is None or (entry.density is not None and least <= entry.density <= most))
-            and (self.since_ms is None or entry.started_ms >= self.since_ms)
-            and (self.experiment is None or entry.experiment == self.experiment)
-        )
+    def fits(self, run: IndexedRun) -> bool:
+        """Return whether a local run is asked for."""
+        if self.experiment is not None and run.experiment != self.experiment:
+            return False
+        pairs = ((getattr(run, row.of_local), row) for row in self._filters)
+        return all(value is not None and _COMPARE[row.comparison](value, row.value) for value, row in pairs)
 
 
 def parse_density(text: str) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""Files of a committed node that are not there on purpose: its record stays as it was, a tombstone says why.
+"""List the files of a committed node that are absent on purpose, and why; its record stays as it was.
 
 They were deleted (`gc`), or left out when the node was given away (`bundle`).
 """
@@ -6,9 +6,10 @@ They were deleted (`gc`), or left out when the node was given away (`bundle`).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from harness.common.files import write_atomically
 
 ABSENT_FILES = "deleted.json"  # in the node's directory, so that it goes where the directory goes
 FORMAT = "harness.deleted/1"
@@ -16,7 +17,7 @@ FORMAT = "harness.deleted/1"
 
 @dataclass(frozen=True)
 class AbsentFile:
-    """What one file was that is not there."""
+    """A file that a record lists and that was removed or left out on purpose."""
 
     sha256: str
     num_bytes: int
@@ -29,7 +30,7 @@ class AbsentFile:
 
 
 def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
-    """Return {file name: tombstone} of a node; ValueError when the list is there but cannot be read."""
+    """Return the absent files of a node by name; ValueError when the list is there but cannot be read."""
     path = directory / ABSENT_FILES
     try:
         content = json.loads(path.read_bytes())
@@ -43,15 +44,6 @@ def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
 
 
 def write_absent_files(directory: Path, absent: dict[str, AbsentFile]) -> None:
-    """Write the list whole or not at all, on the disk before anything is deleted."""
-    path = directory / ABSENT_FILES
+    """Write the list whole or not at all; it is on the disk when this returns, so that files may be deleted."""
     content = {"format": FORMAT, "files": {name: asdict(file) for name, file in sorted(absent.items())}}
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(partial, "w") as file:
-            json.dump(content, file, indent=1, sort_keys=True)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_atomically(directory / ABSENT_FILES, json.dumps(content, indent=1, sort_keys=True).encode())

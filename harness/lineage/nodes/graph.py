@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a list or a tree shows of a node, read from a run's tags alone: no artifact is opened for it.
+    """One run as lists and trees show it, read from its tags alone: no artifact is opened.
 
     `root` is the key of the topmost node this one is shown under; `run_id` is None for a node not delivered yet.
     `origin_run_ids` are those it had in the stores it was imported from.
@@ -64,7 +64,7 @@ class RunSummary:
 
 
 class HasParents(Protocol):
-    """What the graph asks of a node: LineageRecord and RunSummary both have it."""
+    """The fields that the graph needs; LineageRecord and RunSummary both have them."""
 
     @property
     def key(self) -> str: ...

@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.common.files import write_atomically
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record
 from harness.lineage.nodes.record import KINDS, LineageRecord
 
@@ -21,7 +22,7 @@ _FORMAT = 2
 
 
 class IndexedRun(NamedTuple):
-    """What a local node is found by; plain values alone, so that thousands are read in a moment."""
+    """The fields that find a local run; plain values, so that thousands are read in a moment."""
 
     directory: str
     changed_ns: int
@@ -131,6 +132,5 @@ def _read(path: Path) -> list[IndexedRun]:
 
 def _write(path: Path, entries: list[IndexedRun]) -> None:
     with contextlib.suppress(OSError):  # only a shortcut: a directory that cannot be written can still be listed
-        temporary = path.with_suffix(f".{os.getpid()}")
-        temporary.write_text(json.dumps({"format": _FORMAT, "nodes": entries}, separators=(",", ":")))
-        os.replace(temporary, path)
+        text = json.dumps({"format": _FORMAT, "nodes": entries}, separators=(",", ":"))
+        write_atomically(path, text.encode(), durable=False)

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.faults import reach
+from harness.common.files import fsync, process_exists
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 
@@ -33,15 +34,6 @@ def json_bytes(data: Any) -> bytes:
 def file_names(directory: Path) -> list[str]:
     """Return the relative names of all files below `directory`, sorted."""
     return sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*") if path.is_file())
-
-
-def fsync(path: Path) -> None:
-    """Force a file's content, or a directory's entries, to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_sums(directory: Path) -> dict[str, str]:
@@ -208,10 +200,27 @@ class LocalNodes:
         if (existing := self.find(record.key)) is not None:
             return read_record(existing)
         with self.room_for(record) as temporary:
+            # The artifacts, and beside them the settings and all that the key is the digest of.
             write(temporary)
+            settings = json_bytes(record.config)
+            if not (temporary / CONFIG).exists():
+                (temporary / CONFIG).write_bytes(settings)
             if determinants is not None:
-                _write_determinants(temporary, record, determinants)
-            return self._publish(self._seal(record, temporary), temporary)
+                (temporary / DETERMINANTS).write_text(canonical_json(determinants))
+            names = file_names(temporary)
+            if taken := RESERVED & set(names):
+                raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
+
+            # The digest of every file.
+            record = replace(record, files={name: sha256_file(temporary / name) for name in names})
+            if determinants is not None and record.files[DETERMINANTS] != record.key:
+                raise ValueError(f"{record.name}: its key {record.key[:16]}… is not the digest of its determinants")
+
+            # The record after all the files that it lists, the list of digests last.
+            (temporary / RECORD).write_bytes(json_bytes(record.to_dict()))
+            write_sums(temporary, record)
+            as_read_back = replace(record, config=json.loads(settings))  # JSON makes lists of tuples
+            return self._publish(as_read_back, temporary)
 
     @contextlib.contextmanager
     def room_for(self, record: LineageRecord) -> Iterator[Path]:
@@ -219,8 +228,13 @@ class LocalNodes:
 
         What a killed process left of such a directory is removed. Errors of the disk say what could not be written.
         """
-        self._remove_interrupted(record)
-        temporary = self.directory / f".tmp-{self.path(record).name}.{socket.gethostname()}.{os.getpid()}"
+        prefix = f".tmp-{self.path(record).name}.{socket.gethostname()}."
+        for path in self.directory.glob(".tmp-*"):
+            # A process commits one node at a time: a directory with our own number is an earlier process's.
+            process = path.name.removeprefix(prefix)
+            if process.isdigit() and (int(process) == os.getpid() or not process_exists(int(process))):
+                shutil.rmtree(path, ignore_errors=True)
+        temporary = self.directory / f"{prefix}{os.getpid()}"
         try:
             temporary.mkdir(parents=True)
             yield temporary
@@ -254,20 +268,8 @@ class LocalNodes:
             raise LookupError(f"no lineage node with key {key[:16]}… in {self.directory.resolve()}")
         return directory
 
-    def _seal(self, record: LineageRecord, directory: Path) -> LineageRecord:
-        """Hash every file, write record.json after all of them and the list of digests last."""
-        if not (directory / CONFIG).exists():
-            (directory / CONFIG).write_bytes(json_bytes(record.config))
-        names = file_names(directory)
-        if taken := RESERVED & set(names):
-            raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
-        record = replace(record, files={name: sha256_file(directory / name) for name in names})
-        (directory / RECORD).write_bytes(json_bytes(record.to_dict()))
-        write_sums(directory, record)
-        return record
-
     def _publish(self, record: LineageRecord, temporary: Path) -> LineageRecord:
-        """Force everything to the disk, then give the directory its final name in one step."""
+        """Force a node to the disk, give it its final name in one step, and return the record that stands there."""
         for path in (*temporary.rglob("*"), temporary):
             fsync(path)
         final = self.path(record)
@@ -284,40 +286,10 @@ class LocalNodes:
             return found
         fsync(self.directory)
         reach("node-committed")
-        return read_record(final)
-
-    def _remove_interrupted(self, record: LineageRecord) -> None:
-        """Remove what killed commits of this key left behind, but not the directory of a process that still writes."""
-        prefix = f".tmp-{self.path(record).name}."
-        if not self.directory.is_dir():
-            return
-        for path in self.directory.iterdir():
-            if path.name.startswith(prefix):
-                host, _, process = path.name[len(prefix) :].rpartition(".")
-                if host == socket.gethostname() and process.isdigit() and not _alive(int(process)):
-                    shutil.rmtree(path, ignore_errors=True)
-
-
-def _write_determinants(directory: Path, record: LineageRecord, determinants: Mapping[str, Any]) -> None:
-    path = directory / DETERMINANTS
-    path.write_text(canonical_json(determinants))
-    if sha256_file(path) != record.key:
-        raise ValueError(f"{record.name}: its key {record.key[:16]}… is not the digest of its determinants")
+        return record
 
 
 def write_sums(directory: Path, record: LineageRecord) -> None:
     """Write the list of digests of a node whose record is written."""
     sums = {**record.files, RECORD: sha256_file(directory / RECORD)}
     (directory / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # a process commits one node at a time: what carries its number is an earlier process's
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

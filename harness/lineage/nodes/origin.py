@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from pathlib import Path
 
+from harness.common.files import write_atomically
 from harness.lineage.nodes.local_files import LocalNodes, json_bytes
 from harness.lineage.nodes.record import LineageRecord
 
@@ -19,9 +19,7 @@ def remember_origin(nodes: LocalNodes, record: LineageRecord, run_ids: tuple[str
     path = _path(nodes, nodes.path(record))
     path.parent.mkdir(parents=True, exist_ok=True)
     merged = list(dict.fromkeys((*_read(path).get(record.key, ()), *run_ids)))
-    temporary = path.with_suffix(f".{os.getpid()}")
-    temporary.write_bytes(json_bytes({"key": record.key, "origin_run_ids": merged}))
-    os.replace(temporary, path)
+    write_atomically(path, json_bytes({"key": record.key, "origin_run_ids": merged}), durable=False)
 
 
 def origin_of(nodes: LocalNodes, directory: Path) -> tuple[str, ...]:

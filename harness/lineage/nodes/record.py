@@ -3,9 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from pathlib import PurePosixPath
 from typing import Any
 
 FORMAT = 1  # of the JSON form below; raise it when an older reader would misread a newer file
@@ -19,53 +18,40 @@ RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "co
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _WORD = re.compile(r"[A-Za-z0-9_./ :-]{1,200}")  # what MLflow takes as the name of a metric or tag
-_FILE = re.compile(r"[A-Za-z0-9_./ -]{1,200}")
+# A relative POSIX path in its shortest form, without "." and "..": it stays inside its directory.
+_FILE = re.compile(r"(?!(?:.*/)?\.{1,2}(?:/|$))(?=.{1,200}$)[A-Za-z0-9_. -]+(?:/[A-Za-z0-9_. -]+)*")
+_ALLOWED = {
+    _SHA256: "expected a SHA-256 as 64 lower-case hex digits",
+    _WORD: "allowed are 1 to 200 ASCII letters, digits and _ . / : - space",
+    _FILE: "allowed are relative paths like 'figures/barrier.svg', without '..'",
+}
 
 
-def _check(value: object, kind: type | tuple[type, ...], what: str) -> None:
-    # bool is an int to isinstance, and a step of True is a mistake.
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        allowed = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+def _check(value: object, expected: type | tuple[type, ...] | re.Pattern[str], what: str) -> None:
+    """Raise ValueError unless `value` is of the expected type, or a text of the expected form."""
+    if isinstance(expected, re.Pattern):
+        if not isinstance(value, str) or not expected.fullmatch(value):
+            raise ValueError(f"{what} {value!r:.80}: {_ALLOWED[expected]}")
+    elif not isinstance(value, expected) or isinstance(value, bool):  # a step of True is a mistake
+        allowed = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
         raise ValueError(f"{what}: expected {allowed}, got {type(value).__name__} ({value!r:.60})")
 
 
-def _check_digest(value: object, what: str) -> None:
-    if not isinstance(value, str) or not _SHA256.fullmatch(value):
-        raise ValueError(f"{what}: expected a SHA-256 as 64 lower-case hex digits, got {value!r:.80}")
-
-
-def _check_names(data: Mapping[str, Any], expected: Iterable[str], what: str) -> None:
-    expected = set(expected)
-    if unknown := sorted(set(data) - expected):
+def _check_names(data: Mapping[str, Any], expected: set[str], what: str) -> None:
+    """Raise ValueError unless a JSON object has exactly the expected fields."""
+    if unknown := sorted(data.keys() - expected):
         raise ValueError(f"{what}: unknown fields {unknown}; known: {sorted(expected)}")
-    if missing := sorted(expected - set(data)):
+    if missing := sorted(expected - data.keys()):
         raise ValueError(f"{what}: fields {missing} are missing")
 
 
 def check_file_name(name: str) -> str:
-    """Return `name` if it is a relative POSIX path that stays inside its directory; ValueError otherwise.
+    """Return `name` if it is a relative path that stays inside its directory; ValueError otherwise.
 
     Records are read from other people's stores, so a name must not be able to leave the directory it is put in.
     """
-    path = PurePosixPath(name)
-    if not _FILE.fullmatch(name) or path.is_absolute() or ".." in path.parts or str(path) != name:
-        raise ValueError(f"file name {name!r}: allowed are relative paths like 'figures/barrier.svg', without '..'")
+    _check(name, _FILE, "file name")
     return name
-
-
-def _check_word(value: object, what: str) -> None:
-    # Checked where the name is given: at delivery it would be too late, after a day of training.
-    if not isinstance(value, str) or not _WORD.fullmatch(value):
-        raise ValueError(f"{what} {value!r:.80}: allowed are 1 to 200 ASCII letters, digits and _ . / : - space")
-
-
-def _strings(value: object, what: str) -> dict[str, str]:
-    _check(value, dict, what)
-    assert isinstance(value, dict)
-    for key, item in value.items():
-        _check_word(key, f"{what}, name")
-        _check(item, str, f"{what}[{key!r}]")
-    return dict(value)
 
 
 @dataclass(frozen=True)
@@ -76,7 +62,7 @@ class Parent:
     relation: str
 
     def __post_init__(self) -> None:
-        _check_digest(self.key, "parent key")
+        _check(self.key, _SHA256, "parent key")
         if self.relation not in RELATIONS:
             raise ValueError(f"unknown relation {self.relation!r}; known: {', '.join(RELATIONS)}")
 
@@ -91,26 +77,44 @@ class Metric:
     timestamp_ms: int
 
     def __post_init__(self) -> None:
-        _check_word(self.name, "metric name")
-        _check(self.value, (float, int), f"metric {self.name}")
-        _check(self.step, int, f"step of metric {self.name}")
-        _check(self.timestamp_ms, int, f"timestamp of metric {self.name}")
+        # Checked where the metric is measured: at delivery it would be too late, after a day of training.
+        for name, expected in (("name", _WORD), ("value", (float, int)), ("step", int), ("timestamp_ms", int)):
+            _check(getattr(self, name), expected, f"{name} of metric {self.name}")
 
-    def to_list(self) -> list[Any]:
-        """Return [name, value, step, timestamp]; JSON has no NaN, so a non-finite value is its name as text."""
-        value = float(self.value)
-        return [self.name, value if math.isfinite(value) else str(value), self.step, self.timestamp_ms]
 
-    @classmethod
-    def from_list(cls, row: object) -> "Metric":
+def metric_rows(metrics: Sequence[Metric]) -> list[list[Any]]:
+    """Return [name, value, step, timestamp] of each; JSON has no NaN, so a non-finite value is its name as text."""
+    values = [float(metric.value) for metric in metrics]
+    return [
+        [metric.name, value if math.isfinite(value) else str(value), metric.step, metric.timestamp_ms]
+        for metric, value in zip(metrics, values, strict=True)
+    ]
+
+
+def metrics_of(rows: Any) -> list[Metric]:
+    """Return the metrics that `metric_rows` wrote; ValueError on anything else."""
+    _check(rows, list, "metrics")
+    metrics = []
+    for row in rows:
         _check(row, list, "metric")
-        assert isinstance(row, list)
         if len(row) != 4:
             raise ValueError(f"metric: expected [name, value, step, timestamp_ms], got {len(row)} items")
         name, value, step, timestamp_ms = row
-        if value in ("nan", "inf", "-inf"):
-            value = float(value)
-        return cls(name, value, step, timestamp_ms)
+        metrics.append(Metric(name, float(value) if value in ("nan", "inf", "-inf") else value, step, timestamp_ms))
+    return metrics
+
+
+# Of the fields of a record that are plain values, what each must be.
+_EXPECTED: dict[str, type | re.Pattern[str]] = {
+    "key": _SHA256,
+    "name": str,
+    "config": dict,
+    "tags": dict,
+    "files": dict,
+    "code": dict,
+    "started_ms": int,
+    "finished_ms": int,
+}
 
 
 @dataclass(frozen=True)
@@ -135,19 +139,16 @@ class LineageRecord:
     finished_ms: int = 0
 
     def __post_init__(self) -> None:
-        _check_digest(self.key, "key of a lineage record")
         if self.kind not in KINDS:
             raise ValueError(f"unknown kind {self.kind!r} of a lineage record; known: {', '.join(KINDS)}")
-        _check(self.name, str, "name of a lineage record")
+        for name, expected in _EXPECTED.items():
+            _check(getattr(self, name), expected, f"{name} of {self.name}")
         if self.nested_under is not None:
-            _check_digest(self.nested_under, f"nested_under of {self.name}")
-        _check(self.config, dict, f"config of {self.name}")
-        _strings(self.tags, f"tags of {self.name}")
-        _strings(self.code, f"code of {self.name}")
-        for file_name, digest in _strings(self.files, f"files of {self.name}").items():
-            _check_digest(digest, f"digest of {check_file_name(file_name)}")
-        _check(self.started_ms, int, f"started_ms of {self.name}")
-        _check(self.finished_ms, int, f"finished_ms of {self.name}")
+            _check(self.nested_under, _SHA256, f"nested_under of {self.name}")
+        for field_name in ("tags", "code", "files"):
+            for name, text in getattr(self, field_name).items():
+                _check(name, _FILE if field_name == "files" else _WORD, f"{field_name} of {self.name}, name")
+                _check(text, _SHA256 if field_name == "files" else str, f"{field_name} of {self.name}[{name!r}]")
 
     @property
     def nest_key(self) -> str | None:
@@ -170,7 +171,7 @@ class LineageRecord:
         """Return the record as JSON-able data; `from_dict` reads it back."""
         data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         data["parents"] = [{"key": parent.key, "relation": parent.relation} for parent in self.parents]
-        data["metrics"] = [metric.to_list() for metric in self.metrics]
+        data["metrics"] = metric_rows(self.metrics)
         return {"format": FORMAT, **data}
 
     @classmethod
@@ -196,8 +197,7 @@ class LineageRecord:
         _check(values["parents"], list, "parents")
         for parent in values["parents"]:
             _check(parent, dict, "parent")
-            _check_names(parent, ("key", "relation"), "parent")
+            _check_names(parent, {"key", "relation"}, "parent")
         values["parents"] = tuple(Parent(**parent) for parent in values["parents"])
-        _check(values["metrics"], list, "metrics")
-        values["metrics"] = tuple(Metric.from_list(row) for row in values["metrics"])
+        values["metrics"] = tuple(metrics_of(values["metrics"]))
         return cls(**values)

@@ -17,8 +17,7 @@ from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.delivery import run_tags
-
-_KEYS_PER_REQUEST = 50
+from harness.lineage.tracking.server import KEY_TAG
 
 
 @dataclass
@@ -105,13 +104,8 @@ def _directories_of(local: LocalNodes, keys: Iterable[str]) -> list[Path]:
 
 
 def _runs_of(store: LineageStore, keys: Iterable[str]) -> list[RunSummary]:
-    """Return the runs of these keys, a few requests for all."""
-    listed, runs = sorted(keys), []
-    for start in range(0, len(listed), _KEYS_PER_REQUEST):
-        # MLflow's filters know no OR; IN works on attributes alone
-        for key in listed[start : start + _KEYS_PER_REQUEST]:
-            runs += store.summaries(f"tags.`harness.key` = '{key}'")
-    return runs
+    """Return the runs of these keys, one request each: MLflow's filters have no OR, and no IN for tags."""
+    return [run for key in sorted(keys) for run in store.summaries(f"tags.`{KEY_TAG}` = '{key}'")]
 
 
 def _together(

@@ -1,4 +1,4 @@
-"""What a verification can find: the table of checks, a problem with what to do, and how much was checked."""
+"""The table of checks, the outcome of each, and the problems with advice that a verification reports."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Note:
-    """What could not be proved and is no fault: not recorded then, not here now, deleted on purpose."""
+    """A fact that could not be proved, without fault: not recorded then, not here now, or deleted on purpose."""
 
     name: str
     key: str

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import redact
 from harness.common.faults import reach
+from harness.common.files import write_atomically
 from harness.lineage.nodes.local_files import (
     DELIVERED,
     RECORD,
@@ -112,30 +112,26 @@ class Delivery:
 
     def remembered(self, directory: Path) -> str | None:
         """Return the run ID remembered for a node; the run may have been deleted since."""
-        try:
-            remembered = json.loads(self._memory(directory).read_bytes())
-        except (FileNotFoundError, ValueError):
-            return None
-        found = remembered.get(self.server.address) if isinstance(remembered, dict) else None
+        found = self._memory(directory)[1].get(self.server.address)
         return found if isinstance(found, str) else None
 
-    def _memory(self, directory: Path) -> Path:
-        return directory.parent / DELIVERED / f"{directory.name}.json"
+    def _memory(self, directory: Path) -> tuple[Path, dict[str, Any]]:
+        """Return the file beside a node's directory that remembers its runs, and {address: run ID} as it says."""
+        path = directory.parent / DELIVERED / f"{directory.name}.json"
+        try:
+            remembered = json.loads(path.read_bytes())
+        except (FileNotFoundError, ValueError):
+            remembered = {}
+        return path, remembered if isinstance(remembered, dict) else {}
 
     def _remember(self, directory: Path, run_id: str) -> None:
         """Note the run ID beside the node; only a shortcut, checked before it is believed."""
-        if self.remembered(directory) == run_id:
+        path, remembered = self._memory(directory)
+        if remembered.get(self.server.address) == run_id:
             return
-        path = self._memory(directory)
         with contextlib.suppress(OSError):  # a full disk here must not make a whole delivery look like a failed one
             path.parent.mkdir(exist_ok=True)
-            try:
-                remembered = json.loads(path.read_bytes())
-            except (FileNotFoundError, ValueError):
-                remembered = {}
-            temporary = path.with_suffix(f".{os.getpid()}")
-            temporary.write_bytes(json_bytes({**remembered, self.server.address: run_id}))
-            os.replace(temporary, path)
+            write_atomically(path, json_bytes({**remembered, self.server.address: run_id}), durable=False)
 
     def _known_run(self, directory: Path, key: str) -> Run | None:
         """Return the run of this key, by the remembered ID if that still holds, else by the tag."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from harness.common.escape import code_block, for_markdown
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
 
 NOTE_TAG = "mlflow.note.content"
 NOTE_DIGEST_TAG = "harness.note_sha256"  # of the description as this harness wrote it: another one is a person's
@@ -23,11 +23,11 @@ _MOST_CHILDREN = 12
 _COMMAND_CHARACTERS = 80
 _DIGITS = 24
 _USED_FILES = {
-    "pruned-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
-    "trained-from": ("checkpoint.safetensors", "signed_mask.safetensors"),
-    "masked-by": ("signed_mask.safetensors",),
-    "initialised-from": ("theta_init.safetensors",),
-    "compared": ("checkpoint.safetensors",),
+    "pruned-from": (CHECKPOINT, SIGNED_MASK),
+    "trained-from": (CHECKPOINT, SIGNED_MASK),
+    "masked-by": (SIGNED_MASK,),
+    "initialised-from": (THETA_INIT,),
+    "compared": (CHECKPOINT,),
     "reported": (),
 }
 
@@ -174,7 +174,7 @@ def _sentence(node: RunSummary) -> str:
 def _files(node: RunSummary, parents: Sequence[Relative]) -> str:
     rows = []
     for one in parents:
-        names = _USED_FILES.get(one.relation, ("checkpoint.safetensors",))
+        names = _USED_FILES.get(one.relation, (CHECKPOINT,))
         for name in (name for name in names if name in one.node.files):
             rows.append(_row(f"used ({one.relation})", link(one.node), *_file(name, one.node.files)))
     if "data_digest" in node.tags:
@@ -216,7 +216,7 @@ def _launch(node: RunSummary) -> str:
     state = {"true": "**with changes that were not committed**", "false": "clean"}.get(dirty, "state unknown")
     hardware = f" on {for_markdown(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
     parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}{hardware}.")
-    if "signed_mask.safetensors" in node.files and node.run_id:
+    if SIGNED_MASK in node.files and node.run_id:
         parts.append(
             code_block(f'from harness import load_signed_mask\n\nmask = load_signed_mask("{_hex(node.run_id)}")')
         )

@@ -1,4 +1,4 @@
-"""What a server made twice: MLflow's client sends a request again when no answer came, though it may be carried out."""
+"""Delete runs and models that exist twice: MLflow's client repeats a request whose answer did not come."""
 
 from __future__ import annotations
 

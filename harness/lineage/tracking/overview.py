@@ -18,14 +18,13 @@ from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.page.page import page, ui_root
 from harness.lineage.page.picture import picture_of
 from harness.lineage.tracking.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
-from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits
+from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits, id_conditions
 
 DRAWN_TAG = "harness.overview"  # digest of what the picture was drawn from
 
 _SECONDS_BETWEEN = 60
 _INCHES = 8.5  # a wider picture would push the column beside it off MLflow's page
 _MOST_DRAWN = 600  # runs; beyond, the picture would show nothing
-_IDS_PER_REQUEST = 100
 
 
 class Overviews:
@@ -99,11 +98,9 @@ class Overviews:
         near = self._finished(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(root)}%'")
         found |= {node.key: node for node in near if any(parent.key in found for parent in node.parents)}
         wanted = {parent.key for node in found.values() for parent in node.parents} - found.keys()
-        run_ids = sorted({run_id for node in found.values() for run_id in node.parent_run_ids})
-        for start in range(0, len(run_ids) if wanted else 0, _IDS_PER_REQUEST):
-            ids = ", ".join(f"'{run_id}'" for run_id in run_ids[start : start + _IDS_PER_REQUEST])
-            parents = self._finished(f"attributes.run_id IN ({ids})")
-            found |= {node.key: node for node in parents if node.key in wanted}
+        run_ids = [run_id for node in found.values() for run_id in node.parent_run_ids] if wanted else []
+        for condition in id_conditions(run_ids):
+            found |= {node.key: node for node in self._finished(condition) if node.key in wanted}
         return sorted(found.values(), key=lambda node: (node.started_ms, node.name))
 
     def _finished(self, condition: str) -> list[RunSummary]:

@@ -14,14 +14,14 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from harness.common.escape import redact
 from harness.common.faults import reach
-from harness.common.machine import process_exists
+from harness.common.files import process_exists
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
@@ -48,6 +48,7 @@ _REFUSALS = {
 }
 _FRESH_SECONDS = 5.0  # a server that was silent for longer is probed first: MLflow's own calls hang for minutes
 _FAMILY_DIGITS = 16
+_IDS_PER_REQUEST = 100
 
 
 def default_tracking_uri() -> str:
@@ -69,6 +70,14 @@ def sqlite_path(tracking_uri: str | None) -> Path | None:
 def family_digits(root: str) -> str:
     """Return how a family is named in a tag that may name hundreds."""
     return root[:_FAMILY_DIGITS]
+
+
+def id_conditions(run_ids: Iterable[str]) -> Iterator[str]:
+    """Yield filters that together ask for the runs with these IDs, a hundred in a request."""
+    ids = sorted(set(run_ids))
+    for start in range(0, len(ids), _IDS_PER_REQUEST):
+        chosen = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_PER_REQUEST])
+        yield f"attributes.run_id IN ({chosen})"
 
 
 class Server:

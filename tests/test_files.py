@@ -1,0 +1,52 @@
+"""Files that survive a crash: the old content or the new one, and nothing beside it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from harness.common.files import process_exists, write_atomically
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_the_content_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path, durable: bool) -> None:
+    path = tmp_path / "a.json"
+    for content in (b"old", b"new, and longer", b""):
+        write_atomically(path, content, durable=durable)
+        assert path.read_bytes() == content and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_killed_before_the_rename_it_keeps_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(b"old")
+    script = "import sys; from pathlib import Path; from harness.common.files import write_atomically\n"
+    script += "write_atomically(Path(sys.argv[1]), b'new', fault_point='state-written')"
+    environment = os.environ | {"HARNESS_KILL_AT": "state-written:1", "PYTHONPATH": str(REPOSITORY)}
+    killed = subprocess.run([sys.executable, "-c", script, path], env=environment, check=False)
+    assert killed.returncode == -9 and path.read_bytes() == b"old"
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_a_process_exists_until_it_has_ended() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert process_exists(child.pid) and process_exists(1)
+    child.communicate()
+    assert not any(map(process_exists, (child.pid, 0, -1, 10**30)))
