@@ -19,8 +19,8 @@ from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
 from harness.reproduction import page
 from harness.reproduction.collect import collect
+from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.page import RUNS
-from harness.reproduction.plan import Plan
 from harness.reproduction.results import Point, Results
 from harness.runs.archive import run_id_of
 from harness.runs.delivery_thread import deliver
@@ -30,7 +30,7 @@ NUMBERS = "results.json"
 """All that the page says, for programs."""
 
 
-def show(store: LineageStore, plan: Plan, settings: Collection[str], out: Path, *, strict: bool = True) -> None:
+def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: Path, *, strict: bool = True) -> None:
     """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
     results = collect(store, plan, settings, strict=strict)
     config = plan.scale.config

@@ -1,4 +1,4 @@
-"""What the runs of a plan came to: errors and barriers by curve, level and trial, and the statistics of them."""
+"""Results of a plan: errors and barriers by curve, level and trial, and their statistics."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from harness.analysis.summary import Paired, Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
 from harness.reproduction.figure import Curve
+from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
-from harness.reproduction.plan import Pair, Plan, Training
 
 QUESTIONS = {
     "stability": "SGD-noise stability",
@@ -55,11 +55,11 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Making:
-    """How the runs were made."""
+class Provenance:
+    """Time, hardware, precision, code and commands of the runs."""
 
     minutes: float
-    """All of them together, searches included, as the clock went."""
+    """Wall-clock minutes of all runs together, searches included."""
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
     """Of the trainings, in words."""
@@ -72,7 +72,7 @@ class Making:
 class Results:
     """The finished runs of a plan."""
 
-    plan: Plan
+    plan: FigurePlan
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
     densities: Mapping[int, float]
@@ -81,7 +81,7 @@ class Results:
     """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     norm: Mapping[str, list[NormParameters]]
     """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
-    making: Making
+    provenance: Provenance
     searches: tuple[str, ...]
     """Keys of the searches they came from."""
 

@@ -1,4 +1,4 @@
-"""The runs of a plan made: every search, final training and comparison that is not finished."""
+"""Make the runs of a plan: every search, final training and comparison that is not finished."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, check_carries_over, final_training
 from harness.experiment.search import search
 from harness.pruning import METHODS
-from harness.reproduction.plan import Pair, Plan, Training
+from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.runs.run import FinishedRun
 
 
-class Work:
+class FigureRunner:
     """Makes the runs of a plan in one launch; finished ones are loaded, so a second launch only reads.
 
     `used_on` is the experiment of the final trainings, where tickets go to another data set than their own.
     """
 
-    def __init__(self, experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> None:
+    def __init__(self, experiment: Experiment, plan: FigurePlan, used_on: Experiment | None = None) -> None:
         self.experiment, self.plan, self.used_on = experiment, plan, used_on or experiment
         check_carries_over(self.used_on, experiment.archive.template.params)  # before anything is searched
         self._levels: dict[str, list[FinishedRun]] = {}
@@ -71,7 +71,7 @@ class Work:
     def ticket(self, training: Training) -> FinishedRun:
         """Return the level that a training starts from."""
         assert training.curve is not None
-        if METHODS[training.curve.method].searches_one_density:  # learns the mask of one density
+        if METHODS[training.curve.method].searches_one_density:
             own = self.plan.scale.gem_miner(training.level)
             return search(self._of(self.experiment, training, training.level).using(gem_miner=own)).ticket
         return self.levels(training)[training.level]

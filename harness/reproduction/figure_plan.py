@@ -121,7 +121,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FigurePlan:
     """A figure at one scale."""
 
     figure: Figure
