@@ -1,1 +1,1 @@
-"""What `accelerate launch` runs: one recipe a file, read from top to bottom; `presets` has their settings."""
+"""Recipes for `accelerate launch`, one a file; their settings are in `presets`."""

@@ -16,7 +16,7 @@ _CONFIGURATION_A = (1, _POOL, 2, _POOL, 4, 4, _POOL, 8, 8, _POOL, 8, 8, _POOL)  
 
 
 class Vgg(nn.Module):
-    """Convolutions and pools, the mean over what is left of the map, the classifier."""
+    """Convolutions and pools, the mean over the rest of the map, the classifier."""
 
     def __init__(self, num_classes: int, channels: int, image_size: int, width: int) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class FigureRunner:
         self._trained: dict[Training, FinishedRun] = {}
 
     def make(self, chains: Iterable[str]) -> None:
-        """Make whole chains, one after another, and what can be compared within each."""
+        """Make whole chains, one after another, with the comparisons within each."""
         all_chains = self.plan.chains()
         for chain in chains:
             for training in all_chains[chain]:
@@ -40,7 +40,7 @@ class FigureRunner:
             self._trained = {one: node for one, node in self._trained.items() if one.chain != chain}
 
     def make_only(self, names: Collection[str]) -> None:
-        """Make single runs by name, and whatever they are made from; LookupError for a name that is not in the plan."""
+        """Make single runs by name, and the runs they need; LookupError for a name that is not in the plan."""
         unknown = sorted(set(names) - set(self.plan.names()))
         if unknown:
             raise LookupError(f"no run {', '.join(unknown)} in this plan; --list shows their names")

@@ -147,7 +147,7 @@ def _why_no_numbers(figure: Figure) -> str:
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: what is said or asked of two curves, and the paired difference of their accuracies."""
+    """Return head and rows: the statement or question about two curves, and their paired difference of accuracy."""
     says = "paper: a is … b" if results.plan.figure.source else "of a against b"
     head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
     rows = []
@@ -276,9 +276,9 @@ def _missing(results: Results) -> str:
 def _provenance(results: Results) -> str:
     made = results.provenance
     lines = [f"{len(results.nodes)} runs and their searches: {made.minutes:.0f} minutes in all, as the clock went."]
-    for what, found in (("Hardware", made.hardware), ("Precision", made.precision), ("Code", made.code)):
+    for name, found in (("Hardware", made.hardware), ("Precision", made.precision), ("Code", made.code)):
         if found:
-            lines.append(f"{what}: {'; '.join(found)}.")
+            lines.append(f"{name}: {'; '.join(found)}.")
     if made.commands:
         # where the clone lay is nobody's business
         commands = [re.sub(r"\S*/(?=(recipes|tools)/)", "", command) for command in made.commands]

@@ -111,7 +111,7 @@ def _metric_name(point: Point) -> str:
 
 
 def _sources(results: Results) -> list[str]:
-    """Return the searches and the dense runs: what all others were made from (those are named in results.json).
+    """Return the searches and the dense runs; all other runs were made from them, and results.json names them.
 
     A page can rest on hundreds of runs, and a node names its parents in a tag of limited length.
     """

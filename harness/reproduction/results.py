@@ -86,7 +86,7 @@ class Results:
     """Keys of the searches they came from."""
 
     def density(self, level: int) -> float:
-        """Return the density of a level: as recorded, or what the search aims at."""
+        """Return the density of a level: as recorded, else the density that the search aims at."""
         return self.densities.get(level, self.plan.scale.density(level))
 
     @property
@@ -121,7 +121,7 @@ class Results:
         return Summary.of(found.values()).mean if found else None
 
     def printed(self, curve: Curve | None, level: int) -> Printed | None:
-        """Return what is printed for a curve (None: dense) at a level; nothing for a network of another width."""
+        """Return the printed number of a curve (None: dense) at a level; None for a network of another width."""
         scale, model = self.plan.scale, self.plan.scale.config.model
         if width_of(model.name, model.width) != width_of(model.name, None):
             return None
@@ -136,7 +136,7 @@ class Results:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Dense, then each curve by level; what no trial has finished is left out."""
+        """Dense, then each curve by level; points without a finished trial are left out."""
         wanted: list[tuple[Curve | None, int]] = [(None, 0)]
         wanted += [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
         return [self._point(curve, level) for curve, level in wanted if self.errors(curve, level)]
@@ -158,7 +158,7 @@ class Results:
 
     @cached_property
     def claims(self) -> list[Claim]:
-        """What is said or asked of two curves, at every level that both have a trial of."""
+        """The statements or questions about two curves, at every level that both have a trial of."""
         found = []
         for first, second, says in self.plan.figure.claims:
             for level in self.plan.scale.levels:

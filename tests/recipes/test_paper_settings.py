@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +77,32 @@ def test_a_network_is_not_trained_with_anothers_settings_unseen(capfd):
         parse_network("", PRESETS, ["--help"])
     told = " ".join(capfd.readouterr().out.split())
     assert all(name in told for name in CIFAR100)
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_recipe_has_its_launch_line_and_imports_no_other(path: Path):
+    recipe = importlib.import_module(f"recipes.{path.stem}")
+    assert f"accelerate launch recipes/{path.name}" in recipe.__doc__
+    assert _imported_recipes(path.read_text()) <= {"recipes.presets"}
+
+
+def _imported_recipes(source: str) -> set[str]:
+    """Return the modules right below `recipes` that a source imports, in any form of import."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    firsts = {name.removeprefix("recipes.").split(".")[0] for name in names}
+    return {f"recipes.{path.stem}" for path in RECIPES.iterdir() if path.stem in firsts}
+
+
+@pytest.mark.parametrize(
+    "line", ["from recipes.demo import main", "from recipes import demo", "import recipes.demo", "import demo"]
+)
+def test_an_import_of_another_recipe_is_found(line: str):
+    assert _imported_recipes(line) == {"recipes.demo"}

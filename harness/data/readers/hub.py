@@ -1,4 +1,4 @@
-"""What Hugging Face's `datasets` reads: parquet files, directories that it saved, and data sets of the hub."""
+"""Sources that Hugging Face's `datasets` reads: parquet files, directories that it saved, data sets of the hub."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
     `source` is `scikit-learn` (digits), an original archive of CIFAR or Tiny-ImageNet or a directory as it holds,
     ImageNet's tars, a directory with IDX files, an image folder (split/class/image), parquet files, a directory saved
     by `datasets`, or a data set's name on the Hugging Face hub. Of a set that takes only some training images, these
-    are chosen by their position. Raises FileNotFoundError or ValueError with what was looked for.
+    are chosen by their position. Raises FileNotFoundError or ValueError that says what was looked for.
     """
     raw = _opened(spec, source, split)
     return raw if split == "test" or spec.raw.num_train is None else _chosen(raw, spec.raw.num_train, source)
