@@ -197,7 +197,7 @@ def _density_axis(axes: Axes, ticks: Sequence[float], margin: float) -> None:
 
 @contextmanager
 def _figure(title: str) -> Iterator[tuple[Figure, Axes]]:
-    """A titled figure outside pyplot: no global state, no display, equal input gives an equal SVG."""
+    """Open a titled figure outside pyplot: no global state, no display, equal input gives an equal SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -63,7 +63,7 @@ class Paired:
 
 
 def epsilon_from_dense(error_percent: Sequence[float]) -> float:
-    """ε of linear mode connectivity: the sample sd of the dense network's test error over seeds, percentage points.
+    """Return ε of linear mode connectivity: the sample sd of the dense test error over seeds, percentage points.
 
     Raises ValueError for fewer than two runs, since one has no spread. Method section 6.
     """

@@ -39,5 +39,5 @@ class Vgg(nn.Module):
 
 
 def vgg11_bn_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _WIDTH) -> nn.Module:
-    """VGG11-bn with a small head and `width` channels in its first layer."""
+    """Build VGG11-bn with a small head and `width` channels in its first layer."""
     return Vgg(num_classes, channels, image_size, width)

@@ -143,7 +143,7 @@ class FigurePlan:
         return range(1, self.scale.trials + 1)
 
     def search_seed(self, trial: int) -> int:
-        """The init_seed and sgd_seed of a trial's search."""
+        """Return the init_seed and sgd_seed of a trial's search."""
         return 1 if self.shared_search else trial
 
     def dense(self) -> list[Training]:

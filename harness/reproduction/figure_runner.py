@@ -60,7 +60,7 @@ class FigureRunner:
             self.ticket(training)
 
     def levels(self, training: Training) -> list[FinishedRun]:
-        """Search, to the deepest level that anything of the chain is trained from."""
+        """Make or load the search of a training's chain, to the deepest level that the chain needs."""
         assert training.curve is not None
         chain = training.chain
         if chain not in self._levels:
@@ -77,7 +77,7 @@ class FigureRunner:
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> FinishedRun:
-        """Make one final training."""
+        """Make one final training, or return the level itself for kind "level"."""
         if training in self._trained:
             return self._trained[training]
         if training.curve is None:

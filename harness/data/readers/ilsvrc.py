@@ -198,7 +198,7 @@ def validation_classes(path: Path) -> tuple[Classes, str]:
 
 
 def _by_number(wnids: list[str]) -> Classes:
-    """Line n is the class of ILSVRC2012_val_0000000n."""
+    """Return a lookup in which entry n is the class of ILSVRC2012_val_0000000n."""
 
     def wnid(name: str) -> str:
         number = _NUMBER.search(PurePosixPath(name).stem)
@@ -248,7 +248,7 @@ def _devkit_archive(path: Path) -> Classes:
 
 
 def _devkit(meta: bytes, ground_truth: str, path: Path) -> Classes:
-    """Ground truth is by ILSVRC2012_ID, whose wnids are in meta.mat (MATLAB's own format, no pickle)."""
+    """Join the ground truth, by ILSVRC2012_ID, with the wnids of meta.mat (MATLAB's own format, no pickle)."""
     from scipy.io import loadmat
 
     try:
