@@ -35,6 +35,7 @@ RUN tools/setup.sh system \
 # pip wants a README to quote; an empty one, so that new words in the real one do not install everything again.
 COPY pyproject.toml constraints.txt LICENSE ./
 COPY harness/__init__.py harness/
+COPY recipes/__init__.py recipes/
 RUN touch README.md && tools/setup.sh venv
 
 COPY . .

@@ -1,27 +1,32 @@
-"""The whole story on scikit-learn's digits, in one launch: find winning signs with AWS and LRR, use them, compare.
+"""The whole story on scikit-learn's digits in one launch: find winning signs with AWS and LRR, use them, compare.
 
 Searches    aws and lrr, one each (init_seed 1), 9 prunings to density 0.134
 Finals      from each deepest ticket: retrain, signed_mask and mask; and dense; for two fresh initialisations
             (retrain draws none: its two trials differ in sgd_seed)
 Compared    SGD-noise stability of signed_mask and of retrain; linear mode connectivity of signed_mask with retrain
+Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and signed_mask 0.60, mask 1.40;
+            LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20
+Time        5 minutes
+Hardware    one of two x86-64 cores
 Launch      make demo        (or: accelerate launch recipes/demo.py)
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-
-from aws_digits import config as digits  # type: ignore[import-not-found]  # its neighbour, found when launched
 
 from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
-from harness.cli.launch import clear_errors, launch, parse
+from harness.cli.errors import clear_errors
+from harness.cli.launch import launch
+from harness.cli.options import parse
 from harness.cli.terminal import run_name, ui_command
-from harness.config import ComparisonConfig, Kind, Schedule, SearchConfig
+from harness.config import ComparisonConfig, Kind, SearchConfig
 from harness.experiment.comparison import Comparison, Question, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.runs.run import FinishedRun
+from recipes.presets.small import digits_demo
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)
@@ -37,14 +42,9 @@ TWIN = Trial("signed_mask", INIT_SEEDS[0], SGD_SEEDS[1])
 """The first signed_mask trial under another noise, for its stability."""
 
 
-def config() -> SearchConfig:
-    """aws_digits with shorter schedules, so that all 36 trainings fit into five minutes on two cores."""
-    return replace(digits(), level_epochs=6, final=Schedule(epochs=20, lr_schedule="step"))
-
-
 @dataclass
 class Story:
-    """All that one method gave."""
+    """The search, final trainings and comparisons of one method."""
 
     result: SearchResult
     trials: dict[str, list[FinishedRun]] = field(default_factory=dict)
@@ -72,7 +72,7 @@ def tell(experiment: Experiment, comparison: ComparisonConfig) -> Story:
 
 
 def errors(nodes: list[FinishedRun]) -> list[float]:
-    """Test error of each trial, percent."""
+    """Return the test error of each trial, percent."""
     return [node.metric("test_error_percent") for node in nodes]
 
 
@@ -124,16 +124,17 @@ def draw(dense: list[FinishedRun], stories: dict[str, Story], out: Path) -> list
 
 
 def main() -> None:
-    """Dense first: if it is not well trained, nothing that follows means anything."""
+    """Train dense networks, then search, use and compare with each method."""
     with clear_errors():
-        settings = parse(SearchConfig, __doc__, default=config())
+        settings = parse(SearchConfig, __doc__, default=digits_demo())
         if settings.init_seed in INIT_SEEDS:
             raise ValueError(
                 f"init_seed {settings.init_seed} is one of the final trainings'; take another for the searches"
             )
-        if settings.method != config().method:
+        if settings.method != digits_demo().method:
             raise ValueError("the demo runs every method; choose one with `recipes/aws_digits.py --method …`")
         with launch(settings) as experiment:
+            # dense first: if it is not well trained, nothing that follows means anything
             dense = [
                 final_training(experiment, Trial("dense", init_seed, SGD_SEEDS[0]), None) for init_seed in INIT_SEEDS
             ]

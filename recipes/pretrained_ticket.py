@@ -2,7 +2,10 @@
 
 The network comes from a safetensors file, a torch file of nothing but tensors (torchvision's are), or a logged run, and
 must be the harness's network of that name, tensor by tensor; a classifier of other classes is drawn. Level 0 is the
-network as it was given, level 1 what is left of it: a ticket like any other, for recipes/train_ticket.py.
+network as it was given, level 1 the network after pruning: a ticket like any other, for recipes/train_ticket.py.
+
+For        tickets from networks that were trained elsewhere; not in the paper
+Time       no training: reading, one pruning, and an evaluation of each of the two levels
 Launch     accelerate launch recipes/pretrained_ticket.py resnet50.pth --data.name imagenet --model.name resnet50
            accelerate launch recipes/pretrained_ticket.py RUN_ID --data.name digits --model.name resnet20 --density 0.2
 """
@@ -13,15 +16,17 @@ from typing import Annotated
 
 import tyro
 
-from harness.cli.launch import clear_errors, launch, parse
+from harness.cli.errors import clear_errors
+from harness.cli.launch import launch
+from harness.cli.options import parse
 from harness.cli.terminal import print_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.experiment.search import search
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Which network, how much of it stays, and the settings that final trainings of the ticket will take."""
+class PretrainedOptions:
+    """Which network, the share of it that stays, and the settings of the ticket's final trainings."""
 
     network: Annotated[str, tyro.conf.Positional]
     """A file, or the run ID of a trained network."""
@@ -44,33 +49,31 @@ class Settings:
     """Send nothing to MLflow now; `python tools/lineage.py sync` does it later."""
 
 
-def config(settings: Settings) -> SearchConfig:
-    """One pruning without an epoch of training: a search whose θ_init is the trained network."""
+def config(options: PretrainedOptions) -> SearchConfig:
+    """Return a search of one pruning and no epoch of training, whose θ_init is the trained network."""
     return SearchConfig(
-        data=settings.data,
-        model=settings.model,
-        optim=settings.optim,
-        final=settings.final,
+        data=options.data,
+        model=options.model,
+        optim=options.optim,
+        final=options.final,
         warmup_epochs=0,
         level_epochs=0,
         num_levels=1,
-        densities=(settings.density,),
-        global_batch_size=settings.global_batch_size,
+        densities=(options.density,),
+        global_batch_size=options.global_batch_size,
         method="lrr",
-        init_seed=settings.init_seed,
-        initialisation=settings.network,
-        runs=settings.runs,
-        experiment=settings.experiment,
-        offline=settings.offline,
+        init_seed=options.init_seed,
+        initialisation=options.network,
+        runs=options.runs,
+        experiment=options.experiment,
+        offline=options.offline,
     )
 
 
 def main() -> None:
-    """Prune, record, say how to use it."""
-    with clear_errors():
-        settings = config(parse(Settings, __doc__))
-        with launch(settings) as experiment:
-            print_search(experiment, search(experiment))
+    """Prune the network, record the ticket and print how to use it."""
+    with clear_errors(), launch(config(parse(PretrainedOptions, __doc__))) as experiment:
+        print_search(experiment, search(experiment))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make a figure or table of the paper: whatever of its runs is not finished, then plots, tables and a result page.
+"""Make a figure or table of the paper: the runs that are missing, then plots, tables and a result page.
 
     accelerate launch recipes/reproduce.py fig3 --dataset cifar100 --network resnet50_cifar
     accelerate launch recipes/reproduce.py table2 --network mobilenet_v2 --data-directory /data
@@ -6,9 +6,10 @@
     accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
 
-Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: what the text says of them; gem_miner: of
-Gem-Miner's own paper; controls, transfer: in no paper. The same command again does what is not finished and writes the
-page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
+Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: statements of the paper's text; gem_miner: of
+Gem-Miner's own paper; controls, transfer: in no paper. The same command again makes the runs that are missing and
+writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
+Results so far, with times and hardware: docs/results.md.
 """
 
 from __future__ import annotations
@@ -17,28 +18,146 @@ import shlex
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from scales import Subject  # type: ignore[import-not-found]  # its neighbour, found when launched
+import tyro
 
-from harness.cli.launch import clear_errors, launch, parse
+from harness.cli.errors import clear_errors
+from harness.cli.launch import launch
+from harness.cli.options import parse
 from harness.common.logging import say
-from harness.config import Precision, SearchConfig
-from harness.reproduction.plan import Plan
+from harness.config import Precision, SearchConfig, known
+from harness.pruning import METHODS
+from harness.reproduction.figure import FIGURES, Figure, figure_named
+from harness.reproduction.figure_plan import FigurePlan, Scale
+from harness.reproduction.figure_runner import FigureRunner
 from harness.reproduction.report import show
-from harness.reproduction.work import Work
+from recipes.presets.figures import SCALES, SMALL
 
 
 @dataclass(frozen=True)
-class Reproduction(Subject):
-    """What is made, and how."""
+class ChangedSettings:
+    """Single settings of a figure that differ from its scale, to see what a claim depends on."""
+
+    lr: float | None = None
+    """Learning rate, instead of the scale's."""
+    weight_decay: float | None = None
+    """Weight decay, instead of the scale's."""
+    warmup_epochs: int | None = None
+    """Epochs of the dense warm-up, instead of the scale's."""
+    level_epochs: int | None = None
+    """Epochs a level, instead of the scale's."""
+    final_epochs: int | None = None
+    """Epochs of a final training, instead of the scale's."""
+    global_batch_size: int | None = None
+    """Images per optimizer step, instead of the scale's; smoke's 4 are too few for more than 4 processes."""
+
+    def applied(self, figure: Figure, scale: Scale) -> Scale:
+        """Return the scale with these settings, named in its reduction and its variant.
+
+        Raises ValueError for settings that no method of the figure heeds.
+        """
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            return scale
+        unheeded = sorted(given.keys() - {"global_batch_size"})
+        if unheeded and all(METHODS[method].searches_one_density for method in figure.methods):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in unheeded)
+            raise ValueError(
+                f"{options}: {figure.name} shows a method with settings of its own, which heeds none of it"
+            )
+        config, optim_names = scale.config, ("lr", "weight_decay")
+
+        def changed(config: SearchConfig) -> SearchConfig:
+            optim = replace(config.optim, **{name: given[name] for name in optim_names if name in given})
+            final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
+            rest = {name: value for name, value in given.items() if name not in (*optim_names, "final_epochs")}
+            return replace(config, optim=optim, final=final, **rest)
+
+        own = vars(config.optim) | vars(config) | {"final_epochs": scale.finals.final.epochs}
+        words = [f"{name.replace('_', ' ')} {value:g} instead of {own[name]:g}" for name, value in given.items()]
+        return replace(
+            scale,
+            config=changed(config),
+            used_on=changed(scale.used_on) if scale.used_on else None,
+            reduction="; ".join([*([scale.reduction] if scale.reduction else []), *words]),
+            variant=scale.variant + "".join(f"-{name.replace('_', '-')}-{value:g}" for name, value in given.items()),
+        )
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """Which figure, for which data set and network, how large; `tools/report.py` has the same options."""
+
+    figure: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIGURE", help=f"One of: {', '.join(FIGURES)}.")]
+    dataset: str | None = None
+    """A data set of the figure (its first if not given); small: digits or fashion_mnist_small."""
+    network: str | None = None
+    """A network of the figure (its first if not given); small: resnet20 if not given."""
+    scale: Literal["paper", "small", "smoke"] = "paper"
+    """paper: its settings; small: a reduction for a CPU, named as such; smoke: two densities and an epoch each, in
+    batches of 4 on the paper's data sets, to see that it goes through on a handful of images."""
+    width: int | None = None
+    """Channels of the network's first stage (Figure 4: 16 and 32), its own if not given."""
+    trials: int | None = None
+    """Instead of the scale's (3)."""
+    changes: Annotated[ChangedSettings, tyro.conf.OmitArgPrefixes] = ChangedSettings()
+    levels: tuple[int, ...] | None = None
+    """Levels whose tickets are trained, instead of the scale's."""
+    shared_search: bool = False
+    """One search for all trials, as in the authors' scripts."""
+    runs: Path = Path("runs")
+    """Where finished runs are kept."""
+    experiment: str = "signed-tickets"
+    """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs alone and send nothing to MLflow now."""
+    out: Path = Path("results")
+    """Where page, tables and plots go, in a directory of the figure's name."""
+
+    @property
+    def plan(self) -> FigurePlan:
+        """The runs to make; ValueError for a data set, network or level that the figure does not have."""
+        figure = figure_named(self.figure)
+        dataset, network = self._subject(figure)
+        scale = SCALES[self.scale](figure, dataset, network)
+        model = replace(scale.config.model, width=self.width)
+        reductions = [scale.reduction] if scale.reduction else []
+        if self.width is not None and self.width not in figure.widths:
+            reductions.append(f"width {self.width}")
+        scale = replace(
+            scale,
+            trials=scale.trials if self.trials is None else self.trials,
+            levels=self.levels or scale.levels,
+            variant="-".join(["", "levels", *map(str, self.levels)]) if self.levels else "",
+            config=replace(scale.config, model=model),
+            used_on=replace(scale.used_on, model=model) if scale.used_on else None,
+            reduction="; ".join(reductions) or None,
+        )
+        return FigurePlan(figure, self.changes.applied(figure, scale), self.shared_search)
+
+    def _subject(self, figure: Figure) -> tuple[str, str]:
+        """Return data set and network: as given, else the defaults of the figure or of the scale."""
+        if self.scale != "paper":
+            dataset = known("data set", self.dataset or next(iter(SMALL)), [*SMALL, *figure.subjects])
+            return dataset, self.network or ("resnet20" if dataset in SMALL else figure.subjects[dataset][0])
+        dataset = known(
+            f"data set of {figure.name}", self.dataset or next(iter(figure.subjects)), list(figure.subjects)
+        )
+        networks = figure.subjects[dataset]
+        return dataset, known(f"network of {figure.name} on {dataset}", self.network or networks[0], list(networks))
+
+
+@dataclass(frozen=True)
+class ReproductionOptions(FigureOptions):
+    """Which figure to make, and how."""
 
     list: bool = False
     """Print one launch command for each run, and run nothing."""
     shard: str | None = None
     """i/n: make the i-th of n shares of the runs, and no page."""
     only: tuple[str, ...] = ()
-    """Make these runs, named as in --list, and what they are made from."""
+    """Make these runs, named as in --list, and the runs they need."""
     data_directory: Path = Path("data")
     """Where tools/prepare_data.py put the data."""
     loader: Literal["ffcv", "memory"] | None = None
@@ -49,60 +168,66 @@ class Reproduction(Subject):
     """Mixed precision: no is the paper's float32; auto is bf16 where the CUDA device has it. The page names it."""
 
     def config(self, config: SearchConfig) -> SearchConfig:
-        """Return the plan's settings as this launch reads and records them; none of it but precision moves a number."""
+        """Return the plan's settings as this launch reads and records them; only precision moves a number."""
         data = replace(
             config.data,
             directory=self.data_directory,
             loader=self.loader or config.data.loader,
             num_workers=config.data.num_workers if self.num_workers is None else self.num_workers,
         )
-        place = {"runs": self.runs, "experiment": self.experiment, "offline": self.offline}
-        return replace(config, data=data, precision=self.precision, **place)
+        return replace(
+            config,
+            data=data,
+            precision=self.precision,
+            runs=self.runs,
+            experiment=self.experiment,
+            offline=self.offline,
+        )
 
 
-def commands(plan: Plan) -> list[str]:
+def commands(plan: FigurePlan) -> list[str]:
     """Return one launch line for each run, ready to paste: this launch's own options, and the run's name."""
     options = [word for word in sys.argv[1:] if word != "--list"]
     return [f"accelerate launch {shlex.join([sys.argv[0], *options, '--only', name])}" for name in plan.names()]
 
 
-def chains_of(settings: Reproduction, plan: Plan) -> tuple[str, ...]:
-    """Return what this launch makes; ValueError for a shard that is none."""
-    if settings.shard is None:
+def chains_of(options: ReproductionOptions, plan: FigurePlan) -> tuple[str, ...]:
+    """Return the chains that this launch makes; ValueError for a shard that is none."""
+    if options.shard is None:
         return tuple(plan.chains())
-    index, _, count = settings.shard.partition("/")
-    if settings.only or not (index.isdigit() and count.isdigit()):
-        raise ValueError(f"--shard {settings.shard}: give i/n, such as 1/4, and not --only beside it")
+    index, _, count = options.shard.partition("/")
+    if options.only or not (index.isdigit() and count.isdigit()):
+        raise ValueError(f"--shard {options.shard}: give i/n, such as 1/4, and not --only beside it")
     return tuple(plan.shard(int(index), int(count)))
 
 
-def finish(work: Work, plan: Plan, out: Path) -> None:
+def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
     """Write the page (rank 0), when MLflow has the runs if it can: the page names them by its run IDs."""
-    work.experiment.archive.delivery.settle()
-    # not strict: whatever this launch only loaded has the tag of the one that made it
-    own = {one.common.tags["settings"] for one in (work.experiment, work.used_on)}
-    show(work.experiment.store, plan, own, out, strict=False)
+    runner.experiment.archive.delivery.settle()
+    # not strict: a run that this launch only loaded has the tag of the launch that made it
+    own = {one.common.tags["settings"] for one in (runner.experiment, runner.used_on)}
+    show(runner.experiment.store, plan, own, out, strict=False)
 
 
 def main() -> None:
     """Make the runs of a figure, or a share of them, then its page."""
     with clear_errors():
-        settings = parse(Reproduction, __doc__)
-        plan = settings.plan
-        if settings.list:
+        options = parse(ReproductionOptions, __doc__)
+        plan = options.plan
+        if options.list:
             print("\n".join(commands(plan)))
             return
-        chains = chains_of(settings, plan)
-        with launch(settings.config(plan.scale.config)) as experiment:
+        chains = chains_of(options, plan)
+        with launch(options.config(plan.scale.config)) as experiment:
             others = plan.scale.used_on
-            work = Work(experiment, plan, experiment.beside(settings.config(others)) if others else None)
-            if settings.only:
-                work.make_only(settings.only)
+            runner = FigureRunner(experiment, plan, experiment.beside(options.config(others)) if others else None)
+            if options.only:
+                runner.make_only(options.only)
                 return
             say(f"{len(chains)} searches or dense trainings with all that is made from them: {', '.join(chains)}")
-            work.make(chains)
-            if settings.shard is None:
-                experiment.world.on_main(lambda: finish(work, plan, settings.out))
+            runner.make(chains)
+            if options.shard is None:
+                experiment.world.on_main(lambda: finish(runner, plan, options.out))
             else:
                 say("this share is finished; when all are, the same command without --shard writes the page")
 

@@ -14,8 +14,8 @@ from harness.config import (
     search_from_json,
     to_json,
 )
-from recipes.aws_digits import config as digits
-from recipes.aws_imagenet import config as imagenet
+from recipes.presets.paper import imagenet
+from recipes.presets.small import digits
 
 
 @pytest.mark.parametrize("minutes", [-1, float("inf"), float("nan")])

@@ -10,7 +10,7 @@ import pytest
 
 import harness.cli.launch
 from harness.config import TicketConfig
-from recipes.aws_digits import config as digits
+from recipes.presets.small import digits
 
 SCRIPT = """
 from harness.cli.launch import clear_errors

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from harness.masks import Mask, SignedMask
-from harness.masks.signs import LayerSigns, compare_signs, layer_densities, overlap_by_chance
+from harness.masks.signs import LayerSigns, compare_signs, overlap_by_chance
 
 
 def signed_mask(**weights: list[float]) -> SignedMask:
@@ -50,10 +50,6 @@ def test_an_empty_layer_has_no_overlap_to_speak_of():
     (row,) = compare_signs(nothing, nothing)
     assert math.isnan(row.mask_overlap)
     assert row.density_a == 0.0
-
-
-def test_densities_of_layers():
-    assert layer_densities(A.mask) == {"x": 5 / 8, "y": 1 / 2}
 
 
 def test_masks_of_different_networks_are_refused():

@@ -55,8 +55,8 @@ PATIENCE = 10.0
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """How hard to try."""
+class CrashTestOptions:
+    """Number of kills, and the launches that they hit."""
 
     kills: int = 20
     """Processes to kill, in all."""
@@ -74,7 +74,7 @@ class Arguments:
 class Tally:
     """How often it was killed, and where; and how many of these kills the searches have survived so far."""
 
-    arguments: Arguments
+    options: CrashTestOptions
     started: float = field(default_factory=time.monotonic)
     searches: int = 0
     survived: int = 0
@@ -91,28 +91,28 @@ class Tally:
         places = ", ".join(f"{place} {count}" for place, count in sorted(self.places.items()))
         minutes = (time.monotonic() - self.started) / 60
         return (
-            f"survived {self.survived} of {self.kills} kills in {self.searches} searches of {self.arguments.processes} "
-            f"process(es), seed {self.arguments.seed}, {minutes:.0f} minutes: {places}"
+            f"survived {self.survived} of {self.kills} kills in {self.searches} searches of {self.options.processes} "
+            f"process(es), seed {self.options.seed}, {minutes:.0f} minutes: {places}"
         )
 
     def write(self) -> None:
         """Write the counts as JSON, if that was asked for."""
-        if self.arguments.json is not None:
+        if self.options.json is not None:
             numbers = {
                 "kills": self.kills,
                 "survived": self.survived,
                 "places": dict(sorted(self.places.items())),
                 "searches": self.searches,
-                "processes": self.arguments.processes,
-                "seed": self.arguments.seed,
+                "processes": self.options.processes,
+                "seed": self.options.seed,
                 "seconds": round(time.monotonic() - self.started),
                 "problems": self.problems,
             }
-            self.arguments.json.write_text(json.dumps(numbers, indent=1) + "\n")
+            self.options.json.write_text(json.dumps(numbers, indent=1) + "\n")
 
 
 @dataclass
-class Trial:
+class SearchUnderTest:
     """One search in a directory of its own."""
 
     where: Path
@@ -170,11 +170,11 @@ class Trial:
         return found
 
 
-def main(arguments: Arguments) -> int:
+def main(options: CrashTestOptions) -> int:
     """Return 0 if everything survived."""
-    generator = random.Random(arguments.seed)
+    generator = random.Random(options.seed)
     place = Path(tempfile.mkdtemp(prefix="crashtest-"))
-    reference = Trial(_new(place, "reference"), arguments.processes)
+    reference = SearchUnderTest(_new(place, "reference"), options.processes)
     started = time.monotonic()
     if reference.start().wait() != 0 or not reference.finished():
         print(f"the undisturbed search failed; see {reference.where / 'log'}", file=sys.stderr)
@@ -183,12 +183,12 @@ def main(arguments: Arguments) -> int:
     expected = reference.files()
     points = [f"{point}:{n}" for point in POINTS for n in [generator.randint(1, _passed(point))]]
     generator.shuffle(points)
-    tally = Tally(arguments)
-    with tqdm(total=arguments.kills, unit="kill") as bar:
-        while tally.kills < arguments.kills:
+    tally = Tally(options)
+    with tqdm(total=options.kills, unit="kill") as bar:
+        while tally.kills < options.kills:
             tally.searches += 1
-            trial = Trial(_new(place, f"trial-{tally.searches}"), arguments.processes)
-            killed = _kill_until_finished(trial, points, generator, length, arguments.kills - tally.kills, bar)
+            trial = SearchUnderTest(_new(place, f"trial-{tally.searches}"), options.processes)
+            killed = _kill_until_finished(trial, points, generator, length, options.kills - tally.kills, bar)
             tally.places.update(killed)
             tally.problems = trial.problems(expected)
             tally.survived += 0 if tally.problems else len(killed)
@@ -197,16 +197,16 @@ def main(arguments: Arguments) -> int:
                 print(f"{tally.line()}\n{'; '.join(tally.problems)}\nsee {trial.where}")
                 return 1
             tqdm.write(f"search {tally.searches} ended with the same bytes after kills at: {', '.join(killed)}")
-            if not arguments.keep:
+            if not options.keep:
                 shutil.rmtree(trial.where)
     print(tally.line())
-    if not arguments.keep:
+    if not options.keep:
         shutil.rmtree(place)
     return 0
 
 
 def _kill_until_finished(
-    trial: Trial, points: list[str], generator: random.Random, length: float, most: int, bar: tqdm[NoReturn]
+    trial: SearchUnderTest, points: list[str], generator: random.Random, length: float, most: int, bar: tqdm[NoReturn]
 ) -> list[str]:
     """Kill launch after launch, first at named points and then at random times; return where each died."""
     killed: list[str] = []
@@ -233,7 +233,7 @@ def _kill_until_finished(
     return killed
 
 
-def _require_killed(trial: Trial) -> None:
+def _require_killed(trial: SearchUnderTest) -> None:
     """A launch that ended with an error must have been killed, or have lost a process that was."""
     try:
         status = json.loads((trial.where / "runs" / "status.json").read_text())["status"]
@@ -262,4 +262,4 @@ def _new(place: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+    sys.exit(main(tyro.cli(CrashTestOptions, description=__doc__)))

@@ -19,8 +19,8 @@ from harness.data.spec import DATASETS
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """What to prepare, from what, to where."""
+class PrepareOptions:
+    """Which data set to prepare, from which source, to which directory."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")]
     source: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
@@ -40,20 +40,18 @@ class Arguments:
     """Replace finished splits."""
 
 
-def main(arguments: Arguments) -> None:
+def main(options: PrepareOptions) -> None:
     """Prepare both splits and say where they are."""
-    images = arguments.images if arguments.images != ImageOptions() else None
-    for manifest in prepare(
-        arguments.name, arguments.out, arguments.source, images, arguments.num_workers, arguments.overwrite
-    ):
+    images = options.images if options.images != ImageOptions() else None
+    for manifest in prepare(options.name, options.out, options.source, images, options.num_workers, options.overwrite):
         content = manifest.content_digest[:16]
         print(f"{manifest.name} {manifest.split}: {manifest.num_samples} images, content {content}")
-    print(f"in {arguments.out / arguments.name}")
+    print(f"in {options.out / options.name}")
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Arguments, description=__doc__))
+        main(tyro.cli(PrepareOptions, description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

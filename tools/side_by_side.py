@@ -18,9 +18,9 @@ import tyro
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
-from harness.reproduction.beside import side_by_side
 from harness.reproduction.page import markdown
 from harness.reproduction.report import NUMBERS
+from harness.reproduction.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)

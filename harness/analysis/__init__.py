@@ -1,1 +1,1 @@
-"""What can be said about finished networks: interpolation, error barriers, signs, summaries, plots."""
+"""Analysis of finished networks: interpolation, error barriers, ψ, statistics over trials, plots."""

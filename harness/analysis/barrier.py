@@ -64,7 +64,7 @@ class BarrierCurve:
 
     @property
     def floor(self) -> float:
-        """|error(a) − error(b)| / 2: what `barrier` is when nothing between the ends is worse than they are."""
+        """|error(a) − error(b)| / 2: the barrier if no point between the ends is worse than they are."""
         return abs(self.error_a_percent - self.error_b_percent) / 2
 
     @property
@@ -76,7 +76,7 @@ class BarrierCurve:
         )
 
     def reversed(self) -> BarrierCurve:
-        """The same line with a and b exchanged."""
+        """Return the same line with a and b exchanged."""
         return replace(
             self,
             alphas=_mirrored(self.alphas),
@@ -90,13 +90,13 @@ class BarrierCurve:
         return self.barrier <= epsilon
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values: the fields, and what is derived from them for whoever reads the file."""
+        """Return plain JSON values: the fields, and the barriers derived from them."""
         derived = {name: getattr(self, name) for name in _DERIVED}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()} | derived
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The curve that gave `values`; ValueError if a field is missing, unknown, or contradicts the others."""
+        """Return the curve that gave `values`; ValueError if a field is missing, unknown, or contradicts the others."""
         own = {field.name for field in fields(cls)}
         missing, unknown = own - values.keys(), values.keys() - own - set(_DERIVED)
         if missing or unknown:
@@ -110,7 +110,7 @@ class BarrierCurve:
 
 
 def _mirrored(alphas: tuple[float, ...]) -> tuple[float, ...]:
-    """1 − α in rising order: an even grid is its own mirror image, to the last bit."""
+    """Return 1 − α in rising order; an even grid is its own mirror image, to the last bit."""
     mirrored = tuple(1 - alpha for alpha in reversed(alphas))
     even = all(abs(one - other) < 1e-9 for one, other in zip(alphas, mirrored, strict=True))
     return alphas if even else mirrored
@@ -133,21 +133,29 @@ def barrier_curve(
     num_bn_batches: int | None = None,
     before_each: Callable[[], None] = lambda: None,
 ) -> BarrierCurve:
-    """Test error at each point αa + (1 − α)b, every float tensor interpolated, BatchNorm re-estimated at each.
+    """Measure the test error at each point αa + (1 − α)b, with BatchNorm re-estimated at each.
 
-    `bn_batches` holds normalised training images (float NCHW; unused under "none" and without BatchNorm) and
-    `test_batches` normalised test images with their labels, all on the model's device. Both are gone through once for
-    every α and must give the same each time: lists, if they fit in memory, so that data is read and normalised once.
-    `recorded_error_percent` is the errors of a and b with their own BatchNorm statistics; None has them evaluated
-    here. `model` is scratch space of the right architecture: its state and memory format are overwritten, its training
-    flags are as before. It decides the device: the states may lie elsewhere, as checkpoints from a file do.
+    Every float tensor is interpolated. Several `ranks` call this together, and all get the curve. A barrier between
+    networks with different masks compares unlike things: the caller checks that the masks are equal.
 
-    Several `ranks` call this together and all get the curve. Each gives its own share: test images that no other has,
-    and every W-th of the `num_bn_batches` batches, as `reestimate_batchnorm` says; the rest is equal on all.
-    `before_each` is called before each α, and by every rank, so that ranks can agree there.
+    Args:
+        model: Scratch space of the right architecture, which decides the device. Its state and memory format are
+            overwritten; its training flags stay.
+        state_a: Network at α = 1; like b it may lie on another device, as a checkpoint from a file does.
+        state_b: Network at α = 0.
+        bn_batches: Normalised training images (float NCHW) on the model's device; unused under "none" and without
+            BatchNorm. Like the test batches, they are gone through once for every α and must be the same each time:
+            give lists, if they fit in memory. A rank gives every W-th of `num_bn_batches` batches.
+        test_batches: Normalised test images with labels, on the model's device; a rank gives images that no other has.
+        alphas: Points of the line, rising from 0 to 1.
+        convention: How BatchNorm statistics are re-estimated (`reestimate_batchnorm`); none: interpolated buffers.
+        recorded_error_percent: Errors of a and b with their own BatchNorm statistics; None: they are measured here.
+        ranks: The processes that share the images.
+        num_bn_batches: Batches of all ranks together.
+        before_each: Called before each α by every rank, so that ranks can agree there.
 
-    A barrier between networks with different masks compares unlike things; that they are equal is the caller's check.
-    Raises ValueError for α not rising from 0 to 1, an unknown convention, no images, or states that do not fit.
+    Raises:
+        ValueError: α that do not rise from 0 to 1, an unknown convention, no images, or states that do not fit.
     """
     _check_alphas(alphas)
     _check_convention(convention)
@@ -229,10 +237,10 @@ class _OwnImages:
         return torch.stack([wrong, *(torch.full_like(wrong, number) for number in (num_images, self.num_bn or 0))])
 
     @staticmethod
-    def _same(what: str, before: int | None, now: int) -> int:
+    def _same(name: str, before: int | None, now: int) -> int:
         if before not in (None, now):
             raise ValueError(
-                f"{what} gave {before} images at one α and {now} at the next; "
+                f"{name} gave {before} images at one α and {now} at the next; "
                 "every α must see the same images: give a list, or an object that can be gone through again"
             )
         return now

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """αa + (1 − α)b of every float tensor, as new tensors; α = 1 gives a and α = 0 gives b, bit for bit.
+    """Return αa + (1 − α)b of every float tensor; α = 1 gives a and α = 0 gives b, bit for bit.
 
     `a` and `b` are state dicts: parameters of every kind of layer, and buffers. Integer buffers (BatchNorm's counter)
     are a's. Method section 6. Raises ValueError for α outside 0..1, and naming every tensor that the two do not share
@@ -24,7 +24,7 @@ def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) 
 def interpolate_into(
     target: Mapping[str, Tensor], a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float
 ) -> None:
-    """The same into the tensors of `target`, which keep their place in a model and their memory format."""
+    """Write αa + (1 − α)b into the tensors of `target`, which keep their place in a model and their memory format."""
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"α must be between 0 and 1, got {alpha}")
     with torch.no_grad():

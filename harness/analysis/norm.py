@@ -1,4 +1,4 @@
-"""How far training has moved the normalisation parameters ψ from ψ_init: LRR's tickets need them, AWS's should not."""
+"""Distance of the normalisation parameters ψ from ψ_init; LRR's tickets need the trained ψ, AWS's should not."""
 
 from __future__ import annotations
 

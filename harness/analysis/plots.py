@@ -1,4 +1,4 @@
-"""The figures of the paper that everyone draws: accuracy over density, error along a line, barriers side by side.
+"""Plots: accuracy over density, error along a line, barriers side by side.
 
 Each is written as PNG and as SVG. Colours are Okabe and Ito's, told apart by the colour-blind, and no two series differ
 by colour alone.
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":")
-_KIND_ORDER = ("retrain", "signed_mask", "mask")  # these keep their colour and marker whatever else is drawn
+_KIND_ORDER = ("retrain", "signed_mask", "mask")  # these keep their colour and marker in every plot
 _SIZE_INCHES = (7.2, 4.6)
 
 
@@ -34,7 +34,7 @@ class Series:
     method: str
     error_percent: Mapping[float, Sequence[float]]
     printed_accuracy_percent: Mapping[float, float] = field(default_factory=dict)
-    """Density → what a paper prints, to stand beside ours."""
+    """Density → a paper's printed accuracy, to stand beside ours."""
 
     @property
     def label(self) -> str:
@@ -49,9 +49,9 @@ def plot_accuracy(
     dense_error_percent: Sequence[float] = (),
     title: str = "Test accuracy over density",
 ) -> list[Path]:
-    """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; returns the two files.
+    """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; return the two files.
 
-    What a paper prints is a star in the colour of its series.
+    A paper's printed accuracy is a star in the colour of its series.
 
     Colour and marker go by kind, line style and filling by method. Densities run from dense (left) to sparse, on a
     logarithmic scale. The files are `stem` with .png and .svg. Raises ValueError for nothing to draw.
@@ -80,7 +80,7 @@ def plot_accuracy(
 def plot_barriers(
     curves: Mapping[str, BarrierCurve], stem: Path, *, title: str = "Test error on the line between two networks"
 ) -> list[Path]:
-    """Draw the error at every αa + (1 − α)b, one line for each curve, its barrier in the legend; returns the two files.
+    """Draw the error at every αa + (1 − α)b, one line for each curve, its barrier in the legend; return the two files.
 
     The files are `stem` with .png and .svg. Raises ValueError for no curves.
     """
@@ -107,9 +107,9 @@ def plot_barriers(
 def plot_bars(
     groups: Mapping[str, Mapping[str, Sequence[float]]], stem: Path, *, title: str, epsilon: float | None = None
 ) -> list[Path]:
-    """Draw the mean barrier ± sd of each group's members as bars, every trial as a dot, ε as a line; returns the files.
+    """Draw the mean barrier ± sd of each group's members as bars, every trial as a dot, ε as a line; return the files.
 
-    `groups` is question → what was compared → barrier of each trial, percentage points. The files are `stem` with .png
+    `groups` is question → compared networks → barrier of each trial, percentage points. The files are `stem` with .png
     and .svg. Raises ValueError for nothing to draw.
     """
     if not any(groups.values()):
@@ -172,7 +172,7 @@ def _draw_series(axes: Axes, one: Series, kind: int, method: int, shift: float) 
 
 
 def _margin(densities: Sequence[float]) -> float:
-    """Return by what factor the axis goes beyond the rising densities on either side."""
+    """Return the factor by which the axis exceeds the rising densities on either side."""
     if len(densities) < 2:
         return 1.25
     return float((densities[-1] / densities[0]) ** min(0.06, 0.2 / len(densities)))
@@ -197,7 +197,7 @@ def _density_axis(axes: Axes, ticks: Sequence[float], margin: float) -> None:
 
 @contextmanager
 def _figure(title: str) -> Iterator[tuple[Figure, Axes]]:
-    """A titled figure outside pyplot: no global state, no display, equal input gives an equal SVG."""
+    """Open a titled figure outside pyplot: no global state, no display, equal input gives an equal SVG."""
     import matplotlib
     from matplotlib.figure import Figure
 

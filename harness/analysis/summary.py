@@ -62,16 +62,8 @@ class Paired:
         return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
-def summarize(trials: Iterable[tuple[Key, float]]) -> dict[Key, Summary]:
-    """Summarise values by group: (group, value) pairs → group → Summary, in the order groups first appear."""
-    groups: dict[Key, list[float]] = {}
-    for group, value in trials:
-        groups.setdefault(group, []).append(value)
-    return {group: Summary.of(values) for group, values in groups.items()}
-
-
 def epsilon_from_dense(error_percent: Sequence[float]) -> float:
-    """ε of linear mode connectivity: the sample sd of the dense network's test error over seeds, percentage points.
+    """Return ε of linear mode connectivity: the sample sd of the dense test error over seeds, percentage points.
 
     Raises ValueError for fewer than two runs, since one has no spread. Method section 6.
     """

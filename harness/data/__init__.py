@@ -1,6 +1,7 @@
 """Data: specs, preparation, and two loaders that give the same batches.
 
-Only ffcv_loader.py imports ffcv and numba; the in-memory loader needs torch, NumPy and safetensors alone.
+Only ffcv/ and prepare.py import ffcv and numba; memory_loader.py needs torch, NumPy and safetensors alone. Importing
+this package loads none of them but NumPy: data are prepared without torch.
 """
 
 from harness.data.data_source import DataSource, open_data, verify_data

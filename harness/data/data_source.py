@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from harness.common.digest import sha256_json
 from harness.config import known
-from harness.data.loaders import EvalLoader, TrainLoader
+from harness.data.loaders import EvalLoader, SplitReader, TrainLoader, TrainOrder, eval_share
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
 from harness.data.spec import DataSpec, data_spec
 
@@ -28,8 +28,8 @@ class DataSource:
     """SHA-256 over both splits' contents; the same for every loader."""
     num_train: int
     num_test: int
-    _make_train: Callable[..., TrainLoader]
-    _make_test: Callable[..., EvalLoader]
+    _reader: Callable[..., SplitReader]
+    """Of (split, num_workers, device); it keeps open files and compiled code."""
 
     def train_loader(
         self,
@@ -45,13 +45,8 @@ class DataSource:
         `num_workers` is the number of loader threads, all available cores if None or −1; it never changes a batch.
         Raises ValueError if the split is smaller than a batch, or the batch not divisible by `world_size`.
         """
-        return self._make_train(
-            global_batch_size=global_batch_size,
-            rank=rank,
-            world_size=world_size,
-            num_workers=num_workers,
-            device=device,
-        )
+        reader = self._reader("train", num_workers, device)
+        return TrainLoader(reader, TrainOrder(reader.num_samples, global_batch_size, rank, world_size))
 
     def test_loader(
         self,
@@ -65,9 +60,8 @@ class DataSource:
         """Return one rank's share of the test split, in batches of at most `batch_size` (ValueError below 1)."""
         if batch_size < 1:
             raise ValueError(f"test batch size is {batch_size}; it must be at least 1")
-        return self._make_test(
-            batch_size=batch_size, rank=rank, world_size=world_size, num_workers=num_workers, device=device
-        )
+        reader = self._reader("test", num_workers, device)
+        return EvalLoader(reader, eval_share(reader.num_samples, rank, world_size), batch_size)
 
 
 def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "") -> DataSource:
@@ -80,14 +74,12 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
     spec, manifests, files = _prepared(name, directory, loader)
     check_files(files, vouched)
     paths = dict(zip(SPLITS, files, strict=True))
-    make_train, make_test = _loaders(spec, loader, paths)
     return DataSource(
         spec=spec,
         content_digest=sha256_json([manifests[split].content_digest for split in SPLITS]),
         num_train=manifests["train"].num_samples,
         num_test=manifests["test"].num_samples,
-        _make_train=make_train,
-        _make_test=make_test,
+        _reader=_readers(spec, loader, paths),
     )
 
 
@@ -135,11 +127,11 @@ def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
     return manifest
 
 
-def _loaders(spec: DataSpec, loader: str, paths: dict[str, Path]) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _readers(spec: DataSpec, loader: LoaderName, paths: dict[str, Path]) -> Callable[..., SplitReader]:
     if loader == "memory":
-        from harness.data.memory_loader import memory_loaders
+        from harness.data.memory_loader import memory_readers
 
-        return memory_loaders(spec, paths)
-    from harness.data.ffcv.loader import ffcv_loaders
+        return memory_readers(spec, paths)
+    from harness.data.ffcv.loader import ffcv_readers
 
-    return ffcv_loaders(spec, paths)
+    return ffcv_readers(spec, paths)

@@ -1,4 +1,4 @@
-"""What every loader gives: batches of uint8 images in a keyed order, shared out over ranks."""
+"""Batches of uint8 images in a keyed order, shared out over ranks."""
 
 from __future__ import annotations
 
@@ -22,38 +22,15 @@ class Batch(NamedTuple):
     indices_N: torch.Tensor  # int64, positions in the split
 
 
-class TrainLoader(Protocol):
-    """Training batches, a function of (noise, epoch) alone."""
+class SplitReader(Protocol):
+    """Reads one split onto one device; the FFCV loader and the memory loader differ in this alone."""
 
     @property
     def num_samples(self) -> int:
         """Samples of the whole split."""
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """floor(num_samples / global_batch_size): the last incomplete batch is dropped."""
-
-    def epoch(
-        self,
-        noise: SgdNoise,
-        epoch: int,
-        skip_steps: int = 0,
-        num_steps: int | None = None,
-        augment: bool = True,
-        every: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's batches of `num_steps` steps from skip_steps on, or of every `every`-th of them."""
-
-
-class EvalLoader(Protocol):
-    """Every sample of a split once over all ranks, unaugmented, none padded, tail kept."""
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the whole split, over all ranks."""
-
-    def __iter__(self) -> Iterator[Batch]:
-        """Yield this rank's share in batches of at most batch_size."""
+    def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
+        """Yield these samples in order, augmented under `key` unless it is None; the last batch may be smaller."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +82,56 @@ class TrainOrder:
         permutation = noise.permutation(epoch, self.num_samples)
         used = permutation[: self.steps_per_epoch * self.global_batch_size]
         return used.reshape(self.steps_per_epoch, self.world_size, self.batch_size)[skip_steps:stop:every, self.rank]
+
+
+@dataclass(frozen=True)
+class TrainLoader:
+    """Training batches of one rank, a function of (noise, epoch) alone."""
+
+    reader: SplitReader
+    order: TrainOrder
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole split."""
+        return self.order.num_samples
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """⌊num_samples / global_batch_size⌋: the last incomplete batch is dropped."""
+        return self.order.steps_per_epoch
+
+    def epoch(
+        self,
+        noise: SgdNoise,
+        epoch: int,
+        skip_steps: int = 0,
+        num_steps: int | None = None,
+        augment: bool = True,
+        every: int = 1,
+    ) -> Iterator[Batch]:
+        """Yield this rank's batches of `num_steps` steps from skip_steps on, or of every `every`-th of them."""
+        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
+        key = noise.key("augment", epoch) if augment else None
+        return self.reader.batches(indices_SN.reshape(-1), key, self.order.batch_size)
+
+
+@dataclass(frozen=True)
+class EvalLoader:
+    """One rank's share of a split: each sample once over all ranks, unaugmented, none padded, tail kept."""
+
+    reader: SplitReader
+    share: range
+    batch_size: int
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the whole split, over all ranks."""
+        return self.reader.num_samples
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield this rank's share in batches of at most batch_size."""
+        return self.reader.batches(np.arange(self.share.start, self.share.stop), None, self.batch_size)
 
 
 def eval_share(num_samples: int, rank: int, world_size: int) -> range:

@@ -1,4 +1,4 @@
-"""The record beside every prepared split: what is in its files, and the check that they still are what it says."""
+"""The record beside every prepared split: digests of its files, and the check that the files still have them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PROGRESS_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class FileRecord:
-    """What one file must be."""
+    """Size and digest that one file must have."""
 
     sha256: str
     num_bytes: int

@@ -1,6 +1,6 @@
-"""The data sets: what a network must know of each, how it is augmented, and where its raw images come from.
+"""The data sets: sizes that a network needs, augmentation, and the source of the raw images.
 
-Adding a data set is one entry of `DATASETS` (and a reader in readers.py if its raw format is new).
+Adding a data set is one entry of `DATASETS` (and a reader in readers/ if its raw format is new).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What two signed masks have in common, layer by layer."""
+"""Compare two signed masks layer by layer: kept weights and signs in common."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from harness.masks import Mask, SignedMask, check_fits
+from harness.masks import SignedMask, check_fits
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class LayerSigns:
 
     @classmethod
     def total(cls, layers: Iterable[LayerSigns], name: str = "all layers") -> Self:
-        """All layers counted together: every weight weighs the same, not every layer."""
+        """Count all layers together: every weight weighs the same, not every layer."""
         layers = list(layers)
         return cls(
             name=name,
@@ -57,7 +57,7 @@ class LayerSigns:
 
 
 def compare_signs(a: SignedMask, b: SignedMask) -> list[LayerSigns]:
-    """One row for each prunable tensor, in a's order; ValueError if the two are not of one network's shape."""
+    """Return one row for each prunable tensor, in a's order; ValueError if the two are not of one network's shape."""
     check_fits(a.mask.shapes(), b.mask.shapes(), "the first signed mask")
     check_fits(b.mask.shapes(), a.mask.shapes(), "the second signed mask")
     rows = []
@@ -71,7 +71,7 @@ def compare_signs(a: SignedMask, b: SignedMask) -> list[LayerSigns]:
 
 
 def overlap_by_chance(layers: Iterable[LayerSigns]) -> float:
-    """Jaccard index, 0..1, that masks of the same counts in each layer have when nothing relates them.
+    """Return the Jaccard index, 0..1, of unrelated masks with the same counts in each layer.
 
     Each layer's expected common count, kept_a · kept_b / numel, stands for its mean; NaN where nothing is kept.
     """
@@ -79,11 +79,6 @@ def overlap_by_chance(layers: Iterable[LayerSigns]) -> float:
     both = sum(layer.kept_a * layer.kept_b / layer.numel for layer in layers if layer.numel)
     either = sum(layer.kept_a + layer.kept_b for layer in layers) - both
     return both / either if either else math.nan
-
-
-def layer_densities(mask: Mask) -> dict[str, float]:
-    """Kept share of each prunable tensor, 0..1."""
-    return {name: _share(int(kept.sum()), kept.numel()) for name, kept in mask.tensors.items()}
 
 
 def _share(part: int, whole: int) -> float:

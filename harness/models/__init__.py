@@ -71,11 +71,23 @@ MODELS: dict[str, ModelSpec] = {
 
 
 def build_model(name: str, *, num_classes: int, channels: int, image_size: int, width: int | None = None) -> nn.Module:
-    """A freshly initialised network on the CPU, drawn from torch's global generator (seed it before).
+    """Build a network on the CPU, its weights drawn from torch's global generator (seed it before).
 
     It takes float NCHW images of `channels` × `image_size` × `image_size` and returns logits (N, num_classes).
-    `width` None is the network's own default. Raises ValueError for an unknown name, a size that is not positive, and
-    a width for a network that has only one.
+
+    Args:
+        name: A name of MODELS.
+        num_classes: Outputs of the classifier.
+        channels: Channels of an image.
+        image_size: Height and width of an image, pixels.
+        width: Channels of the first stage or as the network's own file says; None: its default.
+
+    Raises:
+        ValueError: An unknown name, a size that is not positive, or a width for a network that has only one.
+
+    Example:
+        >>> build_model("resnet20", num_classes=10, channels=3, image_size=32).fc.out_features
+        10
     """
     spec = _spec(name)
     sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
@@ -99,7 +111,7 @@ def draw_model(
     width: int | None = None,
     scheme: str = "network",
 ) -> nn.Module:
-    """The network at θ_init(`init_seed`), on the CPU; torch's own generator stays as it was. Else as `build_model`.
+    """Draw the network at θ_init(`init_seed`) on the CPU; torch's own generator stays as it was. See `build_model`.
 
     `scheme` gives the weights (prunable ones and the classifier's) other values than the network's own: see
     `harness.models.initialise`.
@@ -114,17 +126,17 @@ def draw_model(
 
 
 def classifier_of(name: str) -> str:
-    """The dotted name of a network's classifier, a module whose parameters are never pruned."""
+    """Return the dotted name of a network's classifier, a module whose parameters are never pruned."""
     return _spec(name).classifier
 
 
 def partition_of(name: str, model: nn.Module) -> ParamPartition:
-    """The prunable, norm and other parameters of `model`, a network built under this name."""
+    """Return the prunable, norm and other parameters of `model`, a network built under this name."""
     return ParamPartition.of(model, _spec(name).classifier)
 
 
 def width_of(name: str, width: int | None) -> int | None:
-    """The width of a network with `width` asked for: None means its own default, and stays None if it has only one."""
+    """Return the width that `width` asks for: None is the network's default, and stays None if it has only one."""
     parameter = inspect.signature(_spec(name).build).parameters.get("width")
     return width if width is not None or parameter is None else int(parameter.default)
 

@@ -27,7 +27,7 @@ _DROP_CONNECT = 0.2
 
 
 def efficientnet_b0_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _STEM) -> nn.Module:
-    """EfficientNet-B0 with a stride-1 stem; `width` scales all numbers of channels as B1 to B7 do (multiples of 8)."""
+    """Build EfficientNet-B0 with a stride-1 stem; `width` scales all channels as B1 to B7 do (multiples of 8)."""
     from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # a second to import
 
     del image_size

@@ -1,6 +1,6 @@
-"""Initial weights other than a network's own: which values weights have before any training.
+"""Initial weights: Kaiming's for the networks written here, and schemes that replace a network's own.
 
-Biases, normalisation layers and what else a network holds keep its own initial values.
+A scheme sets weights alone; biases, normalisation layers and all else keep the network's own initial values.
 """
 
 from __future__ import annotations
@@ -16,6 +16,17 @@ from harness.common.seeds import derive_seed
 SCHEMES = ("network", "kaiming_normal", "constant")
 """network: the network's own; kaiming_normal: N(0, 2/fan_in) (He et al. 2015); constant: ±√(2/fan_in) with the signs of
 the network's own draw (Zhou et al. 2019; Gem-Miner's weights)."""
+
+
+def kaiming_normal_(model: nn.Module) -> None:
+    """Draw the weights of convolutions and linear layers from N(0, 2/fan_in) (He et al. 2015).
+
+    Biases and normalisation layers keep torch's defaults. fan_in counts the channels of one group, so a depthwise 3×3
+    convolution has 9.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
 
 
 @torch.no_grad()

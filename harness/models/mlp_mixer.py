@@ -82,7 +82,7 @@ class MlpMixer(nn.Module):
 
 
 def mlp_mixer(*, num_classes: int, channels: int, image_size: int, width: int = 512) -> nn.Module:
-    """The paper's MLP-Mixer with the hidden sizes of its scripts: token mixing 784, channel mixing 256 (7.8 M)."""
+    """Build the paper's MLP-Mixer, hidden sizes as in its scripts: token mixing 784, channel mixing 256 (7.8 M)."""
     return MlpMixer(
         num_classes=num_classes,
         channels=channels,
@@ -96,7 +96,7 @@ def mlp_mixer(*, num_classes: int, channels: int, image_size: int, width: int = 
 
 
 def mlp_mixer_wide(*, num_classes: int, channels: int, image_size: int, width: int = 512) -> nn.Module:
-    """MLP-Mixer with the usual hidden sizes: token mixing 256, channel mixing 2048 (27.3 M)."""
+    """Build MLP-Mixer with the usual hidden sizes: token mixing 256, channel mixing 2048 (27.3 M)."""
     return MlpMixer(
         num_classes=num_classes,
         channels=channels,
@@ -110,7 +110,7 @@ def mlp_mixer_wide(*, num_classes: int, channels: int, image_size: int, width: i
 
 
 def mlp_mixer_small(*, num_classes: int, channels: int, image_size: int, width: int = 128) -> nn.Module:
-    """A Mixer for images of 8 to 64 pixels: 4 blocks, hidden sizes width / 2 and 2 · width.
+    """Build a Mixer for images of 8 to 64 pixels: 4 blocks, hidden sizes width / 2 and 2 · width.
 
     The patch is the largest of 4, 2, 1 that divides the image into at least 4 × 4: 2 at 8 pixels, 4 at 28 and 32.
     """

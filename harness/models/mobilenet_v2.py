@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models.kaiming import kaiming_normal_
+from harness.models.initialise import kaiming_normal_
 from harness.models.stem import fitted_stem
 
 _STEM = 32
@@ -20,7 +20,7 @@ _HEAD = 1280
 
 
 def mobilenet_v2(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """torchvision's `mobilenet_v2` without dropout, freshly initialised (method section 5)."""
+    """Build torchvision's `mobilenet_v2` without dropout, freshly initialised (method section 5)."""
     import torchvision  # a second to import, and only few networks need it
 
     del image_size
@@ -83,6 +83,6 @@ class MobileNetV2Cifar(nn.Module):
 
 
 def mobilenet_v2_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _STEM) -> nn.Module:
-    """MobileNetV2 for small images; all its numbers of channels scale with `width`, that of the stem."""
+    """Build MobileNetV2 for small images; `width` is the stem's, and all numbers of channels scale with it."""
     del image_size
     return MobileNetV2Cifar(num_classes, channels, width)

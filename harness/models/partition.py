@@ -73,7 +73,7 @@ def _classifier_parameters(model: nn.Module, classifier: str) -> set[int]:
 
 
 def _named_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]]:
-    """Every parameter under every one of its names, with its role by the type of the module that holds it."""
+    """Return every parameter under each of its names, with its role by the type of the module that holds it."""
     for module_name, module in model.named_modules(remove_duplicate=False):
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         if isinstance(module, _PRUNABLE_LAYERS) and "weight" not in own:

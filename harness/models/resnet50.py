@@ -8,13 +8,13 @@ from harness.models.stem import fitted_stem
 
 
 def resnet50(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """torchvision's `resnet50`, freshly initialised (7×7 stride-2 stem with max-pool)."""
+    """Build torchvision's `resnet50`, freshly initialised (7×7 stride-2 stem with max-pool)."""
     del image_size
     return _torchvision_resnet50(num_classes, channels, kernel_size=7, stride=2)
 
 
 def resnet50_cifar(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """The same with a 3×3 stride-1 stem and no max-pool, for CIFAR-100 and Tiny-ImageNet (method section 5)."""
+    """Build it with a 3×3 stride-1 stem and no max-pool, for CIFAR-100 and Tiny-ImageNet (method section 5)."""
     del image_size
     model = _torchvision_resnet50(num_classes, channels, kernel_size=3, stride=1)
     model.maxpool = nn.Identity()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models.kaiming import kaiming_normal_
+from harness.models.initialise import kaiming_normal_
 
 
 class BasicBlock(nn.Module):
@@ -72,6 +72,6 @@ def blocks_of_depth(depth: int) -> int:
 
 
 def resnet_cifar(depth: int, *, num_classes: int, channels: int, image_size: int, width: int = 16) -> nn.Module:
-    """ResNet-`depth` with `width` channels in its first stage; ValueError unless depth = 6n + 2, n ≥ 1."""
+    """Build ResNet-`depth` with `width` channels in its first stage; ValueError unless depth = 6n + 2, n ≥ 1."""
     del image_size  # convolutions and a global pool: the same network for any size
     return ResNetCifar(blocks_of_depth(depth), num_classes, channels, width)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models.kaiming import kaiming_normal_
+from harness.models.initialise import kaiming_normal_
 from harness.models.resnet_cifar import blocks_of_depth, padded_shortcut
 
 
@@ -53,6 +53,6 @@ class ResNetSkipInit(nn.Module):
 
 
 def resnet_skipinit(depth: int, *, num_classes: int, channels: int, image_size: int, width: int = 16) -> nn.Module:
-    """ResNet-`depth` without normalisation layers; ValueError unless depth = 6n + 2, n ≥ 1."""
+    """Build ResNet-`depth` without normalisation layers; ValueError unless depth = 6n + 2, n ≥ 1."""
     del image_size
     return ResNetSkipInit(blocks_of_depth(depth), num_classes, channels, width)

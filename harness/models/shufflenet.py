@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from harness.models.kaiming import kaiming_normal_
+from harness.models.initialise import kaiming_normal_
 
 _GROUPS = 3
 _STEM = 24
@@ -68,7 +68,7 @@ class ShuffleNet(nn.Module):
 
 
 def shufflenet_cifar(*, num_classes: int, channels: int, image_size: int, width: int = 240) -> nn.Module:
-    """ShuffleNet with `width` channels in its first stage; ValueError unless 12 (4 · 3 groups) divides it, above 24."""
+    """Build ShuffleNet, `width` channels in its first stage: a multiple of 12 (4 · 3 groups) above 24, or ValueError."""
     del image_size
     if width % (4 * _GROUPS) or width <= _STEM:
         raise ValueError(f"the width of ShuffleNet must be a multiple of {4 * _GROUPS} above {_STEM}, got {width}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from harness.models.kaiming import kaiming_normal_
+from harness.models.initialise import kaiming_normal_
 
 _WIDTH = 64
 _POOL = 0
@@ -16,7 +16,7 @@ _CONFIGURATION_A = (1, _POOL, 2, _POOL, 4, 4, _POOL, 8, 8, _POOL, 8, 8, _POOL)  
 
 
 class Vgg(nn.Module):
-    """Convolutions and pools, the mean over what is left of the map, the classifier."""
+    """Convolutions and pools, the mean over the rest of the map, the classifier."""
 
     def __init__(self, num_classes: int, channels: int, image_size: int, width: int) -> None:
         super().__init__()
@@ -39,5 +39,5 @@ class Vgg(nn.Module):
 
 
 def vgg11_bn_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _WIDTH) -> nn.Module:
-    """VGG11-bn with a small head and `width` channels in its first layer."""
+    """Build VGG11-bn with a small head and `width` channels in its first layer."""
     return Vgg(num_classes, channels, image_size, width)

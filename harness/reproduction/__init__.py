@@ -1,1 +1,1 @@
-"""The paper's figures and tables: what each needs, the runs that give it, and the page that shows it."""
+"""The paper's figures and tables: the runs that each needs, how they are made and found, and its page."""

@@ -1,4 +1,4 @@
-"""The runs of a plan found among those that are logged: by their settings and seeds, from tags alone."""
+"""Find the runs of a plan among the logged ones, by their settings and seeds."""
 
 from __future__ import annotations
 
@@ -25,60 +25,67 @@ from harness.lineage.tracking.description import command_of, hardware_of, precis
 from harness.masks import SignedMask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS
-from harness.reproduction.plan import Pair, Plan, Training
-from harness.reproduction.results import Making, Results
+from harness.reproduction.figure_plan import FigurePlan, Pair, Training
+from harness.reproduction.results import Provenance, Results
 
 _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
-"""Settings that final trainings heed; which ticket they use is told by their parents."""
+"""Settings that final trainings heed; their parents say which ticket they use."""
 _OF_LEVELS = (
     *("optim", "global_batch_size", "accumulation_steps"),
     *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that levels of every method heed."""
 _TRAINING = "training"
-_HOW = ("unpruned_signs", "signs", "initialisation", "transferred")
+_UNUSUAL_USES = ("unpruned_signs", "signs", "initialisation", "transferred")
 """Tags of final trainings that use their tickets in another than the usual way."""
 
 _Group = tuple[str, str]
 """(method, tag `settings`) of levels, or ("training", tag) of final trainings."""
 
 
-def collect(store: LineageStore, plan: Plan, settings: Collection[str] = (), *, strict: bool = True) -> Results:
-    """Return the finished runs of a plan, read from the store; nothing is trained, and no data is needed.
+def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (), *, strict: bool = True) -> Results:
+    """Return the finished runs of a plan; this needs no training and no data.
 
-    They are found by the settings that they record, whatever else the launch that made them had in mind. Where such
-    runs were made in several ways, `settings` are tags (`Experiment.settings`) of those that are meant. Raises
-    LookupError when there are none (`strict`: none with such a tag), ValueError when there are several ways, or two
-    runs that both answer to one place in the plan.
+    Runs are found by their recorded settings, in any launch. Precision, data and number of processes can differ between
+    runs of the same settings. `settings` then chooses: it holds the tags (`Experiment.settings`) of the wanted runs.
+
+    Args:
+        strict: Whether a run must have one of the tags in `settings`.
+
+    Raises:
+        LookupError: There is no run, or (`strict`) none with such a tag.
+        ValueError: Runs were made in several ways, or two runs fit one place in the plan.
     """
     scale = plan.scale
+    # finished runs of this network, on the data of the tickets and of the final trainings
     nodes = [
         node
         for node in newest(store, None, Query(network=scale.config.model.name))
         if node.status in ("FINISHED", "LOCAL")
         and node.tags.get("data") in (scale.config.data.name, scale.finals.data.name)
     ]
-    found = _ways(store, nodes, scale.config)
-    there = _ways(store, nodes, scale.used_on) if scale.used_on else found
-    known = {tag for ways in (found, there) for groups in ways.values() for _, tag in groups}
+    found = _groups_by_signature(store, nodes, scale.config)
+    there = _groups_by_signature(store, nodes, scale.used_on) if scale.used_on else found
+    known = {tag for signatures in (found, there) for groups in signatures.values() for _, tag in groups}
     if not known:
-        raise LookupError(f"no finished run of {_what(scale.config)}; `recipes/reproduce.py` makes them")
+        raise LookupError(f"no finished run of {_subject(scale.config)}; `recipes/reproduce.py` makes them")
     if strict and settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
-    groups = _one_way(found, settings, scale.config, of_levels=True)
+    # all numbers of one page come from launches of one signature
+    groups = _of_one_signature(found, settings, scale.config, of_levels=True)
     if scale.used_on:
-        groups |= _one_way(there, settings, scale.used_on, of_levels=False)
-    return _Found(store, plan, nodes, groups).results()
+        groups |= _of_one_signature(there, settings, scale.used_on, of_levels=False)
+    return RunLookup(store, plan, nodes, groups).results()
 
 
-def _how(node: RunSummary) -> dict[str, str]:
-    return {name: node.tags[name] for name in _HOW if name in node.tags}
+def _usage_tags(node: RunSummary) -> dict[str, str]:
+    return {name: node.tags[name] for name in _UNUSUAL_USES if name in node.tags}
 
 
-def _how_wanted(plan: Plan, training: Training) -> dict[str, str]:
-    """Return the tags of `_HOW` that a training of the plan has (`harness.experiment.final.Trial.unusual`)."""
-    how = {} if training.initialisation == NETWORKS_OWN else {"initialisation": training.initialisation}
-    return how | ({"transferred": "true"} if plan.scale.used_on and training.curve else {})
+def _wanted_usage_tags(plan: FigurePlan, training: Training) -> dict[str, str]:
+    """Return the usage tags of a training of the plan (`harness.experiment.final.Trial.unusual`)."""
+    tags = {} if training.initialisation == NETWORKS_OWN else {"initialisation": training.initialisation}
+    return tags | ({"transferred": "true"} if plan.scale.used_on and training.curve else {})
 
 
 def _group(node: RunSummary) -> _Group | None:
@@ -87,54 +94,55 @@ def _group(node: RunSummary) -> _Group | None:
     return node.tags["method"] if node.kind == "level" else _TRAINING, node.tags["settings"]
 
 
-def _ways(store: LineageStore, nodes: Iterable[RunSummary], config: SearchConfig) -> dict[str, set[_Group]]:
-    """Return the levels and trainings with these data and settings, seeds aside, by the way they were made in."""
+def _groups_by_signature(
+    store: LineageStore, nodes: Iterable[RunSummary], config: SearchConfig
+) -> dict[str, set[_Group]]:
+    """Return launch signature → levels and trainings with these data and settings; seeds may differ."""
     one_of_each = {group: node for node in nodes if node.tags["data"] == config.data.name and (group := _group(node))}
-    ways: dict[str, set[_Group]] = defaultdict(set)
+    signatures: dict[str, set[_Group]] = defaultdict(set)
     for group, node in one_of_each.items():
         record = store.record_of(node)
         if _fits(record.config["search"], config, group[0]):
-            ways[_way(record)].add(group)
-    return ways
+            signatures[_launch_signature(record)].add(group)
+    return signatures
 
 
-def _one_way(
-    ways: dict[str, set[_Group]], given: Collection[str], config: SearchConfig, *, of_levels: bool
+def _of_one_signature(
+    signatures: dict[str, set[_Group]], given: Collection[str], config: SearchConfig, *, of_levels: bool
 ) -> set[_Group]:
-    """Return the runs of the only way in which there are levels (or trainings), or of the one that `given` tags name.
+    """Return the groups of the only signature with levels (or trainings), or of the one that `given` tags name.
 
-    ValueError where that leaves several.
+    Raises ValueError if several remain.
     """
 
-    def among(ways: dict[str, set[_Group]], fits: Callable[[_Group], bool]) -> dict[str, set[_Group]]:
-        return {way: groups for way, groups in ways.items() if any(map(fits, groups))} or ways
+    def among(signatures: dict[str, set[_Group]], fits: Callable[[_Group], bool]) -> dict[str, set[_Group]]:
+        return {one: groups for one, groups in signatures.items() if any(map(fits, groups))} or signatures
 
-    chosen = among(ways, lambda group: (group[0] != _TRAINING) == of_levels)
+    chosen = among(signatures, lambda group: (group[0] != _TRAINING) == of_levels)
     chosen = among(chosen, lambda group: group[1] in given)
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {_what(config)} were made in {len(chosen)} ways (another number of processes, precision or "
+            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision or "
             f"data); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
         )
     return next(iter(chosen.values()), set())
 
 
-def _what(config: SearchConfig) -> str:
+def _subject(config: SearchConfig) -> str:
     return f"{config.model.name} on {config.data.name} with these settings"
 
 
-def _fits(recorded: dict[str, Any], config: SearchConfig, what: str) -> bool:
+def _fits(recorded: dict[str, Any], config: SearchConfig, kind: str) -> bool:
     """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
     own = to_json(config)
-    names: tuple[str, ...]
-    names = _OF_TRAININGS if what == _TRAINING else (*_OF_LEVELS, *METHODS[what].heeds)
+    names = _OF_TRAININGS if kind == _TRAINING else (*_OF_LEVELS, *METHODS[kind].heeds)
     width = recorded["model"]["width"] == own["model"]["width"]
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
 
-def _way(record: LineageRecord) -> str:
-    """Return in which way a run was made, by what is no setting of a figure and yet moves its numbers."""
+def _launch_signature(record: LineageRecord) -> str:
+    """Return the part of a launch that is no setting of a figure and yet moves its numbers."""
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
     search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
@@ -152,7 +160,7 @@ def _commit(record: LineageRecord) -> str:
 
 
 def _refuse_several(name: str, nodes: Sequence[RunSummary]) -> None:
-    """Raise a ValueError if more than one run answers to a place in the plan."""
+    """Raise a ValueError if more than one run fits a place in the plan."""
     if len(nodes) > 1:
         ids = ", ".join(node.run_id or node.key[:16] for node in nodes)
         raise ValueError(f"{len(nodes)} runs answer to {name}: {ids}; keep one of them in the store")
@@ -167,17 +175,17 @@ def _last(place: tuple[str, ...], nodes: Sequence[RunSummary]) -> RunSummary:
     return last[0]
 
 
-class _Found:
-    """The runs of a plan, by what tells them apart."""
+class RunLookup:
+    """The runs of a plan, by the tags and parents that tell them apart."""
 
     def __init__(
         self,
         store: LineageStore,
-        plan: Plan,
+        plan: FigurePlan,
         nodes: Sequence[RunSummary],
         groups: AbstractSet[_Group],
     ) -> None:
-        """`groups` are those of the runs that are meant."""
+        """Sort the runs of `groups`, and every search and comparison, by their places in the plan."""
         self.store, self.plan = store, plan
         found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
@@ -186,25 +194,22 @@ class _Found:
         self.analyses: dict[tuple[str, frozenset[str]], list[RunSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
-            meant = _group(node) in groups
-            if node.kind == "level" and meant and tags["data"] == found_on and self._is_wanted(node):
+            wanted = _group(node) in groups
+            if node.kind == "level" and wanted and tags["data"] == found_on and self._is_wanted(node):
                 levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
-            elif node.kind == _TRAINING and meant and tags["data"] == used_on:
+            elif node.kind == _TRAINING and wanted and tags["data"] == used_on:
                 ticket = node.parents[0].key if node.parents else None
-                used = (tags["kind_of_training"], *sorted(_how(node).items()))
+                used = (tags["kind_of_training"], *sorted(_usage_tags(node).items()))
                 self.trainings[ticket, used, tags.get("init_seed"), tags["sgd_seed"]].append(node)
             elif node.kind == "analysis":
                 self.analyses[tags["question"], frozenset(p.key for p in node.parents)].append(node)
         self.levels = {place: _last(place, found) for place, found in levels.items()}
         self.made = [(int(level), node) for (*_, level), found in levels.items() for node in found]
-        """Every run that made a level: of Gem-Miner two."""
+        """Level and run; Gem-Miner makes a level in two runs."""
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
 
     def _is_wanted(self, node: RunSummary) -> bool:
-        """Whether a level is of one of the plan's searches, with what its method alone heeds set alike.
-
-        No tag that a figure's methods share tells that.
-        """
+        """Whether a level is of one of the plan's searches, also by the settings that only its method heeds."""
         method, seeds = node.tags["method"], {node.tags["init_seed"], node.tags["sgd_seed"]}
         if method not in self.plan.figure.methods or seeds not in self.seeds:
             return False
@@ -219,6 +224,7 @@ class _Found:
         return own_settings(search, num_train // search.global_batch_size) == wanted
 
     def results(self) -> Results:
+        """Return all finished runs of the plan, with the numbers that are read from their files."""
         trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
         compared = {}
         for pair in self.plan.pairs():
@@ -240,15 +246,15 @@ class _Found:
                 level = trained[pair.first]
                 if (search := self.searches.get(level.nest_key or "")) is not None:
                     norm[pair.first.curve.method].append(self._norm_parameters(level, search))
-        making = self._making([*trained.values(), *(node for node, _ in compared.values())])
-        return Results(self.plan, trained, compared, densities, kept_signs, norm, making, tuple(searches))
+        provenance = self._provenance([*trained.values(), *(node for node, _ in compared.values())])
+        return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches))
 
-    def _making(self, shown: list[RunSummary]) -> Making:
+    def _provenance(self, shown: list[RunSummary]) -> Provenance:
         deepest = max(self.plan.scale.all_levels)
         levels = [node for level, node in self.made if level <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
         records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
-        return Making(
+        return Provenance(
             minutes=sum(record.finished_ms - record.started_ms for record in records) / 60_000,
             hardware=_distinct(hardware_of(record) for record in records),
             precision=_distinct(precision_of(record) for record in records),
@@ -257,22 +263,25 @@ class _Found:
         )
 
     def ticket(self, training: Training) -> RunSummary | None:
+        """Return the level that a training starts from."""
         assert training.curve is not None
         seed = str(training.search_seed)
         return self.levels.get((training.curve.method, seed, seed, f"{training.level:02d}"))
 
     def training(self, training: Training) -> RunSummary | None:
+        """Return the run of a final training, or the level itself for kind "level"."""
         ticket = None if training.curve is None else self.ticket(training)
         if training.curve is not None and ticket is None:
             return None
         if training.kind == "level":
             return ticket
-        used = (training.kind, *sorted(_how_wanted(self.plan, training).items()))
+        used = (training.kind, *sorted(_wanted_usage_tags(self.plan, training).items()))
         init_seed = None if training.init_seed is None else str(training.init_seed)
         found = self.trainings[ticket.key if ticket else None, used, init_seed, str(training.sgd_seed)]
         return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
     def comparison(self, pair: Pair, trained: dict[Training, RunSummary]) -> RunSummary | None:
+        """Return the run of a comparison, made with the default settings."""
         if pair.first not in trained or pair.second not in trained:
             return None
         first, second = trained[pair.first], trained[pair.second]
@@ -280,7 +289,7 @@ class _Found:
         keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
         found = self.analyses[pair.question, keys]
-        # of mixed precision there may be one from before as well, that was made in float32
+        # under mixed precision an older comparison has no tag `precision`: it was made in float32
         found = [node for node in found if "precision" in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
 

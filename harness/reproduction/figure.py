@@ -1,4 +1,4 @@
-"""The paper's figures and tables, and ours beside them, each as what must be trained and compared for it."""
+"""The paper's figures and tables, and ours: the curves and comparisons of each."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Curve:
     """One line of an accuracy plot: the tickets of one method, used in one way.
 
     `kind` is one of the final trainings' (`harness.config.Kind`), or "level": the search's own network at that level.
-    `initialisation` is what θ_init is drawn by, one of `harness.models.initialise.SCHEMES`.
+    `initialisation` is the scheme that draws θ_init, one of `harness.models.initialise.SCHEMES`.
     """
 
     method: str
@@ -42,7 +42,7 @@ class Figure:
     """Data set → the networks it is shown for, the first the default."""
     curves: tuple[Curve, ...]
     claims: tuple[tuple[Curve, Curve, str], ...]
-    """(a, b, what the paper says of a against b, or what is asked): compared trial by trial."""
+    """(a, b, the paper's statement or our question about a against b): compared trial by trial."""
     stability: tuple[Curve, ...] = ()
     """Whose SGD-noise stability is shown."""
     connectivity: tuple[Curve, ...] = ()

@@ -11,8 +11,8 @@ from harness.analysis.summary import Summary
 from harness.config import SearchConfig
 from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
+from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.plan import Plan, Scale
 from harness.reproduction.results import Point, Results
 
 RUNS = "## Runs"
@@ -36,7 +36,7 @@ def page(results: Results, images: Sequence[str]) -> str:
         _signs(results),
         _missing(results),
         RUNS,
-        _making(results),
+        _provenance(results),
         markdown(*runs_table(results)),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -56,7 +56,7 @@ def _head(results: Results) -> str:
     return "\n\n".join(lines)
 
 
-def _schedules(plan: Plan) -> str:
+def _schedules(plan: FigurePlan) -> str:
     scale, config, finals = plan.scale, plan.scale.config, plan.scale.finals
     scored = [method for method in plan.figure.methods if METHODS[method].searches_one_density]
     search = f"warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level"
@@ -147,7 +147,7 @@ def _why_no_numbers(figure: Figure) -> str:
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: what is said or asked of two curves, and the paired difference of their accuracies."""
+    """Return head and rows: the statement or question about two curves, and their paired difference of accuracy."""
     says = "paper: a is … b" if results.plan.figure.source else "of a against b"
     head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
     rows = []
@@ -273,12 +273,12 @@ def _missing(results: Results) -> str:
     return f"**Not finished: {len(names)} runs** ({shown}). The means above are over the trials that are."
 
 
-def _making(results: Results) -> str:
-    made = results.making
+def _provenance(results: Results) -> str:
+    made = results.provenance
     lines = [f"{len(results.nodes)} runs and their searches: {made.minutes:.0f} minutes in all, as the clock went."]
-    for what, found in (("Hardware", made.hardware), ("Precision", made.precision), ("Code", made.code)):
+    for name, found in (("Hardware", made.hardware), ("Precision", made.precision), ("Code", made.code)):
         if found:
-            lines.append(f"{what}: {'; '.join(found)}.")
+            lines.append(f"{name}: {'; '.join(found)}.")
     if made.commands:
         # where the clone lay is nobody's business
         commands = [re.sub(r"\S*/(?=(recipes|tools)/)", "", command) for command in made.commands]

@@ -29,7 +29,7 @@ def prints_numbers(figure: str) -> bool:
 
 
 def printed(figure: str, data: str, network: str, curve: Curve | None, density: float) -> Printed | None:
-    """Return what is printed for a curve (None: dense) at the density (0..1) aimed at, or None where nothing is.
+    """Return the printed number of a curve (None: dense) at the density (0..1) aimed at; None if there is none.
 
     Tables 1 and 2 have densities rounded up to two digits.
     """

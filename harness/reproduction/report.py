@@ -19,8 +19,8 @@ from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
 from harness.reproduction import page
 from harness.reproduction.collect import collect
+from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.page import RUNS
-from harness.reproduction.plan import Plan
 from harness.reproduction.results import Point, Results
 from harness.runs.archive import run_id_of
 from harness.runs.delivery_thread import deliver
@@ -30,7 +30,7 @@ NUMBERS = "results.json"
 """All that the page says, for programs."""
 
 
-def show(store: LineageStore, plan: Plan, settings: Collection[str], out: Path, *, strict: bool = True) -> None:
+def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: Path, *, strict: bool = True) -> None:
     """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
     results = collect(store, plan, settings, strict=strict)
     config = plan.scale.config
@@ -111,7 +111,7 @@ def _metric_name(point: Point) -> str:
 
 
 def _sources(results: Results) -> list[str]:
-    """Return the searches and the dense runs: what all others were made from (those are named in results.json).
+    """Return the searches and the dense runs; all other runs were made from them, and results.json names them.
 
     A page can rest on hundreds of runs, and a node names its parents in a tag of limited length.
     """

@@ -1,4 +1,4 @@
-"""What the runs of a plan came to: errors and barriers by curve, level and trial, and the statistics of them."""
+"""Results of a plan: errors and barriers by curve, level and trial, and their statistics."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from harness.analysis.summary import Paired, Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
 from harness.reproduction.figure import Curve
+from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
-from harness.reproduction.plan import Pair, Plan, Training
 
 QUESTIONS = {
     "stability": "SGD-noise stability",
@@ -55,11 +55,11 @@ class Claim:
 
 
 @dataclass(frozen=True)
-class Making:
-    """How the runs were made."""
+class Provenance:
+    """Time, hardware, precision, code and commands of the runs."""
 
     minutes: float
-    """All of them together, searches included, as the clock went."""
+    """Wall-clock minutes of all runs together, searches included."""
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
     """Of the trainings, in words."""
@@ -72,7 +72,7 @@ class Making:
 class Results:
     """The finished runs of a plan."""
 
-    plan: Plan
+    plan: FigurePlan
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
     densities: Mapping[int, float]
@@ -81,12 +81,12 @@ class Results:
     """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     norm: Mapping[str, list[NormParameters]]
     """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
-    making: Making
+    provenance: Provenance
     searches: tuple[str, ...]
     """Keys of the searches they came from."""
 
     def density(self, level: int) -> float:
-        """Return the density of a level: as recorded, or what the search aims at."""
+        """Return the density of a level: as recorded, else the density that the search aims at."""
         return self.densities.get(level, self.plan.scale.density(level))
 
     @property
@@ -121,7 +121,7 @@ class Results:
         return Summary.of(found.values()).mean if found else None
 
     def printed(self, curve: Curve | None, level: int) -> Printed | None:
-        """Return what is printed for a curve (None: dense) at a level; nothing for a network of another width."""
+        """Return the printed number of a curve (None: dense) at a level; None for a network of another width."""
         scale, model = self.plan.scale, self.plan.scale.config.model
         if width_of(model.name, model.width) != width_of(model.name, None):
             return None
@@ -136,7 +136,7 @@ class Results:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Dense, then each curve by level; what no trial has finished is left out."""
+        """Dense, then each curve by level; points without a finished trial are left out."""
         wanted: list[tuple[Curve | None, int]] = [(None, 0)]
         wanted += [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
         return [self._point(curve, level) for curve, level in wanted if self.errors(curve, level)]
@@ -158,7 +158,7 @@ class Results:
 
     @cached_property
     def claims(self) -> list[Claim]:
-        """What is said or asked of two curves, at every level that both have a trial of."""
+        """The statements or questions about two curves, at every level that both have a trial of."""
         found = []
         for first, second, says in self.plan.figure.claims:
             for level in self.plan.scale.levels:

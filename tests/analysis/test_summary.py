@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from harness.analysis.summary import Summary, epsilon_from_dense, summarize
+from harness.analysis.summary import Summary, epsilon_from_dense
 
 ERRORS = [8.8, 9.3, 9.1]
 
@@ -26,13 +26,6 @@ def test_by_hand():
 def test_one_trial_has_no_spread():
     assert Summary.of([5.0]) == Summary(5.0, None, 1)
     assert str(Summary.of([5.0])) == "5.00 (n=1)"
-
-
-def test_groups_keep_their_order():
-    trials = [(("aws", "retrain"), 1.0), (("lrr", "mask"), 4.0), (("aws", "retrain"), 3.0)]
-    groups = summarize(trials)
-    assert list(groups) == [("aws", "retrain"), ("lrr", "mask")]
-    assert groups["aws", "retrain"] == Summary.of([1.0, 3.0])
 
 
 def test_too_few_values_are_refused():

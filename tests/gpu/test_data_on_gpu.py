@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 
 from harness.common.seeds import SgdNoise
 from harness.data import normalize
-from harness.data.memory_loader import memory_loaders
+from harness.data.loaders import EvalLoader, TrainLoader, TrainOrder
+from harness.data.memory_loader import memory_readers
 from harness.data.spec import DATASETS, DataSpec
 
 pytestmark = pytest.mark.gpu
@@ -38,17 +39,15 @@ def paths(tmp_path: Path, spec: DataSpec) -> dict[str, Path]:
 @pytest.mark.parametrize("augment", [True, False])
 @pytest.mark.parametrize("skip_steps", [0, 2])
 def test_the_resident_loader_gives_the_batches_of_the_cpu(device, spec, paths, augment, skip_steps):
-    make_train, make_test = memory_loaders(spec, paths)
-    ranks = {"rank": 0, "world_size": 1}
-    there, here = (
-        make_train(num_workers=None, device=where, global_batch_size=16, **ranks) for where in (device, "cpu")
-    )
+    reader = memory_readers(spec, paths)
+    order = TrainOrder(NUM["train"], global_batch_size=16, rank=0, world_size=1)
+    there, here = (TrainLoader(reader("train", None, where), order) for where in (device, "cpu"))
     count = 0
     for epoch in (0, 1):
         streams = (loader.epoch(NOISE, epoch, skip_steps=skip_steps, augment=augment) for loader in (there, here))
         count += same_batches(*streams, spec, device)
     assert count == 2 * (4 - skip_steps)
-    tests = (make_test(num_workers=None, device=where, batch_size=8, **ranks) for where in (device, "cpu"))
+    tests = (EvalLoader(reader("test", None, where), range(NUM["test"]), batch_size=8) for where in (device, "cpu"))
     assert same_batches(*tests, spec, device) == 3
 
 

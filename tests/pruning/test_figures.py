@@ -14,12 +14,12 @@ from harness.lineage.proof import verify
 from harness.lineage.store import open_store
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
-from harness.reproduction.plan import Plan, Scale
-from harness.reproduction.work import Work
+from harness.reproduction.figure_plan import FigurePlan, Scale
+from harness.reproduction.figure_runner import FigureRunner
 
 
-def made(experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> Work:
-    work = Work(experiment, plan, used_on)
+def made(experiment: Experiment, plan: FigurePlan, used_on: Experiment | None = None) -> FigureRunner:
+    work = FigureRunner(experiment, plan, used_on)
     work.make(plan.chains())
     results = collect(experiment.store, plan, {work.experiment.settings, work.used_on.settings}, strict=False)
     assert results.missing == []
@@ -28,8 +28,8 @@ def made(experiment: Experiment, plan: Plan, used_on: Experiment | None = None) 
     return work
 
 
-def plan_of(experiment: Experiment, figure: str, **scale: object) -> Plan:
-    return Plan(figure_named(figure), Scale(experiment.config, levels=(1, 2), trials=1, **scale))
+def plan_of(experiment: Experiment, figure: str, **scale: object) -> FigurePlan:
+    return FigurePlan(figure_named(figure), Scale(experiment.config, levels=(1, 2), trials=1, **scale))
 
 
 def test_controls(experiment: Experiment) -> None:
@@ -85,4 +85,4 @@ def test_a_longer_final_training_shares_the_search(experiment: Experiment) -> No
 def test_a_ticket_that_does_not_fit_the_other_data_is_refused_before_any_search(experiment, other_data) -> None:
     wide = replace(other_data.config, model=replace(other_data.config.model, width=4), optim=OptimConfig())
     with pytest.raises(ValueError, match="a ticket that goes over to noise_12 does not fit this network"):
-        Work(experiment, plan_of(experiment, "transfer", used_on=wide), experiment.beside(wide))
+        FigureRunner(experiment, plan_of(experiment, "transfer", used_on=wide), experiment.beside(wide))

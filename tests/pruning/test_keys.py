@@ -21,7 +21,7 @@ from harness.experiment.initialisation import Initialisation
 from harness.experiment.search import _steps, level_determinants, root_key, search
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined
-from recipes.aws_digits import config as digits
+from recipes.presets.small import digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
 PINNED = {

@@ -19,7 +19,7 @@ from harness.lineage.store import open_store
 from harness.masks import SignedMask
 from harness.pruning import prune_to
 from harness.runs.run import FinishedRun
-from recipes.pretrained_ticket import Settings
+from recipes.pretrained_ticket import PretrainedOptions
 from recipes.pretrained_ticket import config as pretrained_ticket
 
 
@@ -198,7 +198,7 @@ def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, t
     path = tmp_path / "stranger.pth"
     torch.save(trained.state_dict, path)
     own = experiment.config
-    settings = Settings(
+    settings = PretrainedOptions(
         str(path), own.data, own.model, density=0.1, final=own.final, global_batch_size=256, runs=own.runs
     )
     other = Experiment(experiment.world, experiment.store, pretrained_ticket(settings))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from harness.cli.launch import parse_network
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule
 from harness.models import MODELS
-from recipes import aws_cifar10, aws_cifar100, aws_imagenet, aws_tiny_imagenet
+from recipes.presets.paper import CIFAR100, TINY_IMAGENET, cifar10, cifar100, imagenet, tiny_imagenet
 
 SMALL = dict.fromkeys(("resnet50_cifar", "shufflenet_cifar", "efficientnet_b0_cifar"), 0.1) | {
     "mobilenet_v2_cifar": 0.05
@@ -17,10 +20,11 @@ SMALL = dict.fromkeys(("resnet50_cifar", "shufflenet_cifar", "efficientnet_b0_ci
 
 
 def test_cifar100_and_tiny_imagenet_as_in_section_4_1():
-    for recipe, data in ((aws_cifar100, "cifar100"), (aws_tiny_imagenet, "tiny_imagenet")):
-        assert SMALL.items() <= recipe.LEARNING_RATES.items()
-        for network, lr in recipe.LEARNING_RATES.items():
-            config = recipe.config(network)
+    presets = ((cifar100, "cifar100", CIFAR100), (tiny_imagenet, "tiny_imagenet", TINY_IMAGENET))
+    for preset, data, learning_rates in presets:
+        assert SMALL.items() <= learning_rates.items()
+        for network, lr in learning_rates.items():
+            config = preset(network)
             assert (config.data.name, config.model.name) == (data, network) and network in MODELS
             assert config.optim == OptimConfig("sgd", lr=lr, momentum=0.9, weight_decay=5e-4)
             assert (config.warmup_epochs, config.level_epochs, config.num_levels) == (10, 10, 15)
@@ -29,8 +33,8 @@ def test_cifar100_and_tiny_imagenet_as_in_section_4_1():
 
 
 def test_cifar10_has_the_settings_of_cifar100():
-    like = aws_cifar100.config("resnet32")
-    assert aws_cifar10.config() == replace(like, data=DataConfig("cifar10"), model=ModelConfig("resnet20"))
+    like = cifar100("resnet32")
+    assert cifar10() == replace(like, data=DataConfig("cifar10"), model=ModelConfig("resnet20"))
 
 
 @pytest.mark.parametrize(
@@ -42,17 +46,17 @@ def test_cifar10_has_the_settings_of_cifar100():
     ],
 )
 def test_imagenet_as_in_section_4_1(network, optim, batch, final):
-    config = aws_imagenet.config(network)
+    config = imagenet(network)
     assert (config.model.name, config.optim, config.global_batch_size) == (network, optim, batch)
     assert (config.warmup_epochs, config.level_epochs, config.num_levels) == (20, 5, 10)
     assert config.final == Schedule(final, "cosine")
 
 
-PRESETS = [aws_cifar100.config(network) for network in aws_cifar100.LEARNING_RATES]
+PRESETS = [cifar100(network) for network in CIFAR100]
 
 
 def test_network_takes_its_settings_and_says_them(capfd):
-    assert parse_network("", PRESETS, []) == aws_cifar100.config("resnet50_cifar")
+    assert parse_network("", PRESETS, []) == cifar100("resnet50_cifar")
     chosen = parse_network("", PRESETS, ["--num-levels", "3", "--network", "mobilenet_v2_cifar"])
     assert (chosen.model.name, chosen.optim.lr, chosen.num_levels) == ("mobilenet_v2_cifar", 0.05, 3)
     assert "settings: mobilenet_v2_cifar, sgd, lr 0.05, weight decay 0.0005, batch 128," in capfd.readouterr().err
@@ -72,4 +76,33 @@ def test_a_network_is_not_trained_with_anothers_settings_unseen(capfd):
     with pytest.raises(SystemExit):
         parse_network("", PRESETS, ["--help"])
     told = " ".join(capfd.readouterr().out.split())
-    assert all(name in told for name in aws_cifar100.LEARNING_RATES)
+    assert all(name in told for name in CIFAR100)
+
+
+RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+
+
+@pytest.mark.parametrize("path", sorted(RECIPES.glob("[!_]*.py")), ids=lambda path: path.stem)
+def test_a_recipe_has_its_launch_line_and_imports_no_other(path: Path):
+    recipe = importlib.import_module(f"recipes.{path.stem}")
+    assert f"accelerate launch recipes/{path.name}" in recipe.__doc__
+    assert _imported_recipes(path.read_text()) <= {"recipes.presets"}
+
+
+def _imported_recipes(source: str) -> set[str]:
+    """Return the modules right below `recipes` that a source imports, in any form of import."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    firsts = {name.removeprefix("recipes.").split(".")[0] for name in names}
+    return {f"recipes.{path.stem}" for path in RECIPES.iterdir() if path.stem in firsts}
+
+
+@pytest.mark.parametrize(
+    "line", ["from recipes.demo import main", "from recipes import demo", "import recipes.demo", "import demo"]
+)
+def test_an_import_of_another_recipe_is_found(line: str):
+    assert _imported_recipes(line) == {"recipes.demo"}

@@ -63,7 +63,7 @@ from harness.data import manifest
 from harness.experiment.experiment import Experiment
 from harness.lineage.store import open_store
 from harness.distributed.world import OtherRankFailedError, World
-from recipes.aws_digits import config as digits
+from recipes.presets.small import digits
 
 def say(word):
     os.write(1, f"{os.environ['RANK']} {word}\\n".encode())  # in one write, since all share the stream

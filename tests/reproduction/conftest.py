@@ -18,7 +18,7 @@ from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
 from harness.models import build_model, partition_of
 from harness.reproduction.figure import figure_named
-from harness.reproduction.plan import Pair, Plan, Scale, Training
+from harness.reproduction.figure_plan import FigurePlan, Pair, Scale, Training
 
 
 def key_of(name: str) -> str:
@@ -58,7 +58,7 @@ def network_of(level: int | None) -> Checkpoint:
 class MadeUp:
     """Commits what the plan names, as a launch would."""
 
-    def __init__(self, directory: Path, plan: Plan) -> None:
+    def __init__(self, directory: Path, plan: FigurePlan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
         self.minutes, self.settings_there = 0, "7e4e"
         config = plan.scale.config
@@ -157,7 +157,7 @@ class MadeUp:
 
 
 @pytest.fixture
-def plan() -> Plan:
+def plan() -> FigurePlan:
     config = SearchConfig(
         data=DataConfig("digits"),
         model=ModelConfig("resnet8"),
@@ -168,9 +168,11 @@ def plan() -> Plan:
         num_levels=3,
         global_batch_size=64,
     )
-    return Plan(figure_named("fig3"), Scale(config, levels=(1, 3), barrier_level=2, trials=2, reduction="made up"))
+    return FigurePlan(
+        figure_named("fig3"), Scale(config, levels=(1, 3), barrier_level=2, trials=2, reduction="made up")
+    )
 
 
 @pytest.fixture
-def made_up(tmp_path: Path, plan: Plan) -> MadeUp:
+def made_up(tmp_path: Path, plan: FigurePlan) -> MadeUp:
     return MadeUp(tmp_path / "runs", plan)

@@ -254,7 +254,7 @@ def test_where_the_papers_numbers_are_of_something_else_it_is_said(made_up, plan
 
 @pytest.mark.parametrize(
     ("figure", "method", "changes"),
-    [("rewinding", "wr", {"rewind_to": 20}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
+    [("rewinding", "wr", {"rewind_to": 2}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
 )
 def test_a_methods_own_settings_are_those_of_the_plan(made_up, plan, figure, method, changes):
     """They are in no tag that all methods of a figure share."""

@@ -15,7 +15,8 @@ from small_training import open_world
 from harness.analysis.barrier import barrier_curve
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule
-from harness.data.memory_loader import memory_loaders
+from harness.data.loaders import EvalLoader, TrainLoader, TrainOrder
+from harness.data.memory_loader import memory_readers
 from harness.data.spec import CropFlip, DataSpec, RawSource, ZoomFlip
 from harness.experiment.final import Trial, final_training
 from harness.models import build_model
@@ -98,9 +99,9 @@ def test_the_memory_loader_copies_an_epochs_draws_without_waiting(augmentation, 
     story.make_up_data(tmp_path)
     spec = DataSpec("digits", 10, 1, 8, (0.3,), (0.4,), augmentation, RawSource(default="made up"))
     paths = {split: tmp_path / "digits" / f"{split}.safetensors" for split in ("train", "test")}
-    make_train, make_test = memory_loaders(spec, paths)
-    ranks = {"rank": 0, "world_size": 1, "num_workers": None, "device": DEVICE}
-    train, test = make_train(global_batch_size=16, **ranks), make_test(batch_size=16, **ranks)
+    readers = [memory_readers(spec, paths)(split, None, DEVICE) for split in ("train", "test")]
+    train = TrainLoader(readers[0], TrainOrder(readers[0].num_samples, global_batch_size=16, rank=0, world_size=1))
+    test = EvalLoader(readers[1], range(readers[1].num_samples), batch_size=16)
     waits = waits_of(cuda, lambda: list(train.epoch(SgdNoise(1, ("final",)), 0, augment=augment)))
     assert not waits, listing(waits)
     waits = waits_of(cuda, lambda: [batch.labels_N for batch in test])

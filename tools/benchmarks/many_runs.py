@@ -27,7 +27,7 @@ from harness.lineage.nodes.local_files import CONFIG, RECORD, SUMS, LocalNodes, 
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord, Metric, Parent
 from harness.lineage.store import open_store
 from harness.masks import Mask, SignedMask
-from recipes import aws_digits
+from recipes.presets.small import digits
 
 SEARCHES, LEVELS, TRAININGS = 100, 20, 5
 START_MS = 1_760_000_000_000
@@ -83,7 +83,7 @@ def _commit_search(nodes: LocalNodes, levels: int, trainings: int) -> None:
     """Commit the search that all others are copies of, with the tags, settings and metrics of a real one."""
     seeds = {"init_seed": "1", "sgd_seed": "1"}
     tags = {"method": "aws", "model": "resnet20", "data": "digits", "data_digest": _key("data"), "settings": "0" * 12}
-    config = {"search": to_json(aws_digits.config()), "launch": {"world_size": 1}, "argv": ["aws_digits.py"]}
+    config = {"search": to_json(digits()), "launch": {"world_size": 1}, "argv": ["aws_digits.py"]}
     number = 0
 
     def commit(name: str, kind: str, title: str, **rest: Any) -> str:

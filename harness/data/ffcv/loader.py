@@ -20,8 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from harness.common.seeds import SgdNoise
-from harness.data.loaders import Batch, EvalLoader, TrainLoader, TrainOrder, eval_share
+from harness.data.loaders import Batch, SplitReader
 from harness.data.spec import DataSpec
 
 # TBB, which numba prefers and OpenCV's development package brings, never lets a process end; "workqueue" aborts with
@@ -270,72 +269,26 @@ def available_workers(num_workers: int | None) -> int:
     return num_workers
 
 
-def ffcv_loaders(
-    spec: DataSpec, paths: dict[str, Path]
-) -> tuple[Callable[..., TrainLoader], Callable[..., EvalLoader]]:
-    """Return the makers of training and test loaders; each file is opened and compiled once per number of workers."""
-    reader = cache(lambda split, workers: BetonReader(paths[split], spec, workers))
-
-    def train(*, num_workers: int | None, device: torch.device | str, **share: int) -> FfcvTrainLoader:
-        beton = reader("train", available_workers(num_workers))
-        return FfcvTrainLoader(beton, TrainOrder(num_samples=beton.num_samples, **share), torch.device(device))
-
-    def test(
-        *, batch_size: int, rank: int, world_size: int, num_workers: int | None, device: torch.device | str
-    ) -> FfcvEvalLoader:
-        beton = reader("test", available_workers(num_workers))
-        share = eval_share(beton.num_samples, rank, world_size)
-        return FfcvEvalLoader(beton, share, batch_size, torch.device(device))
-
-    return train, test
-
-
 @dataclass(frozen=True)
-class FfcvTrainLoader:
-    """Training batches of one rank from a .beton file."""
+class FfcvReader:
+    """One .beton file whose batches go to one device."""
 
-    reader: BetonReader
-    order: TrainOrder
+    beton: BetonReader
     device: torch.device
 
     @property
     def num_samples(self) -> int:
-        """Samples of the whole split."""
-        return self.order.num_samples
+        """Samples in the file."""
+        return self.beton.num_samples
 
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches in the split."""
-        return self.order.steps_per_epoch
-
-    def epoch(
-        self,
-        noise: SgdNoise,
-        epoch: int,
-        skip_steps: int = 0,
-        num_steps: int | None = None,
-        augment: bool = True,
-        every: int = 1,
-    ) -> Iterator[Batch]:
-        """Yield this rank's batches; see TrainLoader."""
-        indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
-        key = noise.key("augment", epoch) if augment else None
-        return self.reader.batches(indices_SN.reshape(-1), key, self.order.batch_size, self.device)
+    def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
+        """Yield these samples in order; see `SplitReader`."""
+        return self.beton.batches(indices_N, key, batch_size, self.device)
 
 
-@dataclass(frozen=True)
-class FfcvEvalLoader:
-    """One rank's share of a .beton file, unaugmented."""
-
-    reader: BetonReader
-    share: range
-    batch_size: int
-    device: torch.device
-
-    @property
-    def num_samples(self) -> int:
-        """Samples of the whole split, over all ranks."""
-        return self.reader.num_samples
-
-    def __iter__(self) -> Iterator[Batch]:
-        return self.reader.batches(np.arange(self.share.start, self.share.stop), None, self.batch_size, self.device)
+def ffcv_readers(spec: DataSpec, paths: dict[str, Path]) -> Callable[..., SplitReader]:
+    """Return a function of (split, num_workers, device); a file is opened and compiled once per number of workers."""
+    beton = cache(lambda split, workers: BetonReader(paths[split], spec, workers))
+    return lambda split, num_workers, device: FfcvReader(
+        beton(split, available_workers(num_workers)), torch.device(device)
+    )

@@ -18,7 +18,7 @@ from harness.data.spec import DataSpec
 
 _PIXELS = 3 * 32 * 32
 _MOST_BYTES = 2**30
-"""A file of more, whatever its archive claims, is not CIFAR's."""
+"""A larger file is not CIFAR's."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ def is_cifar_directory(path: Path) -> bool:
 def read_cifar(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split from the archive cifar-…-binary.tar.gz or from the directory it holds.
 
-    Raises ValueError, with what is there, for the Python version, another data set's archive, a link in the place of a
-    file, and files that are damaged or cut off.
+    Raises ValueError for the Python version, another data set's archive, a link in the place of a file, and files that
+    are damaged or cut off.
     """
     layout = _LAYOUTS.get(spec.name)
     if layout is None:

@@ -61,10 +61,10 @@ def read_ilsvrc(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of a directory of tars, of image directories, or of one each.
 
     Classes are numbered in the order of their sorted wnids and samples come by class, then by name, so that every
-    layout of the same images has one content digest. Raises ValueError or FileNotFoundError with what was looked for.
+    layout of the same images has one content digest. Raises ValueError or FileNotFoundError.
     """
     train_wnids = _train_wnids(path)
-    images, note = _test_images(path)  # for the training split too: what is wrong here should be said before the work
+    images, note = _test_images(path)  # for the training split too, so that an error shows before the work
     test_wnids = sorted({image.wnid for image in images})
     check_same_classes(train_wnids, test_wnids, f"the training images of {path}", "its validation images")
     if split == "train":
@@ -183,7 +183,7 @@ def _files(
 
 
 def validation_classes(path: Path) -> tuple[Classes, str]:
-    """Return what says which class each validation image has, the first of the known files in `path`, and its name.
+    """Return the classes of the validation images, read from the first known file in `path`, and that file's name.
 
     Raises FileNotFoundError that lists them if there is none, ValueError for one that cannot be understood.
     """
@@ -198,7 +198,7 @@ def validation_classes(path: Path) -> tuple[Classes, str]:
 
 
 def _by_number(wnids: list[str]) -> Classes:
-    """Line n is the class of ILSVRC2012_val_0000000n."""
+    """Return a lookup in which entry n is the class of ILSVRC2012_val_0000000n."""
 
     def wnid(name: str) -> str:
         number = _NUMBER.search(PurePosixPath(name).stem)
@@ -248,7 +248,7 @@ def _devkit_archive(path: Path) -> Classes:
 
 
 def _devkit(meta: bytes, ground_truth: str, path: Path) -> Classes:
-    """Ground truth is by ILSVRC2012_ID, whose wnids are in meta.mat (MATLAB's own format, no pickle)."""
+    """Join the ground truth, by ILSVRC2012_ID, with the wnids of meta.mat (MATLAB's own format, no pickle)."""
     from scipy.io import loadmat
 
     try:

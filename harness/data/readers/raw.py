@@ -1,4 +1,4 @@
-"""What every reader of raw images gives: one split as undecoded samples in a fixed order."""
+"""One split of raw images: undecoded samples in a fixed order, which every reader returns."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from harness.data.spec import DataSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
 
@@ -52,3 +54,8 @@ def check_same_classes(train: Sequence[str], test: Sequence[str], train_name: st
     raise ValueError(
         f"{train_name} and {test_name} have different classes ({listed} in one alone); labels would not mean the same"
     )
+
+
+def split_names(spec: DataSpec, split: str) -> tuple[str, ...]:
+    """Return the names under which a raw data set may keep a split, the preferred first."""
+    return ("train",) if split == "train" else tuple(dict.fromkeys((*spec.raw.test_splits, "test")))

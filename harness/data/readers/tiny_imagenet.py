@@ -19,7 +19,7 @@ from harness.data.spec import DataSpec
 
 _ANNOTATIONS = "val/val_annotations.txt"
 _MOST_BYTES = 2**24
-"""An image of more, whatever the zip claims, is not one of 64×64 pixels."""
+"""A larger file is no image of 64×64 pixels."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ def _annotated(tree: _Tree, images: list[str], classes: dict[str, int]) -> list[
         if len(fields) < 2 or fields[1] not in classes:
             raise ValueError(f"{tree.where}:{_ANNOTATIONS}, line {number}, names no class of wnids.txt: {line[:60]!r}")
         wnids[f"val/images/{fields[0]}"] = fields[1]
-    for names, others, what in (
+    for names, others, problem in (
         (images, wnids, f"has no line in {_ANNOTATIONS}"),
         (wnids, set(images), f"is missing, though {_ANNOTATIONS} lists it"),
     ):
         odd = [name for name in names if name not in others]
         if odd:
-            raise ValueError(f"{tree.where}:{odd[0]} {what} (and {len(odd) - 1} more)")
+            raise ValueError(f"{tree.where}:{odd[0]} {problem} (and {len(odd) - 1} more)")
     return [(wnid, name) for name, wnid in wnids.items()]
 
 

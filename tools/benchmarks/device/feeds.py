@@ -10,8 +10,8 @@ from torch import Tensor
 
 from harness.common.seeds import SgdNoise
 from harness.data import normalize
-from harness.data.loaders import TrainOrder
-from harness.data.memory_loader import MemoryTrainLoader, ResidentSplit
+from harness.data.loaders import TrainLoader, TrainOrder
+from harness.data.memory_loader import ResidentSplit
 from harness.data.spec import CropFlip, DataSpec, RawSource
 from harness.training.feed import TrainFeed
 from tools.benchmarks.device.ways import BatchesOf, Case
@@ -56,7 +56,7 @@ def augmented(case: Case, device: torch.device, num_images: int) -> BatchesOf:
     labels_N = torch.randint(case.num_classes, (num_images,), device=device)
     spec = random_spec(case, padding)
     order = TrainOrder(num_images, case.batch_size, rank=0, world_size=1)
-    feed = TrainFeed(MemoryTrainLoader(spec, ResidentSplit(padded_NHWC, labels_N, padding), order), spec, device)
+    feed = TrainFeed(TrainLoader(ResidentSplit(spec, padded_NHWC, labels_N), order), spec, device)
 
     def batches(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         epoch = 0

@@ -1,4 +1,4 @@
-"""Pages of one figure side by side: what came out, one column for each."""
+"""Pages of one figure side by side: one column of results for each."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str
     density = _lowest_common_density(list(pages.values()))
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for name, numbers in pages.items():
-        for what, value in _column(numbers, density).items():
-            rows[what][name] = value
+        for row, value in _column(numbers, density).items():
+            rows[row][name] = value
     return [f"at density {density:.4f}", *pages], [
-        [what, *(found.get(name, "") for name in pages)] for what, found in rows.items()
+        [row, *(found.get(name, "") for name in pages)] for row, found in rows.items()
     ]
 
 
@@ -61,7 +61,7 @@ def _column(numbers: Numbers, density: float) -> dict[str, str]:
     for method, found in numbers.get("norm", {}).items():
         scales = [Summary.of(one[name] for one in found).mean for name in ("scale_mean", "scale_sd")]
         column[f"scales of normalisation layers, mean and sd: {method}"] = f"{scales[0]:.2f}, {scales[1]:.2f}"
-    return column | {f"barrier, {what}": _spread(Summary.of(found)) for what, found in barriers.items()}
+    return column | {f"barrier, {pair}": _spread(Summary.of(found)) for pair, found in barriers.items()}
 
 
 def _spread(summary: Summary) -> str:

@@ -1,4 +1,4 @@
-"""The runs of a plan made: every search, final training and comparison that is not finished."""
+"""Make the runs of a plan: every search, final training and comparison that is not finished."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, check_carries_over, final_training
 from harness.experiment.search import search
 from harness.pruning import METHODS
-from harness.reproduction.plan import Pair, Plan, Training
+from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.runs.run import FinishedRun
 
 
-class Work:
+class FigureRunner:
     """Makes the runs of a plan in one launch; finished ones are loaded, so a second launch only reads.
 
     `used_on` is the experiment of the final trainings, where tickets go to another data set than their own.
     """
 
-    def __init__(self, experiment: Experiment, plan: Plan, used_on: Experiment | None = None) -> None:
+    def __init__(self, experiment: Experiment, plan: FigurePlan, used_on: Experiment | None = None) -> None:
         self.experiment, self.plan, self.used_on = experiment, plan, used_on or experiment
         check_carries_over(self.used_on, experiment.archive.template.params)  # before anything is searched
         self._levels: dict[str, list[FinishedRun]] = {}
         self._trained: dict[Training, FinishedRun] = {}
 
     def make(self, chains: Iterable[str]) -> None:
-        """Make whole chains, one after another, and what can be compared within each."""
+        """Make whole chains, one after another, with the comparisons within each."""
         all_chains = self.plan.chains()
         for chain in chains:
             for training in all_chains[chain]:
@@ -40,7 +40,7 @@ class Work:
             self._trained = {one: node for one, node in self._trained.items() if one.chain != chain}
 
     def make_only(self, names: Collection[str]) -> None:
-        """Make single runs by name, and whatever they are made from; LookupError for a name that is not in the plan."""
+        """Make single runs by name, and the runs they need; LookupError for a name that is not in the plan."""
         unknown = sorted(set(names) - set(self.plan.names()))
         if unknown:
             raise LookupError(f"no run {', '.join(unknown)} in this plan; --list shows their names")
@@ -60,7 +60,7 @@ class Work:
             self.ticket(training)
 
     def levels(self, training: Training) -> list[FinishedRun]:
-        """Search, to the deepest level that anything of the chain is trained from."""
+        """Make or load the search of a training's chain, to the deepest level that the chain needs."""
         assert training.curve is not None
         chain = training.chain
         if chain not in self._levels:
@@ -71,13 +71,13 @@ class Work:
     def ticket(self, training: Training) -> FinishedRun:
         """Return the level that a training starts from."""
         assert training.curve is not None
-        if METHODS[training.curve.method].searches_one_density:  # learns the mask of one density
+        if METHODS[training.curve.method].searches_one_density:
             own = self.plan.scale.gem_miner(training.level)
             return search(self._of(self.experiment, training, training.level).using(gem_miner=own)).ticket
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> FinishedRun:
-        """Make one final training."""
+        """Make one final training, or return the level itself for kind "level"."""
         if training in self._trained:
             return self._trained[training]
         if training.curve is None:

@@ -1,4 +1,4 @@
-"""What is to be trained and compared for one figure: plain data, the same for whoever runs and whoever reports it."""
+"""The trainings and comparisons of one figure, as plain data: a launch makes them, and a report looks them up."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Scale:
     penalties: Mapping[int, float] = field(default_factory=dict)
     """Level → λ of Gem-Miner, which its authors choose for a density; of other levels it is `config`'s."""
     reduction: str | None = None
-    """In what it is smaller than the paper, or otherwise; None for the paper's own settings."""
+    """In words, how it differs from the paper's settings; None for those themselves."""
     variant: str = ""
-    """End of the name of its page's directory, where levels or single settings are others than the scale's."""
+    """End of the name of its page's directory, if levels or single settings differ from the scale's."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:
@@ -81,7 +81,7 @@ class Training:
 
     @property
     def initialisation(self) -> str:
-        """What a fresh θ_init is drawn by."""
+        """The scheme that draws a fresh θ_init."""
         return NETWORKS_OWN if self.curve is None else self.curve.initialisation
 
     @property
@@ -96,7 +96,7 @@ class Training:
 
     @property
     def chain(self) -> str:
-        """What must run in one launch, one after another: everything made from one search."""
+        """Name of its chain: all runs made from one search, which one launch must make one after another."""
         return f"dense-t{self.trial}" if self.curve is None else f"{self.curve.method}-s{self.search_seed}"
 
     def __str__(self) -> str:
@@ -121,7 +121,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Plan:
+class FigurePlan:
     """A figure at one scale."""
 
     figure: Figure
@@ -143,19 +143,19 @@ class Plan:
         return range(1, self.scale.trials + 1)
 
     def search_seed(self, trial: int) -> int:
-        """The init_seed and sgd_seed of a trial's search."""
+        """Return the init_seed and sgd_seed of a trial's search."""
         return 1 if self.shared_search else trial
 
     def dense(self) -> list[Training]:
-        """The dense trainings, one a trial."""
+        """Return the dense trainings, one a trial."""
         return [Training(trial, None, 0, self.search_seed(trial)) for trial in self.trials]
 
     def of_curve(self, curve: Curve, level: int, *, twin: bool = False) -> list[Training]:
-        """One training a trial of a curve's ticket at `level`."""
+        """Return one training a trial of a curve's ticket at `level`."""
         return [Training(trial, curve, level, self.search_seed(trial), twin) for trial in self.trials]
 
     def pairs(self) -> list[Pair]:
-        """Every comparison, by curve and trial."""
+        """Return every comparison, by curve and trial."""
         level = self.scale.barrier_level
         if level is None:
             return []
@@ -171,7 +171,7 @@ class Plan:
         return pairs
 
     def trainings(self) -> list[Training]:
-        """Every final training once: dense, then by curve and level, then what only comparisons need."""
+        """Return every final training once: dense, then by curve and level, then those that only comparisons need."""
         shown = [
             one for curve in self.figure.curves for level in self.scale.levels for one in self.of_curve(curve, level)
         ]
@@ -179,14 +179,14 @@ class Plan:
         return list(dict.fromkeys([*self.dense(), *shown, *compared]))
 
     def chains(self) -> dict[str, list[Training]]:
-        """The trainings by what must run in one launch."""
+        """Return the trainings of each chain, by its name."""
         chains: dict[str, list[Training]] = {}
         for training in self.trainings():
             chains.setdefault(training.chain, []).append(training)
         return chains
 
     def epochs(self, chain: str) -> int:
-        """About what a chain costs: epochs of its search and of its final trainings."""
+        """Return the epochs of a chain's search and final trainings, about its cost."""
         trainings = self.chains()[chain]
         finals = self.scale.finals.final.epochs * sum(one.kind != "level" for one in trainings)
         curve = trainings[0].curve
@@ -200,7 +200,7 @@ class Plan:
         return METHODS[method].search_epochs(config, deepest)
 
     def shard(self, index: int, count: int) -> list[str]:
-        """The whole chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""
+        """Return the chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""
         if not 1 <= index <= count:
             raise ValueError(f"shard {index}/{count}: give i/n with 1 ≤ i ≤ n")
         loads = [0] * count

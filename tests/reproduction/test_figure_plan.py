@@ -11,10 +11,10 @@ from harness.models import MODELS
 from harness.models.initialise import SCHEMES
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Curve
-from harness.reproduction.plan import Plan
+from harness.reproduction.figure_plan import FigurePlan
 
 
-def test_figure_three_by_hand(plan: Plan):
+def test_figure_three_by_hand(plan: FigurePlan):
     """Five curves at two levels and dense, two trials; three stabilities and two connectivities at a third level."""
     trainings, pairs = plan.trainings(), plan.pairs()
     shown = 2 * (1 + 5 * 2)
@@ -24,7 +24,7 @@ def test_figure_three_by_hand(plan: Plan):
     assert len(set(map(str, trainings))) == len(trainings)
 
 
-def test_trials_share_no_seed_that_must_differ(plan: Plan):
+def test_trials_share_no_seed_that_must_differ(plan: FigurePlan):
     for training in plan.trainings():
         assert training.init_seed is None or training.init_seed != training.search_seed
     of_trial = {
@@ -37,7 +37,7 @@ def test_trials_share_no_seed_that_must_differ(plan: Plan):
     )
 
 
-def test_stability_compares_one_start_under_two_noises(plan: Plan):
+def test_stability_compares_one_start_under_two_noises(plan: FigurePlan):
     for pair in plan.pairs():
         first, second = pair.first, pair.second
         assert (first.trial, first.level, first.search_seed) == (second.trial, second.level, second.search_seed)
@@ -51,14 +51,14 @@ def test_stability_compares_one_start_under_two_noises(plan: Plan):
             assert second.kind == "retrain" and not second.twin
 
 
-def test_a_shared_search_is_one_search_a_method(plan: Plan):
+def test_a_shared_search_is_one_search_a_method(plan: FigurePlan):
     shared = replace(plan, shared_search=True)
     assert {one.search_seed for one in shared.trainings()} == {1}
     assert sorted(shared.chains()) == ["aws-s1", "dense-t1", "dense-t2", "lrr-s1"]
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_shards_share_out_everything_once(plan: Plan, count: int):
+def test_shards_share_out_everything_once(plan: FigurePlan, count: int):
     shares = [plan.shard(index, count) for index in range(1, count + 1)]
     assert sorted(chain for share in shares for chain in share) == sorted(plan.chains())
     if count == 2:
@@ -66,7 +66,7 @@ def test_shards_share_out_everything_once(plan: Plan, count: int):
         assert max(loads) < 1.2 * min(loads)
 
 
-def test_a_search_costs_what_its_method_does(plan: Plan):
+def test_a_search_costs_what_its_method_does(plan: FigurePlan):
     """Warm-up 2, an epoch a level, 4 in a final training; levels 1, 3 and, for AWS's and LRR's barriers, 2."""
     assert plan.epochs("dense-t1") == 4
     # signed_mask at three levels and a twin, retrain at three
@@ -80,12 +80,12 @@ def test_a_search_costs_what_its_method_does(plan: Plan):
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_a_share_that_is_none_is_refused(plan: Plan, index: int):
+def test_a_share_that_is_none_is_refused(plan: FigurePlan, index: int):
     with pytest.raises(ValueError, match=f"shard {index}/2"):
         plan.shard(index, 2)
 
 
-def test_names_come_after_what_they_are_made_from(plan: Plan):
+def test_names_come_after_what_they_are_made_from(plan: FigurePlan):
     names = list(plan.names())
     assert len(names) == len(set(names)) == 4 + len(plan.trainings()) + len(plan.pairs())
     assert names.index("aws-s1-search") < names.index("aws-L01-signed_mask-t1")
@@ -139,7 +139,7 @@ def test_figures_show_what_the_paper_shows(name, subjects, curves, stability, co
     assert {(curve.method, curve.kind) for curve in figure.connectivity} == connectivity
 
 
-def test_controls_by_hand(plan: Plan):
+def test_controls_by_hand(plan: FigurePlan):
     """Signs, magnitudes and places are replaced one at a time; each control begins from the trial's own seeds."""
     controls = replace(plan, figure=FIGURES["controls"], scale=replace(plan.scale, levels=(3,), trials=1))
     assert list(controls.names()) == [

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from harness.lineage.store import open_store
-from harness.reproduction.beside import side_by_side
 from harness.reproduction.collect import collect
 from harness.reproduction.page import claims_table
 from harness.reproduction.report import NUMBERS, write_report
 from harness.reproduction.results import Results
+from harness.reproduction.side_by_side import side_by_side
 
 
 @pytest.fixture

@@ -2,34 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from harness.config import GemMinerConfig
 from harness.reproduction.figure import FIGURES, Curve, Figure, figure_named
 from harness.reproduction.paper import printed, rounded_up
+from recipes.presets.figures import SCALES, paper, small
+from recipes.presets.paper import cifar10, cifar100, imagenet, tiny_imagenet
+from recipes.reproduce import ChangedSettings, FigureOptions, commands
 
-DATA = ("cifar10", "cifar100", "digits", "imagenet", "tiny_imagenet")
+PAPER = {"cifar10": cifar10, "cifar100": cifar100, "imagenet": imagenet, "tiny_imagenet": tiny_imagenet}
 # the densities that the paper prints for each network
 TABLE1 = {"resnet50": {0.27, 0.14}, "mobilenet_v2": {0.41, 0.21}, "mlp_mixer": {0.21, 0.11}}
 
 
-@pytest.fixture
-def scales(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.syspath_prepend(Path(__file__).resolve().parents[2] / "recipes")
-    yield importlib.import_module("scales")
-    for name in ("reproduce", "scales", *(f"aws_{data}" for data in DATA)):
-        sys.modules.pop(name, None)
-
-
 @pytest.mark.parametrize("network", TABLE1)
-def test_the_tables_have_the_papers_densities(scales, network: str):
-    table1, table2 = (scales.paper(figure_named(name), "imagenet", network) for name in ("table1", "table2"))
+def test_the_tables_have_the_papers_densities(network: str):
+    table1, table2 = (paper(figure_named(name), "imagenet", network) for name in ("table1", "table2"))
     assert {rounded_up(0.8**level) for level in table1.levels} == TABLE1[network]
     assert set(table1.levels) < set(table2.levels)
     curves = figure_named("table2").curves
@@ -37,15 +30,15 @@ def test_the_tables_have_the_papers_densities(scales, network: str):
     assert max(table2.levels) <= table2.config.num_levels
 
 
-def test_gem_miner_is_shown_at_its_authors_densities(scales):
-    levels = scales.paper(figure_named("fig4"), "cifar100", "resnet32").levels
+def test_gem_miner_is_shown_at_its_authors_densities():
+    levels = paper(figure_named("fig4"), "cifar100", "resnet32").levels
     assert {0.05, 0.02} <= {rounded_up(0.8**level) for level in levels}
 
 
 @pytest.mark.parametrize(("name", "dataset"), [("paper", "cifar10"), ("small", "digits")])
-def test_gem_miner_alone_is_as_its_authors_have_it(scales, name: str, dataset: str):
+def test_gem_miner_alone_is_as_its_authors_have_it(name: str, dataset: str):
     """Their configurations of ResNet-20: λ 3e-5 for 3.72 %, 1e-4 for 1.44 and 0.59 %, E = 150 (test_gem_miner.py)."""
-    scale = scales.SCALES[name](figure_named("gem_miner"), dataset, "resnet20")
+    scale = SCALES[name](figure_named("gem_miner"), dataset, "resnet20")
     assert [scale.density(level) for level in scale.levels] == [0.0372, 0.0144, 0.0059]
     own = GemMinerConfig()
     assert [scale.gem_miner(level) for level in scale.levels] == [replace(own, penalty=p) for p in (3e-5, 1e-4, 1e-4)]
@@ -57,21 +50,21 @@ def test_gem_miner_alone_is_as_its_authors_have_it(scales, name: str, dataset: s
     assert with_numbers == [name == "paper"] * 3
 
 
-def test_barriers_are_taken_where_the_paper_takes_them(scales):
-    scale = scales.paper(figure_named("fig3"), "cifar100", "resnet50_cifar")
+def test_barriers_are_taken_where_the_paper_takes_them():
+    scale = paper(figure_named("fig3"), "cifar100", "resnet50_cifar")
     assert rounded_up(0.8**scale.barrier_level) == 0.09 and scale.trials == 3 and scale.reduction is None
 
 
 @pytest.mark.parametrize("dataset", ["digits", "fashion_mnist_small"])
-def test_gem_miner_is_given_what_a_ticket_costs(scales, dataset):
-    config = scales.small(figure_named("fig4"), dataset, "resnet32").config
+def test_gem_miner_is_given_what_a_ticket_costs(dataset):
+    config = small(figure_named("fig4"), dataset, "resnet32").config
     ticket = config.warmup_epochs + 11 * config.level_epochs + config.final.epochs
     assert config.gem_miner.score_epochs + config.gem_miner.finetune.epochs == ticket
 
 
 @pytest.mark.parametrize("name", ["small", "smoke"])
-def test_a_reduction_is_named(scales, name: str):
-    assert scales.SCALES[name](figure_named("fig3"), "digits", "resnet20").reduction
+def test_a_reduction_is_named(name: str):
+    assert SCALES[name](figure_named("fig3"), "digits", "resnet20").reduction
 
 
 def everything_shown() -> Iterator[tuple[Figure, str, str]]:
@@ -80,25 +73,24 @@ def everything_shown() -> Iterator[tuple[Figure, str, str]]:
         yield from ((figure, dataset, network) for dataset, networks in figure.subjects.items() for network in networks)
 
 
-def test_every_full_size_command_begins_with_the_papers_settings(scales, monkeypatch):
+def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
     """All runs are listed, for three trials, and settings are the recipes' (tests/recipes/test_paper_settings.py)."""
-    reproduce = importlib.import_module("reproduce")
     for figure, dataset, network in everything_shown():
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
         monkeypatch.setattr(sys, "argv", [*words, "--list"])
-        plan = scales.Subject(figure.name, dataset, network).plan
+        plan = FigureOptions(figure.name, dataset, network).plan
         start = f"accelerate launch {' '.join(words)} --only "
-        lines = reproduce.commands(plan)
+        lines = commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
-        recipe = importlib.import_module(f"aws_{dataset}").config(network)
+        recipe = PAPER[dataset](network)
         own = {"num_levels": scale.config.num_levels}
         if figure.name == "gem_miner":
             own |= {"densities": (0.0372, 0.0144, 0.0059)}
         assert scale.config == replace(recipe, **own) and scale.reduction is None
         assert max(scale.all_levels) <= scale.config.num_levels
         there = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}.get(dataset, "")
-        moved = importlib.import_module(f"aws_{there}").config(network) if figure.name == "transfer" else None
+        moved = PAPER[there](network) if figure.name == "transfer" else None
         assert scale.used_on == moved
         assert len(listed) == len(set(listed)) and set(listed) == set(_expected(figure, scale.levels))
 
@@ -120,9 +112,9 @@ def _expected(figure: Figure, levels: tuple[int, ...]) -> Iterator[str]:
             yield from (f"{method}-L11-level-t{trial}", f"norm_init-{method}-L11-level-t{trial}")
 
 
-def test_smoke_is_the_full_size_in_all_but_how_much_is_trained(scales):
+def test_smoke_is_the_full_size_in_all_but_how_much_is_trained():
     for figure, dataset, network in everything_shown():
-        paper, smoke = (scales.SCALES[name](figure, dataset, network) for name in ("paper", "smoke"))
+        paper, smoke = (SCALES[name](figure, dataset, network) for name in ("paper", "smoke"))
         for what in ("data", "model", "optim", "method", "precision"):
             assert getattr(smoke.config, what) == getattr(paper.config, what)
         assert smoke.config.final.lr_schedule == paper.config.final.lr_schedule
@@ -134,13 +126,13 @@ def test_smoke_is_the_full_size_in_all_but_how_much_is_trained(scales):
         assert smoke.config.global_batch_size == 4 and "batch 4" in smoke.reduction
         assert smoke.finals.data == paper.finals.data and smoke.finals.final.epochs == 2
     with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are 2 densities"):
-        _ = scales.Subject("fig3", scale="smoke", levels=(1, 3)).plan
+        _ = FigureOptions("fig3", scale="smoke", levels=(1, 3)).plan
 
 
-def test_single_settings_can_be_changed_and_are_named(scales):
-    changes = scales.Changes(weight_decay=0.005, level_epochs=6, final_epochs=8, global_batch_size=32)
-    plan = scales.Subject("claims", scale="small", dataset="digits", levels=(5, 11), changes=changes).plan
-    own = scales.small(figure_named("claims"), "digits", "resnet20")
+def test_single_settings_can_be_changed_and_are_named():
+    changes = ChangedSettings(weight_decay=0.005, level_epochs=6, final_epochs=8, global_batch_size=32)
+    plan = FigureOptions("claims", scale="small", dataset="digits", levels=(5, 11), changes=changes).plan
+    own = small(figure_named("claims"), "digits", "resnet20")
     config = plan.scale.config
     assert (config.optim.weight_decay, config.level_epochs, config.final.epochs) == (0.005, 6, 8)
     assert config.global_batch_size == 32
@@ -148,25 +140,25 @@ def test_single_settings_can_be_changed_and_are_named(scales):
     assert plan.scale.variant == "-levels-5-11-weight-decay-0.005-level-epochs-6-final-epochs-8-global-batch-size-32"
     assert plan.scale.reduction.startswith(own.reduction)
     assert "weight decay 0.005 instead of 0.0005; level epochs 6 instead of 6" in plan.scale.reduction
-    moved = scales.Subject("transfer", scale="small", dataset="digits", width=8, changes=changes).plan.scale
+    moved = FigureOptions("transfer", scale="small", dataset="digits", width=8, changes=changes).plan.scale
     assert moved.finals.data.name == "fashion_mnist_small" and moved.finals.model.width == moved.config.model.width == 8
     for one in (moved.config, moved.finals):
         assert (one.optim.weight_decay, one.final.epochs, one.global_batch_size) == (0.005, 8, 32)
-    paper = scales.Subject("fig3", changes=scales.Changes(lr=0.01)).plan.scale
+    paper = FigureOptions("fig3", changes=ChangedSettings(lr=0.01)).plan.scale
     assert paper.reduction == "lr 0.01 instead of 0.1"
-    assert scales.Changes().applied(figure_named("fig3"), paper) is paper
+    assert ChangedSettings().applied(figure_named("fig3"), paper) is paper
 
 
-def test_a_width_that_the_paper_does_not_show_is_a_reduction(scales):
-    assert [scales.Subject("fig4", width=width).plan.scale.reduction for width in (None, 16, 32)] == [None] * 3
-    assert scales.Subject("fig4", width=8).plan.scale.reduction == "width 8"
-    assert scales.Subject("fig3", width=16, changes=scales.Changes(lr=0.01)).plan.scale.reduction == (
+def test_a_width_that_the_paper_does_not_show_is_a_reduction():
+    assert [FigureOptions("fig4", width=width).plan.scale.reduction for width in (None, 16, 32)] == [None] * 3
+    assert FigureOptions("fig4", width=8).plan.scale.reduction == "width 8"
+    assert FigureOptions("fig3", width=16, changes=ChangedSettings(lr=0.01)).plan.scale.reduction == (
         "width 16; lr 0.01 instead of 0.1"
     )
 
 
-def test_what_a_figure_does_not_heed_is_refused(scales):
+def test_what_a_figure_does_not_heed_is_refused():
     with pytest.raises(ValueError, match=r"--final-epochs, --lr: gem_miner shows a method with settings of its own"):
-        _ = scales.Subject("gem_miner", changes=scales.Changes(lr=0.01, final_epochs=3)).plan
-    small = scales.Subject("gem_miner", changes=scales.Changes(global_batch_size=32)).plan.scale
+        _ = FigureOptions("gem_miner", changes=ChangedSettings(lr=0.01, final_epochs=3)).plan
+    small = FigureOptions("gem_miner", changes=ChangedSettings(global_batch_size=32)).plan.scale
     assert small.config.global_batch_size == 32 and small.reduction == "global batch size 32 instead of 128"

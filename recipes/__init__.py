@@ -1,0 +1,1 @@
+"""Recipes for `accelerate launch`, one a file; their settings are in `presets`."""

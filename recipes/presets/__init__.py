@@ -1,0 +1,1 @@
+"""Settings of the recipes: functions that return whole configs. A preset imports no recipe, and no recipe another."""

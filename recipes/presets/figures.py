@@ -1,0 +1,106 @@
+"""How large each figure is made: the paper's settings, and reductions of them that a CPU can carry.
+
+Every page made with a reduction names it; its numbers are no reproduction of the paper's.
+"""
+
+from dataclasses import replace
+
+from harness.config import GemMinerConfig, Schedule, SearchConfig, known
+from harness.reproduction.figure import Figure
+from harness.reproduction.figure_plan import Scale
+from recipes.presets.paper import cifar10, cifar100, imagenet, tiny_imagenet
+from recipes.presets.small import digits_figure, fashion_mnist_figure
+
+ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
+GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
+"""Gem-Miner learns each density anew; its authors show 5 and 2 % of ResNet-32 on CIFAR-100."""
+AUTHORS_PENALTIES = {0.0372: 3e-5, 0.0144: 1e-4, 0.0059: 1e-4}
+"""Density → λ of Gem-Miner's authors for ResNet-20 on CIFAR-10: resnet20_sparsity_…_unflagT_real.yml of their code."""
+TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
+TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
+SMOKE_BATCH = 4  # that many images are enough, for up to four processes
+PAPER = {"cifar100": cifar100, "tiny_imagenet": tiny_imagenet}
+SMALL = {"digits": digits_figure, "fashion_mnist_small": fashion_mnist_figure}
+TRANSFER = {
+    "cifar100": "tiny_imagenet",
+    "tiny_imagenet": "cifar100",
+    "digits": "fashion_mnist_small",
+    "fashion_mnist_small": "digits",
+}
+"""Data set of the tickets → data set of their final trainings, in the figure that transfers them."""
+
+
+def paper(figure: Figure, dataset: str, network: str) -> Scale:
+    """Return the paper's settings; the levels of the plots are ours, since it does not list them."""
+    if dataset == "imagenet":
+        return Scale(imagenet(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network])
+    if figure.name == "gem_miner":
+        return by_authors(cifar10(network))
+    levels: tuple[int, ...] = GEM_MINER_LEVELS if "gem_miner" in figure.methods else ODD_LEVELS
+    config = replace(PAPER[dataset](network), num_levels=max(levels))
+    used_on = PAPER[TRANSFER[dataset]](network) if figure.transfers else None
+    return Scale(config, levels, barrier_level=11, used_on=used_on)
+
+
+def by_authors(config: SearchConfig) -> Scale:
+    """Return Gem-Miner as its authors have it: densities, λ of each, and epochs (150 and 150 for each density)."""
+    levels = tuple(range(1, len(AUTHORS_PENALTIES) + 1))
+    own = replace(config, densities=tuple(AUTHORS_PENALTIES), num_levels=len(levels), gem_miner=GemMinerConfig())
+    return Scale(own, levels, penalties=dict(zip(levels, AUTHORS_PENALTIES.values(), strict=True)))
+
+
+def small(figure: Figure, dataset: str, network: str) -> Scale:
+    """Return three levels, three trials and short schedules, on a data set that a CPU can carry.
+
+    The figure `gem_miner` keeps its authors' epochs, 900 in a trial: some ten minutes for the digits, hours for
+    Fashion-MNIST.
+    """
+    config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
+    if figure.name == "gem_miner":
+        words = f"{network} on {dataset}, Gem-Miner with its authors' epochs, batch {config.global_batch_size}"
+        return replace(by_authors(config), reduction=f"{words}, a dense network of {config.final.epochs} epochs")
+    used_on = SMALL[TRANSFER[dataset]](network) if figure.transfers else None
+    epochs = (used_on or config).final.epochs
+    on = f" on {used_on.data.name}" if used_on else ""
+    words = f"{network} on {dataset}, {config.level_epochs} epochs a level, {epochs} in a final training{on}"
+    return Scale(config, levels=(5, 8, 11), barrier_level=11, trials=3, used_on=used_on, reduction=words)
+
+
+def smoke(figure: Figure, dataset: str, network: str) -> Scale:
+    """Return one trial of everything: an epoch a level, the figure's first and last density in two prunings.
+
+    On the paper's data sets a batch is small, too. A handful of images, prepared from the original archives as all of
+    them would be, then goes through on a CPU.
+    """
+    usual = (small if dataset in SMALL else paper)(figure, dataset, network)
+    ends = usual.levels[0], usual.levels[-1]
+
+    def short(own: SearchConfig) -> SearchConfig:
+        return replace(
+            own,
+            warmup_epochs=1,
+            level_epochs=1,
+            num_levels=2,
+            densities=tuple(map(usual.density, ends)),
+            final=replace(own.final, epochs=2),
+            global_batch_size=own.global_batch_size if own.data.name in SMALL else SMOKE_BATCH,
+            gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
+        )
+
+    config = short(usual.config)
+    words = (
+        f"an epoch a level, two a final training, batch {config.global_batch_size}, two densities, one trial: "
+        "shows that the command goes through, and nothing else"
+    )
+    return Scale(
+        config,
+        levels=(1, 2),
+        barrier_level=2,
+        trials=1,
+        used_on=short(usual.used_on) if usual.used_on else None,
+        penalties={level: usual.penalties[end] for level, end in enumerate(ends, 1) if end in usual.penalties},
+        reduction=words,
+    )
+
+
+SCALES = {"paper": paper, "small": small, "smoke": smoke}
