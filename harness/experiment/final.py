@@ -21,7 +21,12 @@ from harness.runs.state_saver import StateSaver
 
 @dataclass(frozen=True)
 class Trial:
-    """One final training of a ticket: how it is used, and the two seeds."""
+    """One final training of a ticket: how it is used, and the two seeds.
+
+    Example:
+        >>> harness.Trial("retrain", init_seed=2, sgd_seed=1).drawn is None
+        True
+    """
 
     kind: Kind
     init_seed: int

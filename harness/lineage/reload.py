@@ -1,19 +1,22 @@
-"""Signed masks and checkpoints by run ID, model version, node key or file: the two lines a stranger's project needs."""
+"""Signed masks, checkpoints and networks by run ID, model version, node key or file."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.lineage.nodes.local_files import LocalNodes
+from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
 from harness.lineage.store import DEFAULT_DIRECTORY, open_store
 from harness.lineage.tracking.registry import is_model_uri
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from harness.checkpoint import Checkpoint
     from harness.masks import SignedMask
 
@@ -21,13 +24,28 @@ if TYPE_CHECKING:
 def load_signed_mask(
     run_id: str | Path, tracking_uri: str | None = None, local_dir: Path | str = DEFAULT_DIRECTORY
 ) -> SignedMask:
-    """Return the signed mask of a finished run, given its run ID, a `models:/` URI, its node's key or a file's path.
+    """Return the signed mask of a finished run.
 
-    A URI names a version or an alias: models:/aws-digits-resnet20@s1-L07. It and a run ID are looked up at
-    `tracking_uri` (default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory), a key in `local_dir`
-    first. The file's SHA-256 is checked against the one recorded; of a level only the mask is read, never the
-    checkpoint. Raises LookupError when there is no such run, version, file or mask, ValueError when the run is not
-    finished or the file altered, ConnectionError when the server cannot be reached.
+    The file's SHA-256 is checked against the recorded one. Of a level only the mask is read, never the checkpoint.
+
+    Args:
+        run_id: A run ID, a `models:/` URI with a version or alias (models:/aws-digits-resnet20@s1-L07), the key of a
+            node, or the path of a file.
+        tracking_uri: Where run IDs and URIs are looked up; MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
+        local_dir: Where keys are looked up first.
+
+    Returns:
+        The signs of all parameters by name: int8 −1, 0 or +1, each in the shape of its parameter.
+
+    Raises:
+        LookupError: There is no such run, version, file or mask.
+        ValueError: The run is not finished, or the file was altered.
+        ConnectionError: The server cannot be reached.
+
+    Example:
+        >>> mask = harness.load_signed_mask(run_id)
+        >>> sorted(mask.signs["fc.weight"].unique().tolist())
+        [-1, 1]
     """
     from harness.masks import SignedMask
 
@@ -38,11 +56,40 @@ def load_signed_mask(
 def load_checkpoint(
     run_id: str | Path, tracking_uri: str | None = None, local_dir: Path | str = DEFAULT_DIRECTORY
 ) -> Checkpoint:
-    """Return the checkpoint of a finished run; arguments and errors as `load_signed_mask`."""
+    """Return parameters and buffers of a finished run; arguments and errors as `load_signed_mask`.
+
+    Example:
+        >>> checkpoint = harness.load_checkpoint(run_id)
+        >>> checkpoint.level, checkpoint.params["fc.weight"].shape
+        (2, torch.Size([10, 8]))
+    """
     from harness.checkpoint import Checkpoint
 
     with _open(run_id, CHECKPOINT, tracking_uri, local_dir) as path:
         return Checkpoint.load(path)
+
+
+def load_network(
+    run_id: str | Path, tracking_uri: str | None = None, local_dir: Path | str = DEFAULT_DIRECTORY
+) -> nn.Module:
+    """Return the trained network of a finished run, on the CPU, in evaluation mode.
+
+    It takes normalised float images (N, channels, height, width) and returns logits (N, classes). Arguments and errors
+    as `load_signed_mask`; the path of a file is a LookupError, since a file does not say which network it is of.
+
+    Example:
+        >>> model = harness.load_network(run_id)
+        >>> model(torch.zeros(1, 1, 8, 8)).shape
+        torch.Size([1, 10])
+    """
+    from harness.lineage.proof.networks import Architecture
+
+    if Path(run_id).is_file():
+        raise LookupError(f"{run_id} is a file, which does not say which network it is of; give a run ID or a key")
+    with _open(run_id, DETERMINANTS, tracking_uri, local_dir) as path:
+        model = Architecture.of(json.loads(path.read_bytes())).model()
+    load_checkpoint(run_id, tracking_uri, local_dir).load_into_(model)
+    return model.eval()
 
 
 @contextlib.contextmanager

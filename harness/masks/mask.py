@@ -43,7 +43,15 @@ def check_fits(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Siz
 
 @dataclass(frozen=True)
 class Mask:
-    """The kept set m: one bool tensor for each prunable parameter, shaped like it."""
+    """The kept set m: one bool tensor for each prunable parameter, shaped like it.
+
+    Example:
+        >>> mask = harness.Mask({"conv.weight": torch.tensor([True, False])})
+        >>> params = {"conv.weight": torch.tensor([2.0, 3.0])}
+        >>> mask.apply_(params)
+        >>> mask.density, params["conv.weight"]
+        (0.5, tensor([2., 0.]))
+    """
 
     tensors: dict[str, torch.Tensor]
 
@@ -99,6 +107,13 @@ class SignedMask:
 
     `norm` names the parameters of normalisation layers: their signs are recorded, but using the signed mask leaves
     those layers at their fresh initialisation unless asked (method: "touches φ only").
+
+    Example:
+        >>> theta = {"conv.weight": torch.tensor([2.0, -3.0, 4.0])}
+        >>> mask = harness.Mask({"conv.weight": torch.tensor([True, True, False])})
+        >>> signed = harness.SignedMask.of(theta, mask)
+        >>> signed.signed({"conv.weight": torch.tensor([-0.1, 0.2, 0.3])})["conv.weight"]
+        tensor([ 0.1000, -0.2000,  0.0000])
     """
 
     signs: dict[str, torch.Tensor]
