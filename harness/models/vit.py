@@ -15,7 +15,7 @@ _PATCHES = (16, 8, 4, 2, 1)
 
 
 def vit_tiny(*, num_classes: int, channels: int, image_size: int, width: int = 192) -> nn.Module:
-    """Build ViT-tiny; its patch is the largest power of 2 that cuts the image into 7×7 or more: 4 at 28 and 32, 8 at 64.
+    """Build ViT-tiny; its patch is the largest power of 2 that cuts the image into 7×7 or more: 4 at 32, 8 at 64.
 
     There is one head for each 64 channels, at least one; a width that its heads do not divide is a ValueError, as is
     an image that no patch fits.
