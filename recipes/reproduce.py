@@ -205,8 +205,7 @@ def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
     """Write the page (rank 0), when MLflow has the runs if it can: the page names them by its run IDs."""
     runner.experiment.archive.delivery.settle()
     # not strict: a run that this launch only loaded has the tag of the launch that made it
-    own = {one.common.tags["settings"] for one in (runner.experiment, runner.used_on)}
-    show(runner.experiment.store, plan, own, out, strict=False)
+    show(runner.experiment.store, plan, runner.settings, out, strict=False)
 
 
 def main() -> None:

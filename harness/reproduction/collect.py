@@ -47,7 +47,7 @@ def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (
     """Return the finished runs of a plan; this needs no training and no data.
 
     Runs are found by their recorded settings, in any launch. Precision, data and number of processes can differ between
-    runs of the same settings. `settings` then chooses: it holds the tags (`Experiment.settings`) of the wanted runs.
+    runs of the same settings. `settings` then chooses: it holds the tags `settings` of the wanted runs.
 
     Args:
         strict: Whether a run must have one of the tags in `settings`.

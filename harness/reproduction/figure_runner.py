@@ -27,6 +27,11 @@ class FigureRunner:
         self._levels: dict[str, list[FinishedRun]] = {}
         self._trained: dict[Training, FinishedRun] = {}
 
+    @property
+    def settings(self) -> set[str]:
+        """The tags `settings` of the runs that it makes, for `collect`."""
+        return {one.common.tags["settings"] for one in (self.experiment, self.used_on)}
+
     def make(self, chains: Iterable[str]) -> None:
         """Make whole chains, one after another, with the comparisons within each."""
         all_chains = self.plan.chains()

@@ -21,7 +21,7 @@ from harness.reproduction.figure_runner import FigureRunner
 def made(experiment: Experiment, plan: FigurePlan, used_on: Experiment | None = None) -> FigureRunner:
     work = FigureRunner(experiment, plan, used_on)
     work.make(plan.chains())
-    results = collect(experiment.store, plan, {work.experiment.settings, work.used_on.settings}, strict=False)
+    results = collect(experiment.store, plan, work.settings, strict=False)
     assert results.missing == []
     for one, node in results.trained.items():
         assert node.key == work.train(one).key
@@ -48,7 +48,7 @@ def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_pa
         assert scores.record.config["optim"]["weight_decay"] == 2 * penalty
     records = [record for record in own.store.local.records() if record.kind in ("level", "training")]
     minutes = sum(record.finished_ms - record.started_ms for record in records) / 60_000
-    assert len(records) == 5 and collect(own.store, plan).making.minutes == pytest.approx(minutes)
+    assert len(records) == 5 and collect(own.store, plan).provenance.minutes == pytest.approx(minutes)
     # a launch that differs in what Gem-Miner does not heed loads all, and shows it
     again = Experiment(experiment.world, own.store, replace(config, level_epochs=2, warmup_epochs=3))
     made(again, plan_of(again, "gem_miner", penalties=plan.scale.penalties))
