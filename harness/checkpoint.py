@@ -19,13 +19,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from harness.common.digest import canonical_json, sha256_tensors
-from harness.masks import check_fits, read_header
+from harness.common.tensors import METADATA_KEY, check_fits, read_header
 
 if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = "harness.checkpoint/1"
-_METADATA_KEY = "harness"
 _WRAPPERS = ("module.", "_orig_mod.")  # of DDP and torch.compile
 _INSIDE = ("state_dict", "model_state_dict", "model")
 
@@ -62,8 +61,9 @@ class Checkpoint:
         """Copy into `model` in place; ValueError names every tensor that does not fit."""
         own = dict(model.named_parameters()) | dict(model.named_buffers())
         state = self.state_dict
-        check_fits(_shapes(state), _shapes(own), "the checkpoint")
-        check_fits(_shapes(own), _shapes(state), "the network")
+        shapes, own_shapes = ({name: tensor.shape for name, tensor in one.items()} for one in (state, own))
+        check_fits(shapes, own_shapes, "the checkpoint")
+        check_fits(own_shapes, shapes, "the network")
         for name, tensor in state.items():
             own[name].copy_(tensor)
 
@@ -77,7 +77,7 @@ class Checkpoint:
             "params": sorted(self.params),
         }
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
-        save_file(tensors, os.fspath(path), {_METADATA_KEY: canonical_json(header)})
+        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> Checkpoint:
@@ -165,7 +165,3 @@ def _plain(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
             name = name.removeprefix(prefix)
         plain[name] = tensor
     return plain
-
-
-def _shapes(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}

@@ -13,8 +13,7 @@ from harness.checkpoint import Pretrained, read_network
 from harness.common.logging import say
 from harness.config import Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.distributed.world import World
-from harness.experiment.experiment import Experiment
-from harness.experiment.initialisation import Initialisation
+from harness.experiment.experiment import Experiment, Initialisation
 from harness.lineage.browse.find import find_node
 from harness.lineage.nodes.record import CHECKPOINT, THETA_INIT, LineageRecord
 from harness.lineage.store import LineageStore

@@ -156,6 +156,7 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
 
     def work() -> None:
         readers = [_load, *_gpu_readers()]
+        _load()  # each reading of the processors is the mean since the one before
         while not ended.wait(max(LEAST_SECONDS, (time.time() - since_s) * SHARE_OF_ELAPSED)):
             now_ms = int(time.time() * 1000)
             values = {name: value for read in readers for name, value in read().items()}
@@ -165,7 +166,6 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
     if not wanted:
         yield take
         return
-    _load()  # each reading of the processors is the mean since the one before
     thread = threading.Thread(target=work, name="load-sampler", daemon=True)
     thread.start()
     try:

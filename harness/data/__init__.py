@@ -6,7 +6,6 @@ this package loads none of them but NumPy: data are prepared without torch.
 
 from harness.data.data_source import DataSource, open_data, verify_data
 from harness.data.loaders import Batch, EvalLoader, TrainLoader
-from harness.data.normalize import normalize
 from harness.data.spec import DATASETS, DataSpec, data_spec
 
 __all__ = [
@@ -17,7 +16,6 @@ __all__ = [
     "EvalLoader",
     "TrainLoader",
     "data_spec",
-    "normalize",
     "open_data",
     "verify_data",
 ]

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,7 @@ def draw(key: Any, index: Any, number: Any) -> Any:
     return x ^ (x >> _31)
 
 
+@cache
 def crop_flip_formula(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Return offset(key, index, padding) → (top, left, flip), each uint64.
 

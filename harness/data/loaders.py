@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -41,6 +41,10 @@ class TrainOrder:
     global_batch_size: int
     rank: int
     world_size: int
+    steps_per_epoch: int = field(init=False)
+    """Whole global batches in the split."""
+    batch_size: int = field(init=False)
+    """Samples of a global batch that fall to one rank."""
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.world_size)
@@ -56,16 +60,8 @@ class TrainOrder:
                 f"global batch size {self.global_batch_size} is not divisible by {self.world_size} processes; "
                 f"take a multiple of {self.world_size}, or a number of processes that divides it"
             )
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Whole global batches in the split."""
-        return self.num_samples // self.global_batch_size
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of a global batch that fall to one rank."""
-        return self.global_batch_size // self.world_size
+        object.__setattr__(self, "steps_per_epoch", self.num_samples // self.global_batch_size)
+        object.__setattr__(self, "batch_size", self.global_batch_size // self.world_size)
 
     def indices(
         self, noise: SgdNoise, epoch: int, skip_steps: int, num_steps: int | None, every: int = 1
@@ -74,14 +70,12 @@ class TrainOrder:
 
         Raises ValueError if the steps asked for are not in the epoch.
         """
-        stop = self.steps_per_epoch if num_steps is None else skip_steps + num_steps
-        if not 0 <= skip_steps <= stop <= self.steps_per_epoch:
-            raise ValueError(
-                f"steps {skip_steps} to {stop} of an epoch were asked for; it has steps 0 to {self.steps_per_epoch}"
-            )
-        permutation = noise.permutation(epoch, self.num_samples)
-        used = permutation[: self.steps_per_epoch * self.global_batch_size]
-        return used.reshape(self.steps_per_epoch, self.world_size, self.batch_size)[skip_steps:stop:every, self.rank]
+        steps = self.steps_per_epoch
+        stop = steps if num_steps is None else skip_steps + num_steps
+        if not 0 <= skip_steps <= stop <= steps:
+            raise ValueError(f"steps {skip_steps} to {stop} of an epoch were asked for; it has steps 0 to {steps}")
+        used = noise.permutation(epoch, self.num_samples)[: steps * self.global_batch_size]
+        return used.reshape(steps, self.world_size, self.batch_size)[skip_steps:stop:every, self.rank]
 
 
 @dataclass(frozen=True)

@@ -27,13 +27,16 @@ class ResidentSplit:
     spec: DataSpec
     padded_NHWC: torch.Tensor
     labels_N: torch.Tensor
+    padding: int = 0
+    """Black pixels around each image."""
 
     @classmethod
     def load(cls, spec: DataSpec, path: Path, device: torch.device) -> ResidentSplit:
         """Read a split's safetensors file onto the device."""
-        tensors, padding = load_file(path), padding_of(spec)
+        tensors = load_file(path)
+        padding = spec.augmentation.padding if isinstance(spec.augmentation, CropFlip) else 0
         padded = F.pad(tensors["images_NHWC"], (0, 0, padding, padding, padding, padding))
-        return cls(spec, padded.to(device), tensors["labels"].to(device))
+        return cls(spec, padded.to(device), tensors["labels"].to(device), padding)
 
     @property
     def num_samples(self) -> int:
@@ -42,26 +45,24 @@ class ResidentSplit:
 
     def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
         """Yield these samples in order; see `SplitReader`."""
-        device = self.labels_N.device
-        # one draw and one copy to the device for all batches
-        draws = () if key is None else tuple(_on_device(values, device) for values in self._draws(key, indices_N))
-        indices = _on_device(indices_N, device)
-        augmented = self.crop if isinstance(self.spec.augmentation, CropFlip) else self.zoom
+        device, augmentation = self.labels_N.device, self.spec.augmentation
+        # one draw and one copy to the device for all batches: the arguments of `crop` or `zoom`, (N, …) each
+        draws: tuple[np.ndarray, ...] = ()
+        if key is not None and isinstance(augmentation, CropFlip):
+            top, left, flip = crop_flips(key, indices_N, augmentation.padding)
+            draws = top, left, flip & augmentation.flip
+        elif key is not None:
+            assert isinstance(augmentation, ZoomFlip)
+            size, scale, ratio = self.spec.image_size, augmentation.scale, augmentation.ratio
+            boxes_N4 = resized_crop_boxes(key, indices_N, size, scale, ratio)
+            draws = boxes_N4, flips(key, indices_N) & augmentation.flip
+        indices, *drawn = (_on_device(values, device) for values in (indices_N, *draws))
+        augmented = self.crop if isinstance(augmentation, CropFlip) else self.zoom
         for start in range(0, len(indices_N), batch_size):
             rows = slice(start, start + batch_size)
             chosen = indices[rows].clone()  # a batch is the caller's to keep
-            images = augmented(chosen, *(values[rows] for values in draws)) if draws else self.plain(chosen)
+            images = augmented(chosen, *(values[rows] for values in drawn)) if drawn else self.plain(chosen)
             yield Batch(images, self.labels_N[chosen], chosen)
-
-    def _draws(self, key: int, indices_N: np.ndarray) -> tuple[np.ndarray, ...]:
-        """Return the arguments of `crop` or `zoom` for the samples, (N, …) each."""
-        augmentation = self.spec.augmentation
-        if isinstance(augmentation, CropFlip):
-            top, left, flip = crop_flips(key, indices_N, augmentation.padding)
-            return top, left, flip & augmentation.flip
-        assert isinstance(augmentation, ZoomFlip)
-        boxes_N4 = resized_crop_boxes(key, indices_N, self.spec.image_size, augmentation.scale, augmentation.ratio)
-        return boxes_N4, flips(key, indices_N) & augmentation.flip
 
     def crop(self, indices: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
         """Return the crops of the samples, uint8 (N, H, W, C), flipped left to right where `flip`; all (N,)."""
@@ -99,13 +100,8 @@ class ResidentSplit:
 
     def plain(self, indices: torch.Tensor) -> torch.Tensor:
         """Return the samples as they are, uint8 (N, H, W, C)."""
-        padding, size = padding_of(self.spec), self.spec.image_size
+        padding, size = self.padding, self.spec.image_size
         return self.padded_NHWC[indices, padding : padding + size, padding : padding + size]
-
-
-def padding_of(spec: DataSpec) -> int:
-    """Return the black pixels on each side of a resident image."""
-    return spec.augmentation.padding if isinstance(spec.augmentation, CropFlip) else 0
 
 
 @cache

@@ -72,19 +72,16 @@ def take_frames(received: bytearray) -> Iterator[tuple[bytes, str]]:
         yield kind, text
 
 
+@dataclass(slots=True)
 class Place:
-    """Where a training is: the loop stores it several times a step, the pulse reads it every few seconds."""
+    """Where a training is: the loop stores it several times a step, the heartbeat reads it every few seconds."""
 
-    __slots__ = ("at", "begun", "label")
-
-    def __init__(self, label: str) -> None:
-        """A training called `label` that has not begun."""
-        self.label = label
-        # two plain attributes: a store of one is whole for any thread, without a lock
-        self.at: tuple[int, int, str] | None = None
-        """Epoch, step, and one of READING, COMPUTING, MEETING, ENDING."""
-        self.begun = False
-        """Whether its first step is done. Before, data may be opened and kernels built for as long as it takes."""
+    label: str
+    # two plain attributes: a store of one is whole for any thread, without a lock
+    at: tuple[int, int, str] | None = None
+    """Epoch, step, and one of READING, COMPUTING, MEETING, ENDING."""
+    begun: bool = False
+    """Whether its first step is done. Before, data may be opened and kernels built for as long as it takes."""
 
     def __str__(self) -> str:
         """The place in words; empty until the training has begun."""

@@ -23,9 +23,8 @@ from harness.models import width_of
 from harness.runs.run import FinishedRun, RunDescription
 
 if TYPE_CHECKING:
-    from harness.experiment.experiment import Experiment
+    from harness.experiment.experiment import Experiment, Initialisation
     from harness.experiment.final import Trial
-    from harness.experiment.initialisation import Initialisation
 
 
 @dataclass(frozen=True)
@@ -163,11 +162,11 @@ def describe_training(
     mask: Mask,
     start_digest: str,
     *,
+    begun: Initialisation | None,
     transferred: bool,
 ) -> RunDescription:
     """Describe a final training: `ticket` used as `trial` says, from a start with this digest under `mask`."""
     config, shared = experiment.config, experiment.common
-    begun = None if trial.drawn is None else trial.begun
     own = {
         "kind": "training",
         "used_as": trial.kind,

@@ -7,22 +7,22 @@ from __future__ import annotations
 
 import os
 from copy import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from harness.checkpoint import Checkpoint
+from harness.checkpoint import Checkpoint, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import say
-from harness.config import SearchConfig, known
+from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import DATASETS, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
-from harness.experiment.initialisation import Initialisation
 from harness.lineage.store import LineageStore
 from harness.models import MODELS, build_model, classifier_of, draw_model, partition_of
+from harness.models.initialise import SCHEMES
 from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
@@ -31,6 +31,44 @@ from harness.training.feed import TestFeed, TrainFeed
 TEST_BATCH_SIZE = 500
 _SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
 _SHARED |= {"sync_batchnorm", "deterministic"}
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """One way to θ_init: a scheme of SCHEMES, or else `network`, from the run `key` or from a file."""
+
+    text: str
+    """As the user named it."""
+    scheme: str = NETWORKS_OWN
+    network: Pretrained | None = None
+    digest: str | None = None
+    """SHA-256 of the network's tensors."""
+    key: str | None = None
+    """Key of the run it was taken from."""
+
+    @classmethod
+    def of(cls, named: str | Initialisation) -> Initialisation:
+        """Return the initialisation itself, or that of a scheme's name; ValueError for any other text.
+
+        Run IDs and files are resolved by `harness.cli.resolve`.
+        """
+        if isinstance(named, Initialisation):
+            return named
+        return cls(named, scheme=known("initialisation", named, list(SCHEMES)))
+
+    @property
+    def determinants(self) -> dict[str, Any]:
+        """Inputs to θ_init beside the seed; {} for the network's own."""
+        if self.digest is not None:
+            return {"initialisation": {"sha256": self.digest}}
+        return {} if self.scheme == NETWORKS_OWN else {"initialisation": self.scheme}
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """Entries of a run's record; {} for the network's own."""
+        if self.digest is None and self.scheme == NETWORKS_OWN:
+            return {}
+        return {"initialisation": {"name": self.text, "sha256": self.digest, "run": self.key}}
 
 
 class Experiment:
@@ -153,7 +191,7 @@ class Experiment:
         sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
         return sizes | {"width": self.config.model.width}
 
-    def theta_init(self, init_seed: int, initialisation: str | Initialisation = "network") -> Checkpoint:
+    def theta_init(self, init_seed: int, initialisation: str | Initialisation = NETWORKS_OWN) -> Checkpoint:
         """Return θ_init, on the CPU, leaving torch's own generator as it was.
 
         Of an initialisation from a trained network the seed draws only a classifier that does not fit.

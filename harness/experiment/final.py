@@ -8,12 +8,12 @@ from dataclasses import dataclass, fields
 import torch
 
 from harness.common.seeds import SgdNoise
+from harness.common.tensors import check_fits
 from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns
 from harness.experiment.describe import describe_training
-from harness.experiment.experiment import Experiment
-from harness.experiment.initialisation import Initialisation
+from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.trainer import Trainer
-from harness.masks import Mask, SignedMask, check_fits, transfer
+from harness.masks import Mask, SignedMask, transfer
 from harness.pruning import METHODS, StartPoint
 from harness.runs.run import FinishedRun, TrainedRun
 from harness.runs.state_saver import StateSaver
@@ -40,11 +40,6 @@ class Trial:
     """The fresh θ_init: a scheme's name, or a resolved initialisation."""
 
     @property
-    def begun(self) -> Initialisation:
-        """The fresh θ_init's initialisation."""
-        return Initialisation.of(self.initialisation)
-
-    @property
     def drawn(self) -> int | None:
         """The init_seed, if it is asked for: what has no influence must not make another run."""
         return None if self.kind == "retrain" else self.init_seed
@@ -53,7 +48,8 @@ class Trial:
     def unusual(self) -> dict[str, str]:
         """The uses of the ticket, and of θ_init, that are not the defaults."""
         usual = {field.name: field.default for field in fields(self)}
-        own = {"unpruned_signs": self.unpruned_signs, "signs": self.signs, "initialisation": self.begun.text}
+        begun = self.initialisation if isinstance(self.initialisation, str) else self.initialisation.text
+        own: dict[str, str] = {"unpruned_signs": self.unpruned_signs, "signs": self.signs, "initialisation": begun}
         return {name: value for name, value in own.items() if value != usual[name]}
 
 
@@ -87,7 +83,7 @@ def final_training(
         >>> trained.mask.equal(ticket.mask)
         True
     """
-    config = experiment.config
+    config, begun = experiment.config, Initialisation.of(trial.initialisation)
     if trial.kind == "dense":
         ticket = None
     elif ticket is None:
@@ -111,7 +107,9 @@ def final_training(
         )
 
     # Make the start point: a fresh θ_init with the signs and the mask of the ticket.
-    theta_init = experiment.theta_init(trial.init_seed, trial.begun if trial.drawn is not None else NETWORKS_OWN)
+    fresh = experiment.theta_init(trial.init_seed)
+    usual = trial.drawn is None or begun.text == NETWORKS_OWN
+    theta_init = fresh if usual else experiment.theta_init(trial.init_seed, begun)
     if used is None:
         params, mask = theta_init.params, Mask.dense(theta_init.params, experiment.partition.prunable)
     else:
@@ -120,13 +118,19 @@ def final_training(
             trial.kind, theta_init.params, used.params, used.signed_mask, seed=trial.init_seed, unpruned=names
         )
     # running statistics start fresh, whatever the ticket's or a trained initialisation's were
-    buffers = experiment.theta_init(trial.init_seed).buffers
-    spent = ticket.checkpoint.epochs if ticket else 0
-    start = StartPoint(params, buffers, mask, epochs_spent=spent)
+    start = StartPoint(params, fresh.buffers, mask, epochs_spent=ticket.checkpoint.epochs if ticket else 0)
 
     # Train it: plain SGD, no interpolation.
     transferred = used is not None and used.transferred
-    description = describe_training(experiment, trial, ticket, mask, start.digest, transferred=transferred)
+    description = describe_training(
+        experiment,
+        trial,
+        ticket,
+        mask,
+        start.digest,
+        begun=None if trial.drawn is None else begun,
+        transferred=transferred,
+    )
 
     def make(saver: StateSaver) -> TrainedRun:
         noise = SgdNoise(trial.sgd_seed, ("final",))
@@ -172,7 +176,7 @@ def take(experiment: Experiment, run: FinishedRun, signs: SignsTaken) -> Ticket:
     if signs == "pruned":
         before = experiment.archive.load(_pruned_from(experiment, run), fitting=False)
         params, signed_mask = transfer.pruned_ticket(before.checkpoint.params, signed_mask)
-    transferred = experiment.world.main_says(lambda: _data_digest(run) != experiment.source.content_digest)
+    transferred = experiment.world.main_says(lambda: run.tag("data_digest") != experiment.source.content_digest)
     if transferred:
         signed_mask = transfer.without_classifier(signed_mask, experiment.classifier)
         check_carries_over(experiment, signed_mask.signs)
@@ -184,11 +188,6 @@ def check_carries_over(experiment: Experiment, network: Mapping[str, torch.Tenso
     theirs = {n: tensor.shape for n, tensor in network.items() if not n.startswith(f"{experiment.classifier}.")}
     own = {name: tensor.shape for name, tensor in experiment.archive.template.params.items()}
     check_fits(theirs, own, f"a ticket that goes over to {experiment.config.data.name}")
-
-
-def _data_digest(run: FinishedRun) -> str:
-    assert run.record is not None
-    return run.record.tags["data_digest"]
 
 
 def _pruned_from(experiment: Experiment, run: FinishedRun) -> str:

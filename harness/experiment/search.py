@@ -18,10 +18,8 @@ from harness.common.digest import sha256_tensors
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
 from harness.experiment.describe import describe_level, describe_search, search_lock
-from harness.experiment.experiment import Experiment
-from harness.experiment.gradients import batch_gradients
-from harness.experiment.initialisation import Initialisation
-from harness.experiment.trainer import Trainer
+from harness.experiment.experiment import Experiment, Initialisation
+from harness.experiment.trainer import Trainer, batch_gradients
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method
@@ -124,7 +122,7 @@ class Search:
             parent = self._done[-1] if self._done else None  # [θₜ₋₁, mₜ₋₁]; before the first level θ_init
 
             # Line 8, at the start of the level that it makes: mₜ keeps the most important weights of mₜ₋₁.
-            mask = parent.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
+            mask = parent.signed_mask.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
             ranking: Params | None = None
             if step.prunes and pruning is not None:
                 ranking = method.ranking(self.context(step.level, mask, step.phase))
@@ -162,21 +160,17 @@ class Search:
 
     def context(self, level: int, mask: Mask, phase: str = "") -> LevelContext:
         """Return all that the method may look at for a level."""
-
-        def read(name: str) -> Checkpoint:
-            if name == "theta_init" or (name == "parent" and not self._done):
-                return self.theta_init
-            return self._done[-1].checkpoint if name == "parent" else archive.network(self._done[0].key, name)
-
-        archive, spec = self.experiment.archive, self.experiment.spec
+        archive, spec, done = self.experiment.archive, self.experiment.spec, self._done
         return LevelContext(
             self.config,
             level,
             mask,
             self.norm,
-            read,
-            phase,
-            self.experiment.train_feed.steps_per_epoch,
+            theta_init=self.theta_init,
+            parent=done[-1].checkpoint if done else self.theta_init,
+            read=lambda name: archive.network(done[0].key, name),
+            phase=phase,
+            steps_per_epoch=self.experiment.train_feed.steps_per_epoch,
             image_shape=(spec.channels, spec.image_size, spec.image_size),
             new_model=self.experiment.fresh_model,
             gradients=lambda params, mask: batch_gradients(self.experiment, params, mask),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from copy import deepcopy
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
@@ -18,8 +20,7 @@ from harness.experiment.experiment import Experiment
 from harness.masks import Mask
 from harness.pruning import ForwardView, NormState, StartPoint, TrainingHook
 from harness.pruning.method import plain_view
-from harness.runs.layers import layer_table
-from harness.runs.run import Measurements, RunDescription, TrainedRun
+from harness.runs.run import Measurements, RunDescription, TrainedRun, layer_table
 from harness.runs.state_saver import StateSaver
 from harness.training.batchnorm import reestimate_batchnorm
 from harness.training.evaluate import evaluate
@@ -29,11 +30,11 @@ BN_IMAGES = 10_000
 """Training images that BatchNorm statistics are re-estimated from."""
 
 
+@dataclass(frozen=True)
 class Trainer:
     """Trains the network of an experiment. It changes none of its arguments."""
 
-    def __init__(self, experiment: Experiment) -> None:
-        self.experiment, self.world = experiment, experiment.world
+    experiment: Experiment
 
     def train(
         self,
@@ -67,7 +68,7 @@ class Trainer:
             hook: Goes along with the training; may give another mask and more networks to keep.
             frozen: Names of parameters that are not trained.
         """
-        experiment, world, measured = self.experiment, self.world, saver.measured
+        experiment, world, measured = self.experiment, self.experiment.world, saver.measured
         if not world.announced:
             world.announce()
 
@@ -89,8 +90,7 @@ class Trainer:
             values = {name: getattr(report, name) for name in usual}
             if flipped is not None:
                 values["flipped_signs"] = flipped.share()
-            measured.log(start.epochs + report.epoch - begin[0] + 1, values)
-            measured.add(samples())
+            measured.log(start.epochs + report.epoch - begin[0] + 1, values, samples())
 
         # Train, with a progress bar and the load of the machine on rank 0.
         bar = tqdm(
@@ -120,21 +120,16 @@ class Trainer:
                 hook=hook,
             )
 
-        # Keep rank 0's BatchNorm statistics: those of each rank differ after the last step.
+        # Keep it, on several ranks with rank 0's BatchNorm statistics: those of each rank differ.
         mask = hook.finish(start.mask) if hook else start.mask
-        own = Checkpoint.of(model, level=description.level, epochs=start.epochs + epochs, level_digest=description.key)
-        checkpoint = Checkpoint(own.params, world.share(own.buffers), own.level, own.epochs, own.level_digest)
+        trained, level, key = start.epochs + epochs, description.level, description.key
+        checkpoint = Checkpoint.of(model, level=level, epochs=trained, level_digest=key)
+        networks = hook.networks(checkpoint) if hook else {}
         if world.size > 1:
+            checkpoint = replace(checkpoint, buffers=world.share(checkpoint.buffers))
+            networks = {name: replace(held, buffers=world.share(held.buffers)) for name, held in networks.items()}
             world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
         checkpoint.load_into_(model)
-        networks = (
-            {}
-            if hook is None
-            else {
-                name: Checkpoint(held.params, world.share(held.buffers), held.level, held.epochs, held.level_digest)
-                for name, held in hook.networks(checkpoint).items()
-            }
-        )
 
         # Measure it.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
@@ -147,12 +142,13 @@ class Trainer:
         self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, *, reestimate: bool
     ) -> None:
         """Log error and loss on the test split; with `reestimate`, of fresh BatchNorm statistics."""
-        feed, train_feed, world = self.experiment.test_feed, self.experiment.train_feed, self.world
+        experiment, world = self.experiment, self.experiment.world
+        feed, train_feed = experiment.test_feed, experiment.train_feed
         found = evaluate(model, feed, world, num_images=feed.num_images)
         if reestimate:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
             measured_before = found.error_percent
-            steps = -(-BN_IMAGES // self.experiment.config.global_batch_size)
+            steps = -(-BN_IMAGES // experiment.config.global_batch_size)
             order = SgdNoise(noise.sgd_seed, ("batchnorm",))
             batches = train_feed.epoch(order, 0, num_steps=min(steps, train_feed.steps_per_epoch))
             with world.autocast():
@@ -185,3 +181,32 @@ class _FlippedSigns:
             for weight, sign, kept in zip(self._weights, self._signs, self._kept, strict=True)
         ]
         return float(torch.stack(differ).sum()) / self._num_kept
+
+
+def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
+    """Return the gradients of the mean loss of one global batch at θ ⊙ m.
+
+    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed in float32;
+    BatchNorm uses the statistics of the batch, of this rank's share on several ranks.
+
+    Args:
+        experiment: Network, data and processes; all ranks call this.
+        params: θ, all parameters by name.
+        mask: m; gradients of pruned weights are those at weight 0.
+
+    Returns:
+        A float32 tensor for each parameter, on the CPU, the mean over ranks.
+    """
+    world = experiment.world
+    model = deepcopy(experiment.blank).train()
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in params.items():
+            own[name].copy_(tensor)
+        mask.to(world.device).apply_({name: own[name] for name in mask.tensors})
+    noise = SgdNoise(experiment.config.sgd_seed, ("ranking",))
+    images_NCHW, labels_N = next(experiment.train_feed.epoch(noise, 0, num_steps=1))
+    torch.manual_seed(noise.key("dropout", 0) >> 1)
+    F.cross_entropy(model(images_NCHW).float(), labels_N).backward()
+    grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in own.items()}
+    return {name: (world.sum(grad) / world.size).cpu() for name, grad in grads.items()}

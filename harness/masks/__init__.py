@@ -1,5 +1,5 @@
 """Masks and signed masks: what they are, what two have in common, how one is used."""
 
-from harness.masks.mask import Mask, SignedMask, check_fits, read_header
+from harness.masks.mask import Mask, SignedMask
 
-__all__ = ["Mask", "SignedMask", "check_fits", "read_header"]
+__all__ = ["Mask", "SignedMask"]

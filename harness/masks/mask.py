@@ -7,7 +7,6 @@ s = sign₀(θ ⊙ m)).
 
 from __future__ import annotations
 
-import json
 import os
 import weakref
 from collections.abc import Collection, Iterable, Mapping
@@ -21,24 +20,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from harness.common.digest import canonical_json
+from harness.common.tensors import METADATA_KEY, check_fits, read_header
 
 if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = "harness.signed_mask/1"
-_METADATA_KEY = "harness"
-
-
-def check_fits(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Size], what: str) -> None:
-    """Raise a ValueError that names every tensor of `what` that does not fit the network."""
-    problems = [f"{name}: not in the network" for name in expected if name not in given]
-    problems += [
-        f"{name}: network has {tuple(given[name])}, {what} has {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    if problems:
-        raise ValueError(f"{what} does not fit this network:\n  " + "\n  ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -234,7 +221,7 @@ class SignedMask:
             "metadata": dict(metadata),
         }
         # one key: safetensors writes several in random order, and equal masks must be equal bytes
-        save_file(tensors, os.fspath(path), {_METADATA_KEY: canonical_json(header)})
+        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> SignedMask:
@@ -268,18 +255,6 @@ class SignedMask:
                 values = spread
             signs[name] = torch.from_numpy(values.reshape(shape))
         return cls(signs, Mask(kept_sets), frozenset(header["norm"]), header["metadata"])
-
-
-def read_header(metadata: Mapping[str, str] | None, expected_format: str, path: Path | str) -> dict[str, Any]:
-    """Return the one JSON header of a safetensors file of ours; ValueError on another format or version."""
-    try:
-        header = json.loads((metadata or {})[_METADATA_KEY])
-        found = header["format"]
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise ValueError(f"{path} was not written by this harness (expected format {expected_format})") from None
-    if found != expected_format:
-        raise ValueError(f"{path} has format {found}; this version of the harness reads {expected_format}")
-    return dict(header)
 
 
 def _names(unpruned: bool | Collection[str], name: str) -> bool:

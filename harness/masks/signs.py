@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Self
 
-from harness.masks import SignedMask, check_fits
+from harness.common.tensors import check_fits
+from harness.masks import SignedMask
 
 
 @dataclass(frozen=True)

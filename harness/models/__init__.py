@@ -119,9 +119,10 @@ def draw_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(init_seed, "init") >> 1)
         model = build_model(name, num_classes=num_classes, channels=channels, image_size=image_size, width=width)
-    params = dict(model.named_parameters())
-    weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
-    initialise.initialise_(params, weights, scheme, init_seed)
+    if scheme != "network":
+        params = dict(model.named_parameters())
+        weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
+        initialise.initialise_(params, weights, scheme, init_seed)
     return model
 
 

@@ -7,11 +7,10 @@ from harness.pruning.imp import IMP
 from harness.pruning.lrr import LRR
 from harness.pruning.lrr_bn_rewind import RewoundNormLRR
 from harness.pruning.lrr_full import FullLRR
-from harness.pruning.magnitude import keep_largest, prune, prune_to
+from harness.pruning.magnitude import PruningSchedule, keep_largest, prune, prune_to
 from harness.pruning.magnitude_increase import MagnitudeIncrease
 from harness.pruning.method import ForwardView, LevelContext, Method, NormState, StartPoint, TrainingHook
 from harness.pruning.random import RandomPruning
-from harness.pruning.schedule import PruningSchedule
 from harness.pruning.snip import SNIP
 from harness.pruning.synflow import SynFlow
 from harness.pruning.wr import WeightRewinding

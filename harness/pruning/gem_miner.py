@@ -27,7 +27,7 @@ from harness.common.digest import canonical_json
 from harness.common.seeds import SgdNoise, derive_seed
 from harness.config import SearchConfig
 from harness.masks import Mask
-from harness.pruning.magnitude import prune_to
+from harness.pruning.magnitude import PruningSchedule, prune_to
 from harness.pruning.method import (
     ForwardView,
     LevelContext,
@@ -39,7 +39,6 @@ from harness.pruning.method import (
     StoredLevel,
     TrainingHook,
 )
-from harness.pruning.schedule import PruningSchedule
 
 SCORES = "scores.safetensors"
 """File that keeps the trained scores beside the network that they make."""

@@ -1,13 +1,17 @@
-"""Global magnitude pruning with an exact count (the `prune` of Algorithm 1, line 8)."""
+"""Pruning with exact counts (the `prune` of Algorithm 1, line 8): how many weights a level keeps, and which."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 import torch
 
-from harness.masks import Mask, check_fits
+from harness.common.tensors import check_fits
+from harness.config import Scope, SearchConfig
+from harness.masks import Mask
 
 
 def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Mask:
@@ -75,3 +79,66 @@ def _largest(ranked: Sequence[np.ndarray], live: Sequence[np.ndarray], count: in
         flat[at_threshold] = True
         missing -= at_threshold.size
     return kept
+
+
+@dataclass(frozen=True)
+class PruningSchedule:
+    """The counts of a search's masks; `fraction` and `densities` as in SearchConfig."""
+
+    fraction: float
+    densities: tuple[float, ...] | None = None
+    scope: Scope = "global"
+    one_shot: bool = False
+
+    @classmethod
+    def of(cls, config: SearchConfig) -> Self:
+        """Return the schedule that a search's settings describe."""
+        return cls(config.pruning_fraction, config.densities, config.pruning_scope, config.one_shot)
+
+    def density(self, level: int) -> float:
+        """Return the density that level `level` ≥ 1 aims at."""
+        return (1 - self.fraction) ** level if self.densities is None else self.densities[level - 1]
+
+    def counts(self, level: int, mask: Mask) -> dict[str, int]:
+        """Return how many weights level `level` ≥ 1 keeps of `mask`: in each tensor, or under '' over all of them.
+
+        ⌊(1 − fraction) · live⌋; in one shot as many as level after level would have left; of an explicit density the
+        nearest whole number. ValueError if that is more than live.
+        """
+        groups = {name: [kept] for name, kept in mask.tensors.items()}
+        if self.scope == "global":
+            groups = {"": list(mask.tensors.values())}
+        counts = {}
+        for name, tensors in groups.items():
+            live = sum(int(tensor.sum()) for tensor in tensors)
+            if self.densities is None:
+                counts[name] = live
+                for _ in range(level if self.one_shot else 1):
+                    counts[name] = int((1 - self.fraction) * counts[name])
+                continue
+            density = self.densities[level - 1]
+            counts[name] = round(density * sum(tensor.numel() for tensor in tensors))
+            if counts[name] > live:
+                raise ValueError(f"density {density} keeps {counts[name]} weights, but only {live} are alive")
+        return counts
+
+    def next_mask(self, importance: Mapping[str, torch.Tensor], mask: Mask, level: int) -> Mask:
+        """Return the mask of level `level` ≥ 1: of the weights that `mask` keeps the most important ones."""
+        counts = self.counts(level, mask)
+        if self.scope == "global":
+            return keep_largest(importance, mask, counts[""])
+        layers = {name: Mask({name: kept}) for name, kept in mask.tensors.items()}
+        return Mask(
+            {name: keep_largest(importance, layer, counts[name]).tensors[name] for name, layer in layers.items()}
+        )
+
+    def determinants(self, level: int) -> dict[str, Any]:
+        """Return the inputs to the key of level `level` that are not the default, given the level it is pruned from."""
+        unusual: dict[str, Any] = {}
+        if self.densities is not None and level:
+            unusual["density"] = self.densities[level - 1]
+        if self.scope != "global":
+            unusual["scope"] = self.scope
+        if self.one_shot:
+            unusual["one_shot"] = True
+        return {"pruning": unusual} if unusual and level else {}

@@ -15,7 +15,7 @@ from harness.common.digest import sha256_tensors
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
 from harness.masks import Mask
-from harness.pruning.schedule import PruningSchedule
+from harness.pruning.magnitude import PruningSchedule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -106,8 +106,12 @@ class LevelContext:
     """mₜ₋₁ while the next mask is chosen, mₜ from then on."""
     norm: frozenset[str]
     """Names of the normalisation parameters ψ."""
+    theta_init: Checkpoint
+    """θ₀, the initialisation of the search."""
+    parent: Checkpoint
+    """θₜ₋₁, the network of the level before; θ_init for level 0."""
     read: Callable[[str], Checkpoint]
-    """Reads "theta_init", "parent", or a file that level 0 keeps; NotHereError if it cannot be had."""
+    """Reads a file that level 0 keeps; NotHereError if it cannot be had."""
     phase: str = ""
     """Sets several trainings of one level apart."""
     steps_per_epoch: int = 0
@@ -117,16 +121,6 @@ class LevelContext:
     """Builds the network, with any values, in float32 on the CPU."""
     gradients: Callable[[Params, Mask], Params] | None = None
     """Takes θ and m; returns the gradients of the loss of one batch at θ ⊙ m, on the CPU."""
-
-    @property
-    def theta_init(self) -> Checkpoint:
-        """θ₀, the initialisation of the search."""
-        return self.read("theta_init")
-
-    @property
-    def parent(self) -> Checkpoint:
-        """θₜ₋₁, the network of the level before; θ_init for level 0."""
-        return self.read("parent")
 
 
 class Statement(NamedTuple):

@@ -6,9 +6,8 @@ The mask is made in 100 rounds of falling density, so that no layer collapses. T
 import torch
 from torch.func import functional_call
 
-from harness.pruning.magnitude import keep_largest
+from harness.pruning.magnitude import PruningSchedule, keep_largest
 from harness.pruning.method import LevelContext, NotHereError, Params
-from harness.pruning.schedule import PruningSchedule
 from harness.pruning.snip import SNIP
 
 ROUNDS = 100

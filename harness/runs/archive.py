@@ -16,6 +16,7 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.common.logging import say
+from harness.common.tensors import check_fits
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.lineage.nodes.code import code_version
@@ -23,7 +24,7 @@ from harness.lineage.nodes.local_files import json_bytes
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import LAYERS
-from harness.masks import Mask, SignedMask, check_fits
+from harness.masks import Mask, SignedMask
 from harness.models import ParamPartition
 from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun, RunDescription, TrainedRun
@@ -96,7 +97,7 @@ class Archive:
         checkpoint, measured = trained.checkpoint, trained.measured
         norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
         counts = {
-            "density": signed_mask.density,
+            "density": signed_mask.mask.density,
             "num_remaining": signed_mask.mask.num_remaining,
             "negative_norm_scales": sum(int((checkpoint.params[name] < 0).sum()) for name in norm_weights),
             "exact_zeros_kept": signed_mask.num_zero_signs,
@@ -106,7 +107,7 @@ class Archive:
             kept = {name: t for name, t in signed_mask.mask.tensors.items() if name in self.partition.prunable}
             counts = {"density_without_classifier": Mask(kept).density, **counts}
         measured.log(checkpoint.epochs, counts)
-        shown = {"level": f"{description.level:02d}", "density": f"{signed_mask.density:.6f}"}
+        shown = {"level": f"{description.level:02d}", "density": f"{counts['density']:.6f}"}
         record = LineageRecord(
             key=description.key,
             kind=description.kind,
@@ -120,7 +121,7 @@ class Archive:
             started_ms=measured.started_ms,
             finished_ms=int(time.time() * 1000),
         )
-        metadata = {"level_digest": description.key, "level": description.level, "density": signed_mask.density}
+        metadata = {"level_digest": description.key, "level": description.level, "density": counts["density"]}
 
         def write(directory: Path) -> None:
             checkpoint.save(directory / CHECKPOINT)
@@ -154,7 +155,8 @@ class Archive:
         """Commit a node locally and have it delivered to MLflow (rank 0); no server is waited for."""
         committed = self.store.local.commit(record, write, determinants)
         self._made_here.add(record.key)
-        self.delivery.send(record.key)
+        if self.store.tracking_uri is not None:
+            self.delivery.send(record.key)
         return committed
 
     @contextmanager
@@ -193,7 +195,8 @@ class Archive:
         child.
         """
         here = self.store.local.find(key)
-        if here is not None or self.delivery.away or not self._made_here.isdisjoint(parents):
+        offline = self.store.tracking_uri is None
+        if here is not None or offline or self.delivery.away or not self._made_here.isdisjoint(parents):
             return here
         fetched = find(self.store, key)
         if fetched is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+import torch
+
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
@@ -42,13 +44,16 @@ class Measurements:
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     metrics: list[Metric] = field(default_factory=list)
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Keep numbers that were measured just now."""
+    def log(self, step: int, values: Mapping[str, float], samples: Iterable[tuple[str, float, int]] = ()) -> None:
+        """Keep numbers that were measured just now.
+
+        Args:
+            step: Epochs trained so far.
+            values: By name.
+            samples: (name, value, time in ms) that were measured beside the training; their step is in seconds.
+        """
         now_ms = int(time.time() * 1000)
         self.metrics += [Metric(name, float(value), step, now_ms) for name, value in values.items()]
-
-    def add(self, samples: Iterable[tuple[str, float, int]]) -> None:
-        """Keep (name, value, time in ms) that were measured beside the training; their step is in seconds."""
         for name, value, time_ms in samples:
             self.metrics.append(Metric(name, value, (time_ms - self.started_ms) // 1000, time_ms))
 
@@ -66,6 +71,30 @@ class TrainedRun:
     """A table with a row for each prunable tensor."""
     networks: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Further networks to keep, by file name."""
+
+
+LAYER_COLUMNS = ("layer", "shape", "weights", "kept", "density", "flipped_signs", "positive")
+
+
+@torch.no_grad()
+def layer_table(
+    params: Mapping[str, torch.Tensor], start_signs: Mapping[str, torch.Tensor], mask: Mask
+) -> dict[str, Any]:
+    """Return a row for each prunable tensor, in the form that MLflow shows as a table: {"columns", "data"}.
+
+    `flipped_signs` is the share of the kept weights whose sign differs from `start_signs`, `positive` the share of
+    them that is positive; both are None where nothing is left.
+    """
+    rows = []
+    for name, kept in mask.tensors.items():
+        signs = params[name].detach().sign().cpu()
+        num_kept = int(kept.sum())
+        flipped = int(((signs != start_signs[name]) & kept).sum())
+        positive = int(((signs > 0) & kept).sum())
+        shares = [flipped / num_kept, positive / num_kept] if num_kept else [None, None]
+        shape = "×".join(str(size) for size in kept.shape)
+        rows.append([name, shape, kept.numel(), num_kept, num_kept / kept.numel(), *shares])
+    return {"columns": list(LAYER_COLUMNS), "data": rows}
 
 
 @dataclass(frozen=True)
@@ -89,6 +118,12 @@ class FinishedRun:
     def mask(self) -> Mask:
         """The kept set m."""
         return self.signed_mask.mask
+
+    def tag(self, name: str) -> str:
+        """Return a tag of its record (rank 0)."""
+        if self.record is None:
+            raise RuntimeError("tags are known on rank 0 alone")
+        return self.record.tags[name]
 
     def metric(self, name: str) -> float:
         """Return the last value of a metric (rank 0)."""

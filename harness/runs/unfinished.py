@@ -159,12 +159,11 @@ class Unfinished:
 
         Those that another process is at work on are what was asked for there, and no news.
         """
-        ours = _flat(config)
-        found = []
-        kind = self.directory.name.rpartition("-")[0]
-        for path in sorted(self.directory.parent.glob(f"{kind}-*/{_DRAFT}")):
-            if path.parent == self.directory or _is_held(path.parent):
-                continue
+        kind, found = self.directory.name.rpartition("-")[0], []
+        drafts = sorted(self.directory.parent.glob(f"{kind}-*/{_DRAFT}"))
+        others = [path for path in drafts if path.parent != self.directory and not _is_held(path.parent)]
+        ours = _flat(config) if others else {}
+        for path in others:
             with suppress(OSError, ValueError, KeyError):
                 draft = json.loads(path.read_bytes())
                 theirs = _flat(draft["config"])
@@ -198,9 +197,13 @@ class Unfinished:
 
     def _wait_for_the_holder(self, *, locked: bool) -> None:
         """BusyError if the marked holder lives: a lock of another host may not be seen here."""
-        age, owner = self._heartbeat_age(), _owner_of(self.directory)
-        if age is None or age >= DEAD_AFTER_SECONDS:
+        if (
+            not (self.directory / _OWNER).exists()
+            or (age := self._heartbeat_age()) is None
+            or age >= DEAD_AFTER_SECONDS
+        ):
             return
+        owner = _owner_of(self.directory)
         if owner.get("host") == socket.gethostname():
             # our lock says that it is dead; without locks its number must
             if locked or owner.get("pid") == os.getpid() or not process_exists(int(owner.get("pid", 0))):

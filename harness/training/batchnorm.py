@@ -63,7 +63,7 @@ def reestimate_batchnorm(
     if not layers:
         return 0
     if ranks.size == 1:
-        num_batches, _ = _fold_(model, layers, batches, *_weights(convention, 0, 1))
+        num_batches, _ = _fold_(model, layers, batches, convention)
     elif num_batches is None:
         raise ValueError("several ranks need to know how many batches they have together; give num_batches")
     elif num_batches > 0:
@@ -74,25 +74,25 @@ def reestimate_batchnorm(
     return num_batches
 
 
-def _weights(convention: BatchNormConvention, rank: int, size: int) -> tuple[float, float]:
-    """Return the weight of the statistics present, and what fades all weights with each batch of a rank.
-
-    Under "ema" the present ones weigh nine times as much as the first batch of all, and go with it to rank 0.
-    """
-    if convention == "cumulative":
-        return 0.0, 1.0
-    fade = (1 - _EMA_MOMENTUM) ** size
-    return (1 / _EMA_MOMENTUM - 1) / fade if rank == 0 else 0.0, fade
-
-
 def _fold_(
-    model: nn.Module, layers: list[_BatchNorm], batches: Iterable[Tensor], weight: float, fade: float
+    model: nn.Module,
+    layers: list[_BatchNorm],
+    batches: Iterable[Tensor],
+    convention: BatchNormConvention,
+    rank: int = 0,
+    size: int = 1,
 ) -> tuple[int, float]:
     """Take the weighted mean of the statistics of `batches`, in place, by the layers' own momentum.
 
-    `weight` is that of the statistics present. A batch weighs 1 when it comes, and each that follows multiplies all
-    weights before it by `fade`. Returns the number of batches, and the weight of all together.
+    A batch weighs 1 when it comes, and each that follows multiplies all weights before it by `fade`. Returns the number
+    of batches, and the weight of all together.
     """
+    # "cumulative" forgets the statistics present. Under "ema" they weigh nine times as much as the first batch of all,
+    # and go with it to rank 0.
+    weight, fade = 0.0, 1.0
+    if convention == "ema":
+        fade = (1 - _EMA_MOMENTUM) ** size
+        weight = (1 / _EMA_MOMENTUM - 1) / fade if rank == 0 else 0.0
     num_batches = 0
     with _only_batchnorm_training(model, layers):
         for images_NCHW in batches:
@@ -117,7 +117,7 @@ def _part(
     num_batches: int,
 ) -> Tensor:
     """Return what a rank's batches add to the statistics of all `num_batches`: one flat tensor, float64."""
-    num_own, weight = _fold_(model, layers, batches, *_weights(convention, ranks.rank, ranks.size))
+    num_own, weight = _fold_(model, layers, batches, convention, ranks.rank, ranks.size)
     positions = range(ranks.rank, num_batches, ranks.size)
     if num_own != len(positions):
         raise ValueError(

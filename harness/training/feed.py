@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import torch
 
 from harness.common.seeds import SgdNoise
-from harness.data import DataSpec, EvalLoader, TrainLoader, normalize
+from harness.data import DataSpec, EvalLoader, TrainLoader
 
 ImageBatch = tuple[torch.Tensor, torch.Tensor]
 
@@ -25,7 +26,8 @@ class TrainFeed:
     ) -> Iterator[ImageBatch]:
         """Yield batches of `epoch` under u = `noise`: `num_steps` (None: all) after `skip_steps`, or one of `every`."""
         for batch in self.loader.epoch(noise, epoch, skip_steps=skip_steps, num_steps=num_steps, every=every):
-            yield _normalised(batch.images_NHWC, batch.labels_N, self.spec, self.device)
+            images_NHWC = batch.images_NHWC.to(self.device, non_blocking=True)
+            yield normalize(images_NHWC, self.spec), batch.labels_N.to(self.device, non_blocking=True)
 
 
 class TestFeed:
@@ -40,9 +42,34 @@ class TestFeed:
 
     def __iter__(self) -> Iterator[ImageBatch]:
         for batch in self.loader:
-            yield _normalised(batch.images_NHWC, batch.labels_N, self.spec, self.device)
+            images_NHWC = batch.images_NHWC.to(self.device, non_blocking=True)
+            yield normalize(images_NHWC, self.spec), batch.labels_N.to(self.device, non_blocking=True)
 
 
-def _normalised(images_NHWC: torch.Tensor, labels_N: torch.Tensor, spec: DataSpec, device: torch.device) -> ImageBatch:
-    images_NHWC = images_NHWC.to(device, non_blocking=True)
-    return normalize(images_NHWC, spec, True), labels_N.to(device, non_blocking=True)
+def normalize(images_NHWC: torch.Tensor, spec: DataSpec, channels_last: bool = True) -> torch.Tensor:
+    """Return (pixels/255 − mean) / std as float32 NCHW on the images' device.
+
+    Takes uint8 (N, H, W, C) with C = spec.channels; raises ValueError for anything else. The memory format is
+    channels_last if asked, contiguous otherwise.
+    """
+    if images_NHWC.dtype != torch.uint8 or images_NHWC.ndim != 4 or images_NHWC.shape[3] != spec.channels:
+        raise ValueError(
+            f"{spec.name} images must be uint8 (N, H, W, {spec.channels}); "
+            f"got {images_NHWC.dtype} {tuple(images_NHWC.shape)}"
+        )
+    format_ = torch.channels_last if channels_last else torch.contiguous_format
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=format_)
+    mean_C11, scale_C11 = _constants(spec.mean, spec.std, images_NHWC.device)
+    return images_NCHW.sub_(mean_C11).mul_(scale_C11)
+
+
+@cache  # once per device: a tensor from a list is a copy that the device is waited for
+def _constants(
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 255·mean and 1/(255·std), float32 (C, 1, 1) each."""
+    # not as tensors of inference mode, in which an evaluation may ask first: training needs them too
+    with torch.inference_mode(False):
+        mean_C11 = torch.tensor([255 * m for m in mean], dtype=torch.float32, device=device)[:, None, None]
+        scale_C11 = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)[:, None, None]
+    return mean_C11, scale_C11

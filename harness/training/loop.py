@@ -130,7 +130,8 @@ def train(
             hook.restore_(hook_state(state.tensors))
     wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
     wrapped.train()
-    step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps)
+    several = world.size > 1
+    step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps, unrehearsed=several)
     meeting = _Meeting(world, saver, label)
     first, skipped = (state.epoch, state.step) if state else begin
     per_epoch = batches.steps_per_epoch
@@ -212,21 +213,18 @@ class _Meeting:
             raise StoppedError(stop or "another process was asked to stop")
 
 
+@dataclass
 class _Step:
     """One optimizer step: micro-batches forward and backward, then update and re-mask."""
 
-    def __init__(
-        self,
-        model: torch.nn.Module,
-        world: World,
-        optimizer: torch.optim.Optimizer,
-        remask: Remask,
-        max_grad_norm: float | None,
-        accumulation_steps: int,
-    ) -> None:
-        self.model, self.world, self.optimizer, self.remask = model, world, optimizer, remask
-        self.max_grad_norm, self.accumulation_steps = max_grad_norm, accumulation_steps
-        self.unrehearsed = world.size > 1
+    model: torch.nn.Module
+    world: World
+    optimizer: torch.optim.Optimizer
+    remask: Remask
+    max_grad_norm: float | None
+    accumulation_steps: int
+    unrehearsed: bool
+    """Whether `rehearse` must come before the first step."""
 
     def rehearse(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> None:
         """Go once forward and backward for nothing, before a training's first step on several ranks.

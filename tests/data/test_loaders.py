@@ -18,8 +18,9 @@ import torch
 from keyed_reference import box, draw
 
 from harness.common.seeds import SgdNoise
-from harness.data import Batch, DataSource, normalize, open_data
+from harness.data import Batch, DataSource, open_data
 from harness.data.ffcv.beton import read_raw
+from harness.training.feed import normalize
 
 NOISE = SgdNoise(5, ("search", 2))
 CROPPED = ["digits", "small_rgb"]

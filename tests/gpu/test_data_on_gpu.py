@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from harness.common.seeds import SgdNoise
-from harness.data import normalize
 from harness.data.loaders import EvalLoader, TrainLoader, TrainOrder
 from harness.data.memory_loader import memory_readers
 from harness.data.spec import DATASETS, DataSpec
+from harness.training.feed import normalize
 
 pytestmark = pytest.mark.gpu
 NOISE = SgdNoise(5, ("search", 2))

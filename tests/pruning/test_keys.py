@@ -15,9 +15,8 @@ from harness.common.machine import cuda_facts
 from harness.config import ComparisonConfig, Schedule
 from harness.distributed.world import World
 from harness.experiment import comparison
-from harness.experiment.experiment import Experiment
+from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.final import Trial, final_training
-from harness.experiment.initialisation import Initialisation
 from harness.experiment.search import _steps, level_determinants, root_key, search
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined

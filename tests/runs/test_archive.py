@@ -19,7 +19,7 @@ from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.runs.archive import Archive
-from harness.runs.state_saver import SavingInterval, StateSaver
+from harness.runs.state_saver import SavingInterval
 from harness.training.resume import TrainingState
 
 

@@ -3,7 +3,7 @@
 import torch
 
 from harness.masks import Mask
-from harness.runs.layers import layer_table
+from harness.runs.run import layer_table
 
 
 def test_rows_count_what_is_kept_flipped_and_positive() -> None:

@@ -46,7 +46,7 @@ import torch._dynamo  # optimizers import it late: it must not meet a patched to
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.data.memory_loader import _tables
-from harness.data.normalize import _constants
+from harness.training.feed import _constants
 
 DEVICE = torch.device("cuda", 0)
 REPOSITORY = Path(__file__).resolve().parents[2]

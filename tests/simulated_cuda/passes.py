@@ -11,8 +11,8 @@ from unittest.mock import patch
 import torch
 from label import DEVICE, Record, Wait
 
-from harness.data import DATASETS, normalize
-from harness.training.feed import TestFeed, TrainFeed
+from harness.data import DATASETS
+from harness.training.feed import TestFeed, TrainFeed, normalize
 
 TRAINING, EVALUATION = "a pass over training batches", "a pass over test batches"
 

@@ -220,7 +220,8 @@ def state() -> dict[str, object]:
 
 
 def test_everything_is_restored_even_after_an_error():
-    from harness.data import DATASETS, normalize
+    from harness.data import DATASETS
+    from harness.training.feed import normalize
 
     pair_on_cpu = torch.zeros(1, 8, 8, 1, dtype=torch.uint8)
     before = state()

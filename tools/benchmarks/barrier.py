@@ -23,9 +23,10 @@ from torch import Tensor, nn
 from harness.analysis.barrier import ALPHAS, barrier_curve
 from harness.analysis.interpolate import interpolate
 from harness.common.seeds import SgdNoise
-from harness.data import DataSource, normalize, open_data
+from harness.data import DataSource, open_data
 from harness.data.prepare import prepare
 from harness.models import build_model
+from harness.training.feed import normalize
 from tools.benchmarks.row import Row
 
 DATA = "fashion_mnist"

@@ -25,9 +25,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from harness.common.seeds import SgdNoise
-from harness.data import DATASETS, DataSpec, normalize, open_data
+from harness.data import DATASETS, DataSpec, open_data
 from harness.data.prepare import ImageOptions, WriteMode, prepare
 from harness.data.spec import CropFlip, RawSource
+from harness.training.feed import normalize
 from tools.benchmarks.row import Row, ratio_row
 
 SMALL_BATCH, LARGE_BATCH = 128, 64

@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from harness.checkpoint import Checkpoint, Pretrained, read_network
 from harness.config import UnprunedSigns, search_from_json
@@ -126,7 +126,9 @@ class Tensors:
                 level=int(record.tags["level"]),
                 mask=network.signed_mask.mask,
                 norm=network.signed_mask.norm,
-                read=lambda wanted: self._read_for(place, record, parent, wanted),
+                theta_init=_on_demand("theta_init", lambda: self.network(record.nested_under or "").checkpoint),
+                parent=_on_demand("parent", lambda: parent.checkpoint),
+                read=lambda name: self._kept_by_level_0(place, name),
                 phase=record.tags.get("phase", ""),
                 image_shape=architecture.image_shape if architecture else (0, 0, 0),
                 new_model=architecture.model if architecture else None,
@@ -162,17 +164,12 @@ class Tensors:
             if str(error).endswith(".safetensors"):
                 self.findings.note(place, f"not checked: its mask, since {error} is not here")
 
-    def _read_for(self, place: NodeCopies, record: LineageRecord, parent: Network, wanted: str) -> Checkpoint:
-        """Return a network that a hook asks for: see `LevelContext.read`."""
-        if wanted == "parent":
-            held = parent.checkpoint
-        elif wanted == "theta_init":
-            held = self.network(record.nested_under or "").checkpoint
-        else:
-            first = self._level_0(place)
-            held = self.network(first.key).further.get(wanted) if first else None
+    def _kept_by_level_0(self, node: NodeCopies, name: str) -> Checkpoint:
+        """Return a network that level 0 keeps: see `LevelContext.read`."""
+        first = self._level_0(node)
+        held = self.network(first.key).further.get(name) if first else None
         if held is None:
-            raise NotHereError(f"{wanted} of level 0" if wanted.endswith(".safetensors") else wanted)
+            raise NotHereError(f"{name} of level 0")
         return held
 
     def _level_0(self, place: NodeCopies) -> NodeCopies | None:
@@ -262,6 +259,23 @@ class Tensors:
                 yield LineageStore(self.store.tracking_uri, LocalNodes(scratch)).find(place.key)
             except ValueError:  # said when it was examined
                 yield None
+
+
+class _OnDemand:
+    """Stands for a network that is read when a hook first looks at it: NotHereError if it is not here."""
+
+    def __init__(self, name: str, read: Callable[[], Checkpoint | None]) -> None:
+        self._name, self._read = name, read
+
+    def __getattr__(self, attribute: str) -> Any:
+        checkpoint = self._read()
+        if checkpoint is None:
+            raise NotHereError(self._name)
+        return getattr(checkpoint, attribute)
+
+
+def _on_demand(name: str, read: Callable[[], Checkpoint | None]) -> Checkpoint:
+    return cast(Checkpoint, _OnDemand(name, read))
 
 
 def _start_claim(record: LineageRecord, start: str) -> Finding:

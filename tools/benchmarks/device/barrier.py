@@ -20,10 +20,11 @@ from torch import Tensor, nn
 
 from harness.analysis.barrier import ALPHAS, barrier_curve
 from harness.analysis.interpolate import interpolate
-from harness.data import DataSpec, normalize
+from harness.data import DataSpec
 from harness.distributed.world import World
 from harness.models import build_model
 from harness.training.batchnorm import batchnorm_layers
+from harness.training.feed import normalize
 from tools.benchmarks.device.feeds import random_spec
 from tools.benchmarks.device.parts import Finding
 from tools.benchmarks.device.ways import Case, now

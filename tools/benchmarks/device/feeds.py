@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from harness.common.seeds import SgdNoise
-from harness.data import normalize
 from harness.data.loaders import TrainLoader, TrainOrder
 from harness.data.memory_loader import ResidentSplit
 from harness.data.spec import CropFlip, DataSpec, RawSource
-from harness.training.feed import TrainFeed
+from harness.training.feed import TrainFeed, normalize
 from tools.benchmarks.device.ways import BatchesOf, Case
 
 
