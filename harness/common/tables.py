@@ -56,21 +56,21 @@ def print_table(
         print_lines(f"(a wider terminal, or a pipe, shows also: {', '.join(left_out)})")
 
 
-def print_fields(values: Mapping[str, str] | Iterable[tuple[str, str]], *, title: str = "") -> None:
-    """Print names and values in two columns, indented below `title` if it is given."""
+def print_fields(rows: Iterable[tuple[str, ...]], *, title: str = "") -> None:
+    """Print names and their values in columns without a head, indented below `title` if it is given."""
     from rich.padding import Padding
     from rich.table import Table
 
-    console = _console()
     grid = Table.grid(padding=(0, 2, 0, 0), pad_edge=False)
     grid.add_column(no_wrap=True, style="cyan")
-    grid.add_column(overflow="fold")
-    for name, value in values.items() if isinstance(values, Mapping) else values:
-        grid.add_row(_text(name), _text(value))
+    for row in rows:
+        grid.add_row(*map(_text, row))
+    for column in grid.columns[1:]:
+        column.overflow = "fold"
     if title:
         print_lines(title, style="bold")
     if grid.row_count:
-        _print(console, Padding(grid, (0, 0, 0, 2)) if title else grid)
+        _print(_console(), Padding(grid, (0, 0, 0, 2)) if title else grid)
 
 
 def print_lines(*lines: str, style: str = "") -> None:

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file, sha256_json
 from harness.common.files import write_atomically
+from harness.common.logging import is_quiet
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")
@@ -139,7 +140,8 @@ def _identity(path: Path) -> dict[str, int]:
 def _sha256_with_progress(path: Path, size: int) -> str:
     if size < _PROGRESS_BYTES:
         return sha256_file(path)
-    with tqdm(total=1, desc=f"checking {path.name} ({size / 1e9:.0f} GB, once)", bar_format="{desc}") as bar:
+    desc = f"checking {path.name} ({size / 1e9:.0f} GB, once)"
+    with tqdm(total=1, desc=desc, bar_format="{desc}", disable=is_quiet()) as bar:
         digest = sha256_file(path)
         bar.update()
     return digest

@@ -98,7 +98,7 @@ def print_difference(a: RunSummary, b: RunSummary, difference: Difference) -> No
     """Print the differences, section by section, then those of the masks."""
     print_fields([("a", f"{a.name}  {short_id(a)}"), ("b", f"{b.name}  {short_id(b)}")])
     for title, rows in difference.sections.items():
-        print_fields(((name, f"{_value(one)}  |  {_value(other)}") for name, (one, other) in rows.items()), title=title)
+        print_fields(((name, _value(one), "|", _value(other)) for name, (one, other) in rows.items()), title=title)
     if not difference.sections:
         print_lines("no difference in settings, data, seeds, code and packages")
     print_lines("masks", style="bold")
@@ -139,5 +139,4 @@ def _print_masks(difference: Difference) -> None:
 
 
 def _value(value: object) -> str:
-    text = "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

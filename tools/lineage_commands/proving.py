@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from harness.common.logging import is_quiet
 from harness.common.tables import print_fields, print_lines, print_table
 from tools.lineage_commands.printing import print_json
 from tools.lineage_commands.store_options import StoreOptions, Where
@@ -41,7 +42,8 @@ class Verify:
         if bool(self.run_id) == self.all:
             raise ValueError("give a RUN_ID or --all: `python tools/lineage.py list` shows what there is")
         try:
-            findings = verify(self.place.open(), self.run_id or None, data_directory=self.data_directory, progress=True)
+            store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
+            findings = verify(store, asked, data_directory=self.data_directory, progress=bars)
         except ConnectionError as error:  # local nodes alone would be half a proof
             raise type(error)(f"{error}; --offline verifies the local nodes alone") from None
         if self.place.json:
@@ -91,7 +93,7 @@ class Gc:
                 for item in items
             ]
             if rows:
-                print_table(rows, numbers=("bytes",))
+                print_table(rows, numbers=("bytes",), whole=("path",), spare=("run",))
             done = "deleted" if self.delete else "can be deleted; --delete does it" if items else "can be deleted"
             print_lines(f"{total:,} bytes  {done} ({policy})")
         if stays:
