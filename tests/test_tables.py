@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import sys
 
 import pytest
 
@@ -58,6 +59,15 @@ def test_a_terminal_gets_lines_that_fit_and_whole_ids(monkeypatch: pytest.Monkey
     left_out = "(a wider terminal, or a pipe, shows also: name)" in plain
     assert left_out != ("no markup" in plain), "a column that is left out is named"
     assert width != 80 or left_out
+
+
+def test_a_machine_without_rich_loses_no_fact(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+    for name in ("rich", "rich.console"):
+        monkeypatch.setitem(sys.modules, name, None)
+    print_rows()
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == "name  number  run  why" and lines[0] == "  ".join(ROWS[0].values())
+    assert len(lines) == 2 and ID in lines[1] and "\x1b" not in lines[1]
 
 
 def test_fields_lines_and_trees_are_plain_in_a_pipe(capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,7 +41,11 @@ def print_table(
         spare: Columns that a terminal too narrow for all does without, the first of them first.
         marked: Number of the row that a terminal shows in bold.
     """
-    console = _console()
+    try:
+        console = _console()
+    except ImportError:  # a search needs no more than PyTorch, safetensors, tqdm and tyro
+        print("\n".join("  ".join(map(for_terminal, cells)) for cells in (rows[0], *(row.values() for row in rows))))
+        return
     names = list(rows[0])
     left_out: list[str] = []
     table = _table(names, rows, numbers, whole, marked)

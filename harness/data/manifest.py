@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,6 +16,8 @@ from tqdm import tqdm
 from harness.common.digest import canonical_json, sha256_file, sha256_json
 from harness.common.files import write_atomically
 from harness.common.logging import is_quiet
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")
@@ -99,6 +102,7 @@ def _check_size(path: Path, record: FileRecord) -> None:
 
 def _check_digest(path: Path, record: FileRecord) -> None:
     if _remembered(path) != {**_identity(path), "sha256": record.sha256}:
+        _log.debug(f"{path} is hashed: {record.num_bytes:,} bytes")
         digest = _sha256_with_progress(path, record.num_bytes)
         if digest != record.sha256:
             raise ValueError(
