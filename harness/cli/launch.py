@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,6 @@ from harness.cli.errors import clear_errors
 from harness.cli.options import OneRun, RunPair, StabilityPair, parse
 from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
 from harness.cli.terminal import print_comparison, print_search, print_training
-from harness.common.logging import say
 from harness.config import SearchConfig, TicketConfig, known
 from harness.distributed.status import reported
 from harness.distributed.world import World
@@ -25,6 +25,8 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.run import FinishedRun
+
+_log = logging.getLogger(__name__)
 
 
 def parse_network(
@@ -50,7 +52,7 @@ def parse_network(
         )
     if int(os.environ.get("RANK", 0)) == 0:
         foreign = "" if other == name else f" (this recipe has none for {other}: those of {name})"
-        say(f"settings: {_in_short(settings)}{foreign}")
+        _log.info(f"settings: {_in_short(settings)}{foreign}")
     return settings
 
 

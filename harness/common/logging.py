@@ -72,8 +72,3 @@ class _Lines(logging.Formatter):
         level = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
         text = level + "\n".join(for_terminal(line) for line in record.message.split("\n"))
         return super().formatMessage(logging.makeLogRecord({**record.__dict__, "message": text}))
-
-
-def say(line: str) -> None:
-    """Write a line to standard error without tearing a progress bar."""
-    tqdm.write(line, sys.stderr)

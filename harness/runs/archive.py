@@ -6,6 +6,7 @@ unfinished one is made.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.common.logging import say
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.lineage.nodes.code import code_version
@@ -29,6 +29,8 @@ from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun, RunDescription, TrainedRun
 from harness.runs.state_saver import EnvironmentCheck, SavingInterval, StateSaver, environment
 from harness.runs.unfinished import Unfinished
+
+_log = logging.getLogger(__name__)
 
 
 class Archive:
@@ -172,7 +174,7 @@ class Archive:
         self.world.on_main(claim.__enter__)
         try:
             for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if config else []) or []:
-                say(f"note: {line}")
+                _log.info(f"note: {line}")
             yield
         finally:
             if self.world.is_main:
@@ -205,7 +207,7 @@ class Archive:
         if run.record is not None:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
-            say(
+            _log.info(
                 f"{name!r} is finished: "
                 + (f"fetched from MLflow at {server} into {local}" if fetched else f"taken from {local}")
             )
@@ -275,7 +277,7 @@ def find(store: LineageStore, key: str) -> Path | None:
     try:
         return store.find(key)
     except ConnectionError as error:
-        say(f"warning: {error}; looking among local runs alone")
+        _log.warning(f"{error}; looking among local runs alone")
         return store.local.find(key)
 
 
