@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import tyro
-
 from harness.analysis.summary import epsilon_from_dense
 from harness.cli.errors import clear_errors
 from harness.cli.options import OneRun, RunPair, StabilityPair, parse
@@ -43,7 +41,7 @@ def parse_network(
     chosen, rest = chooser.parse_known_args(arguments)
     name = known("network", chosen.network, names)
     told = f"{description or ''}\n--network NAME takes the settings of: {', '.join(names)}. Below are those of {name}."
-    settings = tyro.cli(SearchConfig, args=rest, description=told, default=presets[names.index(name)])
+    settings = parse(SearchConfig, told, presets[names.index(name)], rest)
     other = settings.model.name
     if other != name and other in names:
         raise ValueError(

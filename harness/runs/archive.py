@@ -82,6 +82,8 @@ class Archive:
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(description)
         self.stop_if_asked()
+        if self.world.is_main:
+            _log.debug(f"no finished run has the key {key[:16]}…: {description.name!r} is made")
         with self._claimed(unfinished, description.config):
             if self.world.main_says(lambda: self.find(key, parents) is not None):  # another launch was faster
                 self.world.on_main(unfinished.discard)
