@@ -14,6 +14,7 @@ Results so far, with times and hardware: docs/results.md.
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from dataclasses import dataclass, replace
@@ -25,7 +26,6 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.launch import launch
 from harness.cli.options import parse
-from harness.common.logging import say
 from harness.config import Precision, SearchConfig, known
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Figure, figure_named
@@ -33,6 +33,8 @@ from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.figure_runner import FigureRunner
 from harness.reproduction.report import show
 from recipes.presets.figures import SCALES, SMALL
+
+_log = logging.getLogger("harness.recipes.reproduce")
 
 
 @dataclass(frozen=True)
@@ -223,12 +225,12 @@ def main() -> None:
             if options.only:
                 runner.make_only(options.only)
                 return
-            say(f"{len(chains)} searches or dense trainings with all that is made from them: {', '.join(chains)}")
+            _log.info(f"{len(chains)} searches or dense trainings with all that is made from them: {', '.join(chains)}")
             runner.make(chains)
             if options.shard is None:
                 experiment.world.on_main(lambda: finish(runner, plan, options.out))
             else:
-                say("this share is finished; when all are, the same command without --shard writes the page")
+                _log.info("this share is finished; when all are, the same command without --shard writes the page")
 
 
 if __name__ == "__main__":

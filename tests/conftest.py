@@ -21,6 +21,14 @@ os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
 
+@pytest.fixture(autouse=True)
+def messages() -> None:
+    """Show the harness's messages on standard error, as every command does."""
+    from harness.common.logging import show_messages
+
+    show_messages("normal")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip what is marked gpu where there is none, so that a plain `pytest` works on any machine.
 

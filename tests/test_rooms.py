@@ -45,6 +45,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "ffcv": ("data/ffcv/*.py", "data/prepare*.py"),
     "accelerate": ("distributed/world.py",),
     "datasets": ("data/*.py",),
+    "rich": ("common/tables.py",),
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
 }
 

@@ -1,4 +1,4 @@
-"""What exists and where it came from, from MLflow and the local nodes together.
+"""List runs and show where they came from, from MLflow and the local nodes together.
 
 $ python tools/lineage.py list
 $ python tools/lineage.py tree RUN_ID
@@ -9,6 +9,7 @@ A RUN_ID is an MLflow run ID, a node's key, or a unique beginning of either. Eve
 
 from __future__ import annotations
 
+import logging
 import pathlib
 import sys
 import warnings
@@ -18,15 +19,23 @@ import tyro
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
+from harness.cli.errors import reader_has_gone  # noqa: E402
 from harness.common.escape import for_terminal  # noqa: E402
+from harness.common.logging import show_messages  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
 from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
 from tools.lineage_commands.showing import Page, Ui  # noqa: E402
+from tools.lineage_commands.store_options import StoreOptions  # noqa: E402
+
+_log = logging.getLogger("harness.tools.lineage")
 
 
 class Command(Protocol):
     """A dataclass whose fields are the options of one command."""
+
+    @property
+    def place(self) -> StoreOptions: ...
 
     def run(self) -> None: ...
 
@@ -53,11 +62,14 @@ COMMANDS: dict[str, Any] = {
 
 def main() -> None:
     """Parse the command line and answer; an error is one line and exit code 1."""
-    warnings.showwarning = lambda message, *_: print(f"warning: {for_terminal(str(message))}", file=sys.stderr)
+    warnings.showwarning = lambda message, *_: _log.warning(str(message))
     command: Command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
     try:
+        show_messages(command.place.verbosity)
         command.run()
     except (ValueError, LookupError, OSError) as error:
+        if reader_has_gone(error):
+            return
         text = str(error.args[0] if isinstance(error, KeyError) else error)
         print(f"error: {for_terminal(text)}", file=sys.stderr)
         sys.exit(1)

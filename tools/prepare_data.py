@@ -14,6 +14,7 @@ from typing import Annotated
 
 import tyro
 
+from harness.cli.options import parse
 from harness.data.prepare import ImageOptions, prepare
 from harness.data.spec import DATASETS
 
@@ -51,7 +52,7 @@ def main(options: PrepareOptions) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(PrepareOptions, description=__doc__))
+        main(parse(PrepareOptions, __doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:

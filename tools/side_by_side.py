@@ -3,7 +3,8 @@
     python tools/side_by_side.py results/claims-*
     python tools/side_by_side.py results/claims-digits-resnet20* --out results/weight_decay.md
 
-Prints a Markdown table: one column a page, accuracy, differences and barriers at the lowest density that all have.
+One column a page: accuracy, differences and barriers at the lowest density that all have. Into a pipe or file the table
+is Markdown.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import tyro
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
+from harness.common.tables import print_markdown
 from harness.reproduction.page import markdown
 from harness.reproduction.report import NUMBERS
 from harness.reproduction.side_by_side import side_by_side
@@ -25,7 +27,7 @@ from harness.reproduction.side_by_side import side_by_side
 
 @dataclass(frozen=True)
 class Pages:
-    """What is shown."""
+    """The pages to show."""
 
     pages: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Directories that recipes/reproduce.py or tools/report.py wrote."""
@@ -41,6 +43,6 @@ if __name__ == "__main__":
         columns = [name[shared:].strip("-") or name for name in names]
         pages = [json.loads((page / NUMBERS).read_text(encoding="utf-8")) for page in asked.pages]
         table = markdown(*side_by_side(dict(zip(columns, pages, strict=True))))
-        print(table)
+        print_markdown(table)
         if asked.out is not None:
             asked.out.write_text(table + "\n", encoding="utf-8")

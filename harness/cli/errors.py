@@ -8,18 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.distributed.stop import StoppedError
-from harness.distributed.world import OtherRankFailedError
-from harness.training.loop import NonFiniteLossError
-
 EXIT_STOPPED = 75
 """Exit code of a launch that was asked to stop (sysexits.h: try again later).
 
 Launchers make 1 of it: see `harness.distributed.status`.
 """
-
-USER_ERRORS = (ValueError, LookupError, OSError, NonFiniteLossError)
-"""Errors that speak to the user in one line; a traceback would only hide it."""
 
 
 @contextmanager
@@ -28,6 +21,11 @@ def clear_errors() -> Iterator[None]:
 
     Set HARNESS_TRACEBACK=1 to see where they were raised.
     """
+    # Imported here: a tool that lists runs needs `reader_has_gone` and does without torch.
+    from harness.distributed.stop import StoppedError
+    from harness.distributed.world import OtherRankFailedError
+    from harness.training.loop import NonFiniteLossError
+
     try:
         yield
     except OtherRankFailedError:
@@ -37,9 +35,8 @@ def clear_errors() -> Iterator[None]:
         sys.exit(EXIT_STOPPED)
     except KeyError:
         raise  # a bug of ours, not the user's to mend
-    except USER_ERRORS as error:
-        if isinstance(error, BrokenPipeError) and _nobody_reads():
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still has to print
+    except (ValueError, LookupError, OSError, NonFiniteLossError) as error:
+        if reader_has_gone(error):
             return
         if os.environ.get("HARNESS_TRACEBACK"):
             raise
@@ -47,8 +44,13 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader has gone, as `| head` does when it has enough: no error."""
+def reader_has_gone(error: Exception) -> bool:
+    """Return whether the reader of standard output has closed it, as `| head` does, which is no error."""
+    if not isinstance(error, BrokenPipeError):
+        return False
     ends = select.poll()
     ends.register(sys.stdout.fileno(), 0)
-    return any(event & select.POLLERR for _, event in ends.poll(0))
+    gone = any(event & select.POLLERR for _, event in ends.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes the output that Python still holds
+    return gone

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import tyro
-
 from harness.analysis.summary import epsilon_from_dense
 from harness.cli.errors import clear_errors
 from harness.cli.options import OneRun, RunPair, StabilityPair, parse
 from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
 from harness.cli.terminal import print_comparison, print_search, print_training
-from harness.common.logging import say
 from harness.config import SearchConfig, TicketConfig, known
 from harness.distributed.status import reported
 from harness.distributed.world import World
@@ -25,6 +23,8 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.run import FinishedRun
+
+_log = logging.getLogger(__name__)
 
 
 def parse_network(
@@ -41,7 +41,7 @@ def parse_network(
     chosen, rest = chooser.parse_known_args(arguments)
     name = known("network", chosen.network, names)
     told = f"{description or ''}\n--network NAME takes the settings of: {', '.join(names)}. Below are those of {name}."
-    settings = tyro.cli(SearchConfig, args=rest, description=told, default=presets[names.index(name)])
+    settings = parse(SearchConfig, told, presets[names.index(name)], rest)
     other = settings.model.name
     if other != name and other in names:
         raise ValueError(
@@ -50,7 +50,7 @@ def parse_network(
         )
     if int(os.environ.get("RANK", 0)) == 0:
         foreign = "" if other == name else f" (this recipe has none for {other}: those of {name})"
-        say(f"settings: {_in_short(settings)}{foreign}")
+        _log.info(f"settings: {_in_short(settings)}{foreign}")
     return settings
 
 

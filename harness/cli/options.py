@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import tyro
 
+from harness.common.logging import VARIABLE, Verbosity, show_messages
 from harness.config import ComparisonConfig, TicketConfig
 
 Config = TypeVar("Config")
+VerbosityOption = Annotated[
+    Verbosity | None,
+    tyro.conf.arg(
+        metavar="|".join(get_args(Verbosity)),
+        help="Messages on standard error: quiet (warnings alone, no progress bars), normal, or verbose. "
+        f"If not given: the environment variable {VARIABLE}, or normal.",
+    ),
+]
 
 
-def parse(kind: type[Config], description: str | None, default: Config | None = None) -> Config:
-    """Read the command line into `kind`; every field of it is an option of the same name."""
-    if default is None:
-        return tyro.cli(kind, description=description)
-    return tyro.cli(kind, description=description, default=default)
+def parse(
+    kind: type[Config],
+    description: str | None,
+    default: Config | None = None,
+    arguments: Sequence[str] | None = None,
+) -> Config:
+    """Read the command line (or `arguments`) into `kind`, whose fields are the options, and show messages.
+
+    --verbosity is an option of every command and no field of its settings, so that no key or record can hold it.
+    """
+    settings: Any = Annotated[kind, tyro.conf.arg(name="")]
+    fields: list[Any] = [("settings", settings), ("verbosity", VerbosityOption, None)]
+    command: Any = make_dataclass("Command", fields)
+    start = {} if default is None else {"default": command(default)}
+    asked = tyro.cli(command, description=description, args=arguments, **start)
+    show_messages(asked.verbosity)
+    return cast(Config, asked.settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +64,7 @@ class OneRun:
 
     @property
     def ticket(self) -> TicketConfig:
-        """What opens the first run's experiment."""
+        """Return the settings that open the first run's experiment."""
         return TicketConfig(
             self.first,
             data_directory=self.data_directory,

@@ -6,11 +6,11 @@ Below the command line everything takes objects.
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
-from harness.common.logging import say
 from harness.config import Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, Initialisation
@@ -19,6 +19,8 @@ from harness.lineage.nodes.record import CHECKPOINT, THETA_INIT, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.models.initialise import SCHEMES
 from harness.runs.archive import find
+
+_log = logging.getLogger(__name__)
 
 
 def resolve_record(store: LineageStore, text: str) -> LineageRecord:
@@ -31,7 +33,7 @@ def resolve_record(store: LineageStore, text: str) -> LineageRecord:
         try:
             return store.load(text)  # says best what is wrong with a whole run ID
         except ConnectionError as error:
-            say(f"warning: {error}; looking among local runs alone")
+            _log.warning(f"{error}; looking among local runs alone")
     key = text if len(text) == 64 else find_node(store, text).key
     if find(store, key) is None:
         raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")

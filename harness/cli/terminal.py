@@ -1,10 +1,11 @@
-"""What a person reads in the terminal when a launch is done."""
+"""Results of a launch, printed for a person."""
 
 from __future__ import annotations
 
 import json
 import shlex
 
+from harness.common.tables import print_table
 from harness.experiment.comparison import Comparison, Question
 from harness.experiment.experiment import Experiment
 from harness.experiment.search import SearchResult
@@ -16,10 +17,16 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
     """Print a line for each level and how to use the deepest ticket (rank 0)."""
     if not experiment.world.is_main:
         return
-    print(f"{'level':>5} {'density':>8} {'test error %':>13}  run")
-    for node in result.levels:
-        level, density = node.checkpoint.level, node.signed_mask.density
-        print(f"{level:>5} {density:>8.4f} {node.metric('test_error_percent'):>13.2f}  {run_name(node)}")
+    rows = [
+        {
+            "level": str(node.checkpoint.level),
+            "density": f"{node.signed_mask.density:.4f}",
+            "test error %": f"{node.metric('test_error_percent'):.2f}",
+            "run": run_name(node),
+        }
+        for node in result.levels
+    ]
+    print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
     print(
         "\nTrain this signed mask on a fresh initialisation:\n  accelerate launch recipes/train_ticket.py "
         f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2\nBrowse the runs:\n  "
@@ -42,9 +49,9 @@ def print_comparison(question: Question, result: Comparison, epsilon: float | No
     if as_json:
         print(json.dumps({"question": question, "run": run, **curve.to_dict(), **verdict}))
         return
-    print(f"{'alpha':>6} {'test error %':>13}")
-    for alpha, error in zip(curve.alphas, curve.error_percent, strict=True):
-        print(f"{alpha:>6.2f} {error:>13.2f}")
+    points = zip(curve.alphas, curve.error_percent, strict=True)
+    rows = [{"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}"} for alpha, error in points]
+    print_table(rows, numbers=("alpha", "test error %"))
     print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
     print(f"above the straight line {curve.barrier_above_line:.2f} points")
     if epsilon is not None:

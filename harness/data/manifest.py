@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,6 +15,9 @@ from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file, sha256_json
 from harness.common.files import write_atomically
+from harness.common.logging import is_quiet
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")
@@ -98,6 +102,7 @@ def _check_size(path: Path, record: FileRecord) -> None:
 
 def _check_digest(path: Path, record: FileRecord) -> None:
     if _remembered(path) != {**_identity(path), "sha256": record.sha256}:
+        _log.debug(f"{path} is hashed: {record.num_bytes:,} bytes")
         digest = _sha256_with_progress(path, record.num_bytes)
         if digest != record.sha256:
             raise ValueError(
@@ -139,7 +144,8 @@ def _identity(path: Path) -> dict[str, int]:
 def _sha256_with_progress(path: Path, size: int) -> str:
     if size < _PROGRESS_BYTES:
         return sha256_file(path)
-    with tqdm(total=1, desc=f"checking {path.name} ({size / 1e9:.0f} GB, once)", bar_format="{desc}") as bar:
+    desc = f"checking {path.name} ({size / 1e9:.0f} GB, once)"
+    with tqdm(total=1, desc=desc, bar_format="{desc}", disable=is_quiet()) as bar:
         digest = sha256_file(path)
         bar.update()
     return digest

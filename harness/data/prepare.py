@@ -21,6 +21,7 @@ from tqdm import tqdm
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.faults import reach
 from harness.common.files import fsync
+from harness.common.logging import is_quiet
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
@@ -215,7 +216,8 @@ def _write_beton(
     page_bytes = SMALL_PAGE_BYTES if spec.fixed_size else LARGE_PAGE_BYTES
     with BetonWriter(path, raw.num_samples, page_bytes) as writer:
         stored = _encoded(spec, raw, options, num_workers)
-        for where, image in tqdm(stored, total=raw.num_samples, desc=f"{spec.name} {split}", unit=" images"):
+        desc = f"{spec.name} {split}"
+        for where, image in tqdm(stored, total=raw.num_samples, desc=desc, unit=" images", disable=is_quiet()):
             try:
                 writer.append(image.mode, image.height, image.width, image.data, image.label)
             except ValueError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import os
 import socket
 import sys
@@ -15,13 +16,14 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 
-from harness.common.logging import say
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
 from harness.distributed.joining import JoinWatch
 from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
 from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState
 from harness.distributed.stop import StoppedError, StopRequest
+
+_log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
@@ -157,7 +159,7 @@ class World:
     def announce(self) -> None:
         """Say once on what is trained: a launch that has lost its GPUs says so before it trains for days."""
         if self.is_main and not self.announced:
-            say(str(self))
+            _log.info(str(self))
         self.announced = True
 
     @staticmethod

@@ -5,6 +5,7 @@ Searches, final trainings and comparisons are functions of an Experiment.
 
 from __future__ import annotations
 
+import logging
 import os
 from copy import copy
 from dataclasses import dataclass, replace
@@ -15,7 +16,6 @@ import torch
 
 from harness.checkpoint import Checkpoint, Pretrained
 from harness.common.digest import sha256_json
-from harness.common.logging import say
 from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import DATASETS, open_data, verify_data
 from harness.distributed.world import World
@@ -27,6 +27,10 @@ from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
 from harness.training.feed import TestFeed, TrainFeed
+
+_log = logging.getLogger(__name__)
+
+_log = logging.getLogger(__name__)
 
 TEST_BATCH_SIZE = 500
 _SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
@@ -204,7 +208,7 @@ class Experiment:
             return fresh
         fitted, kept_fresh = begun.network.fitted(fresh, self.classifier)
         if kept_fresh and self.world.is_main:
-            say(f"note: {', '.join(kept_fresh)} are drawn: {begun.text} has none that fit")
+            _log.info(f"note: {', '.join(kept_fresh)} are drawn: {begun.text} has none that fit")
         return fitted
 
 

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.logging import is_quiet
 from harness.common.machine import sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
@@ -99,7 +100,7 @@ class Trainer:
             desc=description.name,
             unit="step",
             leave=False,
-            disable=not world.is_main,
+            disable=not world.is_main or is_quiet(),
         )
         with bar, sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples:
             train(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,8 @@ from harness.lineage.tracking.server import (
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
+
+_log = logging.getLogger(__name__)
 
 DEFAULT_EXPERIMENT = "signed-tickets"
 DEFAULT_DIRECTORY = Path("runs")
@@ -220,6 +223,7 @@ class LineageStore:
             run = self.delivery.deliver(directory, record)
         self.overviews.touch(self.delivery.touched)
         self.delivery.touched.clear()
+        _log.debug(f"{record.name!r} is run {run.info.run_id} in {self.server.address}")
         return str(run.info.run_id)
 
     def show(self) -> None:

@@ -13,6 +13,7 @@ from harness.analysis.plots import plot_accuracy, plot_bars
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import launch_command
+from harness.common.tables import print_markdown
 from harness.config import to_json
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
@@ -38,7 +39,7 @@ def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: 
     directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}{plan.scale.variant}"
     write_report(results, directory)
     key = commit_report(store, results)
-    print((directory / PAGE).read_text().split(RUNS)[0])
+    print_markdown((directory / PAGE).read_text().split(RUNS)[0])
     print(f"page, tables and plots: {directory}\nrun: {run_id_of(store, key) or key}")
 
 

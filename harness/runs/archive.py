@@ -6,6 +6,7 @@ unfinished one is made.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.common.logging import say
 from harness.common.tensors import check_fits
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
@@ -30,6 +30,10 @@ from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun, RunDescription, TrainedRun
 from harness.runs.state_saver import EnvironmentCheck, SavingInterval, StateSaver, environment
 from harness.runs.unfinished import Unfinished
+
+_log = logging.getLogger(__name__)
+
+_log = logging.getLogger(__name__)
 
 
 class Archive:
@@ -81,6 +85,8 @@ class Archive:
             self.world.on_main(unfinished.discard_if_idle)
             return self._reuse(description)
         self.stop_if_asked()
+        if self.world.is_main:
+            _log.debug(f"no finished run has the key {key[:16]}…: {description.name!r} is made")
         with self._claimed(unfinished, description.config):
             if self.world.main_says(lambda: self.find(key, parents) is not None):  # another launch was faster
                 self.world.on_main(unfinished.discard)
@@ -174,7 +180,7 @@ class Archive:
         self.world.on_main(claim.__enter__)
         try:
             for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if config else []) or []:
-                say(f"note: {line}")
+                _log.info(f"note: {line}")
             yield
         finally:
             if self.world.is_main:
@@ -208,7 +214,7 @@ class Archive:
         if run.record is not None:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
-            say(
+            _log.info(
                 f"{name!r} is finished: "
                 + (f"fetched from MLflow at {server} into {local}" if fetched else f"taken from {local}")
             )
@@ -278,7 +284,7 @@ def find(store: LineageStore, key: str) -> Path | None:
     try:
         return store.find(key)
     except ConnectionError as error:
-        say(f"warning: {error}; looking among local runs alone")
+        _log.warning(f"{error}; looking among local runs alone")
         return store.local.find(key)
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from harness.common.logging import say
 from harness.lineage.store import LineageStore
+
+_log = logging.getLogger(__name__)
 
 STOPPING_SECONDS = 5.0
 """How long a launch that fails or is told to stop waits for what is being delivered."""
@@ -59,7 +61,9 @@ class DeliveryThread:
             while self._busy and (end is None or time.monotonic() < end):
                 self._changed.wait(0.2)
                 if tell_at is not None and time.monotonic() > tell_at:
-                    say(f"waiting for MLflow to take {len(self._waiting)} run(s); nothing is lost if you stop here")
+                    _log.info(
+                        f"waiting for MLflow to take {len(self._waiting)} run(s); nothing is lost if you stop here"
+                    )
                     tell_at = None
         self._raise_failure()
 
@@ -122,11 +126,11 @@ class DeliveryThread:
                     self._own.tidy()  # it is back
         except ConnectionError as error:
             away = True
-            say(f"warning: {error}; nothing is lost: `python tools/lineage.py sync` delivers it later")
+            _log.warning(f"{error}; nothing is lost: `python tools/lineage.py sync` delivers it later")
         except KeyError as error:  # a bug of ours
             failure = error
         except LookupError as error:  # a parent made elsewhere: no reason to lose what was made here
-            say(f"warning: {error}; it stays among the local runs")
+            _log.warning(f"{error}; it stays among the local runs")
         except Exception as error:
             failure = error
         with self._changed:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from harness.common.logging import say
 from harness.config import SaveUnit
 from harness.distributed.world import World
 from harness.lineage.nodes.record import metric_rows, metrics_of
 from harness.runs.run import Measurements, RunDescription
 from harness.runs.unfinished import Unfinished
 from harness.training.resume import TrainingState
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class EnvironmentCheck:
         text = ", ".join(f"{name} {then[name]} (now {now[name]})" for name in differ)
         if text and text not in self._said:
             self._said.add(text)
-            say(f"warning: {what} with {text}; its numbers may differ")
+            _log.warning(f"{what} with {text}; its numbers may differ")
 
 
 def environment(code: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
@@ -117,7 +119,7 @@ class StateSaver:
     def _say(self, state: TrainingState, then: dict[str, str]) -> None:
         name, saved_at = self.description.name, self.unfinished.saved_at()
         when = f" of {saved_at:%Y-%m-%d %H:%M:%S}" if saved_at else ""
-        say(
+        _log.info(
             f"{name!r} goes on at epoch {state.epoch}, step {state.step}, from the state{when} "
             f"in {self.unfinished.directory}"
         )

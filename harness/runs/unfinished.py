@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import re
 import secrets
@@ -29,10 +30,11 @@ from safetensors.torch import save
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.faults import reach
 from harness.common.files import process_exists, write_atomically
-from harness.common.logging import say
 
 if TYPE_CHECKING:
     from filelock import FileLock
+
+_log = logging.getLogger(__name__)
 
 FORMAT = "harness.state/1"
 HEARTBEAT_SECONDS = 10.0
@@ -131,7 +133,7 @@ class Unfinished:
             try:
                 return self._read(path)
             except ValueError as error:
-                say(f"warning: {error}; looking for an earlier one")
+                _log.warning(f"{error}; looking for an earlier one")
         return None
 
     def saved_at(self) -> datetime | None:
@@ -209,7 +211,9 @@ class Unfinished:
             if locked or owner.get("pid") == os.getpid() or not process_exists(int(owner.get("pid", 0))):
                 return
             raise self._busy("its process is alive")
-        say(f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there")
+        _log.info(
+            f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there"
+        )
         last = _beat_at(self.directory)
         while (age := self._heartbeat_age()) is not None and age < DEAD_AFTER_SECONDS:
             if _beat_at(self.directory) != last:

@@ -436,6 +436,8 @@ def test_the_command_as_a_user_gives_it(tmp_path: Path) -> None:
     assert "digits train: 1297 images" in done.stdout
     assert "100%" in done.stderr
     assert json.loads((tmp_path / "data" / "digits" / "train.json").read_text())["num_samples"] == 1297
+    quiet = run_tool("digits", "--out", "data", "--overwrite", "--verbosity", "quiet", cwd=tmp_path)
+    assert quiet.returncode == 0 and quiet.stderr == "" and quiet.stdout == done.stdout
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_from_a_shell(store: LineageStore) -> None:
         "by",
     ]
     assert lines[1].startswith("aws resnet20 digits s1") and "◀" in lines[4] and run_id[:8] in lines[4]
-    assert lines[5].startswith("   └─ signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
+    assert lines[5].startswith("    └── signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
     assert "sync" in lines[-1]
     done = subprocess.run([*command, "show", "f" * 32], cwd=there, capture_output=True, text=True, env=environment)
     assert done.returncode == 1 and done.stdout == ""

@@ -3,7 +3,8 @@
 import pytest
 from lineage_story import commit_story, key_of
 
-from harness.lineage.browse.listing import tree_lines
+from harness.common.tables import tree_texts
+from harness.lineage.browse.listing import tree_order
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Parent
@@ -58,13 +59,13 @@ def test_two_nodes_of_one_key_are_refused() -> None:
 def test_tree_of_the_story(tmp_path_factory: pytest.TempPathFactory) -> None:
     nodes = LocalNodes(tmp_path_factory.mktemp("runs"))
     commit_story(nodes)
-    drawn = [indent + node.name for indent, node in tree_lines([RunSummary.of(r) for r in nodes.records()])]
+    drawn = tree_texts((depth, node.name) for depth, node in tree_order([RunSummary.of(r) for r in nodes.records()]))
     assert drawn == [
         "aws resnet20 digits s1",
-        "├─ aws resnet20 L00 d1.000",
-        "├─ aws resnet20 L01 d0.800",
-        "└─ aws resnet20 L02 d0.640",
-        "   └─ signed_mask resnet20 s1",
-        "      └─ lmc signed_mask dense",
+        "├── aws resnet20 L00 d1.000",
+        "├── aws resnet20 L01 d0.800",
+        "└── aws resnet20 L02 d0.640",
+        "    └── signed_mask resnet20 s1",
+        "        └── lmc signed_mask dense",
         "dense resnet20 s1",
     ]

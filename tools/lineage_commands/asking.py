@@ -18,11 +18,17 @@ from harness.lineage.browse.find import (
     relatives,
     way,
 )
-from harness.lineage.browse.listing import tree_lines
 from harness.lineage.browse.query import Query, parse_density, parse_since
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import LineageStore
-from tools.lineage_commands.printing import print_difference, print_json, print_node, print_nodes, print_path
+from tools.lineage_commands.printing import (
+    print_difference,
+    print_json,
+    print_node,
+    print_nodes,
+    print_path,
+    print_related,
+)
 from tools.lineage_commands.store_options import StoreOptions, Where
 
 RunID = tyro.conf.Positional[str]
@@ -115,9 +121,8 @@ class Tree:
         node, nodes = self.place.ask(ask)
         if self.place.json:
             print_json("tree", nodes, node=node.key)
-            return
-        lines = list(tree_lines(nodes))
-        print_nodes([other for _, other in lines], [indent for indent, _ in lines], marked=node.key)
+        else:
+            print_related(nodes, node.key, as_tree=True)
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def _related(
     if place.json:
         print_json(command, nodes, node=node.key)
     else:
-        print_nodes(nodes, [""] * len(nodes), marked=node.key)
+        print_related(nodes, node.key)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -17,6 +17,8 @@ from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
 from tools.lineage_commands.printing import print_json
 from tools.lineage_commands.store_options import StoreOptions, Where
+
+_log = logging.getLogger("harness.tools.lineage")
 
 
 @dataclass(frozen=True)
@@ -135,6 +137,5 @@ class Import:
         try:
             return store.deliver(directory)
         except ConnectionError as error:
-            advice = "`python tools/lineage.py sync` delivers it later"
-            print(f"warning: {for_terminal(str(error))}; {advice}", file=sys.stderr)
+            _log.warning(f"{error}; `python tools/lineage.py sync` delivers it later")
             return None

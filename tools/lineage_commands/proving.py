@@ -6,15 +6,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from harness.common.escape import for_terminal
-from harness.lineage.proof import CHECKS, Findings, Note, verify
-from harness.runs.garbage import Policy, delete_garbage, find_garbage
+from harness.common.logging import is_quiet
+from harness.common.tables import print_fields, print_lines, print_table
 from tools.lineage_commands.printing import print_json
 from tools.lineage_commands.store_options import StoreOptions, Where
+
+if TYPE_CHECKING:
+    from harness.lineage.proof import Findings
+
+# Proof and garbage import torch, so they are imported where they are used: a list of runs does without.
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,13 @@ class Verify:
     place: Where = StoreOptions()
 
     def run(self) -> None:
+        from harness.lineage.proof import verify
+
         if bool(self.run_id) == self.all:
             raise ValueError("give a RUN_ID or --all: `python tools/lineage.py list` shows what there is")
         try:
-            findings = verify(self.place.open(), self.run_id or None, data_directory=self.data_directory, progress=True)
+            store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
+            findings = verify(store, asked, data_directory=self.data_directory, progress=bars)
         except ConnectionError as error:  # local nodes alone would be half a proof
             raise type(error)(f"{error}; --offline verifies the local nodes alone") from None
         if self.place.json:
@@ -64,6 +71,8 @@ class Gc:
     place: Where = StoreOptions()
 
     def run(self) -> None:
+        from harness.runs.garbage import Policy, delete_garbage, find_garbage
+
         policy = Policy(self.keep_levels, self.older_than)
         items = find_garbage(self.place.open(), policy)
         stays: dict[Path, str] = {}
@@ -78,38 +87,39 @@ class Gc:
             ]
             print_json("gc", [], policy=str(policy), deleted=self.delete, num_bytes=total, items=listed)
         else:
-            for item in items:
-                line = f"{item.num_bytes:>15,} bytes  {item.path}  ({item.name}): {item.why}"
-                print(for_terminal(line))
-                if item.path in stays:
-                    print(for_terminal(f"{'':>15}        stays: {stays[item.path]}"))
+            rows = [
+                {"bytes": f"{item.num_bytes:,}", "path": str(item.path), "run": item.name, "why": item.why}
+                | ({"stays because": stays.get(item.path, "")} if stays else {})
+                for item in items
+            ]
+            if rows:
+                print_table(rows, numbers=("bytes",), whole=("path",), spare=("run",))
             done = "deleted" if self.delete else "can be deleted; --delete does it" if items else "can be deleted"
-            print(f"{total:>15,} bytes  {done} ({policy})")
+            print_lines(f"{total:,} bytes  {done} ({policy})")
         if stays:
             sys.exit(1)
 
 
-def _by_text(notes: Sequence[Note]) -> dict[str, list[str]]:
-    """Return {text: names of the runs it was noted for}."""
-    found: dict[str, list[str]] = {}
-    for note in notes:
-        found.setdefault(note.what, []).append(note.name)
-    return found
+def _print(findings: Findings) -> None:
+    from harness.lineage.proof import CHECKS
+
+    for problem in findings.problems:
+        where = f"run {problem.run_id}" if problem.run_id else f"key {problem.key[:16] or '–'}"
+        print_lines(f"PROBLEM  {problem.name}  ({where})", style="bold red")
+        print_lines(f"  {problem.check}: {problem.what}", f"  → {problem.advice}")
+    # One line for each text of a note, however many runs it is about.
+    names: dict[str, list[str]] = {}
+    for note in findings.notes:
+        names.setdefault(note.what, []).append(note.name)
+    for text, runs in names.items():
+        print_lines(f"note  {', '.join(runs[:3])}{_more(runs)}: {text}")
+    made = sum(findings.checked.values())
+    checks = [(f"{findings.checked[name]:6}  {name}", check.proves) for name, check in CHECKS.items()]
+    title = f"{findings.num_nodes} runs, {findings.num_bytes / 1e6:,.1f} MB hashed, {made} checks made:"
+    print_fields(checks, title=title)
+    number = len(findings.problems)
+    print_lines(f"{number} problem{'s' if number > 1 else ''} found" if number else "no problem found")
 
 
 def _more(names: Sequence[str], shown: int = 3) -> str:
     return f" and {len(names) - shown} more" if len(names) > shown else ""
-
-
-def _print(findings: Findings) -> None:
-    lines = []
-    for problem in findings.problems:
-        where = f"run {problem.run_id}" if problem.run_id else f"key {problem.key[:16] or '–'}"
-        lines += [f"PROBLEM  {problem.name}  ({where})", f"  {problem.check}: {problem.what}", f"  → {problem.advice}"]
-    lines += [f"note  {', '.join(names[:3])}{_more(names)}: {what}" for what, names in _by_text(findings.notes).items()]
-    made = sum(findings.checked.values())
-    lines.append(f"{findings.num_nodes} runs, {findings.num_bytes / 1e6:,.1f} MB hashed, {made} checks made:")
-    lines += [f"  {findings.checked[name]:6}  {name:11} {check.proves}" for name, check in CHECKS.items()]
-    number = len(findings.problems)
-    lines.append(f"{number} problem{'s' if number > 1 else ''} found" if number else "no problem found")
-    print("\n".join(for_terminal(line) for line in lines))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -28,6 +29,7 @@ from harness.lineage.tracking.ui import open_runs
 from tools.lineage_commands.printing import print_json
 from tools.lineage_commands.store_options import StoreOptions, Where
 
+_log = logging.getLogger("harness.tools.lineage")
 _SECONDS_TO_START = 120  # 11 on an idle machine
 
 
@@ -58,7 +60,7 @@ class Page:
         html, problem = page(title, nodes, ui_root(self.ui or self.place.open().tracking_uri))
         write_atomically(self.out, html.encode(), durable=False)
         if problem:
-            print(f"warning: {for_terminal(problem)}; the page has the table alone", file=sys.stderr)
+            _log.warning(f"{problem}; the page has the table alone")
         if self.place.json:
             print_json("page", [], written=str(self.out), num_nodes=len(nodes), problem=problem)
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +10,12 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from harness.common.escape import for_terminal
+from harness.cli.options import VerbosityOption
 from harness.lineage.store import DEFAULT_DIRECTORY, DEFAULT_EXPERIMENT, LineageStore, open_store
 from harness.lineage.tracking.server import RefusedError
 
 Answer = TypeVar("Answer")
+_log = logging.getLogger("harness.tools.lineage")
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class StoreOptions:
     """Look at local nodes alone."""
     json: bool = False
     """Print JSON instead of text; docs/lineage.md has its shape."""
+    verbosity: VerbosityOption = None
 
     def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
         """Open the store; `experiment` is the one that new runs are delivered to."""
@@ -44,7 +46,7 @@ class StoreOptions:
         except RefusedError:
             raise
         except ConnectionError as error:
-            print(f"warning: {for_terminal(str(error))}; showing local nodes alone", file=sys.stderr)
+            _log.warning(f"{error}; showing local nodes alone")
             return question(open_store(self.runs, offline=True))
 
 

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, cast
 
 from tqdm import tqdm
 
+from harness.common.logging import is_quiet
 from harness.data.readers.raw import IMAGE_SUFFIXES, RawSample, RawSplit, check_same_classes
 from harness.data.spec import DataSpec
 
@@ -102,7 +103,8 @@ def _train_images(path: Path) -> tuple[list[_Image], str]:
     images: list[_Image] = []
     with _tar(file) as outer:
         classes = list(_files(outer, file, (".tar",)))
-        for member in tqdm(classes, desc=f"looking through {file.name}", unit=" classes", leave=False):
+        desc = f"looking through {file.name}"
+        for member in tqdm(classes, desc=desc, unit=" classes", leave=False, disable=is_quiet()):
             wnid, inside = PurePosixPath(member.name).stem, cast(BinaryIO, outer.extractfile(member))
             with _tar(file, inside) as inner:
                 images += [

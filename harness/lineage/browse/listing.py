@@ -1,4 +1,4 @@
-"""What a list or a tree shows of nodes: in which order, under what, in which words."""
+"""The order of a tree of nodes, and the columns of a list of them."""
 
 from __future__ import annotations
 
@@ -8,31 +8,28 @@ from datetime import datetime
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 
 
-def tree_lines(nodes: Sequence[RunSummary]) -> Iterator[tuple[str, RunSummary]]:
-    """Yield (indentation drawn as lines, node) so that what is nested under a node follows it."""
-    places = LineageGraph(nodes).nested()
+def tree_order(nodes: Sequence[RunSummary]) -> Iterator[tuple[int, RunSummary]]:
+    """Yield (depth, node) so that the nodes nested under a node follow it."""
+    nested = LineageGraph(nodes).nested()
     seen: set[str] = set()
 
-    def below(key: str | None, indent: str) -> Iterator[tuple[str, RunSummary]]:
-        under = places.get(key, [])
-        for number, node in enumerate(under, start=1):
-            if node.key in seen:  # a planted cycle must not hang the tree
-                continue
-            seen.add(node.key)
-            branch, rest = ("", "") if key is None else ("└─ ", "   ") if number == len(under) else ("├─ ", "│  ")
-            yield indent + branch, node
-            yield from below(node.key, indent + rest)
+    def below(key: str | None, depth: int) -> Iterator[tuple[int, RunSummary]]:
+        for node in nested.get(key, []):
+            if node.key not in seen:  # a planted cycle must not hang the tree
+                seen.add(node.key)
+                yield depth, node
+                yield from below(node.key, depth + 1)
 
-    yield from below(None, "")
+    yield from below(None, 0)
 
 
 def short_id(node: RunSummary, digits: int = 8) -> str:
-    """Return the beginning of the run ID, or of the key of a node that is not in MLflow yet."""
+    """Return the beginning of a run ID, or of the key if MLflow lacks the run."""
     return node.run_id[:digits] if node.run_id else f"{node.key[:digits]}*"
 
 
 def _three_digits(density: str) -> str:
-    """Return a density as it is shown; a tag that somebody edited is shown as it stands, and hides no other run."""
+    """Return a density to three digits; a tag that somebody edited stands as it is."""
     try:
         return f"{float(density):.3f}"
     except ValueError:
@@ -40,7 +37,7 @@ def _three_digits(density: str) -> str:
 
 
 def columns(node: RunSummary) -> dict[str, str]:
-    """Return what a list shows of a node, by the name of the column; '–' where it has no such thing."""
+    """Return the texts of a node by the name of their column; '–' where it has no such fact."""
     tags = node.tags
     error = node.metrics.get("test_error_percent")
     density = tags.get("density")

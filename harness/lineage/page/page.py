@@ -20,7 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 from harness.common.escape import for_terminal, redact
-from harness.lineage.browse.listing import columns, tree_lines
+from harness.lineage.browse.listing import columns, tree_order
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.page.drawing import DrawingError, draw_svg
 from harness.lineage.page.picture import Picture, picture_of
@@ -57,7 +57,7 @@ def page(title: str, nodes: Sequence[RunSummary], ui: str) -> tuple[str, str | N
     `ui` is an address as `ui_root` returns it. Nodes are drawn in one picture; of more than 600, each search with
     what was made from it has its own.
     """
-    nodes = [node for _, node in tree_lines(sorted(nodes, key=lambda node: (node.started_ms, node.name)))]
+    nodes = [node for _, node in tree_order(sorted(nodes, key=lambda node: (node.started_ms, node.name)))]
     drawn: list[tuple[str, Picture]] = []
     figures, problem = [], None
     try:

@@ -8,17 +8,19 @@ and `python tools/lineage.py sync` draws it anew.
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping
 
 from harness.common.escape import redact
-from harness.common.logging import say
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.page.page import page, ui_root
 from harness.lineage.page.picture import picture_of
 from harness.lineage.tracking.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
 from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits, id_conditions
+
+_log = logging.getLogger(__name__)
 
 DRAWN_TAG = "harness.overview"  # digest of what the picture was drawn from
 
@@ -61,7 +63,7 @@ class Overviews:
     def _say(self, problem: str) -> None:
         if problem not in self._told:
             self._told.add(problem)
-            say(f"warning: {problem}")
+            _log.warning(problem)
 
     def _draw(self, root: str) -> None:
         run = self.server.run_with(root)
