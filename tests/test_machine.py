@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from harness.common import machine
-from harness.common.machine import LoadSampler, cuda_facts, hardware, launch_command
+from harness.common.machine import cuda_facts, hardware, launch_command, sampled_load
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -107,12 +107,12 @@ def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
-    with LoadSampler(time.time()) as young, LoadSampler(time.time() - 3600) as old:
+    with sampled_load(time.time()) as young, sampled_load(time.time() - 3600) as old:
         time.sleep(2.6)
     assert torch.equal(torch.rand(3), expected)
-    samples = young.take()
+    samples = young()
     names = {name for name, _, _ in samples}
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
-    assert young.take() == [] and old.take() == []  # after an hour a sample a minute is enough
+    assert young() == [] and old() == []  # after an hour a sample a minute is enough

@@ -20,9 +20,10 @@ from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.page import page as page_module
 from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.page.page import LOCAL_UI, page, ui_root
-from harness.lineage.page.picture import REWIND_FILE, REWINDS, Picture, picture_of
+from harness.lineage.page.picture import Picture, picture_of
 from harness.lineage.store import LineageStore
 from harness.pruning import METHODS
+from harness.pruning.wr import THETA_K
 
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(1)>&lt;b&gt;\\N\\"]}{|\n</title>]]>\x1b[31m\u202ex'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -74,12 +75,15 @@ def test_the_mask_that_a_training_has_is_that_of_its_ticket(store: LineageStore)
 
 def test_rewinding_is_drawn(store: LineageStore) -> None:
     """To θ_init, or to θ_k where the search kept one; methods that go on from the parent's parameters have none."""
-    assert {name for name, method in METHODS.items() if method.needs_origin} == set(REWINDS)
+    arrows = {name: method.drawn_arrow for name, method in METHODS.items() if method.drawn_arrow}
+    whole = ("imp", "wr", "gem_miner", "magnitude_increase", "snip", "synflow")
+    assert arrows == dict.fromkeys(whole, "rewound-to") | {"lrr_bn_rewind": "norm-rewound-to"}
     nodes = [replace(node, tags={**node.tags, "method": "imp"}) for node in story(store)]
     rewound = {("theta_init θ_init", "rewound-to", f"level L0{n}, density {0.8**n:.3f}") for n in (1, 2)}
     assert {one for one in happened(picture_of(nodes)) if "rewound" in one[1]} == rewound
     first = key_of("level 0")
-    kept = [replace(n, files={**n.files, REWIND_FILE: "a" * 64}) if n.key == first else n for n in nodes]
+    wr = [replace(node, tags={**node.tags, "method": "wr"}) for node in nodes]
+    kept = [replace(n, files={**n.files, THETA_K: "a" * 64}) if n.key == first else n for n in wr]
     found = happened(picture_of(kept))
     assert {(tail.replace("θ_k", "θ_init"), *rest) for tail, *rest in found if "rewound-to" in rest} == rewound
     assert ("level L00, density 1.000", "made", "theta_init θ_k") in found
