@@ -34,7 +34,7 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from harness.common.faults import POINTS, VARIABLE  # noqa: E402
+from harness.common.files import FAULT_POINTS, FAULT_VARIABLE  # noqa: E402
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK  # noqa: E402
 from harness.lineage.store import open_store  # noqa: E402
 
@@ -127,9 +127,9 @@ class SearchUnderTest:
         prepare = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "digits", "--out", "data"]
         search = [accelerate, "launch", "-q", *shape, str(ROOT / "recipes" / "aws_digits.py"), *SEARCH]
         script = " && ".join(shlex.join(command) for command in (prepare, search))
-        environment = {name: value for name, value in os.environ.items() if name != VARIABLE}
+        environment = {name: value for name, value in os.environ.items() if name != FAULT_VARIABLE}
         environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": self.store}
-        environment |= {VARIABLE: fault} if fault else {}
+        environment |= {FAULT_VARIABLE: fault} if fault else {}
         with open(self.where / "log", "ab") as log:
             return subprocess.Popen(
                 ["bash", "-c", script], cwd=self.where, env=environment, stdout=log, stderr=log, start_new_session=True
@@ -181,7 +181,7 @@ def main(options: CrashTestOptions) -> int:
         return 1
     length = time.monotonic() - started
     expected = reference.files()
-    points = [f"{point}:{n}" for point in POINTS for n in [generator.randint(1, _passed(point))]]
+    points = [f"{point}:{n}" for point in FAULT_POINTS for n in [generator.randint(1, _passed(point))]]
     generator.shuffle(points)
     tally = Tally(options)
     with tqdm(total=options.kills, unit="kill") as bar:

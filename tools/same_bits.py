@@ -64,7 +64,7 @@ class Launch:
     script: str
     options: str
     killed_at: str | None = None
-    """The point (`harness.common.faults`) at which this launch is killed."""
+    """The point (`harness.common.files`) at which this launch is killed."""
 
 
 SMALL = (

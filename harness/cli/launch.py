@@ -141,6 +141,7 @@ def launch(config: SearchConfig) -> Iterator[Experiment]:
     with _processes(config, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
+        world.announce()
         begun = resolve_initialisation(world, store, config.initialisation)
         experiment = Experiment(world, store, config, begun)
         with experiment.archive.delivery.working():
@@ -159,6 +160,7 @@ def launch_ticket(
         if settings.deterministic:
             world.make_deterministic()
         world.use(settings.precision)
+        world.announce()
         experiment = Experiment(world, store, settings)
         with experiment.archive.delivery.working():
             if config.data is None:

@@ -1,12 +1,26 @@
-"""Files that survive a crash, and processes that may have left some behind."""
+"""Files that survive a crash, processes that may have left some behind, and points at which a test crashes."""
 
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from pathlib import Path
 
-from harness.common.faults import reach
+FAULT_VARIABLE = "HARNESS_KILL_AT"
+FAULT_POINTS = (
+    "step",
+    "state-written",
+    "state-renamed",
+    "node-written",
+    "node-committed",
+    "database-made",
+    "run-created",
+    "files-sent",
+    "before-finished",
+    "split-written",
+)
+_reached: dict[str, int] = {}
 
 
 def fsync(path: Path) -> None:
@@ -25,7 +39,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         path: The file. Its directory must exist.
         data: The whole new content.
         durable: Force content and name to the disk before returning. Leave it out for files that can be rebuilt.
-        fault_point: Name of a crash point between writing and renaming, for tests (see `harness.common.faults`).
+        fault_point: Name of a crash point between writing and renaming, for tests (see `reach`).
 
     Raises:
         OSError: The disk is full or not writable. The old content is unchanged.
@@ -57,3 +71,15 @@ def process_exists(pid: int) -> bool:
     except PermissionError:  # another user's process
         return True
     return True
+
+
+def reach(point: str) -> None:
+    """Die here of SIGKILL if HARNESS_KILL_AT is `point:n` and this is the n-th time; else nothing."""
+    wanted = os.environ.get(FAULT_VARIABLE)
+    if wanted is None:
+        return
+    name, _, number = wanted.partition(":")
+    if name == point:
+        _reached[point] = _reached.get(point, 0) + 1
+        if _reached[point] == int(number or 1):
+            os.kill(os.getpid(), signal.SIGKILL)

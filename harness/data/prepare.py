@@ -19,8 +19,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.faults import reach
-from harness.common.files import fsync
+from harness.common.files import fsync, reach
 from harness.common.logging import is_quiet
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes

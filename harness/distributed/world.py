@@ -134,6 +134,12 @@ class World:
     def _use(self, precision: str, accelerator: Any) -> None:
         self.precision = cast(Precision, precision)
         self.accelerator = accelerator
+        self.autocast: Callable[[], AbstractContextManager[Any]] = accelerator.autocast
+        """Mixed precision as launched."""
+        self.no_sync: Callable[[torch.nn.Module], AbstractContextManager[Any]] = accelerator.no_sync
+        """Leaves gradients of a micro-batch unreduced."""
+        self.backward: Callable[[torch.Tensor], None] = accelerator.backward
+        """Goes backward through the (scaled) loss."""
         self._fresh_scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
 
     @property
@@ -157,7 +163,7 @@ class World:
         return f"{processes} on {self.device_name}{each}{precision}"
 
     def announce(self) -> None:
-        """Say once on what is trained: a launch that has lost its GPUs says so before it trains for days."""
+        """Say once on which device the launch computes: one that lost its GPUs says so before it trains for days."""
         if self.is_main and not self.announced:
             _log.info(str(self))
         self.announced = True
@@ -190,18 +196,6 @@ class World:
     def scaler_state(self) -> dict[str, Any]:
         """Return fp16's loss scale and its counters; empty without."""
         return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler else {}
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision as launched."""
-        return self.accelerator.autocast()
-
-    def no_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
-        """Leave gradients of a micro-batch unreduced."""
-        return self.accelerator.no_sync(model)
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Backward through the (scaled) loss."""
-        self.accelerator.backward(loss)
 
     def clip(self, params: list[torch.nn.Parameter], max_norm: float) -> None:
         """Unscale and clip gradients to a 2-norm."""

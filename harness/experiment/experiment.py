@@ -16,6 +16,7 @@ import torch
 
 from harness.checkpoint import Checkpoint, Pretrained
 from harness.common.digest import sha256_json
+from harness.common.logging import is_quiet
 from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import DATASETS, open_data, verify_data
 from harness.distributed.world import World
@@ -27,8 +28,6 @@ from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
 from harness.training.feed import TestFeed, TrainFeed
-
-_log = logging.getLogger(__name__)
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +57,9 @@ class Initialisation:
         """
         if isinstance(named, Initialisation):
             return named
-        return cls(named, scheme=known("initialisation", named, list(SCHEMES)))
+        if named not in SCHEMES:
+            known("initialisation", named, list(SCHEMES))
+        return cls(named, scheme=named)
 
     @property
     def determinants(self) -> dict[str, Any]:
@@ -102,6 +103,7 @@ class Experiment:
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records hold what it became
         self.world, self.store, self.config = world, store, config
+        self.shows_progress = world.is_main and not is_quiet()
         self._initialisation = initialisation
         if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
             torch.set_float32_matmul_precision(config.float32_matmul_precision)

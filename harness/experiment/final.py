@@ -176,7 +176,10 @@ def take(experiment: Experiment, run: FinishedRun, signs: SignsTaken) -> Ticket:
     if signs == "pruned":
         before = experiment.archive.load(_pruned_from(experiment, run), fitting=False)
         params, signed_mask = transfer.pruned_ticket(before.checkpoint.params, signed_mask)
-    transferred = experiment.world.main_says(lambda: run.tag("data_digest") != experiment.source.content_digest)
+    own_data = experiment.source.content_digest
+    transferred = experiment.world.main_says(
+        lambda: run.record is not None and run.record.tags["data_digest"] != own_data
+    )
     if transferred:
         signed_mask = transfer.without_classifier(signed_mask, experiment.classifier)
         check_carries_over(experiment, signed_mask.signs)

@@ -1,7 +1,7 @@
 """Algorithm 1: the level loop that finds a winning sign.
 
 `Search.levels` has the algorithm, line by line. What a method does otherwise stands in its own file
-(`harness/pruning/aws.py`, …): `ranking`, `start`, `view`.
+(`harness/pruning/aws.py`, …): `importance`, `start`, `view`.
 """
 
 from __future__ import annotations
@@ -123,10 +123,10 @@ class Search:
 
             # Line 8, at the start of the level that it makes: mₜ keeps the most important weights of mₜ₋₁.
             mask = parent.signed_mask.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
-            ranking: Params | None = None
+            importance: Params | None = None
             if step.prunes and pruning is not None:
-                ranking = method.ranking(self.context(step.level, mask, step.phase))
-                mask = pruning.next_mask(ranking, mask, step.level)
+                importance = method.importance(self.context(step.level, mask, step.phase))
+                mask = pruning.next_mask(importance, mask, step.level)
                 if world.size > 1:
                     bits = {name: tensor.to(torch.uint8) for name, tensor in mask.tensors.items()}
                     world.require_equal(f"the mask of level {step.level}", sha256_tensors(bits))
@@ -150,7 +150,7 @@ class Search:
                 | ({"again": True} if step.phase == "again" else {}),
                 recorded={"again": True} if step.phase == "again" else {},
                 reestimate=method.reestimates_batchnorm,
-                ranking=ranking,
+                importance=importance,
             )
             # Line 9: go on from [θₜ, mₜ].
             self._done = [*self._done[: -1 if step.phase == "again" else None], run]
@@ -187,7 +187,7 @@ class Search:
         noise: SgdNoise,
         determinants: Mapping[str, Any],
         recorded: Mapping[str, Any],
-        ranking: Params | None = None,
+        importance: Params | None = None,
         **how: Any,
     ) -> FinishedRun:
         """Train one level and commit it, or load it if it is finished.
@@ -201,7 +201,7 @@ class Search:
             noise: u.
             determinants: Further inputs to its key.
             recorded: Further entries of its configuration.
-            ranking: The values that its mask was chosen by; kept if the method has a `ranking_file`.
+            importance: The values that its mask was chosen by; kept if the method has a `importance_file`.
             how: Further arguments of `Trainer.train`.
         """
         description = describe_level(
@@ -221,9 +221,9 @@ class Search:
             trained = self.trainer.train(
                 description, saver, start(), schedule=schedule, noise=noise, psi_init=psi_init, metrics=metrics, **how
             )
-            if ranking is not None and self.method.ranking_file is not None:
-                kept = Checkpoint(dict(ranking), {}, ctx.level, trained.checkpoint.epochs, description.key)
-                trained = replace(trained, networks={**trained.networks, self.method.ranking_file: kept})
+            if importance is not None and self.method.importance_file is not None:
+                kept = Checkpoint(dict(importance), {}, ctx.level, trained.checkpoint.epochs, description.key)
+                trained = replace(trained, networks={**trained.networks, self.method.importance_file: kept})
             return trained
 
         return self.experiment.archive.run_or_load(description, make)

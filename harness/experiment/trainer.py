@@ -13,7 +13,6 @@ from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
-from harness.common.logging import is_quiet
 from harness.common.machine import sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
@@ -70,8 +69,6 @@ class Trainer:
             frozen: Names of parameters that are not trained.
         """
         experiment, world, measured = self.experiment, self.experiment.world, saver.measured
-        if not world.announced:
-            world.announce()
 
         # Put the network at the start point, and let the method see ψ and ψ_init.
         model = deepcopy(experiment.blank)
@@ -100,7 +97,7 @@ class Trainer:
             desc=description.name,
             unit="step",
             leave=False,
-            disable=not world.is_main or is_quiet(),
+            disable=not experiment.shows_progress,
         )
         with bar, sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples:
             train(

@@ -7,7 +7,7 @@ from harness.pruning.method import LevelContext, Params
 class MagnitudeIncrease(IMP):
     """IMP that ranks weights by |θₜ₋₁| − |θ₀|."""
 
-    def ranking(self, ctx: LevelContext) -> Params:
+    def importance(self, ctx: LevelContext) -> Params:
         """Return how much each weight grew since the initialisation."""
         after, before = ctx.parent.params, ctx.theta_init.params
         return {name: after[name].abs() - before[name].abs() for name in ctx.mask.tensors}

@@ -150,7 +150,7 @@ class Method:
 
     metrics: ClassVar[tuple[str, ...]] = ()
     """Fields of EpochReport that its levels log beside the usual ones."""
-    ranking_file: ClassVar[str | None] = None
+    importance_file: ClassVar[str | None] = None
     """File that keeps the ranking with its level, where `verify` cannot compute it again."""
     masks_classifier: ClassVar[bool] = False
     """Whether its masks may cover the classifier, too."""
@@ -204,7 +204,7 @@ class Method:
         """Return how many weights each level keeps; None: nothing is pruned."""
         return PruningSchedule.of(config)
 
-    def ranking(self, ctx: LevelContext) -> Params:
+    def importance(self, ctx: LevelContext) -> Params:
         """Return the importance of every prunable weight; the largest are kept. LRR: |θₜ₋₁|."""
         return {name: ctx.parent.params[name].abs() for name in ctx.mask.tensors}
 
@@ -233,7 +233,7 @@ class Method:
         return None
 
     def statements(self, stored: StoredLevel) -> Iterator[Statement] | None:
-        """Check a level in another way than `verify` does with `ranking` and `pruning`; None: as `verify` does."""
+        """Check a level in another way than `verify` does with `importance` and `pruning`; None: as `verify` does."""
         return None
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from harness.pruning.method import LevelContext, Method, Params
 class RandomPruning(Method):
     """LRR that ranks weights by random numbers."""
 
-    def ranking(self, ctx: LevelContext) -> Params:
+    def importance(self, ctx: LevelContext) -> Params:
         """Return a number in [0, 1) for every prunable weight, drawn for each (sgd_seed, level, tensor)."""
         values = {}
         for name, kept in ctx.mask.tensors.items():

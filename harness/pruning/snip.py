@@ -14,13 +14,13 @@ from harness.pruning.method import LevelContext, NotHereError, Params
 class SNIP(IMP):
     """Pruning at initialisation by |θ ⊙ ∂L/∂θ| on one batch of training images."""
 
-    ranking_file: ClassVar[str | None] = "ranking.safetensors"
+    importance_file: ClassVar[str | None] = "importance.safetensors"
 
     def schedule(self, config: SearchConfig, level: int) -> Schedule:
         """Return the schedule of the final trainings; level 0 is not trained."""
         return super().schedule(config, level) if level else Schedule(0, "constant")
 
-    def ranking(self, ctx: LevelContext) -> Params:
+    def importance(self, ctx: LevelContext) -> Params:
         """Return the connection sensitivities of θ₀ ⊙ mₜ₋₁."""
         if ctx.gradients is None:
             raise NotHereError("gradients of a batch")

@@ -16,9 +16,9 @@ ROUNDS = 100
 class SynFlow(SNIP):
     """Pruning at initialisation by |θ ⊙ ∂R/∂θ|, R the sum of the outputs of |θ| for an image of ones."""
 
-    ranking_file = None  # `verify` computes it again
+    importance_file = None  # `verify` computes it again
 
-    def ranking(self, ctx: LevelContext) -> Params:
+    def importance(self, ctx: LevelContext) -> Params:
         """Return the synaptic flow in the last round; weights that an earlier one pruned come last."""
         if ctx.new_model is None:
             raise NotHereError("the network's architecture")

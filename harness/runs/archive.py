@@ -33,8 +33,6 @@ from harness.runs.unfinished import Unfinished
 
 _log = logging.getLogger(__name__)
 
-_log = logging.getLogger(__name__)
-
 
 class Archive:
     """The finished runs of one network, in the store of one launch."""

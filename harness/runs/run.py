@@ -119,12 +119,6 @@ class FinishedRun:
         """The kept set m."""
         return self.signed_mask.mask
 
-    def tag(self, name: str) -> str:
-        """Return a tag of its record (rank 0)."""
-        if self.record is None:
-            raise RuntimeError("tags are known on rank 0 alone")
-        return self.record.tags[name]
-
     def metric(self, name: str) -> float:
         """Return the last value of a metric (rank 0)."""
         if self.record is None:

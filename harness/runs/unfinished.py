@@ -28,8 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.faults import reach
-from harness.common.files import process_exists, write_atomically
+from harness.common.files import process_exists, reach, write_atomically
 
 if TYPE_CHECKING:
     from filelock import FileLock

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from harness.common.faults import reach
+from harness.common.files import reach
 from harness.common.seeds import SgdNoise, alpha_mean
 from harness.config import OptimConfig, Schedule
 from harness.distributed.heartbeat import COMPUTING, ENDING, MEETING, READING

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.common.faults import VARIABLE
+from harness.common.files import FAULT_VARIABLE
 from harness.lineage.tracking.server import Server
 
 MAKE = "import sys; from pathlib import Path; from harness.lineage.tracking.server import Server; "
@@ -20,7 +20,7 @@ MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
 
 def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    killed = subprocess.run([sys.executable, "-c", MAKE, uri], env={**os.environ, VARIABLE: "database-made:1"})
+    killed = subprocess.run([sys.executable, "-c", MAKE, uri], env={**os.environ, FAULT_VARIABLE: "database-made:1"})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "mlflow.db").exists()
     assert len(list(tmp_path.iterdir())) == 1  # what was begun, under another name

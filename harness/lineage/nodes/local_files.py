@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.faults import reach
-from harness.common.files import fsync, process_exists
+from harness.common.files import fsync, process_exists, reach
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 

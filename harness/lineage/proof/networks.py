@@ -176,13 +176,13 @@ def masks(record: LineageRecord, ctx: LevelContext, own: Network, parent: Networ
         yield Finding("count", found == expected, what)
     if method is None:
         return
-    if method.ranking_file is None:
-        ranking = method.ranking(replace(ctx, mask=before))
-    elif method.ranking_file in own.further:
-        ranking = own.further[method.ranking_file].params
+    if method.importance_file is None:
+        importance = method.importance(replace(ctx, mask=before))
+    elif method.importance_file in own.further:
+        importance = own.further[method.importance_file].params
     else:
-        raise NotHereError(method.ranking_file)
-    pruned = pruning.next_mask(ranking, before, level)
+        raise NotHereError(method.importance_file)
+    pruned = pruning.next_mask(importance, before, level)
     differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
     what = f"{differ} weights differ from what {record.tags['method']} makes of the parent's checkpoint"
     yield Finding("pruned", differ == 0, what)

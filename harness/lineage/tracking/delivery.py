@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import redact
-from harness.common.faults import reach
-from harness.common.files import write_atomically
+from harness.common.files import reach, write_atomically
 from harness.lineage.nodes.local_files import (
     DELIVERED,
     RECORD,

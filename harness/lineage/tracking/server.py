@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from harness.common.escape import redact
-from harness.common.faults import reach
-from harness.common.files import process_exists
+from harness.common.files import process_exists, reach
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name

@@ -85,24 +85,24 @@ def test_without_its_scores_the_mask_of_snip_is_said_to_be_unchecked(experiment:
     ticket = search(experiment.using("snip", sgd_seed=3, num_levels=1)).ticket
     directory = experiment.store.local.find(ticket.key)
     assert directory is not None and ticket.record is not None
-    path = directory / "ranking.safetensors"
+    path = directory / "importance.safetensors"
     gone = AbsentFile(ticket.record.files[path.name], path.stat().st_size, "2026-01-01T00:00:00+00:00", "by hand")
     write_absent_files(directory, {path.name: gone})
     path.unlink()
     findings = proved(experiment, ticket)
     assert findings.problems == [] and findings.checked["pruned"] == 0
     assert [note.what for note in findings.notes if "not checked" in note.what] == [
-        "not checked: its mask, since ranking.safetensors is not here"
+        "not checked: its mask, since importance.safetensors is not here"
     ]
 
 
 def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Experiment) -> None:
     found = search(experiment.using("snip", sgd_seed=5, num_levels=1))
     run, parent = found.ticket, found.levels[0]
-    scores = experiment.archive.network(run.key, "ranking.safetensors")
-    own = Network(run.checkpoint, run.signed_mask, {"ranking.safetensors": scores})
+    scores = experiment.archive.network(run.key, "importance.safetensors")
+    own = Network(run.checkpoint, run.signed_mask, {"importance.safetensors": scores})
     wrong = {name: tensor.flip(0) for name, tensor in scores.params.items()}
-    others = replace(own, further={"ranking.safetensors": Checkpoint(wrong, {}, 1, 0, run.key)})
+    others = replace(own, further={"importance.safetensors": Checkpoint(wrong, {}, 1, 0, run.key)})
     config = experiment.using("snip", sgd_seed=5, num_levels=1).config
     ctx = LevelContext(config, 1, run.mask, experiment.partition.norm, lambda name: found.theta_init)
     before = Network(parent.checkpoint, parent.signed_mask)
