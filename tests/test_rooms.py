@@ -34,7 +34,7 @@ ROOMS: dict[str, set[str]] = {
     "runs": _RUN,
     "experiment": _RUN | {"analysis", "runs"},
     "reproduction": _RUN | {"analysis", "runs", "experiment"},
-    "cli": _RUN | {"analysis", "runs", "experiment", "reproduction"},
+    "cli": _RUN | {"analysis", "runs", "experiment"},
     # `from harness import load_signed_mask`, on first use; launchers are looked at before torch is loaded.
     "__init__": _RUN | {"experiment", "cli"},
 }
@@ -44,8 +44,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "mlflow": ("lineage/tracking/*.py", "lineage/store.py"),
     "ffcv": ("data/ffcv/*.py", "data/prepare*.py"),
     "accelerate": ("distributed/world.py",),
-    "datasets": ("data/*.py",),
     "rich": ("common/tables.py",),
+    "datasets": ("data/*.py",),
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
 }
 
@@ -130,6 +130,62 @@ def test_the_table_has_no_circle() -> None:
     assert all(room not in reachable(room) for room in ROOMS)  # a circle ends in RecursionError, which fails as well
 
 
+# The core of pruning: what every method is made of. Methods know it and each other; it knows no method.
+PRUNING_CORE = ("__init__", "magnitude", "method")
+
+
+def method_violations(root: Path) -> list[str]:
+    """Return one line for each place outside a method's own file that imports a method or asks for one by its name."""
+    methods = {path.stem for path in (root / "harness/pruning").glob("*.py")} - set(PRUNING_CORE)
+    found: set[str] = set()
+    for path in sorted((root / "harness").rglob("*.py")):
+        file = path.relative_to(root / "harness").as_posix()
+        is_method = file.startswith("pruning/") and path.stem in methods
+        if is_method or file == "pruning/__init__.py":  # the lines of the table that register them
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for line, name in imported_names(tree, "harness"):
+            parts = name.split(".")
+            if parts[:2] == ["harness", "pruning"] and parts[2:] and parts[2] in methods:
+                found.add(f"harness/{file}:{line}: knows the method {parts[2]}")
+        if not file.startswith(("config/", "reproduction/")):  # settings and figures name methods
+            asking = [node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Subscript)]
+            words = [word for node in asking for word in ast.walk(node) if isinstance(word, ast.Constant)]
+            found |= {
+                f"harness/{file}:{word.lineno}: asks for {word.value}"
+                for word in words
+                if word.value in methods - {"dense"}  # a kind of training, too
+            }
+    return sorted(found)
+
+
+def test_the_core_knows_no_method() -> None:
+    """Search, trainer, proof and pages ask a method's hooks, and never which method it is."""
+    assert method_violations(REPOSITORY) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "source", "complaint"),
+    [
+        ("experiment/search.py", "from harness.pruning.gem_miner import ScoreTraining", "knows the method gem_miner"),
+        ("pruning/method.py", "from harness.pruning import wr", "knows the method wr"),
+        ("lineage/proof/tensors.py", "def f(name):\n    return name == 'gem_miner'", "asks for gem_miner"),
+        ("experiment/trainer.py", "METHODS['wr'].start", "asks for wr"),
+    ],
+)
+def test_a_planted_question_for_a_method_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+    for method in ("gem_miner", "wr"):
+        _plant(tmp_path, f"pruning/{method}.py", "")
+    _plant(tmp_path, file, source)
+    (found,) = method_violations(tmp_path)
+    assert complaint in found
+
+
+def test_figures_are_known_by_nothing_below_the_command_line() -> None:
+    """What reproduces the paper stands on the core; nothing of the core stands on it."""
+    assert [room for room, known in ROOMS.items() if "reproduction" in known] == []
+
+
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
@@ -181,7 +237,7 @@ def test_an_allowed_import_is_let_pass(tmp_path: Path, file: str, source: str) -
 
 def _plant(root: Path, file: str, source: str) -> None:
     path = root / "harness" / file
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(source, encoding="utf-8")
 
 

@@ -141,9 +141,9 @@ class _Drawer:
         """Return the box of what a level was rewound to: θ_k where its search kept one, else θ_init."""
         for node in self.nodes.values():
             if node.nest_key == level.nest_key and file in node.files:
-                known = ("theta_k", node.key) in self.named
+                known = ("rewind point", node.key) in self.named
                 lines = ("θ_k", f"of L{node.tags.get('level', '?')}")
-                point = self._box(("theta_k", node.key), "theta_init", lines, node.key)
+                point = self._box(("rewind point", node.key), "theta_init", lines, node.key)
                 if not known:
                     self._arrow(self.named["run", node.key], point, "made")
                 return point

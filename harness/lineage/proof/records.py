@@ -66,7 +66,7 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
     yield matmul, known.get(matmul, "highest"), search.get(matmul, "highest")
     for name, value in known.get("optim", {}).items():
         # trainings with the final schedule may have a learning rate of their own
-        own = record.config.get("optim", search["optim"])  # Gem-Miner has optimizers of its own
+        own = record.config.get("optim", search["optim"])  # a method may have optimizers of its own
         allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
     if "world_size" in known:
