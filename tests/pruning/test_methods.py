@@ -6,17 +6,20 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from harness.runs.node import Draft
 from searching import STEPS, proved, tag
 
 from harness.common.digest import sha256_tensors
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule
-from harness.experiment.experiment import Experiment, Start
+from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
-from harness.experiment.search import THETA_K, SearchResult, search
+from harness.experiment.search import SearchResult, search
+from harness.experiment.trainer import Trainer
 from harness.masks import Mask, SignedMask
-from harness.pruning import METHODS, prune
+from harness.pruning import METHODS, StartPoint, prune
+from harness.pruning.method import FullTraining
+from harness.pruning.wr import THETA_K
+from harness.runs.run import Measurements, RunDescription
 
 Params = Mapping[str, torch.Tensor]
 
@@ -28,7 +31,7 @@ def started(params: Params, mask: Mask) -> str:
     return sha256_tensors(masked)
 
 
-@pytest.fixture(scope="session", params=[name for name in METHODS if not METHODS[name].scores])
+@pytest.fixture(scope="session", params=[name for name in METHODS if not METHODS[name].searches_one_density])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -91,20 +94,19 @@ def test_the_data_order_rewinds_with_the_parameters(
     experiment: Experiment, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str | int, ...]] = []
-    train = experiment.train
+    train = Trainer.train
 
     def watched(*args: object, noise: SgdNoise, **options: object) -> object:
         seen.append(noise.scope)
         return train(*args, noise=noise, **options)  # type: ignore[arg-type]
 
-    other = experiment.using(method, sgd_seed=77, num_levels=1, warmup_epochs=0, level_epochs=0)
-    monkeypatch.setattr(other, "train", watched)
-    search(other)
+    monkeypatch.setattr(Trainer, "train", watched)
+    search(experiment.using(method, sgd_seed=77, num_levels=1, warmup_epochs=0, level_epochs=0))
     assert len(set(seen)) == (1 if method in ("imp", "wr") else 2)
 
 
 def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: SearchResult, method: str) -> None:
-    own = METHODS[method].training == "full"
+    own = isinstance(METHODS[method], FullTraining)
     trained = final_training(experiment.using(method), Trial("retrain", 2, 1), found.ticket)
     assert (trained.key == found.ticket.key) == own
     if own:
@@ -117,18 +119,16 @@ def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
     found = search(experiment.using("wr"))
     theta_init = experiment.theta_init(1)
     mask = Mask.dense(theta_init.params, experiment.partition.prunable)
-    draft = Draft({}, "level", "reference", (), {}, {}, 0, 0)
-    reference, _ = experiment.train(
-        draft,
+    reference = Trainer(experiment).train(
+        RunDescription({}, "level", "reference", (), {}, {}),
         _NoStates(),  # type: ignore[arg-type]
-        Start(theta_init.params, theta_init.buffers, mask, theta_init.params),
+        StartPoint(theta_init.params, theta_init.buffers, mask),
         schedule=Schedule(1, "constant"),
         noise=SgdNoise(1, ("search",)),
-        method=METHODS["lrr"],
-        reestimate=False,
+        psi_init=theta_init.params,
     )
     held = experiment.archive.network(found.levels[0].key, THETA_K)
-    assert held.digest == reference.digest
+    assert held.digest == reference.checkpoint.digest
     in_steps = search(experiment.using("wr", rewind_to=STEPS, rewind_unit="steps"))
     assert [node.key for node in in_steps.levels] == [node.key for node in found.levels]
     from_the_start, imp = search(experiment.using("wr", rewind_to=0)), search(experiment.using("imp"))
@@ -139,7 +139,9 @@ def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
 
 class _NoStates:
     most_steps = None
-    on_resume = None
+
+    def __init__(self) -> None:
+        self.measured = Measurements()
 
     def due(self, epoch: int, steps: int) -> bool:
         return False
