@@ -1,6 +1,6 @@
 """The whole story on any device: searches, final trainings, an interruption, and comparisons of runs from disk.
 
-Everything goes the product's own way: launches, the local store, the keeper of unfinished runs, the tools. It needs
+Everything goes the product's own way: launches, the local store, the states of unfinished runs, the tools. It needs
 PyTorch, safetensors, tqdm and tyro alone: the data are made up here, and no picture is drawn.
 """
 
@@ -170,12 +170,12 @@ def found(experiment: Experiment) -> SearchResult:
     """Search, and check every level: nested masks of the right counts, zeros where pruned, numbers, all on the CPU."""
     result, settings = search(experiment), experiment.config
     method = METHODS[settings.method]
-    assert [node.checkpoint.level for node in result.levels] == ([2] if method.scores else [0, 1, 2])
+    assert [node.checkpoint.level for node in result.levels] == ([2] if method.searches_one_density else [0, 1, 2])
     for node in result.levels:
         check(node)
     for before, after in zip(result.levels, result.levels[1:], strict=False):
         assert after.mask.issubset(before.mask)
-        if settings.pruning_scope == "global" and method.ranking is not None:
+        if settings.pruning_scope == "global" and method.pruning(settings) is not None:
             assert after.mask.num_remaining == int(0.8 * before.mask.num_remaining)
     assert (result.ticket.mask.density < 1) == (settings.method != "dense")
     return result
