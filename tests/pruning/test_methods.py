@@ -22,6 +22,8 @@ from harness.pruning.wr import THETA_K
 from harness.runs.run import Measurements, RunDescription
 
 Params = Mapping[str, torch.Tensor]
+BY_OTHER_RANKINGS = ("magnitude_increase", "snip", "synflow")
+"""IMP with other rankings, whose references stand in test_rankings.py; the last two prune an untrained network."""
 
 
 def started(params: Params, mask: Mask) -> str:
@@ -59,8 +61,7 @@ def test_levels_start_as_the_table_says(experiment: Experiment, found: SearchRes
     for before, node in zip(found.levels, found.levels[1:], strict=False):
         parent = before.checkpoint.params
         expected = {
-            "imp": theta_0,
-            "wr": theta_0,
+            **dict.fromkeys(("imp", "wr", *BY_OTHER_RANKINGS), theta_0),
             "lrr_bn_rewind": {name: (theta_0 if name in node.signed_mask.norm else parent)[name] for name in parent},
         }.get(method, parent)
         assert tag(node, "start_digest") == started(expected, node.mask)
@@ -76,17 +77,21 @@ def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) 
         kept = node.mask.num_remaining / node.mask.numel
         overlap = sum(int((kept_a & expected.tensors[n]).sum()) for n, kept_a in node.mask.tensors.items())
         assert overlap / node.mask.num_remaining == pytest.approx(kept, abs=0.05), "unrelated to the magnitudes"
+    elif method in BY_OTHER_RANKINGS:
+        assert node.mask.issubset(before.mask) and node.mask.num_remaining == expected.num_remaining
+        assert not node.mask.equal(expected)
     else:
         assert node.mask.equal(expected)
 
 
 def test_levels_are_as_long_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
     epochs = [node.checkpoint.epochs for node in found.levels]
-    full = {"imp": [2, 4, 6], "lrr_full": [2, 4, 6], "wr": [2, 3, 4]}  # wr begins at k = 1 epoch
+    full = dict.fromkeys(("imp", "lrr_full", "magnitude_increase"), [2, 4, 6])
+    full |= {"wr": [2, 3, 4], "snip": [0, 2, 4], "synflow": [0, 2, 4]}  # wr begins at k = 1 epoch
     assert epochs == full.get(method, [1, 2, 3])
     assert found.ticket.record is not None
     rates = [metric.value for metric in found.ticket.record.metrics if metric.name == "lr"]
-    decaying = {"imp": [0.1, 0.01], "lrr_full": [0.1, 0.01], "wr": [0.01]}
+    decaying = dict.fromkeys(full, [0.1, 0.01]) | {"wr": [0.01]}
     assert rates == pytest.approx(decaying.get(method, [0.1])), "the schedule of the final trainings, or none"
 
 
@@ -102,7 +107,7 @@ def test_the_data_order_rewinds_with_the_parameters(
 
     monkeypatch.setattr(Trainer, "train", watched)
     search(experiment.using(method, sgd_seed=77, num_levels=1, warmup_epochs=0, level_epochs=0))
-    assert len(set(seen)) == (1 if method in ("imp", "wr") else 2)
+    assert len(set(seen)) == (1 if method in ("imp", "wr", *BY_OTHER_RANKINGS) else 2)
 
 
 def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: SearchResult, method: str) -> None:
