@@ -13,7 +13,7 @@ from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
 from harness.training.loop import train
-from harness.training.resume import StateKeeper
+from harness.training.resume import SavesStates
 
 NUM_CLASSES = 10
 
@@ -58,7 +58,7 @@ def take_steps(
     image_size: int = 32,
     accumulation_steps: int = 1,
     noise: SgdNoise | None = None,
-    keeper: StateKeeper | None = None,
+    saver: SavesStates | None = None,
     batches: Repeated | None = None,
 ) -> dict[str, torch.Tensor]:
     """Train the network of seed 0 for some steps under half its weights; return its state on the CPU."""
@@ -79,7 +79,7 @@ def take_steps(
         accumulation_steps=accumulation_steps,
         label="test",
         on_epoch=lambda report: None,
-        saver=keeper,
+        saver=saver,
     )
     return {key: tensor.detach().cpu() for key, tensor in model.state_dict().items()}
 

@@ -1,6 +1,6 @@
 """The whole story on any device: searches, final trainings, an interruption, and comparisons of runs from disk.
 
-Everything goes the product's own way: launches, the local store, the keeper of unfinished runs, the tools. It needs
+Everything goes the product's own way: launches, the local store, the states of unfinished runs, the tools. It needs
 PyTorch, safetensors, tqdm and tyro alone: the data are made up here, and no picture is drawn.
 """
 
@@ -69,7 +69,13 @@ class Chapter:
 CHAPTERS = (
     Chapter("no", "accelerate", ("aws", "wr"), ("signed_mask", "retrain"), compares=True),
     Chapter("no", "alone", ("lrr", "gem_miner"), ("mask", "dense"), changes={"optim": OptimConfig("adam", lr=0.01)}),
-    Chapter("bf16", "accelerate", ("random", "imp"), ("signed_mask_norm",), changes={"accumulation_steps": 2}),
+    Chapter(
+        "bf16",
+        "accelerate",
+        ("random", "imp", "magnitude_increase"),
+        ("signed_mask_norm",),
+        changes={"accumulation_steps": 2},
+    ),
     Chapter(
         "bf16",
         "alone",
@@ -78,7 +84,13 @@ CHAPTERS = (
         compares=True,
         changes={"optim": OptimConfig("adam", lr=0.01, max_grad_norm=0.5), "pruning_scope": "layer"},
     ),
-    Chapter("fp16", "accelerate", ("lrr_full",), ("random_mask",), changes={"optim": OptimConfig("adam", lr=0.01)}),
+    Chapter(
+        "fp16",
+        "accelerate",
+        ("lrr_full", "snip", "synflow"),
+        ("random_mask",),
+        changes={"optim": OptimConfig("adam", lr=0.01)},
+    ),
     Chapter(
         "fp16",
         "alone",
@@ -154,7 +166,7 @@ def _process(way: Way) -> Iterator[None]:
 
 def tell(chapter: Chapter, where: Path) -> None:
     """Search, train and compare as the chapter says, and check what comes out."""
-    with launch(config(where, chapter.precision, **chapter.changes), chapter.way) as experiment:
+    with opened(config(where, chapter.precision, **chapter.changes), chapter.way) as experiment:
         first, *_ = [found(experiment.using(method)) for method in chapter.methods]
         own = experiment.using(chapter.methods[0])
         runs = [used(own, kind, first.ticket) for kind in chapter.kinds]
@@ -170,12 +182,12 @@ def found(experiment: Experiment) -> SearchResult:
     """Search, and check every level: nested masks of the right counts, zeros where pruned, numbers, all on the CPU."""
     result, settings = search(experiment), experiment.config
     method = METHODS[settings.method]
-    assert [node.checkpoint.level for node in result.levels] == ([2] if method.scores else [0, 1, 2])
+    assert [node.checkpoint.level for node in result.levels] == ([2] if method.searches_one_density else [0, 1, 2])
     for node in result.levels:
         check(node)
     for before, after in zip(result.levels, result.levels[1:], strict=False):
         assert after.mask.issubset(before.mask)
-        if settings.pruning_scope == "global" and method.ranking is not None:
+        if settings.pruning_scope == "global" and method.pruning(settings) is not None:
             assert after.mask.num_remaining == int(0.8 * before.mask.num_remaining)
     assert (result.ticket.mask.density < 1) == (settings.method != "dense")
     return result
@@ -229,14 +241,14 @@ def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: A
     saving = {"checkpoint_every": 1, "checkpoint_unit": "steps"} | settings
     stopped = config(where / "stopped", **saving)
     try:
-        with launch(stopped, way) as experiment, _signal(after_steps):
+        with opened(stopped, way) as experiment, _signal(after_steps):
             search(experiment)
         raise AssertionError(f"the search ended before step {after_steps}")
     except StoppedError:
         assert list(stopped.runs.glob(".making-level-*/state-*.safetensors")), "it stopped inside a level"
-    with launch(stopped, way) as experiment:
+    with opened(stopped, way) as experiment:
         again = found(experiment).ticket
-    with launch(config(where / "whole", **saving), way) as experiment:
+    with opened(config(where / "whole", **saving), way) as experiment:
         return again, found(experiment).ticket
 
 

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+from harness.cli.resolve import resolve_initialisation
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
 from harness.distributed import world as world_module
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment
+from harness.experiment.initialisation import Initialisation
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import open_store
 from harness.runs.run import FinishedRun
@@ -38,6 +40,11 @@ def open_experiment(where: Path) -> Iterator[Experiment]:
         world = World("no")
     yield Experiment(world, open_store(config.runs, offline=True), config)
     world.close()
+
+
+def resolved(experiment: Experiment, text: str) -> Initialisation:
+    """The initialisation that a user names by a scheme, a run or a file."""
+    return resolve_initialisation(experiment.world, experiment.store, text)
 
 
 def proved(experiment: Experiment, node: FinishedRun) -> Findings:

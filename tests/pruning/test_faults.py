@@ -9,12 +9,16 @@ import pytest
 import torch
 from searching import tag
 
+from harness.checkpoint import Checkpoint
+from harness.config import search_from_json
 from harness.experiment.experiment import Experiment
-from harness.experiment.search import THETA_K, SearchResult, search
+from harness.experiment.search import SearchResult, search
 from harness.lineage.proof import networks
 from harness.lineage.proof.findings import Finding
 from harness.lineage.proof.networks import Network
 from harness.masks import Mask
+from harness.pruning import METHODS, LevelContext
+from harness.pruning.wr import THETA_K
 from harness.runs.run import FinishedRun
 
 OPTIONS: dict[str, dict[str, object]] = {
@@ -50,29 +54,45 @@ def remasked(node: FinishedRun, alive: int, dead: int) -> Network:
     return replace(network(node), signed_mask=replace(node.signed_mask, mask=Mask(tensors)))
 
 
+def context(node: FinishedRun, mask: Mask, parent: Checkpoint, origin: Checkpoint) -> LevelContext:
+    """The context of a level as `verify` makes it; θ_init and θ_k are `origin`."""
+    assert node.record is not None
+    config, norm = search_from_json(node.record.config["search"]), node.signed_mask.norm
+    read = {"parent": parent, "theta_init": origin, THETA_K: origin}.__getitem__
+    return LevelContext(config, node.checkpoint.level, mask, norm, read)
+
+
 def wrong(claims: Iterable[Finding]) -> set[str]:
     return {claim.check for claim in claims if not claim.holds}
 
 
 def test_a_mask_of_other_weights_or_another_count(found: SearchResult) -> None:
     before, node = found.levels[:2]
-    record = node.record
-    assert record is not None
-    assert wrong(networks.masks(record, network(node), network(before))) == set()
-    assert wrong(networks.masks(record, remasked(node, 1, 1), network(before))) == {"pruned"}
-    assert wrong(networks.masks(record, remasked(node, 1, 0), network(before))) == {"pruned", "count"}
+
+    def faults(own: Network) -> set[str]:
+        assert node.record is not None and own.signed_mask is not None
+        ctx = context(node, own.signed_mask.mask, before.checkpoint, found.theta_init)
+        return wrong(networks.masks(node.record, ctx, own, network(before)))
+
+    assert faults(network(node)) == set()
+    assert faults(remasked(node, 1, 1)) == {"pruned"}
+    assert faults(remasked(node, 1, 0)) == {"pruned", "count"}
 
 
 def test_a_start_from_elsewhere(experiment: Experiment, found: SearchResult) -> None:
     method = tag(found.ticket, "method")
     before, node = found.levels[-2:]
-    origin = found.theta_init.params
+    origin = found.theta_init
     if method == "wr":
-        origin = experiment.archive.network(found.levels[0].key, THETA_K).params
-    begun = networks.level_start(method, network(node), network(before), origin)
-    assert begun == tag(node, "start_digest")
+        origin = experiment.archive.network(found.levels[0].key, THETA_K)
+
+    def begun(parent: Checkpoint, origin: Checkpoint) -> str:
+        return METHODS[method].start(context(node, node.mask, parent, origin)).digest
+
+    own = begun(before.checkpoint, origin)
+    assert own == tag(node, "start_digest")
     if method in ("imp", "wr", "lrr_bn_rewind"):
-        other = {name: tensor + 0.1 for name, tensor in origin.items()}
-        assert networks.level_start(method, network(node), network(before), other) != begun
+        other = replace(origin, params={name: tensor + 0.1 for name, tensor in origin.params.items()})
+        assert begun(before.checkpoint, other) != own
     if method in ("lrr", "random", "lrr_bn_rewind"):
-        assert networks.level_start(method, network(node), network(node), origin) != begun
+        assert begun(node.checkpoint, origin) != own

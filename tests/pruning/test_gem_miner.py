@@ -11,14 +11,14 @@ from searching import proved, tag
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.common.seeds import SgdNoise
-from harness.config import GemMinerConfig, OptimConfig, Schedule
-from harness.experiment.experiment import SCORES, Experiment
+from harness.config import GemMinerConfig, OptimConfig, Schedule, search_from_json
+from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
-from harness.lineage.proof import gem
-from harness.lineage.proof.networks import Network
 from harness.models import classifier_of
-from harness.pruning.gem_miner import draw_scores
+from harness.pruning import METHODS, LevelContext
+from harness.pruning.gem_miner import SCORES, draw_scores
+from harness.pruning.method import StoredLevel
 from harness.runs.run import FinishedRun
 from harness.training.loop import train
 
@@ -88,7 +88,7 @@ def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypa
         seen.append((options["optim"], options["schedule"], options["noise"], trained))
         train(model, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("harness.experiment.experiment.train", watched)
+    monkeypatch.setattr("harness.experiment.trainer.train", watched)
     search(own.using("gem_miner", sgd_seed=5))
     weights = own.partition.prunable | {"fc.weight"}
     scoring, tuning = (OptimConfig("sgd", lr, 0.9, weight_decay=decay) for lr, decay in ((0.1, 2e-5), (0.01, 1e-4)))
@@ -113,16 +113,21 @@ def test_a_network_that_the_scores_do_not_make_is_found(
     own: Experiment, found: SearchResult, scores_run: FinishedRun
 ) -> None:
     scores = own.archive.network(scores_run.key, SCORES)
-    whole = Network(scores_run.checkpoint, scores_run.signed_mask, scores=scores)
+    assert scores_run.record is not None
+    config, signed_mask = search_from_json(scores_run.record.config["search"]), scores_run.signed_mask
+    ctx = LevelContext(
+        config, 4, signed_mask.mask, signed_mask.norm, lambda name: found.theta_init, tag(scores_run, "phase")
+    )
+    whole = StoredLevel(ctx, scores_run.checkpoint, {SCORES: scores}, None)
 
-    def wrong(network: Network) -> set[str]:
-        assert scores_run.record is not None
-        claims = gem.scores_level(scores_run.record, network, found.theta_init.params)
-        return {claim.check for claim in claims if not claim.holds}
+    def wrong(stored: StoredLevel) -> set[str]:
+        statements = METHODS["gem_miner"].statements(stored)
+        assert statements is not None
+        return {statement.check for statement in statements if not statement.holds}
 
     assert wrong(whole) == set()
     others = {name: 1 - score for name, score in scores.params.items()}
-    assert wrong(replace(whole, scores=Checkpoint(others, {}, 0, 0, ""))) == {"pruned"}
+    assert wrong(replace(whole, networks={SCORES: Checkpoint(others, {}, 0, 0, "")})) == {"pruned"}
     moved = scores_run.checkpoint.params | {"bn1.weight": torch.full((2,), 1.1)}
     assert wrong(replace(whole, checkpoint=replace(scores_run.checkpoint, params=moved))) == {"pruned"}
 

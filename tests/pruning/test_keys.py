@@ -10,16 +10,20 @@ import pytest
 import torch
 from searching import proved
 
-from harness.common.digest import sha256_json
+from harness.checkpoint import Checkpoint
 from harness.common.machine import cuda_facts
 from harness.config import ComparisonConfig, Schedule
 from harness.distributed.world import World
-from harness.experiment import comparison
+from harness.experiment import describe
+from harness.experiment.describe import CommonDescription, comparison_determinants
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.final import Trial, final_training
-from harness.experiment.search import _steps, level_determinants, root_key, search
+from harness.experiment.search import Search, search
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined
+from harness.masks import Mask
+from harness.pruning import METHODS
+from harness.runs.run import RunDescription
 from recipes.presets.small import digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
@@ -30,15 +34,30 @@ PINNED = {
 
 
 def keys(method: str) -> list[str]:
+    """The key of a search and those of its levels, which are described and not trained."""
     config = replace(digits(), method=method, num_levels=2)
-    determinants = {"format": 2, "data": "0" * 64}
-    experiment = SimpleNamespace(config=config, determinants=determinants, initialisation=Initialisation)
-    found = [root_key(experiment)]
-    parent = None
-    for step in _steps(config):
-        found.append(sha256_json(level_determinants(experiment, found[0], step, parent, 0)))
-        parent = SimpleNamespace(key=found[-1])
-    return found
+    network = Checkpoint({"conv.weight": torch.rand(10)}, {}, 0, 0, "")
+    found = []
+
+    def untrained(description: RunDescription, make: object) -> SimpleNamespace:
+        found.append(description.key)
+        return SimpleNamespace(key=description.key, checkpoint=network, mask=Mask.dense(network.params, network.params))
+
+    experiment = SimpleNamespace(
+        config=config,
+        common=CommonDescription({"format": 2, "data": "0" * 64}, {}, {}, "resnet20"),
+        initialisation=Initialisation.of(config.initialisation),
+        partition=SimpleNamespace(norm=frozenset(), prunable=frozenset(network.params)),
+        classifier="fc",
+        world=SimpleNamespace(size=1),
+        train_feed=SimpleNamespace(steps_per_epoch=1),
+        archive=SimpleNamespace(run_or_load=untrained),
+        theta_init=lambda init_seed, begun: network,
+        fresh_model=None,
+    )
+    finding = Search(experiment, METHODS[method])  # type: ignore[arg-type]
+    finding.levels()
+    return [finding.root, *found]
 
 
 @pytest.mark.parametrize("method", list(PINNED))
@@ -68,45 +87,44 @@ def test_a_schedule_says_only_what_is_unusual() -> None:
 
 
 def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "cuda" not in experiment.base_config()["hardware"]
+    assert "cuda" not in describe.common(experiment).config["hardware"]
     monkeypatch.setattr(experiment.world, "device", torch.device("cuda"))
     monkeypatch.setattr(World, "device_name", "a GPU")
-    facts = experiment.base_config()["hardware"]["cuda"]
+    facts = describe.common(experiment).config["hardware"]["cuda"]
     assert facts["cudnn"] == torch.backends.cudnn.version() and facts.keys() == cuda_facts().keys()
 
 
 def test_precision_auto_has_the_key_of_what_it_becomes(experiment: Experiment) -> None:
     auto = experiment.beside(replace(experiment.config, precision="auto"))
-    assert auto.config.precision == "no" and auto.determinants == experiment.determinants
+    assert auto.config.precision == "no" and auto.common.determinants == experiment.common.determinants
 
 
 def test_coarser_matrix_products_are_set_and_in_the_key(experiment: Experiment) -> None:
     coarse = replace(experiment.config, float32_matmul_precision="medium")
     try:
-        found = experiment.beside(coarse).determinants
+        found = experiment.beside(coarse).common.determinants
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert found == experiment.determinants | {"float32_matmul_precision": "medium"}
+    assert found == experiment.common.determinants | {"float32_matmul_precision": "medium"}
 
 
 @pytest.mark.parametrize(("size", "field"), [(1, {}), (2, {}), (3, {"gradient_buckets": "by first backward"})])
 def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
     experiment: Experiment, monkeypatch, size, field
 ) -> None:
-    before = experiment.determinants
+    before = experiment.common.determinants
     monkeypatch.setattr(experiment.world, "size", size)
-    assert experiment.determinants == before | {"world_size": size} | field
-    launch = experiment.base_config()["launch"]
+    shared = describe.common(experiment)
+    assert shared.determinants == before | {"world_size": size} | field
+    launch = shared.config["launch"]
     assert {name: launch[name] for name in launch if name == "gradient_buckets"} == field, "pages tell runs apart by it"
 
 
 @pytest.mark.parametrize("precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}])
 def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
-    experiment = SimpleNamespace(determinants=usual | precision, source=SimpleNamespace(num_train=10))
-    nodes = SimpleNamespace(key="a"), SimpleNamespace(key="b")
-    found = comparison._determinants(experiment, *nodes, "lmc", ComparisonConfig(), 64)  # type: ignore[arg-type]
+    found = comparison_determinants(usual | precision, ["a", "b"], "lmc", ComparisonConfig(), 64, num_train=10)
     assert {name: found[name] for name in found if "precision" in name} == precision
 
 
@@ -122,15 +140,14 @@ def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem
 
 @pytest.mark.parametrize("order", [{}, {"gradient_buckets": "by first backward"}])
 def test_runs_of_three_processes_are_verified_as_made_before_and_now(experiment, monkeypatch, order) -> None:
-    usual, base_config = Experiment.determinants.fget, Experiment.base_config
+    usual = describe.common
 
-    def config(self: Experiment, **more: object) -> dict:
-        found = base_config(self, **more)
-        found["launch"] |= {"world_size": 3} | order
-        return found
+    def common(experiment: Experiment) -> CommonDescription:
+        own, more = usual(experiment), {"world_size": 3} | order
+        launch = own.config["launch"] | more
+        return replace(own, determinants=own.determinants | more, config=own.config | {"launch": launch})
 
-    monkeypatch.setattr(Experiment, "determinants", property(lambda self: usual(self) | {"world_size": 3} | order))
-    monkeypatch.setattr(Experiment, "base_config", config)
+    monkeypatch.setattr(describe, "common", common)
     ticket = search(experiment.using("lrr", num_levels=1)).ticket
     known = json.loads(experiment.store.local.open_file(ticket.key, DETERMINANTS).read_bytes())
     assert known["world_size"] == 3 and ("gradient_buckets" in known) == bool(order)

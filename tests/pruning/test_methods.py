@@ -6,19 +6,24 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from harness.runs.node import Draft
 from searching import STEPS, proved, tag
 
 from harness.common.digest import sha256_tensors
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule
-from harness.experiment.experiment import Experiment, Start
+from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
-from harness.experiment.search import THETA_K, SearchResult, search
+from harness.experiment.search import SearchResult, search
+from harness.experiment.trainer import Trainer
 from harness.masks import Mask, SignedMask
-from harness.pruning import METHODS, prune
+from harness.pruning import METHODS, StartPoint, prune
+from harness.pruning.method import FullTraining
+from harness.pruning.wr import THETA_K
+from harness.runs.run import Measurements, RunDescription
 
 Params = Mapping[str, torch.Tensor]
+BY_OTHER_RANKINGS = ("magnitude_increase", "snip", "synflow")
+"""IMP with other rankings, whose references stand in test_rankings.py; the last two prune an untrained network."""
 
 
 def started(params: Params, mask: Mask) -> str:
@@ -28,7 +33,7 @@ def started(params: Params, mask: Mask) -> str:
     return sha256_tensors(masked)
 
 
-@pytest.fixture(scope="session", params=[name for name in METHODS if not METHODS[name].scores])
+@pytest.fixture(scope="session", params=[name for name in METHODS if not METHODS[name].searches_one_density])
 def method(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -56,8 +61,7 @@ def test_levels_start_as_the_table_says(experiment: Experiment, found: SearchRes
     for before, node in zip(found.levels, found.levels[1:], strict=False):
         parent = before.checkpoint.params
         expected = {
-            "imp": theta_0,
-            "wr": theta_0,
+            **dict.fromkeys(("imp", "wr", *BY_OTHER_RANKINGS), theta_0),
             "lrr_bn_rewind": {name: (theta_0 if name in node.signed_mask.norm else parent)[name] for name in parent},
         }.get(method, parent)
         assert tag(node, "start_digest") == started(expected, node.mask)
@@ -73,17 +77,21 @@ def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) 
         kept = node.mask.num_remaining / node.mask.numel
         overlap = sum(int((kept_a & expected.tensors[n]).sum()) for n, kept_a in node.mask.tensors.items())
         assert overlap / node.mask.num_remaining == pytest.approx(kept, abs=0.05), "unrelated to the magnitudes"
+    elif method in BY_OTHER_RANKINGS:
+        assert node.mask.issubset(before.mask) and node.mask.num_remaining == expected.num_remaining
+        assert not node.mask.equal(expected)
     else:
         assert node.mask.equal(expected)
 
 
 def test_levels_are_as_long_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
     epochs = [node.checkpoint.epochs for node in found.levels]
-    full = {"imp": [2, 4, 6], "lrr_full": [2, 4, 6], "wr": [2, 3, 4]}  # wr begins at k = 1 epoch
+    full = dict.fromkeys(("imp", "lrr_full", "magnitude_increase"), [2, 4, 6])
+    full |= {"wr": [2, 3, 4], "snip": [0, 2, 4], "synflow": [0, 2, 4]}  # wr begins at k = 1 epoch
     assert epochs == full.get(method, [1, 2, 3])
     assert found.ticket.record is not None
     rates = [metric.value for metric in found.ticket.record.metrics if metric.name == "lr"]
-    decaying = {"imp": [0.1, 0.01], "lrr_full": [0.1, 0.01], "wr": [0.01]}
+    decaying = dict.fromkeys(full, [0.1, 0.01]) | {"wr": [0.01]}
     assert rates == pytest.approx(decaying.get(method, [0.1])), "the schedule of the final trainings, or none"
 
 
@@ -91,20 +99,19 @@ def test_the_data_order_rewinds_with_the_parameters(
     experiment: Experiment, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[str | int, ...]] = []
-    train = experiment.train
+    train = Trainer.train
 
     def watched(*args: object, noise: SgdNoise, **options: object) -> object:
         seen.append(noise.scope)
         return train(*args, noise=noise, **options)  # type: ignore[arg-type]
 
-    other = experiment.using(method, sgd_seed=77, num_levels=1, warmup_epochs=0, level_epochs=0)
-    monkeypatch.setattr(other, "train", watched)
-    search(other)
-    assert len(set(seen)) == (1 if method in ("imp", "wr") else 2)
+    monkeypatch.setattr(Trainer, "train", watched)
+    search(experiment.using(method, sgd_seed=77, num_levels=1, warmup_epochs=0, level_epochs=0))
+    assert len(set(seen)) == (1 if method in ("imp", "wr", *BY_OTHER_RANKINGS) else 2)
 
 
 def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: SearchResult, method: str) -> None:
-    own = METHODS[method].training == "full"
+    own = isinstance(METHODS[method], FullTraining)
     trained = final_training(experiment.using(method), Trial("retrain", 2, 1), found.ticket)
     assert (trained.key == found.ticket.key) == own
     if own:
@@ -117,18 +124,16 @@ def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
     found = search(experiment.using("wr"))
     theta_init = experiment.theta_init(1)
     mask = Mask.dense(theta_init.params, experiment.partition.prunable)
-    draft = Draft({}, "level", "reference", (), {}, {}, 0, 0)
-    reference, _ = experiment.train(
-        draft,
+    reference = Trainer(experiment).train(
+        RunDescription({}, "level", "reference", (), {}, {}),
         _NoStates(),  # type: ignore[arg-type]
-        Start(theta_init.params, theta_init.buffers, mask, theta_init.params),
+        StartPoint(theta_init.params, theta_init.buffers, mask),
         schedule=Schedule(1, "constant"),
         noise=SgdNoise(1, ("search",)),
-        method=METHODS["lrr"],
-        reestimate=False,
+        psi_init=theta_init.params,
     )
     held = experiment.archive.network(found.levels[0].key, THETA_K)
-    assert held.digest == reference.digest
+    assert held.digest == reference.checkpoint.digest
     in_steps = search(experiment.using("wr", rewind_to=STEPS, rewind_unit="steps"))
     assert [node.key for node in in_steps.levels] == [node.key for node in found.levels]
     from_the_start, imp = search(experiment.using("wr", rewind_to=0)), search(experiment.using("imp"))
@@ -139,7 +144,9 @@ def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
 
 class _NoStates:
     most_steps = None
-    on_resume = None
+
+    def __init__(self) -> None:
+        self.measured = Measurements()
 
     def due(self, epoch: int, steps: int) -> bool:
         return False

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from searching import STEPS
+from searching import STEPS, resolved
 from torch import nn
 
 from harness.common.seeds import SgdNoise, derive_seed
@@ -84,7 +84,7 @@ def lrr(experiment: Experiment) -> SearchResult:
 @pytest.fixture(scope="module")
 def aws(experiment: Experiment, lrr: SearchResult) -> SearchResult:
     """From a trained network, whose ψ are not the constants 1 and 0 that every layer begins with."""
-    return search(experiment.using("aws", initialisation=lrr.at(0).key))
+    return search(experiment.using("aws", initialisation=resolved(experiment, lrr.at(0).key)))
 
 
 @pytest.mark.parametrize("level", [0, 1])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from searching import proved, tag
+from searching import proved, resolved, tag
 
 from harness.common.digest import sha256_tensors
 from harness.experiment.experiment import Experiment
@@ -105,7 +105,7 @@ def test_exact_zeros_keep_their_initial_value_and_are_counted(experiment: Experi
             state[name][:] = -1
     state["bn1.bias"][0] = 0
     save_file(state, path := tmp_path / "zeros.safetensors")
-    own = experiment.using("lrr", initialisation=str(path), num_levels=0, warmup_epochs=0)
+    own = experiment.using("lrr", initialisation=resolved(experiment, str(path)), num_levels=0, warmup_epochs=0)
     ticket = search(own).ticket
     assert ticket.metric("exact_zeros_kept") == 3 + 1 + 1
     assert ticket.metric("negative_norm_scales") == len(state["bn1.weight"])
@@ -154,7 +154,7 @@ def test_other_initialisations(experiment: Experiment, found: SearchResult, sche
 def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) -> None:
     """The warm-up of another search: rewinding to where training has been."""
     warm = found.levels[0]
-    node = used(experiment, found, kind="mask", initialisation=warm.key[:12])
+    node = used(experiment, found, kind="mask", initialisation=resolved(experiment, warm.key[:12]))
     expected = {name: tensor.clone() for name, tensor in warm.checkpoint.params.items()}
     found.ticket.mask.apply_(expected)
     assert tag(node, "start_digest") == sha256_tensors(expected)
@@ -164,13 +164,13 @@ def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) ->
         (warm.key, "initialised-from"),
     ]
     holds(experiment, node)
-    dense = used(experiment, found, kind="dense", initialisation=warm.key)
+    dense = used(experiment, found, kind="dense", initialisation=resolved(experiment, warm.key))
     assert tag(dense, "start_digest") == sha256_tensors(warm.checkpoint.params)
     holds(experiment, dense)
     with pytest.raises(LookupError, match=r"--initialisation takes network, kaiming_normal, constant, a run ID or a"):
-        used(experiment, found, initialisation="f" * 20)
+        resolved(experiment, "f" * 20)
     with pytest.raises(FileNotFoundError, match=r"no file nowhere\.pth"):
-        used(experiment, found, initialisation="nowhere.pth")
+        resolved(experiment, "nowhere.pth")
 
 
 def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResult, other_data: Experiment) -> None:
@@ -201,7 +201,7 @@ def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, t
     settings = PretrainedOptions(
         str(path), own.data, own.model, density=0.1, final=own.final, global_batch_size=256, runs=own.runs
     )
-    other = Experiment(experiment.world, experiment.store, pretrained_ticket(settings))
+    other = Experiment(experiment.world, experiment.store, pretrained_ticket(settings), resolved(experiment, str(path)))
     found = search(other)
     dense = {name: torch.ones_like(t, dtype=torch.bool) for name, t in found.levels[0].mask.tensors.items()}
     expected = prune_to(trained.params, replace(found.ticket.mask, tensors=dense), round(0.1 * found.ticket.mask.numel))

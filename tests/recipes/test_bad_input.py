@@ -14,7 +14,7 @@ import pytest
 from bad_inputs import BAD_INPUTS, Bad, Place
 from launching import REPOSITORY
 
-import harness.experiment.experiment
+import harness.experiment.trainer
 from harness.cli.launch import launch, launch_ticket
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
 from harness.data import open_data
@@ -55,10 +55,10 @@ def no_training(monkeypatch) -> None:
     def begun(*args: object, **kwargs: object) -> None:
         raise AssertionError("a training began")
 
-    monkeypatch.setattr(harness.experiment.experiment, "train", begun)
+    monkeypatch.setattr(harness.experiment.trainer, "train", begun)
 
 
-def launch(bad: Bad, place: Place) -> None:
+def go_on(bad: Bad, place: Place) -> None:
     """Go on with the search, or train from its level."""
     if bad.kind == "ticket":
         (root,) = (place.directory / "runs").glob("search-*")
@@ -89,7 +89,7 @@ def test_refused_by_name_before_any_step(good: Place, tmp_path: Path, monkeypatc
     for name, value in bad.environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises((ValueError, LookupError, OSError), match=f"(?s){bad.words}") as caught:
-        launch(bad, place)
+        go_on(bad, place)
     assert not isinstance(caught.value, KeyError)
 
 
@@ -100,7 +100,7 @@ def test_without_the_damage_it_would_train(good: Place, tmp_path: Path, no_train
     ):
         shutil.copytree(good.directory, tmp_path / str(number))
         with pytest.raises(AssertionError, match="a training began"):
-            launch(bad, replace(good, directory=tmp_path / str(number)))
+            go_on(bad, replace(good, directory=tmp_path / str(number)))
 
 
 POSITIONS = 100

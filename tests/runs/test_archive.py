@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from harness.runs.node import Draft
 
 from harness.checkpoint import Checkpoint
 from harness.common import machine
@@ -19,7 +18,8 @@ from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.runs.archive import Archive
-from harness.runs.state_saver import SavingInterval
+from harness.runs.run import RunDescription, TrainedRun
+from harness.runs.state_saver import SavingInterval, StateSaver
 from harness.training.resume import TrainingState
 
 
@@ -32,29 +32,30 @@ def archive(tmp_path: Path) -> Archive:
     return Archive(World(), store, partition, template, SavingInterval(0, "steps", steps_per_epoch=1))
 
 
-def draft(**launch: object) -> Draft:
+def description(**launch: object) -> RunDescription:
     config = {"launch": {"threads": 1, "device": "cpu"} | launch}
-    return Draft({"a": "run"}, "training", "a run", (), config, {}, level=0, epochs_before=0)
+    return RunDescription({"a": "run"}, "training", "a run", (), config, {})
 
 
-def on_cuda(**facts: object) -> Draft:
-    """The draft of a launch that computes on a CUDA device."""
-    made = draft()
+def on_cuda(**facts: object) -> RunDescription:
+    """The description of a run of a launch that computes on a CUDA device."""
+    made = description()
     made.config["hardware"] = {"cuda": facts or cuda_facts()}
     return made
 
 
 def make(archive: Archive, made: list[str]):
-    def once(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
-        made.append(draft.name)
-        return archive.template, Mask.dense(archive.template.params, archive.partition.prunable)
+    def once(saver: StateSaver) -> TrainedRun:
+        made.append(saver.description.name)
+        mask = Mask.dense(archive.template.params, archive.partition.prunable)
+        return TrainedRun(archive.template, mask, saver.measured, start_digest="", layers={})
 
     return once
 
 
 def test_a_run_is_made_once_and_comes_back_whole(archive: Archive):
     made: list[str] = []
-    first, again = (archive.once(draft(), make(archive, made)) for _ in range(2))
+    first, again = (archive.run_or_load(description(), make(archive, made)) for _ in range(2))
     assert made == ["a run"] and first.record == again.record
     for name, tensor in archive.template.state_dict.items():
         assert torch.equal(again.checkpoint.state_dict[name], tensor)
@@ -63,12 +64,12 @@ def test_a_run_is_made_once_and_comes_back_whole(archive: Archive):
 
 def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, capsys):
     made: list[str] = []
-    archive.once(draft(), make(archive, made))
-    archive.once(draft(), make(archive, made))
+    archive.run_or_load(description(), make(archive, made))
+    archive.run_or_load(description(), make(archive, made))
     said = capsys.readouterr().err
     assert "warning" not in said and f"'a run' is finished: taken from {archive.store.local.directory}" in said
     for _ in range(2):
-        archive.once(draft(threads=2), make(archive, made))
+        archive.run_or_load(description(threads=2), make(archive, made))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1 and "'a run' is reused" in warnings[0] and "threads 1 (now 2)" in warnings[0]
     assert made == ["a run"]
@@ -97,26 +98,26 @@ def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(machine, "_driver_version", lambda: "1.0")
 
-    def stops(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
-        keeper.save(TrainingState(0, 1, 0.0, {}, {}))
+    def stops(saver: StateSaver) -> TrainedRun:
+        saver.save(TrainingState(0, 1, 0.0, {}, {}))
         raise StoppedError("by the test")
 
-    def resumes(draft: Draft, keeper: RunKeeper) -> tuple[Checkpoint, Mask]:
-        assert keeper.load() is not None
-        return make(archive, [])(draft, keeper)
+    def resumes(saver: StateSaver) -> TrainedRun:
+        assert saver.load() is not None
+        return make(archive, [])(saver)
 
     def warnings() -> list[str]:
         return [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
 
     with pytest.raises(StoppedError):
-        archive.once(on_cuda(), stops)
+        archive.run_or_load(on_cuda(), stops)
     with monkeypatch.context() as patch:
         patch.setattr(owner, name, value)
-        archive.once(on_cuda(), resumes)
+        archive.run_or_load(on_cuda(), resumes)
         (resumed,) = warnings()
-        archive.once(on_cuda(), stops)
+        archive.run_or_load(on_cuda(), stops)
         assert warnings() == []  # it was finished under these
-    archive.once(on_cuda(), stops)
+    archive.run_or_load(on_cuda(), stops)
     (reused,) = warnings()
     assert "'a run' was begun with" in resumed and f"{fact} {then} (now {now})" in resumed
     assert "'a run' is reused" in reused and f"{fact} {now} (now {then})" in reused
@@ -124,13 +125,13 @@ def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
 
 def test_what_is_not_known_of_both_is_no_difference(archive: Archive, capsys):
     """Records of before these facts were kept, and facts that a machine does not tell."""
-    archive.once(draft(), make(archive, []))
-    archive.once(on_cuda(driver="1.0", nccl=None), make(archive, []))
+    archive.run_or_load(description(), make(archive, []))
+    archive.run_or_load(on_cuda(driver="1.0", nccl=None), make(archive, []))
     assert "warning" not in capsys.readouterr().err
-    other = Draft({"b": "run"}, "training", "another", (), on_cuda(driver=None, nccl="2.1").config, {}, 0, 0)
-    archive.once(other, make(archive, []))
+    other = RunDescription({"b": "run"}, "training", "another", (), on_cuda(driver=None, nccl="2.1").config, {})
+    archive.run_or_load(other, make(archive, []))
     other.config["hardware"]["cuda"] = {"driver": "2.0", "nccl": None}
-    archive.once(other, make(archive, []))
+    archive.run_or_load(other, make(archive, []))
     assert "warning" not in capsys.readouterr().err
 
 
@@ -138,8 +139,8 @@ def test_no_server_is_asked_about_what_is_made_from_runs_of_this_launch(archive:
     asked: list[str] = []
     monkeypatch.setattr(LineageStore, "find", lambda self, key: asked.append(key))
     made: list[str] = []
-    first = archive.once(draft(), make(archive, made))
+    first = archive.run_or_load(description(), make(archive, made))
     assert set(asked) == {first.key}
-    child = Draft({"a": "child"}, "training", "child", (Parent(first.key, "masked-by"),), {}, {}, 0, 0)
-    archive.once(child, make(archive, made))
+    child = RunDescription({"a": "child"}, "training", "child", (Parent(first.key, "masked-by"),), {}, {})
+    archive.run_or_load(child, make(archive, made))
     assert set(asked) == {first.key} and made == ["a run", "child"]

@@ -11,10 +11,11 @@ from passes import EVALUATION, TRAINING, Passes, watched
 
 from harness.config import Kind, OptimConfig
 from harness.pruning import METHODS
+from harness.pruning.method import FullTraining
 
 WAYS = get_args(story.Way)
 PRECISIONS = ("no", "bf16", "fp16")
-FULL = sorted(name for name in METHODS if METHODS[name].training == "full")
+FULL = sorted(name for name in METHODS if isinstance(METHODS[name], FullTraining))
 
 
 def assert_no_waits(passes: Passes, precision: str) -> None:
@@ -71,7 +72,7 @@ def test_interrupted_inside_a_level_it_ends_with_the_same_bits(precision, way, m
 )
 def test_every_method_in_every_setting(method, changes, precision, way, cuda, tmp_path):
     """With every kind of final training, and the three comparisons."""
-    if METHODS[method].scores:
+    if METHODS[method].searches_one_density:
         changes = {name: value for name, value in changes.items() if name not in ("pruning_scope", "order")}
     if method in FULL:
         changes = {name: value for name, value in changes.items() if name != "order"}

@@ -82,7 +82,7 @@ def test_the_end_of_an_epoch_copies_no_weights(cuda, tmp_path):
     trained = []
     for epochs in (1, 4):
         settings = story.config(tmp_path, final=Schedule(epochs, "constant"), num_levels=1, warmup_epochs=0)
-        with story.launch(settings, "alone") as experiment:
+        with story.opened(settings, "alone") as experiment:
             trial = Trial("dense", init_seed=2, sgd_seed=1)
             waits = waits_of(cuda, lambda e=experiment, t=trial: final_training(e, t, None))
             trained.append([wait for wait in waits if "_Meeting.hold" not in wait.callers])

@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from small_training import STEPS, Fixed, Memory, network, run
 
+from harness.checkpoint import Checkpoint
 from harness.common.seeds import SgdNoise
 from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.masks import Mask
-from harness.pruning.gem_miner import ScoreTraining, draw_scores, kept_counts, num_freezings
+from harness.pruning.gem_miner import SCORES, ScoreTraining, draw_scores, kept_counts, num_freezings
 
 EPOCHS, EVERY, DENSITY, PENALTY, LR = 7, 2, 0.3, 0.001, 1.0
 SCORED = ("0.weight", "4.weight")
@@ -35,7 +36,7 @@ def start():
 def trained(world, **options):
     model, weights, scoring = start()
     optim, schedule = GEM.scoring()
-    settings = {"optim": optim, "schedule": schedule, "companion": scoring, "noise": NOISE}
+    settings = {"optim": optim, "schedule": schedule, "hook": scoring, "noise": NOISE}
     settings["mask"] = Mask.dense(weights, SCORED)
     run(model, world, **(settings | {"view": lambda alpha: scoring.view(alpha)} | options))
     return model, scoring
@@ -83,7 +84,10 @@ def test_scores_and_mask_are_those_of_the_written_out_method(world):
         assert (p[name] - before[name]).abs().mean() > 0.05, "the scores have moved"
         assert (p[name] == 0).any() and (p[name] == 1).any(), "and reached both ends"
     moved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    scores = scoring.settle_()
+    assert scoring.finish(Mask.dense(start()[1], SCORED)).equal(scoring.mask)
+    found = Checkpoint.of(model, level=1, epochs=EPOCHS, level_digest="0" * 64)
+    scores = scoring.networks(found)[SCORES].params
+    assert scores.keys() == set(SCORED) and all(torch.equal(scores[name], moved[name]) for name in SCORED)
     weights = start()[1]
     for name, tensor in model.state_dict().items():
         if name in SCORED:

@@ -43,7 +43,7 @@ TRAINING = """
         train(
             model, world=world, batches=Images(), noise=SgdNoise(1, ("search", 0)), optim=OptimConfig(lr=0.05),
             schedule=Schedule(1, "constant"), mask=Mask({}), view=lambda alpha: torch.enable_grad(), label="L00",
-            on_epoch=lambda report: None, saver=keeper,
+            on_epoch=lambda report: None, saver=saver,
         )
         return sha256_tensors({name: tensor.detach() for name, tensor in model.state_dict().items()})
 

@@ -72,11 +72,11 @@ BEFORE_BACKWARD = """
     run(network(), world, view=view)
 """
 IN_SAVING = """
-    class Keeper(Memory):
+    class Saver(Memory):
         def save(self, state):
             world.on_main(lambda: hang() if state.step == 3 else None)
 
-    run(network(), world, saver=Keeper(world))
+    run(network(), world, saver=Saver(world))
 """
 
 
@@ -140,7 +140,7 @@ def test_gradients_wait_in_a_group_of_their_own(tmp_path):
             setattr(dist, name, spy)
         mine = torch.ones(3)
         assert world.sum(mine).tolist() == [2.0] * 3 and mine.tolist() == [1.0] * 3
-        world.min(mine), world.any(False), world.share_flag(True)
+        world.min(mine), world.any(False), world.main_says(lambda: True)
         world.share({"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.tensor(3), "c": torch.ones(2) > 0})
         world.require_equal("this", "ab"), world.on_main(int), world.on_all(int)
         assert len(used) > 8 and set(used) == {(False, "cpu")}, used
