@@ -43,13 +43,6 @@ class SearchResult:
         """[θ_T, m_T] after training under m_T."""
         return self.levels[-1]
 
-    def at(self, level: int) -> FinishedRun:
-        """Return [θₜ, mₜ]; LookupError if the search has no such level."""
-        for run in self.levels:
-            if run.checkpoint.level == level:
-                return run
-        raise LookupError(f"no level {level} in this search; it has {[run.checkpoint.level for run in self.levels]}")
-
 
 def search(experiment: Experiment) -> SearchResult:
     """Find a signed mask by iterative pruning (paper, Algorithm 1); finished levels are loaded, not repeated.

@@ -25,7 +25,7 @@ def trained(
     experiment: Experiment, found: SearchResult, kind: str, init_seed: int, sgd_seed: int, level: int = 2
 ) -> FinishedRun:
     trial = Trial(kind, init_seed, sgd_seed)  # type: ignore[arg-type]
-    return final_training(experiment.using("lrr"), trial, found.at(level))
+    return final_training(experiment.using("lrr"), trial, found.levels[level])
 
 
 def asked(

@@ -64,8 +64,8 @@ def masked(params: Tensors, mask: Mask) -> Tensors:
 
 def before(found: SearchResult, level: int) -> tuple[Tensors, Tensors]:
     """What level `level` starts from if nothing is rewound: the level before it, or θ_init."""
-    network = found.at(level - 1).checkpoint if level else found.theta_init
-    return masked(network.params, found.at(level).mask), network.buffers
+    network = found.levels[level - 1].checkpoint if level else found.theta_init
+    return masked(network.params, found.levels[level].mask), network.buffers
 
 
 def alike(node: FinishedRun, reference: nn.Module, start: Tensors) -> None:
@@ -84,14 +84,14 @@ def lrr(experiment: Experiment) -> SearchResult:
 @pytest.fixture(scope="module")
 def aws(experiment: Experiment, lrr: SearchResult) -> SearchResult:
     """From a trained network, whose ψ are not the constants 1 and 0 that every layer begins with."""
-    return search(experiment.using("aws", initialisation=resolved(experiment, lrr.at(0).key)))
+    return search(experiment.using("aws", initialisation=resolved(experiment, lrr.levels[0].key)))
 
 
 @pytest.mark.parametrize("level", [0, 1])
 def test_a_level_of_lrr_is_sgd_anew_from_the_level_before(experiment: Experiment, lrr: SearchResult, level: int):
     start = before(lrr, level)
-    reference = plain(experiment, start, lrr.at(level).mask, ("search", level), {0: 0.1})
-    alike(lrr.at(level), reference, start[0])
+    reference = plain(experiment, start, lrr.levels[level].mask, ("search", level), {0: 0.1})
+    alike(lrr.levels[level], reference, start[0])
 
 
 @pytest.mark.parametrize("level", [0, 2])
@@ -102,10 +102,10 @@ def test_a_level_of_aws_sees_psi_between_its_initial_and_present_value(
     psi_init = {name: aws.theta_init.params[name] for name in experiment.partition.norm}
     assert all(len(tensor.unique()) == len(tensor) for tensor in psi_init.values())
     start = before(aws, level)
-    reference = plain(experiment, start, aws.at(level).mask, ("search", level), {0: 0.1}, psi_init)
-    alike(aws.at(level), reference, start[0])
-    without = plain(experiment, start, aws.at(level).mask, ("search", level), {0: 0.1}).state_dict()
-    assert max(float((aws.at(level).checkpoint.params[n] - without[n]).abs().max()) for n in psi_init) > 1e-3
+    reference = plain(experiment, start, aws.levels[level].mask, ("search", level), {0: 0.1}, psi_init)
+    alike(aws.levels[level], reference, start[0])
+    without = plain(experiment, start, aws.levels[level].mask, ("search", level), {0: 0.1}).state_dict()
+    assert max(float((aws.levels[level].checkpoint.params[n] - without[n]).abs().max()) for n in psi_init) > 1e-3
 
 
 @pytest.mark.parametrize("method", ["imp", "wr", "lrr_full"])
@@ -130,7 +130,7 @@ def test_a_final_training_is_sgd_without_interpolation_from_fresh_statistics(
     experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
 ):
     """Of tickets of either method and of any level under one noise."""
-    ticket = aws.ticket if method == "aws" else lrr.at(1)
+    ticket = aws.ticket if method == "aws" else lrr.levels[1]
     node = final_training(experiment.using(method), Trial("signed_mask", 2, 1), ticket)
     fresh = experiment.theta_init(2)
     signs = ticket.signed_mask.signs
