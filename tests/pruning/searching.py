@@ -11,8 +11,7 @@ from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, Searc
 from harness.data.prepare import prepare
 from harness.distributed import world as world_module
 from harness.distributed.world import World
-from harness.experiment.experiment import Experiment
-from harness.experiment.initialisation import Initialisation
+from harness.experiment.experiment import Experiment, Initialisation
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import open_store
 from harness.runs.run import FinishedRun
