@@ -58,8 +58,7 @@ def context(node: FinishedRun, mask: Mask, parent: Checkpoint, origin: Checkpoin
     """The context of a level as `verify` makes it; θ_init and θ_k are `origin`."""
     assert node.record is not None
     config, norm = search_from_json(node.record.config["search"]), node.signed_mask.norm
-    read = {"parent": parent, "theta_init": origin, THETA_K: origin}.__getitem__
-    return LevelContext(config, node.checkpoint.level, mask, norm, read)
+    return LevelContext(config, node.checkpoint.level, mask, norm, origin, parent, {THETA_K: origin}.__getitem__)
 
 
 def wrong(claims: Iterable[Finding]) -> set[str]:

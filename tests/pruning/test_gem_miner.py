@@ -115,8 +115,9 @@ def test_a_network_that_the_scores_do_not_make_is_found(
     scores = own.archive.network(scores_run.key, SCORES)
     assert scores_run.record is not None
     config, signed_mask = search_from_json(scores_run.record.config["search"]), scores_run.signed_mask
+    theta_init, phase = found.theta_init, tag(scores_run, "phase")
     ctx = LevelContext(
-        config, 4, signed_mask.mask, signed_mask.norm, lambda name: found.theta_init, tag(scores_run, "phase")
+        config, 4, signed_mask.mask, signed_mask.norm, theta_init, theta_init, lambda name: theta_init, phase
     )
     whole = StoredLevel(ctx, scores_run.checkpoint, {SCORES: scores}, None)
 

@@ -104,7 +104,7 @@ def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Exp
     wrong = {name: tensor.flip(0) for name, tensor in scores.params.items()}
     others = replace(own, further={"importance.safetensors": Checkpoint(wrong, {}, 1, 0, run.key)})
     config = experiment.using("snip", sgd_seed=5, num_levels=1).config
-    ctx = LevelContext(config, 1, run.mask, experiment.partition.norm, lambda name: found.theta_init)
+    ctx = LevelContext(config, 1, run.mask, experiment.partition.norm, found.theta_init, parent.checkpoint, {}.get)
     before = Network(parent.checkpoint, parent.signed_mask)
     for network, holds in ((own, True), (others, False)):
         (finding,) = [one for one in masks(run.record, ctx, network, before) if one.check == "pruned"]

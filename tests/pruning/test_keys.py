@@ -21,9 +21,9 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import Search, search
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined
-from harness.masks import Mask
+from harness.masks import Mask, SignedMask
 from harness.pruning import METHODS
-from harness.runs.run import RunDescription
+from harness.runs.run import FinishedRun, RunDescription
 from recipes.presets.small import digits
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
@@ -37,11 +37,11 @@ def keys(method: str) -> list[str]:
     """The key of a search and those of its levels, which are described and not trained."""
     config = replace(digits(), method=method, num_levels=2)
     network = Checkpoint({"conv.weight": torch.rand(10)}, {}, 0, 0, "")
-    found = []
+    found, dense = [], Mask.dense(network.params, network.params)
 
-    def untrained(description: RunDescription, make: object) -> SimpleNamespace:
+    def untrained(description: RunDescription, make: object) -> FinishedRun:
         found.append(description.key)
-        return SimpleNamespace(key=description.key, checkpoint=network, mask=Mask.dense(network.params, network.params))
+        return FinishedRun(description.key, network, SignedMask.of(network.params, dense), None)
 
     experiment = SimpleNamespace(
         config=config,
@@ -49,6 +49,7 @@ def keys(method: str) -> list[str]:
         initialisation=Initialisation.of(config.initialisation),
         partition=SimpleNamespace(norm=frozenset(), prunable=frozenset(network.params)),
         classifier="fc",
+        spec=SimpleNamespace(channels=1, image_size=8),
         world=SimpleNamespace(size=1),
         train_feed=SimpleNamespace(steps_per_epoch=1),
         archive=SimpleNamespace(run_or_load=untrained),
