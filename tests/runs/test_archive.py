@@ -138,6 +138,7 @@ def test_what_is_not_known_of_both_is_no_difference(archive: Archive, capsys):
 def test_no_server_is_asked_about_what_is_made_from_runs_of_this_launch(archive: Archive, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(LineageStore, "find", lambda self, key: asked.append(key))
+    monkeypatch.setattr(archive.store, "tracking_uri", "http://localhost:1")  # a store without one is not asked at all
     made: list[str] = []
     first = archive.run_or_load(description(), make(archive, made))
     assert set(asked) == {first.key}
