@@ -4,7 +4,7 @@ SHELL := /bin/bash
 
 VENV ?= .venv
 DATA ?= data
-# Test processes. One thread each: the networks of the tests are too small to share out.
+# Test processes.
 JOBS ?= $(shell echo $$(($$(nproc) + 1)))  # one more: launches and servers make tests wait
 # Fixed, not the number of cores: sums in the same order give the same bits on any machine of one kind. On 8x8 images a
 # second thread gains little, and on a busy machine two threads that wait for each other are many times slower than one.
@@ -21,8 +21,10 @@ STAMP := $(VENV)/.installed
 # Said in full, so that neither a user's Accelerate configuration nor its warnings about defaults come in between.
 LAUNCH_ONE := accelerate launch --quiet --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no
 
-# The tests for a GPU without one: on the CPU under the label "cuda:0", see tests/simulated_cuda/label.py.
-LABELLED := HARNESS_GPU_TESTS_DEVICE=label OMP_NUM_THREADS=1 python -m pytest tests/gpu
+# One thread each: the networks of the tests are too small to share out. The tests for a GPU run without one, on the CPU
+# under the label "cuda:0": see tests/simulated_cuda/label.py.
+PYTEST := HARNESS_GPU_TESTS_DEVICE=label OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest
+IN_PARALLEL := -n $(JOBS) --dist worksteal
 
 .PHONY: help
 help:  ## Show this list
@@ -40,14 +42,17 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
 .PHONY: test
-test: lint  ## All checks that need no GPU: ruff, types, tests (about 12 minutes on 2 cores)
-	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "not gpu and not slow" -n $(JOBS) --dist worksteal --durations 15 --durations-min 10
-	$(LABELLED) -m "gpu and not slow" -n $(JOBS) --dist worksteal
+test: lint  ## All checks that need no GPU: ruff, types, tests (about 8 minutes on 2 cores)
+	$(PYTEST) -m "not slow" $(IN_PARALLEL) --durations 15 --durations-min 10
+
+.PHONY: test-quick
+test-quick: setup  ## While editing: ruff, and the tests that start no process and no server (about 80 seconds on 2 cores)
+	python -m ruff check --quiet .
+	$(PYTEST) -m "not slow and not long and not gpu" -n $(shell nproc) --dist worksteal
 
 .PHONY: test-slow
 test-slow: setup  ## Every figure and table at full size, two nodes that lose each other (needs root), server faults, 20 kills of a search
-	OMP_NUM_THREADS=1 MPLBACKEND=agg python -m pytest -m "slow and not gpu"
-	$(LABELLED) -m "gpu and slow"
+	$(PYTEST) -m slow
 	python tools/crashtest.py --kills 20
 
 .PHONY: test-gpu

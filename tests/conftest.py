@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))  # for tracking_server: pytest's importlib mode adds no directory
 
 # Before any test imports the libraries that read them. A test must never write to the user's own MLflow store, and
 # two workers on two cores get one thread each.
@@ -19,6 +19,55 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
 # libopencv-dev brings TBB, numba then prefers it, and FFCV's writer never exits.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
+
+# So that a helper's assertion says as much as a test's.
+pytest.register_assert_rewrite(*(f"tests.{room.stem}" for room in Path(__file__).parent.iterdir() if room.is_dir()))
+
+from tests.made_once import made_once  # noqa: E402
+
+
+def pytest_collection_finish() -> None:
+    """Take what the libraries have made out of garbage collection: Accelerate collects before each training."""
+    gc.collect()
+    gc.freeze()
+
+
+_short = ""
+"""The test that runs, if it is one of `make test-quick`, which start no Python; but test_rooms.py may, to import."""
+
+PYTHONS = ("python", "accelerate", "torchrun")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Note whether this test may start Python."""
+    global _short
+    free = item.path.name == "test_rooms.py" or any(item.get_closest_marker(name) for name in ("long", "slow"))
+    _short = "" if free else item.nodeid
+    try:
+        return (yield)
+    finally:
+        _short = ""
+
+
+def _refuse_python(event: str, arguments: tuple[object, ...]) -> None:
+    """Fail a test that starts Python, a launcher or a server, and is not marked long."""
+    if event == "subprocess.Popen" and _short and Path(str(arguments[0])).name.startswith(PYTHONS):
+        raise AssertionError(f"{_short} starts Python; mark it long")
+
+
+sys.addaudithook(_refuse_python)
+
+
+@pytest.fixture(scope="session")
+def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database of MLflow without a run, to copy: making its tables takes seconds."""
+    from harness.lineage.tracking.server import Server
+
+    def make(where: Path) -> None:
+        Server(f"sqlite:///{where / 'mlflow.db'}", "test", where).client().search_experiments()
+
+    return made_once(tmp_path_factory, "empty_store", make) / "mlflow.db"
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +83,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     HARNESS_GPU_TESTS_DEVICE=label or =cpu runs their bodies without one: see tests/gpu/conftest.py.
     """
-    if "HARNESS_GPU_TESTS_DEVICE" in os.environ:
-        return
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if "HARNESS_GPU_TESTS_DEVICE" in os.environ:
+        on_gpu = [item for item in on_gpu if not item.path.is_relative_to(Path(__file__).parent / "gpu")]
     if not on_gpu:
         return
     import torch

@@ -37,6 +37,7 @@ def bench() -> ModuleType:
     return module
 
 
+@pytest.mark.long
 def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
     written = tmp_path / "bench.json"
     command = [sys.executable, "tools/bench.py", "--quick", "--only", "mask_size", "prune", "--json", str(written)]
@@ -150,6 +151,7 @@ def test_graphs_compiled_while_a_way_is_timed_are_counted():
     assert timed["once"].rates == [0.5] * 3
 
 
+@pytest.mark.long
 def test_the_operations_of_resnet50_are_the_known_ones():
     """4.089 G multiply-adds forward, twice that backward but for the gradient of the images."""
     work = count("resnet50", batch_size=2, image_size=224, channels=3, num_classes=1000, bf16=True)

@@ -33,6 +33,7 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.long
 def test_killed_before_the_rename_it_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"old")
@@ -45,6 +46,7 @@ def test_killed_before_the_rename_it_keeps_the_old_content(tmp_path: Path) -> No
     assert path.read_bytes() == b"new"
 
 
+@pytest.mark.long
 def test_a_process_exists_until_it_has_ended() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert process_exists(child.pid) and process_exists(1)

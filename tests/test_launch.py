@@ -24,6 +24,7 @@ def start(body: str) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flush", ["True", "False"])
 def test_a_reader_that_has_enough_is_no_error(flush: str):
     """As in `… --list | head`: the pipe closes while there is more to print."""
@@ -34,6 +35,7 @@ def test_a_reader_that_has_enough_is_no_error(flush: str):
     assert (process.stderr.read(), process.wait(60)) == ("", 0)
 
 
+@pytest.mark.long
 def test_another_pipe_that_breaks_is_an_error():
     said = start("raise BrokenPipeError(32, 'the server hung up')").communicate(timeout=60)[1]
     assert "error: [Errno 32] the server hung up\n" in said

@@ -87,6 +87,7 @@ def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: 
     assert find() == "570.1"
 
 
+@pytest.mark.long
 def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
     """A stand-in for Accelerate's launcher: a process whose second word ends in `accelerate`, the third is launch."""
     launcher = tmp_path / "accelerate"

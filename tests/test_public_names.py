@@ -69,10 +69,12 @@ def test_every_public_name_is_typed_and_documented() -> None:
         _ = harness.nothing_of_this_name
 
 
+@pytest.mark.long
 def test_the_examples_of_the_docstrings_run(tmp_path: Path) -> None:
     run(PRELUDE + DOCSTRINGS, tmp_path)
 
 
+@pytest.mark.long
 def test_the_examples_of_the_python_page_run(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -186,6 +186,7 @@ def test_all_methods_are_searched_with_that_an_old_rev_has_too():
     assert asked == {"aws", "lrr", "lrr_full", "lrr_bn_rewind", "imp", "wr", "random", "dense", "gem_miner"}
 
 
+@pytest.mark.long
 def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
     """The interpreter's own installation must not come before the tree that is to be tried."""
     (tmp_path / "recipes").mkdir()
@@ -194,6 +195,7 @@ def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
         Maker(tmp_path, tmp_path).require_own_harness()
 
 
+@pytest.mark.long
 def test_a_launch_that_fails_is_no_answer(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import os\nprint(os.environ['PYTHONPATH'])\nraise SystemExit(3)\n")

@@ -40,6 +40,7 @@ def world() -> Iterator[World]:
         world.close()
 
 
+@pytest.mark.long
 @ON_CPU
 @pytest.mark.parametrize(
     "part", [pytest.param(part, marks=[pytest.mark.slow] if part == "small" else []) for part in worker.HOMES]
@@ -100,6 +101,7 @@ def process(tmp_path: Path) -> Iterator[WorkerProcess]:
     process.kill()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("part", "status", "detail"),
     [
@@ -118,6 +120,7 @@ def test_a_part_that_ends_badly_keeps_its_findings_and_stops_no_other(process, p
     assert first.values == same.values == bad.values != after.values  # which had another process
 
 
+@pytest.mark.long
 def test_a_process_that_cannot_start_is_said(tmp_path):
     broken = WorkerProcess([sys.executable, "-c", "raise SystemExit('no torch')"], tmp_path, tmp_path / "log")
     outcome = broken.ask("steps", 10, 10)
@@ -146,6 +149,7 @@ def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, mon
     assert len(found) == 2
 
 
+@pytest.mark.long
 def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(process, tmp_path, capsys):
     arguments = SittingOptions(seconds=30, json=tmp_path / "new" / "out.json")
     sitting = Sitting(arguments, process, tmp_path, time.monotonic() + 30)
@@ -197,6 +201,7 @@ def test_a_budget_that_is_none_is_refused(seconds, capsys):
     assert "--seconds" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_sitting_whose_process_did_not_start_measures_nothing(tmp_path):
     broken = WorkerProcess([sys.executable, "-c", "raise SystemExit('no torch')"], tmp_path, tmp_path / "log")
     sitting = Sitting(SittingOptions(seconds=30), broken, tmp_path, time.monotonic() + 30)
@@ -224,6 +229,7 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_tests_are_counted_and_a_crash_loses_one(suite, tmp_path):
     outcome = run_tests(tmp_path, 60, False, [str(suite)])
     assert outcome.status == "failed"
@@ -239,6 +245,7 @@ def test_tests_are_counted_and_a_crash_loses_one(suite, tmp_path):
     assert outcome.detail == "killed by SIGABRT, exit code 70"
 
 
+@pytest.mark.long
 def test_a_test_that_hangs_is_ended_with_its_share(suite, tmp_path):
     suite.write_text(suite.read_text().replace("os.abort()", "time.sleep(60)"))
     started = time.monotonic()

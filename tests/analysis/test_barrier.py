@@ -9,13 +9,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from thread_ranks import ThreadRank, on_ranks
 from torch import nn
 
 from harness.analysis.barrier import ALPHAS, BarrierCurve, barrier_curve
 from harness.analysis.interpolate import interpolate
 from harness.distributed.ranks import OneProcess
 from harness.models import build_model
+from tests.thread_ranks import ThreadRank, on_ranks
 
 
 def curve(errors: list[float], **changes: object) -> BarrierCurve:

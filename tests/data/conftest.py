@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,14 +10,11 @@ import pytest
 
 # Two loader threads must be possible on a machine of one core; numba reads this once.
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
-# pytest's importlib mode leaves the helpers beside the tests out of the path.
-sys.path.insert(0, str(Path(__file__).parent))
-
-from archive_files import tiny_imagenet_files, tiny_imagenet_zip
-from photo_files import BOXES, SMALL_RGB, image_folder, photo_crops
 
 from harness.data.prepare import ImageOptions, prepare
 from harness.data.spec import DATASETS, DataSpec
+from tests.data.archive_files import tiny_imagenet_files, tiny_imagenet_zip
+from tests.data.photo_files import BOXES, SMALL_RGB, image_folder, photo_crops
 
 
 @pytest.fixture(scope="session", autouse=True)

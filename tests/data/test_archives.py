@@ -10,7 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from archive_files import (
+from PIL import Image
+
+from harness.data import open_data
+from harness.data.ffcv.beton import read_raw, read_sizes
+from harness.data.prepare import ImageOptions, prepare
+from tests.data.archive_files import (
     WNIDS,
     ImageNetFiles,
     add,
@@ -24,12 +29,7 @@ from archive_files import (
     tiny_imagenet_zip,
     write_tree,
 )
-from photo_files import photo_crops
-from PIL import Image
-
-from harness.data import open_data
-from harness.data.ffcv.beton import read_raw, read_sizes
-from harness.data.prepare import ImageOptions, prepare
+from tests.data.photo_files import photo_crops
 
 LABEL_FILES = (
     "ILSVRC2012_devkit_t12",
@@ -311,6 +311,7 @@ def test_imagenets_train_tar_beside_sorted_validation_images(
     assert digests("imagenet", tmp_path, source, KEPT) == sorted_digests
 
 
+@pytest.mark.long
 def test_imagenets_images_and_labels(tmp_path: Path, imagenet: ImageNetFiles) -> None:
     files = imagenet.train_tar() | imagenet.val_tar() | imagenet.labels("ILSVRC2012_devkit_t12.tar.gz")
     prepare("imagenet", tmp_path, str(write_tree(tmp_path / "raw", files)), KEPT)

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 import pytest
-from keyed_reference import PHI, WORD, box, draw, mix
 
 from harness.data import augment
+from tests.data.keyed_reference import PHI, WORD, box, draw, mix
 
 KEYS = [0, 1, 12345678901234567890, WORD - 1]
 

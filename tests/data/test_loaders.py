@@ -15,12 +15,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from keyed_reference import box, draw
 
 from harness.common.seeds import SgdNoise
 from harness.data import Batch, DataSource, open_data
 from harness.data.ffcv.beton import read_raw
 from harness.training.feed import normalize
+from tests.data.keyed_reference import box, draw
 
 NOISE = SgdNoise(5, ("search", 2))
 CROPPED = ["digits", "small_rgb"]
@@ -50,6 +50,7 @@ def same(a: Iterable[Batch], b: Iterable[Batch]) -> int:
     return count
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", SETS)
 @pytest.mark.parametrize("augment", [True, False])
 def test_ffcv_and_memory_give_the_same_bits(sources: dict, name: str, augment: bool) -> None:
@@ -122,6 +123,7 @@ def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
     return np.floor(sums / (2 * size) ** 2 + 0.5).astype(np.uint8)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 2), (3, 1), (4, 1)])
@@ -314,6 +316,7 @@ def test_batches_on_cuda_are_those_on_cpu(sources: dict, name: str, loader: str)
             assert all(b.is_cuda and torch.equal(a, b.cpu()) for a, b in zip(here, there, strict=True))
 
 
+@pytest.mark.long
 def test_memory_loader_needs_none_of_the_heavy_libraries(digits_directory: Path) -> None:
     program = f"""
 import sys

@@ -18,13 +18,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from photo_files import image_folder, photo_crops, save
 from PIL import Image
 
 from harness.data import open_data
 from harness.data.ffcv.beton import BetonWriter, read_raw, read_sizes
 from harness.data.prepare import ImageOptions, prepare
 from harness.data.spec import DATASETS
+from tests.data.photo_files import image_folder, photo_crops, save
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 RAW = ImageOptions(write_mode="raw")
@@ -284,6 +284,7 @@ def test_an_unfinished_split_is_begun_again_a_finished_one_kept(tmp_path: Path, 
     assert "boxes train: 20 images are there already, kept" in capfd.readouterr().out
 
 
+@pytest.mark.long
 def test_killed_in_the_middle(tmp_path: Path, fashion: Path) -> None:
     """A killed process leaves no manifest; the same command then makes what an undisturbed one makes."""
     generator = np.random.default_rng(0)
@@ -430,6 +431,7 @@ def run_tool(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(TOOL), *arguments], capture_output=True, text=True, cwd=cwd)
 
 
+@pytest.mark.long
 def test_the_command_as_a_user_gives_it(tmp_path: Path) -> None:
     done = run_tool("digits", "--out", "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -440,6 +442,7 @@ def test_the_command_as_a_user_gives_it(tmp_path: Path) -> None:
     assert quiet.returncode == 0 and quiet.stderr == "" and quiet.stdout == done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

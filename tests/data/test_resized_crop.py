@@ -8,13 +8,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from photo_files import BOXES, image_folder, photo_crops
 from PIL import Image
 
 from harness.common.seeds import SgdNoise
 from harness.data import open_data
 from harness.data.augment import center_crop, flips, resized_crop_box
 from harness.data.prepare import ImageOptions, prepare
+from tests.data.photo_files import BOXES, image_folder, photo_crops
 
 NOISE = SgdNoise(5, ("final",))
 SIZE = BOXES.image_size
@@ -32,6 +32,7 @@ def expected(pixels: np.ndarray, box: tuple[int, int, int, int], flip: bool) -> 
     return resized[:, ::-1] if flip else resized
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_pixels_are_those_of_the_keyed_box(boxes_directory: Path, boxes_raw: Path, num_workers: int) -> None:
     """An independent OpenCV (the wheel's) on the original files, at the boxes of plain Python; ±1 for rounding."""
@@ -114,6 +115,7 @@ def test_data_sets_of_any_size_are_refused_in_memory(boxes_directory: Path) -> N
         open_data("boxes", boxes_directory, "memory")
 
 
+@pytest.mark.long
 def test_full_size_images_come_as_224(tmp_path: Path) -> None:
     """ImageNet's own entry, from JPEG files larger than the limit."""
     raw = image_folder(tmp_path / "raw", photo_crops(6, 420, 640), 2, 2, ".jpg")

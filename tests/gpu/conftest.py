@@ -7,40 +7,30 @@ Neither tries the device: questions that only a real one answers are skipped wit
 
 from __future__ import annotations
 
-import gc
 import os
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 
 from harness.distributed.world import World
+from tests.training.small_training import open_fp16_world_on_cpu, open_world
 
 # read when cuBLAS is first used, wherever in the session that is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ON = os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda")
 if ON not in ("cuda", "label", "cpu"):
     raise pytest.UsageError(f"HARNESS_GPU_TESTS_DEVICE is {ON!r}; it must be cuda, label or cpu")
-# pytest's importlib mode adds no directory: for gpu_steps and story, for the small training, and for the label
-sys.path[:0] = [
-    str(Path(__file__).parent),
-    *(str(Path(__file__).parents[1] / of) for of in ("training", "simulated_cuda")),
-]
-
-from small_training import open_fp16_world_on_cpu, open_world  # noqa: E402
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(autouse=True)
 def label() -> Iterator[None]:
-    """Put the label on for the whole session, if HARNESS_GPU_TESTS_DEVICE says so."""
+    """Put the label on for one test, if HARNESS_GPU_TESTS_DEVICE says so: other tests may share the process."""
     if ON != "label":
         yield
         return
-    from label import simulated_cuda
+    from tests.simulated_cuda.label import simulated_cuda
 
-    gc.freeze()  # Accelerate collects garbage before each training: not among all that the libraries have made
     with simulated_cuda():
         yield
 

@@ -23,7 +23,6 @@ from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
-from small_training import forget_accelerate
 
 from harness.cli.launch import launch
 from harness.common.digest import sha256_file
@@ -38,6 +37,7 @@ from harness.pruning import METHODS
 from harness.runs.run import FinishedRun
 from harness.training import loop
 from harness.training.feed import TrainFeed
+from tests.training.small_training import forget_accelerate
 
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 IMAGES = {"train": 64, "test": 40}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_steps import fresh
 
 from harness.analysis.barrier import barrier_curve
 from harness.masks import Mask, SignedMask
 from harness.models import partition_of
 from harness.pruning import prune
+from tests.gpu.gpu_steps import fresh
 
 pytestmark = pytest.mark.gpu
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("tyro", reason="a launch reads its options by tyro")
 
-import story  # noqa: E402
+from tests.gpu import story  # noqa: E402
 
 pytestmark = pytest.mark.gpu
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gpu_steps import Repeated, differing, fresh, sparse_mask, take_steps
-from small_training import EPOCHS, STEPS, Memory, OnesNoise, begin_with_overflows, network, noisy, open_world, run
 
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig
@@ -13,6 +11,18 @@ from harness.distributed.stop import StoppedError
 from harness.models import MODELS
 from harness.training.evaluate import evaluate
 from harness.training.loop import Remask, _Step
+from tests.gpu.gpu_steps import Repeated, differing, fresh, sparse_mask, take_steps
+from tests.training.small_training import (
+    EPOCHS,
+    STEPS,
+    Memory,
+    OnesNoise,
+    begin_with_overflows,
+    network,
+    noisy,
+    open_world,
+    run,
+)
 
 pytestmark = pytest.mark.gpu
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
 
 pytestmark = pytest.mark.gpu
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SCRIPT = """
     import sys
-    sys.path[:0] = {paths!r}
     import torch
-    from small_training import BATCH, Fixed, network, run
+    from tests.training.small_training import BATCH, Fixed, network, run
     from torch import nn
     from harness.config import OptimConfig, Schedule
     from harness.distributed.world import World
@@ -40,14 +42,15 @@ SCRIPT = """
 
 def trained(processes: int, tmp_path, device: torch.device) -> dict[str, torch.Tensor]:
     script, out = tmp_path / "train.py", tmp_path / f"{processes}.pt"
-    paths = [path for path in sys.path if path.endswith(("training", "gpu"))]
-    script.write_text(textwrap.dedent(SCRIPT.format(paths=paths, sync=device.type == "cuda")))
+    script.write_text(textwrap.dedent(SCRIPT.format(sync=device.type == "cuda")))
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    done = subprocess.run([*launcher, str(script), str(out)], capture_output=True, text=True, timeout=300)
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([*launcher, str(script), str(out)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return torch.load(out, weights_only=True)
 
 
+@pytest.mark.long
 def test_batch_statistics_over_two_processes_are_those_of_one(device, tmp_path):
     """`--sync-batchnorm`: two halves of a batch give what the whole gives. On CPUs, which lack it, with LayerNorm."""
     pytest.importorskip("accelerate")

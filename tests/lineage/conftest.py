@@ -1,25 +1,27 @@
-"""Real SQLite stores, copied from one template: making the schema takes eight seconds."""
+"""Real SQLite stores, copied from an empty one."""
 
-import shutil
+import importlib.util
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from harness.lineage.store import LineageStore, open_store
-from harness.lineage.tracking.server import Server
-
-sys.path.insert(0, str(Path(__file__).parent))  # for lineage_story: pytest's importlib mode adds no directory
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("mlflow-template") / "mlflow.db"
-    Server(f"sqlite:///{path}", "test", path.parent).client().search_experiments()
-    return path
+from harness.lineage.store import LineageStore
+from tests.lineage.lineage_story import copied_store
+from tests.lineage.lineage_tool import TOOL
 
 
 @pytest.fixture
-def store(template: Path, tmp_path: Path) -> LineageStore:
-    shutil.copy(template, tmp_path / "mlflow.db")
-    return open_store(tmp_path / "runs", f"sqlite:///{tmp_path / 'mlflow.db'}", "test")
+def store(empty_store: Path, tmp_path: Path) -> LineageStore:
+    return copied_store(empty_store, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("lineage_tool", TOOL)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["lineage_tool"] = module
+    spec.loader.exec_module(module)
+    return module

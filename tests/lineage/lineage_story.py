@@ -1,6 +1,7 @@
 """A made-up search of a few levels, two final trainings and an analysis, as committed local nodes."""
 
 import hashlib
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from harness.checkpoint import Checkpoint
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
+from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask, SignedMask
 
 START_MS = 1_760_000_000_000
@@ -16,6 +18,12 @@ START_MS = 1_760_000_000_000
 
 def key_of(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()
+
+
+def copied_store(empty: Path, where: Path) -> LineageStore:
+    """Return a store of its own in `where`, whose database is a copy of an empty one."""
+    shutil.copy(empty, where / "mlflow.db")
+    return open_store(where / "runs", f"sqlite:///{where / 'mlflow.db'}", "test")
 
 
 def signed_mask(seed: int) -> SignedMask:

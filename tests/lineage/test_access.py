@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import http.server
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from lineage_story import commit_story, key_of
-from tracking_server import free_port, server
 
 from harness.lineage.bundle import write_bundle
 from harness.lineage.reload import load_checkpoint
 from harness.lineage.store import open_store
 from harness.lineage.tracking.server import RefusedError
+from tests.lineage.lineage_story import commit_story, key_of
+from tests.tracking_server import free_port, server
 from tools.lineage_commands.asking import List
 from tools.lineage_commands.proving import Verify
 from tools.lineage_commands.store_options import StoreOptions
@@ -34,12 +35,14 @@ def login(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", password)
 
 
+@pytest.mark.long
 def test_a_server_with_basic_auth(
-    nobody: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    nobody: None, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """MLflow's own: right and wrong passwords, in the environment and in the URI, and where they must not be found."""
     there, port = tmp_path / "server", free_port()
     there.mkdir()
+    shutil.copy(empty_store, there / "server.db")
     (there / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{there}/auth.db\nadmin_username = {USER}\n"
         # a password is hashed slowly on purpose: at every request, were it not remembered

@@ -17,14 +17,17 @@ from typing import Any
 import networkx
 import pytest
 import requests
-from tracking_server import free_port, server
 
 from harness import lineage
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
+from tests.tracking_server import free_port, server
 from tools.benchmarks.made_search import MadeSearch
+
+pytestmark = pytest.mark.long
+
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 NAMES = ("search", "L00", "L01", "L02", "signed_mask", "retrain", "lmc")
@@ -76,8 +79,9 @@ class Asked:
 
 
 @pytest.fixture(scope="module")
-def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     where = tmp_path_factory.mktemp("asked")
+    shutil.copy(empty_store, where / "server.db")
     config = SearchConfig(
         data=DataConfig("digits", directory=where / "none"),
         model=ModelConfig("resnet8", width=2),
@@ -198,13 +202,13 @@ def test_verify_gc_and_export(asked: Asked, tmp_path: Path) -> None:
     assert set(networkx.read_graphml(tmp_path / "graph.graphml")) == set(asked.search.keys.values())
 
 
-def test_bundle_and_import_into_another_store(asked: Asked, template: Path, tmp_path: Path) -> None:
+def test_bundle_and_import_into_another_store(asked: Asked, empty_store: Path, tmp_path: Path) -> None:
     out, run_id = tmp_path / "bundle", asked.run_id("signed_mask")
     shutil.copytree(asked.where / "runs", tmp_path / "runs")
     told = asked.json("bundle", run_id, "--checkpoints", "--out", str(out), runs=tmp_path / "none")  # from the server
     assert told["num_nodes"] == 5 and told["written"] == str(out)
     assert "5 nodes, " in asked.ask("bundle", run_id, "--out", str(tmp_path / "again"))
-    shutil.copy(template, tmp_path / "mlflow.db")
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     theirs = {"runs": tmp_path / "their runs", "tracking-uri": f"sqlite:///{tmp_path}/mlflow.db"}
     taken = asked.json("import", str(out), **theirs)["imported"]
     assert {one["outcome"] for one in taken} == {"new"} and all(one["run_id"] for one in taken)

@@ -4,7 +4,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
-from lineage_story import START_MS, commit_story, key_of
 from mlflow import MlflowClient
 
 from harness.lineage.browse.find import ancestors, descendants, family, find_node, newest, path_steps, relatives, way
@@ -12,6 +11,7 @@ from harness.lineage.browse.query import Query, parse_density, parse_since
 from harness.lineage.nodes.index import INDEX, LocalIndex
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
+from tests.lineage.lineage_story import START_MS, commit_story, copied_store, key_of
 
 
 def commit(store: LineageStore, name: str, kind: str, *parents: tuple[str, str], number: int = 50) -> Path:
@@ -37,9 +37,12 @@ def two_searches(store: LineageStore) -> dict[str, Path]:
     return paths
 
 
-@pytest.fixture(params=["delivered", "local", "mixed"])
-def searches(store: LineageStore, request: pytest.FixtureRequest) -> LineageStore:
-    """Two searches in MLflow alone, in local nodes alone, or some here and some there."""
+@pytest.fixture(scope="module", params=["delivered", "local", "mixed"])
+def searches(
+    empty_store: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> LineageStore:
+    """Two searches in MLflow alone, in local nodes alone, or some here and some there; only read."""
+    store = copied_store(empty_store, tmp_path_factory.mktemp(request.param))
     paths = two_searches(store)
     if request.param != "local":
         for name, path in paths.items():

@@ -1,7 +1,6 @@
 """Runs given away and taken in: the same bits, nothing lost, nothing overwritten, nothing believed."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -11,7 +10,6 @@ from pathlib import Path
 import networkx
 import pytest
 import torch
-from lineage_story import checkpoint, commit_story, key_of, signed_mask
 
 from harness import load_checkpoint, load_signed_mask
 from harness.common.digest import sha256_file
@@ -24,15 +22,17 @@ from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof import Findings
 from harness.lineage.proof.copies import all_nodes, check_artifacts, check_local, check_tags
 from harness.lineage.store import LineageStore, open_store
+from tests.lineage.lineage_story import checkpoint, commit_story, key_of, signed_mask
+from tests.warm import warm
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 
 
 @pytest.fixture
-def theirs(template: Path, tmp_path: Path) -> LineageStore:
+def theirs(empty_store: Path, tmp_path: Path) -> LineageStore:
     """Somebody else's store."""
     (tmp_path / "theirs").mkdir()
-    shutil.copy(template, tmp_path / "theirs" / "mlflow.db")
+    shutil.copy(empty_store, tmp_path / "theirs" / "mlflow.db")
     return open_store(tmp_path / "theirs" / "runs", f"sqlite:///{tmp_path}/theirs/mlflow.db", "theirs")
 
 
@@ -49,6 +49,7 @@ def tree(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("from_mlflow", [False, True])
 def test_there_and_back(store: LineageStore, theirs: LineageStore, tmp_path: Path, from_mlflow: bool) -> None:
     paths = commit_story(store.local)
@@ -154,20 +155,20 @@ def test_another_result_under_the_same_key_is_refused(
     assert theirs.local.load(record.key).name == "mine"
 
 
+@pytest.mark.long
 def test_nothing_half_is_left_by_a_kill(store: LineageStore, theirs: LineageStore, tmp_path: Path) -> None:
     """SIGKILL before and after nodes get their names, once as a user imports; the same command then goes on."""
     commit_story(store.local)
     out = bundle(store, tmp_path / "bundle", "level 2", checkpoints=True)
-    command = [sys.executable, str(TOOL), "import", str(out), "--offline", "--runs", str(theirs.local.directory)]
+    command = ["import", str(out), "--offline", "--runs", str(theirs.local.directory)]
     for number, point in enumerate(("node-written:1", "node-committed:1", "node-written:2")):
-        environment = {**os.environ, "HARNESS_KILL_AT": point}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = warm(tmp_path, TOOL, *command, HARNESS_KILL_AT=point)
         assert done.returncode == -signal.SIGKILL, done.stderr
         whole = list(theirs.local.directories())
         assert len(whole) == (0, 1, 2)[number]
         for directory in whole:
             check_files(directory, read_record(directory))
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, str(TOOL), *command], capture_output=True, text=True)
     assert (done.stdout.count("there already"), done.stdout.count("new")) == (2, 2) and done.stderr == ""
     assert not list(theirs.local.directory.glob(".tmp-*"))
 

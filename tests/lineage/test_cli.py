@@ -1,46 +1,29 @@
 """tools/lineage.py as a person runs it, and its parts."""
 
-import importlib.util
 import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
-from lineage_story import commit_story, key_of
 
 from harness.lineage.browse.find import find_node, newest, relatives
 from harness.lineage.store import LineageStore
-
-TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
-
-
-@pytest.fixture(scope="module")
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lineage_tool", TOOL)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["lineage_tool"] = module
-    spec.loader.exec_module(module)
-    return module
+from tests.lineage.lineage_story import commit_story, key_of
+from tests.lineage.lineage_tool import TOOL, ask
+from tests.warm import warm
 
 
-def ask(tool: ModuleType, store: LineageStore, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    place = ["--runs", str(store.local.directory), "--tracking-uri", str(store.tracking_uri)]
-    monkeypatch.setattr(sys, "argv", ["lineage.py", *arguments, *place])
-    tool.main()
-
-
+@pytest.mark.long
 def test_from_a_shell(store: LineageStore) -> None:
     """Once as a user does it: the default places below the working directory, nothing on standard error."""
     paths = commit_story(store.local)
     run_id = store.deliver(paths["level 2"])
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
-    command = [sys.executable, str(TOOL)]
     there = store.local.directory.parent
-    done = subprocess.run([*command, "tree", run_id[:10]], cwd=there, capture_output=True, text=True, env=environment)
+    command = [sys.executable, str(TOOL), "tree", run_id[:10]]
+    done = subprocess.run(command, cwd=there, capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and done.stderr == "", done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].split() == [
@@ -59,7 +42,7 @@ def test_from_a_shell(store: LineageStore) -> None:
     assert lines[1].startswith("aws resnet20 digits s1") and "◀" in lines[4] and run_id[:8] in lines[4]
     assert lines[5].startswith("    └── signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
     assert "sync" in lines[-1]
-    done = subprocess.run([*command, "show", "f" * 32], cwd=there, capture_output=True, text=True, env=environment)
+    done = warm(there, TOOL, "show", "f" * 32, MLFLOW_TRACKING_URI="")
     assert done.returncode == 1 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run or node begins with 'ffff")
 

@@ -6,7 +6,6 @@ import subprocess
 from dataclasses import replace
 
 import pytest
-from lineage_story import commit_story, key_of
 from mlflow import MlflowClient
 
 from harness.common.escape import code_block, for_markdown
@@ -22,6 +21,7 @@ from harness.lineage.tracking.description import (
     precision_of,
     with_children,
 )
+from tests.lineage.lineage_story import commit_story, key_of
 
 HOSTILE = "<script>alert(1)</script> [x](javascript:alert(1)) | `![](http://a/b.png)` **b**\n# h"
 

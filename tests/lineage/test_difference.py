@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from lineage_story import commit_story, key_of, signed_mask
 
 from harness.lineage.browse.difference import diff, differences
 from harness.lineage.browse.find import find_node
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask, SignedMask
+from tests.lineage.lineage_story import commit_story, key_of, signed_mask
 
 
 def record(**given: object) -> LineageRecord:

@@ -1,13 +1,13 @@
 """The graph's answers against a story written down by hand."""
 
 import pytest
-from lineage_story import commit_story, key_of
 
 from harness.common.tables import tree_texts
 from harness.lineage.browse.listing import tree_order
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Parent
+from tests.lineage.lineage_story import commit_story, key_of
 
 
 def level(name: str, *parents: str) -> LineageRecord:

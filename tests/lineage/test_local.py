@@ -122,6 +122,7 @@ def test_a_key_must_be_the_digest_of_the_determinants(tmp_path: Path) -> None:
     assert record.files["determinants.json"] == record.key
 
 
+@pytest.mark.long
 def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Path) -> None:
     nodes = LocalNodes(tmp_path)
     script = (

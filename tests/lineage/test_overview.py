@@ -7,9 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 import requests
-from lineage_story import START_MS, commit_story, key_of
 from mlflow import MlflowClient
-from tracking_server import free_port, server
 
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
@@ -17,6 +15,10 @@ from harness.lineage.tracking import overview
 from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE
 from harness.lineage.tracking.overview import DRAWN_TAG
 from harness.lineage.tracking.ui import VIEW_TAG, open_runs
+from tests.lineage.lineage_story import START_MS, commit_story, key_of
+from tests.tracking_server import free_port, server
+
+pytestmark = pytest.mark.long
 
 
 def root_of(store: LineageStore) -> tuple[MlflowClient, str]:
@@ -165,8 +167,9 @@ def test_names_and_tags_on_the_root_run_are_only_text(store: LineageStore) -> No
     assert page.count("<script") == 2 and "<img" not in page
 
 
-def test_a_server_gives_the_picture_where_the_description_looks_for_it(template: Path, tmp_path: Path) -> None:
-    shutil.copy(template, tmp_path / "server.db")
+@pytest.mark.long
+def test_a_server_gives_the_picture_where_the_description_looks_for_it(empty_store: Path, tmp_path: Path) -> None:
+    shutil.copy(empty_store, tmp_path / "server.db")
     port = free_port()
     with server(tmp_path, port):
         store = open_store(tmp_path / "runs", f"http://me:geheim@127.0.0.1:{port}", "test")

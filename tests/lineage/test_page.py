@@ -11,8 +11,6 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from lineage_story import commit_story, key_of
-from test_cli import ask, tool  # noqa: F401  # a fixture
 
 from harness.lineage.browse.find import newest
 from harness.lineage.nodes.graph import RunSummary
@@ -24,6 +22,8 @@ from harness.lineage.page.picture import Picture, picture_of
 from harness.lineage.store import LineageStore
 from harness.pruning import METHODS
 from harness.pruning.wr import THETA_K
+from tests.lineage.lineage_story import commit_story, key_of
+from tests.lineage.lineage_tool import ask
 
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(1)>&lt;b&gt;\\N\\"]}{|\n</title>]]>\x1b[31m\u202ex'
 SVG = "{http://www.w3.org/2000/svg}"

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from lineage_story import commit_story, key_of, network_files, signed_mask
 from mlflow import MlflowClient
 
 from harness import load_signed_mask
@@ -15,6 +14,7 @@ from harness.lineage.browse.find import find_node
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.registry import alias_of, model_name
+from tests.lineage.lineage_story import commit_story, key_of, network_files, signed_mask
 
 NAME = "aws-digits-resnet20"
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from lineage_story import checkpoint, commit_story, key_of, signed_mask
 from mlflow import MlflowClient
 
 from harness import load_checkpoint, load_signed_mask
 from harness.lineage.store import LineageStore
+from tests.lineage.lineage_story import checkpoint, commit_story, key_of, signed_mask
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -92,6 +92,7 @@ def mask_files(store: LineageStore) -> list[Path]:
     return list((store.local.directory.parent / "mlruns").rglob("signed_mask.safetensors"))
 
 
+@pytest.mark.long
 def test_importing_the_lineage_brings_no_mlflow() -> None:
     modules = ", ".join(f"harness.lineage.{name}" for name in ("store", "reload", "browse.find", "nodes.graph"))
     heavy = "{'mlflow', 'networkx', 'requests', 'torch'} & set(sys.modules)"

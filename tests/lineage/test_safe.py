@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lineage_story import commit_story, key_of
 from mlflow.store.artifact.http_artifact_repo import HttpArtifactRepository
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
@@ -20,6 +19,7 @@ from harness.lineage.browse.find import find_node
 from harness.lineage.bundle import write_bundle
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.server import download
+from tests.lineage.lineage_story import commit_story, key_of
 
 HARNESS = Path(__file__).parents[2] / "harness"
 

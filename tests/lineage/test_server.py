@@ -18,6 +18,7 @@ MAKE = "import sys; from pathlib import Path; from harness.lineage.tracking.serv
 MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
 
 
+@pytest.mark.long
 def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     killed = subprocess.run([sys.executable, "-c", MAKE, uri], env={**os.environ, FAULT_VARIABLE: "database-made:1"})
@@ -29,6 +30,7 @@ def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
 
 
+@pytest.mark.long
 def test_a_database_that_another_process_made_first_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from harness.lineage.tracking import server
 

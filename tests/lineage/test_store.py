@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lineage_story import START_MS, commit_story, key_of
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
@@ -20,6 +19,7 @@ from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.server import KEY_TAG, Server
+from tests.lineage.lineage_story import START_MS, commit_story, key_of
 
 # every call that changes the store, in the order of a delivery
 SENDING = ["create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts"]
@@ -52,6 +52,7 @@ def assert_complete(store: LineageStore, paths: dict[str, Path]) -> None:
             assert got == sorted((m.step, m.value, m.timestamp_ms) for m in record.metrics if m.name == metric)
 
 
+@pytest.mark.long
 def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["lmc"])  # everything else is its ancestor
@@ -95,6 +96,7 @@ def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytes
     assert files == {"SHA256SUMS", "config.json", "curve.json", "figures", "record.json"}
 
 
+@pytest.mark.long
 def test_delivering_twice_is_one_run(store: LineageStore) -> None:
     paths = commit_story(store.local)
     first = store.deliver(paths["lmc"])
@@ -153,6 +155,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]
     return done
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("kind", ["level", "analysis"])
 def test_killed_at_any_call_and_delivered_again_is_one_complete_run(
@@ -289,8 +292,9 @@ def test_parent_known_to_mlflow_alone_is_enough(store: LineageStore) -> None:
     assert len(all_runs(store)) == 4
 
 
+@pytest.mark.long
 def test_remembered_runs_of_a_deleted_store_are_not_believed(
-    store: LineageStore, template: Path, tmp_path: Path
+    store: LineageStore, empty_store: Path, tmp_path: Path
 ) -> None:
     paths = commit_story(store.local)
     first = store.deliver(paths["level 2"])
@@ -301,7 +305,7 @@ def test_remembered_runs_of_a_deleted_store_are_not_believed(
     assert second != first and store.load(second).key == key_of("level 2")
     # An empty store where the remembered one was: its name is put into the memory of one that is elsewhere.
     (tmp_path / "new").mkdir()
-    shutil.copy(template, tmp_path / "new" / "mlflow.db")
+    shutil.copy(empty_store, tmp_path / "new" / "mlflow.db")
     fresh = open_store(store.local.directory, f"sqlite:///{tmp_path}/new/mlflow.db", "test")
     for path in (store.local.directory / ".delivered").iterdir():
         path.write_text(path.read_text().replace(f"{tmp_path}/mlflow.db", f"{tmp_path}/new/mlflow.db"))
@@ -347,6 +351,7 @@ def test_hanging_server_is_given_up(tmp_path: Path) -> None:
         assert time.monotonic() - started < 20
 
 
+@pytest.mark.long
 def test_without_mlflow_nodes_stay_local(tmp_path: Path) -> None:
     script = (
         "import sys, importlib.util\n"

@@ -12,15 +12,17 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from lineage_story import commit_story, key_of
 from mlflow import MlflowClient
-from test_cli import TOOL, ask, tool  # noqa: F401  # a fixture
-from tracking_server import free_port
 
 from harness.lineage.browse.find import find_node
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking import ui
 from harness.lineage.tracking.ui import VIEW_TAG, open_runs
+from tests.lineage.lineage_story import commit_story, key_of
+from tests.lineage.lineage_tool import TOOL, ask
+from tests.tracking_server import free_port
+
+pytestmark = pytest.mark.long
 
 
 def saved(store: LineageStore, address: str) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def test_the_command_prints_the_link(
     assert "is taken" in capsys.readouterr().err
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_command_starts_the_ui_and_ends_it(store: LineageStore, tmp_path: Path) -> None:
     store.deliver(commit_story(store.local, levels=1)["level 0"])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +12,7 @@ from PIL import Image
 from harness.data import DATASETS
 from harness.data.prepare import prepare
 from harness.experiment.experiment import Experiment
-
-sys.path.insert(0, str(Path(__file__).parent))  # for searching: pytest's importlib mode adds no directory
-
-from searching import open_experiment  # noqa: E402
+from tests.pruning.searching import open_experiment
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from searching import STEPS
 
 from harness.config import ComparisonConfig
 from harness.experiment.comparison import Comparison, compare
@@ -11,6 +10,7 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.runs.run import FinishedRun
+from tests.pruning.searching import STEPS
 
 FEW = ComparisonConfig(num_alphas=3, bn_images=300)
 BATCH = 256

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from copy import copy
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,6 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from comparing import CONVENTIONS, asked, opened
 
 from harness.analysis.barrier import BarrierCurve
 from harness.distributed import world as world_module
@@ -22,6 +19,8 @@ from harness.experiment.comparison import _BatchNormImages
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
+from tests.pruning.comparing import CONVENTIONS, asked, opened
+from tests.warm import torchrun
 
 IMAGE = 0.2
 """One test image of 500, in percentage points."""
@@ -68,9 +67,8 @@ def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Expe
 
 def launch(processes: int, data: Path, runs: Path, keys: KEYS, precision: str) -> tuple[list[BarrierCurve], list[str]]:
     """Compare in several processes; return the curves of rank 0, and how each rank ended after a fault."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, str(Path(__file__).with_name("comparing.py")), str(data), str(runs), *keys, precision]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    script = str(Path(__file__).with_name("comparing.py"))
+    done = torchrun(processes, Path.cwd(), script, str(data), str(runs), *keys, precision)
     assert done.returncode == 0, done.stderr
     printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     assert sorted(one[0] is None for one in printed) == [False] + [True] * (processes - 1)
@@ -78,7 +76,8 @@ def launch(processes: int, data: Path, runs: Path, keys: KEYS, precision: str) -
     return together, sorted(line for line in done.stdout.splitlines() if line[:1].isdigit())
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_several_processes_find_what_one_finds(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve], processes: int
 ) -> None:
@@ -101,6 +100,7 @@ def test_several_processes_find_what_one_finds(
     assert endings == sorted(expected)
 
 
+@pytest.mark.long
 def test_in_bfloat16_errors_are_those_of_full_precision(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve]
 ) -> None:

@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from searching import tag
 
 from harness.checkpoint import Checkpoint
 from harness.config import search_from_json
@@ -20,6 +19,7 @@ from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.wr import THETA_K
 from harness.runs.run import FinishedRun
+from tests.pruning.searching import tag
 
 OPTIONS: dict[str, dict[str, object]] = {
     "imp": {},

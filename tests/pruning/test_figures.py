@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from searching import tag
 
 from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.experiment.experiment import Experiment
@@ -16,6 +15,9 @@ from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.figure_runner import FigureRunner
+from tests.pruning.searching import tag
+
+pytestmark = pytest.mark.long
 
 
 def made(experiment: Experiment, plan: FigurePlan, used_on: Experiment | None = None) -> FigureRunner:

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from searching import proved, tag
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
@@ -21,6 +20,7 @@ from harness.pruning.gem_miner import SCORES, draw_scores
 from harness.pruning.method import StoredLevel
 from harness.runs.run import FinishedRun
 from harness.training.loop import train
+from tests.pruning.searching import proved, tag
 
 GEM = GemMinerConfig(score_epochs=5, freeze_every_epochs=2, finetune=Schedule(2, "step"))
 

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from searching import proved
 
 from harness.checkpoint import Checkpoint
 from harness.common.machine import cuda_facts
@@ -25,6 +24,7 @@ from harness.masks import Mask, SignedMask
 from harness.pruning import METHODS
 from harness.runs.run import FinishedRun, RunDescription
 from recipes.presets.small import digits
+from tests.pruning.searching import proved
 
 # Computed with commit 0da9014, from before there were other methods than aws and lrr.
 PINNED = {

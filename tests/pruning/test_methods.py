@@ -6,7 +6,6 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from searching import STEPS, proved, tag
 
 from harness.common.digest import sha256_tensors
 from harness.common.seeds import SgdNoise
@@ -20,6 +19,7 @@ from harness.pruning import METHODS, StartPoint, prune
 from harness.pruning.method import FullTraining
 from harness.pruning.wr import THETA_K
 from harness.runs.run import Measurements, RunDescription
+from tests.pruning.searching import STEPS, proved, tag
 
 Params = Mapping[str, torch.Tensor]
 BY_OTHER_RANKINGS = ("magnitude_increase", "snip", "synflow")

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from searching import STEPS, resolved
 from torch import nn
 
 from harness.common.seeds import SgdNoise, derive_seed
@@ -20,6 +19,7 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.masks import Mask
 from harness.runs.run import FinishedRun
+from tests.pruning.searching import STEPS, resolved
 
 Tensors = Mapping[str, torch.Tensor]
 Scope = tuple[str | int, ...]

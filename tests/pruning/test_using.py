@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from searching import proved, resolved, tag
 
 from harness.common.digest import sha256_tensors
 from harness.experiment.experiment import Experiment
@@ -21,6 +20,7 @@ from harness.pruning import prune_to
 from harness.runs.run import FinishedRun
 from recipes.pretrained_ticket import PretrainedOptions
 from recipes.pretrained_ticket import config as pretrained_ticket
+from tests.pruning.searching import proved, resolved, tag
 
 
 @pytest.fixture(scope="module")

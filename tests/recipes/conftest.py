@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-# for launching and archive_files: pytest's importlib mode adds no directory
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "data")]
-
-from archive_files import (  # noqa: E402
+from tests.data.archive_files import (
     ImageNetFiles,
     cifar10_archive,
     cifar100_archive,
@@ -19,28 +17,63 @@ from archive_files import (  # noqa: E402
     tiny_imagenet_zip,
     write_tree,
 )
-from launching import TINY, recipe, run_ids, tool  # noqa: E402
-from photo_files import photo_crops  # noqa: E402
+from tests.data.photo_files import photo_crops
+from tests.made_once import made_once
+from tests.recipes.launching import EMPTY_STORE, LIGHT, TINY, elsewhere, recipe, run_ids, tool
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> Path:
+def prepared(tmp_path_factory, empty_store) -> Path:
     """A directory with the digits in it."""
-    where = tmp_path_factory.mktemp("user")
-    tool(where, "prepare_data.py", "digits", "--out", "data")
-    return where
+
+    def make(where: Path) -> None:
+        tool(where, "prepare_data.py", "digits", "--out", "data", cold=True)
+        shutil.copy(empty_store, where / EMPTY_STORE)
+
+    return made_once(tmp_path_factory, "prepared", make)
 
 
 @pytest.fixture(scope="session")
-def searched(prepared) -> tuple[Path, list[str]]:
-    """…and a finished tiny search in it."""
-    return prepared, run_ids(recipe(prepared, "aws_digits.py", *TINY, processes=1))
+def pristine(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
+    """…and another one with a finished tiny search in it, to compare with: it is the same one in all test processes."""
+
+    def make(where: Path) -> None:
+        elsewhere(prepared, where, tables=False)
+        ids = run_ids(recipe(where, "aws_digits.py", *TINY, processes=1))
+        (where / "run_ids.json").write_text(json.dumps(ids))
+
+    where = made_once(tmp_path_factory, "searched", make)
+    return where, json.loads((where / "run_ids.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def searched(tmp_path_factory, prepared, pristine) -> tuple[Path, list[str]]:
+    """A copy of it to go on with."""
+    where = tmp_path_factory.mktemp("user") / "searched"
+    shutil.copytree(pristine[0], where, symlinks=True)
+    return where, pristine[1]
+
+
+@pytest.fixture(scope="session")
+def by_two(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
+    """What two processes made of the same search, in a database that they made."""
+
+    def make(where: Path) -> None:
+        elsewhere(prepared, where, tables=False)
+        ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, processes=2))
+        (where / "run_ids.json").write_text(json.dumps(ids))
+
+    where = made_once(tmp_path_factory, "searched_by_two", make)
+    return where, json.loads((where / "run_ids.json").read_text())
 
 
 @pytest.fixture(scope="session")
 def full_size(tmp_path_factory) -> Path:
     """A directory with 4 + 3 images (5 + 2 of CIFAR-10) of each data set, prepared from its own archives."""
-    home = tmp_path_factory.mktemp("full_size")
+    return made_once(tmp_path_factory, "full_size", _prepare_full_size)
+
+
+def _prepare_full_size(home: Path) -> None:
     small, tiny, large = (photo_crops(7, *size) for size in ((32, 32), (64, 64), (375, 500)))
     archive = cifar10_archive(home / "cifar-10-binary.tar.gz", np.stack(small[:5]), np.stack(small[5:]))
     tool(home, "prepare_data.py", "cifar10", "--source", archive.name, "--out", "data")
@@ -52,4 +85,3 @@ def full_size(tmp_path_factory) -> Path:
     everything = files.train_tar() | files.val_tar() | files.labels("ILSVRC2012_devkit_t12.tar.gz")
     write_tree(home / "imagenet", everything)
     tool(home, "prepare_data.py", "imagenet", "--source", "./imagenet", "--out", "data")
-    return home

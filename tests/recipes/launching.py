@@ -1,19 +1,27 @@
-"""Launch recipes and tools as a user does, and read what they left."""
+"""Launch recipes and tools as a user does, and read what they left.
+
+Where the start of Python is not the matter, the script runs in a fork of a process that has loaded the libraries.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from tests.warm import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = [str(Path(sys.executable).with_name("accelerate")), "launch", "-q", "--num_machines", "1"]
 LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threads_per_process", "1"]
 TINY = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
 TINY += ["--final.epochs", "2", "--num-levels", "2"]
+EMPTY_STORE = "empty.db"
+"""Beside prepared data: a database of MLflow without a run."""
 LIGHT = ["--data.loader", "memory"]  # without the start of FFCV, where it is not the matter
 
 
@@ -25,21 +33,32 @@ def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:
     return done.stdout if ok else done.stderr
 
 
+def run_warm(where: Path, script: str, *options: str, ok: bool = True, **environment: str) -> str:
+    """Run a script by a Python that has loaded the libraries, seconds sooner; return what `run` does."""
+    done = warm(where, script, *options, **{"OMP_NUM_THREADS": "1", **environment})
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stderr
+
+
 def recipe(where: Path, name: str, *options: str, processes: int = 0, ok: bool = True, **environment: str) -> str:
-    """Launch a recipe: by `accelerate launch` with that many processes, or (0) by Python alone, seconds sooner."""
+    """Launch a recipe: by `accelerate launch` with that many processes, or (0) by Python alone, seconds sooner.
+
+    One process is launched wholly as a user does. The launcher of several has its libraries loaded, they have not.
+    """
     script = str(REPOSITORY / "recipes" / name)
     if not processes:
-        return run(where, sys.executable, script, *options, ok=ok, **environment)
-    shape = ["--num_processes", str(processes)]
-    if processes > 1:
-        shape += ["--multi_gpu", "--main_process_port", "0"]
-        environment |= {"ACCELERATE_USE_CPU": "true"}
-    return run(where, *LAUNCH, *shape, script, *options, ok=ok, **environment)
+        return run_warm(where, script, *options, ok=ok, **environment)
+    command = [*LAUNCH, "--num_processes", str(processes)]
+    if processes == 1:
+        return run(where, *command, script, *options, ok=ok, **environment)
+    command += ["--multi_gpu", "--main_process_port", "0", script]
+    return run_warm(where, *command, *options, ok=ok, **{"ACCELERATE_USE_CPU": "true", **environment})
 
 
-def tool(where: Path, name: str, *options: str, ok: bool = True) -> str:
-    """Run a tool."""
-    return run(where, sys.executable, str(REPOSITORY / "tools" / name), *options, ok=ok)
+def tool(where: Path, name: str, *options: str, ok: bool = True, cold: bool = False) -> str:
+    """Run a tool; `cold` in a Python that has loaded nothing, as a user does."""
+    script = str(REPOSITORY / "tools" / name)
+    return run(where, sys.executable, script, *options, ok=ok) if cold else run_warm(where, script, *options, ok=ok)
 
 
 def nodes(where: Path, kind: str) -> dict[str, dict]:
@@ -53,8 +72,11 @@ def run_ids(output: str) -> list[str]:
     return re.findall(r"^\s+\d+\s+[\d.]+\s+[\d.]+\s+([0-9a-f]{32})$", output, re.M)
 
 
-def elsewhere(prepared: Path, tmp_path: Path) -> Path:
-    """Return another working directory with the same data and no runs."""
+def elsewhere(prepared: Path, tmp_path: Path, *, tables: bool = True) -> Path:
+    """Return another working directory with the same data and no runs; with `tables` it has a database for them."""
     tmp_path.mkdir(exist_ok=True)
-    (tmp_path / "data").symlink_to(prepared / "data")
+    data = (prepared / "data").resolve()
+    (tmp_path / "data").symlink_to(data)
+    if tables and (data.parent / EMPTY_STORE).exists():
+        shutil.copy(data.parent / EMPTY_STORE, tmp_path / "mlflow.db")  # to make its tables takes seconds
     return tmp_path

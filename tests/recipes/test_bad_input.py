@@ -11,8 +11,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from bad_inputs import BAD_INPUTS, Bad, Place
-from launching import REPOSITORY
 
 import harness.experiment.trainer
 from harness.cli.launch import launch, launch_ticket
@@ -22,6 +20,8 @@ from harness.data.prepare import prepare
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
 from harness.lineage.nodes.local_files import LocalNodes
+from tests.recipes.bad_inputs import BAD_INPUTS, Bad, Place
+from tests.recipes.launching import REPOSITORY
 
 
 def settings(place: Path, num_levels: int) -> SearchConfig:
@@ -106,6 +106,7 @@ def test_without_the_damage_it_would_train(good: Place, tmp_path: Path, no_train
 POSITIONS = 100
 
 
+@pytest.mark.long
 def test_every_altered_byte_is_found(good: Place, tmp_path: Path):
     """Of every file of a level, and of the data files of both loaders."""
     shutil.copytree(good.directory, tmp_path / "place")

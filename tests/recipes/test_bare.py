@@ -8,16 +8,20 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, TINY, elsewhere, nodes, run
+
+from tests.recipes.launching import REPOSITORY, TINY, elsewhere, nodes, run
+
+pytestmark = pytest.mark.long
+
 
 LACKING = ("accelerate", "datasets", "ffcv", "mlflow")
 OFFLINE = ("--loader", "memory", "--offline")
 
 
 @pytest.fixture
-def bare(searched, tmp_path) -> Path:
+def bare(pristine, tmp_path) -> Path:
     """A directory with the digits in it, where no process finds any of these libraries."""
-    where = elsewhere(searched[0], tmp_path)
+    where = elsewhere(pristine[0], tmp_path)
     # None in sys.modules: importing it is an ImportError, and find_spec finds nothing
     (where / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({LACKING}))\n")
     return where
@@ -31,10 +35,10 @@ def plain(where: Path, *scripts: list[str], ok: bool = True, **environment: str)
     return run(where, sys.executable, "-c", run_all, lines, ok=ok, PYTHONPATH=f"{where}:{REPOSITORY}", **environment)
 
 
-def test_search_training_and_analysis_need_pytorch_alone_and_give_the_same_bits(searched, bare):
+def test_search_training_and_analysis_need_pytorch_alone_and_give_the_same_bits(pristine, bare):
     with pytest.raises(AssertionError, match="ModuleNotFoundError"):
         run(bare, sys.executable, "-c", "import accelerate", PYTHONPATH=str(bare))
-    ours = nodes(searched[0], "level")
+    ours = nodes(pristine[0], "level")
     ticket = max(ours.values(), key=lambda record: int(record["tags"]["level"]))["key"]
     search = ["recipes/aws_digits.py", *TINY, "--data.loader", "memory", "--offline"]
     train = ["recipes/train_ticket.py", "--ticket", ticket, "--kind", "signed_mask", *OFFLINE]

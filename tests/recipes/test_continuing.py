@@ -16,6 +16,9 @@ from harness.distributed.world import World
 from harness.experiment.search import search
 from harness.lineage.nodes.code import code_version
 
+pytestmark = pytest.mark.long
+
+
 LOOKS = 7
 """At whether it is told to stop, before it is; an epoch has 20 steps."""
 

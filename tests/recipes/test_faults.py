@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import LIGHT, TINY, elsewhere, nodes, recipe
+
+from tests.recipes.launching import LIGHT, TINY, elsewhere, nodes, recipe
+
+pytestmark = pytest.mark.long
 
 
 @contextlib.contextmanager
@@ -25,8 +28,8 @@ def small_disk(where: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(where)], check=True)
 
 
-def test_a_full_disk_says_what_it_needs_and_the_same_command_goes_on(searched, tmp_path):
-    where = elsewhere(searched[0], tmp_path)
+def test_a_full_disk_says_what_it_needs_and_the_same_command_goes_on(pristine, tmp_path):
+    where = elsewhere(pristine[0], tmp_path)
     with small_disk(tmp_path / "disk", "120k") as disk:
         command = [
             *TINY,
@@ -46,7 +49,7 @@ def test_a_full_disk_says_what_it_needs_and_the_same_command_goes_on(searched, t
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         recipe(where, "aws_digits.py", *command)
         records = [json.loads(path.read_text()) for path in disk.glob("level-*/record.json")]
-        undisturbed = nodes(searched[0], "level")
+        undisturbed = nodes(pristine[0], "level")
         assert len(records) == 3
         for record in records:
             for name in ("checkpoint.safetensors", "signed_mask.safetensors"):

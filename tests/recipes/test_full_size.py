@@ -8,7 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from launching import elsewhere, nodes, recipe, run_ids
+
+from tests.recipes.launching import elsewhere, nodes, recipe, run_ids
+
+pytestmark = pytest.mark.long
+
 
 SMALL_NETWORKS = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
 FEW = ["--warmup-epochs", "1", "--level-epochs", "1", "--num-levels", "1", "--final.epochs", "1"]
@@ -36,7 +40,7 @@ def slow(*values: str):
 )
 def test_full_size_command(full_size: Path, tmp_path: Path, name: str, network: str):
     where = elsewhere(full_size, tmp_path)
-    output = recipe(where, name, "--network", network, *FEW, "--offline", processes=1)
+    output = recipe(where, name, "--network", network, *FEW, "--offline")
     assert "   1   0.8000 " in output
     levels = nodes(where, "level")
     assert len(levels) == 2

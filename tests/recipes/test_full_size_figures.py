@@ -12,11 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from launching import elsewhere, recipe
 
 from harness.checkpoint import Checkpoint
 from harness.models import classifier_of
 from harness.reproduction.figure import FIGURES, Figure
+from tests.recipes.launching import elsewhere, recipe
 
 USED_ON = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}

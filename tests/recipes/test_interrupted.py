@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
 
 from harness.lineage.store import open_store
+from tests.recipes.launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
+
+pytestmark = pytest.mark.long
+
 
 SLOW = pytest.mark.slow
 SAVING = ["--checkpoint-every", "3", "--checkpoint-unit", "steps"]
@@ -45,42 +48,46 @@ def assert_whole(where: Path) -> None:
 
 
 # every other point: tools/crashtest.py
-@pytest.mark.parametrize("point", ["files-sent:2", pytest.param("before-finished:3", marks=SLOW)])
-def test_a_search_killed_anywhere_ends_with_the_same_bytes(searched, tmp_path, point):
-    where = elsewhere(searched[0], tmp_path)
-    recipe(where, "aws_digits.py", *TINY, *SAVING, ok=False, HARNESS_KILL_AT=point)
+@pytest.mark.parametrize(
+    ("point", "loader"), [("files-sent:2", LIGHT), pytest.param("before-finished:3", [], marks=SLOW)]
+)
+def test_a_search_killed_anywhere_ends_with_the_same_bytes(pristine, tmp_path, point, loader):
+    where = elsewhere(pristine[0], tmp_path)
+    command = ["aws_digits.py", *TINY, *loader, *SAVING]
+    recipe(where, *command, ok=False, HARNESS_KILL_AT=point)
     assert json.loads((where / "runs" / "status.json").read_text())["status"] == "running"
-    assert len(run_ids(recipe(where, "aws_digits.py", *TINY, *SAVING))) == 3
-    assert files(where) == files(searched[0])
+    assert len(run_ids(recipe(where, *command))) == 3
+    assert files(where) == files(pristine[0])
     assert_whole(where)
 
 
 # 37 MB of gradients, in several buckets: two processes or one bucket cannot tell the order of sums
-WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epochs", "1", "--global-batch-size", "120"]
+WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epochs", "1", "--global-batch-size", "360"]
 
 
 @pytest.mark.parametrize(
-    ("processes", "network", "step"),
-    [pytest.param(2, [], 29, marks=SLOW), (3, WIDE, 7), pytest.param(4, [], 29, marks=SLOW)],
+    ("processes", "network", "every", "step"),
+    [pytest.param(2, [], 3, 29, marks=SLOW), (3, WIDE, 1, 2), pytest.param(4, [], 3, 29, marks=SLOW)],
 )
-def test_so_does_one_of_several_processes(prepared, tmp_path, processes, network, step):
+def test_so_does_one_of_several_processes(prepared, tmp_path, processes, network, every, step):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for where in (undisturbed, killed):
         where.mkdir()
         elsewhere(prepared, where)
     options = ["aws_digits.py", *WARM_UP, *network]
     recipe(undisturbed, *options, processes=processes)
-    recipe(killed, *options, *SAVING, processes=processes, ok=False, HARNESS_KILL_AT=f"step:{step}")
+    saving = [*SAVING, "--checkpoint-every", str(every)]
+    recipe(killed, *options, *saving, processes=processes, ok=False, HARNESS_KILL_AT=f"step:{step}")
     (making,) = (killed / "runs").glob(".making-level-*")
     assert list(making.glob("state-*"))
-    recipe(killed, *options, *SAVING, processes=processes)
+    recipe(killed, *options, *saving, processes=processes)
     assert files(killed) == files(undisturbed) != {}
     assert not list((killed / "runs").glob(".making-*"))
 
 
 @SLOW
-def test_a_final_training_goes_on_too(searched, tmp_path):
-    where, _ = searched
+def test_a_final_training_goes_on_too(pristine, tmp_path):
+    where, _ = pristine
     ticket = next(record["key"] for record in nodes(where, "level").values() if record["tags"]["level"] == "02")
     options = [
         "--ticket",
@@ -133,7 +140,8 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     assert f"stopped: {why}" in (where / "log").read_text()
     # it goes on from there; told to stop again, for 1000 epochs are many
     (before,) = making.glob("state-*")
-    said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes, ok=False, HARNESS_KILL_AT="step:9")
+    processes_again = processes if processes > 1 else 0
+    said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes_again, ok=False, HARNESS_KILL_AT="step:9")
     assert re.search(rf"^{processes} process(es)? on cpu \w+, threads in each: 1$", said, re.M)
     assert "goes on at epoch" in said and next(making.glob("state-*")).name > before.name
 

@@ -50,6 +50,7 @@ def test_every_header_is_a_command_for_this_file_and_a_recipe():
         assert (REPOSITORY / args.training_script).is_file()
 
 
+@pytest.mark.long
 def test_two_cpu_processes_are_one_world_of_two(tmp_path):
     script = tmp_path / "who.py"
     script.write_text(
@@ -192,6 +193,7 @@ def test_every_node_gets_its_launcher_and_numbers_come_from_slurm(cluster, nodes
         assert tuple(args.training_script_args) == options
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("everyone", [False, True], ids=["the task alone", "every process"])
 def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster, everyone):
     """Real launchers, two on one machine; Slurm signals the task it started, or its whole tree."""

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run, run_ids, tool
 from safetensors.torch import load_file
+
+from tests.recipes.launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run, run_ids, run_warm, tool
+
+pytestmark = pytest.mark.long
 
 
 def test_levels_are_runs_with_nested_masks_and_plain_checkpoints(searched):
@@ -78,7 +81,8 @@ def trained(searched):
 
 def test_train_ticket_then_stability_and_lmc(searched, trained):
     where, found, memory = searched[0], trained, MEMORY
-    stable = tool(where, "stability.py", found["signed_mask", 1], found["signed_mask", 2], *memory, "--json")
+    pair = found["signed_mask", 1], found["signed_mask", 2]
+    stable = tool(where, "stability.py", *pair, *memory, "--json", cold=True)
     curve = json.loads(stable)
     assert len(curve["alphas"]) == 11 and curve["test_images"] == 500
     ends = (curve["error_percent"][0] + curve["error_percent"][-1]) / 2
@@ -170,7 +174,7 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_pat
     where = elsewhere(searched[0], tmp_path)  # its levels have the names of the other search's
     ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--initialisation", str(trained)))
     options = ["--bn-convention", "none", "--num-alphas", "2", "--loader", "memory", "--json"]
-    curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options))
+    curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options, cold=True))
     key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
     deepest = json.loads((where / f"runs/level-{key[:16]}/record.json").read_text())
     ticket = load_file(where / f"runs/level-{deepest['key'][:16]}/checkpoint.safetensors")
@@ -191,8 +195,8 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_pat
     ]
 
 
-def test_signed_mask_from_a_run_id_in_ones_own_loop(searched):
-    where, ids = searched
+def test_signed_mask_from_a_run_id_in_ones_own_loop(pristine, tmp_path):
+    where, ids = pristine
     script = f"""
 import torch
 from harness import load_signed_mask
@@ -209,13 +213,13 @@ for _ in range(3):
 params = dict(model.named_parameters())
 print(sum(int(params[name].count_nonzero()) for name in mask.mask.tensors) <= mask.mask.num_remaining, mask.density)
 """
-    alive, density = run(where, sys.executable, "-c", script).split()
+    (tmp_path / "own_loop.py").write_text(script)
+    alive, density = run_warm(where, str(tmp_path / "own_loop.py")).split()
     assert alive == "True" and float(density) == pytest.approx(0.64, abs=1e-3)
 
 
-def test_two_processes_search_and_agree(prepared, tmp_path):
-    where = elsewhere(prepared, tmp_path)
-    ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, processes=2))
+def test_two_processes_search_and_agree(by_two):
+    where, ids = by_two
     assert len(ids) == 3
     assert {record["config"]["launch"]["world_size"] for record in nodes(where, "level").values()} == {2}
     again = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, processes=2))
@@ -249,7 +253,7 @@ def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
     ],
 )
 def test_bad_input_is_one_clear_line(prepared, options, message):
-    stderr = run(prepared, sys.executable, str(REPOSITORY / "recipes" / "aws_digits.py"), *options, ok=False)
+    stderr = recipe(prepared, "aws_digits.py", *options, ok=False)
     line = stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line and "Traceback" not in stderr
 
@@ -259,5 +263,5 @@ def test_ticket_errors_are_clear_lines(searched):
     command = [sys.executable, str(REPOSITORY / "recipes" / "train_ticket.py")]
     missing = run(where, *command, "--ticket", "0" * 32, ok=False)
     assert missing.startswith("error: no run")
-    own = run(where, *command, "--ticket", ids[-1], "--init-seed", "1", ok=False)
+    own = recipe(where, "train_ticket.py", "--ticket", ids[-1], "--init-seed", "1", ok=False)
     assert "init_seed 1 is the search's own" in own

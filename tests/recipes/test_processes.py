@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from launching import REPOSITORY, elsewhere, nodes, recipe
 from safetensors.torch import load_file
+
+from tests.recipes.launching import REPOSITORY, elsewhere, nodes, recipe
+
+pytestmark = pytest.mark.long
+
 
 # a network without batch statistics; three steps
 MIXER = ["--model.name", "mlp_mixer_small", "--global-batch-size", "396", "--num-levels", "0", "--optim.lr", "0.02"]
@@ -32,10 +36,10 @@ def level_0(prepared: Path, where: Path, epochs: int, processes: int) -> tuple[d
 def alone(prepared, tmp_path_factory) -> dict[int, tuple[dict, dict[str, torch.Tensor]]]:
     """What one process gives after 0 and 1 epochs."""
     place = tmp_path_factory.mktemp("alone")
-    return {epochs: level_0(prepared, place / str(epochs), epochs, 1) for epochs in (0, 1)}
+    return {epochs: level_0(prepared, place / str(epochs), epochs, 0) for epochs in (0, 1)}
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_after_a_few_steps_the_networks_agree(prepared, alone, tmp_path, processes):
     _, state = level_0(prepared, tmp_path / "1", 1, processes)
     moved = max(float((alone[1][1][name] - alone[0][1][name]).abs().max()) for name in state)
@@ -120,9 +124,10 @@ HASHED = ["hashes train.safetensors", "hashes test.safetensors"]
 @pytest.mark.parametrize(
     ("processes", "options"),
     [
-        (2, ("read-only",)),
-        (4, ()),
-        pytest.param(2, (), marks=pytest.mark.slow),
+        (2, ()),
+        # two of a node: also test_each_node_hashes_its_own_data
+        pytest.param(2, ("read-only",), marks=pytest.mark.slow),
+        pytest.param(4, (), marks=pytest.mark.slow),
         pytest.param(4, ("read-only",), marks=pytest.mark.slow),
     ],
 )

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, elsewhere, nodes, run, tool
+
+from tests.recipes.launching import REPOSITORY, elsewhere, nodes, run, tool
+
+pytestmark = pytest.mark.long
+
 
 SMOKE = ["fig3", "--scale", "smoke", "--dataset", "digits", "--network", "resnet8", "--levels", "2"]
 
@@ -39,5 +43,5 @@ def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
 
 
 def test_what_a_figure_does_not_have_is_refused(prepared: Path):
-    assert "known: imagenet" in tool(prepared, "report.py", "table2", "--dataset", "cifar100", ok=False)
+    assert "known: imagenet" in tool(prepared, "report.py", "table2", "--dataset", "cifar100", ok=False, cold=True)
     assert "give i/n" in reproduce(prepared, "--shard", "half", ok=False)

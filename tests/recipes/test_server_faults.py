@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,12 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fault_proxy import Fault, FaultProxy, fault_proxy
-from launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, run
 from mlflow import MlflowClient
-from tracking_server import free_port, server
 
 from harness.lineage.store import LineageStore, open_store
+from tests.fault_proxy import Fault, FaultProxy, fault_proxy
+from tests.recipes.launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, run_warm
+from tests.tracking_server import free_port, server
+
+pytestmark = pytest.mark.long
+
 
 OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "6", "--num-levels"]
 LEVELS_A_FAULT = 6
@@ -61,14 +65,7 @@ class Search:
 @contextlib.contextmanager
 def started(where: Path, num_levels: int, proxy: FaultProxy, direct: str) -> Iterator[Search]:
     """Start the search."""
-    command = [
-        *LAUNCH,
-        "--num_processes",
-        "1",
-        str(REPOSITORY / "recipes" / "aws_digits.py"),
-        *OPTIONS,
-        str(num_levels),
-    ]
+    command = [sys.executable, str(REPOSITORY / "recipes" / "aws_digits.py"), *OPTIONS, str(num_levels)]
     # as short as a test needs: by default a request is given up after three times 30 s
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
     with open(where / "log", "w") as log:
@@ -104,10 +101,11 @@ def gaps_seconds(where: Path) -> list[float]:
 
 
 @pytest.mark.parametrize("faults", [SHORT, pytest.param(MORE, marks=pytest.mark.slow)], ids=["short", "more"])
-def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
+def test_a_search_goes_on_and_nothing_is_lost(prepared, empty_store, tmp_path, faults):
     """The last fault stays to the end of the launch."""
     where, port, num_levels = elsewhere(prepared, tmp_path / "search"), free_port(), LEVELS_A_FAULT * len(faults)
     direct = f"http://127.0.0.1:{port}"
+    shutil.copy(empty_store, tmp_path / "server.db")
     with fault_proxy(port) as proxy:
         with server(tmp_path, port), started(where, num_levels, proxy, direct) as search:
             for word, fault in faults:
@@ -136,7 +134,7 @@ def test_a_search_goes_on_and_nothing_is_lost(prepared, tmp_path, faults):
         proxy.heal()
         with server(tmp_path, port):  # killed and started again
             for _ in range(2):
-                run(where, sys.executable, str(REPOSITORY / "tools" / "lineage.py"), "sync", MLFLOW_TRACKING_URI=direct)
+                run_warm(where, str(REPOSITORY / "tools" / "lineage.py"), "sync", MLFLOW_TRACKING_URI=direct)
             store = open_store(tmp_path / "none", direct)
             keys = [record["key"] for kind in ("search", "level") for record in nodes(where, kind).values()]
             assert sorted(run.key for run in store.summaries()) == sorted(keys)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from launching import REPOSITORY, TINY, elsewhere, nodes, run_ids
+
+from tests.recipes.launching import REPOSITORY, TINY, elsewhere, nodes, run_ids
 
 pytestmark = pytest.mark.slow
 

@@ -21,6 +21,7 @@ from harness.lineage.reload import load_checkpoint, load_signed_mask
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.garbage import Garbage, Policy, delete_garbage, find_garbage
 from harness.runs.unfinished import Unfinished
+from tests.warm import warm
 from tools.benchmarks.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
@@ -122,6 +123,7 @@ def test_what_is_being_made_keeps_what_it_is_made_from(search: MadeSearch) -> No
     assert find_garbage(offline(search), Policy("tickets")) == []
 
 
+@pytest.mark.long
 def test_what_only_mlflow_knows_keeps_its_ticket(search: MadeSearch, tmp_path: Path) -> None:
     """A training made from a level on another machine."""
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
@@ -133,6 +135,7 @@ def test_what_only_mlflow_knows_keeps_its_ticket(search: MadeSearch, tmp_path: P
     assert levels(search, found) == ["L01", "L03"]
 
 
+@pytest.mark.long
 def test_leftovers_of_interrupted_commits(search: MadeSearch) -> None:
     runs, host = search.nodes.directory, socket.gethostname()
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -182,13 +185,12 @@ def test_a_run_that_is_being_made_stays(search: MadeSearch) -> None:
         assert held.directory.is_dir()
 
 
+@pytest.mark.long
 def test_the_command(search: MadeSearch, tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "gc", "--offline", "--runs", str(search.nodes.directory)]
-    dry = subprocess.run([*command, "--keep-levels", "2"], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert dry.stdout.count("checkpoint.safetensors") == 2 and "--delete does it" in dry.stdout
-    answer = subprocess.run(
-        [*command, "--keep-levels", "tickets", "--delete", "--json"], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = ["gc", "--offline", "--runs", str(search.nodes.directory)]
+    dry = warm(tmp_path, TOOL, *command, "--keep-levels", "2")
+    assert dry.returncode == 0 and dry.stdout.count("checkpoint.safetensors") == 2 and "--delete does it" in dry.stdout
+    answer = warm(tmp_path, TOOL, *command, "--keep-levels", "tickets", "--delete", "--json")
     content = json.loads(answer.stdout)
     assert answer.returncode == 0 and len(content["items"]) == 3 and content["num_bytes"] > 0
     assert not any(Path(item["path"]).exists() for item in content["items"])

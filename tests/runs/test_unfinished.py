@@ -102,6 +102,7 @@ def hold(tmp_path: Path) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.long
 def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(tmp_path: Path):
     holder = hold(tmp_path)
     one = unfinished(tmp_path)
@@ -159,6 +160,7 @@ def test_who_was_taken_over_while_it_stood_still_writes_nothing_more(tmp_path: P
     assert owner.exists() and len(saved(tmp_path)) == 1
 
 
+@pytest.mark.long
 def test_without_locks_a_live_process_of_this_host_counts(tmp_path: Path, monkeypatch):
     holder = hold(tmp_path)
 

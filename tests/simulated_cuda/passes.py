@@ -9,10 +9,10 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from label import DEVICE, Record, Wait
 
 from harness.data import DATASETS
 from harness.training.feed import TestFeed, TrainFeed, normalize
+from tests.simulated_cuda.label import DEVICE, Record, Wait
 
 TRAINING, EVALUATION = "a pass over training batches", "a pass over test batches"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 
+import pytest
 import torch
-from gpu_steps import Repeated, take_steps
-from label import DEVICE, Record
-from small_training import open_world
 
 from harness.common.seeds import SgdNoise
+from tests.gpu.gpu_steps import Repeated, take_steps
+from tests.simulated_cuda.label import DEVICE, Record
+from tests.training.small_training import open_world
+
+pytestmark = pytest.mark.long
 
 
 class Counted(Repeated):

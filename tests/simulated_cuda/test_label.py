@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 
-import label
 import pytest
 import torch
-from label import DEVICE, Labelled, listing, simulated_cuda
 from torch import nn
+
+from tests.simulated_cuda import label
+from tests.simulated_cuda.label import DEVICE, Labelled, listing, simulated_cuda
 
 HERE = "tests/simulated_cuda/test_label.py"
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-import story
-from label import Record, listing
-from passes import EVALUATION, TRAINING, Passes, watched
 
 from harness.config import Kind, OptimConfig
 from harness.pruning import METHODS
 from harness.pruning.method import FullTraining
+from tests.gpu import story
+from tests.simulated_cuda.label import Record, listing
+from tests.simulated_cuda.passes import EVALUATION, TRAINING, Passes, watched
+
+pytestmark = pytest.mark.long
 
 WAYS = get_args(story.Way)
 PRECISIONS = ("no", "bf16", "fp16")

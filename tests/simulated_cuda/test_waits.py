@@ -7,10 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import pytest
-import story
 import torch
-from label import DEVICE, Record, Wait, listing
-from small_training import open_world
 
 from harness.analysis.barrier import barrier_curve
 from harness.common.seeds import SgdNoise
@@ -22,6 +19,9 @@ from harness.experiment.final import Trial, final_training
 from harness.models import build_model
 from harness.training.batchnorm import batchnorm_layers, reestimate_batchnorm
 from harness.training.evaluate import evaluate
+from tests.gpu import story
+from tests.simulated_cuda.label import DEVICE, Record, Wait, listing
+from tests.training.small_training import open_world
 
 
 def waits_of(record: Record, work: Callable[[], object]) -> list[Wait]:

@@ -1,16 +1,11 @@
 """Worlds of one process."""
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from harness.distributed.world import World
-
-sys.path.insert(0, str(Path(__file__).parent))  # for small_training: pytest's importlib mode adds no directory
-
-from small_training import begin_with_overflows, open_fp16_world_on_cpu, open_world  # noqa: E402
+from tests.training.small_training import begin_with_overflows, open_fp16_world_on_cpu, open_world
 
 
 @pytest.fixture(params=["no", "bf16"])

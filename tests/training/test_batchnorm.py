@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from thread_ranks import ThreadRank, on_ranks
 from torch import nn
 
 from harness.training.batchnorm import reestimate_batchnorm
+from tests.thread_ranks import ThreadRank, on_ranks
 
 
 class TwoNorms(nn.Module):

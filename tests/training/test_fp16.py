@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from small_training import EPOCHS, STEPS, Fixed, Memory, network, noisy, open_world, run, some_mask
 from torch import nn
 
 from harness.common.seeds import SgdNoise
@@ -17,6 +16,7 @@ from harness.distributed.world import World
 from harness.pruning import METHODS, NormState
 from harness.training.loop import NonFiniteLossError, _Step
 from harness.training.resume import capture
+from tests.training.small_training import EPOCHS, STEPS, Fixed, Memory, network, noisy, open_world, run, some_mask
 
 NOISE = SgdNoise(1, ("search", 0))
 PSI = ("1.weight", "1.bias")
@@ -135,6 +135,7 @@ def test_a_loss_that_is_not_finite_is_still_an_error(fp16_world):
         run(network(), fp16_world, batches=Fixed(bad_step=2), noise=NOISE)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["sgd", "adam"])
 def test_interrupted_it_goes_on_with_the_same_scale_and_bits(fp16_world, name):
     options = {"optim": OptimConfig(name=name, lr=0.05, max_grad_norm=0.5), "method": "aws"}

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from small_training import STEPS, Fixed, Memory, network, run
 
 from harness.checkpoint import Checkpoint
 from harness.common.seeds import SgdNoise
@@ -13,6 +12,7 @@ from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.masks import Mask
 from harness.pruning.gem_miner import SCORES, ScoreTraining, draw_scores, kept_counts, num_freezings
+from tests.training.small_training import STEPS, Fixed, Memory, network, run
 
 EPOCHS, EVERY, DENSITY, PENALTY, LR = 7, 2, 0.3, 0.001, 1.0
 SCORED = ("0.weight", "4.weight")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 import textwrap
 
+import pytest
+
+from tests.warm import REPOSITORY, torchrun
+
+pytestmark = pytest.mark.long
+
+
 TRAINING = """
-    import json, os, sys
+    import json
     from dataclasses import replace
     import torch
     from torch import nn
@@ -20,8 +26,7 @@ TRAINING = """
     from harness.training.loop import train
     from harness.distributed.stop import StoppedError
     from harness.distributed.world import World
-    sys.path.insert(0, "tests/training")
-    from small_training import Memory
+    from tests.training.small_training import Memory
 
     world = World()
 
@@ -57,21 +62,19 @@ TRAINING = """
 def launch(processes: int, script: str) -> dict:
     """Run a script in several processes; return the JSON that the first one printed."""
     program = textwrap.dedent(TRAINING) + textwrap.dedent(script)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command = [*launcher, "--no-python", sys.executable, "-c", program]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    done = torchrun(processes, REPOSITORY, "--no-python", sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
-    """43 MB of gradients: two ranks or one bucket could not tell, since a + b = b + a."""
+    """35 MB of gradients: two ranks or one bucket could not tell, since a + b = b + a."""
     found = launch(
         3,
         """
         def network():
             torch.manual_seed(0)
-            middle = [layer for _ in range(5) for layer in (nn.Linear(1450, 1450), nn.ReLU())]
+            middle = [layer for _ in range(4) for layer in (nn.Linear(1450, 1450), nn.ReLU())]
             ends = nn.Linear(192, 1450), nn.Linear(1450, 5)
             return nn.Sequential(nn.Flatten(), ends[0], nn.BatchNorm1d(1450), *middle, ends[1])
 

@@ -81,6 +81,7 @@ def ended(process: subprocess.Popen, seconds: float) -> tuple[int, str]:
     return process.returncode, stderr.strip()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [0, 1])
 def test_a_killed_process_ends_all_others_at_once(launch, killed):
     processes = launch(BLOCKED, BLOCKED, BLOCKED)
@@ -96,6 +97,7 @@ def test_a_killed_process_ends_all_others_at_once(launch, killed):
         )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_silent_process_ends_all_others(launch, stopped):
     processes = launch(BLOCKED, BLOCKED, BLOCKED)
@@ -115,12 +117,14 @@ LATE = f"time.sleep({2 * SILENT_SECONDS})\npulse.close()\npulse.close()"
 FAILED = f"pulse.announce_leaving(failed=True)\ntime.sleep({SILENT_SECONDS / 2})\npulse.close()"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scripts", [(EARLY, LATE, EARLY), (LATE, EARLY, EARLY), (FAILED, FAILED, FAILED)])
 def test_a_clean_end_says_nothing(launch, scripts):
     """Also where some are done long before the others, and where all failed together."""
     assert [ended(process, 30) for process in launch(*scripts)] == [(0, "")] * 3
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("failed", "why", "last_words"),
     [(True, "it failed; see its message", "process 1 failed"), (False, "it waited for this one in vain", "")],
@@ -138,12 +142,14 @@ def test_a_process_that_leaves_alone_takes_the_others_along(launch, tmp_path, fa
     assert words.read_text() == last_words, "told before the process is ended"
 
 
+@pytest.mark.long
 def test_an_end_without_goodbye_is_a_loss(launch):
     processes = launch(BLOCKED, "raise RuntimeError('nobody closed')")
     code, line = ended(processes[0], 10)
     assert code == 1 and "lost process 1" in line
 
 
+@pytest.mark.long
 def test_connections_of_others_are_hung_up_on(launch, tmp_path):
     processes = launch(LATE, LATE)
     port, token, _ = json.loads((tmp_path / "meeting").read_text())
@@ -171,6 +177,7 @@ def training(script: str) -> str:
     return textwrap.dedent(TRAINING) + textwrap.dedent(script)
 
 
+@pytest.mark.long
 def test_a_training_that_stands_still_ends_all_processes(launch):
     reads = training(f"place.at = 2, 18, READING\n{textwrap.dedent(BLOCKED)}")
     waits = training(f"place.at = 2, 18, COMPUTING\n{textwrap.dedent(BLOCKED)}")
@@ -204,12 +211,14 @@ UNHURRIED = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("case", list(UNHURRIED))
 def test_what_may_take_its_time_ends_nobody(launch, case):
     scripts = [f"{textwrap.dedent(script)}\npulse.place = None\npulse.close()" for script in UNHURRIED[case]]
     assert [ended(process, 30) for process in launch(*scripts, stuck_seconds=STUCK_SECONDS)] == [(0, "")] * 2
 
 
+@pytest.mark.long
 def test_the_watch_begins_when_all_have_done_their_first_step(launch):
     """Process 0 has waited for longer than the limit when process 1 has done its first step."""
     waits = training(f"time.sleep({LONG})\ntake_steps(3, 0.1)\npulse.close()")
@@ -219,6 +228,7 @@ def test_the_watch_begins_when_all_have_done_their_first_step(launch):
     assert [ended(process, 30) for process in launch(waits, late, stuck_seconds=STUCK_SECONDS)] == [(0, "")] * 2
 
 
+@pytest.mark.long
 def test_a_launch_that_was_suspended_as_a_whole_goes_on(launch):
     """Not even a training that has almost reached its limit is judged by the time of the suspension."""
     steps = training(f"take_steps(3, {STUCK_SECONDS})\npulse.close()")
@@ -300,6 +310,7 @@ def test_an_unreachable_main_process_is_said_by_name(monkeypatch):
         Heartbeat(1, 2, lambda text: json.dumps([port, "token", "host"]))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_rank_0_may_work_alone_for_longer_than_late_processes_are_waited_for():
     script = """

@@ -11,10 +11,10 @@ import accelerate
 import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
-from small_training import open_world
 
 from harness.distributed.launcher_settings import REFUSED, check_launcher_precision, check_launcher_settings
 from harness.distributed.world import World
+from tests.training.small_training import open_world
 
 # What happens to each variable. A later Accelerate that reads another one fails the first test.
 CHANGES_BITS = {

@@ -3,12 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from small_training import EPOCHS, STEPS, Fixed, OnesNoise, network, run, some_mask
 from torch import nn
 
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.training.loop import NonFiniteLossError
+from tests.training.small_training import EPOCHS, STEPS, Fixed, OnesNoise, network, run, some_mask
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> dict[str, torch.Tensor]:

@@ -71,6 +71,7 @@ def trained(name: str, world: World, method: str = "aws") -> tuple[torch.nn.Modu
     return model, mask, partition
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_aws_trains_it_under_a_mask_and_again_with_the_same_bits(name, world, tmp_path):
     model, mask, partition = trained(name, world)

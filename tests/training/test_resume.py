@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small_training import EPOCHS, STEPS, Memory, network, noisy, run
 from torch import nn
 
 from harness.config import OptimConfig
 from harness.distributed.stop import StoppedError
+from tests.training.small_training import EPOCHS, STEPS, Memory, network, noisy, run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "method"),
     [

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from small_training import EPOCHS, STEPS, Memory, network, run
 
 from harness.config import OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.pruning.wr import RewindPoint
+from tests.training.small_training import EPOCHS, STEPS, Memory, network, run
 
 PLAIN = OptimConfig(lr=0.05, momentum=0.0, weight_decay=1e-2)
 

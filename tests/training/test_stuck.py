@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import socket
 import subprocess
 import sys
@@ -13,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.warm import REPOSITORY, torchrun
+
 STUCK_SECONDS = 3.0
 SOON = 8.0
 """A launch must have ended so many seconds after the limit; its launcher alone takes up to one."""
 
 SCRIPT = f"""
-    import sys, time
+    import time
     from contextlib import contextmanager
     from pathlib import Path
-    sys.path.insert(0, {str(Path(__file__).parent)!r})
-    from small_training import Fixed, Memory, network, run
+    from tests.training.small_training import Fixed, Memory, network, run
     from harness.config import Schedule
     from harness.distributed.world import World
 
@@ -47,10 +46,9 @@ SCRIPT = f"""
 
 def launch(where: Path, script: str) -> tuple[subprocess.CompletedProcess[str], float]:
     """Launch two processes; return how they ended, and how many seconds after a process began to hang."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    command += [sys.executable, "-c", textwrap.dedent(SCRIPT) + textwrap.dedent(script)]
-    env = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=150)
+    program = textwrap.dedent(SCRIPT) + textwrap.dedent(script)
+    env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
+    done = torchrun(2, where, "--no-python", sys.executable, "-c", program, **env)
     ended = time.time()
     hung = where / "hung"
     return done, ended - hung.stat().st_mtime if hung.exists() else 0.0
@@ -80,6 +78,7 @@ IN_SAVING = """
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("script", "places"),
     [
@@ -100,6 +99,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
     assert STUCK_SECONDS < seconds < STUCK_SECONDS + SOON
 
 
+@pytest.mark.long
 def test_slow_work_ends_nothing(tmp_path):
     """Work of rank 0 alone, a first batch of one rank, and every step after it."""
     done, _ = launch(
@@ -125,6 +125,7 @@ def test_slow_work_ends_nothing(tmp_path):
     assert "no progress" not in done.stderr
 
 
+@pytest.mark.long
 def test_gradients_wait_in_a_group_of_their_own(tmp_path):
     """All else has another, on the CPU, that waits for hours; both are left at the end."""
     done, _ = launch(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_training import open_world
 
 from harness.distributed.world import World
+from tests.training.small_training import open_world
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -57,6 +57,7 @@ def test_processes_that_were_never_started_are_refused(monkeypatch):
         _check_world(1)
 
 
+@pytest.mark.long
 def test_a_failure_on_any_rank_ends_all():
     """Two processes; the second fails before the first collective operation of the first."""
     script = """
@@ -110,6 +111,7 @@ def two_launchers(script: str) -> list[subprocess.Popen]:
     return launchers
 
 
+@pytest.mark.long
 def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
     """Process 1 is gone before it has loaded anything of the harness; its launcher ends, and that is seen."""
     launchers = two_launchers("""
@@ -129,6 +131,7 @@ def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
     assert "process 0 of 2 on" in said[0] and "lost the launcher of a node (at 127.0.0.1; it ended" in said[0]
 
 
+@pytest.mark.long
 def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
     """Two launchers, as on two nodes. Process 1 waits for process 0, which begins late, and is killed meanwhile."""
     script = f"""

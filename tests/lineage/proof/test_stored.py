@@ -7,16 +7,18 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-from made import FOREIGN, found, local, make
-from tracking_server import free_port, server
 
 from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
+from tests.lineage.proof.made import FOREIGN, found, local, make
+from tests.tracking_server import free_port, server
+from tests.warm import warm
 from tools.benchmarks.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[3] / "tools" / "lineage.py"
@@ -224,11 +226,14 @@ IN_MLFLOW: dict[str, tuple[Callable[[LineageStore, str], None], set[str]]] = {
 }
 
 
+@pytest.mark.long
 def test_faults_in_sqlite(store: LineageStore, data: Path) -> None:
-    """A search for each fault in one store: each is found, in its level 1, by its check."""
+    """Two faults in each search of one store: each is found, in its level, by its check."""
     runs, planted = store.local.directory, {}
-    for number, name in enumerate(IN_MLFLOW, 2):
-        planted[make(runs, data, finals=(), sgd_seed=number).keys["L01"]] = name
+    faults = list(IN_MLFLOW)
+    for seed, pair in enumerate(zip_longest(faults[::2], faults[1::2]), 2):
+        keys = make(runs, data, finals=(), sgd_seed=seed).keys
+        planted |= {keys[level]: name for level, name in zip(("L01", "L02"), pair, strict=True) if name}
     list(store.sync())
     assert verify(store).problems == []
     for key, name in planted.items():
@@ -246,8 +251,10 @@ def plant(store: LineageStore, key: str, name: str) -> None:
     IN_MLFLOW[name][0](store, run_id)
 
 
-def test_faults_in_a_server_and_the_command_that_finds_them(tmp_path: Path, data: Path) -> None:
+@pytest.mark.long
+def test_faults_in_a_server_and_the_command_that_finds_them(tmp_path: Path, empty_store: Path, data: Path) -> None:
     port, runs = free_port(), tmp_path / "runs"
+    shutil.copy(empty_store, tmp_path / "server.db")
     with server(tmp_path, port):
         store = open_store(runs, f"http://127.0.0.1:{port}", "test")
         search = make(runs, data, finals=())
@@ -256,8 +263,7 @@ def test_faults_in_a_server_and_the_command_that_finds_them(tmp_path: Path, data
         plant(store, search.keys["L02"], "changed byte")
         flip(search.directory("L00") / CHECKPOINT)
         place = ["--runs", str(runs), "--tracking-uri", str(store.tracking_uri)]
-        command = [sys.executable, str(TOOL), "verify", "--all", *place]
-        told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        told = warm(tmp_path, TOOL, "verify", "--all", *place)
         assert told.returncode == 1, told.stderr
         for check in ("tags", "artifacts", "files"):
             assert f"\n  {check}: " in told.stdout
@@ -268,13 +274,14 @@ def test_faults_in_a_server_and_the_command_that_finds_them(tmp_path: Path, data
         assert not runs.exists()
 
 
+@pytest.mark.long
 def test_the_command_says_what_was_checked(whole: MadeSearch, tmp_path: Path) -> None:
-    command = [sys.executable, str(TOOL), "verify", "--runs", str(whole.nodes.directory), "--offline"]
-    told = subprocess.run([*command, "--all"], cwd=tmp_path, capture_output=True, text=True)
+    command = ["verify", "--runs", str(whole.nodes.directory), "--offline"]
+    told = subprocess.run([sys.executable, str(TOOL), *command, "--all"], cwd=tmp_path, capture_output=True, text=True)
     assert (told.returncode, told.stderr) == (0, ""), told
     assert told.stdout.endswith("no problem found\n")
-    answer = subprocess.run([*command, whole.keys["L01"], "--json"], cwd=tmp_path, capture_output=True, text=True)
+    answer = warm(tmp_path, TOOL, *command, whole.keys["L01"], "--json")
     content = json.loads(answer.stdout)
     assert content["problems"] == [] and content["num_nodes"] == 3 and content["checked"]["pruned"] == 1
-    neither = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    neither = warm(tmp_path, TOOL, *command)
     assert neither.returncode == 1 and neither.stderr.startswith("error: give a RUN_ID or --all")

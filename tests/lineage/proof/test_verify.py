@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from made import ARCHITECTURE, FOREIGN, found, local, make
 
 from harness.common.digest import sha256_json
 from harness.lineage.nodes.record import Parent
 from harness.lineage.proof import CHECKS, verify
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
+from tests.lineage.proof.made import ARCHITECTURE, FOREIGN, found, local, make
 from tools.benchmarks.made_search import Change, Draft
 
 FINALS = ("signed_mask", "retrain", "mask")
@@ -24,6 +24,7 @@ FINALS = ("signed_mask", "retrain", "mask")
 # ---------------------------------------------------------------------- nothing wrong
 
 
+@pytest.mark.long
 def test_a_whole_search_holds_and_every_check_was_made(store: LineageStore, data: Path) -> None:
     search = make(store.local.directory, data, finals=(*FINALS, "dense", "random_mask", "random_signs"))
     list(store.sync())
@@ -35,6 +36,7 @@ def test_a_whole_search_holds_and_every_check_was_made(store: LineageStore, data
     assert verify(store, search.keys["search"]).num_nodes == len(search.keys) - 1, "a search with all below it"
 
 
+@pytest.mark.long
 def test_from_mlflow_alone(store: LineageStore, data: Path) -> None:
     search = make(store.local.directory, data)
     list(store.sync())

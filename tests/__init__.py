@@ -1,0 +1,1 @@
+"""Tests, and the helpers they import as `tests.<room>.<helper>`."""
