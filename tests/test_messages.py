@@ -34,6 +34,7 @@ def speak() -> None:
     LOG.warning("a doubt")
 
 
+@pytest.mark.long
 def test_importing_the_harness_installs_no_handler() -> None:
     done = subprocess.run([sys.executable, "-c", LIBRARY_USER], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("INFO harness.somewhere a fact\n", "")
