@@ -24,7 +24,7 @@ from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, Searc
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
-from tools.benchmarks.made_search import MadeSearch
+from tests.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 NAMES = ("search", "L00", "L01", "L02", "signed_mask", "retrain", "lmc")

@@ -17,7 +17,7 @@ from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
-from tools.benchmarks.made_search import MadeSearch
+from tests.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[3] / "tools" / "lineage.py"
 
