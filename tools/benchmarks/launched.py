@@ -73,10 +73,10 @@ def run_tests(directory: Path, seconds: float, on_gpu: bool, tests: Sequence[str
         test, outcome = json.loads(line)
         if found.get(test, "begun") == "begun" or outcome == "failed":
             found[test] = outcome
-    return tests_outcome(found, code[0], took, number if shared else 1)
+    return count_tests(found, code[0], took, number if shared else 1)
 
 
-def tests_outcome(found: dict[str, str], code: int | None, seconds: float, processes: int = 1) -> Outcome:
+def count_tests(found: dict[str, str], code: int | None, seconds: float, processes: int = 1) -> Outcome:
     """Count the tests; without a failure this is a result only if all ran."""
     names = {
         kind: [test for test, one in found.items() if one == kind] for kind in ("passed", "failed", "skipped", "begun")
@@ -84,7 +84,7 @@ def tests_outcome(found: dict[str, str], code: int | None, seconds: float, proce
     note = f"on {processes} process(es); " + "; ".join(names["failed"] + [f"LOST {test}" for test in names["begun"]])
     rows = [Row("passed tests", len(names["passed"])), Row("skipped tests", len(names["skipped"]))]
     for name, number in (("failed tests", len(names["failed"])), ("tests without a result", len(names["begun"]))):
-        if number or (code is not None and names["passed"]):
+        if number or (code is not None and names["passed"] and not names["begun"]):
             rows.append(Row(name, number, note=note))
     if not found:
         return Outcome(
@@ -124,10 +124,11 @@ def _run(
     commands: list[list[str]], logs: list[Path], own: dict[str, str], seconds: float, grace: float
 ) -> tuple[list[int | None], float]:
     """Run commands at once; return their exit codes, None of those that were told to stop, and the time they took."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     started, processes, codes = time.monotonic(), [], list[int | None]()
     try:
         for command, log in zip(commands, logs, strict=True):
-            settings: dict[str, Any] = {"cwd": ROOT, "env": os.environ | own, "start_new_session": True}
+            settings: dict[str, Any] = {"cwd": ROOT, "env": inherited | own, "start_new_session": True}
             with log.open("wb") as output:
                 processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **settings))
         for until in (started + seconds, started + seconds + grace):

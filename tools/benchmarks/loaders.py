@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -30,65 +30,47 @@ from harness.distributed.world import World
 from tools.benchmarks.measure import Goal, Row, compared, in_turns, seconds
 from tools.benchmarks.networks import now
 
-WORKERS, NUM_LARGE, THREADS, HEIGHT, WIDTH = 1, 512, 16, 375, 500  # the usual size of an image in ImageNet
-
-
-class Augmented(Sequence[tuple[Any, int]]):
-    """Images through torchvision transforms, as everyone writes it."""
-
-    def __init__(self, read: Callable[[Any], Any], images: Sequence[Any], spec: DataSpec, *transforms: Any) -> None:
-        from torchvision import transforms as T
-
-        normalise = [T.RandomHorizontalFlip(), T.ToTensor(), T.Normalize(spec.mean, spec.std)]
-        self.read, self.images, self.transform = read, images, T.Compose([*transforms, *normalise])
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: Any) -> Any:
-        return self.transform(self.read(self.images[index])), 0
+NUM_LARGE, THREADS, HEIGHT, WIDTH = 512, 16, 375, 500  # the usual size of an image in ImageNet
 
 
 def loaders(quick: bool) -> Iterator[Row]:
     """Time ours against torch's DataLoader and stock FFCV: 32×32 crops and flips, and 224 crops of JPEGs."""
     from PIL import Image
-    from torchvision import transforms as T
+    from torchvision import transforms
 
     from harness.data.prepare import ImageOptions, prepare
 
+    def timed(ours: Iterator[float], **others: Iterator[float]) -> dict[str, list[float]]:
+        return in_turns({name: partial(next, way) for name, way in {"ours": ours, **others}.items()}, 3 if quick else 5)
+
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # normalisation must not borrow cores that the other side does not get
-    try:
-        with tempfile.TemporaryDirectory() as directory:
-            place, rounds, number = Path(directory), 3 if quick else 5, 2_000 if quick else 20_000
-            spec = replace(DATASETS["imagenet"], name="bench_photos", image_size=32, raw=RawSource(default=""))
-            spec = DATASETS[spec.name] = replace(spec, augmentation=CropFlip(padding=4, flip=True))
-            images = [np.ascontiguousarray(crop) for crop in crops(number, 32, 32)]
-            save(images, place / "small", "png", 10)
-            prepare(spec.name, place, str(place / "small"))
-            theirs = Augmented(Image.fromarray, images[10:], spec, T.RandomCrop(32, padding=4))
-            ways = {"ours": our_epochs(spec, place, 128), "reference": torch_epochs(theirs, 128)}
-            timed = in_turns({name: partial(next, epochs) for name, epochs in ways.items()}, rounds)
-            note = f"{WORKERS} worker(s) each, batch 128, {number} images an epoch"
-            name = "32×32 crop + flip, images/s against DataLoader"
-            yield compared(name, timed["ours"], timed["reference"], Goal(least=10), note)
+    with tempfile.TemporaryDirectory() as directory:
+        place, number = Path(directory), 2_000 if quick else 20_000
+        spec = replace(DATASETS["imagenet"], name="bench_photos", image_size=32, raw=RawSource(default=""))
+        spec = DATASETS[spec.name] = replace(spec, augmentation=CropFlip(padding=4, flip=True))
+        save(place / "small", number, 32, 32, "png", "test", 10)
+        prepare(spec.name, place, str(place / "small"))
+        small = [Image.fromarray(crop) for crop in crops(number, 32, 32)][10:]
+        theirs = torch_epochs(small, lambda image: image, spec, 128, transforms.RandomCrop(32, padding=4))
+        found = timed(our_epochs(spec, place, 128), DataLoader=theirs)
+        name, note = "32×32 crop + flip, images/s against DataLoader", f"batch 128, {number} images an epoch"
+        yield compared(name, found["ours"], found["DataLoader"], Goal(least=10), note)
 
-            spec, folder, read = DATASETS["imagenet"], place / "large", lambda path: Image.open(path).convert("RGB")
-            save(list(crops(NUM_LARGE, HEIGHT, WIDTH)), folder, "jpg", 1)
-            theirs = Augmented(read, sorted((folder / "train").rglob("*.jpg")), spec, T.RandomResizedCrop(224))
-            reference = torch_epochs(theirs, 64)
-            note = f"{WORKERS} worker(s) each, batch 64, the same {NUM_LARGE} JPEGs of {WIDTH}×{HEIGHT}"
-            goals: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}
-            for mode, goal in goals.items():
-                prepare(spec.name, place / mode, str(folder), ImageOptions(write_mode=mode, keep_jpeg=True))
-                stock = stock_epochs(spec, place / mode / spec.name / "train.beton")
-                ways = {"DataLoader": reference, "ours": our_epochs(spec, place / mode, 64), "stock FFCV": stock}
-                timed = in_turns({name: partial(next, epochs) for name, epochs in ways.items()}, rounds)
-                for name, least in (("DataLoader", goal), ("stock FFCV", 0.95)):
-                    what = f"224 random resized crop, {mode}, images/s against {name}"
-                    yield compared(what, timed["ours"], timed[name], Goal(least=least), note)
-    finally:
-        torch.set_num_threads(torch_threads)
+        spec, folder = DATASETS["imagenet"], place / "large"
+        save(folder, NUM_LARGE, HEIGHT, WIDTH, "jpg", "val", 1)
+        paths, crop = sorted((folder / "train").rglob("*.jpg")), transforms.RandomResizedCrop(224)
+        theirs = torch_epochs(paths, lambda path: Image.open(path).convert("RGB"), spec, 64, crop)
+        goals: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}
+        for mode, goal in goals.items():
+            prepare(spec.name, place / mode, str(folder), ImageOptions(write_mode=mode, keep_jpeg=True))
+            stock = stock_epochs(spec, place / mode / spec.name / "train.beton")
+            found = timed(our_epochs(spec, place / mode, 64), DataLoader=theirs, stock=stock)
+            note = f"batch 64, the same {NUM_LARGE} JPEGs of {WIDTH}×{HEIGHT}"
+            name = f"224 random resized crop, {mode}, images/s against"
+            yield compared(f"{name} DataLoader", found["ours"], found["DataLoader"], Goal(least=goal), note)
+            yield compared(f"{name} stock FFCV", found["ours"], found["stock"], Goal(least=0.95), note)
+    torch.set_num_threads(torch_threads)
 
 
 def crops(number: int, height: int, width: int) -> Iterator[np.ndarray]:
@@ -98,18 +80,16 @@ def crops(number: int, height: int, width: int) -> Iterator[np.ndarray]:
     photos, generator = load_sample_images().images, np.random.Generator(np.random.Philox(key=0))
     for index in range(number):
         photo = photos[index % len(photos)]
-        top, left = (
-            generator.integers(size - part + 1) for size, part in zip(photo.shape, (height, width), strict=False)
-        )
+        top, left = generator.integers(photo.shape[0] - height + 1), generator.integers(photo.shape[1] - width + 1)
         yield photo[top : top + height, left : left + width]
 
 
-def save(images: Sequence[np.ndarray], folder: Path, ending: str, num_test: int) -> None:
-    """Write images as folders of splits and classes, the first `num_test` into the test split."""
+def save(folder: Path, number: int, height: int, width: int, ending: str, test: str, num_test: int) -> None:
+    """Write crops as folders of splits and classes, the first `num_test` into the `test` split."""
     from PIL import Image
 
-    for index, image in enumerate(images):
-        path = folder / (("test" if ending == "png" else "val") if index < num_test else "train") / "photo"
+    for index, image in enumerate(crops(number, height, width)):
+        path = folder / (test if index < num_test else "train") / "photo"
         path.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(path / f"{index:05}.{ending}", quality=90, compress_level=1)
 
@@ -121,18 +101,29 @@ def speed(batches: Iterable[Tensor]) -> float:
 
 
 def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[float]:
-    """Time epochs of the harness's loader."""
-    loader = open_data(spec.name, directory, "ffcv").train_loader(global_batch_size=batch_size, num_workers=WORKERS)
+    """Time epochs of the harness's loader, with one worker."""
+    loader = open_data(spec.name, directory, "ffcv").train_loader(global_batch_size=batch_size, num_workers=1)
     for epoch in count():
         batches = loader.epoch(SgdNoise(1, ("final",)), epoch)
         yield speed(normalize(batch.images_NHWC, spec, channels_last=False) for batch in batches)
 
 
-def torch_epochs(dataset: Any, batch_size: int) -> Iterator[float]:
-    """Time epochs of a DataLoader, which keeps its workers between them."""
-    loader = DataLoader(dataset, batch_size, True, num_workers=WORKERS, drop_last=True, persistent_workers=True)
+def torch_epochs(
+    images: list[Any], read: Callable[[Any], Any], spec: DataSpec, batch_size: int, crop: Any
+) -> Iterator[float]:
+    """Time epochs of a DataLoader with one worker, kept between them, and torchvision's transforms."""
+    from torchvision import transforms
+
+    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
+    augment = transforms.Compose(steps)
+
+    def collate(batch: list[Any]) -> Tensor:
+        return torch.stack([augment(read(image)) for image in batch])
+
+    settings: dict[str, Any] = {"num_workers": 1, "drop_last": True, "persistent_workers": True}
+    loader: DataLoader[Any] = DataLoader(images, batch_size, True, collate_fn=collate, **settings)  # type: ignore[arg-type]
     while True:
-        yield speed(images for images, _ in loader)
+        yield speed(loader)
 
 
 def stock_epochs(spec: DataSpec, path: Path) -> Iterator[float]:
@@ -144,7 +135,7 @@ def stock_epochs(spec: DataSpec, path: Path) -> Iterator[float]:
     image = [RandomResizedCropRGBImageDecoder((224, 224)), RandomHorizontalFlip(), ToTensor()]
     settings = {"os_cache": True, "order": ffcv.loader.OrderOption.RANDOM, "seed": 1}
     pipelines = {"image": image, "label": [IntDecoder(), ToTensor()]}
-    loader = ffcv.Loader(str(path), batch_size=64, num_workers=WORKERS, pipelines=pipelines, **settings)
+    loader = ffcv.Loader(str(path), batch_size=64, num_workers=1, pipelines=pipelines, **settings)
     while True:
         yield speed(normalize(images, spec, channels_last=False) for images, _ in loader)
 

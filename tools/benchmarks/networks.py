@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
-from harness.data import normalize
+from harness.data import TrainLoader, normalize
 from harness.data.loaders import TrainOrder
-from harness.data.memory_loader import MemoryTrainLoader, ResidentSplit
+from harness.data.memory_loader import ResidentSplit
 from harness.data.spec import CropFlip, DataSpec, RawSource
 from harness.distributed.world import World
 from harness.masks import Mask
@@ -75,10 +75,10 @@ class Case:
 
     def augmented(self, device: torch.device, num_images: int) -> BatchesOf:
         """Return the batches of the memory loader: keyed by seed and epoch, cropped, flipped and normalised."""
-        padding, (images_NHWC, labels_N) = self.image_size // 8, self.images(device, num_images)
-        split = ResidentSplit(F.pad(images_NHWC, (0, 0, *4 * [padding])), labels_N, padding)
-        order, spec = TrainOrder(num_images, self.batch_size, rank=0, world_size=1), self.spec(padding)
-        feed = TrainFeed(MemoryTrainLoader(spec, split, order), spec, device)
+        images_NHWC, labels_N = self.images(device, num_images)
+        padding, spec = self.image_size // 8, self.spec(self.image_size // 8)
+        split = ResidentSplit(spec, F.pad(images_NHWC, (0, 0, *4 * [padding])), labels_N)
+        feed = TrainFeed(TrainLoader(split, TrainOrder(num_images, self.batch_size, 0, 1)), spec, device)
 
         def batches(steps: int) -> Iterator[tuple[Tensor, Tensor]]:
             for epoch, done in enumerate(range(0, steps, feed.steps_per_epoch)):

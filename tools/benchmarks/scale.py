@@ -99,7 +99,7 @@ def copied(row: dict[str, Any], names: dict[str, str], number: int) -> list[Any]
             row[column] = value + SEARCH_MS * number
         elif column == "input_uuid":
             row[column] = digest(f"{value} {number}")[:32]
-        elif isinstance(value, str) and column != "artifact_uri":
+        elif isinstance(value, str) and not column.startswith("artifact_"):  # the files are those of the first search
             row[column] = re.sub("[0-9a-f]{32,64}", lambda found: names.get(found[0], found[0]), value)
     return list(row.values())
 
