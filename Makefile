@@ -72,7 +72,7 @@ format: setup  ## Let ruff lay the code out
 
 REV ?= HEAD
 .PHONY: same-bits
-same-bits: setup  ## Prove that the working tree computes the same bits as REV (default HEAD; 2 minutes on 2 cores)
+same-bits: setup  ## Prove that the working tree computes the same bits as REV (default HEAD; 3 minutes on 2 cores)
 	python tools/same_bits.py --rev $(REV)
 
 .PHONY: bench

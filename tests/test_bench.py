@@ -9,20 +9,15 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import numpy as np
 import pytest
 import torch
 
-from harness.common.seeds import SgdNoise
-from harness.config import Schedule
 from harness.distributed.world import World
-from harness.training.loop import train
-from tools.benchmarks.device.barrier import question
-from tools.benchmarks.device.published import PublishedStep, convert_
-from tools.benchmarks.device.roofline import count
-from tools.benchmarks.device.ways import OPTIM, Case, Network, in_turns
-from tools.benchmarks.row import Row
-from tools.benchmarks.step import median_interval
+from tools.benchmarks.barrier import question
+from tools.benchmarks.measure import Goal, Row, compared, in_turns
+from tools.benchmarks.networks import NOISE, Case, Network
+from tools.benchmarks.roofline import OPERATIONS, count
+from tools.benchmarks.steps import CountingWay
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -49,60 +44,62 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
     for name, row in by_name.items():
         assert name in done.stdout
         assert row["note"] in done.stdout
-        assert row["ratio"] == pytest.approx(row["ours"] / row["reference"])
+        assert row["value"] == pytest.approx(row["ours"] / row["reference"])
     # bytes do not depend on the machine, so here the goal itself is tested
     sizes = [row for row in result["rows"] if row["benchmark"] == "mask_size"]
-    assert all(row["reached"] and row["ours"] <= row["reference"] for row in sizes)
+    assert all(row["verdict"] == "met" and row["ours"] <= row["reference"] for row in sizes)
     for about in ("date", "hardware", "versions", "code"):
-        assert f"{about:9} {result[about]}" in done.stdout
+        assert f"{about:8}  {result[about]}" in done.stdout
     assert "cores" in result["hardware"]
     assert "torch 2" in result["versions"]
     assert "quick" in result["run"]
 
 
 def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
-    missed = Row("slow thing", 2.0, 1.0, 2.0, "≤ 1×", False, 1.9, 2.1, "a note")
-    reached = Row("fast thing", 1.0, 2.0, 0.5, "≤ 1×", True, 0.4, 0.6, "")
-    monkeypatch.setattr(bench, "_rows", lambda *options: [missed, reached])
+    rows = [Row("slow thing", 2.0, Goal(most=1), "a note"), Row("fast thing", 0.5, Goal(most=1))]
+    monkeypatch.setattr(bench, "run", lambda *options: rows)
     assert bench.main(bench.Arguments(only=("prune",))) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in lines if line.startswith(("slow thing", "fast thing"))] == [
-        "MISSED",
-        "reached",
-    ]
-    assert "1 of 2 goals reached" in lines
+    found = [line.split()[-1] for line in lines if line.startswith(("slow thing ", "fast thing "))]
+    assert found == ["MISSED", "met"]
+    assert "1 of 2 goals met" in lines and "slow thing: a note" in lines
+
+
+def test_a_ratio_is_the_median_of_what_was_measured_in_turns():
+    row = compared("speed", [2.0, 4.0, 9.0], [1.0, 4.0, 3.0], Goal(most=2))
+    assert (row.value, row.interval, row.ours, row.reference, row.verdict) == (2.0, (1.0, 3.0), 4.0, 3.0, "met")
+    assert compared("time", [2.0], [6.0], Goal(least=3), faster=True).value == 3.0
+    assert Goal(least=3).verdict(2.9) == "MISSED" and Goal(least=3).verdict(None) == "not measured"
+
+
+def test_the_order_of_turns_turns_round_and_the_first_turn_warms_up():
+    calls: list[str] = []
+    ways = {name: lambda name=name: float(calls.append(name) or len(calls)) for name in ("a", "b")}
+    assert in_turns(ways, 2) == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
+    assert calls == ["a", "b", "a", "b", "b", "a"]
 
 
 def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, monkeypatch, capsys):
     def rows(name: str, *options: object) -> list[Row]:
         if name == "prune":
             raise RuntimeError("not exact")
-        return [Row("other thing", 1.0, 1.0, 1.0, "≤ 1×", True, 1.0, 1.0, "")]
+        return [Row("other thing", 1.0, Goal(most=1))]
 
-    monkeypatch.setattr(bench, "_rows", rows)
+    monkeypatch.setattr(bench, "run", rows)
     assert bench.main(bench.Arguments(only=("prune", "step"))) == 1
     out = capsys.readouterr().out
     assert "BROKEN  prune: RuntimeError: not exact" in out
     assert "other thing" in out
 
 
-def test_the_interval_of_a_median_covers_it_as_often_as_it_says():
-    generator = np.random.default_rng(0)
-    draws = generator.lognormal(size=(300, 51))  # its median is 1
-    covered = sum(low <= 1.0 <= high for low, high in (median_interval(draw, 500) for draw in draws))
-    assert 0.91 <= covered / len(draws) <= 0.99
-
-
 def test_the_published_way_learns_what_ours_does():
     """With one α for all layers: the masked weights and ψ after three steps are those of the harness's loop."""
-    case = Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1, precision="no")
-    network, world = Network(case, torch.device("cpu")), World()
+    network = Network(Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1), World())
     for value in network.initial.values():
         value.add_(0.3)  # biases begin at 0, which would hide that they are interpolated
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8)) for _ in range(3)]
     ours = network.model()
-    noise = SgdNoise(1, ("search", 1))
 
     class Fixed:
         steps_per_epoch = len(batches)
@@ -110,26 +107,14 @@ def test_the_published_way_learns_what_ours_does():
         def epoch(self, noise, epoch, skip_steps=0):
             return iter(batches)
 
-    settings = {"optim": OPTIM, "schedule": Schedule(1, "constant"), "mask": network.mask, "label": "test"}
-    view = network.view(ours, "aws")
-    train(ours, world=world, batches=Fixed(), noise=noise, view=view, on_epoch=lambda report: None, **settings)
-    theirs = convert_(network.model(channels_last=False), network.mask.tensors, network.initial)
-    optimizer = torch.optim.SGD(theirs.parameters(), OPTIM.lr, OPTIM.momentum, weight_decay=OPTIM.weight_decay)
-    alphas = iter(noise.alphas(0, 3))
-
-    class OneForAll:
-        left = 0
-
-        def random(self) -> float:
-            if self.left == 0:
-                self.left, self.alpha = len(step.norms), float(next(alphas))
-            self.left -= 1
-            return self.alpha
-
-    step = PublishedStep(theirs, optimizer, OneForAll())
+    network.train(ours, "aws", Fixed())
+    number = sum(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
+    alphas = iter([float(alpha) for alpha in NOISE.alphas(0, 3) for _ in range(number)])
+    step = network.published_step(lambda: next(alphas))
     for images, labels in batches:
         step(images, labels)
-    learnt = dict(theirs.named_parameters())
+    assert next(alphas, None) is None
+    learnt = dict(step.model.named_parameters())
     for name, param in ours.named_parameters():
         kept = network.mask.tensors.get(name, torch.ones_like(param))
         assert torch.allclose(param, learnt[name] * kept, atol=1e-5), name
@@ -137,30 +122,23 @@ def test_the_published_way_learns_what_ours_does():
 
 
 def test_graphs_compiled_while_a_way_is_timed_are_counted():
-    case = Case("none", batch_size=1, image_size=1, num_classes=1, steps=1, rounds=3)
-
     sizes, every_size_anew = iter(range(2, 9)), torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
-
-    def compiles_anew(steps: int) -> float:
-        every_size_anew(torch.ones(next(sizes)))
-        return 1.0
-
     compiled_once = torch.compile(lambda x: x * 2, backend="eager")
-    timed = in_turns(case, {"anew": compiles_anew, "once": lambda steps: float(compiled_once(torch.ones(1)))})
-    assert (timed["anew"].graphs, timed["once"].graphs) == (3, 0)
-    assert timed["once"].rates == [0.5] * 3
+    anew = CountingWay(lambda: float(every_size_anew(torch.ones(next(sizes))).sum()))
+    once = CountingWay(lambda: float(compiled_once(torch.ones(1))))
+    in_turns({"anew": anew, "once": once}, 3)
+    assert (anew.graphs, once.graphs) == ([1] * 4, [1, 0, 0, 0])
 
 
 @pytest.mark.long
 def test_the_operations_of_resnet50_are_the_known_ones():
     """4.089 G multiply-adds forward, twice that backward but for the gradient of the images."""
-    work = count("resnet50", batch_size=2, image_size=224, channels=3, num_classes=1000, bf16=True)
+    operations, moved = count("resnet50", 224, 2, 1000)
     first_layer = 64 * 112 * 112 * 3 * 7 * 7
-    assert work.operations / 2 == pytest.approx(2 * (3 * 4.089e9 - first_layer), rel=1e-3)
-    float32 = count("resnet50", batch_size=2, image_size=224, channels=3, num_classes=1000, bf16=False)
-    assert float32.operations == work.operations
-    assert 1.3 < float32.bytes_moved / work.bytes_moved < 2
-    assert work.images_per_second_at_best("H100")[0] == pytest.approx(2 * 989e12 / work.operations)
+    assert operations == pytest.approx(2 * (3 * 4.089e9 - first_layer), rel=1e-3)
+    operations_float32, moved_float32 = count("resnet50", 224, 2, 1000, bf16=False)
+    assert operations_float32 == operations and 1.3 < moved_float32 / moved < 2
+    assert OPERATIONS / operations == pytest.approx(40_701, rel=1e-3)
 
 
 def test_both_ways_to_a_barrier_find_the_same_errors():

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 import textwrap
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import get_args
+from typing import Any
 
 import pytest
 import torch
 
 from harness.distributed.world import World
-from tools.benchmarks.device import searches, worker
-from tools.benchmarks.device import suite as test_suite
-from tools.benchmarks.device.asking import WorkerProcess
-from tools.benchmarks.device.correctness import Watch
-from tools.benchmarks.device.parts import GOALS, NAMES, PARTS, Finding, Goal, Name, Outcome, judged
-from tools.benchmarks.device.suite import run_tests
-from tools.benchmarks.sitting import Sitting, SittingOptions, goals_table, parse
+from tools.benchmarks import launched, sitting, worker
+from tools.benchmarks.launched import count_tests, run_searches, run_tests
+from tools.benchmarks.measure import Row
+from tools.benchmarks.sitting import GOALS, SHARES, judged, parse
+from tools.benchmarks.waits import Watch
+from tools.benchmarks.worker import HOMES, Outcome, ask
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the sizes that are measured")
+Send = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
@@ -43,22 +43,20 @@ def world() -> Iterator[World]:
 @pytest.mark.long
 @ON_CPU
 @pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.slow] if part == "small" else []) for part in worker.HOMES]
+    "part", [pytest.param(part, marks=[pytest.mark.slow] if part == "small" else []) for part in HOMES]
 )
 def test_a_part_measures_what_its_goals_ask_for(world, part):
-    found: list[Finding] = []
-    assert worker.run(part, world, 600, found.append) == ("done", "")
-    worker.clean_up()
-    assert found and all(finding.text for finding in found)
-    values = {name: value for finding in found for name, value in finding.values.items()}
-    assert all(math.isfinite(value) and value >= 0 for value in values.values())
-    asked = {goal.value for goal in GOALS if goal.part == part}
-    assert asked <= values.keys() or part == "waits"  # of which a CPU has none
+    found: list[Row] = []
+    assert worker.measure(part, world, 600, found.append) == ("done", "")
+    torch._dynamo.reset()
+    assert found and all(math.isfinite(row.value) and row.value >= 0 for row in found)
+    asked = {name for goal, name in GOALS if goal == part}
+    assert asked <= {row.name for row in found} or part == "waits"  # of which a CPU has none
 
 
-def test_every_part_has_a_home():
-    assert set(NAMES) == set(get_args(Name)) == set(worker.HOMES) | {"tests", "searches"}
-    assert {goal.part for goal in GOALS} <= set(NAMES)
+def test_every_part_has_a_home_and_a_share():
+    assert set(SHARES) == set(HOMES) | {"tests", "searches"}
+    assert {part for part, _ in GOALS} <= set(SHARES)
 
 
 @ON_CPU
@@ -71,34 +69,25 @@ def test_the_command_prints_a_line_for_each_part(tmp_path):
     assert time.monotonic() - started < 242
     lines = done.stdout.splitlines()
     assert "cpu: tries the code, not the speed" in lines
-    assert [line.split(":")[0] for line in lines if line.split(":")[0] in NAMES] == list(NAMES)
+    assert [line.split(":")[0] for line in lines if line.split(":")[0] in SHARES] == list(SHARES)
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {part["part"]: part["status"] for part in result["parts"]} == dict.fromkeys(NAMES, "done")
+    assert {part["part"]: part["status"] for part in result["parts"]} == dict.fromkeys(SHARES, "done")
     assert all(row["verdict"] == "not measured" for row in result["goals"])
     assert result["about"]["command"].endswith("out.json")
 
 
-# A stand-in for the process of the parts, which loads no torch.
-WORKER = """
-    import json, os, sys, time
-    def answer(**line): print(json.dumps(line), flush=True)
-    answer(device="cuda", about={"hardware": "a stand-in"}, pid=os.getpid())
-    for line in sys.stdin:
-        part = json.loads(line)["part"]
-        answer(text=f"from {os.getpid()}", values={"pid": os.getpid()})
-        if part == "crashes":
-            print("a last word", file=sys.stderr, flush=True)
-            os.abort()
-        if part == "hangs": time.sleep(60)
-        answer(status="failed" if part == "fails" else "done", detail="")
-"""
-
-
-@pytest.fixture
-def process(tmp_path: Path) -> Iterator[WorkerProcess]:
-    process = WorkerProcess([sys.executable, "-c", textwrap.dedent(WORKER)], tmp_path, tmp_path / "log")
-    yield process
-    process.kill()
+def stand_in(part: str, seconds: float, send: Send) -> tuple[str, str]:
+    """Take the place of what runs a part on the device."""
+    if part == "about":
+        send({"on_gpu": True, "hardware": "a stand-in"})
+        return "done", ""
+    send(Row(part, os.getpid()))
+    if part == "crashes":
+        print("a last word", file=sys.stderr, flush=True)
+        os.abort()
+    if part == "hangs":
+        time.sleep(60)
+    return "failed" if part == "fails" else "done", ""
 
 
 @pytest.mark.long
@@ -110,87 +99,83 @@ def process(tmp_path: Path) -> Iterator[WorkerProcess]:
         ("fails", "failed", ""),
     ],
 )
-def test_a_part_that_ends_badly_keeps_its_findings_and_stops_no_other(process, part, status, detail):
-    first = process.ask("works", 10, 10)
-    same = process.ask("works", 10, 10)
-    bad = process.ask(part, 1, 1 if part == "hangs" else 10)
-    after = process.ask("works", 10, 10)
-    assert (first.status, same.status, bad.status, after.status) == ("done", "done", status, "done")
-    assert bad.detail == detail and len(bad.findings) == 1
-    assert first.values == same.values == bad.values != after.values  # which had another process
-
-
-@pytest.mark.long
-def test_a_process_that_cannot_start_is_said(tmp_path):
-    broken = WorkerProcess([sys.executable, "-c", "raise SystemExit('no torch')"], tmp_path, tmp_path / "log")
-    outcome = broken.ask("steps", 10, 10)
-    assert (outcome.status, outcome.detail) == ("not run", "the process did not start: exit code 1: no torch")
+def test_a_part_that_ends_badly_keeps_its_rows_and_stops_no_other(tmp_path, part, status, detail):
+    log = tmp_path / "log"
+    bad = ask(part, 1, 1 if part == "hangs" else 10, log, stand_in)
+    after = ask("works", 10, 10, log, stand_in)
+    assert (bad.status, after.status) == (status, "done")
+    assert bad.detail.startswith(detail.split(":")[0]) and len(bad.rows) == 1
+    assert bad.rows[0].value != after.rows[0].value  # which had another process
 
 
 def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, monkeypatch):
-    def needs(world: World) -> Iterator[Finding]:
-        yield Finding("before")
+    def needs(world: World) -> Iterator[Row]:
+        yield Row("before", 1)
         import package_that_is_not_there.inside  # noqa: F401
 
-    def fails(world: World) -> Iterator[Finding]:
+    def fails(world: World) -> Iterator[Row]:
         raise RuntimeError("CUDA error: an illegal memory access\nmore")
         yield
 
-    def long(world: World) -> Iterator[Finding]:
-        yield from (Finding(str(number)) for number in range(9))
+    def long(world: World) -> Iterator[Row]:
+        yield from (Row(str(number), number) for number in range(9))
 
-    monkeypatch.setattr(worker, "measure", {"needs": needs, "fails": fails, "long": long}.__getitem__)
-    found: list[Finding] = []
-    assert worker.run("needs", world, 9, found.append) == ("not run", "needs package_that_is_not_there")
-    assert found == [Finding("before")]
-    status, detail = worker.run("fails", world, 9, found.append)
+    for function in (needs, fails, long):
+        monkeypatch.setitem(HOMES, function.__name__, ("steps", function.__name__))
+        monkeypatch.setattr(f"tools.benchmarks.steps.{function.__name__}", function, raising=False)
+    found: list[Row] = []
+    assert worker.measure("needs", world, 9, found.append) == ("not run", "needs package_that_is_not_there")
+    assert found == [Row("before", 1)]
+    status, detail = worker.measure("fails", world, 9, found.append)
     assert status == "failed" and "RuntimeError: CUDA error: an illegal memory access at test_sitting.py:" in detail
-    assert worker.run("long", world, 0, found.append) == ("stopped", "its time was over")
+    assert worker.measure("long", world, 0, found.append) == ("stopped", "its time was over")
     assert len(found) == 2
 
 
-@pytest.mark.long
-def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(process, tmp_path, capsys):
-    arguments = SittingOptions(seconds=30, json=tmp_path / "new" / "out.json")
-    sitting = Sitting(arguments, process, tmp_path, time.monotonic() + 30)
-    sitting.begin()
-    assert sitting.on_gpu and "a stand-in" in capsys.readouterr().out
-    steps, ddp = PARTS[3:5]
-    sitting.add(sitting.run(steps))
-    assert [part["status"] for part in json.loads(arguments.json.read_text())["parts"]] == ["done"]
-    sitting.ends = time.monotonic()
-    sitting.add(sitting.run(ddp))
-    written = json.loads(arguments.json.read_text())
-    assert [(part["part"], part["status"]) for part in written["parts"]] == [("steps", "done"), ("ddp", "not run")]
-    assert "ddp: not run: the budget of 30 s was over" in capsys.readouterr().out.splitlines()
+def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(tmp_path, monkeypatch, capsys):
+    written: list[list[str]] = []
+    path = tmp_path / "new" / "out.json"
+
+    def slowly(part: str, seconds: float, kill_after: float, log: Path) -> Outcome:
+        written.append([one["status"] for one in json.loads(path.read_text())["parts"]] if path.exists() else [])
+        outcome = ask(part, seconds, kill_after, log, stand_in)
+        time.sleep(3 if part == "waits" else 0)
+        return outcome
+
+    monkeypatch.setattr(sitting, "ask", slowly)
+    assert sitting.main(parse(["--seconds", "4", "--only", "steps", "checkpoints", "waits", "--json", str(path)])) == 0
+    result, said = json.loads(path.read_text()), capsys.readouterr().out
+    statuses = [(part["part"], part["status"]) for part in result["parts"]]
+    assert statuses == [("checkpoints", "done"), ("waits", "done"), ("steps", "not run")]
+    assert written == [[], [], ["done"]]
+    assert "a stand-in" in said and "steps: not run: the budget of 4 s was over (0 s)" in said.splitlines()
 
 
 def test_goals_stand_beside_what_was_measured():
-    values = {"aws, batch 256 [images/s]": 4321.0, "aws / plain, batch 256": 0.97}
-    outcomes = [Outcome("steps", "done", findings=[Finding("", values)])]
-    lines = goals_table(judged(outcomes, on_gpu=True)).splitlines()
-    (rate,) = (line.split() for line in lines if "aws, batch 256" in line)
-    (ratio,) = (line.split() for line in lines if "aws / plain, batch 256" in line)
-    assert (rate[0], rate[-2:]) == ("met", ["4,000", "4,321"]) and (ratio[0], ratio[-1]) == ("MISSED", "0.97")
-    assert sum(line.startswith("not measured") for line in lines) == len(GOALS) - 2
+    rows = Row("aws, batch 256 [images/s]", 4321.0), Row("aws / plain, batch 256", 0.97)
+    outcomes = [Outcome("steps", "done", rows=rows)]
+    found = {row["value"]: row for row in judged(outcomes, on_gpu=True)}
+    rate, ratio = (found[row.name] for row in rows)
+    assert (rate["verdict"], rate["goal"], rate["measured"]) == ("met", "≥ 4,000", 4321.0)
+    assert (ratio["verdict"], ratio["measured"]) == ("MISSED", 0.97)
+    assert sum(row["verdict"] == "not measured" for row in found.values()) == len(GOALS) - 2
     assert all(row["verdict"] == "not measured" for row in judged(outcomes, on_gpu=False))
-    assert Goal("waits", "waits", most=0).verdict(1) == "MISSED" and Goal("waits", "waits", most=0).verdict(0) == "met"
+    assert GOALS["waits", "waits"].verdict(1) == "MISSED" and GOALS["waits", "waits"].verdict(0) == "met"
 
 
 @pytest.mark.parametrize(
-    ("results", "stopped", "verdict"),
+    ("results", "code", "verdict"),
     [
-        ({"a": "passed"}, False, "met"),
-        ({"a": "passed"}, True, "not measured"),  # those that did not begin could fail
-        ({"a": "skipped"}, False, "not measured"),
-        ({"a": "passed", "b": "failed"}, True, "MISSED"),
-        ({"a": "passed", "b": "failed"}, False, "MISSED"),
+        ({"a": "passed"}, 0, "met"),
+        ({"a": "passed"}, None, "not measured"),  # those that did not begin could fail
+        ({"a": "skipped"}, 0, "not measured"),
+        ({"a": "passed", "b": "failed"}, None, "MISSED"),
+        ({"a": "passed", "b": "failed"}, 1, "MISSED"),
+        ({"a": "passed", "b": "begun"}, 1, "not measured"),
     ],
 )
-def test_no_failure_is_a_result_only_if_all_tests_ran(results, stopped, verdict):
-    share = SimpleNamespace(results=lambda: results, endings=[])
-    outcome = test_suite._outcome([share], stopped, 1.0)
-    (row,) = (row for row in judged([outcome], on_gpu=True) if row["value"] == "failed tests")
+def test_no_failure_is_a_result_only_if_all_tests_ran(results, code, verdict):
+    (row,) = (row for row in judged([count_tests(results, code, 1.0)], on_gpu=True) if row["value"] == "failed tests")
     assert row["verdict"] == verdict
 
 
@@ -201,12 +186,12 @@ def test_a_budget_that_is_none_is_refused(seconds, capsys):
     assert "--seconds" in capsys.readouterr().err
 
 
-@pytest.mark.long
-def test_a_sitting_whose_process_did_not_start_measures_nothing(tmp_path):
-    broken = WorkerProcess([sys.executable, "-c", "raise SystemExit('no torch')"], tmp_path, tmp_path / "log")
-    sitting = Sitting(SittingOptions(seconds=30), broken, tmp_path, time.monotonic() + 30)
-    sitting.begin()
-    assert not sitting.begun and not sitting.on_gpu and "unknown" in sitting.about["hardware"]
+def test_a_sitting_whose_device_does_not_work_measures_nothing(monkeypatch, capsys):
+    broken = Outcome("about", "crashed", "exit code 1: no torch")
+    monkeypatch.setattr(sitting, "ask", lambda *asked: broken)
+    assert sitting.main(parse(["--only", "steps"])) == 1
+    said = capsys.readouterr().out
+    assert "unknown: exit code 1: no torch" in said and "steps: not run: exit code 1: no torch (0 s)" in said
 
 
 SUITE = """
@@ -229,31 +214,24 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.long
-def test_tests_are_counted_and_a_crash_loses_one(suite, tmp_path):
+def test_tests_are_counted_and_a_crash_costs_one(suite, tmp_path):
     outcome = run_tests(tmp_path, 60, False, [str(suite)])
-    assert outcome.status == "failed"
-    assert outcome.values == {
-        "passed tests": 3,
-        "failed tests": 2,
-        "skipped tests": 1,
-        "tests without a result": 1,
-    }
-    (finding,) = outcome.findings
-    named = [part.split("::")[-1] for part in finding.text.split(";") if "::" in part]
-    assert named == ["test_fails", "test_loses_the_device", "test_crashes"]
-    assert outcome.detail == "killed by SIGABRT, exit code 70"
+    assert outcome.status == "failed", (tmp_path / "tests.log").read_text()
+    values = {row.name: row.value for row in outcome.rows}
+    assert values == {"passed tests": 3, "failed tests": 3, "skipped tests": 1, "tests without a result": 0}
+    for name in ("test_fails", "test_crashes", "test_loses_the_device"):
+        assert name in outcome.rows[2].note
 
 
-@pytest.mark.long
-def test_a_test_that_hangs_is_ended_with_its_share(suite, tmp_path):
+def test_a_test_that_hangs_is_ended(suite, tmp_path):
     suite.write_text(suite.read_text().replace("os.abort()", "time.sleep(60)"))
     started = time.monotonic()
-    outcome = run_tests(tmp_path, 5, False, [str(suite)])
-    assert time.monotonic() - started < 15
+    outcome = run_tests(tmp_path, 15, False, [str(suite)])
+    assert time.monotonic() - started < 25
     assert outcome.status == "stopped"
-    assert (outcome.values["passed tests"], outcome.values["tests without a result"]) == (1, 1)
-    assert "LOST" in outcome.findings[0].text and "test_crashes" in outcome.findings[0].text
+    values = {row.name: row.value for row in outcome.rows}
+    assert (values["passed tests"], values["tests without a result"]) == (1, 1)
+    assert "LOST" in outcome.rows[-1].note and "test_crashes" in outcome.rows[-1].note
 
 
 def test_waits_are_counted_by_line_within_the_watched_steps_alone():
@@ -269,8 +247,7 @@ def test_waits_are_counted_by_line_within_the_watched_steps_alone():
     def hold() -> None:
         waits()
 
-    watch = Watch()
-    watch.steps = range(3, 3 + 4)
+    watch = Watch(skipped=3, steps=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for index, _ in enumerate(watch.during(batches)(9)):
@@ -285,28 +262,35 @@ def test_searches_are_stopped_in_time_and_go_on_later(tmp_path, monkeypatch):
     data = REPOSITORY / "data"
     if not (data / "digits" / "train.safetensors").exists():
         pytest.skip("needs data/digits: python tools/prepare_data.py digits")
-    runs = tmp_path / "runs"
-    monkeypatch.setattr(searches, "ON_CPU", (*searches.ON_CPU[:3], "--warmup-epochs", "400", "--level-epochs", "1"))
-    outcome = searches.run_searches(tmp_path, runs, data, 20, False)
+    longer = (*launched.SEARCH[False][:3], "--warmup-epochs", "400", "--level-epochs", "1")
+    with monkeypatch.context() as patch:
+        patch.setitem(launched.SEARCH, False, longer)
+        outcome = run_searches(tmp_path, tmp_path / "runs", data, 20, False)
     assert outcome.status == "stopped" and outcome.seconds < 21
     assert (tmp_path / "search-1.log").read_text().splitlines()[-1].startswith("stopped: ")
-    monkeypatch.undo()
-    outcome = searches.run_searches(tmp_path, tmp_path / "others", data, 120, False)
-    assert replace(outcome, findings=(), seconds=0.0) == Outcome("searches", "done")
-    assert outcome.values["levels"] == 4 and "seed 2 L01" in outcome.findings[0].text
+    outcome = run_searches(tmp_path, tmp_path / "others", data, 120, False)
+    assert replace(outcome, rows=(), seconds=0.0) == Outcome("searches", "done")
+    assert outcome.rows[0] == Row("levels", 4)
+    assert "seed 2, level 1 [test error %]" in {row.name for row in outcome.rows}
 
 
 def test_options_are_read():
-    assert parse([]) == SittingOptions()
     words = ["--seconds", "60", "--only", "waits", "ddp", "--json", "a.json", "--runs", "b"]
-    assert parse(words) == SittingOptions(60, ("waits", "ddp"), Path("a.json"), runs=Path("b"))
+    options = parse(words)
+    assert (options.seconds, options.only, options.json, options.runs) == (
+        60,
+        ["waits", "ddp"],
+        Path("a.json"),
+        Path("b"),
+    )
+    assert parse([]).only == list(SHARES) and parse([]).seconds == 270
     with pytest.raises(SystemExit):
         parse(["--only", "wait"])
 
 
 def test_searches_without_their_data_say_how_to_get_them(tmp_path, monkeypatch):
-    outcome = searches.run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
+    outcome = run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
     assert outcome.status == "not run" and "python tools/prepare_data.py fashion_mnist --out" in outcome.detail
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tyro" else name)
-    outcome = searches.run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
+    outcome = run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
     assert (outcome.status, outcome.detail) == ("not run", "needs tyro")

@@ -5,10 +5,12 @@
     python tools/same_bits.py --rev HEAD~3 --keep  … and keep both stores to look into
 
 Both versions train tiny networks on scikit-learn's digits: on the CPU, in one process each, offline. They run every
-search method, the final trainings, the comparisons, and a search that is killed and resumed. Uncommitted changes count.
-It takes about two minutes on two idle cores.
+search method, the final trainings, the comparisons, a search that is killed and resumed, and a short demo. Then the
+working tree continues a search in each store, and verifies the store of REV. Uncommitted changes count. It takes about
+three minutes on two idle cores.
 
-Exit code 0: equal. 1: a difference, named line by line. 2: no answer, because a launch failed or REV is unknown.
+Exit code 0: equal. 1: a difference, named line by line. 2: no answer, because a launch or `verify` failed, or REV is
+unknown.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -85,6 +87,8 @@ FINALS = {
     "dense_final": "--kind dense --init-seed 2 --sgd-seed 1",
 }
 COMPARISONS = {"stability": "{signed} {signed_again}", "lmc": "{signed} {retrain}", "norm_barrier": "{aws}"}
+DEMO = "--data.loader memory --warmup-epochs 1 --level-epochs 1 --num-levels 1 --final.epochs 2 --offline"
+"""The demo's network, optimizer and shapes of schedules, with aws and lrr, all finals and comparisons; fewer epochs."""
 RESUMED = f"{SMALL} --init-seed 3 --num-levels 1 --checkpoint-every 3 --checkpoint-unit steps"
 
 
@@ -99,6 +103,11 @@ def launches() -> Iterator[Launch]:
         yield Launch(tool, f"tools/{tool}.py", f"{runs} --num-alphas 3 --offline")
     yield Launch("killed", "recipes/aws_digits.py", RESUMED, killed_at="step:50")  # inside level 1
     yield Launch("resumed", "recipes/aws_digits.py", RESUMED)
+    yield Launch("demo", "recipes/demo.py", DEMO)
+
+
+CONTINUED = Launch("continued", "recipes/aws_digits.py", f"{SMALL} --num-levels {SEARCHES['aws'] + 1}")
+VERIFIED = Launch("verified", "tools/lineage.py", "verify --all --offline")
 
 
 # Making the two stores.
@@ -162,8 +171,8 @@ class Maker:
         if found.resolve() != (self.tree / "harness" / "__init__.py").resolve():
             raise NoAnswerError(f"recipes of {self.tree} would import {found}: {done.stderr.strip()[-500:]}")
 
-    def make(self, bar: tqdm) -> dict[str, dict[str, Any]]:
-        """Run all launches; return the records of the store by key."""
+    def make(self, bar: tqdm) -> None:
+        """Run all launches."""
         self.require_own_harness()
         made: dict[str, dict[str, Any]] = {}
         for launch in launches():
@@ -174,7 +183,6 @@ class Maker:
                 self.keys[launch.name] = max(new, key=lambda record: record["tags"].get("level", ""))["key"]
             made = after
             bar.update()
-        return made
 
     def run(self, launch: Launch) -> None:
         """Run one launch; NoAnswerError with the end of its log if it ends otherwise than it should."""
@@ -211,8 +219,16 @@ def make_stores(rev: str, place: Path) -> tuple[Path, Path]:
     print(f"after:  the working tree as it is now, harness imported from {makers[1].tree}", flush=True)
     total = len(list(launches())) * len(makers)
     with tqdm(total=total, unit="launch", leave=False) as bar, ThreadPoolExecutor(len(makers)) as pool:
-        for done in [pool.submit(maker.make, bar) for maker in makers]:
-            done.result()
+        list(pool.map(lambda maker: maker.make(bar), makers))
+
+        # Levels of REV must be reused by the working tree, and the next one be the same.
+        made = [len(records(maker.where / "runs")) for maker in makers]
+        list(pool.map(lambda maker: replace(maker, tree=makers[1].tree).run(CONTINUED), makers))
+    more = [len(records(maker.where / "runs")) - number for maker, number in zip(makers, made, strict=True)]
+    if more != [1, 1]:
+        raise NoAnswerError(f"one level more made {more[0]} runs in the store of {rev}, {more[1]} in the other")
+    replace(makers[0], tree=makers[1].tree).run(VERIFIED)
+    print(f"the store of {rev}: continued by the working tree, and verified with 0 problems")
     return makers[0].where / "runs", makers[1].where / "runs"
 
 

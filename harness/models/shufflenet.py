@@ -68,7 +68,7 @@ class ShuffleNet(nn.Module):
 
 
 def shufflenet_cifar(*, num_classes: int, channels: int, image_size: int, width: int = 240) -> nn.Module:
-    """Build ShuffleNet with `width` channels in its first stage; ValueError unless it is above 24 and 12 divides it."""
+    """Build ShuffleNet; `width`, of its first stage, is a multiple of 12 (4 · 3 groups) above 24, or a ValueError."""
     del image_size
     if width % (4 * _GROUPS) or width <= _STEM:
         raise ValueError(f"the width of ShuffleNet must be a multiple of {4 * _GROUPS} above {_STEM}, got {width}")

@@ -21,8 +21,8 @@ from harness.lineage.reload import load_checkpoint, load_signed_mask
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.garbage import Garbage, Policy, delete_garbage, find_garbage
 from harness.runs.unfinished import Unfinished
+from tests.made_search import MadeSearch
 from tests.warm import warm
-from tools.benchmarks.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 

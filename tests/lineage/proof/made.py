@@ -10,7 +10,7 @@ from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof import Findings, verify
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import open_store
-from tools.benchmarks.made_search import Change, MadeSearch
+from tests.made_search import Change, MadeSearch
 
 ARCHITECTURE = Architecture("resnet8", num_classes=10, channels=1, image_size=8, width=2)
 FINALS = ("signed_mask", "retrain", "mask")

@@ -17,9 +17,9 @@ from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
 from tests.lineage.proof.made import FOREIGN, found, local, make
+from tests.made_search import MadeSearch
 from tests.tracking_server import free_port, server
 from tests.warm import warm
-from tools.benchmarks.made_search import MadeSearch
 
 TOOL = Path(__file__).parents[3] / "tools" / "lineage.py"
 

@@ -16,7 +16,7 @@ from harness.lineage.proof import CHECKS, verify
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
 from tests.lineage.proof.made import ARCHITECTURE, FOREIGN, found, local, make
-from tools.benchmarks.made_search import Change, Draft
+from tests.made_search import Change, Draft
 
 FINALS = ("signed_mask", "retrain", "mask")
 
