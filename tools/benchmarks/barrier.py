@@ -23,10 +23,11 @@ from harness.analysis.barrier import ALPHAS, barrier_curve
 from harness.analysis.interpolate import interpolate
 from harness.checkpoint import Checkpoint
 from harness.common.seeds import SgdNoise
-from harness.data import normalize, open_data
+from harness.data import open_data
 from harness.distributed.world import World
 from harness.models import build_model
 from harness.training.batchnorm import batchnorm_layers
+from harness.training.feed import normalize
 from tools.benchmarks.measure import Goal, Row, compared, in_turns, seconds
 from tools.benchmarks.networks import Case, now
 from tools.benchmarks.steps import median_ratio

@@ -24,9 +24,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from harness.common.seeds import SgdNoise
-from harness.data import DATASETS, DataSpec, normalize, open_data
+from harness.data import DATASETS, DataSpec, open_data
 from harness.data.spec import CropFlip, RawSource
 from harness.distributed.world import World
+from harness.training.feed import normalize
 from tools.benchmarks.measure import Goal, Row, compared, in_turns, seconds
 from tools.benchmarks.networks import now
 

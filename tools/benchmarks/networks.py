@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
-from harness.data import TrainLoader, normalize
+from harness.data import TrainLoader
 from harness.data.loaders import TrainOrder
 from harness.data.memory_loader import ResidentSplit
 from harness.data.spec import CropFlip, DataSpec, RawSource
@@ -23,7 +23,7 @@ from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
-from harness.training.feed import TrainFeed
+from harness.training.feed import TrainFeed, normalize
 from harness.training.loop import Batches, train
 from harness.training.optim import build_optimizer
 from tools.benchmarks.published import PublishedStep
