@@ -214,7 +214,11 @@ class Labelled(torch.Tensor):
         pass
 
     def __deepcopy__(self, memo: Any) -> Any:
-        raise NotImplementedError("a labelled tensor cannot be copied by copy.deepcopy; clone it")
+        if id(self) not in memo:
+            made = self.detach().clone().requires_grad_(self.requires_grad)
+            made._is_param = getattr(self, "_is_param", False)
+            memo[id(self)] = made
+        return memo[id(self)]
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         self._record.wait("repr")

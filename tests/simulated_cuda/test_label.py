@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from copy import deepcopy
 
 import pytest
 import torch
@@ -247,3 +248,13 @@ def test_accelerates_singletons_are_forgotten():
         "cuda" if torch.cuda.is_available() else "cpu"
     )
     state.PartialState._reset_state()
+
+
+def test_a_network_is_copied_with_its_layout(cuda):
+    model = nn.Sequential(nn.Conv2d(2, 3, 2), nn.BatchNorm2d(3)).to(memory_format=torch.channels_last).to(DEVICE)
+    copy = deepcopy(model)
+    assert [type(param) for param in copy.parameters()] == [Labelled] * 4
+    for (name, own), (other, made) in zip(model.named_parameters(), copy.named_parameters(), strict=True):
+        assert name == other and made is not own and made.requires_grad and isinstance(made, nn.Parameter)
+        assert made.stride() == own.stride() and torch.equal(made.cpu(), own.cpu())
+    assert copy.state_dict().keys() == model.state_dict().keys()
