@@ -33,7 +33,7 @@ Result = TypeVar("Result")
 _JOINING = timedelta(minutes=10)
 """How long a launch waits for processes that start late, or never; and gradients for those of another process."""
 _WAITING = timedelta(hours=6)
-"""How long all else waits: rank 0 alone fetches and delivers, and the pulse tells who is lost."""
+"""How long all else waits: rank 0 alone fetches and delivers, and the heartbeat tells who is lost."""
 
 
 class OtherRankFailedError(RuntimeError):
@@ -87,19 +87,19 @@ class World:
         self.stop = StopRequest()
         _check_world(self.size)
         self._waiting = _waiting_group(self.device) if self.size > 1 else None
-        self._pulse = Heartbeat(self.rank, self.size, self.share_text, stuck_seconds=stuck_seconds)
+        self._heartbeat = Heartbeat(self.rank, self.size, self.share_text, stuck_seconds=stuck_seconds)
         if self._waiting is not None:
             _set_timeout(_WAITING, self._waiting)
 
     def peer_failed(self) -> bool:
         """Whether another process has said that it failed; gives its word a moment to arrive."""
-        if self.size > 1 and not self._pulse.peer_failed:
+        if self.size > 1 and not self._heartbeat.peer_failed:
             time.sleep(1.0)
-        return self._pulse.peer_failed
+        return self._heartbeat.peer_failed
 
     def before_ending(self, tell: Callable[[str], None]) -> None:
         """Call `tell` with the reason before this process is ended because another one failed."""
-        self._pulse.last_words = tell
+        self._heartbeat.last_words = tell
 
     @contextmanager
     def watching(self, label: str) -> Iterator[Place]:
@@ -107,11 +107,11 @@ class World:
 
         The block stores it in the place it is given.
         """
-        self._pulse.place = Place(label)
+        self._heartbeat.place = Place(label)
         try:
-            yield self._pulse.place
+            yield self._heartbeat.place
         finally:
-            self._pulse.place = None
+            self._heartbeat.place = None
 
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another.
@@ -303,9 +303,9 @@ class World:
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, StoppedError) and not lost_peer(error):
             # the others may wait for what this one will never join
-            self._pulse.announce_leaving(failed=not stood_still(error))
+            self._heartbeat.announce_leaving(failed=not stood_still(error))
         self._state.destroy_process_group()
-        self._pulse.close()
+        self._heartbeat.close()
 
 
 def _has_accelerate() -> bool:
@@ -344,7 +344,7 @@ def _check_precision(precision: str) -> None:
 
 def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:
     """Return a group on the CPU for all that is no gradient."""
-    # NCCL connects at its first operation: here, where the roll call watches, and not in the first training
+    # NCCL connects at its first operation: here, where `joining` watches, and not in the first training
     first = torch.zeros(1, device=device)
     torch.distributed.all_reduce(first)
     first.tolist()

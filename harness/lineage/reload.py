@@ -89,7 +89,7 @@ def load_network(
     with _open(run_id, DETERMINANTS, tracking_uri, local_dir) as path:
         model = Architecture.of(json.loads(path.read_bytes())).model()
     load_checkpoint(run_id, tracking_uri, local_dir).load_into_(model)
-    return model.eval()
+    return model.train(False)
 
 
 @contextlib.contextmanager

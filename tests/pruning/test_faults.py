@@ -14,7 +14,7 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.search import SearchResult, search
 from harness.lineage.proof import networks
 from harness.lineage.proof.findings import Finding
-from harness.lineage.proof.networks import Network
+from harness.lineage.proof.networks import StoredNetwork
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.wr import THETA_K
@@ -38,11 +38,11 @@ def found(request: pytest.FixtureRequest, experiment: Experiment) -> SearchResul
     return search(experiment.using(method, **OPTIONS[request.param]))  # type: ignore[arg-type]
 
 
-def network(node: FinishedRun) -> Network:
-    return Network(node.checkpoint, node.signed_mask)
+def network(node: FinishedRun) -> StoredNetwork:
+    return StoredNetwork(node.checkpoint, node.signed_mask)
 
 
-def remasked(node: FinishedRun, alive: int, dead: int) -> Network:
+def remasked(node: FinishedRun, alive: int, dead: int) -> StoredNetwork:
     """`alive` dead weights of the largest tensor are kept again, `dead` living ones pruned."""
     tensors = {name: kept.clone() for name, kept in node.mask.tensors.items()}
     largest = max(tensors.values(), key=torch.numel)
@@ -68,7 +68,7 @@ def wrong(claims: Iterable[Finding]) -> set[str]:
 def test_a_mask_of_other_weights_or_another_count(found: SearchResult) -> None:
     before, node = found.levels[:2]
 
-    def faults(own: Network) -> set[str]:
+    def faults(own: StoredNetwork) -> set[str]:
         assert node.record is not None and own.signed_mask is not None
         ctx = context(node, own.signed_mask.mask, before.checkpoint, found.theta_init)
         return wrong(networks.masks(node.record, ctx, own, network(before)))

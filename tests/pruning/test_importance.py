@@ -18,7 +18,7 @@ from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
-from harness.lineage.proof.networks import Network, masks
+from harness.lineage.proof.networks import StoredNetwork, masks
 from harness.masks import Mask
 from harness.pruning import LevelContext
 from tests.pruning.searching import proved
@@ -100,12 +100,12 @@ def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Exp
     found = search(experiment.using("snip", sgd_seed=5, num_levels=1))
     run, parent = found.ticket, found.levels[0]
     scores = experiment.archive.network(run.key, "importance.safetensors")
-    own = Network(run.checkpoint, run.signed_mask, {"importance.safetensors": scores})
+    own = StoredNetwork(run.checkpoint, run.signed_mask, {"importance.safetensors": scores})
     wrong = {name: tensor.flip(0) for name, tensor in scores.params.items()}
     others = replace(own, further={"importance.safetensors": Checkpoint(wrong, {}, 1, 0, run.key)})
     config = experiment.using("snip", sgd_seed=5, num_levels=1).config
     ctx = LevelContext(config, 1, run.mask, experiment.partition.norm, found.theta_init, parent.checkpoint, {}.get)
-    before = Network(parent.checkpoint, parent.signed_mask)
+    before = StoredNetwork(parent.checkpoint, parent.signed_mask)
     for network, holds in ((own, True), (others, False)):
         (finding,) = [one for one in masks(run.record, ctx, network, before) if one.check == "pruned"]
         assert finding.holds == holds

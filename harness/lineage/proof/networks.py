@@ -23,7 +23,7 @@ Params = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Network:
+class StoredNetwork:
     """The tensors of one node that are here and have their recorded digests; a search has θ_init and no mask."""
 
     checkpoint: Checkpoint | None = None
@@ -80,7 +80,7 @@ class Architecture:
         return {name: tensor.shape for name, tensor in named}, partition_of(self.name, model)
 
 
-def fits(architecture: Architecture, network: Network, *, classifier_too: bool = False) -> Iterator[Finding]:
+def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: bool = False) -> Iterator[Finding]:
     """The tensors are the network's, and the mask covers exactly what can be pruned."""
     shapes, partition = architecture.skeleton()
     if network.checkpoint is not None:
@@ -100,7 +100,7 @@ def fits(architecture: Architecture, network: Network, *, classifier_too: bool =
         yield Finding("parameters", not differ, f"the mask names other normalisation parameters: {_some(differ)}")
 
 
-def owner(record: LineageRecord, network: Network) -> Iterator[Finding]:
+def owner(record: LineageRecord, network: StoredNetwork) -> Iterator[Finding]:
     """The files say themselves whose they are."""
     level = int(record.tags["level"])
     if (checkpoint := network.checkpoint) is not None:
@@ -123,7 +123,7 @@ def _same_owner(what: str, key: object, level: object, own_key: str, own_level: 
     return Finding("owner", (key, level) == (own_key, own_level), made)
 
 
-def signs(network: Network) -> Iterator[Finding]:
+def signs(network: StoredNetwork) -> Iterator[Finding]:
     """s = sign₀(θ ⊙ m), and pruned weights are +0.0."""
     checkpoint, mask = network.checkpoint, network.signed_mask
     if checkpoint is None or mask is None:
@@ -147,7 +147,7 @@ def signs(network: Network) -> Iterator[Finding]:
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def masks(record: LineageRecord, ctx: LevelContext, own: Network, parent: Network) -> Iterator[Finding]:
+def masks(record: LineageRecord, ctx: LevelContext, own: StoredNetwork, parent: StoredNetwork) -> Iterator[Finding]:
     """The mask of a level follows from its parent's mask and checkpoint; level 0 is dense.
 
     `ctx` has the level's own mask. Raises NotHereError, after all that can be checked without it, for a network that
@@ -189,7 +189,7 @@ def masks(record: LineageRecord, ctx: LevelContext, own: Network, parent: Networ
 
 
 def final_start(
-    kind: str, ticket: Network, theta_init: Params, *, init_seed: int, unpruned: UnprunedSigns, classifier: str
+    kind: str, ticket: StoredNetwork, theta_init: Params, *, init_seed: int, unpruned: UnprunedSigns, classifier: str
 ) -> tuple[str | None, Mask | None]:
     """Return (digest of what a final training starts from, its mask); None for what cannot be told from what is here.
 
@@ -207,22 +207,22 @@ def final_start(
     return sha256_tensors(params), mask
 
 
-def right_after_pruning(ticket: Network, before: Network) -> Network:
+def right_after_pruning(ticket: StoredNetwork, before: StoredNetwork) -> StoredNetwork:
     """Return a ticket as it was before it was trained; empty where that cannot be told from what is here."""
     if ticket.signed_mask is None or before.checkpoint is None:
-        return Network()
+        return StoredNetwork()
     params, signed_mask = transfer.pruned_ticket(before.checkpoint.params, ticket.signed_mask)
-    return Network(Checkpoint(params, {}, 0, 0, ""), signed_mask)
+    return StoredNetwork(Checkpoint(params, {}, 0, 0, ""), signed_mask)
 
 
-def without_classifier(ticket: Network, classifier: str) -> Network:
+def without_classifier(ticket: StoredNetwork, classifier: str) -> StoredNetwork:
     """Return a ticket as it goes over to another data set."""
     if ticket.signed_mask is None:
         return ticket
-    return Network(ticket.checkpoint, transfer.without_classifier(ticket.signed_mask, classifier))
+    return StoredNetwork(ticket.checkpoint, transfer.without_classifier(ticket.signed_mask, classifier))
 
 
-def final_mask(own: Network, expected: Mask | None, kind: str) -> Iterator[Finding]:
+def final_mask(own: StoredNetwork, expected: Mask | None, kind: str) -> Iterator[Finding]:
     """A final training has the mask of its ticket (`random_mask`: the drawn one, `dense`: all ones)."""
     if own.signed_mask is None:
         return

@@ -19,7 +19,7 @@ from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, Li
 from harness.lineage.proof import networks, records
 from harness.lineage.proof.copies import NodeCopies
 from harness.lineage.proof.findings import Finding, Findings
-from harness.lineage.proof.networks import Architecture, Network, Params
+from harness.lineage.proof.networks import Architecture, Params, StoredNetwork
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.pruning import METHODS, LevelContext
@@ -39,7 +39,7 @@ class Tensors:
         self.store, self.places, self.findings = store, places, findings
         self.altered: set[tuple[str, str]] = set()
         """Files, by key of their node and name, that are not what was recorded."""
-        self._networks: OrderedDict[str, Network] = OrderedDict()
+        self._networks: OrderedDict[str, StoredNetwork] = OrderedDict()
 
     def examine(self, place: NodeCopies, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
         """Check the tensors of one node: against one another, its record, and what it came from."""
@@ -53,7 +53,7 @@ class Tensors:
         classifier_too = bool(method and method.masks_classifier)
         fits = networks.fits(architecture, network, classifier_too=classifier_too) if architecture else ()
         if not self.findings.add(place, fits):
-            self._networks[place.key] = Network()
+            self._networks[place.key] = StoredNetwork()
             return
         if record.kind == "search":
             self._theta_init(place, record, network, architecture)
@@ -65,7 +65,7 @@ class Tensors:
                 self._training(place, record, network, architecture)
 
     def _theta_init(
-        self, place: NodeCopies, record: LineageRecord, network: Network, architecture: Architecture | None
+        self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
         if network.checkpoint is None:
             return
@@ -115,7 +115,7 @@ class Tensors:
             self.findings.add(place, [Finding(check, holds, what)])
 
     def _level(
-        self, place: NodeCopies, record: LineageRecord, network: Network, architecture: Architecture | None
+        self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
         """Check a level's mask, α and start, with the hooks of its method."""
         name = record.tags["method"]
@@ -184,7 +184,7 @@ class Tensors:
         return place
 
     def _training(
-        self, place: NodeCopies, record: LineageRecord, network: Network, architecture: Architecture | None
+        self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
         parents = [parent.key for parent in record.parents if parent.relation != "initialised-from"]
         kind, init_seed = record.config["kind"], record.config["init_seed"]
@@ -192,7 +192,7 @@ class Tensors:
         if architecture is None and kind != "retrain":
             return
         classifier = architecture.classifier if architecture else ""
-        ticket = self._ticket(record, parents[0], classifier) if parents else Network()
+        ticket = self._ticket(record, parents[0], classifier) if parents else StoredNetwork()
         theta_init: Params = {}
         if kind != "retrain":
             fresh = self._fresh(place, record, architecture, init_seed)
@@ -217,35 +217,35 @@ class Tensors:
             claim = _start_claim(record, start)
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
 
-    def _ticket(self, record: LineageRecord, key: str, classifier: str) -> Network:
+    def _ticket(self, record: LineageRecord, key: str, classifier: str) -> StoredNetwork:
         """Return the ticket of a final training as it was used."""
         ticket = self.network(key)
         if record.config.get("signs", "trained") == "pruned":
             place = self.places.get(key)
-            before = self.network(place.parents[0].key) if place and place.parents else Network()
+            before = self.network(place.parents[0].key) if place and place.parents else StoredNetwork()
             ticket = networks.right_after_pruning(ticket, before)
         return networks.without_classifier(ticket, classifier) if record.config.get("transferred") else ticket
 
     # ------------------------------------------------------------------ networks in memory
 
-    def _remember(self, key: str, network: Network) -> Network:
+    def _remember(self, key: str, network: StoredNetwork) -> StoredNetwork:
         self._networks[key] = network
         self._networks.move_to_end(key)
         while len(self._networks) > _HELD:
             self._networks.popitem(last=False)
         return network
 
-    def network(self, key: str) -> Network:
+    def network(self, key: str) -> StoredNetwork:
         """Return a node's network, read again if it is no longer in memory; empty if it is not here or altered."""
         if key in self._networks:
             self._networks.move_to_end(key)
             return self._networks[key]
         place = self.places.get(key)
         if place is None:
-            return Network()
+            return StoredNetwork()
         with self._again(place) as directory:
             if directory is None or place.record is None:
-                return Network()
+                return StoredNetwork()
             whole = {name for name in place.record.files if (key, name) not in self.altered}
             return self._remember(key, _read(directory, whole))
 
@@ -296,14 +296,14 @@ def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) ->
     return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"])
 
 
-def _read(directory: Path, whole: set[str]) -> Network:
+def _read(directory: Path, whole: set[str]) -> StoredNetwork:
     """Read the network of a node from those of its files that are whole."""
     name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
     checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
     mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
     others = (other for other in whole if other.endswith(".safetensors"))
     further = {other: Checkpoint.load(directory / other) for other in others if other not in _KNOWN}
-    return Network(checkpoint, mask, further)
+    return StoredNetwork(checkpoint, mask, further)
 
 
 @lru_cache(maxsize=1)
