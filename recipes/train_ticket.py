@@ -8,28 +8,10 @@ Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind sign
 """
 
 from harness.cli.errors import clear_errors
-from harness.cli.launch import launch_ticket
+from harness.cli.launch import train_ticket
 from harness.cli.options import parse
-from harness.cli.terminal import print_training
 from harness.config import TicketConfig
-from harness.experiment.final import Trial, final_training
-
-
-def main() -> None:
-    """Make one final training and print its result."""
-    with clear_errors():
-        settings = parse(TicketConfig, __doc__)
-        with launch_ticket(settings) as (experiment, ticket):
-            trial = Trial(
-                settings.kind,
-                settings.init_seed,
-                settings.sgd_seed,
-                unpruned_signs=settings.unpruned_signs,
-                signs=settings.signs,
-                initialisation=settings.initialisation,
-            )
-            print_training(experiment, final_training(experiment, trial, ticket, same_init=settings.same_init))
-
 
 if __name__ == "__main__":
-    main()
+    with clear_errors():
+        train_ticket(parse(TicketConfig, __doc__))
