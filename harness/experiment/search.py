@@ -82,7 +82,9 @@ class Step:
     prunes: bool
     """Whether its mask is a new one."""
     phase: str = ""
-    """order=paper: "again" trains level 0 on before the first pruning; "untrained" is pruned and not trained."""
+    """A word that sets it apart from the usual training of its level, in name, tag and state."""
+    continues_warmup: bool = False
+    """order=paper: level 0 is trained on before the first pruning."""
 
 
 class Search:
@@ -126,7 +128,7 @@ class Search:
 
             # Lines 2–7: train θₜ₋₁ ⊙ mₜ under the method's view of ψ, with the learning rate rewound.
             ctx = self.context(step.level, mask, step.phase)
-            relation = "trained-from" if step.phase == "again" else "pruned-from" if parent else "initialised-from"
+            relation = "trained-from" if step.continues_warmup else "pruned-from" if parent else "initialised-from"
             fraction = config.pruning_fraction if step.prunes and config.densities is None else None
             run = self.train(
                 ctx,
@@ -134,19 +136,19 @@ class Search:
                 step.schedule,
                 parent=(parent.key if parent else self.root, relation),
                 start=partial(method.start, ctx),
-                noise=method.noise(config, step.level, again=step.phase == "again"),
+                noise=method.noise(config, step.level, again=step.continues_warmup),
                 view=method.view,
                 hook=method.training_hook(ctx),
                 determinants={"pruning_fraction": fraction}
                 | (pruning.determinants(step.level) if step.prunes and pruning else {})
                 | method.determinants(config, ctx.steps_per_epoch)
-                | ({"again": True} if step.phase == "again" else {}),
-                recorded={"again": True} if step.phase == "again" else {},
+                | ({"again": True} if step.continues_warmup else {}),
+                recorded={"again": True} if step.continues_warmup else {},
                 reestimate=method.reestimates_batchnorm,
                 importance=importance,
             )
             # Line 9: go on from [θₜ, mₜ].
-            self._done = [*self._done[: -1 if step.phase == "again" else None], run]
+            self._done = [*self._done[: -1 if step.continues_warmup else None], run]
         return self._done
 
     # ------------------------------------------------------------------ parts that every method uses
@@ -257,5 +259,5 @@ def steps(config: SearchConfig, method: Method) -> list[Step]:
     if config.order == "default":
         return found
     # as printed: train, then prune; the last pruning is followed by no training
-    again = Step(0, method.schedule(config, 1), False, phase="again")
+    again = Step(0, method.schedule(config, 1), False, phase="again", continues_warmup=True)
     return [found[0], again, *found[1:-1], Step(last, Schedule(0, "constant"), prunes, phase="untrained")]
