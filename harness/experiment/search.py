@@ -1,7 +1,19 @@
 """Algorithm 1: the level loop that finds a winning sign.
 
-`Search.levels` has the algorithm, line by line. What a method does otherwise stands in its own file
-(`harness/pruning/aws.py`, …): `importance`, `start`, `view`.
+The paper's lines (method: `harness/pruning/<method>.py`; AWS is `aws.py`, and LRR, from which it derives, `lrr.py`):
+
+    1      for t = 1 … T                          `steps`, the loop of `Search.levels`
+    2      for each step, a batch and α ~ U(0, 1)   `harness/training/loop.py`; u is `method.noise`
+    3, 4   [φ, αψ + (1−α)ψ_init], loss, backward  `method.view` (AWS); the plain θ for LRR
+    5, 6   SGD step, θ ← θ ⊙ m                      `harness/training/loop.py`
+    7      θₜ is trained                            `Search.train`
+    8      mₜ = prune(θₜ₋₁, mₜ₋₁)                     `method.importance`: |θₜ₋₁|; `PruningSchedule.next_mask`: how many
+    9      rewind the learning rate                 each level has a new optimizer and `method.schedule`
+    10     θₜ₋₁ ⊙ mₜ starts the next level           `method.start`
+    11     return sign₀(θ_T ⊙ m_T)                 `SearchResult.ticket.signed_mask`
+
+The paper prunes at the end of a level, and trains no more after the last pruning. Here each level begins with the
+pruning that makes its mask, so that its ticket is trained under it; `--order paper` does it as printed.
 """
 
 from __future__ import annotations
@@ -32,7 +44,7 @@ from harness.runs.state_saver import StateSaver
 class SearchResult:
     """A finished search: θ_init and its levels, level 0 (the dense warm-up) first.
 
-    One-shot pruning has level 0 and level T alone, Gem-Miner level T.
+    One-shot pruning has level 0 and level T alone; a method that searches one density has level T.
     """
 
     theta_init: Checkpoint
@@ -40,7 +52,7 @@ class SearchResult:
 
     @property
     def ticket(self) -> FinishedRun:
-        """[θ_T, m_T] after training under m_T."""
+        """[θ_T, m_T] after training under m_T; its `signed_mask` is sign₀(θ_T ⊙ m_T), line 11."""
         return self.levels[-1]
 
 
@@ -110,13 +122,13 @@ class Search:
     # ------------------------------------------------------------------ Algorithm 1
 
     def levels(self) -> list[FinishedRun]:
-        """Run Algorithm 1: alternate training and pruning, T times."""
+        """Run Algorithm 1: prune and train, T times, after the dense warm-up (level 0)."""
         config, method, world = self.config, self.method, self.experiment.world
         pruning = method.pruning(config)
         for step in steps(config, method):
             parent = self._done[-1] if self._done else None  # [θₜ₋₁, mₜ₋₁]; before the first level θ_init
 
-            # Line 8, at the start of the level that it makes: mₜ keeps the most important weights of mₜ₋₁.
+            # Line 8: mₜ keeps the most important weights of mₜ₋₁ (LRR, AWS: the largest |θₜ₋₁|), an exact number of them.
             mask = parent.signed_mask.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
             importance: Params | None = None
             if step.prunes and pruning is not None:
@@ -126,7 +138,7 @@ class Search:
                     bits = {name: tensor.to(torch.uint8) for name, tensor in mask.tensors.items()}
                     world.require_equal(f"the mask of level {step.level}", sha256_tensors(bits))
 
-            # Lines 2–7: train θₜ₋₁ ⊙ mₜ under the method's view of ψ, with the learning rate rewound.
+            # Lines 2–7: train from θₜ₋₁ ⊙ mₜ (`start`) under mₜ, with the method's view of ψ.
             ctx = self.context(step.level, mask, step.phase)
             relation = "trained-from" if step.continues_warmup else "pruned-from" if parent else "initialised-from"
             fraction = config.pruning_fraction if step.prunes and config.densities is None else None
@@ -147,7 +159,7 @@ class Search:
                 reestimate=method.reestimates_batchnorm,
                 importance=importance,
             )
-            # Line 9: go on from [θₜ, mₜ].
+            # Line 10: the next level starts from [θₜ, mₜ]. Line 9: it has a new optimizer and schedule.
             self._done = [*self._done[: -1 if step.continues_warmup else None], run]
         return self._done
 

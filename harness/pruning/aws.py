@@ -12,11 +12,15 @@ from contextlib import contextmanager
 
 import torch
 
-from harness.pruning.method import ForwardView, Method, NormState
+from harness.pruning.lrr import LRR
+from harness.pruning.method import ForwardView, NormState
 
 
-class AWS(Method):
-    """LRR whose steps see [φ, αψ + (1−α)ψ_init]."""
+class AWS(LRR):
+    """LRR whose steps see [φ, αψ + (1−α)ψ_init].
+
+    As in LRR, level t starts from θₜ₋₁ ⊙ mₜ, and mₜ keeps the largest |θₜ₋₁|.
+    """
 
     metrics = ("alpha_mean",)
 

@@ -4,10 +4,10 @@ It separates the effect of pruning from that of a longer training with a rewound
 """
 
 from harness.config import SearchConfig
-from harness.pruning.method import Method
+from harness.pruning.lrr import LRR
 
 
-class Dense(Method):
+class Dense(LRR):
     """LRR that prunes nothing."""
 
     def check(self, config: SearchConfig) -> None:

@@ -27,11 +27,11 @@ from harness.common.digest import canonical_json
 from harness.common.seeds import SgdNoise, derive_seed
 from harness.config import SearchConfig
 from harness.masks import Mask
+from harness.pruning.lrr import LRR
 from harness.pruning.magnitude import PruningSchedule, prune_to
 from harness.pruning.method import (
     ForwardView,
     LevelContext,
-    Method,
     Params,
     SearchHandle,
     StartPoint,
@@ -46,7 +46,7 @@ _SCORING = "scores"
 """Phase of the first training; the second has none."""
 
 
-class GemMiner(Method):
+class GemMiner(LRR):
     """Scores over frozen weights, then fine-tuning of the weights that are kept."""
 
     masks_classifier = True

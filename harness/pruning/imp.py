@@ -5,10 +5,11 @@ The data order is rewound with the parameters: u is the same at every level (met
 
 from harness.common.seeds import SgdNoise
 from harness.config import SearchConfig
-from harness.pruning.method import FullTraining, LevelContext, StartPoint
+from harness.pruning.lrr_full import FullLRR
+from harness.pruning.method import LevelContext, StartPoint
 
 
-class IMP(FullTraining):
+class IMP(FullLRR):
     """Iterative magnitude pruning with parameters rewound to the start."""
 
     drawn_arrow = "rewound-to"

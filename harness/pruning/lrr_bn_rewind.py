@@ -3,10 +3,11 @@
 Beside AWS, it is the other way to make a ticket that does without its trained ψ: it interpolates nothing.
 """
 
-from harness.pruning.method import LevelContext, Method, StartPoint
+from harness.pruning.lrr import LRR
+from harness.pruning.method import LevelContext, StartPoint
 
 
-class RewoundNormLRR(Method):
+class RewoundNormLRR(LRR):
     """LRR that starts each level with ψ_init."""
 
     drawn_arrow = "norm-rewound-to"

@@ -118,9 +118,10 @@ class LevelContext:
     image_shape: tuple[int, int, int] = (0, 0, 0)
     """(channels, height, width)."""
     new_model: Callable[[], nn.Module] | None = None
-    """Builds the network, with any values, in float32 on the CPU."""
+    """Builds the network, with any values, in float32 on the CPU. None if it is not known here: then raise NotHereError."""
     gradients: Callable[[Params, Mask], Params] | None = None
-    """Takes θ and m; returns the gradients of the loss of one batch at θ ⊙ m, on the CPU."""
+    """Takes θ and m; returns the gradients of the loss at θ ⊙ m, on the CPU, of one training batch: always the same one
+    for an sgd_seed. None where no data are open (`verify`): then raise NotHereError."""
 
 
 class Statement(NamedTuple):
@@ -143,15 +144,17 @@ class StoredLevel:
 
 
 class Method:
-    """One way to find a mask; as it stands here it is LRR.
+    """One way to find a mask: the hooks of a search, and facts about its levels.
 
-    `METHODS` holds one object for each name. Hooks must not keep state.
+    A method derives from LRR (`lrr.py`), or from one that it shares more with, and overrides the hooks in which it
+    differs. `METHODS` holds one object for each name. Hooks must not keep state.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     """Fields of EpochReport that its levels log beside the usual ones."""
     importance_file: ClassVar[str | None] = None
-    """File that keeps the ranking with its level, where `verify` cannot compute it again."""
+    """A file name of the method's choice, if its importance needs data: the scores are kept in it with the level, so that
+    `verify` can check the mask."""
     masks_classifier: ClassVar[bool] = False
     """Whether its masks may cover the classifier, too."""
     reestimates_batchnorm: ClassVar[bool] = True
@@ -161,7 +164,7 @@ class Method:
     drawn_file: ClassVar[str] = ""
     """File of level 0 that keeps that state; "" for θ_init."""
     heeds: ClassVar[tuple[str, ...]] = ("warmup_epochs", "level_epochs")
-    """Fields of SearchConfig that its levels depend on beside those that every method's depend on."""
+    """Further settings that its levels depend on: fields of SearchConfig."""
     searches_one_density: ClassVar[bool] = False
     """Whether each search makes the ticket of one density, not of all levels on the way."""
 
@@ -183,8 +186,8 @@ class Method:
         return None
 
     def schedule(self, config: SearchConfig, level: int) -> Schedule:
-        """Return the schedule of a level; the paper's warm-up and levels have a constant learning rate."""
-        return Schedule(config.level_epochs if level else config.warmup_epochs, "constant")
+        """Return epochs and learning rate of a level."""
+        raise NotImplementedError
 
     def search_epochs(self, config: SearchConfig, levels: int) -> int:
         """Return the epochs that a search of so many levels trains."""
@@ -205,21 +208,24 @@ class Method:
         return PruningSchedule.of(config)
 
     def importance(self, ctx: LevelContext) -> Params:
-        """Return the importance of every prunable weight; the largest are kept. LRR: |θₜ₋₁|."""
-        return {name: ctx.parent.params[name].abs() for name in ctx.mask.tensors}
+        """Return the importance of every prunable weight: of the weights in `ctx.mask` the largest are kept.
+
+        The values of weights that are pruned already do not matter.
+        """
+        raise NotImplementedError
 
     # ---- Algorithm 1, lines 2–7: the training of a level
 
     def start(self, ctx: LevelContext) -> StartPoint:
-        """Return the point that level t trains from. LRR: θₜ₋₁ ⊙ mₜ."""
-        return StartPoint.masked(ctx.parent.params, ctx.parent.buffers, ctx.mask, epochs=ctx.parent.epochs)
+        """Return the point that level t trains from."""
+        raise NotImplementedError
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return the noise u of a level: data order, augmentation, α. `again`: see `harness.experiment.search.Step`."""
-        return SgdNoise(config.sgd_seed, ("search", level, "again") if again else ("search", level))
+        """Return the noise u of a level: data order, augmentation, α. `again` is the continued warm-up."""
+        raise NotImplementedError
 
     def view(self, norm: NormState) -> ForwardView:
-        """Return the view of each optimizer step. LRR: the forward pass sees θ itself."""
+        """Return the view of each optimizer step: what the forward pass sees of ψ."""
         return plain_view
 
     def training_hook(self, ctx: LevelContext) -> TrainingHook | None:
@@ -237,30 +243,8 @@ class Method:
         return None
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
-        """Return further determinants of a level that `verify` compares with the stored ones."""
+        """Return inputs to a level's key that follow from the settings, so that `verify` can compare them."""
         return {}
-
-
-class FullTraining(Method):
-    """A method whose levels, level 0 too, are whole trainings with the decaying schedule of the finals."""
-
-    reestimates_batchnorm = False  # each level is the retraining of its ticket, and measured like one
-    heeds: ClassVar[tuple[str, ...]] = ("final",)
-
-    def check(self, config: SearchConfig) -> None:
-        """Refuse Algorithm 1 as printed: it has short levels."""
-        if config.order == "paper":
-            text = "order=paper is Algorithm 1 with short levels; those of {} are full trainings"
-            raise ValueError(text.format(config.method))
-        super().check(config)
-
-    def schedule(self, config: SearchConfig, level: int) -> Schedule:
-        """Return the schedule of the final trainings."""
-        return config.final
-
-    def retraining(self, ticket: Run) -> Run | None:
-        """Return the ticket: it is trained from θ ⊙ m with the final schedule (method, section 3)."""
-        return ticket
 
 
 class SearchHandle(Protocol):

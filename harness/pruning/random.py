@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from harness.common.seeds import derive_seed
-from harness.pruning.method import LevelContext, Method, Params
+from harness.pruning.lrr import LRR
+from harness.pruning.method import LevelContext, Params
 
 
-class RandomPruning(Method):
+class RandomPruning(LRR):
     """LRR that ranks weights by random numbers."""
 
     def importance(self, ctx: LevelContext) -> Params:

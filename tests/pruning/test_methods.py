@@ -16,7 +16,7 @@ from harness.experiment.search import SearchResult, search
 from harness.experiment.trainer import Trainer
 from harness.masks import Mask, SignedMask
 from harness.pruning import METHODS, StartPoint, prune
-from harness.pruning.method import FullTraining
+from harness.pruning.lrr_full import FullLRR
 from harness.pruning.wr import THETA_K
 from harness.runs.run import Measurements, RunDescription
 from tests.pruning.searching import STEPS, proved, tag
@@ -111,7 +111,7 @@ def test_the_data_order_rewinds_with_the_parameters(
 
 
 def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: SearchResult, method: str) -> None:
-    own = isinstance(METHODS[method], FullTraining)
+    own = isinstance(METHODS[method], FullLRR)
     trained = final_training(experiment.using(method), Trial("retrain", 2, 1), found.ticket)
     assert (trained.key == found.ticket.key) == own
     if own:

@@ -8,7 +8,7 @@ import pytest
 
 from harness.config import Kind, OptimConfig
 from harness.pruning import METHODS
-from harness.pruning.method import FullTraining
+from harness.pruning.lrr_full import FullLRR
 from tests.gpu import story
 from tests.simulated_cuda.label import Record, listing
 from tests.simulated_cuda.passes import EVALUATION, TRAINING, Passes, watched
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 WAYS = get_args(story.Way)
 PRECISIONS = ("no", "bf16", "fp16")
-FULL = sorted(name for name in METHODS if isinstance(METHODS[name], FullTraining))
+FULL = sorted(name for name in METHODS if isinstance(METHODS[name], FullLRR))
 
 
 def assert_no_waits(passes: Passes, precision: str) -> None:
