@@ -15,7 +15,7 @@ import torch
 from harness.distributed.world import World
 from tools.benchmarks.barrier import question
 from tools.benchmarks.measure import Goal, Row, compared, in_turns
-from tools.benchmarks.networks import NOISE, Case, Network
+from tools.benchmarks.networks import NOISE, Case, SparseNetwork
 from tools.benchmarks.roofline import OPERATIONS, count
 from tools.benchmarks.steps import CountingWay
 
@@ -92,9 +92,10 @@ def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, monkeypatc
     assert "other thing" in out
 
 
+@pytest.mark.long
 def test_the_published_way_learns_what_ours_does():
     """With one α for all layers: the masked weights and ψ after three steps are those of the harness's loop."""
-    network = Network(Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1), World())
+    network = SparseNetwork(Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1), World())
     for value in network.initial.values():
         value.add_(0.3)  # biases begin at 0, which would hide that they are interpolated
     generator = torch.Generator().manual_seed(1)
@@ -121,6 +122,7 @@ def test_the_published_way_learns_what_ours_does():
         assert not torch.equal(param, network.model().get_parameter(name))
 
 
+@pytest.mark.long
 def test_graphs_compiled_while_a_way_is_timed_are_counted():
     sizes, every_size_anew = iter(range(2, 9)), torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
     compiled_once = torch.compile(lambda x: x * 2, backend="eager")
@@ -141,6 +143,7 @@ def test_the_operations_of_resnet50_are_the_known_ones():
     assert OPERATIONS / operations == pytest.approx(40_701, rel=1e-3)
 
 
+@pytest.mark.long
 def test_both_ways_to_a_barrier_find_the_same_errors():
     asked = question(Case("resnet8", 64, 16, 10, steps=4, rounds=1), torch.device("cpu"), (0.0, 0.3, 1.0))
     errors = asked.ours()

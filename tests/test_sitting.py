@@ -132,6 +132,7 @@ def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, mon
     assert len(found) == 2
 
 
+@pytest.mark.long
 def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(tmp_path, monkeypatch, capsys):
     written: list[list[str]] = []
     path = tmp_path / "new" / "out.json"
@@ -214,6 +215,7 @@ def suite(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 def test_tests_are_counted_and_a_crash_costs_one(suite, tmp_path):
     outcome = run_tests(tmp_path, 60, False, [str(suite)])
     assert outcome.status == "failed", (tmp_path / "tests.log").read_text()
@@ -223,6 +225,7 @@ def test_tests_are_counted_and_a_crash_costs_one(suite, tmp_path):
         assert name in outcome.rows[2].note
 
 
+@pytest.mark.long
 def test_a_test_that_hangs_is_ended(suite, tmp_path):
     suite.write_text(suite.read_text().replace("os.abort()", "time.sleep(60)"))
     started = time.monotonic()

@@ -87,7 +87,7 @@ class Case:
         return batches
 
 
-class Network:
+class SparseNetwork:
     """A half-trained network's θ ⊙ m, m and ψ_init, the same for every way."""
 
     def __init__(self, case: Case, world: World) -> None:

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from harness.distributed.world import World
 from tools.benchmarks.measure import Goal, Row, compared, in_turns
-from tools.benchmarks.networks import Case, Clocked, Network, plain_step
+from tools.benchmarks.networks import Case, Clocked, SparseNetwork, plain_step
 
 BATCHES = (256, 32, 128, 64)
 """In order of worth: one GPU alone, then the share of each of 8 GPUs of the paper's 256."""
@@ -30,7 +30,7 @@ def step(quick: bool) -> Iterator[Row]:
     world = World()
     for name, batch_size, rounds in (("resnet20", 128, 20), ("resnet50_cifar", 16, 10)):
         case = Case(name, batch_size, 32, 100, steps=2 if quick else 10, rounds=2 if quick else rounds)
-        network, batches = Network(case, world), case.batches(world.device)
+        network, batches = SparseNetwork(case, world), case.batches(world.device)
         timed = in_turns({method: network.way(method, batches) for method in ("aws", "plain")}, case.rounds)
         ours, theirs = ([batch_size / rate for rate in timed[method]] for method in ("aws", "plain"))
         what = f"AWS step / plain step, {name} at 32×32, batch {batch_size} [s]"
@@ -48,7 +48,7 @@ def large(world: World, batch_size: int) -> Case:
 
 def steps(world: World) -> Iterator[Row]:
     """Time plain, lrr and aws at each batch size, from normalised and from uint8 images, then cudnn.benchmark."""
-    network = Network(large(world, 256), world)
+    network = SparseNetwork(large(world, 256), world)
     torch.backends.cudnn.benchmark = False
     for batch_size in BATCHES:
         yield from rates(network, batch_size, "", ("plain", "lrr", "aws"))
@@ -60,13 +60,15 @@ def steps(world: World) -> Iterator[Row]:
 
 def compiled(world: World) -> Iterator[Row]:
     """Time plain and aws by CUDA graphs at batch 32, by the default compiler at 256; count graphs made anew."""
-    network = Network(large(world, 256), world)
+    network = SparseNetwork(large(world, 256), world)
     for how, batch_size in (("reduce-overhead", 32), ("default", 256)):
         torch._dynamo.reset()
         yield from rates(network, batch_size, f", {how}", ("plain", "aws"), how)
 
 
-def rates(network: Network, batch_size: int, mark: str, methods: Sequence[str], compiled: str = "") -> Iterator[Row]:
+def rates(
+    network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], compiled: str = ""
+) -> Iterator[Row]:
     """Time the methods in turns; yield images/s, and aws as a share of plain."""
     case, mark = large(network.world, batch_size), f"{mark}, batch {batch_size}"
     batches = case.batches(network.world.device, from_uint8="uint8" in mark)
@@ -105,7 +107,7 @@ def ddp(world: World) -> Iterator[Row]:
     import torch.distributed as dist
 
     case = large(world, 32)
-    network, clocked = Network(case, world), Clocked(case.batches(world.device), case.steps, world.device)
+    network, clocked = SparseNetwork(case, world), Clocked(case.batches(world.device), case.steps, world.device)
     store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # on a free port
     dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
     try:
@@ -122,7 +124,7 @@ def small(world: World) -> Iterator[Row]:
     on_cpu = world.device.type == "cpu"
     for name in ("resnet20", "mobilenet_v2_cifar"):
         case = Case(name, 2, 16, 10, steps=1, rounds=1) if on_cpu else Case(name, 128, 32, 100, steps=60, rounds=3)
-        network, batches = Network(case, world), case.augmented(world.device, 64 if on_cpu else 50_000)
+        network, batches = SparseNetwork(case, world), case.augmented(world.device, 64 if on_cpu else 50_000)
         for how, words in (("", "eager"), ("reduce-overhead", "by CUDA graphs")):
             torch._dynamo.reset()
             aws = CountingWay(network.way("aws", batches, how))

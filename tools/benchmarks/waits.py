@@ -15,7 +15,7 @@ from torch import Tensor
 
 from harness.distributed.world import World
 from tools.benchmarks.measure import Row
-from tools.benchmarks.networks import WARM_UP_STEPS, BatchesOf, Case, Network
+from tools.benchmarks.networks import WARM_UP_STEPS, BatchesOf, Case, SparseNetwork
 
 OWN = tuple(f"{Path(__file__).resolve().parents[2] / folder}/" for folder in ("harness", "tools", "tests"))
 STEPS, SKIPPED = 40, WARM_UP_STEPS + 2  # those to warm up end with a wait, to start a clock
@@ -28,7 +28,11 @@ def waits(world: World) -> Iterator[Row]:
     on_gpu = world.device.type == "cuda"
     sizes = ("resnet20", 128, 32) if on_gpu else ("resnet8", 4, 16)
     case = Case(*sizes, num_classes=10, steps=STEPS + SKIPPED - WARM_UP_STEPS, rounds=1)
-    network, watch, batches = Network(case, world), Watch(), case.augmented(world.device, 50_000 if on_gpu else 64)
+    network, watch, batches = (
+        SparseNetwork(case, world),
+        Watch(),
+        case.augmented(world.device, 50_000 if on_gpu else 64),
+    )
     network.way("aws", batches)()  # lets the device settle on its kernels
     network.way("aws", watch.during(batches))()
     if on_gpu:  # a CPU has nothing to wait for
