@@ -37,8 +37,10 @@ with harness.launch(config) as experiment:
     run_id = harness.search(experiment).ticket.run_id
 globals_ = {"harness": harness, "torch": torch, "config": config, "run_id": run_id}
 runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-for name in sorted(set(harness.__all__) - {"lineage"}):
-    tests = doctest.DocTestFinder().find(getattr(harness, name), name, globs=globals_)
+for name in sorted(harness.__all__):
+    public = getattr(harness, name)
+    finder = doctest.DocTestFinder(recurse=name != "lineage")
+    tests = finder.find(public, name, globs=dict(globals_))
     found = [test for test in tests if test.examples]
     assert found, f"{name} has no example"
     for test in found:
@@ -86,6 +88,6 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path) -> None:
     )
     assert "config = small(" in first
     others = [block for block in others if "\ndef " not in block]
-    said = run("\n".join([PRELUDE, first, "run_id = ticket.run_id", *others]), tmp_path)
+    said = run("\n".join([PRELUDE, first, *others]), tmp_path)
     assert "level" in said and "search" in said
     assert all(name in text for name in harness.__all__)

@@ -6,6 +6,7 @@ import json
 import shlex
 
 from harness.common.tables import print_table
+from harness.config import TicketConfig
 from harness.experiment.comparison import Comparison, Question
 from harness.experiment.experiment import Experiment
 from harness.experiment.search import SearchResult
@@ -29,9 +30,19 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
     print(
         "\nTrain this signed mask on a fresh initialisation:\n  accelerate launch recipes/train_ticket.py "
-        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2\nBrowse the runs:\n  "
+        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{_store_options(experiment)}\n"
+        "Browse the runs:\n  "
         f"{ui_command(experiment)}"
     )
+
+
+def _store_options(experiment: Experiment) -> str:
+    """Return the options that name the store of a launch, where they are not the defaults."""
+    config, usual = experiment.config, TicketConfig("")
+    words = [] if config.runs == usual.runs else ["--runs", str(config.runs)]
+    words += [] if config.experiment == usual.experiment else ["--experiment", config.experiment]
+    words += ["--offline"] if config.offline else []
+    return "".join(f" {shlex.quote(word)}" for word in words)
 
 
 def print_training(experiment: Experiment, node: FinishedRun) -> None:

@@ -98,7 +98,7 @@ class Schedule:
 
     epochs: int
     lr_schedule: LrSchedule
-    """constant; step: ×0.1 at each milestone; cosine: to 0.001 of the start."""
+    """constant; step: ×0.1 at each milestone; cosine: falls towards 0.001 of the start."""
     lr_milestones_epochs: tuple[int, ...] | None = None
     """Milestones of step; E//2 and (E//4)·3 if not given."""
 
@@ -123,5 +123,7 @@ class Schedule:
             milestones = self.lr_milestones_epochs or (self.epochs // 2, self.epochs // 4 * 3)
             # below four epochs a milestone is 0: no training starts with a reduced learning rate
             return float(0.1 ** sum(epoch >= milestone > 0 for milestone in milestones))
-        floor = 1e-3
-        return floor + (1 - floor) * (1 + cos(pi * epoch / self.epochs)) / 2
+        if self.lr_schedule == "cosine":
+            floor = 1e-3
+            return floor + (1 - floor) * (1 + cos(pi * epoch / self.epochs)) / 2
+        raise ValueError(f"lr_schedule {self.lr_schedule!r} has no formula here; write one beside its name")

@@ -1,6 +1,7 @@
 """The description of a run before it is made: key, name, tags, parents and configuration. One function a kind.
 
-A new column of the run list is a tag here: in `common` for every run, or in the function of one kind.
+A new column of the run list begins as a tag here: in `common` for every run, or in the function of one kind. It is shown
+by `harness/lineage/browse/listing.py` in the terminal and by `harness/lineage/tracking/ui.py` in MLflow.
 """
 
 from __future__ import annotations

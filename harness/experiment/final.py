@@ -41,7 +41,7 @@ class Trial:
 
     @property
     def drawn(self) -> int | None:
-        """The init_seed, if it is asked for: what has no influence must not make another run."""
+        """The init_seed; None for `retrain`, which draws no θ_init, so that another seed makes no second run."""
         return None if self.kind == "retrain" else self.init_seed
 
     @property

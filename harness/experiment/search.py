@@ -128,7 +128,7 @@ class Search:
         for step in steps(config, method):
             parent = self._done[-1] if self._done else None  # [θₜ₋₁, mₜ₋₁]; before the first level θ_init
 
-            # Line 8: mₜ keeps the most important weights of mₜ₋₁ (LRR, AWS: the largest |θₜ₋₁|), an exact number of them.
+            # Line 8: mₜ keeps an exact number of the weights of mₜ₋₁: the most important (LRR, AWS: largest |θₜ₋₁|).
             mask = parent.signed_mask.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
             importance: Params | None = None
             if step.prunes and pruning is not None:

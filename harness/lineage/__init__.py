@@ -1,8 +1,10 @@
 """Where every result came from: nodes as plain records, local directories, and MLflow runs filled from them.
 
-from harness import lineage
-store = lineage.open_store()
-lineage.ancestors(store, "3f2a")
+Example:
+    >>> from harness import lineage
+    >>> store = lineage.open_store()
+    >>> [run.kind for run in lineage.ancestors(store, run_id)]
+    ['search', 'level', 'level']
 
 Functions take a run ID or key, or a unique beginning of one, and return plain objects with `to_dict()`.
 """

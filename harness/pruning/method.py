@@ -118,7 +118,7 @@ class LevelContext:
     image_shape: tuple[int, int, int] = (0, 0, 0)
     """(channels, height, width)."""
     new_model: Callable[[], nn.Module] | None = None
-    """Builds the network, with any values, in float32 on the CPU. None if it is not known here: then raise NotHereError."""
+    """Builds the network, with any values, in float32 on the CPU. None if it is not known: then raise NotHereError."""
     gradients: Callable[[Params, Mask], Params] | None = None
     """Takes θ and m; returns the gradients of the loss at θ ⊙ m, on the CPU, of one training batch: always the same one
     for an sgd_seed. None where no data are open (`verify`): then raise NotHereError."""
@@ -153,8 +153,8 @@ class Method:
     metrics: ClassVar[tuple[str, ...]] = ()
     """Fields of EpochReport that its levels log beside the usual ones."""
     importance_file: ClassVar[str | None] = None
-    """A file name of the method's choice, if its importance needs data: the scores are kept in it with the level, so that
-    `verify` can check the mask."""
+    """A file name of the method's choice, if its importance needs data: the scores are kept in it with the level, for
+    `verify` to check the mask."""
     masks_classifier: ClassVar[bool] = False
     """Whether its masks may cover the classifier, too."""
     reestimates_batchnorm: ClassVar[bool] = True

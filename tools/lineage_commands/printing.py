@@ -9,13 +9,10 @@ from typing import Any
 
 from harness.common.tables import print_fields, print_lines, print_table, tree_texts
 from harness.lineage.browse.difference import Difference
-from harness.lineage.browse.listing import columns, short_id, tree_order
+from harness.lineage.browse.listing import NUMBERS, SPARE, columns, short_id, tree_order
 from harness.lineage.nodes.graph import RunSummary
 
 JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
-_NUMBERS = ("level", "density", "test error")
-_SPARE = ("seeds", "method", "density", "level", "date")
-"""Columns that a narrow terminal does without; a run's name holds most of them."""
 
 
 def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
@@ -27,7 +24,7 @@ def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
 
 def print_nodes(nodes: Sequence[RunSummary]) -> None:
     """Print a line for each node, and the meaning of the marks."""
-    print_table([columns(node) for node in nodes], numbers=_NUMBERS, whole=("run",), spare=_SPARE)
+    print_table([columns(node) for node in nodes], numbers=NUMBERS, whole=("run",), spare=SPARE)
     _print_legend(nodes)
 
 
@@ -42,7 +39,7 @@ def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = F
         row["came by"] = ", ".join(dict.fromkeys(parent.relation for parent in node.parents)) or "–"
         rows.append(row)
     number = next((number for number, (_, node) in enumerate(ordered) if node.key == marked), None)
-    print_table(rows, numbers=_NUMBERS, whole=("name", "run"), spare=_SPARE, marked=number)
+    print_table(rows, numbers=NUMBERS, whole=("name", "run"), spare=SPARE, marked=number)
     _print_legend(nodes)
 
 

@@ -7,6 +7,11 @@ from datetime import datetime
 
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 
+NUMBERS = ("level", "density", "test error")
+"""Columns that are set flush right."""
+SPARE = ("seeds", "method", "density", "level", "date")
+"""Columns that a narrow terminal does without; a run's name holds most of them."""
+
 
 def tree_order(nodes: Sequence[RunSummary]) -> Iterator[tuple[int, RunSummary]]:
     """Yield (depth, node) so that the nodes nested under a node follow it."""
