@@ -14,11 +14,11 @@ from harness.cli.errors import clear_errors
 from harness.cli.options import OneRun, RunPair, StabilityPair, parse
 from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
 from harness.cli.terminal import print_comparison, print_search, print_training
-from harness.config import SearchConfig, TicketConfig, known
+from harness.config import NETWORKS_OWN, SearchConfig, TicketConfig, known
 from harness.distributed.status import reported
 from harness.distributed.world import World
 from harness.experiment.comparison import Question, compare, compare_initial_norm
-from harness.experiment.experiment import Experiment
+from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
 from harness.lineage.store import LineageStore, open_store
@@ -174,13 +174,16 @@ def launch_ticket(
 def train_ticket(config: TicketConfig) -> None:
     """Make one final training of a ticket, and print the result (method, section 4)."""
     with launch_ticket(config) as (experiment, ticket):
+        begun: str | Initialisation = NETWORKS_OWN
+        if config.kind != "retrain":  # which draws no θ_init
+            begun = resolve_initialisation(experiment.world, experiment.store, config.initialisation)
         trial = Trial(
             config.kind,
             config.init_seed,
             config.sgd_seed,
             unpruned_signs=config.unpruned_signs,
             signs=config.signs,
-            initialisation=resolve_initialisation(experiment.world, experiment.store, config.initialisation),
+            initialisation=begun,
         )
         print_training(experiment, final_training(experiment, trial, ticket, same_init=config.same_init))
 

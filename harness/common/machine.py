@@ -154,8 +154,12 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
             samples.clear()
         return taken
 
+    if not wanted:
+        yield take
+        return
+    readers = [_load, *_gpu_readers()]  # not in the thread: a library that two threads import may be seen half made
+
     def work() -> None:
-        readers = [_load, *_gpu_readers()]
         _load()  # each reading of the processors is the mean since the one before
         while not ended.wait(max(LEAST_SECONDS, (time.time() - since_s) * SHARE_OF_ELAPSED)):
             now_ms = int(time.time() * 1000)
@@ -163,9 +167,6 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
             with lock:
                 samples.extend((f"system/{name}", value, now_ms) for name, value in values.items())
 
-    if not wanted:
-        yield take
-        return
     thread = threading.Thread(target=work, name="load-sampler", daemon=True)
     thread.start()
     try:

@@ -190,7 +190,7 @@ class Heartbeat:
             self._expect_callers(share_text)
         else:
             self._call(share_text)
-        self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
         self._all_here.wait()  # else a very short launch could end before it has taken every call
 

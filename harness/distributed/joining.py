@@ -20,7 +20,7 @@ from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
-from harness.distributed import launcher_watch as launchers
+from harness.distributed import launcher_watch
 from harness.distributed.heartbeat import SILENT_SECONDS, end_process
 
 _JOINED = 1 << 40
@@ -57,7 +57,8 @@ class JoinWatch:
             self._answered = self._looked = time.monotonic()
             # two: a store on a node that is gone may keep the one that asks it waiting
             self._threads = [
-                threading.Thread(target=target, name="roll call", daemon=True) for target in (self._answer, self._watch)
+                threading.Thread(target=target, name="join watch", daemon=True)
+                for target in (self._answer, self._watch)
             ]
             for thread in self._threads:
                 thread.start()
@@ -105,7 +106,7 @@ class JoinWatch:
             if 0 < count < _JOINED and now - since > self._silent_seconds:
                 silent = f"it began to join, then nothing came from it for {self._silent_seconds:g} s"
                 self._tell_and_end(store, f"process {rank} ({silent})")
-        for address in launchers.ended():
+        for address in launcher_watch.ended():
             self._tell_and_end(store, f"the launcher of a node (at {address}; it ended, and its processes with it)")
 
     def _tell_and_end(self, store: Store, lost: str) -> NoReturn:

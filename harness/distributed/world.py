@@ -83,7 +83,7 @@ class World:
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self.rank == 0
-        self.announced, self._chosen_by = False, ""
+        self._announced, self._chosen_by = False, ""
         self.stop = StopRequest()
         _check_world(self.size)
         self._waiting = _waiting_group(self.device) if self.size > 1 else None
@@ -164,9 +164,9 @@ class World:
 
     def announce(self) -> None:
         """Say once on which device the launch computes: one that lost its GPUs says so before it trains for days."""
-        if self.is_main and not self.announced:
+        if self.is_main and not self._announced:
             _log.info(str(self))
-        self.announced = True
+        self._announced = True
 
     @staticmethod
     def make_deterministic() -> None:

@@ -17,10 +17,11 @@ import torch
 
 from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_json
 from harness.common.seeds import SgdNoise
 from harness.config import ComparisonConfig
 from harness.distributed.world import World
-from harness.experiment.describe import describe_comparison
+from harness.experiment.describe import comparison_determinants, describe_comparison
 from harness.experiment.experiment import Experiment, loader_threads
 from harness.lineage.nodes.record import THETA_INIT, LineageRecord, Metric
 from harness.runs.delivery_thread import DeliveryThread
@@ -119,8 +120,8 @@ def _compare(
     """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it."""
     world, archive = experiment.world, experiment.archive
     batch_size, recorded = json.loads(world.share_text(json.dumps(world.on_main(lambda: _in_records(first, second)))))
-    description = describe_comparison(experiment, first, second, question, config, batch_size)
-    key = description.key
+    determinants = comparison_determinants(experiment, first, second, question, config, batch_size)
+    key = sha256_json(determinants)
 
     def is_recorded() -> bool:
         found = archive.find(key, [first.key, second.key]) is not None
@@ -129,8 +130,9 @@ def _compare(
         return found
 
     def commit(curve: BarrierCurve, started_ms: int) -> None:
+        description = describe_comparison(experiment, first, second, question, config, determinants)
         record = archive.record(description, _metrics(curve), started_ms)
-        archive.commit(record, description.determinants, lambda directory: _write(directory, curve, record.name))
+        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
 
     if not world.main_says(is_recorded):
         started_ms = int(time.time() * 1000)

@@ -1,7 +1,7 @@
 """The description of a run before it is made: key, name, tags, parents and configuration. One function a kind.
 
-A new column of the run list begins as a tag here: in `common` for every run, or in the function of one kind. It is shown
-by `harness/lineage/browse/listing.py` in the terminal and by `harness/lineage/tracking/ui.py` in MLflow.
+A new column of the run list begins as a tag here: in `common` for every run, or in the function of one kind. To show
+it, see `harness/lineage/browse/listing.py` for the terminal and `harness/lineage/tracking/ui.py` for MLflow.
 """
 
 from __future__ import annotations
@@ -221,14 +221,11 @@ def describe_comparison(
     second: FinishedRun,
     question: str,
     config: ComparisonConfig,
-    batch_size: int,
+    determinants: dict[str, Any],
 ) -> RunDescription:
-    """Describe a comparison of two runs (rank 0 has their records; elsewhere only the key is meant)."""
+    """Describe a comparison of two runs with these `determinants` (rank 0, which has their records)."""
+    assert first.record is not None and second.record is not None
     shared = experiment.common
-    num_train, keys = experiment.source.num_train, sorted({first.key, second.key})
-    determinants = comparison_determinants(shared.determinants, keys, question, config, batch_size, num_train)
-    if first.record is None or second.record is None:
-        return RunDescription(determinants, "analysis", question, (), {}, {})
     tags, ticket = first.record.tags, first.mask.density
     words = [f"L{tags['level']}", f"d{ticket:.3f}"] + ([tags["method"]] if "method" in tags else [])
     pair = [] if first.key == second.key else [_short_name(first.record), "|", _short_name(second.record)]
@@ -254,24 +251,25 @@ def describe_comparison(
 
 
 def comparison_determinants(
-    shared: Mapping[str, Any],
-    pair: list[str],
+    experiment: Experiment,
+    first: FinishedRun,
+    second: FinishedRun,
     question: str,
     config: ComparisonConfig,
     batch_size: int,
-    num_train: int,
 ) -> dict[str, Any]:
     """Return the inputs to a barrier's key; the keys of the two networks say how they were trained."""
+    shared = experiment.common.determinants
     measured = {name: shared[name] for name in ("format", "data", "spec", "model")}
     if shared["precision"] != "no":  # older keys have none
         measured["precision"] = shared["precision"]
     if (matmul := shared.get("float32_matmul_precision")) is not None:
         measured["float32_matmul_precision"] = matmul
-    num_images = config.num_bn_images(num_train)
+    num_images = config.num_bn_images(experiment.source.num_train)
     return measured | {
         "kind": "analysis",
         "question": question,
-        "pair": pair,
+        "pair": sorted({first.key, second.key}),
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
         "bn_images": num_images,

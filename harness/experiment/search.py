@@ -7,7 +7,7 @@ The paper's lines (method: `harness/pruning/<method>.py`; AWS is `aws.py`, and L
     3, 4   [φ, αψ + (1−α)ψ_init], loss, backward  `method.view` (AWS); the plain θ for LRR
     5, 6   SGD step, θ ← θ ⊙ m                      `harness/training/loop.py`
     7      θₜ is trained                            `Search.train`
-    8      mₜ = prune(θₜ₋₁, mₜ₋₁)                     `method.importance`: |θₜ₋₁|; `PruningSchedule.next_mask`: how many
+    8      mₜ = prune(θₜ₋₁, mₜ₋₁)                     `Search._pruned_start`; `method.importance` is |θₜ₋₁|
     9      rewind the learning rate                 each level has a new optimizer and `method.schedule`
     10     θₜ₋₁ ⊙ mₜ starts the next level           `method.start`
     11     return sign₀(θ_T ⊙ m_T)                 `SearchResult.ticket.signed_mask`
@@ -34,8 +34,7 @@ from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.trainer import Trainer, batch_gradients
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
-from harness.pruning import METHODS, LevelContext, Method
-from harness.pruning.method import Params, StartPoint
+from harness.pruning import METHODS, LevelContext, Method, PruningSchedule, StartPoint
 from harness.runs.run import FinishedRun, TrainedRun
 from harness.runs.state_saver import StateSaver
 
@@ -123,45 +122,49 @@ class Search:
 
     def levels(self) -> list[FinishedRun]:
         """Run Algorithm 1: prune and train, T times, after the dense warm-up (level 0)."""
-        config, method, world = self.config, self.method, self.experiment.world
+        config, method = self.config, self.method
         pruning = method.pruning(config)
         for step in steps(config, method):
             parent = self._done[-1] if self._done else None  # [θₜ₋₁, mₜ₋₁]; before the first level θ_init
 
-            # Line 8: mₜ keeps an exact number of the weights of mₜ₋₁: the most important (LRR, AWS: largest |θₜ₋₁|).
             mask = parent.signed_mask.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
-            importance: Params | None = None
-            if step.prunes and pruning is not None:
-                importance = method.importance(self.context(step.level, mask, step.phase))
-                mask = pruning.next_mask(importance, mask, step.level)
-                if world.size > 1:
-                    bits = {name: tensor.to(torch.uint8) for name, tensor in mask.tensors.items()}
-                    world.require_equal(f"the mask of level {step.level}", sha256_tensors(bits))
-
-            # Lines 2–7: train from θₜ₋₁ ⊙ mₜ (`start`) under mₜ, with the method's view of ψ.
+            prunes = pruning if step.prunes else None
+            kept = sum(prunes.counts(step.level, mask).values()) if prunes else mask.num_remaining
             ctx = self.context(step.level, mask, step.phase)
             relation = "trained-from" if step.continues_warmup else "pruned-from" if parent else "initialised-from"
-            fraction = config.pruning_fraction if step.prunes and config.densities is None else None
+            fraction = config.pruning_fraction if prunes and config.densities is None else None
             run = self.train(
                 ctx,
-                mask.density,
+                kept / max(mask.numel, 1),
                 step.schedule,
                 parent=(parent.key if parent else self.root, relation),
-                start=partial(method.start, ctx),
+                start=partial(self._pruned_start, ctx, prunes),  # lines 8 and 10
                 noise=method.noise(config, step.level, again=step.continues_warmup),
-                view=method.view,
+                view=method.view,  # lines 3 and 4
                 hook=method.training_hook(ctx),
                 determinants={"pruning_fraction": fraction}
-                | (pruning.determinants(step.level) if step.prunes and pruning else {})
+                | (prunes.determinants(step.level) if prunes else {})
                 | method.determinants(config, ctx.steps_per_epoch)
                 | ({"again": True} if step.continues_warmup else {}),
                 recorded={"again": True} if step.continues_warmup else {},
                 reestimate=method.reestimates_batchnorm,
-                importance=importance,
             )
-            # Line 10: the next level starts from [θₜ, mₜ]. Line 9: it has a new optimizer and schedule.
             self._done = [*self._done[: -1 if step.continues_warmup else None], run]
         return self._done
+
+    def _pruned_start(self, ctx: LevelContext, prunes: PruningSchedule | None) -> StartPoint:
+        """Prune, and return the point that the level trains from; called only if the level is made."""
+        method, world, kept = self.method, self.experiment.world, {}
+        if prunes is not None:
+            # Line 8: mₜ keeps an exact number of the weights of mₜ₋₁: the most important (LRR, AWS: largest |θₜ₋₁|).
+            importance = method.importance(ctx)
+            ctx = replace(ctx, mask=prunes.next_mask(importance, ctx.mask, ctx.level))
+            if world.size > 1:
+                bits = {name: tensor.to(torch.uint8) for name, tensor in ctx.mask.tensors.items()}
+                world.require_equal(f"the mask of level {ctx.level}", sha256_tensors(bits))
+            kept = {method.importance_file: importance} if method.importance_file else {}
+        # Line 10: level t starts from θₜ₋₁ ⊙ mₜ (LRR, AWS), with a new optimizer and schedule (line 9).
+        return replace(method.start(ctx), keeps=kept)
 
     # ------------------------------------------------------------------ parts that every method uses
 
@@ -194,21 +197,19 @@ class Search:
         noise: SgdNoise,
         determinants: Mapping[str, Any],
         recorded: Mapping[str, Any],
-        importance: Params | None = None,
         **how: Any,
     ) -> FinishedRun:
         """Train one level and commit it, or load it if it is finished.
 
         Args:
-            ctx: The level.
+            ctx: The level; of it, number and phase.
             density: Of its mask.
             schedule: Epochs and learning rate.
             parent: Key of the run it is made from, and how.
-            start: Returns the start point; called only if the level is made.
+            start: Prunes and returns the start point; called only if the level is made.
             noise: u.
             determinants: Further inputs to its key.
             recorded: Further entries of its configuration.
-            importance: The values that its mask was chosen by; kept if the method has a `importance_file`.
             how: Further arguments of `Trainer.train`.
         """
         description = describe_level(
@@ -225,13 +226,9 @@ class Search:
 
         def make(saver: StateSaver) -> TrainedRun:
             psi_init, metrics = self.theta_init.params, self.method.metrics
-            trained = self.trainer.train(
+            return self.trainer.train(
                 description, saver, start(), schedule=schedule, noise=noise, psi_init=psi_init, metrics=metrics, **how
             )
-            if importance is not None and self.method.importance_file is not None:
-                kept = Checkpoint(dict(importance), {}, ctx.level, trained.checkpoint.epochs, description.key)
-                trained = replace(trained, networks={**trained.networks, self.method.importance_file: kept})
-            return trained
 
         return self.experiment.archive.run_or_load(description, make)
 

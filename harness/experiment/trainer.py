@@ -32,7 +32,7 @@ BN_IMAGES = 10_000
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains the network of an experiment. It changes none of its arguments."""
+    """Trains the network of an experiment."""
 
     experiment: Experiment
 
@@ -56,7 +56,7 @@ class Trainer:
 
         Args:
             description: The run that this training makes; gives the checkpoint its key and level.
-            saver: Resumes an interrupted training and collects the measurements.
+            saver: Resumes an interrupted training; its `measured` gets the measurements.
             start: θ ⊙ m and buffers.
             schedule: Epochs and learning rate.
             noise: u.
@@ -71,7 +71,7 @@ class Trainer:
         experiment, world, measured = self.experiment, self.experiment.world, saver.measured
 
         # Put the network at the start point, and let the method see ψ and ψ_init.
-        model = deepcopy(experiment.blank)
+        model = deepcopy(experiment.blank).to(world.device)
         Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(model)
         params = dict(model.named_parameters())
         for name in frozen:
@@ -123,6 +123,7 @@ class Trainer:
         trained, level, key = start.epochs + epochs, description.level, description.key
         checkpoint = Checkpoint.of(model, level=level, epochs=trained, level_digest=key)
         networks = hook.networks(checkpoint) if hook else {}
+        networks |= {name: Checkpoint(dict(held), {}, level, trained, key) for name, held in start.keeps.items()}
         if world.size > 1:
             checkpoint = replace(checkpoint, buffers=world.share(checkpoint.buffers))
             networks = {name: replace(held, buffers=world.share(held.buffers)) for name, held in networks.items()}
@@ -184,8 +185,8 @@ class _FlippedSigns:
 def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
     """Return the gradients of the mean loss of one global batch at θ ⊙ m.
 
-    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed in float32;
-    BatchNorm uses the statistics of the batch, of this rank's share on several ranks.
+    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed in float32, in as
+    many micro-batches as in training; BatchNorm uses the statistics of each, on each rank.
 
     Args:
         experiment: Network, data and processes; all ranks call this.
@@ -196,15 +197,16 @@ def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], 
         A float32 tensor for each parameter, on the CPU, the mean over ranks.
     """
     world = experiment.world
-    model = deepcopy(experiment.blank).train()
+    model = deepcopy(experiment.blank).to(world.device).train()
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, tensor in params.items():
             own[name].copy_(tensor)
-        mask.to(world.device).apply_({name: own[name] for name in mask.tensors})
-    noise = SgdNoise(experiment.config.sgd_seed, ("ranking",))
+        mask.apply_({name: own[name] for name in mask.tensors})
+    noise, parts = SgdNoise(experiment.config.sgd_seed, ("ranking",)), experiment.config.accumulation_steps
     images_NCHW, labels_N = next(experiment.train_feed.epoch(noise, 0, num_steps=1))
     torch.manual_seed(noise.key("dropout", 0) >> 1)
-    F.cross_entropy(model(images_NCHW).float(), labels_N).backward()
+    for images, labels in zip(images_NCHW.tensor_split(parts), labels_N.tensor_split(parts), strict=True):
+        (F.cross_entropy(model(images).float(), labels) * (len(labels) / len(labels_N))).backward()
     grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in own.items()}
     return {name: (world.sum(grad) / world.size).cpu() for name, grad in grads.items()}

@@ -50,7 +50,6 @@ class GemMiner(LRR):
     """Scores over frozen weights, then fine-tuning of the weights that are kept."""
 
     masks_classifier = True
-    drawn_arrow = "rewound-to"
     heeds = ()
     searches_one_density = True
 
@@ -273,6 +272,7 @@ class ScoreTraining(TrainingHook):
         self._trained = self.scores
         torch._foreach_copy_(self._saved, self._scores)
         self._put_effective_()
+        del self._scores, self._saved, self._live  # fine-tuning needs their room on the device
         return self.mask
 
     def networks(self, trained: Checkpoint) -> dict[str, Checkpoint]:

@@ -52,7 +52,7 @@ def keep_largest(importance: Mapping[str, torch.Tensor], mask: Mask, count: int)
     # the maximum of NaN and anything is NaN
     broken = [name for name, flat in zip(names, values, strict=True) if not np.isfinite(flat.max(initial=0))]
     if broken:
-        raise ValueError(f"cannot prune: weights are not finite in {', '.join(broken)}")
+        raise ValueError(f"cannot prune: weights, or what ranks them, are not finite in {', '.join(broken)}")
     num_live = sum(int(np.count_nonzero(alive)) for alive in live)
     kept = _largest(values, live, min(count, num_live))
     return Mask(

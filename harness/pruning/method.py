@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -23,11 +23,18 @@ if TYPE_CHECKING:
 Params = Mapping[str, torch.Tensor]
 ForwardView = Callable[[float], AbstractContextManager[None]]
 """Takes α; returns a context that covers forward and backward of one optimizer step."""
-Run = TypeVar("Run")
 
 
 class NotHereError(LookupError):
     """A network, or its gradients, that a hook asked for cannot be had here; the message names it."""
+
+
+class _HasCheckpoint(Protocol):
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+
+Run = TypeVar("Run", bound=_HasCheckpoint)
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class StartPoint:
     """Epochs that led to this start in all, where that is another number."""
     begin_steps: int = 0
     """Schedule and u begin after so many of their steps."""
+    keeps: Mapping[str, Params] = field(default_factory=dict)
+    """Tensors to keep beside the trained network, by file name."""
     weights: Params | None = None
     """The weights whose signs are compared with the trained ones, where `params` are not weights."""
 

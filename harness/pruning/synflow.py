@@ -6,6 +6,7 @@ The mask is made in 100 rounds of falling density, so that no layer collapses. T
 import torch
 from torch.func import functional_call
 
+from harness.config import SearchConfig
 from harness.pruning.magnitude import PruningSchedule, keep_largest
 from harness.pruning.method import LevelContext, NotHereError, Params
 from harness.pruning.snip import SNIP
@@ -17,6 +18,12 @@ class SynFlow(SNIP):
     """Pruning at initialisation by |θ ⊙ ∂R/∂θ|, R the sum of the outputs of |θ| for an image of ones."""
 
     importance_file = None  # `verify` computes it again
+
+    def check(self, config: SearchConfig) -> None:
+        """Refuse pruning layer by layer: the flow is compared over all of them."""
+        super().check(config)
+        if config.pruning_scope != "global":
+            raise ValueError("synflow compares weights over all layers: leave out pruning_scope")
 
     def importance(self, ctx: LevelContext) -> Params:
         """Return the synaptic flow in the last round; weights that an earlier one pruned come last."""

@@ -221,7 +221,10 @@ class RunLookup:
         recorded = self.store.record_of(node).config
         search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
         wanted = own_settings(config, num_train // config.global_batch_size)
-        return own_settings(search, num_train // search.global_batch_size) == wanted
+        try:
+            return own_settings(search, num_train // search.global_batch_size) == wanted
+        except ValueError:  # settings that this version refuses, such as a rewind point beyond the training
+            return False
 
     def results(self) -> Results:
         """Return all finished runs of the plan, with the numbers that are read from their files."""

@@ -83,18 +83,20 @@ class Unfinished:
             yield
         finally:
             done.set()
-            if beating is not None:
-                beating.join()
-            # Let go, and remove the directory of a run that is committed.
-            mine, self._token = self._token is not None and self._is_mine(), None
-            if mine:
-                (self.directory / _OWNER).unlink(missing_ok=True)
-            if lock is not None:
-                lock.release()
-            if mine and self._discarded:
-                with suppress(OSError):  # another launch may look at it just now
-                    (self.directory / _LOCK).unlink(missing_ok=True)
-                    self.directory.rmdir()
+            try:
+                if beating is not None:
+                    beating.join()
+            finally:
+                # Let go, and remove the directory of a run that is committed.
+                mine, self._token = self._token is not None and self._is_mine(), None
+                if mine:
+                    (self.directory / _OWNER).unlink(missing_ok=True)
+                if lock is not None:
+                    lock.release()
+                if mine and self._discarded:
+                    with suppress(OSError):  # another launch may look at it just now
+                        (self.directory / _LOCK).unlink(missing_ok=True)
+                        self.directory.rmdir()
 
     def _beat(self, done: threading.Event) -> None:
         """Give signs of life until the claim ends."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -19,7 +19,6 @@ from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.masks import Mask
 from harness.pruning import ForwardView, TrainingHook
-from harness.training.optim import build_optimizer
 from harness.training.resume import TALLY, SavesStates, TrainingState, capture, hook_state, restore_
 
 MEETING_SECONDS = 1.0
@@ -72,11 +71,34 @@ class Remask:
             torch._foreach_mul_(self._params, self._masks)
 
     @torch.no_grad()
+    def check(self, label: str) -> None:
+        """Raise ValueError if a pruned weight is not 0: a resumed training had another mask."""
+        pairs = zip(self._params, self._masks, strict=True)
+        alive = sum(int((param * (1 - kept)).count_nonzero()) for param, kept in pairs)
+        if alive:
+            raise ValueError(
+                f"{label}: the interrupted training had another mask; {alive} weights pruned now were trained. "
+                "The importance of weights comes out otherwise on this device, or with these threads. Remove the "
+                "directory of the unfinished run, and the level begins anew"
+            )
+
+    @torch.no_grad()
     def grads_(self) -> None:
         """Zero the pruned weights' gradients, so that a gradient norm is that of the sparse network."""
         if self._params:
             pairs = [(p.grad, m) for p, m in zip(self._params, self._masks, strict=True) if p.grad is not None]
             torch._foreach_mul_([grad for grad, _ in pairs], [kept for _, kept in pairs])
+
+
+def build_optimizer(params: Iterable[torch.nn.Parameter], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
+    """Return a fresh optimizer; weight decay is coupled L2 on all parameters (paper, section 4.1)."""
+    if config.name not in ("sgd", "adam"):
+        raise ValueError(f"unknown optimizer {config.name!r}; known: adam, sgd")
+    if config.name == "sgd":
+        return torch.optim.SGD(
+            params, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
+        )
+    return torch.optim.Adam(params, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=fused)
 
 
 def train(
@@ -123,6 +145,7 @@ def train(
     state = saver.load() if saver else None
     if state is not None:
         restore_(model, optimizer, state.tensors)
+        remask.check(label)
     remask.params_()
     if hook is not None:
         hook.attach(model)

@@ -133,7 +133,7 @@ def test_fp16_skips_steps_that_overflow_and_goes_on(world, device, monkeypatch):
 
 def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_real_device):
     """ResNet-50 at 224, batch 256, bf16: masks and the swap of ψ take at most 2 % more."""
-    from harness.training.optim import build_optimizer
+    from harness.training.loop import build_optimizer
 
     batches = Repeated(3, 256, 224, device)
 

@@ -138,6 +138,7 @@ def test_interrupted_commit_leaves_no_node_and_is_cleaned_next_time(tmp_path: Pa
     assert not list(tmp_path.glob(".tmp-*")) and nodes.find(KEY)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("point", "is_there"), [("node-written", False), ("node-committed", True)])
 def test_a_commit_killed_around_its_rename_is_whole_or_not_there(tmp_path: Path, point: str, is_there: bool) -> None:
     nodes = LocalNodes(tmp_path)

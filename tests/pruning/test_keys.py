@@ -125,7 +125,10 @@ def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
 @pytest.mark.parametrize("precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}])
 def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
-    found = comparison_determinants(usual | precision, ["a", "b"], "lmc", ComparisonConfig(), 64, num_train=10)
+    common = SimpleNamespace(determinants=usual | precision)
+    experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
+    pair = SimpleNamespace(key="a"), SimpleNamespace(key="b")
+    found = comparison_determinants(experiment, *pair, "lmc", ComparisonConfig(), 64)  # type: ignore[arg-type]
     assert {name: found[name] for name in found if "precision" in name} == precision
 
 

@@ -27,7 +27,7 @@ def test_sharded_launches_are_refused(monkeypatch, name):
 
 
 def test_on_what_is_trained_is_said_once(world, monkeypatch, capfd):
-    monkeypatch.setattr(world, "announced", False)
+    monkeypatch.setattr(world, "_announced", False)
     world.announce()
     world.announce()
     assert re.fullmatch(r"1 process on cpu \w+, threads in each: \d+\n", capfd.readouterr().err)

@@ -24,8 +24,7 @@ from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
 from harness.training.feed import TrainFeed, normalize
-from harness.training.loop import Batches, train
-from harness.training.optim import build_optimizer
+from harness.training.loop import Batches, build_optimizer, train
 from tools.benchmarks.published import PublishedStep
 
 WARM_UP_STEPS = 3

@@ -184,7 +184,7 @@ def masks(record: LineageRecord, ctx: LevelContext, own: StoredNetwork, parent: 
         raise NotHereError(method.importance_file)
     pruned = pruning.next_mask(importance, before, level)
     differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
-    what = f"{differ} weights differ from what {record.tags['method']} makes of the parent's checkpoint"
+    what = f"{differ} weights differ from what {record.tags['method']} chooses"
     yield Finding("pruned", differ == 0, what)
 
 

@@ -302,7 +302,10 @@ def _read(directory: Path, whole: set[str]) -> StoredNetwork:
     checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
     mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
     others = (other for other in whole if other.endswith(".safetensors"))
-    further = {other: Checkpoint.load(directory / other) for other in others if other not in _KNOWN}
+    further = {}
+    for other in set(others) - _KNOWN:
+        with suppress(ValueError):  # a file of another kind, which no method asks for
+            further[other] = Checkpoint.load(directory / other)
     return StoredNetwork(checkpoint, mask, further)
 
 
