@@ -160,7 +160,6 @@ def launch_ticket(
         if settings.deterministic:
             world.make_deterministic()
         world.use(settings.precision)
-        world.announce()
         experiment = Experiment(world, store, settings)
         with experiment.archive.delivery.working():
             if config.data is None:
@@ -174,6 +173,7 @@ def launch_ticket(
 def train_ticket(config: TicketConfig) -> None:
     """Make one final training of a ticket, and print the result (method, section 4)."""
     with launch_ticket(config) as (experiment, ticket):
+        experiment.world.announce()
         begun: str | Initialisation = NETWORKS_OWN
         if config.kind != "retrain":  # which draws no θ_init
             begun = resolve_initialisation(experiment.world, experiment.store, config.initialisation)

@@ -76,7 +76,7 @@ def test_the_mask_that_a_training_has_is_that_of_its_ticket(store: LineageStore)
 def test_rewinding_is_drawn(store: LineageStore) -> None:
     """To θ_init, or to θ_k where the search kept one; methods that go on from the parent's parameters have none."""
     arrows = {name: method.drawn_arrow for name, method in METHODS.items() if method.drawn_arrow}
-    whole = ("imp", "wr", "gem_miner", "magnitude_increase", "snip", "synflow")
+    whole = ("imp", "wr", "magnitude_increase", "snip", "synflow")
     assert arrows == dict.fromkeys(whole, "rewound-to") | {"lrr_bn_rewind": "norm-rewound-to"}
     nodes = [replace(node, tags={**node.tags, "method": "imp"}) for node in story(store)]
     rewound = {("theta_init θ_init", "rewound-to", f"level L0{n}, density {0.8**n:.3f}") for n in (1, 2)}
