@@ -20,7 +20,7 @@ from harness.experiment.search import SearchResult, search
 from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
 from harness.lineage.proof.networks import StoredNetwork, masks
 from harness.masks import Mask
-from harness.pruning import LevelContext
+from harness.pruning import METHODS, LevelContext
 from tests.pruning.searching import proved
 
 Tensors = Mapping[str, torch.Tensor]
@@ -109,6 +109,27 @@ def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Exp
     for network, holds in ((own, True), (others, False)):
         (finding,) = [one for one in masks(run.record, ctx, network, before) if one.check == "pruned"]
         assert finding.holds == holds
+
+
+def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment: Experiment) -> None:
+    found = search(experiment.using("snip"))
+    own = final_training(experiment.using("snip"), Trial("retrain", 2, 1), found.ticket)
+    assert own.key == found.ticket.key
+    dense = final_training(experiment.using("snip"), Trial("retrain", 2, 1), found.levels[0])
+    assert dense.key != found.levels[0].key and dense.checkpoint.epochs == experiment.config.final.epochs
+
+
+def test_synflow_is_not_layer_by_layer(experiment: Experiment) -> None:
+    with pytest.raises(ValueError, match="leave out pruning_scope"):
+        search(experiment.using("synflow", pruning_scope="layer"))
+
+
+def test_importance_is_computed_for_a_level_that_is_made_and_not_again(
+    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    search(experiment.using("synflow", num_levels=1))
+    monkeypatch.setattr(METHODS["synflow"], "importance", None)
+    assert search(experiment.using("synflow", num_levels=1)).ticket.checkpoint.level == 1
 
 
 class Tanaka:

@@ -8,7 +8,8 @@ from torch import nn
 
 from harness.config import OptimConfig
 from harness.distributed.stop import StoppedError
-from tests.training.small_training import EPOCHS, STEPS, Memory, network, noisy, run
+from harness.masks import Mask
+from tests.training.small_training import EPOCHS, STEPS, Memory, network, noisy, run, some_mask
 
 
 @pytest.mark.long
@@ -62,3 +63,15 @@ def test_every_step_draws_dropout_from_a_stream_of_its_own(world):
     model = network()
     run(nn.Sequential(*list(model)[:-1], Seeds(), model[-1]), world)
     assert len(set(Seeds.seen)) == len(Seeds.seen) == EPOCHS * STEPS
+
+
+def test_a_resume_under_another_mask_is_refused(world):
+    """What ranks weights may come out otherwise on another device: then the state belongs to another mask."""
+    memory, mask = Memory(world, stop_after=STEPS), some_mask(network())
+    with pytest.raises(StoppedError):
+        run(network(), world, saver=memory, mask=mask)
+    world.stop._signal, memory.stop_after = None, None
+    others = Mask({name: ~kept for name, kept in mask.tensors.items()})
+    with pytest.raises(ValueError, match="the interrupted training had another mask"):
+        run(network(), world, saver=memory, mask=others)
+    assert [report.epoch for report in run(network(), world, saver=memory, mask=mask)] == [0, 1]
