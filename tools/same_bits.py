@@ -85,7 +85,15 @@ FINALS = {
     "mask": "--kind mask --init-seed 2 --sgd-seed 1",
     "retrain": "--kind retrain --sgd-seed 1",
     "dense_final": "--kind dense --init-seed 2 --sgd-seed 1",
+    "from_a_run": "--kind mask --signs pruned --init-seed 2 --sgd-seed 1 --initialisation {lrr}",
 }
+WAYS = {
+    "as_printed": "--order paper --num-levels 2 --init-seed 5",
+    "in_one_shot": "--method imp --one-shot --num-levels 2 --init-seed 5",
+    "by_layer": "--method wr --rewind-to 5 --rewind-unit steps --pruning-scope layer --num-levels 1 --init-seed 6",
+    "by_density": "--method lrr --densities 0.5 0.2 --num-levels 2 --init-seed 6 --initialisation {aws}",
+}
+"""Searches in other ways than the usual one."""
 COMPARISONS = {"stability": "{signed} {signed_again}", "lmc": "{signed} {retrain}", "norm_barrier": "{aws}"}
 DEMO = "--data.loader memory --warmup-epochs 1 --level-epochs 1 --num-levels 1 --final.epochs 2 --offline"
 """The demo's network, optimizer and shapes of schedules, with aws and lrr, all finals and comparisons; fewer epochs."""
@@ -97,6 +105,8 @@ def launches() -> Iterator[Launch]:
     for method, levels in SEARCHES.items():
         yield Launch(method, "recipes/aws_digits.py", f"{SMALL} --method {method} --num-levels {levels}")
     yield Launch("gem_miner", "recipes/aws_digits.py", f"{SMALL} --method gem_miner --num-levels 1 {GEM_MINER}")
+    for name, options in WAYS.items():
+        yield Launch(name, "recipes/aws_digits.py", f"{SMALL} {options}")
     for name, options in FINALS.items():
         yield Launch(name, "recipes/train_ticket.py", f"--ticket {{aws}} {options} --offline")
     for tool, runs in COMPARISONS.items():
