@@ -26,7 +26,7 @@ from harness.data.prepare import prepare
 
 def small(**changes):
     changes |= {"model": ModelConfig("resnet8", width=2), "final": Schedule(1, "step"), "num_levels": 2}
-    return SearchConfig(**changes | {"warmup_epochs": 1, "level_epochs": 1, "global_batch_size": 256})
+    return SearchConfig(**changes | {"warmup_epochs": 1, "level_epochs": 1, "global_batch_size": 256}, offline=True)
 
 prepare("digits", Path("data"))
 config = small(data=DataConfig("digits", loader="memory"), optim=OptimConfig())
@@ -34,7 +34,7 @@ config = small(data=DataConfig("digits", loader="memory"), optim=OptimConfig())
 
 DOCSTRINGS = """
 with harness.launch(config) as experiment:
-    run_id = harness.search(experiment).ticket.run_id
+    run_id = harness.search(experiment).ticket.key
 globals_ = {"harness": harness, "torch": torch, "config": config, "run_id": run_id}
 runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
 for name in sorted(harness.__all__):

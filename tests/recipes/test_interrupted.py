@@ -115,7 +115,15 @@ def test_a_final_training_goes_on_too(pristine, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("processes", "number"), [(1, signal.SIGTERM), (1, signal.SIGUSR1), (1, signal.SIGKILL), (2, signal.SIGTERM)]
+    ("processes", "number"),
+    [
+        pytest.param(
+            1, signal.SIGTERM, marks=pytest.mark.slow
+        ),  # SIGUSR1 has the same handler, two processes have SIGTERM
+        (1, signal.SIGUSR1),
+        (1, signal.SIGKILL),
+        (2, signal.SIGTERM),
+    ],
 )
 def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes, number):
     """The signal goes to the launcher, as Slurm's and a cluster's do; the launchers lose it in different ways.
