@@ -119,7 +119,7 @@ def test_a_final_training_goes_on_too(pristine, tmp_path):
     [
         pytest.param(
             1, signal.SIGTERM, marks=pytest.mark.slow
-        ),  # SIGUSR1 has the same handler, two processes have SIGTERM
+        ),  # as SIGUSR1 and as two processes
         (1, signal.SIGUSR1),
         (1, signal.SIGKILL),
         (2, signal.SIGTERM),
