@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -112,19 +113,8 @@ class Archive:
             counts = {"density_without_classifier": Mask(kept).density, **counts}
         measured.log(checkpoint.epochs, counts)
         shown = {"level": f"{description.level:02d}", "density": f"{counts['density']:.6f}"}
-        record = LineageRecord(
-            key=description.key,
-            kind=description.kind,
-            name=description.name,
-            parents=description.parents,
-            nested_under=description.nested_under,
-            config=description.config,
-            tags=description.tags | {"start_digest": trained.start_digest} | shown,
-            metrics=tuple(measured.metrics),
-            code=self.environment_check.code,
-            started_ms=measured.started_ms,
-            finished_ms=int(time.time() * 1000),
-        )
+        description = replace(description, tags=description.tags | {"start_digest": trained.start_digest} | shown)
+        record = self.record(description, measured.metrics, measured.started_ms)
         metadata = {"level_digest": description.key, "level": description.level, "density": counts["density"]}
 
         def write(directory: Path) -> None:
@@ -137,7 +127,7 @@ class Archive:
         return self.commit(record, description.determinants, write)
 
     def record(self, description: RunDescription, metrics: Sequence[Any] = (), started_ms: int = 0) -> LineageRecord:
-        """Return the record of a run that trains nothing."""
+        """Return the record of a run that ends now; one that trained nothing began now, too."""
         now_ms = int(time.time() * 1000)
         return LineageRecord(
             key=description.key,
