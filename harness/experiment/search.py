@@ -2,18 +2,22 @@
 
 The paper's lines (method: `harness/pruning/<method>.py`; AWS is `aws.py`, and LRR, from which it derives, `lrr.py`):
 
-    1      for t = 1 … T                          `steps`, the loop of `Search.levels`
-    2      for each step, a batch and α ~ U(0, 1)   `harness/training/loop.py`; u is `method.noise`
-    3, 4   [φ, αψ + (1−α)ψ_init], loss, backward  `method.view` (AWS); the plain θ for LRR
-    5, 6   SGD step, θ ← θ ⊙ m                      `harness/training/loop.py`
-    7      θₜ is trained                            `Search.train`
-    8      mₜ = prune(θₜ₋₁, mₜ₋₁)                     `Search._pruned_start`; `method.importance` is |θₜ₋₁|
-    9      rewind the learning rate                 each level has a new optimizer and `method.schedule`
-    10     θₜ₋₁ ⊙ mₜ starts the next level           `method.start`
-    11     return sign₀(θ_T ⊙ m_T)                 `SearchResult.ticket.signed_mask`
+    –      θ₀, m₀ = 1                         `Search.theta_init`, `Mask.dense`; level 0, the warm-up, is of section 4.1
+    1, 10  for t = 1 … T                      `steps`, the loop of `Search.levels`
+    2, 6   until converged                    the epochs of `method.schedule`, each step a batch: `training/loop.py`
+    3      α ~ U(0, 1), αψ + (1−α)ψ_init      `method.view` (AWS); LRR sees ψ itself; α is of u, `method.noise`
+    4      forward pass at θ ⊙ m              `training/loop.py`: θ is masked at the start and after every step
+    5      gradient step                      `training/loop.py`
+    7      θₜ                                 the run that `Search.train` returns
+    8      mₜ = prune(θₜ₋₁ ⊙ mₜ₋₁)            `Search._pruned_start`: `method.importance` is |θₜ₋₁|, and
+                                              `PruningSchedule.next_mask` keeps an exact number of prunable weights
+    9      rewind the learning rate           each level has a new optimizer and `method.schedule`
+    –      level t starts from θₜ₋₁ ⊙ mₜ      `method.start`
+    11     return sign₀(θ_T ⊙ m_T)            `SearchResult.ticket.signed_mask`
 
-The paper prunes at the end of a level, and trains no more after the last pruning. Here each level begins with the
-pruning that makes its mask, so that its ticket is trained under it; `--order paper` does it as printed.
+The paper prunes at the end of a level (its mₜ is our mₜ₊₁), and trains no more after the last pruning. Here each level
+begins with the pruning that makes its mask, so that its ticket is trained under it. `--order paper` does it as printed,
+after the warm-up.
 """
 
 from __future__ import annotations
@@ -138,9 +142,9 @@ class Search:
                 kept / max(mask.numel, 1),
                 step.schedule,
                 parent=(parent.key if parent else self.root, relation),
-                start=partial(self._pruned_start, ctx, prunes),  # lines 8 and 10
+                start=partial(self._pruned_start, ctx, prunes),  # line 8, and the start
                 noise=method.noise(config, step.level, again=step.continues_warmup),
-                view=method.view,  # lines 3 and 4
+                view=method.view,  # line 3
                 hook=method.training_hook(ctx),
                 determinants={"pruning_fraction": fraction}
                 | (prunes.determinants(step.level) if prunes else {})
@@ -163,7 +167,7 @@ class Search:
                 bits = {name: tensor.to(torch.uint8) for name, tensor in ctx.mask.tensors.items()}
                 world.require_equal(f"the mask of level {ctx.level}", sha256_tensors(bits))
             kept = {method.importance_file: importance} if method.importance_file else {}
-        # Line 10: level t starts from θₜ₋₁ ⊙ mₜ (LRR, AWS), with a new optimizer and schedule (line 9).
+        # Level t starts from θₜ₋₁ ⊙ mₜ (LRR, AWS), with a new optimizer and schedule (line 9).
         return replace(method.start(ctx), keeps=kept)
 
     # ------------------------------------------------------------------ parts that every method uses

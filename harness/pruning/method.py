@@ -112,7 +112,7 @@ class LevelContext:
     config: SearchConfig
     level: int
     mask: Mask
-    """mₜ₋₁ while the next mask is chosen, mₜ from then on."""
+    """mₜ₋₁ while the next mask is chosen, mₜ from then on; `mask.tensors` has a bool tensor for each prunable weight."""
     norm: frozenset[str]
     """Names of the normalisation parameters ψ."""
     theta_init: Checkpoint
@@ -129,8 +129,8 @@ class LevelContext:
     new_model: Callable[[], nn.Module] | None = None
     """Builds the network, with any values, in float32 on the CPU. None if it is not known: then raise NotHereError."""
     gradients: Callable[[Params, Mask], Params] | None = None
-    """Takes θ and m; returns the gradients of the loss at θ ⊙ m, on the CPU, of one training batch: always the same one
-    for an sgd_seed. None where no data are open (`verify`): then raise NotHereError."""
+    """Takes θ and m; returns the gradients of the loss at θ ⊙ m by name, on the CPU, of one training batch: always the
+    same one for an sgd_seed. None where no data are open (`verify`): then raise NotHereError."""
 
 
 class Statement(NamedTuple):
@@ -162,8 +162,8 @@ class Method:
     metrics: ClassVar[tuple[str, ...]] = ()
     """Fields of EpochReport that its levels log beside the usual ones."""
     importance_file: ClassVar[str | None] = None
-    """A file name of the method's choice, if its importance needs data: the scores are kept in it with the level, for
-    `verify` to check the mask."""
+    """A file name, by custom importance.safetensors, if its importance needs data: the scores are kept in it with the
+    level, for `verify` to check the mask."""
     masks_classifier: ClassVar[bool] = False
     """Whether its masks may cover the classifier, too."""
     reestimates_batchnorm: ClassVar[bool] = True
@@ -195,7 +195,7 @@ class Method:
         return None
 
     def schedule(self, config: SearchConfig, level: int) -> Schedule:
-        """Return epochs and learning rate of a level."""
+        """Return epochs and learning rate of a level; Schedule(0, "constant") for one that is not trained."""
         raise NotImplementedError
 
     def search_epochs(self, config: SearchConfig, levels: int) -> int:
@@ -223,7 +223,7 @@ class Method:
         """
         raise NotImplementedError
 
-    # ---- Algorithm 1, lines 2–7: the training of a level
+    # ---- Algorithm 1, lines 2–7: the training of a level, and where it starts
 
     def start(self, ctx: LevelContext) -> StartPoint:
         """Return the point that level t trains from."""
@@ -244,7 +244,7 @@ class Method:
     # ---- after the search
 
     def retraining(self, ticket: Run) -> Run | None:
-        """Return the ticket itself if its level was trained to the end already, as `retrain` would train it."""
+        """Return the ticket itself if its level was trained already as `retrain` would train it; full trainings do."""
         return None
 
     def statements(self, stored: StoredLevel) -> Iterator[Statement] | None:

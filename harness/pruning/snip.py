@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from harness.config import Schedule, SearchConfig
 from harness.pruning.imp import IMP
-from harness.pruning.method import LevelContext, NotHereError, Params, Run
+from harness.pruning.method import LevelContext, NotHereError, Params
 
 
 class SNIP(IMP):
@@ -27,7 +27,3 @@ class SNIP(IMP):
         params = ctx.theta_init.params
         gradients = ctx.gradients(params, ctx.mask)
         return {name: (params[name] * kept * gradients[name]).abs() for name, kept in ctx.mask.tensors.items()}
-
-    def retraining(self, ticket: Run) -> Run | None:
-        """Return the ticket itself, unless it is level 0, which is not trained."""
-        return ticket if ticket.checkpoint.level else None

@@ -117,9 +117,7 @@ def test_a_final_training_goes_on_too(pristine, tmp_path):
 @pytest.mark.parametrize(
     ("processes", "number"),
     [
-        pytest.param(
-            1, signal.SIGTERM, marks=pytest.mark.slow
-        ),  # as SIGUSR1 and as two processes
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),  # as SIGUSR1 and as two processes
         (1, signal.SIGUSR1),
         (1, signal.SIGKILL),
         (2, signal.SIGTERM),
