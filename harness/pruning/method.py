@@ -112,7 +112,7 @@ class LevelContext:
     config: SearchConfig
     level: int
     mask: Mask
-    """mₜ₋₁ while the next mask is chosen, mₜ from then on; `mask.tensors` has a bool tensor for each prunable weight."""
+    """mₜ₋₁ while the next mask is chosen, then mₜ; `mask.tensors` has a bool tensor for each prunable weight."""
     norm: frozenset[str]
     """Names of the normalisation parameters ψ."""
     theta_init: Checkpoint
