@@ -28,5 +28,5 @@ class FullLRR(LRR):
         return config.final
 
     def retraining(self, ticket: Run) -> Run | None:
-        """Return the ticket, trained from θ ⊙ m with the final schedule (method, section 3); None if it is not trained."""
+        """Return the ticket, trained from θ ⊙ m with the final schedule (method, section 3); None if untrained."""
         return ticket if ticket.checkpoint.epochs else None
