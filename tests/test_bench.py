@@ -11,13 +11,16 @@ from types import ModuleType
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from harness.distributed.world import World
+from harness.models import build_model
 from tools.benchmarks.barrier import question
 from tools.benchmarks.measure import Goal, Row, compared, in_turns
-from tools.benchmarks.networks import NOISE, Case, SparseNetwork
-from tools.benchmarks.roofline import OPERATIONS, count
-from tools.benchmarks.steps import CountingWay
+from tools.benchmarks.steps import NOISE, Case, PublishedStep, SparseNetwork, counted_in_turns
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -58,7 +61,7 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
 def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
     rows = [Row("slow thing", 2.0, Goal(most=1), "a note"), Row("fast thing", 0.5, Goal(most=1))]
     monkeypatch.setattr(bench, "run", lambda *options: rows)
-    assert bench.main(bench.Arguments(only=("prune",))) == 0
+    assert bench.main(bench.parse(["--only", "prune"])) == 0
     lines = capsys.readouterr().out.splitlines()
     found = [line.split()[-1] for line in lines if line.startswith(("slow thing ", "fast thing "))]
     assert found == ["MISSED", "met"]
@@ -86,7 +89,7 @@ def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, monkeypatc
         return [Row("other thing", 1.0, Goal(most=1))]
 
     monkeypatch.setattr(bench, "run", rows)
-    assert bench.main(bench.Arguments(only=("prune", "step"))) == 1
+    assert bench.main(bench.parse(["--only", "prune", "step"])) == 1
     out = capsys.readouterr().out
     assert "BROKEN  prune: RuntimeError: not exact" in out
     assert "other thing" in out
@@ -111,7 +114,7 @@ def test_the_published_way_learns_what_ours_does():
     network.train(ours, "aws", Fixed())
     number = sum(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
     alphas = iter([float(alpha) for alpha in NOISE.alphas(0, 3) for _ in range(number)])
-    step = network.published_step(lambda: next(alphas))
+    step = PublishedStep(network, lambda: next(alphas))
     for images, labels in batches:
         step(images, labels)
     assert next(alphas, None) is None
@@ -126,21 +129,68 @@ def test_the_published_way_learns_what_ours_does():
 def test_graphs_compiled_while_a_way_is_timed_are_counted():
     sizes, every_size_anew = iter(range(2, 9)), torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
     compiled_once = torch.compile(lambda x: x * 2, backend="eager")
-    anew = CountingWay(lambda: float(every_size_anew(torch.ones(next(sizes))).sum()))
-    once = CountingWay(lambda: float(compiled_once(torch.ones(1))))
-    in_turns({"anew": anew, "once": once}, 3)
-    assert (anew.graphs, once.graphs) == ([1] * 4, [1, 0, 0, 0])
+    ways = {
+        "anew": lambda: float(every_size_anew(torch.ones(next(sizes))).sum()),
+        "once": lambda: float(compiled_once(torch.ones(1))),
+    }
+    timed, graphs = counted_in_turns(ways, 3)
+    assert graphs == 3 and timed["once"] == [2.0] * 3  # `anew` alone makes some after its first call
+
+
+class MovedBytes(TorchDispatchMode):
+    """Adds up the tensors that each kernel reads and writes, but for views, as an eager step does."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func.namespace == "aten" and not func.is_view and func is not torch.ops.aten.detach.default:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, torch.Tensor)]
+            self.total += sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return result
+
+
+def work_of(name: str, image_size: int, batch_size: int, num_classes: int, bf16: bool = True) -> tuple[float, float]:
+    """Return operations and bytes an image of forward and backward, on tensors that have a shape and no memory."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = build_model(name, num_classes=num_classes, channels=3, image_size=image_size)
+        images_NCHW = torch.empty(batch_size, 3, image_size, image_size)
+        labels_N = torch.zeros(batch_size, dtype=torch.int64)
+        with FlopCounterMode(display=False) as operations, MovedBytes() as moved:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss = torch.nn.functional.cross_entropy(model(images_NCHW).float(), labels_N)
+            loss.backward()
+    return operations.get_total_flops() / batch_size, moved.total / batch_size
 
 
 @pytest.mark.long
 def test_the_operations_of_resnet50_are_the_known_ones():
     """4.089 G multiply-adds forward, twice that backward but for the gradient of the images."""
-    operations, moved = count("resnet50", 224, 2, 1000)
+    operations, moved = work_of("resnet50", 224, 2, 1000)
     first_layer = 64 * 112 * 112 * 3 * 7 * 7
     assert operations == pytest.approx(2 * (3 * 4.089e9 - first_layer), rel=1e-3)
-    operations_float32, moved_float32 = count("resnet50", 224, 2, 1000, bf16=False)
+    operations_float32, moved_float32 = work_of("resnet50", 224, 2, 1000, bf16=False)
     assert operations_float32 == operations and 1.3 < moved_float32 / moved < 2
-    assert OPERATIONS / operations == pytest.approx(40_701, rel=1e-3)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("words", "name", "sizes"),
+    [
+        ("ResNet-50, 224², batch 256", "resnet50", (224, 256, 1000)),
+        ("ResNet-50, CIFAR stem, 32², batch 128", "resnet50_cifar", (32, 128, 100)),
+        ("MobileNetV2, 32², batch 128", "mobilenet_v2_cifar", (32, 128, 100)),
+        ("ResNet-20, 32², batch 128", "resnet20", (32, 128, 100)),
+    ],
+)
+def test_the_page_says_how_many_images_a_device_allows(words, name, sizes):
+    """NVIDIA's data sheets of the SXM boards: 989 T operations in bf16 a second, 3.35 (H100) and 4.8 TB/s (H200)."""
+    lines = (REPOSITORY / "docs" / "performance.md").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(f"| {words} |"))
+    found = [cell.strip().removesuffix(" images/s") for cell in line.split("|")[2:-1]]
+    operations, moved = work_of(name, *sizes)
+    limits = [f"{limit:,.0f}" for limit in (989e12 / operations, 3.35e12 / moved, 4.8e12 / moved)]
+    assert found == [f"{operations / 1e9:.2f} G", f"{moved / 1e6:.0f} MB", *limits]
 
 
 @pytest.mark.long

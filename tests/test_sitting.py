@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,10 @@ import pytest
 import torch
 
 from harness.distributed.world import World
-from tools.benchmarks import launched, sitting, worker
-from tools.benchmarks.launched import count_tests, run_searches, run_tests
+from tools.benchmarks import sitting
 from tools.benchmarks.measure import Row
-from tools.benchmarks.sitting import GOALS, SHARES, judged, parse
-from tools.benchmarks.waits import Watch
-from tools.benchmarks.worker import HOMES, Outcome, ask
+from tools.benchmarks.sitting import GOALS, PARTS, Outcome, ask, count_tests, judged, parse, run_searches, run_tests
+from tools.benchmarks.steps import MEETING, watched
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the sizes that are measured")
@@ -43,11 +42,16 @@ def world() -> Iterator[World]:
 @pytest.mark.long
 @ON_CPU
 @pytest.mark.parametrize(
-    "part", [pytest.param(part, marks=[pytest.mark.slow] if part == "small" else []) for part in HOMES]
+    "part",
+    [
+        pytest.param(part, marks=[pytest.mark.slow] if part == "small" else [])
+        for part, (_, home) in PARTS.items()
+        if home
+    ],
 )
 def test_a_part_measures_what_its_goals_ask_for(world, part):
     found: list[Row] = []
-    assert worker.measure(part, world, 600, found.append) == ("done", "")
+    assert sitting.measure(part, world, 600, found.append) == ("done", "")
     torch._dynamo.reset()
     assert found and all(math.isfinite(row.value) and row.value >= 0 for row in found)
     asked = {name for goal, name in GOALS if goal == part}
@@ -55,8 +59,8 @@ def test_a_part_measures_what_its_goals_ask_for(world, part):
 
 
 def test_every_part_has_a_home_and_a_share():
-    assert set(SHARES) == set(HOMES) | {"tests", "searches"}
-    assert {part for part, _ in GOALS} <= set(SHARES)
+    assert {part for part, (_, home) in PARTS.items() if not home} == {"tests", "searches"}
+    assert all(0 < share <= 1 for share, _ in PARTS.values()) and {part for part, _ in GOALS} <= set(PARTS)
 
 
 @ON_CPU
@@ -69,9 +73,9 @@ def test_the_command_prints_a_line_for_each_part(tmp_path):
     assert time.monotonic() - started < 242
     lines = done.stdout.splitlines()
     assert "cpu: tries the code, not the speed" in lines
-    assert [line.split(":")[0] for line in lines if line.split(":")[0] in SHARES] == list(SHARES)
+    assert [line.split(":")[0] for line in lines if line.split(":")[0] in PARTS] == list(PARTS)
     result = json.loads((tmp_path / "out.json").read_text())
-    assert {part["part"]: part["status"] for part in result["parts"]} == dict.fromkeys(SHARES, "done")
+    assert {part["part"]: part["status"] for part in result["parts"]} == dict.fromkeys(PARTS, "done")
     assert all(row["verdict"] == "not measured" for row in result["goals"])
     assert result["about"]["command"].endswith("out.json")
 
@@ -121,14 +125,14 @@ def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, mon
         yield from (Row(str(number), number) for number in range(9))
 
     for function in (needs, fails, long):
-        monkeypatch.setitem(HOMES, function.__name__, ("steps", function.__name__))
+        monkeypatch.setitem(PARTS, function.__name__, (1.0, f"steps:{function.__name__}"))
         monkeypatch.setattr(f"tools.benchmarks.steps.{function.__name__}", function, raising=False)
     found: list[Row] = []
-    assert worker.measure("needs", world, 9, found.append) == ("not run", "needs package_that_is_not_there")
+    assert sitting.measure("needs", world, 9, found.append) == ("not run", "needs package_that_is_not_there")
     assert found == [Row("before", 1)]
-    status, detail = worker.measure("fails", world, 9, found.append)
+    status, detail = sitting.measure("fails", world, 9, found.append)
     assert status == "failed" and "RuntimeError: CUDA error: an illegal memory access at test_sitting.py:" in detail
-    assert worker.measure("long", world, 0, found.append) == ("stopped", "its time was over")
+    assert sitting.measure("long", world, 0, found.append) == ("stopped", "its time was over")
     assert len(found) == 2
 
 
@@ -140,16 +144,16 @@ def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(tmp_path, 
     def slowly(part: str, seconds: float, kill_after: float, log: Path) -> Outcome:
         written.append([one["status"] for one in json.loads(path.read_text())["parts"]] if path.exists() else [])
         outcome = ask(part, seconds, kill_after, log, stand_in)
-        time.sleep(3 if part == "waits" else 0)
+        time.sleep(3 if part == "steps" else 0)
         return outcome
 
     monkeypatch.setattr(sitting, "ask", slowly)
-    assert sitting.main(parse(["--seconds", "4", "--only", "steps", "checkpoints", "waits", "--json", str(path)])) == 0
+    assert sitting.main(parse(["--seconds", "4", "--only", "steps", "waits", "ddp", "--json", str(path)])) == 0
     result, said = json.loads(path.read_text()), capsys.readouterr().out
     statuses = [(part["part"], part["status"]) for part in result["parts"]]
-    assert statuses == [("checkpoints", "done"), ("waits", "done"), ("steps", "not run")]
+    assert statuses == [("waits", "done"), ("steps", "done"), ("ddp", "not run")]
     assert written == [[], [], ["done"]]
-    assert "a stand-in" in said and "steps: not run: the budget of 4 s was over (0 s)" in said.splitlines()
+    assert "a stand-in" in said and "ddp: not run: the budget of 4 s was over (0 s)" in said.splitlines()
 
 
 def test_goals_stand_beside_what_was_measured():
@@ -250,14 +254,14 @@ def test_waits_are_counted_by_line_within_the_watched_steps_alone():
     def hold() -> None:
         waits()
 
-    watch = Watch(skipped=3, steps=4)
+    seen = Counter[str]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for index, _ in enumerate(watch.during(batches)(9)):
+        for index, _ in enumerate(watched(batches, seen, skipped=3, steps=4)(9)):
             if index in (1, 4):
                 hold()
     line = waits.__code__.co_firstlineno + 1
-    assert watch.seen == {f"test_sitting.py:{line}": 4} and watch.in_meetings == 1
+    assert seen == {f"test_sitting.py:{line}": 4, MEETING: 1}
 
 
 @pytest.mark.slow
@@ -265,9 +269,9 @@ def test_searches_are_stopped_in_time_and_go_on_later(tmp_path, monkeypatch):
     data = REPOSITORY / "data"
     if not (data / "digits" / "train.safetensors").exists():
         pytest.skip("needs data/digits: python tools/prepare_data.py digits")
-    longer = (*launched.SEARCH[False][:3], "--warmup-epochs", "400", "--level-epochs", "1")
+    longer = (*sitting.SEARCH[False][:3], "--warmup-epochs", "400", "--level-epochs", "1")
     with monkeypatch.context() as patch:
-        patch.setitem(launched.SEARCH, False, longer)
+        patch.setitem(sitting.SEARCH, False, longer)
         outcome = run_searches(tmp_path, tmp_path / "runs", data, 20, False)
     assert outcome.status == "stopped" and outcome.seconds < 21
     assert (tmp_path / "search-1.log").read_text().splitlines()[-1].startswith("stopped: ")
@@ -286,7 +290,7 @@ def test_options_are_read():
         Path("a.json"),
         Path("b"),
     )
-    assert parse([]).only == list(SHARES) and parse([]).seconds == 270
+    assert parse([]).only == list(PARTS) and parse([]).seconds == 270
     with pytest.raises(SystemExit):
         parse(["--only", "wait"])
 

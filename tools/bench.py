@@ -10,74 +10,59 @@ in one run: leave the machine alone.
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import json
 import os
+import pkgutil
 import sys
+import time
 import traceback
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
-
-import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 # libopencv-dev brings TBB, numba then prefers it, and FFCV's writer never exits
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from tools.benchmarks.measure import HEADER, Row, about, seconds, table  # noqa: E402
+from tools.benchmarks.measure import HEADER, Row, about, table  # noqa: E402
 
-Name = Literal["step", "loaders", "prune", "mask_size", "barrier", "level_overhead", "reload", "verify", "scale"]
-HOMES: dict[Name, str] = {
-    "step": "steps",
-    "loaders": "loaders",
-    "prune": "masks",
-    "mask_size": "masks",
-    "barrier": "barrier",
-    "level_overhead": "lineage",
-    "reload": "lineage",
-    "verify": "lineage",
-    "scale": "scale",
-}
-"""File of tools/benchmarks/ that holds the function of a benchmark, which has the benchmark's name."""
+BENCHMARKS = ["steps:step", "loaders:loaders", "masks:prune", "masks:mask_size", "barrier:barrier"]
+BENCHMARKS += ["lineage:level_overhead", "lineage:reload", "lineage:verify"]
+HOMES = {place.partition(":")[2]: place for place in BENCHMARKS}
+"""File of tools/benchmarks/ and function of each benchmark, by its name."""
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """The benchmarks to run."""
-
-    only: tuple[Name, ...] = tuple(HOMES)
-    """These benchmarks instead of all."""
-    quick: bool = False
-    """Fewer repetitions and smaller tasks: wide intervals."""
-    json: Path | None = None
-    """Write rows, hardware and versions here as JSON too."""
+def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=HOMES, default=list(HOMES), help="these benchmarks instead of all")
+    parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller tasks: wide intervals")
+    parser.add_argument("--json", type=Path, help="write rows, hardware and versions here as JSON too")
+    return parser.parse_args(words)
 
 
-def run(name: Name, quick: bool) -> Iterable[Row]:
+def run(name: str, quick: bool) -> Iterable[Row]:
     """Run one benchmark and return its rows."""
-    rows: Iterable[Row] = getattr(importlib.import_module(f"tools.benchmarks.{HOMES[name]}"), name)(quick)
+    rows: Iterable[Row] = pkgutil.resolve_name(f"tools.benchmarks.{HOMES[name]}")(quick)
     return rows
 
 
-def main(arguments: Arguments) -> int:
+def main(arguments: argparse.Namespace) -> int:
     """Measure, print, and return 1 if a benchmark broke (not if it missed its goal)."""
     head = about() | {"run": "quick: not for quoting" if arguments.quick else "full"}
-    print(table([[name, value] for name, value in head.items()]) + "\n")
+    print(table(list(head.items())) + "\n")
     found: list[tuple[str, Row]] = []
     broken: dict[str, str] = {}
     for name in dict.fromkeys(arguments.only):
-
-        def measure(name: Name = name) -> None:
-            try:
-                found.extend((name, row) for row in run(name, arguments.quick))
-            except Exception as error:
-                traceback.print_exc()
-                broken[name] = f"{type(error).__name__}: {error}"
-
-        print(f"{name}: {seconds(measure):.0f} s", file=sys.stderr)
+        started = time.perf_counter()
+        try:
+            found.extend((name, row) for row in run(name, arguments.quick))
+        except Exception as error:
+            traceback.print_exc()
+            broken[name] = f"{type(error).__name__}: {error}"
+        print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
     rows = [row for _, row in found]
     print(table([HEADER, *(row.cells() for row in rows)]))
     print("\n" + "\n".join(f"{row.name}: {row.note}" for row in rows if row.note))
@@ -92,6 +77,6 @@ def main(arguments: Arguments) -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Arguments, description=__doc__)))
+        sys.exit(main(parse()))
     except KeyboardInterrupt:
         sys.exit("interrupted")

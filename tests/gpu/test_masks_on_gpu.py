@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from harness.analysis.barrier import barrier_curve
+from harness.checkpoint import Checkpoint
 from harness.masks import Mask, SignedMask
 from harness.models import partition_of
 from harness.pruning import prune
@@ -83,21 +84,25 @@ def test_a_strangers_fused_optimizer_is_kept_sparse(device, kind):
             assert not bool(weights[name].detach().cpu()[~kept].any()) and bool(weights[name].any())
 
 
-def test_a_barrier_curve_is_that_of_the_cpu(device, monkeypatch):
+def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monkeypatch, tmp_path):
+    """At eleven α: at most two images apart."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(3)
-    images, labels = torch.randn(4, 32, 3, 32, 32), torch.randint(10, (4, 32))
+    images, labels = torch.randn(4, 128, 3, 32, 32), torch.randint(10, (4, 128))
+    states = []
+    for seed in range(2):
+        model = fresh("resnet8", 32, CPU)
+        torch.manual_seed(seed)
+        for param in model.parameters():  # so that the two are different networks
+            param.data *= 1 + torch.randn(param.shape)
+        Checkpoint.of(model, level=0, epochs=1, level_digest="0" * 64).save(tmp_path / "checkpoint")
+        states.append(Checkpoint.load(tmp_path / "checkpoint").state_dict)
     curves = []
     for where in (device, CPU):
-        model = fresh("resnet8", 32, where)
-        a = {key: value.clone() for key, value in model.state_dict().items()}
-        b = {key: value.flip(0).clone() if value.is_floating_point() else value for key, value in a.items()}
         batches = [(part.to(where), label.to(where)) for part, label in zip(images, labels, strict=True)]
-        curves.append(
-            barrier_curve(
-                model, a, b, bn_batches=[part for part, _ in batches], test_batches=batches, alphas=(0.0, 0.5, 1.0)
-            )
-        )
+        bn = [part for part, _ in batches]
+        curves.append(barrier_curve(fresh("resnet8", 32, where), *states, bn_batches=bn, test_batches=batches))
+    assert len(set(curves[1].error_percent)) > 2
     # an image on the border between two classes may fall on either side
     for there, here in zip(curves[0].error_percent, curves[1].error_percent, strict=True):
-        assert abs(there - here) <= 100 * 2 / 128
+        assert abs(there - here) <= 100 * 2 / labels.numel()

@@ -1,1 +1,1 @@
-"""What `tools/bench.py` measures, one file a row with rows(quick) -> list[Row]; `device` is for sitting.py."""
+"""Benchmarks of `tools/bench.py` (functions that take `quick`) and of `sitting.py` (functions that take a World)."""

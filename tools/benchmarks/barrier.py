@@ -1,7 +1,7 @@
-"""Barriers between two networks: ours against the plain way, on a CPU and on a GPU, and from checkpoint files.
+"""Barriers between two networks: ours against the plain way, on a CPU and on a GPU.
 
-The plain way is what one writes first: for every α a new network with the interpolated state, a whole pass over the
-training set in training mode for BatchNorm (the same convention), then the test set, each read and normalised anew.
+The plain way is the first one that comes to mind. For every α it takes a new network with the interpolated state, a
+whole pass over the training set in training mode for BatchNorm (the same convention), then the test set.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -21,20 +20,18 @@ from torch import Tensor, nn
 
 from harness.analysis.barrier import ALPHAS, barrier_curve
 from harness.analysis.interpolate import interpolate
-from harness.checkpoint import Checkpoint
 from harness.common.seeds import SgdNoise
 from harness.data import open_data
 from harness.distributed.world import World
 from harness.models import build_model
 from harness.training.batchnorm import batchnorm_layers
-from harness.training.feed import normalize
+from harness.training.feed import ImageBatch, normalize
 from tools.benchmarks.measure import Goal, Row, compared, in_turns, seconds
-from tools.benchmarks.networks import Case, now
-from tools.benchmarks.steps import median_ratio
+from tools.benchmarks.steps import Case
 
 DATA, BATCH, BN_IMAGES = "fashion_mnist", 128, 10_000
 State = Mapping[str, Tensor]
-Read = Callable[[], Iterable[tuple[Tensor, Tensor]]]
+Read = Callable[[], Iterable[ImageBatch]]
 """Reads and normalises batches of (images_NCHW, labels_N)."""
 
 
@@ -53,16 +50,13 @@ class Question:
 
     def ours(self) -> list[float]:
         """Find the errors by the harness's own way."""
-        settings: dict[str, Any] = {
-            "bn_batches": [images for images, _ in self.bn()],
-            "test_batches": list(self.test()),
-        }
-        settings |= {"alphas": self.alphas, "recorded_error_percent": self.recorded}
+        settings: dict[str, Any] = {"alphas": self.alphas, "recorded_error_percent": self.recorded}
+        settings |= {"bn_batches": [images for images, _ in self.bn()], "test_batches": list(self.test())}
         return list(barrier_curve(self.model, *self.states, **settings).error_percent)
 
     @torch.no_grad()
     def plain(self) -> list[float]:
-        """Find the errors by the way that one writes first."""
+        """Find the errors by the plain way."""
         errors = []
         for alpha in self.alphas:
             model = copy.deepcopy(self.model).train()
@@ -89,30 +83,21 @@ def barrier(quick: bool) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as directory:
         prepare(DATA, Path(directory), None)
 
-        def read(scope: str = "", seed: int = 0, steps: int | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        def read(scope: str = "", seed: int = 0, steps: int | None = None) -> Iterator[ImageBatch]:
             """Yield test batches, or those of a training: at most `steps`."""
             source = open_data(DATA, Path(directory), "memory")
-            train = source.train_loader(global_batch_size=BATCH)
-            batches = (
-                train.epoch(SgdNoise(seed, (scope,)), 0, num_steps=steps)
-                if scope
-                else source.test_loader(batch_size=BATCH)
-            )
-            yield from ((normalize(batch.images_NHWC, source.spec, False), batch.labels_N) for batch in batches)
+            train = source.train_loader(global_batch_size=BATCH).epoch(SgdNoise(seed, (scope,)), 0, num_steps=steps)
+            for batch in train if scope else source.test_loader(batch_size=BATCH):
+                yield normalize(batch.images_NHWC, source.spec, channels_last=False), batch.labels_N
 
         # two trainings under different noise from one warm start, so that there is a barrier to measure
         torch.manual_seed(0)
-        model, states = build_model(name, num_classes=10, channels=1, image_size=28), []
-        sgd(model, read("warm-up", 0, steps // 3))
-        warm = copy.deepcopy(model.state_dict())
-        for seed in (1, 2):
-            model.load_state_dict(warm)
-            sgd(model, read("final", seed, steps))
-            states.append(copy.deepcopy(model.state_dict()))
+        model = build_model(name, num_classes=10, channels=1, image_size=28)
+        warm = trained(model, read("warm-up", 0, steps // 3), model.state_dict())
+        states = trained(model, read("final", 1, steps), warm), trained(model, read("final", 2, steps), warm)
         part = partial(read, "barrier", steps=-(-BN_IMAGES // BATCH))
-        question, found = Question(model, (states[0], states[1]), alphas, part, partial(read, "barrier"), read), []
-        ways = (question.ours, question.plain, question.ours)
-        took = [seconds(lambda: found.append(way())) for way in ways]  # noqa: B023
+        asked, found = Question(model, states, alphas, part, partial(read, "barrier"), read), list[list[float]]()
+        took = [seconds(lambda: found.append(way())) for way in (asked.ours, asked.plain, asked.ours)]  # noqa: B023
     ours, plain = (max(errors) - (errors[0] + errors[-1]) / 2 for errors in found[:2])
     note = f"{torch.get_num_threads()} thread(s); ours with {BN_IMAGES:,} BatchNorm images, plain with all"
     what = f"barrier of {name}, {len(alphas)} α"
@@ -120,13 +105,15 @@ def barrier(quick: bool) -> Iterator[Row]:
     yield Row(f"{what}, points apart", abs(ours - plain), Goal(most=0.3), note, ours=ours, reference=plain)
 
 
-def sgd(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]]) -> None:
-    """Train for the steps of the batches."""
+def trained(model: nn.Module, batches: Iterable[ImageBatch], start: State) -> State:
+    """Train for the steps of the batches, from `start`; return a copy of the state."""
+    model.load_state_dict(start)
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
     for images_NCHW, labels_N in batches:
         optimizer.zero_grad()
         F.cross_entropy(model(images_NCHW), labels_N).backward()
         optimizer.step()
+    return copy.deepcopy(model.state_dict())
 
 
 def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Question:
@@ -135,8 +122,8 @@ def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Quest
     model, other = (case.build().to(device) for _ in range(2))
     bn, test = ([case.images(device, case.batch_size) for _ in range(case.steps)] for _ in range(2))
 
-    def read(batches: list[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((normalize(images_NHWC, case.spec(), True), labels_N) for images_NHWC, labels_N in batches)
+    def read(batches: list[ImageBatch]) -> Iterator[ImageBatch]:
+        return ((normalize(images_NHWC, case.spec()), labels_N) for images_NHWC, labels_N in batches)
 
     states = copy.deepcopy(model.state_dict()), other.state_dict()
     model, images = model.to(memory_format=torch.channels_last), partial(read, bn)
@@ -144,14 +131,13 @@ def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Quest
 
 
 def barrier_on_device(world: World) -> Iterator[Row]:
-    """Time eleven α of ResNet-50 both ways in turns, on as many images for BatchNorm as for the test."""
+    """Time eleven α of ResNet-50 both ways in turns, in seconds, with as many images for BatchNorm as for the test."""
     on_gpu = world.device.type == "cuda"
     case = Case("resnet50", 250, 224, 1000, steps=4, rounds=3) if on_gpu else Case("resnet8", 8, 16, 10, 2, 2)
     asked, found = question(case, world.device, ALPHAS), dict[str, list[float]]()
 
     def timed(name: str, way: Callable[[], list[float]]) -> float:
-        started, found[name] = now(world.device), way()
-        return now(world.device) - started
+        return seconds(lambda: found.update({name: way()}))
 
     took = in_turns({way.__name__: partial(timed, way.__name__, way) for way in (asked.ours, asked.plain)}, case.rounds)
     # kernels may be chosen anew for each network: an image on a border between classes can fall on either side
@@ -159,29 +145,4 @@ def barrier_on_device(world: World) -> Iterator[Row]:
     apart = max(abs(x - y) for x, y in zip(found["ours"], found["plain"], strict=True)) / 100 * number
     if apart > max(2.0, 1e-3 * number):
         raise RuntimeError(f"the ways find different errors: {found}")
-    yield from (Row(f"{name} [s]", median(times)) for name, times in took.items())
-    yield Row("ours / plain", median_ratio(took["plain"], took["ours"]), note=f"{number} + {number} images")
-
-
-def checkpoints(world: World) -> Iterator[Row]:
-    """Compare two checkpoints from files, the network on the device; the CPU must find the same errors."""
-    on_gpu = world.device.type == "cuda"
-    case = Case("resnet20", 128, 32, 10, 4, 1) if on_gpu else Case("resnet8", 16, 16, 10, 4, 1)
-    with tempfile.TemporaryDirectory() as directory:
-        asked = question(case, torch.device("cpu"), ALPHAS if on_gpu else (0.0, 0.5, 1.0))
-        for index, state in enumerate(asked.states):
-            asked.model.load_state_dict(state)
-            Checkpoint.of(asked.model, level=0, epochs=1, level_digest="0" * 64).save(Path(directory, str(index)))
-        states = [Checkpoint.load(Path(directory, str(index))).state_dict for index in range(2)]
-    allowed, torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.allow_tf32, False  # the CPU has no TF32
-    try:
-        errors = []
-        for device in (world.device, torch.device("cpu")):
-            bn, test = ([(x.to(device), y.to(device)) for x, y in read()] for read in (asked.bn, asked.test))
-            model = copy.deepcopy(asked.model).to(device)
-            images: dict[str, Any] = {"bn": lambda: bn, "test": lambda: test}  # noqa: B023
-            errors.append(replace(asked, model=model, states=(states[0], states[1]), recorded=None, **images).ours())
-    finally:
-        torch.backends.cudnn.allow_tf32 = allowed
-    apart = max(abs(there - here) for there, here in zip(*errors, strict=True)) / 100 * case.steps * case.batch_size
-    yield Row("images apart from the CPU", round(apart), note=f"{len(asked.alphas)} α of {case.model}")
+    yield compared("ours / plain", took["ours"], took["plain"], note=f"{number} + {number} images", faster=True)

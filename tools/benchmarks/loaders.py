@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import io
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -28,10 +27,11 @@ from harness.data import DATASETS, DataSpec, open_data
 from harness.data.spec import CropFlip, RawSource
 from harness.distributed.world import World
 from harness.training.feed import normalize
-from tools.benchmarks.measure import Goal, Row, compared, in_turns, seconds
-from tools.benchmarks.networks import now
+from tools.benchmarks.measure import Goal, Row, compared, in_turns, now, seconds
 
 NUM_LARGE, THREADS, HEIGHT, WIDTH = 512, 16, 375, 500  # the usual size of an image in ImageNet
+GOALS: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}
+"""How many times as fast as the DataLoader, by the way in which images are stored."""
 
 
 def loaders(quick: bool) -> Iterator[Row]:
@@ -41,8 +41,8 @@ def loaders(quick: bool) -> Iterator[Row]:
 
     from harness.data.prepare import ImageOptions, prepare
 
-    def timed(ours: Iterator[float], **others: Iterator[float]) -> dict[str, list[float]]:
-        return in_turns({name: partial(next, way) for name, way in {"ours": ours, **others}.items()}, 3 if quick else 5)
+    def timed(**ways: Iterator[float]) -> dict[str, list[float]]:
+        return in_turns({name: partial(next, way) for name, way in ways.items()}, 3 if quick else 5)
 
     torch_threads = torch.get_num_threads()
     torch.set_num_threads(1)  # normalisation must not borrow cores that the other side does not get
@@ -52,9 +52,9 @@ def loaders(quick: bool) -> Iterator[Row]:
         spec = DATASETS[spec.name] = replace(spec, augmentation=CropFlip(padding=4, flip=True))
         save(place / "small", number, 32, 32, "png", "test", 10)
         prepare(spec.name, place, str(place / "small"))
-        small = [Image.fromarray(crop) for crop in crops(number, 32, 32)][10:]
+        small = [Image.open(path).copy() for path in sorted((place / "small" / "train").rglob("*.png"))]
         theirs = torch_epochs(small, lambda image: image, spec, 128, transforms.RandomCrop(32, padding=4))
-        found = timed(our_epochs(spec, place, 128), DataLoader=theirs)
+        found = timed(ours=our_epochs(spec, place, 128), DataLoader=theirs)
         name, note = "32×32 crop + flip, images/s against DataLoader", f"batch 128, {number} images an epoch"
         yield compared(name, found["ours"], found["DataLoader"], Goal(least=10), note)
 
@@ -62,43 +62,35 @@ def loaders(quick: bool) -> Iterator[Row]:
         save(folder, NUM_LARGE, HEIGHT, WIDTH, "jpg", "val", 1)
         paths, crop = sorted((folder / "train").rglob("*.jpg")), transforms.RandomResizedCrop(224)
         theirs = torch_epochs(paths, lambda path: Image.open(path).convert("RGB"), spec, 64, crop)
-        goals: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}
-        for mode, goal in goals.items():
+        note = f"batch 64, the same {NUM_LARGE} JPEGs of {WIDTH}×{HEIGHT}"
+        for mode, goal in GOALS.items():
             prepare(spec.name, place / mode, str(folder), ImageOptions(write_mode=mode, keep_jpeg=True))
             stock = stock_epochs(spec, place / mode / spec.name / "train.beton")
-            found = timed(our_epochs(spec, place / mode, 64), DataLoader=theirs, stock=stock)
-            note = f"batch 64, the same {NUM_LARGE} JPEGs of {WIDTH}×{HEIGHT}"
+            found = timed(ours=our_epochs(spec, place / mode, 64), DataLoader=theirs, stock=stock)
             name = f"224 random resized crop, {mode}, images/s against"
             yield compared(f"{name} DataLoader", found["ours"], found["DataLoader"], Goal(least=goal), note)
             yield compared(f"{name} stock FFCV", found["ours"], found["stock"], Goal(least=0.95), note)
     torch.set_num_threads(torch_threads)
 
 
-def crops(number: int, height: int, width: int) -> Iterator[np.ndarray]:
-    """Yield crops of two photographs."""
+def save(folder: Path, number: int, height: int, width: int, ending: str, test: str, num_test: int) -> None:
+    """Write crops of two photographs as folders of splits and classes, the first `num_test` into the `test` split."""
+    from PIL import Image
     from sklearn.datasets import load_sample_images
 
     photos, generator = load_sample_images().images, np.random.Generator(np.random.Philox(key=0))
     for index in range(number):
-        photo = photos[index % len(photos)]
+        photo, path = photos[index % len(photos)], folder / (test if index < num_test else "train") / "photo"
         top, left = generator.integers(photo.shape[0] - height + 1), generator.integers(photo.shape[1] - width + 1)
-        yield photo[top : top + height, left : left + width]
-
-
-def save(folder: Path, number: int, height: int, width: int, ending: str, test: str, num_test: int) -> None:
-    """Write crops as folders of splits and classes, the first `num_test` into the `test` split."""
-    from PIL import Image
-
-    for index, image in enumerate(crops(number, height, width)):
-        path = folder / (test if index < num_test else "train") / "photo"
         path.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path / f"{index:05}.{ending}", quality=90, compress_level=1)
+        crop = Image.fromarray(photo[top : top + height, left : left + width])
+        crop.save(path / f"{index:05}.{ending}", quality=90, compress_level=1)
 
 
 def speed(batches: Iterable[Tensor]) -> float:
     """Return the images a second of an epoch."""
-    started = time.perf_counter()
-    return sum(map(len, batches)) / (time.perf_counter() - started)
+    started = now()
+    return sum(map(len, batches)) / (now() - started)
 
 
 def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[float]:
@@ -110,7 +102,7 @@ def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[flo
 
 
 def torch_epochs(
-    images: list[Any], read: Callable[[Any], Any], spec: DataSpec, batch_size: int, crop: Any
+    images: Sequence[Any], read: Callable[[Any], Any], spec: DataSpec, batch_size: int, crop: Any
 ) -> Iterator[float]:
     """Time epochs of a DataLoader with one worker, kept between them, and torchvision's transforms."""
     from torchvision import transforms
@@ -142,44 +134,26 @@ def stock_epochs(spec: DataSpec, path: Path) -> Iterator[float]:
 
 
 def decoding(world: World) -> Iterator[Row]:
-    """Count images a second of JPEG decoders on threads of the CPU, and of nvJPEG; a missing package costs its row."""
+    """Count images a second of JPEG decoders on threads of the CPU, and of nvJPEG."""
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    on_gpu = world.device.type == "cuda"
     noise_1CHW = torch.rand(1, 3, HEIGHT // 4, WIDTH // 4, generator=torch.Generator().manual_seed(0))
     smooth_CHW = F.interpolate(noise_1CHW, (HEIGHT, WIDTH), mode="bicubic")[0].clamp(0, 1)  # as a photograph is
-    image_CHW, number = (255 * smooth_CHW).to(torch.uint8), 2048 if world.device.type == "cuda" else 32
+    jpeg, number = encode_jpeg((255 * smooth_CHW).to(torch.uint8), 90), 2048 if on_gpu else 32
 
     def on_threads(decode: Callable[[], object]) -> float:
         with ThreadPoolExecutor(THREADS) as pool:
             list(pool.map(lambda _: decode(), range(THREADS)))
             return number / seconds(lambda: list(pool.map(lambda _: decode(), range(number))))
 
-    def torchvision() -> float:
-        from torchvision.io import decode_jpeg, encode_jpeg
-
-        jpeg = encode_jpeg(image_CHW, 90)
-        return on_threads(lambda: decode_jpeg(jpeg))
-
-    def pillow() -> float:
-        from PIL import Image
-
-        file = io.BytesIO()
-        Image.fromarray(image_CHW.permute(1, 2, 0).numpy()).save(file, "JPEG", quality=90)
-        return on_threads(lambda: Image.open(io.BytesIO(file.getvalue())).convert("RGB").load())
-
-    def nvjpeg() -> float:
-        from torchvision.io import decode_jpeg, encode_jpeg
-
-        batch = [encode_jpeg(image_CHW, 90)] * 256
+    yield Row("torchvision [images/s]", on_threads(lambda: decode_jpeg(jpeg)))
+    if on_gpu:
+        batch = [jpeg] * 256
         decode_jpeg(batch, device="cuda")
-        started = now(world.device)
-        for _ in range(number // len(batch)):
-            decode_jpeg(batch, device="cuda")
-        return number / (now(world.device) - started)
+        took = seconds(lambda: [decode_jpeg(batch, device="cuda") for _ in range(number // len(batch))])
+        yield Row("nvJPEG [images/s]", number / took)
+    from PIL import Image  # last: a machine without it has the other rows
 
-    decoders, missing = {"torchvision": torchvision, "Pillow": pillow}, []
-    for name, decoder in (decoders | ({"nvJPEG": nvjpeg} if world.device.type == "cuda" else {})).items():
-        try:
-            yield Row(f"{name} [images/s]", decoder())
-        except ModuleNotFoundError as error:
-            missing.append(error)
-    if missing:
-        raise missing[0]
+    file = jpeg.numpy().tobytes()
+    yield Row("Pillow [images/s]", on_threads(lambda: Image.open(io.BytesIO(file)).convert("RGB").load()))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: rows and goals, timing in turns, tables, and a description of the machine."""
+"""Rows and goals, timing in turns, tables, and a description of the machine: what all benchmarks share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
+import torch
+
+from harness.common.machine import hardware
+from harness.lineage.nodes.code import code_version
+
+ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = ("python", "torch", "torchvision", "numpy", "accelerate", "ffcv", "safetensors", "mlflow")
 
 
@@ -48,31 +54,34 @@ class Row:
 
     def cells(self) -> list[str]:
         """Return the row as text; see HEADER."""
-        interval = " … ".join(map(number, self.interval)) if self.interval else ""
-        goal = str(self.goal or "")
-        return [self.name, *map(number, (self.ours, self.reference, self.value)), interval, goal, self.verdict]
+        interval = " … ".join(map(number, self.interval or ()))
+        sides = map(number, (self.ours, self.reference, self.value))
+        return [self.name, *sides, interval, str(self.goal or ""), self.verdict]
 
 
+Values = Sequence[float]
 HEADER = ["what", "ours", "reference", "value", "interval", "goal", ""]
 
 
 def compared(
-    name: str, ours: Sequence[float], reference: Sequence[float], goal: Goal, note: str = "", *, faster: bool = False
+    name: str, ours: Values, reference: Values, goal: Goal | None = None, note: str = "", *, faster: bool = False
 ) -> Row:
-    """Compare what was measured in turns: the median ratio of ours to the reference, least and most as interval.
+    """Compare values measured in turns: the median ratio of ours to the reference, least and most as interval.
 
     With `faster`, seconds are given and the ratio says how many times as fast ours is.
     """
-    pairs = zip(reference, ours, strict=True) if faster else zip(ours, reference, strict=True)
-    ratios = [first / second for first, second in pairs]
-    extremes = min(ratios), max(ratios)
-    return Row(name, median(ratios), goal, note, extremes, median(ours), median(reference))
+    ratios = [mine / other for mine, other in zip(ours, reference, strict=True)]
+    ratios = [1 / ratio for ratio in ratios] if faster else ratios
+    return Row(name, median(ratios), goal, note, (min(ratios), max(ratios)), median(ours), median(reference))
 
 
-def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
-    """Call each way once to warm up, then once in each round, in an order that turns round; return what they gave."""
+def in_turns(
+    ways: Mapping[str, Callable[[], float]], rounds: int, warm: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Call each way to warm up, then `warm`, then each way once a round, in an order that turns round."""
     for way in ways.values():
         way()
+    warm()
     found: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds):
         for name in sorted(ways, reverse=bool(turn % 2)):
@@ -80,11 +89,18 @@ def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
     return found
 
 
+def now() -> float:
+    """Return the time after all work that this process gave to a GPU is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(work: Callable[[], object]) -> float:
     """Return how long a call takes."""
-    started = time.perf_counter()
+    started = now()
     work()
-    return time.perf_counter() - started
+    return now() - started
 
 
 def number(value: float | None) -> str:
@@ -95,25 +111,18 @@ def number(value: float | None) -> str:
 def table(lines: Sequence[Sequence[str]]) -> str:
     """Return cells in aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-    return "\n".join(padded)
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def about() -> dict[str, str]:
     """Describe date, hardware, system, versions and code."""
-    import torch
-
-    from harness.lineage.nodes.code import code_version
-
-    code, info = code_version(), Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    cpu = next((line.split(": ", 1)[1] for line in lines if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    cores = f"{len(os.sched_getaffinity(0))} cores, {torch.get_num_threads()} torch threads"
+    code, machine = code_version(), hardware()
+    cores = f"{machine['cores']} cores, {torch.get_num_threads()} torch threads"
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": f"{cpu}, {cores}, {memory:.0f} GiB, {gpu}",
+        "hardware": ", ".join(
+            [machine["cpu"], cores, f"{machine['memory_gib']} GiB", *(machine["gpus"] or ["no GPU"])]
+        ),
         "system": f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.1f} at the start",
         "versions": ", ".join(f"{name} {code[name]}" for name in VERSIONS),
         "code": f"commit {code['commit'][:12]}" + (", with uncommitted changes" if code["dirty"] == "true" else ""),

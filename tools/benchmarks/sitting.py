@@ -5,6 +5,9 @@ python tools/benchmarks/sitting.py --seconds 270 --json sitting.json
 No part stops the next. A part that is not done when its share of the time is over is stopped, and keeps its results.
 Needs PyTorch, NumPy and safetensors. Another package that is missing costs only its own rows. Without a GPU every part
 runs at a tiny size: that tries the code, not the speed.
+
+Each part has a process of its own; a benchmark's is forked from this one, which has loaded torch. As a pytest plugin,
+this file writes a line for each beginning and end of a test: the clock may stop them.
 """
 
 from __future__ import annotations
@@ -12,46 +15,52 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
 import os
+import pkgutil
 import shlex
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Sequence
+import traceback
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from importlib import util
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+
+import torch
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])  # run as a script
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
+import harness.training.loop  # noqa: E402, F401  # once, without touching the device, before each part is forked
 from harness.common.files import write_atomically  # noqa: E402
-from tools.benchmarks.launched import run_searches, run_tests  # noqa: E402
-from tools.benchmarks.measure import Goal, number, table  # noqa: E402
-from tools.benchmarks.worker import Outcome, ask  # noqa: E402
+from harness.distributed.world import World  # noqa: E402
+from tools.benchmarks.measure import ROOT, Goal, Row, about, number, table  # noqa: E402
 
-SHARES = {
-    "tests": 0.5,
-    "checkpoints": 0.15,
-    "waits": 0.2,
-    "steps": 0.4,
-    "ddp": 0.2,
-    "decoding": 0.15,
-    "compiled": 0.6,
-    "small": 0.6,
-    "barrier": 0.3,
-    "searches": 1.0,
+PARTS = {
+    "tests": (0.5, ""),
+    "waits": (0.2, "steps:waits"),
+    "steps": (0.4, "steps:steps"),
+    "ddp": (0.2, "steps:ddp"),
+    "decoding": (0.15, "loaders:decoding"),
+    "compiled": (0.6, "steps:compiled"),
+    "small": (0.6, "steps:small"),
+    "barrier": (0.3, "barrier:barrier_on_device"),
+    "searches": (1.0, ""),
 }
-"""The parts in order of worth, and their share of the whole budget, at most."""
+"""The parts in order of worth: at most this share of the whole budget, and a benchmark's file and function."""
 START_SHARE, GRACE_SECONDS, ENDING_SECONDS = 0.4, 10.0, 1.0
 """Until it is known on what it runs; after a part should have stopped; for Python's own beginning and end."""
 GOALS = {
     ("tests", "failed tests"): Goal(most=0),
     ("tests", "tests without a result"): Goal(most=0),
-    ("checkpoints", "images apart from the CPU"): Goal(most=2),
     ("waits", "waits"): Goal(most=0),
     ("steps", "aws, batch 256 [images/s]"): Goal(least=4000),
     ("steps", "aws, batch 32 [images/s]"): Goal(least=3500),
@@ -66,27 +75,229 @@ GOALS = {
     ("small", "aws by CUDA graphs / published way, mobilenet_v2_cifar"): Goal(least=5),
     ("barrier", "ours / plain"): Goal(least=1),
 }
-"""What measured values should be on one H200, in bf16."""
+"""Least or most of measured values on one H200, in bf16."""
+TESTS_ON_CPU = ("tests/gpu/test_masks_on_gpu.py", "tests/gpu/test_data_on_gpu.py")
+"""Enough to try the code; all of them take minutes on a CPU."""
+LINES, IS_WORKER = "SITTING_TESTS", "PYTEST_XDIST_WORKER" in os.environ
+SEARCH = {
+    True: ("recipes/aws_fashion_mnist.py", "--precision", "bf16", "--checkpoint-every", "0.5"),
+    False: ("recipes/aws_digits.py", "--num-levels", "1", "--warmup-epochs", "1", "--level-epochs", "1"),
+}
+SAVING_SECONDS = 8.0
+"""From the signal to stop until a search has saved its state."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one part ended, with the rows that it measured until then."""
+
+    part: str
+    status: str
+    """done, stopped, failed, crashed or not run"""
+    detail: str = ""
+    rows: tuple[Row, ...] = ()
+    seconds: float = 0.0
+
+    def __str__(self) -> str:
+        """The part's line, and one for each row."""
+        lines = [f"{self.part}: {self.status}{f': {self.detail}' if self.detail else ''} ({self.seconds:.0f} s)"]
+        for row in self.rows:
+            sides = "" if row.ours is None else f"  {number(row.ours)} against {number(row.reference)}"
+            lines.append(f"    {row.name}  {number(row.value)}{sides}  {row.note}".rstrip())
+        return "\n".join(lines)
+
+
+def measure(part: str, world: Any, seconds: float, send: Callable[[Row], None]) -> tuple[str, str]:
+    """Run a benchmark, `send` its rows, and return how it ended: status and detail."""
+    stop_at = time.monotonic() + seconds
+    try:
+        for row in pkgutil.resolve_name(f"tools.benchmarks.{PARTS[part][1]}")(world):
+            send(row)
+            if time.monotonic() > stop_at:
+                return "stopped", "its time was over"
+    except ModuleNotFoundError as error:
+        return "not run", f"needs {(error.name or str(error)).split('.')[0]}"
+    except Exception as error:
+        traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        words = (str(error).splitlines() or [""])[0][:200]
+        return "failed", f"{type(error).__name__}: {words} at {os.path.basename(where.filename)}:{where.lineno}"
+    return "done", ""
+
+
+def on_device(part: str, seconds: float, send: Callable[[Any], None]) -> tuple[str, str]:
+    """Run a benchmark on this machine's device; the part "about" sends a description of the machine."""
+    world = World("bf16")
+    torch.backends.cudnn.benchmark = False
+    if world.device.type == "cpu":
+        torch.set_num_threads(1)  # the networks are too small to share out
+    torch.ones(1, device=world.device).sum().item()  # a device that does not work shows now
+    if part != "about":
+        return measure(part, world, seconds, send)
+    send({"on_gpu": world.device.type == "cuda"} | about())
+    return "done", ""
+
+
+def ask(part: str, seconds: float, kill_after: float, log: Path, run: Callable[..., Any] = on_device) -> Outcome:
+    """Run one benchmark in a process; after `seconds` it should stop, after `kill_after` it is killed."""
+    started, rows, fork = time.monotonic(), list[Any](), multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+
+    def work() -> None:
+        os.setsid()
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        theirs.send(run(part, seconds - (time.monotonic() - started), theirs.send))
+
+    process = fork.Process(target=work)
+    process.start()
+    theirs.close()
+    status, detail = "stopped", "killed when its time was over"
+    try:
+        while ours.poll(max(0.0, started + kill_after - time.monotonic())):
+            if isinstance(answer := ours.recv(), tuple):
+                status, detail = answer
+                break
+            rows.append(answer)
+    except EOFError:
+        process.join(5)
+        words = [line[:200] for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        status, detail = "crashed", ": ".join([ended_by(process.exitcode or 0), *words[-1:]])
+    kill(process.pid or 0)
+    process.kill()  # if it leads no group yet
+    process.join(5)
+    return Outcome(part, status, detail, tuple(rows), time.monotonic() - started)
+
+
+def ended_by(code: int) -> str:
+    """Say how a process ended."""
+    return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+def kill(pid: int) -> None:
+    """End a process that leads a group of its own, and that group."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
+    """Write that a test begins."""
+    if not IS_WORKER and LINES in os.environ:
+        with open(os.environ[LINES], "a") as file:
+            file.write(f"begun {nodeid}\n")
+
+
+def pytest_runtest_logreport(report: Any) -> None:
+    """Write how a test ended; leave a process whose device is lost, since every later test in it would fail."""
+    if not IS_WORKER and LINES in os.environ and (report.when == "call" or report.outcome != "passed"):
+        with open(os.environ[LINES], "a") as file:
+            file.write(f"{report.outcome} {report.nodeid}\n")
+    if IS_WORKER and report.failed and "CUDA error" in str(report.longrepr):
+        os._exit(70)
+
+
+def run_tests(directory: Path, seconds: float, on_gpu: bool, tests: Sequence[str] = ()) -> Outcome:
+    """Run the suite for at most `seconds`, on a process a core, eight at most; a crash costs the test it was at."""
+    if util.find_spec("pytest") is None:
+        return Outcome("tests", "not run", "needs pytest")
+    processes = min(8, len(os.sched_getaffinity(0))) if on_gpu else 1
+    shared = [] if util.find_spec("xdist") is None else ["-n", str(processes)]
+    asked = tests or (["tests/gpu"] if on_gpu else TESTS_ON_CPU)
+    command = [sys.executable, "-m", "pytest", "-p", "tools.benchmarks.sitting", *shared, *asked]
+    lines, own = directory / "tests.txt", {} if on_gpu else {"HARNESS_GPU_TESTS_DEVICE": "cpu"}
+    own |= {LINES: str(lines), "OMP_NUM_THREADS": "1"}
+    code, took = run_commands([command], [directory / "tests.log"], own, seconds, 0)
+    found: dict[str, str] = {}
+    for line in lines.read_text().splitlines() if lines.exists() else ():
+        outcome, _, test = line.partition(" ")
+        if found.get(test, "begun") == "begun" or outcome == "failed":
+            found[test] = outcome
+    return count_tests(found, code[0], took, processes if shared else 1)
+
+
+def count_tests(found: dict[str, str], code: int | None, seconds: float, processes: int = 1) -> Outcome:
+    """Count the tests; without a failure this is a result only if all ran."""
+    if not found:
+        why = "too slow" if code is None else ended_by(code)
+        return Outcome("tests", "failed", f"no test began ({why})", (), seconds)
+    counts, whole = Counter(found.values()), code is not None and "begun" not in found.values()
+    named = [f"LOST {test}" if one == "begun" else test for test, one in found.items() if one in ("failed", "begun")]
+    note = f"on {processes} process(es); {'; '.join(named)}"
+    rows = [Row("passed tests", counts["passed"]), Row("skipped tests", counts["skipped"])]
+    for name, kind in (("failed tests", "failed"), ("tests without a result", "begun")):
+        if counts[kind] or (whole and counts["passed"]):
+            rows.append(Row(name, counts[kind], note=note))
+    status = "stopped" if code is None else "failed" if counts["failed"] else "done" if whole else "crashed"
+    return Outcome("tests", status, "its time was over" if code is None else "", tuple(rows), seconds)
+
+
+def run_searches(directory: Path, runs: Path, data: Path, seconds: float, on_gpu: bool) -> Outcome:
+    """Search with two seeds of u at once for at most `seconds`; finished levels lie in `runs`, for a later sitting."""
+    if missing := [name for name in ("tyro", "tqdm") if util.find_spec(name) is None]:
+        return Outcome("searches", "not run", f"needs {', '.join(missing)}")
+    name = "fashion_mnist" if on_gpu else "digits"
+    if not (data / name / "train.safetensors").is_file():
+        return Outcome("searches", "not run", f"needs {data / name}: python tools/prepare_data.py {name} --out {data}")
+    settings = ["--data.loader", "memory", "--data.directory", str(data), "--runs", str(runs), "--offline"]
+    commands = [[sys.executable, *SEARCH[on_gpu], *settings, "--sgd-seed", seed] for seed in ("1", "2")]
+    logs = [directory / f"search-{seed}.log" for seed in (1, 2)]
+    own = {} if on_gpu else {"OMP_NUM_THREADS": "1"}
+    codes, took = run_commands(commands, logs, own, seconds - SAVING_SECONDS, SAVING_SECONDS)
+    records = [json.loads(path.read_text()) for path in sorted(runs.glob("level-*/record.json"))]
+    rows = [Row("levels", len(records))]
+    for record in records:
+        metrics = {name: value for name, value, *_ in record["metrics"]}
+        which = f"seed {record['config']['search']['sgd_seed']}, level {record['config']['level']}"
+        speed = f"{metrics['images_per_second']:,.0f} images/s"
+        rows.append(Row(f"{which} [test error %]", metrics["test_error_percent"], note=speed))
+    broken = [log for code, log in zip(codes, logs, strict=True) if code]
+    last_words = broken[0].read_text()[-200:].splitlines()[-1:] if broken else []
+    if None in codes:
+        return Outcome("searches", "stopped", "the same command goes on with them", tuple(rows), took)
+    return Outcome("searches", "failed" if broken else "done", "".join(last_words), tuple(rows), took)
+
+
+def run_commands(
+    commands: Sequence[list[str]], logs: Sequence[Path], own: dict[str, str], seconds: float, grace: float
+) -> tuple[list[int | None], float]:
+    """Run commands at once; return their exit codes, None of those that were told to stop, and the time they took."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment |= {"PYTHONPATH": str(ROOT)} | own
+    settings: dict[str, Any] = {"cwd": ROOT, "env": environment, "start_new_session": True}
+    started, processes, codes = time.monotonic(), [], list[int | None]()
+    try:
+        for command, log in zip(commands, logs, strict=True):
+            with log.open("wb") as output:
+                processes.append(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, **settings))
+        for until in (started + seconds, started + seconds + grace):
+            while any(process.poll() is None for process in processes) and time.monotonic() < until:
+                time.sleep(0.1)
+            codes = codes or [process.poll() for process in processes]
+            for process in processes:
+                process.send_signal(signal.SIGTERM)  # none to one that has ended
+    finally:
+        for process in processes:
+            kill(process.pid)
+            process.wait(5)
+    return codes, time.monotonic() - started
 
 
 def judged(outcomes: Sequence[Outcome], on_gpu: bool) -> list[dict[str, Any]]:
     """Hold the goals against what was measured; a run on the CPU measures none of them."""
     values = {(one.part, row.name): row.value for one in outcomes for row in one.rows if on_gpu}
-    rows = [(part, name, goal, values.get((part, name))) for (part, name), goal in GOALS.items()]
-    keys = ("verdict", "part", "value", "goal", "measured")
-    return [dict(zip(keys, (g.verdict(v), part, name, str(g), v), strict=True)) for part, name, g, v in rows]
+    rows = [(goal.verdict(values.get(of)), *of, str(goal), values.get(of)) for of, goal in GOALS.items()]
+    return [dict(zip(("verdict", "part", "value", "goal", "measured"), row, strict=True)) for row in rows]
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Read the command line; by argparse, since a GPU machine may lack tyro."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=budget, default=270.0, help="budget, start included (270)")
-    parser.add_argument("--only", nargs="+", choices=SHARES, default=list(SHARES), help="these parts, in their order")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts, in their order")
     parser.add_argument("--json", type=Path, help="write all that was measured here, anew after each part")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the prepared Fashion-MNIST is")
-    parser.add_argument(
-        "--runs", type=Path, default=Path("runs/sitting"), help="where searches are kept, and continued"
-    )
+    parser.add_argument("--runs", type=Path, default=Path("runs/sitting"), help="keep searches here, and continue them")
     parser.add_argument("--logs", type=Path, help="keep the output of tests, parts and searches in this folder")
     return parser.parse_args(words)
 
@@ -102,23 +313,20 @@ def main(arguments: argparse.Namespace) -> int:
     """Run the parts; 0 if the device could be used, and each part that ran was done or stopped by the clock."""
     ends = time.monotonic() + arguments.seconds - ENDING_SECONDS
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit("stopped"))  # so that what was started is ended
-    with suppress(ImportError):  # once, and without touching the device; each part is forked from here
-        import harness.training.loop  # noqa: F401
     outcomes: list[Outcome] = []
     with TemporaryDirectory() as temporary:
         directory = (arguments.logs or Path(temporary)).resolve()
         directory.mkdir(parents=True, exist_ok=True)
         log = directory / "parts.log"
         first = ask("about", arguments.seconds, START_SHARE * arguments.seconds, log)
-        head: dict[str, Any] = {"hardware": f"unknown: {first.detail}"}
-        head = head if not first.rows else {**first.rows[0]}  # type: ignore[dict-item]
+        head: Any = {**first.rows[0]} if first.rows else {"hardware": f"unknown: {first.detail}"}  # type: ignore[dict-item]
         on_gpu = head.pop("on_gpu", Path("/dev/nvidiactl").exists())
         head |= {"command": shlex.join(["python", *sys.argv]), "budget": f"{arguments.seconds:g} s"}
-        print(table([[name, value] for name, value in head.items()]))
+        print(table(list(head.items())))
         print("" if on_gpu else "cpu: tries the code, not the speed", flush=True)
-        for part in (part for part in SHARES if part in arguments.only):
+        for part in (part for part in PARTS if part in arguments.only):
             left = ends - time.monotonic()
-            seconds = min(SHARES[part] * arguments.seconds, left)
+            seconds = min(PARTS[part][0] * arguments.seconds, left)
             if left <= 0:
                 outcome = Outcome(part, "not run", f"the budget of {arguments.seconds:g} s was over")
             elif part == "tests":

@@ -1,20 +1,50 @@
-"""Time training steps: against plain PyTorch on a CPU, and on a GPU eager, compiled and in DistributedDataParallel."""
+"""Time training steps on a CPU and on a GPU, and count the places in which the loop waits for the GPU.
+
+All ways train one half-trained network on batches that lie on the device.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import copy
+import random
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
 from torch.nn.parallel import DistributedDataParallel
 
+from harness.common.seeds import SgdNoise
+from harness.config import OptimConfig, Schedule
+from harness.data import TrainLoader
+from harness.data.loaders import TrainOrder
+from harness.data.memory_loader import ResidentSplit
+from harness.data.spec import CropFlip, DataSpec, RawSource
 from harness.distributed.world import World
-from tools.benchmarks.measure import Goal, Row, compared, in_turns
-from tools.benchmarks.networks import Case, Clocked, SparseNetwork, plain_step
+from harness.masks import Mask
+from harness.models import build_model, partition_of
+from harness.pruning import METHODS, NormState, prune
+from harness.training.feed import ImageBatch, TrainFeed, normalize
+from harness.training.loop import Batches, build_optimizer, train
+from tools.benchmarks.measure import ROOT, Goal, Row, compared, in_turns, now
 
+WARM_UP_STEPS = 3
+OPTIM = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
+NOISE = SgdNoise(1, ("search", 1))
+Step = Callable[[Tensor, Tensor], None]
+BatchesOf = Callable[[int], Iterator[ImageBatch]]
+"""Takes a number of steps; yields their (images_NCHW, labels_N), normalised and on the device."""
 BATCHES = (256, 32, 128, 64)
 """In order of worth: one GPU alone, then the share of each of 8 GPUs of the paper's 256."""
 DDP: dict[str, dict[str, Any]] = {
@@ -23,6 +53,197 @@ DDP: dict[str, dict[str, Any]] = {
     "lean": {"broadcast_buffers": False, "gradient_as_bucket_view": True},
 }
 """Settings of DistributedDataParallel; lean keeps no unused parameters in mind."""
+OWN = tuple(f"{ROOT / folder}/" for folder in ("harness", "tools", "tests"))
+WATCHED, SKIPPED = 40, WARM_UP_STEPS + 2  # the steps to warm up end with a wait, to start a clock
+MEETING = "hold"
+"""The loop's function in which all ranks agree: it has to wait, but only every second or 50 steps."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One network at one batch size, and how long it is timed."""
+
+    model: str
+    batch_size: int
+    image_size: int
+    num_classes: int
+    steps: int
+    rounds: int
+
+    def build(self) -> nn.Module:
+        """Return a fresh network."""
+        return build_model(self.model, num_classes=self.num_classes, channels=3, image_size=self.image_size)
+
+    def spec(self, padding: int = 0) -> DataSpec:
+        """Return the entry of made-up RGB images that are cropped out of `padding` pixels and flipped."""
+        half, crop = (0.5, 0.5, 0.5), CropFlip(padding, flip=True)
+        return DataSpec("random", self.num_classes, 3, self.image_size, half, half, crop, RawSource("random"))
+
+    def images(self, device: torch.device, number: int) -> ImageBatch:
+        """Return random (images_NHWC, labels_N) on the device, uint8."""
+        shape = number, self.image_size, self.image_size, 3
+        images_NHWC = torch.randint(256, shape, dtype=torch.uint8, device=device)
+        return images_NHWC, torch.randint(self.num_classes, (number,), device=device)
+
+    def batches(self, device: torch.device, *, from_uint8: bool = False) -> BatchesOf:
+        """Return one batch as often as asked, normalised once, or from uint8 anew each time."""
+        images_NHWC, labels_N = self.images(device, self.batch_size)
+        once_NCHW = normalize(images_NHWC, self.spec())
+
+        def batch() -> ImageBatch:
+            return normalize(images_NHWC, self.spec()) if from_uint8 else once_NCHW, labels_N
+
+        return lambda steps: (batch() for _ in range(steps))
+
+    def augmented(self, device: torch.device, num_images: int) -> BatchesOf:
+        """Return the batches of the memory loader: keyed by seed and epoch, cropped, flipped and normalised."""
+        images_NHWC, labels_N = self.images(device, num_images)
+        padding, spec = self.image_size // 8, self.spec(self.image_size // 8)
+        split = ResidentSplit(spec, F.pad(images_NHWC, (0, 0, *4 * [padding])), labels_N)
+        feed = TrainFeed(TrainLoader(split, TrainOrder(num_images, self.batch_size, 0, 1)), spec, device)
+
+        def batches(steps: int) -> Iterator[ImageBatch]:
+            for epoch, done in enumerate(range(0, steps, feed.steps_per_epoch)):
+                yield from feed.epoch(NOISE, epoch, num_steps=min(steps - done, feed.steps_per_epoch))
+
+        return batches
+
+
+class SparseNetwork:
+    """A half-trained network's θ ⊙ m, m and ψ_init, the same for every way."""
+
+    def __init__(self, case: Case, world: World) -> None:
+        torch.manual_seed(0)
+        self.case, self.world, self._model = case, world, case.build().train()
+        partition = partition_of(case.model, self._model)
+        params = {name: param.detach() for name, param in self._model.named_parameters()}
+        self.initial = {name: params[name].clone().to(world.device) for name in sorted(partition.norm)}
+        self.mask: Mask = prune(params, Mask.dense(params, partition.prunable), 0.8)
+        self.mask.apply_(params)
+        for name in partition.norm:
+            params[name].add_(0.1 * torch.randn(params[name].shape))
+
+    def model(self, layout: torch.memory_format = torch.channels_last) -> nn.Module:
+        """Return a copy to train."""
+        return copy.deepcopy(self._model).to(self.world.device).to(memory_format=layout)
+
+    def train(self, model: nn.Module, method: str, batches: Batches) -> None:
+        """Train for an epoch by the harness's own loop, all of it."""
+        params = dict(model.named_parameters())
+        norm = NormState([params[name] for name in self.initial], list(self.initial.values()))
+        settings: dict[str, Any] = {"noise": NOISE, "optim": OPTIM, "schedule": Schedule(1, "constant")}
+        settings |= {"mask": self.mask, "view": METHODS[method].view(norm), "label": "benchmark"}
+        train(model, world=self.world, batches=batches, on_epoch=lambda report: None, **settings)
+
+    def way(self, method: str, batches: BatchesOf, compiled: str = "", case: Case | None = None) -> Callable[[], float]:
+        """Return a function that trains for the steps of the case, after some untimed ones, and returns images/s.
+
+        The method is one of the harness by its own loop, "plain" or "published". `compiled` is a mode of torch.compile;
+        on a CPU the network is traced alone. `case` has another batch size or number of steps than the network's.
+        """
+        case, model = case or self.case, self.model()
+        if compiled:  # in place, so that parameters keep their names
+            model.compile(**{"mode": compiled} if self.world.device.type == "cuda" else {"backend": "eager"})
+        work: Callable[[Clocked], object] = partial(self.train, model, method)
+        if method in ("plain", "published"):
+            plain = method == "plain"
+            step = plain_step(model, self.world) if plain else PublishedStep(self, random.Random(0).random)
+            work = partial(Clocked.run, step=step)
+
+        def rate() -> float:
+            clocked = Clocked(batches, case.steps)
+            work(clocked)
+            return case.batch_size * case.steps / clocked.seconds
+
+        return rate
+
+
+@dataclass
+class Clocked:
+    """The batches of a loop; it times the loop that asks for them, from the first after the warm-up to the last."""
+
+    batches: BatchesOf
+    steps: int
+    seconds: float = 0.0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """All of them, those to warm up included."""
+        return WARM_UP_STEPS + self.steps
+
+    def epoch(self, noise: SgdNoise, epoch: int, skip_steps: int = 0) -> Iterator[ImageBatch]:
+        """Yield every batch."""
+        started = 0.0
+        for index, batch in enumerate(self.batches(self.steps_per_epoch)):
+            started = now() if index == WARM_UP_STEPS else started
+            yield batch
+        self.seconds = now() - started
+
+    def run(self, step: Step) -> float:
+        """Take the steps; return the seconds."""
+        for batch in self.epoch(NOISE, 0):
+            step(*batch)
+        return self.seconds
+
+
+def plain_step(model: nn.Module, world: World) -> Step:
+    """Return the dense step everyone writes: autocast, forward, backward, the same fused optimizer."""
+    optimizer = build_optimizer(model.parameters(), OPTIM, fused=world.device.type == "cuda")
+
+    def step(images_NCHW: Tensor, labels_N: Tensor) -> None:
+        with torch.autocast(world.device.type, torch.bfloat16, enabled=world.precision == "bf16"):
+            logits_NK = model(images_NCHW)
+        F.cross_entropy(logits_NK.float(), labels_N).backward()
+        optimizer.step()
+        # last, as in ours: gradients kept until the next turn would leave the memory to reuse to one side alone
+        optimizer.zero_grad()
+
+    return step
+
+
+class PublishedStep:
+    """A step as the published scripts take it, written anew: layers see masks, norms see ψ_init and an α of their own.
+
+    Float32 (cuDNN takes TF32 for it by default), contiguous images, `w * m` in the forward pass of every layer; loss
+    and number of correct predictions are fetched from the device at every step.
+    """
+
+    def __init__(self, network: SparseNetwork, draw: Callable[[], float]) -> None:
+        self.model, self.loss_sum, self.num_correct = network.model(torch.contiguous_format), 0.0, 0
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.BatchNorm2d):
+                initial = [network.initial[f"{name}.{kind}"] for kind in ("weight", "bias")]
+                module.forward = partial(blended, module, draw, initial)  # type: ignore[method-assign]
+            elif (mask := network.mask.tensors.get(f"{name}.weight")) is not None:
+                module.forward = partial(masked, module, mask.to(network.world.device).float())
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+
+    def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
+        """Take one step."""
+        logits_NK = self.model(images_NCHW.contiguous())
+        loss = F.cross_entropy(logits_NK, labels_N)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.loss_sum += loss.item()
+        self.num_correct += int((logits_NK.argmax(1) == labels_N).sum().item())
+
+
+def masked(layer: Any, mask: Tensor, input: Tensor) -> Tensor:
+    """Convolve with, or multiply by, w * m."""
+    weight = layer.weight * mask
+    convolves = isinstance(layer, nn.Conv2d)
+    return layer._conv_forward(input, weight, layer.bias) if convolves else F.linear(input, weight, layer.bias)
+
+
+def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: Tensor) -> Tensor:
+    """Normalise with αψ + (1−α)ψ_init."""
+    alpha = draw()
+    weight, bias = (alpha * own + (1 - alpha) * old for own, old in zip((norm.weight, norm.bias), initial, strict=True))
+    norm.num_batches_tracked.add_(1)
+    return F.batch_norm(
+        input, norm.running_mean, norm.running_var, weight, bias, norm.training, norm.momentum, norm.eps
+    )
 
 
 def step(quick: bool) -> Iterator[Row]:
@@ -32,14 +253,14 @@ def step(quick: bool) -> Iterator[Row]:
         case = Case(name, batch_size, 32, 100, steps=2 if quick else 10, rounds=2 if quick else rounds)
         network, batches = SparseNetwork(case, world), case.batches(world.device)
         timed = in_turns({method: network.way(method, batches) for method in ("aws", "plain")}, case.rounds)
-        ours, theirs = ([batch_size / rate for rate in timed[method]] for method in ("aws", "plain"))
+        ours, theirs = ([batch_size / rate for rate in rates] for rates in timed.values())
         what = f"AWS step / plain step, {name} at 32×32, batch {batch_size} [s]"
         note = f"{case.rounds} turns of {case.steps} steps each; density {network.mask.density:.2f}, channels_last"
         yield compared(what, ours, theirs, Goal(most=1.03), note)
 
 
 def large(world: World, batch_size: int) -> Case:
-    """Return ResNet-50 on ImageNet's images; on a CPU something that runs in no time."""
+    """Return ResNet-50 on ImageNet's images; on a CPU a network that runs in no time."""
     if world.device.type == "cpu":
         return Case("resnet8", batch_size=2 + (batch_size == 256), image_size=16, num_classes=10, steps=1, rounds=1)
     steps = 10 if batch_size >= 128 else 20
@@ -66,48 +287,29 @@ def compiled(world: World) -> Iterator[Row]:
         yield from rates(network, batch_size, f", {how}", ("plain", "aws"), how)
 
 
-def rates(
-    network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], compiled: str = ""
-) -> Iterator[Row]:
+def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], how: str = "") -> Iterator[Row]:
     """Time the methods in turns; yield images/s, and aws as a share of plain."""
     case, mark = large(network.world, batch_size), f"{mark}, batch {batch_size}"
     batches = case.batches(network.world.device, from_uint8="uint8" in mark)
-    ways = {method: CountingWay(network.way(method, batches, compiled, case)) for method in methods}
-    timed = in_turns(ways, case.rounds)
+    ways = {method: network.way(method, batches, how, case) for method in methods}
+    timed, graphs = counted_in_turns(ways, case.rounds)
     yield from (Row(f"{method}{mark} [images/s]", median(found)) for method, found in timed.items())
-    yield Row(f"aws / plain{mark}", median_ratio(timed["aws"], timed["plain"]))
-    if compiled:
-        yield Row(f"graphs compiled anew{mark}", sum(ways["aws"].graphs[1:]))
+    yield compared(f"aws / plain{mark}", timed["aws"], timed["plain"])
+    if how:
+        yield Row(f"graphs compiled anew{mark}", graphs)
 
 
-@dataclass
-class CountingWay:
-    """A way that counts the graphs which torch.compile makes at each call; the first call has to make some."""
-
-    way: Callable[[], float]
-    graphs: list[int] = field(default_factory=list)
-
-    def __call__(self) -> float:
-        """Go the way."""
-        from torch._dynamo.utils import counters
-
-        before = counters["stats"]["unique_graphs"]
-        found = self.way()
-        self.graphs.append(int(counters["stats"]["unique_graphs"] - before))
-        return found
-
-
-def median_ratio(ours: Sequence[float], theirs: Sequence[float]) -> float:
-    """Return how many times as fast ours is: the median over the rounds, in which each had its turn."""
-    return median(mine / other for mine, other in zip(ours, theirs, strict=True))
+def counted_in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> tuple[dict[str, list[float]], int]:
+    """Time in turns; count the graphs that torch.compile makes after each way's first call, which has to make some."""
+    before: list[int] = []
+    timed = in_turns(ways, rounds, lambda: before.append(counters["stats"]["unique_graphs"]))
+    return timed, counters["stats"]["unique_graphs"] - before[0]
 
 
 def ddp(world: World) -> Iterator[Row]:
     """Time a plain step within DistributedDataParallel of a world of one, in ms."""
-    import torch.distributed as dist
-
     case = large(world, 32)
-    network, clocked = SparseNetwork(case, world), Clocked(case.batches(world.device), case.steps, world.device)
+    network, clocked = SparseNetwork(case, world), Clocked(case.batches(world.device), case.steps)
     store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # on a free port
     dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
     try:
@@ -120,16 +322,58 @@ def ddp(world: World) -> Iterator[Row]:
 
 
 def small(world: World) -> Iterator[Row]:
-    """Time aws on 32×32 images, eager and by CUDA graphs, against the published scripts' way."""
+    """Time aws on 32×32 images, eager and by CUDA graphs, against the published scripts' way, in images/s."""
     on_cpu = world.device.type == "cpu"
     for name in ("resnet20", "mobilenet_v2_cifar"):
         case = Case(name, 2, 16, 10, steps=1, rounds=1) if on_cpu else Case(name, 128, 32, 100, steps=60, rounds=3)
         network, batches = SparseNetwork(case, world), case.augmented(world.device, 64 if on_cpu else 50_000)
         for how, words in (("", "eager"), ("reduce-overhead", "by CUDA graphs")):
             torch._dynamo.reset()
-            aws = CountingWay(network.way("aws", batches, how))
-            timed = in_turns({"aws": aws, "published": network.way("published", batches)}, case.rounds)
-            yield Row(f"aws {words} / published way, {name}", median_ratio(timed["aws"], timed["published"]))
-            yield Row(f"aws {words}, {name} [images/s]", median(timed["aws"]))
-            yield Row(f"published way beside aws {words}, {name} [images/s]", median(timed["published"]))
-            yield Row(f"graphs compiled anew, aws {words}, {name}", sum(aws.graphs[1:]))
+            ways = {"aws": network.way("aws", batches, how), "published": network.way("published", batches)}
+            timed, graphs = counted_in_turns(ways, case.rounds)
+            yield compared(f"aws {words} / published way, {name}", timed["aws"], timed["published"])
+            yield Row(f"graphs compiled anew, aws {words}, {name}", graphs)
+
+
+def waits(world: World) -> Iterator[Row]:
+    """Count the waits for the device, by file and line, in 40 steps of aws through the feed."""
+    on_gpu = world.device.type == "cuda"
+    sizes, steps = ("resnet20", 128, 32) if on_gpu else ("resnet8", 4, 16), WATCHED + SKIPPED - WARM_UP_STEPS
+    case, seen = Case(*sizes, num_classes=10, steps=steps, rounds=1), Counter[str]()
+    network, batches = SparseNetwork(case, world), case.augmented(world.device, 50_000 if on_gpu else 64)
+    network.way("aws", batches)()  # lets the device settle on its kernels
+    network.way("aws", watched(batches, seen))()
+    meetings = seen.pop(MEETING, 0)
+    if on_gpu:  # a CPU has nothing to wait for
+        yield Row("waits", seen.total(), note=", ".join(f"{times} × {place}" for place, times in seen.most_common(8)))
+    yield Row("waits in meetings", meetings)
+
+
+def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, steps: int = WATCHED) -> BatchesOf:
+    """Return the same batches; count the waits for the device that PyTorch warns of while the loop asks for `steps`.
+
+    They are counted by the nearest line of the harness or a tool, or as MEETING.
+    """
+
+    def note(message: Warning | str, *where: object, **more: object) -> None:
+        stack = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
+        own = [frame for frame in stack if frame.filename.startswith(OWN)] or stack
+        if "synchronizing" in str(message):
+            place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+            seen[MEETING if any(frame.name == MEETING for frame in own) else place] += 1
+
+    def batches_watched(number: int) -> Iterator[ImageBatch]:
+        stream = batches(number)
+        tell: Any = torch.cuda.set_sync_debug_mode if torch.cuda.is_available() else lambda mode: None
+        yield from islice(stream, skipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("always")
+            warnings.showwarning = note
+            tell("warn")
+            try:
+                yield from islice(stream, steps)
+            finally:
+                tell("default")
+        yield from stream
+
+    return batches_watched
