@@ -120,7 +120,7 @@ class SparseNetwork:
         self.initial = {name: params[name].clone().to(world.device) for name in sorted(partition.norm)}
         self.mask: Mask = prune(params, Mask.dense(params, partition.prunable), 0.8)
         self.mask.apply_(params)
-        for name in partition.norm:
+        for name in self.initial:  # sorted: the same network in every process
             params[name].add_(0.1 * torch.randn(params[name].shape))
 
     def model(self, layout: torch.memory_format = torch.channels_last) -> nn.Module:
