@@ -104,6 +104,7 @@ def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
     assert launch_command().startswith("python ")
 
 
+@pytest.mark.long
 def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)

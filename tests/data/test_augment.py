@@ -57,6 +57,7 @@ def test_boxes_of_many_samples_are_those_of_each(scale: tuple[float, float]) -> 
     ]
 
 
+@pytest.mark.long
 def test_compiled_boxes_are_those_of_plain_python() -> None:
     pytest.importorskip("ffcv")
     import harness.data.ffcv.loader  # noqa: F401  (sets numba's threading layer first)

@@ -86,6 +86,7 @@ def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: di
         assert label == raw_labels[index]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 def test_zoom_and_flip_are_the_documented_formula(sources: dict, directories: dict, loader: str) -> None:
     """The box of plain Python, enlarged by exact fractions; and OpenCV's bilinear enlargement, ±1 for its rounding."""

@@ -16,6 +16,8 @@ from harness.data.augment import center_crop, flips, resized_crop_box
 from harness.data.prepare import ImageOptions, prepare
 from tests.data.photo_files import BOXES, image_folder, photo_crops
 
+pytestmark = pytest.mark.long  # processes, kernels or seconds of waiting
+
 NOISE = SgdNoise(5, ("final",))
 SIZE = BOXES.image_size
 

@@ -59,6 +59,7 @@ def names(nodes: object) -> list[str]:
     return [known[node.key] for node in nodes]  # type: ignore[attr-defined]
 
 
+@pytest.mark.long
 def test_relatives_in_other_families_are_found(searches: LineageStore) -> None:
     node = {name: find_node(searches, key_of(name)) for name in ("search", "level 1", "across", "report", "lmc")}
     assert set(names(family(searches, node["lmc"]))) == {

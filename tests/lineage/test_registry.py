@@ -82,6 +82,7 @@ def test_an_alias_stays_with_the_search_that_had_it_first(store: LineageStore) -
     assert store.load(store.run_id_of_model(f"models:/{NAME}@s1-L01")).key == key_of("level 1")
 
 
+@pytest.mark.long
 def test_a_kill_at_any_call_leaves_one_version_and_its_alias(
     store: LineageStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -340,6 +340,7 @@ def test_closed_port_is_quick_and_clear_and_hides_credentials(tmp_path: Path) ->
     assert store.find(key_of("level 0")) == paths["level 0"]  # local nodes need no server
 
 
+@pytest.mark.long
 def test_hanging_server_is_given_up(tmp_path: Path) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))

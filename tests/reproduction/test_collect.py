@@ -374,6 +374,7 @@ def test_how_the_runs_were_made_is_said(made_up, plan):
     assert text.count("python recipes/reproduce.py fig3\n") == 1
 
 
+@pytest.mark.long
 def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     made_up.everything()
     store = store_of(made_up)
@@ -396,6 +397,7 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     )
 
 
+@pytest.mark.long
 def test_a_shared_search_is_said_and_recorded(made_up, plan):
     for shared, words in ((False, "a search of its own for each trial"), (True, "one search for all trials")):
         own = replace(plan, shared_search=shared)

@@ -128,6 +128,7 @@ def foreign(one: Unfinished) -> Path:
     return owner
 
 
+@pytest.mark.long
 def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
     one = unfinished(tmp_path)
     owner = foreign(one)
@@ -139,6 +140,7 @@ def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
     assert json.loads(owner.read_text())["pid"] == 7, "the other's mark must stay"
 
 
+@pytest.mark.long
 def test_a_holder_on_another_host_whose_heart_has_stopped_is_taken_over(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 2.0)
     one = unfinished(tmp_path)

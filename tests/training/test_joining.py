@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.long  # processes, kernels or seconds of waiting
+
 SILENT_SECONDS = 1.0
 
 STORE = """
