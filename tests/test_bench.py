@@ -18,9 +18,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from harness.distributed.world import World
 from harness.models import build_model
-from tools.benchmarks.barrier import question
 from tools.benchmarks.measure import Goal, Row, compared, in_turns
-from tools.benchmarks.steps import NOISE, Case, PublishedStep, SparseNetwork, counted_in_turns
+from tools.benchmarks.steps import NOISE, Case, PublishedStep, SparseNetwork, counted_in_turns, question
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -1,11 +1,9 @@
 """Measure the harness against plain PyTorch, stock FFCV and its own goals; print one table.
 
 python tools/bench.py                                  every row, an hour on 2 cores
-python tools/bench.py --quick                          fewer repetitions, for a first look
-python tools/bench.py --only step prune --json out.json
+python tools/bench.py --quick --only step prune        fewer repetitions, of two of them
 
-tools/benchmarks/sitting.py measures on a GPU. A missed goal is marked and is no error. Both sides of a ratio take turns
-in one run: leave the machine alone.
+A missed goal is marked and is no error. Both sides of a ratio take turns in one run: leave the machine alone.
 """
 
 from __future__ import annotations
@@ -28,14 +26,12 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from tools.benchmarks.measure import HEADER, Row, about, table  # noqa: E402
 
-BENCHMARKS = ["steps:step", "loaders:loaders", "masks:prune", "masks:mask_size", "barrier:barrier"]
-BENCHMARKS += ["lineage:level_overhead", "lineage:reload", "lineage:verify"]
-HOMES = {place.partition(":")[2]: place for place in BENCHMARKS}
-"""File of tools/benchmarks/ and function of each benchmark, by its name."""
+HOMES = {"step": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage", "barrier": "steps"}
+HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
+"""File of tools/benchmarks/ that has the function of each benchmark."""
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
-    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=HOMES, default=list(HOMES), help="these benchmarks instead of all")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller tasks: wide intervals")
@@ -45,8 +41,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def run(name: str, quick: bool) -> Iterable[Row]:
     """Run one benchmark and return its rows."""
-    rows: Iterable[Row] = pkgutil.resolve_name(f"tools.benchmarks.{HOMES[name]}")(quick)
-    return rows
+    return pkgutil.resolve_name(f"tools.benchmarks.{HOMES[name]}:{name}")(quick)
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -70,8 +65,8 @@ def main(arguments: argparse.Namespace) -> int:
     print("".join(f"BROKEN  {name}: {error}\n" for name, error in broken.items()), end="")
     if arguments.json is not None:
         measured = [{"benchmark": name, **asdict(row), "verdict": row.verdict} for name, row in found]
-        result = {**head, "rows": measured, "broken": broken}
-        arguments.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        result = json.dumps({**head, "rows": measured, "broken": broken}, indent=1, ensure_ascii=False)
+        arguments.json.write_text(result + "\n", encoding="utf-8")
     return 1 if broken else 0
 
 

@@ -1,4 +1,4 @@
-"""Time what lineage adds to a level, the way from a run ID to a signed mask, and `verify` of a search."""
+"""Measure pruning, the size and loading of a signed mask, what lineage adds to a level, and `verify` of a search."""
 
 from __future__ import annotations
 
@@ -15,28 +15,34 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.prune import L1Unstructured, custom_from_mask, global_unstructured, remove
+
 import harness.cli.launch  # noqa: F401  # with all that a search calls
 from harness.lineage import proof
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.proof import Findings
 from harness.lineage.reload import load_signed_mask
 from harness.lineage.store import LineageStore, open_store
+from harness.masks import Mask, SignedMask
+from harness.models import build_model, partition_of
+from harness.pruning import prune as our_prune
 from harness.training.batchnorm import reestimate_batchnorm
 from harness.training.evaluate import evaluate
 from harness.training.loop import train
-from tools.benchmarks.measure import ROOT, Goal, Row, seconds
+from tools.benchmarks.measure import ROOT, Goal, Row, compared, in_turns, seconds
 
 ONE_EPOCH = ("--data.loader", "memory", "--warmup-epochs", "1", "--level-epochs", "1", "--num-levels")
+FRACTION, SLACK_BYTES = 0.2, 64 * 1024
 
 
-def run(directory: str, *words: str) -> str:
-    """Run a command of this repository in a directory and return its output."""
+def run(directory: str, *words: str) -> None:
+    """Run a command of this repository in a directory."""
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *words], cwd=directory, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
         raise RuntimeError(done.stderr[-2000:])
-    return done.stdout
 
 
 @contextlib.contextmanager
@@ -51,7 +57,7 @@ def searched(levels: int) -> Iterator[str]:
 
 def verify(quick: bool) -> Iterator[Row]:
     """Time `verify` of a search of ResNet-50 with ten levels on local storage."""
-    levels, found = 1 if quick else 10, list[Findings]()
+    levels, found = 1 if quick else 10, list[proof.Findings]()
     with searched(levels) as directory:
         store = open_store(Path(directory, "runs"), offline=True)
         took = seconds(lambda: found.append(proof.verify(store)))
@@ -62,28 +68,22 @@ def verify(quick: bool) -> Iterator[Row]:
 
 
 def reload(quick: bool) -> Iterator[Row]:
-    """Time `load_signed_mask` of a ResNet-50 from a local SQLite store, without local nodes.
-
-    The clock starts after the imports and one tracking call, which opens the database. The first load is what a person
-    waits for, so it has to reach the goal too.
-    """
+    """Time `load_signed_mask` of a ResNet-50 from an open SQLite store without local nodes; the first is held, too."""
     with searched(1 if quick else 10) as directory:
         uri, nowhere = f"sqlite:///{directory}/mlflow.db", Path(directory, "none")
         store = open_store(Path(directory, "runs"), uri, "benchmark")
         run_id = store.deliver(max(store.local.directory.glob("level-*"), key=os.path.getmtime))
         open_store(nowhere, uri).run_id_of("0" * 64)
         took = [seconds(lambda: load_signed_mask(run_id, uri, nowhere)) for _ in range(3 if quick else 15)]
-        density = load_signed_mask(run_id, uri, nowhere).density
-    note = f"{len(took)} loads, the first {took[0]:.3f} s; density {density:.3f}; held: the first or the median"
+    note = f"{len(took)} loads, the first {took[0]:.3f} s; held: the first or the median"
     name, value = "load_signed_mask(run_id), ResNet-50, local store [s]", max(took[0], median(took))
     yield Row(name, value, Goal(most=0.3), note, (min(took), max(took)))
 
 
 def level_overhead(quick: bool) -> Iterator[Row]:
-    """Compare all that a level does beside its work, which is training, evaluation and BatchNorm, with its wall time.
+    """Compare what a level does beside training, evaluation and BatchNorm with its wall time, in levels of one epoch.
 
-    A real search with two levels of one epoch, the worst case, from the end of the search's own run to the end of the
-    launch. Logging between epochs is no work. Delivery is added in full, though a thread does it beside the next level.
+    Logging between epochs is no work.
     """
     data = "digits" if quick else "fashion_mnist"
     begun, spent = list[float](), dict.fromkeys(("work", "logging", "committing", "delivery"), 0.0)
@@ -120,7 +120,73 @@ def level_overhead(quick: bool) -> Iterator[Row]:
                     enter(patch.object(module, name, timed("work", value)))
         runpy.run_path(str(ROOT / f"recipes/aws_{data}.py"), run_name="__main__")
         wall = time.perf_counter() - begun[0]
-    overhead = wall - spent["work"] + spent["logging"] + spent["delivery"]
+    overhead = wall - spent["work"] + spent["logging"] + spent["delivery"]  # in full, though the next level goes on
     note = ", ".join(f"{part} {took:.3f} s" for part, took in spent.items()) + f" of {wall:.1f} s for two levels"
     name = f"overhead / wall time of a level, {data}, ResNet-20, 1 epoch [s]"
     yield Row(name, overhead / wall, Goal(most=0.02), note, ours=overhead / 2, reference=wall / 2)
+
+
+def resnet50() -> tuple[nn.Module, dict[str, Tensor], Mask, Mask]:
+    """Return a fresh network, its parameters, the dense mask, and one of density 0.1."""
+    torch.manual_seed(0)
+    model = build_model("resnet50", num_classes=1000, channels=3, image_size=224)
+    params = {name: param.detach().clone() for name, param in model.named_parameters()}
+    dense = Mask.dense(params, partition_of("resnet50", model).prunable)
+    return model, params, dense, our_prune(params, dense, 0.9)
+
+
+def prune(quick: bool) -> Iterator[Row]:
+    """Time `prune` against torch.nn.utils.prune.global_unstructured, both exact: the calls alone, without set-up."""
+    model, params, *masks = resnet50()
+    names, kept = sorted(masks[0].tensors), dict[str, Mask]()
+    places = [(model.get_submodule(name.removesuffix(".weight")), "weight") for name in names]
+
+    def ours() -> float:
+        return seconds(lambda: kept.update(ours=our_prune(params, mask, FRACTION)))
+
+    def theirs() -> float:
+        if mask.num_remaining < mask.numel:
+            for name, place in zip(names, places, strict=True):
+                custom_from_mask(*place, mask.tensors[name])
+        options = {"pruning_method": L1Unstructured, "amount": mask.num_remaining - kept["ours"].num_remaining}
+        took = seconds(lambda: global_unstructured(places, **options))
+        kept["theirs"] = Mask({name: model.get_buffer(f"{name}_mask").bool() for name in names})
+        for place in places:
+            remove(*place)
+        model.load_state_dict(params, strict=False)
+        return took
+
+    for what, mask in zip(("dense", "at density 0.1"), masks, strict=True):
+        timed = in_turns({"ours": ours, "theirs": theirs}, 1 if quick else 15)
+        for found in kept.values():
+            require_exact(params, mask, found)
+        note = f"{mask.numel:,} weights, {kept['ours'].num_remaining:,} kept, exact"
+        name = f"prune ResNet-50 {what} / global_unstructured [s]"
+        yield compared(name, timed["ours"], timed["theirs"], Goal(most=1), note)
+
+
+def require_exact(params: dict[str, Tensor], before: Mask, after: Mask) -> None:
+    """Raise unless `after` keeps exactly the count asked for, of the live weights the largest."""
+    live = torch.cat([params[name][was].abs() for name, was in before.tensors.items()])
+    kept = torch.cat([after.tensors[name][was] for name, was in before.tensors.items()])
+    right_count = after.num_remaining == int(kept.sum()) == int((1 - FRACTION) * before.num_remaining)
+    if not right_count or live[kept].min() < live[~kept].max():
+        raise RuntimeError(f"pruning is not exact: {after.num_remaining:,} of {before.num_remaining:,} are kept")
+
+
+def mask_size(quick: bool) -> Iterator[Row]:
+    """Compare the bytes of a signed mask at density 0.1 with one bit a weight, one more for each kept, and 64 KiB."""
+    model, fresh, _, mask = resnet50()  # its biases are exactly zero, without a sign, and have to be listed
+    trained = {name: param + 1e-3 * torch.randn_like(param) for name, param in fresh.items()}
+    for what, params in (("trained", trained), ("fresh", fresh)):
+        signed = SignedMask.of(params, mask, partition_of("resnet50", model).norm)
+        with tempfile.TemporaryDirectory() as directory:
+            path = Path(directory) / "signed_mask.safetensors"
+            signed.save(path, {"level": 10, "density": signed.density})
+            size = path.stat().st_size
+            if SignedMask.load(path).agreement(signed) != 1.0:
+                raise RuntimeError("the file does not give the signed mask back")
+        number = sum(sign.numel() for sign in signed.signs.values())
+        allowed = (2 * number - mask.numel + mask.num_remaining) / 8 + SLACK_BYTES
+        note = f"{number:,} parameters, {signed.num_zero_signs:,} of the kept exactly zero"
+        yield compared(f"signed mask of ResNet-50, density 0.1, {what} [bytes]", [size], [allowed], Goal(most=1), note)

@@ -1,8 +1,4 @@
-"""Images per second of the FFCV loader with keyed augmentation, and of JPEG decoders alone.
-
-Every loader ends in the same thing, normalised float32 NCHW batches on the CPU, with the same number of workers. The
-images are crops of scikit-learn's two photographs.
-"""
+"""Time loaders with one worker up to normalised float32 NCHW batches on the CPU, and JPEG decoders alone."""
 
 from __future__ import annotations
 
@@ -18,9 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from harness.common.seeds import SgdNoise
 from harness.data import DATASETS, DataSpec, open_data
@@ -30,8 +24,7 @@ from harness.training.feed import normalize
 from tools.benchmarks.measure import Goal, Row, compared, in_turns, now, seconds
 
 NUM_LARGE, THREADS, HEIGHT, WIDTH = 512, 16, 375, 500  # the usual size of an image in ImageNet
-GOALS: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}
-"""How many times as fast as the DataLoader, by the way in which images are stored."""
+GOALS: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}  # times the DataLoader, by write mode
 
 
 def loaders(quick: bool) -> Iterator[Row]:
@@ -74,7 +67,7 @@ def loaders(quick: bool) -> Iterator[Row]:
 
 
 def save(folder: Path, number: int, height: int, width: int, ending: str, test: str, num_test: int) -> None:
-    """Write crops of two photographs as folders of splits and classes, the first `num_test` into the `test` split."""
+    """Write crops of scikit-learn's two photographs into folders of classes, the first `num_test` into split `test`."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -101,20 +94,14 @@ def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[flo
         yield speed(normalize(batch.images_NHWC, spec, channels_last=False) for batch in batches)
 
 
-def torch_epochs(
-    images: Sequence[Any], read: Callable[[Any], Any], spec: DataSpec, batch_size: int, crop: Any
-) -> Iterator[float]:
+def torch_epochs(images: Sequence[Any], read: Any, spec: DataSpec, batch_size: int, crop: Any) -> Iterator[float]:
     """Time epochs of a DataLoader with one worker, kept between them, and torchvision's transforms."""
-    from torchvision import transforms
+    from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, ToTensor
 
-    steps = [crop, transforms.RandomHorizontalFlip(), transforms.ToTensor(), transforms.Normalize(spec.mean, spec.std)]
-    augment = transforms.Compose(steps)
-
-    def collate(batch: list[Any]) -> Tensor:
-        return torch.stack([augment(read(image)) for image in batch])
-
+    augment = Compose([crop, RandomHorizontalFlip(), ToTensor(), Normalize(spec.mean, spec.std)])
     settings: dict[str, Any] = {"num_workers": 1, "drop_last": True, "persistent_workers": True}
-    loader: DataLoader[Any] = DataLoader(images, batch_size, True, collate_fn=collate, **settings)  # type: ignore[arg-type]
+    settings["collate_fn"] = lambda batch: torch.stack([augment(read(image)) for image in batch])
+    loader = torch.utils.data.DataLoader[Any](images, batch_size, True, **settings)  # type: ignore[arg-type]
     while True:
         yield speed(loader)
 
@@ -139,21 +126,18 @@ def decoding(world: World) -> Iterator[Row]:
 
     on_gpu = world.device.type == "cuda"
     noise_1CHW = torch.rand(1, 3, HEIGHT // 4, WIDTH // 4, generator=torch.Generator().manual_seed(0))
-    smooth_CHW = F.interpolate(noise_1CHW, (HEIGHT, WIDTH), mode="bicubic")[0].clamp(0, 1)  # as a photograph is
-    jpeg, number = encode_jpeg((255 * smooth_CHW).to(torch.uint8), 90), 2048 if on_gpu else 32
+    smooth_1CHW = torch.nn.functional.interpolate(noise_1CHW, (HEIGHT, WIDTH), mode="bicubic")  # as a photograph is
+    jpeg, number = encode_jpeg((255 * smooth_1CHW[0].clamp(0, 1)).to(torch.uint8), 90), 2048 if on_gpu else 32
 
-    def on_threads(decode: Callable[[], object]) -> float:
-        with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(lambda _: decode(), range(THREADS)))
-            return number / seconds(lambda: list(pool.map(lambda _: decode(), range(number))))
+    def rate(name: str, decode: Callable[[int], object], threads: int = THREADS, images: int = 1) -> Row:
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(decode, range(threads)))
+            took = seconds(lambda: list(pool.map(decode, range(number // images))))
+        return Row(f"{name} [images/s]", number / took)
 
-    yield Row("torchvision [images/s]", on_threads(lambda: decode_jpeg(jpeg)))
+    yield rate("torchvision", lambda _: decode_jpeg(jpeg))
     if on_gpu:
-        batch = [jpeg] * 256
-        decode_jpeg(batch, device="cuda")
-        took = seconds(lambda: [decode_jpeg(batch, device="cuda") for _ in range(number // len(batch))])
-        yield Row("nvJPEG [images/s]", number / took)
+        yield rate("nvJPEG", lambda _: decode_jpeg([jpeg] * 256, device="cuda"), threads=1, images=256)
     from PIL import Image  # last: a machine without it has the other rows
 
-    file = jpeg.numpy().tobytes()
-    yield Row("Pillow [images/s]", on_threads(lambda: Image.open(io.BytesIO(file)).convert("RGB").load()))
+    yield rate("Pillow", lambda _: Image.open(io.BytesIO(jpeg.numpy())).convert("RGB").load())

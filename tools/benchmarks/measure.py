@@ -54,9 +54,8 @@ class Row:
 
     def cells(self) -> list[str]:
         """Return the row as text; see HEADER."""
-        interval = " … ".join(map(number, self.interval or ()))
-        sides = map(number, (self.ours, self.reference, self.value))
-        return [self.name, *sides, interval, str(self.goal or ""), self.verdict]
+        sides, interval = map(number, (self.ours, self.reference, self.value)), map(number, self.interval or ())
+        return [self.name, *sides, " … ".join(interval), str(self.goal or ""), self.verdict]
 
 
 Values = Sequence[float]
@@ -66,12 +65,8 @@ HEADER = ["what", "ours", "reference", "value", "interval", "goal", ""]
 def compared(
     name: str, ours: Values, reference: Values, goal: Goal | None = None, note: str = "", *, faster: bool = False
 ) -> Row:
-    """Compare values measured in turns: the median ratio of ours to the reference, least and most as interval.
-
-    With `faster`, seconds are given and the ratio says how many times as fast ours is.
-    """
-    ratios = [mine / other for mine, other in zip(ours, reference, strict=True)]
-    ratios = [1 / ratio for ratio in ratios] if faster else ratios
+    """Compare values measured in turns: the median ratio, least and most; `faster` turns the ratio of seconds round."""
+    ratios = [other / mine if faster else mine / other for mine, other in zip(ours, reference, strict=True)]
     return Row(name, median(ratios), goal, note, (min(ratios), max(ratios)), median(ours), median(reference))
 
 
@@ -117,12 +112,11 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 def about() -> dict[str, str]:
     """Describe date, hardware, system, versions and code."""
     code, machine = code_version(), hardware()
-    cores = f"{machine['cores']} cores, {torch.get_num_threads()} torch threads"
+    parts = [machine["cpu"], f"{machine['cores']} cores, {torch.get_num_threads()} torch threads"]
+    parts += [f"{machine['memory_gib']} GiB", *(machine["gpus"] or ["no GPU"])]
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": ", ".join(
-            [machine["cpu"], cores, f"{machine['memory_gib']} GiB", *(machine["gpus"] or ["no GPU"])]
-        ),
+        "hardware": ", ".join(parts),
         "system": f"{platform.system()} {platform.release()}, load average {os.getloadavg()[0]:.1f} at the start",
         "versions": ", ".join(f"{name} {code[name]}" for name in VERSIONS),
         "code": f"commit {code['commit'][:12]}" + (", with uncommitted changes" if code["dirty"] == "true" else ""),

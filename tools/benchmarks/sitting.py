@@ -2,12 +2,9 @@
 
 python tools/benchmarks/sitting.py --seconds 270 --json sitting.json
 
-No part stops the next. A part that is not done when its share of the time is over is stopped, and keeps its results.
-Needs PyTorch, NumPy and safetensors. Another package that is missing costs only its own rows. Without a GPU every part
-runs at a tiny size: that tries the code, not the speed.
-
-Each part has a process of its own; a benchmark's is forked from this one, which has loaded torch. As a pytest plugin,
-this file writes a line for each beginning and end of a test: the clock may stop them.
+Each part has a process of its own, stops no other, and keeps its results when its share of the time is over. A missing
+package costs only its own rows. Without a GPU every part runs at a tiny size: that tries the code, not the speed.
+As a pytest plugin, this file writes a line for each beginning and end of a test: the clock may stop them.
 """
 
 from __future__ import annotations
@@ -52,39 +49,34 @@ PARTS = {
     "decoding": (0.15, "loaders:decoding"),
     "compiled": (0.6, "steps:compiled"),
     "small": (0.6, "steps:small"),
-    "barrier": (0.3, "barrier:barrier_on_device"),
+    "barrier": (0.3, "steps:barrier_on_device"),
     "searches": (1.0, ""),
 }
 """The parts in order of worth: at most this share of the whole budget, and a benchmark's file and function."""
 START_SHARE, GRACE_SECONDS, ENDING_SECONDS = 0.4, 10.0, 1.0
 """Until it is known on what it runs; after a part should have stopped; for Python's own beginning and end."""
+COMPILED, SMALL = ("reduce-overhead, batch 32", "default, batch 256"), ("resnet20", "mobilenet_v2_cifar")
 GOALS = {
-    ("tests", "failed tests"): Goal(most=0),
-    ("tests", "tests without a result"): Goal(most=0),
+    **{("tests", name): Goal(most=0) for name in ("failed tests", "tests without a result")},
     ("waits", "waits"): Goal(most=0),
     ("steps", "aws, batch 256 [images/s]"): Goal(least=4000),
     ("steps", "aws, batch 32 [images/s]"): Goal(least=3500),
     **{("steps", f"aws / plain, batch {batch}"): Goal(least=0.98) for batch in (256, 128, 64, 32)},
     ("compiled", "aws, reduce-overhead, batch 32 [images/s]"): Goal(least=3500),
-    ("compiled", "aws / plain, reduce-overhead, batch 32"): Goal(least=0.98),
-    ("compiled", "graphs compiled anew, reduce-overhead, batch 32"): Goal(most=0),
     ("compiled", "aws, default, batch 256 [images/s]"): Goal(least=5500),
-    ("compiled", "aws / plain, default, batch 256"): Goal(least=0.98),
-    ("compiled", "graphs compiled anew, default, batch 256"): Goal(most=0),
-    ("small", "aws by CUDA graphs / published way, resnet20"): Goal(least=5),
-    ("small", "aws by CUDA graphs / published way, mobilenet_v2_cifar"): Goal(least=5),
+    **{("compiled", f"aws / plain, {how}"): Goal(least=0.98) for how in COMPILED},
+    **{("compiled", f"graphs compiled anew, {how}"): Goal(most=0) for how in COMPILED},
+    **{("small", f"aws by CUDA graphs / published way, {name}"): Goal(least=5) for name in SMALL},
     ("barrier", "ours / plain"): Goal(least=1),
 }
 """Least or most of measured values on one H200, in bf16."""
-TESTS_ON_CPU = ("tests/gpu/test_masks_on_gpu.py", "tests/gpu/test_data_on_gpu.py")
-"""Enough to try the code; all of them take minutes on a CPU."""
+TESTS_ON_CPU = ("tests/gpu/test_masks_on_gpu.py", "tests/gpu/test_data_on_gpu.py")  # all would take minutes
 LINES, IS_WORKER = "SITTING_TESTS", "PYTEST_XDIST_WORKER" in os.environ
 SEARCH = {
     True: ("recipes/aws_fashion_mnist.py", "--precision", "bf16", "--checkpoint-every", "0.5"),
     False: ("recipes/aws_digits.py", "--num-levels", "1", "--warmup-epochs", "1", "--level-epochs", "1"),
 }
-SAVING_SECONDS = 8.0
-"""From the signal to stop until a search has saved its state."""
+SAVING_SECONDS = 8.0  # from the signal to stop until a search has saved its state
 
 
 @dataclass(frozen=True)
@@ -92,14 +84,12 @@ class Outcome:
     """How one part ended, with the rows that it measured until then."""
 
     part: str
-    status: str
-    """done, stopped, failed, crashed or not run"""
+    status: str  # done, stopped, failed, crashed or not run
     detail: str = ""
     rows: tuple[Row, ...] = ()
     seconds: float = 0.0
 
     def __str__(self) -> str:
-        """The part's line, and one for each row."""
         lines = [f"{self.part}: {self.status}{f': {self.detail}' if self.detail else ''} ({self.seconds:.0f} s)"]
         for row in self.rows:
             sides = "" if row.ours is None else f"  {number(row.ours)} against {number(row.reference)}"
@@ -171,7 +161,6 @@ def ask(part: str, seconds: float, kill_after: float, log: Path, run: Callable[.
 
 
 def ended_by(code: int) -> str:
-    """Say how a process ended."""
     return f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
@@ -248,14 +237,13 @@ def run_searches(directory: Path, runs: Path, data: Path, seconds: float, on_gpu
     rows = [Row("levels", len(records))]
     for record in records:
         metrics = {name: value for name, value, *_ in record["metrics"]}
-        which = f"seed {record['config']['search']['sgd_seed']}, level {record['config']['level']}"
+        name = f"seed {record['config']['search']['sgd_seed']}, level {record['config']['level']} [test error %]"
         speed = f"{metrics['images_per_second']:,.0f} images/s"
-        rows.append(Row(f"{which} [test error %]", metrics["test_error_percent"], note=speed))
-    broken = [log for code, log in zip(codes, logs, strict=True) if code]
-    last_words = broken[0].read_text()[-200:].splitlines()[-1:] if broken else []
+        rows.append(Row(name, metrics["test_error_percent"], note=speed))
+    broken = [log.read_text()[-200:].splitlines()[-1:] for code, log in zip(codes, logs, strict=True) if code]
     if None in codes:
         return Outcome("searches", "stopped", "the same command goes on with them", tuple(rows), took)
-    return Outcome("searches", "failed" if broken else "done", "".join(last_words), tuple(rows), took)
+    return Outcome("searches", "failed" if broken else "done", "".join(broken[0] if broken else ()), tuple(rows), took)
 
 
 def run_commands(
@@ -303,7 +291,6 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 
 def budget(text: str) -> float:
-    """Read a number of seconds."""
     if not 0 < (seconds := float(text)) < math.inf:
         raise argparse.ArgumentTypeError(f"{text} seconds: give a finite number above 0")
     return seconds

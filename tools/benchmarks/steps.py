@@ -1,16 +1,14 @@
-"""Time training steps on a CPU and on a GPU, and count the places in which the loop waits for the GPU.
-
-All ways train one half-trained network on batches that lie on the device.
-"""
+"""Time training steps and barriers on a CPU and on a GPU, and count where the loop waits for the GPU."""
 
 from __future__ import annotations
 
 import copy
 import random
+import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -23,11 +21,12 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
-from torch.nn.parallel import DistributedDataParallel
 
+from harness.analysis.barrier import ALPHAS, barrier_curve
+from harness.analysis.interpolate import interpolate
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
-from harness.data import TrainLoader
+from harness.data import TrainLoader, open_data
 from harness.data.loaders import TrainOrder
 from harness.data.memory_loader import ResidentSplit
 from harness.data.spec import CropFlip, DataSpec, RawSource
@@ -35,28 +34,28 @@ from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
+from harness.training.batchnorm import batchnorm_layers
 from harness.training.feed import ImageBatch, TrainFeed, normalize
 from harness.training.loop import Batches, build_optimizer, train
-from tools.benchmarks.measure import ROOT, Goal, Row, compared, in_turns, now
+from tools.benchmarks.measure import ROOT, Goal, Row, compared, in_turns, now, seconds
 
 WARM_UP_STEPS = 3
 OPTIM = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
 NOISE = SgdNoise(1, ("search", 1))
 Step = Callable[[Tensor, Tensor], None]
-BatchesOf = Callable[[int], Iterator[ImageBatch]]
-"""Takes a number of steps; yields their (images_NCHW, labels_N), normalised and on the device."""
-BATCHES = (256, 32, 128, 64)
-"""In order of worth: one GPU alone, then the share of each of 8 GPUs of the paper's 256."""
+BatchesOf = Callable[[int], Iterator[ImageBatch]]  # for a number of steps: normalised, on the device
+State = Mapping[str, Tensor]
+Read = Callable[[], Iterable[ImageBatch]]  # of all batches, normalised
+BATCHES = (256, 32, 128, 64)  # in order of worth: one GPU alone, then each of 8 GPUs' share of the paper's 256
 DDP: dict[str, dict[str, Any]] = {
     "find_unused_parameters": {"find_unused_parameters": True},
     "… broadcast_buffers=False": {"find_unused_parameters": True, "broadcast_buffers": False},
-    "lean": {"broadcast_buffers": False, "gradient_as_bucket_view": True},
+    "lean": {"broadcast_buffers": False, "gradient_as_bucket_view": True},  # keeps no unused parameters in mind
 }
-"""Settings of DistributedDataParallel; lean keeps no unused parameters in mind."""
 OWN = tuple(f"{ROOT / folder}/" for folder in ("harness", "tools", "tests"))
 WATCHED, SKIPPED = 40, WARM_UP_STEPS + 2  # the steps to warm up end with a wait, to start a clock
-MEETING = "hold"
-"""The loop's function in which all ranks agree: it has to wait, but only every second or 50 steps."""
+MEETING = "hold"  # the loop's function in which all ranks agree: it has to wait, but only every second or 50 steps
+DATA, BATCH, BN_IMAGES = "fashion_mnist", 128, 10_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,6 @@ class Case:
     rounds: int
 
     def build(self) -> nn.Module:
-        """Return a fresh network."""
         return build_model(self.model, num_classes=self.num_classes, channels=3, image_size=self.image_size)
 
     def spec(self, padding: int = 0) -> DataSpec:
@@ -88,12 +86,9 @@ class Case:
     def batches(self, device: torch.device, *, from_uint8: bool = False) -> BatchesOf:
         """Return one batch as often as asked, normalised once, or from uint8 anew each time."""
         images_NHWC, labels_N = self.images(device, self.batch_size)
-        once_NCHW = normalize(images_NHWC, self.spec())
-
-        def batch() -> ImageBatch:
-            return normalize(images_NHWC, self.spec()) if from_uint8 else once_NCHW, labels_N
-
-        return lambda steps: (batch() for _ in range(steps))
+        anew = partial(normalize, images_NHWC, self.spec())
+        once_NCHW = anew()
+        return lambda steps: ((anew() if from_uint8 else once_NCHW, labels_N) for _ in range(steps))
 
     def augmented(self, device: torch.device, num_images: int) -> BatchesOf:
         """Return the batches of the memory loader: keyed by seed and epoch, cropped, flipped and normalised."""
@@ -110,21 +105,20 @@ class Case:
 
 
 class SparseNetwork:
-    """A half-trained network's θ ⊙ m, m and ψ_init, the same for every way."""
+    """A half-trained network's θ ⊙ m, m and ψ_init, the same for every way and in every process."""
 
     def __init__(self, case: Case, world: World) -> None:
         torch.manual_seed(0)
         self.case, self.world, self._model = case, world, case.build().train()
         partition = partition_of(case.model, self._model)
         params = {name: param.detach() for name, param in self._model.named_parameters()}
-        self.initial = {name: params[name].clone().to(world.device) for name in sorted(partition.norm)}
+        self.initial = {name: params[name].clone().to(world.device) for name in sorted(partition.norm)}  # in one order
         self.mask: Mask = prune(params, Mask.dense(params, partition.prunable), 0.8)
         self.mask.apply_(params)
-        for name in self.initial:  # sorted: the same network in every process
+        for name in self.initial:
             params[name].add_(0.1 * torch.randn(params[name].shape))
 
     def model(self, layout: torch.memory_format = torch.channels_last) -> nn.Module:
-        """Return a copy to train."""
         return copy.deepcopy(self._model).to(self.world.device).to(memory_format=layout)
 
     def train(self, model: nn.Module, method: str, batches: Batches) -> None:
@@ -146,8 +140,8 @@ class SparseNetwork:
             model.compile(**{"mode": compiled} if self.world.device.type == "cuda" else {"backend": "eager"})
         work: Callable[[Clocked], object] = partial(self.train, model, method)
         if method in ("plain", "published"):
-            plain = method == "plain"
-            step = plain_step(model, self.world) if plain else PublishedStep(self, random.Random(0).random)
+            published = method == "published"
+            step = PublishedStep(self, random.Random(0).random) if published else plain_step(model, self.world)
             work = partial(Clocked.run, step=step)
 
         def rate() -> float:
@@ -168,11 +162,9 @@ class Clocked:
 
     @property
     def steps_per_epoch(self) -> int:
-        """All of them, those to warm up included."""
         return WARM_UP_STEPS + self.steps
 
     def epoch(self, noise: SgdNoise, epoch: int, skip_steps: int = 0) -> Iterator[ImageBatch]:
-        """Yield every batch."""
         started = 0.0
         for index, batch in enumerate(self.batches(self.steps_per_epoch)):
             started = now() if index == WARM_UP_STEPS else started
@@ -180,7 +172,6 @@ class Clocked:
         self.seconds = now() - started
 
     def run(self, step: Step) -> float:
-        """Take the steps; return the seconds."""
         for batch in self.epoch(NOISE, 0):
             step(*batch)
         return self.seconds
@@ -204,8 +195,7 @@ def plain_step(model: nn.Module, world: World) -> Step:
 class PublishedStep:
     """A step as the published scripts take it, written anew: layers see masks, norms see ψ_init and an α of their own.
 
-    Float32 (cuDNN takes TF32 for it by default), contiguous images, `w * m` in the forward pass of every layer; loss
-    and number of correct predictions are fetched from the device at every step.
+    Float32 (cuDNN takes TF32), contiguous images; loss and correct predictions are fetched from the device each step.
     """
 
     def __init__(self, network: SparseNetwork, draw: Callable[[], float]) -> None:
@@ -219,7 +209,6 @@ class PublishedStep:
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
-        """Take one step."""
         logits_NK = self.model(images_NCHW.contiguous())
         loss = F.cross_entropy(logits_NK, labels_N)
         self.optimizer.zero_grad()
@@ -241,9 +230,8 @@ def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: 
     alpha = draw()
     weight, bias = (alpha * own + (1 - alpha) * old for own, old in zip((norm.weight, norm.bias), initial, strict=True))
     norm.num_batches_tracked.add_(1)
-    return F.batch_norm(
-        input, norm.running_mean, norm.running_var, weight, bias, norm.training, norm.momentum, norm.eps
-    )
+    running = norm.running_mean, norm.running_var
+    return F.batch_norm(input, *running, weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 def step(quick: bool) -> Iterator[Row]:
@@ -254,8 +242,8 @@ def step(quick: bool) -> Iterator[Row]:
         network, batches = SparseNetwork(case, world), case.batches(world.device)
         timed = in_turns({method: network.way(method, batches) for method in ("aws", "plain")}, case.rounds)
         ours, theirs = ([batch_size / rate for rate in rates] for rates in timed.values())
-        what = f"AWS step / plain step, {name} at 32×32, batch {batch_size} [s]"
         note = f"{case.rounds} turns of {case.steps} steps each; density {network.mask.density:.2f}, channels_last"
+        what = f"AWS step / plain step, {name} at 32×32, batch {batch_size} [s]"
         yield compared(what, ours, theirs, Goal(most=1.03), note)
 
 
@@ -263,8 +251,7 @@ def large(world: World, batch_size: int) -> Case:
     """Return ResNet-50 on ImageNet's images; on a CPU a network that runs in no time."""
     if world.device.type == "cpu":
         return Case("resnet8", batch_size=2 + (batch_size == 256), image_size=16, num_classes=10, steps=1, rounds=1)
-    steps = 10 if batch_size >= 128 else 20
-    return Case("resnet50", batch_size=batch_size, image_size=224, num_classes=1000, steps=steps, rounds=3)
+    return Case("resnet50", batch_size, 224, num_classes=1000, steps=10 if batch_size >= 128 else 20, rounds=3)
 
 
 def steps(world: World) -> Iterator[Row]:
@@ -312,12 +299,10 @@ def ddp(world: World) -> Iterator[Row]:
     network, clocked = SparseNetwork(case, world), Clocked(case.batches(world.device), case.steps)
     store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # on a free port
     dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
-    try:
-        models = {name: DistributedDataParallel(network.model(), **settings) for name, settings in DDP.items()}
-        steps = {name: plain_step(model, world) for name, model in ({"no DDP": network.model()} | models).items()}
-        timed = in_turns({name: partial(clocked.run, step) for name, step in steps.items()}, case.rounds)
-    finally:
-        dist.destroy_process_group()
+    models = {name: nn.parallel.DistributedDataParallel(network.model(), **settings) for name, settings in DDP.items()}
+    steps = {name: plain_step(model, world) for name, model in ({"no DDP": network.model()} | models).items()}
+    timed = in_turns({name: partial(clocked.run, step) for name, step in steps.items()}, case.rounds)
+    dist.destroy_process_group()
     yield from (Row(f"{name} [ms a step]", 1e3 * median(found) / case.steps) for name, found in timed.items())
 
 
@@ -350,10 +335,7 @@ def waits(world: World) -> Iterator[Row]:
 
 
 def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, steps: int = WATCHED) -> BatchesOf:
-    """Return the same batches; count the waits for the device that PyTorch warns of while the loop asks for `steps`.
-
-    They are counted by the nearest line of the harness or a tool, or as MEETING.
-    """
+    """Count the waits that PyTorch warns of while the loop asks for `steps`, by our nearest line or as MEETING."""
 
     def note(message: Warning | str, *where: object, **more: object) -> None:
         stack = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
@@ -377,3 +359,111 @@ def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, step
         yield from stream
 
     return batches_watched
+
+
+@dataclass(frozen=True)
+class Question:
+    """Two networks, the points between them, and images that are read anew at each call."""
+
+    model: nn.Module
+    states: tuple[State, State]
+    alphas: Sequence[float]
+    bn: Read
+    plain_bn: Read
+    test: Read
+    recorded: tuple[float, float] | None = None  # errors known from training, as in a comparison of two runs
+
+    def ours(self) -> list[float]:
+        settings: dict[str, Any] = {"alphas": self.alphas, "recorded_error_percent": self.recorded}
+        settings |= {"bn_batches": [images for images, _ in self.bn()], "test_batches": list(self.test())}
+        return list(barrier_curve(self.model, *self.states, **settings).error_percent)
+
+    @torch.no_grad()
+    def plain(self) -> list[float]:
+        """Take a new network for each α, a whole pass in training mode for BatchNorm, then the test set."""
+        errors = []
+        for alpha in self.alphas:
+            model = copy.deepcopy(self.model).train()
+            model.load_state_dict(interpolate(*self.states, alpha))
+            for layer in batchnorm_layers(model):
+                layer.reset_running_stats()
+                layer.momentum = None
+            for images_NCHW, _ in self.plain_bn():
+                model(images_NCHW)
+            model.eval()
+            wrong = torch.cat([model(images_NCHW).argmax(1) != labels_N for images_NCHW, labels_N in self.test()])
+            errors.append(100.0 * int(wrong.sum()) / len(wrong))
+        return errors
+
+
+def barrier(quick: bool) -> Iterator[Row]:
+    """Time eleven α of ResNet-20 on Fashion-MNIST, both ways from the memory loader; ours before and after plain."""
+    from harness.data.prepare import prepare
+
+    name, alphas, steps = ("resnet8", (0.0, 0.5, 1.0), 60) if quick else ("resnet20", ALPHAS, 150)
+    with tempfile.TemporaryDirectory() as directory:
+        prepare(DATA, Path(directory), None)
+
+        def read(scope: str = "", seed: int = 0, steps: int | None = None) -> Iterator[ImageBatch]:
+            """Yield test batches, or those of a training: at most `steps`."""
+            source = open_data(DATA, Path(directory), "memory")
+            train = source.train_loader(global_batch_size=BATCH).epoch(SgdNoise(seed, (scope,)), 0, num_steps=steps)
+            for batch in train if scope else source.test_loader(batch_size=BATCH):
+                yield normalize(batch.images_NHWC, source.spec, channels_last=False), batch.labels_N
+
+        # two trainings under different noise from one warm start, so that there is a barrier to measure
+        torch.manual_seed(0)
+        model = build_model(name, num_classes=10, channels=1, image_size=28)
+        warm = trained(model, read("warm-up", 0, steps // 3), model.state_dict())
+        states = trained(model, read("final", 1, steps), warm), trained(model, read("final", 2, steps), warm)
+        part = partial(read, "barrier", steps=-(-BN_IMAGES // BATCH))
+        asked, found = Question(model, states, alphas, part, partial(read, "barrier"), read), list[list[float]]()
+        took = [seconds(lambda: found.append(way())) for way in (asked.ours, asked.plain, asked.ours)]  # noqa: B023
+    ours, plain = (max(errors) - (errors[0] + errors[-1]) / 2 for errors in found[:2])
+    note = f"{torch.get_num_threads()} thread(s); ours with {BN_IMAGES:,} BatchNorm images, plain with all"
+    what = f"barrier of {name}, {len(alphas)} α"
+    yield compared(f"{what}, seconds", [took[0], took[2]], [took[1]] * 2, Goal(least=3), note, faster=True)
+    yield Row(f"{what}, points apart", abs(ours - plain), Goal(most=0.3), note, ours=ours, reference=plain)
+
+
+def trained(model: nn.Module, batches: Iterable[ImageBatch], start: State) -> State:
+    """Train for the steps of the batches, from `start`; return a copy of the state."""
+    model.load_state_dict(start)
+    optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
+    for images_NCHW, labels_N in batches:
+        optimizer.zero_grad()
+        F.cross_entropy(model(images_NCHW), labels_N).backward()
+        optimizer.step()
+    return copy.deepcopy(model.state_dict())
+
+
+def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Question:
+    """Ask about two random networks: the time does not depend on what they are. The images lie on the device."""
+    torch.manual_seed(0)
+    model, other = (case.build().to(device) for _ in range(2))
+    bn, test = ([case.images(device, case.batch_size) for _ in range(case.steps)] for _ in range(2))
+
+    def read(batches: list[ImageBatch]) -> Read:
+        return lambda: ((normalize(images_NHWC, case.spec()), labels_N) for images_NHWC, labels_N in batches)
+
+    states = copy.deepcopy(model.state_dict()), other.state_dict()
+    model = model.to(memory_format=torch.channels_last)
+    return Question(model, states, alphas, read(bn), read(bn), read(test), (0.0, 0.0))
+
+
+def barrier_on_device(world: World) -> Iterator[Row]:
+    """Time eleven α of ResNet-50 both ways in turns, in seconds, with as many images for BatchNorm as for the test."""
+    on_gpu = world.device.type == "cuda"
+    case = Case("resnet50", 250, 224, 1000, steps=4, rounds=3) if on_gpu else Case("resnet8", 8, 16, 10, 2, 2)
+    asked, found = question(case, world.device, ALPHAS), dict[str, list[float]]()
+
+    def timed(name: str, way: Callable[[], list[float]]) -> float:
+        return seconds(lambda: found.update({name: way()}))
+
+    took = in_turns({way.__name__: partial(timed, way.__name__, way) for way in (asked.ours, asked.plain)}, case.rounds)
+    # kernels may be chosen anew for each network: an image on a border between classes can fall on either side
+    number = case.steps * case.batch_size
+    apart = max(abs(x - y) for x, y in zip(found["ours"], found["plain"], strict=True)) / 100 * number
+    if apart > max(2.0, 1e-3 * number):
+        raise RuntimeError(f"the ways find different errors: {found}")
+    yield compared("ours / plain", took["ours"], took["plain"], note=f"{number} + {number} images", faster=True)
