@@ -67,7 +67,7 @@ WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epo
 
 @pytest.mark.parametrize(
     ("processes", "network", "every", "step"),
-    [pytest.param(2, [], 3, 29, marks=SLOW), (3, WIDE, 1, 2), pytest.param(4, [], 3, 29, marks=SLOW)],
+    [(2, [], 3, 29), pytest.param(3, WIDE, 1, 2, marks=SLOW), pytest.param(4, [], 3, 29, marks=SLOW)],
 )
 def test_so_does_one_of_several_processes(prepared, tmp_path, processes, network, every, step):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"

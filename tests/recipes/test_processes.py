@@ -39,7 +39,7 @@ def alone(prepared, tmp_path_factory) -> dict[int, tuple[dict, dict[str, torch.T
     return {epochs: level_0(prepared, place / str(epochs), epochs, 0) for epochs in (0, 1)}
 
 
-@pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("processes", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_after_a_few_steps_the_networks_agree(prepared, alone, tmp_path, processes):
     _, state = level_0(prepared, tmp_path / "1", 1, processes)
     moved = max(float((alone[1][1][name] - alone[0][1][name]).abs().max()) for name in state)
