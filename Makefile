@@ -5,7 +5,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 DATA ?= data
 # Test processes.
-JOBS ?= $(shell echo $$(($$(nproc) + 2)))  # two more: launches, servers and waits leave cores idle
+JOBS ?= $(shell echo $$(($$(nproc) + 1)))  # one more: launches and servers make tests wait
 # Fixed, not the number of cores: sums in the same order give the same bits on any machine of one kind. On 8x8 images a
 # second thread gains little, and on a busy machine two threads that wait for each other are many times slower than one.
 DEMO_THREADS ?= 1
