@@ -42,7 +42,7 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
 .PHONY: test
-test: lint  ## All checks that need no GPU: ruff, types, tests (about 9 minutes on 2 cores)
+test: lint  ## All checks that need no GPU: ruff, types, tests (about 8 minutes on 2 cores)
 	$(PYTEST) -m "not slow" $(IN_PARALLEL) --durations 15 --durations-min 10
 
 .PHONY: test-quick
