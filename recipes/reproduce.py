@@ -30,11 +30,16 @@ from harness.config import Precision, SearchConfig, known
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
-from harness.reproduction.figure_runner import FigureRunner
+from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.report import show
+from harness.reproduction.study import Study, read_study
+from harness.reproduction.study_records import finished_chains, record_chain
 from recipes.presets.figures import SCALES, SMALL
 
 _log = logging.getLogger("harness.recipes.reproduce")
+_REPOSITORY = Path(__file__).resolve().parents[1]
+STUDIES = _REPOSITORY / "recipes" / "studies"
+RESULTS = _REPOSITORY / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -91,7 +96,9 @@ class ChangedSettings:
 class FigureOptions:
     """Which figure, for which data set and network, how large; `tools/report.py` has the same options."""
 
-    figure: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIGURE", help=f"One of: {', '.join(FIGURES)}.")]
+    figure: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="FIGURE", help=f"One of: {', '.join(FIGURES)}.")
+    ] = ""
     dataset: str | None = None
     """A data set of the figure (its first if not given); small: digits or fashion_mnist_small."""
     network: str | None = None
@@ -154,6 +161,11 @@ class FigureOptions:
 class ReproductionOptions(FigureOptions):
     """Which figure to make, and how."""
 
+    study: str | None = None
+    """Instead of FIGURE: make the runs that a plan names, recipes/studies/STUDY.toml, and its page; runs that are
+    recorded under --results count as made. A shard is a share of its trials."""
+    results: Path = RESULTS
+    """Where a study's records and page are kept."""
     list: bool = False
     """Print one launch command for each run, and run nothing."""
     shard: str | None = None
@@ -197,10 +209,17 @@ def chains_of(options: ReproductionOptions, plan: FigurePlan) -> tuple[str, ...]
     """Return the chains that this launch makes; ValueError for a shard that is none."""
     if options.shard is None:
         return tuple(plan.chains())
-    index, _, count = options.shard.partition("/")
-    if options.only or not (index.isdigit() and count.isdigit()):
-        raise ValueError(f"--shard {options.shard}: give i/n, such as 1/4, and not --only beside it")
-    return tuple(plan.shard(int(index), int(count)))
+    if options.only:
+        raise ValueError("--shard and --only: give one of them")
+    return tuple(plan.shard(*share(options.shard)))
+
+
+def share(text: str) -> tuple[int, int]:
+    """Return i and n of i/n; ValueError for anything else."""
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise ValueError(f"--shard {text}: give i/n, such as 1/4")
+    return int(index), int(count)
 
 
 def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
@@ -210,10 +229,42 @@ def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
     show(runner.experiment.store, plan, runner.settings, out, strict=False)
 
 
+def study_named(name: str) -> Study:
+    """Return the study of a name; ValueError with the known ones for another."""
+    names = sorted(path.stem for path in STUDIES.glob("*.toml"))
+    return read_study(STUDIES / f"{known('study', name, names)}.toml", SCALES)
+
+
+def make_study(options: ReproductionOptions, study: Study) -> None:
+    """Make the chains of a study, or of a share of its trials, that are not recorded, and record each when it is."""
+    index, count = (1, 1) if options.shard is None else share(options.shard)
+    recorded = finished_chains(study, options.results)
+    wanted = study.units(index, count)
+    chains = [name for name in wanted if name not in recorded]
+    _log.info(
+        f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded; to make: {', '.join(chains) or 'none'}"
+    )
+    if not chains:
+        return
+    with launch(options.config(study.plan.scale.config)) as experiment:
+        world = experiment.world
+
+        def record(made: MadeChain) -> None:
+            path = world.on_main(lambda: record_chain(experiment, study, made, options.results))
+            _log.info(f"{made.name} is finished: its records are in {path}")
+
+        FigureRunner(experiment, study.plan).make(chains, record)
+
+
 def main() -> None:
-    """Make the runs of a figure, or a share of them, then its page."""
+    """Make the runs of a figure or study, or a share of them, then its page."""
     with clear_errors():
         options = parse(ReproductionOptions, __doc__)
+        if bool(options.figure) == bool(options.study):
+            raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
+        if options.study is not None:
+            make_study(options, study_named(options.study))
+            return
         plan = options.plan
         if options.list:
             print("\n".join(commands(plan)))

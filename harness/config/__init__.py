@@ -16,6 +16,7 @@ from harness.config.parts import (
 )
 from harness.config.search import (
     NETWORKS_OWN,
+    AlphaDistribution,
     GemMinerConfig,
     Order,
     RewindUnit,
