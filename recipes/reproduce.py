@@ -241,9 +241,8 @@ def make_study(options: ReproductionOptions, study: Study) -> None:
     recorded = finished_chains(study, options.results)
     wanted = study.units(index, count)
     chains = [name for name in wanted if name not in recorded]
-    _log.info(
-        f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded; to make: {', '.join(chains) or 'none'}"
-    )
+    recorded_already = f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded"
+    _log.info(f"{recorded_already}; to make: {', '.join(chains) or 'none'}")
     if not chains:
         return
     with launch(options.config(study.plan.scale.config)) as experiment:

@@ -30,6 +30,7 @@ from harness.config.ticket import ComparisonConfig, Kind, SignsTaken, TicketConf
 
 __all__ = [
     "NETWORKS_OWN",
+    "AlphaDistribution",
     "ComparisonConfig",
     "DataConfig",
     "GemMinerConfig",

@@ -214,11 +214,8 @@ def describe_training(
     tags |= {} if ticket is None else {"method": config.method, **unusual_alpha(config)}
 
     level = ticket.checkpoint.level if ticket else 0
-    words = [
-        trial.kind,
-        *([f"L{level:02d} d{mask.density:.3f} {_method_in_words(config)}"] if ticket else []),
-        shared.network,
-    ]
+    found = [f"L{level:02d} d{mask.density:.3f} {_method_in_words(config)}"] if ticket else []
+    words = [trial.kind, *found, shared.network]
     words += [*([] if trial.drawn is None else [f"i{trial.drawn}"]), f"s{trial.sgd_seed}"]
     return RunDescription(
         determinants=shared.determinants | own,

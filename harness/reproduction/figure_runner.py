@@ -98,13 +98,11 @@ class FigureRunner:
         if training.kind == "level":
             node = self.ticket(training)
         else:
-            using, config = (
-                self.used_on if training.curve is None else self._of(self.used_on, training),
-                self.used_on.config,
-            )
+            dense = training.curve is None
+            using = self.used_on if dense else self._of(self.used_on, training)
             if training.epochs is not None:
-                using = using.using(final=replace(config.final, epochs=training.epochs))
-            ticket = None if training.curve is None else self.ticket(training)
+                using = using.using(final=replace(using.config.final, epochs=training.epochs))
+            ticket = None if dense else self.ticket(training)
             node = final_training(using, self._trial(training), ticket)
         self._trained[training] = node
         return node
@@ -122,8 +120,7 @@ class FigureRunner:
         """Return an experiment with the search in mind that a training's ticket is from."""
         seed, curve = training.search_seed, training.curve
         method, alpha = (None, None) if curve is None else (curve.method, curve.alpha)
-        seeds = {"init_seed": seed, "sgd_seed": seed}
-        return experiment.using(method, **seeds, alpha=alpha, num_levels=num_levels)
+        return experiment.using(method, init_seed=seed, sgd_seed=seed, alpha=alpha, num_levels=num_levels)
 
     def _trial(self, training: Training) -> Trial:
         # a kind that draws no θ_init has no seed of one

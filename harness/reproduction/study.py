@@ -157,12 +157,13 @@ def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...]) -> Hypothesis:
     epochs = tuple(values.get("epochs", lengths))
     if not set(epochs) <= set(lengths):
         raise ValueError(f"{name}: epochs are {epochs}; the final trainings have {lengths}")
-    sides = [None if side == DENSE else Curve.parse(side) for side in (values["first"], values["second"])]
+    first, second = (None if side == DENSE else Curve.parse(side) for side in (values["first"], values["second"]))
     return Hypothesis(
         values["name"],
         values["says"],
         cast(Measure, values["of"]),
-        *sides,
+        first,
+        second,
         expects=cast(Expectation, values["expects"]),
         epochs=epochs,
         dense_epochs=values.get("dense_epochs"),
