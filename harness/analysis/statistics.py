@@ -15,8 +15,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Expects = Literal["greater", "less", "differs", "equal", "not worse"]
-"""What a claim says of a − b; "equal" and "not worse" (equal or greater) hold within a margin."""
+Expectation = Literal["greater", "less", "differs", "equal", "not_worse"]
+"""Of a − b. Two of them have a margin m: equal is above −m and below m; not_worse is above −m."""
 
 SIGNIFICANCE = 0.05
 """Largest p, after Holm's correction, of a claim that is shown."""
@@ -24,6 +24,7 @@ RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_250_424
 MOST_TRIALS = 40
 """More have too many sign flips to count."""
+_WITH_MARGIN = ("equal", "not_worse")
 _TIE = 1e-9
 """Values closer than this, relative to the data, are equal: float noise must not break ties."""
 _DRAWS_AT_ONCE = 4_000_000
@@ -177,9 +178,9 @@ def _flipped_sums(values: Floats) -> Floats:
     return sums
 
 
-def smallest_p(trials: int) -> float:
-    """Return the smallest two-sided p that sign flips of so many trials can reach, 2/2^T."""
-    return 2.0 ** (1 - trials)
+def smallest_p(trials: int, expects: Expectation = "differs") -> float:
+    """Return the smallest p that sign flips of so many trials can reach: 2/2^T, or 1/2^T where a margin is tested."""
+    return 2.0**-trials if expects in _WITH_MARGIN else 2.0 ** (1 - trials)
 
 
 def needed_trials(tested: int) -> int:
@@ -191,26 +192,12 @@ def needed_trials(tested: int) -> int:
     return max(8 if tested <= 6 else 10, reachable)
 
 
-def too_few_trials(trials: int, tested: int) -> str | None:
-    """Return why a contrast of so many trials shows nothing beside `tested` claims in all; None if they are enough."""
-    needed = needed_trials(tested)
-    if trials >= needed:
-        return None
-    best = _p_text(smallest_p(trials))
-    claims = "1 claim is" if tested == 1 else f"{tested} claims are"
-    return f"too few trials: {trials} can reach p = {best} at best; where {claims} tested, {needed} are needed"
-
-
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What is said of a contrast before it is measured.
-
-    `margin`, in percentage points, belongs to "equal" and "not worse", which mean nothing without one. ValueError
-    otherwise.
-    """
+    """What is said of a contrast before it is measured; `margin` (percentage points) as `check_margin` has it."""
 
     contrast: Contrast
-    expects: Expects
+    expects: Expectation
     margin: float | None = None
 
     def __post_init__(self) -> None:
@@ -218,11 +205,10 @@ class Claim:
 
     @property
     def p(self) -> float:
-        """p of the hypothesis that the claim is up against, before any correction."""
-        if self.expects == "equal":
-            return equivalence_p(self.contrast.differences, self.margin or 0.0)
-        if self.expects == "not worse":
-            return not_worse_p(self.contrast.differences, self.margin or 0.0)
+        """p of the opposite of the claim, before any correction."""
+        if self.margin is not None:
+            test = equivalence_p if self.expects == "equal" else not_worse_p
+            return test(self.contrast.differences, self.margin)
         return sign_flip_p(self.contrast.differences)
 
     @property
@@ -232,13 +218,24 @@ class Claim:
         return (self.expects == "greater" and mean <= 0) or (self.expects == "less" and mean >= 0)
 
 
-def check_margin(expects: Expects, margin: float | None) -> None:
-    """Refuse a claim of equality without a margin above 0, and a margin of any other claim, with ValueError."""
-    if expects in ("equal", "not worse"):
+def check_margin(expects: Expectation, margin: float | None) -> None:
+    """Raise a ValueError for equal or not_worse without a margin above 0, and for any other claim with a margin."""
+    if expects in _WITH_MARGIN:
         if margin is None or not 0 < margin < math.inf:
             raise ValueError(f"a claim {expects!r} needs a margin above 0, in percentage points, got {margin}")
     elif margin is not None:
         raise ValueError(f"a claim {expects!r} has no margin, got {margin}")
+
+
+def in_symbols(expects: Expectation, margin: float | None) -> str:
+    """Return a claim about a and b as a formula, in percentage points."""
+    return {
+        "greater": "a > b",
+        "less": "a < b",
+        "differs": "a ≠ b",
+        "equal": f"|a − b| < {margin or 0:g}",
+        "not_worse": f"a > b − {margin or 0:g}",
+    }[expects]
 
 
 @dataclass(frozen=True)
@@ -248,7 +245,7 @@ class Verdict:
     word: str
     """"shown", "not shown" or "equal within m" (m in percentage points)."""
     reason: str
-    """Why it is not shown, where more than the p decides; else empty."""
+    """Why it is not shown where the p alone does not say it; else empty."""
     difference: float
     """Mean of a − b, percentage points."""
     interval: tuple[float, float] | None
@@ -280,13 +277,14 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
 
 
 def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
-    contrast, word = claim.contrast, "not shown"
-    reason = too_few_trials(contrast.trials, tested) or ""
-    if not reason and holm_p <= SIGNIFICANCE:
-        if claim.against:
-            reason = "the difference is sure, and the other way round"
-        else:
-            word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
+    contrast, word, reason = claim.contrast, "not shown", ""
+    best = smallest_p(contrast.trials, claim.expects)
+    if contrast.trials < needed_trials(tested):
+        reason = f"too few trials, p ≥ {p_text(best)}"
+    elif holm_p <= SIGNIFICANCE and claim.against:
+        reason = "it is the other way round"
+    elif holm_p <= SIGNIFICANCE:
+        word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
     return Verdict(
         word=word,
         reason=reason,
@@ -297,7 +295,7 @@ def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
         p=claim.p,
         holm_p=holm_p,
         tested=tested,
-        smallest_p=smallest_p(contrast.trials),
+        smallest_p=best,
     )
 
 
@@ -307,22 +305,24 @@ def family_in_words(verdicts: Sequence[Verdict]) -> str:
         return "No claim was tested."
     tested = verdicts[0].tested
     counts = sorted({one.trials for one in verdicts})
-    best = ", ".join(f"{_p_text(smallest_p(count))} with {_trials_text(count)}" for count in counts)
+    best = ", ".join(f"{p_text(smallest_p(count))} with {_trials_text(count)}" for count in counts)
     words = [
         "1 claim was tested." if tested == 1 else f"{tested} claims were tested.",
-        f"The smallest p that sign flips can reach, before Holm's correction: {best}.",
+        f"The smallest two-sided p that sign flips can reach, before Holm's correction: {best}.",
     ]
-    if short := [count for count in counts if too_few_trials(count, tested)]:
+    needed = needed_trials(tested)
+    if short := [count for count in counts if count < needed]:
         shown = "Nothing can be shown" if short == counts else f"A contrast of {_trials_text(short[-1])} shows nothing"
-        words.append(f"{shown}: {needed_trials(tested)} trials a contrast are needed.")
+        words.append(f"{shown}: {needed} trials a contrast are needed.")
         if not all(one.by_images for one in verdicts if one.trials in short):
             words.append("Intervals over so few trials alone are too narrow.")
     return " ".join(words)
 
 
+def p_text(p: float) -> str:
+    """Return a p as pages write it."""
+    return f"{p:.3g}"
+
+
 def _trials_text(count: int) -> str:
     return "1 trial" if count == 1 else f"{count} trials"
-
-
-def _p_text(p: float) -> str:
-    return f"{p:.3g}"
