@@ -1,17 +1,23 @@
-"""Named tensors: whether they fit a network, and the header of the files that hold them."""
+"""Named tensors: whether they fit a network, the header of files that hold them, and which images were right."""
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from harness.common.digest import canonical_json
 
 METADATA_KEY = "harness"
 """The one key of a safetensors file's metadata: several are written in random order."""
+CORRECT_FORMAT = "harness.correct/1"
 
 
 def check_fits(expected: Mapping[str, torch.Size], given: Mapping[str, torch.Size], what: str) -> None:
@@ -36,3 +42,53 @@ def read_header(metadata: Mapping[str, str] | None, expected_format: str, path: 
     if found != expected_format:
         raise ValueError(f"{path} has format {found}; this version of the harness reads {expected_format}")
     return dict(header)
+
+
+def save_correct(path: Path | str, correct: Mapping[str, torch.Tensor]) -> None:
+    """Write which of N images were right, one bit an image; equal answers, equal bytes.
+
+    Args:
+        path: The file, replaced if it is there.
+        correct: Bool tensors [N], or [K, N] of K evaluations, all of one N, by name.
+
+    Raises:
+        ValueError: A tensor of another kind, or none at all.
+    """
+    sizes = {
+        tensor.shape[-1] if tensor.dtype == torch.bool and tensor.ndim in (1, 2) else 0 for tensor in correct.values()
+    }
+    if len(sizes) != 1 or 0 in sizes:
+        given = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in correct.items()}
+        raise ValueError(f"{path} takes bool tensors [N] or [K, N] of one N > 0, got {given}")
+    packed = {name: torch.from_numpy(np.packbits(tensor.cpu().numpy(), axis=-1)) for name, tensor in correct.items()}
+    header = canonical_json({"format": CORRECT_FORMAT, "num_images": sizes.pop()})
+    save_file(packed, os.fspath(path), {METADATA_KEY: header})
+
+
+def load_correct(path: Path | str) -> dict[str, torch.Tensor]:
+    """Read a file of `save_correct`: bool tensors [N] or [K, N] by name, on the CPU.
+
+    Raises:
+        ValueError: The file is altered, cut or foreign; names it.
+        FileNotFoundError: There is none.
+    """
+    try:
+        with safe_open(os.fspath(path), "pt") as file:
+            header = read_header(file.metadata(), CORRECT_FORMAT, path)
+            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no file of correct images at {path}") from None
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no whole file of correct images ({error})") from None
+    num_images = header.get("num_images")
+    if type(num_images) is not int or num_images < 1 or not packed:
+        raise ValueError(f"{path} holds {len(packed)} evaluations of {num_images!r:.60} images")
+    found = {}
+    for name, bits in packed.items():
+        if bits.dtype != torch.uint8 or bits.ndim not in (1, 2) or bits.shape[-1] != (num_images + 7) // 8:
+            raise ValueError(f"{path}: {name!r:.60} has {bits.dtype} {tuple(bits.shape)} for {num_images} images")
+        unpacked = np.unpackbits(bits.numpy(), axis=-1)
+        if unpacked[..., num_images:].any():
+            raise ValueError(f"{path}: {name!r:.60} has bits after its {num_images} images")
+        found[name] = torch.from_numpy(unpacked[..., :num_images].astype(bool))
+    return found

@@ -11,6 +11,7 @@ FORMAT = 1  # of the JSON form below; raise it when an older reader would misrea
 
 # Names of the files that a node may hold; methods name their own extra files.
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
+CORRECT = "correct.safetensors"
 
 KINDS = ("search", "level", "training", "analysis", "report")
 WITHOUT_MODEL = ("analysis", "report")  # they make numbers and pages, not a network
