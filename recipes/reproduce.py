@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +27,7 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.launch import launch
 from harness.cli.options import parse
+from harness.common.tables import print_markdown
 from harness.config import Precision, SearchConfig, known
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Figure, figure_named
@@ -33,7 +35,9 @@ from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.report import show
 from harness.reproduction.study import Study, read_study
-from harness.reproduction.study_records import finished_chains, record_chain
+from harness.reproduction.study_page import write_page
+from harness.reproduction.study_records import directory_of, finished_chains, record_chain
+from harness.reproduction.study_results import StudyResults
 from recipes.presets.figures import SCALES, SMALL
 
 _log = logging.getLogger("harness.recipes.reproduce")
@@ -243,8 +247,26 @@ def make_study(options: ReproductionOptions, study: Study) -> None:
     chains = [name for name in wanted if name not in recorded]
     recorded_already = f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded"
     _log.info(f"{recorded_already}; to make: {', '.join(chains) or 'none'}")
-    if not chains:
-        return
+    if chains:
+        make_chains(options, study, chains)
+    if options.shard is None or not chains:
+        write_study_page(options, study)
+    else:
+        _log.info("this share is finished; when all are, the same command without --shard writes the page")
+
+
+def write_study_page(options: ReproductionOptions, study: Study) -> None:
+    """Write the page of a study from its records; this needs no run and no data."""
+    beside = {name: study_named(name) for name in study.beside}
+    found = StudyResults.read(study, options.results, beside)
+    directory = directory_of(study.name, options.results).parent
+    write_page(found, directory)
+    print_markdown((directory / "page.md").read_text())
+    print(f"page, tables and figure: {directory}")
+
+
+def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str]) -> None:
+    """Make chains in one launch."""
     with launch(options.config(study.plan.scale.config)) as experiment:
         world = experiment.world
 
