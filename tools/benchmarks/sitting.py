@@ -4,7 +4,6 @@ python tools/benchmarks/sitting.py --seconds 270 --json sitting.json
 
 Each part has a process of its own, stops no other, and keeps its results when its share of the time is over. A missing
 package costs only its own rows. Without a GPU every part runs at a tiny size: that tries the code, not the speed.
-As a pytest plugin, this file writes a line for each beginning and end of a test: the clock may stop them.
 """
 
 from __future__ import annotations
@@ -40,6 +39,7 @@ import harness.training.loop  # noqa: E402, F401  # once, without touching the d
 from harness.common.files import write_atomically  # noqa: E402
 from harness.distributed.world import World  # noqa: E402
 from tools.benchmarks.measure import ROOT, Goal, Row, about, number, table  # noqa: E402
+from tools.benchmarks.pytest_log import LINES  # noqa: E402
 
 PARTS = {
     "tests": (0.5, ""),
@@ -71,7 +71,6 @@ GOALS = {
 }
 """Least or most of measured values on one H200, in bf16."""
 TESTS_ON_CPU = ("tests/gpu/test_masks_on_gpu.py", "tests/gpu/test_data_on_gpu.py")  # all would take minutes
-LINES, IS_WORKER = "SITTING_TESTS", "PYTEST_XDIST_WORKER" in os.environ
 SEARCH = {
     True: ("recipes/aws_fashion_mnist.py", "--precision", "bf16", "--checkpoint-every", "0.5"),
     False: ("recipes/aws_digits.py", "--num-levels", "1", "--warmup-epochs", "1", "--level-epochs", "1"),
@@ -170,22 +169,6 @@ def kill(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
-def pytest_runtest_logstart(nodeid: str, location: Any) -> None:
-    """Write that a test begins."""
-    if not IS_WORKER and LINES in os.environ:
-        with open(os.environ[LINES], "a") as file:
-            file.write(f"begun {nodeid}\n")
-
-
-def pytest_runtest_logreport(report: Any) -> None:
-    """Write how a test ended; leave a process whose device is lost, since every later test in it would fail."""
-    if not IS_WORKER and LINES in os.environ and (report.when == "call" or report.outcome != "passed"):
-        with open(os.environ[LINES], "a") as file:
-            file.write(f"{report.outcome} {report.nodeid}\n")
-    if IS_WORKER and report.failed and "CUDA error" in str(report.longrepr):
-        os._exit(70)
-
-
 def run_tests(directory: Path, seconds: float, on_gpu: bool, tests: Sequence[str] = ()) -> Outcome:
     """Run the suite for at most `seconds`, on a process a core, eight at most; a crash costs the test it was at."""
     if util.find_spec("pytest") is None:
@@ -193,7 +176,7 @@ def run_tests(directory: Path, seconds: float, on_gpu: bool, tests: Sequence[str
     processes = min(8, len(os.sched_getaffinity(0))) if on_gpu else 1
     shared = [] if util.find_spec("xdist") is None else ["-n", str(processes)]
     asked = tests or (["tests/gpu"] if on_gpu else TESTS_ON_CPU)
-    command = [sys.executable, "-m", "pytest", "-p", "tools.benchmarks.sitting", *shared, *asked]
+    command = [sys.executable, "-m", "pytest", "-p", "tools.benchmarks.pytest_log", *shared, *asked]
     lines, own = directory / "tests.txt", {} if on_gpu else {"HARNESS_GPU_TESTS_DEVICE": "cpu"}
     own |= {LINES: str(lines), "OMP_NUM_THREADS": "1"}
     code, took = run_commands([command], [directory / "tests.log"], own, seconds, 0)
