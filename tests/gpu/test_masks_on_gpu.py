@@ -88,10 +88,10 @@ def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monk
     """At eleven α: at most two images apart."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(3)
-    images, labels = torch.randn(4, 128, 3, 32, 32), torch.randint(10, (4, 128))
+    images, labels = torch.randn(4, 128, 3, 16, 16), torch.randint(10, (4, 128))
     states = []
     for seed in range(2):
-        model = fresh("resnet8", 32, CPU)
+        model = fresh("resnet8", 16, CPU)
         torch.manual_seed(seed)
         for param in model.parameters():  # so that the two are different networks
             param.data *= 1 + torch.randn(param.shape)
@@ -101,7 +101,7 @@ def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monk
     for where in (device, CPU):
         batches = [(part.to(where), label.to(where)) for part, label in zip(images, labels, strict=True)]
         bn = [part for part, _ in batches]
-        curves.append(barrier_curve(fresh("resnet8", 32, where), *states, bn_batches=bn, test_batches=batches))
+        curves.append(barrier_curve(fresh("resnet8", 16, where), *states, bn_batches=bn, test_batches=batches))
     assert len(set(curves[1].error_percent)) > 2
     # an image on the border between two classes may fall on either side
     for there, here in zip(curves[0].error_percent, curves[1].error_percent, strict=True):
