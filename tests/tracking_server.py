@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
-import subprocess
+import signal
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
-
-def free_port() -> int:
-    """Return a port that nobody listens on."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+from tests.warm import Running
 
 
 @contextlib.contextmanager
@@ -26,15 +20,10 @@ def server(where: Path, port: int, *options: str, **environment: str) -> Iterato
     # its queues for background jobs are seven more processes, which nothing here uses
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     store = ["--backend-store-uri", f"sqlite:///{where}/server.db", "--artifacts-destination", str(where / "artifacts")]
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    with open(where / "server.log", "ab") as log:
-        process = subprocess.Popen(
-            [*command, *store, *options],
-            env={**os.environ, **environment},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
+    command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store, *options]
+    process = Running(
+        where, Path(sys.executable).with_name("mlflow"), *command, log=where / "server.log", **environment
+    )
     try:
         until = time.monotonic() + 90
         while True:
@@ -46,5 +35,5 @@ def server(where: Path, port: int, *options: str, **environment: str) -> Iterato
         yield
     finally:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, 9)
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()

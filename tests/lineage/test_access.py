@@ -15,8 +15,9 @@ from harness.lineage.bundle import write_bundle
 from harness.lineage.reload import load_checkpoint
 from harness.lineage.store import open_store
 from harness.lineage.tracking.server import RefusedError
+from tests.free_port import free_port
 from tests.lineage.lineage_story import commit_story, key_of
-from tests.tracking_server import free_port, server
+from tests.tracking_server import server
 from tools.lineage_commands.asking import List
 from tools.lineage_commands.proving import Verify
 from tools.lineage_commands.store_options import StoreOptions

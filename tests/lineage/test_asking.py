@@ -23,8 +23,9 @@ from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, Searc
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
+from tests.free_port import free_port
 from tests.made_search import MadeSearch
-from tests.tracking_server import free_port, server
+from tests.tracking_server import server
 
 pytestmark = pytest.mark.long
 

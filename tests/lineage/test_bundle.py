@@ -4,7 +4,6 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import networkx
@@ -157,7 +156,7 @@ def test_another_result_under_the_same_key_is_refused(
 
 @pytest.mark.long
 def test_nothing_half_is_left_by_a_kill(store: LineageStore, theirs: LineageStore, tmp_path: Path) -> None:
-    """SIGKILL before and after nodes get their names, once as a user imports; the same command then goes on."""
+    """SIGKILL before and after nodes get their names; the same command then goes on."""
     commit_story(store.local)
     out = bundle(store, tmp_path / "bundle", "level 2", checkpoints=True)
     command = ["import", str(out), "--offline", "--runs", str(theirs.local.directory)]
@@ -168,7 +167,7 @@ def test_nothing_half_is_left_by_a_kill(store: LineageStore, theirs: LineageStor
         assert len(whole) == (0, 1, 2)[number]
         for directory in whole:
             check_files(directory, read_record(directory))
-    done = subprocess.run([sys.executable, str(TOOL), *command], capture_output=True, text=True)
+    done = warm(tmp_path, TOOL, *command)
     assert (done.stdout.count("there already"), done.stdout.count("new")) == (2, 2) and done.stderr == ""
     assert not list(theirs.local.directory.glob(".tmp-*"))
 

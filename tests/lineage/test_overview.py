@@ -15,8 +15,9 @@ from harness.lineage.tracking import overview
 from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE
 from harness.lineage.tracking.overview import DRAWN_TAG
 from harness.lineage.tracking.ui import VIEW_TAG, open_runs
+from tests.free_port import free_port
 from tests.lineage.lineage_story import START_MS, commit_story, key_of
-from tests.tracking_server import free_port, server
+from tests.tracking_server import server
 
 pytestmark = pytest.mark.long
 

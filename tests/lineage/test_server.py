@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from harness.common.files import FAULT_VARIABLE
 from harness.lineage.tracking.server import Server
+from tests.warm import warm
 
 MAKE = "import sys; from pathlib import Path; from harness.lineage.tracking.server import Server; "
 MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
@@ -21,7 +19,7 @@ MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
 @pytest.mark.long
 def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
-    killed = subprocess.run([sys.executable, "-c", MAKE, uri], env={**os.environ, FAULT_VARIABLE: "database-made:1"})
+    killed = warm(tmp_path, "-c", MAKE, uri, **{FAULT_VARIABLE: "database-made:1"})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "mlflow.db").exists()
     assert len(list(tmp_path.iterdir())) == 1  # what was begun, under another name

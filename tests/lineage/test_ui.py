@@ -18,9 +18,9 @@ from harness.lineage.browse.find import find_node
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking import ui
 from harness.lineage.tracking.ui import VIEW_TAG, open_runs
+from tests.free_port import free_port
 from tests.lineage.lineage_story import commit_story, key_of
 from tests.lineage.lineage_tool import TOOL, ask
-from tests.tracking_server import free_port
 
 pytestmark = pytest.mark.long
 

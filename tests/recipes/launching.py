@@ -43,7 +43,7 @@ def run_warm(where: Path, script: str, *options: str, ok: bool = True, **environ
 def recipe(where: Path, name: str, *options: str, processes: int = 0, ok: bool = True, **environment: str) -> str:
     """Launch a recipe: by `accelerate launch` with that many processes, or (0) by Python alone, seconds sooner.
 
-    One process is launched wholly as a user does. The launcher of several has its libraries loaded, they have not.
+    One process is launched wholly as a user does. The launcher of several has the libraries loaded, and so have they.
     """
     script = str(REPOSITORY / "recipes" / name)
     if not processes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -88,8 +89,9 @@ def test_other_code_goes_on_with_a_warning_and_is_recorded(begun: SearchConfig, 
     assert level["checkpoint"] == undisturbed["checkpoint"]
 
 
-def test_finished_levels_say_where_they_come_from(data: Path, tmp_path: Path, monkeypatch, capsys):
+def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path, tmp_path: Path, monkeypatch, capsys):
     """The run directory is another machine's: what it lacks is fetched from the tracking store."""
+    shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     here, there = (settings(data, tmp_path / name, offline=False) for name in ("here", "there"))
     first = levels(here)

@@ -7,7 +7,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from filelock import FileLock
 
 from harness.lineage.store import open_store
 from tests.recipes.launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
+from tests.warm import Running, warm
 
 pytestmark = pytest.mark.long
 
@@ -132,11 +132,15 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     long = [*WARM_UP, "--warmup-epochs", "1000"]
     shape = ["--num_processes", str(processes)] + (["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])
     command = [*LAUNCH, *shape, str(REPOSITORY / "recipes" / "aws_digits.py"), *long, *SAVING]
-    with open(where / "log", "w") as log:
-        launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
-        _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
-        launcher.send_signal(number)
-        launcher.wait(120)
+    launcher: subprocess.Popen[bytes] | Running
+    if processes > 1:  # wholly as a user does
+        with open(where / "log", "w") as log:
+            launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
+    else:
+        launcher = Running(where, *command, log=where / "log")
+    _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
+    launcher.send_signal(number)
+    launcher.wait(120)
     status = where / "runs" / "status.json"
     _wait(lambda: json.loads(status.read_text())["status"] != "running", 60)
     assert json.loads(status.read_text())["status"] == "preempted"
@@ -162,19 +166,13 @@ def test_a_second_launch_of_the_same_search_is_told_of_the_first(prepared, tmp_p
 
 
 def test_data_preparation_killed_before_its_end_begins_again(tmp_path):
-    prepare = [sys.executable, str(REPOSITORY / "tools" / "prepare_data.py"), "digits", "--out", "data"]
-    killed = subprocess.run(prepare, cwd=tmp_path, env=_environment("split-written:2"), capture_output=True)
+    prepare = [str(REPOSITORY / "tools" / "prepare_data.py"), "digits", "--out", "data"]
+    killed = warm(tmp_path, *prepare, HARNESS_KILL_AT="split-written:2")
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "data" / "digits" / "train.json").exists() != (
         tmp_path / "data" / "digits" / "test.json"
     ).exists()
     assert "1297 images" in tool(tmp_path, "prepare_data.py", "digits", "--out", "data")
-
-
-def _environment(fault: str) -> dict[str, str]:
-    import os
-
-    return {**os.environ, "HARNESS_KILL_AT": fault}
 
 
 def _wait(true: object, seconds: float) -> None:

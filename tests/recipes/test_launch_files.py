@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.warm import warm
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = REPOSITORY / "recipes" / "launch"
 SBATCH = LAUNCH / "slurm.sbatch"
@@ -61,9 +63,12 @@ def test_two_cpu_processes_are_one_world_of_two(tmp_path):
         "print(f'rank {world.rank} of {world.size} on {world.device.type}, sum {ranks}', flush=True)\n"
         "world.close()\n"
     )
-    command = [str(BIN / "accelerate"), "launch", "--config_file", str(LAUNCH / "cpu_2_processes.yaml"), str(script)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = warm(
+        tmp_path,
+        BIN / "accelerate",
+        *("launch", "--config_file", str(LAUNCH / "cpu_2_processes.yaml"), str(script)),
+        OMP_NUM_THREADS="1",
+    )
     assert done.returncode == 0, done.stderr
     said = sorted(re.findall(r"rank \d of \d on cpu, sum \d", done.stdout))  # the two may share a line
     assert said == ["rank 0 of 2 on cpu, sum 3", "rank 1 of 2 on cpu, sum 3"]
@@ -194,9 +199,8 @@ def test_every_node_gets_its_launcher_and_numbers_come_from_slurm(cluster, nodes
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("everyone", [False, True], ids=["the task alone", "every process"])
-def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster, everyone):
-    """Real launchers, two on one machine; Slurm signals the task it started, or its whole tree."""
+def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster):
+    """Real launchers, two on one machine; Slurm signals the task it started for one, and the other's whole tree."""
     (cluster.where / "worker.py").write_text(
         "import os, signal, sys, time\n"
         "heard = []\n"
@@ -214,15 +218,16 @@ def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster, everyon
         "    open(os.environ['HARNESS_STATUS'], 'w').write('{\"status\": \"preempted\"}')\n"
         "sys.exit(1)\n"
     )
-    # once a task has ended, Slurm kills what it left
-    tree = "$task $(pgrep -P $task) $(pgrep -P $(pgrep -P $task))" if everyone else "$task"
     cluster.srun(
-        "tasks=()\n"
-        'for n in 0 1; do SLURM_PROCID=$n "$@" & tasks+=($!); done\n'
-        "until [[ -e up-0 && -e up-1 ]] || ! kill -0 ${tasks[0]}; do sleep 0.1; done\n"
-        f"for task in ${{tasks[*]}}; do kill -USR1 {tree}; done\n"
-        "wait ${tasks[*]}\n"
-        "kill -KILL $(cat up-0 up-1) 2>/dev/null\n"
+        "for n in 0 1; do\n"
+        # once a task has ended, Slurm kills what it left
+        '    (SLURM_PROCID=$n "$@" & echo $! >task-$n; wait; kill -KILL $(cat up-$n) 2>/dev/null) &\n'
+        "done\n"
+        "until [[ (-e up-0 && -e up-1) || -z $(jobs -r) ]]; do sleep 0.1; done\n"
+        "alone=$(cat task-0) tree=$(cat task-1)\n"
+        "kill -USR1 $alone\n"
+        "kill -USR1 $tree $(pgrep -P $tree) $(pgrep -P $(pgrep -P $tree))\n"
+        "wait\n"
         "exit 0"
     )
     settings = {"SLURM_GPUS_ON_NODE": "1", "LAUNCH_CONFIG": str(LAUNCH / "nodes_2x8.yaml")}

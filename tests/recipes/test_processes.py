@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,7 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.free_port import free_port
 from tests.recipes.launching import REPOSITORY, elsewhere, nodes, recipe
+from tests.warm import Running, launcher
 
 pytestmark = pytest.mark.long
 
@@ -93,20 +92,19 @@ world.close()
 """
 
 
-def opening(where: Path, processes: int, *options: str, shape: tuple[str, ...] = ("--standalone",)) -> subprocess.Popen:
+def opening(where: Path, processes: int, *options: str, shape: tuple[str, ...] = ()) -> Running:
     """Open the digits in `where` in several processes under one launcher."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", *shape, "--nproc_per_node", str(processes)]
-    command = [*launcher, "--no-python", sys.executable, "-c", OPENING, str(where), *options]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
-    return subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    words = [*shape, "--nproc_per_node", str(processes), "--no-python", sys.executable, "-c", OPENING, str(where)]
+    env = {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
+    return launcher(where, *words, *options, **env)
 
 
-def said(launcher: subprocess.Popen) -> dict[str, list[str]]:
+def said(opened: Running) -> dict[str, list[str]]:
     """Return the lines of each rank, after checking that all ended well."""
-    output, errors = launcher.communicate(timeout=240)
-    assert launcher.returncode == 0, errors
+    done = opened.ended(240)
+    assert done.returncode == 0, done.stderr
     lines: dict[str, list[str]] = {}
-    for rank, line in re.findall(r"^(\d) (.*)$", output, re.M):
+    for rank, line in re.findall(r"^(\d) (.*)$", done.stdout, re.M):
         lines.setdefault(rank, []).append(line)
     return lines
 
@@ -138,9 +136,7 @@ def test_one_process_of_a_node_hashes_the_data(unverified, processes, options):
 
 def test_each_node_hashes_its_own_data(unverified, tmp_path):
     shutil.copytree(unverified / "data", tmp_path / "other" / "data")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        nodes = ("--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free.getsockname()[1]))
+    nodes = ("--nnodes", "2", "--master_port", str(free_port()))
     launchers = [
         opening(place, 2, "read-only", shape=(*nodes, "--node_rank", str(rank)))
         for rank, place in enumerate((unverified, tmp_path / "other"))

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,8 +14,10 @@ from mlflow import MlflowClient
 
 from harness.lineage.store import LineageStore, open_store
 from tests.fault_proxy import Fault, FaultProxy, fault_proxy
+from tests.free_port import free_port
 from tests.recipes.launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, run_warm
-from tests.tracking_server import free_port, server
+from tests.tracking_server import server
+from tests.warm import Running
 
 pytestmark = pytest.mark.long
 
@@ -42,7 +41,7 @@ class Search:
     """A search on its way, and what stands between it and the server."""
 
     where: Path
-    launch: subprocess.Popen[bytes]
+    launch: Running
     proxy: FaultProxy
     direct: LineageStore
 
@@ -65,12 +64,10 @@ class Search:
 @contextlib.contextmanager
 def started(where: Path, num_levels: int, proxy: FaultProxy, direct: str) -> Iterator[Search]:
     """Start the search."""
-    command = [sys.executable, str(REPOSITORY / "recipes" / "aws_digits.py"), *OPTIONS, str(num_levels)]
+    command = [str(REPOSITORY / "recipes" / "aws_digits.py"), *OPTIONS, str(num_levels)]
     # as short as a test needs: by default a request is given up after three times 30 s
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
-    with open(where / "log", "w") as log:
-        environment = {**os.environ, **limits, "MLFLOW_TRACKING_URI": proxy.uri}
-        launch = subprocess.Popen(command, cwd=where, env=environment, stdout=log, stderr=log)
+    launch = Running(where, *command, log=where / "log", MLFLOW_TRACKING_URI=proxy.uri, **limits)
     try:
         yield Search(where, launch, proxy, open_store(where / "none", direct))
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -124,9 +125,9 @@ def test_what_is_being_made_keeps_what_it_is_made_from(search: MadeSearch) -> No
 
 
 @pytest.mark.long
-def test_what_only_mlflow_knows_keeps_its_ticket(search: MadeSearch, tmp_path: Path) -> None:
+def test_what_only_mlflow_knows_keeps_its_ticket(search: MadeSearch, empty_store: Path, tmp_path: Path) -> None:
     """A training made from a level on another machine."""
-    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
     elsewhere = MadeSearch(LocalNodes(tmp_path / "elsewhere"), search.config, search.architecture, search.data_digest)
     elsewhere.config = search.config.__class__(**{**vars(search.config), "num_levels": 2})
     elsewhere.make(("mask",))

@@ -3,20 +3,18 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import textwrap
 import time
-from pathlib import Path
 
 import pytest
 import torch
 
 from harness.distributed.world import World
+from tests.free_port import free_port
 from tests.training.small_training import open_world
-
-REPOSITORY = Path(__file__).resolve().parents[2]
+from tests.warm import REPOSITORY, launcher, torchrun
 
 
 @pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED"])
@@ -82,9 +80,7 @@ def test_a_failure_on_any_rank_ends_all():
         assert world.on_main(lambda: "rank 0") == ("rank 0" if world.rank == 0 else None)
         world.close()
     """
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--no-python"]
-    command = [*launcher, sys.executable, "-c", textwrap.dedent(script)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = torchrun(2, REPOSITORY, "--no-python", sys.executable, "-c", textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
     assert sorted(re.findall(r"^\d.*$", done.stdout, re.M)) == [
         "0 OtherRankFailedError: process 1 of 2 failed; see its message",
@@ -94,27 +90,20 @@ def test_a_failure_on_any_rank_ends_all():
     ]
 
 
-def two_launchers(script: str) -> list[subprocess.Popen]:
-    """Start a process of two under a launcher of its own each, as on two nodes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
-    launchers = []
-    for node in ("0", "1"):
-        nodes = ["--nnodes", "2", "--node_rank", node, "--master_addr", "127.0.0.1", "--master_port", str(port)]
-        command = [sys.executable, "-m", "torch.distributed.run", *nodes, "--nproc_per_node", "1", "--no-python"]
-        command += [sys.executable, "-c", textwrap.dedent(script)]
-        launchers.append(
-            subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-        )
-    return launchers
+ON_CPU = {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
+
+
+def two_nodes(script: str) -> list[list[str]]:
+    """Return the words of two launchers with a process of two each, as on two nodes."""
+    shape = ["--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--nproc_per_node", "1"]
+    program = ["--no-python", sys.executable, "-c", textwrap.dedent(script)]
+    return [[*shape, "--node_rank", node, *program] for node in ("0", "1")]
 
 
 @pytest.mark.long
 def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
     """Process 1 is gone before it has loaded anything of the harness; its launcher ends, and that is seen."""
-    launchers = two_launchers("""
+    nodes = two_nodes("""
         import os, signal, time
         if os.environ["RANK"] == "1":
             time.sleep(2.0)
@@ -122,12 +111,22 @@ def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
         from harness.distributed.world import World
         World()
     """)
+    launchers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "torch.distributed.run", *words],
+            env={**os.environ, **ON_CPU},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for words in nodes
+    ]
     try:
-        said = [launcher.communicate(timeout=60)[1] for launcher in launchers]
+        said = [one.communicate(timeout=60)[1] for one in launchers]
     finally:
-        for launcher in launchers:
-            launcher.kill()
-    assert [launcher.returncode for launcher in launchers] == [1, 1]
+        for one in launchers:
+            one.kill()
+    assert [one.returncode for one in launchers] == [1, 1]
     assert "process 0 of 2 on" in said[0] and "lost the launcher of a node (at 127.0.0.1; it ended" in said[0]
 
 
@@ -158,7 +157,7 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
             time.sleep(0.05)
         world.World()
     """
-    launchers = two_launchers(script)
+    launchers = [launcher(tmp_path, *words, **ON_CPU) for words in two_nodes(script)]
     try:
         until = time.monotonic() + 60
         while not (tmp_path / "pid").exists():
@@ -167,14 +166,15 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
         time.sleep(0.5)  # it has begun to join, and waits
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         (tmp_path / "go").touch()
-        said = [launcher.communicate(timeout=30)[1] for launcher in launchers]
+        ended = [one.ended(30) for one in launchers]
     finally:
-        for launcher in launchers:
-            launcher.kill()
-    assert [launcher.returncode for launcher in launchers] == [1, 1]
+        for one in launchers:
+            one.kill()
+    assert [one.returncode for one in ended] == [1, 1]
+    said = ended[0].stderr
     # whichever notices first: the roll call, by itself or by the launcher, or gloo, whose connection is refused
     noticed = ("lost process 1 (it began to join", "lost the launcher of a node (at", "could not join the others: ")
-    assert "process 0 of 2 on" in said[0] and any(words in said[0] for words in noticed)
+    assert "process 0 of 2 on" in said and any(words in said for words in noticed)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,10 @@ from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
 from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
+from tests.free_port import free_port
 from tests.lineage.proof.made import FOREIGN, found, local, make
 from tests.made_search import MadeSearch
-from tests.tracking_server import free_port, server
+from tests.tracking_server import server
 from tests.warm import warm
 
 TOOL = Path(__file__).parents[3] / "tools" / "lineage.py"
