@@ -34,7 +34,7 @@ class Curve:
 
 
 @dataclass(frozen=True)
-class Statement:
+class FigureClaim:
     """What the paper says of two curves, or what we ask of them; None is the dense network.
 
     It is tested once, by the difference of accuracy a − b, mean over all densities of the figure.
@@ -70,7 +70,7 @@ class Figure:
     subjects: dict[str, tuple[str, ...]]
     """Data set → the networks it is shown for, the first the default."""
     curves: tuple[Curve, ...]
-    claims: tuple[Statement, ...]
+    claims: tuple[FigureClaim, ...]
     stability: tuple[Curve, ...] = ()
     """Whose SGD-noise stability is shown."""
     connectivity: tuple[Curve, ...] = ()
@@ -111,20 +111,20 @@ _MARGIN = 1.0
 """Percentage points of accuracy within which two curves are "about equal"."""
 
 
-def _greater(first: Curve, second: Curve | None, says: str) -> Statement:
-    return Statement(first, second, says, "greater")
+def _greater(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "greater")
 
 
-def _less(first: Curve, second: Curve | None, says: str) -> Statement:
-    return Statement(first, second, says, "less")
+def _less(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "less")
 
 
-def _equal(first: Curve, second: Curve | None, says: str) -> Statement:
-    return Statement(first, second, says, "equal", _MARGIN)
+def _equal(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "equal", _MARGIN)
 
 
-def _question(first: Curve, second: Curve | None, says: str) -> Statement:
-    return Statement(first, second, says, "differs")
+def _question(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "differs")
 
 
 _REACHES = _equal(Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
@@ -176,7 +176,9 @@ FIGURES: dict[str, Figure] = {
                 ),
                 _LAGS,
                 _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
-                Statement(Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better", "not_worse", _MARGIN),
+                FigureClaim(
+                    Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better", "not_worse", _MARGIN
+                ),
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _RETRAIN), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),

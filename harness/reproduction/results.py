@@ -16,7 +16,7 @@ from harness.analysis.statistics import Claim, Contrast, Verdict, judge
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
-from harness.reproduction.figure import Curve, Statement
+from harness.reproduction.figure import Curve, FigureClaim
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
 
@@ -51,7 +51,7 @@ class Point:
 class Judged:
     """A statement of the figure and what the trials say of it."""
 
-    statement: Statement
+    statement: FigureClaim
     by_density: Mapping[float, float]
     """Density → accuracy of a − b, percentage points, mean over the trials that have both."""
     verdict: Verdict
@@ -177,7 +177,7 @@ class Results:
             Judged(one, by_density, verdict) for (one, _, by_density), verdict in zip(measured, verdicts, strict=True)
         ]
 
-    def _measure(self, statement: Statement) -> tuple[Contrast, dict[float, float]] | None:
+    def _measure(self, statement: FigureClaim) -> tuple[Contrast, dict[float, float]] | None:
         """Return the contrast of a statement and its differences by density; None before a trial has both curves.
 
         Densities of one search are not independent, so a trial counts once, by its mean over the densities that any

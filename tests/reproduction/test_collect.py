@@ -17,7 +17,7 @@ from harness.config import ComparisonConfig, GemMinerConfig, to_json
 from harness.lineage.nodes.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
-from harness.reproduction.figure import Curve, Statement, figure_named
+from harness.reproduction.figure import Curve, FigureClaim, figure_named
 from harness.reproduction.page import page
 from harness.reproduction.report import commit_report, write_report
 from harness.reproduction.results import Judged, Results
@@ -526,7 +526,7 @@ def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, p
 
 
 def test_a_statement_can_be_about_the_dense_network(made_up, plan):
-    figure = replace(plan.figure, claims=(Statement(AWS, None, "worse", "less"),))
+    figure = replace(plan.figure, claims=(FigureClaim(AWS, None, "worse", "less"),))
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure))
     made.everything()
     (claim,) = collect(store_of(made), made.plan).claims
