@@ -5,6 +5,7 @@
     accelerate launch recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
     accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
+    accelerate launch recipes/reproduce.py --study depth            # a plan of recipes/studies, judged when it is whole
 
 Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: statements of the paper's text; gem_miner: of
 Gem-Miner's own paper; controls, transfer: in no paper. The same command again makes the runs that are missing and
@@ -17,6 +18,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,15 +28,23 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.launch import launch
 from harness.cli.options import parse
+from harness.common.tables import print_markdown, print_table
 from harness.config import Precision, SearchConfig, known
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
-from harness.reproduction.figure_runner import FigureRunner
+from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.report import show
+from harness.reproduction.study import Study, read_study
+from harness.reproduction.study_page import write_page
+from harness.reproduction.study_records import compare_again, directory_of, finished_chains, record_chain
+from harness.reproduction.study_results import StudyResults
 from recipes.presets.figures import SCALES, SMALL
 
 _log = logging.getLogger("harness.recipes.reproduce")
+_REPOSITORY = Path(__file__).resolve().parents[1]
+STUDIES = _REPOSITORY / "recipes" / "studies"
+RESULTS = _REPOSITORY / "docs" / "results"
 
 
 @dataclass(frozen=True)
@@ -91,7 +101,9 @@ class ChangedSettings:
 class FigureOptions:
     """Which figure, for which data set and network, how large; `tools/report.py` has the same options."""
 
-    figure: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FIGURE", help=f"One of: {', '.join(FIGURES)}.")]
+    figure: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar="FIGURE", help=f"One of: {', '.join(FIGURES)}.")
+    ] = ""
     dataset: str | None = None
     """A data set of the figure (its first if not given); small: digits or fashion_mnist_small."""
     network: str | None = None
@@ -154,6 +166,14 @@ class FigureOptions:
 class ReproductionOptions(FigureOptions):
     """Which figure to make, and how."""
 
+    study: str | None = None
+    """Instead of FIGURE: make the runs that a plan names, recipes/studies/STUDY.toml, and its page; runs that are
+    recorded under --results count as made. A shard is a share of its trials."""
+    results: Path = RESULTS
+    """Where a study's records and page are kept."""
+    again: str | None = None
+    """With --study: make this recorded chain again, such as aws-s11, in a directory --runs without it, and print each
+    number beside the recorded one. On the same kind of CPU the bits are equal."""
     list: bool = False
     """Print one launch command for each run, and run nothing."""
     shard: str | None = None
@@ -197,10 +217,17 @@ def chains_of(options: ReproductionOptions, plan: FigurePlan) -> tuple[str, ...]
     """Return the chains that this launch makes; ValueError for a shard that is none."""
     if options.shard is None:
         return tuple(plan.chains())
-    index, _, count = options.shard.partition("/")
-    if options.only or not (index.isdigit() and count.isdigit()):
-        raise ValueError(f"--shard {options.shard}: give i/n, such as 1/4, and not --only beside it")
-    return tuple(plan.shard(int(index), int(count)))
+    if options.only:
+        raise ValueError("--shard and --only: give one of them")
+    return tuple(plan.shard(*share(options.shard)))
+
+
+def share(text: str) -> tuple[int, int]:
+    """Return i and n of i/n; ValueError for anything else."""
+    index, _, count = text.partition("/")
+    if not (index.isdigit() and count.isdigit()):
+        raise ValueError(f"--shard {text}: give i/n, such as 1/4")
+    return int(index), int(count)
 
 
 def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
@@ -210,10 +237,77 @@ def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
     show(runner.experiment.store, plan, runner.settings, out, strict=False)
 
 
+def study_named(name: str) -> Study:
+    """Return the study of a name; ValueError with the known ones for another."""
+    names = sorted(path.stem for path in STUDIES.glob("*.toml"))
+    return read_study(STUDIES / f"{known('study', name, names)}.toml", SCALES)
+
+
+def make_study(options: ReproductionOptions, study: Study) -> None:
+    """Make the chains of a study, or of a share of its trials, that are not recorded, and record each when it is."""
+    index, count = (1, 1) if options.shard is None else share(options.shard)
+    recorded = finished_chains(study, options.results)
+    wanted = study.units(index, count)
+    chains = [name for name in wanted if name not in recorded]
+    recorded_already = f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded"
+    _log.info(f"{recorded_already}; to make: {', '.join(chains) or 'none'}")
+    if chains:
+        make_chains(options, study, chains)
+    if options.shard is None or not chains:
+        write_study_page(options, study)
+    else:
+        _log.info("this share is finished; when all are, the same command without --shard writes the page")
+
+
+def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
+    """Make a recorded chain again, and print its numbers beside the recorded ones; nothing is recorded."""
+    recorded = finished_chains(study, options.results)
+    before = recorded[known("recorded chain", chain, sorted(recorded))]
+    with launch(options.config(study.plan.scale.config)) as experiment:
+
+        def show_rows(made: MadeChain) -> None:
+            rows = experiment.world.on_main(lambda: compare_again(experiment.store, before, made))
+            if rows:
+                print_table(rows, numbers=("recorded", "here"), whole=("run",))
+
+        FigureRunner(experiment, study.plan).make([chain], show_rows)
+
+
+def write_study_page(options: ReproductionOptions, study: Study) -> None:
+    """Write the page of a study from its records; this needs no run and no data."""
+    beside = {name: study_named(name) for name in study.beside}
+    found = StudyResults.read(study, options.results, beside)
+    directory = directory_of(study.name, options.results).parent
+    write_page(found, directory)
+    print_markdown((directory / "page.md").read_text())
+    print(f"page, tables and figure: {directory}")
+
+
+def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str]) -> None:
+    """Make chains in one launch."""
+    with launch(options.config(study.plan.scale.config)) as experiment:
+        world = experiment.world
+
+        def record(made: MadeChain) -> None:
+            path = world.on_main(lambda: record_chain(experiment, study, made, options.results))
+            _log.info(f"{made.name} is finished: its records are in {path}")
+
+        FigureRunner(experiment, study.plan).make(chains, record)
+
+
 def main() -> None:
-    """Make the runs of a figure, or a share of them, then its page."""
+    """Make the runs of a figure or study, or a share of them, then its page."""
     with clear_errors():
         options = parse(ReproductionOptions, __doc__)
+        if bool(options.figure) == bool(options.study):
+            raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
+        if options.study is not None:
+            study = study_named(options.study)
+            if options.again:
+                make_again(options, study, options.again)
+            else:
+                make_study(options, study)
+            return
         plan = options.plan
         if options.list:
             print("\n".join(commands(plan)))

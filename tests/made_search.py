@@ -17,15 +17,16 @@ import torch
 from harness.checkpoint import Checkpoint
 from harness.common.digest import canonical_json, sha256_json, sha256_tensors
 from harness.common.seeds import SgdNoise, alpha_mean
+from harness.common.tensors import save_correct
 from harness.config import SearchConfig, to_json
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord, Metric, Parent
+from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord, Metric, Parent
 from harness.lineage.proof.networks import Architecture
 from harness.masks import Mask, SignedMask, transfer
 from harness.pruning import prune
 
-NUM_TRAIN = 1297
+NUM_TRAIN, NUM_TEST = 1297, 500
 START_MS = 1_790_000_000_000
 
 
@@ -47,6 +48,8 @@ class Draft:
     buffers: dict[str, torch.Tensor] = field(default_factory=dict)
     signed_mask: SignedMask | None = None
     curve: dict[str, Any] | None = None
+    correct: dict[str, torch.Tensor] = field(default_factory=dict)
+    """Which images were right, by evaluation."""
     key: str | None = None
     """Instead of the digest of the determinants."""
     owner: str | None = None
@@ -113,7 +116,7 @@ class MadeSearch:
 
     def _config(self, **more: Any) -> dict[str, Any]:
         search = json.loads(json.dumps(to_json(self.config)))
-        data = {"num_train": NUM_TRAIN, "num_test": 500}
+        data = {"num_train": NUM_TRAIN, "num_test": NUM_TEST}
         return {"search": search, "data": data, "launch": {"world_size": 1}, "argv": ["made up"]} | more
 
     def _tags(self, **more: Any) -> dict[str, str]:
@@ -215,6 +218,10 @@ class MadeSearch:
         draft.params, draft.buffers = start, buffers
         draft.signed_mask = SignedMask.of(start, mask, self.partition.norm)
         draft.log("test_error_percent", 10.0, draft.epochs)
+        draft.correct["test"] = _right_but_for(10.0)
+        if draft.kind == "level":
+            draft.log("test_error_percent_recorded_bn", 12.6, draft.epochs)
+            draft.correct["test_recorded_bn"] = _right_but_for(12.6)
 
     def _compare(self, first: str, second: str) -> None:
         pair = self.keys[first], self.keys[second]
@@ -234,6 +241,7 @@ class MadeSearch:
             draft.log(name, value)
         for step, error in enumerate(errors):
             draft.log("error_percent", error, step)
+        draft.correct["points"] = torch.stack([_right_but_for(error) for error in errors])
         self._commit("lmc", draft)
 
     def _commit(self, name: str, draft: Draft) -> None:
@@ -272,7 +280,14 @@ class MadeSearch:
             if mask is not None:
                 header = {"level_digest": owner, "level": draft.level, "density": mask.density}
                 mask.save(directory / SIGNED_MASK, header)
+            if draft.correct:
+                save_correct(directory / CORRECT, draft.correct)
 
         self.nodes.commit(record, write)
         self.keys[name] = key
         self._made[name] = replace(draft)
+
+
+def _right_but_for(error_percent: float) -> torch.Tensor:
+    """Return which of the test images are right: all but the first ones."""
+    return torch.arange(NUM_TEST) >= round(NUM_TEST * error_percent / 100)

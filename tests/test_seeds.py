@@ -1,6 +1,7 @@
 """Random streams are named, hashed and independent."""
 
 import numpy as np
+import pytest
 
 from harness.common.seeds import SgdNoise, derive_seed
 
@@ -28,6 +29,17 @@ def test_alphas_are_uniform():
     counts = np.histogram(alphas, bins=20, range=(0, 1))[0]
     # chi-square with 19 degrees of freedom: above 43.8 with probability 0.001
     assert ((counts - 5000) ** 2 / 5000).sum() < 43.8
+
+
+def test_other_distributions_of_alpha_are_made_from_the_same_draws():
+    uniform, zero, bernoulli, upper = (
+        SgdNoise(5, ("search", 0), alpha).alphas(3, 10_000) for alpha in ("uniform", "zero", "bernoulli", "half_to_one")
+    )
+    assert not zero.any()
+    assert np.array_equal(bernoulli, uniform >= 0.5) and set(bernoulli) == {0.0, 1.0}
+    assert np.array_equal(upper, 0.5 + uniform / 2) and upper.min() >= 0.5 and upper.max() < 1
+    with pytest.raises(ValueError, match="unknown distribution of α 'beta'"):
+        SgdNoise(5, ("search", 0), "beta").alphas(0, 1)
 
 
 def test_seeds_stay_the_same_over_versions():

@@ -339,7 +339,7 @@ def _files(directory: Path) -> dict[str, Path]:
 
 
 def _kind(name: str) -> str:
-    if not name.endswith(".safetensors"):
+    if not name.endswith(".safetensors") or name == "correct.safetensors":
         return "file"
     return "mask" if "mask" in name else "checkpoint"
 

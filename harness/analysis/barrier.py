@@ -6,14 +6,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from harness.analysis.interpolate import check_same_tensors, interpolate_into
-from harness.distributed.ranks import ONE_PROCESS, Ranks, sum_over_ranks
+from harness.distributed.ranks import ONE_PROCESS, Ranks, joined_over_ranks
 from harness.training.batchnorm import BatchNormConvention, reestimate_batchnorm
 
 BarrierConvention = BatchNormConvention | Literal["none"]
@@ -40,6 +40,8 @@ class BarrierCurve:
     bn_images: int
     """Training images used for that, at each point; 0 under "none" and for networks without BatchNorm."""
     test_images: int
+    correct_AN: Tensor | None = field(default=None, compare=False, repr=False)
+    """Which of N test images were right at each of A points, bool on the CPU; None for a curve from plain values."""
 
     def __post_init__(self) -> None:
         _check_alphas(self.alphas)
@@ -83,6 +85,7 @@ class BarrierCurve:
             error_percent=self.error_percent[::-1],
             recorded_error_a_percent=self.recorded_error_b_percent,
             recorded_error_b_percent=self.recorded_error_a_percent,
+            correct_AN=None if self.correct_AN is None else self.correct_AN.flip(0),
         )
 
     def connected(self, epsilon: float) -> bool:
@@ -90,14 +93,14 @@ class BarrierCurve:
         return self.barrier <= epsilon
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: the fields, and the barriers derived from them."""
-        derived = {name: getattr(self, name) for name in _DERIVED}
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()} | derived
+        """Return plain JSON values: the fields but for single images, and the barriers derived from them."""
+        values = {name: getattr(self, name) for name in (*self._figures(), *_DERIVED)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
         """Return the curve that gave `values`; ValueError if a field is missing, unknown, or contradicts the others."""
-        own = {field.name for field in fields(cls)}
+        own = set(cls._figures())
         missing, unknown = own - values.keys(), values.keys() - own - set(_DERIVED)
         if missing or unknown:
             raise ValueError(f"not a barrier curve: missing {sorted(missing)}, unknown {sorted(unknown)}")
@@ -107,6 +110,10 @@ class BarrierCurve:
             if name in values and values[name] != getattr(curve, name):
                 raise ValueError(f"{name} is recorded as {values[name]}, but the errors give {getattr(curve, name)}")
         return curve
+
+    @classmethod
+    def _figures(cls) -> list[str]:
+        return [each.name for each in fields(cls) if each.compare]
 
 
 def _mirrored(alphas: tuple[float, ...]) -> tuple[float, ...]:
@@ -135,8 +142,9 @@ def barrier_curve(
 ) -> BarrierCurve:
     """Measure the test error at each point αa + (1 − α)b, with BatchNorm re-estimated at each.
 
-    Every float tensor is interpolated. Several `ranks` call this together, and all get the curve. A barrier between
-    networks with different masks compares unlike things: the caller checks that the masks are equal.
+    Every float tensor is interpolated. Several `ranks` call this together, and all get the curve; its images are those
+    of rank 0, then those of rank 1, and so on. A barrier between networks with different masks compares unlike things:
+    the caller checks that the masks are equal.
 
     Args:
         model: Scratch space of the right architecture, which decides the device. Its state and memory format are
@@ -167,32 +175,34 @@ def barrier_curve(
     state_a, state_b = ranks.on_all(lambda: (_beside(target, state_a), _beside(target, state_b)))
     own = _OwnImages(model, bn_batches, test_batches)
 
-    def counts_at(alpha: float, reestimate: bool) -> tuple[int, int, int]:
-        """Return how many test images are wrong, how many there are, and how many gave BatchNorm statistics."""
+    def correct_at(alpha: float, reestimate: bool) -> Tensor:
+        """Return which test images are right, of all ranks."""
         before_each()
         interpolate_into(target, state_a, state_b, alpha)
         # entered anew for each α: autocast may keep its copies of the weights for as long as it lasts
         with ranks.autocast():
             if reestimate and convention != "none":
                 reestimate_batchnorm(model, own.bn(), convention, ranks=ranks, num_batches=num_bn_batches)
-            counts = sum_over_ranks(ranks, own.counts)
-        wrong, num_test, num_bn = counts.tolist()  # one wait for the device, not one a batch
-        if num_test == 0:
+            # no rank enters the sum before all can, so none is left waiting there
+            correct_N = joined_over_ranks(ranks, ranks.on_all(own.correct))
+        if len(correct_N) == 0:
             raise ValueError("test_batches gave no images; a barrier needs some")
-        return wrong, num_test, num_bn
+        return correct_N
 
     with torch.inference_mode():
-        ends = [] if recorded_error_percent else [counts_at(alpha, reestimate=False) for alpha in (1.0, 0.0)]
-        counts = [counts_at(alpha, reestimate=True) for alpha in alphas]
+        ends = [] if recorded_error_percent else [correct_at(alpha, reestimate=False) for alpha in (1.0, 0.0)]
+        points = [correct_at(alpha, reestimate=True) for alpha in alphas]
+        num_bn = int(ranks.sum(torch.tensor(own.num_bn or 0)))
     recorded = recorded_error_percent or tuple(_error_percent(ends))
     return BarrierCurve(
         alphas=tuple(alphas),
-        error_percent=tuple(_error_percent(counts)),
+        error_percent=tuple(_error_percent(points)),
         recorded_error_a_percent=recorded[0],
         recorded_error_b_percent=recorded[1],
         convention=convention,
-        bn_images=counts[-1][2],
-        test_images=counts[-1][1],
+        bn_images=num_bn,
+        test_images=len(points[-1]),
+        correct_AN=torch.stack(points),
     )
 
 
@@ -200,8 +210,8 @@ def _beside(target: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> dict[s
     return {name: tensor.to(target[name].device) for name, tensor in state.items()}
 
 
-def _error_percent(counts: Iterable[tuple[int, int, int]]) -> Iterator[float]:
-    return (100.0 * wrong / num_test for wrong, num_test, _ in counts)
+def _error_percent(points: Iterable[Tensor]) -> Iterator[float]:
+    return (100.0 * int((~correct_N).sum()) / len(correct_N) for correct_N in points)
 
 
 class _OwnImages:
@@ -223,18 +233,18 @@ class _OwnImages:
             yield images_NCHW
         self.num_bn = self._same("bn_batches", self.num_bn, num_images)
 
-    def counts(self) -> Tensor:
-        """Test; return how many images are wrong, how many there are, and how many gave BatchNorm statistics."""
+    def correct(self) -> Tensor:
+        """Test; return which images are right, bool on the CPU."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
-        wrong, num_images = torch.zeros((), dtype=torch.int64, device=self.device), 0
+        correct = [torch.zeros(0, dtype=torch.bool, device=self.device)]
         for images_NCHW, labels_N in self.test_batches:
-            wrong += (self.model(images_NCHW).argmax(1) != labels_N).sum()
-            num_images += len(labels_N)
+            correct.append(self.model(images_NCHW).argmax(1) == labels_N)
         for module, training in modes:
             module.training = training
-        self.num_test = self._same("test_batches", self.num_test, num_images)
-        return torch.stack([wrong, *(torch.full_like(wrong, number) for number in (num_images, self.num_bn or 0))])
+        correct_N = torch.cat(correct).cpu()  # one wait for the device, not one a batch
+        self.num_test = self._same("test_batches", self.num_test, len(correct_N))
+        return correct_N
 
     @staticmethod
     def _same(name: str, before: int | None, now: int) -> int:

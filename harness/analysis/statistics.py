@@ -212,6 +212,15 @@ class Claim:
             return test(self.contrast.differences, self.margin)
         return sign_flip_p(self.contrast.differences)
 
+    def holds_in(self, interval: tuple[float, float] | None) -> bool:
+        """Whether the claim is true of every difference in an interval, percentage points."""
+        if interval is None:
+            return False
+        low, high = interval
+        if self.margin is not None:
+            return low > -self.margin and (self.expects == "not_worse" or high < self.margin)
+        return not low <= 0 <= high
+
     @property
     def against(self) -> bool:
         """Whether the difference has the other sign than the claimed one."""
@@ -266,7 +275,8 @@ class Verdict:
 def judge(claims: Sequence[Claim]) -> list[Verdict]:
     """Return the verdict of each claim; give all claims of a page at once, since Holm's correction counts them.
 
-    Shown: corrected p ≤ 0.05, and the difference has the claimed direction. A contrast with too few trials
+    Shown: corrected p ≤ 0.05, so that it holds over trials; the interval over trials and images allows nothing else;
+    and the difference has the claimed direction. A contrast with too few trials
     (`needed_trials`) shows nothing.
     """
     if not claims:
@@ -284,6 +294,8 @@ def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
         reason = f"too few trials, p ≥ {p_text(best)}"
     elif holm_p <= SIGNIFICANCE and claim.against:
         reason = "it is the other way round"
+    elif holm_p <= SIGNIFICANCE and not claim.holds_in(contrast.interval):
+        reason = "the interval over trials and images allows the opposite"
     elif holm_p <= SIGNIFICANCE:
         word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
     return Verdict(

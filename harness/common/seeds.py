@@ -29,6 +29,8 @@ class SgdNoise:
 
     sgd_seed: int
     scope: tuple[str | int, ...]
+    alpha: str = "uniform"
+    """How α is distributed: `harness.config.AlphaDistribution`."""
 
     def key(self, purpose: str, *where: int) -> int:
         """Return the uint64 key of one purpose, e.g. in one epoch, or at one step of it."""
@@ -40,8 +42,21 @@ class SgdNoise:
         return generator.permutation(num_samples).astype(np.int64, copy=False)
 
     def alphas(self, epoch: int, num_steps: int) -> np.ndarray:
-        """Return AWS's α ~ U[0, 1) of each step of the epoch: float64 (num_steps,), the same on every rank."""
-        return np.random.Generator(np.random.Philox(key=self.key("alpha", epoch))).random(num_steps)
+        """Return AWS's α of each step of the epoch: float64 (num_steps,), the same on every rank.
+
+        Every distribution is made from the same uniform draws, so that ablations differ in nothing else.
+        """
+        uniform = np.random.Generator(np.random.Philox(key=self.key("alpha", epoch))).random(num_steps)
+        match self.alpha:
+            case "uniform":
+                return uniform
+            case "zero":
+                return np.zeros(num_steps)
+            case "bernoulli":
+                return np.floor(2 * uniform)
+            case "half_to_one":
+                return (1 + uniform) / 2
+        raise ValueError(f"unknown distribution of α {self.alpha!r}; known: uniform, zero, bernoulli, half_to_one")
 
 
 def alpha_mean(alphas: np.ndarray) -> float:

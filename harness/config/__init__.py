@@ -16,6 +16,7 @@ from harness.config.parts import (
 )
 from harness.config.search import (
     NETWORKS_OWN,
+    AlphaDistribution,
     GemMinerConfig,
     Order,
     RewindUnit,
@@ -29,6 +30,7 @@ from harness.config.ticket import ComparisonConfig, Kind, SignsTaken, TicketConf
 
 __all__ = [
     "NETWORKS_OWN",
+    "AlphaDistribution",
     "ComparisonConfig",
     "DataConfig",
     "GemMinerConfig",

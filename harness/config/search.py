@@ -21,6 +21,8 @@ SaveUnit = Literal["minutes", "epochs", "steps"]
 Scope = Literal["global", "layer"]
 Order = Literal["default", "paper"]
 RewindUnit = Literal["epochs", "steps"]
+AlphaDistribution = Literal["uniform", "zero", "bernoulli", "half_to_one"]
+"""Of AWS's α: U(0, 1); always 0; 0 or 1, each half the time; U(½, 1)."""
 NETWORKS_OWN = "network"
 """The initialisation that a network comes with."""
 
@@ -98,6 +100,9 @@ class SearchConfig:
     """Prune the dense network once, to the density of level T, instead of level by level."""
     order: Order = "default"
     """paper: Algorithm 1 as printed; level 0 is the warm-up and one level more, and level T is pruned, not trained."""
+    alpha: AlphaDistribution = "uniform"
+    """aws only: the distribution of α. uniform, U(0, 1), is the paper's; zero: ψ never enters a forward pass of the
+    search; bernoulli: 0 or 1; half_to_one: U(½, 1)."""
     rewind_to: int = 1
     """wr only: k, the epoch or step that parameters, schedule and data order are rewound to."""
     rewind_unit: RewindUnit = "epochs"

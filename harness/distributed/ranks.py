@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 Result = TypeVar("Result")
@@ -58,3 +59,16 @@ def sum_over_ranks(ranks: Ranks, work: Callable[[], Tensor]) -> Tensor:
     """
     # one process has nobody to agree with, and need not wait for its device to do so
     return work() if ranks.size == 1 else ranks.sum(ranks.on_all(work))
+
+
+def joined_over_ranks(ranks: Ranks, own_N: Tensor) -> Tensor:
+    """Return the bool vectors of all ranks, one after another in their order; some may be empty. All on the CPU."""
+    if ranks.size == 1:
+        return own_N
+    lengths = torch.zeros(ranks.size, dtype=torch.int64)
+    lengths[ranks.rank] = len(own_N)
+    ends = ranks.sum(lengths).cumsum(0)
+    end = int(ends[ranks.rank])
+    all_N = torch.zeros(int(ends[-1]), dtype=torch.uint8)
+    all_N[end - len(own_N) : end] = own_N
+    return ranks.sum(all_N).bool()

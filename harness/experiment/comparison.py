@@ -19,11 +19,12 @@ from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json
 from harness.common.seeds import SgdNoise
+from harness.common.tensors import save_correct
 from harness.config import ComparisonConfig
 from harness.distributed.world import World
 from harness.experiment.describe import comparison_determinants, describe_comparison
 from harness.experiment.experiment import Experiment, loader_threads
-from harness.lineage.nodes.record import THETA_INIT, LineageRecord, Metric
+from harness.lineage.nodes.record import CORRECT, THETA_INIT, LineageRecord, Metric
 from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun
 from harness.training.feed import ImageBatch, TrainFeed
@@ -288,4 +289,6 @@ def _write(directory: Path, curve: BarrierCurve, title: str) -> None:
     from harness.analysis.plots import plot_barriers
 
     (directory / BARRIER).write_text(json.dumps(curve.to_dict(), indent=1) + "\n")
+    if curve.correct_AN is not None:
+        save_correct(directory / CORRECT, {"points": curve.correct_AN})
     plot_barriers({title: curve}, directory / "barrier")

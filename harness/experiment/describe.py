@@ -78,7 +78,7 @@ def common(experiment: Experiment) -> CommonDescription:
     # initialisation counts by its name: a ticket is used where the file it once came from is not.
     schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
     begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
-    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun)[:12]
+    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | unusual_alpha(config))[:12]
     tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
     tags |= {"network": network, "settings": settings}
     return CommonDescription(determinants, recorded, tags, network)
@@ -93,6 +93,15 @@ def pruning_settings(config: SearchConfig) -> dict[str, Any]:
     return own | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
 
 
+def unusual_alpha(config: SearchConfig) -> dict[str, str]:
+    """Return the distribution of α unless it is the paper's."""
+    return {} if config.alpha == "uniform" else {"alpha": config.alpha}
+
+
+def _method_in_words(config: SearchConfig) -> str:
+    return config.method if config.alpha == "uniform" else f"{config.method} α={config.alpha}"
+
+
 def search_lock(experiment: Experiment, root: RunDescription) -> str:
     """Return the key under which one launch at a time makes a search; its number of levels is no part of it."""
     config = experiment.config
@@ -104,17 +113,19 @@ def describe_search(experiment: Experiment, begun: Initialisation, theta_init_di
     """Describe the root of a search. The number of levels is no part of its key: a longer search goes on."""
     config, shared = experiment.config, experiment.common
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
-    name = f"{config.method} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    name = f"{_method_in_words(config)} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
     if config.initialisation != NETWORKS_OWN:
         name = f"{name} from {Path(config.initialisation).name[:24]}"
     return RunDescription(
-        determinants=shared.determinants | {"kind": "search", "method": config.method, **seeds, **begun.determinants},
+        determinants=shared.determinants
+        | {"kind": "search", "method": config.method, **seeds, **begun.determinants, **unusual_alpha(config)},
         kind="search",
         name=name,
         parents=(Parent(begun.key, "initialised-from"),) if begun.key else (),
         config=shared.config | begun.recorded,
         tags=shared.tags
         | {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
+        | unusual_alpha(config)
         | {"theta_init_digest": theta_init_digest},
     )
 
@@ -143,7 +154,8 @@ def describe_level(
     config, shared = experiment.config, experiment.common
     own = {"kind": "level", "root": root, "level": level, "schedule": schedule.determinants(), "parent": parent.key}
     tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
-    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {config.method} {shared.network}"]
+    tags |= unusual_alpha(config)
+    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {_method_in_words(config)} {shared.network}"]
     return RunDescription(
         determinants=shared.determinants | own | dict(determinants),
         kind="level",
@@ -199,10 +211,11 @@ def describe_training(
     if unusual:  # such a training is no trial of the usual one
         tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
     tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)}
-    tags |= {} if ticket is None else {"method": config.method}
+    tags |= {} if ticket is None else {"method": config.method, **unusual_alpha(config)}
 
     level = ticket.checkpoint.level if ticket else 0
-    words = [trial.kind, *([f"L{level:02d} d{mask.density:.3f} {config.method}"] if ticket else []), shared.network]
+    found = [f"L{level:02d} d{mask.density:.3f} {_method_in_words(config)}"] if ticket else []
+    words = [trial.kind, *found, shared.network]
     words += [*([] if trial.drawn is None else [f"i{trial.drawn}"]), f"s{trial.sgd_seed}"]
     return RunDescription(
         determinants=shared.determinants | own,

@@ -133,20 +133,24 @@ class Trainer:
         # Measure it.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
         measured.log(checkpoint.epochs, {"epochs_total": spent + epochs})
-        self._evaluate(model, checkpoint.epochs, measured, noise, reestimate=reestimate)
+        correct = self._evaluate(model, checkpoint.epochs, measured, noise, reestimate=reestimate)
         layers = layer_table(checkpoint.params, signs, mask)
-        return TrainedRun(checkpoint, mask, measured, start.digest, layers, networks)
+        return TrainedRun(checkpoint, mask, measured, start.digest, layers, networks, correct)
 
     def _evaluate(
         self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, *, reestimate: bool
-    ) -> None:
-        """Log error and loss on the test split; with `reestimate`, of fresh BatchNorm statistics."""
+    ) -> dict[str, torch.Tensor]:
+        """Log error and loss on the test split; with `reestimate`, of fresh BatchNorm statistics.
+
+        Return which images were right, by evaluation.
+        """
         experiment, world = self.experiment, self.experiment.world
         feed, train_feed = experiment.test_feed, experiment.train_feed
         found = evaluate(model, feed, world, num_images=feed.num_images)
+        correct = {}
         if reestimate:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
-            measured_before = found.error_percent
+            measured_before, correct["test_recorded_bn"] = found.error_percent, found.correct_N
             steps = -(-BN_IMAGES // experiment.config.global_batch_size)
             order = SgdNoise(noise.sgd_seed, ("batchnorm",))
             batches = train_feed.epoch(order, 0, num_steps=min(steps, train_feed.steps_per_epoch))
@@ -159,6 +163,7 @@ class Trainer:
             found = evaluate(model, feed, world, num_images=feed.num_images)
             measured.log(step, {"test_error_percent_recorded_bn": measured_before})
         measured.log(step, {"test_error_percent": found.error_percent, "test_loss": found.loss})
+        return correct | {"test": found.correct_N}
 
 
 class _FlippedSigns:

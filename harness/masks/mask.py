@@ -209,9 +209,9 @@ class SignedMask:
             flat = sign.reshape(-1).numpy()
             if name in self.mask.tensors:
                 kept = self.mask.tensors[name].reshape(-1).numpy()
-                tensors[f"{name}:kept"] = _pack(kept)
+                tensors[f"{name}:kept"] = torch.from_numpy(np.packbits(kept))
                 flat = flat[kept]
-            tensors[f"{name}:sign"] = _pack(flat > 0)
+            tensors[f"{name}:sign"] = torch.from_numpy(np.packbits(flat > 0))
             if (zeros := np.flatnonzero(flat == 0)).size:
                 tensors[f"{name}:zero"] = torch.from_numpy(zeros.astype(np.int64))
         header = {
@@ -259,10 +259,6 @@ class SignedMask:
 
 def _names(unpruned: bool | Collection[str], name: str) -> bool:
     return unpruned if isinstance(unpruned, bool) else name in unpruned
-
-
-def _pack(bits: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.packbits(bits))
 
 
 def _unpack_bits(packed: torch.Tensor, count: int) -> np.ndarray:

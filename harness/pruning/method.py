@@ -183,6 +183,8 @@ class Method:
         """Raise ValueError for options that contradict one another."""
         if config.order == "paper" and config.num_levels == 0:
             raise ValueError("order=paper takes the signs of a pruned network; num_levels must be 1 or more")
+        if config.alpha != "uniform" and "alpha" not in self.heeds:
+            raise ValueError(f"alpha={config.alpha} is of method aws; {config.method} draws no α")
         if config.one_shot and config.num_levels == 0:
             raise ValueError("one_shot prunes to the density of level num_levels; it must be 1 or more")
 

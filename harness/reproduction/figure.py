@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import cast, get_args
 
 from harness.analysis.statistics import Expectation, check_margin, in_symbols
-from harness.config import NETWORKS_OWN, known
+from harness.config import NETWORKS_OWN, AlphaDistribution, Kind, known
+from harness.pruning import METHODS
 
 DENSE = "dense"
 PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
@@ -17,20 +20,39 @@ class Curve:
     """One line of an accuracy plot: the tickets of one method, used in one way.
 
     `kind` is one of the final trainings' (`harness.config.Kind`), or "level": the search's own network at that level.
-    `initialisation` is the scheme that draws θ_init, one of `harness.models.initialise.SCHEMES`.
+    `initialisation` is the scheme that draws θ_init, one of `harness.models.initialise.SCHEMES`. `alpha` is the
+    distribution of AWS's α, one of `harness.config.AlphaDistribution`.
     """
 
     method: str
     kind: str
     initialisation: str = NETWORKS_OWN
+    alpha: AlphaDistribution = "uniform"
 
     @property
     def use(self) -> str:
         """How the tickets are used, whichever method found them."""
         return self.kind if self.initialisation == NETWORKS_OWN else f"{self.kind} from {self.initialisation}"
 
+    @property
+    def finder(self) -> str:
+        """The method, with the distribution of α where that is not the paper's: all that sets searches apart."""
+        return self.method if self.alpha == "uniform" else f"{self.method} α={self.alpha}"
+
     def __str__(self) -> str:
-        return f"{self.use} ({self.method})"
+        return f"{self.use} ({self.finder})"
+
+    @classmethod
+    def parse(cls, text: str) -> Curve:
+        """Return the curve of such a text as `signed_mask (aws)` or `retrain (aws α=zero)`; ValueError otherwise."""
+        found = re.fullmatch(r"(\w+)(?: from (\w+))? \((\w+)(?: α=(\w+))?\)", text)
+        if found is None:
+            raise ValueError(f"{text!r} is no curve; write 'signed_mask (aws)' or 'retrain (aws α=zero)'")
+        kind, scheme, method, alpha = found.groups()
+        known("kind", kind, [*get_args(Kind), "level"])
+        known("method", method, list(METHODS))
+        known("distribution of α", alpha or "uniform", list(get_args(AlphaDistribution)))
+        return cls(method, kind, scheme or NETWORKS_OWN, cast(AlphaDistribution, alpha or "uniform"))
 
 
 @dataclass(frozen=True)
@@ -81,6 +103,8 @@ class Figure:
     """The paper that shows it or says it in its text; None: none does."""
     widths: tuple[int, ...] = ()
     """Channels of the network's first stage where it is shown in several widths; otherwise it is shown in its own."""
+    dense_at_ticket_cost: bool = False
+    """Whether the dense network is also trained for as many epochs as its deepest ticket has cost, search included."""
     transfers: bool = False
     """Whether final trainings are on another data set than the one the tickets are found on."""
 

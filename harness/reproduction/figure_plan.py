@@ -25,6 +25,9 @@ class Scale:
     barrier_level: int | None = None
     """Level whose tickets are compared (the paper's density 0.09 is level 11); None: nothing is."""
     trials: int = 3
+    first_trial: int = 1
+    further_epochs: tuple[int, ...] = ()
+    """Every final training is made at these lengths, too; the usual one is `finals.final.epochs`."""
     used_on: SearchConfig | None = None
     """Data set and settings of the final trainings, where the tickets go to another data set."""
     penalties: Mapping[int, float] = field(default_factory=dict)
@@ -42,6 +45,11 @@ class Scale:
             raise ValueError(f"levels are {self.levels}; there are {len(densities)} densities, one for each level")
         if self.trials < 1:
             raise ValueError(f"trials is {self.trials}; it must be 1 or more")
+
+    @property
+    def lengths(self) -> tuple[int | None, ...]:
+        """Epochs of the final trainings; None is the usual number."""
+        return (None, *self.further_epochs)
 
     @property
     def finals(self) -> SearchConfig:
@@ -73,6 +81,8 @@ class Training:
     search_seed: int
     twin: bool = False
     """A second training of the same start under another noise, for its stability."""
+    epochs: int | None = None
+    """Of this training, where that is not the usual number."""
 
     @property
     def kind(self) -> str:
@@ -97,13 +107,18 @@ class Training:
     @property
     def chain(self) -> str:
         """Name of its chain: all runs made from one search, which one launch must make one after another."""
-        return f"dense-t{self.trial}" if self.curve is None else f"{self.curve.method}-s{self.search_seed}"
+        return f"dense-t{self.trial}" if self.curve is None else f"{self._finder}-s{self.search_seed}"
+
+    @property
+    def _finder(self) -> str:
+        """As names of files have it, without spaces and Greek letters."""
+        return "" if self.curve is None else self.curve.finder.replace(" α=", "-alpha_")
 
     def __str__(self) -> str:
-        words = [f"t{self.trial}", *(["twin"] if self.twin else [])]
+        words = [*([f"e{self.epochs}"] if self.epochs else []), f"t{self.trial}", *(["twin"] if self.twin else [])]
         if self.curve is not None:
             drawn = [] if self.initialisation == NETWORKS_OWN else [self.initialisation]
-            words = [self.curve.method, f"L{self.level:02d}", self.kind, *drawn, *words]
+            words = [self._finder, f"L{self.level:02d}", self.kind, *drawn, *words]
         return "-".join([*([DENSE] if self.curve is None else []), *words])
 
 
@@ -140,32 +155,48 @@ class FigurePlan:
     @property
     def trials(self) -> range:
         """Numbers of the trials, from 1."""
-        return range(1, self.scale.trials + 1)
+        return range(self.scale.first_trial, self.scale.first_trial + self.scale.trials)
 
     def search_seed(self, trial: int) -> int:
         """Return the init_seed and sgd_seed of a trial's search."""
         return 1 if self.shared_search else trial
 
-    def dense(self) -> list[Training]:
-        """Return the dense trainings, one a trial."""
-        return [Training(trial, None, 0, self.search_seed(trial)) for trial in self.trials]
+    def dense(self, epochs: int | None = None) -> list[Training]:
+        """Return the dense trainings of one length, one a trial."""
+        return [Training(trial, None, 0, self.search_seed(trial), epochs=epochs) for trial in self.trials]
 
-    def of_curve(self, curve: Curve, level: int, *, twin: bool = False) -> list[Training]:
-        """Return one training a trial of a curve's ticket at `level`."""
-        return [Training(trial, curve, level, self.search_seed(trial), twin) for trial in self.trials]
+    @property
+    def dense_lengths(self) -> tuple[int | None, ...]:
+        """Epochs of the dense trainings: the usual lengths, then all that the deepest ticket costs with the longest."""
+        lengths = self.scale.lengths
+        if not self.figure.dense_at_ticket_cost:
+            return lengths
+        return (*lengths, self.ticket_epochs(max(lengths, key=lambda one: one or self.scale.finals.final.epochs)))
+
+    def ticket_epochs(self, epochs: int | None) -> int:
+        """Return the epochs of the deepest ticket of the first method, search included, trained for so many more."""
+        search = self._epochs_of_search(self.figure.methods[0], {max(self.scale.levels)})
+        return search + (epochs or self.scale.finals.final.epochs)
+
+    def of_curve(self, curve: Curve, level: int, *, twin: bool = False, epochs: int | None = None) -> list[Training]:
+        """Return one training a trial of a curve's ticket at `level`; a search's own level has one length."""
+        length = None if curve.kind == "level" else epochs
+        return [Training(trial, curve, level, self.search_seed(trial), twin, length) for trial in self.trials]
 
     def pairs(self) -> list[Pair]:
-        """Return every comparison, by curve and trial."""
+        """Return every comparison, by length, curve and trial."""
         level = self.scale.barrier_level
         if level is None:
             return []
-        pairs = []
-        for curve in self.figure.stability:
-            twins = self.of_curve(curve, level, twin=True)
-            pairs += [Pair("stability", *two) for two in zip(self.of_curve(curve, level), twins, strict=True)]
-        for curve in self.figure.connectivity:
-            solutions = self.of_curve(Curve(curve.method, "retrain"), level)
-            pairs += [Pair("lmc", *two) for two in zip(self.of_curve(curve, level), solutions, strict=True)]
+        pairs: list[Pair] = []
+        for epochs in self.scale.lengths:
+            for curve in self.figure.stability:
+                once, twins = (self.of_curve(curve, level, twin=twin, epochs=epochs) for twin in (False, True))
+                pairs += [Pair("stability", *two) for two in zip(once, twins, strict=True)]
+            for curve in self.figure.connectivity:
+                retrain = replace(curve, kind="retrain", initialisation=NETWORKS_OWN)
+                ends = (self.of_curve(one, level, epochs=epochs) for one in (curve, retrain))
+                pairs += [Pair("lmc", *two) for two in zip(*ends, strict=True)]
         for method in self.figure.initial_norm:
             pairs += [Pair("norm_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
         return pairs
@@ -173,10 +204,15 @@ class FigurePlan:
     def trainings(self) -> list[Training]:
         """Return every final training once: dense, then by curve and level, then those that only comparisons need."""
         shown = [
-            one for curve in self.figure.curves for level in self.scale.levels for one in self.of_curve(curve, level)
+            one
+            for curve in self.figure.curves
+            for level in self.scale.levels
+            for epochs in self.scale.lengths
+            for one in self.of_curve(curve, level, epochs=epochs)
         ]
+        dense = [one for epochs in self.dense_lengths for one in self.dense(epochs)]
         compared = [one for pair in self.pairs() for one in (pair.first, pair.second)]
-        return list(dict.fromkeys([*self.dense(), *shown, *compared]))
+        return list(dict.fromkeys([*dense, *shown, *compared]))
 
     def chains(self) -> dict[str, list[Training]]:
         """Return the trainings of each chain, by its name."""
@@ -188,7 +224,8 @@ class FigurePlan:
     def epochs(self, chain: str) -> int:
         """Return the epochs of a chain's search and final trainings, about its cost."""
         trainings = self.chains()[chain]
-        finals = self.scale.finals.final.epochs * sum(one.kind != "level" for one in trainings)
+        usual = self.scale.finals.final.epochs
+        finals = sum(one.epochs or usual for one in trainings if one.kind != "level")
         curve = trainings[0].curve
         return finals + (0 if curve is None else self._epochs_of_search(curve.method, {one.level for one in trainings}))
 

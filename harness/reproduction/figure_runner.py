@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import cast
 
 from harness.config import ComparisonConfig, Kind
-from harness.experiment.comparison import compare, compare_initial_norm
+from harness.experiment.comparison import Comparison, compare, compare_initial_norm
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, check_carries_over, final_training
 from harness.experiment.search import search
 from harness.pruning import METHODS
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.runs.run import FinishedRun
+
+
+@dataclass(frozen=True)
+class MadeChain:
+    """All runs made from one search, or one trial's dense trainings."""
+
+    name: str
+    levels: tuple[FinishedRun, ...]
+    """Of the search, level 0 first; none for dense trainings."""
+    trained: Mapping[Training, FinishedRun]
+    compared: Mapping[Pair, Comparison | None]
 
 
 class FigureRunner:
@@ -32,15 +44,13 @@ class FigureRunner:
         """The tags `settings` of the runs that it makes, for `collect`."""
         return {one.common.tags["settings"] for one in (self.experiment, self.used_on)}
 
-    def make(self, chains: Iterable[str]) -> None:
-        """Make whole chains, one after another, with the comparisons within each."""
+    def make(self, chains: Iterable[str], on_chain: Callable[[MadeChain], None] = lambda made: None) -> None:
+        """Make whole chains, one after another, with the comparisons within each; `on_chain` is told of each."""
         all_chains = self.plan.chains()
         for chain in chains:
-            for training in all_chains[chain]:
-                self.train(training)
-            for pair in self.plan.pairs():
-                if pair.first.chain == chain:
-                    self.compare(pair)
+            trained = {training: self.train(training) for training in all_chains[chain]}
+            compared = {pair: self.compare(pair) for pair in self.plan.pairs() if pair.first.chain == chain}
+            on_chain(MadeChain(chain, tuple(self._levels.get(chain, ())), trained, compared))
             self._levels.pop(chain, None)  # networks of a search are large, and no other chain needs them
             self._trained = {one: node for one, node in self._trained.items() if one.chain != chain}
 
@@ -85,31 +95,32 @@ class FigureRunner:
         """Make one final training, or return the level itself for kind "level"."""
         if training in self._trained:
             return self._trained[training]
-        if training.curve is None:
-            node = final_training(self.used_on, self._trial(training), None)
-        elif training.kind == "level":
+        if training.kind == "level":
             node = self.ticket(training)
         else:
-            using = self._of(self.used_on, training)
-            node = final_training(using, self._trial(training), self.ticket(training))
+            dense = training.curve is None
+            using = self.used_on if dense else self._of(self.used_on, training)
+            if training.epochs is not None:
+                using = using.using(final=replace(using.config.final, epochs=training.epochs))
+            ticket = None if dense else self.ticket(training)
+            node = final_training(using, self._trial(training), ticket)
         self._trained[training] = node
         return node
 
-    def compare(self, pair: Pair) -> None:
-        """Make one comparison."""
+    def compare(self, pair: Pair) -> Comparison | None:
+        """Make one comparison; None except on rank 0."""
         experiment = self._of(self.used_on, pair.first)
         first, second = self.train(pair.first), self.train(pair.second)
         if pair.question == "norm_init":
-            compare_initial_norm(experiment, first, ComparisonConfig())
-        else:
-            compare(experiment, first, second, pair.question, ComparisonConfig())
+            return compare_initial_norm(experiment, first, ComparisonConfig())
+        return compare(experiment, first, second, pair.question, ComparisonConfig())
 
     @staticmethod
     def _of(experiment: Experiment, training: Training, num_levels: int | None = None) -> Experiment:
         """Return an experiment with the search in mind that a training's ticket is from."""
         seed, curve = training.search_seed, training.curve
-        method = None if curve is None else curve.method
-        return experiment.using(method, init_seed=seed, sgd_seed=seed, num_levels=num_levels)
+        method, alpha = (None, None) if curve is None else (curve.method, curve.alpha)
+        return experiment.using(method, init_seed=seed, sgd_seed=seed, alpha=alpha, num_levels=num_levels)
 
     def _trial(self, training: Training) -> Trial:
         # a kind that draws no θ_init has no seed of one

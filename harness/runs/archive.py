@@ -17,12 +17,12 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.common.tensors import check_fits
+from harness.common.tensors import check_fits, save_correct
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import json_bytes
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import LAYERS
 from harness.masks import Mask, SignedMask
@@ -122,6 +122,8 @@ class Archive:
             signed_mask.save(directory / SIGNED_MASK, metadata)
             for name, network in trained.networks.items():
                 network.save(directory / name)
+            if trained.correct:
+                save_correct(directory / CORRECT, trained.correct)
             (directory / LAYERS).write_bytes(json_bytes(trained.layers))
 
         return self.commit(record, description.determinants, write)

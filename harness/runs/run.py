@@ -71,6 +71,8 @@ class TrainedRun:
     """A table with a row for each prunable tensor."""
     networks: Mapping[str, Checkpoint] = field(default_factory=dict)
     """Further networks to keep, by file name."""
+    correct: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Which test images were right, bool [N], by evaluation; needed on rank 0 alone."""
 
 
 LAYER_COLUMNS = ("layer", "shape", "weights", "kept", "density", "flipped_signs", "positive")

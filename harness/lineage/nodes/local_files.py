@@ -51,7 +51,10 @@ def read_sums(directory: Path) -> dict[str, str]:
         digest, separator, name = line.partition("  ")
         if not separator or not re.fullmatch("[0-9a-f]{64}", digest):
             raise ValueError(f"{path} was altered: {line!r:.90} is not '<sha256>  <file name>'")
-        sums[check_file_name(name)] = digest
+        try:
+            sums[check_file_name(name)] = digest
+        except ValueError as error:
+            raise ValueError(f"{path} was altered: {error}") from None
     return sums
 
 

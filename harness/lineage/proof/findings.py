@@ -64,6 +64,7 @@ CHECKS: dict[str, Check] = {
     "start": Check("training started from what parent, ticket and seed give", _DISTRUST),
     "mask": Check("a final training has the mask of its ticket", _DISTRUST),
     "compared": Check("a comparison's networks can be compared, and its figures follow from its curve", _DISTRUST),
+    "correct": Check("the images that were right give the recorded test errors", _DISTRUST),
     "data": Check(
         "the prepared data files are those that the runs were made from",
         "prepare the data again: `python tools/prepare_data.py NAME --out DIRECTORY`",

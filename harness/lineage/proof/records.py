@@ -1,9 +1,11 @@
-"""What can be proved of a record alone: its key, that it says the same everywhere, and the α it drew. No tensors."""
+"""What can be proved without a network: a record's key, that it says the same everywhere, its α and its errors."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from torch import Tensor
 
 from harness.common.seeds import alpha_mean
 from harness.config import search_from_json
@@ -164,6 +166,20 @@ def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Finding
     for name, value in figures.items():
         close = name in metrics and abs(metrics[name] - value) < 1e-9
         yield Finding("compared", close, f"{name} is {metrics.get(name)}, the curve gives {value}")
+
+
+def correct(record: LineageRecord, answers: Mapping[str, Tensor]) -> Iterator[Finding]:
+    """Which images were right, bool [N] or [K, N] by evaluation, gives the errors that were recorded."""
+    metrics = record.last_metrics()
+    names = {"test": "test_error_percent", "test_recorded_bn": "test_error_percent_recorded_bn"}
+    expected = {name: [metrics[metric]] for name, metric in names.items() if metric in metrics}
+    points = [m.value for m in sorted(record.metrics, key=lambda m: m.step) if m.name == "error_percent"]
+    expected |= {"points": points} if points else {}
+    yield _same("correct", "the evaluations", sorted(answers), "the metrics are of", sorted(expected))
+    for name in answers.keys() & expected.keys():
+        rows_KN = answers[name].reshape(-1, answers[name].shape[-1])
+        errors = [100.0 * int((~row_N).sum()) / len(row_N) for row_N in rows_KN]
+        yield _same("correct", f"the error of {name!r} by its images", errors, "the metrics say", expected[name])
 
 
 def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Finding]:

@@ -15,7 +15,7 @@ from harness.checkpoint import Checkpoint, Pretrained, read_network
 from harness.config import UnprunedSigns, search_from_json
 from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord
 from harness.lineage.proof import networks, records
 from harness.lineage.proof.copies import NodeCopies
 from harness.lineage.proof.findings import Finding, Findings
@@ -25,7 +25,7 @@ from harness.masks import SignedMask
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.method import NotHereError, StoredLevel
 
-_KNOWN = {CHECKPOINT, SIGNED_MASK, THETA_INIT}
+_KNOWN = {CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT}
 _UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
 """What older records say of the signs of biases and of the classifier."""
 _HELD = 2

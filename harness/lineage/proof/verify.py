@@ -11,8 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from harness.common.tensors import load_correct
 from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS, LocalNodes, read_record
-from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.nodes.record import CORRECT, LineageRecord
 from harness.lineage.proof import records
 from harness.lineage.proof.copies import NodeCopies, all_nodes, check_artifacts, check_local, check_tags, nodes_of
 from harness.lineage.proof.data_files import check_data
@@ -114,6 +115,11 @@ class _Examiner:
             self.findings.add(node, records.settings(record, config, determinants))
         search = self.nodes.get(record.nested_under or "")
         self.findings.add(node, records.seeds(record, determinants, search.record if search else None))
+        if CORRECT in whole:
+            try:
+                self.findings.add(node, records.correct(record, load_correct(directory / CORRECT)))
+            except ValueError as error:
+                self.findings.add(node, [Finding("correct", False, str(error))])
         if record.kind == "analysis":
             self._comparison(node, record, directory, whole)
         return determinants

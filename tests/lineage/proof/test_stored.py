@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from harness.lineage.nodes.absent_files import AbsentFile, write_absent_files
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT
+from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
 from tests.lineage.proof.made import FOREIGN, found, local, make
@@ -38,11 +38,13 @@ BYTES = [
     ("search", "determinants.json", {("files", "made-up")}),
     ("L01", CHECKPOINT, {("files", "L01")}),
     ("L01", SIGNED_MASK, {("files", "L01")}),
+    ("L01", CORRECT, {("files", "L01")}),
     ("L01", "config.json", {("files", "L01")}),
     ("L01", "determinants.json", {("files", "L01")}),
     ("signed_mask", CHECKPOINT, {("files", "signed_mask")}),
     ("signed_mask", SIGNED_MASK, {("files", "signed_mask")}),
     ("lmc", "barrier.json", {("files", "lmc:")}),
+    ("lmc", CORRECT, {("files", "lmc:")}),
 ]
 
 

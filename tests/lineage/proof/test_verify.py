@@ -48,11 +48,12 @@ def test_from_mlflow_alone(store: LineageStore, data: Path) -> None:
 
 
 def test_an_older_lineage_is_told_apart_from_a_wrong_one(tmp_path: Path, data: Path) -> None:
-    """Runs from before determinants and α were recorded."""
+    """Runs from before determinants, α and the images that were right were recorded."""
 
     def old(draft: Draft) -> None:
         draft.key, draft.determinants = sha256_json(draft.name), {}
         draft.metrics = [metric for metric in draft.metrics if metric.name != "alpha_mean"]
+        draft.correct = {}
         del draft.config["data"]
 
     make(tmp_path, data, {"search": old, "L00": old, "L01": old, "L02": old}, finals=())
@@ -63,6 +64,7 @@ def test_an_older_lineage_is_told_apart_from_a_wrong_one(tmp_path: Path, data: P
         "the α it drew were not recorded by the version that made it",
     }
     assert findings.checked["pruned"] == 2 and findings.checked["start"] == 3, "all else is proved"
+    assert "correct" not in findings.checked
 
 
 def test_another_torch_explains_what_it_draws(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +232,20 @@ def _curve(draft: Draft) -> None:
     draft.curve["error_percent"] = [12.0, 30.0, 14.0]
 
 
+def _other_image(name: str, *where: int) -> Change:
+    """One image that was wrong is said to have been right."""
+
+    def change(draft: Draft) -> None:
+        assert not draft.correct[name][where]
+        draft.correct[name][where] = True
+
+    return change
+
+
+def _without_an_evaluation(draft: Draft) -> None:
+    del draft.correct["test_recorded_bn"]
+
+
 def _no_fraction(draft: Draft) -> None:
     del draft.config["search"]["pruning_fraction"]
 
@@ -273,6 +289,15 @@ CRAFTED: dict[str, tuple[str, Change, set[tuple[str, str]]]] = {
     "mask names other norm parameters": ("L02", _other_norm, {("parameters", "L02")}),
     "training without its ticket's mask": ("mask", _dense_mask, {("mask", "mask")}),
     "barrier does not follow from the curve": ("lmc", _barrier, {("compared", "lmc:")}),
+    "one image more was right": ("L01", _other_image("test", 3), {("correct", "L01")}),
+    "one image more was right with recorded statistics": (
+        "L02",
+        _other_image("test_recorded_bn", 62),
+        {("correct", "L02")},
+    ),
+    "one image more was right in a final training": ("mask", _other_image("test", 0), {("correct", "mask")}),
+    "one image more was right at one α": ("lmc", _other_image("points", 1, 5), {("correct", "lmc:")}),
+    "images of one evaluation are lost": ("L01", _without_an_evaluation, {("correct", "L01")}),
     "curve does not follow from the metrics": ("lmc", _curve, {("compared", "lmc:")}),
 }
 

@@ -1,0 +1,177 @@
+"""A study: a plan that is written down and committed before its runs are made.
+
+A plan is a TOML file (recipes/studies/). It names the question, the regime, the trials and their seeds, the margin of
+"about equal", every hypothesis with its direction, and when the study ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from harness.reproduction.figure import DENSE, Curve, Figure
+from harness.reproduction.figure_plan import FigurePlan, Scale
+
+Measure = Literal["accuracy", "stability", "connectivity", "norm_init"]
+"""Test accuracy in percent; or the error barrier of a comparison, in points above the line between its ends (norm_init:
+the difference of the errors of a ticket and its copy with ψ_init)."""
+Expectation = Literal["greater", "less", "differs", "equal", "not_worse"]
+"""Of first − second. equal: within the margin on both sides; not_worse: above minus the margin."""
+
+_TOP = {"title", "question", "regime", "curves", "hypotheses", "margin_points", "stopping"}
+_OPTIONAL = {"stability", "connectivity", "initial_norm", "beside", "notes"}
+_REGIME = {"scale", "dataset", "network", "level", "first_trial", "trials", "final_epochs"}
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One claim of a study, tested at each of `epochs` as a contrast of its own."""
+
+    name: str
+    """Short, as pages cite it: a, b, …"""
+    says: str
+    of: Measure
+    first: Curve | None
+    """None: the dense network."""
+    second: Curve | None
+    expects: Expectation
+    epochs: tuple[int, ...]
+    """Final epochs at which it is tested."""
+    dense_epochs: int | None = None
+    """Epochs of the dense network where one side is dense; None: as many as the other side's."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """A plan as it was committed."""
+
+    name: str
+    title: str
+    question: str
+    plan: FigurePlan
+    hypotheses: tuple[Hypothesis, ...]
+    margin_points: float
+    """Two kinds are about equal within so many points of accuracy."""
+    stopping: str
+    beside: tuple[str, ...]
+    """Studies whose runs of the same trials and regime are used, too."""
+    path: Path
+    sha256: str
+    """Of the file."""
+    notes: str = ""
+
+    @property
+    def final_epochs(self) -> tuple[int, ...]:
+        """Lengths of the final trainings, the shortest first."""
+        usual = self.plan.scale.finals.final.epochs
+        return tuple(sorted(length or usual for length in self.plan.scale.lengths))
+
+    def units(self, index: int = 1, count: int = 1) -> list[str]:
+        """Return the chains of share `index` of `count`: whole trials, in order. ValueError for no such share."""
+        if not 1 <= index <= count:
+            raise ValueError(f"shard {index}/{count}: give i/n with 1 ≤ i ≤ n")
+        trials = list(self.plan.trials)[index - 1 :: count]
+        chains = self.plan.chains()
+        return [name for trial in trials for name, trainings in chains.items() if trainings[0].trial == trial]
+
+
+def read_study(path: Path, scales: Mapping[str, Callable[[Figure, str, str], Scale]]) -> Study:
+    """Read a plan.
+
+    Args:
+        path: The TOML file; its name without the ending is the study's.
+        scales: Name of a scale → a function of (figure, data set, network) that returns its settings.
+
+    Raises:
+        ValueError: The file is no plan; the message has its name and what is wrong.
+    """
+    text = path.read_bytes()
+    try:
+        return _study(path, hashlib.sha256(text).hexdigest(), tomllib.loads(text.decode()), scales)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path}: {said}") from error
+
+
+def _study(
+    path: Path, sha256: str, values: dict[str, Any], scales: Mapping[str, Callable[[Figure, str, str], Scale]]
+) -> Study:
+    _check_names("the plan", values, _TOP, _OPTIONAL)
+    regime = values["regime"]
+    _check_names("regime", regime, _REGIME)
+
+    # Which trainings and comparisons, as a figure would have them.
+    figure = Figure(
+        name=path.stem,
+        title=values["title"],
+        subjects={regime["dataset"]: (regime["network"],)},
+        curves=tuple(map(Curve.parse, values["curves"])),
+        claims=(),
+        stability=tuple(map(Curve.parse, values.get("stability", ()))),
+        connectivity=tuple(map(Curve.parse, values.get("connectivity", ()))),
+        initial_norm=tuple(values.get("initial_norm", ())),
+        source=None,
+        dense_at_ticket_cost=True,
+    )
+    usual, *further = sorted(regime["final_epochs"])
+    scale = scales[regime["scale"]](figure, regime["dataset"], regime["network"])
+    if usual != scale.finals.final.epochs:
+        raise ValueError(f"final_epochs begin with {usual}; the scale's are {scale.finals.final.epochs}")
+    scale = replace(
+        scale,
+        levels=(regime["level"],),
+        barrier_level=regime["level"],
+        trials=regime["trials"],
+        first_trial=regime["first_trial"],
+        further_epochs=tuple(further),
+    )
+    plan = FigurePlan(figure, scale)
+
+    # What is claimed of them.
+    hypotheses = tuple(_hypothesis(one, (usual, *further)) for one in values["hypotheses"])
+    return Study(
+        name=path.stem,
+        title=values["title"],
+        question=values["question"].strip(),
+        plan=plan,
+        hypotheses=hypotheses,
+        margin_points=float(values["margin_points"]),
+        stopping=values["stopping"].strip(),
+        beside=tuple(values.get("beside", ())),
+        path=path,
+        sha256=sha256,
+        notes=values.get("notes", "").strip(),
+    )
+
+
+def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...]) -> Hypothesis:
+    name = f"hypothesis {values.get('name', '?')}"
+    _check_names(name, values, {"name", "says", "of", "first", "second", "expects"}, {"epochs", "dense_epochs"})
+    for field, allowed in (("of", get_args(Measure)), ("expects", get_args(Expectation))):
+        if values[field] not in allowed:
+            raise ValueError(f"{name}: {field} is {values[field]!r}; it is one of {', '.join(allowed)}")
+    epochs = tuple(values.get("epochs", lengths))
+    if not set(epochs) <= set(lengths):
+        raise ValueError(f"{name}: epochs are {epochs}; the final trainings have {lengths}")
+    first, second = (None if side == DENSE else Curve.parse(side) for side in (values["first"], values["second"]))
+    return Hypothesis(
+        values["name"],
+        values["says"],
+        cast(Measure, values["of"]),
+        first,
+        second,
+        expects=cast(Expectation, values["expects"]),
+        epochs=epochs,
+        dense_epochs=values.get("dense_epochs"),
+    )
+
+
+def _check_names(of: str, values: dict[str, Any], needed: set[str], optional: set[str] = frozenset()) -> None:  # type: ignore[assignment]
+    if missing := sorted(needed - values.keys()):
+        raise ValueError(f"{of} lacks {', '.join(missing)}")
+    if unknown := sorted(values.keys() - needed - optional):
+        raise ValueError(f"{of} has unknown fields {', '.join(unknown)}; known: {', '.join(sorted(needed | optional))}")

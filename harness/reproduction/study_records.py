@@ -1,0 +1,263 @@
+"""The finished runs of a study as small text files: committed beside the code, they count without any checkpoint.
+
+One file holds one chain: a search with all that was made from it, or the dense trainings of a trial. Each run is a line
+with its key, parents, seeds, digests and numbers, and with one bit for each test image.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from harness.analysis.barrier import BarrierCurve
+from harness.common.files import write_atomically
+from harness.common.tensors import load_correct
+from harness.experiment.comparison import BARRIER
+from harness.experiment.experiment import Experiment
+from harness.lineage.nodes.record import CORRECT, LineageRecord
+from harness.lineage.proof import Findings, verify
+from harness.lineage.store import LineageStore
+from harness.lineage.tracking.description import hardware_of
+from harness.reproduction.figure_plan import FigurePlan
+from harness.reproduction.figure_runner import MadeChain
+from harness.reproduction.study import Study
+
+FORMAT = 1
+_HEAD = ("format", "study", "plan_sha256", "chain", "subject", "code", "hardware", "verified")
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """One finished run, without its tensors."""
+
+    name: str
+    """Its name in the plan, e.g. aws-L11-signed_mask-e100-t11; levels are called aws-s11-L03."""
+    key: str
+    run: str
+    """As the run is called in the lineage."""
+    parents: tuple[tuple[str, str], ...]
+    """(key, relation) of each."""
+    tags: Mapping[str, str]
+    files: Mapping[str, str]
+    """File → SHA-256."""
+    metrics: Mapping[str, float]
+    """Last values."""
+    commit: str
+    """Of the code; + for uncommitted changes."""
+    started_ms: int
+    finished_ms: int
+    curve: BarrierCurve | None = None
+    """Of a comparison."""
+    correct: str = ""
+    """Base64 of one bit for each test image (`numpy.packbits`), in rows one after another for a comparison's points."""
+    num_images: int = 0
+
+    def right(self) -> np.ndarray | None:
+        """Return which test images were right: bool [N], or [K, N] for a comparison; None if it was not kept."""
+        if not self.correct:
+            return None
+        packed = np.frombuffer(base64.b64decode(self.correct, validate=True), dtype=np.uint8)
+        rows = np.unpackbits(packed.reshape(-1, -(-self.num_images // 8)), axis=1, count=self.num_images).astype(bool)
+        return rows if self.curve is not None else rows[0]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the line as JSON-ready values, without empty fields."""
+        values = dict(vars(self)) | {"curve": self.curve.to_dict() if self.curve else None}
+        return {name: value for name, value in values.items() if value not in (None, "", 0) or name == "key"}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> RunLine:
+        """Return the line that `to_dict` wrote."""
+        parents = tuple((key, relation) for key, relation in values["parents"])
+        curve = BarrierCurve.from_dict(values["curve"]) if "curve" in values else None
+        return cls(**{**values, "parents": parents, "curve": curve})
+
+
+@dataclass(frozen=True)
+class ChainRecords:
+    """All runs made from one search, or one trial's dense trainings."""
+
+    study: str
+    plan_sha256: str
+    """Of the plan as it was when they were made."""
+    chain: str
+    subject: str
+    code: Mapping[str, str]
+    """Commit and versions that finished the chain."""
+    hardware: str
+    verified: tuple[str, ...]
+    """All that `verify` printed of them before they were written."""
+    runs: tuple[RunLine, ...] = field(repr=False)
+
+    def save(self, path: Path) -> None:
+        """Write the file: the head, then a run a line."""
+        head = {"format": FORMAT} | {name: value for name, value in vars(self).items() if name != "runs"}
+        lines = [json.dumps(run.to_dict(), ensure_ascii=False) for run in self.runs]
+        text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "runs": [\n' + ",\n".join(lines) + "\n]}\n"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text.encode())
+
+    @classmethod
+    def load(cls, path: Path) -> ChainRecords:
+        """Read a file; ValueError with its name if it is none, or if a run's images do not add up to its error."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            if values["format"] != FORMAT:
+                raise ValueError(f"format {values['format']!r}; this version reads {FORMAT}")
+            runs = tuple(map(RunLine.from_dict, values["runs"]))
+            for run in runs:
+                _check(run)
+            rest = {name: values[name] for name in _HEAD if name not in ("format", "verified")}
+            return cls(**rest, verified=tuple(values["verified"]), runs=runs)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{path} holds no records of a study: {type(error).__name__}: {error}") from error
+
+
+def _check(run: RunLine) -> None:
+    """Raise ValueError unless the kept images give the recorded errors."""
+    if (right := run.right()) is None:
+        return
+    errors = 100 * (1 - np.atleast_2d(right).mean(axis=1))
+    recorded = run.curve.error_percent if run.curve is not None else (run.metrics["test_error_percent"],)
+    if not np.allclose(errors, recorded, rtol=0, atol=1e-9):
+        raise ValueError(f"the images of {run.name} give an error of {errors}, recorded is {recorded}")
+
+
+def run_line(
+    name: str, record: LineageRecord, correct: np.ndarray | None, curve: BarrierCurve | None = None
+) -> RunLine:
+    """Return the line of a finished run; `correct` is bool [N], or [K, N] for a comparison."""
+    changed = "+" if record.code.get("dirty") == "true" else ""
+    return RunLine(
+        name=name,
+        key=record.key,
+        run=record.name,
+        parents=tuple((parent.key, parent.relation) for parent in record.parents),
+        tags=record.tags,
+        files=record.files,
+        metrics=record.last_metrics(),
+        commit=record.code.get("commit", "") + changed,
+        started_ms=record.started_ms,
+        finished_ms=record.finished_ms,
+        curve=curve,
+        correct="" if correct is None else base64.b64encode(np.packbits(correct, axis=-1).tobytes()).decode(),
+        num_images=0 if correct is None else correct.shape[-1],
+    )
+
+
+def directory_of(study: str, results: Path) -> Path:
+    """Return where the records of a study are kept."""
+    return results / "studies" / study / "runs"
+
+
+def finished_chains(study: Study, results: Path) -> dict[str, ChainRecords]:
+    """Return the chains of a study's plan whose runs are all recorded, by name; ValueError for a file that is none."""
+    directory, found = directory_of(study.name, results), {}
+    for chain in study.plan.chains():
+        path = directory / f"{chain}.json"
+        if path.exists():
+            records = ChainRecords.load(path)
+            if not set(wanted_names(study.plan, chain)) - {run.name for run in records.runs}:
+                found[chain] = records
+    return found
+
+
+def wanted_names(plan: FigurePlan, chain: str) -> Iterator[str]:
+    """Yield the names of the trainings and comparisons that a chain consists of."""
+    yield from map(str, plan.chains()[chain])
+    yield from (str(pair) for pair in plan.pairs() if pair.first.chain == chain)
+
+
+def record_chain(experiment: Experiment, study: Study, made: MadeChain, results: Path) -> Path:
+    """Verify the runs of a chain and write its records; ValueError, and nothing is written, if anything is wrong.
+
+    Args:
+        experiment: Of the launch that made them; rank 0 alone calls it.
+        study: The plan.
+        made: The chain.
+        results: Directory of all results, e.g. docs/results.
+    """
+    store, records = experiment.store, _records(experiment.store, made)
+    # Prove them first: a search with all that is below it, or each run by itself.
+    searches = dict.fromkeys(record.nested_under for record in records.values() if record.nested_under)
+    found = Findings()
+    for key in searches or [record.key for record in records.values()]:
+        _add(found, verify(store, key, data_directory=experiment.config.data.directory))
+    if found.problems:
+        told = "\n".join(map(str, found.problems[:5]))
+        raise ValueError(f"{made.name}: {len(found.problems)} problems were found, so nothing is recorded:\n{told}")
+
+    lines = [_line(store, name, record) for name, record in records.items()]
+    first = next(iter(records.values()))
+    kept = ChainRecords(
+        study.name,
+        study.sha256,
+        made.name,
+        study.plan.subject,
+        experiment.archive.environment_check.code,
+        hardware_of(first),
+        _in_words(found),
+        tuple(lines),
+    )
+    path = directory_of(study.name, results) / f"{made.name}.json"
+    kept.save(path)
+    return path
+
+
+def _records(store: LineageStore, made: MadeChain) -> dict[str, LineageRecord]:
+    nodes = {f"{made.name}-L{run.checkpoint.level:02d}": run.key for run in made.levels}
+    nodes |= {str(training): run.key for training, run in made.trained.items()}
+    nodes |= {str(pair): one.key for pair, one in made.compared.items() if one is not None}
+    return {name: store.local.load(key) for name, key in nodes.items()}
+
+
+def compare_again(store: LineageStore, recorded: ChainRecords, made: MadeChain) -> list[dict[str, str]]:
+    """Return a row for each run of a chain that was made again: its number as recorded, the new one, and its bits."""
+    here = {name: _line(store, name, record) for name, record in _records(store, made).items()}
+    rows = []
+    for then in recorded.runs:
+        now = here[then.name]
+        name = "barrier" if then.curve is not None else "test_error_percent"
+        files = [one for one in then.files if one.endswith(".safetensors") or one == BARRIER]
+        equal = [one for one in files if then.files[one] == now.files.get(one)]
+        rows.append(
+            {
+                "run": then.name,
+                "number": name.replace("_percent", ", %").replace("_", " "),
+                "recorded": f"{then.metrics[name]:.2f}",
+                "here": f"{now.metrics[name]:.2f}",
+                "files with equal bits": f"{len(equal)} of {len(files)}",
+            }
+        )
+    return rows
+
+
+def _add(findings: Findings, more: Findings) -> None:
+    findings.problems += more.problems
+    findings.notes += more.notes
+    findings.checked += more.checked
+    findings.num_nodes += more.num_nodes
+    findings.num_bytes += more.num_bytes
+
+
+def _in_words(found: Findings) -> tuple[str, ...]:
+    made = sum(found.checked.values())
+    counts = ", ".join(f"{name} {count}" for name, count in found.checked.items() if count)
+    head = f"{found.num_nodes} runs, {found.num_bytes / 1e6:,.1f} MB hashed, {made} checks made ({counts}): "
+    return (head + "no problem found", *dict.fromkeys(note.what for note in found.notes))
+
+
+def _line(store: LineageStore, name: str, record: LineageRecord) -> RunLine:
+    correct, curve = None, None
+    if BARRIER in record.files:
+        curve = BarrierCurve.from_dict(json.loads(store.local.open_file(record.key, BARRIER).read_text()))
+    if CORRECT in record.files:
+        tensors = load_correct(store.local.open_file(record.key, CORRECT))
+        correct = tensors["test" if curve is None else "points"].numpy()
+    return run_line(name, record, correct, curve)

@@ -1,0 +1,235 @@
+"""A plan that is written down first, its runs, and the small records that count as them in a fresh clone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from harness.experiment.experiment import Experiment
+from harness.lineage.proof import Findings
+from harness.lineage.proof.findings import Finding
+from harness.reproduction.figure_plan import Scale
+from harness.reproduction.figure_runner import FigureRunner, MadeChain
+from harness.reproduction.study import Study, read_study
+from harness.reproduction.study_records import (
+    ChainRecords,
+    compare_again,
+    directory_of,
+    finished_chains,
+    record_chain,
+    wanted_names,
+)
+from recipes.presets.figures import SCALES
+from recipes.reproduce import STUDIES
+from tests.pruning.searching import open_experiment
+
+PLAN = """
+title = "A small study"
+question = "Does it go through?"
+margin_points = 1.0
+stopping = "Both trials."
+curves = ["retrain (aws)", "signed_mask (aws)", "signed_mask (aws α=zero)"]
+stability = ["signed_mask (aws)"]
+connectivity = ["signed_mask (aws α=zero)"]
+initial_norm = ["aws"]
+
+[regime]
+scale = "tiny"
+dataset = "digits"
+network = "resnet8"
+level = 1
+first_trial = 11
+trials = 2
+final_epochs = [2, 3]
+
+[[hypotheses]]
+name = "a"
+says = "AWS's sign reaches its ticket"
+of = "accuracy"
+first = "signed_mask (aws)"
+second = "retrain (aws)"
+expects = "equal"
+"""
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Experiment, Study]]:
+    """An open experiment, and a plan for its settings."""
+    where = tmp_path_factory.mktemp("study")
+    (where / "small.toml").write_text(PLAN, encoding="utf-8")
+    opened = open_experiment(where)
+    experiment = next(opened)
+    scale = Scale(experiment.config, (1,))
+    yield experiment, read_study(where / "small.toml", {"tiny": lambda *_: scale})
+    next(opened, None)
+
+
+def edited(tmp_path: Path, before: str, after: str) -> Path:
+    """The plan with one text changed."""
+    assert before in PLAN
+    (path := tmp_path / "changed.toml").write_text(PLAN.replace(before, after, 1), encoding="utf-8")
+    return path
+
+
+def test_a_plan_names_every_run_of_both_lengths(tiny):
+    plan, study = tiny[1].plan, tiny[1]
+    assert study.final_epochs == (2, 3)
+    assert list(plan.chains()) == [
+        "dense-t11",
+        "dense-t12",
+        "aws-s11",
+        "aws-s12",
+        "aws-alpha_zero-s11",
+        "aws-alpha_zero-s12",
+    ]
+    # the deepest ticket costs a warm-up, a level, and the longest final training
+    assert [str(one) for one in plan.chains()["dense-t11"]] == ["dense-t11", "dense-e3-t11", "dense-e5-t11"]
+    assert list(wanted_names(plan, "aws-s11")) == [
+        "aws-L01-retrain-t11",
+        "aws-L01-retrain-e3-t11",
+        "aws-L01-signed_mask-t11",
+        "aws-L01-signed_mask-e3-t11",
+        "aws-L01-signed_mask-t11-twin",
+        "aws-L01-signed_mask-e3-t11-twin",
+        "aws-L01-level-t11",
+        "stability-aws-L01-signed_mask-t11",
+        "stability-aws-L01-signed_mask-e3-t11",
+        "norm_init-aws-L01-level-t11",
+    ]
+    assert plan.epochs("aws-s11") == 2 + 3 * (2 + 3)
+    # α=zero is connected with the retrained ticket of its own search
+    pairs = [pair for pair in plan.pairs() if pair.question == "lmc"]
+    assert {(str(pair.first.curve), str(pair.second.curve)) for pair in pairs} == {
+        ("signed_mask (aws α=zero)", "retrain (aws α=zero)")
+    }
+
+
+def test_a_share_is_whole_trials(tiny):
+    study = tiny[1]
+    assert study.units(1, 2) == ["dense-t11", "aws-s11", "aws-alpha_zero-s11"]
+    assert sorted(study.units(1, 2) + study.units(2, 2)) == sorted(study.plan.chains())
+    with pytest.raises(ValueError, match="shard 3/2"):
+        study.units(3, 2)
+
+
+def made(tiny: tuple[Experiment, Study], chain: str, results: Path) -> Path:
+    """Make a chain, or load it, and record it below `results`."""
+    experiment, study = tiny
+    paths = []
+
+    def keep(one: MadeChain) -> None:
+        paths.append(record_chain(experiment, study, one, results))
+
+    FigureRunner(experiment, study.plan).make([chain], keep)
+    return paths[0]
+
+
+@pytest.mark.parametrize("chain", ["dense-t11", "aws-s11", "aws-alpha_zero-s12"])
+def test_records_hold_what_the_runs_measured(tiny, tmp_path, chain):
+    experiment, study = tiny
+    assert finished_chains(study, tmp_path) == {}
+    path = made(tiny, chain, tmp_path)
+    assert path == directory_of("small", tmp_path) / f"{chain}.json" and path.stat().st_size < 100_000
+    found = finished_chains(study, tmp_path)[chain]
+    assert found == ChainRecords.load(path) and found.plan_sha256 == study.sha256
+    assert "no problem found" in found.verified[0]
+    runs = {run.name: run for run in found.runs}
+    assert {*wanted_names(study.plan, chain)} <= runs.keys()
+    for run in found.runs:
+        record = experiment.store.local.load(run.key)
+        assert (run.metrics, run.files, run.tags) == (record.last_metrics(), record.files, record.tags)
+        right = run.right()
+        assert right is not None
+        if run.curve is None:
+            assert 100 * np.mean(~right) == pytest.approx(run.metrics["test_error_percent"], abs=1e-9)
+        else:
+            assert 100 * np.mean(~right, axis=1) == pytest.approx(run.curve.error_percent, abs=1e-9)
+    spent = {name: run.metrics.get("epochs_total") for name, run in runs.items()}
+    if chain == "aws-s11":  # a warm-up and a level, then the final training
+        assert (spent["aws-L01-retrain-t11"], spent["aws-L01-retrain-e3-t11"]) == (2 + 2, 2 + 3)
+    assert not (chain == "dense-t11" and [*spent.values()] != [2, 3, 5])
+
+
+def test_a_chain_made_again_has_the_recorded_bits(tiny, tmp_path):
+    experiment, study = tiny
+    recorded = ChainRecords.load(made(tiny, "aws-s11", tmp_path))
+    rows = []
+    FigureRunner(experiment, study.plan).make(
+        ["aws-s11"], lambda again: rows.extend(compare_again(experiment.store, recorded, again))
+    )
+    assert [row["run"] for row in rows] == [run.name for run in recorded.runs]
+    assert all(row["recorded"] == row["here"] for row in rows)
+    assert {row["files with equal bits"] for row in rows if "retrain" in row["run"]} == {"3 of 3"}
+    # another network, and it is seen
+    other = replace(recorded.runs[-4], files={**recorded.runs[-4].files, "checkpoint.safetensors": "0" * 64})
+    changed = replace(recorded, runs=(other,))
+    FigureRunner(experiment, study.plan).make(
+        ["aws-s11"], lambda again: rows.extend(compare_again(experiment.store, changed, again))
+    )
+    assert rows[-1]["files with equal bits"].split(" of ")[0] != rows[-1]["files with equal bits"].split(" of ")[1]
+
+
+def test_records_that_do_not_add_up_are_refused(tiny, tmp_path):
+    path = made(tiny, "dense-t11", tmp_path)
+    values = json.loads(path.read_text())
+    values["runs"][0]["metrics"]["test_error_percent"] += 0.2
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=r"dense-t11\.json holds no records of a study.*images of dense-t11"):
+        finished_chains(tiny[1], tmp_path)
+
+
+def test_records_that_lack_a_run_do_not_count(tiny, tmp_path):
+    path = made(tiny, "dense-t11", tmp_path)
+    whole = ChainRecords.load(path)
+    replace(whole, runs=whole.runs[:-1]).save(path)
+    assert finished_chains(tiny[1], tmp_path) == {}
+
+
+def test_nothing_is_recorded_of_runs_with_a_problem(tiny, tmp_path, monkeypatch):
+    from harness.reproduction import study_records
+
+    real = study_records.verify
+
+    def spoiled(*args, **options) -> Findings:
+        findings = real(*args, **options)
+        node = type("Node", (), {"key": "0" * 64, "name": "x", "run_id": None})()
+        findings.add(node, [Finding("signs", False, "planted")])
+        return findings
+
+    monkeypatch.setattr(study_records, "verify", spoiled)
+    with pytest.raises(ValueError, match="planted"):
+        made(tiny, "dense-t12", tmp_path)
+    assert not directory_of("small", tmp_path).exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('title = "A small study"', "", "the plan lacks title"),
+        ("trials = 2", "trails = 2", "regime lacks trials"),
+        ("level = 1", "level = 1\nseed = 3", "regime has unknown fields seed"),
+        ("final_epochs = [2, 3]", "final_epochs = [3]", "final_epochs begin with 3; the scale's are 2"),
+        ("retrain (aws)", "retrain aws", "'retrain aws' is no curve"),
+        ("retrain (aws)", "retrain (awz)", "unknown method 'awz'"),
+        ("α=zero", "α=null", "unknown distribution of α 'null'"),
+        ('expects = "equal"', 'expects = "equal"\nepochs = [7]', r"hypothesis a: epochs are \(7,\)"),
+        ('expects = "equal"', 'expects = "better"', "expects is 'better'; it is one of greater"),
+        ("margin_points = 1.0", "margin_points = ", "changed.toml"),
+    ],
+)
+def test_a_plan_that_is_wrong_is_named(tiny, tmp_path, before, after, told):
+    with pytest.raises(ValueError, match=told) as error:
+        read_study(edited(tmp_path, before, after), {"tiny": lambda *_: tiny[1].plan.scale})
+    assert str(error.value).startswith(str(tmp_path / "changed.toml"))
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_plans_of_this_repository_can_be_read(path):
+    study = read_study(path, SCALES)
+    assert study.hypotheses and len(study.plan.trials) >= 8
+    assert study.final_epochs[-1] == 5 * study.final_epochs[0]
