@@ -42,8 +42,7 @@ def keep_largest(importance: Mapping[str, torch.Tensor], mask: Mask, count: int)
     Raises:
         ValueError: A tensor is missing, has another shape or a value that is not finite, or `count` is negative.
     """
-    shapes = ({name: tensor.shape for name, tensor in held.items()} for held in (mask.tensors, importance))
-    check_fits(*shapes, "the mask")
+    check_fits(mask.shapes(), {name: values.shape for name, values in importance.items()}, "the mask")
     if count < 0:
         raise ValueError(f"cannot keep {count} weights; the count must not be negative")
     names = sorted(mask.tensors)
