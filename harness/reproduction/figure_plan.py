@@ -110,6 +110,11 @@ class Training:
         return f"dense-t{self.trial}" if self.curve is None else f"{self._finder}-s{self.search_seed}"
 
     @property
+    def in_words(self) -> str:
+        """The curve (or dense), with the number of epochs where that is not the usual one."""
+        return str(self.curve or DENSE) + (f", {self.epochs} epochs" if self.epochs else "")
+
+    @property
     def _finder(self) -> str:
         """As names of files have it, without spaces and Greek letters."""
         return "" if self.curve is None else self.curve.finder.replace(" α=", "-alpha_")

@@ -13,7 +13,7 @@ from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.results import Point, Results
+from harness.reproduction.results import QUESTIONS, Point, Results
 
 RUNS = "## Runs"
 NOT_SHOWN = "The paper does not show this."
@@ -22,16 +22,16 @@ NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities:
 
 
 def page(results: Results, images: Sequence[str]) -> str:
-    """Return the page, with `images` (file names beside it) shown where they belong: accuracy, then barriers."""
-    accuracy, barriers = (next((one for one in images if word in one), None) for word in ("accuracy", "barriers"))
+    """Return the page, with `images` (file names beside it) shown first."""
     parts = [
         _head(results),
+        *(f"![{results.plan.figure.title}]({image})" for image in images),
+        _caption(results) if images else "",
         "## Test accuracy",
-        f"![Accuracy over density]({accuracy})" if accuracy else "",
         markdown(*accuracy_table(results)),
         _notes(results),
         _claims(results),
-        *_barriers(results, barriers),
+        *_barriers(results),
         _norm(results),
         _signs(results),
         _missing(results),
@@ -54,6 +54,17 @@ def _head(results: Results) -> str:
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
     return "\n\n".join(lines)
+
+
+def _caption(results: Results) -> str:
+    parts = ["(a) test accuracy over density: means, standard deviations (bars) and single trials (dots)"]
+    parts += [f"({letter}) {panel.title}" for letter, panel in zip("bcdefgh", results.panels, strict=False)]
+    lines = [f"{'; '.join(parts)}."]
+    if results.panels:
+        lines.append("On the line between two networks points are means over trials, shaded areas standard deviations.")
+    if any(panel.as_barrier for panel in results.panels):
+        lines.append("The barrier E_α is the error at α less the mean of the ends' errors.")
+    return " ".join(lines)
 
 
 def _schedules(plan: FigurePlan) -> str:
@@ -200,11 +211,11 @@ def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
             floor = Summary.of(curve.floor for curve in found).mean
             above = Summary.of(curve.barrier_above_line for curve in found).mean
             numbers = [f"{barrier.mean:.2f}", _sd(barrier), str(barrier.count), f"{floor:.2f}", f"{above:.2f}"]
-            rows.append([question, name, *numbers, connected])
+            rows.append([QUESTIONS[question], name, *numbers, connected])
     return head, rows
 
 
-def _barriers(results: Results, image: str | None) -> list[str]:
+def _barriers(results: Results) -> list[str]:
     plan = results.plan
     if not results.barriers or plan.scale.barrier_level is None:
         return []
@@ -213,7 +224,6 @@ def _barriers(results: Results, image: str | None) -> list[str]:
     known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
     return [
         f"## Error barriers at density {density:.4f}",
-        f"![Barriers]({image})" if image else "",
         markdown(*barriers_table(results)),
         f"Percentage points of test error. Connected: barrier ≤ ε, the sd of the dense error over trials ({known}). "
         "Floor: half the difference of the two ends, which no barrier is below. Above the line: the largest excess "

@@ -50,7 +50,7 @@ def test_statistics_are_those_of_the_trials(made_up, plan):
     assert results.epsilon == pytest.approx(np.std([5.01, 5.04], ddof=1))
     claim = next(c for c in results.claims if (c.first, c.second) == (AWS, LRR) and c.density == 0.512)
     assert claim.difference.mean == pytest.approx(0.5)  # accuracy of AWS is higher by half a point
-    barriers = results.barriers["SGD-noise stability"][str(AWS)]
+    barriers = results.barriers["stability"][str(AWS)]
     assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
 
 
@@ -79,7 +79,7 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
     made.everything()
     results = collect(store_of(made), claims)
     assert results.missing == []
-    assert set(results.barriers["ticket and its copy with ψ_init"]) == {"level (lrr)", "level (aws)"}
+    assert set(results.barriers["norm_init"]) == {"level (lrr)", "level (aws)"}
 
 
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
@@ -289,6 +289,22 @@ def test_of_two_comparisons_of_one_pair_that_in_mixed_precision_is_taken(made_up
     assert collect(store_of(made_up), plan).compared[pair][1] == curve
 
 
+def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
+    """A comparison that was made by hand can name the two the other way round."""
+    usual = made_up.compared
+    by_hand = next(pair for pair in plan.pairs() if (pair.question, pair.first.trial) == ("lmc", 2))
+    made_up.compared = lambda pair: usual(pair)[::-1] if pair == by_hand else usual(pair)
+    made_up.everything()
+    stability, lmc = collect(store_of(made_up), plan).panels
+    shown = [[(one.kind, one.method, len(one.curves)) for one in panel.series] for panel in (stability, lmc)]
+    signed = [("signed_mask", "lrr", 2), ("signed_mask", "aws", 2)]
+    assert shown == [[("retrain", "lrr", 2), *signed], signed]
+    # errors made up for level 2: retrain 6.7, signed_mask 7.7, and 0.01 or 0.04 more in a trial
+    as_planned, turned = (curve.error_percent for curve in lmc.series[0].curves)
+    assert as_planned == pytest.approx((6.71, 20.0, 7.71))
+    assert turned == pytest.approx((7.74, 20.0, 6.74))  # the same errors are made up for it, read from the other end
+
+
 def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
     with pytest.raises(LookupError, match="recipes/reproduce.py"):
         collect(store_of(made_up), plan)
@@ -380,13 +396,16 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     store = store_of(made_up)
     results = collect(store, plan)
     names = {path.name for path in write_report(results, tmp_path / "out")}
-    assert {"page.md", "accuracy.png", "accuracy.svg", "barriers.png", "barriers.svg", "results.json"} <= names
+    assert {"page.md", "figure.png", "figure.svg", "results.json"} <= names
     rows = list(csv.DictReader((tmp_path / "out" / "accuracy.csv").open()))
     assert len(rows) == 1 + 5 * 2
     numbers = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
     text = (tmp_path / "out" / "page.md").read_text()
     assert "not a reproduction" in text and "prints no numbers" in text and "Not finished" not in text
+    # one picture, whose panels the text names
+    assert text.count("![") == text.count("](figure.png)") == 1
+    assert "(b) SGD-noise stability; (c) connectivity with retrain." in text
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # the same runs, the same node
     record = store.local.load(key)
