@@ -53,6 +53,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         "accuracy.csv": page.accuracy_table(results),
         "claims.csv": page.claims_table(results),
         "barriers.csv": page.barriers_table(results),
+        "before_training.csv": page.before_training_table(results),
         "norm.csv": page.norm_table(results),
         "signs.csv": page.signs_table(results),
         "runs.csv": page.runs_table(results),

@@ -144,7 +144,9 @@ class MadeUp:
             if one.kind != "level":
                 self.training(one)
         for pair in self.plan.pairs():
-            errors = tuple(made_up_error(one) for one in (pair.second, pair.first))
+            # a ticket's copy is 30 points worse, and 1 or 4 in a trial
+            worse = 30.0 + pair.first.trial**2 if pair.second == pair.first else 0.0
+            errors = (made_up_error(pair.second) + worse, made_up_error(pair.first))
             curve = BarrierCurve((0.0, 0.5, 1.0), (errors[0], 20.0, errors[1]), *reversed(errors), "none", 0, 100)
             self.commit(
                 str(pair),

@@ -17,7 +17,7 @@ from harness.lineage.nodes.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
-from harness.reproduction.page import page
+from harness.reproduction.page import barriers_table, before_training_table, page
 from harness.reproduction.report import commit_report, write_report
 
 AWS, LRR = Curve("aws", "signed_mask"), Curve("lrr", "signed_mask")
@@ -80,6 +80,33 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
     results = collect(store_of(made), claims)
     assert results.missing == []
     assert set(results.barriers["norm_init"]) == {"level (lrr)", "level (aws)"}
+
+
+def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
+    """…and for a ticket and its copy with the difference of their errors, of which the barrier is half."""
+    claims = replace(plan, figure=figure_named("claims"))
+    made = type(made_up)(made_up.nodes.directory, claims)
+    made.everything()
+    results = collect(store_of(made), claims)
+    uneven = BarrierCurve((0.0, 0.5, 1.0), (10.0, 25.0, 30.0), 30.0, 10.0, "none", 0, 100)
+    compared = {
+        pair: (node, uneven if pair.question == "lmc" else own) for pair, (node, own) in results.compared.items()
+    }
+    results = replace(results, compared=compared)
+    tables = [
+        [dict(zip(head, row, strict=True)) for row in rows]
+        for head, rows in (barriers_table(results), before_training_table(results))
+    ]
+    assert len(tables[0]) == 6 and len(tables[1]) == 2
+    lmc = next(row for row in tables[0] if row["question"].startswith("conn") and row["trained from"] == str(AWS))
+    assert list(lmc)[2] == "above the line"
+    assert (lmc["above the line"], lmc["sd"], lmc["barrier"], lmc["floor"]) == ("5.00", "0.00", "10.00", "10.00")
+    copies = next(row for row in tables[1] if row["of"] == "level (lrr)")
+    assert list(copies)[2] == "copy − ticket" and copies["copy − ticket"] == "+32.50"
+    assert copies["sd"] == f"{np.std([31, 34], ddof=1):.2f}"
+    assert (copies["ticket error %"], copies["copy error %"]) == ("52.00", "84.50")
+    text = page(results, [])
+    assert "| copy − ticket | +34.00 |" in text and text.count("| above the line | 5.00 |") == 4
 
 
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
