@@ -30,7 +30,10 @@ def test_the_excess_above_the_line_comes_before_the_barrier_and_its_floor(capsys
     assert second.startswith("barrier 36.00 points (at least 36.00")
 
 
-def test_of_a_ticket_and_its_copy_the_difference_of_errors_comes_first(capsys: pytest.CaptureFixture[str]) -> None:
-    first, second, *_ = lines_of("norm_init", capsys)
+@pytest.mark.parametrize("question", ["norm_init", "signed_init"])
+def test_of_a_ticket_and_its_copy_the_difference_of_errors_comes_first(
+    capsys: pytest.CaptureFixture[str], question: Question
+) -> None:
+    first, second, *_ = lines_of(question, capsys)
     assert first == "error of the copy (α = 0) − the ticket's +72.00 points"
     assert second.startswith("above the straight line")

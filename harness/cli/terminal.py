@@ -63,7 +63,7 @@ def print_comparison(question: Question, result: Comparison, epsilon: float | No
     points = zip(curve.alphas, curve.error_percent, strict=True)
     rows = [{"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}"} for alpha, error in points]
     print_table(rows, numbers=("alpha", "test error %"))
-    if question == "norm_init":
+    if question in ("norm_init", "signed_init"):
         print(f"error of the copy (α = 0) − the ticket's {curve.error_difference:+.2f} points")
     print(f"above the straight line {curve.barrier_above_line:.2f} points")
     print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")

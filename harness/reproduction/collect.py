@@ -291,7 +291,8 @@ class RunLookup:
         # ψ_init is the search's, so that is the other parent
         keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
-        found = self.analyses[pair.question, keys]
+        seed = None if pair.init_seed is None else str(pair.init_seed)
+        found = [node for node in self.analyses[pair.question, keys] if node.tags.get("init_seed") == seed]
         # under mixed precision an older comparison has no tag `precision`: it was made in float32
         found = [node for node in found if "precision" in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)

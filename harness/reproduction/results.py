@@ -20,13 +20,15 @@ QUESTIONS = {
     "stability": "SGD-noise stability",
     "lmc": "connectivity with retrain",
     "norm_init": "ticket and its copy with ψ_init",
+    "signed_init": "ticket and abs(θ_init) ⊙ s",
 }
-BEFORE_TRAINING = ("norm_init",)
+BEFORE_TRAINING = ("norm_init", "signed_init")
 """Questions about a ticket and a copy of it, before either is trained any further."""
 _ENDS = {
     "stability": ("under noise u'", "under u"),
     "lmc": ("retrain", "as in the legend"),
     "norm_init": ("the copy", "the ticket"),
+    "signed_init": ("abs(θ_init) ⊙ s", "the ticket"),
 }
 """The networks at α = 0 and at α = 1."""
 

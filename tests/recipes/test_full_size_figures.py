@@ -94,6 +94,7 @@ def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:
         *(f"stability-{curve.method}-L02-{curve.kind}-t1" for curve in figure.stability),
         *(f"lmc-{curve.method}-L02-{curve.kind}-t1" for curve in figure.connectivity),
         *(f"norm_init-{method}-L02-level-t1" for method in figure.initial_norm),
+        *(f"signed_init-{method}-L02-level-t1" for method in figure.signed_init),
     }
     assert all(len(curve["error_percent"]) == 11 for curve in results["barriers"].values())
     assert len(results["claims"]) == 2 * len(figure.claims)

@@ -129,12 +129,12 @@ class MadeUp:
         name = f"{one} {config}" if config.keys() - {"search"} else str(one)
         self.commit(name, "training", tags, parents=parents, metrics=metrics, config=config)
 
-    def compared(self, pair: Pair) -> tuple[Parent, Parent]:
-        if pair.question != "norm_init":
+    def compared(self, pair: Pair) -> tuple[Parent, ...]:
+        if pair.second != pair.first:
             return Parent(key_of(str(pair.first)), "compared"), Parent(key_of(str(pair.second)), "compared")
         search = f"{pair.first.curve.method} {pair.first.search_seed}"
         ticket = Parent(key_of(f"{search} L{pair.first.level}"), "compared")
-        return ticket, Parent(key_of(search), "initialised-from")
+        return (ticket, Parent(key_of(search), "initialised-from")) if pair.question == "norm_init" else (ticket,)
 
     def everything(self) -> None:
         for method in self.plan.figure.methods:
@@ -151,7 +151,7 @@ class MadeUp:
             self.commit(
                 str(pair),
                 "analysis",
-                {"question": pair.question},
+                {"question": pair.question} | ({"init_seed": str(pair.init_seed)} if pair.init_seed else {}),
                 {"barrier.json": json.dumps(curve.to_dict())},
                 parents=self.compared(pair),
                 config={"comparison": asdict(ComparisonConfig())},

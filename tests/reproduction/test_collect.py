@@ -80,6 +80,14 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
     results = collect(store_of(made), claims)
     assert results.missing == []
     assert set(results.barriers["norm_init"]) == {"level (lrr)", "level (aws)"}
+    assert set(results.barriers["signed_init"]) == {"level (lrr)", "level (aws)"}
+    # on another θ_init than the trial's final trainings have
+    pair = next(pair for pair in claims.pairs() if pair.question == "signed_init")
+    curve = BarrierCurve((0.0, 1.0), (90.0, 1.0), 1.0, 90.0, "none", 0, 100)
+    tags, files = {"question": pair.question, "init_seed": "7"}, {"barrier.json": json.dumps(curve.to_dict())}
+    made.commit("by hand", "analysis", tags, files, parents=made.compared(pair), config={"comparison": {}})
+    found = collect(store_of(made), claims).compared[pair]
+    assert found[0].tags["init_seed"] == str(100 + pair.first.trial) and found[1] != curve
 
 
 def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
@@ -97,11 +105,15 @@ def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
         [dict(zip(head, row, strict=True)) for row in rows]
         for head, rows in (barriers_table(results), before_training_table(results))
     ]
-    assert len(tables[0]) == 6 and len(tables[1]) == 2
+    assert len(tables[0]) == 6 and len(tables[1]) == 4
     lmc = next(row for row in tables[0] if row["question"].startswith("conn") and row["trained from"] == str(AWS))
     assert list(lmc)[2] == "above the line"
     assert (lmc["above the line"], lmc["sd"], lmc["barrier"], lmc["floor"]) == ("5.00", "0.00", "10.00", "10.00")
     copies = next(row for row in tables[1] if row["of"] == "level (lrr)")
+    assert [row["ticket and copy"] for row in tables[1][::2]] == [
+        "ticket and its copy with ψ_init",
+        "ticket and abs(θ_init) ⊙ s",
+    ]
     assert list(copies)[2] == "copy − ticket" and copies["copy − ticket"] == "+32.50"
     assert copies["sd"] == f"{np.std([31, 34], ddof=1):.2f}"
     assert (copies["ticket error %"], copies["copy error %"]) == ("52.00", "84.50")
