@@ -8,15 +8,17 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.statistics import family_in_words, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
 from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS, Point, Results
+from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS, Judged, Point, Results
 
 RUNS = "## Runs"
+EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
 NOT_SHOWN = "The paper does not show this."
 NO_NUMBERS = "The paper prints no numbers of this: there are none to compare with."
 NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities: there are none to compare with."
@@ -51,6 +53,7 @@ def _head(results: Results) -> str:
         f"# {plan.figure.title}",
         f"{plan.subject}; {trials}. {plan.figure.source or f'Not in {PAPER}'}.",
         _schedules(plan),
+        EXPLORATORY,
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
@@ -159,20 +162,31 @@ def _why_no_numbers(figure: Figure) -> str:
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the statement or question about two curves, and their paired difference of accuracy."""
+    """Return head and rows: each statement or question about two curves, its one contrast, and the verdict."""
     says = "paper: a is … b" if results.plan.figure.source else "of a against b"
-    head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
+    head = ["a", "b", says, "tested", "accuracy a − b", "95 % interval", "trials", "p (Holm)", "verdict"]
     rows = []
     for claim in results.claims:
-        one = claim.difference
-        sure = "one trial" if one.interval is None else "yes" if one.sure else "no"
+        stated, found = claim.statement, claim.verdict
+        verdict = f"{found.word}: {found.reason}" if found.reason else found.word
         rows.append(
             [
-                *(str(claim.first), str(claim.second), claim.says, f"{claim.density:.4f}"),
-                *(signed(one.mean), interval_text(one.interval), str(one.count), sure),
+                *(*stated.sides, stated.says, stated.tested),
+                *(signed(found.difference), interval_text(found.interval), str(found.trials)),
+                *(p_text(found.holm_p), verdict),
             ]
         )
     return head, rows
+
+
+def differences_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: accuracy a − b of each statement by density, percentage points."""
+    densities = list(dict.fromkeys(density for claim in results.claims for density in claim.by_density))
+    rows = []
+    for claim in results.claims:
+        found = claim.by_density
+        rows.append([*claim.statement.sides, *(signed(found[one]) if one in found else "" for one in densities)])
+    return ["a", "b", *(f"{density:.4f}" for density in densities)], rows
 
 
 def signed(points: float) -> str:
@@ -191,13 +205,39 @@ def _claims(results: Results) -> str:
         return ""
     title = "## What the paper says of it" if figure.source else "## What is asked of it"
     if not results.claims:
-        return f"{title}\n\nNo two curves that are compared have a trial in common yet."
-    told = (
-        "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds "
-        "and noise, and the same fresh initialisation where they draw one. The interval is Student's t of the "
-        "differences."
-    )
-    return f"{title}\n\n{markdown(*claims_table(results))}\n\n{told}"
+        return f"{title}\n\nNo trial has two curves that are compared yet."
+    parts = [title, markdown(*claims_table(results)), _how_tested(results)]
+    if any(len(claim.by_density) > 1 for claim in results.claims):
+        parts += ["By density, without a verdict:", markdown(*differences_table(results))]
+    return "\n\n".join(parts)
+
+
+def _how_tested(results: Results) -> str:
+    claims = results.claims
+    lines = [
+        "Each row is one contrast: the difference of accuracy, percentage points, trial by trial, mean over the "
+        "densities that both curves have. Both sides of a trial have the same search seeds and noise, and the same "
+        "fresh initialisation where they draw one.",
+        f"The interval is a BCa bootstrap over {_resampled(claims)}.",
+        "p is exact, by sign flips over trials, and corrected by Holm for all claims of this page. “Shown” is p ≤ "
+        "0.05, the stated direction, and an interval that allows nothing else. |a − b| < m is tested against both ends "
+        "of the margin, a > b − m against its lower end.",
+        family_in_words([claim.verdict for claim in claims]),
+    ]
+    if results.plan.shared_search:
+        lines.append("All trials share one search: nothing here speaks of another search's tickets.")
+    return "\n\n".join(lines)
+
+
+def _resampled(claims: Sequence[Judged]) -> str:
+    """Return what the intervals are resampled over."""
+    alone = [" − ".join(claim.statement.sides) for claim in claims if not claim.verdict.by_images]
+    if not alone:
+        return "trials and test images"
+    why = "since not all of their runs store which test images were right"
+    if len(alone) == len(claims):
+        return f"trials alone, {why}"
+    return f"trials and test images, but over trials alone in {'; '.join(alone)}, {why}"
 
 
 def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -207,9 +247,8 @@ def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for question, name, found in _comparisons(results, before_training=False):
         above = Summary.of(curve.barrier_above_line for curve in found)
-        barrier, floor = (
-            Summary.of(values).mean for values in zip(*((c.barrier, c.floor) for c in found), strict=True)
-        )
+        barrier = Summary.of(curve.barrier for curve in found).mean
+        floor = Summary.of(curve.floor for curve in found).mean
         connected = "" if epsilon is None else f"{sum(c.connected(epsilon) for c in found)} of {len(found)}"
         numbers = [f"{above.mean:.2f}", _sd(above), str(above.count), f"{barrier:.2f}", f"{floor:.2f}"]
         rows.append([question, name, *numbers, connected])
@@ -218,27 +257,18 @@ def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 def before_training_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: the test errors of tickets and their copies, before either is trained any further."""
-    head = [
-        "ticket and copy",
-        "of",
-        "copy − ticket",
-        "sd",
-        "trials",
-        "ticket error %",
-        "copy error %",
-        "above the line",
-    ]
+    head = ["ticket and copy", "of", "copy − ticket", "sd", "trials"]
+    head += ["ticket error %", "copy error %", "above the line"]
     rows = []
     for question, name, found in _comparisons(results, before_training=True):
         difference = Summary.of(curve.error_difference for curve in found)
-        others = [
-            Summary.of(values).mean
-            for values in zip(
-                *((c.error_a_percent, c.error_b_percent, c.barrier_above_line) for c in found), strict=True
-            )
-        ]
-        numbers = [signed(difference.mean), _sd(difference), str(difference.count), *(f"{one:.2f}" for one in others)]
-        rows.append([question, name, *numbers])
+        columns = (
+            [curve.error_a_percent for curve in found],
+            [curve.error_b_percent for curve in found],
+            [curve.barrier_above_line for curve in found],
+        )
+        numbers = [signed(difference.mean), _sd(difference), str(difference.count)]
+        rows.append([question, name, *numbers, *(f"{Summary.of(column).mean:.2f}" for column in columns)])
     return head, rows
 
 
