@@ -65,7 +65,10 @@ def _caption(results: Results) -> str:
     parts += [f"({letter}) {panel.title}" for letter, panel in zip("bcdefgh", results.panels, strict=False)]
     lines = [f"{'; '.join(parts)}."]
     if results.panels:
-        lines.append("On the line between two networks points are means over trials, shaded areas standard deviations.")
+        lines.append(
+            f"On the lines between two networks, at density {results.barrier_density:.4f}, points are means over "
+            "trials and shaded areas standard deviations."
+        )
     if any(panel.as_barrier for panel in results.panels):
         lines.append("The barrier E_α is the error at α less the mean of the ends' errors.")
     return " ".join(lines)
@@ -280,11 +283,9 @@ def _comparisons(results: Results, *, before_training: bool) -> Iterator[tuple[s
 
 
 def _barriers(results: Results) -> list[str]:
-    plan = results.plan
-    if not results.barriers or plan.scale.barrier_level is None:
+    epsilon, density = results.epsilon, results.barrier_density
+    if density is None:
         return []
-    epsilon = results.epsilon
-    density = results.densities[plan.scale.barrier_level]
     known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
     parts = []
     if (table := barriers_table(results))[1]:

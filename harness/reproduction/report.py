@@ -142,6 +142,7 @@ def _draw(results: Results, directory: Path) -> list[Path]:
     series, dense, stem = results.series, list(results.errors(None, 0).values()), directory / "figure"
     if not results.panels:
         return plot_accuracy(series, stem, dense_error_percent=dense, title=title)
+    title += f"; lines between networks at density {results.barrier_density:.3g}"
     return plot_panels(series, results.panels, stem, dense_error_percent=dense, title=title)
 
 

@@ -235,6 +235,12 @@ class Results:
         return groups
 
     @property
+    def barrier_density(self) -> float | None:
+        """Density of the tickets that are compared; None before any comparison is finished."""
+        level = self.plan.scale.barrier_level
+        return self.densities[level] if self.compared and level is not None else None
+
+    @property
     def panels(self) -> list[LinePanel]:
         """The comparisons at the usual length as the plot takes them, a panel for each question."""
         groups: dict[str, dict[Curve, list[BarrierCurve]]] = {}

@@ -457,7 +457,10 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     assert "not a reproduction" in text and "prints no numbers" in text and "Not finished" not in text
     # one picture, whose panels the text names
     assert text.count("![") == text.count("](figure.png)") == 1
-    assert "(b) SGD-noise stability; (c) connectivity with retrain." in text
+    assert (
+        "(b) SGD-noise stability; (c) connectivity with retrain. On the lines between two networks, at density 0.6400,"
+        in text
+    )
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # the same runs, the same node
     record = store.local.load(key)
