@@ -238,10 +238,13 @@ def describe_comparison(
     tags, ticket = first.record.tags, first.mask.density
     words = [f"L{tags['level']}", f"d{ticket:.3f}"] + ([tags["method"]] if "method" in tags else [])
     pair = [] if first.key == second.key else [_short_name(first.record), "|", _short_name(second.record)]
-    other = Parent(second.key, "compared")
-    if first.key == second.key:  # a ticket against its copy with ψ_init
+    others = [Parent(second.key, "compared")]
+    drawn = {name: determinants[name] for name in ("init_seed", "start") if name in determinants}
+    if drawn:  # a ticket against its signs on a fresh θ_init, which no run holds
+        others, pair = [], [f"i{drawn['init_seed']}"]
+    elif first.key == second.key:  # a ticket against its copy with ψ_init
         assert first.record.nested_under is not None
-        other = Parent(first.record.nested_under, "initialised-from")
+        others = [Parent(first.record.nested_under, "initialised-from")]
     same_start = tags.get("start_digest") == second.record.tags.get("start_digest")
     precision = experiment.config.precision
     return RunDescription(
@@ -249,12 +252,13 @@ def describe_comparison(
         kind="analysis",
         # what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'
         name=" ".join([question, *pair, *words, shared.network]),
-        parents=(Parent(first.key, "compared"), other),
-        config=shared.config | {"question": question, "comparison": asdict(config)},
+        parents=(Parent(first.key, "compared"), *others),
+        config=shared.config | {"question": question, "comparison": asdict(config)} | drawn,
         tags=shared.tags
         | {tag: tags[tag] for tag in ("method", "level") if tag in tags}
         | {"question": question, "density": f"{ticket:.6f}", "same_start": str(same_start).lower()}
         | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
+        | ({"init_seed": str(drawn["init_seed"]), "start_digest": drawn["start"]} if drawn else {})
         | ({} if precision == "no" else {"precision": precision}),
     )
 

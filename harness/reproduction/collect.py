@@ -237,7 +237,7 @@ class RunLookup:
         for pair in self.plan.pairs():
             node = self.comparison(pair, trained)
             if node is not None:
-                compared[pair] = (node, self._curve(node))
+                compared[pair] = (node, self._curve(node, trained[pair.first]))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
         densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
         kept_signs = {
@@ -300,7 +300,8 @@ class RunLookup:
         # ψ_init is the search's, so that is the other parent
         keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
-        found = self.analyses[pair.question, keys]
+        seed = None if pair.init_seed is None else str(pair.init_seed)
+        found = [node for node in self.analyses[pair.question, keys] if node.tags.get("init_seed") == seed]
         # under mixed precision an older comparison has no tag `precision`: it was made in float32
         found = [node for node in found if "precision" in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
@@ -344,6 +345,8 @@ class RunLookup:
         _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
-    def _curve(self, node: RunSummary) -> BarrierCurve:
+    def _curve(self, node: RunSummary, first: RunSummary) -> BarrierCurve:
+        """Return the curve of a comparison with `first` as its a, which a hand-made comparison can have as its b."""
         with self.store.open_file_of(node, BARRIER) as path:
-            return BarrierCurve.from_dict(json.loads(path.read_text()))
+            curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+        return curve if node.parents[0].key == first.key else curve.reversed()

@@ -99,6 +99,8 @@ class Figure:
     """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
     initial_norm: tuple[str, ...] = ()
     """Methods whose tickets are compared with their copies with ψ_init, before any training."""
+    signed_init: tuple[str, ...] = ()
+    """Methods whose tickets are compared with their signs on a fresh θ_init, before any training."""
     source: str | None = PAPER
     """The paper that shows it or says it in its text; None: none does."""
     widths: tuple[int, ...] = ()
@@ -207,6 +209,7 @@ FIGURES: dict[str, Figure] = {
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _RETRAIN), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             initial_norm=(_LRR, _AWS),
+            signed_init=(_LRR, _AWS),
         ),
         Figure(
             name="rewinding",

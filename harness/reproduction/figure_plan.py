@@ -110,6 +110,11 @@ class Training:
         return f"dense-t{self.trial}" if self.curve is None else f"{self._finder}-s{self.search_seed}"
 
     @property
+    def in_words(self) -> str:
+        """The curve (or dense), with the number of epochs where that is not the usual one."""
+        return str(self.curve or DENSE) + (f", {self.epochs} epochs" if self.epochs else "")
+
+    @property
     def _finder(self) -> str:
         """As names of files have it, without spaces and Greek letters."""
         return "" if self.curve is None else self.curve.finder.replace(" α=", "-alpha_")
@@ -126,10 +131,15 @@ class Training:
 class Pair:
     """One comparison of a plan."""
 
-    question: Literal["stability", "lmc", "norm_init"]
+    question: Literal["stability", "lmc", "norm_init", "signed_init"]
     first: Training
     second: Training
-    """The same as `first` for norm_init: a ticket, and its copy with ψ_init."""
+    """The same as `first` where a ticket is compared with a copy of it: with ψ_init, or its signs on a fresh θ_init."""
+
+    @property
+    def init_seed(self) -> int | None:
+        """Draws the fresh θ_init of signed_init, that of the trial's final trainings; None for other questions."""
+        return FINAL_SEEDS_FROM + self.first.trial if self.question == "signed_init" else None
 
     def __str__(self) -> str:
         return f"{self.question}-{self.first}"
@@ -199,6 +209,8 @@ class FigurePlan:
                 pairs += [Pair("lmc", *two) for two in zip(*ends, strict=True)]
         for method in self.figure.initial_norm:
             pairs += [Pair("norm_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
+        for method in self.figure.signed_init:
+            pairs += [Pair("signed_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
         return pairs
 
     def trainings(self) -> list[Training]:

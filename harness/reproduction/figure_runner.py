@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from harness.config import ComparisonConfig, Kind
-from harness.experiment.comparison import Comparison, compare, compare_initial_norm
+from harness.experiment.comparison import Comparison, compare, compare_initial_norm, compare_signed_init
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, check_carries_over, final_training
 from harness.experiment.search import search
@@ -113,6 +113,8 @@ class FigureRunner:
         first, second = self.train(pair.first), self.train(pair.second)
         if pair.question == "norm_init":
             return compare_initial_norm(experiment, first, ComparisonConfig())
+        if pair.init_seed is not None:
+            return compare_signed_init(experiment, first, pair.init_seed, ComparisonConfig())
         return compare(experiment, first, second, pair.question, ComparisonConfig())
 
     @staticmethod

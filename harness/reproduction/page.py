@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from harness.analysis.barrier import BarrierCurve
 from harness.analysis.statistics import family_in_words, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
@@ -14,7 +15,7 @@ from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.results import Judged, Point, Results
+from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS, Judged, Point, Results
 
 RUNS = "## Runs"
 EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
@@ -24,16 +25,16 @@ NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities:
 
 
 def page(results: Results, images: Sequence[str]) -> str:
-    """Return the page, with `images` (file names beside it) shown where they belong: accuracy, then barriers."""
-    accuracy, barriers = (next((one for one in images if word in one), None) for word in ("accuracy", "barriers"))
+    """Return the page, with `images` (file names beside it) shown first."""
     parts = [
         _head(results),
+        *(f"![{results.plan.figure.title}]({image})" for image in images),
+        _caption(results) if images else "",
         "## Test accuracy",
-        f"![Accuracy over density]({accuracy})" if accuracy else "",
         markdown(*accuracy_table(results)),
         _notes(results),
         _claims(results),
-        *_barriers(results, barriers),
+        *_barriers(results),
         _norm(results),
         _signs(results),
         _missing(results),
@@ -57,6 +58,20 @@ def _head(results: Results) -> str:
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
     return "\n\n".join(lines)
+
+
+def _caption(results: Results) -> str:
+    parts = ["(a) test accuracy over density: means, standard deviations (bars) and single trials (dots)"]
+    parts += [f"({letter}) {panel.title}" for letter, panel in zip("bcdefgh", results.panels, strict=False)]
+    lines = [f"{'; '.join(parts)}."]
+    if results.panels:
+        lines.append(
+            f"On the lines between two networks, at density {results.barrier_density:.4f}, points are means over "
+            "trials and shaded areas standard deviations."
+        )
+    if any(panel.as_barrier for panel in results.panels):
+        lines.append("The barrier E_α is the error at α less the mean of the ends' errors.")
+    return " ".join(lines)
 
 
 def _schedules(plan: FigurePlan) -> str:
@@ -229,36 +244,67 @@ def _resampled(claims: Sequence[Judged]) -> str:
 
 
 def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the error barrier of each question and curve, percentage points."""
-    head = ["question", "trained from", "barrier", "sd", "trials", "floor", "above the line", "connected"]
+    """Return head and rows: the barrier of each question about trainings and each curve, percentage points."""
+    head = ["question", "trained from", "above the line", "sd", "trials", "barrier", "floor", "connected"]
     epsilon = results.epsilon
     rows = []
-    for question, curves in results.barriers.items():
-        for name, found in curves.items():
-            barrier = Summary.of(curve.barrier for curve in found)
-            connected = "" if epsilon is None else f"{sum(c.connected(epsilon) for c in found)} of {len(found)}"
-            floor = Summary.of(curve.floor for curve in found).mean
-            above = Summary.of(curve.barrier_above_line for curve in found).mean
-            numbers = [f"{barrier.mean:.2f}", _sd(barrier), str(barrier.count), f"{floor:.2f}", f"{above:.2f}"]
-            rows.append([question, name, *numbers, connected])
+    for question, name, found in _comparisons(results, before_training=False):
+        above = Summary.of(curve.barrier_above_line for curve in found)
+        barrier = Summary.of(curve.barrier for curve in found).mean
+        floor = Summary.of(curve.floor for curve in found).mean
+        connected = "" if epsilon is None else f"{sum(c.connected(epsilon) for c in found)} of {len(found)}"
+        numbers = [f"{above.mean:.2f}", _sd(above), str(above.count), f"{barrier:.2f}", f"{floor:.2f}"]
+        rows.append([question, name, *numbers, connected])
     return head, rows
 
 
-def _barriers(results: Results, image: str | None) -> list[str]:
-    plan = results.plan
-    if not results.barriers or plan.scale.barrier_level is None:
+def before_training_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: the test errors of tickets and their copies, before either is trained any further."""
+    head = ["ticket and copy", "of", "copy − ticket", "sd", "trials"]
+    head += ["ticket error %", "copy error %", "above the line"]
+    rows = []
+    for question, name, found in _comparisons(results, before_training=True):
+        difference = Summary.of(curve.error_difference for curve in found)
+        columns = (
+            [curve.error_a_percent for curve in found],
+            [curve.error_b_percent for curve in found],
+            [curve.barrier_above_line for curve in found],
+        )
+        numbers = [signed(difference.mean), _sd(difference), str(difference.count)]
+        rows.append([question, name, *numbers, *(f"{Summary.of(column).mean:.2f}" for column in columns)])
+    return head, rows
+
+
+def _comparisons(results: Results, *, before_training: bool) -> Iterator[tuple[str, str, list[BarrierCurve]]]:
+    """Yield the question in words, the trainings compared, and the curve of each trial."""
+    for question, curves in results.barriers.items():
+        if (question in BEFORE_TRAINING) == before_training:
+            yield from ((QUESTIONS[question], name, found) for name, found in curves.items())
+
+
+def _barriers(results: Results) -> list[str]:
+    epsilon, density = results.epsilon, results.barrier_density
+    if density is None:
         return []
-    epsilon = results.epsilon
-    density = results.densities[plan.scale.barrier_level]
     known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
-    return [
-        f"## Error barriers at density {density:.4f}",
-        f"![Barriers]({image})" if image else "",
-        markdown(*barriers_table(results)),
-        f"Percentage points of test error. Connected: barrier ≤ ε, the sd of the dense error over trials ({known}). "
-        "Floor: half the difference of the two ends, which no barrier is below. Above the line: the largest excess "
-        "over the straight line between the ends' errors.",
-    ]
+    parts = []
+    if (table := barriers_table(results))[1]:
+        parts += [
+            f"## Error barriers at density {density:.4f}",
+            markdown(*table),
+            "Percentage points of test error. Above the line: the largest excess over the straight line between the "
+            "errors of the two ends. Barrier: the largest excess over their mean, as in the paper. Floor: half their "
+            "difference, which no barrier is below. Connected: barrier ≤ ε, the sd of the dense error over trials "
+            f"({known}).",
+        ]
+    if (table := before_training_table(results))[1]:
+        parts += [
+            f"## Tickets and their copies before training, at density {density:.4f}",
+            markdown(*table),
+            "Test errors; the difference is in percentage points. Above the line: the largest excess over the straight "
+            "line between the errors of the two.",
+        ]
+    return parts
 
 
 def norm_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -332,10 +378,10 @@ def runs_table(results: Results) -> tuple[list[str], list[list[str]]]:
         [str(one), node.run_id or node.key[:16], "test error %", f"{node.metrics['test_error_percent']:.2f}"]
         for one, node in results.trained.items()
     ]
-    rows += [
-        [str(pair), node.run_id or node.key[:16], "barrier", f"{curve.barrier:.2f}"]
-        for pair, (node, curve) in results.compared.items()
-    ]
+    for pair, (node, curve) in results.compared.items():
+        before = pair.question in BEFORE_TRAINING
+        number = signed(curve.error_difference) if before else f"{curve.barrier_above_line:.2f}"
+        rows.append([str(pair), node.run_id or node.key[:16], "copy − ticket" if before else "above the line", number])
     return ["run of the plan", "run ID", "of", "value"], rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.plots import plot_accuracy, plot_bars
+from harness.analysis.plots import plot_accuracy, plot_panels
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import launch_command
@@ -54,6 +54,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
         "claims.csv": page.claims_table(results),
         "differences.csv": page.differences_table(results),
         "barriers.csv": page.barriers_table(results),
+        "before_training.csv": page.before_training_table(results),
         "norm.csv": page.norm_table(results),
         "signs.csv": page.signs_table(results),
         "runs.csv": page.runs_table(results),
@@ -136,16 +137,13 @@ def _determinants(results: Results) -> dict[str, Any]:
 
 
 def _draw(results: Results, directory: Path) -> list[Path]:
+    """Draw accuracy over density, with the comparisons as further panels where there are any."""
     title = f"{results.plan.figure.title.split(':')[0]}: {results.plan.subject}"
-    dense = list(results.errors(None, 0).values())
-    images = plot_accuracy(results.series, directory / "accuracy", dense_error_percent=dense, title=title)
-    if results.barriers:
-        groups = {
-            question: {name: [curve.barrier for curve in found] for name, found in curves.items()}
-            for question, curves in results.barriers.items()
-        }
-        images += plot_bars(groups, directory / "barriers", title=f"{title}: error barriers", epsilon=results.epsilon)
-    return images
+    series, dense, stem = results.series, list(results.errors(None, 0).values()), directory / "figure"
+    if not results.panels:
+        return plot_accuracy(series, stem, dense_error_percent=dense, title=title)
+    title += f"; lines between networks at density {results.barrier_density:.3g}"
+    return plot_panels(series, results.panels, stem, dense_error_percent=dense, title=title)
 
 
 def _numbers(results: Results) -> dict[str, Any]:
@@ -163,7 +161,7 @@ def _numbers(results: Results) -> dict[str, Any]:
         "barriers": {
             str(pair): {
                 "question": pair.question,
-                "curve": str(pair.first.curve),
+                "curve": pair.first.in_words,
                 "key": node.key,
                 "run_id": node.run_id,
                 **curve.to_dict(),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
-from harness.analysis.plots import Series
+from harness.analysis.plots import LinePanel, LineSeries, Series
 from harness.analysis.statistics import Claim, Contrast, Verdict, judge
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
@@ -24,7 +24,17 @@ QUESTIONS = {
     "stability": "SGD-noise stability",
     "lmc": "connectivity with retrain",
     "norm_init": "ticket and its copy with ψ_init",
+    "signed_init": "ticket and abs(θ_init) ⊙ s",
 }
+BEFORE_TRAINING = ("norm_init", "signed_init")
+"""Questions about a ticket and a copy of it, before either is trained any further."""
+_ENDS = {
+    "stability": ("under noise u'", "under u"),
+    "lmc": ("retrain", "as in the legend"),
+    "norm_init": ("the copy", "the ticket"),
+    "signed_init": ("abs(θ_init) ⊙ s", "the ticket"),
+}
+"""The networks at α = 0 and at α = 1."""
 
 
 @dataclass(frozen=True)
@@ -218,11 +228,34 @@ class Results:
 
     @cached_property
     def barriers(self) -> dict[str, dict[str, list[BarrierCurve]]]:
-        """Question → curve → barrier curve of each finished trial."""
+        """Question → trainings compared, in words → barrier curve of each finished trial."""
         groups: dict[str, dict[str, list[BarrierCurve]]] = {}
         for pair, (_, curve) in self.compared.items():
-            groups.setdefault(QUESTIONS[pair.question], {}).setdefault(str(pair.first.curve), []).append(curve)
+            groups.setdefault(pair.question, {}).setdefault(pair.first.in_words, []).append(curve)
         return groups
+
+    @property
+    def barrier_density(self) -> float | None:
+        """Density of the tickets that are compared; None before any comparison is finished."""
+        level = self.plan.scale.barrier_level
+        return self.densities[level] if self.compared and level is not None else None
+
+    @property
+    def panels(self) -> list[LinePanel]:
+        """The comparisons at the usual length as the plot takes them, a panel for each question."""
+        groups: dict[str, dict[Curve, list[BarrierCurve]]] = {}
+        for pair, (_, curve) in self.compared.items():
+            if pair.first.curve is not None and pair.first.epochs is None:
+                groups.setdefault(pair.question, {}).setdefault(pair.first.curve, []).append(curve)
+        return [
+            LinePanel(
+                QUESTIONS[question],
+                _ENDS[question],
+                [LineSeries(curve.use, curve.finder, found) for curve, found in curves.items()],
+                as_barrier=question not in BEFORE_TRAINING,
+            )
+            for question, curves in groups.items()
+        ]
 
     @property
     def series(self) -> list[Series]:
@@ -230,7 +263,7 @@ class Results:
         return [
             Series(
                 curve.use,
-                curve.method,
+                curve.finder,
                 {self.densities[level]: list(errors.values()) for level, errors in found},
                 {self.densities[level]: one.mean for level, _ in found if (one := self.printed(curve, level))},
             )

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.analysis.summary import Summary
 from harness.reproduction.page import interval_text, signed
-from harness.reproduction.results import QUESTIONS
+from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS
 
 Numbers = Mapping[str, Any]
 """A page's results.json."""
@@ -63,11 +63,19 @@ def _column(numbers: Numbers, density: float) -> dict[str, str]:
     column["ε"] = "" if epsilon is None else f"{epsilon:.2f}"
     barriers: dict[str, list[float]] = defaultdict(list)
     for one in numbers["barriers"].values():
-        barriers[f"{QUESTIONS[one['question']]}: {one['curve']}"].append(one["barrier"])
+        name = f"{QUESTIONS[one['question']]}: {one['curve']}"
+        if one["question"] in BEFORE_TRAINING:
+            # α = 0 is the copy, 1 the ticket
+            barriers[f"error of the copy − the ticket's, {name}"].append(
+                one["error_percent"][0] - one["error_percent"][-1]
+            )
+            continue
+        for number, word in (("barrier_above_line", "above the line"), ("barrier", "barrier"), ("floor", "its floor")):
+            barriers[f"{word}, {name}"].append(one[number])
     for method, found in numbers.get("norm", {}).items():
         scales = [Summary.of(one[name] for one in found).mean for name in ("scale_mean", "scale_sd")]
         column[f"scales of normalisation layers, mean and sd: {method}"] = f"{scales[0]:.2f}, {scales[1]:.2f}"
-    return column | {f"barrier, {pair}": _spread(Summary.of(found)) for pair, found in barriers.items()}
+    return column | {row: _spread(Summary.of(found)) for row, found in barriers.items()}
 
 
 def _spread(summary: Summary) -> str:

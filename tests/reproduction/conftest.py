@@ -152,12 +152,12 @@ class MadeUp:
         self.training(one)
         self.error_of = made_up_error
 
-    def compared(self, pair: Pair) -> tuple[Parent, Parent]:
-        if pair.question != "norm_init":
+    def compared(self, pair: Pair) -> tuple[Parent, ...]:
+        if pair.second != pair.first:
             return Parent(key_of(str(pair.first)), "compared"), Parent(key_of(str(pair.second)), "compared")
         search = f"{pair.first.curve.method} {pair.first.search_seed}"
         ticket = Parent(key_of(f"{search} L{pair.first.level}"), "compared")
-        return ticket, Parent(key_of(search), "initialised-from")
+        return (ticket, Parent(key_of(search), "initialised-from")) if pair.question == "norm_init" else (ticket,)
 
     def everything(self) -> None:
         for method in self.plan.figure.methods:
@@ -167,12 +167,14 @@ class MadeUp:
             if one.kind != "level":
                 self.training(one)
         for pair in self.plan.pairs():
-            errors = tuple(made_up_error(one) for one in (pair.second, pair.first))
+            # a ticket's copy is 30 points worse, and 1 or 4 in a trial
+            worse = 30.0 + pair.first.trial**2 if pair.second == pair.first else 0.0
+            errors = (made_up_error(pair.second) + worse, made_up_error(pair.first))
             curve = BarrierCurve((0.0, 0.5, 1.0), (errors[0], 20.0, errors[1]), *reversed(errors), "none", 0, 100)
             self.commit(
                 str(pair),
                 "analysis",
-                {"question": pair.question},
+                {"question": pair.question} | ({"init_seed": str(pair.init_seed)} if pair.init_seed else {}),
                 {"barrier.json": json.dumps(curve.to_dict())},
                 parents=self.compared(pair),
                 config={"comparison": asdict(ComparisonConfig())},

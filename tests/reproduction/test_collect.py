@@ -18,7 +18,7 @@ from harness.lineage.nodes.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, FigureClaim, figure_named
-from harness.reproduction.page import page
+from harness.reproduction.page import barriers_table, before_training_table, page
 from harness.reproduction.report import commit_report, write_report
 from harness.reproduction.results import Judged, Results
 
@@ -58,7 +58,7 @@ def test_statistics_are_those_of_the_trials(made_up, plan):
     claim = claim_of(results, AWS, LRR)
     assert claim.by_density == pytest.approx({0.8: 0.5, 0.512: 0.5})  # accuracy of AWS is higher by half a point
     assert claim.verdict.difference == pytest.approx(0.5) and claim.verdict.trials == 2
-    barriers = results.barriers["SGD-noise stability"][str(AWS)]
+    barriers = results.barriers["stability"][str(AWS)]
     assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
 
 
@@ -87,7 +87,46 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
     made.everything()
     results = collect(store_of(made), claims)
     assert results.missing == []
-    assert set(results.barriers["ticket and its copy with ψ_init"]) == {"level (lrr)", "level (aws)"}
+    assert set(results.barriers["norm_init"]) == {"level (lrr)", "level (aws)"}
+    assert set(results.barriers["signed_init"]) == {"level (lrr)", "level (aws)"}
+    # on another θ_init than the trial's final trainings have
+    pair = next(pair for pair in claims.pairs() if pair.question == "signed_init")
+    curve = BarrierCurve((0.0, 1.0), (90.0, 1.0), 1.0, 90.0, "none", 0, 100)
+    tags, files = {"question": pair.question, "init_seed": "7"}, {"barrier.json": json.dumps(curve.to_dict())}
+    made.commit("by hand", "analysis", tags, files, parents=made.compared(pair), config={"comparison": {}})
+    found = collect(store_of(made), claims).compared[pair]
+    assert found[0].tags["init_seed"] == str(100 + pair.first.trial) and found[1] != curve
+
+
+def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
+    """…and for a ticket and its copy with the difference of their errors, of which the barrier is half."""
+    claims = replace(plan, figure=figure_named("claims"))
+    made = type(made_up)(made_up.nodes.directory, claims)
+    made.everything()
+    results = collect(store_of(made), claims)
+    uneven = BarrierCurve((0.0, 0.5, 1.0), (10.0, 25.0, 30.0), 30.0, 10.0, "none", 0, 100)
+    compared = {
+        pair: (node, uneven if pair.question == "lmc" else own) for pair, (node, own) in results.compared.items()
+    }
+    results = replace(results, compared=compared)
+    tables = [
+        [dict(zip(head, row, strict=True)) for row in rows]
+        for head, rows in (barriers_table(results), before_training_table(results))
+    ]
+    assert len(tables[0]) == 6 and len(tables[1]) == 4
+    lmc = next(row for row in tables[0] if row["question"].startswith("conn") and row["trained from"] == str(AWS))
+    assert list(lmc)[2] == "above the line"
+    assert (lmc["above the line"], lmc["sd"], lmc["barrier"], lmc["floor"]) == ("5.00", "0.00", "10.00", "10.00")
+    copies = next(row for row in tables[1] if row["of"] == "level (lrr)")
+    assert [row["ticket and copy"] for row in tables[1][::2]] == [
+        "ticket and its copy with ψ_init",
+        "ticket and abs(θ_init) ⊙ s",
+    ]
+    assert list(copies)[2] == "copy − ticket" and copies["copy − ticket"] == "+32.50"
+    assert copies["sd"] == f"{np.std([31, 34], ddof=1):.2f}"
+    assert (copies["ticket error %"], copies["copy error %"]) == ("52.00", "84.50")
+    text = page(results, [])
+    assert "| copy − ticket | +34.00 |" in text and text.count("| above the line | 5.00 |") == 4
 
 
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
@@ -298,6 +337,22 @@ def test_of_two_comparisons_of_one_pair_that_in_mixed_precision_is_taken(made_up
     assert collect(store_of(made_up), plan).compared[pair][1] == curve
 
 
+def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
+    """A comparison that was made by hand can name the two the other way round."""
+    usual = made_up.compared
+    by_hand = next(pair for pair in plan.pairs() if (pair.question, pair.first.trial) == ("lmc", 2))
+    made_up.compared = lambda pair: usual(pair)[::-1] if pair == by_hand else usual(pair)
+    made_up.everything()
+    stability, lmc = collect(store_of(made_up), plan).panels
+    shown = [[(one.kind, one.method, len(one.curves)) for one in panel.series] for panel in (stability, lmc)]
+    signed = [("signed_mask", "lrr", 2), ("signed_mask", "aws", 2)]
+    assert shown == [[("retrain", "lrr", 2), *signed], signed]
+    # errors made up for level 2: retrain 6.7, signed_mask 7.7, and 0.01 or 0.04 more in a trial
+    as_planned, turned = (curve.error_percent for curve in lmc.series[0].curves)
+    assert as_planned == pytest.approx((6.71, 20.0, 7.71))
+    assert turned == pytest.approx((7.74, 20.0, 6.74))  # the same errors are made up for it, read from the other end
+
+
 def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
     with pytest.raises(LookupError, match="recipes/reproduce.py"):
         collect(store_of(made_up), plan)
@@ -389,7 +444,7 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     store = store_of(made_up)
     results = collect(store, plan)
     names = {path.name for path in write_report(results, tmp_path / "out")}
-    assert {"page.md", "accuracy.png", "accuracy.svg", "barriers.png", "barriers.svg", "results.json"} <= names
+    assert {"page.md", "figure.png", "figure.svg", "results.json"} <= names
     rows, claims, differences = (
         list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open()))
         for name in ("accuracy", "claims", "differences")
@@ -400,6 +455,12 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
     text = (tmp_path / "out" / "page.md").read_text()
     assert "not a reproduction" in text and "prints no numbers" in text and "Not finished" not in text
+    # one picture, whose panels the text names
+    assert text.count("![") == text.count("](figure.png)") == 1
+    assert (
+        "(b) SGD-noise stability; (c) connectivity with retrain. On the lines between two networks, at density 0.6400,"
+        in text
+    )
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # the same runs, the same node
     record = store.local.load(key)

@@ -41,7 +41,7 @@ def test_stability_compares_one_start_under_two_noises(plan: FigurePlan):
     for pair in plan.pairs():
         first, second = pair.first, pair.second
         assert (first.trial, first.level, first.search_seed) == (second.trial, second.level, second.search_seed)
-        if pair.question == "norm_init":
+        if pair.question in ("norm_init", "signed_init"):
             assert first == second and first.kind == "level"
         elif pair.question == "stability":
             assert (
@@ -49,6 +49,16 @@ def test_stability_compares_one_start_under_two_noises(plan: FigurePlan):
             )
         else:
             assert second.kind == "retrain" and not second.twin
+
+
+def test_a_tickets_signs_are_put_on_the_initialisation_that_they_are_trained_on(plan: FigurePlan):
+    claims = replace(plan, figure=FIGURES["claims"])
+    trained = {(one.curve, one.trial): one.init_seed for one in claims.trainings() if one.kind == "signed_mask"}
+    copies = [pair for pair in claims.pairs() if pair.question == "signed_init"]
+    assert [pair.first.curve.method for pair in copies] == ["lrr", "lrr", "aws", "aws"]
+    for pair in copies:
+        assert pair.init_seed == trained[Curve(pair.first.curve.method, "signed_mask"), pair.first.trial]
+    assert {pair.init_seed for pair in claims.pairs() if pair.question != "signed_init"} == {None}
 
 
 def test_a_shared_search_is_one_search_a_method(plan: FigurePlan):

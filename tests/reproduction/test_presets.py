@@ -108,8 +108,9 @@ def _expected(figure: Figure, levels: tuple[int, ...]) -> Iterator[str]:
         for question, curves in (("stability", figure.stability), ("lmc", figure.connectivity)):
             yield from (f"{question}-{c.method}-L11-{c.kind}-t{trial}" for c in curves)
         yield from (f"{c.method}-L11-{c.kind}-t{trial}-twin" for c in figure.stability)
-        for method in figure.initial_norm:
-            yield from (f"{method}-L11-level-t{trial}", f"norm_init-{method}-L11-level-t{trial}")
+        yield from (f"{method}-L11-level-t{trial}" for method in {*figure.initial_norm, *figure.signed_init})
+        for question, methods in (("norm_init", figure.initial_norm), ("signed_init", figure.signed_init)):
+            yield from (f"{question}-{method}-L11-level-t{trial}" for method in methods)
 
 
 def test_smoke_is_the_full_size_in_all_but_how_much_is_trained():

@@ -10,8 +10,9 @@ import pytest
 
 from harness.lineage.store import open_store
 from harness.reproduction.collect import collect
+from harness.reproduction.figure import figure_named
 from harness.reproduction.page import claims_table, differences_table
-from harness.reproduction.report import NUMBERS, write_report
+from harness.reproduction.report import NUMBERS, _numbers, write_report
 from harness.reproduction.results import Results
 from harness.reproduction.side_by_side import side_by_side
 
@@ -40,7 +41,10 @@ def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
         assert column[f"{name}, all densities of its page"] == judged and row[8].startswith("not shown")
     differences = {tuple(row[:2]): row[3] for row in differences_table(results)[1]}  # density 0.5120
     assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 5
-    assert column["barrier, SGD-noise stability: signed_mask (aws)"] == "12.77 ± 0.02"  # 20 − 7.21 and 20 − 7.24
+    rows = [row for row in column if row.endswith(", SGD-noise stability: signed_mask (aws)")]
+    assert [row.split(", ")[0] for row in rows] == ["above the line", "barrier", "its floor"]
+    # 20 − 7.21 and 20 − 7.24: both ends are alike
+    assert [column[row] for row in rows] == ["12.77 ± 0.02", "12.77 ± 0.02", "0.00 ± 0.00"]
     assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
 
 
@@ -53,6 +57,20 @@ def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, t
     accuracies = [row for row in rows if row[0].startswith("accuracy %")]
     assert len(accuracies) == 6 and all(row[1] == row[2] != "" for row in accuracies)
     assert [row[2] for row in rows if row[0].startswith("barrier")] == [""] * 5
+
+
+def test_of_a_ticket_and_its_copy_the_difference_of_errors_is_shown(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("claims")))
+    made.everything()
+    numbers = _numbers(collect(open_store(made.nodes.directory, offline=True), made.plan))
+    column = dict(side_by_side({"claims": numbers})[1])
+    copies = {row: cell for row, cell in column.items() if "level (" in row}
+    row = "error of the copy − the ticket's, ticket and {}: level ({})"
+    assert copies == {
+        row.format(copy, method): "32.50 ± 2.12"  # 31 and 34
+        for copy in ("its copy with ψ_init", "abs(θ_init) ⊙ s")
+        for method in ("lrr", "aws")
+    }
 
 
 def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):

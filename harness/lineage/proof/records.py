@@ -92,6 +92,8 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         compared = [parent.key for parent in record.parents if parent.relation == "compared"]
         yield "pair", known["pair"], sorted(compared)
         yield "question", known["question"], tags.get("question")
+        yield "init_seed", known.get("init_seed"), record.config.get("init_seed")
+        yield "start", known.get("start"), tags.get("start_digest")
 
 
 def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
@@ -186,6 +188,18 @@ def correct(record: LineageRecord, answers: Mapping[str, Tensor]) -> Iterator[Fi
 def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Finding]:
     """A ticket is compared with its copy with ψ_init of the search it came from."""
     yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is of", search.key)
+
+
+def signed_init(record: LineageRecord, ticket: LineageRecord) -> Iterator[Finding]:
+    """A ticket is compared with its signs on a fresh θ_init of another seed than its search's."""
+    yield _same("compared", "kind of the ticket's run", ticket.kind, "expected", "level")
+    for what in ("data_digest", "model"):
+        yield _same("compared", f"{what} of the ticket", ticket.tags.get(what), "recorded", record.tags.get(what))
+    seed = record.tags.get("init_seed")
+    yield _same("seeds", "tag init_seed", seed, "the config says", str(record.config.get("init_seed")))
+    yield Finding(
+        "seeds", seed != ticket.tags.get("init_seed"), f"init_seed {seed} is the search's own, not a fresh one"
+    )
 
 
 def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Finding]:

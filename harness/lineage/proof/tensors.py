@@ -217,6 +217,21 @@ class Tensors:
             claim = _start_claim(record, start)
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
 
+    def signed_init(
+        self, place: NodeCopies, record: LineageRecord, determinants: dict[str, Any] | None, ticket: str
+    ) -> None:
+        """Check that a ticket was compared with its own signs on the θ_init of the recorded seed."""
+        architecture, held = _architecture(record, determinants), self.network(ticket)
+        fresh = self._fresh(place, record, architecture, record.config["init_seed"])
+        if fresh is None or architecture is None:
+            return
+        start, _ = networks.final_start(
+            "signed_mask", held, fresh.params, init_seed=0, unpruned="both", classifier=architecture.classifier
+        )
+        if start is not None:
+            claim = _start_claim(record, start)
+            self._claim_drawn(place, record, "start", claim.holds, claim.what)
+
     def _ticket(self, record: LineageRecord, key: str, classifier: str) -> StoredNetwork:
         """Return the ticket of a final training as it was used."""
         ticket = self.network(key)

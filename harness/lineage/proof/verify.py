@@ -121,13 +121,19 @@ class _Examiner:
             except ValueError as error:
                 self.findings.add(node, [Finding("correct", False, str(error))])
         if record.kind == "analysis":
-            self._comparison(node, record, directory, whole)
+            if BARRIER in whole:
+                self.findings.add(node, records.curve(record, json.loads((directory / BARRIER).read_bytes())))
+            self._comparison(node, record, determinants)
         return determinants
 
-    def _comparison(self, node: NodeCopies, record: LineageRecord, directory: Path, whole: set[str]) -> None:
-        if BARRIER in whole:
-            self.findings.add(node, records.curve(record, json.loads((directory / BARRIER).read_bytes())))
+    def _comparison(self, node: NodeCopies, record: LineageRecord, determinants: dict[str, Any] | None) -> None:
         pair = [self.nodes[parent.key] for parent in record.parents if parent.key in self.nodes]
+        if record.tags.get("question") == "signed_init":
+            for ticket in pair:
+                if ticket.record is not None:
+                    self.findings.add(node, records.signed_init(record, ticket.record))
+                    self.tensors.signed_init(node, record, determinants, ticket.key)
+            return
         if len(pair) != 2 or pair[0].record is None or pair[1].record is None:
             return
         if record.tags.get("question") == "norm_init":
