@@ -246,6 +246,7 @@ def describe_comparison(
         | {tag: tags[tag] for tag in ("method", "level") if tag in tags}
         | {"question": question, "density": f"{ticket:.6f}", "same_start": str(same_start).lower()}
         | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
+        | config.ema_start
         | ({} if precision == "no" else {"precision": precision}),
     )
 
@@ -272,6 +273,8 @@ def comparison_determinants(
         "pair": sorted({first.key, second.key}),
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
+        # ema without its start began from the interpolated statistics
+        **config.ema_start,
         "bn_images": num_images,
         # BatchNorm statistics depend on how many images a batch has
         "batch": batch_size if num_images else None,
