@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import hardware, launch_command
-from harness.config import NETWORKS_OWN, ComparisonConfig, Schedule, SearchConfig, to_json
+from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, REDRAWN, ComparisonConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.masks import Mask
 from harness.models import width_of
@@ -39,6 +39,8 @@ class CommonDescription:
     tags: dict[str, str]
     network: str
     """Name of the network, with its width where that is not its own."""
+    drawn: dict[str, str] = field(default_factory=dict)
+    """Tag of the runs that draw a network which older runs drew otherwise, and of the levels below them."""
 
 
 def common(experiment: Experiment) -> CommonDescription:
@@ -49,6 +51,8 @@ def common(experiment: Experiment) -> CommonDescription:
     # DDP adds gradients up in buckets: a + b = b + a, but three can be added two ways. Runs of three or more processes
     # without this entry were made when each training kept the buckets that DDP begins with.
     order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
+    # Runs of these networks without the entries drew θ_init otherwise, or were trained with drop-connect.
+    redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
     determinants = {
         "format": 2,
         "data": source.content_digest,
@@ -64,6 +68,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "world_size": world.size,
         **order_of_sums,
         **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
+        **redrawn,
     }
     launch = {"world_size": world.size, **order_of_sums, "device": world.device_name}
     recorded = {
@@ -73,6 +78,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "hardware": hardware(world.device),
         "command": redact(launch_command()),
         "argv": [redact(word) for word in sys.argv],  # a record is given away, passwords are not
+        **redrawn,
     }
     # Short hash of every setting except seeds, method and kind: runs with equal hashes are trials of one setting. An
     # initialisation counts by its name: a ticket is used where the file it once came from is not.
@@ -81,7 +87,8 @@ def common(experiment: Experiment) -> CommonDescription:
     settings = sha256_json(determinants | schedules | pruning_settings(config) | begun)[:12]
     tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
     tags |= {"network": network, "settings": settings}
-    return CommonDescription(determinants, recorded, tags, network)
+    drawn = {name: value for name, value in redrawn.items() if name == INITIAL_WEIGHTS}
+    return CommonDescription(determinants, recorded, tags, network, drawn)
 
 
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
@@ -115,7 +122,8 @@ def describe_search(experiment: Experiment, begun: Initialisation, theta_init_di
         config=shared.config | begun.recorded,
         tags=shared.tags
         | {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
-        | {"theta_init_digest": theta_init_digest},
+        | {"theta_init_digest": theta_init_digest}
+        | shared.drawn,
     )
 
 
@@ -150,7 +158,7 @@ def describe_level(
         name=" ".join(words),
         parents=(parent,),
         config=shared.config | {"level": level, "schedule": asdict(schedule)} | dict(recorded),
-        tags=shared.tags | tags | ({"phase": phase} if phase else {}),
+        tags=shared.tags | tags | shared.drawn | ({"phase": phase} if phase else {}),
         level=level,
         nested_under=root,
     )
@@ -198,7 +206,7 @@ def describe_training(
     unusual = trial.unusual | ({"transferred": "true"} if transferred else {})
     if unusual:  # such a training is no trial of the usual one
         tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
-    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)}
+    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)} | shared.drawn
     tags |= {} if ticket is None else {"method": config.method}
 
     level = ticket.checkpoint.level if ticket else 0

@@ -13,7 +13,7 @@ from typing import Any
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
-from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, search_from_json, to_json
+from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, ComparisonConfig, SearchConfig, search_from_json, to_json
 from harness.data.spec import data_spec
 from harness.experiment.comparison import BARRIER
 from harness.lineage.browse.find import newest
@@ -123,8 +123,8 @@ def _of_one_signature(
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision or "
-            f"data); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
+            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision, data "
+            f"or draw of θ_init); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
         )
     return next(iter(chosen.values()), set())
 
@@ -146,6 +146,7 @@ def _launch_signature(record: LineageRecord) -> str:
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
     search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
+    search[INITIAL_WEIGHTS] = config.get(INITIAL_WEIGHTS)
     launch = {name: config.get("launch", {}).get(name) for name in ("world_size", "gradient_buckets")}
     return json.dumps([record.tags.get("data_digest"), launch, search], sort_keys=True)
 
@@ -317,8 +318,9 @@ class RunLookup:
     @cached_property
     def _norm_names(self) -> frozenset[str]:
         model, spec = self.plan.scale.config.model, data_spec(self.plan.scale.config.data.name)
-        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
-        return partition_of(model.name, build_model(model.name, width=model.width, **sizes)).norm
+        sizes: dict[str, Any] = {"num_classes": spec.num_classes, "channels": spec.channels}
+        sizes |= {"image_size": spec.image_size, "width": model.width}
+        return partition_of(model.name, build_model(model.name, **sizes)).norm
 
     def _signs(self, node: RunSummary) -> SignedMask:
         with self.store.open_file_of(node, SIGNED_MASK) as path:
