@@ -236,7 +236,9 @@ class RunLookup:
             if node is not None:
                 compared[pair] = (node, self._curve(node))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
-        densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
+        # a search of one density can end below it, which its own points say (`Results.density_of`)
+        of_levels = [pair for pair in tickets.items() if not METHODS[pair[1].tags["method"]].searches_one_density]
+        densities = {one.level: float(node.tags["density"]) for one, node in of_levels}
         kept_signs = {
             (method, level): shares
             for method in self.plan.figure.methods

@@ -78,6 +78,7 @@ def _scoring(scale: Scale) -> str:
     else:
         lambdas = ", ".join(f"{penalty} at density {density}" for density, penalty in penalties.items())
     scores = f"{gem.score_epochs} epochs of scores, learning rate {gem.lr:g}, λ {lambdas}"
+    scores += "" if gem.num_train is None else f", {gem.num_train:,} training images"
     return (
         f"batch {scale.config.global_batch_size}; {scores}, the lowest frozen every {gem.freeze_every_epochs} epochs; "
         f"{gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate {gem.finetune_lr:g}, weight "
@@ -209,7 +210,7 @@ def _barriers(results: Results, image: str | None) -> list[str]:
     if not results.barriers or plan.scale.barrier_level is None:
         return []
     epsilon = results.epsilon
-    density = results.densities[plan.scale.barrier_level]
+    density = results.density(plan.scale.barrier_level)
     known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
     return [
         f"## Error barriers at density {density:.4f}",
