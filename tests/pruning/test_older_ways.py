@@ -11,6 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
+from harness.common.digest import sha256_tensors
 from harness.config import REDRAWN, ComparisonConfig, ModelConfig, Schedule
 from harness.experiment.comparison import Comparison, compare
 from harness.experiment.experiment import Experiment
@@ -22,7 +23,7 @@ from harness.lineage.tracking.description import describe
 from harness.models import MODELS, ModelSpec
 from harness.models.mobilenet_v2 import mobilenet_v2_cifar
 from harness.runs.run import FinishedRun
-from tests.pruning.searching import proved
+from tests.pruning.searching import proved, resolved, tag
 from tools.lineage_commands.printing import print_node, print_nodes
 
 NAME = "mobilenet_v2_cifar"
@@ -35,6 +36,11 @@ class Made(NamedTuple):
     finals: list[FinishedRun]
     pair: Comparison
 
+    @property
+    def root(self) -> str:
+        """Key of the search."""
+        return self.found.ticket.record.nested_under
+
 
 @contextmanager
 def the_version_before() -> Iterator[None]:
@@ -45,10 +51,15 @@ def the_version_before() -> Iterator[None]:
         yield
 
 
-def made(experiment: Experiment) -> Made:
-    """A search of one pruning, the trainings of its ticket, and the barrier between two of them; no epoch of any."""
+def untrained(experiment: Experiment) -> Experiment:
+    """The network, one pruning, and no epoch of anything."""
     lengths = {"num_levels": 1, "warmup_epochs": 0, "level_epochs": 0, "final": Schedule(0, "constant")}
-    own = experiment.beside(replace(experiment.config, model=ModelConfig(NAME, width=2), **lengths))
+    return experiment.beside(replace(experiment.config, model=ModelConfig(NAME, width=2), **lengths))
+
+
+def made(experiment: Experiment) -> Made:
+    """A search, the final trainings of its ticket, and the barrier between two of them."""
+    own = untrained(experiment)
     found = search(own)
     trials = [Trial("signed_mask", 2, 1), Trial("signed_mask", 2, 2), Trial("retrain", 2, 1)]
     finals = [final_training(own, trial, found.ticket) for trial in trials]
@@ -69,7 +80,7 @@ def new(experiment: Experiment, old: Made) -> Made:
 
 
 def keys(one: Made) -> set[str]:
-    return {run.key for run in (*one.found.levels, *one.finals)} | {one.found.ticket.record.nested_under, one.pair.key}
+    return {run.key for run in (*one.found.levels, *one.finals)} | {one.root, one.pair.key}
 
 
 def test_old_runs_are_proved_and_named(experiment: Experiment, old: Made) -> None:
@@ -77,8 +88,7 @@ def test_old_runs_are_proved_and_named(experiment: Experiment, old: Made) -> Non
     assert findings.problems == [] and findings.num_nodes == 7
     assert (findings.checked["theta_init"], findings.checked["start"]) == (2, 5)
     named = {note.key: note.what for note in findings.notes}
-    root = old.found.ticket.record.nested_under
-    assert named.keys() == {root, old.finals[0].key, old.finals[1].key, old.pair.key}, "retrain draws no θ_init"
+    assert named.keys() == {old.root, old.finals[0].key, old.finals[1].key, old.pair.key}, "retrain draws no θ_init"
     assert all(WAY in named[key] for key in named if key != old.pair.key)
     assert "ema statistics started the other way: from the interpolated ones" in named[old.pair.key]
 
@@ -94,7 +104,7 @@ def test_what_is_made_now_shares_no_run_with_them(experiment: Experiment, old: M
 
 
 def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Experiment, old: Made) -> None:
-    own = experiment.beside(replace(experiment.config, model=ModelConfig(NAME, width=2)))
+    own = untrained(experiment)
     usual = replace(EMA, bn_convention="cumulative")
     with the_version_before():
         before = compare(own, *old.finals[:2], "stability", usual)
@@ -104,10 +114,21 @@ def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Exp
     assert experiment.store.local.load(other.key).tags["ema_start"] == "mean 0, variance 1"
 
 
+def test_the_own_theta_init_of_an_old_search_is_taken_from_it_and_not_drawn(experiment: Experiment, old: Made) -> None:
+    own, root = untrained(experiment), old.root
+    with pytest.raises(ValueError, match=f"drew its θ_init the other way .* --initialisation {root[:16]} takes that"):
+        final_training(own, Trial("mask", 1, 1), old.found.ticket, same_init=True)
+    trial = Trial("mask", 1, 1, initialisation=resolved(own, root))
+    masked = final_training(own, trial, old.found.ticket, same_init=True)
+    expected = {name: tensor.clone() for name, tensor in old.found.theta_init.params.items()}
+    old.found.ticket.mask.apply_(expected)
+    assert tag(masked, "start_digest") == sha256_tensors(expected)
+
+
 def test_lists_pages_and_descriptions_name_them(experiment: Experiment, old: Made, new: Made, capsys) -> None:
     nodes = {}
     for title, one in (("old", old), ("new", new)):
-        root = find_node(experiment.store, one.found.ticket.record.nested_under)
+        root = find_node(experiment.store, one.root)
         nodes[title] = family(experiment.store, root)
         print_node(root, [], [])
         assert (WAY in capsys.readouterr().out) == (title == "old")
