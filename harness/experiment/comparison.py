@@ -120,7 +120,7 @@ def compare_signed_init(
     )
     start = StartPoint(params, fresh.buffers, mask)
     copy = replace(ticket, checkpoint=replace(ticket.checkpoint, params=params, buffers=start.buffers))
-    drawn = {"init_seed": init_seed, "start": start.digest}
+    drawn = {"init_seed": init_seed, "start": start.digest, **experiment.common.drawn}
     return _compare(experiment, ticket, copy, "signed_init", config, drawn)
 
 

@@ -17,7 +17,7 @@ import torch
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import hardware, launch_command
-from harness.config import NETWORKS_OWN, ComparisonConfig, Schedule, SearchConfig, to_json
+from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, REDRAWN, ComparisonConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.masks import Mask
 from harness.models import width_of
@@ -43,6 +43,8 @@ class CommonDescription:
     """Name of the method, with the distribution of α where that is not the paper's."""
     alpha: dict[str, str] = field(default_factory=dict)
     """Tag and input to a search's key: the distribution of α, where that is not the paper's."""
+    drawn: dict[str, str] = field(default_factory=dict)
+    """Tag of the runs that draw a network which older runs drew otherwise, and of the levels below them."""
 
 
 def common(experiment: Experiment) -> CommonDescription:
@@ -53,6 +55,8 @@ def common(experiment: Experiment) -> CommonDescription:
     # DDP adds gradients up in buckets: a + b = b + a, but three can be added two ways. Runs of three or more processes
     # without this entry were made when each training kept the buckets that DDP begins with.
     order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
+    # Runs of these networks without the entries drew θ_init otherwise, or were trained with drop-connect.
+    redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
     determinants = {
         "format": 2,
         "data": source.content_digest,
@@ -68,6 +72,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "world_size": world.size,
         **order_of_sums,
         **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
+        **redrawn,
     }
     launch = {"world_size": world.size, **order_of_sums, "device": world.device_name}
     recorded = {
@@ -77,6 +82,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "hardware": hardware(world.device),
         "command": redact(launch_command()),
         "argv": [redact(word) for word in sys.argv],  # a record is given away, passwords are not
+        **redrawn,
     }
     # Short hash of every setting except seeds, method and kind: runs with equal hashes are trials of one setting. An
     # initialisation counts by its name: a ticket is used where the file it once came from is not.
@@ -87,7 +93,8 @@ def common(experiment: Experiment) -> CommonDescription:
     tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
     tags |= {"network": network, "settings": settings}
     method = " ".join([config.method, *(f"α={value}" for value in alpha.values())])
-    return CommonDescription(determinants, recorded, tags, network, method, alpha)
+    drawn = {name: value for name, value in redrawn.items() if name == INITIAL_WEIGHTS}
+    return CommonDescription(determinants, recorded, tags, network, method, alpha, drawn)
 
 
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
@@ -123,7 +130,8 @@ def describe_search(experiment: Experiment, begun: Initialisation, theta_init_di
         tags=shared.tags
         | {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
         | shared.alpha
-        | {"theta_init_digest": theta_init_digest},
+        | {"theta_init_digest": theta_init_digest}
+        | shared.drawn,
     )
 
 
@@ -158,7 +166,7 @@ def describe_level(
         name=" ".join(words),
         parents=(parent,),
         config=shared.config | {"level": level, "schedule": asdict(schedule)} | dict(recorded),
-        tags=shared.tags | tags | shared.alpha | ({"phase": phase} if phase else {}),
+        tags=shared.tags | tags | shared.alpha | shared.drawn | ({"phase": phase} if phase else {}),
         level=level,
         nested_under=root,
     )
@@ -206,7 +214,7 @@ def describe_training(
     unusual = trial.unusual | ({"transferred": "true"} if transferred else {})
     if unusual:  # such a training is no trial of the usual one
         tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
-    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)}
+    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)} | shared.drawn
     tags |= {} if ticket is None else {"method": config.method, **shared.alpha}
 
     level = ticket.checkpoint.level if ticket else 0
@@ -259,6 +267,7 @@ def describe_comparison(
         | {"question": question, "density": f"{ticket:.6f}", "same_start": str(same_start).lower()}
         | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
         | ({"init_seed": str(drawn["init_seed"]), "start_digest": drawn["start"]} if drawn else {})
+        | config.ema_start
         | ({} if precision == "no" else {"precision": precision}),
     )
 
@@ -285,6 +294,8 @@ def comparison_determinants(
         "pair": sorted({first.key, second.key}),
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
+        # ema without its start began from the interpolated statistics
+        **config.ema_start,
         "bn_images": num_images,
         # BatchNorm statistics depend on how many images a batch has
         "batch": batch_size if num_images else None,

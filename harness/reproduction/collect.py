@@ -17,7 +17,7 @@ from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
 from harness.common.tensors import load_correct
-from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, search_from_json, to_json
+from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, ComparisonConfig, SearchConfig, search_from_json, to_json
 from harness.data.spec import data_spec
 from harness.experiment.comparison import BARRIER
 from harness.lineage.browse.find import newest
@@ -127,8 +127,8 @@ def _of_one_signature(
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision or "
-            f"data); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
+            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision, data "
+            f"or draw of θ_init); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
         )
     return next(iter(chosen.values()), set())
 
@@ -150,6 +150,7 @@ def _launch_signature(record: LineageRecord) -> str:
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
     search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
+    search[INITIAL_WEIGHTS] = config.get(INITIAL_WEIGHTS)
     launch = {name: config.get("launch", {}).get(name) for name in ("world_size", "gradient_buckets")}
     return json.dumps([record.tags.get("data_digest"), launch, search], sort_keys=True)
 
@@ -239,7 +240,9 @@ class RunLookup:
             if node is not None:
                 compared[pair] = (node, self._curve(node, trained[pair.first]))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
-        densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
+        # a search of one density can end below it, which its own points say (`Results.density_of`)
+        of_levels = [pair for pair in tickets.items() if not METHODS[pair[1].tags["method"]].searches_one_density]
+        densities = {one.level: float(node.tags["density"]) for one, node in of_levels}
         kept_signs = {
             (method, level): shares
             for method in self.plan.figure.methods
@@ -327,8 +330,9 @@ class RunLookup:
     @cached_property
     def _norm_names(self) -> frozenset[str]:
         model, spec = self.plan.scale.config.model, data_spec(self.plan.scale.config.data.name)
-        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
-        return partition_of(model.name, build_model(model.name, width=model.width, **sizes)).norm
+        sizes: dict[str, Any] = {"num_classes": spec.num_classes, "channels": spec.channels}
+        sizes |= {"image_size": spec.image_size, "width": model.width}
+        return partition_of(model.name, build_model(model.name, **sizes)).norm
 
     def _signs(self, node: RunSummary) -> SignedMask:
         with self.store.open_file_of(node, SIGNED_MASK) as path:

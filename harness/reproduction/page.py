@@ -96,6 +96,7 @@ def _scoring(scale: Scale) -> str:
     else:
         lambdas = ", ".join(f"{penalty} at density {density}" for density, penalty in penalties.items())
     scores = f"{gem.score_epochs} epochs of scores, learning rate {gem.lr:g}, λ {lambdas}"
+    scores += "" if gem.num_train is None else f", {gem.num_train:,} training images"
     return (
         f"batch {scale.config.global_batch_size}; {scores}, the lowest frozen every {gem.freeze_every_epochs} epochs; "
         f"{gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate {gem.finetune_lr:g}, weight "

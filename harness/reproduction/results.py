@@ -16,6 +16,7 @@ from harness.analysis.statistics import Claim, Contrast, Verdict, judge
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
+from harness.pruning import METHODS
 from harness.reproduction.figure import Curve, FigureClaim
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
@@ -90,7 +91,7 @@ class Results:
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
     densities: Mapping[int, float]
-    """Of each level that anything was trained from."""
+    """Of each level that anything was trained from, but for methods that search one density."""
     kept_signs: Mapping[tuple[str, int], list[float]]
     """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     norm: Mapping[str, list[NormParameters]]
@@ -104,6 +105,16 @@ class Results:
     def density(self, level: int) -> float:
         """Return the density of a level: as recorded, else the density that the search aims at."""
         return self.densities.get(level, self.plan.scale.density(level))
+
+    def density_of(self, curve: Curve, level: int) -> float:
+        """Return the density of a curve's finished trainings at a level, mean over trials.
+
+        It is that of the level, but for methods that search one density: equal scores can leave Gem-Miner with less.
+        """
+        if not METHODS[curve.method].searches_one_density:
+            return self.density(level)
+        made = [self.trained[one] for one in self.plan.of_curve(curve, level) if one in self.trained]
+        return Summary.of(float(node.tags["density"]) for node in made).mean
 
     @property
     def missing(self) -> list[str]:
@@ -165,13 +176,12 @@ class Results:
 
     def _point(self, curve: Curve | None, level: int) -> Point:
         trainings = self._trainings(curve, level)
-        density = 1.0 if curve is None else self.densities[level]
         flipped = self.metric(trainings, "flipped_signs")
         epochs = self.metric(trainings, "epochs_total")
         return Point(
             curve=curve,
             level=level,
-            density=density,
+            density=1.0 if curve is None else self.density_of(curve, level),
             accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level).values()),
             flipped_percent=Summary.of(100 * share for share in flipped.values()) if flipped else None,
             epochs=max(epochs.values(), default=float("nan")),
@@ -238,7 +248,7 @@ class Results:
     def barrier_density(self) -> float | None:
         """Density of the tickets that are compared; None before any comparison is finished."""
         level = self.plan.scale.barrier_level
-        return self.densities[level] if self.compared and level is not None else None
+        return self.density(level) if self.compared and level is not None else None
 
     @property
     def panels(self) -> list[LinePanel]:
@@ -264,8 +274,8 @@ class Results:
             Series(
                 curve.use,
                 curve.finder,
-                {self.densities[level]: list(errors.values()) for level, errors in found},
-                {self.densities[level]: one.mean for level, _ in found if (one := self.printed(curve, level))},
+                {self.density_of(curve, level): list(errors.values()) for level, errors in found},
+                {self.density_of(curve, level): one.mean for level, _ in found if (one := self.printed(curve, level))},
             )
             for curve in self.plan.figure.curves
             if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])

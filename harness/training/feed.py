@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import torch
 
 from harness.common.seeds import SgdNoise
@@ -20,6 +21,10 @@ class TrainFeed:
         self.loader, self.spec, self.device = loader, spec, device
         self.steps_per_epoch = loader.steps_per_epoch
         """Full global batches in an epoch; the incomplete last one is dropped."""
+
+    def among(self, chosen: np.ndarray) -> TrainFeed:
+        """Return a feed of these training images alone, int64 positions in the split."""
+        return TrainFeed(self.loader.among(chosen), self.spec, self.device)
 
     def epoch(
         self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, every: int = 1

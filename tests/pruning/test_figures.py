@@ -42,7 +42,7 @@ def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_pa
     gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
     config = replace(experiment.config, densities=(0.5, 0.1), num_levels=2, gem_miner=gem, runs=tmp_path / "runs")
     own = Experiment(experiment.world, open_store(config.runs, offline=True), config)
-    plan = plan_of(own, "gem_miner", penalties={1: 0.5, 2: 1e-4})
+    plan = plan_of(own, "gem_miner", penalties={1: 0.01, 2: 1e-4})
     work = made(own, plan)
     for level, penalty in plan.scale.penalties.items():
         (one,) = plan.of_curve(Curve("gem_miner", "level"), level)

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from harness.common.seeds import alpha_mean
-from harness.config import search_from_json
+from harness.config import REDRAWN, search_from_json
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
@@ -71,6 +72,9 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         own = record.config.get("optim", search["optim"])  # a method may have optimizers of its own
         allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
+    if (redrawn := REDRAWN.get(known["model"]["name"])) is not None and record.kind != "analysis":
+        for name in redrawn.determinants:
+            yield name, known.get(name), record.config.get(name)
     if "world_size" in known:
         yield "world_size", known["world_size"], record.config["launch"]["world_size"]
     if record.kind == "search":
@@ -106,7 +110,7 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
     config, method = search_from_json(record.config["search"]), METHODS.get(record.config["search"]["method"])
     if method is not None:
         for name, value in method.recorded_settings(config, record.tags.get("phase", "")).items():
-            yield name, known[name], value
+            yield name, known.get(name), value
     yield "again", known.get("again", False), record.config.get("again", False)
     if record.parents and record.parents[0].relation == "pruned-from":
         pruning = method.pruning(config) if method else PruningSchedule.of(config)
@@ -117,6 +121,17 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
 def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name, value in determined.items():
         yield f"schedule.{name}", value, recorded.get(name)
+
+
+def older_ways(record: LineageRecord) -> Iterator[str]:
+    """Yield what the version that made a run did otherwise than this one; a check takes that into account."""
+    if (before := RunSummary.of(record).drawn_before) is not None:
+        yield f"its θ_init was drawn the other way: {before}; today these have torch's default draw"
+    if record.kind == "analysis" and record.tags.get("bn_convention") == "ema" and "ema_start" not in record.tags:
+        yield "its ema statistics started the other way: from the interpolated ones; today from mean 0 and variance 1"
+    method = METHODS.get(record.tags.get("method", "")) if record.kind == "level" else None
+    if method is not None and (other := method.departure(search_from_json(record.config["search"]))):
+        yield other
 
 
 def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Finding]:

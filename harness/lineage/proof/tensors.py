@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.checkpoint import Checkpoint, Pretrained, read_network
-from harness.config import UnprunedSigns, search_from_json
+from harness.config import UnprunedSigns, drawn_before, search_from_json
 from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord
@@ -308,7 +308,8 @@ def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) ->
     if spec is None or "search" not in record.config:
         return None
     model = record.config["search"]["model"]
-    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"])
+    former = drawn_before(model["name"], record.config) is not None
+    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"], former)
 
 
 def _read(directory: Path, whole: set[str]) -> StoredNetwork:

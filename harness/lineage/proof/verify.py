@@ -113,6 +113,8 @@ class _Examiner:
         if CONFIG in whole and "search" in record.config:
             config = json.loads((directory / CONFIG).read_bytes())
             self.findings.add(node, records.settings(record, config, determinants))
+        for way in records.older_ways(record):
+            self.findings.note(node, way)
         search = self.nodes.get(record.nested_under or "")
         self.findings.add(node, records.seeds(record, determinants, search.record if search else None))
         if CORRECT in whole:

@@ -168,7 +168,8 @@ def _sentence(node: RunSummary) -> str:
         what = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
         if "barrier" in metrics:
             error = f"barrier **{metrics['barrier']:.2f}** percentage points"
-    return "; ".join(part for part in (what, left, error, seeds) if part) + "."
+    drawn = f"θ_init drawn the other way: {node.drawn_before}" if node.drawn_before else ""
+    return "; ".join(part for part in (what, left, error, seeds, drawn) if part) + "."
 
 
 def _files(node: RunSummary, parents: Sequence[Relative]) -> str:
