@@ -36,7 +36,7 @@ def evaluate(
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     for images_NCHW, labels_N in batches:
         with world.autocast():
-            logits_NK = model(images_NCHW).float()
+            logits_NK = model(images_NCHW).to(torch.get_default_dtype())  # float32 under mixed precision, too
         sums[0] += (logits_NK.argmax(1) == labels_N).sum()
         sums[1] += len(labels_N)
         sums[2] += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()

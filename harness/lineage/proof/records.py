@@ -70,7 +70,9 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
     if "world_size" in known:
-        yield "world_size", known["world_size"], record.config["launch"]["world_size"]
+        launch = record.config["launch"]
+        yield "world_size", known["world_size"], launch["world_size"]
+        yield "dtype", known.get("dtype", "float32"), launch.get("dtype", "float32")
     if record.kind == "search":
         yield "method", known["method"], search["method"]
         begun = record.config.get("initialisation", {})
