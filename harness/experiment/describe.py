@@ -57,6 +57,9 @@ def common(experiment: Experiment) -> CommonDescription:
     order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
     # Runs of these networks without the entries drew θ_init otherwise, or were trained with drop-connect.
     redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
+    # All floats are of torch's default dtype. Only tools/selfcheck.py sets another one, float64.
+    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    other_dtype = {} if dtype == "float32" else {"dtype": dtype}
     determinants = {
         "format": 2,
         "data": source.content_digest,
@@ -73,8 +76,9 @@ def common(experiment: Experiment) -> CommonDescription:
         **order_of_sums,
         **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
         **redrawn,
+        **other_dtype,
     }
-    launch = {"world_size": world.size, **order_of_sums, "device": world.device_name}
+    launch = {"world_size": world.size, **order_of_sums, **other_dtype, "device": world.device_name}
     recorded = {
         "search": to_json(config),
         "data": {"num_train": source.num_train, "num_test": source.num_test},
@@ -285,8 +289,7 @@ def comparison_determinants(
     measured = {name: shared[name] for name in ("format", "data", "spec", "model")}
     if shared["precision"] != "no":  # older keys have none
         measured["precision"] = shared["precision"]
-    if (matmul := shared.get("float32_matmul_precision")) is not None:
-        measured["float32_matmul_precision"] = matmul
+    measured |= {name: shared[name] for name in ("float32_matmul_precision", "dtype") if name in shared}
     num_images = config.num_bn_images(experiment.source.num_train)
     return measured | {
         "kind": "analysis",

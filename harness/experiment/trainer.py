@@ -197,8 +197,8 @@ class _FlippedSigns:
 def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
     """Return the gradients of the mean loss of one global batch at θ ⊙ m.
 
-    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed in float32, in as
-    many micro-batches as in training; BatchNorm uses the statistics of each, on each rank.
+    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed without mixed
+    precision, in as many micro-batches as in training; BatchNorm uses the statistics of each, on each rank.
 
     Args:
         experiment: Network, data and processes; all ranks call this.
@@ -206,7 +206,7 @@ def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], 
         mask: m; gradients of pruned weights are those at weight 0.
 
     Returns:
-        A float32 tensor for each parameter, on the CPU, the mean over ranks.
+        A tensor for each parameter, on the CPU, the mean over ranks.
     """
     world = experiment.world
     model = deepcopy(experiment.blank).to(world.device).train()
@@ -219,6 +219,6 @@ def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], 
     images_NCHW, labels_N = next(experiment.train_feed.epoch(noise, 0, num_steps=1))
     torch.manual_seed(noise.key("dropout", 0) >> 1)
     for images, labels in zip(images_NCHW.tensor_split(parts), labels_N.tensor_split(parts), strict=True):
-        (F.cross_entropy(model(images).float(), labels) * (len(labels) / len(labels_N))).backward()
+        (F.cross_entropy(model(images), labels) * (len(labels) / len(labels_N))).backward()
     grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in own.items()}
     return {name: (world.sum(grad) / world.size).cpu() for name, grad in grads.items()}

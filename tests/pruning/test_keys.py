@@ -155,14 +155,26 @@ def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_ne
     assert found.keys() - fields == {"batch"} | ({"ema_start"} if convention == "ema" else set())
 
 
-@pytest.mark.parametrize("precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}])
+def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
+    """The self-check computes in float64."""
+    before, recorded = experiment.common.determinants, experiment.common.config["launch"]
+    assert "dtype" not in before and "dtype" not in recorded
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+    shared = describe.common(experiment)
+    assert shared.determinants == before | {"dtype": "float64"}
+    assert shared.config["launch"] == recorded | {"dtype": "float64"}
+
+
+@pytest.mark.parametrize(
+    "precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}, {"dtype": "float64"}]
+)
 def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
     common = SimpleNamespace(determinants=usual | precision)
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
     pair = SimpleNamespace(key="a"), SimpleNamespace(key="b")
     found = comparison_determinants(experiment, *pair, "lmc", ComparisonConfig(), 64)  # type: ignore[arg-type]
-    assert {name: found[name] for name in found if "precision" in name} == precision
+    assert {name: found[name] for name in found if "precision" in name or name == "dtype"} == precision
 
 
 def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem(experiment: Experiment) -> None:
@@ -173,6 +185,7 @@ def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem
         return [name for name, said, recorded in _determined(ticket.record, known) if said != recorded]
 
     assert differ(known) == [] and differ(known | {"float32_matmul_precision": "high"}) == ["float32_matmul_precision"]
+    assert differ(known | {"dtype": "float64"}) == ["dtype"]
 
 
 @pytest.mark.parametrize("order", [{}, {"gradient_buckets": "by first backward"}])

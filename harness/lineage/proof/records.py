@@ -76,7 +76,9 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         for name in redrawn.determinants:
             yield name, known.get(name), record.config.get(name)
     if "world_size" in known:
-        yield "world_size", known["world_size"], record.config["launch"]["world_size"]
+        launch = record.config["launch"]
+        yield "world_size", known["world_size"], launch["world_size"]
+        yield "dtype", known.get("dtype", "float32"), launch.get("dtype", "float32")
     if record.kind == "search":
         yield "method", known["method"], search["method"]
         yield "alpha", known.get("alpha", "uniform"), search.get("alpha", "uniform")
