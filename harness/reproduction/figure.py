@@ -85,6 +85,11 @@ class Figure:
         """The methods of its curves, each once."""
         return tuple(dict.fromkeys(curve.method for curve in self.curves))
 
+    @property
+    def finders(self) -> tuple[str, ...]:
+        """The methods of its curves, each once for every distribution of α."""
+        return tuple(dict.fromkeys(curve.finder for curve in self.curves))
+
 
 def _lines(method: str, *kinds: str) -> tuple[Curve, ...]:
     return tuple(Curve(method, kind) for kind in kinds)

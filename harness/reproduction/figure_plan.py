@@ -161,6 +161,16 @@ class FigurePlan:
         """Return the init_seed and sgd_seed of a trial's search."""
         return 1 if self.shared_search else trial
 
+    def search_config(self, curve: Curve, level: int) -> SearchConfig:
+        """Return the settings of the search that finds a curve's tickets; of one density, that of `level`."""
+        return replace(self.scale.config, alpha=curve.alpha, gem_miner=self.scale.gem_miner(level))
+
+    @property
+    def lengths(self) -> set[int]:
+        """Epochs of all final trainings, dense ones included."""
+        usual = self.scale.finals.final.epochs
+        return {epochs or usual for epochs in (*self.scale.lengths, *self.dense_lengths)}
+
     def dense(self, epochs: int | None = None) -> list[Training]:
         """Return the dense trainings of one length, one a trial."""
         return [Training(trial, None, 0, self.search_seed(trial), epochs=epochs) for trial in self.trials]
@@ -175,7 +185,7 @@ class FigurePlan:
 
     def ticket_epochs(self, epochs: int | None) -> int:
         """Return the epochs of the deepest ticket of the first method, search included, trained for so many more."""
-        search = self._epochs_of_search(self.figure.methods[0], {max(self.scale.levels)})
+        search = self._epochs_of_search(self.figure.curves[0], {max(self.scale.levels)})
         return search + (epochs or self.scale.finals.final.epochs)
 
     def of_curve(self, curve: Curve, level: int, *, twin: bool = False, epochs: int | None = None) -> list[Training]:
@@ -227,14 +237,12 @@ class FigurePlan:
         usual = self.scale.finals.final.epochs
         finals = sum(one.epochs or usual for one in trainings if one.kind != "level")
         curve = trainings[0].curve
-        return finals + (0 if curve is None else self._epochs_of_search(curve.method, {one.level for one in trainings}))
+        return finals + (0 if curve is None else self._epochs_of_search(curve, {one.level for one in trainings}))
 
-    def _epochs_of_search(self, method: str, levels: Set[int]) -> int:
-        config, deepest = self.scale.config, max(levels)
-        if METHODS[method].searches_one_density:
-            own = [replace(config, gem_miner=self.scale.gem_miner(level)) for level in levels]
-            return sum(METHODS[method].search_epochs(one, deepest) for one in own)
-        return METHODS[method].search_epochs(config, deepest)
+    def _epochs_of_search(self, curve: Curve, levels: Set[int]) -> int:
+        method, deepest = METHODS[curve.method], max(levels)
+        searched = levels if method.searches_one_density else {deepest}
+        return sum(method.search_epochs(self.search_config(curve, level), level) for level in searched)
 
     def shard(self, index: int, count: int) -> list[str]:
         """Return the chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""

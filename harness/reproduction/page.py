@@ -251,10 +251,10 @@ def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: how many signs each method keeps from one level to the next, by density."""
     levels = results.plan.scale.levels
     rows = []
-    for method in results.plan.figure.methods:
-        shares = [results.kept_signs.get((method, level), []) for level in levels]
+    for finder in results.plan.figure.finders:
+        shares = [results.kept_signs.get((finder, level), []) for level in levels]
         if any(shares):
-            rows.append([method, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
+            rows.append([finder, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
     return ["method", *(f"{results.density(level):.4f}" for level in levels)], rows
 
 

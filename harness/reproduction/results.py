@@ -78,7 +78,7 @@ class Results:
     densities: Mapping[int, float]
     """Of each level that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
-    """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
+    """(finder, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     norm: Mapping[str, list[NormParameters]]
     """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
     provenance: Provenance
