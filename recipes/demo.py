@@ -85,6 +85,7 @@ def show(experiment: Experiment, dense: list[FinishedRun], stories: dict[str, St
     print(
         f"\nTest error %, mean ± sd; finals at density {density:.3f}; "
         f"one search per method (init_seed {experiment.config.init_seed})\n"
+        f"This is speed, after {experiment.config.final.epochs} final epochs: longer trainings can end elsewhere.\n"
     )
     print(f"{'':<22}" + "".join(f"{method:>24}" for method in stories))
     print(f"{'dense':<22}{Summary.of(errors(dense))!s:>24}")

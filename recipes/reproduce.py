@@ -5,6 +5,7 @@
     accelerate launch recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
     accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
+    accelerate launch recipes/reproduce.py --study depth            # a plan of recipes/studies, judged when it is whole
 
 Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: statements of the paper's text; gem_miner: of
 Gem-Miner's own paper; controls, transfer: in no paper. The same command again makes the runs that are missing and
@@ -17,6 +18,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +28,7 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.launch import launch
 from harness.cli.options import parse
+from harness.common.tables import print_markdown, print_table
 from harness.config import Precision, SearchConfig, known
 from harness.pruning import METHODS
 from harness.reproduction.figure import FIGURES, Figure, figure_named
@@ -33,7 +36,9 @@ from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.report import show
 from harness.reproduction.study import Study, read_study
-from harness.reproduction.study_records import finished_chains, record_chain
+from harness.reproduction.study_page import write_page
+from harness.reproduction.study_records import compare_again, directory_of, finished_chains, record_chain
+from harness.reproduction.study_results import StudyResults
 from recipes.presets.figures import SCALES, SMALL
 
 _log = logging.getLogger("harness.recipes.reproduce")
@@ -166,6 +171,9 @@ class ReproductionOptions(FigureOptions):
     recorded under --results count as made. A shard is a share of its trials."""
     results: Path = RESULTS
     """Where a study's records and page are kept."""
+    again: str | None = None
+    """With --study: make this recorded chain again, such as aws-s11, in a directory --runs without it, and print each
+    number beside the recorded one. On the same kind of CPU the bits are equal."""
     list: bool = False
     """Print one launch command for each run, and run nothing."""
     shard: str | None = None
@@ -243,8 +251,40 @@ def make_study(options: ReproductionOptions, study: Study) -> None:
     chains = [name for name in wanted if name not in recorded]
     recorded_already = f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded"
     _log.info(f"{recorded_already}; to make: {', '.join(chains) or 'none'}")
-    if not chains:
-        return
+    if chains:
+        make_chains(options, study, chains)
+    if options.shard is None or not chains:
+        write_study_page(options, study)
+    else:
+        _log.info("this share is finished; when all are, the same command without --shard writes the page")
+
+
+def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
+    """Make a recorded chain again, and print its numbers beside the recorded ones; nothing is recorded."""
+    recorded = finished_chains(study, options.results)
+    before = recorded[known("recorded chain", chain, sorted(recorded))]
+    with launch(options.config(study.plan.scale.config)) as experiment:
+
+        def show_rows(made: MadeChain) -> None:
+            rows = experiment.world.on_main(lambda: compare_again(experiment.store, before, made))
+            if rows:
+                print_table(rows, numbers=("recorded", "here"), whole=("run",))
+
+        FigureRunner(experiment, study.plan).make([chain], show_rows)
+
+
+def write_study_page(options: ReproductionOptions, study: Study) -> None:
+    """Write the page of a study from its records; this needs no run and no data."""
+    beside = {name: study_named(name) for name in study.beside}
+    found = StudyResults.read(study, options.results, beside)
+    directory = directory_of(study.name, options.results).parent
+    write_page(found, directory)
+    print_markdown((directory / "page.md").read_text())
+    print(f"page, tables and figure: {directory}")
+
+
+def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str]) -> None:
+    """Make chains in one launch."""
     with launch(options.config(study.plan.scale.config)) as experiment:
         world = experiment.world
 
@@ -262,7 +302,11 @@ def main() -> None:
         if bool(options.figure) == bool(options.study):
             raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
         if options.study is not None:
-            make_study(options, study_named(options.study))
+            study = study_named(options.study)
+            if options.again:
+                make_again(options, study, options.again)
+            else:
+                make_study(options, study)
             return
         plan = options.plan
         if options.list:

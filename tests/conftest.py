@@ -5,7 +5,8 @@ from __future__ import annotations
 import gc
 import os
 import sys
-from collections.abc import Generator
+from collections import defaultdict
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import pytest
@@ -78,11 +79,28 @@ def messages() -> None:
     show_messages("normal")
 
 
+def dealt_out(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
+    """Return the tests so that each of `workers` begins with long modules and ends with short ones.
+
+    Each worker begins with a contiguous share of the list. Long tests at its end would leave the others idle.
+    """
+    modules: dict[Path, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        modules[item.path].append(item)
+    long = {path: sum(item.get_closest_marker("long") is not None for item in own) for path, own in modules.items()}
+    shares: list[list[Path]] = [[] for _ in range(workers)]
+    for path in sorted(modules, key=lambda path: (-long[path], -len(modules[path]), path)):
+        weight = long if long[path] else {one: len(own) for one, own in modules.items()}
+        min(shares, key=lambda share: sum(weight[one] for one in share)).append(path)
+    return [item for share in shares for path in share for item in modules[path]]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is marked gpu where there is none, so that a plain `pytest` works on any machine.
+    """Deal the tests out over the workers, and skip what is marked gpu where there is no GPU.
 
     HARNESS_GPU_TESTS_DEVICE=label or =cpu runs their bodies without one: see tests/gpu/conftest.py.
     """
+    items[:] = dealt_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if "HARNESS_GPU_TESTS_DEVICE" in os.environ:
         on_gpu = [item for item in on_gpu if not item.path.is_relative_to(Path(__file__).parent / "gpu")]

@@ -46,6 +46,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "accelerate": ("distributed/world.py",),
     "rich": ("common/tables.py",),
     "datasets": ("data/*.py",),
+    "statsmodels": ("analysis/statistics.py",),
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
 }
 

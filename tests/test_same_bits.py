@@ -105,6 +105,17 @@ def test_a_file_that_is_gone_is_found_and_a_new_one_is_named(stores):
     assert report.fields == {"new file more.json": ["second"]}
 
 
+def test_images_that_only_the_newer_version_keeps_are_named_and_move_no_number(stores):
+    for store, runs in zip(stores, ([], [FIRST, SECOND]), strict=True):
+        for key in runs:
+            (_node(store, key) / "correct.safetensors").write_bytes(b"bits")
+    report = compare(*stores)
+    assert report.verdict() == "EQUAL: no number moved"
+    assert "record field new file correct.safetensors, in first and 1 more" in list(report.lines())
+    (_node(stores[0]) / "correct.safetensors").write_bytes(b"bitz")
+    assert any("bytes of correct.safetensors differ" in text for text in compare(*stores).moved)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -140,6 +140,77 @@ def plot_bars(
         return _save(figure, stem)
 
 
+@dataclass(frozen=True)
+class Line:
+    """Accuracy of one kind over the epochs of its final trainings."""
+
+    label: str
+    kind: str
+    """Sets the marker; those of one kind share it."""
+    accuracy_percent: Mapping[int, Sequence[float]]
+    """Epochs → of each trial."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference in percentage points with its 95 % interval."""
+
+    label: str
+    mean: float
+    interval: tuple[float, float] | None
+    verdict: str = ""
+
+
+def plot_study(
+    lines: Sequence[Line], intervals: Sequence[Interval], stem: Path, *, title: str, margin: float
+) -> list[Path]:
+    """Draw accuracy over final epochs beside the differences of all hypotheses; return the two files.
+
+    Left, the mean of each kind with every trial as a dot, on a logarithmic axis of epochs. Right, each difference with
+    its interval; the grey band is "about equal", ± margin. The files are `stem` with .png and .svg.
+    """
+    with _figure(title, 2 if intervals else 1) as (figure, axes):
+        figure.set_size_inches(12.5 if intervals else 7.2, max(4.8, 1.6 + 0.28 * len(intervals)))
+        kinds = list(dict.fromkeys(line.kind for line in lines))
+        for index, line in enumerate(lines):
+            colour = "#555555" if line.kind == "dense" else _COLOURS[index % len(_COLOURS)]
+            epochs = sorted(line.accuracy_percent)
+            shift = 1.04 ** (index - (len(lines) - 1) / 2)  # trials of one length side by side
+            means = [Summary.of(line.accuracy_percent[one]).mean for one in epochs]
+            marker = _MARKERS[kinds.index(line.kind) % len(_MARKERS)]
+            places = [one * shift for one in epochs]
+            axes.plot(places, means, color=colour, marker=marker, linestyle=_LINES[index % 4], label=line.label)
+            for one in epochs:
+                values = list(line.accuracy_percent[one])
+                axes.plot([one * shift] * len(values), values, ".", color=colour, alpha=0.4, markersize=4)
+        axes.set_xscale("log")
+        ticks = sorted({one for line in lines for one in line.accuracy_percent})
+        axes.set_xticks(ticks, map(str, ticks))
+        axes.minorticks_off()
+        axes.set_xlabel("epochs of the final training")
+        axes.set_ylabel("test accuracy, %")
+        axes.legend(fontsize=8, loc="lower right")
+        if intervals:
+            _draw_intervals(figure.axes[1], intervals, margin)
+        return _save(figure, stem)
+
+
+def _draw_intervals(axes: Axes, intervals: Sequence[Interval], margin: float) -> None:
+    rows = range(len(intervals))
+    axes.axvspan(-margin, margin, color="#555555", alpha=0.12, linewidth=0)
+    axes.axvline(0, color="#555555", linewidth=0.8)
+    for row, one in zip(rows, intervals, strict=True):
+        colour = _COLOURS[0] if one.verdict not in ("", "not shown") else "#777777"
+        if one.interval is not None:
+            axes.plot(one.interval, [row, row], "-", color=colour)
+        axes.plot([one.mean], [row], "o", color=colour)
+        axes.annotate(one.verdict, (1.01, row), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+    axes.set_yticks(rows, [one.label for one in intervals], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("difference of accuracy, percentage points")
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def _draw_dense(axes: Axes, dense: Summary) -> None:
     axes.axhline(dense.mean, color="#555555", linestyle=":", label="dense")
     if dense.sd:
@@ -196,15 +267,18 @@ def _density_axis(axes: Axes, ticks: Sequence[float], margin: float) -> None:
 
 
 @contextmanager
-def _figure(title: str) -> Iterator[tuple[Figure, Axes]]:
-    """Open a titled figure outside pyplot: no global state, no display, equal input gives an equal SVG."""
+def _figure(title: str, columns: int = 1) -> Iterator[tuple[Figure, Axes]]:
+    """Open a titled figure outside pyplot: no global state, no display, equal input gives an equal SVG.
+
+    The axes are those of the first of its columns.
+    """
     import matplotlib
     from matplotlib.figure import Figure
 
     style: Any = {"svg.hashsalt": "harness", "svg.fonttype": "path", "font.size": 10}
     with matplotlib.rc_context(style):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
-        axes = figure.add_subplot()
+        axes = figure.subplots(1, columns, squeeze=False)[0, 0]
         axes.set_title(_wrapped(title, 70), fontsize=11, loc="left")
         axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)

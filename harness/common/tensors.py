@@ -60,7 +60,8 @@ def save_correct(path: Path | str, correct: Mapping[str, torch.Tensor]) -> None:
     if len(sizes) != 1 or 0 in sizes:
         given = {name: (str(tensor.dtype), tuple(tensor.shape)) for name, tensor in correct.items()}
         raise ValueError(f"{path} takes bool tensors [N] or [K, N] of one N > 0, got {given}")
-    packed = {name: torch.from_numpy(np.packbits(tensor.cpu().numpy(), axis=-1)) for name, tensor in correct.items()}
+    held = {name: tensor.cpu().contiguous().numpy() for name, tensor in correct.items()}
+    packed = {name: torch.from_numpy(np.packbits(bits, axis=-1)) for name, bits in held.items()}
     header = canonical_json({"format": CORRECT_FORMAT, "num_images": sizes.pop()})
     save_file(packed, os.fspath(path), {METADATA_KEY: header})
 

@@ -183,16 +183,11 @@ def record_chain(experiment: Experiment, study: Study, made: MadeChain, results:
         made: The chain.
         results: Directory of all results, e.g. docs/results.
     """
-    store = experiment.store
-    nodes = {f"{made.name}-L{run.checkpoint.level:02d}": run.key for run in made.levels}
-    nodes |= {str(training): run.key for training, run in made.trained.items()}
-    nodes |= {str(pair): one.key for pair, one in made.compared.items() if one is not None}
-    records = {name: store.local.load(key) for name, key in nodes.items()}
-
+    store, records = experiment.store, _records(experiment.store, made)
     # Prove them first: a search with all that is below it, or each run by itself.
     searches = dict.fromkeys(record.nested_under for record in records.values() if record.nested_under)
     found = Findings()
-    for key in searches or nodes.values():
+    for key in searches or [record.key for record in records.values()]:
         _add(found, verify(store, key, data_directory=experiment.config.data.directory))
     if found.problems:
         told = "\n".join(map(str, found.problems[:5]))
@@ -213,6 +208,34 @@ def record_chain(experiment: Experiment, study: Study, made: MadeChain, results:
     path = directory_of(study.name, results) / f"{made.name}.json"
     kept.save(path)
     return path
+
+
+def _records(store: LineageStore, made: MadeChain) -> dict[str, LineageRecord]:
+    nodes = {f"{made.name}-L{run.checkpoint.level:02d}": run.key for run in made.levels}
+    nodes |= {str(training): run.key for training, run in made.trained.items()}
+    nodes |= {str(pair): one.key for pair, one in made.compared.items() if one is not None}
+    return {name: store.local.load(key) for name, key in nodes.items()}
+
+
+def compare_again(store: LineageStore, recorded: ChainRecords, made: MadeChain) -> list[dict[str, str]]:
+    """Return a row for each run of a chain that was made again: its number as recorded, the new one, and its bits."""
+    here = {name: _line(store, name, record) for name, record in _records(store, made).items()}
+    rows = []
+    for then in recorded.runs:
+        now = here[then.name]
+        name = "barrier" if then.curve is not None else "test_error_percent"
+        files = [one for one in then.files if one.endswith(".safetensors") or one == BARRIER]
+        equal = [one for one in files if then.files[one] == now.files.get(one)]
+        rows.append(
+            {
+                "run": then.name,
+                "number": name.replace("_percent", ", %").replace("_", " "),
+                "recorded": f"{then.metrics[name]:.2f}",
+                "here": f"{now.metrics[name]:.2f}",
+                "files with equal bits": f"{len(equal)} of {len(files)}",
+            }
+        )
+    return rows
 
 
 def _add(findings: Findings, more: Findings) -> None:

@@ -48,6 +48,8 @@ def test_the_same_line_the_other_way_round():
     assert (back.error_a_percent, back.recorded_error_b_percent) == (one.error_b_percent, 21.0)
     assert (back.barrier, back.floor, back.barrier_above_line) == (one.barrier, one.floor, one.barrier_above_line)
     assert back.reversed() == one
+    correct_AN = torch.tensor([[True, False], [True, True]])
+    assert torch.equal(curve([50.0, 0.0], correct_AN=correct_AN).reversed().correct_AN, correct_AN.flip(0))
 
 
 def test_the_sup_includes_the_ends():
@@ -76,6 +78,7 @@ def test_two_points_by_hand():
         Scale(0.0), a, b, bn_batches=[], test_batches=[(images, labels)], alphas=(0.0, 0.25, 0.5, 1.0)
     )
     assert found.error_percent == (75.0, 75.0, 75.0, 25.0)
+    assert found.correct_AN.int().tolist() == [[0, 0, 0, 1], [0, 0, 0, 1], [0, 0, 1, 0], [1, 1, 1, 0]]
     assert found.barrier == 25.0
     found = barrier_curve(
         Scale(0.0), a, b, bn_batches=[], test_batches=[(images, labels_half)], alphas=(0.0, 0.25, 0.5, 1.0)
@@ -184,6 +187,8 @@ def test_several_ranks_find_what_one_finds(network, data, convention, size):
 
     def work(ranks: ThreadRank) -> BarrierCurve:
         share = {name: batches[ranks.rank :: size] for name, batches in data.items()}
+        test = data["test_batches"]
+        share["test_batches"] = test[ranks.rank * len(test) // size : (ranks.rank + 1) * len(test) // size]
         return barrier_curve(copy.deepcopy(network), a, b, **asked, **share, ranks=ranks, num_bn_batches=4)
 
     first, *others = on_ranks(size, work)
@@ -191,6 +196,10 @@ def test_several_ranks_find_what_one_finds(network, data, convention, size):
     assert (first.bn_images, first.test_images) == (alone.bn_images, alone.test_images)
     for name in ("error_percent", "recorded_error_a_percent", "recorded_error_b_percent"):
         assert getattr(first, name) == pytest.approx(getattr(alone, name), abs=0.51)  # one image of 200
+    for found in (first, *others):
+        wrong = (~found.correct_AN).sum(1)
+        assert tuple(100.0 * int(number) / 200 for number in wrong) == found.error_percent
+        assert int((found.correct_AN != alone.correct_AN).sum(1).max()) <= 1  # in the order of the data set
 
 
 @pytest.mark.parametrize("what", ["bn_batches", "test_batches"])

@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from harness.common.tensors import load_correct
 from tests.recipes.launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run, run_ids, run_warm, tool
 
 pytestmark = pytest.mark.long
@@ -123,6 +124,12 @@ def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name)
     one, two = curves
     assert two["error_percent"] == pytest.approx(one["error_percent"], abs=0.2 + 1e-9)
     assert (two["run"], two["test_images"], two["bn_images"]) == (one["run"], 500, one["bn_images"])
+    points = [
+        load_correct(next((tmp_path / str(processes) / "runs").glob("analysis-*/correct.safetensors")))["points"]
+        for processes in (0, 2)
+    ]
+    assert points[0].shape == (3, 500)
+    assert int((points[0] != points[1]).sum(1).max()) <= 1  # the second half is the second process's
 
 
 @pytest.mark.slow
@@ -218,10 +225,30 @@ print(sum(int(params[name].count_nonzero()) for name in mask.mask.tensors) <= ma
     assert alive == "True" and float(density) == pytest.approx(0.64, abs=1e-3)
 
 
+def _right_by_stock_pytorch(where: Path) -> bool:
+    """Whether each level's file says which images its checkpoint has right; one of 500 may lie on a border."""
+    from harness.models import build_model
+
+    test = load_file(where / "data/digits/test.safetensors")
+    images_NCHW = (test["images_NHWC"].permute(0, 3, 1, 2).float() / 255 - 0.3053) / 0.3762
+    model = build_model("resnet8", num_classes=10, channels=1, image_size=8, width=4).eval()
+    differ = []
+    for record in nodes(where, "level").values():
+        directory = where / f"runs/level-{record['key'][:16]}"
+        model.load_state_dict(load_file(directory / "checkpoint.safetensors"))
+        held = load_correct(directory / "correct.safetensors")
+        assert held.keys() == {"test", "test_recorded_bn"} and "correct.safetensors" in record["files"]
+        with torch.no_grad():
+            right_N = model(images_NCHW).argmax(1) == test["labels"]
+        differ.append(int((right_N != held["test_recorded_bn"]).sum()))
+    return max(differ) <= 1
+
+
 def test_two_processes_search_and_agree(by_two):
     where, ids = by_two
     assert len(ids) == 3
     assert {record["config"]["launch"]["world_size"] for record in nodes(where, "level").values()} == {2}
+    assert _right_by_stock_pytorch(where)
     again = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, processes=2))
     assert again == ids
 

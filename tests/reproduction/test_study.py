@@ -16,7 +16,14 @@ from harness.lineage.proof.findings import Finding
 from harness.reproduction.figure_plan import Scale
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.study import Study, read_study
-from harness.reproduction.study_records import ChainRecords, directory_of, finished_chains, record_chain, wanted_names
+from harness.reproduction.study_records import (
+    ChainRecords,
+    compare_again,
+    directory_of,
+    finished_chains,
+    record_chain,
+    wanted_names,
+)
 from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES
 from tests.pruning.searching import open_experiment
@@ -146,6 +153,25 @@ def test_records_hold_what_the_runs_measured(tiny, tmp_path, chain):
     if chain == "aws-s11":  # a warm-up and a level, then the final training
         assert (spent["aws-L01-retrain-t11"], spent["aws-L01-retrain-e3-t11"]) == (2 + 2, 2 + 3)
     assert not (chain == "dense-t11" and [*spent.values()] != [2, 3, 5])
+
+
+def test_a_chain_made_again_has_the_recorded_bits(tiny, tmp_path):
+    experiment, study = tiny
+    recorded = ChainRecords.load(made(tiny, "aws-s11", tmp_path))
+    rows = []
+    FigureRunner(experiment, study.plan).make(
+        ["aws-s11"], lambda again: rows.extend(compare_again(experiment.store, recorded, again))
+    )
+    assert [row["run"] for row in rows] == [run.name for run in recorded.runs]
+    assert all(row["recorded"] == row["here"] for row in rows)
+    assert {row["files with equal bits"] for row in rows if "retrain" in row["run"]} == {"3 of 3"}
+    # another network, and it is seen
+    other = replace(recorded.runs[-4], files={**recorded.runs[-4].files, "checkpoint.safetensors": "0" * 64})
+    changed = replace(recorded, runs=(other,))
+    FigureRunner(experiment, study.plan).make(
+        ["aws-s11"], lambda again: rows.extend(compare_again(experiment.store, changed, again))
+    )
+    assert rows[-1]["files with equal bits"].split(" of ")[0] != rows[-1]["files with equal bits"].split(" of ")[1]
 
 
 def test_records_that_do_not_add_up_are_refused(tiny, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,9 +12,10 @@ import torch
 from harness.checkpoint import Checkpoint
 from harness.common import machine
 from harness.common.machine import cuda_facts
+from harness.common.tensors import load_correct
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
-from harness.lineage.nodes.record import Parent
+from harness.lineage.nodes.record import CORRECT, Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.masks import Mask
 from harness.models import build_model, partition_of
@@ -73,6 +75,19 @@ def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, 
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
     assert len(warnings) == 1 and "'a run' is reused" in warnings[0] and "threads 1 (now 2)" in warnings[0]
     assert made == ["a run"]
+
+
+def test_which_images_were_right_is_a_file_with_a_digest_where_it_is_known(archive: Archive):
+    for number, correct in enumerate(({}, {"test": torch.arange(11) > 3})):
+
+        def once(saver: StateSaver, correct: dict[str, torch.Tensor] = correct) -> TrainedRun:
+            return replace(make(archive, [])(saver), correct=correct)
+
+        described = replace(description(), determinants={"run": number})
+        run = archive.run_or_load(described, once)
+        assert (CORRECT in run.record.files) == bool(correct)
+    held = load_correct(archive.store.local.open_file(run.key, CORRECT))
+    assert torch.equal(held["test"], correct["test"])
 
 
 CUDA_FACTS = [
