@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from statistics import median
 
 from harness.config import to_json
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.reproduction.figure_plan import FigurePlan
+from harness.reproduction.study_records import ChainRecords
 
 
 @dataclass(frozen=True)
@@ -27,14 +28,21 @@ def given_rate(seconds_per_epoch: float) -> Rate:
     return Rate(seconds_per_epoch, "given")
 
 
-def measured_rate(nodes: LocalNodes, plan: FigurePlan) -> Rate | None:
-    """Return the median rate of the finished trainings of the plan's network, data and batch; None if there is none.
+def measured_rate(plan: FigurePlan, nodes: LocalNodes, recorded: Iterable[ChainRecords] = ()) -> Rate | None:
+    """Return the median rate of finished trainings, their evaluation included; None if there is none.
 
-    The time of a training includes its evaluation.
+    Args:
+        plan: Its network, data and batch are those of the trainings that count.
+        nodes: Finished runs.
+        recorded: Finished chains of the plan, of which the final trainings count.
     """
+    rates = [*_of_runs(plan, nodes), *_of_records(plan, recorded)]
+    return Rate(median(rates), f"measured: the median of {len(rates)} finished trainings") if rates else None
+
+
+def _of_runs(plan: FigurePlan, nodes: LocalNodes) -> Iterator[float]:
     configs = [to_json(one) for one in (plan.scale.config, plan.scale.finals)]
     wanted = [(config["data"]["name"], config["model"], config["global_batch_size"]) for config in configs]
-    rates = []
     for record in nodes.records():
         if record.kind not in ("level", "training"):
             continue
@@ -42,8 +50,14 @@ def measured_rate(nodes: LocalNodes, plan: FigurePlan) -> Rate | None:
         # one training loss is logged an epoch
         epochs = sum(metric.name == "train_loss" for metric in record.metrics)
         if epochs and (record.tags["data"], search["model"], search["global_batch_size"]) in wanted:
-            rates.append((record.finished_ms - record.started_ms) / 1000 / epochs)
-    return Rate(median(rates), f"median of {len(rates)} runs in {nodes.directory}") if rates else None
+            yield (record.finished_ms - record.started_ms) / 1000 / epochs
+
+
+def _of_records(plan: FigurePlan, recorded: Iterable[ChainRecords]) -> Iterator[float]:
+    usual = plan.scale.finals.final.epochs
+    epochs = {str(one): one.epochs or usual for one in plan.trainings() if one.kind != "level"}
+    for run in (run for chain in recorded for run in chain.runs if run.name in epochs):
+        yield (run.finished_ms - run.started_ms) / 1000 / epochs[run.name]
 
 
 def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished: Collection[str] = ()) -> list[str]:

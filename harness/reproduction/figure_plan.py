@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -256,10 +256,14 @@ class FigurePlan:
             shares[lightest].append(chain)
         return shares[index - 1]
 
-    def names(self) -> Iterator[str]:
-        """Yield the name of each of its runs, in an order in which each can run after those before it."""
-        for chain, trainings in self.chains().items():
+    def names(self, chains: Collection[str] | None = None) -> Iterator[str]:
+        """Yield the name of each of its runs, in an order in which each can run after those before it.
+
+        `chains` leaves out all runs of others.
+        """
+        wanted = {name: found for name, found in self.chains().items() if chains is None or name in chains}
+        for chain, trainings in wanted.items():
             if trainings[0].curve is not None:
                 yield f"{chain}-search"
             yield from map(str, trainings)
-        yield from map(str, self.pairs())
+        yield from (str(pair) for pair in self.pairs() if pair.first.chain in wanted)
