@@ -26,7 +26,7 @@ MOST_TRIALS = 40
 """More have too many sign flips to count."""
 _WITH_MARGIN = ("equal", "not_worse")
 _TIE = 1e-9
-"""Values closer than this, relative to the data, are equal: float noise must not break ties."""
+"""Smaller differences, in points or relative to larger values, are float noise, which must not break ties."""
 _DRAWS_AT_ONCE = 4_000_000
 """Bounds the memory of a bootstrap: about 100 MB."""
 
@@ -167,7 +167,8 @@ def _share_as_large(values: Floats, least: float) -> float:
     """
     half = len(values) // 2
     left, right = _flipped_sums(values[:half]), np.sort(_flipped_sums(values[half:]))
-    bound = least - _TIE * float(np.abs(values).sum()) - left
+    tie = _TIE * float(np.maximum(1.0, np.abs(values)).sum())
+    bound = least - tie - left
     return float((len(right) - np.searchsorted(right, bound)).sum()) / 2 ** len(values)
 
 

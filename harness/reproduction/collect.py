@@ -9,16 +9,20 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Any, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
+from harness.common.tensors import load_correct
 from harness.config import NETWORKS_OWN, AlphaDistribution, ComparisonConfig, SearchConfig, search_from_json, to_json
 from harness.data.spec import data_spec
 from harness.experiment.comparison import BARRIER
 from harness.lineage.browse.find import newest
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import command_of, hardware_of, precision_of
 from harness.masks import SignedMask
@@ -266,7 +270,12 @@ class RunLookup:
                 if (search := self.searches.get(level.nest_key or "")) is not None:
                     norm[pair.first.curve.method].append(self._norm_parameters(level, search))
         provenance = self._provenance([*trained.values(), *(node for node, _ in compared.values())])
-        return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches))
+        correct = {
+            node.key: self._correct(node)
+            for node in trained.values()
+            if CORRECT in node.files and CORRECT not in node.absent
+        }
+        return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches), correct)
 
     def _provenance(self, shown: list[RunSummary]) -> Provenance:
         deepest = max(self.plan.scale.all_levels)
@@ -340,6 +349,11 @@ class RunLookup:
     def _signs(self, node: RunSummary) -> SignedMask:
         with self.store.open_file_of(node, SIGNED_MASK) as path:
             return SignedMask.load(path)
+
+    def _correct(self, node: RunSummary) -> NDArray[np.bool_]:
+        """Return which test images the network has right, as its test error counts them."""
+        with self.store.open_file_of(node, CORRECT) as path:
+            return load_correct(path)["test"].numpy()
 
     def _only(self, name: str, found: list[RunSummary], usual: Any) -> RunSummary | None:
         """Return the one run that was made in the usual way: options of the same seeds make other runs."""

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import cast, get_args
 
+from harness.analysis.statistics import Expectation, check_margin, in_symbols
 from harness.config import NETWORKS_OWN, AlphaDistribution, Kind, known
 from harness.pruning import METHODS
 
@@ -55,6 +56,34 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class FigureClaim:
+    """What the paper says of two curves, or what we ask of them; None is the dense network.
+
+    It is tested once, by the difference of accuracy a − b, mean over all densities of the figure.
+    """
+
+    first: Curve | None
+    second: Curve | None
+    says: str
+    expects: Expectation
+    margin: float | None = None
+    """Percentage points, of "equal" and "not_worse"; named before any run."""
+
+    def __post_init__(self) -> None:
+        check_margin(self.expects, self.margin)
+
+    @property
+    def sides(self) -> tuple[str, str]:
+        """Names of a and b."""
+        return str(self.first or DENSE), str(self.second or DENSE)
+
+    @property
+    def tested(self) -> str:
+        """The statement as a formula, in percentage points."""
+        return in_symbols(self.expects, self.margin)
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure or table."""
 
@@ -63,8 +92,7 @@ class Figure:
     subjects: dict[str, tuple[str, ...]]
     """Data set → the networks it is shown for, the first the default."""
     curves: tuple[Curve, ...]
-    claims: tuple[tuple[Curve, Curve, str], ...]
-    """(a, b, the paper's statement or our question about a against b): compared trial by trial."""
+    claims: tuple[FigureClaim, ...]
     stability: tuple[Curve, ...] = ()
     """Whose SGD-noise stability is shown."""
     connectivity: tuple[Curve, ...] = ()
@@ -108,9 +136,29 @@ _RETRAIN, _SIGNED, _MASK, _NORM, _CONST, _RANDOM_SIGNS, _RANDOM_MASK = (
 _LRR, _AWS = "lrr", "aws"
 _LEVEL = "level"
 _CONSTANT = Curve(_AWS, _SIGNED, "constant")
-_REACHES = (Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
-_BEATS = (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
-_LAGS = (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
+_MARGIN = 1.0
+"""Percentage points of accuracy within which two curves are "about equal"."""
+
+
+def _greater(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "greater")
+
+
+def _less(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "less")
+
+
+def _equal(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "equal", _MARGIN)
+
+
+def _question(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "differs")
+
+
+_REACHES = _equal(Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
+_BEATS = _greater(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
+_LAGS = _less(Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
 
 FIGURES: dict[str, Figure] = {
     figure.name: figure
@@ -121,9 +169,9 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": _FOUR},
             curves=_lines(_LRR, _RETRAIN, _NORM, _SIGNED, _MASK),
             claims=(
-                (Curve(_LRR, _NORM), Curve(_LRR, _RETRAIN), "about equal: kept norm parameters rescue the sign"),
-                (Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better"),
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal: the sign alone does not help"),
+                _equal(Curve(_LRR, _NORM), Curve(_LRR, _RETRAIN), "about equal: kept norm parameters rescue the sign"),
+                _greater(Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal: the sign alone does not help"),
             ),
             stability=_lines(_LRR, _RETRAIN, _NORM, _SIGNED),
             connectivity=_lines(_LRR, _NORM, _SIGNED),
@@ -135,10 +183,10 @@ FIGURES: dict[str, Figure] = {
             curves=(*_lines(_LRR, _RETRAIN, _SIGNED, _MASK), *_lines(_AWS, _RETRAIN, _SIGNED)),
             claims=(
                 _REACHES,
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _MASK), "far better"),
+                _greater(Curve(_AWS, _SIGNED), Curve(_LRR, _MASK), "far better"),
                 _BEATS,
                 _LAGS,
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
@@ -150,12 +198,16 @@ FIGURES: dict[str, Figure] = {
             curves=(*_lines(_LRR, _RETRAIN, _NORM, _SIGNED, _MASK), *_lines(_AWS, _RETRAIN, _SIGNED, _MASK)),
             claims=(
                 _REACHES,
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "better: the sign matters beside the mask"),
+                _greater(Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "better: the sign matters beside the mask"),
                 _BEATS,
-                (Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better: kept norm parameters rescue LRR's sign"),
+                _greater(
+                    Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better: kept norm parameters rescue LRR's sign"
+                ),
                 _LAGS,
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
-                (Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                FigureClaim(
+                    Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better", "not_worse", _MARGIN
+                ),
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _RETRAIN), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
@@ -167,8 +219,8 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": _FOUR},
             curves=(Curve("imp", _LEVEL), Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN)),
             claims=(
-                (Curve("imp", _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
-                (Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
+                _less(Curve("imp", _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
+                _less(Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
             ),
         ),
         Figure(
@@ -177,7 +229,7 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": ("resnet32",)},
             widths=(16, 32),
             curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve("gem_miner", _LEVEL)),
-            claims=((Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
+            claims=(_greater(Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
         ),
         Figure(
             name="gem_miner",
@@ -192,7 +244,9 @@ FIGURES: dict[str, Figure] = {
             title="Figure 5: transferring the signs of the norm parameters (Appendix A)",
             subjects={"cifar100": _FOUR},
             curves=_lines(_LRR, _RETRAIN, _SIGNED, _CONST),
-            claims=((Curve(_LRR, _CONST), Curve(_LRR, _SIGNED), "about equal: the signs of the biases do not help"),),
+            claims=(
+                _equal(Curve(_LRR, _CONST), Curve(_LRR, _SIGNED), "about equal: the signs of the biases do not help"),
+            ),
         ),
         Figure(
             name="fig6",
@@ -200,8 +254,8 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": ("vgg11_bn_cifar",)},
             curves=(*_lines(_LRR, _RETRAIN, _SIGNED), *_lines(_AWS, _RETRAIN, _SIGNED)),
             claims=(
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "about equal"),
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "about equal"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "about equal"),
+                _equal(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "about equal"),
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
@@ -229,10 +283,14 @@ FIGURES: dict[str, Figure] = {
                 *_lines(_AWS, _RANDOM_SIGNS, _RANDOM_MASK),
             ),
             claims=(
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
-                (_CONSTANT, Curve(_AWS, _SIGNED), "does one magnitude for all weights of a tensor do as well?"),
-                (_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
-                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+                _question(Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
+                _question(
+                    _CONSTANT, Curve(_AWS, _SIGNED), "does one magnitude for all weights of a tensor do as well?"
+                ),
+                _question(_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
+                _question(
+                    Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"
+                ),
             ),
             source=None,
         ),
@@ -242,10 +300,12 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
             curves=(*_lines(_AWS, _SIGNED, _MASK, _RANDOM_MASK), *_lines(_LRR, _SIGNED, _MASK)),
             claims=(
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
-                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+                _question(Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
+                _question(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
+                _question(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
+                _question(
+                    Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"
+                ),
             ),
             source=None,
             transfers=True,

@@ -7,15 +7,17 @@ import io
 import re
 from collections.abc import Iterable, Sequence
 
+from harness.analysis.statistics import family_in_words, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
 from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.results import Point, Results
+from harness.reproduction.results import Judged, Point, Results
 
 RUNS = "## Runs"
+EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
 NOT_SHOWN = "The paper does not show this."
 NO_NUMBERS = "The paper prints no numbers of this: there are none to compare with."
 NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities: there are none to compare with."
@@ -50,6 +52,7 @@ def _head(results: Results) -> str:
         f"# {plan.figure.title}",
         f"{plan.subject}; {trials}. {plan.figure.source or f'Not in {PAPER}'}.",
         _schedules(plan),
+        EXPLORATORY,
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
@@ -147,20 +150,31 @@ def _why_no_numbers(figure: Figure) -> str:
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the statement or question about two curves, and their paired difference of accuracy."""
+    """Return head and rows: each statement or question about two curves, its one contrast, and the verdict."""
     says = "paper: a is … b" if results.plan.figure.source else "of a against b"
-    head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
+    head = ["a", "b", says, "tested", "accuracy a − b", "95 % interval", "trials", "p (Holm)", "verdict"]
     rows = []
     for claim in results.claims:
-        one = claim.difference
-        sure = "one trial" if one.interval is None else "yes" if one.sure else "no"
+        stated, found = claim.statement, claim.verdict
+        verdict = f"{found.word}: {found.reason}" if found.reason else found.word
         rows.append(
             [
-                *(str(claim.first), str(claim.second), claim.says, f"{claim.density:.4f}"),
-                *(signed(one.mean), interval_text(one.interval), str(one.count), sure),
+                *(*stated.sides, stated.says, stated.tested),
+                *(signed(found.difference), interval_text(found.interval), str(found.trials)),
+                *(p_text(found.holm_p), verdict),
             ]
         )
     return head, rows
+
+
+def differences_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: accuracy a − b of each statement by density, percentage points."""
+    densities = list(dict.fromkeys(density for claim in results.claims for density in claim.by_density))
+    rows = []
+    for claim in results.claims:
+        found = claim.by_density
+        rows.append([*claim.statement.sides, *(signed(found[one]) if one in found else "" for one in densities)])
+    return ["a", "b", *(f"{density:.4f}" for density in densities)], rows
 
 
 def signed(points: float) -> str:
@@ -179,13 +193,39 @@ def _claims(results: Results) -> str:
         return ""
     title = "## What the paper says of it" if figure.source else "## What is asked of it"
     if not results.claims:
-        return f"{title}\n\nNo two curves that are compared have a trial in common yet."
-    told = (
-        "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds "
-        "and noise, and the same fresh initialisation where they draw one. The interval is Student's t of the "
-        "differences."
-    )
-    return f"{title}\n\n{markdown(*claims_table(results))}\n\n{told}"
+        return f"{title}\n\nNo trial has two curves that are compared yet."
+    parts = [title, markdown(*claims_table(results)), _how_tested(results)]
+    if any(len(claim.by_density) > 1 for claim in results.claims):
+        parts += ["By density, without a verdict:", markdown(*differences_table(results))]
+    return "\n\n".join(parts)
+
+
+def _how_tested(results: Results) -> str:
+    claims = results.claims
+    lines = [
+        "Each row is one contrast: the difference of accuracy, percentage points, trial by trial, mean over the "
+        "densities that both curves have. Both sides of a trial have the same search seeds and noise, and the same "
+        "fresh initialisation where they draw one.",
+        f"The interval is a BCa bootstrap over {_resampled(claims)}.",
+        "p is exact, by sign flips over trials, and corrected by Holm for all claims of this page. “Shown” is p ≤ 0.05 "
+        "and the stated direction. |a − b| < m is tested against both ends of the margin, a > b − m against its lower "
+        "end.",
+        family_in_words([claim.verdict for claim in claims]),
+    ]
+    if results.plan.shared_search:
+        lines.append("All trials share one search: nothing here speaks of another search's tickets.")
+    return "\n\n".join(lines)
+
+
+def _resampled(claims: Sequence[Judged]) -> str:
+    """Return what the intervals are resampled over."""
+    alone = [" − ".join(claim.statement.sides) for claim in claims if not claim.verdict.by_images]
+    if not alone:
+        return "trials and test images"
+    why = "since not all of their runs store which test images were right"
+    if len(alone) == len(claims):
+        return f"trials alone, {why}"
+    return f"trials and test images, but over trials alone in {'; '.join(alone)}, {why}"
 
 
 def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:

@@ -22,7 +22,7 @@ from harness.reproduction import page
 from harness.reproduction.collect import collect
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.page import RUNS
-from harness.reproduction.results import Point, Results
+from harness.reproduction.results import Judged, Point, Results
 from harness.runs.archive import run_id_of
 from harness.runs.delivery_thread import deliver
 
@@ -52,6 +52,7 @@ def write_report(results: Results, directory: Path) -> list[Path]:
     tables = {
         "accuracy.csv": page.accuracy_table(results),
         "claims.csv": page.claims_table(results),
+        "differences.csv": page.differences_table(results),
         "barriers.csv": page.barriers_table(results),
         "norm.csv": page.norm_table(results),
         "signs.csv": page.signs_table(results),
@@ -123,7 +124,7 @@ def _sources(results: Results) -> list[str]:
 def _determinants(results: Results) -> dict[str, Any]:
     plan = results.plan
     return {
-        "format": 2,
+        "format": 3,
         "kind": "report",
         "figure": plan.figure.name,
         "trials": plan.scale.trials,
@@ -157,9 +158,7 @@ def _numbers(results: Results) -> dict[str, Any]:
             asdict(point) | {"curve": str(point.curve or "dense"), "difference": point.difference}
             for point in results.points
         ],
-        "claims": [
-            asdict(claim) | {"first": str(claim.first), "second": str(claim.second)} for claim in results.claims
-        ],
+        "claims": [_claim(claim) for claim in results.claims],
         "runs": {str(one): {"key": node.key, "run_id": node.run_id} for one, node in results.trained.items()},
         "barriers": {
             str(pair): {
@@ -173,4 +172,16 @@ def _numbers(results: Results) -> dict[str, Any]:
         },
         "norm": {method: [asdict(one) for one in found] for method, found in results.norm.items()},
         "missing": results.missing,
+    }
+
+
+def _claim(claim: Judged) -> dict[str, Any]:
+    stated = claim.statement
+    return {
+        "first": stated.sides[0],
+        "second": stated.sides[1],
+        "says": stated.says,
+        "tested": stated.tested,
+        "by_density": [{"density": density, "difference": one} for density, one in claim.by_density.items()],
+        "verdict": asdict(claim.verdict),
     }

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.analysis.plots import Series
-from harness.analysis.summary import Paired, Summary, epsilon_from_dense
+from harness.analysis.statistics import Claim, Contrast, Verdict, judge
+from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
-from harness.reproduction.figure import Curve
+from harness.reproduction.figure import Curve, FigureClaim
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
 
@@ -44,14 +48,14 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """Two curves at one density, compared trial by trial: accuracy of a − b."""
+class Judged:
+    """A statement of the figure and what the trials say of it."""
 
-    first: Curve
-    second: Curve
-    says: str
-    density: float
-    difference: Paired
+    statement: FigureClaim
+    by_density: Mapping[float, float]
+    """Density → accuracy of a − b, percentage points, mean over the trials that have both."""
+    verdict: Verdict
+    """On the mean over all these densities, one number a trial."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,8 @@ class Results:
     provenance: Provenance
     searches: tuple[str, ...]
     """Keys of the searches they came from."""
+    correct: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Key of a run → which test images [N] its network has right, for runs that store it."""
 
     def density(self, level: int) -> float:
         """Return the density of a level: as recorded, else the density that the search aims at."""
@@ -101,19 +107,25 @@ class Results:
         nodes = [*self.trained.values(), *(node for node, _ in self.compared.values())]
         return list({node.key: node for node in nodes}.values())
 
-    def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
-        """Return trial → a metric of those that are finished and have it.
+    def _finished(self, trainings: list[Training]) -> dict[int, RunSummary]:
+        """Return trial → run of those that are finished.
 
         One run is one trial: levels of a search that several trials share are the first's.
         """
         found = {self.trained[one].key: one for one in reversed(trainings) if one in self.trained}
-        metrics = {one.trial: self.trained[one].metrics for one in reversed(found.values())}
+        return {one.trial: self.trained[one] for one in reversed(found.values())}
+
+    def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
+        """Return trial → a metric of those that are finished and have it."""
+        metrics = {trial: node.metrics for trial, node in self._finished(trainings).items()}
         return {trial: values[name] for trial, values in metrics.items() if name in values}
 
+    def _trainings(self, curve: Curve | None, level: int) -> list[Training]:
+        return self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
+
     def errors(self, curve: Curve | None, level: int) -> dict[int, float]:
-        """Return trial → test error, percent."""
-        trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
-        return self.metric(trainings, "test_error_percent")
+        """Return trial → test error, percent; a level of the dense network (None) is the network itself."""
+        return self.metric(self._trainings(curve, level), "test_error_percent")
 
     def density_without_classifier(self, curve: Curve, level: int) -> float | None:
         """Return the mean over trials where a method's own density counts the classifier, as Gem-Miner's does."""
@@ -142,7 +154,7 @@ class Results:
         return [self._point(curve, level) for curve, level in wanted if self.errors(curve, level)]
 
     def _point(self, curve: Curve | None, level: int) -> Point:
-        trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
+        trainings = self._trainings(curve, level)
         density = 1.0 if curve is None else self.densities[level]
         flipped = self.metric(trainings, "flipped_signs")
         epochs = self.metric(trainings, "epochs_total")
@@ -157,17 +169,46 @@ class Results:
         )
 
     @cached_property
-    def claims(self) -> list[Claim]:
-        """The statements or questions about two curves, at every level that both have a trial of."""
-        found = []
-        for first, second, says in self.plan.figure.claims:
-            for level in self.plan.scale.levels:
-                ours, others = self.errors(first, level), self.errors(second, level)
-                if ours.keys() & others.keys():
-                    # accuracy of a − b is error of b − a
-                    difference = Paired.of(others, ours)
-                    found.append(Claim(first, second, says, self.densities[level], difference))
-        return found
+    def claims(self) -> list[Judged]:
+        """The statements that a trial has both curves of, judged together."""
+        measured = [(one, *found) for one in self.plan.figure.claims if (found := self._measure(one)) is not None]
+        verdicts = judge([Claim(contrast, one.expects, one.margin) for one, contrast, _ in measured])
+        return [
+            Judged(one, by_density, verdict) for (one, _, by_density), verdict in zip(measured, verdicts, strict=True)
+        ]
+
+    def _measure(self, statement: FigureClaim) -> tuple[Contrast, dict[float, float]] | None:
+        """Return the contrast of a statement and its differences by density; None before a trial has both curves.
+
+        Densities of one search are not independent, so a trial counts once, by its mean over the densities that any
+        trial has both curves at. A trial that lacks one of them is left out.
+        """
+        # level → trial → run of a, run of b
+        pairs: dict[int, dict[int, tuple[RunSummary, RunSummary]]] = {}
+        for level in self.plan.scale.levels:
+            first, second = (
+                self._finished(self._trainings(curve, level)) for curve in (statement.first, statement.second)
+            )
+            if both := {trial: (first[trial], second[trial]) for trial in first if trial in second}:
+                pairs[level] = both
+        trials = sorted(set.intersection(*map(set, pairs.values()))) if pairs else []
+        if not trials:
+            return None
+        by_level = {level: {trial: _difference(*runs) for trial, runs in both.items()} for level, both in pairs.items()}
+        differences = [[found[trial] for trial in trials] for found in by_level.values()]  # [levels, T]
+        by_density = {self.density(level): Summary.of(found.values()).mean for level, found in by_level.items()}
+        return Contrast(np.mean(differences, axis=0), self._images(pairs, trials)), by_density
+
+    def _images(
+        self, pairs: Mapping[int, Mapping[int, tuple[RunSummary, RunSummary]]], trials: list[int]
+    ) -> NDArray[np.float64] | None:
+        """Return by how much a is right more often than b, [T, N], mean over levels; None unless all runs store it."""
+        chosen = [[both[trial] for trial in trials] for both in pairs.values()]
+        if not all(node.key in self.correct for level in chosen for runs in level for node in runs):
+            return None
+        right = self.correct
+        levels = [[right[a.key].astype(np.float64) - right[b.key] for a, b in level] for level in chosen]
+        return np.mean(levels, axis=0, dtype=np.float64)
 
     @property
     def epsilon(self) -> float | None:
@@ -196,3 +237,8 @@ class Results:
             for curve in self.plan.figure.curves
             if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])
         ]
+
+
+def _difference(first: RunSummary, second: RunSummary) -> float:
+    """Return by how much the first's test accuracy is higher, percentage points."""
+    return second.metrics["test_error_percent"] - first.metrics["test_error_percent"]

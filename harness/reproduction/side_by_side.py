@@ -18,11 +18,14 @@ def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str
     """Return head and rows of the table: pages by the name of their column, all at their lowest common density.
 
     Differences and barriers are in percentage points of accuracy and error; [lowest, highest] is a 95 % interval.
-    Raises ValueError when there are no pages, pages of several figures, or none with a density in common.
+    Raises ValueError when there are no pages, pages of several figures or of an earlier version, or no density that all
+    have.
     """
     figures = {numbers["figure"] for numbers in pages.values()}
     if len(figures) != 1:
         raise ValueError(f"these pages show {', '.join(sorted(figures)) or 'nothing'}; give pages of one figure")
+    if old := [name for name, numbers in pages.items() if any("verdict" not in one for one in numbers["claims"])]:
+        raise ValueError(f"{', '.join(old)}: written by an earlier version; write it anew with tools/report.py")
     density = _lowest_common_density(list(pages.values()))
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for name, numbers in pages.items():
@@ -52,8 +55,11 @@ def _column(numbers: Numbers, density: float) -> dict[str, str]:
         if _rounded(point) in (1.0, density):
             column[f"accuracy %: {point['curve']}"] = _spread(Summary(**point["accuracy_percent"]))
     for claim in numbers["claims"]:
-        if _rounded(claim) == density:
-            column[f"{claim['first']} − {claim['second']}"] = _difference(claim["difference"])
+        name = f"{claim['first']} − {claim['second']}"
+        for one in claim["by_density"]:
+            if _rounded(one) == density:
+                column[name] = signed(one["difference"])
+        column[f"{name}, all densities of its page"] = _judged(claim["verdict"])
     column["ε"] = "" if epsilon is None else f"{epsilon:.2f}"
     barriers: dict[str, list[float]] = defaultdict(list)
     for one in numbers["barriers"].values():
@@ -68,5 +74,6 @@ def _spread(summary: Summary) -> str:
     return f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ± {summary.sd:.2f}")
 
 
-def _difference(paired: Mapping[str, Any]) -> str:
-    return f"{signed(paired['mean'])} {interval_text(paired['interval'])}".rstrip()
+def _judged(verdict: Mapping[str, Any]) -> str:
+    difference = f"{signed(verdict['difference'])} {interval_text(verdict['interval'])}".rstrip()
+    return f"{difference}, {verdict['word']}"

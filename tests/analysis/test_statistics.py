@@ -146,6 +146,8 @@ def test_float_noise_breaks_no_tie():
     """0.1 + 0.2 is not 0.3 in floats, yet flips that give the same sum count as the same."""
     exact = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0])
     assert {sign_flip_p(exact * scale) for scale in (1.0, 0.1, 1e-3, 0.7, 1e6)} == {sign_flip_p(exact)}
+    noise = np.full(10, 1e-14)  # no difference at all, and one that is the margin itself
+    assert sign_flip_p(noise) == 1 and equivalence_p(noise - 1, 1.0) == 1 and equivalence_p(1 - noise, 1.0) == 1
 
 
 def test_twenty_trials_are_exact_and_forty_quick():

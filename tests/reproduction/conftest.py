@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from harness.analysis.barrier import BarrierCurve
 from harness.checkpoint import Checkpoint
+from harness.common.tensors import save_correct
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
@@ -61,6 +63,7 @@ class MadeUp:
     def __init__(self, directory: Path, plan: FigurePlan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
         self.minutes, self.settings_there = 0, "7e4e"
+        self.stores_right = False
         config = plan.scale.config
         self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
         self.config = {"search": to_json(config), "data": {"num_train": 1_297, "num_test": 500}}
@@ -70,7 +73,7 @@ class MadeUp:
         name: str,
         kind: str,
         tags: dict[str, str],
-        files: dict[str, str | SignedMask | Checkpoint] | None = None,
+        files: dict[str, str | SignedMask | Checkpoint | torch.Tensor] | None = None,
         **rest,
     ) -> str:
         def write(directory: Path) -> None:
@@ -79,6 +82,8 @@ class MadeUp:
                     content.save(directory / file, {"of": name})
                 elif isinstance(content, Checkpoint):
                     content.save(directory / file)
+                elif isinstance(content, torch.Tensor):
+                    save_correct(directory / file, {"test": content})
                 else:
                     (directory / file).write_text(content)
 
@@ -98,12 +103,19 @@ class MadeUp:
             metrics = (Metric("test_error_percent", 50.0 + level, 1, 1),)
             rest = {"parents": (parent,), "nested_under": above, "metrics": metrics}
             files = {"signed_mask.safetensors": signs_of(level), **self.networks("checkpoint", level)}
+            files |= self.right(50.0 + level, name)
             key = self.commit(name, "level", tags, files, **rest)
             parent = Parent(key, "pruned-from")
 
     def networks(self, name: str, level: int | None) -> dict[str, Checkpoint]:
         """The file of a network, where the figure needs one."""
         return {f"{name}.safetensors": network_of(level)} if self.plan.figure.initial_norm else {}
+
+    def right(self, error: float, name: str) -> dict[str, torch.Tensor]:
+        """The file of the 10,000 test images that a network has right, if runs store it: random ones, by its name."""
+        noise = torch.Generator().manual_seed(int(key_of(name)[:8], 16))
+        right = torch.randperm(10_000, generator=noise) >= round(100 * error)
+        return {"correct.safetensors": right} if self.stores_right else {}
 
     def training(self, one: Training, **config) -> None:
         finals = self.plan.scale.finals
@@ -124,10 +136,21 @@ class MadeUp:
             tags["method"] = one.curve.method
             ticket = key_of(f"{one.curve.method} {one.search_seed} L{one.level}")
             parents = (Parent(ticket, "trained-from" if one.kind == "retrain" else "masked-by"),)
-        numbers = {"test_error_percent": made_up_error(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
+        numbers = {"test_error_percent": self.error_of(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
         name = f"{one} {config}" if config.keys() - {"search"} else str(one)
-        self.commit(name, "training", tags, parents=parents, metrics=metrics, config=config)
+        files = self.right(self.error_of(one), name)
+        self.commit(name, "training", tags, files, parents=parents, metrics=metrics, config=config)
+
+    def remove(self, one: Training) -> None:
+        shutil.rmtree(self.nodes.find(key_of(str(one))))
+
+    def replace(self, one: Training, error: float) -> None:
+        """Commit a training anew, with another test error."""
+        self.remove(one)
+        self.error_of = lambda _: error
+        self.training(one)
+        self.error_of = made_up_error
 
     def compared(self, pair: Pair) -> tuple[Parent, Parent]:
         if pair.question != "norm_init":

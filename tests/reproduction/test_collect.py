@@ -9,18 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
+from harness.analysis import statistics
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.statistics import Contrast, sign_flip_p
 from harness.config import ComparisonConfig, GemMinerConfig, to_json
 from harness.lineage.nodes.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
-from harness.reproduction.figure import Curve, figure_named
+from harness.reproduction.figure import Curve, FigureClaim, figure_named
 from harness.reproduction.page import page
 from harness.reproduction.report import commit_report, write_report
+from harness.reproduction.results import Judged, Results
 
 AWS, LRR = Curve("aws", "signed_mask"), Curve("lrr", "signed_mask")
+
+
+def claim_of(results: Results, first: Curve, second: Curve) -> Judged:
+    (found,) = (one for one in results.claims if (one.statement.first, one.statement.second) == (first, second))
+    return found
 
 
 def store_of(made_up) -> LineageStore:
@@ -48,8 +55,9 @@ def test_statistics_are_those_of_the_trials(made_up, plan):
     assert point.accuracy_percent.sd == pytest.approx(np.std(accuracies, ddof=1))
     assert (point.density, point.epochs, point.flipped_percent.mean) == (0.512, 13.0, 25.0)
     assert results.epsilon == pytest.approx(np.std([5.01, 5.04], ddof=1))
-    claim = next(c for c in results.claims if (c.first, c.second) == (AWS, LRR) and c.density == 0.512)
-    assert claim.difference.mean == pytest.approx(0.5)  # accuracy of AWS is higher by half a point
+    claim = claim_of(results, AWS, LRR)
+    assert claim.by_density == pytest.approx({0.8: 0.5, 0.512: 0.5})  # accuracy of AWS is higher by half a point
+    assert claim.verdict.difference == pytest.approx(0.5) and claim.verdict.trials == 2
     barriers = results.barriers["SGD-noise stability"][str(AWS)]
     assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
 
@@ -113,7 +121,7 @@ def test_initialisations_are_told_apart(made_up, plan):
     )  # 100 − (7 + 0.6 + 0.1) and 0.01, 0.04 a trial
     assert "What is asked of it" in text and "The paper does not show this." in text
     # errors 7.6 and 7.0 before what trials add, which is the same on both sides
-    assert "| does one magnitude for all weights of a tensor do as well? | 0.8000 | -0.60 |" in text
+    assert "| does one magnitude for all weights of a tensor do as well? | a ≠ b | -0.60 | [-0.60, -0.60] | 2 |" in text
     # a figure that draws them all alike finds its own, and no other
     usual = collect(store_of(made), replace(plan, figure=figure_named("fig4")))
     assert {one.curve for one in usual.trained if one.kind == "signed_mask"} == {AWS}
@@ -230,7 +238,8 @@ def test_levels_that_trials_share_are_one_trial(made_up, plan):
     results = collect(store_of(made), shared)
     counts = {str(point.curve): point.accuracy_percent.count for point in results.points if point.curve}
     assert counts == {"level (imp)": 1, "level (wr)": 1, "retrain (lrr)": 2}
-    assert {claim.difference.count for claim in results.claims} == {1}
+    assert {claim.verdict.trials for claim in results.claims} == {1}
+    assert "All trials share one search" in page(results, [])
     assert len({node.key for node in results.nodes}) == len(results.nodes)
 
 
@@ -381,8 +390,12 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     results = collect(store, plan)
     names = {path.name for path in write_report(results, tmp_path / "out")}
     assert {"page.md", "accuracy.png", "accuracy.svg", "barriers.png", "barriers.svg", "results.json"} <= names
-    rows = list(csv.DictReader((tmp_path / "out" / "accuracy.csv").open()))
-    assert len(rows) == 1 + 5 * 2
+    rows, claims, differences = (
+        list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open()))
+        for name in ("accuracy", "claims", "differences")
+    )
+    assert len(rows) == 1 + 5 * 2 and len(claims) == len(differences) == len(plan.figure.claims)
+    assert differences[2] == {"a": str(AWS), "b": str(LRR), "0.8000": "+0.50", "0.5120": "+0.50"}
     numbers = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
     text = (tmp_path / "out" / "page.md").read_text()
@@ -423,15 +436,101 @@ def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
     assert "74.65" in page(results, [])
 
 
-def test_a_paired_interval_is_students(made_up):
-    from harness.analysis.summary import Paired
+def with_trials(plan, trials: int):
+    return replace(plan, scale=replace(plan.scale, trials=trials, barrier_level=None))
 
-    first, second = {1: 3.0, 2: 4.5, 3: 5.0, 4: 9.9}, {1: 2.0, 2: 3.0, 3: 4.5}
-    paired = Paired.of(first, second)
-    reference = stats.ttest_rel([3.0, 4.5, 5.0], [2.0, 3.0, 4.5]).confidence_interval(0.95)
-    assert paired.count == 3 and paired.mean == pytest.approx(1.0)
-    assert paired.interval == pytest.approx((reference.low, reference.high))
-    assert not paired.sure and Paired.of({1: 1.0, 2: 1.1}, {1: 0.0, 2: 0.0}).sure
-    assert Paired.of({1: 1.0}, {1: 0.5}).interval is None
-    with pytest.raises(ValueError, match="no trial"):
-        Paired.of({1: 1.0}, {2: 1.0})
+
+def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
+    """By hand: its eight differences are means over both levels, judged beside the page's four other claims."""
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 8))
+    made.everything()
+    worse = Curve("lrr", "retrain")
+    for trial, level, more in ((1, 1, 0.4), (1, 3, 0.8), (2, 3, -8.0)):  # of the first of a − b = lrr's − lrr's
+        (one,) = [one for one in made.plan.of_curve(LRR, level) if one.trial == trial]
+        made.replace(one, made.error_of(one) + more)
+    results = collect(store_of(made), made.plan)
+    claim = claim_of(results, LRR, worse)
+    differences = np.array([-1 - 0.6, -1 + 4.0, *[-1.0] * 6])
+    assert claim.by_density == pytest.approx({0.8: -1 - 0.05, 0.512: -1 - 0.1 + 1.0})
+    assert claim.verdict.difference == pytest.approx(differences.mean())
+    assert claim.verdict.p == sign_flip_p(differences) and claim.verdict.tested == 5 and not claim.verdict.by_images
+    assert claim.verdict.interval == pytest.approx(Contrast.of(differences).interval)
+    assert (claim.verdict.word, claim.statement.expects) == ("not shown", "less")
+    assert claim_of(results, AWS, Curve("lrr", "mask")).verdict.word == "shown"
+    assert claim_of(results, AWS, Curve("aws", "retrain")).verdict.word == "not shown"  # −1 in all, the margin itself
+    text = page(results, [])
+    assert "5 claims were tested. The smallest two-sided p" in text and "0.00781 with 8 trials." in text
+    assert "needed" not in text and "over trials alone, since" in text
+
+
+def test_three_trials_show_nothing_and_the_page_says_why(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 3))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert {claim.verdict.word for claim in results.claims} == {"not shown"}
+    text = page(results, [])
+    assert "not shown: too few trials, p ≥ 0.25 |" in text and "not shown: too few trials, p ≥ 0.125 |" in text
+    assert "Nothing can be shown: 8 trials a contrast are needed." in text
+    assert "**Exploratory: no plan was committed before these runs.**" in text
+
+
+def test_a_trial_without_one_of_the_densities_does_not_count(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 3))
+    made.everything()
+    lacking = made.plan.of_curve(AWS, 3)[1]
+    made.remove(lacking)
+    results = collect(store_of(made), made.plan)
+    assert [claim.verdict.trials for claim in results.claims] == [2, 2, 2, 3, 3]
+    # a density that no trial has both curves at is left out for all
+    for one in made.plan.of_curve(AWS, 3):
+        if one != lacking:
+            made.remove(one)
+    claim = claim_of(collect(store_of(made), made.plan), AWS, LRR)
+    assert claim.verdict.trials == 3 and list(claim.by_density) == [0.8]
+
+
+def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, plan, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 2))
+    made.stores_right = True
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert all(claim.verdict.by_images for claim in results.claims)
+    assert "bootstrap over trials and test images." in page(results, [])
+    # [curves, levels, trials, images]
+    rights = np.array(
+        [
+            [
+                [
+                    made.right(made.error_of(one), str(one))["correct.safetensors"].numpy()
+                    for one in made.plan.of_curve(curve, level)
+                ]
+                for level in (1, 3)
+            ]
+            for curve in (AWS, LRR)
+        ],
+        dtype=float,
+    )
+    images = (rights[0] - rights[1]).mean(axis=0)
+    verdict = claim_of(results, AWS, LRR).verdict
+    assert verdict.interval == pytest.approx(Contrast.of_images(images).interval)
+    assert verdict.difference == pytest.approx(0.5) and verdict.interval[1] - verdict.interval[0] > 0.1
+    # one run of an earlier version
+    made.stores_right = False
+    (old,) = [one for one in made.plan.of_curve(LRR, 1) if one.trial == 2]
+    made.replace(old, made.error_of(old))
+    results = collect(store_of(made), made.plan)
+    alone = [claim for claim in results.claims if not claim.verdict.by_images]
+    assert len(alone) == 3 and all(LRR in (one.statement.first, one.statement.second) for one in alone)
+    assert f"but over trials alone in {AWS} − {LRR}; {LRR} − " in page(results, [])
+
+
+def test_a_statement_can_be_about_the_dense_network(made_up, plan):
+    figure = replace(plan.figure, claims=(FigureClaim(AWS, None, "worse", "less"),))
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure))
+    made.everything()
+    (claim,) = collect(store_of(made), made.plan).claims
+    assert claim.by_density == pytest.approx({0.8: -2.1, 0.512: -2.3}) and claim.verdict.difference == pytest.approx(
+        -2.2
+    )
+    assert f"| {AWS} | dense | worse | a < b | -2.20 |" in page(collect(store_of(made), made.plan), [])

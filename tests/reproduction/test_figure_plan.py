@@ -98,8 +98,17 @@ def test_figures_name_what_there_is(figure):
     assert figure.claims or len(figure.curves) == 1
     for curve in figure.curves:
         assert curve.kind in kinds and curve.method in METHODS and curve.initialisation in SCHEMES
-    for first, second, says in figure.claims:
-        assert first in figure.curves and second in figure.curves and says
+    for claim in figure.claims:
+        assert {claim.first, claim.second} <= {None, *figure.curves} and claim.first != claim.second and claim.says
+        # the words and the test are of the same direction; questions of ours have none
+        words = {
+            "about equal or better": "a > b − 1",
+            "about equal": "|a − b| < 1",
+            "better": "a > b",
+            "worse": "a < b",
+        }
+        meant = next((formula for word, formula in words.items() if word in claim.says.split(":")[0]), "a ≠ b")
+        assert claim.tested == (meant if figure.source else "a ≠ b")
     assert {*figure.stability, *figure.connectivity} <= set(figure.curves)
     assert all(network in MODELS for networks in figure.subjects.values() for network in networks)
 

@@ -10,7 +10,7 @@ import pytest
 
 from harness.lineage.store import open_store
 from harness.reproduction.collect import collect
-from harness.reproduction.page import claims_table
+from harness.reproduction.page import claims_table, differences_table
 from harness.reproduction.report import NUMBERS, write_report
 from harness.reproduction.results import Results
 from harness.reproduction.side_by_side import side_by_side
@@ -35,10 +35,11 @@ def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
     point = next(one for one in results.points if str(one.curve) == "signed_mask (aws)" and one.level == 3)
     accuracy = point.accuracy_percent
     assert column["accuracy %: signed_mask (aws)"] == f"{accuracy.mean:.2f} ± {accuracy.sd:.2f}"
-    printed = {(row[0], row[1]): (row[4], row[5]) for row in claims_table(results)[1] if row[3] == "0.5120"}
-    assert {what: column[" − ".join(what)] for what in printed} == {
-        what: " ".join(words) for what, words in printed.items()
-    }
+    for row in claims_table(results)[1]:
+        name, judged = f"{row[0]} − {row[1]}", f"{row[4]} {row[5]}, not shown"
+        assert column[f"{name}, all densities of its page"] == judged and row[8].startswith("not shown")
+    differences = {tuple(row[:2]): row[3] for row in differences_table(results)[1]}  # density 0.5120
+    assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 5
     assert column["barrier, SGD-noise stability: signed_mask (aws)"] == "12.77 ± 0.02"  # 20 − 7.21 and 20 − 7.24
     assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
 
@@ -59,6 +60,9 @@ def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
     for pages in ({}, {"a": numbers, "b": numbers | {"figure": "fig4"}}):
         with pytest.raises(ValueError, match="give pages of one figure"):
             side_by_side(pages)
+    old = {"first": "a", "second": "b", "density": 0.8, "difference": {"mean": 1.0, "interval": None}}
+    with pytest.raises(ValueError, match="a: written by an earlier version; write it anew with tools/report.py"):
+        side_by_side({"a": numbers | {"claims": [old]}, "b": numbers})
     dense = [point for point in numbers["points"] if point["curve"] == "dense"]
     with pytest.raises(ValueError, match="no density in common"):
         side_by_side({"a": numbers, "b": numbers | {"points": dense}})
