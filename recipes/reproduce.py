@@ -3,14 +3,14 @@
     accelerate launch recipes/reproduce.py fig3 --dataset cifar100 --network resnet50_cifar
     accelerate launch recipes/reproduce.py table2 --network mobilenet_v2 --data-directory /data
     accelerate launch recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
-    accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
+    accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run, and their cost
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
     accelerate launch recipes/reproduce.py --study depth            # a plan of recipes/studies, judged when it is whole
 
-Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: statements of the paper's text; gem_miner: of
-Gem-Miner's own paper; controls, transfer: in no paper. The same command again makes the runs that are missing and
-writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
-Results so far, with times and hardware: docs/results.md.
+Figures and tables: fig2 to fig6, table1, table2; claims, rewinding, short_levels: statements of the paper's text;
+gem_miner: of Gem-Miner's own paper; fig4_equal, controls, transfer: in no paper. The same command again makes the runs
+that are missing and writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/
+and to the lineage. Results so far, with times and hardware: docs/results.md.
 """
 
 from __future__ import annotations

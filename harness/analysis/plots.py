@@ -24,6 +24,8 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":")
 _KIND_ORDER = ("retrain", "signed_mask", "mask")  # these keep their colour and marker in every plot
 _SIZE_INCHES = (7.2, 4.6)
+DENSITY = "density: kept share of the weights that may be pruned"
+WEIGHTS = "kept weights, those of the classifier included"
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,12 @@ def plot_accuracy(
     *,
     dense_error_percent: Sequence[float] = (),
     title: str = "Test accuracy over density",
+    axis: str = DENSITY,
 ) -> list[Path]:
     """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; return the two files.
 
-    A paper's printed accuracy is a star in the colour of its series.
+    `axis` names what stands in the place of the density where that is something else. A paper's printed accuracy is a
+    star in the colour of its series.
 
     Colour and marker go by kind, line style and filling by method. Densities run from dense (left) to sparse, on a
     logarithmic scale. The files are `stem` with .png and .svg. Raises ValueError for nothing to draw.
@@ -71,7 +75,7 @@ def plot_accuracy(
             _draw_series(axes, one, kinds.index(one.kind), methods.index(one.method), shift)
         if any(one.printed_accuracy_percent for one in series):
             axes.plot([], [], "*", color="#555555", markersize=11, markerfacecolor="none", label="printed in the paper")
-        _density_axis(axes, densities, margin)
+        _density_axis(axes, densities, margin, axis)
         axes.set_ylabel("test accuracy, %")
         _legend_beside(axes)
         return _save(figure, stem)
@@ -249,15 +253,15 @@ def _margin(densities: Sequence[float]) -> float:
     return float((densities[-1] / densities[0]) ** min(0.06, 0.2 / len(densities)))
 
 
-def _density_axis(axes: Axes, ticks: Sequence[float], margin: float) -> None:
+def _density_axis(axes: Axes, ticks: Sequence[float], margin: float, label: str) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    axes.set_xlabel("density: kept share of the weights that may be pruned")
+    axes.set_xlabel(label)
     if not ticks:
         axes.set_xticks([])
         return
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{density:.3g}" for density in ticks])
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else f"{tick:.3g}" for tick in ticks])
     if len(ticks) > 8:
         axes.tick_params(axis="x", labelrotation=60)
     axes.xaxis.set_minor_locator(NullLocator())

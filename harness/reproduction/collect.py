@@ -27,7 +27,7 @@ from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import command_of, hardware_of, precision_of
 from harness.masks import SignedMask
 from harness.models import build_model, partition_of
-from harness.pruning import METHODS
+from harness.pruning import METHODS, PruningSchedule
 from harness.reproduction.figure import Curve
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.results import Provenance, Results
@@ -39,6 +39,7 @@ _OF_LEVELS = (
     *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that levels of every method heed."""
+_OF_DENSITIES = ("pruning_fraction", "densities")
 _TRAINING = "training"
 _UNUSUAL_USES = ("unpruned_signs", "signs", "initialisation", "transferred")
 """Tags of final trainings that use their tickets in another than the usual way."""
@@ -157,6 +158,8 @@ def _fits(recorded: dict[str, Any], config: SearchConfig, kind: str) -> bool:
     """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
     own = to_json(config)
     names = _OF_TRAININGS if kind == _TRAINING else (*_OF_LEVELS, *METHODS[kind].heeds)
+    if kind != _TRAINING and METHODS[kind].searches_one_density:
+        names = tuple(name for name in names if name not in _OF_DENSITIES)  # `_is_wanted` looks at the level's own
     width = recorded["model"]["width"] == own["model"]["width"]
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
@@ -234,13 +237,19 @@ class RunLookup:
         curve, seeds = _finder(node), {node.tags["init_seed"], node.tags["sgd_seed"]}
         if curve.finder not in self.plan.figure.finders or seeds not in self.seeds:
             return False
-        config = self.plan.search_config(curve, int(node.tags["level"]))
-        own_settings = METHODS[curve.method].own_settings
+        level, method = int(node.tags["level"]), METHODS[curve.method]
+        config, own_settings = self.plan.search_config(curve, level), method.own_settings
+        if method.searches_one_density and level not in self.plan.scale.all_levels:
+            return False
         if not own_settings(config, 1_000_000):
             return True
         recorded = self.store.record_of(node).config
         search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
         wanted = own_settings(config, num_train // config.global_batch_size)
+        if method.searches_one_density:
+            aimed_at, found = (PruningSchedule.of(one).density(level) for one in (config, search))
+            if aimed_at != found:
+                return False
         try:
             return own_settings(search, num_train // search.global_batch_size) == wanted
         except ValueError:  # settings that this version refuses, such as a rewind point beyond the training
@@ -255,7 +264,11 @@ class RunLookup:
             if node is not None:
                 compared[pair] = (node, self._curve(node))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
-        densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
+        densities = {
+            (one.curve.finder, one.level): float(node.tags["density"])
+            for one, node in tickets.items()
+            if one.curve is not None
+        }
         kept_signs = {
             (curve.finder, level): shares
             for curve in {curve.finder: curve for curve in self.plan.figure.curves}.values()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from harness.config import NETWORKS_OWN, GemMinerConfig, SearchConfig
+from harness.data.spec import data_spec
+from harness.models import build_model, classifier_of, partition_of
 from harness.pruning import METHODS, PruningSchedule
 from harness.reproduction.figure import DENSE, Curve, Figure
 
@@ -83,6 +86,11 @@ class Training:
     """A second training of the same start under another noise, for its stability."""
     epochs: int | None = None
     """Of this training, where that is not the usual number."""
+
+    @property
+    def in_words(self) -> str:
+        """The curve (or dense), with the number of epochs where that is not the usual one."""
+        return str(self.curve or DENSE) + (f", {self.epochs} epochs" if self.epochs else "")
 
     @property
     def kind(self) -> str:
@@ -163,7 +171,27 @@ class FigurePlan:
 
     def search_config(self, curve: Curve, level: int) -> SearchConfig:
         """Return the settings of the search that finds a curve's tickets; of one density, that of `level`."""
-        return replace(self.scale.config, alpha=curve.alpha, gem_miner=self.scale.gem_miner(level))
+        config = replace(self.scale.config, alpha=curve.alpha, gem_miner=self.scale.gem_miner(level))
+        if not (self.figure.equal_weights and METHODS[curve.method].masks_classifier):
+            return config
+        levels = range(1, max(self.scale.all_levels) + 1)
+        every = sum(self.num_weights)
+        return replace(config, densities=tuple(self.weights(level) / every for level in levels))
+
+    @cached_property
+    def num_weights(self) -> tuple[int, int]:
+        """Number of prunable weights, and of the classifier's weights."""
+        config, spec = self.scale.config, data_spec(self.scale.config.data.name)
+        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
+        network = build_model(config.model.name, width=config.model.width, **sizes)
+        params = dict(network.named_parameters())
+        prunable = sum(params[name].numel() for name in partition_of(config.model.name, network).prunable)
+        return prunable, params[f"{classifier_of(config.model.name)}.weight"].numel()
+
+    def weights(self, level: int) -> int:
+        """Return how many weights a ticket of a level aims at, all weights of the classifier included."""
+        prunable, classifier = self.num_weights
+        return round(self.scale.density(level) * prunable) + classifier
 
     @property
     def lengths(self) -> set[int]:
@@ -178,10 +206,15 @@ class FigurePlan:
     @property
     def dense_lengths(self) -> tuple[int | None, ...]:
         """Epochs of the dense trainings: the usual lengths, then all that the deepest ticket costs with the longest."""
-        lengths = self.scale.lengths
+        lengths, cost = self.scale.lengths, self.dense_at_ticket_cost
+        return lengths if cost is None else (*lengths, cost)
+
+    @property
+    def dense_at_ticket_cost(self) -> int | None:
+        """Epochs of the dense network that costs as much as the deepest ticket; None: the figure has none."""
         if not self.figure.dense_at_ticket_cost:
-            return lengths
-        return (*lengths, self.ticket_epochs(max(lengths, key=lambda one: one or self.scale.finals.final.epochs)))
+            return None
+        return self.ticket_epochs(max(self.scale.lengths, key=lambda one: one or self.scale.finals.final.epochs))
 
     def ticket_epochs(self, epochs: int | None) -> int:
         """Return the epochs of the deepest ticket of the first method, search included, trained for so many more."""
