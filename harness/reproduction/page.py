@@ -255,9 +255,9 @@ def _how_tested(results: Results) -> str:
         "densities that both curves have. Both sides of a trial have the same search seeds and noise, and the same "
         "fresh initialisation where they draw one.",
         f"The interval is a BCa bootstrap over {_resampled(claims)}.",
-        "p is exact, by sign flips over trials, and corrected by Holm for all claims of this page. “Shown” is p ≤ 0.05 "
-        "and the stated direction. |a − b| < m is tested against both ends of the margin, a > b − m against its lower "
-        "end.",
+        "p is exact, by sign flips over trials, and corrected by Holm for all claims of this page. “Shown” is p ≤ "
+        "0.05, the stated direction, and an interval that allows nothing else. |a − b| < m is tested against both ends "
+        "of the margin, a > b − m against its lower end.",
         family_in_words([claim.verdict for claim in claims]),
     ]
     if results.plan.shared_search:
