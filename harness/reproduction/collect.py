@@ -264,11 +264,10 @@ class RunLookup:
             if node is not None:
                 compared[pair] = (node, self._curve(node))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
-        densities = {
-            (one.curve.finder, one.level): float(node.tags["density"])
-            for one, node in tickets.items()
-            if one.curve is not None
-        }
+        densities: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for one, node in tickets.items():
+            if one.curve is not None:
+                densities[one.curve.finder, one.level].append(float(node.tags["density"]))
         kept_signs = {
             (curve.finder, level): shares
             for curve in {curve.finder: curve for curve in self.plan.figure.curves}.values()

@@ -181,7 +181,7 @@ def _weights(results: Results) -> list[str]:
             lines.append(
                 f"Compared are tickets of equal numbers of weights; the plot is over this number. {curve.method} is "
                 f"searched at densities that give it as many as the others have, which keep all {classifier} weights "
-                "of the classifier. It rounds down, so that it can have a few less."
+                "of the classifier. Its search can end with less, as the column says."
             )
         elif len(plan.figure.methods) > 1:
             lines.append(

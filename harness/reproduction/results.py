@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,7 @@ class Results:
     plan: FigurePlan
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
-    densities: Mapping[tuple[str, int], float]
+    densities: Mapping[tuple[str, int], list[float]]
     """(finder, level) → density of each ticket that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
     """(finder, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
@@ -101,10 +102,14 @@ class Results:
     """Key of a run → which test images [N] its network has right, for runs that store it."""
 
     def density(self, level: int, curve: Curve | None = None) -> float:
-        """Return the density of a curve's tickets, or of the first there are: as recorded, else as aimed at."""
+        """Return the density of a curve's tickets, or of the first there are: as recorded, else as aimed at.
+
+        It is the mean over trials: Gem-Miner's tickets of one level can differ in it.
+        """
         finders = self.plan.figure.finders if curve is None else (curve.finder,)
-        recorded = [self.densities[finder, level] for finder in finders if (finder, level) in self.densities]
-        return next(iter(recorded), self.plan.scale.density(level))
+        recorded = (found for finder in finders if (found := self.densities.get((finder, level))))
+        found = next(recorded, [self.plan.scale.density(level)])
+        return found[0] if len({*found}) == 1 else fmean(found)  # a mean of equal numbers can be off by a last bit
 
     @property
     def missing(self) -> list[str]:

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from harness.common.digest import sha256_tensors
-from harness.config import GemMinerConfig, OptimConfig, Schedule
+from harness.config import GemMinerConfig, OptimConfig, Schedule, search_from_json
 from harness.experiment.experiment import Experiment
 from harness.lineage.proof import verify
 from harness.lineage.store import open_store
+from harness.pruning import PruningSchedule
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
@@ -82,18 +83,18 @@ def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Ex
     # The dense network with all the epochs of the deepest ticket: 1 of warm-up, 1 for each of two levels, 2 at last.
     assert [work.train(dense).checkpoint.epochs for dense in plan.trainings() if dense.curve is None] == [2, 5]
 
-    # AWS's runs serve both figures; Gem-Miner has as many weights as they, but for its rounding at each freezing.
+    # AWS's runs serve both figures; Gem-Miner aims at as many weights as they have, the classifier's included.
     before = {record.key for record in own.store.local.records()}
     equal = plan_of(own, "fig4_equal")
     again = made(own, equal)
     new = [record for record in own.store.local.records() if record.key not in before]
-    assert {record.tags["method"] for record in new if record.kind != "report"} == {"gem_miner"}
+    assert {record.tags["method"] for record in new} == {"gem_miner"}
+    head, every = equal.num_weights[1], sum(equal.num_weights)
     for level in (1, 2):
-        ours, theirs = (
-            again.ticket(equal.of_curve(Curve(method, "level"), level)[0]).mask.num_remaining
-            for method in ("aws", "gem_miner")
-        )
-        assert 0 <= ours + equal.num_weights[1] - theirs <= 3
+        ours, theirs = (again.ticket(equal.of_curve(Curve(m, "level"), level)[0]) for m in ("aws", "gem_miner"))
+        aimed_at = PruningSchedule.of(search_from_json(theirs.record.config["search"])).density(level) * every
+        assert aimed_at == pytest.approx(ours.mask.num_remaining + head, abs=2)
+        assert 0 < theirs.mask.num_remaining <= aimed_at
 
 
 def test_short_levels(experiment: Experiment) -> None:
