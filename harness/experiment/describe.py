@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,10 @@ class CommonDescription:
     tags: dict[str, str]
     network: str
     """Name of the network, with its width where that is not its own."""
+    method: str = ""
+    """Name of the method, with the distribution of α where that is not the paper's."""
+    alpha: dict[str, str] = field(default_factory=dict)
+    """Tag and input to a search's key: the distribution of α, where that is not the paper's."""
 
 
 def common(experiment: Experiment) -> CommonDescription:
@@ -78,10 +82,12 @@ def common(experiment: Experiment) -> CommonDescription:
     # initialisation counts by its name: a ticket is used where the file it once came from is not.
     schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
     begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
-    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | unusual_alpha(config))[:12]
+    alpha: dict[str, str] = {} if config.alpha == "uniform" else {"alpha": config.alpha}
+    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | alpha)[:12]
     tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
     tags |= {"network": network, "settings": settings}
-    return CommonDescription(determinants, recorded, tags, network)
+    method = " ".join([config.method, *(f"α={value}" for value in alpha.values())])
+    return CommonDescription(determinants, recorded, tags, network, method, alpha)
 
 
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
@@ -91,15 +97,6 @@ def pruning_settings(config: SearchConfig) -> dict[str, Any]:
         own = {"densities": config.densities}
     usual = {"pruning_scope": "global", "one_shot": False, "order": "default"}
     return own | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
-
-
-def unusual_alpha(config: SearchConfig) -> dict[str, str]:
-    """Return the distribution of α unless it is the paper's."""
-    return {} if config.alpha == "uniform" else {"alpha": config.alpha}
-
-
-def _method_in_words(config: SearchConfig) -> str:
-    return config.method if config.alpha == "uniform" else f"{config.method} α={config.alpha}"
 
 
 def search_lock(experiment: Experiment, root: RunDescription) -> str:
@@ -113,19 +110,19 @@ def describe_search(experiment: Experiment, begun: Initialisation, theta_init_di
     """Describe the root of a search. The number of levels is no part of its key: a longer search goes on."""
     config, shared = experiment.config, experiment.common
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
-    name = f"{_method_in_words(config)} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    name = f"{shared.method} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
     if config.initialisation != NETWORKS_OWN:
         name = f"{name} from {Path(config.initialisation).name[:24]}"
     return RunDescription(
         determinants=shared.determinants
-        | {"kind": "search", "method": config.method, **seeds, **begun.determinants, **unusual_alpha(config)},
+        | {"kind": "search", "method": config.method, **seeds, **begun.determinants, **shared.alpha},
         kind="search",
         name=name,
         parents=(Parent(begun.key, "initialised-from"),) if begun.key else (),
         config=shared.config | begun.recorded,
         tags=shared.tags
         | {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
-        | unusual_alpha(config)
+        | shared.alpha
         | {"theta_init_digest": theta_init_digest},
     )
 
@@ -154,15 +151,14 @@ def describe_level(
     config, shared = experiment.config, experiment.common
     own = {"kind": "level", "root": root, "level": level, "schedule": schedule.determinants(), "parent": parent.key}
     tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
-    tags |= unusual_alpha(config)
-    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {_method_in_words(config)} {shared.network}"]
+    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {shared.method} {shared.network}"]
     return RunDescription(
         determinants=shared.determinants | own | dict(determinants),
         kind="level",
         name=" ".join(words),
         parents=(parent,),
         config=shared.config | {"level": level, "schedule": asdict(schedule)} | dict(recorded),
-        tags=shared.tags | tags | ({"phase": phase} if phase else {}),
+        tags=shared.tags | tags | shared.alpha | ({"phase": phase} if phase else {}),
         level=level,
         nested_under=root,
     )
@@ -211,10 +207,10 @@ def describe_training(
     if unusual:  # such a training is no trial of the usual one
         tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
     tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)}
-    tags |= {} if ticket is None else {"method": config.method, **unusual_alpha(config)}
+    tags |= {} if ticket is None else {"method": config.method, **shared.alpha}
 
     level = ticket.checkpoint.level if ticket else 0
-    found = [f"L{level:02d} d{mask.density:.3f} {_method_in_words(config)}"] if ticket else []
+    found = [f"L{level:02d} d{mask.density:.3f} {shared.method}"] if ticket else []
     words = [trial.kind, *found, shared.network]
     words += [*([] if trial.drawn is None else [f"i{trial.drawn}"]), f"s{trial.sgd_seed}"]
     return RunDescription(

@@ -13,7 +13,13 @@ from harness.analysis.summary import Summary
 from harness.reproduction.figure import Curve
 from harness.reproduction.page import csv_text, interval_text, markdown, signed
 from harness.reproduction.study import Hypothesis
-from harness.reproduction.study_results import FIXED_EPSILON, GAIN_POINTS, Judged, StudyResults, barrier_points
+from harness.reproduction.study_results import (
+    FIXED_EPSILON,
+    GAIN_POINTS,
+    JudgedHypothesis,
+    StudyResults,
+    barrier_points,
+)
 
 _MEASURES = {
     "accuracy": "accuracy",
@@ -157,13 +163,13 @@ def _side(said: Hypothesis, curve: Curve | None) -> str:
     return f"dense, {said.dense_epochs} epochs" if said.dense_epochs else "dense"
 
 
-def _speaks_of(results: StudyResults, one: Judged) -> str:
+def _speaks_of(results: StudyResults, one: JudgedHypothesis) -> str:
     if one.hypothesis.of == "norm_init":
         return "tickets"
     return "speed" if results.is_untrained(one.epochs) else "the end"
 
 
-def _verdict(one: Judged) -> str:
+def _verdict(one: JudgedHypothesis) -> str:
     if one.verdict is None:
         return f"not judged: {one.why_not}"
     return one.verdict.word + (f" ({one.verdict.reason})" if one.verdict.reason else "")
@@ -249,7 +255,7 @@ def _draw(results: StudyResults, stem: Path) -> list[Path]:
     return plot_study(lines, intervals, stem, title=results.study.title, margin=results.study.margin_points)
 
 
-def _short(one: Judged) -> str:
+def _short(one: JudgedHypothesis) -> str:
     return "" if one.verdict is None else one.verdict.word
 
 

@@ -25,7 +25,7 @@ _QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "nor
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedHypothesis:
     """A hypothesis at one length, and what the trials say of it."""
 
     hypothesis: Hypothesis
@@ -164,7 +164,7 @@ class StudyResults:
         return Contrast.of([b.metrics["test_error_percent"] - a.metrics["test_error_percent"] for a, b in pairs])
 
     @cached_property
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[JudgedHypothesis]:
         """Every hypothesis at every length that it names; one family of tests."""
         if not self.trials:
             return []
@@ -172,7 +172,9 @@ class StudyResults:
         contrasts = [self.contrast(one, epochs) for one, epochs in places]
         if not self.is_complete:
             why = "not all trials are finished"
-            return [Judged(*place, contrast, None, why) for place, contrast in zip(places, contrasts, strict=True)]
+            return [
+                JudgedHypothesis(*place, contrast, None, why) for place, contrast in zip(places, contrasts, strict=True)
+            ]
         margin = self.study.margin_points
         claims = [
             Claim(contrast, one.expects, margin if one.expects in ("equal", "not_worse") else None)
@@ -182,9 +184,9 @@ class StudyResults:
         for (one, epochs), contrast, verdict in zip(places, contrasts, judge(claims), strict=True):
             with_dense = one.of == "accuracy" and None in (one.first, one.second)
             if with_dense and self.is_untrained(self.study.final_epochs[-1]):
-                found.append(Judged(one, epochs, contrast, None, "the dense network is untrained"))
+                found.append(JudgedHypothesis(one, epochs, contrast, None, "the dense network is untrained"))
             else:
-                found.append(Judged(one, epochs, contrast, verdict))
+                found.append(JudgedHypothesis(one, epochs, contrast, verdict))
         return found
 
     # ------------------------------------------------------------------ departures

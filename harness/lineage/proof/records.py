@@ -75,6 +75,7 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         yield "world_size", known["world_size"], record.config["launch"]["world_size"]
     if record.kind == "search":
         yield "method", known["method"], search["method"]
+        yield "alpha", known.get("alpha", "uniform"), search.get("alpha", "uniform")
         begun = record.config.get("initialisation", {})
         expected = {"sha256": begun["sha256"]} if begun.get("sha256") else begun.get("name")
         yield "initialisation", known.get("initialisation"), expected
