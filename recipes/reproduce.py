@@ -3,14 +3,14 @@
     accelerate launch recipes/reproduce.py fig3 --dataset cifar100 --network resnet50_cifar
     accelerate launch recipes/reproduce.py table2 --network mobilenet_v2 --data-directory /data
     accelerate launch recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
-    accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
+    accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run, and their cost
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
     accelerate launch recipes/reproduce.py --study depth            # a plan of recipes/studies, judged when it is whole
 
-Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: statements of the paper's text; gem_miner: of
-Gem-Miner's own paper; controls, transfer: in no paper. The same command again makes the runs that are missing and
-writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
-Results so far, with times and hardware: docs/results.md.
+Figures and tables: fig2 to fig6, table1, table2; claims, rewinding, short_levels: statements of the paper's text;
+gem_miner: of Gem-Miner's own paper; fig4_equal, controls, transfer: in no paper. The same command again makes the runs
+that are missing and writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/
+and to the lineage. Results so far, with times and hardware: docs/results.md.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +30,9 @@ from harness.cli.launch import launch
 from harness.cli.options import parse
 from harness.common.tables import print_markdown, print_table
 from harness.config import Precision, SearchConfig, known
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.pruning import METHODS
+from harness.reproduction.costs import costs, given_rate, measured_rate
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
@@ -175,7 +177,10 @@ class ReproductionOptions(FigureOptions):
     """With --study: make this recorded chain again, such as aws-s11, in a directory --runs without it, and print each
     number beside the recorded one. On the same kind of CPU the bits are equal."""
     list: bool = False
-    """Print one launch command for each run, and run nothing."""
+    """Print one launch command for each run, of a study for each trial, and run nothing. What they cost goes to
+    standard error: epochs of each chain and in all, and hours."""
+    seconds_per_epoch: float | None = None
+    """With --list: how long an epoch takes, for the hours; measured from the finished runs in --runs if not given."""
     shard: str | None = None
     """i/n: make the i-th of n shares of the runs, and no page."""
     only: tuple[str, ...] = ()
@@ -207,10 +212,48 @@ class ReproductionOptions(FigureOptions):
         )
 
 
-def commands(plan: FigurePlan) -> list[str]:
-    """Return one launch line for each run, ready to paste: this launch's own options, and the run's name."""
-    options = [word for word in sys.argv[1:] if word != "--list"]
-    return [f"accelerate launch {shlex.join([sys.argv[0], *options, '--only', name])}" for name in plan.names()]
+def commands(plan: FigurePlan, chains: Collection[str] | None = None) -> list[str]:
+    """Return one launch line for each run, or each of some chains, ready to paste: this launch's own options, and the
+    run's name."""
+    return [_command("--only", name) for name in plan.names(chains)]
+
+
+def study_commands(study: Study, chains: Collection[str]) -> list[str]:
+    """Return one launch line for each trial that these chains are of."""
+    trials = list(study.plan.trials)
+    wanted = {found[0].trial for name, found in study.plan.chains().items() if name in chains}
+    return [_command("--shard", f"{trials.index(trial) + 1}/{len(trials)}") for trial in sorted(wanted)]
+
+
+def _command(*more: str) -> str:
+    """Return this launch's command with `more` words, and without those that list."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        name, equals, _ = word.replace("_", "-").partition("=")
+        if name in ("--shard", "--seconds-per-epoch"):
+            if not equals:
+                next(words, None)
+        elif name != "--list":
+            kept.append(word)
+    return f"accelerate launch {shlex.join([sys.argv[0], *kept, *more])}"
+
+
+def show_list(options: ReproductionOptions, study: Study | None) -> None:
+    """Print the commands of a figure or a study, and what they cost to standard error."""
+    recorded = finished_chains(study, options.results) if study else {}
+    plan = study.plan if study else options.plan
+    if study:
+        chains = study.units(*share(options.shard or "1/1"))
+        lines = study_commands(study, set(chains) - recorded.keys())
+    else:
+        chains = list(chains_of(options, plan))
+        lines = commands(plan, chains)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    if options.seconds_per_epoch is None:
+        rate = measured_rate(plan, LocalNodes(options.runs), recorded.values())
+    else:
+        rate = given_rate(options.seconds_per_epoch)
+    print("".join(f"# {line}\n" for line in costs(plan, chains, rate, recorded)), end="", file=sys.stderr)
 
 
 def chains_of(options: ReproductionOptions, plan: FigurePlan) -> tuple[str, ...]:
@@ -301,17 +344,17 @@ def main() -> None:
         options = parse(ReproductionOptions, __doc__)
         if bool(options.figure) == bool(options.study):
             raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
-        if options.study is not None:
-            study = study_named(options.study)
+        study = None if options.study is None else study_named(options.study)
+        if options.list:
+            show_list(options, study)
+            return
+        if study is not None:
             if options.again:
                 make_again(options, study, options.again)
             else:
                 make_study(options, study)
             return
         plan = options.plan
-        if options.list:
-            print("\n".join(commands(plan)))
-            return
         chains = chains_of(options, plan)
         with launch(options.config(plan.scale.config)) as experiment:
             others = plan.scale.used_on

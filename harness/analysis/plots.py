@@ -41,6 +41,9 @@ _KIND_ORDER = ("retrain", "signed_mask", "mask")  # these keep their marker in e
 _SIZE_INCHES = (7.2, 4.6)
 _PANEL_INCHES = (3.9, 3.4)
 _COLUMNS = 3
+SHORT_DENSITY = "density (kept share of prunable weights)"
+DENSITY = "density: kept share of the weights that may be pruned"
+WEIGHTS = "kept weights, those of the classifier included"
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,12 @@ def plot_accuracy(
     *,
     dense_error_percent: Sequence[float] = (),
     title: str = "Test accuracy over density",
+    axis: str = DENSITY,
 ) -> list[Path]:
     """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; return the two files.
 
-    A paper's printed accuracy is a star in the colour of its series.
+    `axis` names what stands in the place of the density where that is something else. A paper's printed accuracy is a
+    star in the colour of its series.
 
     Colours are the paper's where it has one; markers go by kind, line style and filling by method. Densities run from
     dense (left) to sparse, on a logarithmic scale. The files are `stem` with .png and .svg. Raises ValueError for
@@ -104,7 +109,7 @@ def plot_accuracy(
     _check_any(series, dense_error_percent)
     with _figure(_SIZE_INCHES) as (figure, (axes,)):
         _set_title(axes, title)
-        _draw_accuracy(axes, series, _Looks(series), dense_error_percent, upright=8)
+        _draw_accuracy(axes, series, _Looks(series), dense_error_percent, upright=8, axis=axis)
         _legend_beside(axes)
         return _save(figure, stem)
 
@@ -132,7 +137,7 @@ def plot_panels(
     with _figure((columns * width, rows * height + 0.9), rows, columns) as (figure, all_axes):
         figure.suptitle(_wrapped(title, 45 * columns), x=0.01, ha="left", fontsize=11)
         _set_title(all_axes[0], "(a) test accuracy")
-        _draw_accuracy(all_axes[0], series, looks, dense_error_percent, upright=5)
+        _draw_accuracy(all_axes[0], series, looks, dense_error_percent, upright=5, axis=SHORT_DENSITY)
         for letter, axes, panel in zip("bcdefgh", all_axes[1:], panels, strict=False):
             _set_title(axes, f"({letter}) {panel.title}")
             _draw_panel(axes, panel, looks)
@@ -168,7 +173,13 @@ class _Looks:
 
 
 def _draw_accuracy(
-    axes: Axes, series: Sequence[Series], looks: _Looks, dense_error_percent: Sequence[float], *, upright: int
+    axes: Axes,
+    series: Sequence[Series],
+    looks: _Looks,
+    dense_error_percent: Sequence[float],
+    *,
+    upright: int,
+    axis: str = DENSITY,
 ) -> None:
     """Draw accuracy over density; more than `upright` densities are written at an angle."""
     if dense_error_percent:
@@ -181,7 +192,7 @@ def _draw_accuracy(
         _draw_series(axes, one, looks.of(one), shift)
     if any(one.printed_accuracy_percent for one in series):
         axes.plot([], [], "*", color="#555555", markersize=11, markerfacecolor="none", label="printed in the paper")
-    _density_axis(axes, densities, margin, upright)
+    _density_axis(axes, densities, margin, upright, axis)
     axes.set_ylabel("test accuracy, %")
 
 
@@ -356,15 +367,15 @@ def _margin(densities: Sequence[float]) -> float:
     return float((densities[-1] / densities[0]) ** min(0.06, 0.2 / len(densities)))
 
 
-def _density_axis(axes: Axes, ticks: Sequence[float], margin: float, upright: int) -> None:
+def _density_axis(axes: Axes, ticks: Sequence[float], margin: float, upright: int, label: str) -> None:
     from matplotlib.ticker import NullFormatter, NullLocator
 
-    axes.set_xlabel("density (kept share of prunable weights)")
+    axes.set_xlabel(label)
     if not ticks:
         axes.set_xticks([])
         return
     axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{density:.3g}" for density in ticks])
+    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else f"{tick:.3g}" for tick in ticks])
     if len(ticks) > upright:
         axes.tick_params(axis="x", labelrotation=60)
     axes.xaxis.set_minor_locator(NullLocator())

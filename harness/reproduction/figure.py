@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
 from harness.analysis.statistics import Expectation, check_margin, in_symbols
@@ -68,14 +68,11 @@ class FigureClaim:
     expects: Expectation
     margin: float | None = None
     """Percentage points, of "equal" and "not_worse"; named before any run."""
+    dense_at_ticket_cost: bool = False
+    """Whether the dense network is the one that is trained for as many epochs as its deepest ticket costs."""
 
     def __post_init__(self) -> None:
         check_margin(self.expects, self.margin)
-
-    @property
-    def sides(self) -> tuple[str, str]:
-        """Names of a and b."""
-        return str(self.first or DENSE), str(self.second or DENSE)
 
     @property
     def tested(self) -> str:
@@ -107,6 +104,9 @@ class Figure:
     """Channels of the network's first stage where it is shown in several widths; otherwise it is shown in its own."""
     dense_at_ticket_cost: bool = False
     """Whether the dense network is also trained for as many epochs as its deepest ticket has cost, search included."""
+    equal_weights: bool = False
+    """Whether a method whose masks cover the classifier is searched at other densities, so that its tickets have as
+    many weights as those of the other methods, which keep the whole classifier."""
     transfers: bool = False
     """Whether final trainings are on another data set than the one the tickets are found on."""
 
@@ -114,6 +114,11 @@ class Figure:
     def methods(self) -> tuple[str, ...]:
         """The methods of its curves, each once."""
         return tuple(dict.fromkeys(curve.method for curve in self.curves))
+
+    @property
+    def finders(self) -> tuple[str, ...]:
+        """The methods of its curves, each once for every distribution of α."""
+        return tuple(dict.fromkeys(curve.finder for curve in self.curves))
 
 
 def _lines(method: str, *kinds: str) -> tuple[Curve, ...]:
@@ -130,7 +135,15 @@ _RETRAIN, _SIGNED, _MASK, _NORM, _CONST, _RANDOM_SIGNS, _RANDOM_MASK = (
     "random_signs",
     "random_mask",
 )
-_LRR, _AWS = "lrr", "aws"
+_LRR, _AWS, _LRR_FULL, _AWS_FULL, _IMP, _WR, _GEM_MINER = (
+    "lrr",
+    "aws",
+    "lrr_full",
+    "aws_full",
+    "imp",
+    "wr",
+    "gem_miner",
+)
 _LEVEL = "level"
 _CONSTANT = Curve(_AWS, _SIGNED, "constant")
 _MARGIN = 1.0
@@ -154,6 +167,14 @@ def _question(first: Curve, second: Curve | None, says: str) -> FigureClaim:
 
 
 _REACHES = _equal(Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
+_TICKETS = FigureClaim(Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better", "not_worse", _MARGIN)
+_AS_DENSE = FigureClaim(Curve(_AWS, _SIGNED), None, "about equal or better", "not_worse", _MARGIN)
+_AGAINST_DENSE = _question(Curve(_AWS, _SIGNED), None, "our question: does it reach the dense network?")
+_AGAINST_LONGER_DENSE = replace(
+    _AGAINST_DENSE, says="our question: and with as many epochs as its ticket costs?", dense_at_ticket_cost=True
+)
+"""The paper's dense network has the epochs of a final training alone."""
+_SHORT = "about equal: short levels at a constant rate do"
 _BEATS = _greater(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
 _LAGS = _less(Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
 
@@ -184,9 +205,13 @@ FIGURES: dict[str, Figure] = {
                 _BEATS,
                 _LAGS,
                 _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                _TICKETS,
+                _AS_DENSE,
+                _AGAINST_LONGER_DENSE,
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+            dense_at_ticket_cost=True,
         ),
         Figure(
             name="claims",
@@ -202,23 +227,47 @@ FIGURES: dict[str, Figure] = {
                 ),
                 _LAGS,
                 _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
-                FigureClaim(
-                    Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better", "not_worse", _MARGIN
-                ),
+                _TICKETS,
+                _AS_DENSE,
+                _AGAINST_LONGER_DENSE,
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _RETRAIN), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             initial_norm=(_LRR, _AWS),
             signed_init=(_LRR, _AWS),
+            dense_at_ticket_cost=True,
         ),
         Figure(
             name="rewinding",
             title="Rewinding (section 3.1): IMP and weight rewinding against LRR",
             subjects={"cifar100": _FOUR},
-            curves=(Curve("imp", _LEVEL), Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN)),
+            curves=(
+                *_lines(_IMP, _LEVEL, _SIGNED),
+                *_lines(_WR, _LEVEL, _SIGNED),
+                *_lines(_LRR, _RETRAIN, _SIGNED),
+            ),
             claims=(
-                _less(Curve("imp", _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
-                _less(Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
+                _less(Curve(_IMP, _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
+                _less(Curve(_WR, _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
+                _question(Curve(_IMP, _SIGNED), Curve(_IMP, _LEVEL), "our question: do its signs reach its ticket?"),
+                _question(Curve(_WR, _SIGNED), Curve(_WR, _LEVEL), "our question: do its signs reach its ticket?"),
+            ),
+        ),
+        Figure(
+            name="short_levels",
+            title="Short levels (section 4.1): the warm-up and levels of LRR and AWS against whole trainings",
+            subjects={"cifar100": _FOUR},
+            curves=(
+                *_lines(_LRR, _RETRAIN, _SIGNED),
+                *_lines(_LRR_FULL, _LEVEL, _SIGNED),
+                *_lines(_AWS, _RETRAIN, _SIGNED),
+                *_lines(_AWS_FULL, _RETRAIN, _SIGNED),
+            ),
+            claims=(
+                _equal(Curve(_LRR, _RETRAIN), Curve(_LRR_FULL, _LEVEL), _SHORT),
+                _equal(Curve(_AWS, _RETRAIN), Curve(_AWS_FULL, _RETRAIN), _SHORT),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR_FULL, _SIGNED), _SHORT),
+                _equal(Curve(_AWS, _SIGNED), Curve(_AWS_FULL, _SIGNED), _SHORT),
             ),
         ),
         Figure(
@@ -226,14 +275,35 @@ FIGURES: dict[str, Figure] = {
             title="Figure 4: AWS against Gem-Miner",
             subjects={"cifar100": ("resnet32",)},
             widths=(16, 32),
-            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve("gem_miner", _LEVEL)),
-            claims=(_greater(Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
+            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), *_lines(_GEM_MINER, _LEVEL, _SIGNED)),
+            claims=(
+                _greater(Curve(_AWS, _SIGNED), Curve(_GEM_MINER, _LEVEL), "better"),
+                _REACHES,
+                _less(
+                    Curve(_GEM_MINER, _SIGNED),
+                    Curve(_GEM_MINER, _LEVEL),
+                    "likely worse: its signed mask is for one initialisation",
+                ),
+                _AS_DENSE,
+                _AGAINST_LONGER_DENSE,
+            ),
+            dense_at_ticket_cost=True,
+        ),
+        Figure(
+            name="fig4_equal",
+            title="AWS against Gem-Miner at equal numbers of weights, the classifier's included",
+            subjects={"cifar100": ("resnet32",)},
+            widths=(16, 32),
+            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve(_GEM_MINER, _LEVEL)),
+            claims=(_question(Curve(_AWS, _SIGNED), Curve(_GEM_MINER, _LEVEL), "is it better with as many weights?"),),
+            source=None,
+            equal_weights=True,
         ),
         Figure(
             name="gem_miner",
             title="Gem-Miner at its authors' densities",
             subjects={"cifar10": ("resnet20",)},
-            curves=_lines("gem_miner", _LEVEL),
+            curves=_lines(_GEM_MINER, _LEVEL),
             claims=(),
             source=GEM_MINERS_PAPER,
         ),
@@ -264,7 +334,14 @@ FIGURES: dict[str, Figure] = {
                 title=title,
                 subjects={"imagenet": ("resnet50", "mobilenet_v2", "mlp_mixer")},
                 curves=(*_lines(_LRR, _RETRAIN, _SIGNED), *_lines(_AWS, _RETRAIN, _SIGNED)),
-                claims=(_REACHES, _BEATS, _LAGS),
+                claims=(
+                    _REACHES,
+                    _BEATS,
+                    _LAGS,
+                    _AGAINST_DENSE,
+                    _AGAINST_LONGER_DENSE,
+                ),
+                dense_at_ticket_cost=True,
             )
             for name, title in (
                 ("table1", "Table 1: ImageNet"),

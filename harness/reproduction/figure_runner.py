@@ -87,8 +87,9 @@ class FigureRunner:
         """Return the level that a training starts from."""
         assert training.curve is not None
         if METHODS[training.curve.method].searches_one_density:
-            own = self.plan.scale.gem_miner(training.level)
-            return search(self._of(self.experiment, training, training.level).using(gem_miner=own)).ticket
+            own = self.plan.search_config(training.curve, training.level)
+            experiment = self._of(self.experiment, training, training.level)
+            return search(experiment.using(gem_miner=own.gem_miner, densities=own.densities)).ticket
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> FinishedRun:

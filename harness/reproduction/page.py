@@ -16,6 +16,7 @@ from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
 from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS, Judged, Point, Results
+from harness.reproduction.study_results import GAIN_POINTS
 
 RUNS = "## Runs"
 EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
@@ -85,6 +86,9 @@ def _schedules(plan: FigurePlan) -> str:
         lines = [f"dense: {_optim(config)}; {finals.final.epochs} epochs ({finals.final.lr_schedule})."]
     else:
         lines = [f"{_optim(config)}; {search}, {final}."]
+    whole = [method for method in plan.figure.methods if "final" in METHODS[method].heeds]
+    if whole:
+        lines.append(f"{', '.join(whole)}: each level has the epochs and the schedule of a final training.")
     return "\n\n".join([*lines, *(f"{method}: {_scoring(scale)}." for method in scored)])
 
 
@@ -112,18 +116,20 @@ def _optim(config: SearchConfig) -> str:
 
 def accuracy_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: each curve at each density, ours, the paper's, the difference."""
-    head = ["trained from", "density", "accuracy %", "sd", "trials", "signs turned %", "epochs"]
+    weights = ["weights"] if results.prunes_classifier else []
+    head = ["trained from", "density", *weights, "accuracy %", "sd", "trials", "signs turned %", "epochs"]
     with_paper = any(point.paper for point in results.points)
     if with_paper:
         head += ["paper %", "paper sd", "difference"]
-    return head, [_row(point, with_paper) for point in results.points]
+    return head, [_row(point, with_weights=bool(weights), with_paper=with_paper) for point in results.points]
 
 
-def _row(point: Point, with_paper: bool) -> list[str]:
+def _row(point: Point, *, with_weights: bool, with_paper: bool) -> list[str]:
     ours = point.accuracy_percent
     row = [
-        "dense" if point.curve is None else str(point.curve),
+        point.name,
         f"{point.density:.4f}",
+        *(["" if point.weights is None else f"{point.weights.mean:,.0f}"] if with_weights else []),
         f"{ours.mean:.2f}",
         _sd(ours),
         str(ours.count),
@@ -144,19 +150,61 @@ def _notes(results: Results) -> str:
     lines = [
         "Accuracy is the mean over all trials, never the best; sd is the sample's (n − 1). Signs turned: of the kept "
         "weights, those whose sign is no longer the start's. Epochs: all that were spent for one such network, its "
-        "search included; a ticket has cost more than a dense network.",
+        "search included; a ticket has cost more than the dense network of the usual length.",
     ]
     if results.plan.scale.used_on:
         where = (results.plan.scale.config.data.name, results.plan.scale.finals.data.name)
         lines.append("Of the epochs of a ticket those of its search are on {}, the rest on {}.".format(*where))
-    for curve in results.plan.figure.curves:
-        found = {level: results.density_without_classifier(curve, level) for level in results.plan.scale.levels}
-        both = [f"{rest:.4f} at {results.density(level):.4f}" for level, rest in found.items() if rest is not None]
-        if both:
-            lines.append(f"The density of {curve} counts the classifier, as no other does; without: {', '.join(both)}.")
+    if (gain := results.dense_gain) is not None:
+        lines.append(_dense_gain(results.plan, gain))
+    if results.prunes_classifier:
+        lines += _weights(results)
     if not results.has_printed:
         lines.append(_why_no_numbers(results.plan.figure))
     return "\n\n".join(lines)
+
+
+def _dense_gain(plan: FigurePlan, gain: float) -> str:
+    usual, epochs = plan.scale.finals.final.epochs, plan.dense_at_ticket_cost
+    text = f"With {epochs} epochs, as many as its deepest ticket costs, the dense network gains {signed(gain)} points."
+    if gain > GAIN_POINTS:
+        text += f" With {usual} it is not trained to the end: what is ahead of it there can be faster, and no better."
+    return text
+
+
+def _weights(results: Results) -> list[str]:
+    """Return what densities and weights count, where a method prunes the classifier and others keep it."""
+    plan = results.plan
+    classifier = f"{plan.num_weights[1]:,}"
+    lines = [
+        "Weights: the kept weights of convolutions and linear layers, those of the classifier included; biases and "
+        "normalisation parameters are left out."
+    ]
+    for curve in plan.figure.curves:
+        if not METHODS[curve.method].masks_classifier:
+            continue
+        if curve.kind != "level":
+            lines.append(
+                f"{curve} takes the signs that the search of {curve.method} ends with, fine-tuning included. “Signs "
+                "turned” of its level says how many of them are not those of the frozen weights."
+            )
+            continue
+        text = f"The density of {curve} counts the classifier, as no other does"
+        found = {level: results.density_without_classifier(curve, level) for level in plan.scale.levels}
+        both = [f"{rest:.4f} at {results.density(level, curve):.4f}" for level, rest in found.items() if rest]
+        lines.append(f"{text}; without: {', '.join(both)}." if both else f"{text}.")
+        if plan.figure.equal_weights:
+            lines.append(
+                f"Compared are tickets of equal numbers of weights; the plot is over this number. {curve.method} is "
+                f"searched at densities that give it as many as the others have, which keep all {classifier} weights "
+                "of the classifier. Its search can end with less, as the column says."
+            )
+        elif len(plan.figure.methods) > 1:
+            lines.append(
+                f"The others keep all {classifier} weights of the classifier: at one density they have more weights. "
+                "The figure `fig4_equal` compares equal numbers."
+            )
+    return lines
 
 
 def _why_no_numbers(figure: Figure) -> str:
@@ -175,7 +223,7 @@ def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
         verdict = f"{found.word}: {found.reason}" if found.reason else found.word
         rows.append(
             [
-                *(*stated.sides, stated.says, stated.tested),
+                *(*claim.sides, stated.says, stated.tested),
                 *(signed(found.difference), interval_text(found.interval), str(found.trials)),
                 *(p_text(found.holm_p), verdict),
             ]
@@ -189,7 +237,7 @@ def differences_table(results: Results) -> tuple[list[str], list[list[str]]]:
     rows = []
     for claim in results.claims:
         found = claim.by_density
-        rows.append([*claim.statement.sides, *(signed(found[one]) if one in found else "" for one in densities)])
+        rows.append([*claim.sides, *(signed(found[one]) if one in found else "" for one in densities)])
     return ["a", "b", *(f"{density:.4f}" for density in densities)], rows
 
 
@@ -235,7 +283,7 @@ def _how_tested(results: Results) -> str:
 
 def _resampled(claims: Sequence[Judged]) -> str:
     """Return what the intervals are resampled over."""
-    alone = [" − ".join(claim.statement.sides) for claim in claims if not claim.verdict.by_images]
+    alone = [" − ".join(claim.sides) for claim in claims if not claim.verdict.by_images]
     if not alone:
         return "trials and test images"
     why = "since not all of their runs store which test images were right"
@@ -338,10 +386,10 @@ def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: how many signs each method keeps from one level to the next, by density."""
     levels = results.plan.scale.levels
     rows = []
-    for method in results.plan.figure.methods:
-        shares = [results.kept_signs.get((method, level), []) for level in levels]
+    for finder in results.plan.figure.finders:
+        shares = [results.kept_signs.get((finder, level), []) for level in levels]
         if any(shares):
-            rows.append([method, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
+            rows.append([finder, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
     return ["method", *(f"{results.density(level):.4f}" for level in levels)], rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.plots import plot_accuracy, plot_panels
+from harness.analysis.plots import DENSITY, WEIGHTS, plot_accuracy, plot_panels
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import launch_command
@@ -20,6 +20,7 @@ from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
 from harness.reproduction import page
 from harness.reproduction.collect import collect
+from harness.reproduction.figure import DENSE
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.page import RUNS
 from harness.reproduction.results import Judged, Point, Results
@@ -110,7 +111,10 @@ def commit_report(store: LineageStore, results: Results) -> str:
 
 def _metric_name(point: Point) -> str:
     curve = point.curve
-    return "accuracy_percent/dense" if curve is None else f"accuracy_percent/{curve.method} {curve.use}"
+    name = DENSE if curve is None else f"{curve.finder} {curve.use}"
+    # MLflow allows no comma; an α=… of the finder is written out
+    name += f" {point.length} epochs" if point.length else ""
+    return f"accuracy_percent/{name.replace(' α=', ' alpha ')}"
 
 
 def _sources(results: Results) -> list[str]:
@@ -141,7 +145,8 @@ def _draw(results: Results, directory: Path) -> list[Path]:
     title = f"{results.plan.figure.title.split(':')[0]}: {results.plan.subject}"
     series, dense, stem = results.series, list(results.errors(None, 0).values()), directory / "figure"
     if not results.panels:
-        return plot_accuracy(series, stem, dense_error_percent=dense, title=title)
+        axis = WEIGHTS if results.plan.figure.equal_weights else DENSITY
+        return plot_accuracy(series, stem, dense_error_percent=dense, title=title, axis=axis)
     title += f"; lines between networks at density {results.barrier_density:.3g}"
     return plot_panels(series, results.panels, stem, dense_error_percent=dense, title=title)
 
@@ -152,10 +157,7 @@ def _numbers(results: Results) -> dict[str, Any]:
         "figure": results.plan.figure.name,
         "reduction": results.plan.scale.reduction,
         "epsilon": results.epsilon,
-        "points": [
-            asdict(point) | {"curve": str(point.curve or "dense"), "difference": point.difference}
-            for point in results.points
-        ],
+        "points": [asdict(point) | {"curve": point.name, "difference": point.difference} for point in results.points],
         "claims": [_claim(claim) for claim in results.claims],
         "runs": {str(one): {"key": node.key, "run_id": node.run_id} for one, node in results.trained.items()},
         "barriers": {
@@ -176,8 +178,8 @@ def _numbers(results: Results) -> dict[str, Any]:
 def _claim(claim: Judged) -> dict[str, Any]:
     stated = claim.statement
     return {
-        "first": stated.sides[0],
-        "second": stated.sides[1],
+        "first": claim.sides[0],
+        "second": claim.sides[1],
         "says": stated.says,
         "tested": stated.tested,
         "by_density": [{"density": density, "difference": one} for density, one in claim.by_density.items()],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,14 +41,20 @@ _ENDS = {
 
 @dataclass(frozen=True)
 class Point:
-    """One curve (None: dense) at one density."""
+    """One curve (None: dense) at one density and one length of the final trainings."""
 
+    name: str
+    """The curve in words, with the length where that is not the usual one."""
     curve: Curve | None
     level: int
+    length: int | None
+    """Epochs of the final training; None for the usual number."""
     density: float
     accuracy_percent: Summary
     flipped_percent: Summary | None
     """Of the kept weights, those whose sign training turned."""
+    weights: Summary | None
+    """Kept weights, those of the classifier included; None if no method of the figure prunes the classifier."""
     epochs: float
     """All that were spent for one such network, search included."""
     paper: Printed | None
@@ -63,6 +70,8 @@ class Judged:
     """A statement of the figure and what the trials say of it."""
 
     statement: FigureClaim
+    sides: tuple[str, str]
+    """Names of a and b."""
     by_density: Mapping[float, float]
     """Density → accuracy of a − b, percentage points, mean over the trials that have both."""
     verdict: Verdict
@@ -90,10 +99,10 @@ class Results:
     plan: FigurePlan
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
-    densities: Mapping[int, float]
-    """Of each level that anything was trained from, but for methods that search one density."""
+    densities: Mapping[tuple[str, int], list[float]]
+    """(finder, level) → density of each ticket that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
-    """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
+    """(finder, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     norm: Mapping[str, list[NormParameters]]
     """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
     provenance: Provenance
@@ -102,19 +111,15 @@ class Results:
     correct: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
     """Key of a run → which test images [N] its network has right, for runs that store it."""
 
-    def density(self, level: int) -> float:
-        """Return the density of a level: as recorded, else the density that the search aims at."""
-        return self.densities.get(level, self.plan.scale.density(level))
+    def density(self, level: int, curve: Curve | None = None) -> float:
+        """Return the density of a curve's tickets, or of the first there are: as recorded, else as aimed at.
 
-    def density_of(self, curve: Curve, level: int) -> float:
-        """Return the density of a curve's finished trainings at a level, mean over trials.
-
-        It is that of the level, but for methods that search one density: equal scores can leave Gem-Miner with less.
+        It is the mean over trials: Gem-Miner's tickets of one level can differ in it.
         """
-        if not METHODS[curve.method].searches_one_density:
-            return self.density(level)
-        made = [self.trained[one] for one in self.plan.of_curve(curve, level) if one in self.trained]
-        return Summary.of(float(node.tags["density"]) for node in made).mean
+        finders = self.plan.figure.finders if curve is None else (curve.finder,)
+        recorded = (found for finder in finders if (found := self.densities.get((finder, level))))
+        found = next(recorded, [self.plan.scale.density(level)])
+        return found[0] if len({*found}) == 1 else fmean(found)  # a mean of equal numbers can be off by a last bit
 
     @property
     def missing(self) -> list[str]:
@@ -141,12 +146,13 @@ class Results:
         metrics = {trial: node.metrics for trial, node in self._finished(trainings).items()}
         return {trial: values[name] for trial, values in metrics.items() if name in values}
 
-    def _trainings(self, curve: Curve | None, level: int) -> list[Training]:
-        return self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
+    def _trainings(self, curve: Curve | None, level: int, epochs: int | None = None) -> list[Training]:
+        """Return the trainings of a curve (None: dense) of one length, by default the usual one."""
+        return self.plan.dense(epochs) if curve is None else self.plan.of_curve(curve, level, epochs=epochs)
 
-    def errors(self, curve: Curve | None, level: int) -> dict[int, float]:
+    def errors(self, curve: Curve | None, level: int, epochs: int | None = None) -> dict[int, float]:
         """Return trial → test error, percent; a level of the dense network (None) is the network itself."""
-        return self.metric(self._trainings(curve, level), "test_error_percent")
+        return self.metric(self._trainings(curve, level, epochs), "test_error_percent")
 
     def density_without_classifier(self, curve: Curve, level: int) -> float | None:
         """Return the mean over trials where a method's own density counts the classifier, as Gem-Miner's does."""
@@ -169,24 +175,50 @@ class Results:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Dense, then each curve by level; points without a finished trial are left out."""
-        wanted: list[tuple[Curve | None, int]] = [(None, 0)]
-        wanted += [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
-        return [self._point(curve, level) for curve, level in wanted if self.errors(curve, level)]
+        """Dense, then each curve by length and level; points without a finished trial are left out."""
+        plan = self.plan
+        wanted: list[tuple[Curve | None, int, int | None]] = [(None, 0, epochs) for epochs in plan.dense_lengths]
+        for curve in plan.figure.curves:
+            lengths = (None,) if curve.kind == "level" else plan.scale.lengths
+            wanted += [(curve, level, epochs) for epochs in lengths for level in plan.scale.levels]
+        return [self._point(*place) for place in wanted if self.errors(*place)]
 
-    def _point(self, curve: Curve | None, level: int) -> Point:
-        trainings = self._trainings(curve, level)
+    def _point(self, curve: Curve | None, level: int, length: int | None) -> Point:
+        trainings = self._trainings(curve, level, length)
         flipped = self.metric(trainings, "flipped_signs")
         epochs = self.metric(trainings, "epochs_total")
         return Point(
+            name=trainings[0].in_words,
             curve=curve,
             level=level,
-            density=1.0 if curve is None else self.density_of(curve, level),
-            accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level).values()),
+            length=length,
+            density=1.0 if curve is None else self.density(level, curve),
+            accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level, length).values()),
             flipped_percent=Summary.of(100 * share for share in flipped.values()) if flipped else None,
+            weights=self._weights(curve, trainings),
             epochs=max(epochs.values(), default=float("nan")),
-            paper=self.printed(curve, level),
+            paper=self.printed(curve, level) if length is None else None,
         )
+
+    def _weights(self, curve: Curve | None, trainings: list[Training]) -> Summary | None:
+        remaining = self.metric(trainings, "num_remaining")
+        if not self.prunes_classifier or not remaining:
+            return None
+        is_pruned = curve is not None and METHODS[curve.method].masks_classifier
+        classifier = 0 if is_pruned else self.plan.num_weights[1]
+        return Summary.of(count + classifier for count in remaining.values())
+
+    @property
+    def prunes_classifier(self) -> bool:
+        """Whether a method of the figure prunes the classifier, too: densities then count different weights."""
+        return any(METHODS[method].masks_classifier for method in self.plan.figure.methods)
+
+    @property
+    def dense_gain(self) -> float | None:
+        """Points of accuracy that the dense network gains with as many epochs as its ticket costs; None if unknown."""
+        epochs = self.plan.dense_at_ticket_cost
+        usual, longer = (list(self.errors(None, 0, length).values()) for length in (None, epochs))
+        return Summary.of(usual).mean - Summary.of(longer).mean if epochs and usual and longer else None
 
     @cached_property
     def claims(self) -> list[Judged]:
@@ -194,8 +226,19 @@ class Results:
         measured = [(one, *found) for one in self.plan.figure.claims if (found := self._measure(one)) is not None]
         verdicts = judge([Claim(contrast, one.expects, one.margin) for one, contrast, _ in measured])
         return [
-            Judged(one, by_density, verdict) for (one, _, by_density), verdict in zip(measured, verdicts, strict=True)
+            Judged(one, self._sides(one), by_density, verdict)
+            for (one, _, by_density), verdict in zip(measured, verdicts, strict=True)
         ]
+
+    def _of_claim(self, statement: FigureClaim, level: int) -> list[list[Training]]:
+        """Return the trainings of a and of b."""
+        longer = self.plan.dense_at_ticket_cost if statement.dense_at_ticket_cost else None
+        sides = (statement.first, statement.second)
+        return [self._trainings(curve, level, longer if curve is None else None) for curve in sides]
+
+    def _sides(self, statement: FigureClaim) -> tuple[str, str]:
+        first, second = self._of_claim(statement, self.plan.scale.levels[0])
+        return first[0].in_words, second[0].in_words
 
     def _measure(self, statement: FigureClaim) -> tuple[Contrast, dict[float, float]] | None:
         """Return the contrast of a statement and its differences by density; None before a trial has both curves.
@@ -206,9 +249,7 @@ class Results:
         # level → trial → run of a, run of b
         pairs: dict[int, dict[int, tuple[RunSummary, RunSummary]]] = {}
         for level in self.plan.scale.levels:
-            first, second = (
-                self._finished(self._trainings(curve, level)) for curve in (statement.first, statement.second)
-            )
+            first, second = map(self._finished, self._of_claim(statement, level))
             if both := {trial: (first[trial], second[trial]) for trial in first if trial in second}:
                 pairs[level] = both
         trials = sorted(set.intersection(*map(set, pairs.values()))) if pairs else []
@@ -274,12 +315,16 @@ class Results:
             Series(
                 curve.use,
                 curve.finder,
-                {self.density_of(curve, level): list(errors.values()) for level, errors in found},
-                {self.density_of(curve, level): one.mean for level, _ in found if (one := self.printed(curve, level))},
+                {self._place(curve, level): list(errors.values()) for level, errors in found},
+                {self._place(curve, level): one.mean for level, _ in found if (one := self.printed(curve, level))},
             )
             for curve in self.plan.figure.curves
             if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])
         ]
+
+    def _place(self, curve: Curve, level: int) -> float:
+        """Return where a point stands on the plot: at the number of weights where these are equal, else the density."""
+        return self.plan.weights(level) if self.plan.figure.equal_weights else self.density(level, curve)
 
 
 def _difference(first: RunSummary, second: RunSummary) -> float:

@@ -51,8 +51,10 @@ def _column(numbers: Numbers, density: float) -> dict[str, str]:
     """Return a page's column by row name."""
     epsilon = numbers["epsilon"]
     column = {"trials": str(max(point["accuracy_percent"]["count"] for point in numbers["points"]))}
+    # a method whose masks cover the classifier can have another density at the same level
+    levels = {point["level"] for point in numbers["points"] if _rounded(point) in (1.0, density)}
     for point in numbers["points"]:
-        if _rounded(point) in (1.0, density):
+        if point["level"] in levels:
             column[f"accuracy %: {point['curve']}"] = _spread(Summary(**point["accuracy_percent"]))
     for claim in numbers["claims"]:
         name = f"{claim['first']} − {claim['second']}"

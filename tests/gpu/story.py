@@ -87,7 +87,7 @@ CHAPTERS = (
     Chapter(
         "fp16",
         "accelerate",
-        ("lrr_full", "snip", "synflow"),
+        ("lrr_full", "aws_full", "snip", "synflow"),
         ("random_mask",),
         changes={"optim": OptimConfig("adam", lr=0.01)},
     ),

@@ -14,12 +14,21 @@ import torch
 from harness.analysis.barrier import BarrierCurve
 from harness.checkpoint import Checkpoint
 from harness.common.tensors import save_correct
-from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
+from harness.config import (
+    AlphaDistribution,
+    ComparisonConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Schedule,
+    SearchConfig,
+    to_json,
+)
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
 from harness.models import build_model, partition_of
-from harness.reproduction.figure import figure_named
+from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Pair, Scale, Training
 
 
@@ -35,7 +44,8 @@ def made_up_error(training: Training) -> float:
     kinds |= {"random_signs": 10.0, "random_mask": 11.0}
     method = 0.5 if training.curve is not None and training.curve.method == "lrr" else 0.0
     method += {"network": 0.0, "constant": 0.6}[training.initialisation]
-    return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2
+    longer = 0.02 * (training.epochs or 0)
+    return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2 - longer
 
 
 def signs_of(level: int) -> SignedMask:
@@ -93,15 +103,22 @@ class MadeUp:
         self.nodes.commit(record, write)
         return record.key
 
-    def levels(self, method: str, seed: int, deepest: int) -> None:
+    def levels(self, method: str, seed: int, deepest: int, alpha: AlphaDistribution = "uniform") -> None:
+        curve = Curve(method, "level", alpha=alpha)
         seeds = {"method": method, "init_seed": str(seed), "sgd_seed": str(seed)}
-        above = self.commit(f"{method} {seed}", "search", seeds, self.networks("theta_init", None))
+        if alpha != "uniform":
+            seeds |= {"alpha": alpha, "settings": f"{alpha} {self.tags['settings']}"}
+        above = self.commit(f"{curve.finder} {seed}", "search", seeds, self.networks("theta_init", None))
         parent = Parent(above, "initialised-from")
         for level in range(deepest + 1):
             tags = seeds | {"level": f"{level:02d}", "density": f"{0.8**level:.6f}"}
-            name = f"{method} {seed} L{level}"
-            metrics = (Metric("test_error_percent", 50.0 + level, 1, 1),)
+            name = f"{curve.finder} {seed} L{level}"
+            numbers = {"test_error_percent": 50.0 + level, "num_remaining": 1000.0 - level}
+            metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
             rest = {"parents": (parent,), "nested_under": above, "metrics": metrics}
+            if self.plan.figure.equal_weights or alpha != "uniform":
+                own = self.plan.search_config(curve, level)
+                rest["config"] = {"search": to_json(own)}
             files = {"signed_mask.safetensors": signs_of(level), **self.networks("checkpoint", level)}
             files |= self.right(50.0 + level, name)
             key = self.commit(name, "level", tags, files, **rest)
@@ -120,8 +137,12 @@ class MadeUp:
     def training(self, one: Training, **config) -> None:
         finals = self.plan.scale.finals
         tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed), "data": finals.data.name}
+        if one.epochs is not None:  # its launch is of other settings
+            config |= {"search": self.config["search"] | {"final": to_json(replace(finals.final, epochs=one.epochs))}}
+            tags["settings"] = f"{one.epochs} epochs {self.tags['settings']}"
         if self.plan.scale.used_on:
-            config |= {"search": to_json(finals)}
+            length = replace(finals.final, epochs=one.epochs or finals.final.epochs)
+            config |= {"search": to_json(replace(finals, final=length))}
             tags["settings"] = self.settings_there
             if one.curve is not None:  # no trial of the usual trainings, so it has settings of its own
                 moved = {"transferred": "true"}
@@ -134,16 +155,20 @@ class MadeUp:
         parents: tuple[Parent, ...] = ()
         if one.curve is not None:
             tags["method"] = one.curve.method
-            ticket = key_of(f"{one.curve.method} {one.search_seed} L{one.level}")
+            ticket = key_of(f"{one.curve.finder} {one.search_seed} L{one.level}")
             parents = (Parent(ticket, "trained-from" if one.kind == "retrain" else "masked-by"),)
         numbers = {"test_error_percent": self.error_of(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
+        numbers["num_remaining"] = 1000.0 - one.level
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
         name = f"{one} {config}" if config.keys() - {"search"} else str(one)
         files = self.right(self.error_of(one), name)
         self.commit(name, "training", tags, files, parents=parents, metrics=metrics, config=config)
 
     def remove(self, one: Training) -> None:
-        shutil.rmtree(self.nodes.find(key_of(str(one))))
+        self.remove_named(str(one))
+
+    def remove_named(self, name: str) -> None:
+        shutil.rmtree(self.nodes.find(key_of(name)))
 
     def replace(self, one: Training, error: float) -> None:
         """Commit a training anew, with another test error."""
@@ -160,9 +185,9 @@ class MadeUp:
         return (ticket, Parent(key_of(search), "initialised-from")) if pair.question == "norm_init" else (ticket,)
 
     def everything(self) -> None:
-        for method in self.plan.figure.methods:
-            for trial in self.plan.trials:
-                self.levels(method, self.plan.search_seed(trial), max(self.plan.scale.all_levels))
+        for curve in {curve.finder: curve for curve in self.plan.figure.curves}.values():
+            for seed in {self.plan.search_seed(trial) for trial in self.plan.trials}:
+                self.levels(curve.method, seed, max(self.plan.scale.all_levels), curve.alpha)
         for one in self.plan.trainings():
             if one.kind != "level":
                 self.training(one)

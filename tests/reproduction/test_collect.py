@@ -129,6 +129,40 @@ def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
     assert "| copy − ticket | +34.00 |" in text and text.count("| above the line | 5.00 |") == 4
 
 
+def test_final_trainings_of_several_lengths_are_told_apart(made_up, plan):
+    """Of one start and seed; a length that is in no plan is none of the page's."""
+    longer = replace(plan, scale=replace(plan.scale, further_epochs=(20,)))
+    made = type(made_up)(made_up.nodes.directory, longer)
+    made.everything()
+    made.training(replace(longer.of_curve(AWS, 1)[0], epochs=30))
+    results = collect(store_of(made), longer)
+    assert results.missing == []
+    for one, node in results.trained.items():
+        assert node.name == str(one) and node.metrics["test_error_percent"] == made.error_of(one)
+    # dense: also 2 + 3·1 + 20 epochs, with the longest final training
+    names = ["dense", "dense, 20 epochs", "dense, 25 epochs", *["retrain (lrr)"] * 2, *["retrain (lrr), 20 epochs"] * 2]
+    assert [point.name for point in results.points][: len(names)] == names
+    text = page(results, [])
+    assert "| dense | 1.0000 | 94.97 |" in text and "| dense, 25 epochs | 1.0000 | 95.47 |" in text
+    assert "With 25 epochs, as many as its deepest ticket costs, the dense network gains +0.50 points.\n" in text
+    # a plan of one length has its own alone
+    assert collect(store_of(made), replace(plan, figure=figure_named("fig2"))).plan.dense_lengths == (None,)
+    usual = collect(store_of(made), plan)
+    assert {one.epochs for one in usual.trained} == {None} and usual.missing == ["dense-e9-t1", "dense-e9-t2"]
+
+
+def test_tickets_of_other_distributions_of_alpha_are_told_apart(made_up, plan):
+    curves = (AWS, replace(AWS, alpha="zero"))
+    figure = replace(plan.figure, curves=curves, claims=(), stability=(), connectivity=())
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert results.missing == []
+    assert all(node.name == str(one) for one, node in results.trained.items())
+    assert results.kept_signs.keys() == {(name, level) for name in ("aws", "aws α=zero") for level in (1, 3)}
+    assert "| signed_mask (aws α=zero) | 0.8000 |" in page(results, [])
+
+
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
     made_up.everything()
     one = plan.of_curve(AWS, 1)[0]
@@ -215,11 +249,55 @@ def test_both_densities_of_gem_miner_are_said(made_up, plan):
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
         made.commit(f"gem {seed}", "level", tags, metrics=metrics)
     text = page(collect(store_of(made), made.plan), [])
-    assert "The density of level (gem_miner) counts the classifier" in text and "0.7800 at 0.8000." in text
+    assert "The density of level (gem_miner) counts the classifier" in text and "0.7800 at 0.7600." in text
     assert text.count("counts the classifier") == 1
     results = collect(store_of(made), made.plan)
     assert results.density(1) == 0.8 and [point.density for point in results.points] == [0.76]
     assert "| gem_miner |" not in text  # its levels do not come from one another, so no signs are kept
+
+
+def test_gem_miners_ticket_on_another_initialisation_is_asked_about(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert results.missing == []
+    signed, own = Curve("gem_miner", "signed_mask"), Curve("gem_miner", "level")
+    # made-up errors: 7 + a tenth a level and 0.01 or 0.04 a trial, against 50 + level
+    assert claim_of(results, signed, own).verdict.difference == pytest.approx(52 - 7.225)
+    text = page(results, [])
+    assert "signed_mask (gem_miner) takes the signs that the search of gem_miner ends with" in text
+    assert "The others keep all 640 weights of the classifier: at one density they have more weights." in text
+    # of 1000 − level that are left, AWS's are beside the classifier's
+    assert "| signed_mask (aws) | 0.5120 | 1,637 |" in text and "| level (gem_miner) | 0.5120 | 997 |" in text
+
+
+def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
+    """ResNet-8 has 74,112 prunable weights of 3×3 layers; 640 are of the classifier."""
+    equal = replace(plan, figure=figure_named("fig4_equal"))
+    prunable = 9 * (16 + 16 * 16 * 2 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    assert equal.num_weights == (prunable, 640)
+    gem, aws = Curve("gem_miner", "level"), Curve("aws", "level")
+    densities = equal.search_config(gem, 3).densities
+    for level, density in enumerate(densities, 1):
+        assert density * (prunable + 640) == pytest.approx(round(0.8**level * prunable) + 640)
+    assert equal.search_config(aws, 3) == plan.scale.config  # AWS's runs are those of Figure 4
+    made = type(made_up)(made_up.nodes.directory, equal)
+    made.everything()
+    # at the density of Figure 4 and of another length of the list, which changes nothing
+    tags = {"method": "gem_miner", "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
+    made.commit("at one density", "level", tags | {"settings": "f194"})
+    made.remove_named("gem_miner 1 L1")
+    config = replace(equal.search_config(gem, 1), densities=(*densities, 0.001))
+    error = (Metric("test_error_percent", 51.0, 1, 1),)
+    search = {"search": to_json(config)}
+    made.commit("gem_miner 1 L1", "level", tags | {"settings": "10e9"}, config=search, metrics=error)
+    results = collect(store_of(made), equal)
+    assert results.trained[equal.of_curve(gem, 1)[0]].name == "gem_miner 1 L1"
+    assert sorted(results.series[0].error_percent) == [equal.weights(3), equal.weights(1)]
+    assert results.series[0].error_percent.keys() == results.series[-1].error_percent.keys()
+    text = page(results, [])
+    assert "Compared are tickets of equal numbers of weights; the plot is over this number." in text
+    assert "Not in Oh, Baik & Lee" in text and "| is it better with as many weights? | a ≠ b |" in text
 
 
 def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan):
@@ -241,7 +319,7 @@ def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan)
         (75.0, 77.89, -2.89),
     ]
     text = page(results, [])
-    assert "| level (gem_miner) | 0.0371 | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
+    assert "| level (gem_miner) | 0.0371 |  | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
     assert "gem_miner: batch 64; 150 epochs of scores, learning rate 0.1, λ 3e-05 at density 0.0372, 0.0001 at" in text
     assert "0.0144, the lowest frozen every 5 epochs; 150 of fine-tuning (step), learning rate 0.01, weight dec" in text
     assert "Sreenivasan et al., Rare Gems" in text and "What the paper says" not in text and "; 1 trial. " in text
@@ -252,7 +330,7 @@ def test_a_network_of_another_width_has_no_printed_number(made_up, plan):
     for width, has in ((None, True), (16, True), (8, False)):
         config = replace(plan.scale.config, model=replace(plan.scale.config.model, name="resnet20", width=width))
         config = replace(config, data=replace(config.data, name="cifar10"), densities=(0.0372,), num_levels=1)
-        scale = replace(plan.scale, config=config, levels=(1,), trials=1)
+        scale = replace(plan.scale, config=config, levels=(1,), trials=1, barrier_level=None)
         own = replace(plan, figure=figure_named("gem_miner"), scale=scale)
         made = type(made_up)(made_up.nodes.directory / str(width), own)
         made.everything()
@@ -278,7 +356,8 @@ def test_levels_that_trials_share_are_one_trial(made_up, plan):
     made.everything()
     results = collect(store_of(made), shared)
     counts = {str(point.curve): point.accuracy_percent.count for point in results.points if point.curve}
-    assert counts == {"level (imp)": 1, "level (wr)": 1, "retrain (lrr)": 2}
+    trained = dict.fromkeys(("retrain (lrr)", *(f"signed_mask ({name})" for name in ("imp", "wr", "lrr"))), 2)
+    assert counts == {"level (imp)": 1, "level (wr)": 1} | trained
     assert {claim.verdict.trials for claim in results.claims} == {1}
     assert "All trials share one search" in page(results, [])
     assert len({node.key for node in results.nodes}) == len(results.nodes)
@@ -407,9 +486,10 @@ def test_a_search_serves_final_trainings_of_any_schedule(made_up, plan):
         made_up.training(one, note="40 epochs")
     results = collect(store_of(made_up), other, {"40e9"})
     assert set(results.missing) == {str(pair) for pair in other.pairs()}
-    assert all(node.tags["settings"] == "40e9" for node in results.trained.values())
-    assert results.searches == collect(store_of(made_up), plan).searches
-    assert all(node.tags["settings"] == "5e77" for node in collect(store_of(made_up), plan).trained.values())
+    assert {node.tags["settings"] for node in results.trained.values()} == {"40e9", "45 epochs 40e9"}
+    before = collect(store_of(made_up), plan)
+    assert results.searches == before.searches
+    assert {node.tags["settings"] for node in before.trained.values()} == {"5e77", "9 epochs 5e77"}
 
 
 def test_levels_that_are_final_trainings_have_their_schedule(made_up, plan):
@@ -435,8 +515,8 @@ def test_how_the_runs_were_made_is_said(made_up, plan):
     made_up.minutes = 3
     made_up.everything()
     text = page(collect(store_of(made_up), plan), [])
-    # 4 searches of 4 levels, 36 trainings, 10 comparisons
-    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 186 minutes in all" in text
+    # 4 searches of 4 levels, 38 trainings, 10 comparisons
+    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 192 minutes in all" in text
     assert "Hardware: A chip, 2 cores" in text and "Precision: float32." in text and "Code: c0ffee." in text
     assert text.count("python recipes/reproduce.py fig3\n") == 1
 
@@ -452,7 +532,7 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
         list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open()))
         for name in ("accuracy", "claims", "differences")
     )
-    assert len(rows) == 1 + 5 * 2 and len(claims) == len(differences) == len(plan.figure.claims)
+    assert len(rows) == 2 + 5 * 2 and len(claims) == len(differences) == len(plan.figure.claims)
     assert differences[2] == {"a": str(AWS), "b": str(LRR), "0.8000": "+0.50", "0.5120": "+0.50"}
     numbers = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
@@ -467,7 +547,7 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # the same runs, the same node
     record = store.local.load(key)
-    assert {parent.relation for parent in record.parents} == {"reported"} and len(record.parents) == 4 + 2
+    assert {parent.relation for parent in record.parents} == {"reported"} and len(record.parents) == 4 + 2 * 2
     assert (
         Metric("accuracy_percent/dense", results.points[0].accuracy_percent.mean, 0, record.started_ms)
         in record.metrics
@@ -501,7 +581,9 @@ def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
 
 
 def with_trials(plan, trials: int):
-    return replace(plan, scale=replace(plan.scale, trials=trials, barrier_level=None))
+    """Figure 3 with the first five of its claims: eight trials are enough for them."""
+    figure = replace(plan.figure, claims=plan.figure.claims[:5])
+    return replace(plan, figure=figure, scale=replace(plan.scale, trials=trials, barrier_level=None))
 
 
 def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
@@ -598,3 +680,21 @@ def test_a_statement_can_be_about_the_dense_network(made_up, plan):
         -2.2
     )
     assert f"| {AWS} | dense | worse | a < b | -2.20 |" in page(collect(store_of(made), made.plan), [])
+
+
+def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made_up, plan):
+    made_up.everything()
+    results = collect(store_of(made_up), plan)
+    usual, longer = results.claims[-2:]
+    assert (usual.sides, longer.sides) == ((str(AWS), "dense"), (str(AWS), "dense, 9 epochs"))
+    # made-up errors of dense: 5, and 0.18 less with 9 epochs; of AWS's: 7.1 and 7.3
+    assert usual.verdict.difference == pytest.approx(-2.2) and longer.verdict.difference == pytest.approx(-2.38)
+    assert longer.by_density == pytest.approx({0.8: -2.28, 0.512: -2.48})
+    for one in plan.dense(9):
+        made_up.replace(one, 3.525)
+    text = page(collect(store_of(made_up), plan), [])
+    says = "our question: and with as many epochs as its ticket costs?"
+    assert f"| {AWS} | dense, 9 epochs | {says} | a ≠ b | -3.70 |" in text
+    assert "the dense network gains +1.50 points. With 4 it is not trained to the end" in text
+    tickets = [c.sides for c in results.claims if {*c.sides} == {"retrain (aws)", "retrain (lrr)"}]
+    assert tickets == [("retrain (aws)", "retrain (lrr)")]

@@ -40,7 +40,7 @@ def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
         name, judged = f"{row[0]} − {row[1]}", f"{row[4]} {row[5]}, not shown"
         assert column[f"{name}, all densities of its page"] == judged and row[8].startswith("not shown")
     differences = {tuple(row[:2]): row[3] for row in differences_table(results)[1]}  # density 0.5120
-    assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 5
+    assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 8
     rows = [row for row in column if row.endswith(", SGD-noise stability: signed_mask (aws)")]
     assert [row.split(", ")[0] for row in rows] == ["above the line", "barrier", "its floor"]
     # 20 − 7.21 and 20 − 7.24: both ends are alike
@@ -55,6 +55,9 @@ def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, t
     head, rows = side_by_side(pages)
     assert head == ["at density 0.8000", "all", "level 1"]
     accuracies = [row for row in rows if row[0].startswith("accuracy %")]
+    # the dense network at a ticket's cost: of level 3 on one page; of level 1, 7 epochs, there is none
+    longer = accuracies.pop(1)
+    assert longer[0] == "accuracy %: dense, 9 epochs" and longer[2] == ""
     assert len(accuracies) == 6 and all(row[1] == row[2] != "" for row in accuracies)
     assert [row[2] for row in rows if row[0].startswith("barrier")] == [""] * 5
 
@@ -84,3 +87,14 @@ def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
     dense = [point for point in numbers["points"] if point["curve"] == "dense"]
     with pytest.raises(ValueError, match="no density in common"):
         side_by_side({"a": numbers, "b": numbers | {"points": dense}})
+
+
+def test_a_method_of_other_densities_is_shown_at_its_level(made_up, plan, tmp_path: Path):
+    """Gem-Miner at equal numbers of weights: its densities count the classifier, too."""
+    made = type(made_up)(made_up.nodes.directory / "equal", replace(plan, figure=figure_named("fig4_equal")))
+    made.everything()
+    results = collect(open_store(made.nodes.directory, offline=True), made.plan)
+    numbers = numbers_of(replace(results, densities=results.densities | {("gem_miner", 3): [0.55, 0.57]}), tmp_path)
+    column = dict(side_by_side({"one": numbers})[1])
+    assert column["accuracy %: level (gem_miner)"] == "47.00 ± 0.00"
+    assert column["accuracy %: signed_mask (aws)"] == "92.67 ± 0.02"

@@ -8,7 +8,6 @@ import pytest
 
 from harness.config import Kind, OptimConfig
 from harness.pruning import METHODS
-from harness.pruning.lrr_full import FullLRR
 from tests.gpu import story
 from tests.simulated_cuda.label import Record, listing
 from tests.simulated_cuda.passes import EVALUATION, TRAINING, Passes, watched
@@ -17,7 +16,7 @@ pytestmark = pytest.mark.long
 
 WAYS = get_args(story.Way)
 PRECISIONS = ("no", "bf16", "fp16")
-FULL = sorted(name for name in METHODS if isinstance(METHODS[name], FullLRR))
+FULL = sorted(name for name in METHODS if "final" in METHODS[name].heeds)
 
 
 def assert_no_waits(passes: Passes, precision: str) -> None:
