@@ -112,12 +112,13 @@ class Results:
     """Key of a run → which test images [N] its network has right, for runs that store it."""
 
     def density(self, level: int, curve: Curve | None = None) -> float:
-        """Return the density of a curve's tickets, or of the first there are: as recorded, else as aimed at.
+        """Return the density of a curve's tickets, or of a level: as recorded, else as aimed at.
 
-        It is the mean over trials: Gem-Miner's tickets of one level can differ in it.
+        It is the mean over trials: Gem-Miner's tickets of one level can differ in it, so they give no level its own.
         """
-        finders = self.plan.figure.finders if curve is None else (curve.finder,)
-        recorded = (found for finder in finders if (found := self.densities.get((finder, level))))
+        every = [one for one in self.plan.figure.curves if not METHODS[one.method].searches_one_density]
+        places = [(one.finder, level) for one in (every if curve is None else [curve])]
+        recorded = (found for place in places if (found := self.densities.get(place)))
         found = next(recorded, [self.plan.scale.density(level)])
         return found[0] if len({*found}) == 1 else fmean(found)  # a mean of equal numbers can be off by a last bit
 
