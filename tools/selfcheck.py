@@ -5,9 +5,9 @@
 
 The harness searches with ResNet-8 on scikit-learn's digits: a warm-up and two pruning levels. It measures the barrier
 between the ticket and its copy with ψ_init, and trains the signed mask on another θ_init. Then
-tools/selfcheck_reference.py does the same: 110 lines of plain PyTorch that import nothing of the harness. Both get the
-same θ_init, data order, crops and α. Both compute in float64, where two correct programs agree to 1e-13. In float32
-they drift apart within 40 steps.
+tools/selfcheck_reference.py does the same: about 110 lines of plain PyTorch that import nothing of the harness. Both
+get the same θ_init, data order, crops and α. Both compute in float64, where two correct programs agree to 1e-13. In
+float32 they drift apart within 40 steps.
 
 The harness computes in torch's default dtype. This tool sets it to float64; nothing else should. Data and runs lie in a
 temporary directory, the runs have keys of their own, and nothing is sent.
