@@ -297,7 +297,7 @@ def make_study(options: ReproductionOptions, study: Study) -> None:
     if chains:
         make_chains(options, study, chains)
     if options.shard is None or not chains:
-        write_study_page(options, study)
+        write_study_page(study, options.results)
     else:
         _log.info("this share is finished; when all are, the same command without --shard writes the page")
 
@@ -316,11 +316,11 @@ def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
         FigureRunner(experiment, study.plan).make([chain], show_rows)
 
 
-def write_study_page(options: ReproductionOptions, study: Study) -> None:
+def write_study_page(study: Study, results: Path) -> None:
     """Write the page of a study from its records; this needs no run and no data."""
     beside = {name: study_named(name) for name in study.beside}
-    found = StudyResults.read(study, options.results, beside)
-    directory = directory_of(study.name, options.results).parent
+    found = StudyResults.read(study, results, beside)
+    directory = directory_of(study.name, results).parent
     write_page(found, directory)
     print_markdown((directory / "page.md").read_text())
     print(f"page, tables and figure: {directory}")

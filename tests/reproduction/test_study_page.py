@@ -17,7 +17,7 @@ from harness.reproduction.study_page import page, write_page
 from harness.reproduction.study_records import ChainRecords, RunLine, directory_of, wanted_names
 from harness.reproduction.study_results import StudyResults
 from recipes.presets.figures import SCALES
-from recipes.reproduce import STUDIES
+from recipes.reproduce import STUDIES, write_study_page
 
 IMAGES = 500
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -110,6 +110,13 @@ def test_a_whole_study_is_judged_by_its_plan(tmp_path):
     assert text.startswith(f"# {study.title}") and study.sha256 in text and "c" * 40 in text
     assert "**Departures from the plan:** none." in text and "17 claims were tested" in text
     assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed alone" in text
+
+
+def test_the_page_is_written_from_the_records_alone(tmp_path, capsys):
+    records(study_named("depth"), tmp_path)
+    write_study_page(study_named("depth"), tmp_path)
+    assert {path.name for path in (tmp_path / "studies" / "depth").iterdir()} >= {"page.md", "study.png", "runs"}
+    assert "speed alone" in capsys.readouterr().out
 
 
 def test_a_study_on_its_way_judges_nothing(tmp_path):
