@@ -103,8 +103,8 @@ def _trained(results: StudyResults) -> str:
     table = markdown(["epochs", "dense accuracy %", "gained by the next length", "trained to the end"], rows)
     told = (
         f"The dense network counts as untrained at a length if the next longer one gains more than {GAIN_POINTS:g} "
-        "point. At such a length differences are of speed, not of the end. The longest one is all that a ticket costs, "
-        "its search included."
+        "point. At such a length differences are of speed, not of the end; nor are they where a compared kind itself "
+        "gains as much. The longest one is all that a ticket costs, its search included."
     )
     return f"{table}\n\n{told}"
 
@@ -166,7 +166,7 @@ def _side(said: Hypothesis, curve: Curve | None) -> str:
 def _speaks_of(results: StudyResults, one: JudgedHypothesis) -> str:
     if one.hypothesis.of == "norm_init":
         return "tickets"
-    return "speed" if results.is_untrained(one.epochs) else "the end"
+    return "speed" if results.is_of_speed(one.hypothesis, one.epochs) else "the end"
 
 
 def _verdict(one: JudgedHypothesis) -> str:
@@ -179,9 +179,13 @@ def _family(results: StudyResults) -> str:
     verdicts = [one.verdict for one in results.judged if one.verdict is not None]
     told = [
         "Differences are in percentage points, of one trial each; p is exact, by sign flips over trials, and corrected "
-        "after Holm for all rows of this table. Intervals of accuracy are bootstrapped over trials and test images, "
-        "those of barriers over trials alone."
+        "after Holm for all rows of this table, judged or not. Intervals of accuracy are bootstrapped over trials and "
+        "test images, those of barriers over trials alone."
     ]
+    alone = [one for one in results.judged if one.hypothesis.of == "accuracy" and one.contrast.images is None]
+    if alone:
+        rows = ", ".join(f"{one.hypothesis.name} at {one.epochs} epochs" for one in alone)
+        told.append(f"Over trials alone, too, since not all of their runs keep single test images: {rows}.")
     return "\n\n".join([*told, *([family_in_words(verdicts)] if verdicts else [])])
 
 
@@ -225,7 +229,7 @@ def _barriers(results: StudyResults) -> list[str]:
 
 
 def _provenance(results: StudyResults) -> str:
-    chains = [chain for name, chain in sorted(results.chains.items())]
+    chains = list({chain.chain: chain for chain in reversed(results.all_chains)}.values())
     runs = [run for chain in chains for run in chain.runs]
     hours = sum(run.finished_ms - run.started_ms for run in {run.key: run for run in runs}.values()) / 3_600_000
     commits = sorted({run.commit[:12] + run.commit[40:] for run in runs})
