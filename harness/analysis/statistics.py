@@ -295,7 +295,7 @@ def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
     elif holm_p <= SIGNIFICANCE and claim.against:
         reason = "it is the other way round"
     elif holm_p <= SIGNIFICANCE and not claim.holds_in(contrast.interval):
-        reason = "the interval over trials and images allows the opposite"
+        reason = "the interval allows the opposite" if claim.margin is None else "the interval reaches the margin"
     elif holm_p <= SIGNIFICANCE:
         word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
     return Verdict(

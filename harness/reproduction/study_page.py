@@ -56,6 +56,7 @@ def page(results: StudyResults, image: str) -> str:
         )
     parts += [
         f"# {study.title}",
+        *_in_short(results),
         _plan(results),
         study.question,
         study.notes,
@@ -74,6 +75,23 @@ def page(results: StudyResults, image: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _in_short(results: StudyResults) -> list[str]:
+    """Return what is shown and what is not, that of speed apart from the end; nothing before all is judged."""
+    found: dict[str, dict[str, list[str]]] = {"the end": {}, "speed": {}, "tickets": {}}
+    for one in results.judged:
+        if one.verdict is not None:
+            told = f"{one.hypothesis.says} ({one.hypothesis.name}, {one.epochs} epochs)"
+            if one.hypothesis.of == "norm_init":
+                told = f"{one.hypothesis.says} ({one.hypothesis.name})"
+            found[_speaks_of(results, one)].setdefault(_verdict(one), []).append(told)
+    heads = {"the end": "At the end of training", "speed": "Of speed alone", "tickets": "Of the tickets themselves"}
+    return [
+        "\n".join([f"**{heads[of]}**", "", *(f"- {word}: {'; '.join(says)}." for word, says in sorted(words.items()))])
+        for of, words in found.items()
+        if words
+    ]
+
+
 def _plan(results: StudyResults) -> str:
     study, scale = results.study, results.study.plan.scale
     trials = study.plan.trials
@@ -82,7 +100,7 @@ def _plan(results: StudyResults) -> str:
         "with a search of its own; final trainings of "
         + " and ".join(f"{epochs} epochs" for epochs in study.final_epochs)
         + ".",
-        f"**Plan:** `{study.path.name}`, SHA-256 {study.sha256}, "
+        f"**Plan:** `recipes/studies/{study.path.name}`, SHA-256 {study.sha256}, "
         + (f"commit {results.commit}" if results.commit else "not committed")
         + f". Stopping rule: {study.stopping}",
         "**Departures from the plan:** " + (" ".join(results.departures) or "none."),
@@ -140,7 +158,20 @@ def _mean(summary: Summary) -> str:
 
 def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: each hypothesis at each length, its contrast and verdict."""
-    head = ["", "hypothesis", "of", "a", "b", "epochs", "speaks of", "tested", "a − b", "95 % interval", "p", "verdict"]
+    head = [
+        "",
+        "hypothesis",
+        "of",
+        "a",
+        "b",
+        "epochs",
+        "speaks of",
+        "tested",
+        "a − b",
+        "95 % interval",
+        "p (Holm)",
+        "verdict",
+    ]
     rows = []
     for one in results.judged:
         said = one.hypothesis
@@ -202,25 +233,38 @@ def _barriers(results: StudyResults) -> list[str]:
         if not found:
             continue
         curves = [run.curve for run in found if run.curve is not None]
-        epsilon = None if measure == "norm_init" else results.epsilon(replace(curve, kind="retrain"), epochs)
+        before = measure == "norm_init"  # of tickets: no final training has a spread
+        spreads: list[float | None] = (
+            [None, None] if before else [results.epsilon(replace(curve, kind="retrain"), epochs), None]
+        )
+        if not before and not results.is_untrained(epochs) and not results.is_untrained(study.final_epochs[-1]):
+            spreads[1] = results.epsilon(None, epochs)
+        # the paper's barrier, but of a copy with ψ_init the difference itself
+        judged_by = [
+            abs(barrier_points(run, measure)) if before else one.barrier for run, one in zip(found, curves, strict=True)
+        ]
         rows.append(
             [
-                *(_MEASURES[measure], str(curve), "none" if measure == "norm_init" else str(epochs)),
+                *(_MEASURES[measure], str(curve), "none" if before else str(epochs)),
                 _mean(Summary.of([barrier_points(run, measure) for run in found])),
                 *(_mean(Summary.of([getattr(one, name) for one in curves])) for name in ("barrier", "floor")),
-                f"{sum(one.connected(FIXED_EPSILON) for one in curves)} of {len(curves)}",
-                "" if epsilon is None else f"{sum(one.connected(epsilon) for one in curves)} ({epsilon:.2f})",
+                f"{sum(one <= FIXED_EPSILON for one in judged_by)} of {len(curves)}",
+                *(
+                    f"{sum(one <= most for one in judged_by)} ({most:.2f})" if most is not None else ""
+                    for most in spreads
+                ),
             ]
         )
     if not rows:
         return []
     head = ["comparison", "trained from", "epochs", "above the line", "barrier", "floor"]
-    head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain"]
+    head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain", "within ε of dense"]
     told = (
         "Percentage points of test error, mean and sd over trials. Above the line: the largest excess over the "
         "straight line between the two ends; for a copy with ψ_init the difference of the two errors itself. Barrier: "
         "the paper's, which is at least half the difference of the two ends (floor). ε is the sd of the error of "
-        "`retrain` over trials."
+        "`retrain` over trials, or of the dense network of the same length (the paper's) where that is trained to the "
+        "end; in how many trials the barrier, or the difference of the errors, is within it."
     )
     dense, longest = results.epsilon(None, study.final_epochs[-1]), study.final_epochs[-1]
     if dense is not None and not results.is_untrained(longest):
@@ -238,7 +282,8 @@ def _provenance(results: StudyResults) -> str:
         "with one bit for each test image, stand in `runs/`; every chain was verified before it was recorded.",
         f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}. Code: {', '.join(commits)}.",
         f"Made by `python recipes/reproduce.py --study {results.study.name}`; the same command makes trials that are "
-        "missing and writes this page anew.",
+        "missing and writes this page anew. With `--again CHAIN --runs mine --offline` it makes one recorded chain, a "
+        "file of `runs/`, once more and prints each number beside the recorded one.",
     ]
     return "\n\n".join(lines)
 
@@ -252,11 +297,18 @@ def _draw(results: StudyResults, stem: Path) -> list[Path]:
         if all(points.values()):
             lines.append(Line(str(curve or "dense"), curve.kind if curve else "dense", points))
     intervals = [
-        Interval(f"{one.hypothesis.name}, {one.epochs} epochs", one.contrast.mean, one.contrast.interval, _short(one))
+        Interval(_label(results, one), one.contrast.mean, one.contrast.interval, _short(one))
         for one in results.judged
         if one.hypothesis.of == "accuracy"
     ]
     return plot_study(lines, intervals, stem, title=results.study.title, margin=results.study.margin_points)
+
+
+def _label(results: StudyResults, one: JudgedHypothesis) -> str:
+    said = one.hypothesis
+    margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
+    speaks_of = f", {_speaks_of(results, one)}" if results.is_complete else ""
+    return f"{said.name}: {in_symbols(said.expects, margin)}\n{one.epochs} epochs{speaks_of}"
 
 
 def _short(one: JudgedHypothesis) -> str:

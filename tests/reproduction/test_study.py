@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -297,3 +298,11 @@ def test_the_plans_of_this_repository_can_be_read(path):
     study = read_study(path, SCALES)
     assert study.hypotheses and len(study.plan.trials) >= 8
     assert study.final_epochs[-1] == 5 * study.final_epochs[0]
+
+
+def test_the_plans_are_part_of_the_package():
+    """A study is named from an installed package, too."""
+    found = tomllib.loads((STUDIES.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = found["tool"]["setuptools"]["package-data"]["recipes"]
+    packed = {path for pattern in patterns for path in STUDIES.parent.glob(pattern)}
+    assert {*STUDIES.iterdir()} <= packed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import subprocess
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from harness.reproduction.study_records import (
     tags_of,
     wanted_names,
 )
-from harness.reproduction.study_results import StudyResults, barrier_points
+from harness.reproduction.study_results import StudyResults, barrier_points, plan_commit
 from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES, ChangedSettings, ReproductionOptions, check_options, make_study
 
@@ -133,6 +134,14 @@ def test_a_whole_study_is_judged_by_its_plan(tmp_path):
     assert text.startswith(f"# {study.title}") and study.sha256 in text and "c" * 40 in text
     assert "**Departures from the plan:** none." in text and "17 claims were tested" in text
     assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed alone" in text
+    # what is said first keeps speed and end apart
+    end, speed = text.split("**At the end of training**")[1].split("**Of speed alone**")
+    better = "AWS's sign is better than LRR's"
+    assert f"{better} (c, 20 epochs)" in speed.split("- shown:")[1].split("\n")[0]
+    assert f"{better} (c, 100 epochs)" in end and f"{better} (c, 100 epochs)" not in end.split("- shown:")[1]
+    # ε of the dense network stands only where that is trained to the end
+    rows = [line for line in text.splitlines() if line.startswith("| barrier between two noises | retrain (aws)")]
+    assert [line.split("|")[-2].strip() for line in rows] == ["", "0 (0.18)"]
 
 
 def test_a_study_on_its_way_judges_nothing(tmp_path):
@@ -155,6 +164,9 @@ def test_nothing_is_claimed_against_an_untrained_dense_network(tmp_path):
     assert len(of_dense) == 2 and all(one.verdict is None and "untrained" in one.why_not for one in of_dense)
     text = page(results, "x.png")
     assert text.startswith("**The dense network is not trained to the end after 100 epochs")
+    assert "**At the end of training**" not in text and "| the end |" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| barrier between two noises")]
+    assert {line.split("|")[-2].strip() for line in rows} == {""}
     assert "The paper's ε, the sd of the dense error" not in text
 
 
@@ -259,6 +271,17 @@ def test_a_gain_of_just_one_point_is_no_more_than_one(tmp_path):
     assert gain is not None and gain > 1 and not results.is_untrained(20)
 
 
+def test_a_copy_is_within_a_point_by_the_difference_itself(tmp_path):
+    """Not by the paper's barrier, which is half of it: 0.8 for 1.6 points."""
+    depth = study_named("depth")
+    records(depth, tmp_path, trials=2)
+    for trial in (11, 12):
+        curve = BarrierCurve((0.0, 1.0), (6.6, 5.0), 5.0, 6.6, "cumulative", 1000, IMAGES)
+        change(depth, tmp_path, f"aws-s{trial}", "norm_init", curve=curve)
+    row = next(line for line in page(read(depth, tmp_path), "x.png").splitlines() if "ticket's | level (aws)" in line)
+    assert "| 1.60 ± 0.00 | 0.80 ± 0.00 | 0.80 ± 0.00 | 0 of 2 |" in row
+
+
 def test_a_copy_that_is_better_than_its_ticket_counts_below_zero():
     curve = BarrierCurve((0.0, 1.0), (2.0, 5.0), 5.0, 2.0, "cumulative", 1000, IMAGES)
     run = replace(made_up("dense-t1", 5, tags={}, epochs=1), curve=curve)
@@ -294,3 +317,27 @@ def test_one_process_of_a_launch_writes_the_page(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)  # from anywhere
     make_study(options, depth)
     assert (tmp_path / "studies" / "depth" / "page.md").exists()
+
+
+def test_the_commit_of_a_plan_is_that_of_its_last_change(tmp_path):
+    def git(*words: str) -> str:
+        who = ("-c", "user.name=x", "-c", "user.email=x@x")
+        return subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *words], capture_output=True, text=True, check=True
+        ).stdout
+
+    (plan := tmp_path / "whole" / "plan.toml").parent.mkdir()
+    assert plan_commit(plan) == ("", 0)
+    git("init", "whole")
+    for path, text in ((plan, "a = 1"), (plan.with_name("other"), "x")):
+        path.write_text(text)
+        assert plan_commit(path) == ("", 0)
+        git("-C", "whole", "add", ".")
+        git("-C", "whole", "commit", "-m", "x", "--date", "2020-01-01")
+    hashes = git("-C", "whole", "log", "--format=%H").split()
+    commit, when = plan_commit(plan)
+    assert commit == hashes[1] and when > 1_577_836_800_000  # when it was committed, not the date that it was given
+    git("clone", "--depth", "1", (tmp_path / "whole").as_uri(), "shallow")  # its one commit seems to change all
+    assert plan_commit(tmp_path / "shallow" / "plan.toml") == ("", 0)
+    plan.write_text("a = 2")
+    assert plan_commit(plan) == ("", 0)
