@@ -237,14 +237,14 @@ def check_margin(expects: Expectation, margin: float | None) -> None:
         raise ValueError(f"a claim {expects!r} has no margin, got {margin}")
 
 
-def in_symbols(expects: Expectation, margin: float | None) -> str:
-    """Return a claim about a and b as a formula, in percentage points."""
+def in_symbols(expects: Expectation, margin: float | None, a: str = "a", b: str = "b") -> str:
+    """Return a claim about two sides as a formula, in percentage points."""
     return {
-        "greater": "a > b",
-        "less": "a < b",
-        "differs": "a ≠ b",
-        "equal": f"|a − b| < {margin or 0:g}",
-        "not_worse": f"a > b − {margin or 0:g}",
+        "greater": f"{a} > {b}",
+        "less": f"{a} < {b}",
+        "differs": f"{a} ≠ {b}",
+        "equal": f"|{a} − {b}| < {margin or 0:g}",
+        "not_worse": f"{a} > {b} − {margin or 0:g}",
     }[expects]
 
 

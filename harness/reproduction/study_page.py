@@ -181,7 +181,7 @@ def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]
             [
                 *(said.name, said.says, _MEASURES[said.of], _side(said, said.first), _side(said, said.second)),
                 *(str(one.epochs) if said.of != "norm_init" else "none", _speaks_of(results, one)),
-                *(in_symbols(said.expects, margin), signed(one.contrast.mean)),
+                *(in_symbols(said.expects, margin, "first", "second"), signed(one.contrast.mean)),
                 *(interval_text(one.contrast.interval), p, _verdict(one)),
             ]
         )
@@ -191,7 +191,7 @@ def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]
 def _side(said: Hypothesis, curve: Curve | None) -> str:
     if curve is not None:
         return str(curve)
-    return f"dense, {said.dense_epochs} epochs" if said.dense_epochs else "dense"
+    return f"dense ({said.dense_epochs} epochs)" if said.dense_epochs else "dense"
 
 
 def _speaks_of(results: StudyResults, one: JudgedHypothesis) -> str:
@@ -307,8 +307,9 @@ def _draw(results: StudyResults, stem: Path) -> list[Path]:
 def _label(results: StudyResults, one: JudgedHypothesis) -> str:
     said = one.hypothesis
     margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
-    speaks_of = f", {_speaks_of(results, one)}" if results.is_complete else ""
-    return f"{said.name}: {in_symbols(said.expects, margin)}\n{one.epochs} epochs{speaks_of}"
+    speaks_of = f": {_speaks_of(results, one)}" if results.is_complete else ""
+    formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
+    return f"({said.name}) {formula}\nafter {one.epochs} epochs{speaks_of}"
 
 
 def _short(one: JudgedHypothesis) -> str:

@@ -134,6 +134,8 @@ def test_a_whole_study_is_judged_by_its_plan(tmp_path):
     assert text.startswith(f"# {study.title}") and study.sha256 in text and "c" * 40 in text
     assert "**Departures from the plan:** none." in text and "17 claims were tested" in text
     assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed alone" in text
+    # hypotheses are called a and b, so the two sides are not
+    assert "| 20 | speed | first > second | " in text and "| dense (176 epochs) | 100 |" in text
     # what is said first keeps speed and end apart
     end, speed = text.split("**At the end of training**")[1].split("**Of speed alone**")
     better = "AWS's sign is better than LRR's"
