@@ -193,6 +193,12 @@ def test_records_that_lack_a_run_do_not_count(tiny, tmp_path):
     assert finished_chains(tiny[1], tmp_path) == {}
 
 
+@pytest.fixture(scope="module")
+def recorded_once(tiny, tmp_path_factory) -> str:
+    """The records of a search's chain, as its file has them."""
+    return made(tiny, "aws-s11", tmp_path_factory.mktemp("once")).read_text()
+
+
 def other_run(name: str, **changed):
     """Return a change of one run of records, as their JSON has them."""
 
@@ -225,10 +231,10 @@ def other_run(name: str, **changed):
         (other_run("aws-L01-retrain-t11", key="f" * 64), "not the digest of its determinants"),
     ],
 )
-def test_records_of_other_runs_than_their_names_say_are_refused(tiny, tmp_path, change, told):
-    path = made(tiny, "aws-s11", tmp_path)
-    values = json.loads(path.read_text())
+def test_records_of_other_runs_than_their_names_say_are_refused(tiny, recorded_once, tmp_path, change, told):
+    values = json.loads(recorded_once)
     change(values)
+    (path := directory_of("small", tmp_path) / "aws-s11.json").parent.mkdir(parents=True)
     path.write_text(json.dumps(values))
     with pytest.raises(ValueError, match=told) as error:
         finished_chains(tiny[1], tmp_path)
