@@ -5,7 +5,7 @@
 
 The harness searches with ResNet-8 on scikit-learn's digits: a warm-up and two pruning levels. It measures the barrier
 between the ticket and its copy with ψ_init, and trains the signed mask on another θ_init. Then
-tools/selfcheck_reference.py does the same: 130 lines of plain PyTorch that import nothing of the harness. Both get the
+tools/selfcheck_reference.py does the same: 110 lines of plain PyTorch that import nothing of the harness. Both get the
 same θ_init, data order, crops and α. Both compute in float64, where two correct programs agree to 1e-13. In float32
 they drift apart within 40 steps.
 
@@ -200,24 +200,20 @@ def by_reference(experiment: Experiment, method: str) -> Iterator[tuple[str, Sta
         noise = SgdNoise(seed, purpose)
         order_N = noise.permutation(epoch, len(train[1]))
         top_N, left_N, _ = crop_flips(noise.key("augment", epoch), order_N, padding)
-        return Draws(order_N, top_N, left_N, noise.alphas(epoch, steps))
+        return order_N, top_N, left_N, noise.alphas(epoch, steps)
 
     reference = Reference(
         train=train,
         test=test,
-        mean=spec.mean[0],
-        std=spec.std[0],
+        pixels=(spec.mean[0], spec.std[0]),
         padding=padding,
         draws=draws,
         sees_alpha=method == "aws",
         num_levels=config.num_levels,
-        level_epochs=config.level_epochs,
-        final_epochs=config.final.epochs,
+        epochs=(config.level_epochs, config.final.epochs),
         alphas=BARRIER.alphas,
         batch_size=config.global_batch_size,
-        lr=config.optim.lr,
-        momentum=config.optim.momentum,
-        weight_decay=config.optim.weight_decay,
+        sgd=(config.optim.lr, config.optim.momentum, config.optim.weight_decay),
     )
     yield from reference.stages(theta_init(experiment, SEARCH_SEED), theta_init(experiment, FINAL_SEED))
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +20,9 @@ Tensors = dict[str, Tensor]
 Stage = dict[str, Tensors]
 """The outcome of one training, or of a barrier: weights, BatchNorm, masks, signs, losses, errors %; each by name."""
 Purpose = tuple[str | int, ...]
-
-
-class Draws(NamedTuple):
-    """The random numbers of one epoch."""
-
-    order_N: np.ndarray  # permutation of the training images
-    top_N: np.ndarray  # row at which the crop of image order_N[i] begins in its padded copy
-    left_N: np.ndarray
-    alphas_S: np.ndarray  # α of each step
+Draws = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+"""The random numbers of one epoch: the permutation order_N of the training images; top_N and left_N, where the crop of
+image order_N[i] begins in its padded copy; alphas_S, α of each step."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +31,15 @@ class Reference:
 
     train: tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, H), labels int64 (N,)
     test: tuple[np.ndarray, np.ndarray]
-    mean: float  # of pixels scaled to [0, 1]
-    std: float
+    pixels: tuple[float, float]  # mean and standard deviation, scaled to [0, 1]
     padding: int  # black pixels around an image, before it is cropped
     draws: Callable[[Purpose, int], Draws]  # of a purpose and epoch
     sees_alpha: bool  # AWS; else LRR
     num_levels: int
-    level_epochs: int  # the warm-up has as many
-    final_epochs: int
+    epochs: tuple[int, int]  # of the warm-up and of each level; of the final training
     alphas: tuple[float, ...]  # points of the barrier
     batch_size: int
-    lr: float
-    momentum: float
-    weight_decay: float
+    sgd: tuple[float, float, float]  # learning rate, momentum, weight decay
 
     def stages(self, theta_init: Tensors, other_init: Tensors) -> Iterator[tuple[str, Stage]]:
         """Search from `theta_init`, train the signed mask on `other_init`; yield each stage with its name."""
@@ -58,90 +47,83 @@ class Reference:
         psi_init = {name: value for name, value in theta_init.items() if "bn" in name}
         theta, statistics = theta_init, fresh_statistics(theta_init)
         mask = {name: torch.ones_like(value, dtype=torch.bool) for name, value in theta.items() if value.ndim == 4}
-        rates, seen = self.level_epochs * [self.lr], psi_init if self.sees_alpha else {}
+        (level_epochs, final_epochs), lr = self.epochs, self.sgd[0]
+        rates, seen = level_epochs * [lr], psi_init if self.sees_alpha else {}
         for level in range(self.num_levels + 1):
             mask = prune(theta, mask) if level else mask
             theta, stage = self.trained(theta, mask, statistics, ("search", level), rates, seen)
             yield f"level {level}", stage
 
         # The ticket against its copy with ψ_init, on the line between them.
-        errors = torch.zeros(len(self.alphas))
-        for point, alpha in enumerate(self.alphas):
-            between = theta | {name: alpha * theta[name] + (1 - alpha) * first for name, first in psi_init.items()}
-            errors[point] = self.measured(between, self.reestimated(between, ("comparison", "batchnorm")))[1]
+        line = [theta | {n: alpha * theta[n] + (1 - alpha) * v for n, v in psi_init.items()} for alpha in self.alphas]
+        means = [self.reestimated(between, ("comparison", "batchnorm")) for between in line]
+        errors = torch.stack([self.measured(*point)[1] for point in zip(line, means, strict=True)])
         yield "barrier", {"errors %": {"by α": errors, "barrier": errors.max() - (errors[0] + errors[-1]) / 2}}
 
         # 𝒜(abs(θ_init) ⊙ s), with ψ and statistics as every network begins.
         start = {name: v if "bn" in name else v.abs() * stage["signs"][name] for name, v in other_init.items()}
-        half, late = self.final_epochs // 2, self.final_epochs // 4 * 3
-        rates = [self.lr * 0.1 ** ((epoch >= half) + (epoch >= late)) for epoch in range(self.final_epochs)]
+        half, late = final_epochs // 2, final_epochs // 4 * 3
+        rates = [lr * 0.1 ** ((epoch >= half) + (epoch >= late)) for epoch in range(final_epochs)]
         yield "final", self.trained(start, mask, fresh_statistics(start), ("final",), rates, {})[1]
 
     def trained(
-        self,
-        theta: Tensors,
-        mask: Tensors,
-        statistics: Tensors,
-        purpose: Purpose,
-        rates: list[float],
-        psi_init: Tensors,
+        self, theta: Tensors, mask: Tensors, statistics: Tensors, purpose: Purpose, rates: list[float], seen: Tensors
     ) -> tuple[Tensors, Stage]:
-        """Return θ after an epoch of SGD at each of `rates`, and the stage; `statistics` change in place."""
+        """Return θ after an epoch of SGD at each of `rates`, and the stage; `statistics` change in place.
+
+        The forward pass sees ψ between its values in `seen`, ψ_init, and its own.
+        """
+        _, momentum, weight_decay = self.sgd
         theta = {name: (v * mask.get(name, 1)).requires_grad_() for name, v in theta.items()}
-        velocity = {name: torch.zeros_like(v) for name, v in theta.items()}
-        losses, errors = [], []
+        velocity, steps = {name: torch.zeros_like(v) for name, v in theta.items()}, []
         for epoch, lr in enumerate(rates):
-            loss_sum, wrong, steps = 0.0, 0, self.draws(purpose, epoch).alphas_S
-            for alpha, (images, labels) in zip(steps, self.batches(purpose, epoch), strict=True):
+            for alpha, images, labels in self.batches(purpose, epoch):
                 used = theta | {name: theta[name] * kept for name, kept in mask.items()}
-                used |= {name: alpha * theta[name] + (1 - alpha) * first for name, first in psi_init.items()}
+                used |= {name: alpha * theta[name] + (1 - alpha) * first for name, first in seen.items()}
                 logits = resnet8(used, statistics, images, 0.1)
                 loss = F.cross_entropy(logits, labels)
                 gradients = torch.autograd.grad(loss, list(theta.values()))
                 with torch.no_grad():
                     for (name, value), gradient in zip(theta.items(), gradients, strict=True):
-                        velocity[name] = self.momentum * velocity[name] + gradient + self.weight_decay * value
+                        velocity[name] = momentum * velocity[name] + gradient + weight_decay * value
                         value -= lr * velocity[name]
-                loss_sum += loss.item()
-                wrong += int((logits.argmax(1) != labels).sum())
-            losses.append(loss_sum / len(steps))
-            errors.append(100 * wrong / (len(steps) * self.batch_size))
+                steps.append([loss.item(), error_percent(logits, labels).item()])
 
         # AWS's statistics are those of random α: a level is measured with fresh ones, too.
         theta = {name: value.detach() for name, value in theta.items()}
-        own = self.measured(theta, statistics)
-        used_loss, used_error = (
-            self.measured(theta, self.reestimated(theta, ("batchnorm",))) if "search" in purpose else own
-        )
+        losses, errors = torch.tensor(steps).view(len(rates), -1, 2).mean(1).T
+        own_error = self.measured(theta, statistics)[1]
+        used_statistics = self.reestimated(theta, ("batchnorm",)) if purpose[0] == "search" else statistics
+        loss, error = self.measured(theta, used_statistics)
         return theta, {
             "weights": theta,
             "BatchNorm": {name: value.clone() for name, value in statistics.items()},
             "masks": mask,
             "signs": {name: (value * mask.get(name, 1)).sign() for name, value in theta.items()},
-            "losses": {"train": torch.tensor(losses), "test": used_loss},
-            "errors %": {"train": torch.tensor(errors), "test": used_error, "test, own statistics": own[1]},
+            "losses": {"train": losses, "test": loss},
+            "errors %": {"train": errors, "test": error, "test, own statistics": own_error},
         }
 
-    def batches(self, purpose: Purpose, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the whole batches of an epoch, each image cropped out of its padded copy."""
-        (images, labels), draws, side = self.train, self.draws(purpose, epoch), self.train[0].shape[1]
-        padded = np.pad(images, ((0, 0), *2 * [(self.padding, self.padding)]))
-        crops = np.stack(
-            [padded[i, top : top + side, left : left + side] for i, top, left in zip(*draws[:3], strict=True)]
-        )
-        for end in range(self.batch_size, len(images) + 1, self.batch_size):
-            rows = slice(end - self.batch_size, end)
-            yield self.normalised(crops[rows]), torch.from_numpy(labels[draws.order_N[rows]])
+    def batches(self, purpose: Purpose, epoch: int) -> Iterator[tuple[float, Tensor, Tensor]]:
+        """Yield α and the whole batch of each step of an epoch, each image cropped out of its padded copy."""
+        (images, labels), (order_N, top_N, left_N, alphas_S) = self.train, self.draws(purpose, epoch)
+        padded, side = np.pad(images, ((0, 0), *2 * [(self.padding, self.padding)])), images.shape[1]
+        crops = [padded[i, y : y + side, x : x + side] for i, y, x in zip(order_N, top_N, left_N, strict=True)]
+        begins = range(0, len(images) - self.batch_size + 1, self.batch_size)
+        for alpha, begin in zip(alphas_S, begins, strict=True):
+            rows = slice(begin, begin + self.batch_size)
+            yield alpha, self.normalised(np.stack(crops[rows])), torch.from_numpy(labels[order_N[rows]])
 
     def normalised(self, images: np.ndarray) -> Tensor:
         """Return (pixels/255 − mean) / std, NCHW, in torch's default dtype."""
-        return ((torch.from_numpy(images).to(torch.get_default_dtype()) / 255 - self.mean) / self.std)[:, None]
+        mean, std = self.pixels
+        return ((torch.from_numpy(images).to(torch.get_default_dtype()) / 255 - mean) / std)[:, None]
 
     @torch.no_grad()
     def reestimated(self, theta: Tensors, purpose: Purpose) -> Tensors:
         """Return the plain mean over an epoch's batches of each batch's statistics."""
         statistics = fresh_statistics(theta)
-        for count, (images, _) in enumerate(self.batches(purpose, 0), start=1):
+        for count, (_, images, _) in enumerate(self.batches(purpose, 0), start=1):
             resnet8(theta, statistics, images, 1 / count)
         return statistics
 
@@ -149,7 +131,12 @@ class Reference:
     def measured(self, theta: Tensors, statistics: Tensors) -> tuple[Tensor, Tensor]:
         """Return loss and top-1 error in percent on the test images."""
         logits, labels = resnet8(theta, statistics, self.normalised(self.test[0])), torch.from_numpy(self.test[1])
-        return F.cross_entropy(logits, labels), 100 * (logits.argmax(1) != labels).to(logits.dtype).mean()
+        return F.cross_entropy(logits, labels), error_percent(logits, labels)
+
+
+def error_percent(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the top-1 error."""
+    return 100 * (logits.argmax(1) != labels).to(logits.dtype).mean()
 
 
 def prune(theta: Tensors, mask: Tensors) -> Tensors:
@@ -160,12 +147,10 @@ def prune(theta: Tensors, mask: Tensors) -> Tensors:
 
 def fresh_statistics(theta: Tensors) -> Tensors:
     """Return BatchNorm's running statistics before the first batch."""
-    fresh: Tensors = {}
-    for name, value in theta.items():
-        if "bn" in name and (layer := name.removesuffix(".weight")) != name:
-            fresh |= {f"{layer}.running_mean": torch.zeros_like(value), f"{layer}.running_var": torch.ones_like(value)}
-            fresh[f"{layer}.num_batches_tracked"] = torch.tensor(0)
-    return fresh
+    scales = {name.removesuffix("weight"): v for name, v in theta.items() if "bn" in name and name.endswith("weight")}
+    fresh = {f"{layer}running_mean": torch.zeros_like(v) for layer, v in scales.items()}
+    fresh |= {f"{layer}running_var": torch.ones_like(v) for layer, v in scales.items()}
+    return fresh | {f"{layer}num_batches_tracked": torch.tensor(0) for layer in scales}
 
 
 def resnet8(theta: Tensors, statistics: Tensors, images_NCHW: Tensor, momentum: float | None = None) -> Tensor:
@@ -175,12 +160,10 @@ def resnet8(theta: Tensors, statistics: Tensors, images_NCHW: Tensor, momentum: 
     """
 
     def bn(name: str, x: Tensor) -> Tensor:
-        running = [statistics[f"{name}.running_mean"], statistics[f"{name}.running_var"]]
-        mean, var = running
+        mean, var = running = statistics[f"{name}.running_mean"], statistics[f"{name}.running_var"]
         if momentum is not None:
             mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
-            count = x.numel() / len(mean)
-            for old, new in zip(running, (mean, var * count / (count - 1)), strict=True):
+            for old, new in zip(running, (mean, x.var((0, 2, 3))), strict=True):
                 old.copy_((1 - momentum) * old + momentum * new.detach())
             statistics[f"{name}.num_batches_tracked"] += 1
         scale, shift = theta[f"{name}.weight"] / (var + 1e-5).sqrt(), theta[f"{name}.bias"]

@@ -249,6 +249,7 @@ def describe_comparison(
     shared = experiment.common
     tags, ticket = first.record.tags, first.mask.density
     words = [f"L{tags['level']}", f"d{ticket:.3f}"] + ([tags["method"]] if "method" in tags else [])
+    words += [f"α={tags['alpha']}"] if "alpha" in tags else []
     pair = [] if first.key == second.key else [_short_name(first.record), "|", _short_name(second.record)]
     others = [Parent(second.key, "compared")]
     drawn = {name: determinants[name] for name in ("init_seed", "start") if name in determinants}
@@ -257,7 +258,7 @@ def describe_comparison(
     elif first.key == second.key:  # a ticket against its copy with ψ_init
         assert first.record.nested_under is not None
         others = [Parent(first.record.nested_under, "initialised-from")]
-    same_start = tags.get("start_digest") == second.record.tags.get("start_digest")
+    same = {"same_start": str(tags.get("start_digest") == second.record.tags.get("start_digest")).lower()}
     precision = experiment.config.precision
     return RunDescription(
         determinants=determinants,
@@ -267,10 +268,10 @@ def describe_comparison(
         parents=(Parent(first.key, "compared"), *others),
         config=shared.config | {"question": question, "comparison": asdict(config)} | drawn,
         tags=shared.tags
-        | {tag: tags[tag] for tag in ("method", "level") if tag in tags}
-        | {"question": question, "density": f"{ticket:.6f}", "same_start": str(same_start).lower()}
+        | {tag: tags[tag] for tag in ("method", "alpha", "level") if tag in tags}
+        | {"question": question, "density": f"{ticket:.6f}"}
         | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
-        | ({"init_seed": str(drawn["init_seed"]), "start_digest": drawn["start"]} if drawn else {})
+        | ({"init_seed": str(drawn["init_seed"]), "start_digest": drawn["start"]} if drawn else same)
         | config.ema_start
         | ({} if precision == "no" else {"precision": precision}),
     )

@@ -70,6 +70,9 @@ def _caption(results: Results) -> str:
             f"On the lines between two networks, at density {results.barrier_density:.4f}, points are means over "
             "trials and shaded areas standard deviations."
         )
+    for letter, panel in zip("bcdefgh", results.panels, strict=False):
+        if panel.title == QUESTIONS["lmc"] and any(one.kind == "retrain" for one in panel.series):
+            lines.append(f"In ({letter}), `retrain` is its own stability, for reference.")
     if any(panel.as_barrier for panel in results.panels):
         lines.append("The barrier E_α is the error at α less the mean of the ends' errors.")
     return " ".join(lines)

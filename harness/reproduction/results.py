@@ -294,11 +294,17 @@ class Results:
 
     @property
     def panels(self) -> list[LinePanel]:
-        """The comparisons at the usual length as the plot takes them, a panel for each question."""
+        """The comparisons at the usual length as the plot takes them, a panel for each question.
+
+        The panel of connectivity has the stability of `retrain`, too: the paper's blue reference (section 4.2).
+        """
         groups: dict[str, dict[Curve, list[BarrierCurve]]] = {}
         for pair, (_, curve) in self.compared.items():
             if pair.first.curve is not None and pair.first.epochs is None:
                 groups.setdefault(pair.question, {}).setdefault(pair.first.curve, []).append(curve)
+        if "lmc" in groups:
+            stable = groups.get("stability", {})
+            groups["lmc"] = {one: found for one, found in stable.items() if one.kind == "retrain"} | groups["lmc"]
         return [
             LinePanel(
                 QUESTIONS[question],

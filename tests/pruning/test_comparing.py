@@ -96,6 +96,7 @@ def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
     assert training.record is not None
     assert record.tags["start_digest"] == training.record.tags["start_digest"]
     assert record.tags["init_seed"] == "2" and record.config["init_seed"] == 2
+    assert "same_start" not in record.tags  # of two trainings alone
     assert len(record.parents) == 1 and record.parents[0].key == found.ticket.key
     # α = 1 is the ticket, and another seed another comparison
     assert signed_init(experiment, found, 2).key == one.key

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,12 +14,13 @@ import pytest
 
 from harness.common.digest import sha256_tensors
 from harness.config import REDRAWN, ComparisonConfig, ModelConfig, Schedule
-from harness.experiment.comparison import Comparison, compare
+from harness.experiment.comparison import Comparison, compare, compare_signed_init
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.lineage.browse.find import family, find_node
 from harness.lineage.page.picture import picture_of
+from harness.lineage.proof.records import settings
 from harness.lineage.tracking.description import describe
 from harness.models import MODELS, ModelSpec
 from harness.models.mobilenet_v2 import mobilenet_v2_cifar
@@ -112,6 +114,25 @@ def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Exp
     assert before is not None and now is not None and other is not None
     assert now.key == before.key and other.key != old.pair.key
     assert experiment.store.local.load(other.key).tags["ema_start"] == "mean 0, variance 1"
+
+
+@pytest.mark.parametrize(
+    ("entry", "kept_by"), [("ema_start", "tags"), ("initial_weights", "config")], ids=["ema", "draw"]
+)
+def test_a_comparison_that_says_it_was_made_the_other_way_is_found(
+    experiment: Experiment, old: Made, entry: str, kept_by: str
+) -> None:
+    """Also of an old ticket, whose signs are put on a θ_init that is drawn as today."""
+    one = compare_signed_init(untrained(experiment), old.found.ticket, 2, EMA)
+    assert one is not None
+    record = experiment.store.local.load(one.key)
+    directory = experiment.store.local.directory / f"analysis-{one.key[:16]}"
+    determinants = json.loads((directory / "determinants.json").read_text())
+    said = {kept_by: {name: value for name, value in getattr(record, kept_by).items() if name != entry}}
+    for found, wrong in ((record, []), (replace(record, **said), [entry])):
+        config = json.loads(json.dumps(found.config))
+        problems = [finding for finding in settings(found, config, determinants) if not finding.holds]
+        assert [problem.what.split()[0] for problem in problems] == wrong
 
 
 def test_the_own_theta_init_of_an_old_search_is_taken_from_it_and_not_drawn(experiment: Experiment, old: Made) -> None:

@@ -427,9 +427,10 @@ def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
     stability, lmc = collect(store_of(made_up), plan).panels
     shown = [[(one.kind, one.method, len(one.curves)) for one in panel.series] for panel in (stability, lmc)]
     signed = [("signed_mask", "lrr", 2), ("signed_mask", "aws", 2)]
-    assert shown == [[("retrain", "lrr", 2), *signed], signed]
+    assert shown == [[("retrain", "lrr", 2), *signed]] * 2
+    assert lmc.series[0] == stability.series[0], "the paper's blue reference stands in both panels"
     # errors made up for level 2: retrain 6.7, signed_mask 7.7, and 0.01 or 0.04 more in a trial
-    as_planned, turned = (curve.error_percent for curve in lmc.series[0].curves)
+    as_planned, turned = (curve.error_percent for curve in lmc.series[1].curves)
     assert as_planned == pytest.approx((6.71, 20.0, 7.71))
     assert turned == pytest.approx((7.74, 20.0, 6.74))  # the same errors are made up for it, read from the other end
 
@@ -544,6 +545,7 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
         "(b) SGD-noise stability; (c) connectivity with retrain. On the lines between two networks, at density 0.6400,"
         in text
     )
+    assert "In (c), `retrain` is its own stability, for reference." in text
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # the same runs, the same node
     record = store.local.load(key)

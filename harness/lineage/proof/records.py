@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from harness.common.seeds import alpha_mean
-from harness.config import REDRAWN, search_from_json
+from harness.config import INITIAL_WEIGHTS, REDRAWN, search_from_json
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
@@ -72,8 +72,10 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         own = record.config.get("optim", search["optim"])  # a method may have optimizers of its own
         allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
-    if (redrawn := REDRAWN.get(known["model"]["name"])) is not None and record.kind != "analysis":
-        for name in redrawn.determinants:
+    if (redrawn := REDRAWN.get(known["model"]["name"])) is not None:
+        # a comparison trains nothing, and of all of them signed_init alone draws
+        drawn = [INITIAL_WEIGHTS] if "start" in known else []
+        for name in drawn if record.kind == "analysis" else redrawn.determinants:
             yield name, known.get(name), record.config.get(name)
     if "world_size" in known:
         launch = record.config["launch"]
@@ -100,6 +102,7 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         yield "question", known["question"], tags.get("question")
         yield "init_seed", known.get("init_seed"), record.config.get("init_seed")
         yield "start", known.get("start"), tags.get("start_digest")
+        yield "ema_start", known.get("ema_start"), tags.get("ema_start")
 
 
 def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
