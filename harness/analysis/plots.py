@@ -288,7 +288,7 @@ def plot_study(
     Left, the mean of each kind with every trial as a dot, on a logarithmic axis of epochs. Right, each difference with
     its interval; the grey band is "about equal", ± margin. The files are `stem` with .png and .svg.
     """
-    size_inches = (12.5 if intervals else 7.2, max(4.8, 1.6 + 0.28 * len(intervals)))
+    size_inches = (15.0 if intervals else 7.2, max(4.8, 1.6 + 0.34 * len(intervals)))
     with _figure(size_inches, columns=2 if intervals else 1) as (figure, all_axes):
         axes = all_axes[0]
         _set_title(axes, title)
@@ -326,7 +326,7 @@ def _draw_intervals(axes: Axes, intervals: Sequence[Interval], margin: float) ->
             axes.plot(one.interval, [row, row], "-", color=colour)
         axes.plot([one.mean], [row], "o", color=colour)
         axes.annotate(one.verdict, (1.01, row), xycoords=("axes fraction", "data"), fontsize=8, va="center")
-    axes.set_yticks(rows, [one.label for one in intervals], fontsize=8)
+    axes.set_yticks(rows, [one.label for one in intervals], fontsize=7)
     axes.invert_yaxis()
     axes.set_xlabel("difference of accuracy, percentage points")
     axes.grid(visible=False)

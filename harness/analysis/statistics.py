@@ -237,14 +237,14 @@ def check_margin(expects: Expectation, margin: float | None) -> None:
         raise ValueError(f"a claim {expects!r} has no margin, got {margin}")
 
 
-def in_symbols(expects: Expectation, margin: float | None) -> str:
-    """Return a claim about a and b as a formula, in percentage points."""
+def in_symbols(expects: Expectation, margin: float | None, a: str = "a", b: str = "b") -> str:
+    """Return a claim about two sides as a formula, in percentage points."""
     return {
-        "greater": "a > b",
-        "less": "a < b",
-        "differs": "a ≠ b",
-        "equal": f"|a − b| < {margin or 0:g}",
-        "not_worse": f"a > b − {margin or 0:g}",
+        "greater": f"{a} > {b}",
+        "less": f"{a} < {b}",
+        "differs": f"{a} ≠ {b}",
+        "equal": f"|{a} − {b}| < {margin or 0:g}",
+        "not_worse": f"{a} > {b} − {margin or 0:g}",
     }[expects]
 
 
@@ -295,7 +295,7 @@ def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
     elif holm_p <= SIGNIFICANCE and claim.against:
         reason = "it is the other way round"
     elif holm_p <= SIGNIFICANCE and not claim.holds_in(contrast.interval):
-        reason = "the interval over trials and images allows the opposite"
+        reason = "the interval allows the opposite" if claim.margin is None else "the interval reaches the margin"
     elif holm_p <= SIGNIFICANCE:
         word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
     return Verdict(

@@ -218,6 +218,15 @@ def test_a_verdict_is_of_what_was_claimed(differences, expects, margin, word):
     assert verdict.reason == ("it is the other way round" if sure_but_opposite else "")
 
 
+def test_an_interval_that_reaches_the_margin_says_so():
+    """p is over trials alone; images that differ both ways in equal number widen the interval."""
+    images = np.zeros((10, 500))
+    images[:, :20], images[:, 20:40] = 1, -1
+    for expects, margin, reason in (("equal", 1.0, "the interval reaches the margin"), ("equal", 5.0, "")):
+        (verdict,) = judge([Claim(Contrast.of_images(images), expects, margin)])
+        assert verdict.holm_p < 0.05 and verdict.reason == reason
+
+
 def test_too_few_trials_show_nothing():
     """8 a contrast, 10 where more than six claims are tested; these reach 0.05 after Holm's correction."""
     assert [needed_trials(tested) for tested in (1, 6, 7, 25, 26, 100)] == [8, 8, 10, 10, 11, 12]
