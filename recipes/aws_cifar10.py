@@ -7,7 +7,8 @@ Hardware   one GPU; bf16 where it has it
 Data       python tools/prepare_data.py cifar10 --source cifar-10-binary.tar.gz --out data
 Launch     accelerate launch recipes/aws_cifar10.py
            accelerate launch recipes/aws_cifar10.py --method gem_miner --densities 0.0372 0.0144 0.0059 \\
-               --num-levels 2 --gem-miner.penalty 1e-4      # 1.44 %, as `reproduce.py gem_miner` has it
+               --num-levels 2 --gem-miner.penalty 1e-4 --gem-miner.num-train 45000
+               # 1.44 %, as `reproduce.py gem_miner` has it
 """
 
 from harness.cli.launch import run_search

@@ -13,7 +13,11 @@ Data       python tools/prepare_data.py imagenet --source ilsvrc/imagenet-1k --o
            or --source DIRECTORY with ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar, ILSVRC2012_devkit_t12.tar.gz
 Launch     accelerate launch recipes/aws_imagenet.py
            accelerate launch --config_file recipes/launch/gpu_8.yaml recipes/aws_imagenet.py
+           accelerate launch --config_file recipes/launch/gpu_8.yaml recipes/aws_imagenet.py --sync-batchnorm
            accelerate launch recipes/aws_imagenet.py --network mlp_mixer
+
+The paper has its 256 images on one GPU. On eight, each process has 32, and BatchNorm normalises by these alone;
+--sync-batchnorm takes the statistics of all 256.
 """
 
 from harness.cli.launch import run_search

@@ -3,23 +3,24 @@
     accelerate launch recipes/reproduce.py fig3 --dataset cifar100 --network resnet50_cifar
     accelerate launch recipes/reproduce.py table2 --network mobilenet_v2 --data-directory /data
     accelerate launch recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
-    accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run
+    accelerate launch recipes/reproduce.py fig3 --list              # one launch command for each run, and their cost
     accelerate launch recipes/reproduce.py fig3 --shard $i/$n       # a share of them; a Slurm array needs no more
     accelerate launch recipes/reproduce.py --study depth            # a plan of recipes/studies, judged when it is whole
 
-Figures and tables: fig2 to fig6, table1, table2; claims, rewinding: statements of the paper's text; gem_miner: of
-Gem-Miner's own paper; controls, transfer: in no paper. The same command again makes the runs that are missing and
-writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/ and to the lineage.
-Results so far, with times and hardware: docs/results.md.
+Figures and tables: fig2 to fig6, table1, table2; claims, rewinding, short_levels: statements of the paper's text;
+gem_miner: of Gem-Miner's own paper; fig4_equal, controls, transfer: in no paper. The same command again makes the runs
+that are missing and writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/
+and to the lineage. Results so far, with times and hardware: docs/results.md.
 """
 
 from __future__ import annotations
 
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -30,14 +31,23 @@ from harness.cli.launch import launch
 from harness.cli.options import parse
 from harness.common.tables import print_markdown, print_table
 from harness.config import Precision, SearchConfig, known
+from harness.experiment.experiment import Experiment
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.pruning import METHODS
+from harness.reproduction.costs import costs, given_rate, measured_rate
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.report import show
 from harness.reproduction.study import Study, read_study
 from harness.reproduction.study_page import write_page
-from harness.reproduction.study_records import compare_again, directory_of, finished_chains, record_chain
+from harness.reproduction.study_records import (
+    check_made_anew,
+    compare_again,
+    directory_of,
+    finished_chains,
+    record_chain,
+)
 from harness.reproduction.study_results import StudyResults
 from recipes.presets.figures import SCALES, SMALL
 
@@ -45,6 +55,11 @@ _log = logging.getLogger("harness.recipes.reproduce")
 _REPOSITORY = Path(__file__).resolve().parents[1]
 STUDIES = _REPOSITORY / "recipes" / "studies"
 RESULTS = _REPOSITORY / "docs" / "results"
+if not RESULTS.is_dir():  # installed without the repository
+    RESULTS = Path("results")
+_OF_STUDIES = ("study", "results", "again", "list", "seconds_per_epoch", "shard", "figure")
+_OF_LAUNCH = ("runs", "experiment", "offline", "data_directory", "loader", "num_workers")
+"""Options that change no number; all others are a study's plan to set."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +190,10 @@ class ReproductionOptions(FigureOptions):
     """With --study: make this recorded chain again, such as aws-s11, in a directory --runs without it, and print each
     number beside the recorded one. On the same kind of CPU the bits are equal."""
     list: bool = False
-    """Print one launch command for each run, and run nothing."""
+    """Print one launch command for each run, of a study for each trial, and run nothing. What they cost goes to
+    standard error: epochs of each chain and in all, and hours."""
+    seconds_per_epoch: float | None = None
+    """With --list: how long an epoch takes, for the hours; measured from the finished runs in --runs if not given."""
     shard: str | None = None
     """i/n: make the i-th of n shares of the runs, and no page."""
     only: tuple[str, ...] = ()
@@ -207,10 +225,48 @@ class ReproductionOptions(FigureOptions):
         )
 
 
-def commands(plan: FigurePlan) -> list[str]:
-    """Return one launch line for each run, ready to paste: this launch's own options, and the run's name."""
-    options = [word for word in sys.argv[1:] if word != "--list"]
-    return [f"accelerate launch {shlex.join([sys.argv[0], *options, '--only', name])}" for name in plan.names()]
+def commands(plan: FigurePlan, chains: Collection[str] | None = None) -> list[str]:
+    """Return one launch line for each run, or each of some chains, ready to paste: this launch's own options, and the
+    run's name."""
+    return [_command("--only", name) for name in plan.names(chains)]
+
+
+def study_commands(study: Study, chains: Collection[str]) -> list[str]:
+    """Return one launch line for each trial that these chains are of."""
+    trials = list(study.plan.trials)
+    wanted = {found[0].trial for name, found in study.plan.chains().items() if name in chains}
+    return [_command("--shard", f"{trials.index(trial) + 1}/{len(trials)}") for trial in sorted(wanted)]
+
+
+def _command(*more: str) -> str:
+    """Return this launch's command with `more` words, and without those that list."""
+    words, kept = iter(sys.argv[1:]), []
+    for word in words:
+        name, equals, _ = word.replace("_", "-").partition("=")
+        if name in ("--shard", "--seconds-per-epoch"):
+            if not equals:
+                next(words, None)
+        elif name != "--list":
+            kept.append(word)
+    return f"accelerate launch {shlex.join([sys.argv[0], *kept, *more])}"
+
+
+def show_list(options: ReproductionOptions, study: Study | None) -> None:
+    """Print the commands of a figure or a study, and what they cost to standard error."""
+    recorded = read_results(study, options.results).finished if study else {}
+    plan = study.plan if study else options.plan
+    if study:
+        chains = study.units(*share(options.shard or "1/1"))
+        lines = study_commands(study, set(chains) - recorded.keys())
+    else:
+        chains = list(chains_of(options, plan))
+        lines = commands(plan, chains)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    if options.seconds_per_epoch is None:
+        rate = measured_rate(plan, LocalNodes(options.runs), recorded.values())
+    else:
+        rate = given_rate(options.seconds_per_epoch)
+    print("".join(f"# {line}\n" for line in costs(plan, chains, rate, recorded)), end="", file=sys.stderr)
 
 
 def chains_of(options: ReproductionOptions, plan: FigurePlan) -> tuple[str, ...]:
@@ -243,18 +299,25 @@ def study_named(name: str) -> Study:
     return read_study(STUDIES / f"{known('study', name, names)}.toml", SCALES)
 
 
+def read_results(study: Study, results: Path) -> StudyResults:
+    """Return what is recorded of a study and of those beside it."""
+    return StudyResults.read(study, results, {name: study_named(name) for name in study.beside})
+
+
 def make_study(options: ReproductionOptions, study: Study) -> None:
     """Make the chains of a study, or of a share of its trials, that are not recorded, and record each when it is."""
     index, count = (1, 1) if options.shard is None else share(options.shard)
-    recorded = finished_chains(study, options.results)
+    recorded = read_results(study, options.results).finished
     wanted = study.units(index, count)
     chains = [name for name in wanted if name not in recorded]
     recorded_already = f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded"
     _log.info(f"{recorded_already}; to make: {', '.join(chains) or 'none'}")
     if chains:
         make_chains(options, study, chains)
+    if not is_first_process():
+        return
     if options.shard is None or not chains:
-        write_study_page(options, study)
+        write_study_page(study, options.results)
     else:
         _log.info("this share is finished; when all are, the same command without --shard writes the page")
 
@@ -262,23 +325,29 @@ def make_study(options: ReproductionOptions, study: Study) -> None:
 def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
     """Make a recorded chain again, and print its numbers beside the recorded ones; nothing is recorded."""
     recorded = finished_chains(study, options.results)
+    if not recorded:
+        raise ValueError(f"no whole chain of the study {study.name} is recorded in {options.results}")
     before = recorded[known("recorded chain", chain, sorted(recorded))]
+    check_made_anew(LocalNodes(options.runs), before, options.runs)
+
+    def compared(experiment: Experiment, made: MadeChain) -> list[dict[str, str]]:
+        check_made_anew(experiment.store.local, before, options.runs)  # nor fetched from MLflow
+        return compare_again(experiment.store, before, made)
+
     with launch(options.config(study.plan.scale.config)) as experiment:
 
         def show_rows(made: MadeChain) -> None:
-            rows = experiment.world.on_main(lambda: compare_again(experiment.store, before, made))
+            rows = experiment.world.on_main(lambda: compared(experiment, made))
             if rows:
                 print_table(rows, numbers=("recorded", "here"), whole=("run",))
 
         FigureRunner(experiment, study.plan).make([chain], show_rows)
 
 
-def write_study_page(options: ReproductionOptions, study: Study) -> None:
+def write_study_page(study: Study, results: Path) -> None:
     """Write the page of a study from its records; this needs no run and no data."""
-    beside = {name: study_named(name) for name in study.beside}
-    found = StudyResults.read(study, options.results, beside)
-    directory = directory_of(study.name, options.results).parent
-    write_page(found, directory)
+    directory = directory_of(study.name, results).parent
+    write_page(read_results(study, results), directory)
     print_markdown((directory / "page.md").read_text())
     print(f"page, tables and figure: {directory}")
 
@@ -287,6 +356,7 @@ def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str
     """Make chains in one launch."""
     with launch(options.config(study.plan.scale.config)) as experiment:
         world = experiment.world
+        chains = world.share_text(" ".join(chains)).split()  # another launch may have recorded one meanwhile
 
         def record(made: MadeChain) -> None:
             path = world.on_main(lambda: record_chain(experiment, study, made, options.results))
@@ -295,23 +365,48 @@ def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str
         FigureRunner(experiment, study.plan).make(chains, record)
 
 
+def is_first_process() -> bool:
+    """Whether this process of a launch is the one that prints and writes pages; before `launch` and after it."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+def check_options(options: ReproductionOptions) -> None:
+    """Raise ValueError unless a figure or a study is named, and for options that a study would not heed."""
+    if bool(options.figure) == bool(options.study):
+        raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
+    if options.study is None:
+        if options.again:
+            raise ValueError("--again makes a recorded chain of a study again: give --study NAME, too")
+        return
+    if options.again and (options.shard or options.list):
+        raise ValueError("--again makes one chain: leave out --shard and --list")
+    usual = ReproductionOptions()
+    names = [one.name for one in fields(options) if one.name not in (*_OF_STUDIES, *_OF_LAUNCH)]
+    if other := [name for name in names if getattr(options, name) != getattr(usual, name)]:
+        changed = [name for name, value in vars(options.changes).items() if value is not None]
+        words = [name for one in other for name in (changed if one == "changes" else [one])]
+        raise ValueError(
+            f"{', '.join('--' + name.replace('_', '-') for name in words)}: a study's settings stand in its plan, "
+            f"{STUDIES / options.study}.toml; leave this out, or write a plan of another name"
+        )
+
+
 def main() -> None:
     """Make the runs of a figure or study, or a share of them, then its page."""
     with clear_errors():
         options = parse(ReproductionOptions, __doc__)
-        if bool(options.figure) == bool(options.study):
-            raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
-        if options.study is not None:
-            study = study_named(options.study)
+        check_options(options)
+        study = None if options.study is None else study_named(options.study)
+        if options.list:
+            show_list(options, study)
+            return
+        if study is not None:
             if options.again:
                 make_again(options, study, options.again)
             else:
                 make_study(options, study)
             return
         plan = options.plan
-        if options.list:
-            print("\n".join(commands(plan)))
-            return
         chains = chains_of(options, plan)
         with launch(options.config(plan.scale.config)) as experiment:
             others = plan.scale.used_on

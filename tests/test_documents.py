@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,3 +54,11 @@ def test_every_statement_of_the_coverage_table_is_shown_by_something_that_exists
 )
 def test_a_row_that_shows_nothing_is_found(row, complaint):
     assert list(unshown(row)) == [complaint]
+
+
+@pytest.mark.skipif(not shutil.which("git") or not (DOCS.parent / ".git").exists(), reason="no clone")
+def test_no_output_of_a_command_is_committed():
+    """At the top of the repository, where a redirection would put it."""
+    words = ["git", "-C", str(DOCS.parent), "ls-files", ":(top,glob)*"]
+    names = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
+    assert {name for name in names if "." not in name} == {"Dockerfile", "LICENSE", "Makefile"}

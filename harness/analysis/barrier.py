@@ -65,6 +65,17 @@ class BarrierCurve:
         return max(self.error_percent) - (self.error_a_percent + self.error_b_percent) / 2
 
     @property
+    def barrier_by_alpha(self) -> tuple[float, ...]:
+        """The paper's E_α(a, b) (equation 1) at each α: error_α − (error(a) + error(b))/2, percentage points."""
+        middle = (self.error_a_percent + self.error_b_percent) / 2
+        return tuple(error - middle for error in self.error_percent)
+
+    @property
+    def error_difference(self) -> float:
+        """error(b) − error(a), percentage points."""
+        return self.error_b_percent - self.error_a_percent
+
+    @property
     def floor(self) -> float:
         """|error(a) − error(b)| / 2: the barrier if no point between the ends is worse than they are."""
         return abs(self.error_a_percent - self.error_b_percent) / 2

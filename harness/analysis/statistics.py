@@ -26,7 +26,7 @@ MOST_TRIALS = 40
 """More have too many sign flips to count."""
 _WITH_MARGIN = ("equal", "not_worse")
 _TIE = 1e-9
-"""Values closer than this, relative to the data, are equal: float noise must not break ties."""
+"""Smaller differences, in points or relative to larger values, are float noise, which must not break ties."""
 _DRAWS_AT_ONCE = 4_000_000
 """Bounds the memory of a bootstrap: about 100 MB."""
 
@@ -167,7 +167,8 @@ def _share_as_large(values: Floats, least: float) -> float:
     """
     half = len(values) // 2
     left, right = _flipped_sums(values[:half]), np.sort(_flipped_sums(values[half:]))
-    bound = least - _TIE * float(np.abs(values).sum()) - left
+    tie = _TIE * float(np.maximum(1.0, np.abs(values)).sum())
+    bound = least - tie - left
     return float((len(right) - np.searchsorted(right, bound)).sum()) / 2 ** len(values)
 
 
@@ -236,14 +237,14 @@ def check_margin(expects: Expectation, margin: float | None) -> None:
         raise ValueError(f"a claim {expects!r} has no margin, got {margin}")
 
 
-def in_symbols(expects: Expectation, margin: float | None) -> str:
-    """Return a claim about a and b as a formula, in percentage points."""
+def in_symbols(expects: Expectation, margin: float | None, a: str = "a", b: str = "b") -> str:
+    """Return a claim about two sides as a formula, in percentage points."""
     return {
-        "greater": "a > b",
-        "less": "a < b",
-        "differs": "a ≠ b",
-        "equal": f"|a − b| < {margin or 0:g}",
-        "not_worse": f"a > b − {margin or 0:g}",
+        "greater": f"{a} > {b}",
+        "less": f"{a} < {b}",
+        "differs": f"{a} ≠ {b}",
+        "equal": f"|{a} − {b}| < {margin or 0:g}",
+        "not_worse": f"{a} > {b} − {margin or 0:g}",
     }[expects]
 
 
@@ -294,7 +295,7 @@ def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
     elif holm_p <= SIGNIFICANCE and claim.against:
         reason = "it is the other way round"
     elif holm_p <= SIGNIFICANCE and not claim.holds_in(contrast.interval):
-        reason = "the interval over trials and images allows the opposite"
+        reason = "the interval allows the opposite" if claim.margin is None else "the interval reaches the margin"
     elif holm_p <= SIGNIFICANCE:
         word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
     return Verdict(

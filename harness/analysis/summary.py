@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Self, TypeVar
-
-Key = TypeVar("Key", bound=Hashable)
+from typing import Self
 
 
 @dataclass(frozen=True)
@@ -29,37 +27,6 @@ class Summary:
     def __str__(self) -> str:
         spread = "" if self.sd is None else f" ± {self.sd:.2f}"
         return f"{self.mean:.2f}{spread} (n={self.count})"
-
-
-@dataclass(frozen=True)
-class Paired:
-    """Mean difference of two values measured on the same trials, with its 95 % confidence interval, in their unit.
-
-    The interval is Student's t of the differences, n − 1 degrees of freedom; None for a single trial.
-    """
-
-    mean: float
-    interval: tuple[float, float] | None
-    count: int
-
-    @classmethod
-    def of(cls, first: Mapping[Key, float], second: Mapping[Key, float]) -> Self:
-        """Compare first − second over the trials that both have; ValueError when there is none."""
-        differences = [first[trial] - second[trial] for trial in first if trial in second]
-        if not differences:
-            raise ValueError("no trial has both values")
-        mean, count = statistics.fmean(differences), len(differences)
-        if count == 1:
-            return cls(mean, None, count)
-        from scipy.stats import t
-
-        half = float(t.ppf(0.975, count - 1)) * statistics.stdev(differences) / count**0.5
-        return cls(mean, (mean - half, mean + half), count)
-
-    @property
-    def sure(self) -> bool:
-        """Whether the interval leaves out 0: the sign of the difference is known at the 95 % level."""
-        return self.interval is not None and not self.interval[0] <= 0 <= self.interval[1]
 
 
 def epsilon_from_dense(error_percent: Sequence[float]) -> float:

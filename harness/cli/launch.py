@@ -11,13 +11,13 @@ from pathlib import Path
 
 from harness.analysis.summary import epsilon_from_dense
 from harness.cli.errors import clear_errors
-from harness.cli.options import OneRun, RunPair, StabilityPair, parse
+from harness.cli.options import OneRun, RunPair, StabilityPair, TicketAndSeed, parse
 from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
 from harness.cli.terminal import print_comparison, print_search, print_training
 from harness.config import NETWORKS_OWN, SearchConfig, TicketConfig, known
 from harness.distributed.status import reported
 from harness.distributed.world import World
-from harness.experiment.comparison import Question, compare, compare_initial_norm
+from harness.experiment.comparison import Question, compare, compare_initial_norm, compare_signed_init
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
@@ -85,6 +85,16 @@ def ask_initial_norm(description: str | None) -> None:
             result = compare_initial_norm(experiment, ticket, asked.comparison)
             if result is not None:
                 print_comparison("norm_init", result, None, as_json=asked.json)
+
+
+def ask_signed_init(description: str | None) -> None:
+    """Read a level's run ID and a seed from the command line; print and record the barrier to abs(θ_init) ⊙ s."""
+    with clear_errors():
+        asked = parse(TicketAndSeed, description)
+        with launch_ticket(asked.ticket) as (experiment, ticket):
+            result = compare_signed_init(experiment, ticket, asked.init_seed, asked.comparison)
+            if result is not None:
+                print_comparison("signed_init", result, None, as_json=asked.json)
 
 
 def compare_runs(question: Question, description: str | None) -> None:

@@ -76,6 +76,14 @@ class OneRun:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TicketAndSeed(OneRun):
+    """A logged level, the fresh θ_init that its signs are put on, and how the two are compared."""
+
+    init_seed: int = 2
+    """Draws the fresh θ_init; never the search's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunPair(OneRun):
     """Two logged trainings of one ticket, and how they are compared."""
 

@@ -63,8 +63,10 @@ def print_comparison(question: Question, result: Comparison, epsilon: float | No
     points = zip(curve.alphas, curve.error_percent, strict=True)
     rows = [{"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}"} for alpha, error in points]
     print_table(rows, numbers=("alpha", "test error %"))
-    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
+    if question in ("norm_init", "signed_init"):
+        print(f"error of the copy (α = 0) − the ticket's {curve.error_difference:+.2f} points")
     print(f"above the straight line {curve.barrier_above_line:.2f} points")
+    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
     if epsilon is not None:
         word, sign = ("connected", "≤") if verdict["connected"] else ("not connected", ">")
         print(f"{word}: barrier {curve.barrier:.2f} {sign} ε = {epsilon:.2f}")

@@ -14,6 +14,7 @@ from harness.config.parts import (
     Schedule,
     known,
 )
+from harness.config.redrawn import INITIAL_WEIGHTS, REDRAWN, drawn_before
 from harness.config.search import (
     NETWORKS_OWN,
     AlphaDistribution,
@@ -29,7 +30,9 @@ from harness.config.search import (
 from harness.config.ticket import ComparisonConfig, Kind, SignsTaken, TicketConfig, UnprunedSigns
 
 __all__ = [
+    "INITIAL_WEIGHTS",
     "NETWORKS_OWN",
+    "REDRAWN",
     "AlphaDistribution",
     "ComparisonConfig",
     "DataConfig",
@@ -49,6 +52,7 @@ __all__ = [
     "SignsTaken",
     "TicketConfig",
     "UnprunedSigns",
+    "drawn_before",
     "known",
     "search_from_json",
     "to_json",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from harness.config.parts import (
     DataConfig,
@@ -13,6 +13,7 @@ from harness.config.parts import (
     OptimConfig,
     Precision,
     Schedule,
+    known,
     require,
     require_minutes,
 )
@@ -23,6 +24,7 @@ Order = Literal["default", "paper"]
 RewindUnit = Literal["epochs", "steps"]
 AlphaDistribution = Literal["uniform", "zero", "bernoulli", "half_to_one"]
 """Of AWS's α: U(0, 1); always 0; 0 or 1, each half the time; U(½, 1)."""
+Freezing = Literal["authors", "exact"]
 NETWORKS_OWN = "network"
 """The initialisation that a network comes with."""
 
@@ -41,7 +43,12 @@ class GemMinerConfig:
     penalty: float = 1e-5
     """λ of the loss's λ‖p‖²."""
     freeze_every_epochs: int = 5
-    """The lowest scores are frozen this often, but not after the last epoch."""
+    """n: the lowest scores are frozen this often, first after epoch n + 1."""
+    freezing: Freezing = "authors"
+    """authors: after epochs n + 1, 2n + 1, …, and equal scores together, so that fewer weights than planned can stay;
+    exact: after n, 2n, …, the planned number, as older runs did."""
+    num_train: int | None = None
+    """Training images of both trainings, drawn by the search's sgd_seed; all if not given."""
     finetune: Schedule = Schedule(150, "step", (80, 120))
     """Schedule of fine-tuning."""
     finetune_lr: float = 0.01
@@ -59,6 +66,9 @@ class GemMinerConfig:
             "it takes at least one epoch more than that, so that something is pruned",
         )
         require(self.penalty >= 0, f"gem_miner.penalty is {self.penalty}; it must not be negative")
+        known("gem_miner.freezing", self.freezing, get_args(Freezing))
+        num_train = self.num_train
+        require(num_train is None or num_train >= 1, f"gem_miner.num_train is {num_train}; it must be 1 or more")
 
     def scoring(self) -> tuple[OptimConfig, Schedule]:
         """Optimizer and schedule of the scores; λ‖p‖² is coupled weight decay of 2λ."""
@@ -182,7 +192,7 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
     try:
         parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in nested.items()}
         if "gem_miner" in values:  # older records have none
-            gem = dict(values["gem_miner"])
+            gem = {"freezing": "exact"} | values["gem_miner"]  # those that have no freezing froze exact counts
             parts["gem_miner"] = GemMinerConfig(**gem | {"finetune": _schedule(Schedule(**gem["finetune"]))})
         rest = {name: value for name, value in values.items() if name not in parts}
         config = SearchConfig(**parts, **rest)

@@ -74,7 +74,8 @@ class ComparisonConfig:
     num_alphas: int = 11
     """Points of the grid α = 0 … 1, ends included."""
     bn_convention: Literal["cumulative", "ema", "none"] = "cumulative"
-    """How BatchNorm statistics of an interpolated network are made."""
+    """How BatchNorm statistics of an interpolated network are made: as a mean over batches; as a moving average that
+    starts from mean 0 and variance 1 (the authors' scripts); or interpolated with the rest."""
     bn_images: int | Literal["all"] = 10_000
     """Training images they are estimated from (all if the set is smaller)."""
 
@@ -82,6 +83,11 @@ class ComparisonConfig:
         ok = self.bn_images == "all" or self.bn_images >= 1
         require(ok, f"bn_images is {self.bn_images}; it must be all, or 1 or more")
         require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; the two ends make at least 2")
+
+    @property
+    def ema_start(self) -> dict[str, str]:
+        """Where statistics of ema start: older comparisons lack it, and started from the interpolated ones."""
+        return {"ema_start": "mean 0, variance 1"} if self.bn_convention == "ema" else {}
 
     @property
     def alphas(self) -> tuple[float, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
@@ -41,8 +41,10 @@ class TrainOrder:
     global_batch_size: int
     rank: int
     world_size: int
+    chosen: np.ndarray | None = field(default=None, compare=False)
+    """Positions in the split of the `num_samples` that are used, int64; None: the split has no others."""
     steps_per_epoch: int = field(init=False)
-    """Whole global batches in the split."""
+    """Whole global batches in these samples."""
     batch_size: int = field(init=False)
     """Samples of a global batch that fall to one rank."""
 
@@ -75,6 +77,7 @@ class TrainOrder:
         if not 0 <= skip_steps <= stop <= steps:
             raise ValueError(f"steps {skip_steps} to {stop} of an epoch were asked for; it has steps 0 to {steps}")
         used = noise.permutation(epoch, self.num_samples)[: steps * self.global_batch_size]
+        used = used if self.chosen is None else self.chosen[used]
         return used.reshape(steps, self.world_size, self.batch_size)[skip_steps:stop:every, self.rank]
 
 
@@ -85,9 +88,13 @@ class TrainLoader:
     reader: SplitReader
     order: TrainOrder
 
+    def among(self, chosen: np.ndarray) -> TrainLoader:
+        """Return a loader of these samples alone, int64 positions in the split; an epoch has fewer batches."""
+        return replace(self, order=replace(self.order, num_samples=len(chosen), chosen=chosen))
+
     @property
     def num_samples(self) -> int:
-        """Samples of the whole split."""
+        """Samples of an epoch, before the last incomplete batch is dropped."""
         return self.order.num_samples
 
     @property

@@ -1,17 +1,17 @@
-"""Two networks compared along the line between them: SGD-noise stability, linear mode connectivity, ψ's initialisation.
+"""Two networks compared along the line between them.
 
-The first two questions are of two finished trainings; the third is of a ticket and its copy with ψ_init, before either
-is trained any further.
+SGD-noise stability and linear mode connectivity are questions of two finished trainings. The other two are of a ticket
+and a copy of it, before either is trained any further: with ψ_init, or with its signs on a fresh θ_init.
 """
 
 from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
@@ -25,13 +25,15 @@ from harness.distributed.world import World
 from harness.experiment.describe import comparison_determinants, describe_comparison
 from harness.experiment.experiment import Experiment, loader_threads
 from harness.lineage.nodes.record import CORRECT, THETA_INIT, LineageRecord, Metric
+from harness.masks import transfer
+from harness.pruning import StartPoint
 from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun
 from harness.training.feed import ImageBatch, TrainFeed
 
 BARRIER = "barrier.json"
 Item = TypeVar("Item")
-Question = Literal["stability", "lmc", "norm_init"]
+Question = Literal["stability", "lmc", "norm_init", "signed_init"]
 HELD_PIXELS = 64 * 64
 """Images up to this size are normalised once and held; larger ones stream anew for every α."""
 
@@ -102,10 +104,42 @@ def compare_initial_norm(experiment: Experiment, ticket: FinishedRun, config: Co
     return _compare(experiment, ticket, replace(ticket, checkpoint=checkpoint), "norm_init", config)
 
 
-def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[str, torch.Tensor]:
+def compare_signed_init(
+    experiment: Experiment, ticket: FinishedRun, init_seed: int, config: ComparisonConfig
+) -> Comparison | None:
+    """Return the barrier between a ticket and abs(θ_init) ⊙ s, its signs on a fresh θ_init; None except on rank 0.
+
+    Neither is trained any further (paper, Figure 1: the yellow and the red ball). The copy is the start of the final
+    training `signed_mask` with this `init_seed`: the same digest, ψ = ψ_init. ValueError for a run that is no level of
+    a search, and for the search's own init_seed. All ranks call it and share the work.
+    """
+    experiment.world.on_main(lambda: _check_fresh(ticket.record, init_seed))
+    fresh = experiment.theta_init(init_seed)
+    params, mask = transfer.start(
+        "signed_mask", fresh.params, ticket.checkpoint.params, ticket.signed_mask, seed=init_seed
+    )
+    start = StartPoint(params, fresh.buffers, mask)
+    copy = replace(ticket, checkpoint=replace(ticket.checkpoint, params=params, buffers=start.buffers))
+    drawn = {"init_seed": init_seed, "start": start.digest, **experiment.common.drawn}
+    return _compare(experiment, ticket, copy, "signed_init", config, drawn)
+
+
+def _check_fresh(ticket: LineageRecord | None, init_seed: int) -> None:
+    _check_level(ticket)
+    assert ticket is not None
+    if str(init_seed) == ticket.tags.get("init_seed"):
+        raise ValueError(f"init_seed {init_seed} is the search's own: choose another for a fresh initialisation")
+
+
+def _check_level(ticket: LineageRecord | None) -> None:
     assert ticket is not None
     if ticket.kind != "level":
         raise ValueError(f"{ticket.name!r} is a {ticket.kind}; this question is of a search's level")
+
+
+def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[str, torch.Tensor]:
+    _check_level(ticket)
+    assert ticket is not None
     if not experiment.partition.norm:
         raise ValueError(f"{experiment.common.network} has no normalisation layers to initialise")
     search = ticket.nested_under or ""
@@ -116,12 +150,20 @@ def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[
 
 
 def _compare(
-    experiment: Experiment, first: FinishedRun, second: FinishedRun, question: Question, config: ComparisonConfig
+    experiment: Experiment,
+    first: FinishedRun,
+    second: FinishedRun,
+    question: Question,
+    config: ComparisonConfig,
+    drawn: Mapping[str, Any] | None = None,
 ) -> Comparison | None:
-    """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it."""
+    """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it.
+
+    `drawn` are further determinants: how the second network was drawn.
+    """
     world, archive = experiment.world, experiment.archive
     batch_size, recorded = json.loads(world.share_text(json.dumps(world.on_main(lambda: _in_records(first, second)))))
-    determinants = comparison_determinants(experiment, first, second, question, config, batch_size)
+    determinants = comparison_determinants(experiment, first, second, question, config, batch_size) | dict(drawn or {})
     key = sha256_json(determinants)
 
     def is_recorded() -> bool:

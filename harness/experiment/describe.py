@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import torch
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import hardware, launch_command
-from harness.config import NETWORKS_OWN, ComparisonConfig, Schedule, SearchConfig, to_json
+from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, REDRAWN, ComparisonConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.masks import Mask
 from harness.models import width_of
@@ -39,6 +39,12 @@ class CommonDescription:
     tags: dict[str, str]
     network: str
     """Name of the network, with its width where that is not its own."""
+    method: str = ""
+    """Name of the method, with the distribution of α where that is not the paper's."""
+    alpha: dict[str, str] = field(default_factory=dict)
+    """Tag and input to a search's key: the distribution of α, where that is not the paper's."""
+    drawn: dict[str, str] = field(default_factory=dict)
+    """Tag of the runs that draw a network which older runs drew otherwise, and of the levels below them."""
 
 
 def common(experiment: Experiment) -> CommonDescription:
@@ -49,6 +55,11 @@ def common(experiment: Experiment) -> CommonDescription:
     # DDP adds gradients up in buckets: a + b = b + a, but three can be added two ways. Runs of three or more processes
     # without this entry were made when each training kept the buckets that DDP begins with.
     order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
+    # Runs of these networks without the entries drew θ_init otherwise, or were trained with drop-connect.
+    redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
+    # All floats are of torch's default dtype. Only tools/selfcheck.py sets another one, float64.
+    dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+    other_dtype = {} if dtype == "float32" else {"dtype": dtype}
     determinants = {
         "format": 2,
         "data": source.content_digest,
@@ -64,8 +75,10 @@ def common(experiment: Experiment) -> CommonDescription:
         "world_size": world.size,
         **order_of_sums,
         **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
+        **redrawn,
+        **other_dtype,
     }
-    launch = {"world_size": world.size, **order_of_sums, "device": world.device_name}
+    launch = {"world_size": world.size, **order_of_sums, **other_dtype, "device": world.device_name}
     recorded = {
         "search": to_json(config),
         "data": {"num_train": source.num_train, "num_test": source.num_test},
@@ -73,15 +86,19 @@ def common(experiment: Experiment) -> CommonDescription:
         "hardware": hardware(world.device),
         "command": redact(launch_command()),
         "argv": [redact(word) for word in sys.argv],  # a record is given away, passwords are not
+        **redrawn,
     }
     # Short hash of every setting except seeds, method and kind: runs with equal hashes are trials of one setting. An
     # initialisation counts by its name: a ticket is used where the file it once came from is not.
     schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
     begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
-    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | unusual_alpha(config))[:12]
+    alpha: dict[str, str] = {} if config.alpha == "uniform" else {"alpha": config.alpha}
+    settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | alpha)[:12]
     tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
     tags |= {"network": network, "settings": settings}
-    return CommonDescription(determinants, recorded, tags, network)
+    method = " ".join([config.method, *(f"α={value}" for value in alpha.values())])
+    drawn = {name: value for name, value in redrawn.items() if name == INITIAL_WEIGHTS}
+    return CommonDescription(determinants, recorded, tags, network, method, alpha, drawn)
 
 
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
@@ -91,15 +108,6 @@ def pruning_settings(config: SearchConfig) -> dict[str, Any]:
         own = {"densities": config.densities}
     usual = {"pruning_scope": "global", "one_shot": False, "order": "default"}
     return own | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
-
-
-def unusual_alpha(config: SearchConfig) -> dict[str, str]:
-    """Return the distribution of α unless it is the paper's."""
-    return {} if config.alpha == "uniform" else {"alpha": config.alpha}
-
-
-def _method_in_words(config: SearchConfig) -> str:
-    return config.method if config.alpha == "uniform" else f"{config.method} α={config.alpha}"
 
 
 def search_lock(experiment: Experiment, root: RunDescription) -> str:
@@ -113,20 +121,21 @@ def describe_search(experiment: Experiment, begun: Initialisation, theta_init_di
     """Describe the root of a search. The number of levels is no part of its key: a longer search goes on."""
     config, shared = experiment.config, experiment.common
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
-    name = f"{_method_in_words(config)} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
+    name = f"{shared.method} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
     if config.initialisation != NETWORKS_OWN:
         name = f"{name} from {Path(config.initialisation).name[:24]}"
     return RunDescription(
         determinants=shared.determinants
-        | {"kind": "search", "method": config.method, **seeds, **begun.determinants, **unusual_alpha(config)},
+        | {"kind": "search", "method": config.method, **seeds, **begun.determinants, **shared.alpha},
         kind="search",
         name=name,
         parents=(Parent(begun.key, "initialised-from"),) if begun.key else (),
         config=shared.config | begun.recorded,
         tags=shared.tags
         | {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
-        | unusual_alpha(config)
-        | {"theta_init_digest": theta_init_digest},
+        | shared.alpha
+        | {"theta_init_digest": theta_init_digest}
+        | shared.drawn,
     )
 
 
@@ -154,15 +163,14 @@ def describe_level(
     config, shared = experiment.config, experiment.common
     own = {"kind": "level", "root": root, "level": level, "schedule": schedule.determinants(), "parent": parent.key}
     tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
-    tags |= unusual_alpha(config)
-    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {_method_in_words(config)} {shared.network}"]
+    words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {shared.method} {shared.network}"]
     return RunDescription(
         determinants=shared.determinants | own | dict(determinants),
         kind="level",
         name=" ".join(words),
         parents=(parent,),
         config=shared.config | {"level": level, "schedule": asdict(schedule)} | dict(recorded),
-        tags=shared.tags | tags | ({"phase": phase} if phase else {}),
+        tags=shared.tags | tags | shared.alpha | shared.drawn | ({"phase": phase} if phase else {}),
         level=level,
         nested_under=root,
     )
@@ -210,11 +218,11 @@ def describe_training(
     unusual = trial.unusual | ({"transferred": "true"} if transferred else {})
     if unusual:  # such a training is no trial of the usual one
         tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
-    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)}
-    tags |= {} if ticket is None else {"method": config.method, **unusual_alpha(config)}
+    tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)} | shared.drawn
+    tags |= {} if ticket is None else {"method": config.method, **shared.alpha}
 
     level = ticket.checkpoint.level if ticket else 0
-    found = [f"L{level:02d} d{mask.density:.3f} {_method_in_words(config)}"] if ticket else []
+    found = [f"L{level:02d} d{mask.density:.3f} {shared.method}"] if ticket else []
     words = [trial.kind, *found, shared.network]
     words += [*([] if trial.drawn is None else [f"i{trial.drawn}"]), f"s{trial.sgd_seed}"]
     return RunDescription(
@@ -241,24 +249,30 @@ def describe_comparison(
     shared = experiment.common
     tags, ticket = first.record.tags, first.mask.density
     words = [f"L{tags['level']}", f"d{ticket:.3f}"] + ([tags["method"]] if "method" in tags else [])
+    words += [f"α={tags['alpha']}"] if "alpha" in tags else []
     pair = [] if first.key == second.key else [_short_name(first.record), "|", _short_name(second.record)]
-    other = Parent(second.key, "compared")
-    if first.key == second.key:  # a ticket against its copy with ψ_init
+    others = [Parent(second.key, "compared")]
+    drawn = {name: determinants[name] for name in ("init_seed", "start") if name in determinants}
+    if drawn:  # a ticket against its signs on a fresh θ_init, which no run holds
+        others, pair = [], [f"i{drawn['init_seed']}"]
+    elif first.key == second.key:  # a ticket against its copy with ψ_init
         assert first.record.nested_under is not None
-        other = Parent(first.record.nested_under, "initialised-from")
-    same_start = tags.get("start_digest") == second.record.tags.get("start_digest")
+        others = [Parent(first.record.nested_under, "initialised-from")]
+    same = {"same_start": str(tags.get("start_digest") == second.record.tags.get("start_digest")).lower()}
     precision = experiment.config.precision
     return RunDescription(
         determinants=determinants,
         kind="analysis",
         # what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'
         name=" ".join([question, *pair, *words, shared.network]),
-        parents=(Parent(first.key, "compared"), other),
-        config=shared.config | {"question": question, "comparison": asdict(config)},
+        parents=(Parent(first.key, "compared"), *others),
+        config=shared.config | {"question": question, "comparison": asdict(config)} | drawn,
         tags=shared.tags
-        | {tag: tags[tag] for tag in ("method", "level") if tag in tags}
-        | {"question": question, "density": f"{ticket:.6f}", "same_start": str(same_start).lower()}
+        | {tag: tags[tag] for tag in ("method", "alpha", "level") if tag in tags}
+        | {"question": question, "density": f"{ticket:.6f}"}
         | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
+        | ({"init_seed": str(drawn["init_seed"]), "start_digest": drawn["start"]} if drawn else same)
+        | config.ema_start
         | ({} if precision == "no" else {"precision": precision}),
     )
 
@@ -276,8 +290,7 @@ def comparison_determinants(
     measured = {name: shared[name] for name in ("format", "data", "spec", "model")}
     if shared["precision"] != "no":  # older keys have none
         measured["precision"] = shared["precision"]
-    if (matmul := shared.get("float32_matmul_precision")) is not None:
-        measured["float32_matmul_precision"] = matmul
+    measured |= {name: shared[name] for name in ("float32_matmul_precision", "dtype") if name in shared}
     num_images = config.num_bn_images(experiment.source.num_train)
     return measured | {
         "kind": "analysis",
@@ -285,6 +298,8 @@ def comparison_determinants(
         "pair": sorted({first.key, second.key}),
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
+        # ema without its start began from the interpolated statistics
+        **config.ema_start,
         "bn_images": num_images,
         # BatchNorm statistics depend on how many images a batch has
         "batch": batch_size if num_images else None,

@@ -9,7 +9,7 @@ import torch
 
 from harness.common.seeds import SgdNoise
 from harness.common.tensors import check_fits
-from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns
+from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns, drawn_before
 from harness.experiment.describe import describe_training
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.trainer import Trainer
@@ -105,6 +105,8 @@ def final_training(
             f"init_seed {trial.init_seed} is the search's own: choose another for a fresh initialisation, "
             "or pass --same-init"
         )
+    if ticket is not None and same_init and trial.init_seed == config.init_seed and begun.text == NETWORKS_OWN:
+        experiment.world.on_main(lambda: _check_same_draw(ticket))
 
     # Make the start point: a fresh θ_init with the signs and the mask of the ticket.
     fresh = experiment.theta_init(trial.init_seed)
@@ -139,6 +141,17 @@ def final_training(
         )
 
     return experiment.archive.run_or_load(description, make)
+
+
+def _check_same_draw(ticket: FinishedRun) -> None:
+    """Refuse the search's own seed where it draws another θ_init today than it did then (rank 0)."""
+    assert ticket.record is not None
+    record = ticket.record
+    if (before := drawn_before(record.tags["model"], record.config)) is not None:
+        raise ValueError(
+            f"the search of {record.name!r} drew its θ_init the other way ({before}), and its seed draws another one "
+            f"today; --initialisation {(record.nested_under or '')[:16]} takes that of the search itself"
+        )
 
 
 def _check_own_retraining(experiment: Experiment, trial: Trial, ticket: FinishedRun) -> None:

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -24,6 +25,7 @@ from harness.runs.run import Measurements, RunDescription, TrainedRun, layer_tab
 from harness.runs.state_saver import StateSaver
 from harness.training.batchnorm import reestimate_batchnorm
 from harness.training.evaluate import evaluate
+from harness.training.feed import TrainFeed
 from harness.training.loop import EpochReport, train
 
 BN_IMAGES = 10_000
@@ -51,6 +53,7 @@ class Trainer:
         optim: OptimConfig | None = None,
         hook: TrainingHook | None = None,
         frozen: Collection[str] = (),
+        choose: Callable[[int], np.ndarray] | None = None,
     ) -> TrainedRun:
         """Train from `start` and evaluate.
 
@@ -67,8 +70,12 @@ class Trainer:
             optim: Instead of the experiment's optimizer.
             hook: Goes along with the training; may give another mask and more networks to keep.
             frozen: Names of parameters that are not trained.
+            choose: Takes the number of training images and returns the positions of those to use; None: all.
         """
         experiment, world, measured = self.experiment, self.experiment.world, saver.measured
+        feed = experiment.train_feed
+        if choose is not None:
+            feed = feed.among(choose(experiment.source.num_train))
 
         # Put the network at the start point, and let the method see ψ and ψ_init.
         model = deepcopy(experiment.blank).to(world.device)
@@ -80,7 +87,7 @@ class Trainer:
         state = NormState([params[name] for name in norm], [psi_init[name].to(world.device) for name in norm])
         signs = {name: (start.weights or start.params)[name].sign() for name in start.mask.tensors}
         flipped = _FlippedSigns(params, signs, start.mask) if world.is_main and start.weights is None else None
-        begin = divmod(start.begin_steps, experiment.train_feed.steps_per_epoch)
+        begin = divmod(start.begin_steps, feed.steps_per_epoch)
         epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
 
         def on_epoch(report: EpochReport) -> None:
@@ -92,7 +99,7 @@ class Trainer:
 
         # Train, with a progress bar and the load of the machine on rank 0.
         bar = tqdm(
-            total=schedule.epochs * experiment.train_feed.steps_per_epoch,
+            total=schedule.epochs * feed.steps_per_epoch,
             initial=start.begin_steps,
             desc=description.name,
             unit="step",
@@ -103,7 +110,7 @@ class Trainer:
             train(
                 model,
                 world=world,
-                batches=experiment.train_feed,
+                batches=feed,
                 noise=noise,
                 optim=optim or experiment.config.optim,
                 schedule=schedule,
@@ -133,22 +140,22 @@ class Trainer:
         # Measure it.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
         measured.log(checkpoint.epochs, {"epochs_total": spent + epochs})
-        correct = self._evaluate(model, checkpoint.epochs, measured, noise, reestimate=reestimate)
+        correct = self._evaluate(model, checkpoint.epochs, measured, noise, feed if reestimate else None)
         layers = layer_table(checkpoint.params, signs, mask)
         return TrainedRun(checkpoint, mask, measured, start.digest, layers, networks, correct)
 
     def _evaluate(
-        self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, *, reestimate: bool
+        self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, train_feed: TrainFeed | None
     ) -> dict[str, torch.Tensor]:
-        """Log error and loss on the test split; with `reestimate`, of fresh BatchNorm statistics.
+        """Log error and loss on the test split; given training images, of fresh BatchNorm statistics from them.
 
         Return which images were right, by evaluation.
         """
         experiment, world = self.experiment, self.experiment.world
-        feed, train_feed = experiment.test_feed, experiment.train_feed
+        feed = experiment.test_feed
         found = evaluate(model, feed, world, num_images=feed.num_images)
         correct = {}
-        if reestimate:
+        if train_feed is not None:
             # an AWS level's running statistics were gathered under random α; they are not those of ψ
             measured_before, correct["test_recorded_bn"] = found.error_percent, found.correct_N
             steps = -(-BN_IMAGES // experiment.config.global_batch_size)
@@ -190,8 +197,8 @@ class _FlippedSigns:
 def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
     """Return the gradients of the mean loss of one global batch at θ ⊙ m.
 
-    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed in float32, in as
-    many micro-batches as in training; BatchNorm uses the statistics of each, on each rank.
+    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed without mixed
+    precision, in as many micro-batches as in training; BatchNorm uses the statistics of each, on each rank.
 
     Args:
         experiment: Network, data and processes; all ranks call this.
@@ -199,7 +206,7 @@ def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], 
         mask: m; gradients of pruned weights are those at weight 0.
 
     Returns:
-        A float32 tensor for each parameter, on the CPU, the mean over ranks.
+        A tensor for each parameter, on the CPU, the mean over ranks.
     """
     world = experiment.world
     model = deepcopy(experiment.blank).to(world.device).train()
@@ -212,6 +219,6 @@ def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], 
     images_NCHW, labels_N = next(experiment.train_feed.epoch(noise, 0, num_steps=1))
     torch.manual_seed(noise.key("dropout", 0) >> 1)
     for images, labels in zip(images_NCHW.tensor_split(parts), labels_N.tensor_split(parts), strict=True):
-        (F.cross_entropy(model(images).float(), labels) * (len(labels) / len(labels_N))).backward()
+        (F.cross_entropy(model(images), labels) * (len(labels) / len(labels_N))).backward()
     grads = {name: torch.zeros_like(param) if param.grad is None else param.grad for name, param in own.items()}
     return {name: (world.sum(grad) / world.size).cpu() for name, grad in grads.items()}

@@ -72,10 +72,6 @@ class Mask:
         """Tell whether both keep exactly the same weights."""
         return self.issubset(other) and other.issubset(self)
 
-    def to(self, device: torch.device | str) -> Mask:
-        """Return this mask on `device`."""
-        return Mask({name: tensor.to(device) for name, tensor in self.tensors.items()})
-
     def shapes(self) -> dict[str, torch.Size]:
         """Return the shape of each masked tensor."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
@@ -113,7 +109,7 @@ class SignedMask:
     def of(cls, params: Mapping[str, torch.Tensor], mask: Mask, norm: Iterable[str] = ()) -> SignedMask:
         """Return sign₀(θ ⊙ m) of all of `params`."""
         check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
-        mask = mask.to("cpu")
+        mask = Mask({name: kept.cpu() for name, kept in mask.tensors.items()})
         signs = {name: param.detach().cpu().sign().to(torch.int8) for name, param in params.items()}
         for name, kept in mask.tensors.items():
             signs[name] = signs[name] * kept

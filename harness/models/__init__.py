@@ -13,7 +13,7 @@ from torch import nn
 from harness.common.seeds import derive_seed
 from harness.config import known
 from harness.models import initialise
-from harness.models.efficientnet import efficientnet_b0_cifar
+from harness.models.efficientnet import DROP_CONNECT, efficientnet_b0_cifar
 from harness.models.mlp_mixer import mlp_mixer, mlp_mixer_small, mlp_mixer_wide
 from harness.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
 from harness.models.partition import ParamPartition
@@ -46,6 +46,8 @@ class ModelSpec:
 
     build: Callable[..., nn.Module]
     classifier: str
+    former: Callable[..., nn.Module] | None = None
+    """Builds it as older runs drew it, where that was otherwise: `harness.config.redrawn` has the same names."""
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -56,12 +58,19 @@ MODELS: dict[str, ModelSpec] = {
     "resnet56": ModelSpec(partial(resnet_cifar, 56), classifier="fc"),
     "resnet110": ModelSpec(partial(resnet_cifar, 110), classifier="fc"),
     "resnet50": ModelSpec(resnet50, classifier="fc"),
-    "resnet50_cifar": ModelSpec(resnet50_cifar, classifier="fc"),
+    "resnet50_cifar": ModelSpec(resnet50_cifar, "fc", former=partial(resnet50_cifar, former=True)),
     "resnet20_skipinit": ModelSpec(partial(resnet_skipinit, 20), classifier="fc"),
     "mobilenet_v2": ModelSpec(mobilenet_v2, classifier="classifier.1"),
-    "mobilenet_v2_cifar": ModelSpec(mobilenet_v2_cifar, classifier="fc"),
-    "shufflenet_cifar": ModelSpec(shufflenet_cifar, classifier="fc"),
-    "efficientnet_b0_cifar": ModelSpec(efficientnet_b0_cifar, classifier="classifier.1"),
+    "mobilenet_v2_cifar": ModelSpec(mobilenet_v2_cifar, "fc", former=partial(mobilenet_v2_cifar, former=True)),
+    "shufflenet_cifar": ModelSpec(shufflenet_cifar, "fc", former=partial(shufflenet_cifar, former=True)),
+    "efficientnet_b0_cifar": ModelSpec(
+        efficientnet_b0_cifar,
+        classifier="classifier.1",
+        former=partial(efficientnet_b0_cifar, drop_connect=DROP_CONNECT, former=True),
+    ),
+    "efficientnet_b0_cifar_drop_connect": ModelSpec(
+        partial(efficientnet_b0_cifar, drop_connect=DROP_CONNECT), classifier="classifier.1"
+    ),
     "vgg11_bn_cifar": ModelSpec(vgg11_bn_cifar, classifier="fc"),
     "vit_tiny": ModelSpec(vit_tiny, classifier="heads.head"),
     "mlp_mixer": ModelSpec(mlp_mixer, classifier="head"),
@@ -70,7 +79,15 @@ MODELS: dict[str, ModelSpec] = {
 }
 
 
-def build_model(name: str, *, num_classes: int, channels: int, image_size: int, width: int | None = None) -> nn.Module:
+def build_model(
+    name: str,
+    *,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    width: int | None = None,
+    former: bool = False,
+) -> nn.Module:
     """Build a network on the CPU, its weights drawn from torch's global generator (seed it before).
 
     It takes float NCHW images of `channels` × `image_size` × `image_size` and returns logits (N, num_classes).
@@ -81,6 +98,7 @@ def build_model(name: str, *, num_classes: int, channels: int, image_size: int, 
         channels: Channels of an image.
         image_size: Height and width of an image, pixels.
         width: Channels of the first stage or as the network's own file says; None: its default.
+        former: As older runs drew it, where that was otherwise (`harness.config.redrawn`).
 
     Raises:
         ValueError: An unknown name, a size that is not positive, or a width for a network that has only one.
@@ -98,7 +116,8 @@ def build_model(name: str, *, num_classes: int, channels: int, image_size: int, 
     for size, value in sizes.items():
         if value < 1:
             raise ValueError(f"{size} of {name} must be at least 1, got {value}")
-    return spec.build(**sizes)
+    build = spec.former if former and spec.former is not None else spec.build
+    return build(**sizes)
 
 
 def draw_model(
@@ -109,6 +128,7 @@ def draw_model(
     channels: int,
     image_size: int,
     width: int | None = None,
+    former: bool = False,
     scheme: str = "network",
 ) -> nn.Module:
     """Draw the network at θ_init(`init_seed`) on the CPU; torch's own generator stays as it was. See `build_model`.
@@ -116,9 +136,10 @@ def draw_model(
     `scheme` gives the weights (prunable ones and the classifier's) other values than the network's own: see
     `harness.models.initialise`.
     """
+    sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(init_seed, "init") >> 1)
-        model = build_model(name, num_classes=num_classes, channels=channels, image_size=image_size, width=width)
+        model = build_model(name, width=width, former=former, **sizes)
     if scheme != "network":
         params = dict(model.named_parameters())
         weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()

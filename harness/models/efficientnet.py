@@ -1,13 +1,16 @@
 """EfficientNet-B0 (Tan & Le 2019) for small images: torchvision's blocks behind a stem of stride 1.
 
-As in the paper's scripts, the classifier follows the last stage of 320 channels directly. Dropout and drop-connect
-(torchvision: stochastic depth) draw from torch's generator, which the training loop seeds for every step.
+As in the paper's scripts, the classifier follows the last stage of 320 channels directly, layers start from torch's
+default draw, and there is no drop-connect: the scripts ask for 0.2, but never advance the counter of blocks that scales
+it. Dropout and drop-connect (torchvision: stochastic depth) draw from torch's generator, which the training loop seeds
+for every step.
 """
 
 from __future__ import annotations
 
 from torch import nn
 
+from harness.models.initialise import torch_default_
 from harness.models.stem import fitted_stem
 
 _STEM = 32
@@ -22,18 +25,31 @@ _STAGES = (
     (6, 3, 1, 192, 320, 1),
 )
 _DROPOUT = 0.2
-_DROP_CONNECT = 0.2
-"""Of the last block; it grows linearly from 0 at the first."""
+DROP_CONNECT = 0.2
+"""Of the network that has it (Tan & Le): it grows linearly from 0 at the first block, towards 0.2 behind the last."""
 
 
-def efficientnet_b0_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _STEM) -> nn.Module:
-    """Build EfficientNet-B0 with a stride-1 stem; `width` scales all channels as B1 to B7 do (multiples of 8)."""
+def efficientnet_b0_cifar(
+    *,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    width: int = _STEM,
+    drop_connect: float = 0.0,
+    former: bool = False,
+) -> nn.Module:
+    """Build EfficientNet-B0 with a stride-1 stem; `width` scales all channels as B1 to B7 do (multiples of 8).
+
+    `former`: draw its weights as older runs did (`harness.config.redrawn`).
+    """
     from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # a second to import
 
     del image_size
     stages = [MBConvConfig(*stage, width_mult=width / _STEM) for stage in _STAGES]
-    model = EfficientNet(stages, dropout=_DROPOUT, stochastic_depth_prob=_DROP_CONNECT, num_classes=num_classes)
+    model = EfficientNet(stages, dropout=_DROPOUT, stochastic_depth_prob=drop_connect, num_classes=num_classes)
     model.features[0][0] = fitted_stem(model.features[0][0], channels, kernel_size=3, stride=1)
     del model.features[-1]  # the 1×1 convolution to 1280 channels
     model.classifier[1] = nn.Linear(stages[-1].out_channels, num_classes)
+    if not former:
+        torch_default_(model)
     return model

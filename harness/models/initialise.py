@@ -29,6 +29,16 @@ def kaiming_normal_(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight)
 
 
+def torch_default_(model: nn.Module) -> None:
+    """Draw convolutions and linear layers anew as torch draws them: U(−1/√fan_in, 1/√fan_in), their biases too.
+
+    The standard deviation is 1/√(3·fan_in). fan_in counts the channels of one group.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.reset_parameters()
+
+
 @torch.no_grad()
 def initialise_(params: Mapping[str, nn.Parameter], weights: Iterable[str], scheme: str, init_seed: int) -> None:
     """Give the tensors named in `weights` the values of `scheme`, in place; each is drawn from its own stream.

@@ -2,7 +2,8 @@
 
 The small one is that of the field's CIFAR experiments and of the paper's scripts: the stem and the first stage of 24
 channels keep the resolution, the block of expansion 1 has its 1×1 expansion too, and where a block of stride 1 changes
-the number of channels, its shortcut is a 1×1 convolution with BatchNorm (torchvision has no shortcut there).
+the number of channels, its shortcut is a 1×1 convolution with BatchNorm (torchvision has no shortcut there). Its layers
+start from torch's default draw, as in those scripts.
 """
 
 from __future__ import annotations
@@ -74,7 +75,6 @@ class MobileNetV2Cifar(nn.Module):
         self.conv2 = nn.Conv2d(before, head, 1, bias=False)
         self.bn2 = nn.BatchNorm2d(head)
         self.fc = nn.Linear(head, num_classes)
-        kaiming_normal_(self)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x_NCHW)))
@@ -82,7 +82,15 @@ class MobileNetV2Cifar(nn.Module):
         return self.fc(y.mean((2, 3)))
 
 
-def mobilenet_v2_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _STEM) -> nn.Module:
-    """Build MobileNetV2 for small images; `width` is the stem's, and all numbers of channels scale with it."""
+def mobilenet_v2_cifar(
+    *, num_classes: int, channels: int, image_size: int, width: int = _STEM, former: bool = False
+) -> nn.Module:
+    """Build MobileNetV2 for small images; `width` is the stem's, and all numbers of channels scale with it.
+
+    `former`: draw its weights as older runs did (`harness.config.redrawn`).
+    """
     del image_size
-    return MobileNetV2Cifar(num_classes, channels, width)
+    model = MobileNetV2Cifar(num_classes, channels, width)
+    if former:
+        kaiming_normal_(model)
+    return model

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from harness.models.initialise import torch_default_
 from harness.models.stem import fitted_stem
 
 
@@ -13,10 +14,16 @@ def resnet50(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     return _torchvision_resnet50(num_classes, channels, kernel_size=7, stride=2)
 
 
-def resnet50_cifar(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Build it with a 3×3 stride-1 stem and no max-pool, for CIFAR-100 and Tiny-ImageNet (method section 5)."""
+def resnet50_cifar(*, num_classes: int, channels: int, image_size: int, former: bool = False) -> nn.Module:
+    """Build it with a 3×3 stride-1 stem and no max-pool, for CIFAR-100 and Tiny-ImageNet (method section 5).
+
+    The stem starts from torch's default draw, as in the paper's scripts; all else as torchvision starts it. `former`:
+    draw the stem as older runs did (`harness.config.redrawn`).
+    """
     del image_size
     model = _torchvision_resnet50(num_classes, channels, kernel_size=3, stride=1)
+    if not former:
+        torch_default_(model.get_submodule("conv1"))
     model.maxpool = nn.Identity()
     return model
 

@@ -1,7 +1,7 @@
 """ShuffleNet v1 (Zhang et al. 2018) with 3 groups, for small images: stages of 240, 480 and 960 channels.
 
-The stem is a 3×3 convolution of stride 1 without max-pool. As in the paper's scripts, every convolution has a bias and
-the first 1×1 convolution is grouped too.
+The stem is a 3×3 convolution of stride 1 without max-pool. As in the paper's scripts, every convolution has a bias, the
+first 1×1 convolution is grouped too, and layers start from torch's default draw.
 """
 
 from __future__ import annotations
@@ -60,16 +60,23 @@ class ShuffleNet(nn.Module):
                 before = after
         self.units = nn.Sequential(*units)
         self.fc = nn.Linear(before, num_classes)
-        kaiming_normal_(self)
 
     def forward(self, x_NCHW: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x_NCHW)))
         return self.fc(self.units(y).mean((2, 3)))
 
 
-def shufflenet_cifar(*, num_classes: int, channels: int, image_size: int, width: int = 240) -> nn.Module:
-    """Build ShuffleNet; `width`, of its first stage, is a multiple of 12 (4 · 3 groups) above 24, or a ValueError."""
+def shufflenet_cifar(
+    *, num_classes: int, channels: int, image_size: int, width: int = 240, former: bool = False
+) -> nn.Module:
+    """Build ShuffleNet; `width`, of its first stage, is a multiple of 12 (4 · 3 groups) above 24, or a ValueError.
+
+    `former`: draw its weights as older runs did (`harness.config.redrawn`).
+    """
     del image_size
     if width % (4 * _GROUPS) or width <= _STEM:
         raise ValueError(f"the width of ShuffleNet must be a multiple of {4 * _GROUPS} above {_STEM}, got {width}")
-    return ShuffleNet(num_classes, channels, width)
+    model = ShuffleNet(num_classes, channels, width)
+    if former:
+        kaiming_normal_(model)
+    return model

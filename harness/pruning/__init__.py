@@ -1,6 +1,7 @@
 """How a mask is found. A method is one file and one line of METHODS."""
 
 from harness.pruning.aws import AWS
+from harness.pruning.aws_full import FullAWS
 from harness.pruning.dense import Dense
 from harness.pruning.gem_miner import GemMiner
 from harness.pruning.imp import IMP
@@ -17,6 +18,7 @@ from harness.pruning.wr import WeightRewinding
 
 METHODS: dict[str, Method] = {
     "aws": AWS(),
+    "aws_full": FullAWS(),
     "lrr": LRR(),
     "lrr_full": FullLRR(),
     "lrr_bn_rewind": RewoundNormLRR(),

@@ -9,13 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import Any
 
 import torch
 
-from harness.common.seeds import SgdNoise
-from harness.config import SearchConfig
 from harness.pruning.lrr import LRR
 from harness.pruning.method import ForwardView, NormState
 
@@ -28,18 +24,6 @@ class AWS(LRR):
 
     metrics = ("alpha_mean",)
     heeds = (*LRR.heeds, "alpha")
-
-    def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return LRR's u, with α distributed as `--alpha` says."""
-        return replace(super().noise(config, level, again=again), alpha=config.alpha)
-
-    def determinants(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
-        """Return the distribution of α unless it is the paper's."""
-        return {} if config.alpha == "uniform" else {"alpha": config.alpha}
-
-    def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
-        """Return the distribution of α unless it is the paper's."""
-        return self.determinants(config, 0)
 
     def view(self, norm: NormState) -> ForwardView:
         """Return the view of one optimizer step, all its micro-batches included."""

@@ -1,21 +1,27 @@
 """Gem-Miner (Sreenivasan et al. 2022, "Rare gems"): a mask learnt as scores over frozen weights, then fine-tuned.
 
 Every weight w₀ is a signed constant and stays. A score p in [0, 1] is trained for it: the forward pass sees
-w₀ · q · 1[p > ½], the gradient goes straight through the step to p, and every few epochs the globally lowest scores are
-frozen to q = 0. The parameters of the network in training are the scores themselves. A view puts the effective weights
-in their place for a step, as AWS does with ψ, so nothing is patched and checkpoints have plain keys. The penalty λ‖p‖²
-is coupled weight decay of 2λ, whose gradient is the same. Networks have no biases and no affine normalisation: biases
-stay 0 and ψ at its initial value.
+w₀ · q · 1[p > ½], the gradient goes straight through the step to p, and every n epochs the globally lowest scores are
+frozen to q = 0: after epochs n + 1, 2n + 1, … As in the authors' code (github.com/ksreenivasan/pruning_is_enough), all
+live scores go that equal the highest of the lowest share. Scores clipped to 0 are equal: more than the share can go.
+
+The parameters of the network in training are the scores themselves. A view puts the effective weights in their place
+for a step, as AWS does with ψ, so nothing is patched and checkpoints have plain keys. The penalty λ‖p‖² is coupled
+weight decay of 2λ, whose gradient is the same. Networks have no biases and no affine normalisation: biases stay 0 and ψ
+at its initial value.
 
 One density is searched, not a level after another. `num_levels` T and the pruning fraction (or the list of densities)
-say which: that of level T. Both trainings are runs of level T, the second trained-from the first.
+say which: that of level T, or less where scores are equal. Both trainings are runs of level T, the second trained-from
+the first.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +31,7 @@ from torch import nn
 from harness.checkpoint import Checkpoint
 from harness.common.digest import canonical_json
 from harness.common.seeds import SgdNoise, derive_seed
-from harness.config import SearchConfig
+from harness.config import GemMinerConfig, SearchConfig
 from harness.masks import Mask
 from harness.pruning.lrr import LRR
 from harness.pruning.magnitude import PruningSchedule, prune_to
@@ -85,8 +91,10 @@ class GemMiner(LRR):
         # Train the scores of the prunable weights and of the classifier's.
         optim, schedule = gem.scoring()
         dense = search.context(level, Mask.dense(search.theta_init.params, scored), _SCORING)
-        training = ScoreTraining(self._weights(dense), scored, density, schedule.epochs, gem.freeze_every_epochs)
+        training = ScoreTraining(self._weights(dense), scored, density, gem)
         freezing = {"density": density, "freeze_every_epochs": gem.freeze_every_epochs}
+        images = {} if gem.num_train is None else {"num_train": gem.num_train}
+        chosen = None if gem.num_train is None else partial(choose_images, gem.num_train, config.sgd_seed)
         found = search.train(
             dense,
             density,
@@ -98,9 +106,12 @@ class GemMiner(LRR):
             hook=training,
             optim=optim,
             frozen=dense.theta_init.params.keys() - set(scored),
-            determinants={"pruning_fraction": None, "optim": optim.determinants(), "scores": freezing},
+            determinants={"pruning_fraction": None, "optim": optim.determinants(), "scores": freezing}
+            | ({} if gem.freezing == "exact" else {"freezing": gem.freezing})
+            | images,
             recorded={"optim": optim.determinants(), "scores": freezing},
             reestimate=True,
+            choose=chosen,
         )
 
         # Fine-tune the weights that the scores keep; ψ and biases stay.
@@ -118,9 +129,10 @@ class GemMiner(LRR):
                 view=self.view,
                 optim=optim,
                 frozen=frozen,
-                determinants={"pruning_fraction": None, "optim": optim.determinants()},
+                determinants={"pruning_fraction": None, "optim": optim.determinants()} | images,
                 recorded={"optim": optim.determinants(), "scores": None},
                 reestimate=False,
+                choose=chosen,
             )
         ]
 
@@ -135,6 +147,8 @@ class GemMiner(LRR):
     def statements(self, stored: StoredLevel) -> Iterator[Statement]:
         """Check the count, and that the network is w₀ · q · 1[p > ½] of the stored scores; or that q is kept.
 
+        Equal scores are frozen together, so that fewer weights than planned can remain, and never more.
+
         Which weights were frozen when is not recorded: that the mask is that of the lowest scores at each time is not
         checked.
         """
@@ -146,8 +160,10 @@ class GemMiner(LRR):
             return
         gem, density = ctx.config.gem_miner, PruningSchedule.of(ctx.config).density(ctx.level)
         freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
-        expected, found = kept_counts(mask.numel, density, freezings)[-1], mask.num_remaining
-        yield Statement("count", found == expected, f"{found} weights remain; {expected} should")
+        found, exact = mask.num_remaining, gem.freezing == "exact"
+        planned = (kept_counts if exact else most_kept)(mask.numel, density, freezings)[-1]
+        holds = found == planned if exact else 0 < found <= planned
+        yield Statement("count", holds, f"{found} weights remain; {planned} should{'' if exact else ', or fewer'}")
         if stored.checkpoint is None or SCORES not in stored.networks:
             return
         made, scores = self._weights(ctx), stored.networks[SCORES].params
@@ -160,9 +176,21 @@ class GemMiner(LRR):
         )
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
-        """Return optimizer and schedule of the training."""
-        optim, schedule = config.gem_miner.scoring() if phase == _SCORING else config.gem_miner.finetuning()
-        return {"optim": json.loads(canonical_json(optim.determinants())), "schedule": schedule.determinants()}
+        """Return optimizer, schedule and images of the training, and how scores are frozen."""
+        gem, scoring = config.gem_miner, phase == _SCORING
+        optim, schedule = gem.scoring() if scoring else gem.finetuning()
+        return {
+            "optim": json.loads(canonical_json(optim.determinants())),
+            "schedule": schedule.determinants(),
+            "num_train": gem.num_train,
+            "freezing": gem.freezing if scoring and gem.freezing != "exact" else None,
+        }
+
+    def departure(self, config: SearchConfig) -> str | None:
+        """Return how scores were frozen, if not as the method's authors do."""
+        if config.gem_miner.freezing == "authors":
+            return None
+        return "its scores were frozen the other way: an epoch before the authors', and exact counts of equal ones"
 
     @staticmethod
     def _weights(ctx: LevelContext) -> dict[str, torch.Tensor]:
@@ -192,8 +220,19 @@ def effective(weight: torch.Tensor, kept: torch.Tensor, score: torch.Tensor) -> 
     return torch.where(kept & (score > 0.5), weight, torch.zeros_like(weight))
 
 
+def choose_images(number: int, sgd_seed: int, num_train: int) -> np.ndarray:
+    """Return the positions of `number` of `num_train` training images: int64, rising; the same on every rank.
+
+    Both trainings of every density see the same ones. ValueError if there are fewer.
+    """
+    if number > num_train:
+        raise ValueError(f"gem_miner.num_train is {number}; the training set has {num_train} images")
+    generator = np.random.Generator(np.random.Philox(key=derive_seed(sgd_seed, "gem_miner", "images")))
+    return np.sort(generator.permutation(num_train)[:number]).astype(np.int64, copy=False)
+
+
 def num_freezings(epochs: int, every: int) -> int:
-    """Return ⌊(E − 1) / every⌋: none comes after the last epoch. ValueError if there is none."""
+    """Return ⌊(E − 1) / every⌋: none comes in the first `every` epochs. ValueError if there is none."""
     if (number := (epochs - 1) // every) < 1:
         raise ValueError(
             f"scores are frozen every {every} epochs and trained for {epochs}: train for {every + 1} or more"
@@ -202,7 +241,7 @@ def num_freezings(epochs: int, every: int) -> int:
 
 
 def kept_counts(numel: int, density: float, freezings: int) -> list[int]:
-    """Return how many of `numel` weights live after each freezing: the share r = 1 − density^(1/freezings) goes."""
+    """Return how many of `numel` weights live after each freezing of exact counts, ⌊(1 − r) · live⌋: see `share`."""
     counts = []
     for _ in range(freezings):
         numel = int(density ** (1 / freezings) * numel)
@@ -210,15 +249,46 @@ def kept_counts(numel: int, density: float, freezings: int) -> list[int]:
     return counts
 
 
+def share(density: float, freezings: int) -> float:
+    """Return r = 1 − density^(1/freezings), the share of the live scores that each freezing takes."""
+    return 1 - math.exp(math.log(density) / freezings)
+
+
+def most_kept(numel: int, density: float, freezings: int) -> list[int]:
+    """Return how many of `numel` weights live after each freezing if no two scores are equal: ⌈r · live⌉ go."""
+    counts = []
+    for _ in range(freezings):
+        numel -= math.ceil(share(density, freezings) * numel)
+        counts.append(numel)
+    return counts
+
+
+def freeze_lowest(scores: Params, mask: Mask, fraction: float) -> Mask:
+    """Freeze the ⌈fraction · live⌉ lowest live scores, and all that equal the highest of these.
+
+    ValueError if nothing would stay.
+    """
+    live = torch.cat([scores[name][kept] for name, kept in mask.tensors.items()])
+    threshold = live.sort().values[math.ceil(fraction * live.numel()) - 1]
+    frozen = Mask({name: kept & (scores[name] > threshold) for name, kept in mask.tensors.items()})
+    if frozen.num_remaining == 0:
+        raise ValueError(
+            f"the lowest {100 * fraction:.1f} % of {live.numel()} scores equal all others: nothing would stay; train "
+            "scores longer, or with another penalty or learning rate"
+        )
+    return frozen
+
+
 class ScoreTraining(TrainingHook):
     """The training of scores: the view of its steps, and its hook."""
 
-    def __init__(self, weights: Params, scored: Collection[str], density: float, epochs: int, every: int) -> None:
+    def __init__(self, weights: Params, scored: Collection[str], density: float, gem: GemMinerConfig) -> None:
         """`weights` are w₀ of all parameters, `scored` the names of those that have scores."""
         self.weights = {name: weights[name] for name in sorted(scored)}
-        self.every = every
+        self.every, self.exact = gem.freeze_every_epochs, gem.freezing == "exact"
         numel = sum(weight.numel() for weight in self.weights.values())
-        self.counts = kept_counts(numel, density, num_freezings(epochs, every))
+        freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
+        self.share, self.counts = share(density, freezings), kept_counts(numel, density, freezings)
         self.mask = Mask.dense(self.weights, self.weights)
         """q, the weights that are not frozen to 0."""
 
@@ -256,10 +326,15 @@ class ScoreTraining(TrainingHook):
 
     def after_epoch(self, epoch: int) -> None:
         """Freeze the lowest scores to q = 0, if it is time."""
-        done = epoch + 1
-        if done % self.every == 0 and done // self.every <= len(self.counts):
-            self.mask = prune_to(self.scores, self.mask, self.counts[done // self.every - 1])
-            self._set_live()
+        # Its authors count epochs from 0, and freeze after every one but 0 that is a multiple.
+        freezing, rest = divmod(epoch + self.exact, self.every)
+        if rest or not 1 <= freezing <= len(self.counts):
+            return
+        if self.exact:
+            self.mask = prune_to(self.scores, self.mask, self.counts[freezing - 1])
+        else:
+            self.mask = freeze_lowest(self.scores, self.mask, self.share)
+        self._set_live()
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:

@@ -21,5 +21,5 @@ class LRR(Method):
         return StartPoint.masked(ctx.parent.params, ctx.parent.buffers, ctx.mask, epochs=ctx.parent.epochs)
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return a u of the level's own."""
-        return SgdNoise(config.sgd_seed, ("search", level, "again") if again else ("search", level))
+        """Return a u of the level's own; its α is seen by AWS alone."""
+        return SgdNoise(config.sgd_seed, ("search", level, "again") if again else ("search", level), config.alpha)

@@ -18,9 +18,7 @@ class FullLRR(LRR):
 
     def check(self, config: SearchConfig) -> None:
         """Refuse Algorithm 1 as printed: it has short levels."""
-        if config.order == "paper":
-            text = "order=paper is Algorithm 1 with short levels; those of {} are full trainings"
-            raise ValueError(text.format(config.method))
+        refuse_short_levels(config)
         super().check(config)
 
     def schedule(self, config: SearchConfig, level: int) -> Schedule:
@@ -30,3 +28,10 @@ class FullLRR(LRR):
     def retraining(self, ticket: Run) -> Run | None:
         """Return the ticket, trained from θ ⊙ m with the final schedule (method, section 3); None if untrained."""
         return ticket if ticket.checkpoint.epochs else None
+
+
+def refuse_short_levels(config: SearchConfig) -> None:
+    """Raise ValueError for order=paper."""
+    if config.order == "paper":
+        text = "order=paper is Algorithm 1 with short levels; those of {} are full trainings"
+        raise ValueError(text.format(config.method))

@@ -254,8 +254,15 @@ class Method:
         return None
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
-        """Return inputs to a level's key that follow from the settings, so that `verify` can compare them."""
+        """Return inputs to a level's key that follow from the settings, so that `verify` can compare them.
+
+        None for one that the key must not have.
+        """
         return {}
+
+    def departure(self, config: SearchConfig) -> str | None:
+        """Return in words how older levels depart from the method of today, for `verify` to note; None: not at all."""
+        return None
 
 
 class SearchHandle(Protocol):

@@ -6,6 +6,7 @@ The mask is made in 100 rounds of falling density, so that no layer collapses. T
 import torch
 from torch.func import functional_call
 
+from harness.config import SearchConfig
 from harness.pruning.magnitude import PruningSchedule, keep_largest
 from harness.pruning.method import LevelContext, NotHereError, Params
 from harness.pruning.snip import SNIP
@@ -18,12 +19,16 @@ class SynFlow(SNIP):
 
     importance_file = None  # `verify` computes it again
 
+    def check(self, config: SearchConfig) -> None:
+        """Refuse pruning layer by layer: the flow is compared over all layers."""
+        if config.pruning_scope != "global":
+            raise ValueError("synflow compares weights over all layers: leave out pruning_scope")
+        super().check(config)
+
     def importance(self, ctx: LevelContext) -> Params:
         """Return the synaptic flow in the last round; weights that an earlier one pruned come last."""
         if ctx.new_model is None:
             raise NotHereError("the network's architecture")
-        if ctx.config.pruning_scope != "global":
-            raise ValueError("synflow compares weights over all layers: leave out pruning_scope")
         model, image_1CHW = ctx.new_model().double().eval(), torch.ones(1, *ctx.image_shape, dtype=torch.float64)
         positive = {name: tensor.double().abs() for name, tensor in ctx.theta_init.state_dict.items()}
         mask, live, flow = ctx.mask, ctx.mask.num_remaining, dict[str, torch.Tensor]()

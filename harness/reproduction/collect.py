@@ -4,27 +4,39 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
-from harness.config import NETWORKS_OWN, ComparisonConfig, SearchConfig, search_from_json, to_json
+from harness.common.tensors import load_correct
+from harness.config import (
+    INITIAL_WEIGHTS,
+    NETWORKS_OWN,
+    AlphaDistribution,
+    ComparisonConfig,
+    SearchConfig,
+    search_from_json,
+    to_json,
+)
 from harness.data.spec import data_spec
 from harness.experiment.comparison import BARRIER
 from harness.lineage.browse.find import newest
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
+from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import command_of, hardware_of, precision_of
 from harness.masks import SignedMask
 from harness.models import build_model, partition_of
-from harness.pruning import METHODS
+from harness.pruning import METHODS, PruningSchedule
+from harness.reproduction.figure import Curve
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.results import Provenance, Results
 
@@ -35,12 +47,15 @@ _OF_LEVELS = (
     *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that levels of every method heed."""
+_OF_DENSITIES = ("pruning_fraction", "densities")
 _TRAINING = "training"
 _UNUSUAL_USES = ("unpruned_signs", "signs", "initialisation", "transferred")
 """Tags of final trainings that use their tickets in another than the usual way."""
 
 _Group = tuple[str, str]
 """(method, tag `settings`) of levels, or ("training", tag) of final trainings."""
+_Groups = Mapping[_Group, int]
+"""Group → epochs of the final trainings that its launch had in mind; of trainings, their own."""
 
 
 def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (), *, strict: bool = True) -> Results:
@@ -64,15 +79,15 @@ def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (
         if node.status in ("FINISHED", "LOCAL")
         and node.tags.get("data") in (scale.config.data.name, scale.finals.data.name)
     ]
-    found = _groups_by_signature(store, nodes, scale.config)
-    there = _groups_by_signature(store, nodes, scale.used_on) if scale.used_on else found
+    found = _groups_by_signature(store, nodes, plan, scale.config)
+    there = _groups_by_signature(store, nodes, plan, scale.used_on) if scale.used_on else found
     known = {tag for signatures in (found, there) for groups in signatures.values() for _, tag in groups}
     if not known:
         raise LookupError(f"no finished run of {_subject(scale.config)}; `recipes/reproduce.py` makes them")
     if strict and settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
     # all numbers of one page come from launches of one signature
-    groups = _of_one_signature(found, settings, scale.config, of_levels=True)
+    groups = dict(_of_one_signature(found, settings, scale.config, of_levels=True))
     if scale.used_on:
         groups |= _of_one_signature(there, settings, scale.used_on, of_levels=False)
     return RunLookup(store, plan, nodes, groups).results()
@@ -88,6 +103,11 @@ def _wanted_usage_tags(plan: FigurePlan, training: Training) -> dict[str, str]:
     return tags | ({"transferred": "true"} if plan.scale.used_on and training.curve else {})
 
 
+def _finder(node: RunSummary) -> Curve:
+    """Return the curve of a search's own levels; its tag `alpha` is there where α is not the paper's."""
+    return Curve(node.tags["method"], "level", alpha=cast(AlphaDistribution, node.tags.get("alpha", "uniform")))
+
+
 def _group(node: RunSummary) -> _Group | None:
     if node.kind not in ("level", _TRAINING) or "settings" not in node.tags:
         return None
@@ -95,27 +115,36 @@ def _group(node: RunSummary) -> _Group | None:
 
 
 def _groups_by_signature(
-    store: LineageStore, nodes: Iterable[RunSummary], config: SearchConfig
-) -> dict[str, set[_Group]]:
-    """Return launch signature → levels and trainings with these data and settings; seeds may differ."""
+    store: LineageStore, nodes: Iterable[RunSummary], plan: FigurePlan, config: SearchConfig
+) -> dict[str, _Groups]:
+    """Return launch signature → levels and trainings with the data and settings of `config`; seeds may differ."""
     one_of_each = {group: node for node in nodes if node.tags["data"] == config.data.name and (group := _group(node))}
-    signatures: dict[str, set[_Group]] = defaultdict(set)
+    signatures: dict[str, dict[_Group, int]] = defaultdict(dict)
     for group, node in one_of_each.items():
         record = store.record_of(node)
-        if _fits(record.config["search"], config, group[0]):
-            signatures[_launch_signature(record)].add(group)
-    return signatures
+        recorded = record.config["search"]
+        if any(_fits(recorded, wanted, group[0]) for wanted in _wanted_settings(plan, config, group[0])):
+            signatures[_launch_signature(record)][group] = recorded["final"]["epochs"]
+    return dict(signatures)
+
+
+def _wanted_settings(plan: FigurePlan, config: SearchConfig, kind: str) -> list[SearchConfig]:
+    """Return `config` with every length of a final training; of a method's levels, with every distribution of α."""
+    if kind == _TRAINING:
+        return [replace(config, final=replace(config.final, epochs=epochs)) for epochs in plan.lengths]
+    # the level matters to settings that are no part of the tag
+    return [plan.search_config(curve, 0) for curve in plan.figure.curves if curve.method == kind]
 
 
 def _of_one_signature(
-    signatures: dict[str, set[_Group]], given: Collection[str], config: SearchConfig, *, of_levels: bool
-) -> set[_Group]:
+    signatures: dict[str, _Groups], given: Collection[str], config: SearchConfig, *, of_levels: bool
+) -> _Groups:
     """Return the groups of the only signature with levels (or trainings), or of the one that `given` tags name.
 
     Raises ValueError if several remain.
     """
 
-    def among(signatures: dict[str, set[_Group]], fits: Callable[[_Group], bool]) -> dict[str, set[_Group]]:
+    def among(signatures: dict[str, _Groups], fits: Callable[[_Group], bool]) -> dict[str, _Groups]:
         return {one: groups for one, groups in signatures.items() if any(map(fits, groups))} or signatures
 
     chosen = among(signatures, lambda group: (group[0] != _TRAINING) == of_levels)
@@ -123,10 +152,10 @@ def _of_one_signature(
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision or "
-            f"data); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
+            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision, data "
+            f"or draw of θ_init); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
         )
-    return next(iter(chosen.values()), set())
+    return next(iter(chosen.values()), {})
 
 
 def _subject(config: SearchConfig) -> str:
@@ -137,6 +166,8 @@ def _fits(recorded: dict[str, Any], config: SearchConfig, kind: str) -> bool:
     """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
     own = to_json(config)
     names = _OF_TRAININGS if kind == _TRAINING else (*_OF_LEVELS, *METHODS[kind].heeds)
+    if kind != _TRAINING and METHODS[kind].searches_one_density:
+        names = tuple(name for name in names if name not in _OF_DENSITIES)  # `_is_wanted` looks at the level's own
     width = recorded["model"]["width"] == own["model"]["width"]
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
@@ -146,6 +177,7 @@ def _launch_signature(record: LineageRecord) -> str:
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
     search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
+    search[INITIAL_WEIGHTS] = config.get(INITIAL_WEIGHTS)
     launch = {name: config.get("launch", {}).get(name) for name in ("world_size", "gradient_buckets")}
     return json.dumps([record.tags.get("data_digest"), launch, search], sort_keys=True)
 
@@ -170,8 +202,8 @@ def _last(place: tuple[str, ...], nodes: Sequence[RunSummary]) -> RunSummary:
     """Return the run that ends a level of several: Gem-Miner's fine-tuning comes after its scores."""
     before = {parent.key for node in nodes for parent in node.parents}
     last = [node for node in nodes if node.key not in before]
-    method, init_seed, sgd_seed, level = place
-    _refuse_several(f"level {level} of {method}, init_seed {init_seed}, sgd_seed {sgd_seed}", last)
+    finder, init_seed, sgd_seed, level = place
+    _refuse_several(f"level {level} of {finder}, init_seed {init_seed}, sgd_seed {sgd_seed}", last)
     return last[0]
 
 
@@ -183,7 +215,7 @@ class RunLookup:
         store: LineageStore,
         plan: FigurePlan,
         nodes: Sequence[RunSummary],
-        groups: AbstractSet[_Group],
+        groups: _Groups,
     ) -> None:
         """Sort the runs of `groups`, and every search and comparison, by their places in the plan."""
         self.store, self.plan = store, plan
@@ -194,13 +226,14 @@ class RunLookup:
         self.analyses: dict[tuple[str, frozenset[str]], list[RunSummary]] = defaultdict(list)
         for node in nodes:
             tags = node.tags
-            wanted = _group(node) in groups
+            epochs = groups.get(_group(node) or ("", ""))
+            wanted = epochs is not None
             if node.kind == "level" and wanted and tags["data"] == found_on and self._is_wanted(node):
-                levels[tags["method"], tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
+                levels[_finder(node).finder, tags["init_seed"], tags["sgd_seed"], tags["level"]].append(node)
             elif node.kind == _TRAINING and wanted and tags["data"] == used_on:
                 ticket = node.parents[0].key if node.parents else None
                 used = (tags["kind_of_training"], *sorted(_usage_tags(node).items()))
-                self.trainings[ticket, used, tags.get("init_seed"), tags["sgd_seed"]].append(node)
+                self.trainings[ticket, used, tags.get("init_seed"), tags["sgd_seed"], epochs].append(node)
             elif node.kind == "analysis":
                 self.analyses[tags["question"], frozenset(p.key for p in node.parents)].append(node)
         self.levels = {place: _last(place, found) for place, found in levels.items()}
@@ -210,17 +243,22 @@ class RunLookup:
 
     def _is_wanted(self, node: RunSummary) -> bool:
         """Whether a level is of one of the plan's searches, also by the settings that only its method heeds."""
-        method, seeds = node.tags["method"], {node.tags["init_seed"], node.tags["sgd_seed"]}
-        if method not in self.plan.figure.methods or seeds not in self.seeds:
+        curve, seeds = _finder(node), {node.tags["init_seed"], node.tags["sgd_seed"]}
+        if curve.finder not in self.plan.figure.finders or seeds not in self.seeds:
             return False
-        scale, level = self.plan.scale, int(node.tags["level"])
-        config = replace(scale.config, gem_miner=scale.gem_miner(level)) if level else scale.config
-        own_settings = METHODS[method].own_settings
+        level, method = int(node.tags["level"]), METHODS[curve.method]
+        config, own_settings = self.plan.search_config(curve, level), method.own_settings
+        if method.searches_one_density and level not in self.plan.scale.all_levels:
+            return False
         if not own_settings(config, 1_000_000):
             return True
         recorded = self.store.record_of(node).config
         search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
         wanted = own_settings(config, num_train // config.global_batch_size)
+        if method.searches_one_density:
+            aimed_at, found = (PruningSchedule.of(one).density(level) for one in (config, search))
+            if aimed_at != found:
+                return False
         try:
             return own_settings(search, num_train // search.global_batch_size) == wanted
         except ValueError:  # settings that this version refuses, such as a rewind point beyond the training
@@ -233,14 +271,17 @@ class RunLookup:
         for pair in self.plan.pairs():
             node = self.comparison(pair, trained)
             if node is not None:
-                compared[pair] = (node, self._curve(node))
+                compared[pair] = (node, self._curve(node, trained[pair.first]))
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
-        densities = {one.level: float(node.tags["density"]) for one, node in tickets.items()}
+        densities: dict[tuple[str, int], list[float]] = defaultdict(list)
+        for one, node in tickets.items():
+            if one.curve is not None:
+                densities[one.curve.finder, one.level].append(float(node.tags["density"]))
         kept_signs = {
-            (method, level): shares
-            for method in self.plan.figure.methods
+            (curve.finder, level): shares
+            for curve in {curve.finder: curve for curve in self.plan.figure.curves}.values()
             for level in self.plan.scale.levels
-            if (shares := self._kept_signs(method, level))
+            if (shares := self._kept_signs(curve, level))
         }
         searches = dict.fromkeys(node.nest_key for node in tickets.values() if node.nest_key is not None)
         norm: dict[str, list[NormParameters]] = defaultdict(list)
@@ -250,7 +291,12 @@ class RunLookup:
                 if (search := self.searches.get(level.nest_key or "")) is not None:
                     norm[pair.first.curve.method].append(self._norm_parameters(level, search))
         provenance = self._provenance([*trained.values(), *(node for node, _ in compared.values())])
-        return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches))
+        correct = {
+            node.key: self._correct(node)
+            for node in trained.values()
+            if CORRECT in node.files and CORRECT not in node.absent
+        }
+        return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches), correct)
 
     def _provenance(self, shown: list[RunSummary]) -> Provenance:
         deepest = max(self.plan.scale.all_levels)
@@ -269,7 +315,7 @@ class RunLookup:
         """Return the level that a training starts from."""
         assert training.curve is not None
         seed = str(training.search_seed)
-        return self.levels.get((training.curve.method, seed, seed, f"{training.level:02d}"))
+        return self.levels.get((training.curve.finder, seed, seed, f"{training.level:02d}"))
 
     def training(self, training: Training) -> RunSummary | None:
         """Return the run of a final training, or the level itself for kind "level"."""
@@ -280,7 +326,8 @@ class RunLookup:
             return ticket
         used = (training.kind, *sorted(_wanted_usage_tags(self.plan, training).items()))
         init_seed = None if training.init_seed is None else str(training.init_seed)
-        found = self.trainings[ticket.key if ticket else None, used, init_seed, str(training.sgd_seed)]
+        epochs = training.epochs or self.plan.scale.finals.final.epochs
+        found = self.trainings[ticket.key if ticket else None, used, init_seed, str(training.sgd_seed), epochs]
         return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
     def comparison(self, pair: Pair, trained: dict[Training, RunSummary]) -> RunSummary | None:
@@ -291,18 +338,19 @@ class RunLookup:
         # ψ_init is the search's, so that is the other parent
         keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
-        found = self.analyses[pair.question, keys]
+        seed = None if pair.init_seed is None else str(pair.init_seed)
+        found = [node for node in self.analyses[pair.question, keys] if node.tags.get("init_seed") == seed]
         # under mixed precision an older comparison has no tag `precision`: it was made in float32
         found = [node for node in found if "precision" in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
 
-    def _kept_signs(self, method: str, level: int) -> list[float]:
+    def _kept_signs(self, curve: Curve, level: int) -> list[float]:
         """Return, for each search, the agreement of a level's signs with those of the level before."""
         shares: list[float] = []
-        if METHODS[method].searches_one_density:
+        if METHODS[curve.method].searches_one_density:
             return shares  # its levels do not come from one another
         for seed in dict.fromkeys(str(self.plan.search_seed(trial)) for trial in self.plan.trials):
-            pair = [self.levels.get((method, seed, seed, f"{t:02d}")) for t in (level, level - 1)]
+            pair = [self.levels.get((curve.finder, seed, seed, f"{t:02d}")) for t in (level, level - 1)]
             if pair[0] is not None and pair[1] is not None:
                 shares.append(self._signs(pair[0]).agreement(self._signs(pair[1])))
         return shares
@@ -317,12 +365,18 @@ class RunLookup:
     @cached_property
     def _norm_names(self) -> frozenset[str]:
         model, spec = self.plan.scale.config.model, data_spec(self.plan.scale.config.data.name)
-        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
-        return partition_of(model.name, build_model(model.name, width=model.width, **sizes)).norm
+        sizes: dict[str, Any] = {"num_classes": spec.num_classes, "channels": spec.channels}
+        sizes |= {"image_size": spec.image_size, "width": model.width}
+        return partition_of(model.name, build_model(model.name, **sizes)).norm
 
     def _signs(self, node: RunSummary) -> SignedMask:
         with self.store.open_file_of(node, SIGNED_MASK) as path:
             return SignedMask.load(path)
+
+    def _correct(self, node: RunSummary) -> NDArray[np.bool_]:
+        """Return which test images the network has right, as its test error counts them."""
+        with self.store.open_file_of(node, CORRECT) as path:
+            return load_correct(path)["test"].numpy()
 
     def _only(self, name: str, found: list[RunSummary], usual: Any) -> RunSummary | None:
         """Return the one run that was made in the usual way: options of the same seeds make other runs."""
@@ -330,6 +384,8 @@ class RunLookup:
         _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
-    def _curve(self, node: RunSummary) -> BarrierCurve:
+    def _curve(self, node: RunSummary, first: RunSummary) -> BarrierCurve:
+        """Return the curve of a comparison with `first` as its a, which a hand-made comparison can have as its b."""
         with self.store.open_file_of(node, BARRIER) as path:
-            return BarrierCurve.from_dict(json.loads(path.read_text()))
+            curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+        return curve if node.parents[0].key == first.key else curve.reversed()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, get_args
 
+from harness.analysis.statistics import Expectation, check_margin, in_symbols
 from harness.config import NETWORKS_OWN, AlphaDistribution, Kind, known
 from harness.pruning import METHODS
 
@@ -55,6 +56,31 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class FigureClaim:
+    """What the paper says of two curves, or what we ask of them; None is the dense network.
+
+    It is tested once, by the difference of accuracy a − b, mean over all densities of the figure.
+    """
+
+    first: Curve | None
+    second: Curve | None
+    says: str
+    expects: Expectation
+    margin: float | None = None
+    """Percentage points, of "equal" and "not_worse"; named before any run."""
+    dense_at_ticket_cost: bool = False
+    """Whether the dense network is the one that is trained for as many epochs as its deepest ticket costs."""
+
+    def __post_init__(self) -> None:
+        check_margin(self.expects, self.margin)
+
+    @property
+    def tested(self) -> str:
+        """The statement as a formula, in percentage points."""
+        return in_symbols(self.expects, self.margin)
+
+
+@dataclass(frozen=True)
 class Figure:
     """One figure or table."""
 
@@ -63,20 +89,24 @@ class Figure:
     subjects: dict[str, tuple[str, ...]]
     """Data set → the networks it is shown for, the first the default."""
     curves: tuple[Curve, ...]
-    claims: tuple[tuple[Curve, Curve, str], ...]
-    """(a, b, the paper's statement or our question about a against b): compared trial by trial."""
+    claims: tuple[FigureClaim, ...]
     stability: tuple[Curve, ...] = ()
     """Whose SGD-noise stability is shown."""
     connectivity: tuple[Curve, ...] = ()
     """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
     initial_norm: tuple[str, ...] = ()
     """Methods whose tickets are compared with their copies with ψ_init, before any training."""
+    signed_init: tuple[str, ...] = ()
+    """Methods whose tickets are compared with their signs on a fresh θ_init, before any training."""
     source: str | None = PAPER
     """The paper that shows it or says it in its text; None: none does."""
     widths: tuple[int, ...] = ()
     """Channels of the network's first stage where it is shown in several widths; otherwise it is shown in its own."""
     dense_at_ticket_cost: bool = False
     """Whether the dense network is also trained for as many epochs as its deepest ticket has cost, search included."""
+    equal_weights: bool = False
+    """Whether a method whose masks cover the classifier is searched at other densities, so that its tickets have as
+    many weights as those of the other methods, which keep the whole classifier."""
     transfers: bool = False
     """Whether final trainings are on another data set than the one the tickets are found on."""
 
@@ -84,6 +114,11 @@ class Figure:
     def methods(self) -> tuple[str, ...]:
         """The methods of its curves, each once."""
         return tuple(dict.fromkeys(curve.method for curve in self.curves))
+
+    @property
+    def finders(self) -> tuple[str, ...]:
+        """The methods of its curves, each once for every distribution of α."""
+        return tuple(dict.fromkeys(curve.finder for curve in self.curves))
 
 
 def _lines(method: str, *kinds: str) -> tuple[Curve, ...]:
@@ -100,12 +135,48 @@ _RETRAIN, _SIGNED, _MASK, _NORM, _CONST, _RANDOM_SIGNS, _RANDOM_MASK = (
     "random_signs",
     "random_mask",
 )
-_LRR, _AWS = "lrr", "aws"
+_LRR, _AWS, _LRR_FULL, _AWS_FULL, _IMP, _WR, _GEM_MINER = (
+    "lrr",
+    "aws",
+    "lrr_full",
+    "aws_full",
+    "imp",
+    "wr",
+    "gem_miner",
+)
 _LEVEL = "level"
 _CONSTANT = Curve(_AWS, _SIGNED, "constant")
-_REACHES = (Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
-_BEATS = (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
-_LAGS = (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
+_MARGIN = 1.0
+"""Percentage points of accuracy within which two curves are "about equal"."""
+
+
+def _greater(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "greater")
+
+
+def _less(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "less")
+
+
+def _equal(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "equal", _MARGIN)
+
+
+def _question(first: Curve, second: Curve | None, says: str) -> FigureClaim:
+    return FigureClaim(first, second, says, "differs")
+
+
+_REACHES = _equal(Curve(_AWS, _SIGNED), Curve(_AWS, _RETRAIN), "about equal: the sign is what the ticket needs")
+_TICKETS = FigureClaim(Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better", "not_worse", _MARGIN)
+_AS_DENSE = FigureClaim(Curve(_AWS, _SIGNED), None, "about equal or better", "not_worse", _MARGIN)
+_AGAINST_DENSE = _question(Curve(_AWS, _SIGNED), None, "our question: does it reach the dense network?")
+_AGAINST_LONGER_DENSE = replace(
+    _AGAINST_DENSE, says="our question: and with as many epochs as its ticket costs?", dense_at_ticket_cost=True
+)
+"""The paper's dense network has the epochs of a final training alone."""
+_SHORT = "about equal: short levels at a constant rate do"
+_BEATS = _greater(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
+_LAGS = _less(Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
 
 FIGURES: dict[str, Figure] = {
     figure.name: figure
@@ -116,9 +187,9 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": _FOUR},
             curves=_lines(_LRR, _RETRAIN, _NORM, _SIGNED, _MASK),
             claims=(
-                (Curve(_LRR, _NORM), Curve(_LRR, _RETRAIN), "about equal: kept norm parameters rescue the sign"),
-                (Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better"),
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal: the sign alone does not help"),
+                _equal(Curve(_LRR, _NORM), Curve(_LRR, _RETRAIN), "about equal: kept norm parameters rescue the sign"),
+                _greater(Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal: the sign alone does not help"),
             ),
             stability=_lines(_LRR, _RETRAIN, _NORM, _SIGNED),
             connectivity=_lines(_LRR, _NORM, _SIGNED),
@@ -130,13 +201,17 @@ FIGURES: dict[str, Figure] = {
             curves=(*_lines(_LRR, _RETRAIN, _SIGNED, _MASK), *_lines(_AWS, _RETRAIN, _SIGNED)),
             claims=(
                 _REACHES,
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _MASK), "far better"),
+                _greater(Curve(_AWS, _SIGNED), Curve(_LRR, _MASK), "far better"),
                 _BEATS,
                 _LAGS,
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                _TICKETS,
+                _AS_DENSE,
+                _AGAINST_LONGER_DENSE,
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
+            dense_at_ticket_cost=True,
         ),
         Figure(
             name="claims",
@@ -145,25 +220,54 @@ FIGURES: dict[str, Figure] = {
             curves=(*_lines(_LRR, _RETRAIN, _NORM, _SIGNED, _MASK), *_lines(_AWS, _RETRAIN, _SIGNED, _MASK)),
             claims=(
                 _REACHES,
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "better: the sign matters beside the mask"),
+                _greater(Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "better: the sign matters beside the mask"),
                 _BEATS,
-                (Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better: kept norm parameters rescue LRR's sign"),
+                _greater(
+                    Curve(_LRR, _NORM), Curve(_LRR, _SIGNED), "far better: kept norm parameters rescue LRR's sign"
+                ),
                 _LAGS,
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
-                (Curve(_AWS, _RETRAIN), Curve(_LRR, _RETRAIN), "about equal or better"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "about equal"),
+                _TICKETS,
+                _AS_DENSE,
+                _AGAINST_LONGER_DENSE,
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _RETRAIN), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             initial_norm=(_LRR, _AWS),
+            signed_init=(_LRR, _AWS),
+            dense_at_ticket_cost=True,
         ),
         Figure(
             name="rewinding",
             title="Rewinding (section 3.1): IMP and weight rewinding against LRR",
             subjects={"cifar100": _FOUR},
-            curves=(Curve("imp", _LEVEL), Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN)),
+            curves=(
+                *_lines(_IMP, _LEVEL, _SIGNED),
+                *_lines(_WR, _LEVEL, _SIGNED),
+                *_lines(_LRR, _RETRAIN, _SIGNED),
+            ),
             claims=(
-                (Curve("imp", _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
-                (Curve("wr", _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
+                _less(Curve(_IMP, _LEVEL), Curve(_LRR, _RETRAIN), "worse: it loses the signs"),
+                _less(Curve(_WR, _LEVEL), Curve(_LRR, _RETRAIN), "worse"),
+                _question(Curve(_IMP, _SIGNED), Curve(_IMP, _LEVEL), "our question: do its signs reach its ticket?"),
+                _question(Curve(_WR, _SIGNED), Curve(_WR, _LEVEL), "our question: do its signs reach its ticket?"),
+            ),
+        ),
+        Figure(
+            name="short_levels",
+            title="Short levels (section 4.1): the warm-up and levels of LRR and AWS against whole trainings",
+            subjects={"cifar100": _FOUR},
+            curves=(
+                *_lines(_LRR, _RETRAIN, _SIGNED),
+                *_lines(_LRR_FULL, _LEVEL, _SIGNED),
+                *_lines(_AWS, _RETRAIN, _SIGNED),
+                *_lines(_AWS_FULL, _RETRAIN, _SIGNED),
+            ),
+            claims=(
+                _equal(Curve(_LRR, _RETRAIN), Curve(_LRR_FULL, _LEVEL), _SHORT),
+                _equal(Curve(_AWS, _RETRAIN), Curve(_AWS_FULL, _RETRAIN), _SHORT),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR_FULL, _SIGNED), _SHORT),
+                _equal(Curve(_AWS, _SIGNED), Curve(_AWS_FULL, _SIGNED), _SHORT),
             ),
         ),
         Figure(
@@ -171,14 +275,35 @@ FIGURES: dict[str, Figure] = {
             title="Figure 4: AWS against Gem-Miner",
             subjects={"cifar100": ("resnet32",)},
             widths=(16, 32),
-            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve("gem_miner", _LEVEL)),
-            claims=((Curve(_AWS, _SIGNED), Curve("gem_miner", _LEVEL), "better"), _REACHES),
+            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), *_lines(_GEM_MINER, _LEVEL, _SIGNED)),
+            claims=(
+                _greater(Curve(_AWS, _SIGNED), Curve(_GEM_MINER, _LEVEL), "better"),
+                _REACHES,
+                _less(
+                    Curve(_GEM_MINER, _SIGNED),
+                    Curve(_GEM_MINER, _LEVEL),
+                    "likely worse: its signed mask is for one initialisation",
+                ),
+                _AS_DENSE,
+                _AGAINST_LONGER_DENSE,
+            ),
+            dense_at_ticket_cost=True,
+        ),
+        Figure(
+            name="fig4_equal",
+            title="AWS against Gem-Miner at equal numbers of weights, the classifier's included",
+            subjects={"cifar100": ("resnet32",)},
+            widths=(16, 32),
+            curves=(*_lines(_AWS, _RETRAIN, _SIGNED), Curve(_GEM_MINER, _LEVEL)),
+            claims=(_question(Curve(_AWS, _SIGNED), Curve(_GEM_MINER, _LEVEL), "is it better with as many weights?"),),
+            source=None,
+            equal_weights=True,
         ),
         Figure(
             name="gem_miner",
             title="Gem-Miner at its authors' densities",
             subjects={"cifar10": ("resnet20",)},
-            curves=_lines("gem_miner", _LEVEL),
+            curves=_lines(_GEM_MINER, _LEVEL),
             claims=(),
             source=GEM_MINERS_PAPER,
         ),
@@ -187,7 +312,9 @@ FIGURES: dict[str, Figure] = {
             title="Figure 5: transferring the signs of the norm parameters (Appendix A)",
             subjects={"cifar100": _FOUR},
             curves=_lines(_LRR, _RETRAIN, _SIGNED, _CONST),
-            claims=((Curve(_LRR, _CONST), Curve(_LRR, _SIGNED), "about equal: the signs of the biases do not help"),),
+            claims=(
+                _equal(Curve(_LRR, _CONST), Curve(_LRR, _SIGNED), "about equal: the signs of the biases do not help"),
+            ),
         ),
         Figure(
             name="fig6",
@@ -195,8 +322,8 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": ("vgg11_bn_cifar",)},
             curves=(*_lines(_LRR, _RETRAIN, _SIGNED), *_lines(_AWS, _RETRAIN, _SIGNED)),
             claims=(
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "about equal"),
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "about equal"),
+                _equal(Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "about equal"),
+                _equal(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "about equal"),
             ),
             stability=(Curve(_LRR, _RETRAIN), Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
             connectivity=(Curve(_LRR, _SIGNED), Curve(_AWS, _SIGNED)),
@@ -207,7 +334,14 @@ FIGURES: dict[str, Figure] = {
                 title=title,
                 subjects={"imagenet": ("resnet50", "mobilenet_v2", "mlp_mixer")},
                 curves=(*_lines(_LRR, _RETRAIN, _SIGNED), *_lines(_AWS, _RETRAIN, _SIGNED)),
-                claims=(_REACHES, _BEATS, _LAGS),
+                claims=(
+                    _REACHES,
+                    _BEATS,
+                    _LAGS,
+                    _AGAINST_DENSE,
+                    _AGAINST_LONGER_DENSE,
+                ),
+                dense_at_ticket_cost=True,
             )
             for name, title in (
                 ("table1", "Table 1: ImageNet"),
@@ -224,10 +358,14 @@ FIGURES: dict[str, Figure] = {
                 *_lines(_AWS, _RANDOM_SIGNS, _RANDOM_MASK),
             ),
             claims=(
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
-                (_CONSTANT, Curve(_AWS, _SIGNED), "does one magnitude for all weights of a tensor do as well?"),
-                (_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
-                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+                _question(Curve(_AWS, _SIGNED), Curve(_AWS, _RANDOM_SIGNS), "do these signs count, or would any?"),
+                _question(
+                    _CONSTANT, Curve(_AWS, _SIGNED), "does one magnitude for all weights of a tensor do as well?"
+                ),
+                _question(_CONSTANT, Curve(_AWS, _RETRAIN), "do signs alone reach the ticket?"),
+                _question(
+                    Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"
+                ),
             ),
             source=None,
         ),
@@ -237,10 +375,12 @@ FIGURES: dict[str, Figure] = {
             subjects={"cifar100": _FOUR, "tiny_imagenet": _FOUR},
             curves=(*_lines(_AWS, _SIGNED, _MASK, _RANDOM_MASK), *_lines(_LRR, _SIGNED, _MASK)),
             claims=(
-                (Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
-                (Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
-                (Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
-                (Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"),
+                _question(Curve(_AWS, _SIGNED), Curve(_AWS, _MASK), "do the signs of another data set count?"),
+                _question(Curve(_LRR, _SIGNED), Curve(_LRR, _MASK), "do the signs of another data set count?"),
+                _question(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "are AWS's tickets better there than LRR's?"),
+                _question(
+                    Curve(_AWS, _MASK), Curve(_AWS, _RANDOM_MASK), "do the places of the weights count without signs?"
+                ),
             ),
             source=None,
             transfers=True,

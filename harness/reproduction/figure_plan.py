@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 from harness.config import NETWORKS_OWN, GemMinerConfig, SearchConfig
+from harness.data.spec import data_spec
+from harness.models import build_model, classifier_of, partition_of
 from harness.pruning import METHODS, PruningSchedule
 from harness.reproduction.figure import DENSE, Curve, Figure
 
@@ -85,6 +88,11 @@ class Training:
     """Of this training, where that is not the usual number."""
 
     @property
+    def in_words(self) -> str:
+        """The curve (or dense), with the number of epochs where that is not the usual one."""
+        return str(self.curve or DENSE) + (f", {self.epochs} epochs" if self.epochs else "")
+
+    @property
     def kind(self) -> str:
         """How the ticket is used."""
         return DENSE if self.curve is None else self.curve.kind
@@ -126,10 +134,15 @@ class Training:
 class Pair:
     """One comparison of a plan."""
 
-    question: Literal["stability", "lmc", "norm_init"]
+    question: Literal["stability", "lmc", "norm_init", "signed_init"]
     first: Training
     second: Training
-    """The same as `first` for norm_init: a ticket, and its copy with ψ_init."""
+    """The same as `first` where a ticket is compared with a copy of it: with ψ_init, or its signs on a fresh θ_init."""
+
+    @property
+    def init_seed(self) -> int | None:
+        """Draws the fresh θ_init of signed_init, that of the trial's final trainings; None for other questions."""
+        return FINAL_SEEDS_FROM + self.first.trial if self.question == "signed_init" else None
 
     def __str__(self) -> str:
         return f"{self.question}-{self.first}"
@@ -161,6 +174,41 @@ class FigurePlan:
         """Return the init_seed and sgd_seed of a trial's search."""
         return 1 if self.shared_search else trial
 
+    def search_config(self, curve: Curve, level: int) -> SearchConfig:
+        """Return the settings of the search that finds a curve's tickets; of one density, that of `level`."""
+        config = replace(self.scale.config, alpha=curve.alpha, gem_miner=self.scale.gem_miner(level))
+        if not (self.figure.equal_weights and METHODS[curve.method].masks_classifier):
+            return config
+        levels = range(1, max(self.scale.all_levels) + 1)
+        every = sum(self.num_weights)
+        return replace(config, densities=tuple(self.weights(level) / every for level in levels))
+
+    @cached_property
+    def num_weights(self) -> tuple[int, int]:
+        """Number of prunable weights, and of the classifier's weights."""
+        config, spec = self.scale.config, data_spec(self.scale.config.data.name)
+        network = build_model(
+            config.model.name,
+            num_classes=spec.num_classes,
+            channels=spec.channels,
+            image_size=spec.image_size,
+            width=config.model.width,
+        )
+        params = dict(network.named_parameters())
+        prunable = sum(params[name].numel() for name in partition_of(config.model.name, network).prunable)
+        return prunable, params[f"{classifier_of(config.model.name)}.weight"].numel()
+
+    def weights(self, level: int) -> int:
+        """Return how many weights a ticket of a level aims at, all weights of the classifier included."""
+        prunable, classifier = self.num_weights
+        return round(self.scale.density(level) * prunable) + classifier
+
+    @property
+    def lengths(self) -> set[int]:
+        """Epochs of all final trainings, dense ones included."""
+        usual = self.scale.finals.final.epochs
+        return {epochs or usual for epochs in (*self.scale.lengths, *self.dense_lengths)}
+
     def dense(self, epochs: int | None = None) -> list[Training]:
         """Return the dense trainings of one length, one a trial."""
         return [Training(trial, None, 0, self.search_seed(trial), epochs=epochs) for trial in self.trials]
@@ -168,14 +216,19 @@ class FigurePlan:
     @property
     def dense_lengths(self) -> tuple[int | None, ...]:
         """Epochs of the dense trainings: the usual lengths, then all that the deepest ticket costs with the longest."""
-        lengths = self.scale.lengths
+        lengths, cost = self.scale.lengths, self.dense_at_ticket_cost
+        return lengths if cost is None else (*lengths, cost)
+
+    @property
+    def dense_at_ticket_cost(self) -> int | None:
+        """Epochs of the dense network that costs as much as the deepest ticket; None: the figure has none."""
         if not self.figure.dense_at_ticket_cost:
-            return lengths
-        return (*lengths, self.ticket_epochs(max(lengths, key=lambda one: one or self.scale.finals.final.epochs)))
+            return None
+        return self.ticket_epochs(max(self.scale.lengths, key=lambda one: one or self.scale.finals.final.epochs))
 
     def ticket_epochs(self, epochs: int | None) -> int:
         """Return the epochs of the deepest ticket of the first method, search included, trained for so many more."""
-        search = self._epochs_of_search(self.figure.methods[0], {max(self.scale.levels)})
+        search = self._epochs_of_search(self.figure.curves[0], {max(self.scale.levels)})
         return search + (epochs or self.scale.finals.final.epochs)
 
     def of_curve(self, curve: Curve, level: int, *, twin: bool = False, epochs: int | None = None) -> list[Training]:
@@ -199,6 +252,8 @@ class FigurePlan:
                 pairs += [Pair("lmc", *two) for two in zip(*ends, strict=True)]
         for method in self.figure.initial_norm:
             pairs += [Pair("norm_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
+        for method in self.figure.signed_init:
+            pairs += [Pair("signed_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
         return pairs
 
     def trainings(self) -> list[Training]:
@@ -227,14 +282,12 @@ class FigurePlan:
         usual = self.scale.finals.final.epochs
         finals = sum(one.epochs or usual for one in trainings if one.kind != "level")
         curve = trainings[0].curve
-        return finals + (0 if curve is None else self._epochs_of_search(curve.method, {one.level for one in trainings}))
+        return finals + (0 if curve is None else self._epochs_of_search(curve, {one.level for one in trainings}))
 
-    def _epochs_of_search(self, method: str, levels: Set[int]) -> int:
-        config, deepest = self.scale.config, max(levels)
-        if METHODS[method].searches_one_density:
-            own = [replace(config, gem_miner=self.scale.gem_miner(level)) for level in levels]
-            return sum(METHODS[method].search_epochs(one, deepest) for one in own)
-        return METHODS[method].search_epochs(config, deepest)
+    def _epochs_of_search(self, curve: Curve, levels: Set[int]) -> int:
+        method, deepest = METHODS[curve.method], max(levels)
+        searched = levels if method.searches_one_density else {deepest}
+        return sum(method.search_epochs(self.search_config(curve, level), level) for level in searched)
 
     def shard(self, index: int, count: int) -> list[str]:
         """Return the chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""
@@ -248,10 +301,14 @@ class FigurePlan:
             shares[lightest].append(chain)
         return shares[index - 1]
 
-    def names(self) -> Iterator[str]:
-        """Yield the name of each of its runs, in an order in which each can run after those before it."""
-        for chain, trainings in self.chains().items():
+    def names(self, chains: Collection[str] | None = None) -> Iterator[str]:
+        """Yield the name of each of its runs, in an order in which each can run after those before it.
+
+        `chains` leaves out all runs of others.
+        """
+        wanted = {name: found for name, found in self.chains().items() if chains is None or name in chains}
+        for chain, trainings in wanted.items():
             if trainings[0].curve is not None:
                 yield f"{chain}-search"
             yield from map(str, trainings)
-        yield from map(str, self.pairs())
+        yield from (str(pair) for pair in self.pairs() if pair.first.chain in wanted)

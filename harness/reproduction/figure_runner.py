@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 from harness.config import ComparisonConfig, Kind
-from harness.experiment.comparison import Comparison, compare, compare_initial_norm
+from harness.experiment.comparison import Comparison, compare, compare_initial_norm, compare_signed_init
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, check_carries_over, final_training
 from harness.experiment.search import search
@@ -87,8 +87,9 @@ class FigureRunner:
         """Return the level that a training starts from."""
         assert training.curve is not None
         if METHODS[training.curve.method].searches_one_density:
-            own = self.plan.scale.gem_miner(training.level)
-            return search(self._of(self.experiment, training, training.level).using(gem_miner=own)).ticket
+            own = self.plan.search_config(training.curve, training.level)
+            experiment = self._of(self.experiment, training, training.level)
+            return search(experiment.using(gem_miner=own.gem_miner, densities=own.densities)).ticket
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> FinishedRun:
@@ -113,6 +114,8 @@ class FigureRunner:
         first, second = self.train(pair.first), self.train(pair.second)
         if pair.question == "norm_init":
             return compare_initial_norm(experiment, first, ComparisonConfig())
+        if pair.init_seed is not None:
+            return compare_signed_init(experiment, first, pair.init_seed, ComparisonConfig())
         return compare(experiment, first, second, pair.question, ComparisonConfig())
 
     @staticmethod

@@ -5,33 +5,37 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
+from harness.analysis.barrier import BarrierCurve
+from harness.analysis.statistics import family_in_words, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
 from harness.pruning import METHODS
 from harness.reproduction.figure import PAPER, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 from harness.reproduction.paper import Printed, prints_numbers
-from harness.reproduction.results import Point, Results
+from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS, Judged, Point, Results
+from harness.reproduction.study_results import GAIN_POINTS
 
 RUNS = "## Runs"
+EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
 NOT_SHOWN = "The paper does not show this."
 NO_NUMBERS = "The paper prints no numbers of this: there are none to compare with."
 NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities: there are none to compare with."
 
 
 def page(results: Results, images: Sequence[str]) -> str:
-    """Return the page, with `images` (file names beside it) shown where they belong: accuracy, then barriers."""
-    accuracy, barriers = (next((one for one in images if word in one), None) for word in ("accuracy", "barriers"))
+    """Return the page, with `images` (file names beside it) shown first."""
     parts = [
         _head(results),
+        *(f"![{results.plan.figure.title}]({image})" for image in images),
+        _caption(results) if images else "",
         "## Test accuracy",
-        f"![Accuracy over density]({accuracy})" if accuracy else "",
         markdown(*accuracy_table(results)),
         _notes(results),
         _claims(results),
-        *_barriers(results, barriers),
+        *_barriers(results),
         _norm(results),
         _signs(results),
         _missing(results),
@@ -50,10 +54,28 @@ def _head(results: Results) -> str:
         f"# {plan.figure.title}",
         f"{plan.subject}; {trials}. {plan.figure.source or f'Not in {PAPER}'}.",
         _schedules(plan),
+        EXPLORATORY,
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
     return "\n\n".join(lines)
+
+
+def _caption(results: Results) -> str:
+    parts = ["(a) test accuracy over density: means, standard deviations (bars) and single trials (dots)"]
+    parts += [f"({letter}) {panel.title}" for letter, panel in zip("bcdefgh", results.panels, strict=False)]
+    lines = [f"{'; '.join(parts)}."]
+    if results.panels:
+        lines.append(
+            f"On the lines between two networks, at density {results.barrier_density:.4f}, points are means over "
+            "trials and shaded areas standard deviations."
+        )
+    for letter, panel in zip("bcdefgh", results.panels, strict=False):
+        if panel.title == QUESTIONS["lmc"] and any(one.kind == "retrain" for one in panel.series):
+            lines.append(f"In ({letter}), `retrain` is its own stability, for reference.")
+    if any(panel.as_barrier for panel in results.panels):
+        lines.append("The barrier E_α is the error at α less the mean of the ends' errors.")
+    return " ".join(lines)
 
 
 def _schedules(plan: FigurePlan) -> str:
@@ -67,6 +89,9 @@ def _schedules(plan: FigurePlan) -> str:
         lines = [f"dense: {_optim(config)}; {finals.final.epochs} epochs ({finals.final.lr_schedule})."]
     else:
         lines = [f"{_optim(config)}; {search}, {final}."]
+    whole = [method for method in plan.figure.methods if "final" in METHODS[method].heeds]
+    if whole:
+        lines.append(f"{', '.join(whole)}: each level has the epochs and the schedule of a final training.")
     return "\n\n".join([*lines, *(f"{method}: {_scoring(scale)}." for method in scored)])
 
 
@@ -78,6 +103,7 @@ def _scoring(scale: Scale) -> str:
     else:
         lambdas = ", ".join(f"{penalty} at density {density}" for density, penalty in penalties.items())
     scores = f"{gem.score_epochs} epochs of scores, learning rate {gem.lr:g}, λ {lambdas}"
+    scores += "" if gem.num_train is None else f", {gem.num_train:,} training images"
     return (
         f"batch {scale.config.global_batch_size}; {scores}, the lowest frozen every {gem.freeze_every_epochs} epochs; "
         f"{gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate {gem.finetune_lr:g}, weight "
@@ -93,18 +119,20 @@ def _optim(config: SearchConfig) -> str:
 
 def accuracy_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: each curve at each density, ours, the paper's, the difference."""
-    head = ["trained from", "density", "accuracy %", "sd", "trials", "signs turned %", "epochs"]
+    weights = ["weights"] if results.prunes_classifier else []
+    head = ["trained from", "density", *weights, "accuracy %", "sd", "trials", "signs turned %", "epochs"]
     with_paper = any(point.paper for point in results.points)
     if with_paper:
         head += ["paper %", "paper sd", "difference"]
-    return head, [_row(point, with_paper) for point in results.points]
+    return head, [_row(point, with_weights=bool(weights), with_paper=with_paper) for point in results.points]
 
 
-def _row(point: Point, with_paper: bool) -> list[str]:
+def _row(point: Point, *, with_weights: bool, with_paper: bool) -> list[str]:
     ours = point.accuracy_percent
     row = [
-        "dense" if point.curve is None else str(point.curve),
+        point.name,
         f"{point.density:.4f}",
+        *(["" if point.weights is None else f"{point.weights.mean:,.0f}"] if with_weights else []),
         f"{ours.mean:.2f}",
         _sd(ours),
         str(ours.count),
@@ -125,19 +153,61 @@ def _notes(results: Results) -> str:
     lines = [
         "Accuracy is the mean over all trials, never the best; sd is the sample's (n − 1). Signs turned: of the kept "
         "weights, those whose sign is no longer the start's. Epochs: all that were spent for one such network, its "
-        "search included; a ticket has cost more than a dense network.",
+        "search included; a ticket has cost more than the dense network of the usual length.",
     ]
     if results.plan.scale.used_on:
         where = (results.plan.scale.config.data.name, results.plan.scale.finals.data.name)
         lines.append("Of the epochs of a ticket those of its search are on {}, the rest on {}.".format(*where))
-    for curve in results.plan.figure.curves:
-        found = {level: results.density_without_classifier(curve, level) for level in results.plan.scale.levels}
-        both = [f"{rest:.4f} at {results.density(level):.4f}" for level, rest in found.items() if rest is not None]
-        if both:
-            lines.append(f"The density of {curve} counts the classifier, as no other does; without: {', '.join(both)}.")
+    if (gain := results.dense_gain) is not None:
+        lines.append(_dense_gain(results.plan, gain))
+    if results.prunes_classifier:
+        lines += _weights(results)
     if not results.has_printed:
         lines.append(_why_no_numbers(results.plan.figure))
     return "\n\n".join(lines)
+
+
+def _dense_gain(plan: FigurePlan, gain: float) -> str:
+    usual, epochs = plan.scale.finals.final.epochs, plan.dense_at_ticket_cost
+    text = f"With {epochs} epochs, as many as its deepest ticket costs, the dense network gains {signed(gain)} points."
+    if gain > GAIN_POINTS:
+        text += f" With {usual} it is not trained to the end: what is ahead of it there can be faster, and no better."
+    return text
+
+
+def _weights(results: Results) -> list[str]:
+    """Return what densities and weights count, where a method prunes the classifier and others keep it."""
+    plan = results.plan
+    classifier = f"{plan.num_weights[1]:,}"
+    lines = [
+        "Weights: the kept weights of convolutions and linear layers, those of the classifier included; biases and "
+        "normalisation parameters are left out."
+    ]
+    for curve in plan.figure.curves:
+        if not METHODS[curve.method].masks_classifier:
+            continue
+        if curve.kind != "level":
+            lines.append(
+                f"{curve} takes the signs that the search of {curve.method} ends with, fine-tuning included. “Signs "
+                "turned” of its level says how many of them are not those of the frozen weights."
+            )
+            continue
+        text = f"The density of {curve} counts the classifier, as no other does"
+        found = {level: results.density_without_classifier(curve, level) for level in plan.scale.levels}
+        both = [f"{rest:.4f} at {results.density(level, curve):.4f}" for level, rest in found.items() if rest]
+        lines.append(f"{text}; without: {', '.join(both)}." if both else f"{text}.")
+        if plan.figure.equal_weights:
+            lines.append(
+                f"Compared are tickets of equal numbers of weights; the plot is over this number. {curve.method} is "
+                f"searched at densities that give it as many as the others have, which keep all {classifier} weights "
+                "of the classifier. Its search can end with less, as the column says."
+            )
+        elif len(plan.figure.methods) > 1:
+            lines.append(
+                f"The others keep all {classifier} weights of the classifier: at one density they have more weights. "
+                "The figure `fig4_equal` compares equal numbers."
+            )
+    return lines
 
 
 def _why_no_numbers(figure: Figure) -> str:
@@ -147,20 +217,31 @@ def _why_no_numbers(figure: Figure) -> str:
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the statement or question about two curves, and their paired difference of accuracy."""
+    """Return head and rows: each statement or question about two curves, its one contrast, and the verdict."""
     says = "paper: a is … b" if results.plan.figure.source else "of a against b"
-    head = ["a", "b", says, "density", "accuracy a − b", "95 % interval", "trials", "sign sure"]
+    head = ["a", "b", says, "tested", "accuracy a − b", "95 % interval", "trials", "p (Holm)", "verdict"]
     rows = []
     for claim in results.claims:
-        one = claim.difference
-        sure = "one trial" if one.interval is None else "yes" if one.sure else "no"
+        stated, found = claim.statement, claim.verdict
+        verdict = f"{found.word}: {found.reason}" if found.reason else found.word
         rows.append(
             [
-                *(str(claim.first), str(claim.second), claim.says, f"{claim.density:.4f}"),
-                *(signed(one.mean), interval_text(one.interval), str(one.count), sure),
+                *(*claim.sides, stated.says, stated.tested),
+                *(signed(found.difference), interval_text(found.interval), str(found.trials)),
+                *(p_text(found.holm_p), verdict),
             ]
         )
     return head, rows
+
+
+def differences_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: accuracy a − b of each statement by density, percentage points."""
+    densities = list(dict.fromkeys(density for claim in results.claims for density in claim.by_density))
+    rows = []
+    for claim in results.claims:
+        found = claim.by_density
+        rows.append([*claim.sides, *(signed(found[one]) if one in found else "" for one in densities)])
+    return ["a", "b", *(f"{density:.4f}" for density in densities)], rows
 
 
 def signed(points: float) -> str:
@@ -179,46 +260,103 @@ def _claims(results: Results) -> str:
         return ""
     title = "## What the paper says of it" if figure.source else "## What is asked of it"
     if not results.claims:
-        return f"{title}\n\nNo two curves that are compared have a trial in common yet."
-    told = (
-        "Differences of accuracy, percentage points, trial by trial: both sides of a trial have the same search seeds "
-        "and noise, and the same fresh initialisation where they draw one. The interval is Student's t of the "
-        "differences."
-    )
-    return f"{title}\n\n{markdown(*claims_table(results))}\n\n{told}"
+        return f"{title}\n\nNo trial has two curves that are compared yet."
+    parts = [title, markdown(*claims_table(results)), _how_tested(results)]
+    if any(len(claim.by_density) > 1 for claim in results.claims):
+        parts += ["By density, without a verdict:", markdown(*differences_table(results))]
+    return "\n\n".join(parts)
+
+
+def _how_tested(results: Results) -> str:
+    claims = results.claims
+    lines = [
+        "Each row is one contrast: the difference of accuracy, percentage points, trial by trial, mean over the "
+        "densities that both curves have. Both sides of a trial have the same search seeds and noise, and the same "
+        "fresh initialisation where they draw one.",
+        f"The interval is a BCa bootstrap over {_resampled(claims)}.",
+        "p is exact, by sign flips over trials, and corrected by Holm for all claims of this page. “Shown” is p ≤ "
+        "0.05, the stated direction, and an interval that allows nothing else. |a − b| < m is tested against both ends "
+        "of the margin, a > b − m against its lower end.",
+        family_in_words([claim.verdict for claim in claims]),
+    ]
+    if results.plan.shared_search:
+        lines.append("All trials share one search: nothing here speaks of another search's tickets.")
+    return "\n\n".join(lines)
+
+
+def _resampled(claims: Sequence[Judged]) -> str:
+    """Return what the intervals are resampled over."""
+    alone = [" − ".join(claim.sides) for claim in claims if not claim.verdict.by_images]
+    if not alone:
+        return "trials and test images"
+    why = "since not all of their runs store which test images were right"
+    if len(alone) == len(claims):
+        return f"trials alone, {why}"
+    return f"trials and test images, but over trials alone in {'; '.join(alone)}, {why}"
 
 
 def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the error barrier of each question and curve, percentage points."""
-    head = ["question", "trained from", "barrier", "sd", "trials", "floor", "above the line", "connected"]
+    """Return head and rows: the barrier of each question about trainings and each curve, percentage points."""
+    head = ["question", "trained from", "above the line", "sd", "trials", "barrier", "floor", "connected"]
     epsilon = results.epsilon
     rows = []
-    for question, curves in results.barriers.items():
-        for name, found in curves.items():
-            barrier = Summary.of(curve.barrier for curve in found)
-            connected = "" if epsilon is None else f"{sum(c.connected(epsilon) for c in found)} of {len(found)}"
-            floor = Summary.of(curve.floor for curve in found).mean
-            above = Summary.of(curve.barrier_above_line for curve in found).mean
-            numbers = [f"{barrier.mean:.2f}", _sd(barrier), str(barrier.count), f"{floor:.2f}", f"{above:.2f}"]
-            rows.append([question, name, *numbers, connected])
+    for question, name, found in _comparisons(results, before_training=False):
+        above = Summary.of(curve.barrier_above_line for curve in found)
+        barrier = Summary.of(curve.barrier for curve in found).mean
+        floor = Summary.of(curve.floor for curve in found).mean
+        connected = "" if epsilon is None else f"{sum(c.connected(epsilon) for c in found)} of {len(found)}"
+        numbers = [f"{above.mean:.2f}", _sd(above), str(above.count), f"{barrier:.2f}", f"{floor:.2f}"]
+        rows.append([question, name, *numbers, connected])
     return head, rows
 
 
-def _barriers(results: Results, image: str | None) -> list[str]:
-    plan = results.plan
-    if not results.barriers or plan.scale.barrier_level is None:
+def before_training_table(results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows: the test errors of tickets and their copies, before either is trained any further."""
+    head = ["ticket and copy", "of", "copy − ticket", "sd", "trials"]
+    head += ["ticket error %", "copy error %", "above the line"]
+    rows = []
+    for question, name, found in _comparisons(results, before_training=True):
+        difference = Summary.of(curve.error_difference for curve in found)
+        columns = (
+            [curve.error_a_percent for curve in found],
+            [curve.error_b_percent for curve in found],
+            [curve.barrier_above_line for curve in found],
+        )
+        numbers = [signed(difference.mean), _sd(difference), str(difference.count)]
+        rows.append([question, name, *numbers, *(f"{Summary.of(column).mean:.2f}" for column in columns)])
+    return head, rows
+
+
+def _comparisons(results: Results, *, before_training: bool) -> Iterator[tuple[str, str, list[BarrierCurve]]]:
+    """Yield the question in words, the trainings compared, and the curve of each trial."""
+    for question, curves in results.barriers.items():
+        if (question in BEFORE_TRAINING) == before_training:
+            yield from ((QUESTIONS[question], name, found) for name, found in curves.items())
+
+
+def _barriers(results: Results) -> list[str]:
+    epsilon, density = results.epsilon, results.barrier_density
+    if density is None:
         return []
-    epsilon = results.epsilon
-    density = results.densities[plan.scale.barrier_level]
     known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
-    return [
-        f"## Error barriers at density {density:.4f}",
-        f"![Barriers]({image})" if image else "",
-        markdown(*barriers_table(results)),
-        f"Percentage points of test error. Connected: barrier ≤ ε, the sd of the dense error over trials ({known}). "
-        "Floor: half the difference of the two ends, which no barrier is below. Above the line: the largest excess "
-        "over the straight line between the ends' errors.",
-    ]
+    parts = []
+    if (table := barriers_table(results))[1]:
+        parts += [
+            f"## Error barriers at density {density:.4f}",
+            markdown(*table),
+            "Percentage points of test error. Above the line: the largest excess over the straight line between the "
+            "errors of the two ends. Barrier: the largest excess over their mean, as in the paper. Floor: half their "
+            "difference, which no barrier is below. Connected: barrier ≤ ε, the sd of the dense error over trials "
+            f"({known}).",
+        ]
+    if (table := before_training_table(results))[1]:
+        parts += [
+            f"## Tickets and their copies before training, at density {density:.4f}",
+            markdown(*table),
+            "Test errors; the difference is in percentage points. Above the line: the largest excess over the straight "
+            "line between the errors of the two.",
+        ]
+    return parts
 
 
 def norm_table(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -251,10 +389,10 @@ def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: how many signs each method keeps from one level to the next, by density."""
     levels = results.plan.scale.levels
     rows = []
-    for method in results.plan.figure.methods:
-        shares = [results.kept_signs.get((method, level), []) for level in levels]
+    for finder in results.plan.figure.finders:
+        shares = [results.kept_signs.get((finder, level), []) for level in levels]
         if any(shares):
-            rows.append([method, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
+            rows.append([finder, *(f"{100 * Summary.of(found).mean:.2f} %" if found else "" for found in shares)])
     return ["method", *(f"{results.density(level):.4f}" for level in levels)], rows
 
 
@@ -292,10 +430,10 @@ def runs_table(results: Results) -> tuple[list[str], list[list[str]]]:
         [str(one), node.run_id or node.key[:16], "test error %", f"{node.metrics['test_error_percent']:.2f}"]
         for one, node in results.trained.items()
     ]
-    rows += [
-        [str(pair), node.run_id or node.key[:16], "barrier", f"{curve.barrier:.2f}"]
-        for pair, (node, curve) in results.compared.items()
-    ]
+    for pair, (node, curve) in results.compared.items():
+        before = pair.question in BEFORE_TRAINING
+        number = signed(curve.error_difference) if before else f"{curve.barrier_above_line:.2f}"
+        rows.append([str(pair), node.run_id or node.key[:16], "copy − ticket" if before else "above the line", number])
     return ["run of the plan", "run ID", "of", "value"], rows
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.plots import plot_accuracy, plot_bars
+from harness.analysis.plots import DENSITY, WEIGHTS, plot_accuracy, plot_panels
 from harness.common.digest import sha256_json
 from harness.common.escape import redact
 from harness.common.machine import launch_command
@@ -20,9 +20,10 @@ from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.lineage.store import LineageStore
 from harness.reproduction import page
 from harness.reproduction.collect import collect
+from harness.reproduction.figure import DENSE
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.page import RUNS
-from harness.reproduction.results import Point, Results
+from harness.reproduction.results import Judged, Point, Results
 from harness.runs.archive import run_id_of
 from harness.runs.delivery_thread import deliver
 
@@ -52,7 +53,9 @@ def write_report(results: Results, directory: Path) -> list[Path]:
     tables = {
         "accuracy.csv": page.accuracy_table(results),
         "claims.csv": page.claims_table(results),
+        "differences.csv": page.differences_table(results),
         "barriers.csv": page.barriers_table(results),
+        "before_training.csv": page.before_training_table(results),
         "norm.csv": page.norm_table(results),
         "signs.csv": page.signs_table(results),
         "runs.csv": page.runs_table(results),
@@ -108,7 +111,10 @@ def commit_report(store: LineageStore, results: Results) -> str:
 
 def _metric_name(point: Point) -> str:
     curve = point.curve
-    return "accuracy_percent/dense" if curve is None else f"accuracy_percent/{curve.method} {curve.use}"
+    name = DENSE if curve is None else f"{curve.finder} {curve.use}"
+    # MLflow allows no comma; an α=… of the finder is written out
+    name += f" {point.length} epochs" if point.length else ""
+    return f"accuracy_percent/{name.replace(' α=', ' alpha ')}"
 
 
 def _sources(results: Results) -> list[str]:
@@ -123,7 +129,7 @@ def _sources(results: Results) -> list[str]:
 def _determinants(results: Results) -> dict[str, Any]:
     plan = results.plan
     return {
-        "format": 2,
+        "format": 3,
         "kind": "report",
         "figure": plan.figure.name,
         "trials": plan.scale.trials,
@@ -135,16 +141,14 @@ def _determinants(results: Results) -> dict[str, Any]:
 
 
 def _draw(results: Results, directory: Path) -> list[Path]:
+    """Draw accuracy over density, with the comparisons as further panels where there are any."""
     title = f"{results.plan.figure.title.split(':')[0]}: {results.plan.subject}"
-    dense = list(results.errors(None, 0).values())
-    images = plot_accuracy(results.series, directory / "accuracy", dense_error_percent=dense, title=title)
-    if results.barriers:
-        groups = {
-            question: {name: [curve.barrier for curve in found] for name, found in curves.items()}
-            for question, curves in results.barriers.items()
-        }
-        images += plot_bars(groups, directory / "barriers", title=f"{title}: error barriers", epsilon=results.epsilon)
-    return images
+    series, dense, stem = results.series, list(results.errors(None, 0).values()), directory / "figure"
+    if not results.panels:
+        axis = WEIGHTS if results.plan.figure.equal_weights else DENSITY
+        return plot_accuracy(series, stem, dense_error_percent=dense, title=title, axis=axis)
+    title += f"; lines between networks at density {results.barrier_density:.3g}"
+    return plot_panels(series, results.panels, stem, dense_error_percent=dense, title=title)
 
 
 def _numbers(results: Results) -> dict[str, Any]:
@@ -153,18 +157,13 @@ def _numbers(results: Results) -> dict[str, Any]:
         "figure": results.plan.figure.name,
         "reduction": results.plan.scale.reduction,
         "epsilon": results.epsilon,
-        "points": [
-            asdict(point) | {"curve": str(point.curve or "dense"), "difference": point.difference}
-            for point in results.points
-        ],
-        "claims": [
-            asdict(claim) | {"first": str(claim.first), "second": str(claim.second)} for claim in results.claims
-        ],
+        "points": [asdict(point) | {"curve": point.name, "difference": point.difference} for point in results.points],
+        "claims": [_claim(claim) for claim in results.claims],
         "runs": {str(one): {"key": node.key, "run_id": node.run_id} for one, node in results.trained.items()},
         "barriers": {
             str(pair): {
                 "question": pair.question,
-                "curve": str(pair.first.curve),
+                "curve": pair.first.in_words,
                 "key": node.key,
                 "run_id": node.run_id,
                 **curve.to_dict(),
@@ -173,4 +172,16 @@ def _numbers(results: Results) -> dict[str, Any]:
         },
         "norm": {method: [asdict(one) for one in found] for method, found in results.norm.items()},
         "missing": results.missing,
+    }
+
+
+def _claim(claim: Judged) -> dict[str, Any]:
+    stated = claim.statement
+    return {
+        "first": claim.sides[0],
+        "second": claim.sides[1],
+        "says": stated.says,
+        "tested": stated.tested,
+        "by_density": [{"density": density, "difference": one} for density, one in claim.by_density.items()],
+        "verdict": asdict(claim.verdict),
     }

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
+from statistics import fmean
+
+import numpy as np
+from numpy.typing import NDArray
 
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
-from harness.analysis.plots import Series
-from harness.analysis.summary import Paired, Summary, epsilon_from_dense
+from harness.analysis.plots import LinePanel, LineSeries, Series
+from harness.analysis.statistics import Claim, Contrast, Verdict, judge
+from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.lineage.nodes.graph import RunSummary
 from harness.models import width_of
-from harness.reproduction.figure import Curve
+from harness.pruning import METHODS
+from harness.reproduction.figure import Curve, FigureClaim
 from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.paper import Printed, printed
 
@@ -20,19 +26,35 @@ QUESTIONS = {
     "stability": "SGD-noise stability",
     "lmc": "connectivity with retrain",
     "norm_init": "ticket and its copy with ψ_init",
+    "signed_init": "ticket and abs(θ_init) ⊙ s",
 }
+BEFORE_TRAINING = ("norm_init", "signed_init")
+"""Questions about a ticket and a copy of it, before either is trained any further."""
+_ENDS = {
+    "stability": ("under noise u'", "under u"),
+    "lmc": ("retrain", "as in the legend"),
+    "norm_init": ("the copy", "the ticket"),
+    "signed_init": ("abs(θ_init) ⊙ s", "the ticket"),
+}
+"""The networks at α = 0 and at α = 1."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One curve (None: dense) at one density."""
+    """One curve (None: dense) at one density and one length of the final trainings."""
 
+    name: str
+    """The curve in words, with the length where that is not the usual one."""
     curve: Curve | None
     level: int
+    length: int | None
+    """Epochs of the final training; None for the usual number."""
     density: float
     accuracy_percent: Summary
     flipped_percent: Summary | None
     """Of the kept weights, those whose sign training turned."""
+    weights: Summary | None
+    """Kept weights, those of the classifier included; None if no method of the figure prunes the classifier."""
     epochs: float
     """All that were spent for one such network, search included."""
     paper: Printed | None
@@ -44,14 +66,16 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Claim:
-    """Two curves at one density, compared trial by trial: accuracy of a − b."""
+class Judged:
+    """A statement of the figure and what the trials say of it."""
 
-    first: Curve
-    second: Curve
-    says: str
-    density: float
-    difference: Paired
+    statement: FigureClaim
+    sides: tuple[str, str]
+    """Names of a and b."""
+    by_density: Mapping[float, float]
+    """Density → accuracy of a − b, percentage points, mean over the trials that have both."""
+    verdict: Verdict
+    """On the mean over all these densities, one number a trial."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +99,28 @@ class Results:
     plan: FigurePlan
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
-    densities: Mapping[int, float]
-    """Of each level that anything was trained from."""
+    densities: Mapping[tuple[str, int], list[float]]
+    """(finder, level) → density of each ticket that anything was trained from."""
     kept_signs: Mapping[tuple[str, int], list[float]]
-    """(method, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
+    """(finder, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
     norm: Mapping[str, list[NormParameters]]
     """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
     provenance: Provenance
     searches: tuple[str, ...]
     """Keys of the searches they came from."""
+    correct: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
+    """Key of a run → which test images [N] its network has right, for runs that store it."""
 
-    def density(self, level: int) -> float:
-        """Return the density of a level: as recorded, else the density that the search aims at."""
-        return self.densities.get(level, self.plan.scale.density(level))
+    def density(self, level: int, curve: Curve | None = None) -> float:
+        """Return the density of a curve's tickets, or of a level: as recorded, else as aimed at.
+
+        It is the mean over trials: Gem-Miner's tickets of one level can differ in it, so they give no level its own.
+        """
+        every = [one for one in self.plan.figure.curves if not METHODS[one.method].searches_one_density]
+        places = [(one.finder, level) for one in (every if curve is None else [curve])]
+        recorded = (found for place in places if (found := self.densities.get(place)))
+        found = next(recorded, [self.plan.scale.density(level)])
+        return found[0] if len({*found}) == 1 else fmean(found)  # a mean of equal numbers can be off by a last bit
 
     @property
     def missing(self) -> list[str]:
@@ -101,19 +134,26 @@ class Results:
         nodes = [*self.trained.values(), *(node for node, _ in self.compared.values())]
         return list({node.key: node for node in nodes}.values())
 
-    def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
-        """Return trial → a metric of those that are finished and have it.
+    def _finished(self, trainings: list[Training]) -> dict[int, RunSummary]:
+        """Return trial → run of those that are finished.
 
         One run is one trial: levels of a search that several trials share are the first's.
         """
         found = {self.trained[one].key: one for one in reversed(trainings) if one in self.trained}
-        metrics = {one.trial: self.trained[one].metrics for one in reversed(found.values())}
+        return {one.trial: self.trained[one] for one in reversed(found.values())}
+
+    def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
+        """Return trial → a metric of those that are finished and have it."""
+        metrics = {trial: node.metrics for trial, node in self._finished(trainings).items()}
         return {trial: values[name] for trial, values in metrics.items() if name in values}
 
-    def errors(self, curve: Curve | None, level: int) -> dict[int, float]:
-        """Return trial → test error, percent."""
-        trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
-        return self.metric(trainings, "test_error_percent")
+    def _trainings(self, curve: Curve | None, level: int, epochs: int | None = None) -> list[Training]:
+        """Return the trainings of a curve (None: dense) of one length, by default the usual one."""
+        return self.plan.dense(epochs) if curve is None else self.plan.of_curve(curve, level, epochs=epochs)
+
+    def errors(self, curve: Curve | None, level: int, epochs: int | None = None) -> dict[int, float]:
+        """Return trial → test error, percent; a level of the dense network (None) is the network itself."""
+        return self.metric(self._trainings(curve, level, epochs), "test_error_percent")
 
     def density_without_classifier(self, curve: Curve, level: int) -> float | None:
         """Return the mean over trials where a method's own density counts the classifier, as Gem-Miner's does."""
@@ -136,38 +176,101 @@ class Results:
 
     @cached_property
     def points(self) -> list[Point]:
-        """Dense, then each curve by level; points without a finished trial are left out."""
-        wanted: list[tuple[Curve | None, int]] = [(None, 0)]
-        wanted += [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
-        return [self._point(curve, level) for curve, level in wanted if self.errors(curve, level)]
+        """Dense, then each curve by length and level; points without a finished trial are left out."""
+        plan = self.plan
+        wanted: list[tuple[Curve | None, int, int | None]] = [(None, 0, epochs) for epochs in plan.dense_lengths]
+        for curve in plan.figure.curves:
+            lengths = (None,) if curve.kind == "level" else plan.scale.lengths
+            wanted += [(curve, level, epochs) for epochs in lengths for level in plan.scale.levels]
+        return [self._point(*place) for place in wanted if self.errors(*place)]
 
-    def _point(self, curve: Curve | None, level: int) -> Point:
-        trainings = self.plan.dense() if curve is None else self.plan.of_curve(curve, level)
-        density = 1.0 if curve is None else self.densities[level]
+    def _point(self, curve: Curve | None, level: int, length: int | None) -> Point:
+        trainings = self._trainings(curve, level, length)
         flipped = self.metric(trainings, "flipped_signs")
         epochs = self.metric(trainings, "epochs_total")
         return Point(
+            name=trainings[0].in_words,
             curve=curve,
             level=level,
-            density=density,
-            accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level).values()),
+            length=length,
+            density=1.0 if curve is None else self.density(level, curve),
+            accuracy_percent=Summary.of(100 - error for error in self.errors(curve, level, length).values()),
             flipped_percent=Summary.of(100 * share for share in flipped.values()) if flipped else None,
+            weights=self._weights(curve, trainings),
             epochs=max(epochs.values(), default=float("nan")),
-            paper=self.printed(curve, level),
+            paper=self.printed(curve, level) if length is None else None,
         )
 
+    def _weights(self, curve: Curve | None, trainings: list[Training]) -> Summary | None:
+        remaining = self.metric(trainings, "num_remaining")
+        if not self.prunes_classifier or not remaining:
+            return None
+        is_pruned = curve is not None and METHODS[curve.method].masks_classifier
+        classifier = 0 if is_pruned else self.plan.num_weights[1]
+        return Summary.of(count + classifier for count in remaining.values())
+
+    @property
+    def prunes_classifier(self) -> bool:
+        """Whether a method of the figure prunes the classifier, too: densities then count different weights."""
+        return any(METHODS[method].masks_classifier for method in self.plan.figure.methods)
+
+    @property
+    def dense_gain(self) -> float | None:
+        """Points of accuracy that the dense network gains with as many epochs as its ticket costs; None if unknown."""
+        epochs = self.plan.dense_at_ticket_cost
+        usual, longer = (list(self.errors(None, 0, length).values()) for length in (None, epochs))
+        return Summary.of(usual).mean - Summary.of(longer).mean if epochs and usual and longer else None
+
     @cached_property
-    def claims(self) -> list[Claim]:
-        """The statements or questions about two curves, at every level that both have a trial of."""
-        found = []
-        for first, second, says in self.plan.figure.claims:
-            for level in self.plan.scale.levels:
-                ours, others = self.errors(first, level), self.errors(second, level)
-                if ours.keys() & others.keys():
-                    # accuracy of a − b is error of b − a
-                    difference = Paired.of(others, ours)
-                    found.append(Claim(first, second, says, self.densities[level], difference))
-        return found
+    def claims(self) -> list[Judged]:
+        """The statements that a trial has both curves of, judged together."""
+        measured = [(one, *found) for one in self.plan.figure.claims if (found := self._measure(one)) is not None]
+        verdicts = judge([Claim(contrast, one.expects, one.margin) for one, contrast, _ in measured])
+        return [
+            Judged(one, self._sides(one), by_density, verdict)
+            for (one, _, by_density), verdict in zip(measured, verdicts, strict=True)
+        ]
+
+    def _of_claim(self, statement: FigureClaim, level: int) -> list[list[Training]]:
+        """Return the trainings of a and of b."""
+        longer = self.plan.dense_at_ticket_cost if statement.dense_at_ticket_cost else None
+        sides = (statement.first, statement.second)
+        return [self._trainings(curve, level, longer if curve is None else None) for curve in sides]
+
+    def _sides(self, statement: FigureClaim) -> tuple[str, str]:
+        first, second = self._of_claim(statement, self.plan.scale.levels[0])
+        return first[0].in_words, second[0].in_words
+
+    def _measure(self, statement: FigureClaim) -> tuple[Contrast, dict[float, float]] | None:
+        """Return the contrast of a statement and its differences by density; None before a trial has both curves.
+
+        Densities of one search are not independent, so a trial counts once, by its mean over the densities that any
+        trial has both curves at. A trial that lacks one of them is left out.
+        """
+        # level → trial → run of a, run of b
+        pairs: dict[int, dict[int, tuple[RunSummary, RunSummary]]] = {}
+        for level in self.plan.scale.levels:
+            first, second = map(self._finished, self._of_claim(statement, level))
+            if both := {trial: (first[trial], second[trial]) for trial in first if trial in second}:
+                pairs[level] = both
+        trials = sorted(set.intersection(*map(set, pairs.values()))) if pairs else []
+        if not trials:
+            return None
+        by_level = {level: {trial: _difference(*runs) for trial, runs in both.items()} for level, both in pairs.items()}
+        differences = [[found[trial] for trial in trials] for found in by_level.values()]  # [levels, T]
+        by_density = {self.density(level): Summary.of(found.values()).mean for level, found in by_level.items()}
+        return Contrast(np.mean(differences, axis=0), self._images(pairs, trials)), by_density
+
+    def _images(
+        self, pairs: Mapping[int, Mapping[int, tuple[RunSummary, RunSummary]]], trials: list[int]
+    ) -> NDArray[np.float64] | None:
+        """Return by how much a is right more often than b, [T, N], mean over levels; None unless all runs store it."""
+        chosen = [[both[trial] for trial in trials] for both in pairs.values()]
+        if not all(node.key in self.correct for level in chosen for runs in level for node in runs):
+            return None
+        right = self.correct
+        levels = [[right[a.key].astype(np.float64) - right[b.key] for a, b in level] for level in chosen]
+        return np.mean(levels, axis=0, dtype=np.float64)
 
     @property
     def epsilon(self) -> float | None:
@@ -177,11 +280,40 @@ class Results:
 
     @cached_property
     def barriers(self) -> dict[str, dict[str, list[BarrierCurve]]]:
-        """Question → curve → barrier curve of each finished trial."""
+        """Question → trainings compared, in words → barrier curve of each finished trial."""
         groups: dict[str, dict[str, list[BarrierCurve]]] = {}
         for pair, (_, curve) in self.compared.items():
-            groups.setdefault(QUESTIONS[pair.question], {}).setdefault(str(pair.first.curve), []).append(curve)
+            groups.setdefault(pair.question, {}).setdefault(pair.first.in_words, []).append(curve)
         return groups
+
+    @property
+    def barrier_density(self) -> float | None:
+        """Density of the tickets that are compared; None before any comparison is finished."""
+        level = self.plan.scale.barrier_level
+        return self.density(level) if self.compared and level is not None else None
+
+    @property
+    def panels(self) -> list[LinePanel]:
+        """The comparisons at the usual length as the plot takes them, a panel for each question.
+
+        The panel of connectivity has the stability of `retrain`, too: the paper's blue reference (section 4.2).
+        """
+        groups: dict[str, dict[Curve, list[BarrierCurve]]] = {}
+        for pair, (_, curve) in self.compared.items():
+            if pair.first.curve is not None and pair.first.epochs is None:
+                groups.setdefault(pair.question, {}).setdefault(pair.first.curve, []).append(curve)
+        if "lmc" in groups:
+            stable = groups.get("stability", {})
+            groups["lmc"] = {one: found for one, found in stable.items() if one.kind == "retrain"} | groups["lmc"]
+        return [
+            LinePanel(
+                QUESTIONS[question],
+                _ENDS[question],
+                [LineSeries(curve.use, curve.finder, found) for curve, found in curves.items()],
+                as_barrier=question not in BEFORE_TRAINING,
+            )
+            for question, curves in groups.items()
+        ]
 
     @property
     def series(self) -> list[Series]:
@@ -189,10 +321,19 @@ class Results:
         return [
             Series(
                 curve.use,
-                curve.method,
-                {self.densities[level]: list(errors.values()) for level, errors in found},
-                {self.densities[level]: one.mean for level, _ in found if (one := self.printed(curve, level))},
+                curve.finder,
+                {self._place(curve, level): list(errors.values()) for level, errors in found},
+                {self._place(curve, level): one.mean for level, _ in found if (one := self.printed(curve, level))},
             )
             for curve in self.plan.figure.curves
             if (found := [(n, errors) for n in self.plan.scale.levels if (errors := self.errors(curve, n))])
         ]
+
+    def _place(self, curve: Curve, level: int) -> float:
+        """Return where a point stands on the plot: at the number of weights where these are equal, else the density."""
+        return self.plan.weights(level) if self.plan.figure.equal_weights else self.density(level, curve)
+
+
+def _difference(first: RunSummary, second: RunSummary) -> float:
+    """Return by how much the first's test accuracy is higher, percentage points."""
+    return second.metrics["test_error_percent"] - first.metrics["test_error_percent"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.analysis.summary import Summary
 from harness.reproduction.page import interval_text, signed
-from harness.reproduction.results import QUESTIONS
+from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS
 
 Numbers = Mapping[str, Any]
 """A page's results.json."""
@@ -18,11 +18,14 @@ def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str
     """Return head and rows of the table: pages by the name of their column, all at their lowest common density.
 
     Differences and barriers are in percentage points of accuracy and error; [lowest, highest] is a 95 % interval.
-    Raises ValueError when there are no pages, pages of several figures, or none with a density in common.
+    Raises ValueError when there are no pages, pages of several figures or of an earlier version, or no density that all
+    have.
     """
     figures = {numbers["figure"] for numbers in pages.values()}
     if len(figures) != 1:
         raise ValueError(f"these pages show {', '.join(sorted(figures)) or 'nothing'}; give pages of one figure")
+    if old := [name for name, numbers in pages.items() if any("verdict" not in one for one in numbers["claims"])]:
+        raise ValueError(f"{', '.join(old)}: written by an earlier version; write it anew with tools/report.py")
     density = _lowest_common_density(list(pages.values()))
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for name, numbers in pages.items():
@@ -48,25 +51,39 @@ def _column(numbers: Numbers, density: float) -> dict[str, str]:
     """Return a page's column by row name."""
     epsilon = numbers["epsilon"]
     column = {"trials": str(max(point["accuracy_percent"]["count"] for point in numbers["points"]))}
+    # a method whose masks cover the classifier can have another density at the same level
+    levels = {point["level"] for point in numbers["points"] if _rounded(point) in (1.0, density)}
     for point in numbers["points"]:
-        if _rounded(point) in (1.0, density):
+        if point["level"] in levels:
             column[f"accuracy %: {point['curve']}"] = _spread(Summary(**point["accuracy_percent"]))
     for claim in numbers["claims"]:
-        if _rounded(claim) == density:
-            column[f"{claim['first']} − {claim['second']}"] = _difference(claim["difference"])
+        name = f"{claim['first']} − {claim['second']}"
+        for one in claim["by_density"]:
+            if _rounded(one) == density:
+                column[name] = signed(one["difference"])
+        column[f"{name}, all densities of its page"] = _judged(claim["verdict"])
     column["ε"] = "" if epsilon is None else f"{epsilon:.2f}"
     barriers: dict[str, list[float]] = defaultdict(list)
     for one in numbers["barriers"].values():
-        barriers[f"{QUESTIONS[one['question']]}: {one['curve']}"].append(one["barrier"])
+        name = f"{QUESTIONS[one['question']]}: {one['curve']}"
+        if one["question"] in BEFORE_TRAINING:
+            # α = 0 is the copy, 1 the ticket
+            barriers[f"error of the copy − the ticket's, {name}"].append(
+                one["error_percent"][0] - one["error_percent"][-1]
+            )
+            continue
+        for number, word in (("barrier_above_line", "above the line"), ("barrier", "barrier"), ("floor", "its floor")):
+            barriers[f"{word}, {name}"].append(one[number])
     for method, found in numbers.get("norm", {}).items():
         scales = [Summary.of(one[name] for one in found).mean for name in ("scale_mean", "scale_sd")]
         column[f"scales of normalisation layers, mean and sd: {method}"] = f"{scales[0]:.2f}, {scales[1]:.2f}"
-    return column | {f"barrier, {pair}": _spread(Summary.of(found)) for pair, found in barriers.items()}
+    return column | {row: _spread(Summary.of(found)) for row, found in barriers.items()}
 
 
 def _spread(summary: Summary) -> str:
     return f"{summary.mean:.2f}" + ("" if summary.sd is None else f" ± {summary.sd:.2f}")
 
 
-def _difference(paired: Mapping[str, Any]) -> str:
-    return f"{signed(paired['mean'])} {interval_text(paired['interval'])}".rstrip()
+def _judged(verdict: Mapping[str, Any]) -> str:
+    difference = f"{signed(verdict['difference'])} {interval_text(verdict['interval'])}".rstrip()
+    return f"{difference}, {verdict['word']}"

@@ -13,7 +13,13 @@ from harness.analysis.summary import Summary
 from harness.reproduction.figure import Curve
 from harness.reproduction.page import csv_text, interval_text, markdown, signed
 from harness.reproduction.study import Hypothesis
-from harness.reproduction.study_results import FIXED_EPSILON, GAIN_POINTS, Judged, StudyResults, barrier_points
+from harness.reproduction.study_results import (
+    FIXED_EPSILON,
+    GAIN_POINTS,
+    JudgedHypothesis,
+    StudyResults,
+    barrier_points,
+)
 
 _MEASURES = {
     "accuracy": "accuracy",
@@ -50,6 +56,7 @@ def page(results: StudyResults, image: str) -> str:
         )
     parts += [
         f"# {study.title}",
+        *_in_short(results),
         _plan(results),
         study.question,
         study.notes,
@@ -68,6 +75,23 @@ def page(results: StudyResults, image: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _in_short(results: StudyResults) -> list[str]:
+    """Return what is shown and what is not, that of speed apart from the end; nothing before all is judged."""
+    found: dict[str, dict[str, list[str]]] = {"the end": {}, "speed": {}, "tickets": {}}
+    for one in results.judged:
+        if one.verdict is not None:
+            told = f"{one.hypothesis.says} ({one.hypothesis.name}, {one.epochs} epochs)"
+            if one.hypothesis.of == "norm_init":
+                told = f"{one.hypothesis.says} ({one.hypothesis.name})"
+            found[_speaks_of(results, one)].setdefault(_verdict(one), []).append(told)
+    heads = {"the end": "At the end of training", "speed": "Of speed alone", "tickets": "Of the tickets themselves"}
+    return [
+        "\n".join([f"**{heads[of]}**", "", *(f"- {word}: {'; '.join(says)}." for word, says in sorted(words.items()))])
+        for of, words in found.items()
+        if words
+    ]
+
+
 def _plan(results: StudyResults) -> str:
     study, scale = results.study, results.study.plan.scale
     trials = study.plan.trials
@@ -76,7 +100,7 @@ def _plan(results: StudyResults) -> str:
         "with a search of its own; final trainings of "
         + " and ".join(f"{epochs} epochs" for epochs in study.final_epochs)
         + ".",
-        f"**Plan:** `{study.path.name}`, SHA-256 {study.sha256}, "
+        f"**Plan:** `recipes/studies/{study.path.name}`, SHA-256 {study.sha256}, "
         + (f"commit {results.commit}" if results.commit else "not committed")
         + f". Stopping rule: {study.stopping}",
         "**Departures from the plan:** " + (" ".join(results.departures) or "none."),
@@ -97,8 +121,8 @@ def _trained(results: StudyResults) -> str:
     table = markdown(["epochs", "dense accuracy %", "gained by the next length", "trained to the end"], rows)
     told = (
         f"The dense network counts as untrained at a length if the next longer one gains more than {GAIN_POINTS:g} "
-        "point. At such a length differences are of speed, not of the end. The longest one is all that a ticket costs, "
-        "its search included."
+        "point. At such a length differences are of speed, not of the end; nor are they where a compared kind itself "
+        "gains as much. The longest one is all that a ticket costs, its search included."
     )
     return f"{table}\n\n{told}"
 
@@ -134,7 +158,20 @@ def _mean(summary: Summary) -> str:
 
 def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: each hypothesis at each length, its contrast and verdict."""
-    head = ["", "hypothesis", "of", "a", "b", "epochs", "speaks of", "tested", "a − b", "95 % interval", "p", "verdict"]
+    head = [
+        "",
+        "hypothesis",
+        "of",
+        "a",
+        "b",
+        "epochs",
+        "speaks of",
+        "tested",
+        "a − b",
+        "95 % interval",
+        "p (Holm)",
+        "verdict",
+    ]
     rows = []
     for one in results.judged:
         said = one.hypothesis
@@ -144,7 +181,7 @@ def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]
             [
                 *(said.name, said.says, _MEASURES[said.of], _side(said, said.first), _side(said, said.second)),
                 *(str(one.epochs) if said.of != "norm_init" else "none", _speaks_of(results, one)),
-                *(in_symbols(said.expects, margin), signed(one.contrast.mean)),
+                *(in_symbols(said.expects, margin, "first", "second"), signed(one.contrast.mean)),
                 *(interval_text(one.contrast.interval), p, _verdict(one)),
             ]
         )
@@ -154,16 +191,16 @@ def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]
 def _side(said: Hypothesis, curve: Curve | None) -> str:
     if curve is not None:
         return str(curve)
-    return f"dense, {said.dense_epochs} epochs" if said.dense_epochs else "dense"
+    return f"dense ({said.dense_epochs} epochs)" if said.dense_epochs else "dense"
 
 
-def _speaks_of(results: StudyResults, one: Judged) -> str:
+def _speaks_of(results: StudyResults, one: JudgedHypothesis) -> str:
     if one.hypothesis.of == "norm_init":
         return "tickets"
-    return "speed" if results.is_untrained(one.epochs) else "the end"
+    return "speed" if results.is_of_speed(one.hypothesis, one.epochs) else "the end"
 
 
-def _verdict(one: Judged) -> str:
+def _verdict(one: JudgedHypothesis) -> str:
     if one.verdict is None:
         return f"not judged: {one.why_not}"
     return one.verdict.word + (f" ({one.verdict.reason})" if one.verdict.reason else "")
@@ -173,9 +210,13 @@ def _family(results: StudyResults) -> str:
     verdicts = [one.verdict for one in results.judged if one.verdict is not None]
     told = [
         "Differences are in percentage points, of one trial each; p is exact, by sign flips over trials, and corrected "
-        "after Holm for all rows of this table. Intervals of accuracy are bootstrapped over trials and test images, "
-        "those of barriers over trials alone."
+        "after Holm for all rows of this table, judged or not. Intervals of accuracy are bootstrapped over trials and "
+        "test images, those of barriers over trials alone."
     ]
+    alone = [one for one in results.judged if one.hypothesis.of == "accuracy" and one.contrast.images is None]
+    if alone:
+        rows = ", ".join(f"{one.hypothesis.name} at {one.epochs} epochs" for one in alone)
+        told.append(f"Over trials alone, too, since not all of their runs keep single test images: {rows}.")
     return "\n\n".join([*told, *([family_in_words(verdicts)] if verdicts else [])])
 
 
@@ -192,25 +233,38 @@ def _barriers(results: StudyResults) -> list[str]:
         if not found:
             continue
         curves = [run.curve for run in found if run.curve is not None]
-        epsilon = None if measure == "norm_init" else results.epsilon(replace(curve, kind="retrain"), epochs)
+        before = measure == "norm_init"  # of tickets: no final training has a spread
+        spreads: list[float | None] = (
+            [None, None] if before else [results.epsilon(replace(curve, kind="retrain"), epochs), None]
+        )
+        if not before and not results.is_untrained(epochs) and not results.is_untrained(study.final_epochs[-1]):
+            spreads[1] = results.epsilon(None, epochs)
+        # the paper's barrier, but of a copy with ψ_init the difference itself
+        judged_by = [
+            abs(barrier_points(run, measure)) if before else one.barrier for run, one in zip(found, curves, strict=True)
+        ]
         rows.append(
             [
-                *(_MEASURES[measure], str(curve), "none" if measure == "norm_init" else str(epochs)),
+                *(_MEASURES[measure], str(curve), "none" if before else str(epochs)),
                 _mean(Summary.of([barrier_points(run, measure) for run in found])),
                 *(_mean(Summary.of([getattr(one, name) for one in curves])) for name in ("barrier", "floor")),
-                f"{sum(one.connected(FIXED_EPSILON) for one in curves)} of {len(curves)}",
-                "" if epsilon is None else f"{sum(one.connected(epsilon) for one in curves)} ({epsilon:.2f})",
+                f"{sum(one <= FIXED_EPSILON for one in judged_by)} of {len(curves)}",
+                *(
+                    f"{sum(one <= most for one in judged_by)} ({most:.2f})" if most is not None else ""
+                    for most in spreads
+                ),
             ]
         )
     if not rows:
         return []
     head = ["comparison", "trained from", "epochs", "above the line", "barrier", "floor"]
-    head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain"]
+    head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain", "within ε of dense"]
     told = (
         "Percentage points of test error, mean and sd over trials. Above the line: the largest excess over the "
         "straight line between the two ends; for a copy with ψ_init the difference of the two errors itself. Barrier: "
         "the paper's, which is at least half the difference of the two ends (floor). ε is the sd of the error of "
-        "`retrain` over trials."
+        "`retrain` over trials, or of the dense network of the same length (the paper's) where that is trained to the "
+        "end; in how many trials the barrier, or the difference of the errors, is within it."
     )
     dense, longest = results.epsilon(None, study.final_epochs[-1]), study.final_epochs[-1]
     if dense is not None and not results.is_untrained(longest):
@@ -219,7 +273,7 @@ def _barriers(results: StudyResults) -> list[str]:
 
 
 def _provenance(results: StudyResults) -> str:
-    chains = [chain for name, chain in sorted(results.chains.items())]
+    chains = list({chain.chain: chain for chain in reversed(results.all_chains)}.values())
     runs = [run for chain in chains for run in chain.runs]
     hours = sum(run.finished_ms - run.started_ms for run in {run.key: run for run in runs}.values()) / 3_600_000
     commits = sorted({run.commit[:12] + run.commit[40:] for run in runs})
@@ -228,7 +282,8 @@ def _provenance(results: StudyResults) -> str:
         "with one bit for each test image, stand in `runs/`; every chain was verified before it was recorded.",
         f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}. Code: {', '.join(commits)}.",
         f"Made by `python recipes/reproduce.py --study {results.study.name}`; the same command makes trials that are "
-        "missing and writes this page anew.",
+        "missing and writes this page anew. With `--again CHAIN --runs mine --offline` it makes one recorded chain, a "
+        "file of `runs/`, once more and prints each number beside the recorded one.",
     ]
     return "\n\n".join(lines)
 
@@ -242,14 +297,22 @@ def _draw(results: StudyResults, stem: Path) -> list[Path]:
         if all(points.values()):
             lines.append(Line(str(curve or "dense"), curve.kind if curve else "dense", points))
     intervals = [
-        Interval(f"{one.hypothesis.name}, {one.epochs} epochs", one.contrast.mean, one.contrast.interval, _short(one))
+        Interval(_label(results, one), one.contrast.mean, one.contrast.interval, _short(one))
         for one in results.judged
         if one.hypothesis.of == "accuracy"
     ]
     return plot_study(lines, intervals, stem, title=results.study.title, margin=results.study.margin_points)
 
 
-def _short(one: Judged) -> str:
+def _label(results: StudyResults, one: JudgedHypothesis) -> str:
+    said = one.hypothesis
+    margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
+    speaks_of = f": {_speaks_of(results, one)}" if results.is_complete else ""
+    formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
+    return f"({said.name}) {formula}\nafter {one.epochs} epochs{speaks_of}"
+
+
+def _short(one: JudgedHypothesis) -> str:
     return "" if one.verdict is None else one.verdict.word
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,12 @@ from harness.common.files import write_atomically
 from harness.common.tensors import load_correct
 from harness.experiment.comparison import BARRIER
 from harness.experiment.experiment import Experiment
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CORRECT, LineageRecord
 from harness.lineage.proof import Findings, verify
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import hardware_of
-from harness.reproduction.figure_plan import FigurePlan
+from harness.reproduction.figure_plan import FigurePlan, Training
 from harness.reproduction.figure_runner import MadeChain
 from harness.reproduction.study import Study
 
@@ -120,7 +122,13 @@ class ChainRecords:
 
 
 def _check(run: RunLine) -> None:
-    """Raise ValueError unless the kept images give the recorded errors."""
+    """Raise ValueError unless the error is a number, and the kept images give it."""
+    if run.files.get("determinants.json", run.key) != run.key:
+        raise ValueError(f"the key of {run.name} is not the digest of its determinants")
+    if run.curve is None and not 0 <= run.metrics.get("test_error_percent", math.nan) <= 100:
+        raise ValueError(f"{run.name} has no test error")
+    if run.curve is not None and run.metrics.get("barrier", run.curve.barrier) != run.curve.barrier:
+        raise ValueError(f"the errors of {run.name} give a barrier of {run.curve.barrier}, not as recorded")
     if (right := run.right()) is None:
         return
     errors = 100 * (1 - np.atleast_2d(right).mean(axis=1))
@@ -157,15 +165,69 @@ def directory_of(study: str, results: Path) -> Path:
 
 
 def finished_chains(study: Study, results: Path) -> dict[str, ChainRecords]:
-    """Return the chains of a study's plan whose runs are all recorded, by name; ValueError for a file that is none."""
+    """Return the chains of a study's plan whose runs are all recorded, by name.
+
+    Raises ValueError for a file that holds no records, or others than the plan's of its name.
+    """
     directory, found = directory_of(study.name, results), {}
     for chain in study.plan.chains():
         path = directory / f"{chain}.json"
         if path.exists():
             records = ChainRecords.load(path)
+            if wrong := list(_misfits(study, chain, records)):
+                raise ValueError(
+                    f"{path} does not hold the chain {chain} of the study {study.name}: {'; '.join(wrong[:5])}. Take "
+                    "the file as it was committed, or remove it and make the chain again"
+                )
             if not set(wanted_names(study.plan, chain)) - {run.name for run in records.runs}:
                 found[chain] = records
     return found
+
+
+def _misfits(study: Study, chain: str, records: ChainRecords) -> Iterator[str]:
+    """Yield in which points the records of a chain are not those that the plan names, in words."""
+    head = {"study": study.name, "chain": chain, "subject": study.plan.subject}
+    for name, value in head.items():
+        if (said := getattr(records, name)) != value:
+            yield f"{name} is {said!r} instead of {value!r}"
+    if not (records.verified and records.verified[0].endswith("no problem found")):
+        yield "it was not verified"
+    runs = {run.name: run for run in records.runs}
+    if len(runs) < len(records.runs):
+        yield "two runs have one name"
+    # Tags say what a run was made with; its name alone could be anything.
+    for training in study.plan.chains()[chain]:
+        if (run := runs.get(str(training))) is not None:
+            ticket = runs.get(f"{chain}-L{training.level:02d}")
+            # of a method whose levels are full trainings, `retrain` is the level itself
+            is_level = training.kind == "level" or (ticket is not None and run.key == ticket.key)
+            wanted = tags_of(study.plan, training, is_level=is_level)
+            other = {tag: run.tags.get(tag) for tag, value in wanted.items() if run.tags.get(tag) != value}
+            yield from (f"{tag} of {run.name} is {said} instead of {wanted[tag]}" for tag, said in other.items())
+            if ticket is not None and ticket.key not in (run.key, *(key for key, _ in run.parents)):
+                yield f"{run.name} is not made from {ticket.name}"
+            # the names of the usual length do not say it, and a changed scale would keep them
+            spent = run.metrics.get("epochs_total", 0.0) - (ticket.metrics.get("epochs_total", 0.0) if ticket else 0.0)
+            length = 0 if is_level else training.epochs or study.final_epochs[0]
+            if spent != length and (ticket is not None or training.curve is None):
+                yield f"{run.name} was trained for {spent:g} epochs instead of {length}"
+    for pair in study.plan.pairs():
+        if (run := runs.get(str(pair))) is not None:
+            ends = {runs[str(end)].key for end in (pair.first, pair.second) if str(end) in runs}
+            if run.curve is None or {key for key, relation in run.parents if relation == "compared"} != ends:
+                yield f"{run.name} compares other networks"
+
+
+def tags_of(plan: FigurePlan, training: Training, *, is_level: bool = False) -> dict[str, str]:
+    """Return tags that a training of a plan has: its data, network, ticket and seeds; `is_level`: a search's level."""
+    config, curve = plan.scale.config, training.curve
+    init_seed, sgd_seed = (training.search_seed,) * 2 if is_level else (training.init_seed, training.sgd_seed)
+    tags = {"data": config.data.name, "model": config.model.name, "level": f"{training.level:02d}"}
+    tags |= {"sgd_seed": str(sgd_seed)} | ({} if init_seed is None else {"init_seed": str(init_seed)})
+    tags |= {} if is_level else {"kind_of_training": training.kind}
+    if curve is not None:
+        tags |= {"method": curve.method} | ({} if curve.alpha == "uniform" else {"alpha": curve.alpha})
+    return tags
 
 
 def wanted_names(plan: FigurePlan, chain: str) -> Iterator[str]:
@@ -215,6 +277,16 @@ def _records(store: LineageStore, made: MadeChain) -> dict[str, LineageRecord]:
     nodes |= {str(training): run.key for training, run in made.trained.items()}
     nodes |= {str(pair): one.key for pair, one in made.compared.items() if one is not None}
     return {name: store.local.load(key) for name, key in nodes.items()}
+
+
+def check_made_anew(nodes: LocalNodes, recorded: ChainRecords, directory: Path) -> None:
+    """Raise ValueError if a directory of runs holds a recorded run itself: to load it would prove nothing."""
+    for run in recorded.runs:
+        if nodes.find(run.key) is not None and nodes.load(run.key).started_ms == run.started_ms:
+            raise ValueError(
+                f"{directory} holds {run.name} as it was recorded, and it would not be made again: give --runs a "
+                "directory of its own, and --offline, so that nothing is fetched"
+            )
 
 
 def compare_again(store: LineageStore, recorded: ChainRecords, made: MadeChain) -> list[dict[str, str]]:

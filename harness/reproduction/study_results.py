@@ -19,13 +19,15 @@ from harness.reproduction.study_records import ChainRecords, RunLine, finished_c
 
 GAIN_POINTS = 1.0
 """The dense network is untrained at a length if the next longer one gains more than so many points."""
+_TIE = 1e-9
+"""A mean of accuracies is off by float noise, which makes no gain larger than the bound."""
 FIXED_EPSILON = 1.0
 """Points within which two networks count as connected, whatever the spread over seeds is."""
 _QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "norm_init"}
 
 
 @dataclass(frozen=True)
-class Judged:
+class JudgedHypothesis:
     """A hypothesis at one length, and what the trials say of it."""
 
     hypothesis: Hypothesis
@@ -39,14 +41,30 @@ class Judged:
 
 @dataclass(frozen=True)
 class StudyResults:
-    """A study with the runs that are recorded."""
+    """A study with the runs that are recorded.
+
+    Raises ValueError for runs that are of other data than the rest, or of one name and two keys.
+    """
 
     study: Study
     chains: Mapping[str, ChainRecords]
-    """Its own, and those of the studies beside it."""
+    """Its own chains that are whole."""
     commit: str
     """The commit of its plan; "" if it is not committed."""
     committed_ms: int
+    beside: tuple[StudyResults, ...] = ()
+    """The studies whose runs it uses, too."""
+
+    def __post_init__(self) -> None:
+        keys: dict[str, str] = {}
+        data: dict[tuple[str | None, int], str] = {}
+        for run in (run for chain in self.all_chains for run in chain.runs):
+            if keys.setdefault(run.name, run.key) != run.key:
+                raise ValueError(f"{run.name} is recorded as two different runs, of {self.study.name} and beside it")
+            if run.num_images and run.curve is None:
+                data.setdefault((run.tags.get("data_digest"), run.num_images), run.name)
+        if len(data) > 1:
+            raise ValueError(f"{' and '.join(data.values())} are not of the same data, so nothing is compared")
 
     @classmethod
     def read(cls, study: Study, results: Path, beside: Mapping[str, Study]) -> StudyResults:
@@ -55,19 +73,31 @@ class StudyResults:
         Raises:
             ValueError: A study beside it has another regime, or a file holds no records.
         """
-        chains = finished_chains(study, results)
+        others = []
         for name in study.beside:
             other = beside[name]
             scales = (study.plan.scale, other.plan.scale)
             if any(getattr(scales[0], field) != getattr(scales[1], field) for field in ("config", "levels", "lengths")):
                 raise ValueError(f"{study.path}: the study {name} beside it has another regime")
-            chains |= finished_chains(other, results)
-        return cls(study, chains, *plan_commit(study.path))
+            others.append(cls(other, finished_chains(other, results), *plan_commit(other.path)))
+        return cls(study, finished_chains(study, results), *plan_commit(study.path), tuple(others))
+
+    @property
+    def all_chains(self) -> list[ChainRecords]:
+        """Its own chains, then those of the studies beside it."""
+        return [*self.chains.values(), *(chain for other in self.beside for chain in other.chains.values())]
 
     @cached_property
     def runs(self) -> dict[str, RunLine]:
         """Every recorded run by its name in the plan."""
-        return {run.name: run for chain in self.chains.values() for run in chain.runs}
+        return {run.name: run for chain in reversed(self.all_chains) for run in chain.runs}
+
+    @property
+    def finished(self) -> dict[str, ChainRecords]:
+        """The chains of its plan that need not be made: all their runs are recorded, here or beside it."""
+        every = {chain.chain: chain for chain in reversed(self.all_chains)}
+        plan = self.study.plan
+        return {name: every[name] for name in plan.chains() if {*wanted_names(plan, name)} <= self.runs.keys()}
 
     @cached_property
     def trials(self) -> list[int]:
@@ -146,7 +176,21 @@ class StudyResults:
     def is_untrained(self, epochs: int) -> bool:
         """Whether the dense network is untrained at this length."""
         gain = self.dense_gain(epochs)
-        return gain is not None and gain > GAIN_POINTS
+        return gain is not None and gain > GAIN_POINTS + _TIE
+
+    def is_of_speed(self, hypothesis: Hypothesis, epochs: int) -> bool:
+        """Whether a difference at this length is one of speed.
+
+        So it is where the dense network is untrained, and where one of the two sides itself goes on to gain as much.
+        """
+        later = [length for length in self.study.final_epochs if length > epochs]
+        gains = [
+            statistics.fmean(after) - statistics.fmean(before)
+            for curve in (hypothesis.first, hypothesis.second)
+            if curve is not None and later
+            if (before := self.accuracies(curve, epochs)) and (after := self.accuracies(curve, later[0]))
+        ]
+        return self.is_untrained(epochs) or max(gains, default=0.0) > GAIN_POINTS + _TIE
 
     # ------------------------------------------------------------------ hypotheses
 
@@ -164,7 +208,7 @@ class StudyResults:
         return Contrast.of([b.metrics["test_error_percent"] - a.metrics["test_error_percent"] for a, b in pairs])
 
     @cached_property
-    def judged(self) -> list[Judged]:
+    def judged(self) -> list[JudgedHypothesis]:
         """Every hypothesis at every length that it names; one family of tests."""
         if not self.trials:
             return []
@@ -172,7 +216,9 @@ class StudyResults:
         contrasts = [self.contrast(one, epochs) for one, epochs in places]
         if not self.is_complete:
             why = "not all trials are finished"
-            return [Judged(*place, contrast, None, why) for place, contrast in zip(places, contrasts, strict=True)]
+            return [
+                JudgedHypothesis(*place, contrast, None, why) for place, contrast in zip(places, contrasts, strict=True)
+            ]
         margin = self.study.margin_points
         claims = [
             Claim(contrast, one.expects, margin if one.expects in ("equal", "not_worse") else None)
@@ -182,20 +228,23 @@ class StudyResults:
         for (one, epochs), contrast, verdict in zip(places, contrasts, judge(claims), strict=True):
             with_dense = one.of == "accuracy" and None in (one.first, one.second)
             if with_dense and self.is_untrained(self.study.final_epochs[-1]):
-                found.append(Judged(one, epochs, contrast, None, "the dense network is untrained"))
+                found.append(JudgedHypothesis(one, epochs, contrast, None, "the dense network is untrained"))
             else:
-                found.append(Judged(one, epochs, contrast, verdict))
+                found.append(JudgedHypothesis(one, epochs, contrast, verdict))
         return found
 
     # ------------------------------------------------------------------ departures
 
     @cached_property
     def departures(self) -> list[str]:
-        """Everything in which the runs are not what the plan says, in sentences."""
+        """Everything in which the runs are not what the plan says, in sentences; those of studies beside it, too."""
         found = []
-        own = {name: self.chains[name] for name in self.study.plan.chains() if name in self.chains}
+        own = self.chains
         if not self.commit:
-            found.append("The plan is not committed as it is read here.")
+            found.append(
+                "It is not known when the plan was committed: it has changed since, or this is no whole git clone "
+                "(`git fetch --unshallow` makes it one)."
+            )
         changed = sorted(name for name, chain in own.items() if chain.plan_sha256 != self.study.sha256)
         if changed:
             found.append(f"Made under another version of the plan: {', '.join(changed)}.")
@@ -209,31 +258,55 @@ class StudyResults:
         unclean = sorted({run.name for chain in own.values() for run in chain.runs if run.commit.endswith("+")})
         if unclean:
             found.append(f"Made by code with uncommitted changes: {', '.join(unclean[:5])}, {len(unclean)} in all.")
-        return found
+        if unlike := self._other_settings():
+            told = f"{', '.join(unlike[:5])}, {len(unlike)} in all"
+            found.append(f"Made with other settings than the first of their length: {told}.")
+        runs = [run for chain in own.values() for run in chain.runs if run.curve is None]
+        if partial := sorted(run.name for run in runs if not run.correct):
+            found.append(
+                f"Without a record of single test images: {', '.join(partial[:5])}, {len(partial)} in all. Contrasts "
+                "with them are compared by trials alone."
+            )
+        return found + [f"{other.study.name}: {sentence}" for other in self.beside for sentence in other.departures]
+
+    def _other_settings(self) -> list[str]:
+        """Return the trainings whose settings are not those of the first one of their length, α and initialisation.
+
+        The tag holds all settings but seeds, method and kind: precision, batch, number of processes.
+        """
+        first: dict[tuple[str, str, int | None], str | None] = {}
+        unlike = []
+        for one in self.study.plan.trainings():
+            if (run := self.runs.get(str(one))) is not None:
+                settings = run.tags.get("settings")
+                alpha = "uniform" if one.curve is None else one.curve.alpha
+                if first.setdefault((alpha, one.initialisation, one.epochs), settings) != settings:
+                    unlike.append(run.name)
+        return unlike
 
 
 def barrier_points(run: RunLine, measure: str) -> float:
     """Return what a comparison is judged by, percentage points.
 
-    Of a ticket and its copy with ψ_init it is the error that the copy has more; else the largest excess over the
-    straight line between the two ends.
+    Of a ticket and its copy with ψ_init it is the error that the copy has more (below 0: it has less); else the largest
+    excess over the straight line between the two ends.
     """
     assert run.curve is not None
-    if measure == "norm_init":
-        errors = run.curve.error_percent
-        return max(errors[0], errors[-1]) - min(errors[0], errors[-1])
-    return run.curve.barrier_above_line
+    return run.curve.error_difference if measure == "norm_init" else run.curve.barrier_above_line
 
 
 def plan_commit(path: Path) -> tuple[str, int]:
-    """Return the commit that last changed a plan, and when, in ms; ("", 0) if it has changed since or there is none."""
+    """Return the commit that last changed a plan, and when, in ms.
+
+    ("", 0) if it has changed since, if there is none, or in a shallow clone, whose oldest commit seems to change all.
+    """
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", "-C", str(path.parent), *words], capture_output=True, text=True, timeout=30)
         return done.stdout.strip() if done.returncode == 0 else ""
 
     try:
-        if git("status", "--porcelain", "--", path.name):
+        if git("status", "--porcelain", "--", path.name) or git("rev-parse", "--is-shallow-repository") == "true":
             return "", 0
         commit, _, seconds = git("log", "-1", "--format=%H %ct", "--", path.name).partition(" ")
     except (OSError, subprocess.TimeoutExpired):

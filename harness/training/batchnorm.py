@@ -42,8 +42,9 @@ def reestimate_batchnorm(
     * "cumulative": forget the old statistics and take the plain mean over batches of each batch's mean and unbiased
       variance. Every batch weighs the same whatever its size, and the variance is within batches, as in torch's
       `momentum=None`: give batches of one size (a short last one counts for more than its share of images).
-    * "ema": start from the statistics present and go running = 0.9 · running + 0.1 · batch, as in training. Its
-      result depends on the order and mostly on the last 30 batches; after k batches 0.9^k of the start remains.
+    * "ema": start from mean 0 and variance 1 and go running = 0.9 · running + 0.1 · batch, as a fresh network does in
+      training (the paper's scripts). Its result depends on the order and mostly on the last 30 batches; after k batches
+      0.9^k of the start remains.
 
     Several `ranks` share the work: rank r of W gives batches r, r + W, … of the `num_batches` that there are, and all
     get the statistics that one process has, up to rounding. The models must be equal; layers' counters of batches
@@ -82,13 +83,13 @@ def _fold_(
     rank: int = 0,
     size: int = 1,
 ) -> tuple[int, float]:
-    """Take the weighted mean of the statistics of `batches`, in place, by the layers' own momentum.
+    """Take the weighted mean of the statistics of `batches` and of the start, in place, by the layers' own momentum.
 
     A batch weighs 1 when it comes, and each that follows multiplies all weights before it by `fade`. Returns the number
     of batches, and the weight of all together.
     """
-    # "cumulative" forgets the statistics present. Under "ema" they weigh nine times as much as the first batch of all,
-    # and go with it to rank 0.
+    # Both conventions forget the statistics present. Under "ema" the start, mean 0 and variance 1, weighs nine times as
+    # much as the first batch of all, and goes with it to rank 0.
     weight, fade = 0.0, 1.0
     if convention == "ema":
         fade = (1 - _EMA_MOMENTUM) ** size
@@ -96,7 +97,7 @@ def _fold_(
     num_batches = 0
     with _only_batchnorm_training(model, layers):
         for images_NCHW in batches:
-            if num_batches == 0 and weight == 0:  # not earlier: no batches must not destroy statistics
+            if num_batches == 0:  # not earlier: no batches must not destroy statistics
                 for layer in layers:
                     layer.reset_running_stats()
             weight = 1 + fade * weight

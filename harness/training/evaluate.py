@@ -39,7 +39,7 @@ def evaluate(
     loss_sum, correct = torch.zeros(1, dtype=torch.float64, device=world.device), []
     for images_NCHW, labels_N in batches:
         with world.autocast():
-            logits_NK = model(images_NCHW).float()
+            logits_NK = model(images_NCHW).to(torch.get_default_dtype())  # float32 under mixed precision, too
         correct.append(logits_NK.argmax(1) == labels_N)
         loss_sum += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
     model.train(was_training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 
+import numpy as np
 import torch
 
 from harness.common.seeds import SgdNoise
@@ -20,6 +21,10 @@ class TrainFeed:
         self.loader, self.spec, self.device = loader, spec, device
         self.steps_per_epoch = loader.steps_per_epoch
         """Full global batches in an epoch; the incomplete last one is dropped."""
+
+    def among(self, chosen: np.ndarray) -> TrainFeed:
+        """Return a feed of these training images alone, int64 positions in the split."""
+        return TrainFeed(self.loader.among(chosen), self.spec, self.device)
 
     def epoch(
         self, noise: SgdNoise, epoch: int, skip_steps: int = 0, num_steps: int | None = None, every: int = 1
@@ -47,7 +52,7 @@ class TestFeed:
 
 
 def normalize(images_NHWC: torch.Tensor, spec: DataSpec, channels_last: bool = True) -> torch.Tensor:
-    """Return (pixels/255 − mean) / std as float32 NCHW on the images' device.
+    """Return (pixels/255 − mean) / std as NCHW of torch's default dtype, float32, on the images' device.
 
     Takes uint8 (N, H, W, C) with C = spec.channels; raises ValueError for anything else. The memory format is
     channels_last if asked, contiguous otherwise.
@@ -58,18 +63,19 @@ def normalize(images_NHWC: torch.Tensor, spec: DataSpec, channels_last: bool = T
             f"got {images_NHWC.dtype} {tuple(images_NHWC.shape)}"
         )
     format_ = torch.channels_last if channels_last else torch.contiguous_format
-    images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(torch.float32, memory_format=format_)
-    mean_C11, scale_C11 = _constants(spec.mean, spec.std, images_NHWC.device)
+    dtype = torch.get_default_dtype()
+    images_NCHW = images_NHWC.permute(0, 3, 1, 2).to(dtype, memory_format=format_)
+    mean_C11, scale_C11 = _constants(spec.mean, spec.std, images_NHWC.device, dtype)
     return images_NCHW.sub_(mean_C11).mul_(scale_C11)
 
 
 @cache  # once per device: a tensor from a list is a copy that the device is waited for
 def _constants(
-    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device
+    mean: tuple[float, ...], std: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return 255·mean and 1/(255·std), float32 (C, 1, 1) each."""
+    """Return 255·mean and 1/(255·std), (C, 1, 1) each."""
     # not as tensors of inference mode, in which an evaluation may ask first: training needs them too
     with torch.inference_mode(False):
-        mean_C11 = torch.tensor([255 * m for m in mean], dtype=torch.float32, device=device)[:, None, None]
-        scale_C11 = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32, device=device)[:, None, None]
+        mean_C11 = torch.tensor([255 * m for m in mean], dtype=dtype, device=device)[:, None, None]
+        scale_C11 = torch.tensor([1 / (255 * s) for s in std], dtype=dtype, device=device)[:, None, None]
     return mean_C11, scale_C11

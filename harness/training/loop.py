@@ -275,7 +275,8 @@ class _Step:
             with nullcontext() if part == parts - 1 else self.world.no_sync(self.model):
                 with self.world.autocast():
                     logits_NK = self.model(images)
-                    loss = F.cross_entropy(logits_NK.float(), labels)
+                    # float32 under mixed precision, too
+                    loss = F.cross_entropy(logits_NK.to(torch.get_default_dtype()), labels)
                 loss = loss if whole else loss * (len(labels) / num_images)
                 self.world.backward(loss)
             losses.append(loss.detach())

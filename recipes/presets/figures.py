@@ -16,6 +16,8 @@ GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
 """Gem-Miner learns each density anew; its authors show 5 and 2 % of ResNet-32 on CIFAR-100."""
 AUTHORS_PENALTIES = {0.0372: 3e-5, 0.0144: 1e-4, 0.0059: 1e-4}
 """Density → λ of Gem-Miner's authors for ResNet-20 on CIFAR-10: resnet20_sparsity_…_unflagT_real.yml of their code."""
+AUTHORS_IMAGES = 45_000
+"""Of CIFAR's 50,000 training images, Gem-Miner's authors keep 5,000 for validation."""
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
 SMOKE_BATCH = 4  # that many images are enough, for up to four processes
@@ -34,18 +36,21 @@ def paper(figure: Figure, dataset: str, network: str) -> Scale:
     """Return the paper's settings; the levels of the plots are ours, since it does not list them."""
     if dataset == "imagenet":
         return Scale(imagenet(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network])
+    images = GemMinerConfig(num_train=AUTHORS_IMAGES)
     if figure.name == "gem_miner":
-        return by_authors(cifar10(network))
-    levels: tuple[int, ...] = GEM_MINER_LEVELS if "gem_miner" in figure.methods else ODD_LEVELS
+        return by_authors(cifar10(network), images)
+    mined = "gem_miner" in figure.methods
+    levels: tuple[int, ...] = GEM_MINER_LEVELS if mined else ODD_LEVELS
     config = replace(PAPER[dataset](network), num_levels=max(levels))
+    config = replace(config, gem_miner=images) if mined else config
     used_on = PAPER[TRANSFER[dataset]](network) if figure.transfers else None
     return Scale(config, levels, barrier_level=11, used_on=used_on)
 
 
-def by_authors(config: SearchConfig) -> Scale:
+def by_authors(config: SearchConfig, gem_miner: GemMinerConfig) -> Scale:
     """Return Gem-Miner as its authors have it: densities, λ of each, and epochs (150 and 150 for each density)."""
     levels = tuple(range(1, len(AUTHORS_PENALTIES) + 1))
-    own = replace(config, densities=tuple(AUTHORS_PENALTIES), num_levels=len(levels), gem_miner=GemMinerConfig())
+    own = replace(config, densities=tuple(AUTHORS_PENALTIES), num_levels=len(levels), gem_miner=gem_miner)
     return Scale(own, levels, penalties=dict(zip(levels, AUTHORS_PENALTIES.values(), strict=True)))
 
 
@@ -58,7 +63,8 @@ def small(figure: Figure, dataset: str, network: str) -> Scale:
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
     if figure.name == "gem_miner":
         words = f"{network} on {dataset}, Gem-Miner with its authors' epochs, batch {config.global_batch_size}"
-        return replace(by_authors(config), reduction=f"{words}, a dense network of {config.final.epochs} epochs")
+        words += f", a dense network of {config.final.epochs} epochs"
+        return replace(by_authors(config, GemMinerConfig()), reduction=words)
     used_on = SMALL[TRANSFER[dataset]](network) if figure.transfers else None
     epochs = (used_on or config).final.epochs
     on = f" on {used_on.data.name}" if used_on else ""

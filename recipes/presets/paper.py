@@ -8,6 +8,7 @@ TINY_IMAGENET = {
     "mobilenet_v2_cifar": 0.05,
     "shufflenet_cifar": 0.1,
     "efficientnet_b0_cifar": 0.1,
+    "efficientnet_b0_cifar_drop_connect": 0.1,  # not in the paper, whose scripts never apply it
 }
 CIFAR100 = TINY_IMAGENET | {"resnet32": 0.1, "vgg11_bn_cifar": 0.1}
 

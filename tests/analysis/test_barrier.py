@@ -164,9 +164,9 @@ def test_equals_the_plain_way(network, data, convention):
     for alpha, error in zip(found.alphas, found.error_percent, strict=True):
         plain = copy.deepcopy(network)
         plain.load_state_dict(interpolate(a, b, alpha))
-        for norm in (m for m in plain.modules() if isinstance(m, nn.BatchNorm2d) and convention == "cumulative"):
+        for norm in (m for m in plain.modules() if isinstance(m, nn.BatchNorm2d) and convention != "none"):
             norm.reset_running_stats()
-            norm.momentum = None
+            norm.momentum = None if convention == "cumulative" else 0.1
         plain.train()
         for images in data["bn_batches"] if convention != "none" else []:
             plain(images)

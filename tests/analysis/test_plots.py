@@ -6,11 +6,15 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from harness.analysis import plots
 from harness.analysis.barrier import ALPHAS, BarrierCurve
-from harness.analysis.plots import Series, plot_accuracy, plot_barriers
+from harness.analysis.plots import LinePanel, LineSeries, Series, plot_accuracy, plot_barriers, plot_panels
 
 CURVE = BarrierCurve(ALPHAS, tuple(9.0 + i * (10 - i) for i in range(11)), 9.0, 9.0, "cumulative", 100, 100)
 SERIES = [
@@ -67,7 +71,7 @@ def test_accuracy_of_the_dense_network_alone(tmp_path):
 
 def test_barriers_are_in_the_legend(tmp_path):
     text = check_files(plot_barriers({"one | two": CURVE}, tmp_path / "barrier"), tmp_path / "barrier")
-    assert "barrier 25.00 points" in text
+    assert "25.00 above the line, barrier 25.00" in text
     assert "one | two" in text
 
 
@@ -78,7 +82,87 @@ def test_equal_input_gives_an_equal_svg_and_leaves_matplotlib_as_it_was(tmp_path
     assert dict(matplotlib.rcParams) == before
 
 
+def trials(*heights: float) -> list[BarrierCurve]:
+    """A curve for each trial, from 4 % error at α = 0 to 10 % at α = 1."""
+    return [BarrierCurve((0.0, 0.5, 1.0), (4.0, height, 10.0), 10.0, 4.0, "cumulative", 100, 100) for height in heights]
+
+
+STABILITY = LinePanel(
+    "SGD-noise stability",
+    ("u'", "u"),
+    [
+        LineSeries("retrain", "lrr", trials(7.0, 8.0, 12.0)),
+        LineSeries("signed_mask", "lrr", trials(50.0, 61.0, 63.0)),
+        LineSeries("signed_mask", "aws", trials(9.0)),
+    ],
+)
+TICKETS = LinePanel("ticket and copy", ("copy", "ticket"), [LineSeries("level", "lrr", trials(7.0, 9.0))], False)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
+    """A figure of panels as matplotlib has it, before it is written."""
+    kept: list[Figure] = []
+    monkeypatch.setattr(plots, "_save", lambda figure, stem: kept.append(figure))
+    plot_panels(SERIES, [STABILITY, TICKETS], tmp_path / "x", dense_error_percent=[8.8], title="Figure 3")
+    return kept[0]
+
+
+def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
+    """The paper's equation 1: from each error half the sum of the ends' is taken, 7 here."""
+    _, stability, tickets = drawn.axes
+    for one, line in zip(STABILITY.series, stability.lines, strict=True):
+        errors = np.array([curve.error_percent for curve in one.curves]) - 7
+        assert line.get_xydata() == pytest.approx(np.stack([(0.0, 0.5, 1.0), errors.mean(0)], 1))
+    # one trial has no spread
+    areas = [area.get_paths()[0].vertices for area in stability.collections]
+    assert len(areas) == 2
+    for vertices, heights in zip(areas, ([0, 1, 5], [43, 54, 56]), strict=True):
+        assert vertices[:, 1].max() == pytest.approx(np.mean(heights) + np.std(heights, ddof=1))
+    # of a ticket and its copy the error itself
+    assert list(tickets.lines[0].get_ydata()) == pytest.approx([4, 8, 10])
+
+
+def test_colours_are_the_papers_in_every_panel_and_networks_are_named_once(drawn: Figure):
+    """LRR's solution blue, AWS's green; from LRR's sign orange, from AWS's red (captions of Figures 2 and 3)."""
+    accuracy, stability, _ = drawn.axes
+    shown = [to_hex(line.get_color()) for line in stability.lines]
+    blue, orange, red = shown
+    assert (blue, orange, red) == ("#0072b2", "#e69f00", "#d55e00")
+    handles = dict(zip(*reversed(accuracy.get_legend_handles_labels()), strict=True))
+    of_aws = {label: to_hex(handles[label].lines[0].get_color()) for label in ("retrain (aws)", "signed_mask (aws)")}
+    assert of_aws == {"retrain (aws)": "#009e73", "signed_mask (aws)": red}
+    (legend,) = drawn.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert len(names) == len(set(names)) and {"dense", "signed_mask (aws)", "retrain (lrr)", "level (lrr)"} < set(names)
+
+
+def test_looks_tell_all_series_of_a_figure_apart():
+    """Also those that the paper has no colour for, more of them than there are colours."""
+    kinds = ("retrain", "signed_mask", "mask", "signed_mask_norm", "random_signs", "level")
+    series = [Series(kind, method, {}) for kind in kinds for method in ("lrr", "aws", "aws α=zero")]
+    looks = plots._Looks(series)
+    assert len({tuple(looks.of(one).values()) for one in series}) == len(series)
+
+
+def test_panels_of_a_figure_are_one_file_with_every_name(tmp_path):
+    """Four panels leave a place in their grid for the legend."""
+    stem = tmp_path / "figure"
+    paths = plot_panels(SERIES, [STABILITY, TICKETS, STABILITY], stem, title="Figure 3: ResNet-8")
+    text = check_files(paths, stem)
+    words = ("(a) test accuracy", "(b) SGD-noise stability", "random_signs (aws)", "signed_mask (lrr)", "0.134")
+    assert [word for word in words if f"<!-- {word} -->" not in text] == []
+
+
+def test_trials_on_different_grids_are_refused(tmp_path):
+    mixed = LineSeries("retrain", "lrr", [CURVE, *trials(7.0)])
+    with pytest.raises(ValueError, match=r"retrain \(lrr\): its trials are on 2 grids"):
+        plot_panels(SERIES, [LinePanel("x", ("a", "b"), [mixed])], tmp_path / "x", title="x")
+
+
 def test_nothing_to_draw_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="no trainings"):
+        plot_panels([], [STABILITY], tmp_path / "x", title="x")
     with pytest.raises(ValueError, match="no trainings"):
         plot_accuracy([], tmp_path / "x")
     with pytest.raises(ValueError, match="no barrier curves"):

@@ -146,6 +146,8 @@ def test_float_noise_breaks_no_tie():
     """0.1 + 0.2 is not 0.3 in floats, yet flips that give the same sum count as the same."""
     exact = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0])
     assert {sign_flip_p(exact * scale) for scale in (1.0, 0.1, 1e-3, 0.7, 1e6)} == {sign_flip_p(exact)}
+    noise = np.full(10, 1e-14)  # no difference at all, and one that is the margin itself
+    assert sign_flip_p(noise) == 1 and equivalence_p(noise - 1, 1.0) == 1 and equivalence_p(1 - noise, 1.0) == 1
 
 
 def test_twenty_trials_are_exact_and_forty_quick():
@@ -214,6 +216,15 @@ def test_a_verdict_is_of_what_was_claimed(differences, expects, margin, word):
     assert (verdict.word, verdict.trials, verdict.by_images) == (word, 10, False)
     sure_but_opposite = word == "not shown" and expects in ("greater", "less") and differences is not NOISE
     assert verdict.reason == ("it is the other way round" if sure_but_opposite else "")
+
+
+def test_an_interval_that_reaches_the_margin_says_so():
+    """p is over trials alone; images that differ both ways in equal number widen the interval."""
+    images = np.zeros((10, 500))
+    images[:, :20], images[:, 20:40] = 1, -1
+    for expects, margin, reason in (("equal", 1.0, "the interval reaches the margin"), ("equal", 5.0, "")):
+        (verdict,) = judge([Claim(Contrast.of_images(images), expects, margin)])
+        assert verdict.holm_p < 0.05 and verdict.reason == reason
 
 
 def test_too_few_trials_show_nothing():

@@ -29,6 +29,15 @@ def test_order_is_a_permutation_that_epoch_level_and_seed_change() -> None:
     assert len({order.tobytes() for order in orders}) == 4
 
 
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_of_chosen_samples_ranks_together_see_each_once(world_size: int) -> None:
+    chosen = np.arange(0, 200, 2)[::-1].copy()
+    orders = [TrainOrder(100, 12, rank, world_size, chosen) for rank in range(world_size)]
+    seen = np.concatenate([order.indices(NOISE, 3, 0, None) for order in orders], axis=1).reshape(-1)
+    assert (seen == chosen[NOISE.permutation(3, 100)[:96]]).all() and (seen % 2 == 0).all()
+    assert orders[0].steps_per_epoch == 8 and len(np.unique(seen)) == 96
+
+
 def test_part_of_an_epoch_is_the_same_part() -> None:
     order = TrainOrder(100, 10, 1, 2)
     whole = order.indices(NOISE, 0, 0, None)

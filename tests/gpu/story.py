@@ -87,7 +87,7 @@ CHAPTERS = (
     Chapter(
         "fp16",
         "accelerate",
-        ("lrr_full", "snip", "synflow"),
+        ("lrr_full", "aws_full", "snip", "synflow"),
         ("random_mask",),
         changes={"optim": OptimConfig("adam", lr=0.01)},
     ),
@@ -176,6 +176,7 @@ def tell(chapter: Chapter, where: Path) -> None:
         compared("stability", where, chapter.way, runs[0], twin)
         compared("lmc", where, chapter.way, *runs[:2])
         compared("norm_barrier", where, chapter.way, first.ticket)
+        compared("sign_barrier", where, chapter.way, first.ticket)
 
 
 def found(experiment: Experiment) -> SearchResult:

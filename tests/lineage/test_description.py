@@ -138,6 +138,14 @@ def test_an_odd_run_id_is_no_link(run_id: str | None) -> None:
         (
             {
                 "search": {},
+                "launch": {"dtype": "float64"},
+                "hardware": {"cuda": {"tf32_supported": True, "cudnn_allow_tf32": True}},
+            },
+            "float64",
+        ),
+        (
+            {
+                "search": {},
                 "hardware": {"cuda": {"tf32_supported": True, "cudnn_allow_tf32": True, "tf32_override": "0"}},
             },
             "float32",

@@ -51,6 +51,7 @@ SMALL = {
     "mlp_mixer_small": 8,
     "mobilenet_v2_cifar": 8,
     "efficientnet_b0_cifar": 8,
+    "efficientnet_b0_cifar_drop_connect": 8,
     "shufflenet_cifar": 36,
     "vgg11_bn_cifar": 8,
     "vit_tiny": 8,
@@ -154,7 +155,7 @@ def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
 def test_unknown_name_gives_the_known_and_the_nearest():
     with pytest.raises(
         ValueError,
-        match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, mlp_mixer, ",
+        match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, effi",
     ):
         build_model("res-net20", num_classes=10, channels=3, image_size=32)
 

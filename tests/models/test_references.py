@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import timm
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from harness.models import build_model
+from harness.models.initialise import kaiming_normal_
 
 
 def images(size: int, number: int = 2) -> Tensor:
@@ -81,6 +83,7 @@ def test_efficientnet_is_torchvisions_b0_up_to_its_last_stage():
     torch.manual_seed(0)
     ours = build_model("efficientnet_b0_cifar", num_classes=10, channels=3, image_size=32).eval()
     theirs = torchvision.models.efficientnet_b0()
+    kaiming_normal_(ours)  # of its own small weights too little comes through
     randomise_norms_(ours)
     own = ours.state_dict()
     features = {name: tensor for name, tensor in theirs.state_dict().items() if name in own and "features" in name}
@@ -91,9 +94,26 @@ def test_efficientnet_is_torchvisions_b0_up_to_its_last_stage():
     x = images(32)
     features_NC = theirs.eval().features[:8](x).mean((2, 3))
     close(ours(x), F.linear(features_NC, own["classifier.1.weight"], own["classifier.1.bias"]))
-    drop = [m.p for m in ours.modules() if isinstance(m, torchvision.ops.StochasticDepth)]
-    assert drop == [0.2 * block / 16 for block in range(16)]
-    assert [m.p for m in ours.modules() if isinstance(m, nn.Dropout)] == [0.2]
+
+
+def test_rates_of_dropout_and_drop_connect():
+    """The paper's scripts have dropout alone; torchvision's B0 has both."""
+
+    def rates(model: nn.Module, kind: type[nn.Module]) -> list[float]:
+        return [module.p for module in model.modules() if isinstance(module, kind)]
+
+    def built(name: str) -> nn.Module:
+        return build_model(name, num_classes=10, channels=3, image_size=32, width=8)
+
+    theirs, drop_connect = torchvision.models.efficientnet_b0(), torchvision.ops.StochasticDepth
+    assert rates(theirs, drop_connect) == [0.2 * block / 16 for block in range(16)]
+    plain, dropping = built("efficientnet_b0_cifar"), built("efficientnet_b0_cifar_drop_connect")
+    assert rates(plain, nn.Dropout) == rates(dropping, nn.Dropout) == rates(theirs, nn.Dropout) == [0.2]
+    assert rates(dropping, drop_connect) == rates(theirs, drop_connect)
+    assert rates(plain, drop_connect) == [0.0] * 16
+    for name in ("mobilenet_v2_cifar", "resnet50_cifar"):
+        model = build_model(name, num_classes=10, channels=3, image_size=32)
+        assert rates(model, nn.Dropout) == rates(model, drop_connect) == []
 
 
 def test_shufflenet_by_the_papers_table():
@@ -203,9 +223,10 @@ def test_skipinit_is_resnet20_whose_norms_do_nothing_but_scale():
     close(ours(x), theirs(x))
 
 
-def test_dropout_and_drop_connect_follow_torchs_generator_and_are_off_in_evaluation():
+@pytest.mark.parametrize("name", ["efficientnet_b0_cifar", "efficientnet_b0_cifar_drop_connect"])
+def test_dropout_and_drop_connect_follow_torchs_generator_and_are_off_in_evaluation(name):
     torch.manual_seed(0)
-    model = build_model("efficientnet_b0_cifar", num_classes=10, channels=3, image_size=32, width=8)
+    model = build_model(name, num_classes=10, channels=3, image_size=32, width=8)
     x = images(16, number=8)
 
     def outputs(seed: int) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.distributed.world import World
 from harness.experiment import comparison
-from harness.experiment.comparison import Comparison, compare, compare_initial_norm
+from harness.experiment.comparison import Comparison, compare, compare_initial_norm, compare_signed_init
 from harness.experiment.experiment import Experiment
 from harness.lineage.store import open_store
 
@@ -43,12 +43,14 @@ def opened(world: World, data: Path, runs: Path, **changes: Any) -> Experiment:
 
 
 def asked(experiment: Experiment, level: str, first: str, second: str) -> Iterator[Comparison | None]:
-    """Compare two trainings under each convention, and a level with its copy."""
+    """Compare two trainings under each convention, and a level with its two kinds of copies."""
     load = experiment.archive.load
     for convention in CONVENTIONS:
         chosen = ComparisonConfig(bn_convention=convention, bn_images=400)  # seven batches: two ranks share unequally
         yield compare(experiment, load(first), load(second), "stability", chosen)
-    yield compare_initial_norm(experiment, load(level), ComparisonConfig(num_alphas=3, bn_images=64))  # one batch
+    one_batch = ComparisonConfig(num_alphas=3, bn_images=64)
+    yield compare_initial_norm(experiment, load(level), one_batch)
+    yield compare_signed_init(experiment, load(level), 2, one_batch)
 
 
 class FailsTheSecondTime:

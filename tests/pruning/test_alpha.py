@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
+from harness.config import ComparisonConfig
+from harness.experiment.comparison import compare_initial_norm
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
@@ -38,6 +40,9 @@ def test_another_distribution_is_another_search(experiment: Experiment, alpha: s
         assert tag(run, "alpha") == alpha and run.record is not None and f"aws α={alpha}" in run.record.name
     means = [metric.value for metric in found.ticket.record.metrics if metric.name == "alpha_mean"]  # type: ignore[union-attr]
     assert all(mean == 0 if alpha == "zero" else mean >= 0.5 or alpha == "bernoulli" for mean in means) and means
+    pair = compare_initial_norm(other, found.ticket, ComparisonConfig(num_alphas=2, bn_images=64))
+    compared = experiment.store.local.load(pair.key)  # type: ignore[union-attr]
+    assert compared.tags["alpha"] == alpha and f"aws α={alpha}" in compared.name
     findings = proved(experiment, found.ticket)
     assert not findings.problems and findings.checked["alpha"]
 

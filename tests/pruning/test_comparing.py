@@ -5,10 +5,13 @@ from __future__ import annotations
 import pytest
 
 from harness.config import ComparisonConfig
-from harness.experiment.comparison import Comparison, compare
+from harness.experiment import comparison
+from harness.experiment.comparison import Comparison, compare, compare_signed_init
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
+from harness.lineage.proof import Findings, verify
+from harness.lineage.store import open_store
 from harness.runs.run import FinishedRun
 from tests.pruning.searching import STEPS
 
@@ -69,6 +72,61 @@ def test_connectivity_takes_one_mask(experiment: Experiment, found: SearchResult
     denser = trained(experiment, found, "retrain", 2, 1, level=1)
     with pytest.raises(ValueError, match="have different masks"):
         compare(experiment, one, denser, "lmc", FEW)
+
+
+def signed_init(experiment: Experiment, found: SearchResult, init_seed: int) -> Comparison:
+    """The ticket against its signs on the θ_init of a seed."""
+    result = compare_signed_init(experiment.using("lrr"), found.ticket, init_seed, FEW)
+    assert result is not None
+    return result
+
+
+def problems_of(experiment: Experiment, one: Comparison) -> tuple[Findings, set[tuple[str, str]]]:
+    """What verify finds of a comparison and all it came from: (check, kind of run)."""
+    findings = verify(open_store(experiment.config.runs, offline=True), one.key)
+    return findings, {(problem.check, problem.name.split()[0]) for problem in findings.problems}
+
+
+def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
+    experiment: Experiment, found: SearchResult
+) -> None:
+    one = signed_init(experiment, found, 2)
+    record = experiment.store.local.load(one.key)
+    training = trained(experiment, found, "signed_mask", 2, 1)
+    assert training.record is not None
+    assert record.tags["start_digest"] == training.record.tags["start_digest"]
+    assert record.tags["init_seed"] == "2" and record.config["init_seed"] == 2
+    assert "same_start" not in record.tags  # of two trainings alone
+    assert len(record.parents) == 1 and record.parents[0].key == found.ticket.key
+    # α = 1 is the ticket, and another seed another comparison
+    assert signed_init(experiment, found, 2).key == one.key
+    other = signed_init(experiment, found, 3)
+    assert other.key != one.key and other.curve.error_a_percent == one.curve.error_a_percent
+    findings, problems = problems_of(experiment, one)
+    assert problems == set() and findings.notes == [] and {"start", "compared", "seeds"} <= findings.checked.keys()
+
+
+def test_signs_are_compared_on_a_fresh_initialisation_alone(experiment: Experiment, found: SearchResult) -> None:
+    with pytest.raises(ValueError, match="init_seed 1 is the search's own"):
+        signed_init(experiment, found, 1)
+    training = trained(experiment, found, "mask", 2, 1)
+    with pytest.raises(ValueError, match="is a training; this question is of a search's level"):
+        compare_signed_init(experiment.using("lrr"), training, 2, FEW)
+
+
+def test_a_copy_that_is_not_the_seeds_is_found(
+    experiment: Experiment, found: SearchResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded as made from seed 8, or with the search's own seed, by a version that is at fault."""
+    draw = Experiment.theta_init
+    with monkeypatch.context() as patch:
+        patch.setattr(Experiment, "theta_init", lambda self, seed: draw(self, seed + 1))
+        wrong = signed_init(experiment, found, 8)
+    assert problems_of(experiment, wrong)[1] == {("start", "signed_init")}
+    with monkeypatch.context() as patch:
+        patch.setattr(comparison, "_check_fresh", lambda *_: None)
+        own = signed_init(experiment, found, 1)
+    assert problems_of(experiment, own)[1] == {("seeds", "signed_init")}
 
 
 @pytest.mark.parametrize(

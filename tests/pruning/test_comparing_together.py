@@ -45,7 +45,7 @@ def alone(experiment: Experiment, trained: tuple[Path, KEYS]) -> list[BarrierCur
     found = [
         one.curve for one in asked(opened(experiment.world, experiment.config.data.directory, own_runs), *keys) if one
     ]
-    assert [one.convention for one in found] == [*CONVENTIONS, "cumulative"]
+    assert [one.convention for one in found] == [*CONVENTIONS, "cumulative", "cumulative"]
     assert max(max(one.error_percent) for one in found[:2]) < 10  # chance is 90
     return found
 
@@ -85,13 +85,13 @@ def test_several_processes_find_what_one_finds(
     runs, keys = trained
     own_runs = shutil.copytree(runs, runs.with_name(f"of_{processes}"))
     together, endings = launch(processes, experiment.config.data.directory, own_runs, keys, "no")
-    assert len(together) == len(alone) == 4
+    assert len(together) == len(alone) == 5
     for ours, one in zip(together, alone, strict=True):
         assert ours.error_percent == pytest.approx(one.error_percent, abs=IMAGE + 1e-9)
         assert (ours.test_images, ours.bn_images) == (500, one.bn_images)
         assert ours.recorded_error_a_percent == pytest.approx(one.recorded_error_a_percent, abs=IMAGE + 1e-9)
     records = [json.loads(path.read_text()) for path in own_runs.glob("analysis-*/record.json")]
-    assert [record["config"]["launch"]["world_size"] for record in records] == [processes] * 4
+    assert [record["config"]["launch"]["world_size"] for record in records] == [processes] * 5
     last = processes - 1
     expected = [f"{last} fails: OSError: the disk is gone", f"{last} stops: StoppedError: got SIGTERM"]
     for rank in range(last):
@@ -112,7 +112,7 @@ def test_in_bfloat16_errors_are_those_of_full_precision(
         world = World("bf16")
     data = experiment.config.data.directory
     found = [one for one in asked(opened(world, data, own_runs, precision="bf16"), *keys) if one]
-    assert {one.directory for one in found}.isdisjoint(before) and len(found) == 4
+    assert {one.directory for one in found}.isdisjoint(before) and len(found) == 5
     for one, full in zip(found, alone, strict=True):
         assert one.curve.error_percent == pytest.approx(full.error_percent, abs=IMAGE + 1e-9)
         record = json.loads((one.directory / "record.json").read_text())

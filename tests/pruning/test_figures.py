@@ -6,11 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
-from harness.config import GemMinerConfig, OptimConfig, Schedule
+from harness.common.digest import sha256_tensors
+from harness.config import GemMinerConfig, OptimConfig, Schedule, search_from_json
 from harness.experiment.experiment import Experiment
 from harness.lineage.proof import verify
 from harness.lineage.store import open_store
+from harness.pruning import PruningSchedule
 from harness.reproduction.collect import collect
 from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Scale
@@ -42,7 +45,7 @@ def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_pa
     gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
     config = replace(experiment.config, densities=(0.5, 0.1), num_levels=2, gem_miner=gem, runs=tmp_path / "runs")
     own = Experiment(experiment.world, open_store(config.runs, offline=True), config)
-    plan = plan_of(own, "gem_miner", penalties={1: 0.5, 2: 1e-4})
+    plan = plan_of(own, "gem_miner", penalties={1: 0.01, 2: 1e-4})
     work = made(own, plan)
     for level, penalty in plan.scale.penalties.items():
         (one,) = plan.of_curve(Curve("gem_miner", "level"), level)
@@ -55,6 +58,51 @@ def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_pa
     again = Experiment(experiment.world, own.store, replace(config, level_epochs=2, warmup_epochs=3))
     made(again, plan_of(again, "gem_miner", penalties=plan.scale.penalties))
     assert len([record for record in own.store.local.records() if record.kind in ("level", "training")]) == 5
+
+
+def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Experiment, tmp_path: Path) -> None:
+    gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
+    config = replace(experiment.config, gem_miner=gem, runs=tmp_path / "runs")
+    own = Experiment(experiment.world, open_store(config.runs, offline=True), config)
+    plan = plan_of(own, "fig4")
+    work = made(own, plan)
+
+    # Its ticket on another θ_init: kept weights have its signs, of the classifier's too; pruned ones stay pruned.
+    (one,) = plan.of_curve(Curve("gem_miner", "signed_mask"), 2)
+    ticket, trained = work.ticket(one), work.train(one)
+    begun = {name: tensor.abs() for name, tensor in own.theta_init(101).params.items()}
+    for name, sign in ticket.signed_mask.signs.items():
+        if name not in own.partition.norm:
+            begun[name] = torch.where(sign == 0, own.theta_init(101).params[name], begun[name] * sign)
+    ticket.mask.apply_(begun)
+    assert tag(trained, "start_digest") == sha256_tensors(begun)
+    assert "fc.weight" in trained.mask.tensors and trained.mask.equal(ticket.mask)
+    assert not trained.checkpoint.params["fc.weight"][~trained.mask.tensors["fc.weight"]].any()
+    assert verify(own.store, trained.key).problems == []
+
+    # The dense network with all the epochs of the deepest ticket: 1 of warm-up, 1 for each of two levels, 2 at last.
+    assert [work.train(dense).checkpoint.epochs for dense in plan.trainings() if dense.curve is None] == [2, 5]
+
+    # AWS's runs serve both figures; Gem-Miner aims at as many weights as they have, the classifier's included.
+    before = {record.key for record in own.store.local.records()}
+    equal = plan_of(own, "fig4_equal")
+    again = made(own, equal)
+    new = [record for record in own.store.local.records() if record.key not in before]
+    assert {record.tags["method"] for record in new} == {"gem_miner"}
+    head, every = equal.num_weights[1], sum(equal.num_weights)
+    for level in (1, 2):
+        ours, theirs = (again.ticket(equal.of_curve(Curve(m, "level"), level)[0]) for m in ("aws", "gem_miner"))
+        aimed_at = PruningSchedule.of(search_from_json(theirs.record.config["search"])).density(level) * every
+        assert aimed_at == pytest.approx(ours.mask.num_remaining + head, abs=2)
+        assert 0 < theirs.mask.num_remaining <= aimed_at
+
+
+def test_short_levels(experiment: Experiment) -> None:
+    plan = plan_of(experiment, "short_levels")
+    work = made(experiment, plan)
+    ticket = work.ticket(plan.of_curve(Curve("aws_full", "retrain"), 2)[0])
+    assert ticket.checkpoint.epochs == 3 * experiment.config.final.epochs
+    assert len([metric for metric in ticket.record.metrics if metric.name == "alpha_mean"]) == 2
 
 
 def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:

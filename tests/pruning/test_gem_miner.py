@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +17,13 @@ from harness.config import GemMinerConfig, OptimConfig, Schedule, search_from_js
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
+from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.models import classifier_of
 from harness.pruning import METHODS, LevelContext
-from harness.pruning.gem_miner import SCORES, draw_scores
+from harness.pruning.gem_miner import SCORES, choose_images, draw_scores
 from harness.pruning.method import StoredLevel
 from harness.runs.run import FinishedRun
+from harness.training.feed import TrainFeed
 from harness.training.loop import train
 from tests.pruning.searching import proved, tag
 
@@ -45,7 +50,7 @@ def test_its_lineage_is_proved(own: Experiment, found: SearchResult) -> None:
     for kind in ("signed_mask", "retrain", "random_mask"):
         final_training(own, Trial(kind, 2, 1), found.ticket)  # type: ignore[arg-type]
     findings = proved(own, found.ticket)
-    assert findings.problems == [] and findings.notes == []
+    assert findings.problems == [] and findings.notes == [], "no way of older runs"
     assert findings.num_nodes == 6
     assert (findings.checked["start"], findings.checked["pruned"], findings.checked["count"]) == (5, 1, 1)
 
@@ -96,6 +101,57 @@ def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypa
         (scoring, Schedule(5, "cosine"), SgdNoise(5, ("search", 4, "scores")), weights),
         (tuning, Schedule(2, "step"), SgdNoise(5, ("search", 4, "finetune")), weights),
     ]
+
+
+def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """BatchNorm statistics of the evaluation too; which they are follows from sgd_seed, at every density alike."""
+    chosen: list[list[int]] = []
+    epoch = TrainFeed.epoch
+
+    def watched(feed: TrainFeed, noise: SgdNoise, *where: Any, **options: Any) -> Iterator[Any]:
+        seen = feed.loader.order.indices(noise, where[0], 0, None)
+        assert (seen.reshape(-1)[:, None] == feed.loader.order.chosen).any(1).all()
+        chosen.append(sorted(feed.loader.order.chosen.tolist()))
+        return epoch(feed, noise, *where, **options)
+
+    monkeypatch.setattr(TrainFeed, "epoch", watched)
+    few = replace(GEM, num_train=600)
+    found = search(own.using("gem_miner", gem_miner=few, num_levels=3))
+    assert len(chosen) == 5 + 1 + 2 and all(one == chosen[0] for one in chosen)  # scores, their evaluation, fine-tuning
+    assert len(set(chosen[0])) == 600 and max(chosen[0]) > 1200 and chosen[0] != [*range(600)]
+    scores = own.archive.load(found.ticket.record.parents[0].key)
+    for run in (scores, found.ticket):
+        written = json.loads(own.store.local.open_file(run.key, DETERMINANTS).read_bytes())
+        assert written["num_train"] == run.record.config["search"]["gem_miner"]["num_train"] == 600
+    assert proved(own, found.ticket).problems == []
+    again, other = (choose_images(600, seed, 1297).tolist() for seed in (1, 2))
+    assert again == chosen[0] != other
+    with pytest.raises(ValueError, match="num_train is 2000; the training set has 1297 images"):
+        search(own.using("gem_miner", gem_miner=replace(GEM, num_train=2000)))
+    with pytest.raises(ValueError, match=r"gem_miner\.num_train is 0; it must be 1 or more"):
+        GemMinerConfig(num_train=0)
+
+
+def test_the_key_says_how_scores_are_frozen_unless_as_in_older_runs(own: Experiment, found: SearchResult) -> None:
+    older = search(own.using("gem_miner", gem_miner=replace(GEM, freezing="exact")))
+
+    def written(run: FinishedRun) -> dict[str, Any]:
+        determinants: dict[str, Any] = json.loads(own.store.local.open_file(run.key, DETERMINANTS).read_bytes())
+        return determinants
+
+    for result, freezing in ((found, {"freezing": "authors"}), (older, {})):
+        scores = written(own.archive.load(result.ticket.record.parents[0].key))
+        assert {name: scores[name] for name in scores if name in ("freezing", "num_train")} == freezing
+        assert "freezing" not in written(result.ticket)
+    findings = proved(own, older.ticket)
+    assert findings.problems == []
+    assert {
+        note.what for note in findings.notes if note.key in (older.ticket.key, older.ticket.record.parents[0].key)
+    } == {"its scores were frozen the other way: an epoch before the authors', and exact counts of equal ones"}
+    record = older.ticket.record.config["search"]
+    assert search_from_json(record).gem_miner.freezing == "exact"
+    del record["gem_miner"]["freezing"]
+    assert search_from_json(record).gem_miner.freezing == "exact", "older records do not say"
 
 
 def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> None:

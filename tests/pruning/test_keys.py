@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.common.machine import cuda_facts
-from harness.config import ComparisonConfig, Schedule
+from harness.config import ComparisonConfig, ModelConfig, Schedule
 from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.describe import CommonDescription, comparison_determinants
@@ -21,6 +22,7 @@ from harness.experiment.search import Search, search
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined
 from harness.masks import Mask, SignedMask
+from harness.models import MODELS, width_of
 from harness.pruning import METHODS
 from harness.runs.run import FinishedRun, RunDescription
 from recipes.presets.small import digits
@@ -31,6 +33,10 @@ PINNED = {
     "aws": ["aa854c70de8af85d", "66c8aaf9acb55949", "a757f398960d3321", "286e5b715543a997"],
     "lrr": ["000786fd6c4ca2aa", "1db8976301fd6590", "931b3a7426d0283d", "4ff63f7548eaff22"],
 }
+
+
+FOUR = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
+"""Networks whose θ_init is drawn otherwise since commit 66989bd."""
 
 
 def keys(method: str) -> list[str]:
@@ -122,14 +128,53 @@ def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
     assert {name: launch[name] for name in launch if name == "gradient_buckets"} == field, "pages tell runs apart by it"
 
 
-@pytest.mark.parametrize("precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}])
+@pytest.mark.parametrize("name", MODELS)
+def test_how_a_network_is_drawn_is_in_the_key_where_older_runs_drew_it_otherwise(
+    experiment: Experiment, name: str
+) -> None:
+    other = copy(experiment)
+    other.config = replace(experiment.config, model=ModelConfig(name))
+    shared, usual = describe.common(other), experiment.common.determinants
+    drawn = {"initial_weights": "torch_default"} if name in FOUR else {}
+    more = drawn | ({"drop_connect": 0.0} if name == "efficientnet_b0_cifar" else {})
+    assert shared.determinants == usual | {"model": {"name": name, "width": width_of(name, None)}} | more
+    assert {
+        field: shared.config[field] for field in shared.config if field in ("initial_weights", "drop_connect")
+    } == more
+    assert shared.drawn == drawn
+
+
+@pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
+def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_network(convention) -> None:
+    usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
+    common = SimpleNamespace(determinants=usual | {"initial_weights": "torch_default"})
+    experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
+    pair, config = (SimpleNamespace(key="a"), SimpleNamespace(key="b")), ComparisonConfig(bn_convention=convention)
+    found = comparison_determinants(experiment, *pair, "lmc", config, 64)  # type: ignore[arg-type]
+    fields = {"format", "data", "spec", "model", "kind", "question", "pair", "alphas", "bn_convention", "bn_images"}
+    assert found.keys() - fields == {"batch"} | ({"ema_start"} if convention == "ema" else set())
+
+
+def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
+    """The self-check computes in float64."""
+    before, recorded = experiment.common.determinants, experiment.common.config["launch"]
+    assert "dtype" not in before and "dtype" not in recorded
+    monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
+    shared = describe.common(experiment)
+    assert shared.determinants == before | {"dtype": "float64"}
+    assert shared.config["launch"] == recorded | {"dtype": "float64"}
+
+
+@pytest.mark.parametrize(
+    "precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}, {"dtype": "float64"}]
+)
 def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
     common = SimpleNamespace(determinants=usual | precision)
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
     pair = SimpleNamespace(key="a"), SimpleNamespace(key="b")
     found = comparison_determinants(experiment, *pair, "lmc", ComparisonConfig(), 64)  # type: ignore[arg-type]
-    assert {name: found[name] for name in found if "precision" in name} == precision
+    assert {name: found[name] for name in found if "precision" in name or name == "dtype"} == precision
 
 
 def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem(experiment: Experiment) -> None:
@@ -140,6 +185,7 @@ def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem
         return [name for name, said, recorded in _determined(ticket.record, known) if said != recorded]
 
     assert differ(known) == [] and differ(known | {"float32_matmul_precision": "high"}) == ["float32_matmul_precision"]
+    assert differ(known | {"dtype": "float64"}) == ["dtype"]
 
 
 @pytest.mark.parametrize("order", [{}, {"gradient_buckets": "by first backward"}])

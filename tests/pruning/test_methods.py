@@ -86,7 +86,7 @@ def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) 
 
 def test_levels_are_as_long_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
     epochs = [node.checkpoint.epochs for node in found.levels]
-    full = dict.fromkeys(("imp", "lrr_full", "magnitude_increase"), [2, 4, 6])
+    full = dict.fromkeys(("imp", "lrr_full", "aws_full", "magnitude_increase"), [2, 4, 6])
     full |= {"wr": [2, 3, 4], "snip": [0, 2, 4], "synflow": [0, 2, 4]}  # wr begins at k = 1 epoch
     assert epochs == full.get(method, [1, 2, 3])
     assert found.ticket.record is not None
@@ -161,6 +161,17 @@ def test_lrr_full_with_a_constant_rate_is_lrr(experiment: Experiment) -> None:
     assert [n.checkpoint.digest for n in full.levels] == [n.checkpoint.digest for n in short.levels]
 
 
+def test_aws_full_with_a_constant_rate_is_aws(experiment: Experiment) -> None:
+    """In other runs: the method is part of each key."""
+    full = search(experiment.using("aws_full", final=Schedule(1, "constant")))
+    short = search(experiment.using("aws"))
+    assert [n.checkpoint.digest for n in full.levels] == [n.checkpoint.digest for n in short.levels]
+    assert not {n.key for n in full.levels} & {n.key for n in short.levels}
+    usual = search(experiment.using("aws_full"))
+    other = search(experiment.using("aws_full", alpha="zero"))
+    assert other.levels[0].key != usual.levels[0].key
+
+
 # ---------------------------------------------------------------------- options
 
 
@@ -223,7 +234,8 @@ def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) 
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("imp", {"order": "paper"}, "order=paper is Algorithm 1 with short levels"),
+        ("imp", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of imp are full trainings"),
+        ("aws_full", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of aws_full are"),
         ("lrr", {"order": "paper", "num_levels": 0}, "order=paper takes the signs of a pruned network"),
         ("lrr", {"one_shot": True, "num_levels": 0}, "one_shot prunes to the density of level num_levels"),
         ("dense", {"one_shot": True}, "dense prunes nothing"),

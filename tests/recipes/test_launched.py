@@ -89,7 +89,8 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     ends = (curve["error_percent"][0] + curve["error_percent"][-1]) / 2
     assert curve["barrier"] == pytest.approx(max(curve["error_percent"]) - ends)
     text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], *memory, "--epsilon", "100")
-    assert "connected: barrier" in text and (where / re.search(r"plot (.*)", text)[1]).is_file()
+    assert text.index("above the straight line") < text.index("barrier ") < text.index("connected: barrier")
+    assert (where / re.search(r"plot (.*)", text)[1]).is_file()
     # the other way round it is the same run, read backwards
     there = json.loads((where / re.search(r"plot (.*)", text)[1]).with_name("barrier.json").read_text())
     back = json.loads(tool(where, "lmc.py", found["retrain", 1], found["signed_mask", 1], *memory, "--json"))
@@ -106,14 +107,14 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
 
 @pytest.mark.parametrize(
     "name",
-    ["stability", pytest.param("lmc", marks=pytest.mark.slow), pytest.param("norm_barrier", marks=pytest.mark.slow)],
+    ["stability", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lmc", "norm_barrier", "sign_barrier"))],
 )
 def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name):
     """The same run and number of images; at most one image of 500 may fall to the other side of a border."""
     pair = trained["signed_mask", 1], trained["signed_mask", 2] if name == "stability" else trained["retrain", 1]
     keys = [
         json.loads(tool(searched[0], "lineage.py", "show", run, "--json"))["nodes"][0]["key"]
-        for run in (searched[1][-1:] if name == "norm_barrier" else pair)
+        for run in (searched[1][-1:] if name in ("norm_barrier", "sign_barrier") else pair)
     ]
     words = [*keys, *MEMORY, "--json", "--num-alphas", "3", "--offline"]
     curves = []
@@ -200,6 +201,31 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_pat
         {"key": deepest["key"], "relation": "compared"},
         {"key": deepest["nested_under"], "relation": "initialised-from"},
     ]
+
+
+def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_networks(searched):
+    """The copy is made with stock PyTorch: every weight of seed 7's network with the sign of the ticket's."""
+    from harness.models import draw_model, partition_of
+
+    where, ids = searched
+    options = ["--bn-convention", "none", "--num-alphas", "2", "--init-seed", "7", *MEMORY, "--json"]
+    curve = json.loads(tool(where, "sign_barrier.py", ids[-1], *options))
+    key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
+    ticket = load_file(where / f"runs/level-{key[:16]}/checkpoint.safetensors")
+    test = load_file(where / "data/digits/test.safetensors")
+    images_NCHW = (test["images_NHWC"].permute(0, 3, 1, 2).float() / 255 - 0.3053) / 0.3762
+    model = draw_model("resnet8", init_seed=7, num_classes=10, channels=1, image_size=8, width=4).eval()
+    norm = partition_of("resnet8", model).norm
+    with torch.no_grad():
+        for name, values in model.named_parameters():
+            if name not in norm:
+                values.copy_(values.abs() * ticket[name].sign())
+        wrong = int((model(images_NCHW).argmax(1) != test["labels"]).sum())
+    assert abs(wrong - curve["error_percent"][0] * 5) <= 1  # one image may lie on the border
+    record = nodes(where, "analysis")[f"signed_init i7 L02 d{0.64:.3f} aws resnet8-w4"]
+    assert record["parents"] == [{"key": key, "relation": "compared"}] and record["tags"]["init_seed"] == "7"
+    refused = tool(where, "sign_barrier.py", ids[-1], "--init-seed", "1", *MEMORY, ok=False)
+    assert refused.startswith("error: ") and "init_seed 1 is the search's own" in refused
 
 
 def test_signed_mask_from_a_run_id_in_ones_own_loop(pristine, tmp_path):

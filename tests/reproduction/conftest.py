@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -12,12 +13,22 @@ import torch
 
 from harness.analysis.barrier import BarrierCurve
 from harness.checkpoint import Checkpoint
-from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
+from harness.common.tensors import save_correct
+from harness.config import (
+    AlphaDistribution,
+    ComparisonConfig,
+    DataConfig,
+    ModelConfig,
+    OptimConfig,
+    Schedule,
+    SearchConfig,
+    to_json,
+)
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
 from harness.masks import Mask, SignedMask
 from harness.models import build_model, partition_of
-from harness.reproduction.figure import figure_named
+from harness.reproduction.figure import Curve, figure_named
 from harness.reproduction.figure_plan import FigurePlan, Pair, Scale, Training
 
 
@@ -33,7 +44,8 @@ def made_up_error(training: Training) -> float:
     kinds |= {"random_signs": 10.0, "random_mask": 11.0}
     method = 0.5 if training.curve is not None and training.curve.method == "lrr" else 0.0
     method += {"network": 0.0, "constant": 0.6}[training.initialisation]
-    return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2
+    longer = 0.02 * (training.epochs or 0)
+    return kinds[training.kind] + method + 0.1 * training.level + 0.01 * training.trial**2 - longer
 
 
 def signs_of(level: int) -> SignedMask:
@@ -61,6 +73,7 @@ class MadeUp:
     def __init__(self, directory: Path, plan: FigurePlan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
         self.minutes, self.settings_there = 0, "7e4e"
+        self.stores_right = False
         config = plan.scale.config
         self.tags = {"data": config.data.name, "model": config.model.name, "settings": "5e77"}
         self.config = {"search": to_json(config), "data": {"num_train": 1_297, "num_test": 500}}
@@ -70,7 +83,7 @@ class MadeUp:
         name: str,
         kind: str,
         tags: dict[str, str],
-        files: dict[str, str | SignedMask | Checkpoint] | None = None,
+        files: dict[str, str | SignedMask | Checkpoint | torch.Tensor] | None = None,
         **rest,
     ) -> str:
         def write(directory: Path) -> None:
@@ -79,6 +92,8 @@ class MadeUp:
                     content.save(directory / file, {"of": name})
                 elif isinstance(content, Checkpoint):
                     content.save(directory / file)
+                elif isinstance(content, torch.Tensor):
+                    save_correct(directory / file, {"test": content})
                 else:
                     (directory / file).write_text(content)
 
@@ -88,16 +103,24 @@ class MadeUp:
         self.nodes.commit(record, write)
         return record.key
 
-    def levels(self, method: str, seed: int, deepest: int) -> None:
+    def levels(self, method: str, seed: int, deepest: int, alpha: AlphaDistribution = "uniform") -> None:
+        curve = Curve(method, "level", alpha=alpha)
         seeds = {"method": method, "init_seed": str(seed), "sgd_seed": str(seed)}
-        above = self.commit(f"{method} {seed}", "search", seeds, self.networks("theta_init", None))
+        if alpha != "uniform":
+            seeds |= {"alpha": alpha, "settings": f"{alpha} {self.tags['settings']}"}
+        above = self.commit(f"{curve.finder} {seed}", "search", seeds, self.networks("theta_init", None))
         parent = Parent(above, "initialised-from")
         for level in range(deepest + 1):
             tags = seeds | {"level": f"{level:02d}", "density": f"{0.8**level:.6f}"}
-            name = f"{method} {seed} L{level}"
-            metrics = (Metric("test_error_percent", 50.0 + level, 1, 1),)
+            name = f"{curve.finder} {seed} L{level}"
+            numbers = {"test_error_percent": 50.0 + level, "num_remaining": 1000.0 - level}
+            metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
             rest = {"parents": (parent,), "nested_under": above, "metrics": metrics}
+            if self.plan.figure.equal_weights or alpha != "uniform":
+                own = self.plan.search_config(curve, level)
+                rest["config"] = {"search": to_json(own)}
             files = {"signed_mask.safetensors": signs_of(level), **self.networks("checkpoint", level)}
+            files |= self.right(50.0 + level, name)
             key = self.commit(name, "level", tags, files, **rest)
             parent = Parent(key, "pruned-from")
 
@@ -105,11 +128,21 @@ class MadeUp:
         """The file of a network, where the figure needs one."""
         return {f"{name}.safetensors": network_of(level)} if self.plan.figure.initial_norm else {}
 
+    def right(self, error: float, name: str) -> dict[str, torch.Tensor]:
+        """The file of the 10,000 test images that a network has right, if runs store it: random ones, by its name."""
+        noise = torch.Generator().manual_seed(int(key_of(name)[:8], 16))
+        right = torch.randperm(10_000, generator=noise) >= round(100 * error)
+        return {"correct.safetensors": right} if self.stores_right else {}
+
     def training(self, one: Training, **config) -> None:
         finals = self.plan.scale.finals
         tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed), "data": finals.data.name}
+        if one.epochs is not None:  # its launch is of other settings
+            config |= {"search": self.config["search"] | {"final": to_json(replace(finals.final, epochs=one.epochs))}}
+            tags["settings"] = f"{one.epochs} epochs {self.tags['settings']}"
         if self.plan.scale.used_on:
-            config |= {"search": to_json(finals)}
+            length = replace(finals.final, epochs=one.epochs or finals.final.epochs)
+            config |= {"search": to_json(replace(finals, final=length))}
             tags["settings"] = self.settings_there
             if one.curve is not None:  # no trial of the usual trainings, so it has settings of its own
                 moved = {"transferred": "true"}
@@ -122,34 +155,51 @@ class MadeUp:
         parents: tuple[Parent, ...] = ()
         if one.curve is not None:
             tags["method"] = one.curve.method
-            ticket = key_of(f"{one.curve.method} {one.search_seed} L{one.level}")
+            ticket = key_of(f"{one.curve.finder} {one.search_seed} L{one.level}")
             parents = (Parent(ticket, "trained-from" if one.kind == "retrain" else "masked-by"),)
-        numbers = {"test_error_percent": made_up_error(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
+        numbers = {"test_error_percent": self.error_of(one), "flipped_signs": 0.25, "epochs_total": 10.0 + one.level}
+        numbers["num_remaining"] = 1000.0 - one.level
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
         name = f"{one} {config}" if config.keys() - {"search"} else str(one)
-        self.commit(name, "training", tags, parents=parents, metrics=metrics, config=config)
+        files = self.right(self.error_of(one), name)
+        self.commit(name, "training", tags, files, parents=parents, metrics=metrics, config=config)
 
-    def compared(self, pair: Pair) -> tuple[Parent, Parent]:
-        if pair.question != "norm_init":
+    def remove(self, one: Training) -> None:
+        self.remove_named(str(one))
+
+    def remove_named(self, name: str) -> None:
+        shutil.rmtree(self.nodes.find(key_of(name)))
+
+    def replace(self, one: Training, error: float) -> None:
+        """Commit a training anew, with another test error."""
+        self.remove(one)
+        self.error_of = lambda _: error
+        self.training(one)
+        self.error_of = made_up_error
+
+    def compared(self, pair: Pair) -> tuple[Parent, ...]:
+        if pair.second != pair.first:
             return Parent(key_of(str(pair.first)), "compared"), Parent(key_of(str(pair.second)), "compared")
         search = f"{pair.first.curve.method} {pair.first.search_seed}"
         ticket = Parent(key_of(f"{search} L{pair.first.level}"), "compared")
-        return ticket, Parent(key_of(search), "initialised-from")
+        return (ticket, Parent(key_of(search), "initialised-from")) if pair.question == "norm_init" else (ticket,)
 
     def everything(self) -> None:
-        for method in self.plan.figure.methods:
-            for trial in self.plan.trials:
-                self.levels(method, self.plan.search_seed(trial), max(self.plan.scale.all_levels))
+        for curve in {curve.finder: curve for curve in self.plan.figure.curves}.values():
+            for seed in {self.plan.search_seed(trial) for trial in self.plan.trials}:
+                self.levels(curve.method, seed, max(self.plan.scale.all_levels), curve.alpha)
         for one in self.plan.trainings():
             if one.kind != "level":
                 self.training(one)
         for pair in self.plan.pairs():
-            errors = tuple(made_up_error(one) for one in (pair.second, pair.first))
+            # a ticket's copy is 30 points worse, and 1 or 4 in a trial
+            worse = 30.0 + pair.first.trial**2 if pair.second == pair.first else 0.0
+            errors = (made_up_error(pair.second) + worse, made_up_error(pair.first))
             curve = BarrierCurve((0.0, 0.5, 1.0), (errors[0], 20.0, errors[1]), *reversed(errors), "none", 0, 100)
             self.commit(
                 str(pair),
                 "analysis",
-                {"question": pair.question},
+                {"question": pair.question} | ({"init_seed": str(pair.init_seed)} if pair.init_seed else {}),
                 {"barrier.json": json.dumps(curve.to_dict())},
                 parents=self.compared(pair),
                 config={"comparison": asdict(ComparisonConfig())},

@@ -9,18 +9,25 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import stats
 
+from harness.analysis import statistics
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.statistics import Contrast, sign_flip_p
 from harness.config import ComparisonConfig, GemMinerConfig, to_json
 from harness.lineage.nodes.record import Metric
 from harness.lineage.store import LineageStore, open_store
 from harness.reproduction.collect import collect
-from harness.reproduction.figure import Curve, figure_named
-from harness.reproduction.page import page
+from harness.reproduction.figure import Curve, FigureClaim, figure_named
+from harness.reproduction.page import barriers_table, before_training_table, page
 from harness.reproduction.report import commit_report, write_report
+from harness.reproduction.results import Judged, Results
 
 AWS, LRR = Curve("aws", "signed_mask"), Curve("lrr", "signed_mask")
+
+
+def claim_of(results: Results, first: Curve, second: Curve) -> Judged:
+    (found,) = (one for one in results.claims if (one.statement.first, one.statement.second) == (first, second))
+    return found
 
 
 def store_of(made_up) -> LineageStore:
@@ -48,9 +55,10 @@ def test_statistics_are_those_of_the_trials(made_up, plan):
     assert point.accuracy_percent.sd == pytest.approx(np.std(accuracies, ddof=1))
     assert (point.density, point.epochs, point.flipped_percent.mean) == (0.512, 13.0, 25.0)
     assert results.epsilon == pytest.approx(np.std([5.01, 5.04], ddof=1))
-    claim = next(c for c in results.claims if (c.first, c.second) == (AWS, LRR) and c.density == 0.512)
-    assert claim.difference.mean == pytest.approx(0.5)  # accuracy of AWS is higher by half a point
-    barriers = results.barriers["SGD-noise stability"][str(AWS)]
+    claim = claim_of(results, AWS, LRR)
+    assert claim.by_density == pytest.approx({0.8: 0.5, 0.512: 0.5})  # accuracy of AWS is higher by half a point
+    assert claim.verdict.difference == pytest.approx(0.5) and claim.verdict.trials == 2
+    barriers = results.barriers["stability"][str(AWS)]
     assert [curve.barrier for curve in barriers] == pytest.approx([20 - 7.21, 20 - 7.24])
 
 
@@ -79,7 +87,80 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
     made.everything()
     results = collect(store_of(made), claims)
     assert results.missing == []
-    assert set(results.barriers["ticket and its copy with ψ_init"]) == {"level (lrr)", "level (aws)"}
+    assert set(results.barriers["norm_init"]) == {"level (lrr)", "level (aws)"}
+    assert set(results.barriers["signed_init"]) == {"level (lrr)", "level (aws)"}
+    # on another θ_init than the trial's final trainings have
+    pair = next(pair for pair in claims.pairs() if pair.question == "signed_init")
+    curve = BarrierCurve((0.0, 1.0), (90.0, 1.0), 1.0, 90.0, "none", 0, 100)
+    tags, files = {"question": pair.question, "init_seed": "7"}, {"barrier.json": json.dumps(curve.to_dict())}
+    made.commit("by hand", "analysis", tags, files, parents=made.compared(pair), config={"comparison": {}})
+    found = collect(store_of(made), claims).compared[pair]
+    assert found[0].tags["init_seed"] == str(100 + pair.first.trial) and found[1] != curve
+
+
+def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
+    """…and for a ticket and its copy with the difference of their errors, of which the barrier is half."""
+    claims = replace(plan, figure=figure_named("claims"))
+    made = type(made_up)(made_up.nodes.directory, claims)
+    made.everything()
+    results = collect(store_of(made), claims)
+    uneven = BarrierCurve((0.0, 0.5, 1.0), (10.0, 25.0, 30.0), 30.0, 10.0, "none", 0, 100)
+    compared = {
+        pair: (node, uneven if pair.question == "lmc" else own) for pair, (node, own) in results.compared.items()
+    }
+    results = replace(results, compared=compared)
+    tables = [
+        [dict(zip(head, row, strict=True)) for row in rows]
+        for head, rows in (barriers_table(results), before_training_table(results))
+    ]
+    assert len(tables[0]) == 6 and len(tables[1]) == 4
+    lmc = next(row for row in tables[0] if row["question"].startswith("conn") and row["trained from"] == str(AWS))
+    assert list(lmc)[2] == "above the line"
+    assert (lmc["above the line"], lmc["sd"], lmc["barrier"], lmc["floor"]) == ("5.00", "0.00", "10.00", "10.00")
+    copies = next(row for row in tables[1] if row["of"] == "level (lrr)")
+    assert [row["ticket and copy"] for row in tables[1][::2]] == [
+        "ticket and its copy with ψ_init",
+        "ticket and abs(θ_init) ⊙ s",
+    ]
+    assert list(copies)[2] == "copy − ticket" and copies["copy − ticket"] == "+32.50"
+    assert copies["sd"] == f"{np.std([31, 34], ddof=1):.2f}"
+    assert (copies["ticket error %"], copies["copy error %"]) == ("52.00", "84.50")
+    text = page(results, [])
+    assert "| copy − ticket | +34.00 |" in text and text.count("| above the line | 5.00 |") == 4
+
+
+def test_final_trainings_of_several_lengths_are_told_apart(made_up, plan):
+    """Of one start and seed; a length that is in no plan is none of the page's."""
+    longer = replace(plan, scale=replace(plan.scale, further_epochs=(20,)))
+    made = type(made_up)(made_up.nodes.directory, longer)
+    made.everything()
+    made.training(replace(longer.of_curve(AWS, 1)[0], epochs=30))
+    results = collect(store_of(made), longer)
+    assert results.missing == []
+    for one, node in results.trained.items():
+        assert node.name == str(one) and node.metrics["test_error_percent"] == made.error_of(one)
+    # dense: also 2 + 3·1 + 20 epochs, with the longest final training
+    names = ["dense", "dense, 20 epochs", "dense, 25 epochs", *["retrain (lrr)"] * 2, *["retrain (lrr), 20 epochs"] * 2]
+    assert [point.name for point in results.points][: len(names)] == names
+    text = page(results, [])
+    assert "| dense | 1.0000 | 94.97 |" in text and "| dense, 25 epochs | 1.0000 | 95.47 |" in text
+    assert "With 25 epochs, as many as its deepest ticket costs, the dense network gains +0.50 points.\n" in text
+    # a plan of one length has its own alone
+    assert collect(store_of(made), replace(plan, figure=figure_named("fig2"))).plan.dense_lengths == (None,)
+    usual = collect(store_of(made), plan)
+    assert {one.epochs for one in usual.trained} == {None} and usual.missing == ["dense-e9-t1", "dense-e9-t2"]
+
+
+def test_tickets_of_other_distributions_of_alpha_are_told_apart(made_up, plan):
+    curves = (AWS, replace(AWS, alpha="zero"))
+    figure = replace(plan.figure, curves=curves, claims=(), stability=(), connectivity=())
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert results.missing == []
+    assert all(node.name == str(one) for one, node in results.trained.items())
+    assert results.kept_signs.keys() == {(name, level) for name in ("aws", "aws α=zero") for level in (1, 3)}
+    assert "| signed_mask (aws α=zero) | 0.8000 |" in page(results, [])
 
 
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
@@ -113,7 +194,7 @@ def test_initialisations_are_told_apart(made_up, plan):
     )  # 100 − (7 + 0.6 + 0.1) and 0.01, 0.04 a trial
     assert "What is asked of it" in text and "The paper does not show this." in text
     # errors 7.6 and 7.0 before what trials add, which is the same on both sides
-    assert "| does one magnitude for all weights of a tensor do as well? | 0.8000 | -0.60 |" in text
+    assert "| does one magnitude for all weights of a tensor do as well? | a ≠ b | -0.60 | [-0.60, -0.60] | 2 |" in text
     # a figure that draws them all alike finds its own, and no other
     usual = collect(store_of(made), replace(plan, figure=figure_named("fig4")))
     assert {one.curve for one in usual.trained if one.kind == "signed_mask"} == {AWS}
@@ -162,15 +243,61 @@ def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
 def test_both_densities_of_gem_miner_are_said(made_up, plan):
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
     made.levels("aws", 1, 1)
-    for seed, rest in (("1", 0.79), ("2", 0.77)):
-        tags = {"method": "gem_miner", "init_seed": seed, "sgd_seed": seed, "level": "01", "density": "0.800000"}
+    for seed, rest, density in (("1", 0.79, "0.750000"), ("2", 0.77, "0.770000")):  # of equal scores
+        tags = {"method": "gem_miner", "init_seed": seed, "sgd_seed": seed, "level": "01", "density": density}
         numbers = {"test_error_percent": 40.0, "density_without_classifier": rest}
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
         made.commit(f"gem {seed}", "level", tags, metrics=metrics)
     text = page(collect(store_of(made), made.plan), [])
-    assert "The density of level (gem_miner) counts the classifier" in text and "0.7800 at 0.8000." in text
+    assert "The density of level (gem_miner) counts the classifier" in text and "0.7800 at 0.7600." in text
     assert text.count("counts the classifier") == 1
+    results = collect(store_of(made), made.plan)
+    assert results.density(1) == 0.8 and [point.density for point in results.points] == [0.76]
     assert "| gem_miner |" not in text  # its levels do not come from one another, so no signs are kept
+
+
+def test_gem_miners_ticket_on_another_initialisation_is_asked_about(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert results.missing == []
+    signed, own = Curve("gem_miner", "signed_mask"), Curve("gem_miner", "level")
+    # made-up errors: 7 + a tenth a level and 0.01 or 0.04 a trial, against 50 + level
+    assert claim_of(results, signed, own).verdict.difference == pytest.approx(52 - 7.225)
+    text = page(results, [])
+    assert "signed_mask (gem_miner) takes the signs that the search of gem_miner ends with" in text
+    assert "The others keep all 640 weights of the classifier: at one density they have more weights." in text
+    # of 1000 − level that are left, AWS's are beside the classifier's
+    assert "| signed_mask (aws) | 0.5120 | 1,637 |" in text and "| level (gem_miner) | 0.5120 | 997 |" in text
+
+
+def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
+    """ResNet-8 has 74,112 prunable weights of 3×3 layers; 640 are of the classifier."""
+    equal = replace(plan, figure=figure_named("fig4_equal"))
+    prunable = 9 * (16 + 16 * 16 * 2 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
+    assert equal.num_weights == (prunable, 640)
+    gem, aws = Curve("gem_miner", "level"), Curve("aws", "level")
+    densities = equal.search_config(gem, 3).densities
+    for level, density in enumerate(densities, 1):
+        assert density * (prunable + 640) == pytest.approx(round(0.8**level * prunable) + 640)
+    assert equal.search_config(aws, 3) == plan.scale.config  # AWS's runs are those of Figure 4
+    made = type(made_up)(made_up.nodes.directory, equal)
+    made.everything()
+    # at the density of Figure 4 and of another length of the list, which changes nothing
+    tags = {"method": "gem_miner", "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
+    made.commit("at one density", "level", tags | {"settings": "f194"})
+    made.remove_named("gem_miner 1 L1")
+    config = replace(equal.search_config(gem, 1), densities=(*densities, 0.001))
+    error = (Metric("test_error_percent", 51.0, 1, 1),)
+    search = {"search": to_json(config)}
+    made.commit("gem_miner 1 L1", "level", tags | {"settings": "10e9"}, config=search, metrics=error)
+    results = collect(store_of(made), equal)
+    assert results.trained[equal.of_curve(gem, 1)[0]].name == "gem_miner 1 L1"
+    assert sorted(results.series[0].error_percent) == [equal.weights(3), equal.weights(1)]
+    assert results.series[0].error_percent.keys() == results.series[-1].error_percent.keys()
+    text = page(results, [])
+    assert "Compared are tickets of equal numbers of weights; the plot is over this number." in text
+    assert "Not in Oh, Baik & Lee" in text and "| is it better with as many weights? | a ≠ b |" in text
 
 
 def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan):
@@ -192,7 +319,7 @@ def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan)
         (75.0, 77.89, -2.89),
     ]
     text = page(results, [])
-    assert "| level (gem_miner) | 0.0371 | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
+    assert "| level (gem_miner) | 0.0371 |  | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
     assert "gem_miner: batch 64; 150 epochs of scores, learning rate 0.1, λ 3e-05 at density 0.0372, 0.0001 at" in text
     assert "0.0144, the lowest frozen every 5 epochs; 150 of fine-tuning (step), learning rate 0.01, weight dec" in text
     assert "Sreenivasan et al., Rare Gems" in text and "What the paper says" not in text and "; 1 trial. " in text
@@ -203,7 +330,7 @@ def test_a_network_of_another_width_has_no_printed_number(made_up, plan):
     for width, has in ((None, True), (16, True), (8, False)):
         config = replace(plan.scale.config, model=replace(plan.scale.config.model, name="resnet20", width=width))
         config = replace(config, data=replace(config.data, name="cifar10"), densities=(0.0372,), num_levels=1)
-        scale = replace(plan.scale, config=config, levels=(1,), trials=1)
+        scale = replace(plan.scale, config=config, levels=(1,), trials=1, barrier_level=None)
         own = replace(plan, figure=figure_named("gem_miner"), scale=scale)
         made = type(made_up)(made_up.nodes.directory / str(width), own)
         made.everything()
@@ -229,8 +356,10 @@ def test_levels_that_trials_share_are_one_trial(made_up, plan):
     made.everything()
     results = collect(store_of(made), shared)
     counts = {str(point.curve): point.accuracy_percent.count for point in results.points if point.curve}
-    assert counts == {"level (imp)": 1, "level (wr)": 1, "retrain (lrr)": 2}
-    assert {claim.difference.count for claim in results.claims} == {1}
+    trained = dict.fromkeys(("retrain (lrr)", *(f"signed_mask ({name})" for name in ("imp", "wr", "lrr"))), 2)
+    assert counts == {"level (imp)": 1, "level (wr)": 1} | trained
+    assert {claim.verdict.trials for claim in results.claims} == {1}
+    assert "All trials share one search" in page(results, [])
     assert len({node.key for node in results.nodes}) == len(results.nodes)
 
 
@@ -289,6 +418,23 @@ def test_of_two_comparisons_of_one_pair_that_in_mixed_precision_is_taken(made_up
     assert collect(store_of(made_up), plan).compared[pair][1] == curve
 
 
+def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
+    """A comparison that was made by hand can name the two the other way round."""
+    usual = made_up.compared
+    by_hand = next(pair for pair in plan.pairs() if (pair.question, pair.first.trial) == ("lmc", 2))
+    made_up.compared = lambda pair: usual(pair)[::-1] if pair == by_hand else usual(pair)
+    made_up.everything()
+    stability, lmc = collect(store_of(made_up), plan).panels
+    shown = [[(one.kind, one.method, len(one.curves)) for one in panel.series] for panel in (stability, lmc)]
+    signed = [("signed_mask", "lrr", 2), ("signed_mask", "aws", 2)]
+    assert shown == [[("retrain", "lrr", 2), *signed]] * 2
+    assert lmc.series[0] == stability.series[0], "the paper's blue reference stands in both panels"
+    # errors made up for level 2: retrain 6.7, signed_mask 7.7, and 0.01 or 0.04 more in a trial
+    as_planned, turned = (curve.error_percent for curve in lmc.series[1].curves)
+    assert as_planned == pytest.approx((6.71, 20.0, 7.71))
+    assert turned == pytest.approx((7.74, 20.0, 6.74))  # the same errors are made up for it, read from the other end
+
+
 def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
     with pytest.raises(LookupError, match="recipes/reproduce.py"):
         collect(store_of(made_up), plan)
@@ -303,6 +449,7 @@ def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
         ({}, {"search": {"sync_batchnorm": True}}),
         ({}, {"search": {"float32_matmul_precision": "high"}}),
         ({}, {"launch": {"gradient_buckets": "by first backward"}}),
+        ({}, {"initial_weights": "torch_default"}),
     ],
 )
 def test_searches_made_in_two_ways_are_told_apart(made_up, plan, tags, config):
@@ -340,9 +487,10 @@ def test_a_search_serves_final_trainings_of_any_schedule(made_up, plan):
         made_up.training(one, note="40 epochs")
     results = collect(store_of(made_up), other, {"40e9"})
     assert set(results.missing) == {str(pair) for pair in other.pairs()}
-    assert all(node.tags["settings"] == "40e9" for node in results.trained.values())
-    assert results.searches == collect(store_of(made_up), plan).searches
-    assert all(node.tags["settings"] == "5e77" for node in collect(store_of(made_up), plan).trained.values())
+    assert {node.tags["settings"] for node in results.trained.values()} == {"40e9", "45 epochs 40e9"}
+    before = collect(store_of(made_up), plan)
+    assert results.searches == before.searches
+    assert {node.tags["settings"] for node in before.trained.values()} == {"5e77", "9 epochs 5e77"}
 
 
 def test_levels_that_are_final_trainings_have_their_schedule(made_up, plan):
@@ -368,8 +516,8 @@ def test_how_the_runs_were_made_is_said(made_up, plan):
     made_up.minutes = 3
     made_up.everything()
     text = page(collect(store_of(made_up), plan), [])
-    # 4 searches of 4 levels, 36 trainings, 10 comparisons
-    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 186 minutes in all" in text
+    # 4 searches of 4 levels, 38 trainings, 10 comparisons
+    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 192 minutes in all" in text
     assert "Hardware: A chip, 2 cores" in text and "Precision: float32." in text and "Code: c0ffee." in text
     assert text.count("python recipes/reproduce.py fig3\n") == 1
 
@@ -380,17 +528,28 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     store = store_of(made_up)
     results = collect(store, plan)
     names = {path.name for path in write_report(results, tmp_path / "out")}
-    assert {"page.md", "accuracy.png", "accuracy.svg", "barriers.png", "barriers.svg", "results.json"} <= names
-    rows = list(csv.DictReader((tmp_path / "out" / "accuracy.csv").open()))
-    assert len(rows) == 1 + 5 * 2
+    assert {"page.md", "figure.png", "figure.svg", "results.json"} <= names
+    rows, claims, differences = (
+        list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open()))
+        for name in ("accuracy", "claims", "differences")
+    )
+    assert len(rows) == 2 + 5 * 2 and len(claims) == len(differences) == len(plan.figure.claims)
+    assert differences[2] == {"a": str(AWS), "b": str(LRR), "0.8000": "+0.50", "0.5120": "+0.50"}
     numbers = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
     text = (tmp_path / "out" / "page.md").read_text()
     assert "not a reproduction" in text and "prints no numbers" in text and "Not finished" not in text
+    # one picture, whose panels the text names
+    assert text.count("![") == text.count("](figure.png)") == 1
+    assert (
+        "(b) SGD-noise stability; (c) connectivity with retrain. On the lines between two networks, at density 0.6400,"
+        in text
+    )
+    assert "In (c), `retrain` is its own stability, for reference." in text
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # the same runs, the same node
     record = store.local.load(key)
-    assert {parent.relation for parent in record.parents} == {"reported"} and len(record.parents) == 4 + 2
+    assert {parent.relation for parent in record.parents} == {"reported"} and len(record.parents) == 4 + 2 * 2
     assert (
         Metric("accuracy_percent/dense", results.points[0].accuracy_percent.mean, 0, record.started_ms)
         in record.metrics
@@ -423,15 +582,121 @@ def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
     assert "74.65" in page(results, [])
 
 
-def test_a_paired_interval_is_students(made_up):
-    from harness.analysis.summary import Paired
+def with_trials(plan, trials: int):
+    """Figure 3 with the first five of its claims: eight trials are enough for them."""
+    figure = replace(plan.figure, claims=plan.figure.claims[:5])
+    return replace(plan, figure=figure, scale=replace(plan.scale, trials=trials, barrier_level=None))
 
-    first, second = {1: 3.0, 2: 4.5, 3: 5.0, 4: 9.9}, {1: 2.0, 2: 3.0, 3: 4.5}
-    paired = Paired.of(first, second)
-    reference = stats.ttest_rel([3.0, 4.5, 5.0], [2.0, 3.0, 4.5]).confidence_interval(0.95)
-    assert paired.count == 3 and paired.mean == pytest.approx(1.0)
-    assert paired.interval == pytest.approx((reference.low, reference.high))
-    assert not paired.sure and Paired.of({1: 1.0, 2: 1.1}, {1: 0.0, 2: 0.0}).sure
-    assert Paired.of({1: 1.0}, {1: 0.5}).interval is None
-    with pytest.raises(ValueError, match="no trial"):
-        Paired.of({1: 1.0}, {2: 1.0})
+
+def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
+    """By hand: its eight differences are means over both levels, judged beside the page's four other claims."""
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 8))
+    made.everything()
+    worse = Curve("lrr", "retrain")
+    for trial, level, more in ((1, 1, 0.4), (1, 3, 0.8), (2, 3, -8.0)):  # of the first of a − b = lrr's − lrr's
+        (one,) = [one for one in made.plan.of_curve(LRR, level) if one.trial == trial]
+        made.replace(one, made.error_of(one) + more)
+    results = collect(store_of(made), made.plan)
+    claim = claim_of(results, LRR, worse)
+    differences = np.array([-1 - 0.6, -1 + 4.0, *[-1.0] * 6])
+    assert claim.by_density == pytest.approx({0.8: -1 - 0.05, 0.512: -1 - 0.1 + 1.0})
+    assert claim.verdict.difference == pytest.approx(differences.mean())
+    assert claim.verdict.p == sign_flip_p(differences) and claim.verdict.tested == 5 and not claim.verdict.by_images
+    assert claim.verdict.interval == pytest.approx(Contrast.of(differences).interval)
+    assert (claim.verdict.word, claim.statement.expects) == ("not shown", "less")
+    assert claim_of(results, AWS, Curve("lrr", "mask")).verdict.word == "shown"
+    assert claim_of(results, AWS, Curve("aws", "retrain")).verdict.word == "not shown"  # −1 in all, the margin itself
+    text = page(results, [])
+    assert "5 claims were tested. The smallest two-sided p" in text and "0.00781 with 8 trials." in text
+    assert "needed" not in text and "over trials alone, since" in text
+
+
+def test_three_trials_show_nothing_and_the_page_says_why(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 3))
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert {claim.verdict.word for claim in results.claims} == {"not shown"}
+    text = page(results, [])
+    assert "not shown: too few trials, p ≥ 0.25 |" in text and "not shown: too few trials, p ≥ 0.125 |" in text
+    assert "Nothing can be shown: 8 trials a contrast are needed." in text
+    assert "**Exploratory: no plan was committed before these runs.**" in text
+
+
+def test_a_trial_without_one_of_the_densities_does_not_count(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 3))
+    made.everything()
+    lacking = made.plan.of_curve(AWS, 3)[1]
+    made.remove(lacking)
+    results = collect(store_of(made), made.plan)
+    assert [claim.verdict.trials for claim in results.claims] == [2, 2, 2, 3, 3]
+    # a density that no trial has both curves at is left out for all
+    for one in made.plan.of_curve(AWS, 3):
+        if one != lacking:
+            made.remove(one)
+    claim = claim_of(collect(store_of(made), made.plan), AWS, LRR)
+    assert claim.verdict.trials == 3 and list(claim.by_density) == [0.8]
+
+
+def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, plan, monkeypatch):
+    monkeypatch.setattr(statistics, "RESAMPLES", 300)
+    made = type(made_up)(made_up.nodes.directory, with_trials(plan, 2))
+    made.stores_right = True
+    made.everything()
+    results = collect(store_of(made), made.plan)
+    assert all(claim.verdict.by_images for claim in results.claims)
+    assert "bootstrap over trials and test images." in page(results, [])
+    # [curves, levels, trials, images]
+    rights = np.array(
+        [
+            [
+                [
+                    made.right(made.error_of(one), str(one))["correct.safetensors"].numpy()
+                    for one in made.plan.of_curve(curve, level)
+                ]
+                for level in (1, 3)
+            ]
+            for curve in (AWS, LRR)
+        ],
+        dtype=float,
+    )
+    images = (rights[0] - rights[1]).mean(axis=0)
+    verdict = claim_of(results, AWS, LRR).verdict
+    assert verdict.interval == pytest.approx(Contrast.of_images(images).interval)
+    assert verdict.difference == pytest.approx(0.5) and verdict.interval[1] - verdict.interval[0] > 0.1
+    # one run of an earlier version
+    made.stores_right = False
+    (old,) = [one for one in made.plan.of_curve(LRR, 1) if one.trial == 2]
+    made.replace(old, made.error_of(old))
+    results = collect(store_of(made), made.plan)
+    alone = [claim for claim in results.claims if not claim.verdict.by_images]
+    assert len(alone) == 3 and all(LRR in (one.statement.first, one.statement.second) for one in alone)
+    assert f"but over trials alone in {AWS} − {LRR}; {LRR} − " in page(results, [])
+
+
+def test_a_statement_can_be_about_the_dense_network(made_up, plan):
+    figure = replace(plan.figure, claims=(FigureClaim(AWS, None, "worse", "less"),))
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure))
+    made.everything()
+    (claim,) = collect(store_of(made), made.plan).claims
+    assert claim.by_density == pytest.approx({0.8: -2.1, 0.512: -2.3}) and claim.verdict.difference == pytest.approx(
+        -2.2
+    )
+    assert f"| {AWS} | dense | worse | a < b | -2.20 |" in page(collect(store_of(made), made.plan), [])
+
+
+def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made_up, plan):
+    made_up.everything()
+    results = collect(store_of(made_up), plan)
+    usual, longer = results.claims[-2:]
+    assert (usual.sides, longer.sides) == ((str(AWS), "dense"), (str(AWS), "dense, 9 epochs"))
+    # made-up errors of dense: 5, and 0.18 less with 9 epochs; of AWS's: 7.1 and 7.3
+    assert usual.verdict.difference == pytest.approx(-2.2) and longer.verdict.difference == pytest.approx(-2.38)
+    assert longer.by_density == pytest.approx({0.8: -2.28, 0.512: -2.48})
+    for one in plan.dense(9):
+        made_up.replace(one, 3.525)
+    text = page(collect(store_of(made_up), plan), [])
+    says = "our question: and with as many epochs as its ticket costs?"
+    assert f"| {AWS} | dense, 9 epochs | {says} | a ≠ b | -3.70 |" in text
+    assert "the dense network gains +1.50 points. With 4 it is not trained to the end" in text
+    tickets = [c.sides for c in results.claims if {*c.sides} == {"retrain (aws)", "retrain (lrr)"}]
+    assert tickets == [("retrain (aws)", "retrain (lrr)")]

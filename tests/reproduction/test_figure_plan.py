@@ -15,9 +15,13 @@ from harness.reproduction.figure_plan import FigurePlan
 
 
 def test_figure_three_by_hand(plan: FigurePlan):
-    """Five curves at two levels and dense, two trials; three stabilities and two connectivities at a third level."""
+    """Five curves at two levels and dense, two trials; three stabilities and two connectivities at a third level.
+
+    Dense has two lengths: 4 epochs, and 2 + 3·1 + 4, as many as a ticket of level 3 costs.
+    """
     trainings, pairs = plan.trainings(), plan.pairs()
-    shown = 2 * (1 + 5 * 2)
+    assert {str(one) for one in trainings if one.curve is None and one.trial == 1} == {"dense-t1", "dense-e9-t1"}
+    shown = 2 * (2 + 5 * 2)
     # at the third level: lrr retrain, lrr and aws signed_mask, a twin of each, and aws retrain to connect with
     assert len(trainings) == shown + 2 * (3 + 3 + 1)
     assert len(pairs) == 2 * 5
@@ -41,7 +45,7 @@ def test_stability_compares_one_start_under_two_noises(plan: FigurePlan):
     for pair in plan.pairs():
         first, second = pair.first, pair.second
         assert (first.trial, first.level, first.search_seed) == (second.trial, second.level, second.search_seed)
-        if pair.question == "norm_init":
+        if pair.question in ("norm_init", "signed_init"):
             assert first == second and first.kind == "level"
         elif pair.question == "stability":
             assert (
@@ -49,6 +53,16 @@ def test_stability_compares_one_start_under_two_noises(plan: FigurePlan):
             )
         else:
             assert second.kind == "retrain" and not second.twin
+
+
+def test_a_tickets_signs_are_put_on_the_initialisation_that_they_are_trained_on(plan: FigurePlan):
+    claims = replace(plan, figure=FIGURES["claims"])
+    trained = {(one.curve, one.trial): one.init_seed for one in claims.trainings() if one.kind == "signed_mask"}
+    copies = [pair for pair in claims.pairs() if pair.question == "signed_init"]
+    assert [pair.first.curve.method for pair in copies] == ["lrr", "lrr", "aws", "aws"]
+    for pair in copies:
+        assert pair.init_seed == trained[Curve(pair.first.curve.method, "signed_mask"), pair.first.trial]
+    assert {pair.init_seed for pair in claims.pairs() if pair.question != "signed_init"} == {None}
 
 
 def test_a_shared_search_is_one_search_a_method(plan: FigurePlan):
@@ -68,15 +82,19 @@ def test_shards_share_out_everything_once(plan: FigurePlan, count: int):
 
 def test_a_search_costs_what_its_method_does(plan: FigurePlan):
     """Warm-up 2, an epoch a level, 4 in a final training; levels 1, 3 and, for AWS's and LRR's barriers, 2."""
-    assert plan.epochs("dense-t1") == 4
+    assert plan.epochs("dense-t1") == 4 + 9
     # signed_mask at three levels and a twin, retrain at three
     assert plan.epochs("aws-s1") == 2 + 3 + 7 * 4
     rewinding = replace(plan, figure=FIGURES["rewinding"])
-    assert rewinding.epochs("imp-s1") == 4 * 4  # levels 0 to 3, each a final training
+    # levels 0 to 3, each a final training, and signed_mask of two
+    assert rewinding.epochs("imp-s1") == (4 + 2) * 4
+    short = replace(plan, figure=FIGURES["short_levels"])
+    assert short.epochs("aws-s1") == 2 + 3 + 2 * 2 * 4 and short.epochs("aws_full-s1") == (4 + 2 * 2) * 4
+    assert short.epochs("lrr_full-s1") == (4 + 2) * 4  # retrain is the level itself
     gem = GemMinerConfig(score_epochs=20, finetune=Schedule(7, "step"))
     scale = replace(plan.scale, config=replace(plan.scale.config, gem_miner=gem))
     fig4 = replace(plan, figure=FIGURES["fig4"], scale=scale)
-    assert fig4.epochs("gem_miner-s1") == 2 * (20 + 7)  # each density anew
+    assert fig4.epochs("gem_miner-s1") == 2 * (20 + 7 + 4)  # each density anew, and its signed mask
 
 
 @pytest.mark.parametrize("index", [0, 3])
@@ -98,8 +116,17 @@ def test_figures_name_what_there_is(figure):
     assert figure.claims or len(figure.curves) == 1
     for curve in figure.curves:
         assert curve.kind in kinds and curve.method in METHODS and curve.initialisation in SCHEMES
-    for first, second, says in figure.claims:
-        assert first in figure.curves and second in figure.curves and says
+    for claim in figure.claims:
+        assert {claim.first, claim.second} <= {None, *figure.curves} and claim.first != claim.second and claim.says
+        # the words and the test are of the same direction; questions of ours have none
+        words = {
+            "about equal or better": "a > b − 1",
+            "about equal": "|a − b| < 1",
+            "better": "a > b",
+            "worse": "a < b",
+        }
+        meant = next((formula for word, formula in words.items() if word in claim.says.split(":")[0]), "a ≠ b")
+        assert claim.tested == (meant if figure.source else "a ≠ b")
     assert {*figure.stability, *figure.connectivity} <= set(figure.curves)
     assert all(network in MODELS for networks in figure.subjects.values() for network in networks)
 
@@ -122,7 +149,12 @@ RED = ("aws", "signed_mask")
             *("fig3", {"cifar100": FOUR, "tiny_imagenet": FOUR}, BOTH | {("lrr", "mask")}),
             *(LRR | {RED}, {("lrr", "signed_mask"), RED}),
         ),
-        ("fig4", {"cifar100": ("resnet32",)}, {("aws", "retrain"), RED, ("gem_miner", "level")}, set(), set()),
+        (
+            *("fig4", {"cifar100": ("resnet32",)}),
+            # its ticket on another θ_init is of section 4.4, and in no plot
+            {("aws", "retrain"), RED, ("gem_miner", "level"), ("gem_miner", "signed_mask")},
+            *(set(), set()),
+        ),
         ("gem_miner", {"cifar10": ("resnet20",)}, {("gem_miner", "level")}, set(), set()),
         ("fig5", {"cifar100": FOUR}, LRR | {("lrr", "signed_mask_norm_const")}, set(), set()),
         ("fig6", {"cifar100": ("vgg11_bn_cifar",)}, BOTH, LRR | {RED}, {("lrr", "signed_mask"), RED}),

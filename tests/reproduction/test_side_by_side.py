@@ -10,8 +10,9 @@ import pytest
 
 from harness.lineage.store import open_store
 from harness.reproduction.collect import collect
-from harness.reproduction.page import claims_table
-from harness.reproduction.report import NUMBERS, write_report
+from harness.reproduction.figure import figure_named
+from harness.reproduction.page import claims_table, differences_table
+from harness.reproduction.report import NUMBERS, _numbers, write_report
 from harness.reproduction.results import Results
 from harness.reproduction.side_by_side import side_by_side
 
@@ -35,11 +36,15 @@ def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
     point = next(one for one in results.points if str(one.curve) == "signed_mask (aws)" and one.level == 3)
     accuracy = point.accuracy_percent
     assert column["accuracy %: signed_mask (aws)"] == f"{accuracy.mean:.2f} ± {accuracy.sd:.2f}"
-    printed = {(row[0], row[1]): (row[4], row[5]) for row in claims_table(results)[1] if row[3] == "0.5120"}
-    assert {what: column[" − ".join(what)] for what in printed} == {
-        what: " ".join(words) for what, words in printed.items()
-    }
-    assert column["barrier, SGD-noise stability: signed_mask (aws)"] == "12.77 ± 0.02"  # 20 − 7.21 and 20 − 7.24
+    for row in claims_table(results)[1]:
+        name, judged = f"{row[0]} − {row[1]}", f"{row[4]} {row[5]}, not shown"
+        assert column[f"{name}, all densities of its page"] == judged and row[8].startswith("not shown")
+    differences = {tuple(row[:2]): row[3] for row in differences_table(results)[1]}  # density 0.5120
+    assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 8
+    rows = [row for row in column if row.endswith(", SGD-noise stability: signed_mask (aws)")]
+    assert [row.split(", ")[0] for row in rows] == ["above the line", "barrier", "its floor"]
+    # 20 − 7.21 and 20 − 7.24: both ends are alike
+    assert [column[row] for row in rows] == ["12.77 ± 0.02", "12.77 ± 0.02", "0.00 ± 0.00"]
     assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
 
 
@@ -50,8 +55,25 @@ def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, t
     head, rows = side_by_side(pages)
     assert head == ["at density 0.8000", "all", "level 1"]
     accuracies = [row for row in rows if row[0].startswith("accuracy %")]
+    # the dense network at a ticket's cost: of level 3 on one page; of level 1, 7 epochs, there is none
+    longer = accuracies.pop(1)
+    assert longer[0] == "accuracy %: dense, 9 epochs" and longer[2] == ""
     assert len(accuracies) == 6 and all(row[1] == row[2] != "" for row in accuracies)
     assert [row[2] for row in rows if row[0].startswith("barrier")] == [""] * 5
+
+
+def test_of_a_ticket_and_its_copy_the_difference_of_errors_is_shown(made_up, plan):
+    made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("claims")))
+    made.everything()
+    numbers = _numbers(collect(open_store(made.nodes.directory, offline=True), made.plan))
+    column = dict(side_by_side({"claims": numbers})[1])
+    copies = {row: cell for row, cell in column.items() if "level (" in row}
+    row = "error of the copy − the ticket's, ticket and {}: level ({})"
+    assert copies == {
+        row.format(copy, method): "32.50 ± 2.12"  # 31 and 34
+        for copy in ("its copy with ψ_init", "abs(θ_init) ⊙ s")
+        for method in ("lrr", "aws")
+    }
 
 
 def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
@@ -59,6 +81,20 @@ def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
     for pages in ({}, {"a": numbers, "b": numbers | {"figure": "fig4"}}):
         with pytest.raises(ValueError, match="give pages of one figure"):
             side_by_side(pages)
+    old = {"first": "a", "second": "b", "density": 0.8, "difference": {"mean": 1.0, "interval": None}}
+    with pytest.raises(ValueError, match="a: written by an earlier version; write it anew with tools/report.py"):
+        side_by_side({"a": numbers | {"claims": [old]}, "b": numbers})
     dense = [point for point in numbers["points"] if point["curve"] == "dense"]
     with pytest.raises(ValueError, match="no density in common"):
         side_by_side({"a": numbers, "b": numbers | {"points": dense}})
+
+
+def test_a_method_of_other_densities_is_shown_at_its_level(made_up, plan, tmp_path: Path):
+    """Gem-Miner at equal numbers of weights: its densities count the classifier, too."""
+    made = type(made_up)(made_up.nodes.directory / "equal", replace(plan, figure=figure_named("fig4_equal")))
+    made.everything()
+    results = collect(open_store(made.nodes.directory, offline=True), made.plan)
+    numbers = numbers_of(replace(results, densities=results.densities | {("gem_miner", 3): [0.55, 0.57]}), tmp_path)
+    column = dict(side_by_side({"one": numbers})[1])
+    assert column["accuracy %: level (gem_miner)"] == "47.00 ± 0.00"
+    assert column["accuracy %: signed_mask (aws)"] == "92.67 ± 0.02"

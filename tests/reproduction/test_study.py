@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from harness.experiment.experiment import Experiment
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof import Findings
 from harness.lineage.proof.findings import Finding
 from harness.reproduction.figure_plan import Scale
@@ -18,6 +20,7 @@ from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.study import Study, read_study
 from harness.reproduction.study_records import (
     ChainRecords,
+    check_made_anew,
     compare_again,
     directory_of,
     finished_chains,
@@ -190,6 +193,74 @@ def test_records_that_lack_a_run_do_not_count(tiny, tmp_path):
     assert finished_chains(tiny[1], tmp_path) == {}
 
 
+@pytest.fixture(scope="module")
+def recorded_once(tiny, tmp_path_factory) -> str:
+    """The records of a search's chain, as its file has them."""
+    return made(tiny, "aws-s11", tmp_path_factory.mktemp("once")).read_text()
+
+
+def other_run(name: str, **changed):
+    """Return a change of one run of records, as their JSON has them."""
+
+    def change(values: dict) -> None:
+        run = next(run for run in values["runs"] if run["name"] == name)
+        for field, value in changed.items():
+            run[field] = {**run[field], **value} if isinstance(value, dict) else value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda values: values.update(study="other"), "study is 'other' instead of 'small'"),
+        (lambda values: values.update(chain="aws-s12"), "chain is 'aws-s12'"),
+        (lambda values: values.update(subject="resnet56 on digits"), "subject is 'resnet56 on digits'"),
+        (lambda values: values.update(verified=[]), "it was not verified"),
+        (lambda values: values["runs"].append(values["runs"][0]), "two runs have one name"),
+        (
+            other_run("aws-L01-signed_mask-t11", tags={"init_seed": "112"}),
+            "init_seed of aws-L01-signed_mask-t11 is 112",
+        ),
+        (other_run("aws-L01-retrain-t11", tags={"sgd_seed": "12"}), "sgd_seed of aws-L01-retrain-t11 is 12"),
+        (other_run("aws-L01-retrain-t11", metrics={"epochs_total": 20.0}), "was trained for 18 epochs instead of 2"),
+        (other_run("aws-L01-retrain-e3-t11", parents=[["f" * 64, "trained-from"]]), "is not made from aws-s11-L01"),
+        (other_run("stability-aws-L01-signed_mask-t11", parents=[]), "compares other networks"),
+        (other_run("aws-L01-retrain-t11", metrics={"test_error_percent": float("nan")}), "has no test error"),
+        (other_run("norm_init-aws-L01-level-t11", metrics={"barrier": -1.0}), "give a barrier of"),
+        (other_run("aws-L01-retrain-t11", key="f" * 64), "not the digest of its determinants"),
+    ],
+)
+def test_records_of_other_runs_than_their_names_say_are_refused(tiny, recorded_once, tmp_path, change, told):
+    values = json.loads(recorded_once)
+    change(values)
+    (path := directory_of("small", tmp_path) / "aws-s11.json").parent.mkdir(parents=True)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match=told) as error:
+        finished_chains(tiny[1], tmp_path)
+    assert str(error.value).startswith(str(path))
+
+
+def test_records_copied_to_another_trial_are_refused(tiny, tmp_path):
+    path = made(tiny, "dense-t11", tmp_path)
+    text = path.read_text().replace("dense-t11", "dense-t12").replace("-t11", "-t12")
+    path.with_name("dense-t12.json").write_text(text)
+    with pytest.raises(
+        ValueError, match=r"dense-t12\.json.*sgd_seed of dense-t12 is 11 instead of 12.*make the chain again"
+    ):
+        finished_chains(tiny[1], tmp_path)
+
+
+def test_a_recorded_run_itself_is_not_made_again(tiny, tmp_path):
+    recorded = ChainRecords.load(made(tiny, "dense-t11", tmp_path))
+    nodes = tiny[0].store.local
+    with pytest.raises(ValueError, match="would not be made again: give --runs a directory of its own"):
+        check_made_anew(nodes, recorded, tmp_path)
+    check_made_anew(LocalNodes(tmp_path / "none"), recorded, tmp_path)
+    later = replace(recorded, runs=tuple(replace(run, started_ms=run.started_ms - 1) for run in recorded.runs))
+    check_made_anew(nodes, later, tmp_path)  # made here at another time
+
+
 def test_nothing_is_recorded_of_runs_with_a_problem(tiny, tmp_path, monkeypatch):
     from harness.reproduction import study_records
 
@@ -233,3 +304,11 @@ def test_the_plans_of_this_repository_can_be_read(path):
     study = read_study(path, SCALES)
     assert study.hypotheses and len(study.plan.trials) >= 8
     assert study.final_epochs[-1] == 5 * study.final_epochs[0]
+
+
+def test_the_plans_are_part_of_the_package():
+    """A study is named from an installed package, too."""
+    found = tomllib.loads((STUDIES.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = found["tool"]["setuptools"]["package-data"]["recipes"]
+    packed = {path for pattern in patterns for path in STUDIES.parent.glob(pattern)}
+    assert {*STUDIES.iterdir()} <= packed

@@ -8,7 +8,6 @@ import pytest
 
 from harness.config import Kind, OptimConfig
 from harness.pruning import METHODS
-from harness.pruning.lrr_full import FullLRR
 from tests.gpu import story
 from tests.simulated_cuda.label import Record, listing
 from tests.simulated_cuda.passes import EVALUATION, TRAINING, Passes, watched
@@ -17,7 +16,9 @@ pytestmark = pytest.mark.long
 
 WAYS = get_args(story.Way)
 PRECISIONS = ("no", "bf16", "fp16")
-FULL = sorted(name for name in METHODS if isinstance(METHODS[name], FullLRR))
+FULL = sorted(name for name in METHODS if "final" in METHODS[name].heeds)
+GLOBAL = ("synflow",)
+"""Methods that refuse to prune layer by layer."""
 
 
 def assert_no_waits(passes: Passes, precision: str) -> None:
@@ -76,6 +77,8 @@ def test_every_method_in_every_setting(method, changes, precision, way, cuda, tm
     """With every kind of final training, and the three comparisons."""
     if METHODS[method].searches_one_density:
         changes = {name: value for name, value in changes.items() if name not in ("pruning_scope", "order")}
+    if method in GLOBAL:
+        changes = {name: value for name, value in changes.items() if name != "pruning_scope"}
     if method in FULL:
         changes = {name: value for name, value in changes.items() if name != "order"}
     kinds = sorted(get_args(Kind), key=lambda kind: kind not in ("signed_mask", "mask"))

@@ -69,17 +69,19 @@ def test_cumulative_is_the_mean_over_batches_of_batch_statistics(model, batches)
         assert int(norm.num_batches_tracked) == 4
 
 
-def test_cumulative_does_not_depend_on_the_order_nor_on_the_old_statistics(model, batches):
+@pytest.mark.parametrize(("convention", "step"), [("cumulative", -1), ("ema", 1)])
+def test_old_statistics_are_forgotten_and_for_cumulative_the_order_too(model, batches, convention, step):
     other = copy.deepcopy(model)
     other.bn1.running_mean.fill_(1e6)
-    reestimate_batchnorm(model, batches, "cumulative")
-    reestimate_batchnorm(other, batches[::-1], "cumulative")
+    reestimate_batchnorm(model, batches, convention)
+    reestimate_batchnorm(other, batches[::step], convention)
     for name, buffer in model.named_buffers():
         torch.testing.assert_close(dict(other.named_buffers())[name], buffer)
 
 
-def test_ema_folds_the_batches_with_momentum_a_tenth_into_the_present_statistics(model, batches):
-    running = [(n.running_mean.double().clone(), n.running_var.double().clone()) for n in (model.bn1, model.bn2)]
+def test_ema_folds_the_batches_with_momentum_a_tenth_into_mean_0_and_variance_1(model, batches):
+    """As the paper's scripts, which copy weights and biases alone into a network never trained, and then train it."""
+    running = [(torch.zeros(n).double(), torch.ones(n).double()) for n in (4, 3)]
     for x in batches:
         new = batch_statistics(model, x)
         running = [(0.9 * m + 0.1 * a, 0.9 * v + 0.1 * b) for (m, v), (a, b) in zip(running, new, strict=True)]
@@ -138,8 +140,7 @@ def test_one_process_gives_the_bits_of_torchs_own_momentum(model, batches, conve
     for norm in (plain.bn1, plain.bn2):
         norm.momentum = None if convention == "cumulative" else 0.1
         norm.train()
-        if convention == "cumulative":
-            norm.reset_running_stats()
+        norm.reset_running_stats()
     plain.drop.eval()
     with torch.no_grad():
         for x in batches * 5:

@@ -1,26 +1,37 @@
 """Gem-Miner's scores in the one loop, against the method written out with autograd (method, section 7)."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.seeds import SgdNoise
 from harness.config import GemMinerConfig, OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.masks import Mask
-from harness.pruning.gem_miner import SCORES, ScoreTraining, draw_scores, kept_counts, num_freezings
+from harness.pruning.gem_miner import (
+    SCORES,
+    ScoreTraining,
+    draw_scores,
+    freeze_lowest,
+    kept_counts,
+    most_kept,
+    num_freezings,
+)
 from tests.training.small_training import STEPS, Fixed, Memory, network, run
 
 EPOCHS, EVERY, DENSITY, PENALTY, LR = 7, 2, 0.3, 0.001, 1.0
 SCORED = ("0.weight", "4.weight")
 GEM = GemMinerConfig(score_epochs=EPOCHS, lr=LR, penalty=PENALTY, freeze_every_epochs=EVERY)
+EXACT = replace(GEM, freezing="exact")
 NOISE = SgdNoise(1, ("search", 0))
 
 
-def start():
+def start(gem=GEM, density=DENSITY):
     """A network whose parameters are scores, the weights, and their training."""
     model = network()
     weights = {name: param.detach().clone() for name, param in model.named_parameters()}
@@ -30,11 +41,11 @@ def start():
             param.data.copy_(scores[name])
         else:
             param.requires_grad_(False)
-    return model, weights, ScoreTraining(weights, SCORED, DENSITY, EPOCHS, EVERY)
+    return model, weights, ScoreTraining(weights, SCORED, density, gem)
 
 
-def trained(world, **options):
-    model, weights, scoring = start()
+def trained(world, gem=GEM, density=DENSITY, **options):
+    model, weights, scoring = start(gem, density)
     optim, schedule = GEM.scoring()
     settings = {"optim": optim, "schedule": schedule, "hook": scoring, "noise": NOISE}
     settings["mask"] = Mask.dense(weights, SCORED)
@@ -42,7 +53,24 @@ def trained(world, **options):
     return model, scoring
 
 
-def written_out():
+def freeze_together_(p, q, share):
+    """As the authors' `prune`: q stays 1 above the ⌈share · live⌉-th lowest of the live scores."""
+    live = torch.cat([score[q[name] == 1] for name, score in p.items()]).sort().values
+    threshold = live[math.ceil(share * len(live)) - 1]
+    for name in SCORED:
+        q[name] = ((q[name] + (p[name] > threshold).float()) == 2).float()
+    return int((live == threshold).sum())
+
+
+def freeze_exactly_(p, q, share):
+    live = torch.cat([score[q[name] == 1] for name, score in p.items()]).sort().values
+    kept = int((1 - share) * len(live))
+    assert live[len(live) - kept] > 0, "no ties among clipped scores, which position would break"
+    for name in SCORED:
+        q[name] *= (p[name] >= live[len(live) - kept]).float()
+
+
+def written_out(gem, density):
     """p and q after E epochs: SGD on cross-entropy + λ‖p‖², straight through the step, clipped, the lowest frozen."""
     model, weights, _ = start()
     others = {name: weights[name] for name in weights if name not in SCORED}
@@ -50,16 +78,13 @@ def written_out():
     p = {name: dict(model.named_parameters())[name].detach().clone() for name in SCORED}
     q = {name: torch.ones_like(score) for name, score in p.items()}
     velocity = {name: torch.zeros_like(score) for name, score in p.items()}
-    share = 1 - DENSITY ** (1 / math.floor((EPOCHS - 1) / EVERY))
+    share = 1 - density ** (1 / math.floor((EPOCHS - 1) / EVERY))
     model.train()
+    equal = []
     for epoch in range(EPOCHS):
         lr = LR * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2)
-        if epoch and epoch % EVERY == 0:
-            live = torch.cat([score[q[name] == 1] for name, score in p.items()]).sort().values
-            kept = int((1 - share) * len(live))
-            assert live[len(live) - kept] > 0, "no ties among clipped scores, which position would break"
-            for name in SCORED:
-                q[name] *= (p[name] >= live[len(live) - kept]).float()
+        if gem == EXACT and epoch and epoch % EVERY == 0:
+            freeze_exactly_(p, q, share)
         for images, labels in Fixed().epoch(NOISE, epoch):
             leaves = {name: score.clone().requires_grad_() for name, score in p.items()}
             hard = {name: (leaf > 0.5).float() for name, leaf in leaves.items()}
@@ -71,12 +96,20 @@ def written_out():
             for name, grad in zip(leaves, grads, strict=True):
                 velocity[name] = 0.9 * velocity[name] + grad
                 p[name] = (p[name] - lr * velocity[name]).clamp(0, 1)
-    return p, q
+        if gem == GEM and epoch and epoch % EVERY == 0:
+            equal.append(freeze_together_(p, q, share))
+    return p, q, equal
 
 
-def test_scores_and_mask_are_those_of_the_written_out_method(world):
-    model, scoring = trained(world)
-    p, q = written_out()
+@pytest.mark.parametrize(
+    ("gem", "density"), [(GEM, DENSITY), (GEM, 0.97), (EXACT, DENSITY)], ids=["authors", "equal scores", "exact"]
+)
+def test_scores_and_mask_are_those_of_the_written_out_method(world, gem, density):
+    model, scoring = trained(world, gem, density)
+    p, q, equal = written_out(gem, density)
+    assert len(equal) == (3 if gem == GEM else 0)
+    if density == 0.97:  # more scores are clipped to 0 than the share
+        assert max(equal) > 1 and scoring.mask.density < 0.95
     before = draw_scores({name: score.shape for name, score in p.items()}, init_seed=5)
     for name in SCORED:
         assert torch.allclose(scoring.scores[name], p[name], atol=1e-4)
@@ -117,8 +150,51 @@ def test_the_share_frozen_each_time_ends_at_the_density():
     assert counts[-1] == pytest.approx(0.02 * 465_000, abs=29)
     shares = [1 - after / before for before, after in zip(counts, counts[1:], strict=False)]
     assert shares == pytest.approx([1 - 0.02 ** (1 / 29)] * 28, abs=1e-4)
+    for after, before in zip(most_kept(465_000, 0.02, 29), [465_000, *counts], strict=False):
+        assert after <= before, "never more than the planned number"
+    assert most_kept(465_000, 0.02, 29)[-1] == pytest.approx(counts[-1], abs=29)
     with pytest.raises(ValueError, match="train for 6 or more"):
         num_freezings(5, 5)
+
+
+def frozen_after(gem):
+    """The epochs, counted from 1, after which weights are frozen, and how many live then; the scores never change."""
+    model = nn.Linear(40, 30)
+    weights = {"weight": torch.ones(30, 40), "bias": torch.zeros(30)}
+    model.weight.data = draw_scores({"weight": model.weight.shape}, 1)["weight"]
+    scoring = ScoreTraining(weights, ["weight"], 0.02, gem)
+    scoring.attach(model)
+    lives = []
+    for epoch in range(gem.score_epochs):
+        scoring.after_epoch(epoch)
+        lives.append(scoring.mask.num_remaining)
+    before = [1200, *lives]
+    return [epoch + 1 for epoch, live in enumerate(lives) if live < before[epoch]], lives
+
+
+def test_scores_are_frozen_after_the_epochs_of_the_authors_and_exactly_one_earlier():
+    """Their main loop prunes after epoch e, counted from 0, if e % 5 == 0 and e != 0."""
+    epochs, lives = frozen_after(GemMinerConfig())
+    assert epochs == [epoch + 1 for epoch in range(150) if epoch % 5 == 0 and epoch != 0]
+    assert (epochs[0], epochs[-1], len(epochs)) == (6, 146, 29)
+    live, share = 1200, 1 - math.exp(math.log(0.02) / 29)
+    for epoch in epochs:
+        live -= math.ceil(share * live)
+        assert lives[epoch - 1] == live
+    assert frozen_after(GemMinerConfig(freezing="exact"))[0] == [*range(5, 146, 5)]
+
+
+def test_equal_scores_are_frozen_together_and_dead_ones_do_not_count():
+    scores = {"a": torch.tensor([0.0, 0.0, 0.7, 0.9]), "b": torch.tensor([0.0, 0.2, 0.2, 1.0])}
+    mask = Mask({"a": torch.tensor([True, True, True, True]), "b": torch.tensor([False, True, True, True])})
+    first = freeze_lowest(scores, mask, 0.1)  # one of seven: the zeros of a
+    assert first.tensors["a"].tolist() == [False, False, True, True] and first.num_remaining == 5
+    second = freeze_lowest(scores, first, 0.2)  # one of five: both 0.2
+    assert second.tensors["b"].tolist() == [False, False, False, True] and second.num_remaining == 3
+    assert freeze_lowest(scores, second, 0.4).num_remaining == 1
+    ones = {name: torch.ones_like(score) for name, score in scores.items()}
+    with pytest.raises(ValueError, match=r"the lowest 10.0 % of 7 scores equal all others: nothing would stay"):
+        freeze_lowest(ones, mask, 0.1)
 
 
 def test_settings_are_the_authors():

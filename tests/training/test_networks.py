@@ -18,7 +18,8 @@ from harness.training.loop import train
 STEPS, BATCH = 3, 4
 # sizes that make a step fast
 WIDTHS = {"mlp_mixer": 32, "mlp_mixer_wide": 32, "shufflenet_cifar": 36, "vit_tiny": 16}
-WIDTHS |= dict.fromkeys(("mobilenet_v2_cifar", "efficientnet_b0_cifar", "vgg11_bn_cifar"), 8)
+WIDTHS |= dict.fromkeys(("mobilenet_v2_cifar", "vgg11_bn_cifar"), 8)
+WIDTHS |= dict.fromkeys(("efficientnet_b0_cifar", "efficientnet_b0_cifar_drop_connect"), 8)
 IMAGE_SIZES = {"resnet50": 16, "resnet50_cifar": 8}
 
 

@@ -46,6 +46,10 @@ def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = F
 def _print_legend(nodes: Sequence[RunSummary]) -> None:
     if any(node.run_id is None for node in nodes):
         print_lines("", "* not in MLflow yet: the key of a local node; `python tools/lineage.py sync` delivers it")
+    if others := [node for node in nodes if node.drawn_before is not None]:
+        names = ", ".join(short_id(node) for node in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        print_lines("", f"θ_init drawn the other way: {names}{more}; `show` says how")
     if names := ", ".join(short_id(node) for node in nodes if node.run_id and node.status != "FINISHED"):
         print_lines("", f"not finished: {names}; `python tools/lineage.py sync` completes an interrupted delivery")
 
@@ -58,6 +62,7 @@ def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequen
         *(("origin", f"{run_id}  (its run where it was made)") for run_id in node.origin_run_ids),
         ("key", node.key),
         ("date", columns(node)["date"]),
+        *([("θ_init", f"drawn the other way: {node.drawn_before}")] if node.drawn_before else []),
     ]
     print_fields(identity, title=f"{node.name}  ({node.kind}, {node.status.lower()})")
 

@@ -6,10 +6,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
+from harness.config import drawn_before
 from harness.lineage.nodes.record import LineageRecord, Parent
 
 if TYPE_CHECKING:
     import networkx
+
+_OTHER = "kaiming_normal"
+"""The scheme that takes none of a network's own weights."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,14 @@ class RunSummary:
             started_ms=record.started_ms,
             finished_ms=record.finished_ms,
         )
+
+    @property
+    def drawn_before(self) -> str | None:
+        """In words how its network's own weights were drawn, if θ_init has them and they are drawn otherwise today."""
+        draws = self.kind == "search" or (self.kind == "training" and "init_seed" in self.tags)
+        # of a search the name alone says by which scheme
+        other = self.tags.get("initialisation") == _OTHER or self.name.endswith(f" from {_OTHER}")
+        return drawn_before(self.tags.get("model", ""), self.tags) if draws and not other else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as JSON-able data."""

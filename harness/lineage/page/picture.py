@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from harness.common.escape import redact
+from harness.config import drawn_before
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import SIGNED_MASK
 
@@ -131,8 +132,10 @@ class _Drawer:
         """Return the box of the θ_init that a node's seed draws; equal networks, data and seeds give equal ones."""
         tags = node.tags
         network = tags.get("network", tags.get("model", "?"))
-        stands_for = ("theta_init", network, tags.get("data", "?"), tags.get("init_seed", node.key))
-        return self._box(stands_for, "theta_init", ("θ_init", f"{network}, seed {tags.get('init_seed', '?')}"), key)
+        drawn = drawn_before(tags.get("model", ""), tags)
+        stands_for = ("theta_init", network, tags.get("data", "?"), tags.get("init_seed", node.key), drawn or "")
+        lines = ("θ_init", f"{network}, seed {tags.get('init_seed', '?')}", *(["drawn the other way"] if drawn else []))
+        return self._box(stands_for, "theta_init", lines, key)
 
     def _is_pruned(self, level: RunSummary) -> bool:
         return any(parent.relation == "pruned-from" for parent in level.parents)

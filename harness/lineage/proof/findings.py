@@ -99,7 +99,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Note:
-    """A fact that could not be proved, without fault: not recorded then, not here now, or deleted on purpose."""
+    """No fault: it could not be proved (not recorded, not here, deleted on purpose), or was done in another way."""
 
     name: str
     key: str

@@ -11,7 +11,7 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
-from harness.config import NETWORKS_OWN, UnprunedSigns
+from harness.config import NETWORKS_OWN, UnprunedSigns, drawn_before
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
 from harness.masks import Mask, SignedMask, transfer
@@ -41,16 +41,19 @@ class Architecture:
     channels: int
     image_size: int
     width: int | None
+    former: bool = False
+    """Whether it is drawn as older runs drew it, where that was otherwise (`harness.config.redrawn`)."""
 
     @classmethod
     def of(cls, determinants: Mapping[str, Any]) -> Architecture:
         """Read it from what determines a run."""
         model, spec = determinants["model"], determinants["spec"]
-        return cls(model["name"], spec["num_classes"], spec["channels"], spec["image_size"], model["width"])
+        sizes = spec["num_classes"], spec["channels"], spec["image_size"], model["width"]
+        return cls(model["name"], *sizes, former=drawn_before(model["name"], determinants) is not None)
 
     def _sizes(self) -> dict[str, int | None]:
         sizes = {"num_classes": self.num_classes, "channels": self.channels, "image_size": self.image_size}
-        return sizes | {"width": self.width}
+        return sizes | {"width": self.width, "former": self.former}
 
     def theta_init(self, init_seed: int, scheme: str = NETWORKS_OWN) -> Checkpoint:
         """Draw θ_init anew."""

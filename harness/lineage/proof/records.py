@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from harness.common.seeds import alpha_mean
-from harness.config import search_from_json
+from harness.config import INITIAL_WEIGHTS, REDRAWN, search_from_json
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
@@ -71,10 +72,18 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         own = record.config.get("optim", search["optim"])  # a method may have optimizers of its own
         allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
+    if (redrawn := REDRAWN.get(known["model"]["name"])) is not None:
+        # a comparison trains nothing, and of all of them signed_init alone draws
+        drawn = [INITIAL_WEIGHTS] if "start" in known else []
+        for name in drawn if record.kind == "analysis" else redrawn.determinants:
+            yield name, known.get(name), record.config.get(name)
     if "world_size" in known:
-        yield "world_size", known["world_size"], record.config["launch"]["world_size"]
+        launch = record.config["launch"]
+        yield "world_size", known["world_size"], launch["world_size"]
+        yield "dtype", known.get("dtype", "float32"), launch.get("dtype", "float32")
     if record.kind == "search":
         yield "method", known["method"], search["method"]
+        yield "alpha", known.get("alpha", "uniform"), search.get("alpha", "uniform")
         begun = record.config.get("initialisation", {})
         expected = {"sha256": begun["sha256"]} if begun.get("sha256") else begun.get("name")
         yield "initialisation", known.get("initialisation"), expected
@@ -91,6 +100,9 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         compared = [parent.key for parent in record.parents if parent.relation == "compared"]
         yield "pair", known["pair"], sorted(compared)
         yield "question", known["question"], tags.get("question")
+        yield "init_seed", known.get("init_seed"), record.config.get("init_seed")
+        yield "start", known.get("start"), tags.get("start_digest")
+        yield "ema_start", known.get("ema_start"), tags.get("ema_start")
 
 
 def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
@@ -103,7 +115,7 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
     config, method = search_from_json(record.config["search"]), METHODS.get(record.config["search"]["method"])
     if method is not None:
         for name, value in method.recorded_settings(config, record.tags.get("phase", "")).items():
-            yield name, known[name], value
+            yield name, known.get(name), value
     yield "again", known.get("again", False), record.config.get("again", False)
     if record.parents and record.parents[0].relation == "pruned-from":
         pruning = method.pruning(config) if method else PruningSchedule.of(config)
@@ -114,6 +126,17 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
 def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     for name, value in determined.items():
         yield f"schedule.{name}", value, recorded.get(name)
+
+
+def older_ways(record: LineageRecord) -> Iterator[str]:
+    """Yield what the version that made a run did otherwise than this one; a check takes that into account."""
+    if (before := RunSummary.of(record).drawn_before) is not None:
+        yield f"its θ_init was drawn the other way: {before}; today these have torch's default draw"
+    if record.kind == "analysis" and record.tags.get("bn_convention") == "ema" and "ema_start" not in record.tags:
+        yield "its ema statistics started the other way: from the interpolated ones; today from mean 0 and variance 1"
+    method = METHODS.get(record.tags.get("method", "")) if record.kind == "level" else None
+    if method is not None and (other := method.departure(search_from_json(record.config["search"]))):
+        yield other
 
 
 def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Finding]:
@@ -185,6 +208,18 @@ def correct(record: LineageRecord, answers: Mapping[str, Tensor]) -> Iterator[Fi
 def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Finding]:
     """A ticket is compared with its copy with ψ_init of the search it came from."""
     yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is of", search.key)
+
+
+def signed_init(record: LineageRecord, ticket: LineageRecord) -> Iterator[Finding]:
+    """A ticket is compared with its signs on a fresh θ_init of another seed than its search's."""
+    yield _same("compared", "kind of the ticket's run", ticket.kind, "expected", "level")
+    for what in ("data_digest", "model"):
+        yield _same("compared", f"{what} of the ticket", ticket.tags.get(what), "recorded", record.tags.get(what))
+    seed = record.tags.get("init_seed")
+    yield _same("seeds", "tag init_seed", seed, "the config says", str(record.config.get("init_seed")))
+    yield Finding(
+        "seeds", seed != ticket.tags.get("init_seed"), f"init_seed {seed} is the search's own, not a fresh one"
+    )
 
 
 def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.checkpoint import Checkpoint, Pretrained, read_network
-from harness.config import UnprunedSigns, search_from_json
+from harness.config import UnprunedSigns, drawn_before, search_from_json
 from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord
@@ -217,6 +217,21 @@ class Tensors:
             claim = _start_claim(record, start)
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
 
+    def signed_init(
+        self, place: NodeCopies, record: LineageRecord, determinants: dict[str, Any] | None, ticket: str
+    ) -> None:
+        """Check that a ticket was compared with its own signs on the θ_init of the recorded seed."""
+        architecture, held = _architecture(record, determinants), self.network(ticket)
+        fresh = self._fresh(place, record, architecture, record.config["init_seed"])
+        if fresh is None or architecture is None:
+            return
+        start, _ = networks.final_start(
+            "signed_mask", held, fresh.params, init_seed=0, unpruned="both", classifier=architecture.classifier
+        )
+        if start is not None:
+            claim = _start_claim(record, start)
+            self._claim_drawn(place, record, "start", claim.holds, claim.what)
+
     def _ticket(self, record: LineageRecord, key: str, classifier: str) -> StoredNetwork:
         """Return the ticket of a final training as it was used."""
         ticket = self.network(key)
@@ -293,7 +308,8 @@ def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) ->
     if spec is None or "search" not in record.config:
         return None
     model = record.config["search"]["model"]
-    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"])
+    former = drawn_before(model["name"], record.config) is not None
+    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"], former)
 
 
 def _read(directory: Path, whole: set[str]) -> StoredNetwork:

@@ -113,6 +113,8 @@ class _Examiner:
         if CONFIG in whole and "search" in record.config:
             config = json.loads((directory / CONFIG).read_bytes())
             self.findings.add(node, records.settings(record, config, determinants))
+        for way in records.older_ways(record):
+            self.findings.note(node, way)
         search = self.nodes.get(record.nested_under or "")
         self.findings.add(node, records.seeds(record, determinants, search.record if search else None))
         if CORRECT in whole:
@@ -121,13 +123,19 @@ class _Examiner:
             except ValueError as error:
                 self.findings.add(node, [Finding("correct", False, str(error))])
         if record.kind == "analysis":
-            self._comparison(node, record, directory, whole)
+            if BARRIER in whole:
+                self.findings.add(node, records.curve(record, json.loads((directory / BARRIER).read_bytes())))
+            self._comparison(node, record, determinants)
         return determinants
 
-    def _comparison(self, node: NodeCopies, record: LineageRecord, directory: Path, whole: set[str]) -> None:
-        if BARRIER in whole:
-            self.findings.add(node, records.curve(record, json.loads((directory / BARRIER).read_bytes())))
+    def _comparison(self, node: NodeCopies, record: LineageRecord, determinants: dict[str, Any] | None) -> None:
         pair = [self.nodes[parent.key] for parent in record.parents if parent.key in self.nodes]
+        if record.tags.get("question") == "signed_init":
+            for ticket in pair:
+                if ticket.record is not None:
+                    self.findings.add(node, records.signed_init(record, ticket.record))
+                    self.tensors.signed_init(node, record, determinants, ticket.key)
+            return
         if len(pair) != 2 or pair[0].record is None or pair[1].record is None:
             return
         if record.tags.get("question") == "norm_init":

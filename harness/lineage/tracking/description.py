@@ -136,14 +136,15 @@ def hardware_of(record: LineageRecord) -> str:
 
 def precision_of(record: LineageRecord) -> str:
     """Return the precision of a run in words, e.g. 'float32, convolutions in TF32' or 'bf16 mixed precision'."""
-    search, hardware = record.config.get("search"), record.config.get("hardware")
+    search, hardware, launch = (record.config.get(name) for name in ("search", "hardware", "launch"))
     if not isinstance(search, dict):
         return ""
     mixed, matmul = search.get("precision", "no"), search.get("float32_matmul_precision", "highest")
-    words = ["float32" if mixed == "no" else f"{mixed} mixed precision"]
+    dtype = str(launch.get("dtype", "float32")) if isinstance(launch, dict) else "float32"
+    words = [dtype if mixed == "no" else f"{mixed} mixed precision"]
     cuda = hardware.get("cuda", {}) if isinstance(hardware, dict) else {}
     allowed = cuda.get("tf32_supported") and cuda.get("cudnn_allow_tf32")
-    if mixed == "no" and allowed and cuda.get("tf32_override") != "0":
+    if words == ["float32"] and allowed and cuda.get("tf32_override") != "0":
         words.append("convolutions in TF32")
     return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
 
@@ -168,7 +169,8 @@ def _sentence(node: RunSummary) -> str:
         what = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
         if "barrier" in metrics:
             error = f"barrier **{metrics['barrier']:.2f}** percentage points"
-    return "; ".join(part for part in (what, left, error, seeds) if part) + "."
+    drawn = f"θ_init drawn the other way: {node.drawn_before}" if node.drawn_before else ""
+    return "; ".join(part for part in (what, left, error, seeds, drawn) if part) + "."
 
 
 def _files(node: RunSummary, parents: Sequence[Relative]) -> str:

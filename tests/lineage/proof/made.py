@@ -26,21 +26,23 @@ def make(
     data: Path,
     changes: dict[str, Change] | None = None,
     finals: tuple[str, ...] = FINALS,
+    architecture: Architecture = ARCHITECTURE,
+    model: ModelConfig = ModelConfig("resnet8", width=2),  # noqa: B008 (frozen)
     **settings: object,
 ) -> MadeSearch:
-    """Make a search of two levels; `changes` are planted in it."""
+    """Make a search of two levels (of another network: of none); `changes` are planted in it."""
     config = SearchConfig(
         data=DataConfig("digits", directory=data),
-        model=ModelConfig("resnet8", width=2),
+        model=model,
         optim=OptimConfig(),
         final=Schedule(2, "step"),
         warmup_epochs=2,
         level_epochs=1,
-        num_levels=2,
+        num_levels=2 if architecture is ARCHITECTURE else 0,
         global_batch_size=64,
         **settings,
     )
-    return MadeSearch(LocalNodes(runs), config, ARCHITECTURE, content_digest(data), changes).make(finals)
+    return MadeSearch(LocalNodes(runs), config, architecture, content_digest(data), changes).make(finals)
 
 
 def local(runs: Path) -> Findings:

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from harness.common.digest import sha256_json
+from harness.config import REDRAWN, ModelConfig
 from harness.lineage.nodes.record import Parent
 from harness.lineage.proof import CHECKS, verify
+from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
 from tests.lineage.proof.made import ARCHITECTURE, FOREIGN, found, local, make
@@ -74,6 +76,36 @@ def test_another_torch_explains_what_it_draws(tmp_path: Path, data: Path, monkey
     findings = local(tmp_path)
     assert ("theta_init", "made-up") not in found(findings)
     assert any("which explains it" in note.what for note in findings.notes)
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2_cifar", "efficientnet_b0_cifar"])
+@pytest.mark.parametrize("said", [False, True])
+@pytest.mark.parametrize("former", [False, True])
+def test_theta_init_is_redrawn_as_the_run_says(tmp_path: Path, data: Path, name: str, said: bool, former: bool) -> None:
+    """A run that does not say how it drew its network is an older one; forged either way, it is found out."""
+    architecture = Architecture(name, num_classes=10, channels=1, image_size=8, width=8, former=former)
+
+    def say(draft: Draft) -> None:
+        if said:
+            draft.determinants |= REDRAWN[name].determinants
+            draft.config |= REDRAWN[name].determinants
+            draft.tags |= {"initial_weights": "torch_default"}
+
+    model = ModelConfig(name, width=8)
+    make(tmp_path, data, dict.fromkeys(("search", "L00", "signed_mask"), say), ("signed_mask",), architecture, model)
+    findings = local(tmp_path)
+    wrong = {("theta_init", "made-up"), ("start", "signed_mask")}
+    assert found(findings) == (wrong if said == former else set())
+    named = [note.name.split()[0] for note in findings.notes if "drawn the other way" in note.what]
+    assert sorted(named) == ([] if said else ["made-up", "signed_mask"])
+
+
+def test_a_draw_that_the_record_does_not_tell_is_a_fault(tmp_path: Path, data: Path) -> None:
+    name, told = "mobilenet_v2_cifar", {"initial_weights": "torch_default"}
+    architecture = Architecture(name, num_classes=10, channels=1, image_size=8, width=2)
+    changes: dict[str, Change] = {"search": lambda draft: draft.determinants.update(told)}
+    make(tmp_path, data, changes, (), architecture, ModelConfig(name, width=2))
+    assert ("settings", "made-up") in found(local(tmp_path))
 
 
 # ---------------------------------------------------------------------- faults whose digests are all right

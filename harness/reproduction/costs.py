@@ -1,0 +1,95 @@
+"""What the runs of a plan cost: epochs of each chain, and hours at a rate that is given or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from statistics import median
+
+from harness.config import to_json
+from harness.lineage.nodes.local_files import LocalNodes
+from harness.reproduction.figure_plan import FigurePlan
+from harness.reproduction.study_records import ChainRecords
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Time of an epoch, all its optimizer steps included."""
+
+    seconds_per_epoch: float
+    source: str
+    """In words."""
+
+
+def given_rate(seconds_per_epoch: float) -> Rate:
+    """Return a rate that a user gives; ValueError unless it is above 0."""
+    if seconds_per_epoch <= 0:
+        raise ValueError(f"--seconds-per-epoch {seconds_per_epoch:g}: give a number above 0")
+    return Rate(seconds_per_epoch, "given")
+
+
+def measured_rate(plan: FigurePlan, nodes: LocalNodes, recorded: Iterable[ChainRecords] = ()) -> Rate | None:
+    """Return the median rate of finished trainings, their evaluation included; None if there is none.
+
+    Args:
+        plan: Its network, data and batch are those of the trainings that count.
+        nodes: Finished runs.
+        recorded: Finished chains of the plan, of which the final trainings count.
+    """
+    rates = [*_of_runs(plan, nodes), *_of_records(plan, recorded)]
+    return Rate(median(rates), f"measured: the median of {len(rates)} finished trainings") if rates else None
+
+
+def _of_runs(plan: FigurePlan, nodes: LocalNodes) -> Iterator[float]:
+    configs = [to_json(one) for one in (plan.scale.config, plan.scale.finals)]
+    wanted = [(config["data"]["name"], config["model"], config["global_batch_size"]) for config in configs]
+    for record in nodes.records():
+        if record.kind not in ("level", "training"):
+            continue
+        search = record.config["search"]
+        # one training loss is logged an epoch
+        epochs = sum(metric.name == "train_loss" for metric in record.metrics)
+        if epochs and (record.tags["data"], search["model"], search["global_batch_size"]) in wanted:
+            yield (record.finished_ms - record.started_ms) / 1000 / epochs
+
+
+def _of_records(plan: FigurePlan, recorded: Iterable[ChainRecords]) -> Iterator[float]:
+    usual = plan.scale.finals.final.epochs
+    epochs = {str(one): one.epochs or usual for one in plan.trainings() if one.kind != "level"}
+    for run in (run for chain in recorded for run in chain.runs if run.name in epochs):
+        yield (run.finished_ms - run.started_ms) / 1000 / epochs[run.name]
+
+
+def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished: Collection[str] = ()) -> list[str]:
+    """Return lines of text: epochs and comparisons of each chain and in all, and hours if there is a rate.
+
+    Args:
+        plan: The plan.
+        chains: Which of its chains to count.
+        rate: Time of an epoch.
+        finished: Chains that need no more time.
+    """
+    left = [chain for chain in chains if chain not in finished]
+    epochs = {chain: plan.epochs(chain) for chain in chains}
+    compared = [pair.first.chain for pair in plan.pairs()]
+    rows = [["chain", "epochs", "comparisons", *(["hours"] if rate else [])]]
+
+    def row(name: str, counted: Collection[str]) -> Iterator[str]:
+        number = sum(epochs[chain] for chain in counted)
+        yield from (name, f"{number:,}", str(sum(compared.count(chain) for chain in counted)))
+        if rate:
+            yield f"{number * rate.seconds_per_epoch / 3600:.2f}"
+
+    rows += [[*row(chain, [chain]), *(["recorded"] if chain in finished else [])] for chain in chains]
+    rows.append([*row("all" if len(left) == len(chains) else "left to do", left)])
+    widths = [max(map(len, column)) for column in zip(*(cells[: len(rows[0])] for cells in rows), strict=True)]
+    lines = [
+        "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=False))])
+        + "".join(f"  {word}" for word in cells[len(rows[0]) :])
+        for cells in rows
+    ]
+    if rate is None:
+        said = f"no finished training of {plan.subject} says how long an epoch takes: give --seconds-per-epoch"
+    else:
+        said = f"hours at {rate.seconds_per_epoch:.3g} seconds an epoch ({rate.source}), without comparisons"
+    return [*lines, said]
