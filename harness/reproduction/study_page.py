@@ -158,20 +158,8 @@ def _mean(summary: Summary) -> str:
 
 def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
     """Return head and rows: each hypothesis at each length, its contrast and verdict."""
-    head = [
-        "",
-        "hypothesis",
-        "of",
-        "a",
-        "b",
-        "epochs",
-        "speaks of",
-        "tested",
-        "a − b",
-        "95 % interval",
-        "p (Holm)",
-        "verdict",
-    ]
+    head = ["", "hypothesis", "of", "first", "second", "epochs", "speaks of", "tested", "first − second"]
+    head += ["95 % interval", "p (Holm)", "verdict"]
     rows = []
     for one in results.judged:
         said = one.hypothesis

@@ -177,8 +177,8 @@ def run_tests(directory: Path, seconds: float, on_gpu: bool, tests: Sequence[str
     shared = [] if util.find_spec("xdist") is None else ["-n", str(processes)]
     asked = tests or (["tests/gpu"] if on_gpu else TESTS_ON_CPU)
     command = [sys.executable, "-m", "pytest", "-p", "tools.benchmarks.pytest_log", *shared, *asked]
-    lines, own = directory / "tests.txt", {} if on_gpu else {"HARNESS_GPU_TESTS_DEVICE": "cpu"}
-    own |= {LINES: str(lines), "OMP_NUM_THREADS": "1"}
+    lines, device = directory / "tests.txt", {} if on_gpu else {"HARNESS_GPU_TESTS_DEVICE": "cpu"}
+    own = {LINES: str(lines), "OMP_NUM_THREADS": "1"} | device
     code, took = run_commands([command], [directory / "tests.log"], own, seconds, 0)
     found: dict[str, str] = {}
     for line in lines.read_text().splitlines() if lines.exists() else ():
@@ -195,11 +195,10 @@ def count_tests(found: dict[str, str], code: int | None, seconds: float, process
         return Outcome("tests", "failed", f"no test began ({why})", (), seconds)
     counts, whole = Counter(found.values()), code is not None and "begun" not in found.values()
     named = [f"LOST {test}" if one == "begun" else test for test, one in found.items() if one in ("failed", "begun")]
-    note = f"on {processes} process(es); {'; '.join(named)}"
     rows = [Row("passed tests", counts["passed"]), Row("skipped tests", counts["skipped"])]
     for name, kind in (("failed tests", "failed"), ("tests without a result", "begun")):
         if counts[kind] or (whole and counts["passed"]):
-            rows.append(Row(name, counts[kind], note=note))
+            rows.append(Row(name, counts[kind], note=f"on {processes} process(es); {'; '.join(named)}"))
     status = "stopped" if code is None else "failed" if counts["failed"] else "done" if whole else "crashed"
     return Outcome("tests", status, "its time was over" if code is None else "", tuple(rows), seconds)
 
@@ -221,8 +220,7 @@ def run_searches(directory: Path, runs: Path, data: Path, seconds: float, on_gpu
     for record in records:
         metrics = {name: value for name, value, *_ in record["metrics"]}
         name = f"seed {record['config']['search']['sgd_seed']}, level {record['config']['level']} [test error %]"
-        speed = f"{metrics['images_per_second']:,.0f} images/s"
-        rows.append(Row(name, metrics["test_error_percent"], note=speed))
+        rows.append(Row(name, metrics["test_error_percent"], note=f"{metrics['images_per_second']:,.0f} images/s"))
     broken = [log.read_text()[-200:].splitlines()[-1:] for code, log in zip(codes, logs, strict=True) if code]
     if None in codes:
         return Outcome("searches", "stopped", "the same command goes on with them", tuple(rows), took)
@@ -233,8 +231,7 @@ def run_commands(
     commands: Sequence[list[str]], logs: Sequence[Path], own: dict[str, str], seconds: float, grace: float
 ) -> tuple[list[int | None], float]:
     """Run commands at once; return their exit codes, None of those that were told to stop, and the time they took."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment |= {"PYTHONPATH": str(ROOT)} | own
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("PYTEST_")} | {"PYTHONPATH": str(ROOT)} | own
     settings: dict[str, Any] = {"cwd": ROOT, "env": environment, "start_new_session": True}
     started, processes, codes = time.monotonic(), [], list[int | None]()
     try:
