@@ -22,6 +22,8 @@ from harness.analysis.statistics import (
     smallest_p,
 )
 
+pytestmark = pytest.mark.long  # thousands of resamples take seconds
+
 TRIALS = {
     "normal": np.random.default_rng(0).normal(1.0, 2.0, size=10),
     "skewed": np.random.default_rng(1).exponential(3.0, size=12),

@@ -136,6 +136,7 @@ def test_options_change_the_digest_only_if_they_change_the_images(tmp_path: Path
     assert digest("d", ImageOptions(write_mode="jpg", quality=90)) != digest("e", ImageOptions("jpg", quality=50))
 
 
+@pytest.mark.long
 def test_proportion_is_kept_and_chosen_by_position(tmp_path: Path) -> None:
     from ffcv.reader import Reader
 

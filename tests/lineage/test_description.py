@@ -37,6 +37,7 @@ def summary(name: str, kind: str = "level", **more: object) -> RunSummary:
     return replace(node, run_id="0" * 32, experiment_id="7", **more)
 
 
+@pytest.mark.long
 def test_a_level_links_to_its_parents_and_children(store: LineageStore) -> None:
     paths = commit_story(store.local)
     ids = {name: store.deliver(path) for name, path in paths.items()}

@@ -14,6 +14,8 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
 from tests.pruning.searching import proved, tag
 
+pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+
 
 def test_alpha_zero_never_trains_the_norm_parameters(experiment: Experiment):
     """Without weight decay they stay at ψ_init to the bit; LRR's move."""

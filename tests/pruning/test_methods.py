@@ -21,6 +21,8 @@ from harness.pruning.wr import THETA_K
 from harness.runs.run import Measurements, RunDescription
 from tests.pruning.searching import STEPS, proved, tag
 
+pytestmark = pytest.mark.long  # a search for each method
+
 Params = Mapping[str, torch.Tensor]
 BY_OTHER_RANKINGS = ("magnitude_increase", "snip", "synflow")
 """IMP with other rankings, whose references stand in test_rankings.py; the last two prune an untrained network."""

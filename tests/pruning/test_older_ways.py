@@ -28,6 +28,8 @@ from harness.runs.run import FinishedRun
 from tests.pruning.searching import proved, resolved, tag
 from tools.lineage_commands.printing import print_node, print_nodes
 
+pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+
 NAME = "mobilenet_v2_cifar"
 WAY = "drawn the other way: its weights from Kaiming normal over fan_in"
 EMA = ComparisonConfig(num_alphas=2, bn_convention="ema")

@@ -226,3 +226,9 @@ def plan() -> FigurePlan:
 @pytest.fixture
 def made_up(tmp_path: Path, plan: FigurePlan) -> MadeUp:
     return MadeUp(tmp_path / "runs", plan)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw intervals from few resamples: `tests/analysis/test_statistics.py` is about their values."""
+    monkeypatch.setattr("harness.analysis.statistics.RESAMPLES", 1500)

@@ -588,6 +588,7 @@ def with_trials(plan, trials: int):
     return replace(plan, figure=figure, scale=replace(plan.scale, trials=trials, barrier_level=None))
 
 
+@pytest.mark.long
 def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
     """By hand: its eight differences are means over both levels, judged beside the page's four other claims."""
     made = type(made_up)(made_up.nodes.directory, with_trials(plan, 8))
@@ -637,6 +638,7 @@ def test_a_trial_without_one_of_the_densities_does_not_count(made_up, plan):
     assert claim.verdict.trials == 3 and list(claim.by_density) == [0.8]
 
 
+@pytest.mark.long
 def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, plan, monkeypatch):
     monkeypatch.setattr(statistics, "RESAMPLES", 300)
     made = type(made_up)(made_up.nodes.directory, with_trials(plan, 2))

@@ -48,6 +48,7 @@ def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
     assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
 
 
+@pytest.mark.long
 def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, tmp_path: Path):
     scale = replace(results.plan.scale, levels=(1,), barrier_level=None)
     fewer = replace(results, plan=replace(results.plan, scale=scale), compared={})

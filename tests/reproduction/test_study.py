@@ -31,6 +31,8 @@ from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES
 from tests.pruning.searching import open_experiment
 
+pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+
 PLAN = """
 title = "A small study"
 question = "Does it go through?"

@@ -34,6 +34,8 @@ from recipes.reproduce import (
     write_study_page,
 )
 
+pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+
 IMAGES = 500
 ALPHAS = tuple(i / 10 for i in range(11))
 

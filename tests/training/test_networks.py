@@ -87,6 +87,7 @@ def test_aws_trains_it_under_a_mask_and_again_with_the_same_bits(name, world, tm
     assert all(torch.equal(loaded.signs[parameter], params[parameter].sign()) for parameter in params)
 
 
+@pytest.mark.long
 def test_without_normalisation_layers_aws_is_lrr(world):
     aws, lrr = (trained("resnet20_skipinit", world, method)[0].state_dict() for method in ("aws", "lrr"))
     assert all(torch.equal(aws[name], lrr[name]) for name in aws)
