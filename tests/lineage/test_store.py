@@ -21,6 +21,8 @@ from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.server import KEY_TAG, Server
 from tests.lineage.lineage_story import START_MS, commit_story, key_of
 
+pytestmark = pytest.mark.long  # a database of MLflow for most of them
+
 # every call that changes the store, in the order of a delivery
 SENDING = ["create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts"]
 SENDING += ["finalize_logged_model", "log_outputs", "log_inputs", "log_artifacts", "log_artifact", "set_tag"]

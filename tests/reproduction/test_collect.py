@@ -22,6 +22,8 @@ from harness.reproduction.page import barriers_table, before_training_table, pag
 from harness.reproduction.report import commit_report, write_report
 from harness.reproduction.results import Judged, Results
 
+pytestmark = pytest.mark.long  # pages, with their bootstraps and plots
+
 AWS, LRR = Curve("aws", "signed_mask"), Curve("lrr", "signed_mask")
 
 
