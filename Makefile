@@ -42,11 +42,11 @@ demo: setup  ## Find winning signs on real digits, use them, and show what came 
 	$(LAUNCH_ONE) --num_cpu_threads_per_process $(DEMO_THREADS) recipes/demo.py
 
 .PHONY: test
-test: lint  ## All checks that need no GPU: ruff, types, tests (about 8 minutes on 2 cores)
+test: lint  ## All checks that need no GPU: ruff, types, tests (about 7 minutes on 2 cores)
 	$(PYTEST) -m "not slow" $(IN_PARALLEL) --durations 15 --durations-min 10
 
 .PHONY: test-quick
-test-quick: setup  ## While editing: ruff, and the tests that start no process and no server (about 80 seconds on 2 cores)
+test-quick: setup  ## While editing: ruff, and the tests that start no process and no server (about 90 seconds on 2 cores)
 	python -m ruff check --quiet .
 	$(PYTEST) -m "not slow and not long and not gpu" -n $(shell nproc) --dist worksteal
 
