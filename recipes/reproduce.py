@@ -10,7 +10,7 @@
 Figures and tables: fig2 to fig6, table1, table2; claims, rewinding, short_levels: statements of the paper's text;
 gem_miner: of Gem-Miner's own paper; fig4_equal, controls, transfer: in no paper. The same command again makes the runs
 that are missing and writes the page anew; `python tools/report.py` writes it from runs that exist. Pages go to results/
-and to the lineage. Results so far, with times and hardware: docs/results.md.
+and to the lineage. Results so far: docs/results.md.
 """
 
 from __future__ import annotations
