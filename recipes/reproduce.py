@@ -261,11 +261,11 @@ def show_list(options: ReproductionOptions, study: Study | None) -> None:
     else:
         chains = list(chains_of(options, plan))
         lines = commands(plan, chains)
-    print("".join(f"{line}\n" for line in lines), end="", flush=True)
     if options.seconds_per_epoch is None:
         rate = measured_rate(plan, LocalNodes(options.runs), recorded.values())
     else:
         rate = given_rate(options.seconds_per_epoch)
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
     print("".join(f"# {line}\n" for line in costs(plan, chains, rate, recorded)), end="", file=sys.stderr)
 
 

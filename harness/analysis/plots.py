@@ -47,14 +47,11 @@ WEIGHTS = "kept weights, those of the classifier included"
 
 
 @dataclass(frozen=True)
-class Series:
-    """Test errors of one kind of training of one method's tickets: density (0..1) → error percent of each trial."""
+class _OfTickets:
+    """One kind of training of one method's tickets: it looks the same in every figure."""
 
     kind: str
     method: str
-    error_percent: Mapping[float, Sequence[float]]
-    printed_accuracy_percent: Mapping[float, float] = field(default_factory=dict)
-    """Density → a paper's printed accuracy, to stand beside ours."""
 
     @property
     def label(self) -> str:
@@ -63,18 +60,27 @@ class Series:
 
 
 @dataclass(frozen=True)
-class LineSeries:
-    """Error along the line between two networks, for one kind of network of one method: a curve for each trial."""
+class Series(_OfTickets):
+    """Test errors over density (0..1): error percent of each trial."""
 
-    kind: str
-    method: str
+    error_percent: Mapping[float, Sequence[float]]
+    printed_accuracy_percent: Mapping[float, float] = field(default_factory=dict)
+    """Density → a paper's printed accuracy, to stand beside ours."""
+
+
+@dataclass(frozen=True)
+class LineSeries(_OfTickets):
+    """Error along the line between two networks: a curve for each trial."""
+
     curves: Sequence[BarrierCurve]
     """All on one grid of α."""
 
-    @property
-    def label(self) -> str:
-        """As in the legend."""
-        return f"{self.kind} ({self.method})"
+
+@dataclass(frozen=True)
+class EpochSeries(_OfTickets):
+    """Accuracy over the epochs of the final trainings: percent of each trial."""
+
+    accuracy_percent: Mapping[int, Sequence[float]]
 
 
 @dataclass(frozen=True)
@@ -153,13 +159,13 @@ def _check_any(series: Sequence[Series], dense_error_percent: Sequence[float]) -
 class _Looks:
     """Colour, marker, line and filling of each series of one figure, the same in all its panels."""
 
-    def __init__(self, series: Iterable[Series | LineSeries]) -> None:
+    def __init__(self, series: Iterable[_OfTickets]) -> None:
         pairs = dict.fromkeys((one.kind, one.method) for one in series)
         self.kinds = [*_KIND_ORDER, *sorted({kind for kind, _ in pairs} - set(_KIND_ORDER))]
         self.methods = list(dict.fromkeys(method for _, method in pairs))
         self.others = [pair for pair in pairs if pair not in _OF_THE_PAPER]
 
-    def of(self, one: Series | LineSeries) -> dict[str, Any]:
+    def of(self, one: _OfTickets) -> dict[str, Any]:
         """Return matplotlib's arguments."""
         pair = one.kind, one.method
         method = self.methods.index(one.method)
@@ -260,17 +266,6 @@ def plot_barriers(
 
 
 @dataclass(frozen=True)
-class Line:
-    """Accuracy of one kind over the epochs of its final trainings."""
-
-    label: str
-    kind: str
-    """Sets the marker; those of one kind share it."""
-    accuracy_percent: Mapping[int, Sequence[float]]
-    """Epochs → of each trial."""
-
-
-@dataclass(frozen=True)
 class Interval:
     """A difference in percentage points with its 95 % interval."""
 
@@ -281,31 +276,39 @@ class Interval:
 
 
 def plot_study(
-    lines: Sequence[Line], intervals: Sequence[Interval], stem: Path, *, title: str, margin: float
+    series: Sequence[EpochSeries],
+    dense_percent: Mapping[int, Sequence[float]],
+    intervals: Sequence[Interval],
+    stem: Path,
+    *,
+    title: str,
+    margin: float,
 ) -> list[Path]:
     """Draw accuracy over final epochs beside the differences of all hypotheses; return the two files.
 
-    Left, the mean of each kind with every trial as a dot, on a logarithmic axis of epochs. Right, each difference with
-    its interval; the grey band is "about equal", ± margin. The files are `stem` with .png and .svg.
+    Left, the mean of each kind and of the dense network with every trial as a dot, on a logarithmic axis of epochs.
+    Right, each difference with its interval; the grey band is "about equal", ± margin. The files are `stem` with .png
+    and .svg.
     """
+    looks = _Looks(series)
+    lines: list[tuple[str, Mapping[int, Sequence[float]], dict[str, Any]]] = [
+        ("dense", dense_percent, {"color": "#555555", "linestyle": ":", "marker": "."}),
+        *((one.label, one.accuracy_percent, looks.of(one)) for one in series),
+    ]
     size_inches = (15.0 if intervals else 7.2, max(4.8, 1.6 + 0.34 * len(intervals)))
     with _figure(size_inches, columns=2 if intervals else 1) as (figure, all_axes):
         axes = all_axes[0]
         _set_title(axes, title)
-        kinds = list(dict.fromkeys(line.kind for line in lines))
-        for index, line in enumerate(lines):
-            colour = "#555555" if line.kind == "dense" else _COLOURS[index % len(_COLOURS)]
-            epochs = sorted(line.accuracy_percent)
+        for index, (label, accuracy_percent, look) in enumerate(lines):
+            epochs = sorted(accuracy_percent)
             shift = 1.04 ** (index - (len(lines) - 1) / 2)  # trials of one length side by side
-            means = [Summary.of(line.accuracy_percent[one]).mean for one in epochs]
-            marker = _MARKERS[kinds.index(line.kind) % len(_MARKERS)]
-            places = [one * shift for one in epochs]
-            axes.plot(places, means, color=colour, marker=marker, linestyle=_LINES[index % 4], label=line.label)
+            means = [Summary.of(accuracy_percent[one]).mean for one in epochs]
+            axes.plot([one * shift for one in epochs], means, label=label, **look)
             for one in epochs:
-                values = list(line.accuracy_percent[one])
-                axes.plot([one * shift] * len(values), values, ".", color=colour, alpha=0.4, markersize=4)
+                values = list(accuracy_percent[one])
+                axes.plot([one * shift] * len(values), values, ".", color=look["color"], alpha=0.4, markersize=4)
         axes.set_xscale("log")
-        ticks = sorted({one for line in lines for one in line.accuracy_percent})
+        ticks = sorted({one for _, accuracy_percent, _ in lines for one in accuracy_percent})
         axes.set_xticks(ticks, map(str, ticks))
         axes.minorticks_off()
         axes.set_xlabel("epochs of the final training")

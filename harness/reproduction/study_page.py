@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from harness.analysis.plots import Interval, Line, plot_study
+from harness.analysis.plots import EpochSeries, Interval, plot_study
 from harness.analysis.statistics import family_in_words, in_symbols, p_text
 from harness.analysis.summary import Summary
 from harness.reproduction.figure import Curve
@@ -278,18 +278,19 @@ def _provenance(results: StudyResults) -> str:
 
 def _draw(results: StudyResults, stem: Path) -> list[Path]:
     """Draw accuracy over final epochs, and the difference of each hypothesis."""
-    lines = []
+    series = []
     for curve in curves_of(results):
-        lengths = results.dense_epochs if curve is None else results.study.final_epochs
-        points = {epochs: results.accuracies(curve, epochs) for epochs in lengths}
-        if all(points.values()):
-            lines.append(Line(str(curve or "dense"), curve.kind if curve else "dense", points))
+        if curve is not None:
+            points = {epochs: results.accuracies(curve, epochs) for epochs in results.study.final_epochs}
+            series += [EpochSeries(curve.use, curve.finder, points)] if all(points.values()) else []
+    dense = {epochs: results.accuracies(None, epochs) for epochs in results.dense_epochs}
     intervals = [
         Interval(_label(results, one), one.contrast.mean, one.contrast.interval, _short(one))
         for one in results.judged
         if one.hypothesis.of == "accuracy"
     ]
-    return plot_study(lines, intervals, stem, title=results.study.title, margin=results.study.margin_points)
+    title, margin = results.study.title, results.study.margin_points
+    return plot_study(series, dense, intervals, stem, title=title, margin=margin)
 
 
 def _label(results: StudyResults, one: JudgedHypothesis) -> str:
