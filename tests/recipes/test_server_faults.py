@@ -23,8 +23,8 @@ pytestmark = pytest.mark.long
 
 
 OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "6", "--num-levels"]
-LEVELS_A_FAULT = 4
-"""So that each still meets the search at work."""
+LEVELS_A_FAULT = 8
+"""So that each still meets the search at work: a delivery that failed is tried again after up to five levels."""
 # each begins in the middle of a delivery, with a request of this kind
 SHORT: list[tuple[bytes, Fault]] = [(b"/runs/log-batch", "answering 500"), (b"PUT ", "hanging")]
 MORE: list[tuple[bytes, Fault]] = [
