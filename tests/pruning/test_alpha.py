@@ -61,5 +61,5 @@ def test_a_record_that_says_another_distribution_is_found(experiment: Experiment
 
 
 def test_a_method_without_alpha_refuses_it(experiment: Experiment):
-    with pytest.raises(ValueError, match="alpha=zero is of method aws; lrr draws no α"):
+    with pytest.raises(ValueError, match="lrr uses no α: remove alpha=zero"):
         search(experiment.using("lrr", alpha="zero"))

@@ -122,7 +122,7 @@ def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment:
 def test_synflow_is_not_layer_by_layer(experiment: Experiment) -> None:
     """It is refused before anything is trained."""
     before = set(experiment.config.runs.iterdir())
-    with pytest.raises(ValueError, match="leave out pruning_scope"):
+    with pytest.raises(ValueError, match="remove pruning_scope"):
         search(experiment.using("synflow", pruning_scope="layer", init_seed=77))
     assert set(experiment.config.runs.iterdir()) == before
 
