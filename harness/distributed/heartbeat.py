@@ -455,7 +455,7 @@ def end_process(line: str) -> NoReturn:
     """Print `line` on standard error and exit with code 1, without cleanup. Works from any thread."""
     # The first line break ends the line of a progress bar.
     text = f"\n{line} Run the same command again to resume from the last saved state.\n"
-    # Write from another thread and to the raw file descriptor: a lock or a full pipe must not block the exit.
+    # Write from another thread and to the raw file descriptor, so that no lock or full pipe can block the exit.
     writer = threading.Thread(target=_write, args=(text,), daemon=True)
     writer.start()
     writer.join(5)

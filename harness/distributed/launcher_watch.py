@@ -45,8 +45,8 @@ def _launchers() -> frozenset[tuple[str, int]]:
     """Return the connections of all launchers to the store, including that of this process's own launcher.
 
     Returns:
-        One connection for each node. The set is empty unless this is rank 0 of several nodes. It is also empty if the
-        number of connections is not the number of nodes, since launchers then cannot be told from other clients.
+        One connection for each node. The set is empty unless this is rank 0 of several nodes. It is also empty if
+        there are more or fewer connections than nodes, because some are then not from launchers, or are missing.
     """
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     keeps_store = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"

@@ -44,8 +44,8 @@ class OtherRankFailedError(RuntimeError):
 class World:
     """Ranks, device and mixed precision of this launch, and the collective operations that the harness needs.
 
-    Gradients use the default process group. All other operations use a separate gloo group on the CPU, so that no GPU
-    kernel waits while rank 0 reads or writes files.
+    Gradients use the default process group. All other operations use a separate gloo group on the CPU. So no GPU kernel
+    waits while rank 0 reads or writes files.
     """
 
     def __init__(self, precision: str | None = "no", *, deterministic: bool = False, stuck_after: float = 0.0) -> None:
@@ -211,7 +211,7 @@ class World:
             self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
-            # Only rank 0's buffers are used later. The argument's name depends on torch's version, the attribute's not.
+            # Only rank 0's buffers are used later. The name of the argument depends on the torch version.
             wrapped.broadcast_buffers = False
         return wrapped, prepared
 
@@ -319,7 +319,7 @@ class World:
         word = self.on_all(lambda: "" if local_rank else work())
         if self.size == 1:
             return word
-        # Row r is the digest from rank r, or zeros if rank r is not the first of its node. The ranks of a node should be
+        # Row r is the digest from rank r, or zeros if rank r is not the first of its node. Ranks of a node should be
         # consecutive. Otherwise the digest belongs to other files, and the caller falls back to hashing its own.
         words = torch.zeros(self.size, 32, dtype=torch.int32)
         words[self.rank, : len(word) // 2] = torch.tensor(list(bytes.fromhex(word)), dtype=torch.int32)
