@@ -408,9 +408,9 @@ class Heartbeat:
             process.since = now
 
     def _end_all(self, line: str) -> NoReturn:
-        """Send the reason to all other processes, wait until they have ended, and end this process.
+        """Send the reason to all other processes, and end this process after them.
 
-        Closing the connections at once could lose the message.
+        Wait for their end for at most _PARTING_SECONDS. Closing the connections at once could lose the message.
         """
         self._send(_STUCK, line)
         until = time.monotonic() + _PARTING_SECONDS

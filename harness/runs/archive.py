@@ -177,10 +177,10 @@ class Archive:
 
     @contextmanager
     def alone(self, kind: str, key: str, name: str) -> Iterator[None]:
-        """Hold a lock on the run `key` while the block runs, and release it afterwards.
+        """Claim the run `key` while the block runs, so that no other launch can make it at the same time.
 
         Raises:
-            BusyError: Another launch holds the lock. The message names it.
+            BusyError: Another launch has claimed the run. The message names it.
         """
         unfinished = Unfinished(self.store.local.directory, kind, key, name)
         with self._claimed(unfinished, {}):

@@ -134,7 +134,7 @@ def _temporaries(directory: Path) -> Iterator[Garbage]:
 
 
 def _states(directory: Path, policy: Policy) -> Iterator[Garbage]:
-    """Yield the directories of unfinished runs that were finished since, or are older than `older_than_days`."""
+    """Yield the state directories of finished runs, and of runs not touched for `older_than_days`."""
     for path in sorted(directory.iterdir()):
         match = _MAKING.fullmatch(path.name)
         if match is None:

@@ -191,8 +191,8 @@ class Unfinished:
     def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
         """Describe other unfinished runs of this kind that differ from `config` in 1 to `most` settings.
 
-        Each line has the run's name, and old and new value of each setting. Runs that another process is making are
-        omitted: a user may well run two of them at once.
+        Each line has the run's name, and old and new value of each setting. Runs that another process is making right
+        now are omitted, because two such runs at once are usually intended.
         """
         # Phase: find unfinished runs without a living holder.
         kind, found = self.directory.name.rpartition("-")[0], []
@@ -243,7 +243,10 @@ class Unfinished:
         raise AssertionError("unreachable")
 
     def _wait_for_the_holder(self, *, locked: bool) -> None:
-        """Raise BusyError if the recorded holder is alive, since locks of another host may not be visible."""
+        """Raise BusyError if the recorded holder is alive, since locks of another host may not be visible.
+
+        If the holder is on another host, wait up to DEAD_AFTER_SECONDS for its next heartbeat.
+        """
         # Phase: return if there is no holder, or its heartbeat is old.
         if (
             not (self.directory / _OWNER).exists()

@@ -77,12 +77,12 @@ def reestimate_batchnorm(
     if ranks.size == 1:
         num_batches, _ = _fold_(model, layers, batches, convention)
     elif num_batches is None:
-        raise ValueError("num_batches is required with several ranks")
+        raise ValueError("several ranks need the total number of batches: give num_batches")
     elif num_batches > 0:
         part = partial(_part, model, layers, batches, convention, ranks, num_batches)
         _put_(layers, sum_over_ranks(ranks, part))
     if num_batches == 0:
-        raise ValueError("re-estimating BatchNorm statistics needs at least one batch")
+        raise ValueError("no batches: re-estimating BatchNorm statistics needs at least one")
     return num_batches
 
 

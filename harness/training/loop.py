@@ -154,6 +154,8 @@ def train(
         hook.attach(model)
         if state is not None:
             hook.restore_(hook_state(state.tensors))
+
+    # Phase: wrap the model, and find the epoch and step to start from.
     wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
     wrapped.train()
     several = world.size > 1
