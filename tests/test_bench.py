@@ -1,4 +1,4 @@
-"""tools/bench.py: a quick run as a user starts it, and what it says when goals are missed or a benchmark breaks."""
+"""Test tools/bench.py: a quick run from the command line, missed goals, and benchmarks that fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bench() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_tool", REPOSITORY / "tools" / "bench.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module by name
     spec.loader.exec_module(module)
     return module
 
@@ -49,7 +49,7 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
         assert name in done.stdout
         assert row["note"] in done.stdout
         assert row["value"] == pytest.approx(row["ours"] / row["reference"])
-    # bytes do not depend on the machine, so here the goal itself is tested
+    # file sizes do not depend on the machine, so the goals must be met
     assert all(row["verdict"] == "met" and row["ours"] <= row["reference"] for row in result["rows"])
     for about in ("date", "hardware", "versions", "code"):
         assert f"{about:8}  {result[about]}" in done.stdout
@@ -60,7 +60,10 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
 
 @pytest.mark.long
 def test_pruning_is_timed_against_torchs_and_both_must_be_exact(monkeypatch):
-    """The benchmark with ResNet-20 in place of ResNet-50, of which ours alone is tried here."""
+    """Time pruning of ResNet-20 instead of ResNet-50, to save time.
+
+    For ResNet-50 only the exactness check runs.
+    """
     _, params, *masks = lineage.resnet50()
     for mask in masks:
         lineage.require_exact(params, mask, prune(params, mask, lineage.FRACTION))
@@ -116,10 +119,13 @@ def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, tmp_path, 
 
 @pytest.mark.long
 def test_the_published_way_learns_what_ours_does():
-    """With one α for all layers: the masked weights and ψ after three steps are those of the harness's loop."""
+    """Compare `PublishedStep` with the harness's loop after three steps.
+
+    In `PublishedStep` each norm layer interpolates its own parameters. Here all layers get the same α.
+    """
     network = SparseNetwork(Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1), World())
     for value in network.initial.values():
-        value.add_(0.3)  # biases begin at 0, which would hide that they are interpolated
+        value.add_(0.3)  # with biases of 0 their interpolation would have no effect
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8)) for _ in range(3)]
     ours = network.model()
@@ -130,6 +136,7 @@ def test_the_published_way_learns_what_ours_does():
         def epoch(self, noise, epoch, skip_steps=0):
             return iter(batches)
 
+    # Phase: train with both implementations on the same batches and α
     network.train(ours, "aws", Fixed())
     number = sum(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
     alphas = iter([float(alpha) for alpha in NOISE.alphas(0, 3) for _ in range(number)])
@@ -137,6 +144,7 @@ def test_the_published_way_learns_what_ours_does():
     for images, labels in batches:
         step(images, labels)
     assert next(alphas, None) is None
+    # Phase: compare masked weights and ψ
     learnt = dict(step.model.named_parameters())
     for name, param in ours.named_parameters():
         kept = network.mask.tensors.get(name, torch.ones_like(param))
@@ -153,11 +161,11 @@ def test_graphs_compiled_while_a_way_is_timed_are_counted():
         "once": lambda: float(compiled_once(torch.ones(1))),
     }
     timed, graphs = counted_in_turns(ways, 3)
-    assert graphs == 3 and timed["once"] == [2.0] * 3  # `anew` alone makes some after its first call
+    assert graphs == 3 and timed["once"] == [2.0] * 3  # only `anew` compiles after its first call
 
 
 class MovedBytes(TorchDispatchMode):
-    """Adds up the tensors that each kernel reads and writes, but for views, as an eager step does."""
+    """Sum the bytes that each eager kernel reads and writes. Views count as 0."""
 
     total = 0
 
@@ -170,7 +178,18 @@ class MovedBytes(TorchDispatchMode):
 
 
 def work_of(name: str, image_size: int, batch_size: int, num_classes: int, bf16: bool = True) -> tuple[float, float]:
-    """Return operations and bytes an image of forward and backward, on tensors that have a shape and no memory."""
+    """Count the work of a training step on fake tensors without memory.
+
+    Args:
+        name: Name of the network.
+        image_size: Side of the images in pixels.
+        batch_size: Number of images per batch.
+        num_classes: Number of classes.
+        bf16: Whether to use autocast to bfloat16.
+
+    Returns:
+        FLOPs and moved bytes, both per image.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(name, num_classes=num_classes, channels=3, image_size=image_size)
         images_NCHW = torch.empty(batch_size, 3, image_size, image_size)
@@ -184,7 +203,10 @@ def work_of(name: str, image_size: int, batch_size: int, num_classes: int, bf16:
 
 @pytest.mark.long
 def test_the_operations_of_resnet50_are_the_known_ones():
-    """4.089 G multiply-adds forward, twice that backward but for the gradient of the images."""
+    """Expect 4.089 G multiply-adds forward, and twice as many backward.
+
+    The backward pass needs no gradient of the images. There the first layer counts only once.
+    """
     operations, moved = work_of("resnet50", 224, 2, 1000)
     first_layer = 64 * 112 * 112 * 3 * 7 * 7
     assert operations == pytest.approx(2 * (3 * 4.089e9 - first_layer), rel=1e-3)
@@ -203,7 +225,11 @@ def test_the_operations_of_resnet50_are_the_known_ones():
     ],
 )
 def test_the_page_says_how_many_images_a_device_allows(words, name, sizes):
-    """NVIDIA's data sheets of the SXM boards: 989 T operations in bf16 a second, 3.35 (H100) and 4.8 TB/s (H200)."""
+    """Check the throughput limits in docs/performance.md.
+
+    NVIDIA's data sheets of the SXM boards state 989 TFLOP/s in bf16. The bandwidth is 3.35 TB/s (H100) or 4.8 TB/s
+    (H200).
+    """
     lines = (REPOSITORY / "docs" / "performance.md").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"| {words} |"))
     found = [cell.strip().removesuffix(" images/s") for cell in line.split("|")[2:-1]]

@@ -1,4 +1,4 @@
-"""Settings: defaults in one place, bad values refused, JSON gives back the same."""
+"""Test the settings: schedules, validation of values, and the JSON round trip."""
 
 from dataclasses import replace
 
@@ -37,7 +37,10 @@ def test_step_schedule_falls_at_half_and_three_quarters():
 
 
 def test_milestones_are_whole_quarters():
-    """E//2 and (E//4)·3, as the paper's scripts have it: of 30 epochs 15 and 21, not 22."""
+    """Check the milestones E//2 and (E//4)·3 of the paper's scripts.
+
+    For 30 epochs they are 15 and 21, not 22.
+    """
     schedule = Schedule(30, "step")
     assert [schedule.lr_factor(epoch) for epoch in (14, 15, 20, 21)] == pytest.approx([1, 0.1, 0.1, 0.01])
 

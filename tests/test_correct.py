@@ -1,4 +1,4 @@
-"""Files that hold which images were right: what is written comes back, and nothing else is read."""
+"""Test the files that record which images were classified correctly: round trip and validation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_bit_for_each_image_comes_back(tmp_path: Path, num_images: int) -> Non
     assert packed["test"].numpy().tobytes() == np.packbits(correct["test"].numpy()).tobytes()
     first = path.read_bytes()
     save_correct(path, dict(reversed(correct.items())))
-    assert path.read_bytes() == first, "equal answers, equal bytes"
+    assert path.read_bytes() == first, "equal contents must give equal bytes"
 
 
 @pytest.mark.parametrize(
@@ -93,7 +93,7 @@ def test_anything_else_is_refused_in_one_line(tmp_path: Path, fault: str) -> Non
 
 
 def test_a_whole_file_is_read_and_a_missing_one_named(tmp_path: Path) -> None:
-    """So the faults above are refused for what they are."""
+    """Check that the file used for the faults is itself valid."""
     path = tmp_path / "correct.safetensors"
     _written({"test": PACKED}, 11)(path)
     assert load_correct(path)["test"].sum() == 6

@@ -1,4 +1,4 @@
-"""The tests are dealt out over the test processes: none is lost, and none is left with the long ones at its end."""
+"""Test how tests are distributed over workers: none is lost, and long modules run first on each worker."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""What a foreign name may do to a terminal: nothing."""
+"""Test that untrusted text cannot control the terminal."""
 
 from harness.common.escape import for_terminal
 
 
 def test_a_terminal_is_told_nothing() -> None:
-    # colour, a title, a cleared screen, C1's CSI, a carriage return that overwrites, a text turned round, a hidden mark
+    # colour, window title, C1 CSI that clears the screen, carriage return, right-to-left override, zero-width space,
+    # line separator
     hostile = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\rerror\u202eevil\u200bx\u2028\n"
     shown = for_terminal(hostile)
     assert shown == r"a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\rerror\u202eevil\u200bx\u2028\n"

@@ -1,4 +1,7 @@
-"""Files that survive a crash: the old content or the new one, and nothing beside it."""
+"""Test atomic writes.
+
+After a crash a file has its old or its new content. No temporary file remains.
+"""
 
 import os
 import subprocess

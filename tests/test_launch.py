@@ -1,4 +1,4 @@
-"""What a command says when it ends, whatever ends it."""
+"""Test how commands end: closed pipes, errors, and the time limit of a stuck training."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def start(body: str) -> subprocess.Popen:
 @pytest.mark.long
 @pytest.mark.parametrize("flush", ["True", "False"])
 def test_a_reader_that_has_enough_is_no_error(flush: str):
-    """As in `… --list | head`: the pipe closes while there is more to print."""
+    """Close the pipe early, as `… --list | head` does."""
     process = start(f"for _ in range(100_000): print('one run', flush={flush})")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()

@@ -1,4 +1,7 @@
-"""Which launchers have ended: by their connections alone, and never because these cannot be seen."""
+"""Test how ended launchers are detected.
+
+Only a closed connection shows that a launcher ended. Unreadable connections are never taken for closed ones.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run says about its machine and its launch."""
+"""Test the recorded facts about machine and launch."""
 
 import shlex
 import subprocess
@@ -55,7 +55,10 @@ def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.M
 
 
 def test_a_fact_that_cannot_be_found_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build without NCCL, and TF32 set by torch's new names, which makes it refuse the old one."""
+    """Simulate a build without NCCL, and set TF32 through torch's new setting.
+
+    After that torch raises an error when the old setting is read.
+    """
 
     def missing() -> None:
         raise AttributeError("_nccl_version")
@@ -89,7 +92,10 @@ def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: 
 
 @pytest.mark.long
 def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
-    """A stand-in for Accelerate's launcher: a process whose second word ends in `accelerate`, the third is launch."""
+    """Run a stand-in for Accelerate's launcher.
+
+    A launcher is recognised by its command line: the second word ends in `accelerate`, the third is `launch`.
+    """
     launcher = tmp_path / "accelerate"
     launcher.write_text("import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[4:]], check=True)\n")
     script = tmp_path / "say.py"
@@ -117,4 +123,4 @@ def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
-    assert young() == [] and old() == []  # after an hour a sample a minute is enough
+    assert young() == [] and old() == []  # no new sample yet: the interval grows with the age of the run

@@ -1,4 +1,4 @@
-"""Masks and signed masks: algebra, the file, and use on a stranger's network."""
+"""Test masks and signed masks: algebra, the file format, and use in any PyTorch training loop."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_apply_gives_magnitudes_of_the_network_and_signs_of_the_mask():
             assert torch.equal(param, before[name])
         else:
             assert torch.equal(param, before[name].abs() * mask.signs[name])
-    # −0.0 equals 0.0 but is other bytes
+    # −0.0 equals 0.0 but has other bytes
     assert not torch.signbit(model[0].weight[~mask.mask.tensors["0.weight"]]).any()
 
 

@@ -1,4 +1,4 @@
-"""Messages: who sees them, at which verbosity, and around progress bars."""
+"""Test log messages: handlers, verbosity, progress bars, and escaping."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def test_a_message_holds_no_character_that_a_terminal_obeys(capsys) -> None:
 
 
 def test_verbosity_is_an_option_and_no_setting() -> None:
-    """Else it would stand in records, and a louder launch would not find the runs of a silent one."""
+    """Check that verbosity is not part of the settings.
+
+    Settings are recorded. If verbosity were among them, a verbose launch would not reuse the runs of a quiet one.
+    """
     settings = parse(SearchConfig, None, digits(), ["--verbosity", "quiet", "--num-levels", "3"])
     assert is_quiet() and isinstance(settings, SearchConfig) and settings.num_levels == 3
     silent = parse(SearchConfig, None, digits(), ["--num-levels", "3"])

@@ -1,4 +1,4 @@
-"""Networks trained elsewhere: files are read without running anything in them, and fitted to ours by name."""
+"""Test pretrained networks: files are read without executing code, and tensors are matched by name."""
 
 import pytest
 import torch
@@ -36,7 +36,7 @@ def test_torchvisions_names_are_ours():
     ours = build_model("resnet50", num_classes=5, channels=3, image_size=224)
     fresh = Checkpoint.of(ours, level=0, epochs=0, level_digest="")
     fitted, kept = Pretrained(reference.state_dict()).fitted(fresh, "fc")
-    assert kept == ["fc.weight", "fc.bias"], "another number of classes: the classifier is drawn"
+    assert kept == ["fc.weight", "fc.bias"], "with another number of classes the classifier keeps its initialisation"
     assert torch.equal(fitted.params["layer4.2.conv3.weight"], reference.layer4[2].conv3.weight)
     assert torch.equal(fitted.params["fc.weight"], fresh.params["fc.weight"])
 

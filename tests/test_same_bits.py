@@ -1,4 +1,4 @@
-"""tools/same_bits.py: what it finds in two made-up stores, what it takes from a REV, and its launches."""
+"""Test tools/same_bits.py: the comparison of two stores, the export of a revision, and its launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ FIRST, SECOND = "1" * 64, "2" * 64
 
 
 def _commit(store: Path, key: str, name: str, parents: tuple[Parent, ...] = ()) -> None:
-    """Commit a run as the harness does, at another time and by another command in each store."""
+    """Commit a run with times and command specific to the store.
+
+    Times, command and code version depend on the store's path. Keys, metrics of training and files are the same in
+    every store.
+    """
+    # the path's length replaces the clock
     now = len(str(store)) * 1000
     LocalNodes(store).commit(
         LineageRecord(
@@ -51,7 +56,7 @@ def _write(directory: Path) -> None:
 
 @pytest.fixture
 def stores(tmp_path: Path) -> tuple[Path, Path]:
-    """Two equal stores of two runs each, made at different times."""
+    """Return two stores with two equal runs each, made at different times."""
     for store in (tmp_path / "before", tmp_path / "a longer name"):
         _commit(store, FIRST, "first")
         _commit(store, SECOND, "second", (Parent(FIRST, "pruned-from"),))
@@ -83,7 +88,7 @@ def test_equal_stores_are_equal_though_times_commands_and_code_differ(stores):
     }
     assert report.equal["field"] >= 2 * 7
     said = "\n".join(report.lines())
-    assert "images_per_second" in said and "started_ms" in said  # what is left out is named
+    assert "images_per_second" in said and "started_ms" in said  # the report names the ignored fields
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "signed_mask.safetensors", "layers.json"])
@@ -191,7 +196,10 @@ def test_an_empty_store_is_no_proof(tmp_path):
 
 
 def test_all_methods_are_searched_with_that_an_old_rev_has_too():
-    """A newer method is not asked for: the launch of a REV without it would fail."""
+    """Check that newer methods are not launched.
+
+    A launch of an old revision without them would fail.
+    """
     asked = {launch.options.split("--method ")[1].split()[0] for launch in launches() if "--method" in launch.options}
     assert asked <= METHODS.keys()
     assert asked == {"aws", "lrr", "lrr_full", "lrr_bn_rewind", "imp", "wr", "random", "dense", "gem_miner"}
@@ -199,7 +207,7 @@ def test_all_methods_are_searched_with_that_an_old_rev_has_too():
 
 @pytest.mark.long
 def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
-    """The interpreter's own installation must not come before the tree that is to be tried."""
+    """Check that an installed version of the harness is refused."""
     (tmp_path / "recipes").mkdir()
     Maker(ROOT, tmp_path).require_own_harness()
     with pytest.raises(NoAnswerError, match="would import"):

@@ -1,4 +1,4 @@
-"""Sign agreement, mask overlap and density on masks small enough to count by hand."""
+"""Test sign agreement, mask overlap and density on small masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.masks.signs import LayerSigns, compare_signs, overlap_by_chance
 
 
 def signed_mask(**weights: list[float]) -> SignedMask:
-    """0 is pruned; `bias` is outside the mask."""
+    """Return a signed mask of these weights, in which zeros are pruned. The tensor `bias` is not masked."""
     params = {name: torch.tensor(values) for name, values in weights.items()}
     return SignedMask.of(params, Mask({name: tensor != 0 for name, tensor in params.items() if name != "bias"}))
 
@@ -60,7 +60,10 @@ def test_masks_of_different_networks_are_refused():
 
 
 def test_overlap_by_chance_is_that_of_shuffled_masks():
-    """A random mask of the same density in each layer, a hundred times; by layer, since densities differ by layer."""
+    """Compare the formula with the mean over 100 shuffled pairs.
+
+    Masks are shuffled within each layer, because densities differ between layers.
+    """
     generator = torch.Generator().manual_seed(0)
     kept = {"x": (torch.arange(4000) < 400, torch.arange(4000) < 1200), "y": (torch.arange(100) < 90,) * 2}
 

@@ -1,4 +1,7 @@
-"""tools/benchmarks/sitting.py: every part at its tiny size on the CPU, and what a crash, a hang or the clock does."""
+"""Test tools/benchmarks/sitting.py.
+
+Tests cover tiny runs of every part on the CPU, crashes, hangs and the time budget.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from tools.benchmarks.sitting import GOALS, PARTS, Outcome, ask, count_tests, ju
 from tools.benchmarks.steps import MEETING, watched
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the sizes that are measured")
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the parts have their full size")
 Send = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:  # Accelerate would keep bf16 for the tests that come after
+    with pytest.MonkeyPatch.context() as patch:  # Accelerate would keep bf16 for later tests of this process
         patch.setattr("harness.distributed.world._has_accelerate", lambda: False)
         world = World("bf16")
         yield world
@@ -56,7 +59,7 @@ def test_a_part_measures_what_its_goals_ask_for(world, part):
     torch._dynamo.reset()
     assert found and all(math.isfinite(row.value) and row.value >= 0 for row in found)
     asked = {name for goal, name in GOALS if goal == part}
-    assert asked <= {row.name for row in found} or part == "waits"  # of which a CPU has none
+    assert asked <= {row.name for row in found} or part == "waits"  # a CPU has no waits to measure
 
 
 def test_every_part_has_a_home_and_a_share():
@@ -82,14 +85,17 @@ def test_the_command_prints_a_line_for_each_part(tmp_path):
 
 
 def stand_in(part: str, seconds: float, send: Send) -> tuple[str, str]:
-    """Take the place of what runs a part on the device."""
+    """Replace the function that runs a part in a child process.
+
+    Parts named "crashes", "hangs" and "fails" do so. All parts send their process ID as a measured value.
+    """
     if part == "about":
         send({"on_gpu": True, "hardware": "a stand-in"})
         return "done", ""
     send(Row(part, os.getpid()))
     if part == "crashes":
         print("a last word", file=sys.stderr, flush=True)
-        faulthandler.disable()  # no traceback among the results
+        faulthandler.disable()  # no traceback in the log
         os.abort()
     if part == "hangs":
         time.sleep(60)
@@ -111,7 +117,7 @@ def test_a_part_that_ends_badly_keeps_its_rows_and_stops_no_other(tmp_path, part
     after = ask("works", 10, 10, log, stand_in)
     assert (bad.status, after.status) == (status, "done")
     assert bad.detail.startswith(detail.split(":")[0]) and len(bad.rows) == 1
-    assert bad.rows[0].value != after.rows[0].value  # which had another process
+    assert bad.rows[0].value != after.rows[0].value  # the next part ran in another process
 
 
 def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, monkeypatch):
@@ -174,7 +180,7 @@ def test_goals_stand_beside_what_was_measured():
     ("results", "code", "verdict"),
     [
         ({"a": "passed"}, 0, "met"),
-        ({"a": "passed"}, None, "not measured"),  # those that did not begin could fail
+        ({"a": "passed"}, None, "not measured"),  # tests that did not start could fail
         ({"a": "skipped"}, 0, "not measured"),
         ({"a": "passed", "b": "failed"}, None, "MISSED"),
         ({"a": "passed", "b": "failed"}, 1, "MISSED"),
@@ -223,7 +229,7 @@ def suite(tmp_path: Path) -> Path:
 
 @pytest.mark.long
 def test_tests_are_counted_and_a_crash_costs_one(suite, tmp_path):
-    outcome = run_tests(tmp_path, 240, False, [str(suite)])  # far more than it takes, on a busy machine too
+    outcome = run_tests(tmp_path, 240, False, [str(suite)])  # the limit leaves room for a busy machine
     assert outcome.status == "failed", (tmp_path / "tests.log").read_text()
     values = {row.name: row.value for row in outcome.rows}
     assert values == {"passed tests": 3, "failed tests": 3, "skipped tests": 1, "tests without a result": 0}

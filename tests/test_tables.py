@@ -1,4 +1,4 @@
-"""Tables: whole and plain in a pipe, fitting on a terminal."""
+"""Test printed tables: complete plain rows in a pipe, and lines that fit on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Terminal(io.StringIO):
-    """Standard output that says it is a terminal."""
+    """A text buffer that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -41,7 +41,7 @@ def test_a_pipe_gets_each_row_whole_on_a_line_of_its_own(capsys: pytest.CaptureF
     assert second.startswith("[bold]no markup[/bold] :smile:  ") and second.endswith(
         f"10  {ID}  \\x1b[31mred\\nand more"
     )
-    assert first.index("1.50") + 4 == second.index("10  ") + 2 == head.index("number") + 6, "numbers end in one column"
+    assert first.index("1.50") + 4 == second.index("10  ") + 2 == head.index("number") + 6, "numbers are right-aligned"
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
@@ -52,12 +52,12 @@ def test_a_terminal_gets_lines_that_fit_and_whole_ids(monkeypatch: pytest.Monkey
     with contextlib.redirect_stdout(Terminal()) as terminal:
         print_rows()
     shown = terminal.getvalue()
-    assert "\x1b[1m" in shown, "the head is bold"
+    assert "\x1b[1m" in shown, "the heading must be bold"
     plain = ESCAPE.sub("", shown)
     assert all(len(line) <= max(width, len("number") + len(ID) + 20) for line in plain.splitlines()), plain
     assert ID in plain and "\x1b" not in plain
     left_out = "(a wider terminal, or a pipe, shows also: name)" in plain
-    assert left_out != ("no markup" in plain), "a column that is left out is named"
+    assert left_out != ("no markup" in plain), "an omitted column must be named"
     assert width != 80 or left_out
 
 

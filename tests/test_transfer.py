@@ -1,4 +1,4 @@
-"""What each kind of final training starts from (method, section 4)."""
+"""Test the start of each kind of final training (method, section 4)."""
 
 import pytest
 import torch
@@ -73,8 +73,8 @@ def test_controls(parts):
     assert 0.3 < agree < 0.7
     params, other = go("random_mask", parts)
     for name, kept in signed_mask.mask.tensors.items():
-        assert other.tensors[name].sum() == kept.sum() and not other.tensors[name].equal(kept), "of each layer"
-        assert torch.equal(params[name], theta_init[name] * other.tensors[name]), "no signs"
+        assert other.tensors[name].sum() == kept.sum() and not other.tensors[name].equal(kept), "layerwise density"
+        assert torch.equal(params[name], theta_init[name] * other.tensors[name]), "no transferred signs"
 
 
 def test_whose_signs_go_along_outside_mask_and_norm():

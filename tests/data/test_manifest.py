@@ -1,4 +1,4 @@
-"""Opening prepared data: missing, cut off, altered and foreign files are named."""
+"""Test opening prepared data: error messages name missing, truncated, altered and foreign files."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_a_file_is_hashed_once(directory: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(manifest_module, "sha256_file", lambda path: hashed.append(Path(path).name) or real(path))
     for _ in range(2):
         open_data("digits", directory, "ffcv")
-    assert sorted(hashed) == ["test.beton", "train.beton"]  # copied here, so not the files that were verified
+    assert sorted(hashed) == ["test.beton", "train.beton"]  # the files are copies, so they are not yet verified
     os.utime(directory / "digits" / "train.beton")
     open_data("digits", directory, "ffcv")
     assert hashed[2:] == ["train.beton"]
@@ -79,7 +79,10 @@ def test_a_file_is_hashed_once(directory: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are hashed; the directory is read-only, so that nothing is remembered beside them."""
+    """Return a list that receives the names of hashed files.
+
+    The directory behaves as read-only, so that no verification note can be stored beside the data.
+    """
     names: list[str] = []
     real = manifest_module.sha256_file
     monkeypatch.setattr(manifest_module, "sha256_file", lambda path: names.append(Path(path).name) or real(path))
@@ -105,7 +108,10 @@ def _touched(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _replaced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another inode, with the size and times of the one before."""
+    """Replace a file by a copy with another inode.
+
+    Size and times stay the same.
+    """
     status = (directory / "test.beton").stat()
     (directory / "test.beton").rename(directory / "before")
     shutil.copy(directory / "before", directory / "test.beton")

@@ -1,4 +1,4 @@
-"""How an epoch is cut into global batches and ranks' slices, and a test split into shares."""
+"""Test the division of epochs and test splits among ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOISE = SgdNoise(1, ("search", 0))
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_together_see_the_permutation_once(world_size: int) -> None:
     slices = [TrainOrder(100, 12, rank, world_size).indices(NOISE, 3, 0, None) for rank in range(world_size)]
-    seen = np.concatenate(slices, axis=1).reshape(-1)  # global batch by global batch, rank by rank
+    seen = np.concatenate(slices, axis=1).reshape(-1)  # concatenates the ranks' slices of each global batch
     assert (seen == NOISE.permutation(3, 100)[:96]).all()
     assert len(np.unique(seen)) == 96
 

@@ -1,4 +1,4 @@
-"""Preparing: every source, every kind of image, bad input, interruptions, the same bytes again."""
+"""Test the preparation of data sets: sources, image modes, bad input, interruptions, and deterministic output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jpeg(pixels: np.ndarray, mode: str = "RGB", quality: int = 95) -> bytes:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file a user sees."""
+    """Return all visible files of a directory, by name."""
     return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}
 
 
@@ -55,7 +55,7 @@ def write_idx(directory: Path, images: np.ndarray, labels: np.ndarray, stem: str
 
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
-    """IDX files of 20 + 5 random gray images."""
+    """Write IDX files of 20 training and 5 test images of random gray values."""
     generator = np.random.default_rng(0)
     for stem, number in (("train", 20), ("t10k", 5)):
         images = generator.integers(0, 256, (number, 28, 28), dtype=np.uint8)
@@ -77,7 +77,7 @@ def test_digits_are_scikit_learns_split_once_and_for_all(digits_directory: Path)
         assert set(labels) == set(range(10))
     assert counts == [1297, 500]
     source = open_data("digits", digits_directory, "memory")
-    # The split and its bytes are part of every result: they must never change.
+    # The split and its bytes are part of every result, so they must never change.
     assert source.content_digest[:16] == "b05010ba85106dd2"
 
 
@@ -97,7 +97,10 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
 def test_a_small_set_has_block_means_of_chosen_images(
     tmp_path: Path, fashion: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """…as PyTorch's own average pooling gives them, in the raw order, and the whole test split."""
+    """Compare the data set with PyTorch's average pooling.
+
+    The training images are a selection in the raw order. The test split is complete.
+    """
     spec = DATASETS["fashion_mnist_small"]
     monkeypatch.setitem(DATASETS, spec.name, replace(spec, raw=replace(spec.raw, num_train=12)))
     prepare(spec.name, tmp_path / "small", str(fashion))
@@ -172,7 +175,11 @@ def test_kept_jpegs_are_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "arrow"])
 def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
-    """Gray, CMYK, palette, transparent and 16-bit images from three kinds of local source, pixels as Pillow's."""
+    """Prepare images of every mode from three kinds of source.
+
+    Modes are gray, CMYK, palette, transparent and 16-bit. The stored pixels must equal Pillow's conversion to RGB.
+    """
+    # Phase: encode the picture in every mode
     picture = photo_crops(1, 40, 50)[0]
     files = {
         "cmyk.jpg": jpeg(picture, "CMYK"),
@@ -186,6 +193,7 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray((picture[..., 0].astype(np.uint16) << 8) + 7).save(buffer, "PNG")
     files["sixteen.png"] = buffer.getvalue()
+    # Phase: write the source
     names = sorted(files)
     source = tmp_path / "raw"
     if kind == "folder":
@@ -206,6 +214,7 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
             for split in ("train", "validation"):
                 (source / "data").mkdir(parents=True, exist_ok=True)
                 dataset.to_parquet(str(source / "data" / f"{split}-00000-of-00001.parquet"))
+    # Phase: prepare it and compare the pixels
     prepare("boxes", tmp_path / "out", str(source), RAW)
     stored, labels = read_raw(tmp_path / "out" / "boxes" / "train.beton")
     for name, pixels in zip(names, stored, strict=True):
@@ -219,7 +228,10 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
 
 
 def test_sources_give_the_same_content(tmp_path: Path) -> None:
-    """The same images from a folder and from parquet files without feature metadata: one content digest."""
+    """Compare the content digests of a folder and of parquet files.
+
+    The parquet files have no feature metadata.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -287,7 +299,10 @@ def test_an_unfinished_split_is_begun_again_a_finished_one_kept(tmp_path: Path, 
 
 @pytest.mark.long
 def test_killed_in_the_middle(tmp_path: Path, fashion: Path) -> None:
-    """A killed process leaves no manifest; the same command then makes what an undisturbed one makes."""
+    """Kill a preparation, then prepare again.
+
+    The killed process must leave no manifest.
+    """
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (60_000, 28, 28), dtype=np.uint8)
     write_idx(fashion, images, np.zeros(60_000, np.uint8), "train", zipped=False)
@@ -317,7 +332,7 @@ def test_other_options_or_source_are_refused_unless_overwritten(tmp_path: Path, 
     with pytest.raises(ValueError, match="already holds train with source"):
         prepare("boxes", tmp_path, str(tmp_path / "elsewhere"), RAW)
     assert prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg"), overwrite=True)
-    # Whoever names no source asks for no other than the one that is there.
+    # Without a source, the recorded one is used.
     (tmp_path / "boxes" / "test.json").unlink()
     manifests = prepare("boxes", tmp_path, options=ImageOptions(write_mode="jpg"))
     assert [manifest.source["given"] for manifest in manifests] == [str(boxes_raw)] * 2

@@ -1,4 +1,4 @@
-"""Two processes with a GPU each."""
+"""Test training with two processes, each with its own GPU."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def trained(processes: int, tmp_path, device: torch.device) -> dict[str, torch.T
 
 @pytest.mark.long
 def test_batch_statistics_over_two_processes_are_those_of_one(device, tmp_path):
-    """`--sync-batchnorm`: two halves of a batch give what the whole gives. On CPUs, which lack it, with LayerNorm."""
+    """Compare `--sync-batchnorm` on two processes with one process.
+
+    Each of two processes has half a batch. SyncBatchNorm needs CUDA. On CPUs the test uses LayerNorm instead.
+    """
     pytest.importorskip("accelerate")
     if device.type == "cuda" and torch.cuda.device_count() < 2:
         pytest.skip(f"needs two GPUs, here is {torch.cuda.device_count()}")

@@ -1,4 +1,4 @@
-"""The partition of parameters by module type, on real networks and on awkward ones."""
+"""Test the partition of parameters by module type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def test_resnet50_on_imagenet():
     partition = partition_of("resnet50", model)
     assert numel(model, partition.prunable) == 23_454_912
     assert numel(model, partition.norm) == 53_120
-    assert {"layer1.0.downsample.1.weight", "layer1.0.downsample.1.bias"} <= partition.norm  # a norm not named bn
+    assert {
+        "layer1.0.downsample.1.weight",
+        "layer1.0.downsample.1.bias",
+    } <= partition.norm  # the name has no "bn"
     assert "layer1.0.downsample.0.weight" in partition.prunable
     assert partition.other == {"fc.weight", "fc.bias"}
 
@@ -38,7 +41,7 @@ def test_prunable_weights_of_the_papers_scripts(name, prunable):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_norm_parameters_are_all_those_of_normalisation_layers(name):
-    """By class name, the other way of asking; in shortcuts too."""
+    """Compare with a search by class name, also in shortcuts."""
     model = build_model(name, num_classes=10, channels=3, image_size=32)
     layers = {n: m for n, m in model.named_modules() if type(m).__name__ in ("BatchNorm2d", "LayerNorm")}
     assert partition_of(name, model).norm == {f"{n}.{p}" for n in layers for p in ("weight", "bias")}
@@ -73,7 +76,7 @@ def test_mixer_norms_are_layer_norms():
 
 
 class RenamedBatchNorm(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d: a subclass whose activation holds a parameter of its own."""
+    """A subclass like timm's BatchNormAct2d, whose activation has its own parameter."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
@@ -89,7 +92,7 @@ def test_every_kind_of_norm_by_type_and_not_by_name():
             "d": nn.InstanceNorm2d(4, affine=True),
             "e": nn.RMSNorm(4),
             "f": nn.BatchNorm1d(4, affine=False),
-            "norm": nn.Linear(4, 4),  # named like one
+            "norm": nn.Linear(4, 4),  # named like a norm layer
             "head": nn.Linear(4, 2),
         }
     )

@@ -1,4 +1,4 @@
-"""AWS: the forward pass sees αψ + (1−α)ψ_init, and the gradient of ψ is the chain rule's."""
+"""Test AWS: the forward pass uses αψ + (1−α)ψ_init, and the gradient of ψ follows the chain rule."""
 
 import pytest
 import torch

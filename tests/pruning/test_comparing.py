@@ -1,4 +1,4 @@
-"""Which two trainings may be compared, and what is recorded of how it was done."""
+"""Test which trainings may be compared, and the recorded settings."""
 
 from __future__ import annotations
 
@@ -39,7 +39,11 @@ def asked(
     config: ComparisonConfig = FEW,
     **options: bool,
 ) -> tuple[Comparison, dict[str, str]]:
-    """The comparison, and the tags of its record."""
+    """Compare two trainings.
+
+    Returns:
+        The comparison, and the tags of its record.
+    """
     result = compare(experiment, first, second, question, config, **options)  # type: ignore[arg-type]
     assert result is not None
     return result, experiment.store.local.load(result.key).tags
@@ -75,14 +79,18 @@ def test_connectivity_takes_one_mask(experiment: Experiment, found: SearchResult
 
 
 def signed_init(experiment: Experiment, found: SearchResult, init_seed: int) -> Comparison:
-    """The ticket against its signs on the θ_init of a seed."""
+    """Compare the ticket with its signs on the θ_init of a seed."""
     result = compare_signed_init(experiment.using("lrr"), found.ticket, init_seed, FEW)
     assert result is not None
     return result
 
 
 def problems_of(experiment: Experiment, one: Comparison) -> tuple[Findings, set[tuple[str, str]]]:
-    """What verify finds of a comparison and all it came from: (check, kind of run)."""
+    """Verify a comparison with its ancestors.
+
+    Returns:
+        The findings, and a pair for each problem (name of the check, first word of the run's name).
+    """
     findings = verify(open_store(experiment.config.runs, offline=True), one.key)
     return findings, {(problem.check, problem.name.split()[0]) for problem in findings.problems}
 
@@ -96,9 +104,9 @@ def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
     assert training.record is not None
     assert record.tags["start_digest"] == training.record.tags["start_digest"]
     assert record.tags["init_seed"] == "2" and record.config["init_seed"] == 2
-    assert "same_start" not in record.tags  # of two trainings alone
+    assert "same_start" not in record.tags  # only comparisons of two trainings have this tag
     assert len(record.parents) == 1 and record.parents[0].key == found.ticket.key
-    # α = 1 is the ticket, and another seed another comparison
+    # another seed gives another comparison with the same ticket at α = 1
     assert signed_init(experiment, found, 2).key == one.key
     other = signed_init(experiment, found, 3)
     assert other.key != one.key and other.curve.error_a_percent == one.curve.error_a_percent
@@ -117,7 +125,10 @@ def test_signs_are_compared_on_a_fresh_initialisation_alone(experiment: Experime
 def test_a_copy_that_is_not_the_seeds_is_found(
     experiment: Experiment, found: SearchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recorded as made from seed 8, or with the search's own seed, by a version that is at fault."""
+    """Check that verification finds copies from a wrong seed.
+
+    One copy is drawn with seed 9 and recorded as seed 8. The other uses the seed of the search itself.
+    """
     draw = Experiment.theta_init
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "theta_init", lambda self, seed: draw(self, seed + 1))
@@ -135,7 +146,7 @@ def test_a_copy_that_is_not_the_seeds_is_found(
         ("cumulative", 300, 2 * BATCH),  # whole batches
         ("cumulative", 10_000, STEPS * BATCH),
         ("cumulative", "all", STEPS * BATCH),
-        ("ema", 300, STEPS * BATCH),  # one full training pass, whatever is asked for
+        ("ema", 300, STEPS * BATCH),  # ema always uses one full training epoch
         ("none", 300, 0),
     ],
 )

@@ -1,4 +1,4 @@
-"""Gem-Miner's two trainings as runs: what they start from, what they leave, and that all of it is proved."""
+"""Test Gem-Miner's two trainings as runs: their starts, settings, results and verification."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_its_lineage_is_proved(own: Experiment, found: SearchResult) -> None:
     for kind in ("signed_mask", "retrain", "random_mask"):
         final_training(own, Trial(kind, 2, 1), found.ticket)  # type: ignore[arg-type]
     findings = proved(own, found.ticket)
-    assert findings.problems == [] and findings.notes == [], "no way of older runs"
+    assert findings.problems == [] and findings.notes == [], "a note would mark an old rule"
     assert findings.num_nodes == 6
     assert (findings.checked["start"], findings.checked["pruned"], findings.checked["count"]) == (5, 1, 1)
 
@@ -81,11 +81,14 @@ def test_fine_tuning_trains_the_kept_weights_alone(
         if name in ticket.mask.tensors:
             assert not torch.equal(tensor, start[name])
         else:
-            assert torch.equal(tensor, start[name]), "no biases and no affine normalisation"
+            assert torch.equal(tensor, start[name]), "biases and norm parameters must not be trained"
 
 
 def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the search's own optimizer; noises of their own; weights alone, the classifier's too, are trained."""
+    """Check optimizer, schedule, noise and trained parameters of both trainings.
+
+    The search's own optimizer is ignored. Only weights are trained, including the classifier's.
+    """
     seen: list[tuple[object, ...]] = []
 
     def watched(model: torch.nn.Module, **options: object) -> None:
@@ -104,7 +107,12 @@ def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypa
 
 
 def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BatchNorm statistics of the evaluation too; which they are follows from sgd_seed, at every density alike."""
+    """Check that only the selected images are used.
+
+    Both trainings and the BatchNorm statistics of the evaluation must use the same images. The selection depends only
+    on sgd_seed, so it is the same at every density.
+    """
+    # Phase: record the images of every epoch of a search
     chosen: list[list[int]] = []
     epoch = TrainFeed.epoch
 
@@ -119,11 +127,13 @@ def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch
     found = search(own.using("gem_miner", gem_miner=few, num_levels=3))
     assert len(chosen) == 5 + 1 + 2 and all(one == chosen[0] for one in chosen)  # scores, their evaluation, fine-tuning
     assert len(set(chosen[0])) == 600 and max(chosen[0]) > 1200 and chosen[0] != [*range(600)]
+    # Phase: the number of images is recorded and in the key
     scores = own.archive.load(found.ticket.record.parents[0].key)
     for run in (scores, found.ticket):
         written = json.loads(own.store.local.open_file(run.key, DETERMINANTS).read_bytes())
         assert written["num_train"] == run.record.config["search"]["gem_miner"]["num_train"] == 600
     assert proved(own, found.ticket).problems == []
+    # Phase: the seed determines the selection, and bad numbers are refused
     again, other = (choose_images(600, seed, 1297).tolist() for seed in (1, 2))
     assert again == chosen[0] != other
     with pytest.raises(ValueError, match="num_train is 2000; the training set has 1297 images"):
@@ -151,7 +161,7 @@ def test_the_key_says_how_scores_are_frozen_unless_as_in_older_runs(own: Experim
     record = older.ticket.record.config["search"]
     assert search_from_json(record).gem_miner.freezing == "exact"
     del record["gem_miner"]["freezing"]
-    assert search_from_json(record).gem_miner.freezing == "exact", "older records do not say"
+    assert search_from_json(record).gem_miner.freezing == "exact", "a record without this field is an older one"
 
 
 def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> None:

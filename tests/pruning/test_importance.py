@@ -1,4 +1,7 @@
-"""Magnitude increase, SNIP and SynFlow against references written here, and what `verify` says of their masks."""
+"""Test magnitude increase, SNIP and SynFlow against independent references.
+
+Also test the verification of their masks.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,23 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def largest(values: Tensors, alive: Tensors, count: int) -> dict[str, torch.Tensor]:
-    """The `count` largest of the living, over all tensors together (no ties here)."""
+    """Keep the `count` largest live values over all tensors. The values must have no ties.
+
+    Args:
+        values: Importance of every weight.
+        alive: Boolean masks of the live weights.
+        count: Number of weights to keep.
+
+    Returns:
+        The new masks.
+    """
     flat = torch.cat([values[name][alive[name]] for name in alive])
     threshold = flat.sort(descending=True).values[count - 1]
     return {name: alive[name] & (values[name] >= threshold) for name in alive}
 
 
 def masks_of(found: SearchResult) -> list[tuple[Mask, Mask]]:
-    """(mₜ₋₁, mₜ) of every pruning."""
+    """Return the masks before and after every pruning, (mₜ₋₁, mₜ)."""
     masks = [run.mask for run in found.levels]
     return list(zip(masks, masks[1:], strict=False))
 
@@ -54,7 +66,10 @@ def test_magnitude_increase_keeps_the_weights_that_grew_most(experiment: Experim
 
 
 def sensitivities(experiment: Experiment, params: Tensors, mask: Mask, sgd_seed: int) -> dict[str, torch.Tensor]:
-    """|∂L/∂c| at c = m, with c a factor on every weight: SNIP's own definition (equation 3)."""
+    """Compute SNIP's sensitivities |∂L/∂c| at c = m (its equation 3).
+
+    Here c is a factor on every weight. L is the loss of one training batch of the stream "ranking".
+    """
     model = experiment.fresh_model().train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     factors = {name: kept.float().requires_grad_() for name, kept in mask.tensors.items()}
@@ -75,7 +90,7 @@ def test_snip_keeps_the_most_sensitive_connections(experiment: Experiment, one_s
         values = sensitivities(experiment, found.theta_init.params, before, seed)
         expected = largest(values, before.tensors, after.num_remaining)
         differ = sum(int((after.tensors[name] ^ expected[name]).sum()) for name in expected)
-        assert differ <= 2, "gradients through a factor and through a weight are rounded otherwise"
+        assert differ <= 2, "gradients of factors and of weights may round differently"
     findings = proved(experiment, found.ticket)
     assert findings.problems == [] and findings.checked["pruned"] == len(found.levels) - 1
     final_training(experiment.using("snip"), Trial("signed_mask", 2, 1), found.ticket)
@@ -120,7 +135,7 @@ def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment:
 
 
 def test_synflow_is_not_layer_by_layer(experiment: Experiment) -> None:
-    """It is refused before anything is trained."""
+    """Check that the option is refused before any run starts."""
     before = set(experiment.config.runs.iterdir())
     with pytest.raises(ValueError, match="leave out pruning_scope"):
         search(experiment.using("synflow", pruning_scope="layer", init_seed=77))
@@ -136,7 +151,10 @@ def test_importance_is_computed_for_a_level_that_is_made_and_not_again(
 
 
 class Tanaka:
-    """SynFlow as its authors write it: parameters made positive in place, masks as factors, scores |g ⊙ θ|."""
+    """SynFlow as in its authors' code.
+
+    Parameters are made positive in place, masks multiply the weights, and scores are |g ⊙ θ|.
+    """
 
     def __init__(self, model: nn.Module, theta_init: Tensors) -> None:
         self.model = model.double().eval()
@@ -146,18 +164,31 @@ class Tanaka:
                 tensor.abs_()
 
     def mask(self, before: Mask, density: float, shape: tuple[int, ...], rounds: int = 100) -> dict[str, torch.Tensor]:
-        """Prune `before` to this share of its weights, in rounds of exponentially falling density."""
+        """Prune iteratively, with exponentially falling density.
+
+        Args:
+            before: Mask before the pruning.
+            density: Share of its weights to keep.
+            shape: Shape of an image, (channels, height, width).
+            rounds: Number of rounds.
+
+        Returns:
+            The new masks.
+        """
         params, alive = dict(self.model.named_parameters()), dict(before.tensors)
         whole = {name: params[name].detach().clone() for name in alive}
         for number in range(1, rounds + 1):
+            # Phase: scores of the masked network for an image of ones
             self.model.zero_grad()
             with torch.no_grad():
                 for name, kept in alive.items():
                     params[name].copy_(whole[name] * kept)
             self.model(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
             scores = {name: (params[name].grad * params[name]).detach().abs() for name in alive}  # type: ignore[operator]
+            # Phase: keep the largest scores of the live weights
             count = int(before.num_remaining * density ** (number / rounds))
             alive = largest(scores, alive, count)
+        # Phase: restore the unmasked weights for the next call
         with torch.no_grad():
             for name, tensor in whole.items():
                 params[name].copy_(tensor)
@@ -172,7 +203,7 @@ def test_synflow_keeps_the_weights_of_most_flow(experiment: Experiment, one_shot
         share = after.num_remaining / before.num_remaining
         expected = reference.mask(before, share, (spec.channels, spec.image_size, spec.image_size))
         differ = sum(int((after.tensors[name] ^ expected[name]).sum()) for name in expected)
-        assert differ <= 2, "int() of a share and of a count may differ by one"
+        assert differ <= 2, "rounding of the count may differ by one weight"
     findings = proved(experiment, found.ticket)
     assert findings.problems == [] and findings.notes == [] and findings.checked["pruned"] == len(found.levels) - 1
 

@@ -1,4 +1,7 @@
-"""New options must not change the key of a run that does not use them: a finished run would be made again."""
+"""Test that keys are stable.
+
+A new option must not change the key of a run that does not use it. Otherwise finished runs would not be reused.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from harness.runs.run import FinishedRun, RunDescription
 from recipes.presets.small import digits
 from tests.pruning.searching import proved
 
-# Computed with commit 0da9014, from before there were other methods than aws and lrr.
+# Keys computed with commit 0da9014, when aws and lrr were the only methods.
 PINNED = {
     "aws": ["aa854c70de8af85d", "66c8aaf9acb55949", "a757f398960d3321", "286e5b715543a997"],
     "lrr": ["000786fd6c4ca2aa", "1db8976301fd6590", "931b3a7426d0283d", "4ff63f7548eaff22"],
@@ -36,11 +39,16 @@ PINNED = {
 
 
 FOUR = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
-"""Networks whose θ_init is drawn otherwise since commit 66989bd."""
+"""Networks whose initialisation changed in commit 66989bd."""
 
 
 def keys(method: str) -> list[str]:
-    """The key of a search and those of its levels, which are described and not trained."""
+    """Return the keys of a search and its levels, without training.
+
+    Args:
+        method: Pruning method.
+    """
+    # Phase: replace training by a function that only records the key
     config = replace(digits(), method=method, num_levels=2)
     network = Checkpoint({"conv.weight": torch.rand(10)}, {}, 0, 0, "")
     found, dense = [], Mask.dense(network.params, network.params)
@@ -49,6 +57,7 @@ def keys(method: str) -> list[str]:
         found.append(description.key)
         return FinishedRun(description.key, network, SignedMask.of(network.params, dense), None)
 
+    # Phase: search with a minimal stand-in for the experiment
     experiment = SimpleNamespace(
         config=config,
         common=CommonDescription({"format": 2, "data": "0" * 64}, {}, {}, "resnet20"),
@@ -73,7 +82,7 @@ def test_keys_of_searches_stay(method: str) -> None:
 
 
 def test_determinants_of_usual_runs_have_the_fields_they_had(experiment: Experiment) -> None:
-    """The fields that aws and lrr had before there were others, and their final trainings."""
+    """Check that default runs have only the determinants of version 1."""
     found = search(experiment.using("lrr"))
     final = final_training(experiment.using("lrr"), Trial("signed_mask", 2, 1), found.ticket)
     every = {"format", "data", "spec", "model", "optim", "precision", "deterministic", "global_batch_size"}
@@ -156,7 +165,7 @@ def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_ne
 
 
 def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
-    """The self-check computes in float64."""
+    """Simulate the float64 of the self-check."""
     before, recorded = experiment.common.determinants, experiment.common.config["launch"]
     assert "dtype" not in before and "dtype" not in recorded
     monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)

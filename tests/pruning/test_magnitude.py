@@ -1,4 +1,4 @@
-"""prune: exact counts, sign symmetry, nesting, ties by position."""
+"""Test `prune`: exact counts, sign symmetry, nested masks, and ties broken by position."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,11 @@ def params(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def reference(values: dict[str, torch.Tensor], mask: Mask, fraction: float) -> np.ndarray:
-    """Sort every live weight by (−|w|, position) in plain Python and keep the first."""
+    """Prune in plain Python: sort live weights by (−|w|, position).
+
+    Returns:
+        The kept weights as a flat Boolean array over all tensors, in order of their names.
+    """
     flat = np.concatenate([values[name].numpy().ravel() for name in sorted(mask.tensors)])
     live = np.concatenate([mask.tensors[name].numpy().ravel() for name in sorted(mask.tensors)])
     order = sorted(np.flatnonzero(live), key=lambda index: (-abs(flat[index]), index))

@@ -1,4 +1,7 @@
-"""A store as the version before made it: read, proved, named as drawn the other way, and continued by nobody."""
+"""Test stores of the previous version, which initialised some networks differently.
+
+Its runs load and verify. Lists and pages mark them, and new searches do not reuse them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from harness.runs.run import FinishedRun
 from tests.pruning.searching import proved, resolved, tag
 from tools.lineage_commands.printing import print_node, print_nodes
 
-pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+pytestmark = pytest.mark.long  # the searches take seconds
 
 NAME = "mobilenet_v2_cifar"
 WAY = "drawn the other way: its weights from Kaiming normal over fan_in"
@@ -42,13 +45,16 @@ class Made(NamedTuple):
 
     @property
     def root(self) -> str:
-        """Key of the search."""
+        """Return the key of the search."""
         return self.found.ticket.record.nested_under
 
 
 @contextmanager
 def the_version_before() -> Iterator[None]:
-    """Draw by Kaiming normal, and put into keys, records and tags nothing of what came later."""
+    """Simulate the previous version during a `with` block.
+
+    It initialised with Kaiming normal. Its keys, records and tags lack the fields added later.
+    """
     spec = ModelSpec(partial(mobilenet_v2_cifar, former=True), classifier="fc")
     with patch.dict(REDRAWN), patch.dict(MODELS, {NAME: spec}), patch.object(ComparisonConfig, "ema_start", {}):
         del REDRAWN[NAME]
@@ -56,13 +62,13 @@ def the_version_before() -> Iterator[None]:
 
 
 def untrained(experiment: Experiment) -> Experiment:
-    """The network, one pruning, and no epoch of anything."""
+    """Return an experiment on this network without training epochs."""
     lengths = {"num_levels": 1, "warmup_epochs": 0, "level_epochs": 0, "final": Schedule(0, "constant")}
     return experiment.beside(replace(experiment.config, model=ModelConfig(NAME, width=2), **lengths))
 
 
 def made(experiment: Experiment) -> Made:
-    """A search, the final trainings of its ticket, and the barrier between two of them."""
+    """Run a search, three final trainings and a comparison."""
     own = untrained(experiment)
     found = search(own)
     trials = [Trial("signed_mask", 2, 1), Trial("signed_mask", 2, 2), Trial("retrain", 2, 1)]
@@ -102,9 +108,9 @@ def test_what_is_made_now_shares_no_run_with_them(experiment: Experiment, old: M
     assert old.found.theta_init.digest != new.found.theta_init.digest
     findings = proved(experiment, new.found.ticket)
     assert findings.problems == [] and findings.notes == [] and findings.num_nodes == 7
-    assert proved(experiment, old.found.ticket).problems == [], "with the others beside them"
+    assert proved(experiment, old.found.ticket).problems == [], "new runs in the same store must not matter"
     settings = [{run.record.tags["settings"] for run in (*one.found.levels, *one.finals[2:])} for one in (old, new)]
-    assert len(settings[0]) == len(settings[1]) == 1 and settings[0] != settings[1], "no page mixes them"
+    assert len(settings[0]) == len(settings[1]) == 1 and settings[0] != settings[1], "pages must not average over both"
 
 
 def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Experiment, old: Made) -> None:
@@ -124,7 +130,11 @@ def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Exp
 def test_a_comparison_that_says_it_was_made_the_other_way_is_found(
     experiment: Experiment, old: Made, entry: str, kept_by: str
 ) -> None:
-    """Also of an old ticket, whose signs are put on a θ_init that is drawn as today."""
+    """Check that verification finds a record that contradicts its key.
+
+    A field is removed from the record, which then claims the old rule. The compared copy has the signs of an old
+    ticket on a θ_init drawn by the current rule.
+    """
     one = compare_signed_init(untrained(experiment), old.found.ticket, 2, EMA)
     assert one is not None
     record = experiment.store.local.load(one.key)
@@ -158,7 +168,7 @@ def test_lists_pages_and_descriptions_name_them(experiment: Experiment, old: Mad
         print_nodes(nodes[title])
         assert ("θ_init drawn the other way: " in capsys.readouterr().out) == (title == "old")
         told = [WAY in describe(node, []) for node in nodes[title] if node.kind in ("search", "training")]
-        assert sum(told) == (3 if title == "old" else 0), "the search and two of three final trainings"
+        assert sum(told) == (3 if title == "old" else 0), "marked are the search and two of three final trainings"
     boxes = [box for box in picture_of([*nodes["old"], *nodes["new"]]).boxes if box.kind == "theta_init"]
-    assert len(boxes) == 4, "each has a θ_init of seed 1 and one of seed 2"
+    assert len(boxes) == 4, "both have a θ_init of seed 1 and one of seed 2"
     assert sorted(len(box.lines) for box in boxes) == [2, 2, 3, 3] and boxes[0].lines != boxes[2].lines

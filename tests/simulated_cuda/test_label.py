@@ -1,4 +1,4 @@
-"""The label itself: what it refuses, what it counts as a wait and as a kernel, and that it leaves nothing behind."""
+"""Test simulated CUDA itself: refused operations, counted waits and kernels, and complete restoration."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MIXED = "Expected all tensors to be on the same device, but found at least two d
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
-    """The same values on the device and on the CPU."""
+    """Return the same values on the simulated device and on the CPU."""
     here = torch.arange(-4.0, 8.0).view(3, 4)
     return here.to(DEVICE), here
 
@@ -91,7 +91,7 @@ def test_refusals_of_other_words(cuda):
         __import__("numpy").asarray(there)
     with pytest.raises(RuntimeError, match="cannot pin"):
         there.pin_memory()
-    assert float((there * torch.tensor(2.0)).sum()) == 2 * float(here.sum()), "a number on the CPU goes along"
+    assert float((there * torch.tensor(2.0)).sum()) == 2 * float(here.sum()), "a CPU scalar is accepted"
 
 
 WAITS = {
@@ -132,7 +132,7 @@ def test_a_wait_is_counted_and_names_its_line(name, cuda):
     cuda.clear()
     WAITS[name](there, here)
     line = WAITS[name].__code__.co_firstlineno
-    assert cuda.waits, "none counted"
+    assert cuda.waits, "no wait was counted"
     for wait in cuda.waits:
         assert wait.place.startswith(f"{HERE}:{line}: "), listing(cuda.waits)
         assert "lambda there, here" in wait.place
@@ -213,7 +213,7 @@ def test_kernels_are_counted(work, kernels, cuda):
 
 
 def state() -> dict[str, object]:
-    """Everything that the label changes, by identity."""
+    """Return the identities of all attributes that the simulation may change."""
     classes = {"Tensor": vars(torch.Tensor), "autocast": vars(torch.autocast), "Labelled": vars(Labelled)}
     modules = {"torch": vars(torch), "cuda": vars(torch.cuda), "_C": vars(torch._C)}
     found = {f"{of}.{name}": id(value) for of, values in (classes | modules).items() for name, value in values.items()}
