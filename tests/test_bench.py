@@ -76,7 +76,7 @@ def test_pruning_is_timed_against_torchs_and_both_must_be_exact(monkeypatch):
         assert row.ours and row.reference and row.value == pytest.approx(row.ours / row.reference)
 
 
-def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
+def test_a_missed_goal_is_marked_and_is_no_error(bench, monkeypatch, capsys):
     rows = [Row("slow thing", 2.0, Goal(most=1), "a note"), Row("fast thing", 0.5, Goal(most=1))]
     monkeypatch.setattr(bench, "run", lambda *options: rows)
     assert bench.main(bench.parse(["--only", "prune"])) == 0
@@ -86,21 +86,21 @@ def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
     assert "1 of 2 goals met" in lines and "slow thing: a note" in lines
 
 
-def test_a_ratio_is_the_median_of_what_was_measured_in_turns():
+def test_a_ratio_is_the_median_over_alternating_measurements():
     row = compared("speed", [2.0, 4.0, 9.0], [1.0, 4.0, 3.0], Goal(most=2))
     assert (row.value, row.interval, row.ours, row.reference, row.verdict) == (2.0, (1.0, 3.0), 4.0, 3.0, "met")
     assert compared("time", [2.0], [6.0], Goal(least=3), faster=True).value == 3.0
     assert Goal(least=3).verdict(2.9) == "MISSED" and Goal(least=3).verdict(None) == "not measured"
 
 
-def test_the_order_of_turns_turns_round_and_the_first_turn_warms_up():
+def test_the_order_alternates_after_a_warm_up():
     calls: list[str] = []
     ways = {name: lambda name=name: float(calls.append(name) or len(calls)) for name in ("a", "b")}
     assert in_turns(ways, 2) == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
     assert calls == ["a", "b", "a", "b", "b", "a"]
 
 
-def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, tmp_path, monkeypatch, capsys):
+def test_a_failed_benchmark_is_named_and_the_others_run(bench, tmp_path, monkeypatch, capsys):
     def rows(name: str, *options: object) -> list[Row]:
         if name == "prune":
             raise RuntimeError("not exact")
@@ -118,7 +118,7 @@ def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, tmp_path, 
 
 
 @pytest.mark.long
-def test_the_published_way_learns_what_ours_does():
+def test_the_published_implementation_learns_the_same_weights():
     """Compare `PublishedStep` with the harness's loop after three steps.
 
     In `PublishedStep` each norm layer interpolates its own parameters. Here all layers get the same α.
@@ -153,7 +153,7 @@ def test_the_published_way_learns_what_ours_does():
 
 
 @pytest.mark.long
-def test_graphs_compiled_while_a_way_is_timed_are_counted():
+def test_graphs_compiled_during_a_timing_are_counted():
     sizes, every_size_anew = iter(range(2, 9)), torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
     compiled_once = torch.compile(lambda x: x * 2, backend="eager")
     ways = {
@@ -202,7 +202,7 @@ def work_of(name: str, image_size: int, batch_size: int, num_classes: int, bf16:
 
 
 @pytest.mark.long
-def test_the_operations_of_resnet50_are_the_known_ones():
+def test_flops_of_resnet50_equal_the_known_number():
     """Expect 4.089 G multiply-adds forward, and twice as many backward.
 
     The backward pass needs no gradient of the images. There the first layer counts only once.
@@ -224,7 +224,7 @@ def test_the_operations_of_resnet50_are_the_known_ones():
         ("ResNet-20, 32², batch 128", "resnet20", (32, 128, 100)),
     ],
 )
-def test_the_page_says_how_many_images_a_device_allows(words, name, sizes):
+def test_performance_page_states_the_throughput_limits(words, name, sizes):
     """Check the throughput limits in docs/performance.md.
 
     NVIDIA's data sheets of the SXM boards state 989 TFLOP/s in bf16. The bandwidth is 3.35 TB/s (H100) or 4.8 TB/s
@@ -239,7 +239,7 @@ def test_the_page_says_how_many_images_a_device_allows(words, name, sizes):
 
 
 @pytest.mark.long
-def test_both_ways_to_a_barrier_find_the_same_errors():
+def test_both_barrier_implementations_find_the_same_errors():
     asked = question(Case("resnet8", 64, 16, 10, steps=4, rounds=1), torch.device("cpu"), (0.0, 0.3, 1.0))
     errors = asked.ours()
     assert asked.plain() == errors

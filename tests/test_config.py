@@ -19,7 +19,7 @@ from recipes.presets.small import digits
 
 
 @pytest.mark.parametrize("minutes", [-1, float("inf"), float("nan")])
-def test_a_limit_that_cannot_be_waited_for_is_refused(minutes):
+def test_an_invalid_stuck_limit_is_refused(minutes):
     for settings in (lambda: replace(digits(), stuck_after=minutes), lambda: TicketConfig("t", stuck_after=minutes)):
         with pytest.raises(ValueError, match=f"stuck_after is {minutes}; it must be a finite number of minutes"):
             settings()
@@ -50,7 +50,7 @@ def test_no_training_starts_at_a_reduced_learning_rate(epochs):
     assert Schedule(epochs, "step").lr_factor(0) == 1
 
 
-def test_settings_of_the_other_optimizer_determine_nothing():
+def test_settings_of_the_other_optimizer_are_not_in_the_key():
     assert OptimConfig("adam", momentum=0.5).determinants() == OptimConfig("adam").determinants()
     assert OptimConfig("sgd", betas=(0.5, 0.9)).determinants() == OptimConfig("sgd").determinants()
     assert OptimConfig("sgd", momentum=0.5).determinants() != OptimConfig("sgd").determinants()
@@ -77,7 +77,7 @@ def test_cosine_schedule_is_torchs():
         reference.step()
 
 
-def test_unknown_name_lists_the_known_and_the_nearest():
+def test_an_unknown_name_lists_known_names_and_the_nearest():
     with pytest.raises(ValueError, match=r"unknown method 'lrrr' \(did you mean 'lrr'\?\); known: aws, lrr"):
         known("method", "lrrr", ["lrr", "aws"])
 

@@ -43,7 +43,7 @@ def functions(path: Path) -> set[str]:
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_statement_of_the_coverage_table_is_shown_by_something_that_exists():
+def test_every_row_of_the_coverage_table_names_existing_tests_or_files():
     text = (DOCS / "coverage.md").read_text()
     assert list(unshown(text)) == []
     assert len(NAMED.findall(text)) > 100
@@ -58,12 +58,12 @@ def test_every_statement_of_the_coverage_table_is_shown_by_something_that_exists
         ("| \\|a\\| is so | we looked |", "no evidence for \\|a\\| is so "),
     ],
 )
-def test_a_row_that_shows_nothing_is_found(row, complaint):
+def test_a_row_without_existing_evidence_is_found(row, complaint):
     assert list(unshown(row)) == [complaint]
 
 
 @pytest.mark.skipif(not shutil.which("git") or not (DOCS.parent / ".git").exists(), reason="no clone")
-def test_no_output_of_a_command_is_committed():
+def test_no_redirected_output_is_committed():
     """Find files without suffix at the repository root.
 
     A mistyped shell redirection creates such files.

@@ -3,7 +3,7 @@
 from harness.common.escape import for_terminal
 
 
-def test_a_terminal_is_told_nothing() -> None:
+def test_control_characters_are_escaped() -> None:
     # colour, window title, C1 CSI that clears the screen, carriage return, right-to-left override, zero-width space,
     # line separator
     hostile = "a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\rerror\u202eevil\u200bx\u2028\n"
@@ -11,6 +11,6 @@ def test_a_terminal_is_told_nothing() -> None:
     assert shown == r"a\x1b[31mb\x1b]0;title\x07c\x9b2Jd\rerror\u202eevil\u200bx\u2028\n"
 
 
-def test_letters_of_any_language_stay() -> None:
+def test_letters_of_any_language_are_unchanged() -> None:
     for text in ("aws resnet20 L07 d0.210", "θ_init – Übung 符号 ✓", ""):
         assert for_terminal(text) == text

@@ -25,8 +25,8 @@ def test_hardware_is_that_of_this_machine() -> None:
     assert len(found["gpus"]) == torch.cuda.device_count()
 
 
-def test_a_cpu_launch_asks_nothing_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cuda_facts", lambda: pytest.fail("asked"))
+def test_a_cpu_launch_does_not_query_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_facts", lambda: pytest.fail("cuda_facts was called"))
     assert hardware(torch.device("cpu")).keys() == hardware().keys() == {"cpu", "cores", "memory_gib", "gpus"}
 
 
@@ -54,7 +54,7 @@ def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.M
     assert not torch.cuda.is_initialized()
 
 
-def test_a_fact_that_cannot_be_found_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unavailable_fact_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a build without NCCL, and set TF32 through torch's new setting.
 
     After that torch raises an error when the old setting is read.
@@ -74,7 +74,7 @@ def test_a_fact_that_cannot_be_found_out_is_none(monkeypatch: pytest.MonkeyPatch
     assert facts["cudnn_conv_fp32_precision"] == "ieee" and facts["cudnn"] is not None
 
 
-def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_version_comes_from_nvml_or_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
@@ -91,7 +91,7 @@ def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: 
 
 
 @pytest.mark.long
-def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
+def test_launch_command_is_the_command_of_the_launcher(tmp_path: Path) -> None:
     """Run a stand-in for Accelerate's launcher.
 
     A launcher is recognised by its command line: the second word ends in `accelerate`, the third is `launch`.
@@ -111,7 +111,7 @@ def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
+def test_load_sampling_slows_down_and_changes_no_random_number() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)

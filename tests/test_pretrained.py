@@ -31,7 +31,7 @@ def test_files_give_the_same_network(tmp_path, form):
     assert fresh == [] and fitted.digest == checkpoint().digest
 
 
-def test_torchvisions_names_are_ours():
+def test_a_torchvision_state_dict_is_accepted():
     reference = torchvision_resnet50(num_classes=7)
     ours = build_model("resnet50", num_classes=5, channels=3, image_size=224)
     fresh = Checkpoint.of(ours, level=0, epochs=0, level_digest="")
@@ -41,7 +41,7 @@ def test_torchvisions_names_are_ours():
     assert torch.equal(fitted.params["fc.weight"], fresh.params["fc.weight"])
 
 
-def test_older_files_lack_counters():
+def test_a_file_without_batch_counters_is_accepted():
     tensors = {name: t for name, t in checkpoint().state_dict.items() if not name.endswith("num_batches_tracked")}
     fitted, kept = Pretrained(tensors).fitted(checkpoint(seed=1), "fc")
     assert all(name.endswith("num_batches_tracked") for name in kept) and kept
@@ -56,7 +56,7 @@ def test_older_files_lack_counters():
         (lambda t: t.update({"conv1.weight": torch.zeros(2, 3, 3, 3)}), r"conv1.weight: .*\(2, 3, 3, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_every_mismatched_tensor_is_named(change, message):
     tensors = dict(checkpoint().state_dict)
     change(tensors)
     with pytest.raises(ValueError, match=message):

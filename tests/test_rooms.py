@@ -124,11 +124,11 @@ def _why_not(file: str, room: str, name: list[str]) -> str | None:
     return None
 
 
-def test_imports_keep_to_their_rooms() -> None:
+def test_imports_follow_the_table() -> None:
     assert violations(REPOSITORY) == []
 
 
-def test_the_table_has_no_circle() -> None:
+def test_the_table_has_no_cycle() -> None:
     """Check that no room depends on itself through other rooms."""
 
     def reachable(room: str) -> set[str]:
@@ -173,7 +173,7 @@ def method_violations(root: Path) -> list[str]:
     return sorted(found)
 
 
-def test_the_core_knows_no_method() -> None:
+def test_the_core_depends_on_no_method() -> None:
     """Check that other modules call hooks of a method.
 
     They must never test its name.
@@ -190,7 +190,7 @@ def test_the_core_knows_no_method() -> None:
         ("experiment/trainer.py", "METHODS['wr'].start", "names the method wr"),
     ],
 )
-def test_a_planted_question_for_a_method_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+def test_a_planted_dependency_on_a_method_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
     for method in ("gem_miner", "wr"):
         _plant(tmp_path, f"pruning/{method}.py", "")
     _plant(tmp_path, file, source)
@@ -198,7 +198,7 @@ def test_a_planted_question_for_a_method_is_found(tmp_path: Path, file: str, sou
     assert complaint in found
 
 
-def test_figures_are_known_by_nothing_below_the_command_line() -> None:
+def test_no_room_imports_reproduction() -> None:
     """Check that no room imports `reproduction`, which builds on all others."""
     assert [room for room, known in ROOMS.items() if "reproduction" in known] == []
 
@@ -251,7 +251,7 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, source: str, compl
         ("analysis/plots.py", "import datasets_of_mine\nfrom harness.training.batchnorm import reestimate_batchnorm"),
     ],
 )
-def test_an_allowed_import_is_let_pass(tmp_path: Path, file: str, source: str) -> None:
+def test_an_allowed_import_is_accepted(tmp_path: Path, file: str, source: str) -> None:
     _plant(tmp_path, file, source)
     assert violations(tmp_path) == []
 

@@ -13,7 +13,7 @@ def test_streams_do_not_shift_into_each_other():
     assert derive_seed(1, 2) != derive_seed(1, "2")
 
 
-def test_permutation_is_one_and_is_keyed():
+def test_permutation_is_valid_and_keyed():
     noise = SgdNoise(1, ("search", 3))
     order = noise.permutation(0, 1000)
     assert np.array_equal(np.sort(order), np.arange(1000))
@@ -42,6 +42,6 @@ def test_other_distributions_of_alpha_are_made_from_the_same_draws():
         SgdNoise(5, ("search", 0), "beta").alphas(0, 1)
 
 
-def test_seeds_stay_the_same_over_versions():
+def test_seeds_stay_the_same_across_versions():
     # another value would silently change every result with the same seed
     assert derive_seed(1, "order", 0) == 900627761886755983

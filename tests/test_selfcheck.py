@@ -173,7 +173,7 @@ def one_milestone_late(patched: Patch) -> None:
         (one_milestone_late, "weights", "final"),
     ],
 )
-def test_a_planted_fault_is_found_where_it_begins(
+def test_a_planted_fault_is_found_at_its_first_stage(
     theirs, tmp_path: Path, monkeypatch: Patch, capsys, fault: Callable[[Patch], None], quantity: str, first: str
 ) -> None:
     fault(monkeypatch)
@@ -202,7 +202,7 @@ def test_distance(one: list[float], other: list[float], distance: float) -> None
     assert selfcheck.distance_of(torch.tensor(one), torch.tensor(other)) == distance
 
 
-def test_a_tensor_a_quantity_and_a_stage_that_are_missing_are_found(capsys) -> None:
+def test_a_missing_tensor_quantity_or_stage_is_found(capsys) -> None:
     whole: dict[str, Stage] = {"level 0": {"weights": {"a": torch.ones(2)}, "masks": {"a": torch.tensor([True])}}}
     assert selfcheck.report(selfcheck.compare(whole, whole)) == 0
     lacking: list[dict[str, Stage]] = [{"level 0": whole["level 0"] | {"weights": {}}}, {"level 0": {}}, {}]
@@ -212,7 +212,7 @@ def test_a_tensor_a_quantity_and_a_stage_that_are_missing_are_found(capsys) -> N
             assert found["weights"].beyond == ["level 0, a"] and selfcheck.report(found) == 1
 
 
-def test_one_sign_and_one_place_of_a_mask_are_found() -> None:
+def test_one_wrong_sign_or_mask_entry_is_found() -> None:
     """Check that signs and masks must be exactly equal.
 
     Rounding cannot explain a difference.
@@ -227,13 +227,13 @@ def test_one_sign_and_one_place_of_a_mask_are_found() -> None:
     assert found["signs"].beyond == found["masks"].beyond == ["final, a"]
 
 
-def test_a_launcher_of_several_processes_is_no_answer(monkeypatch: Patch, capsys) -> None:
+def test_several_processes_are_refused(monkeypatch: Patch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert selfcheck.main(SMALL) == 2
     assert "no answer: the self-check is of one process" in capsys.readouterr().err
 
 
-def test_the_reference_imports_nothing_of_the_harness() -> None:
+def test_the_reference_does_not_import_the_harness() -> None:
     imported = re.findall(r"^(?:import|from) (\w+)", (REPOSITORY / "tools/selfcheck_reference.py").read_text(), re.M)
     assert set(imported) <= {"__future__", "collections", "dataclasses", "typing", "numpy", "torch"}
 

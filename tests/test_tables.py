@@ -30,7 +30,7 @@ def print_rows() -> None:
     print_table(ROWS, numbers=("number",), whole=("run",), spare=("name",), marked=0)
 
 
-def test_a_pipe_gets_each_row_whole_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_a_pipe_gets_one_complete_row_per_line(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     print_rows()
     out = capsys.readouterr().out
@@ -45,7 +45,7 @@ def test_a_pipe_gets_each_row_whole_on_a_line_of_its_own(capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_a_terminal_gets_lines_that_fit_and_whole_ids(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+def test_a_terminal_gets_lines_that_fit_and_complete_ids(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -61,7 +61,7 @@ def test_a_terminal_gets_lines_that_fit_and_whole_ids(monkeypatch: pytest.Monkey
     assert width != 80 or left_out
 
 
-def test_a_machine_without_rich_loses_no_fact(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_tables_are_complete_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     for name in ("rich", "rich.console"):
         monkeypatch.setitem(sys.modules, name, None)
     print_rows()

@@ -45,7 +45,7 @@ LABEL_FILES = (
 
 
 def prepared(name: str, out: Path, source: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Prepare a data set and return (images, labels) of both splits."""
+    """Prepare a data set. Return images (NHWC, uint8) and labels of each split."""
     prepare(name, out, str(source))
     return {split: read_raw(out / name / f"{split}.beton") for split in ("train", "test")}
 
@@ -63,7 +63,7 @@ def small() -> np.ndarray:
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_cifar100_takes_the_fine_labels(tmp_path: Path, small: np.ndarray, unpacked: bool) -> None:
+def test_cifar100_has_the_fine_labels(tmp_path: Path, small: np.ndarray, unpacked: bool) -> None:
     if unpacked:
         source = write_tree(tmp_path, cifar100_files(small[:20], small[20:])) / "cifar-100-binary"
     else:
@@ -82,7 +82,7 @@ def test_cifar10_joins_its_five_training_files(tmp_path: Path, small: np.ndarray
     assert (splits["test"][0] == small[20:]).all()
 
 
-def test_cifar100_of_the_hub_has_the_same_content(tmp_path: Path, small: np.ndarray) -> None:
+def test_cifar100_from_the_hub_has_the_same_content(tmp_path: Path, small: np.ndarray) -> None:
     """Compare the digests of the hub's format and the archive.
 
     The Hugging Face hub has other columns, and images as PNG.
@@ -134,7 +134,7 @@ def test_the_pickled_cifar_is_refused_and_never_loaded(tmp_path: Path, name: str
     assert not (tmp_path / "exploded").exists()
 
 
-def test_damaged_and_foreign_cifar_archives(tmp_path: Path, small: np.ndarray) -> None:
+def test_damaged_and_foreign_cifar_archives_are_refused(tmp_path: Path, small: np.ndarray) -> None:
     # Phase: archives of another data set
     home = tmp_path / "downloads"
     home.mkdir()
@@ -178,7 +178,7 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path, small: np.ndarray,
         prepare("cifar100", tmp_path / "out", str(archive))
 
 
-def test_nothing_is_written_outside(tmp_path: Path, small: np.ndarray) -> None:
+def test_no_file_is_written_outside_the_output(tmp_path: Path, small: np.ndarray) -> None:
     """Check that malicious member names write no file.
 
     Names contain `..` or an absolute path. Archives are read without unpacking.
@@ -224,7 +224,7 @@ def test_tiny_imagenet_zip(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     assert len(gray) == 4  # every third of 13 images, from the second on
 
 
-def test_tiny_imagenet_has_one_content_in_every_layout(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+def test_tiny_imagenet_has_equal_content_in_every_layout(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     """Compare the zip, its directory, and an image folder.
 
     The image folder has validation images sorted by class.
@@ -242,7 +242,7 @@ def test_tiny_imagenet_has_one_content_in_every_layout(tmp_path: Path, tiny: dic
     assert found[0] == found[1] == found[2]
 
 
-def test_tiny_imagenets_that_do_not_add_up(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+def test_inconsistent_tiny_imagenets_are_refused(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     def message(changed: dict[str, bytes | None]) -> str:
         files = {name: content for name, content in (tiny | changed).items() if content is not None}
         with pytest.raises(ValueError) as error:
@@ -262,7 +262,7 @@ def test_tiny_imagenets_that_do_not_add_up(tmp_path: Path, tiny: dict[str, bytes
     )
 
 
-def test_bad_zips(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+def test_damaged_and_malicious_zips_are_refused(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     path = tiny_imagenet_zip(tmp_path / "t.zip", tiny)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -313,7 +313,7 @@ def sorted_digests(tmp_path_factory: pytest.TempPathFactory, imagenet: ImageNetF
 
 @pytest.mark.parametrize("labels", LABEL_FILES)
 @pytest.mark.parametrize("layout", ["tars", "directories", "train tar", "val tar"])
-def test_imagenet_has_one_content_in_every_layout(
+def test_imagenet_has_equal_content_in_every_layout(
     tmp_path: Path, imagenet: ImageNetFiles, sorted_digests: list[str], layout: str, labels: str
 ) -> None:
     train = imagenet.train_tar() if layout in ("tars", "train tar") else imagenet.train_directories()
@@ -348,7 +348,7 @@ def test_imagenets_images_and_labels(tmp_path: Path, imagenet: ImageNetFiles) ->
     assert read_sizes(tmp_path / "imagenet" / "train.beton")[0].tolist() == [120] * 13
 
 
-def test_imagenets_that_do_not_add_up(tmp_path: Path, imagenet: ImageNetFiles) -> None:
+def test_inconsistent_imagenets_are_refused(tmp_path: Path, imagenet: ImageNetFiles) -> None:
     trees = iter(range(100))
 
     def message(*files: dict[str, bytes]) -> str:
@@ -384,7 +384,7 @@ def test_imagenets_that_do_not_add_up(tmp_path: Path, imagenet: ImageNetFiles) -
 
 @pytest.mark.parametrize("which", ["train", "val"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_tar_that_was_cut_off_is_named(tmp_path: Path, imagenet: ImageNetFiles, which: str, share: float) -> None:
+def test_a_truncated_tar_is_named(tmp_path: Path, imagenet: ImageNetFiles, which: str, share: float) -> None:
     files = imagenet.train_tar() | imagenet.val_tar() | imagenet.labels("valprep.sh")
     name = f"ILSVRC2012_img_{which}.tar"
     files[name] = files[name][: int(share * len(files[name]))]

@@ -163,7 +163,7 @@ def test_ranks_and_workers_make_the_same_global_batches(
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_a_resumed_epoch_goes_on_bit_for_bit(sources: dict, loader: str) -> None:
+def test_a_resumed_epoch_is_bit_identical(sources: dict, loader: str) -> None:
     train = sources["digits", loader].train_loader(global_batch_size=64, num_workers=2)
     whole = list(train.epoch(NOISE, 1))
     assert same(whole[3:8], train.epoch(NOISE, 1, skip_steps=3, num_steps=5)) == 5
@@ -172,7 +172,7 @@ def test_a_resumed_epoch_goes_on_bit_for_bit(sources: dict, loader: str) -> None
     assert list(train.epoch(NOISE, 1, skip_steps=20)) == []
 
 
-def test_noise_decides_the_augmentation(sources: dict) -> None:
+def test_noise_determines_the_augmentation(sources: dict) -> None:
     """Check that augmentation depends on epoch, level and seed only.
 
     Another epoch, level or seed must augment the same sample differently.
@@ -207,7 +207,7 @@ def test_every_test_image_is_counted_once(sources: dict, directories: dict, load
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_more_ranks_than_images(sources: dict, loader: str) -> None:
+def test_more_ranks_than_images_are_allowed(sources: dict, loader: str) -> None:
     source = sources["small_rgb", loader]
     counts = [
         sum(len(batch.labels_N) for batch in source.test_loader(batch_size=4, rank=rank, world_size=13, num_workers=1))
@@ -217,7 +217,7 @@ def test_more_ranks_than_images(sources: dict, loader: str) -> None:
     assert set(counts) == {0, 1}
 
 
-def test_batches_may_be_kept(sources: dict) -> None:
+def test_batches_do_not_change_later(sources: dict) -> None:
     """Check that batches do not change later.
 
     FFCV reuses its buffers after a few batches, so the loader must copy them.
@@ -257,7 +257,7 @@ def test_two_epochs_may_be_open_at_once(sources: dict) -> None:
     assert same(alone, [first, *outer]) == 12
 
 
-def test_torch_keeps_its_threads(sources: dict) -> None:
+def test_the_number_of_torch_threads_is_unchanged(sources: dict) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2 if before == 1 else before - 1)
     try:
@@ -278,18 +278,18 @@ def test_an_empty_batch_is_refused(sources: dict, loader: str) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, -2, 1000])
-def test_impossible_numbers_of_workers_are_refused(sources: dict, num_workers: int) -> None:
+def test_invalid_numbers_of_workers_are_refused(sources: dict, num_workers: int) -> None:
     with pytest.raises(ValueError, match=f"num_workers is {num_workers}"):
         sources["digits", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers)
 
 
 @pytest.mark.parametrize("num_workers", [None, -1])
-def test_all_workers(sources: dict, num_workers: int | None) -> None:
+def test_workers_on_all_cores_are_the_default(sources: dict, num_workers: int | None) -> None:
     train = sources["digits", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers)
     assert next(train.epoch(NOISE, 0)).images_NHWC.shape == (8, 8, 8, 1)
 
 
-def test_a_dying_reader_is_an_error_not_a_hang(
+def test_a_dead_reader_thread_raises_an_error(
     rgb_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -329,7 +329,7 @@ def test_recorded_statistics_are_those_of_the_images(sources: dict, directories:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_batches_on_cuda_are_those_on_cpu(sources: dict, name: str, loader: str) -> None:
+def test_batches_on_cuda_equal_those_on_cpu(sources: dict, name: str, loader: str) -> None:
     """Compare while the device is busy.
 
     A copy without synchronisation would then give wrong values.
@@ -364,7 +364,7 @@ assert sum(1 for _ in source.train_loader(global_batch_size=100).epoch(SgdNoise(
     assert done.returncode == 0, done.stderr
 
 
-def test_ffcv_copies_one_batch_ahead_and_frees_a_buffer_only_when_it_is_copied(sources: dict, monkeypatch) -> None:
+def test_ffcv_copies_one_batch_ahead_and_reuses_a_buffer_only_after_its_copy(sources: dict, monkeypatch) -> None:
     """Check the order of reads and copies.
 
     On CUDA a copy runs while the device computes. FFCV overwrites a buffer after the next read, so the copy must

@@ -63,7 +63,7 @@ def fashion(tmp_path: Path) -> Path:
     return tmp_path / "idx"
 
 
-def test_digits_are_scikit_learns_split_once_and_for_all(digits_directory: Path) -> None:
+def test_digits_have_scikit_learns_images_and_a_fixed_split(digits_directory: Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -94,7 +94,7 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
         assert labels.tolist() == list(range(7))
 
 
-def test_a_small_set_has_block_means_of_chosen_images(
+def test_a_small_data_set_has_block_means_of_chosen_images(
     tmp_path: Path, fashion: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Compare the data set with PyTorch's average pooling.
@@ -117,12 +117,12 @@ def test_a_small_set_has_block_means_of_chosen_images(
         assert places == sorted(set(places))
 
 
-def test_a_small_set_needs_enough_images(tmp_path: Path, fashion: Path) -> None:
+def test_a_small_data_set_needs_enough_images(tmp_path: Path, fashion: Path) -> None:
     with pytest.raises(ValueError, match="holds 20 training images; 8000 are needed"):
         prepare("fashion_mnist_small", tmp_path, str(fashion))
 
 
-def test_the_same_bytes_every_time(tmp_path: Path, boxes_raw: Path) -> None:
+def test_preparation_is_deterministic(tmp_path: Path, boxes_raw: Path) -> None:
     options = ImageOptions(write_mode="proportion", proportion=0.5)
     for name, workers in (("a", 1), ("b", 2)):
         prepare("boxes", tmp_path / name, str(boxes_raw), options, num_workers=workers)
@@ -140,7 +140,7 @@ def test_options_change_the_digest_only_if_they_change_the_images(tmp_path: Path
 
 
 @pytest.mark.long
-def test_proportion_is_kept_and_chosen_by_position(tmp_path: Path) -> None:
+def test_the_proportion_of_jpeg_images_is_respected(tmp_path: Path) -> None:
     from ffcv.reader import Reader
 
     raw = image_folder(tmp_path / "raw", photo_crops(201, 16, 16), 1, 1, ".png")
@@ -281,7 +281,7 @@ def test_a_broken_image_in_parquet_is_named_by_its_index(tmp_path: Path) -> None
         prepare("boxes", tmp_path, str(tmp_path / "raw"), RAW)
 
 
-def test_an_unfinished_split_is_begun_again_a_finished_one_kept(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_an_unfinished_split_is_rewritten_and_a_finished_one_kept(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     raw = image_folder(tmp_path / "raw", photo_crops(30, 40, 40), 10, 2, ".png")
     prepare("boxes", tmp_path / "whole", str(raw), RAW)
     home = tmp_path / "out" / "boxes"
@@ -298,7 +298,7 @@ def test_an_unfinished_split_is_begun_again_a_finished_one_kept(tmp_path: Path, 
 
 
 @pytest.mark.long
-def test_killed_in_the_middle(tmp_path: Path, fashion: Path) -> None:
+def test_a_killed_preparation_can_be_repeated(tmp_path: Path, fashion: Path) -> None:
     """Kill a preparation, then prepare again.
 
     The killed process must leave no manifest.
@@ -312,7 +312,7 @@ def test_killed_in_the_middle(tmp_path: Path, fashion: Path) -> None:
     home = tmp_path / "out" / "fashion_mnist"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not leftovers(home) if home.exists() else True:
-            assert process.poll() is None, "finished before it could be killed"
+            assert process.poll() is None, "the process finished before it could be killed"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert leftovers(home) == [".train.beton.partial"]
@@ -347,7 +347,7 @@ def test_a_damaged_split_is_written_again(tmp_path: Path, boxes_raw: Path, capfd
     assert "writing it again" in capfd.readouterr().out
 
 
-def test_wrong_sizes_labels_and_colours(tmp_path: Path, fashion: Path) -> None:
+def test_wrong_sizes_labels_and_colours_are_refused(tmp_path: Path, fashion: Path) -> None:
     images = np.zeros((3, 30, 28), np.uint8)
     write_idx(fashion, images, np.zeros(3, np.uint8), "train", zipped=True)
     with pytest.raises(ValueError, match=r"image 0 of .* has 30×28 pixels; fashion_mnist images have 28×28"):
@@ -360,7 +360,7 @@ def test_wrong_sizes_labels_and_colours(tmp_path: Path, fashion: Path) -> None:
         prepare("fashion_mnist", tmp_path, str(raw))
 
 
-def test_truncated_idx_files(tmp_path: Path, fashion: Path) -> None:
+def test_truncated_idx_files_are_refused(tmp_path: Path, fashion: Path) -> None:
     path = fashion / "train-images-idx3-ubyte.gz"
     content = path.read_bytes()
     path.write_bytes(content[:-50])
@@ -371,7 +371,7 @@ def test_truncated_idx_files(tmp_path: Path, fashion: Path) -> None:
         prepare("fashion_mnist", tmp_path, str(fashion))
 
 
-def test_missing_and_empty_sources(tmp_path: Path) -> None:
+def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no directory /nowhere, .*apt install dataset-fashion-mnist"):
         prepare("fashion_mnist", tmp_path, "/nowhere")
     (tmp_path / "empty").mkdir()
@@ -407,7 +407,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
         prepare("boxes", tmp_path, str(tmp_path / "raw"))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_is_one_error_and_leaves_no_file(
     tmp_path: Path, boxes_raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -422,7 +422,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         prepare("digits", tmp_path)
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
+def test_concurrent_preparations_are_refused(tmp_path: Path) -> None:
     from filelock import FileLock
 
     (tmp_path / "digits").mkdir()
@@ -438,7 +438,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         ({"max_resolution": -1}, "--max-resolution is -1"),
     ],
 )
-def test_impossible_options(options: dict, message: str) -> None:
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageOptions(**options)
 
@@ -448,7 +448,7 @@ def run_tool(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.long
-def test_the_command_as_a_user_gives_it(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path) -> None:
     done = run_tool("digits", "--out", "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "digits train: 1297 images" in done.stdout

@@ -79,7 +79,7 @@ def test_same_boxes_from_one_and_two_ranks_and_after_a_resume(boxes_directory: P
         assert torch.equal(whole[step].images_NHWC, torch.cat([first.images_NHWC, second.images_NHWC]))
 
 
-def test_storing_as_jpeg_changes_pixels_a_little_and_boxes_not_at_all(
+def test_jpeg_storage_changes_pixels_slightly_and_boxes_not_at_all(
     boxes_directory: Path, boxes_raw: Path, tmp_path: Path
 ) -> None:
     prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg", quality=95))
@@ -115,13 +115,13 @@ def test_a_stock_ffcv_loader_reads_our_files(boxes_raw: Path, tmp_path: Path) ->
     assert torch.equal(labels[:, 0], ours.labels_N)
 
 
-def test_data_sets_of_any_size_are_refused_in_memory(boxes_directory: Path) -> None:
+def test_data_sets_of_varying_image_size_are_refused_in_memory(boxes_directory: Path) -> None:
     with pytest.raises(ValueError, match="boxes .* use the ffcv loader"):
         open_data("boxes", boxes_directory, "memory")
 
 
 @pytest.mark.long
-def test_full_size_images_come_as_224(tmp_path: Path) -> None:
+def test_full_size_images_are_loaded_as_224(tmp_path: Path) -> None:
     """Prepare `imagenet` from JPEG files above the resolution limit."""
     raw = image_folder(tmp_path / "raw", photo_crops(6, 420, 640), 2, 2, ".jpg")
     prepare("imagenet", tmp_path / "data", str(raw), ImageOptions(max_resolution=300))

@@ -38,7 +38,7 @@ def paths(tmp_path: Path, spec: DataSpec) -> dict[str, Path]:
 
 @pytest.mark.parametrize("augment", [True, False])
 @pytest.mark.parametrize("skip_steps", [0, 2])
-def test_the_resident_loader_gives_the_batches_of_the_cpu(device, spec, paths, augment, skip_steps):
+def test_the_memory_loader_gives_the_same_batches_as_on_the_cpu(device, spec, paths, augment, skip_steps):
     reader = memory_readers(spec, paths)
     order = TrainOrder(NUM["train"], global_batch_size=16, rank=0, world_size=1)
     there, here = (TrainLoader(reader("train", None, where), order) for where in (device, "cpu"))
@@ -74,7 +74,7 @@ def same_batches(there, here, spec: DataSpec, device: torch.device) -> int:
     return count
 
 
-def test_ffcv_gives_them_too(device, on_real_device, tmp_path):
+def test_ffcv_gives_the_same_batches(device, on_real_device, tmp_path):
     pytest.importorskip("ffcv")
     from harness.data import open_data
     from harness.data.prepare import prepare

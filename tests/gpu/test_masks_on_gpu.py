@@ -65,7 +65,7 @@ def test_signs_and_signed_parameters_are_the_same(device):
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_a_strangers_fused_optimizer_is_kept_sparse(device, kind):
+def test_keep_works_with_a_fused_optimizer(device, kind):
     params, mask, _ = params_of("resnet8", device)
     signed = SignedMask.of(params, prune(params, mask, 0.5))
     torch.manual_seed(1)
@@ -84,7 +84,7 @@ def test_a_strangers_fused_optimizer_is_kept_sparse(device, kind):
             assert not bool(weights[name].detach().cpu()[~kept].any()) and bool(weights[name].any())
 
 
-def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monkeypatch, tmp_path):
+def test_a_barrier_curve_of_two_checkpoints_matches_the_cpu(device, monkeypatch, tmp_path):
     """Compare the errors at eleven α, up to two images."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(3)

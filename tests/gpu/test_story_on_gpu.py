@@ -17,7 +17,7 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("chapter", story.CHAPTERS, ids=str)
-def test_the_whole_story(chapter, on_real_device, tmp_path):
+def test_every_scenario(chapter, on_real_device, tmp_path):
     """Run one scenario. tests/simulated_cuda/test_story.py does the same on simulated CUDA, and counts waits."""
     if chapter.way == "accelerate" and importlib.util.find_spec("accelerate") is None:
         chapter = story.alone(chapter)
@@ -25,7 +25,7 @@ def test_the_whole_story(chapter, on_real_device, tmp_path):
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(
+def test_a_search_interrupted_inside_a_level_ends_with_the_same_bits(
     precision, on_real_device, deterministic, tmp_path
 ):
     again, whole = story.interrupted_and_whole(tmp_path, "alone", 6, precision=precision, deterministic=True)

@@ -62,7 +62,7 @@ def test_the_optimizer_is_fused_where_that_is_safe(world, on_cuda, optimizer, mo
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["aws", "lrr"])
-def test_float32_is_that_of_the_cpu(device, optimizer, method, monkeypatch):
+def test_float32_training_matches_the_cpu(device, optimizer, method, monkeypatch):
     """Compare training in float32 without TF32.
 
     Then only the order of sums differs between the devices.
@@ -88,7 +88,7 @@ def test_aws_with_alpha_one_is_lrr_bit_for_bit(world, deterministic):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
+def test_training_every_network_is_bitwise_repeatable(name, world, deterministic):
     """Check bitwise repeatability under deterministic algorithms.
 
     torch would raise an error at an operation without a deterministic implementation.
@@ -101,7 +101,7 @@ def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["aws", "lrr"])
-def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, deterministic, optimizer, method):
+def test_a_training_interrupted_after_any_step_ends_with_the_same_bits(world, device, deterministic, optimizer, method):
     """Interrupt and resume a training after each step in turn.
 
     Under fp16 the first steps overflow, so that the loss scale falls and grows again. It must be restored too.
@@ -129,9 +129,9 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, de
         assert reports[-1].train_loss == expected[-1].train_loss
 
 
-def test_fp16_skips_steps_that_overflow_and_goes_on(world, device, monkeypatch):
+def test_fp16_skips_overflowing_steps_and_continues(world, device, monkeypatch):
     if world.precision != "fp16":
-        pytest.skip("fp16 alone has a loss scale")
+        pytest.skip("only fp16 has a loss scale")
     begin_with_overflows(world)
     scales, update = [], _Step.update
     monkeypatch.setattr(_Step, "update", lambda self: scales.append(world.scaler_state()["scale"]) or update(self))
@@ -143,7 +143,7 @@ def test_fp16_skips_steps_that_overflow_and_goes_on(world, device, monkeypatch):
     assert all(bool(param.isfinite().all()) for param in model.parameters())
 
 
-def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_real_device):
+def test_peak_memory_of_an_aws_step_is_close_to_a_plain_one(device, on_real_device):
     """Compare peak memory with a plain step.
 
     Masks and the interpolation of ψ may need at most 2 % more. The network is ResNet-50 with 224×224 pixels, batch 256
@@ -181,7 +181,7 @@ def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_real_devic
     assert mine <= 1.02 * theirs, f"{mine / 2**20:.0f} MiB against {theirs / 2**20:.0f} MiB"
 
 
-def test_evaluation_counts_as_the_cpu_does(device, monkeypatch):
+def test_evaluation_matches_the_cpu(device, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     batches = Repeated(3, 16, 32, device)
     on_cpu = Repeated(3, 16, 32, torch.device("cpu"))

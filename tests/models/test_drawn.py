@@ -46,7 +46,7 @@ def check_drawn_alike(drawn: Tensor, fresh: Tensor, bound: float) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_layer_starts_as_torchs_own(name: str) -> None:
+def test_every_layer_has_torchs_default_initialisation(name: str) -> None:
     torch.manual_seed(7)
     count = 0
     for _, layer in layers(draw_model(name, init_seed=3, **SIZES)):
@@ -58,7 +58,7 @@ def test_every_layer_starts_as_torchs_own(name: str) -> None:
     assert count > 30
 
 
-def test_the_small_stem_of_resnet50_alone_starts_as_torchs_own() -> None:
+def test_only_the_small_stem_of_resnet50_has_torchs_default_initialisation() -> None:
     torch.manual_seed(7)
     model = draw_model("resnet50_cifar", init_seed=3, **SIZES)
     stem = dict(layers(model))["conv1"]
@@ -71,7 +71,7 @@ def test_the_small_stem_of_resnet50_alone_starts_as_torchs_own() -> None:
     assert [n for n, own in model.state_dict().items() if not torch.equal(own, theirs[n])] == ["conv1.weight"]
 
 
-def test_drop_connect_has_no_part_in_the_draw() -> None:
+def test_drop_connect_does_not_change_the_initialisation() -> None:
     sizes = SIZES | {"width": 8}
     with_it, without = (
         draw_model(f"efficientnet_b0_cifar{name}", init_seed=3, **sizes) for name in ("_drop_connect", "")
@@ -125,7 +125,7 @@ def torchvisions_efficientnet() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", REDRAWN)
-def test_older_runs_are_redrawn_bit_for_bit(name: str) -> None:
+def test_the_initialisation_of_older_runs_is_reproduced_bit_for_bit(name: str) -> None:
     old = draw_model(name, init_seed=3, former=True, **SIZES)
     own = {
         "resnet50_cifar": torchvisions_stem,
@@ -138,7 +138,7 @@ def test_older_runs_are_redrawn_bit_for_bit(name: str) -> None:
     assert rates == ([DROP_CONNECT * block / 16 for block in range(16)] if "efficientnet" in name else [])
 
 
-def test_these_networks_alone_were_drawn_otherwise() -> None:
+def test_only_these_networks_had_another_initialisation() -> None:
     assert {name for name, spec in MODELS.items() if spec.former is not None} == REDRAWN.keys()
     for name in MODELS:
         assert (drawn_before(name, {}) is None) == (name not in REDRAWN)

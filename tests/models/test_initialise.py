@@ -13,7 +13,7 @@ SIZES = {"num_classes": 10, "channels": 3, "image_size": 32}
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_cifar", "vit_tiny"])  # depthwise convolutions, attention
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "constant"])
-def test_weights_have_he_magnitudes_and_the_rest_stays(name, scheme):
+def test_weights_have_he_magnitudes_and_other_parameters_are_unchanged(name, scheme):
     own = draw_model(name, init_seed=3, **SIZES)
     model = draw_model(name, init_seed=3, scheme=scheme, **SIZES)
     weights = partition_of(name, own).prunable | {f"{classifier_of(name)}.weight"}
@@ -35,7 +35,7 @@ def test_weights_have_he_magnitudes_and_the_rest_stays(name, scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_seed_alone_decides(scheme):
+def test_initial_weights_depend_only_on_the_seed(scheme):
     torch.manual_seed(1)
     first = draw_model("resnet8", init_seed=3, scheme=scheme, **SIZES).state_dict()
     after = torch.rand(1)

@@ -60,7 +60,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
-def test_small_networks_take_every_small_image(name, image_size, channels):
+def test_small_networks_accept_every_small_image_size(name, image_size, channels):
     torch.manual_seed(0)
     model = build_model(name, num_classes=7, channels=channels, image_size=image_size, width=SMALL[name])
     logits = model(torch.randn(3, channels, image_size, image_size))
@@ -84,7 +84,7 @@ def test_weights_are_a_function_of_the_seed_and_keys_are_plain(name):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "mlp_mixer", "mlp_mixer_wide"])
-def test_imagenet_networks_take_images_of_224(name):
+def test_imagenet_networks_accept_images_of_224(name):
     torch.manual_seed(0)
     model = build_model(name, num_classes=1000, channels=3, image_size=224).eval()
     with torch.no_grad():
@@ -155,7 +155,7 @@ def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
     assert reached.sum() == 128
 
 
-def test_unknown_name_gives_the_known_and_the_nearest():
+def test_an_unknown_name_lists_known_names_and_the_nearest():
     with pytest.raises(
         ValueError,
         match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, effi",
@@ -177,6 +177,6 @@ def test_unknown_name_gives_the_known_and_the_nearest():
         ("mobilenet_v2", {"width": 16}, "width of mobilenet_v2 cannot be set"),
     ],
 )
-def test_refused_sizes(name, sizes, message):
+def test_invalid_sizes_are_refused(name, sizes, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **({"num_classes": 10, "channels": 1, "image_size": 32} | sizes))

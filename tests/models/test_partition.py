@@ -83,7 +83,7 @@ class RenamedBatchNorm(nn.BatchNorm2d):
         self.act = nn.PReLU()
 
 
-def test_every_kind_of_norm_by_type_and_not_by_name():
+def test_norm_layers_are_found_by_type_not_by_name():
     model = nn.ModuleDict(
         {
             "a": RenamedBatchNorm(4),
@@ -121,19 +121,19 @@ def test_attention_projections_are_prunable():
     assert "one.in_proj_bias" in partition.other
 
 
-def test_the_classifier_is_excluded_for_what_it_is_and_not_for_its_width():
+def test_the_classifier_is_excluded_by_name_not_by_width():
     model = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 10))
     assert ParamPartition.of(model, "1").prunable == {"0.weight", "2.weight"}
     assert ParamPartition.of(model, "2").prunable == {"0.weight", "1.weight"}
 
 
-def test_a_shared_parameter_stands_once_under_its_first_name():
+def test_a_shared_parameter_is_listed_once_under_its_first_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].weight = model[0].weight
     assert ParamPartition.of(model, "2").prunable == {"0.weight"}
 
 
-def test_what_the_classifier_shares_is_not_pruned():
+def test_parameters_shared_with_the_classifier_are_not_pruned():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     assert ParamPartition.of(model, "1") == ParamPartition(
@@ -141,7 +141,7 @@ def test_what_the_classifier_shares_is_not_pruned():
     )
 
 
-def test_a_shared_module_stands_once():
+def test_a_shared_module_is_listed_once():
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 2))
     assert ParamPartition.of(model, "3").prunable == {"0.weight"}
@@ -155,14 +155,14 @@ def test_a_parameter_of_two_roles_is_refused():
         ParamPartition.of(model, "2")
 
 
-def test_a_hidden_weight_is_refused_instead_of_never_pruned():
+def test_a_reparametrised_weight_is_refused():
     model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="0 .* has no plain weight"):
         ParamPartition.of(model, "1")
 
 
 @pytest.mark.parametrize("name", ["fc", "", "1.weight"])
-def test_a_classifier_that_is_not_there_is_refused(name):
+def test_an_unknown_classifier_is_refused(name):
     with pytest.raises(ValueError, match=f"no classifier '{name}' in Sequential; its modules: 0, 1"):
         ParamPartition.of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), name)
 

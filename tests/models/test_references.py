@@ -65,7 +65,7 @@ def test_mobilenet_v2_is_torchvisions_own_bit_for_bit():
     assert not [m for m in ours.modules() if isinstance(m, nn.Dropout) and m.p]
 
 
-def test_mobilenet_v2_cifar_has_torchvisions_layers_but_for_what_its_docstring_says():
+def test_mobilenet_v2_cifar_has_torchvisions_layers_except_as_documented():
     ours = build_model("mobilenet_v2_cifar", num_classes=10, channels=3, image_size=32)
     theirs = torchvision.models.mobilenet_v2()
     added = ("blocks.0.conv1", *(f"blocks.{index}.shortcut" for index in range(17)))
@@ -77,7 +77,7 @@ def test_mobilenet_v2_cifar_has_torchvisions_layers_but_for_what_its_docstring_s
     assert ours.blocks(ours.conv1(images(32))).shape == (2, 320, 4, 4)
 
 
-def test_a_mobilenet_block_of_torchvision_gives_the_same():
+def test_a_mobilenet_block_equals_torchvisions():
     """Compare a block of expansion 6 and stride 1.
 
     The inputs are so small that torchvision's ReLU6 never clips at 6.
@@ -130,7 +130,7 @@ def test_rates_of_dropout_and_drop_connect():
         assert rates(model, nn.Dropout) == rates(model, drop_connect) == []
 
 
-def test_shufflenet_by_the_papers_table():
+def test_shufflenet_has_the_layers_of_its_papers_table():
     """Check the network against table 1 (3 groups) and figure 2 of the ShuffleNet paper.
 
     They give the output channels and units of each stage, and the groups of each layer.
@@ -146,7 +146,7 @@ def test_shufflenet_by_the_papers_table():
     assert model.units(torch.zeros(1, 24, 32, 32)).shape == (1, 960, 4, 4)
 
 
-def test_a_shuffle_unit_written_out():
+def test_a_shuffle_unit_equals_its_written_out_form():
     """Compare a unit with an explicit computation.
 
     The reference has one dense convolution per group, and shuffles channel by channel.
@@ -224,7 +224,7 @@ def test_mixer_is_timms():
     close(ours(x), theirs.eval()(x))
 
 
-def test_skipinit_is_resnet20_whose_norms_do_nothing_but_scale():
+def test_skipinit_equals_resnet20_with_norms_that_only_scale():
     torch.manual_seed(0)
     ours = build_model("resnet20_skipinit", num_classes=10, channels=3, image_size=32).eval()
     theirs = build_model("resnet20", num_classes=10, channels=3, image_size=32).eval()

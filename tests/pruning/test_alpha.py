@@ -55,7 +55,7 @@ def test_another_distribution_is_another_search(experiment: Experiment, alpha: s
     assert not findings.problems and findings.checked["alpha"]
 
 
-def test_a_record_that_says_another_distribution_is_found(experiment: Experiment):
+def test_a_record_with_a_wrong_distribution_is_found(experiment: Experiment):
     """Check that verification finds a wrong distribution in the record.
 
     It draws α again from the seed. Here α was drawn from U(0, 1), and the record claims a Bernoulli distribution.
@@ -69,6 +69,6 @@ def test_a_record_that_says_another_distribution_is_found(experiment: Experiment
     assert findings is not None and not all(finding.holds for finding in findings)
 
 
-def test_a_method_without_alpha_refuses_it(experiment: Experiment):
+def test_a_method_without_alpha_refuses_a_distribution(experiment: Experiment):
     with pytest.raises(ValueError, match="alpha=zero is of method aws; lrr draws no α"):
         search(experiment.using("lrr", alpha="zero"))

@@ -50,7 +50,7 @@ def asked(
 
 
 @pytest.mark.parametrize("kind", ["signed_mask", "retrain"])
-def test_stability_is_of_one_start_under_two_noises(experiment: Experiment, found: SearchResult, kind: str) -> None:
+def test_stability_compares_one_start_under_two_noises(experiment: Experiment, found: SearchResult, kind: str) -> None:
     one, twin = (trained(experiment, found, kind, 2, sgd_seed) for sgd_seed in (1, 2))
     _, tags = asked(experiment, one, twin, "stability")
     assert (tags["same_start"], tags["question"]) == ("true", "stability")
@@ -61,7 +61,7 @@ def test_stability_is_of_one_start_under_two_noises(experiment: Experiment, foun
         compare(experiment, one, one, "stability", FEW)
 
 
-def test_different_starts_are_compared_only_if_asked_for(experiment: Experiment, found: SearchResult) -> None:
+def test_different_starts_are_compared_only_with_cross_init(experiment: Experiment, found: SearchResult) -> None:
     one, other = trained(experiment, found, "signed_mask", 2, 1), trained(experiment, found, "signed_mask", 3, 2)
     with pytest.raises(ValueError, match="started from different parameters.*--cross-init"):
         compare(experiment, one, other, "stability", FEW)
@@ -69,7 +69,7 @@ def test_different_starts_are_compared_only_if_asked_for(experiment: Experiment,
     assert tags["same_start"] == "false"
 
 
-def test_connectivity_takes_one_mask(experiment: Experiment, found: SearchResult) -> None:
+def test_connectivity_requires_equal_masks(experiment: Experiment, found: SearchResult) -> None:
     one, solution = trained(experiment, found, "signed_mask", 2, 1), trained(experiment, found, "retrain", 2, 1)
     _, tags = asked(experiment, one, solution, "lmc")
     assert tags["question"] == "lmc"
@@ -95,9 +95,7 @@ def problems_of(experiment: Experiment, one: Comparison) -> tuple[Findings, set[
     return findings, {(problem.check, problem.name.split()[0]) for problem in findings.problems}
 
 
-def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
-    experiment: Experiment, found: SearchResult
-) -> None:
+def test_signed_init_compares_the_start_of_the_final_training(experiment: Experiment, found: SearchResult) -> None:
     one = signed_init(experiment, found, 2)
     record = experiment.store.local.load(one.key)
     training = trained(experiment, found, "signed_mask", 2, 1)
@@ -114,7 +112,7 @@ def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
     assert problems == set() and findings.notes == [] and {"start", "compared", "seeds"} <= findings.checked.keys()
 
 
-def test_signs_are_compared_on_a_fresh_initialisation_alone(experiment: Experiment, found: SearchResult) -> None:
+def test_signed_init_requires_a_fresh_initialisation(experiment: Experiment, found: SearchResult) -> None:
     with pytest.raises(ValueError, match="init_seed 1 is the search's own"):
         signed_init(experiment, found, 1)
     training = trained(experiment, found, "mask", 2, 1)
@@ -122,7 +120,7 @@ def test_signs_are_compared_on_a_fresh_initialisation_alone(experiment: Experime
         compare_signed_init(experiment.using("lrr"), training, 2, FEW)
 
 
-def test_a_copy_that_is_not_the_seeds_is_found(
+def test_a_copy_from_a_wrong_seed_is_found(
     experiment: Experiment, found: SearchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Check that verification finds copies from a wrong seed.
@@ -150,7 +148,7 @@ def test_a_copy_that_is_not_the_seeds_is_found(
         ("none", 300, 0),
     ],
 )
-def test_how_statistics_were_made_is_recorded(
+def test_the_batchnorm_convention_is_recorded(
     experiment: Experiment, found: SearchResult, convention: str, asked_for: int | str, images: int
 ) -> None:
     pair = (trained(experiment, found, "signed_mask", 2, sgd_seed) for sgd_seed in (1, 2))
@@ -161,6 +159,6 @@ def test_how_statistics_were_made_is_recorded(
     assert result.curve.alphas == (0.0, 1.0)
 
 
-def test_the_usual_grid_is_the_papers() -> None:
+def test_the_default_grid_is_the_papers() -> None:
     assert ComparisonConfig().alphas == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     assert ComparisonConfig().bn_convention == "cumulative"

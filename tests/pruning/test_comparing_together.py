@@ -58,7 +58,7 @@ def alone(experiment: Experiment, trained: tuple[Path, KEYS]) -> list[BarrierCur
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
-def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Experiment, size: int) -> None:
+def test_batchnorm_batches_are_distributed_whole_and_in_order(experiment: Experiment, size: int) -> None:
     """Check that ranks receive the batches of one process in turn.
 
     Of five batches the first ranks have one more than the others.
@@ -99,7 +99,7 @@ def launch(processes: int, data: Path, runs: Path, keys: KEYS, precision: str) -
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_several_processes_find_what_one_finds(
+def test_several_processes_find_the_errors_of_one(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve], processes: int
 ) -> None:
     """Compare with one process, and inject faults.
@@ -125,7 +125,7 @@ def test_several_processes_find_what_one_finds(
 
 
 @pytest.mark.long
-def test_in_bfloat16_errors_are_those_of_full_precision(
+def test_errors_in_bfloat16_match_full_precision(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve]
 ) -> None:
     """Check that bfloat16 gives the same errors within one image.

@@ -81,7 +81,7 @@ def wrong(claims: Iterable[Finding]) -> set[str]:
     return {claim.check for claim in claims if not claim.holds}
 
 
-def test_a_mask_of_other_weights_or_another_count(found: SearchResult) -> None:
+def test_a_mask_with_wrong_weights_or_a_wrong_count_is_found(found: SearchResult) -> None:
     before, node = found.levels[:2]
 
     def faults(own: StoredNetwork) -> set[str]:
@@ -94,7 +94,7 @@ def test_a_mask_of_other_weights_or_another_count(found: SearchResult) -> None:
     assert faults(remasked(node, 1, 0)) == {"pruned", "count"}
 
 
-def test_a_start_from_elsewhere(experiment: Experiment, found: SearchResult) -> None:
+def test_a_wrong_start_has_another_digest(experiment: Experiment, found: SearchResult) -> None:
     method = tag(found.ticket, "method")
     before, node = found.levels[-2:]
     origin = found.theta_init

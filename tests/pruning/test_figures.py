@@ -40,7 +40,7 @@ def plan_of(experiment: Experiment, figure: str, **scale: object) -> FigurePlan:
     return FigurePlan(figure_named(figure), Scale(experiment.config, levels=(1, 2), trials=1, **scale))
 
 
-def test_controls(experiment: Experiment) -> None:
+def test_controls_are_found_by_their_page(experiment: Experiment) -> None:
     made(experiment, plan_of(experiment, "controls"))
 
 
@@ -63,7 +63,7 @@ def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_pa
     assert len([record for record in own.store.local.records() if record.kind in ("level", "training")]) == 5
 
 
-def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Experiment, tmp_path: Path) -> None:
+def test_gem_miner_in_figure_4_and_with_equal_numbers_of_weights(experiment: Experiment, tmp_path: Path) -> None:
     gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
     config = replace(experiment.config, gem_miner=gem, runs=tmp_path / "runs")
     own = Experiment(experiment.world, open_store(config.runs, offline=True), config)
@@ -100,7 +100,7 @@ def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Ex
         assert 0 < theirs.mask.num_remaining <= aimed_at
 
 
-def test_short_levels(experiment: Experiment) -> None:
+def test_short_levels_are_found_by_their_page(experiment: Experiment) -> None:
     plan = plan_of(experiment, "short_levels")
     work = made(experiment, plan)
     ticket = work.ticket(plan.of_curve(Curve("aws_full", "retrain"), 2)[0])
@@ -108,7 +108,7 @@ def test_short_levels(experiment: Experiment) -> None:
     assert len([metric for metric in ticket.record.metrics if metric.name == "alpha_mean"]) == 2
 
 
-def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:
+def test_tickets_transfer_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:
     there = replace(other_data.config, final=replace(other_data.config.final, epochs=1))
     plan = plan_of(experiment, "transfer", used_on=there)
     beside = experiment.beside(there)

@@ -68,7 +68,7 @@ def test_weights_are_signed_constants_and_scores_drawn(
     assert tag(scores_run, "start_digest") == sha256_tensors(begun)
 
 
-def test_fine_tuning_trains_the_kept_weights_alone(
+def test_fine_tuning_trains_only_the_kept_weights(
     found: SearchResult, scores_run: FinishedRun, own: Experiment
 ) -> None:
     ticket, theta_init = found.ticket, found.theta_init.params
@@ -106,7 +106,7 @@ def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypa
     ]
 
 
-def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_trainings_use_only_the_chosen_images(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check that only the selected images are used.
 
     Both trainings and the BatchNorm statistics of the evaluation must use the same images. The selection depends only
@@ -142,7 +142,7 @@ def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch
         GemMinerConfig(num_train=0)
 
 
-def test_the_key_says_how_scores_are_frozen_unless_as_in_older_runs(own: Experiment, found: SearchResult) -> None:
+def test_the_freezing_rule_is_in_the_key_unless_it_is_the_older_one(own: Experiment, found: SearchResult) -> None:
     older = search(own.using("gem_miner", gem_miner=replace(GEM, freezing="exact")))
 
     def written(run: FinishedRun) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> No
     assert listed.ticket.mask.num_remaining == found.ticket.mask.num_remaining
 
 
-def test_a_network_that_the_scores_do_not_make_is_found(
+def test_a_network_that_contradicts_its_scores_is_found(
     own: Experiment, found: SearchResult, scores_run: FinishedRun
 ) -> None:
     scores = own.archive.network(scores_run.key, SCORES)
@@ -207,7 +207,7 @@ def test_a_network_that_the_scores_do_not_make_is_found(
         ({"initialisation": "kaiming_normal"}, "gem_miner's weights are signed constants"),
     ],
 )
-def test_what_it_has_not_is_refused(own: Experiment, options: dict, message: str) -> None:
+def test_unsupported_options_are_refused(own: Experiment, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(own.using("gem_miner", **options))
     with pytest.raises(ValueError, match=r"gem_miner\.score_epochs is 5 and freeze_every_epochs 5"):

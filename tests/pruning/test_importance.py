@@ -96,7 +96,7 @@ def test_snip_keeps_the_most_sensitive_connections(experiment: Experiment, one_s
     final_training(experiment.using("snip"), Trial("signed_mask", 2, 1), found.ticket)
 
 
-def test_without_its_scores_the_mask_of_snip_is_said_to_be_unchecked(experiment: Experiment) -> None:
+def test_a_snip_mask_without_stored_scores_is_reported_as_unchecked(experiment: Experiment) -> None:
     ticket = search(experiment.using("snip", sgd_seed=3, num_levels=1)).ticket
     directory = experiment.store.local.find(ticket.key)
     assert directory is not None and ticket.record is not None
@@ -111,7 +111,7 @@ def test_without_its_scores_the_mask_of_snip_is_said_to_be_unchecked(experiment:
     ]
 
 
-def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Experiment) -> None:
+def test_a_snip_mask_that_contradicts_its_scores_is_a_problem(experiment: Experiment) -> None:
     found = search(experiment.using("snip", sgd_seed=5, num_levels=1))
     run, parent = found.ticket, found.levels[0]
     scores = experiment.archive.network(run.key, "importance.safetensors")
@@ -126,7 +126,7 @@ def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Exp
         assert finding.holds == holds
 
 
-def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment: Experiment) -> None:
+def test_retrain_of_snip_reuses_the_ticket_but_trains_level_0(experiment: Experiment) -> None:
     found = search(experiment.using("snip"))
     own = final_training(experiment.using("snip"), Trial("retrain", 2, 1), found.ticket)
     assert own.key == found.ticket.key
@@ -134,7 +134,7 @@ def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment:
     assert dense.key != found.levels[0].key and dense.checkpoint.epochs == experiment.config.final.epochs
 
 
-def test_synflow_is_not_layer_by_layer(experiment: Experiment) -> None:
+def test_synflow_refuses_layerwise_pruning(experiment: Experiment) -> None:
     """Check that the option is refused before any run starts."""
     before = set(experiment.config.runs.iterdir())
     with pytest.raises(ValueError, match="leave out pruning_scope"):
@@ -142,9 +142,7 @@ def test_synflow_is_not_layer_by_layer(experiment: Experiment) -> None:
     assert set(experiment.config.runs.iterdir()) == before
 
 
-def test_importance_is_computed_for_a_level_that_is_made_and_not_again(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_importance_is_computed_only_for_new_levels(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     search(experiment.using("synflow", num_levels=1))
     monkeypatch.setattr(METHODS["synflow"], "importance", None)
     assert search(experiment.using("synflow", num_levels=1)).ticket.checkpoint.level == 1
@@ -196,7 +194,7 @@ class Tanaka:
 
 
 @pytest.mark.parametrize("one_shot", [False, True])
-def test_synflow_keeps_the_weights_of_most_flow(experiment: Experiment, one_shot: bool) -> None:
+def test_synflow_keeps_the_weights_with_most_flow(experiment: Experiment, one_shot: bool) -> None:
     found = search(experiment.using("synflow", one_shot=one_shot, sgd_seed=11 if one_shot else 1))
     spec, reference = experiment.spec, Tanaka(experiment.fresh_model(), found.theta_init.state_dict)
     for before, after in masks_of(found):
@@ -208,7 +206,7 @@ def test_synflow_keeps_the_weights_of_most_flow(experiment: Experiment, one_shot
     assert findings.problems == [] and findings.notes == [] and findings.checked["pruned"] == len(found.levels) - 1
 
 
-def test_their_settings_are_recorded(experiment: Experiment) -> None:
+def test_method_and_level_of_synflow_are_recorded(experiment: Experiment) -> None:
     ticket = search(experiment.using("synflow")).ticket
     determinants = json.loads(experiment.store.local.open_file(ticket.key, "determinants.json").read_bytes())
     assert determinants["level"] == 2 and ticket.record is not None and ticket.record.tags["method"] == "synflow"

@@ -77,11 +77,11 @@ def keys(method: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", list(PINNED))
-def test_keys_of_searches_stay(method: str) -> None:
+def test_keys_of_searches_are_unchanged(method: str) -> None:
     assert [key[:16] for key in keys(method)] == PINNED[method]
 
 
-def test_determinants_of_usual_runs_have_the_fields_they_had(experiment: Experiment) -> None:
+def test_default_runs_have_no_new_determinants(experiment: Experiment) -> None:
     """Check that default runs have only the determinants of version 1."""
     found = search(experiment.using("lrr"))
     final = final_training(experiment.using("lrr"), Trial("signed_mask", 2, 1), found.ticket)
@@ -95,14 +95,14 @@ def test_determinants_of_usual_runs_have_the_fields_they_had(experiment: Experim
         assert written["schedule"].keys() == {"epochs", "lr_schedule"}
 
 
-def test_a_schedule_says_only_what_is_unusual() -> None:
+def test_a_schedule_lists_milestones_only_if_they_are_set() -> None:
     assert Schedule(60, "step").determinants() == {"epochs": 60, "lr_schedule": "step"}
     other = Schedule(60, "step", (20, 40))
     assert other.determinants()["lr_milestones_epochs"] == [20, 40]
     assert [other.lr_factor(epoch) for epoch in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
 
 
-def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_has_cuda_facts_only_on_cuda(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuda" not in describe.common(experiment).config["hardware"]
     monkeypatch.setattr(experiment.world, "device", torch.device("cuda"))
     monkeypatch.setattr(World, "device_name", "a GPU")
@@ -110,12 +110,12 @@ def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, mo
     assert facts["cudnn"] == torch.backends.cudnn.version() and facts.keys() == cuda_facts().keys()
 
 
-def test_precision_auto_has_the_key_of_what_it_becomes(experiment: Experiment) -> None:
+def test_precision_auto_has_the_key_of_the_resolved_precision(experiment: Experiment) -> None:
     auto = experiment.beside(replace(experiment.config, precision="auto"))
     assert auto.config.precision == "no" and auto.common.determinants == experiment.common.determinants
 
 
-def test_coarser_matrix_products_are_set_and_in_the_key(experiment: Experiment) -> None:
+def test_matmul_precision_is_applied_and_in_the_key(experiment: Experiment) -> None:
     coarse = replace(experiment.config, float32_matmul_precision="medium")
     try:
         found = experiment.beside(coarse).common.determinants
@@ -126,7 +126,7 @@ def test_coarser_matrix_products_are_set_and_in_the_key(experiment: Experiment) 
 
 
 @pytest.mark.parametrize(("size", "field"), [(1, {}), (2, {}), (3, {"gradient_buckets": "by first backward"})])
-def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
+def test_the_order_of_gradient_sums_is_in_the_key_where_it_changes_bits(
     experiment: Experiment, monkeypatch, size, field
 ) -> None:
     before = experiment.common.determinants
@@ -138,9 +138,7 @@ def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_how_a_network_is_drawn_is_in_the_key_where_older_runs_drew_it_otherwise(
-    experiment: Experiment, name: str
-) -> None:
+def test_the_initialisation_rule_is_in_the_key_of_networks_where_it_changed(experiment: Experiment, name: str) -> None:
     other = copy(experiment)
     other.config = replace(experiment.config, model=ModelConfig(name))
     shared, usual = describe.common(other), experiment.common.determinants
@@ -154,7 +152,7 @@ def test_how_a_network_is_drawn_is_in_the_key_where_older_runs_drew_it_otherwise
 
 
 @pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
-def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_network(convention) -> None:
+def test_a_comparison_has_ema_start_in_its_key_but_no_initialisation_rule(convention) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
     common = SimpleNamespace(determinants=usual | {"initial_weights": "torch_default"})
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
@@ -164,7 +162,7 @@ def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_ne
     assert found.keys() - fields == {"batch"} | ({"ema_start"} if convention == "ema" else set())
 
 
-def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
+def test_a_default_dtype_other_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
     """Simulate the float64 of the self-check."""
     before, recorded = experiment.common.determinants, experiment.common.config["launch"]
     assert "dtype" not in before and "dtype" not in recorded
@@ -177,7 +175,7 @@ def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experim
 @pytest.mark.parametrize(
     "precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}, {"dtype": "float64"}]
 )
-def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
+def test_a_comparison_has_a_nondefault_precision_in_its_key(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
     common = SimpleNamespace(determinants=usual | precision)
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
@@ -186,7 +184,7 @@ def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one
     assert {name: found[name] for name in found if "precision" in name or name == "dtype"} == precision
 
 
-def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem(experiment: Experiment) -> None:
+def test_a_key_that_contradicts_the_recorded_precision_is_a_problem(experiment: Experiment) -> None:
     ticket = search(experiment.using("lrr")).ticket
     known = json.loads(experiment.store.local.open_file(ticket.key, DETERMINANTS).read_bytes())
 
@@ -198,7 +196,7 @@ def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem
 
 
 @pytest.mark.parametrize("order", [{}, {"gradient_buckets": "by first backward"}])
-def test_runs_of_three_processes_are_verified_as_made_before_and_now(experiment, monkeypatch, order) -> None:
+def test_runs_of_three_processes_verify_with_old_and_new_keys(experiment, monkeypatch, order) -> None:
     usual = describe.common
 
     def common(experiment: Experiment) -> CommonDescription:

@@ -57,7 +57,7 @@ def test_its_lineage_is_proved(experiment: Experiment, found: SearchResult) -> N
     assert findings.checked["start"] >= 3 and findings.checked["count"] >= 3 and findings.checked["nested"] >= 2
 
 
-def test_levels_start_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
+def test_levels_start_from_the_documented_parameters(experiment: Experiment, found: SearchResult, method: str) -> None:
     """Compare the starts of all levels with the table (method, section 3)."""
     theta_0 = origin(experiment, found, method)
     for before, node in zip(found.levels, found.levels[1:], strict=False):
@@ -86,7 +86,9 @@ def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) 
         assert node.mask.equal(expected)
 
 
-def test_levels_are_as_long_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
+def test_levels_have_the_documented_length_and_schedule(
+    experiment: Experiment, found: SearchResult, method: str
+) -> None:
     epochs = [node.checkpoint.epochs for node in found.levels]
     full = dict.fromkeys(("imp", "lrr_full", "aws_full", "magnitude_increase"), [2, 4, 6])
     full |= {"wr": [2, 3, 4], "snip": [0, 2, 4], "synflow": [0, 2, 4]}  # wr rewinds to k = 1 epoch
@@ -121,7 +123,7 @@ def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: 
             final_training(experiment.using(method), Trial("retrain", 2, 2), found.ticket)
 
 
-def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
+def test_wr_stores_the_network_of_step_k(experiment: Experiment) -> None:
     """Compare θ_k with a training that ends at step k.
 
     Also compare `wr` at k = 0 with `imp`.
@@ -180,14 +182,14 @@ def test_aws_full_with_a_constant_rate_is_aws(experiment: Experiment) -> None:
 # ---------------------------------------------------------------------- options
 
 
-def test_another_search_in_the_same_launch(experiment: Experiment) -> None:
+def test_another_search_in_the_same_launch_changes_only_its_settings(experiment: Experiment) -> None:
     other = experiment.using("imp", init_seed=None, sgd_seed=3, num_levels=None).config
     assert (other.method, other.init_seed, other.sgd_seed, other.num_levels) == ("imp", 1, 3, 2), "None changes nothing"
     with pytest.raises(ValueError, match="global_batch_size cannot be changed in a launch"):
         experiment.using(global_batch_size=8)
 
 
-def test_an_explicit_list_of_densities(experiment: Experiment) -> None:
+def test_an_explicit_list_of_densities_is_reached(experiment: Experiment) -> None:
     found = search(experiment.using("lrr", densities=(0.5, 0.1)))
     numel = found.ticket.mask.numel
     assert [n.mask.num_remaining for n in found.levels] == [numel, round(0.5 * numel), round(0.1 * numel)]
@@ -198,7 +200,7 @@ def test_an_explicit_list_of_densities(experiment: Experiment) -> None:
         experiment.using("lrr", densities=(0.5, 0.6))
 
 
-def test_each_layer_by_the_same_share(experiment: Experiment) -> None:
+def test_layerwise_pruning_removes_the_same_share_of_each_layer(experiment: Experiment) -> None:
     found = search(experiment.using("lrr", pruning_scope="layer"))
     before, node = found.levels[:2]
     for name, kept in node.mask.tensors.items():
@@ -249,6 +251,6 @@ def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) 
         ("dense", {"one_shot": True}, "dense prunes nothing"),
     ],
 )
-def test_options_that_contradict_one_another(experiment, method, options, message) -> None:
+def test_contradicting_options_are_refused(experiment, method, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         search(experiment.using(method, **options))

@@ -93,7 +93,7 @@ def keys(one: Made) -> set[str]:
     return {run.key for run in (*one.found.levels, *one.finals)} | {one.root, one.pair.key}
 
 
-def test_old_runs_are_proved_and_named(experiment: Experiment, old: Made) -> None:
+def test_old_runs_verify_and_are_marked(experiment: Experiment, old: Made) -> None:
     findings = proved(experiment, old.found.ticket)
     assert findings.problems == [] and findings.num_nodes == 7
     assert (findings.checked["theta_init"], findings.checked["start"]) == (2, 5)
@@ -103,7 +103,7 @@ def test_old_runs_are_proved_and_named(experiment: Experiment, old: Made) -> Non
     assert "ema statistics started the other way: from the interpolated ones" in named[old.pair.key]
 
 
-def test_what_is_made_now_shares_no_run_with_them(experiment: Experiment, old: Made, new: Made) -> None:
+def test_new_runs_share_no_key_with_old_ones(experiment: Experiment, old: Made, new: Made) -> None:
     assert keys(old).isdisjoint(keys(new))
     assert old.found.theta_init.digest != new.found.theta_init.digest
     findings = proved(experiment, new.found.ticket)
@@ -113,7 +113,7 @@ def test_what_is_made_now_shares_no_run_with_them(experiment: Experiment, old: M
     assert len(settings[0]) == len(settings[1]) == 1 and settings[0] != settings[1], "pages must not average over both"
 
 
-def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Experiment, old: Made) -> None:
+def test_an_old_comparison_is_reused_except_with_ema(experiment: Experiment, old: Made) -> None:
     own = untrained(experiment)
     usual = replace(EMA, bn_convention="cumulative")
     with the_version_before():
@@ -127,7 +127,7 @@ def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Exp
 @pytest.mark.parametrize(
     ("entry", "kept_by"), [("ema_start", "tags"), ("initial_weights", "config")], ids=["ema", "draw"]
 )
-def test_a_comparison_that_says_it_was_made_the_other_way_is_found(
+def test_a_comparison_that_claims_the_old_rule_is_found(
     experiment: Experiment, old: Made, entry: str, kept_by: str
 ) -> None:
     """Check that verification finds a record that contradicts its key.
@@ -147,7 +147,7 @@ def test_a_comparison_that_says_it_was_made_the_other_way_is_found(
         assert [problem.what.split()[0] for problem in problems] == wrong
 
 
-def test_the_own_theta_init_of_an_old_search_is_taken_from_it_and_not_drawn(experiment: Experiment, old: Made) -> None:
+def test_theta_init_of_an_old_search_is_loaded_not_drawn(experiment: Experiment, old: Made) -> None:
     own, root = untrained(experiment), old.root
     with pytest.raises(ValueError, match=f"drew its θ_init the other way .* --initialisation {root[:16]} takes that"):
         final_training(own, Trial("mask", 1, 1), old.found.ticket, same_init=True)
@@ -158,7 +158,7 @@ def test_the_own_theta_init_of_an_old_search_is_taken_from_it_and_not_drawn(expe
     assert tag(masked, "start_digest") == sha256_tensors(expected)
 
 
-def test_lists_pages_and_descriptions_name_them(experiment: Experiment, old: Made, new: Made, capsys) -> None:
+def test_lists_pages_and_descriptions_mark_old_runs(experiment: Experiment, old: Made, new: Made, capsys) -> None:
     nodes = {}
     for title, one in (("old", old), ("new", new)):
         root = find_node(experiment.store, one.root)

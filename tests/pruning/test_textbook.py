@@ -26,7 +26,7 @@ Tensors = Mapping[str, torch.Tensor]
 Scope = tuple[str | int, ...]
 TEST_IMAGES = 500
 WHOLE = {0: 0.1, 1: 0.01}
-"""The schedule of a final training of two epochs."""
+"""Learning rate by epoch in a final training of two epochs."""
 
 
 def plain(
@@ -106,16 +106,14 @@ def aws(experiment: Experiment, lrr: SearchResult) -> SearchResult:
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_a_level_of_lrr_is_sgd_anew_from_the_level_before(experiment: Experiment, lrr: SearchResult, level: int):
+def test_a_level_of_lrr_is_new_sgd_from_the_previous_level(experiment: Experiment, lrr: SearchResult, level: int):
     start = before(lrr, level)
     reference = plain(experiment, start, lrr.levels[level].mask, ("search", level), {0: 0.1})
     alike(lrr.levels[level], reference, start[0])
 
 
 @pytest.mark.parametrize("level", [0, 2])
-def test_a_level_of_aws_sees_psi_between_its_initial_and_present_value(
-    experiment: Experiment, aws: SearchResult, level: int
-):
+def test_a_level_of_aws_uses_interpolated_psi(experiment: Experiment, aws: SearchResult, level: int):
     """Check the interpolation with the search's own ψ_init, also in the warm-up."""
     psi_init = {name: aws.theta_init.params[name] for name in experiment.partition.norm}
     assert all(len(tensor.unique()) == len(tensor) for tensor in psi_init.values())
@@ -127,7 +125,7 @@ def test_a_level_of_aws_sees_psi_between_its_initial_and_present_value(
 
 
 @pytest.mark.parametrize("method", ["imp", "wr", "lrr_full"])
-def test_a_level_of_a_full_method_is_a_whole_training(experiment: Experiment, method: str):
+def test_a_level_of_a_full_method_is_a_complete_training(experiment: Experiment, method: str):
     """Compare the last level with a training of the complete schedule.
 
     `imp` starts from θ_init. `wr` starts from θ_k and continues at k = 1 epoch. Both use the same noise at all levels.
@@ -187,7 +185,7 @@ def error_percent(experiment: Experiment, node: FinishedRun, prepare: Callable[[
 
 
 @pytest.mark.parametrize("method", ["lrr", "aws"])
-def test_a_level_is_evaluated_with_psi_itself_and_with_statistics_of_psi(
+def test_a_level_is_evaluated_without_interpolation_of_psi(
     experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
 ):
     """Check both recorded errors of a level.

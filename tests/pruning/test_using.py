@@ -43,7 +43,7 @@ def holds(experiment: Experiment, node: FinishedRun, notes: int = 0) -> Findings
 
 
 @pytest.mark.parametrize("kind", ["signed_mask", "retrain", "signed_mask_norm"])
-def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchResult, kind: str) -> None:
+def test_signs_taken_right_after_pruning(experiment: Experiment, found: SearchResult, kind: str) -> None:
     node = used(experiment, found, kind=kind, signs="pruned")
     before = found.levels[1].checkpoint.params
     theta = {name: tensor.clone() for name, tensor in before.items()}
@@ -64,7 +64,7 @@ def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchRes
 @pytest.mark.parametrize(
     "kind", ["dense", "retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const"]
 )
-def test_every_kind_starts_as_the_table_says(experiment: Experiment, found: SearchResult, kind: str) -> None:
+def test_every_kind_starts_as_documented(experiment: Experiment, found: SearchResult, kind: str) -> None:
     """Compare the start of each kind with the README's table."""
     theta, fresh = found.ticket.checkpoint.params, experiment.theta_init(2).params
     expected = {}
@@ -84,7 +84,7 @@ def test_every_kind_starts_as_the_table_says(experiment: Experiment, found: Sear
     assert tag(used(experiment, found, kind=kind), "start_digest") == sha256_tensors(expected)
 
 
-def test_the_searchs_own_initialisation_is_taken_only_if_asked_for(experiment: Experiment, found: SearchResult) -> None:
+def test_the_searchs_own_initialisation_requires_same_init(experiment: Experiment, found: SearchResult) -> None:
     own = experiment.using("lrr")
     with pytest.raises(ValueError, match="init_seed 1 is the search's own.*--same-init"):
         final_training(own, Trial("signed_mask", 1, 1), found.ticket)
@@ -136,7 +136,9 @@ def test_level_0_has_no_signs_from_pruning(experiment: Experiment, found: Search
     ("which", "signed"),
     [("both", {"fc.weight", "fc.bias"}), ("biases", set()), ("classifier", {"fc.weight", "fc.bias"}), ("none", set())],
 )
-def test_signs_of_biases_and_classifier(experiment: Experiment, found: SearchResult, which: str, signed: set) -> None:
+def test_signs_of_biases_and_classifier_are_optional(
+    experiment: Experiment, found: SearchResult, which: str, signed: set
+) -> None:
     """Check which unpruned parameters get signs.
 
     In this network only the classifier has biases. They count as part of the classifier.
@@ -152,7 +154,7 @@ def test_signs_of_biases_and_classifier(experiment: Experiment, found: SearchRes
 
 
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "constant"])
-def test_other_initialisations(experiment: Experiment, found: SearchResult, scheme: str) -> None:
+def test_other_initialisations_can_be_used(experiment: Experiment, found: SearchResult, scheme: str) -> None:
     node = used(experiment, found, initialisation=scheme)
     expected = found.ticket.signed_mask.signed(experiment.theta_init(2, scheme).params)
     assert tag(node, "start_digest") == sha256_tensors(expected)
@@ -162,7 +164,7 @@ def test_other_initialisations(experiment: Experiment, found: SearchResult, sche
     assert proved(experiment, begun.ticket).problems == []
 
 
-def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) -> None:
+def test_a_run_can_be_the_initialisation(experiment: Experiment, found: SearchResult) -> None:
     """Use the warm-up level of a search as initialisation."""
     warm = found.levels[0]
     node = used(experiment, found, kind="mask", initialisation=resolved(experiment, warm.key[:12]))
@@ -184,7 +186,9 @@ def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) ->
         resolved(experiment, "nowhere.pth")
 
 
-def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResult, other_data: Experiment) -> None:
+def test_a_ticket_of_another_data_set_can_be_used(
+    experiment: Experiment, found: SearchResult, other_data: Experiment
+) -> None:
     ticket = other_data.archive.load(found.ticket.key, fitting=False)
     node = final_training(other_data, Trial("signed_mask", 2, 1), ticket)
     fresh = other_data.theta_init(2).params
@@ -203,7 +207,7 @@ def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResul
         other_data.archive.load(found.ticket.key)
 
 
-def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, tmp_path: Path) -> None:
+def test_a_signed_mask_can_come_from_a_pretrained_network(experiment: Experiment, tmp_path: Path) -> None:
     """Prune a pretrained network in one shot, without training.
 
     Its signed mask is used in final trainings. Then the file of the network is deleted. The ticket must remain usable,

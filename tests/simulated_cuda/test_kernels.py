@@ -40,7 +40,7 @@ def step(record: Record, method: str) -> Counter[str]:
     return batches.at[2] - batches.at[1]
 
 
-def test_aws_starts_at_most_five_kernels_more_than_lrr_on_resnet50(cuda):
+def test_aws_launches_at_most_five_kernels_more_than_lrr_on_resnet50(cuda):
     """Compare the kernels of a step of AWS and LRR.
 
     AWS saves, interpolates, sets and restores ψ, and scales its gradients.

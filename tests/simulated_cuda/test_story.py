@@ -45,7 +45,7 @@ def told(chapter: story.Chapter, where, record: Record) -> None:
     assert_no_waits(passes, chapter.precision)
 
 
-def test_the_chapters_leave_nothing_out():
+def test_the_scenarios_cover_every_method_kind_and_precision():
     assert {method for chapter in story.CHAPTERS for method in chapter.methods} == set(METHODS)
     assert {kind for chapter in story.CHAPTERS for kind in chapter.kinds} == set(get_args(Kind))
     launches = [(chapter.precision, chapter.way) for chapter in story.CHAPTERS]
@@ -53,12 +53,12 @@ def test_the_chapters_leave_nothing_out():
 
 
 @pytest.mark.parametrize("chapter", story.CHAPTERS, ids=str)
-def test_a_chapter(chapter, cuda, tmp_path):
+def test_every_scenario(chapter, cuda, tmp_path):
     told(chapter, tmp_path, cuda)
 
 
 @pytest.mark.parametrize(("precision", "way", "method"), [("fp16", "alone", "aws"), ("no", "accelerate", "wr")])
-def test_interrupted_inside_a_level_it_ends_with_the_same_bits(precision, way, method, cuda, tmp_path):
+def test_a_search_interrupted_inside_a_level_ends_with_the_same_bits(precision, way, method, cuda, tmp_path):
     with watched(cuda) as passes:
         again, whole = story.interrupted_and_whole(tmp_path, way, 6, precision=precision, method=method)
     assert again.key == whole.key and again.checkpoint.digest == whole.checkpoint.digest

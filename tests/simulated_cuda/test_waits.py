@@ -51,14 +51,14 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("convention", ["cumulative", "ema"])
-def test_batchnorms_reestimation_waits_for_no_layer_and_no_batch(convention, cuda):
+def test_batchnorm_reestimation_never_waits(convention, cuda):
     model, images = network(), [images for images, _ in batches(3)]
     assert len(batchnorm_layers(model)) > 3
     waits = waits_of(cuda, lambda: reestimate_batchnorm(model, images, convention))
     assert not waits, listing(waits)
 
 
-def test_an_evaluation_waits_once_it_is_over(cuda):
+def test_an_evaluation_waits_only_at_its_end(cuda):
     model = network()
     with contextmanager(open_world)("no") as world:
         few, many = (waits_of(cuda, lambda n=n: evaluate(model, batches(n), world, num_images=4 * n)) for n in (1, 4))
