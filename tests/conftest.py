@@ -63,8 +63,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 def _refuse_python(event: str, arguments: tuple[object, ...]) -> None:
     """Fail a test without the mark `long` that starts Python.
 
-    Launchers and servers count as Python.
-    This is an audit hook, so that it sees a process however it is started.
+    Launchers and servers count as Python. This is an audit hook, so that it sees every way to start a process.
     """
     if event == "subprocess.Popen" and _short and Path(str(arguments[0])).name.startswith(PYTHONS):
         raise AssertionError(f"{_short} starts Python; mark it long")
@@ -122,8 +121,8 @@ def dealt_out(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Distribute the tests over the workers, and skip GPU tests.
 
-    Tests marked gpu are skipped if there is no GPU.
-    HARNESS_GPU_TESTS_DEVICE=label or =cpu runs the tests in tests/gpu without a GPU. See tests/gpu/conftest.py.
+    Tests marked gpu are skipped if there is no GPU. HARNESS_GPU_TESTS_DEVICE=label or =cpu runs those in tests/gpu
+    without a GPU. See tests/gpu/conftest.py.
     """
     items[:] = dealt_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]

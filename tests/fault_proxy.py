@@ -42,7 +42,7 @@ class FaultProxy:
         return f"http://127.0.0.1:{self.port}"
 
     def fault_at(self, word: bytes, fault: Fault) -> None:
-        """Start a fault at the next matching request, which already fails.
+        """Start a fault at the next matching request, and affect this request too.
 
         Args:
             word: Bytes to find in the request line, such as part of the path.

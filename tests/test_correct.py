@@ -93,7 +93,10 @@ def test_an_invalid_file_is_refused_in_one_line(tmp_path: Path, fault: str) -> N
 
 
 def test_a_valid_file_is_read_and_a_missing_file_is_named(tmp_path: Path) -> None:
-    """Check that the file used for the faults is itself valid."""
+    """Check that the file of the fault cases is valid before a fault.
+
+    Otherwise they could be refused for another reason. Also check the error for a missing file.
+    """
     path = tmp_path / "correct.safetensors"
     _written({"test": PACKED}, 11)(path)
     assert load_correct(path)["test"].sum() == 6

@@ -1,6 +1,6 @@
 """Check the imports inside `harness` against a table of allowed dependencies.
 
-A room is a top-level module or package of `harness`.
+A package here is a top-level file or folder of `harness`. The constants call it a room.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Rooms that each room may import besides itself. Dependencies have no cycles. Models must not import data, pruning
-# must not import training, and training and analysis must not import lineage.
+# Packages that each package may import besides itself. Dependencies have no cycles. Models must not import data,
+# pruning must not import training, and training and analysis must not import lineage.
 _NETWORK = {"common", "config", "models", "masks", "checkpoint"}
 _RUN = _NETWORK | {"data", "pruning", "distributed", "training", "lineage"}
 ROOMS: dict[str, set[str]] = {
@@ -33,7 +33,7 @@ ROOMS: dict[str, set[str]] = {
     # Verification recomputes masks by pruning, starts from θ_init and ticket, and digests from the data's manifest.
     "lineage": _NETWORK | {"data", "pruning"},
     "analysis": _NETWORK | {"data", "distributed", "training"},
-    # The rooms that combine the others: finished runs, experiments, figures of the paper, and the command line.
+    # The packages that combine the others: finished runs, experiments, figures of the paper, and the command line.
     "runs": _RUN,
     "experiment": _RUN | {"analysis", "runs"},
     "reproduction": _RUN | {"analysis", "runs", "experiment"},
@@ -98,7 +98,7 @@ def violations(root: Path) -> list[str]:
         file = path.relative_to(root / "harness").as_posix()
         room = file.split("/")[0].removesuffix(".py")
         if room not in ROOMS:
-            found.add(f"harness/{file}: room {room!r} has no entry in ROOMS; list there the rooms that it may import")
+            found.add(f"harness/{file}: package {room!r} has no entry in ROOMS; list there what it may import")
             continue
         package = ".".join(path.relative_to(root).parent.parts)
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -129,7 +129,7 @@ def test_imports_follow_the_table() -> None:
 
 
 def test_the_table_has_no_cycle() -> None:
-    """Check that no room depends on itself through other rooms."""
+    """Check that no package depends on itself through other packages."""
 
     def reachable(room: str) -> set[str]:
         below = set(ROOMS[room])
@@ -174,9 +174,9 @@ def method_violations(root: Path) -> list[str]:
 
 
 def test_the_core_depends_on_no_method() -> None:
-    """Check that other modules call hooks of a method.
+    """Check that only the methods' own files depend on a method.
 
-    They must never test its name.
+    Search, trainer, verification and pages must call the hooks of a method instead of testing its name.
     """
     assert method_violations(REPOSITORY) == []
 
@@ -198,8 +198,8 @@ def test_a_planted_dependency_on_a_method_is_found(tmp_path: Path, file: str, so
     assert complaint in found
 
 
-def test_no_room_imports_reproduction() -> None:
-    """Check that no room imports `reproduction`, which builds on all others."""
+def test_no_package_imports_reproduction() -> None:
+    """Check that no package may import `reproduction`, which builds on all others."""
     assert [room for room, known in ROOMS.items() if "reproduction" in known] == []
 
 

@@ -207,7 +207,10 @@ def test_every_method_of_an_old_revision_is_launched():
 
 @pytest.mark.long
 def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
-    """Check that an installed version of the harness is refused."""
+    """Check that a harness from outside the given tree is refused.
+
+    An installed version of the harness must not be compared by mistake.
+    """
     (tmp_path / "recipes").mkdir()
     Maker(ROOT, tmp_path).require_own_harness()
     with pytest.raises(NoAnswerError, match="would import"):

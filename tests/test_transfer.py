@@ -1,4 +1,4 @@
-"""Test the start of each kind of final training (method, section 4)."""
+"""Test the start of each kind of final training against docs/methods.md."""
 
 import pytest
 import torch

@@ -88,7 +88,7 @@ def test_aws_with_alpha_one_is_lrr_bit_for_bit(world, deterministic):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_training_every_network_is_bitwise_repeatable(name, world, deterministic):
+def test_training_of_every_network_is_bitwise_repeatable(name, world, deterministic):
     """Check bitwise repeatability under deterministic algorithms.
 
     torch would raise an error at an operation without a deterministic implementation.

@@ -1,6 +1,6 @@
 """Test the initialisation of networks for small images.
 
-Today each layer has torch's default initialisation. `former=True` reproduces the initialisation of older runs.
+Some networks changed to torch's default initialisation. `former=True` reproduces the initialisation of older runs.
 """
 
 from __future__ import annotations

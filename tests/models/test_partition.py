@@ -41,7 +41,7 @@ def test_prunable_weights_of_the_papers_scripts(name, prunable):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_norm_parameters_are_all_those_of_normalisation_layers(name):
-    """Compare with a search by class name, also in shortcuts."""
+    """Compare with the norm layers found by class name, also in shortcuts."""
     model = build_model(name, num_classes=10, channels=3, image_size=32)
     layers = {n: m for n, m in model.named_modules() if type(m).__name__ in ("BatchNorm2d", "LayerNorm")}
     assert partition_of(name, model).norm == {f"{n}.{p}" for n in layers for p in ("weight", "bias")}

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.long  # the searches take seconds
 
 
 def test_alpha_zero_never_trains_the_norm_parameters(experiment: Experiment):
-    """Check that ψ stays exactly at ψ_init without weight decay.
+    """Check that ψ stays exactly at ψ_init if α is always 0.
 
-    LRR changes ψ with the same settings.
+    This holds without weight decay. LRR changes ψ with the same settings.
     """
     plain = experiment.using(num_levels=1, optim=replace(experiment.config.optim, weight_decay=0.0))
     found = search(plain.using("aws", alpha="zero"))

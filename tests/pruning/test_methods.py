@@ -58,7 +58,7 @@ def test_its_lineage_is_proved(experiment: Experiment, found: SearchResult) -> N
 
 
 def test_levels_start_from_the_documented_parameters(experiment: Experiment, found: SearchResult, method: str) -> None:
-    """Compare the starts of all levels with the table (method, section 3)."""
+    """Compare the starts of all levels with the table in docs/methods.md."""
     theta_0 = origin(experiment, found, method)
     for before, node in zip(found.levels, found.levels[1:], strict=False):
         parent = before.checkpoint.params

@@ -62,7 +62,7 @@ def the_version_before() -> Iterator[None]:
 
 
 def untrained(experiment: Experiment) -> Experiment:
-    """Return an experiment on this network without training epochs."""
+    """Return an experiment on the network NAME with trainings of 0 epochs."""
     lengths = {"num_levels": 1, "warmup_epochs": 0, "level_epochs": 0, "final": Schedule(0, "constant")}
     return experiment.beside(replace(experiment.config, model=ModelConfig(NAME, width=2), **lengths))
 

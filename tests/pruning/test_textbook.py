@@ -149,7 +149,10 @@ def test_a_level_of_a_full_method_is_a_complete_training(experiment: Experiment,
 def test_a_final_training_is_sgd_without_interpolation_from_fresh_statistics(
     experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
 ):
-    """Compare a final training of a ticket. The noise depends neither on the method nor on the level."""
+    """Compare a final training of a ticket with plain SGD.
+
+    The noise depends neither on the method nor on the level of the ticket.
+    """
     ticket = aws.ticket if method == "aws" else lrr.levels[1]
     node = final_training(experiment.using(method), Trial("signed_mask", 2, 1), ticket)
     fresh = experiment.theta_init(2)

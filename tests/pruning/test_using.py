@@ -65,7 +65,7 @@ def test_signs_taken_right_after_pruning(experiment: Experiment, found: SearchRe
     "kind", ["dense", "retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const"]
 )
 def test_every_kind_starts_as_documented(experiment: Experiment, found: SearchResult, kind: str) -> None:
-    """Compare the start of each kind with the README's table."""
+    """Compare the start of each kind with the table in docs/methods.md."""
     theta, fresh = found.ticket.checkpoint.params, experiment.theta_init(2).params
     expected = {}
     for name, own in fresh.items():
