@@ -211,7 +211,7 @@ class World:
             self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
-            # Only rank 0's buffers are used later. The name of the argument depends on the torch version.
+            # Only rank 0's buffers are used later. Set the attribute: the argument's name depends on torch's version.
             wrapped.broadcast_buffers = False
         return wrapped, prepared
 

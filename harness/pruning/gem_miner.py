@@ -13,7 +13,7 @@ layers. Therefore biases stay 0 and ψ keeps its initial value.
 
 A search produces a ticket of one density instead of a sequence of levels. The target is the density of level
 T = `num_levels`, from the pruning fraction or the list of densities. Equal scores can make the ticket sparser. Score
-training and fine-tuning are both runs of level T. The first is the second's parent, by the arrow `trained-from`.
+training and fine-tuning are both runs of level T. The first is the parent of the second (`trained-from`).
 """
 
 from __future__ import annotations
@@ -268,7 +268,7 @@ def num_freezings(epochs: int, every: int) -> int:
 def kept_counts(numel: int, density: float, freezings: int) -> list[int]:
     """Return the number of live weights after each freezing under `freezing` "exact".
 
-    Each freezing keeps ⌊(1 − r) · live⌋ weights, where r is `share(density, freezings)`. The first count is `numel`.
+    Each freezing keeps ⌊(1 − r) · live⌋ weights, where r is `share(density, freezings)`. At first, `numel` are live.
     """
     counts = []
     for _ in range(freezings):

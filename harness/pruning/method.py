@@ -188,7 +188,7 @@ class Method:
     drawn_file: ClassVar[str] = ""
     """File in the run of level 0 that stores this state. "": the state is θ_init."""
     heeds: ClassVar[tuple[str, ...]] = ("warmup_epochs", "level_epochs")
-    """Fields of SearchConfig that only some methods' levels depend on."""
+    """Fields of SearchConfig on which this method's levels depend, besides those that matter for all methods."""
     searches_one_density: ClassVar[bool] = False
     """Whether one search makes the ticket of one density only, without levels of higher density."""
 

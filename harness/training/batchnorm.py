@@ -1,7 +1,7 @@
 """Re-estimation of BatchNorm running statistics from data.
 
-Three kinds of network need it, because their recorded statistics do not match their weights. One is interpolated.
-One is a level of AWS, trained with interpolated ψ and evaluated with ψ itself. One was just masked.
+It is needed when the recorded statistics do not match the weights, as after interpolation or masking. It is also needed
+for a level of AWS, which was trained with interpolated ψ and is evaluated with ψ itself.
 """
 
 from __future__ import annotations
