@@ -270,7 +270,7 @@ class Unfinished:
         last = _beat_at(self.directory)
         while (age := self._heartbeat_age()) is not None and age < DEAD_AFTER_SECONDS:
             if _beat_at(self.directory) != last:
-                raise self._busy("its heartbeat goes on")
+                raise self._busy("its heartbeat continues")
             time.sleep(min(1.0, DEAD_AFTER_SECONDS / 10))
 
     def _take(self, config: dict[str, Any], dead: str | None) -> None:
