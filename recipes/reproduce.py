@@ -16,7 +16,6 @@ and to the lineage. Results so far: docs/results.md.
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Collection, Sequence
@@ -31,6 +30,7 @@ from harness.cli.launch import launch
 from harness.cli.options import parse
 from harness.common.tables import print_markdown, print_table
 from harness.config import Precision, SearchConfig, known
+from harness.distributed.launcher_settings import launcher_number
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.pruning import METHODS
@@ -367,7 +367,7 @@ def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str
 
 def is_first_process() -> bool:
     """Whether this process of a launch is the one that prints and writes pages; before `launch` and after it."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launcher_number("RANK", 0) == 0
 
 
 def check_options(options: ReproductionOptions) -> None:

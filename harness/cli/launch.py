@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -15,6 +14,7 @@ from harness.cli.options import OneRun, RunPair, StabilityPair, TicketAndSeed, p
 from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
 from harness.cli.terminal import print_comparison, print_search, print_training
 from harness.config import NETWORKS_OWN, SearchConfig, TicketConfig, known
+from harness.distributed.launcher_settings import launcher_number
 from harness.distributed.status import reported
 from harness.distributed.world import World
 from harness.experiment.comparison import Question, compare, compare_initial_norm, compare_signed_init
@@ -48,7 +48,7 @@ def parse_network(
             f"--model.name {other} would be trained with the settings of {name}; say --network {other}, which takes "
             "its own, and change of them what you like"
         )
-    if int(os.environ.get("RANK", 0)) == 0:
+    if launcher_number("RANK", 0) == 0:
         foreign = "" if other == name else f" (this recipe has none for {other}: those of {name})"
         _log.info(f"settings: {_in_short(settings)}{foreign}")
     return settings

@@ -9,9 +9,40 @@ import unicodedata
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
+# A user name and password before the last @ of a URI. A password may contain slashes, spaces and @, so everything up to
+# the last @ before the next URI is removed, even if some of it is other text. Only a port ends this rule:
+# "http://host:5000/path, mail a@b" has no password.
+_AFTER_USER = r"(?:(?!://)[^\n])*@"
+_USER_AND_PASSWORD = re.compile(rf"://(?:[^/\s@:]*:(?!\d{{1,5}}(?:/[^\s@]*)?\W?\s){_AFTER_USER}|[^/\s]*@)")
+_USER_AND_PASSWORD_OF_WORD = re.compile(rf"://(?:[^/@]*:{_AFTER_USER}|[^/]*@)")
+
+# NAME=VALUE in a query, a connection string or a command, also percent-encoded (PWD%3Dx%3B).
+_SECRET_WORDS = "password|passwd|passphrase|pwd|token|secret|credentials?|api[_-]?key|access[_-]?key|signature"
+_SECRET = re.compile(
+    rf"(?P<name>\bodbc_connect(?P<whole>)|\b\w*?(?:{_SECRET_WORDS})(?:_\w+)?)(?P<equals>[\s\ue000]?=[\s\ue000]?|%3D)"
+    r"(?P<value>(?(whole)[^&\s]+|(?:\{[^}\n]*\}|\"[^\"\n]*\"|'[^'\n]*'|(?:(?!%3B|%26)[^&;\s\"'<>])+)))",
+    re.IGNORECASE,
+)
+
+
 def redact(text: str) -> str:
-    """Return `text` without the user name and password of any URI in it."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+    """Return `text` without the secrets of any URI or connection string in it.
+
+    Secrets are a user name and password before the host, and the values of names such as password, token, secret or
+    odbc_connect.
+    """
+    if "://" in text:
+        text = _USER_AND_PASSWORD.sub("://***@", text)
+    if "=" not in text and "%3" not in text:
+        return text
+    return _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)
+
+
+def redact_word(word: str) -> str:
+    """Return a URI, or one word of a command, without secrets. No space in it ends a secret."""
+    word = _USER_AND_PASSWORD_OF_WORD.sub("://***@", word)
+    # A private-use character stands for each space meanwhile, since a space ends a secret in other texts.
+    return redact(word.replace(" ", "\ue000")).replace("\ue000", " ")
 
 
 def for_terminal(text: str) -> str:

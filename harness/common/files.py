@@ -1,9 +1,12 @@
-"""Files that survive a crash, processes that may have left some behind, and points at which a test crashes."""
+"""Files that survive a crash, and points at which a test crashes."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import signal
+import stat
 import threading
 from pathlib import Path
 
@@ -35,6 +38,8 @@ def fsync(path: Path) -> None:
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_point: str | None = None) -> None:
     """Replace the content of `path` in one step: readers see the old bytes or the new ones, never a part.
 
+    A symbolic link stays, and its target is replaced. A FIFO or device also stays, and is written to.
+
     Args:
         path: The file. Its directory must exist.
         data: The whole new content.
@@ -44,6 +49,10 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
     Raises:
         OSError: The disk is full or not writable. The old content is unchanged.
     """
+    if is_special(path):
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
@@ -60,17 +69,31 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         temporary.unlink(missing_ok=True)
 
 
-def process_exists(pid: int) -> bool:
-    """Say whether this machine has a process with this number."""
-    if pid <= 0:
-        return False
+def is_special(path: Path) -> bool:
+    """Return whether `path` is, or links to, something other than a regular file, such as a FIFO or /dev/null."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
         return False
-    except PermissionError:  # another user's process
-        return True
-    return True
+
+
+def write_without_waiting(path: Path, data: bytes) -> None:
+    """Write to a FIFO or device in place. Without a reader, or with a full pipe, nothing is written.
+
+    Raises:
+        OSError: The path cannot be written, for example because it is a directory.
+    """
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a FIFO without a reader
+                return
+            raise
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
 
 
 def reach(point: str) -> None:

@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from harness.common.escape import redact_word
+
 try:
     import psutil
 except ModuleNotFoundError:  # a machine with PyTorch and little else
@@ -30,13 +32,16 @@ SHARE_OF_ELAPSED = 1 / 60
 
 
 def launch_command() -> str:
-    """Return the command that started this process, ready to paste: with `accelerate launch` if that is its parent."""
-    script = [sys.argv[0], *sys.argv[1:]]
+    """Return the command that started this process, ready to paste: with `accelerate launch` if that is its parent.
+
+    Passwords and tokens in it are removed.
+    """
+    script = [redact_word(word) for word in sys.argv]
     if psutil is None:
         return shlex.join(["python", *script])
     try:
         above = psutil.Process().parent()
-        words = above.cmdline() if above else []
+        words = [redact_word(word) for word in above.cmdline()] if above else []
     except psutil.Error:
         words = []
     names = [Path(word).name for word in words[:3]]

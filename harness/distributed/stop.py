@@ -5,19 +5,30 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that Slurm, spot instances and `kill` send before they take the machine away."""
+from harness.common.waiting import heeding
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask to stop.
+
+Slurm, spot instances and `kill` send the first two, Ctrl-C the third, and a closed terminal the fourth.
+"""
 
 INSIST_SECONDS = 10.0
 """A signal repeated after this time has its default effect."""
+ECHO_SECONDS = 0.2
+"""One Ctrl-C can arrive twice within this time, for example under `timeout`."""
+LAUNCHED_ECHO_SECONDS = 2.0
+"""As ECHO_SECONDS, under a launcher. It passes Ctrl-C on to its workers, which also get it from the terminal."""
 
 # Accelerate's and torch's launchers set these for their workers. Without a launcher, a new parent process only means
 # that the terminal was closed.
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
+# `nohup` and shells without job control ignore these signals for the commands that they start. That must stay so.
+_LEFT_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
 
 class StoppedError(RuntimeError):
@@ -30,7 +41,10 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._since = 0.0
-        self._parent = os.getppid() if any(name in os.environ for name in _LAUNCHED) else None
+        self._launched = any(name in os.environ for name in _LAUNCHED)
+        self._parent = os.getppid() if self._launched else None
+        self.last_words: Callable[[str], None] = lambda reason: None
+        """Called with the reason before a repeated signal ends this process at once."""
 
     @property
     def reason(self) -> str | None:
@@ -49,21 +63,34 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Store signals instead of dying while the block runs.
+        """Store signals instead of dying while the block runs. Waits of the main thread heed them.
 
-        A signal that is repeated after INSIST_SECONDS has its default effect.
+        A second Ctrl-C ends the process at once. Another signal that is repeated after INSIST_SECONDS has its default
+        effect.
         """
-        before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        heard = [number for number in SIGNALS if not self._is_left_ignored(number)]
+        before = {number: signal.signal(number, self._remember) for number in heard}
         try:
-            yield
+            with heeding(self.heed):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @staticmethod
+    def _is_left_ignored(number: int) -> bool:
+        return number in _LEFT_IGNORED and signal.getsignal(number) is signal.SIG_IGN
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        # The launcher and the batch system may both send the signal. An immediate repetition is ignored.
-        if self._signal is not None and time.monotonic() - self._since > INSIST_SECONDS:
+        # Phase: store the first signal.
+        if self._signal is None:
+            self._signal, self._since = number, time.monotonic()
+            return
+
+        # Phase: end at once if the signal is repeated. The launcher and the batch system may both send the first one.
+        wait = (LAUNCHED_ECHO_SECONDS if self._launched else ECHO_SECONDS) if number == signal.SIGINT else INSIST_SECONDS
+        if time.monotonic() - self._since > wait:
+            with suppress(Exception):
+                self.last_words(f"{self.reason}, then {signal.Signals(number).name} again")
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif self._signal is None:
-            self._signal, self._since = number, time.monotonic()

@@ -19,7 +19,12 @@ import torch
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
 from harness.distributed.joining import JoinWatch
-from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
+from harness.distributed.launcher_settings import (
+    check_launcher_numbers,
+    check_launcher_precision,
+    check_launcher_settings,
+    launcher_number,
+)
 from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState
 from harness.distributed.stop import StoppedError, StopRequest
 
@@ -62,6 +67,7 @@ class World:
                 fp8. Or the world size is not the requested one, about which the launcher does not warn.
         """
         # Phase: check and apply the settings.
+        check_launcher_numbers()
         check_launcher_settings(os.environ)
         if precision is not None:
             _check_precision(precision)
@@ -166,7 +172,7 @@ class World:
     @property
     def local_size(self) -> int:
         """Return the number of processes of this launch on this node."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return launcher_number("LOCAL_WORLD_SIZE", 1)
 
     @property
     def device_name(self) -> str:
@@ -315,7 +321,7 @@ class World:
         Args:
             work: Returns a SHA-256 in hex.
         """
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_rank = launcher_number("LOCAL_RANK", 0)
         word = self.on_all(lambda: "" if local_rank else work())
         if self.size == 1:
             return word
@@ -342,7 +348,7 @@ def _has_accelerate() -> bool:
 def _joined() -> Any:
     """Join the other processes through Accelerate. Without Accelerate, only a single process is supported."""
     if not _has_accelerate():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launcher_number("WORLD_SIZE", 1) > 1:
             raise ValueError("several processes need Accelerate, which is not installed: pip install accelerate")
         return SingleProcessState()
     from accelerate import PartialState
@@ -388,10 +394,10 @@ def _set_timeout(timeout: timedelta, group: torch.distributed.ProcessGroup) -> N
 
 
 def _check_world(size: int) -> None:
-    asked = os.environ.get("WORLD_SIZE", "1")
+    asked = launcher_number("WORLD_SIZE", 1)
     # `accelerate launch --cpu --num_processes 2` starts only one process. Its only trace is MASTER_ADDR.
     split = "WORLD_SIZE" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-    if split or int(asked) != size:
+    if split or asked != size:
         raise ValueError(
             f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On a "
             "CPU, use `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.distributed.status import reported
-from harness.distributed.stop import StoppedError
+from harness.distributed.stop import StoppedError, StopRequest
 
 GLOO = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
 
@@ -32,7 +32,7 @@ def test_how_a_launch_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, peer_failed: bool, status: str
 ) -> None:
     monkeypatch.delenv("HARNESS_STATUS", raising=False)
-    world = SimpleNamespace(peer_failed=lambda: peer_failed, before_ending=lambda tell: None)
+    world = SimpleNamespace(peer_failed=lambda: peer_failed, before_ending=lambda tell: None, stop=StopRequest())
     try:
         with reported(tmp_path, world):  # type: ignore[arg-type]
             assert json.loads((tmp_path / "status.json").read_text())["status"] == "running"
