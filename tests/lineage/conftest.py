@@ -1,4 +1,4 @@
-"""Real SQLite stores, copied from an empty one."""
+"""Fixtures: a store with its own SQLite database, and the tools/lineage.py module."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""A small made-up search with everything that can be proved, and ways to name what was found in it."""
+"""Make a small synthetic search for `verify`, with planted faults, and summarise the findings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,17 @@ def make(
     model: ModelConfig = ModelConfig("resnet8", width=2),  # noqa: B008 (frozen)
     **settings: object,
 ) -> MadeSearch:
-    """Make a search of two levels (of another network: of none); `changes` are planted in it."""
+    """Make a search of two levels and its final trainings, with planted faults.
+
+    Args:
+        runs: Directory of the local runs.
+        data: Directory of the prepared data.
+        changes: Fault to plant in each run, by the run's short name.
+        finals: Kinds of the final trainings.
+        architecture: Network; any other than `ARCHITECTURE` gets level 0 only.
+        model: The same network in the search's settings.
+        settings: Further fields of `SearchConfig`.
+    """
     config = SearchConfig(
         data=DataConfig("digits", directory=data),
         model=model,
@@ -50,5 +60,5 @@ def local(runs: Path) -> Findings:
 
 
 def found(findings: Findings) -> set[tuple[str, str]]:
-    """Return (check, first word of the node's name) of every problem."""
+    """Return the check and the first word of the run's name for every problem."""
     return {(problem.check, problem.name.split()[0]) for problem in findings.problems}
