@@ -1,4 +1,4 @@
-"""Test error barriers against the definition, examples by hand and a plain PyTorch loop."""
+"""Test error barriers by definition, by hand and against plain PyTorch."""
 
 from __future__ import annotations
 
@@ -59,7 +59,10 @@ def test_the_sup_includes_the_ends():
 
 
 class Scale(nn.Module):
-    """A classifier with one weight and logits (0, w·x), which predicts class 1 if w·x > 0."""
+    """A classifier with one weight w and logits (0, w·x).
+
+    It predicts class 1 if w·x > 0.
+    """
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -70,9 +73,9 @@ class Scale(nn.Module):
 
 
 def test_two_points_by_hand():
-    """Interpolate between w = 1, right on 3 of 4 images, and w = −1, right on 1 of 4.
+    """Compute the curve between two one-weight networks by hand.
 
-    At α = ½, w = 0 predicts class 0 for every image.
+    w = 1 is right on 3 of 4 images, and w = −1 on 1 of 4. At α = ½, w = 0 predicts class 0 for every image.
     """
     images, labels = torch.tensor([[1.0], [2.0], [-1.0], [-3.0]]), torch.tensor([1, 1, 0, 1])
     labels_half = torch.tensor([1, 0, 0, 1])
@@ -92,7 +95,10 @@ def test_two_points_by_hand():
 
 
 def blobs(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return noisy 8×8 one-channel images of four classes with a fixed pattern each, and labels."""
+    """Return noisy 8×8 images of four classes, and their labels.
+
+    Each class has a fixed one-channel pattern.
+    """
     patterns = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (num,), generator=generator)
@@ -126,7 +132,7 @@ def data() -> dict[str, list]:
 
 
 def permuted(model: nn.Module) -> nn.Module:
-    """Return a network of the same function with permuted inner channels in each stage."""
+    """Permute the inner channels of each stage; the function stays the same."""
     model = copy.deepcopy(model)
     for stage in (model.layer1, model.layer2, model.layer3):
         order = torch.randperm(stage[0].conv1.weight.shape[0], generator=torch.Generator().manual_seed(3))
@@ -186,9 +192,9 @@ def test_equals_a_plain_pytorch_loop(network, data, convention):
 @pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_several_ranks_find_what_one_finds(network, data, convention, size):
-    """Share four batches for tests and four for BatchNorm among 2, 3 or 5 ranks.
+    """Share the batches among 2, 3 or 5 ranks.
 
-    Three ranks get unequal shares, and one of five gets none.
+    There are four batches for tests and four for BatchNorm. Three ranks get unequal shares, and one of five gets none.
     """
     a, b = network.state_dict(), permuted(network).state_dict()
     asked = {"alphas": (0.0, 0.4, 1.0), "convention": convention}
@@ -213,7 +219,7 @@ def test_several_ranks_find_what_one_finds(network, data, convention, size):
 
 @pytest.mark.parametrize("what", ["bn_batches", "test_batches"])
 def test_data_lost_on_one_rank_ends_all(network, data, what):
-    """Give rank 1 an iterator, which has no images left after the first α."""
+    """Let rank 1 run out of images after the first α."""
 
     def work(ranks: ThreadRank) -> BarrierCurve:
         share = {name: batches[ranks.rank :: 2] for name, batches in data.items()}
@@ -253,7 +259,10 @@ class Bf16(OneProcess):
 
 
 def test_every_point_is_evaluated_in_the_precision_of_the_launch(network, data):
-    """Evaluate each point in bfloat16: errors differ from full precision by at most two images."""
+    """Evaluate each point in bfloat16.
+
+    Errors differ from full precision by at most two images.
+    """
     other = permuted(network).state_dict()
     full = barrier_curve(copy.deepcopy(network), network.state_dict(), other, **data)
     seen = set()

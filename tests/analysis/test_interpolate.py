@@ -1,4 +1,4 @@
-"""Test the interpolation of networks: every float tensor, exact ends, and errors for mismatches."""
+"""Test interpolation: every float tensor, exact ends, and errors for mismatches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the summary of norm parameters ψ by hand; other parameters are ignored."""
+"""Test the summary of norm parameters ψ by hand."""
 
 from __future__ import annotations
 

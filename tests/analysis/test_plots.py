@@ -86,7 +86,10 @@ def test_equal_input_gives_an_equal_svg_and_leaves_matplotlib_as_it_was(tmp_path
 
 
 def trials(*heights: float) -> list[BarrierCurve]:
-    """Return one curve per trial, with 4 % error at α = 0 and 10 % at α = 1."""
+    """Return one curve per trial with the given middle errors.
+
+    The error is 4 % at α = 0 and 10 % at α = 1.
+    """
     return [BarrierCurve((0.0, 0.5, 1.0), (4.0, height, 10.0), 10.0, 4.0, "cumulative", 100, 100) for height in heights]
 
 
@@ -112,7 +115,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
 
 
 def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
-    """Subtract the mean of both ends' errors, 7 %, from each error, as in the paper's equation 1."""
+    """Check the curves after equation 1 of the paper.
+
+    It subtracts the mean of both ends' errors, 7 %, from each error.
+    """
     _, stability, tickets = drawn.axes
     for one, line in zip(STABILITY.series, stability.lines, strict=True):
         errors = np.array([curve.error_percent for curve in one.curves]) - 7
@@ -152,7 +158,7 @@ def test_every_series_of_a_figure_has_a_distinct_style():
 
 
 def test_panels_of_a_figure_are_one_file_with_every_name(tmp_path):
-    """Draw the accuracy panel and three further panels; the legend fits into the grid."""
+    """Draw four panels, which leave room for the legend in their grid."""
     stem = tmp_path / "figure"
     paths = plot_panels(SERIES, [STABILITY, TICKETS, STABILITY], stem, title="Figure 3: ResNet-8")
     text = check_files(paths, stem)

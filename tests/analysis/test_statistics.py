@@ -35,9 +35,9 @@ TRIALS = {name: np.round(values * 64) / 64 for name, values in TRIALS.items()}
 
 
 def made_up_images(rng: np.random.Generator, trials: int, images: int, shift: float = 0.0) -> np.ndarray:
-    """Return random differences −1, 0 or 1 [T, N] with effects of trial and image.
+    """Return random differences −1, 0 or 1 of shape [T, N].
 
-    Their mean is 0 if `shift` is 0.
+    They have effects of the trial and of the image. Their mean is 0 if `shift` is 0.
     """
     effects = rng.normal(0, 0.03, size=(trials, 1)) + rng.normal(0, 0.1, size=(1, images))
     values = shift + effects + rng.normal(0, 0.3, size=(trials, images))
@@ -104,9 +104,10 @@ def test_images_of_several_densities_count_in_fractions(monkeypatch: pytest.Monk
 
 
 def test_intervals_have_their_nominal_coverage(monkeypatch: pytest.MonkeyPatch):
-    """Count how often a 95 % interval contains the true mean over new trials and new images.
+    """Count how often a 95 % interval contains the true mean.
 
-    Intervals over trials alone are too narrow, because all trials share the same images.
+    Each time, trials and images are new. Intervals over trials alone are too narrow, because all trials share the same
+    images.
     """
     monkeypatch.setattr(statistics, "RESAMPLES", 500)
     rng = np.random.default_rng(7)
@@ -151,7 +152,10 @@ def test_sign_flips_are_counted_exactly(differences: np.ndarray):
 
 
 def test_float_noise_breaks_no_tie():
-    """Count sign flips with equal sums as ties, although 0.1 + 0.2 ≠ 0.3 in floats."""
+    """Count sign flips with equal sums as ties, despite rounding.
+
+    In floats 0.1 + 0.2 ≠ 0.3.
+    """
     exact = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0])
     assert {sign_flip_p(exact * scale) for scale in (1.0, 0.1, 1e-3, 0.7, 1e6)} == {sign_flip_p(exact)}
     noise = np.full(10, 1e-14)  # a difference of 0, and one exactly at the margin, up to rounding
@@ -227,9 +231,9 @@ def test_verdicts_follow_the_claim(differences, expects, margin, word):
 
 
 def test_an_interval_that_reaches_the_margin_says_so():
-    """Use images that differ both ways in equal number, which widen the interval but not p.
+    """Widen the interval beyond the margin while p stays small.
 
-    p is over trials alone.
+    Half of the differing images differ each way. p is over trials alone.
     """
     images = np.zeros((10, 500))
     images[:, :20], images[:, 20:40] = 1, -1
@@ -239,9 +243,10 @@ def test_an_interval_that_reaches_the_margin_says_so():
 
 
 def test_too_few_trials_show_nothing():
-    """Check the number of trials needed per contrast: 8, or 10 if more than six claims are tested.
+    """Check the number of trials needed per contrast.
 
-    With as many trials, p can reach 0.05 after Holm's correction.
+    It is 8 for up to six claims, and 10 or more for further claims. With as many trials, p can reach 0.05 after Holm's
+    correction.
     """
     assert [needed_trials(tested) for tested in (1, 6, 7, 25, 26, 100)] == [8, 8, 10, 10, 11, 12]
     # with enough trials every claim can be shown; Holm multiplies equal p-values by their number

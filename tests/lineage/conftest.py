@@ -1,4 +1,4 @@
-"""Fixtures: a store with its own SQLite database, and the tools/lineage.py module."""
+"""Fixtures: a store with a SQLite database, and the module tools/lineage.py."""
 
 import importlib.util
 import sys

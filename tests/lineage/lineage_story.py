@@ -1,4 +1,4 @@
-"""Commit a small synthetic lineage: a search, two final trainings and a comparison."""
+"""Commit a small synthetic search with two final trainings and a comparison."""
 
 import hashlib
 import shutil
@@ -21,7 +21,7 @@ def key_of(name: str) -> str:
 
 
 def copied_store(empty: Path, where: Path) -> LineageStore:
-    """Return a store in the directory `where` with a copy of an empty database."""
+    """Return a store in `where` with a copy of an empty database."""
     shutil.copy(empty, where / "mlflow.db")
     return open_store(where / "runs", f"sqlite:///{where / 'mlflow.db'}", "test")
 
@@ -61,7 +61,9 @@ def network_files(level: int) -> Callable[[Path], None]:
 
 
 def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
-    """Commit a search, final trainings of the last ticket and of `dense`, and their comparison.
+    """Commit a search, two final trainings and their comparison.
+
+    The trainings are of the last ticket, kind `signed_mask`, and of the dense network.
 
     Returns:
         The directory of each local run by its short name: `search`, `level 0`, …, `signed_mask`, `dense`, `lmc`.

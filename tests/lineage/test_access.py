@@ -1,4 +1,4 @@
-"""Test tracking servers that require credentials, and that no credential is printed or stored."""
+"""Test servers that require credentials, which must never be printed or stored."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ def login(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
 def test_a_server_with_basic_auth(
     nobody: None, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Use MLflow's basic-auth app with right and wrong passwords, in the environment and in the URI."""
+    """Use MLflow's basic-auth app with right and wrong passwords.
+
+    They are given in the environment or in the URI.
+    """
     # Phase: start a server with one user
     there, port = tmp_path / "server", free_port()
     there.mkdir()

@@ -1,4 +1,4 @@
-"""Test every command of tools/lineage.py and the Python API against a real tracking server."""
+"""Test tools/lineage.py and the Python API against a real server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = ("search", "L00", "L01", "L02", "signed_mask", "retrain", "lmc")
 
 @dataclass
 class Asked:
-    """A synthetic search that `sync` delivered to a server, and the tool to query it."""
+    """A synthetic search on a server, and the tool to query it."""
 
     tool: ModuleType
     search: MadeSearch
@@ -303,7 +303,7 @@ def test_every_public_name_exists() -> None:
 def test_the_number_of_requests_does_not_grow_with_the_number_of_runs(
     asked: Asked, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Count HTTP requests per query, then again with 30 more runs on the server."""
+    """Count HTTP requests per query, before and after adding 30 runs."""
     # Phase: count the requests of each query
     sent: list[str] = []
     send = requests.Session.send

@@ -15,7 +15,10 @@ from tests.lineage.lineage_story import START_MS, commit_story, copied_store, ke
 
 
 def commit(store: LineageStore, name: str, kind: str, *parents: tuple[str, str], number: int = 50) -> Path:
-    """Commit an empty local run with (parent name, relation) pairs as its parents."""
+    """Commit an empty local run.
+
+    Parents are given as (short name, relation).
+    """
     start = START_MS + 10_000 * number
     made = tuple(Parent(key_of(parent), relation) for parent, relation in parents)
     store.local.commit(
@@ -27,7 +30,7 @@ def commit(store: LineageStore, name: str, kind: str, *parents: tuple[str, str],
 
 
 def two_searches(store: LineageStore) -> dict[str, Path]:
-    """Commit two searches, a comparison across both and a report of the comparison.
+    """Commit two searches, a comparison across them and a report.
 
     Returns:
         The directory of each local run by its short name.
@@ -45,7 +48,7 @@ def two_searches(store: LineageStore) -> dict[str, Path]:
 def searches(
     empty_store: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> LineageStore:
-    """Return two searches that are only in MLflow, only local, or partly delivered.
+    """Return two searches in MLflow only, local only, or partly delivered.
 
     Tests must only read them.
     """

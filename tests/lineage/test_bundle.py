@@ -169,7 +169,10 @@ def test_another_result_under_the_same_key_is_refused(
 def test_a_killed_import_leaves_only_whole_runs_and_resumes(
     store: LineageStore, theirs: LineageStore, tmp_path: Path
 ) -> None:
-    """Kill the import before and after a directory's rename, then run the same command to its end."""
+    """Kill an import at three points, then run it to the end.
+
+    The kills come before and after a directory's rename.
+    """
     commit_story(store.local)
     out = bundle(store, tmp_path / "bundle", "level 2", checkpoints=True)
     command = ["import", str(out), "--offline", "--runs", str(theirs.local.directory)]
@@ -206,7 +209,7 @@ def node_of(directory: Path, name: str) -> Path:
 
 
 def reseal(directory: Path, name: str, change: dict[str, object]) -> None:
-    """Change a run's record in a bundle and update the digest in the manifest to match."""
+    """Change a run's record in a bundle, and its digest to match."""
     path = node_of(directory, name) / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     manifest = json.loads((directory / "bundle.json").read_text())

@@ -17,7 +17,7 @@ from tests.warm import warm
 
 @pytest.mark.long
 def test_tree_and_show_from_a_shell(store: LineageStore) -> None:
-    """Run the tool in a cold process with its default paths below the working directory."""
+    """Run the tool in a cold process with its default paths."""
     # Phase: print the tree of a delivered run
     paths = commit_story(store.local)
     run_id = store.deliver(paths["level 2"])

@@ -1,4 +1,4 @@
-"""Test the description on a run's MLflow page, and that names and tags are escaped there."""
+"""Test the description of a run in MLflow and its escaping."""
 
 import re
 import shlex

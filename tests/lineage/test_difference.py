@@ -1,4 +1,4 @@
-"""Test the comparison of two runs: settings, code, seeds, and masks by layer."""
+"""Test the comparison of two runs by settings, code, seeds and masks."""
 
 import json
 import shutil

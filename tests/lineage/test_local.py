@@ -1,4 +1,4 @@
-"""Test local runs: atomic commits, files for stock tools, and detection of every altered byte."""
+"""Test local runs: atomic commits, stock tools, and detection of altered bytes."""
 
 import errno
 import hashlib

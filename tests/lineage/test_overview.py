@@ -1,4 +1,4 @@
-"""Test the overview on a search's MLflow run: picture, HTML page and table of links."""
+"""Test the picture, page and links on a search's MLflow run."""
 
 import re
 import shutil

@@ -1,4 +1,4 @@
-"""Test the lineage page and its picture: contents, links, and escaping of names and tags."""
+"""Test the lineage page and its picture: contents, links and escaping."""
 
 import hashlib
 import json
@@ -74,9 +74,9 @@ def test_the_mask_of_a_training_is_drawn_as_its_tickets(store: LineageStore) -> 
 
 
 def test_rewinding_is_drawn(store: LineageStore) -> None:
-    """Check the arrows from θ_init, or from θ_k if the search stored it, to each rewound level.
+    """Check the arrows from θ_init or θ_k to each rewound level.
 
-    Methods that continue from the parent's parameters have no such arrow.
+    They start at θ_k if the search stored it. Methods that continue from the parent's parameters have no such arrow.
     """
     arrows = {name: method.drawn_arrow for name, method in METHODS.items() if method.drawn_arrow}
     whole = ("imp", "wr", "magnitude_increase", "snip", "synflow")

@@ -1,4 +1,4 @@
-"""Test levels as versions of a registered model: names, aliases, and retries after a kill."""
+"""Test levels as versions of a registered model, also after kills."""
 
 import shutil
 from dataclasses import replace
@@ -20,7 +20,10 @@ NAME = "aws-digits-resnet20"
 
 
 def versions(store: LineageStore) -> dict[str, str]:
-    """Return the level's key for each alias, and check that each run has one version."""
+    """Return the level's key for each alias.
+
+    Also check that each run has one version.
+    """
     client = MlflowClient(store.tracking_uri)
     found = client.search_model_versions(f"name = '{NAME}'")
     runs = [version.run_id for version in found]

@@ -78,7 +78,7 @@ def test_altered_mask_is_refused(store: LineageStore) -> None:
 
 
 def test_swapped_masks_are_refused(store: LineageStore) -> None:
-    """Replace a run's mask in MLflow by the intact mask of another run."""
+    """Replace a run's mask in MLflow by that of another run."""
     paths = commit_story(store.local)
     run_id = store.deliver(paths["level 1"])
     (theirs,) = (p for p in mask_files(store) if p.read_bytes() == (paths["level 0"] / p.name).read_bytes())

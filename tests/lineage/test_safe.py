@@ -1,4 +1,7 @@
-"""Test that reading an untrusted store runs no code and writes no file outside its directory."""
+"""Test that reading an untrusted store is safe.
+
+It runs no code and writes no file outside its directory.
+"""
 
 from __future__ import annotations
 
@@ -101,7 +104,10 @@ def test_reading_code_uses_no_pickle_or_eval() -> None:
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "..", "a//b", "./a"])
 def test_a_record_cannot_name_a_file_elsewhere(store: LineageStore, tmp_path: Path, name: str) -> None:
-    """Plant a record that names a path outside its directory, with a matching digest tag."""
+    """Plant a record with a path outside its directory.
+
+    Its digest tag matches.
+    """
     run_id = delivered(store)
     record = json.loads((files_of(store, run_id) / "record.json").read_bytes())
     record["files"][name] = "0" * 64

@@ -1,4 +1,4 @@
-"""Test delivery to MLflow through a stock client: one complete run per local run.
+"""Test delivery to MLflow: one complete run per local run.
 
 Deliveries that are killed, repeated or refused must leave no duplicate and no half-filled run.
 """
@@ -39,7 +39,10 @@ def all_runs(store: LineageStore) -> list[Any]:
 
 
 def assert_complete(store: LineageStore, paths: dict[str, Path]) -> None:
-    """Assert one finished run per local run, one READY model each, and every metric point once."""
+    """Assert one finished, complete run per local run.
+
+    Each has one READY model, except comparisons, and every metric point once.
+    """
     client = MlflowClient(store.tracking_uri)
     runs = {run.data.tags["harness.key"]: run for run in all_runs(store)}
     assert sorted(runs) == sorted(key_of(name) for name in paths) and len(all_runs(store)) == len(paths)
@@ -117,7 +120,7 @@ def test_delivery_is_idempotent(store: LineageStore) -> None:
 
 
 def test_duplicate_runs_of_a_repeated_request_are_removed(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the duplicate that MLflow's client makes when it retries a request after a timeout.
+    """Remove the duplicate run of a request that MLflow's client retried.
 
     The server may have carried out the first request although its response came too late.
     """
@@ -155,6 +158,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]
     """
     calls, done = 0, []
 
+    # Phase: wrap each method so that it counts its call and raises at number `stop`
     def wrapped(name: str, original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -170,6 +174,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]
 
         return call
 
+    # Phase: patch all methods that change the store
     for name in SENDING:
         monkeypatch.setattr(MlflowClient, name, wrapped(name, getattr(MlflowClient, name)))
     return done
@@ -181,7 +186,10 @@ def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]
 def test_killed_at_any_call_and_delivered_again_is_one_complete_run(
     store: LineageStore, monkeypatch: pytest.MonkeyPatch, after: bool, kind: str
 ) -> None:
-    """Kill a delivery at each client call in turn, then retry with a new store, as a new process would."""
+    """Kill a delivery at each client call in turn, then retry.
+
+    Each retry uses a new store, as a new process would.
+    """
     paths = commit_story(store.local, levels=1)
     parent = store.local.load(key_of("level 0"))
     # Phase: one local run per kill, until a delivery has fewer calls than `stop`

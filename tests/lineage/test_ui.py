@@ -1,4 +1,4 @@
-"""Test `tools/lineage.py ui`: the saved view, the link, and the UI process."""
+"""Test `tools/lineage.py ui`: the saved view, the link and the process."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""List bad inputs for a launch: how to spoil good input, and the expected error."""
+"""List bad inputs for a launch and the error for each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Loader = Literal["ffcv", "memory"]
 
 @dataclass(frozen=True)
 class Place:
-    """A working directory with the prepared digits and a finished search of one pruning level."""
+    """A working directory with prepared digits and a one-level search."""
 
     directory: Path
     key: str
@@ -41,7 +41,7 @@ class Place:
         return self.directory / "data" / "digits"
 
     def reseal(self, change: Callable[[dict[str, Any]], object] = lambda record: None) -> None:
-        """Change the level's record and recompute all digests, so that the digest checks pass."""
+        """Change the level's record and recompute all digests."""
         record = json.loads((self.node / "record.json").read_bytes())
         record["files"] = {name: sha256_file(self.node / name) for name in record["files"]}
         change(record)
@@ -52,7 +52,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Bad:
-    """One bad input: how to make it, and the error that must refuse it."""
+    """One bad input, and the error that must refuse it."""
 
     name: str
     spoil: Callable[[Place], object]
@@ -85,7 +85,7 @@ def emptied(path: Path) -> None:
 
 
 def foreign(path: Path) -> None:
-    """Replace a file by a safetensors file that the harness did not write."""
+    """Replace a file by a safetensors file without the harness's metadata."""
     save_file({"weight": torch.zeros(3)}, path)
 
 
@@ -119,13 +119,19 @@ def network(width: int) -> torch.nn.Module:
 
 
 def other_checkpoint(place: Place) -> None:
-    """Replace the checkpoint by an intact one of a wider network, with matching digests."""
+    """Replace the checkpoint by one of a wider network.
+
+    All digests match.
+    """
     Checkpoint.of(network(4), level=1, epochs=2, level_digest=place.key).save(place.node / CHECKPOINT)
     place.reseal()
 
 
 def other_mask(place: Place) -> None:
-    """Replace the signed mask by an intact one of a wider network, with matching digests."""
+    """Replace the signed mask by one of a wider network.
+
+    All digests match.
+    """
     params = dict(network(4).named_parameters())
     prunable = [name for name, param in params.items() if param.dim() > 1]
     SignedMask.of(params, Mask.dense(params, prunable)).save(place.node / MASK, {})
@@ -133,7 +139,10 @@ def other_mask(place: Place) -> None:
 
 
 def renamed(name: str) -> Callable[[Place], None]:
-    """Return a change that raises a file's format version by one, with matching digests."""
+    """Return a change that raises a file's format version by one.
+
+    All digests match.
+    """
 
     def spoil(place: Place) -> None:
         path = place.node / name
@@ -178,7 +187,7 @@ def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Place], No
 
 
 def other_split(name: str) -> Callable[[Place], None]:
-    """Return a change that replaces a data file by that of the other split."""
+    """Return a change that swaps in the other split's data file."""
     other = name.replace("train", "test") if name.startswith("train") else name.replace("test", "train")
     return lambda place: shutil.copy(place.data / other, place.data / name)
 

@@ -35,7 +35,7 @@ def prepared(tmp_path_factory, empty_store) -> Path:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
-    """Return a directory with a finished tiny search, and the run IDs of its levels.
+    """Return a directory with a tiny finished search, and its run IDs.
 
     All test processes share it, so tests must only read it.
     """
@@ -59,7 +59,10 @@ def searched(tmp_path_factory, prepared, pristine) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="session")
 def by_two(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
-    """Return the same search made by two processes, which created their own database."""
+    """Return the same search made by two processes.
+
+    They created their own database.
+    """
 
     def make(where: Path) -> None:
         elsewhere(prepared, where, tables=False)
@@ -72,9 +75,10 @@ def by_two(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="session")
 def full_size(tmp_path_factory) -> Path:
-    """Return a directory with a few images of each full-size data set, prepared from archives.
+    """Return a directory with a few images of each full-size data set.
 
-    Each has 4 training and 3 test images; CIFAR-10 has 5 and 2.
+    They are prepared from archives of the original format. Each data set has 4 training and 3 test images; CIFAR-10 has
+    5 and 2.
     """
     return made_once(tmp_path_factory, "full_size", _prepare_full_size)
 

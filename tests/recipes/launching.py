@@ -41,7 +41,7 @@ def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:
 
 
 def run_warm(where: Path, script: str, *options: str, ok: bool = True, **environment: str) -> str:
-    """Run a script in a Python that has already imported the libraries; return the same as `run`."""
+    """Run a script in a warm Python; otherwise the same as `run`."""
     done = warm(where, script, *options, **{"OMP_NUM_THREADS": "1", **environment})
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout if ok else done.stderr
@@ -65,7 +65,10 @@ def recipe(where: Path, name: str, *options: str, processes: int = 0, ok: bool =
 
 
 def tool(where: Path, name: str, *options: str, ok: bool = True, cold: bool = False) -> str:
-    """Run a tool and return its output; `cold` starts a new Python, as a user does."""
+    """Run a tool and return its output, as `run` does.
+
+    With `cold`, start a new Python, as a user does.
+    """
     script = str(REPOSITORY / "tools" / name)
     return run(where, sys.executable, script, *options, ok=ok) if cold else run_warm(where, script, *options, ok=ok)
 
@@ -82,7 +85,7 @@ def run_ids(output: str) -> list[str]:
 
 
 def elsewhere(prepared: Path, tmp_path: Path, *, tables: bool = True) -> Path:
-    """Prepare `tmp_path` as a working directory with the same data and no runs.
+    """Prepare `tmp_path` as a working directory with data and no runs.
 
     Args:
         tables: Copy an empty MLflow database into it, because creating the tables takes seconds.

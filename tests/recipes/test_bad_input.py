@@ -1,4 +1,4 @@
-"""Test that bad input is refused before training, and that every altered byte is detected."""
+"""Test that bad input is refused and every altered byte detected."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def no_training(monkeypatch) -> None:
 
 
 def go_on(bad: Bad, place: Place) -> None:
-    """Continue the search, or start a final training from its level, with the bad input."""
+    """Continue the search or train from its level, with the bad input."""
     if bad.kind == "ticket":
         (root,) = (place.directory / "runs").glob("search-*")
         ticket = root.name.partition("-")[2] if bad.ticket == "search" else bad.ticket or place.key
@@ -108,7 +108,7 @@ POSITIONS = 100
 
 @pytest.mark.long
 def test_every_altered_byte_is_found(good: Place, tmp_path: Path):
-    """Alter single bytes of every file of a level and of both loaders' data files."""
+    """Alter single bytes of a level's files and of the data files."""
     shutil.copytree(good.directory, tmp_path / "place")
     place, generator = replace(good, directory=tmp_path / "place"), random.Random(7)
     nodes = LocalNodes(place.directory / "runs")
@@ -129,7 +129,9 @@ def test_every_altered_byte_is_found(good: Place, tmp_path: Path):
 
 
 def _alter(path: Path, check: Callable[[], object], generator: random.Random) -> int:
-    """Change one random byte at a time and check that `check` raises a ValueError that names a file.
+    """Alter one random byte at a time, and expect an error.
+
+    It must be a ValueError that names a file.
 
     Returns:
         The number of altered bytes.

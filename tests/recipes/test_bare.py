@@ -20,7 +20,7 @@ OFFLINE = ("--loader", "memory", "--offline")
 
 @pytest.fixture
 def bare(pristine, tmp_path) -> Path:
-    """Return a working directory in which Python cannot import any of these packages."""
+    """Return a working directory in which these packages cannot be imported."""
     where = elsewhere(pristine[0], tmp_path)
     # with None in sys.modules, importing a package raises ImportError and find_spec returns None
     (where / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({LACKING}))\n")

@@ -1,4 +1,4 @@
-"""Test the messages of a launch that resumes or reuses runs, or almost could."""
+"""Test the messages of a launch that resumes or reuses runs."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def levels(config: SearchConfig) -> list[dict[str, str]]:
 
 @pytest.fixture
 def begun(data: Path, tmp_path: Path, monkeypatch, capsys) -> Iterator[SearchConfig]:
-    """Yield the settings of a search that got SIGTERM in the middle of level 0."""
+    """Yield the settings of a search that was stopped in level 0."""
     asked = iter(range(10_000))
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "reason", property(lambda self: "got SIGTERM" if next(asked) > LOOKS else None))
@@ -90,7 +90,10 @@ def test_other_code_resumes_with_a_warning_and_is_recorded(begun: SearchConfig, 
 
 
 def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path, tmp_path: Path, monkeypatch, capsys):
-    """Repeat a search with the same run directory, then with an empty one, which fetches from MLflow."""
+    """Repeat a search with the same, then with an empty run directory.
+
+    The latter fetches the levels from MLflow.
+    """
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     here, there = (settings(data, tmp_path / name, offline=False) for name in ("here", "there"))
@@ -104,7 +107,7 @@ def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path,
 
 
 class OfTwo:
-    """Wrap a world of one process so that it reports a size of 2."""
+    """A world of one process that reports a size of 2."""
 
     size = 2
 

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 @contextlib.contextmanager
 def small_disk(where: Path, size: str) -> Iterator[Path]:
-    """Mount a tmpfs of the given size; skip the test without permission to mount."""
+    """Mount a tmpfs of the given size, or skip the test."""
     where.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)], capture_output=True)
     if mounted.returncode != 0:

@@ -1,7 +1,7 @@
-"""Test each figure's command on every data set and network of the paper, with `--scale smoke`.
+"""Test each figure's command on every data set and network.
 
-Network, image size, optimizer, loader and archive format are those of the full-size command. Images, batch size, epochs
-and levels are few.
+The commands use `--scale smoke` and archives of the original format. Network, image size, optimizer, loader and archive
+format are those of the full-size command. Images, batch size, epochs and levels are few.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tests.recipes.launching import elsewhere, recipe
 
 USED_ON = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
-GEM_MINERS = [83.4, 66.15]  # published accuracy in %, at densities 0.0372 and 0.0059
+GEM_MINERS = [83.4, 66.15]  # published accuracy in % at densities 0.0372 and 0.0059
+
 # accuracy in % from Tables 1 and 2: dense, then the signed mask of AWS at the first and the last density
 PRINTED = {
     "resnet50": (75.26, 74.65, 73.65),
@@ -43,7 +44,10 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def subject(request, full_size: Path, tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
-    """Yield a data set, a network and their working directory, in which figures share runs."""
+    """Yield a data set, a network and their working directory.
+
+    The figures of a module share its runs.
+    """
     dataset, network = request.param
     where = elsewhere(full_size, tmp_path_factory.mktemp(f"{dataset}-{network}"))
     yield dataset, network, where
@@ -84,7 +88,7 @@ def test_full_size_figure(subject: tuple[str, str, Path], figure: Figure, width:
 
 
 def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:
-    """Check that the results have every curve at both densities, and every comparison."""
+    """Check that the results have every curve and every comparison."""
     assert results["missing"] == []
     assert [(point["curve"], point["level"]) for point in results["points"]] == [
         ("dense", 0),
@@ -103,7 +107,10 @@ def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:
 
 
 def _check_the_papers_numbers(network: str, results: dict, page: str) -> None:
-    """Check the paper's numbers next to ours: for every point of a table, and for none of a figure."""
+    """Check the paper's numbers next to ours.
+
+    A table has one for every point, a figure has none.
+    """
     paper = {(point["curve"], point["level"]): point["paper"] for point in results["points"] if not point["length"]}
     if results["figure"] == "gem_miner":
         assert [paper[place]["mean"] for place in paper if paper[place]] == GEM_MINERS and "| 66.15 |" in page

@@ -1,4 +1,4 @@
-"""Test launches that are killed or told to stop: started again, they give the same bytes."""
+"""Test that killed or stopped launches resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -34,13 +34,19 @@ WARM_UP = [
 
 
 def files(where: Path) -> dict[str, str]:
-    """Return the SHA-256 of every level's checkpoint and signed mask, by run and file name."""
+    """Return the SHA-256 of each level's checkpoint and signed mask.
+
+    The keys are run and file name.
+    """
     names = ("checkpoint.safetensors", "signed_mask.safetensors")
     return {f"{run} {name}": record["files"][name] for run, record in nodes(where, "level").items() for name in names}
 
 
 def assert_whole(where: Path) -> None:
-    """Assert one finished MLflow run per local run, and no unfinished run on disk."""
+    """Assert one finished MLflow run per local run.
+
+    No unfinished run may remain on disk.
+    """
     assert not list((where / "runs").glob(".making-*"))
     runs = open_store(where / "runs", f"sqlite:///{where / 'mlflow.db'}").summaries()
     assert {run.status for run in runs} == {"FINISHED"}
@@ -61,7 +67,8 @@ def test_a_search_killed_anywhere_ends_with_the_same_bytes(pristine, tmp_path, p
     assert_whole(where)
 
 
-# 37 MB of gradients fill several buckets. Summation order matters only with three or more processes and several buckets.
+# 37 MB of gradients fill several buckets. The order of sums matters only with several buckets and three or more
+# processes.
 WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epochs", "1", "--global-batch-size", "360"]
 
 
@@ -128,9 +135,10 @@ def test_a_killed_final_training_resumes_to_the_same_bytes(pristine, tmp_path):
     ],
 )
 def test_a_launch_told_to_stop_saves_its_state_and_resumes(prepared, tmp_path, processes, number):
-    """Signal the launcher, as Slurm does; the workers must notice, save and stop.
+    """Signal the launcher, as Slurm does.
 
-    After SIGKILL of the launcher no signal reaches the worker, which detects that its parent is gone.
+    The workers must notice, save and stop. After SIGKILL of the launcher no signal reaches the worker, which detects
+    that its parent is gone.
     """
     # Phase: start a long training and wait for its first saved state
     where = elsewhere(prepared, tmp_path)

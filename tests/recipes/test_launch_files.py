@@ -75,7 +75,10 @@ def test_two_cpu_processes_are_one_world_of_two(tmp_path):
 
 
 class Cluster:
-    """Stand in for a Slurm cluster: a submit directory with fake Slurm commands first on PATH."""
+    """Stand in for a Slurm cluster.
+
+    This is a submit directory with fake Slurm commands first on PATH.
+    """
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -91,7 +94,10 @@ class Cluster:
         file.chmod(0o755)
 
     def srun(self, body: str) -> None:
-        """Install a fake `srun` that drops its options and runs `body`, in which "$@" is a node's command."""
+        """Install a fake `srun` that runs `body` without srun's options.
+
+        In `body`, "$@" is a node's command.
+        """
         self.command("srun", f"while [[ $1 == --* ]]; do shift; done\n{body}")
 
     def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -200,7 +206,10 @@ def test_each_node_gets_a_launcher_with_slurms_numbers(cluster, nodes, gpus):
 
 @pytest.mark.long
 def test_slurms_warning_signal_reaches_the_workers_and_launchers_wait(cluster):
-    """Run two real launchers; signal only the task of one, and the whole process tree of the other."""
+    """Run two real launchers and send both SIGUSR1.
+
+    For one, only the launcher gets it. For the other, its whole process tree does.
+    """
     # Phase: a worker that notes its signals, saves for a second and exits
     (cluster.where / "worker.py").write_text(
         "import os, signal, sys, time\n"

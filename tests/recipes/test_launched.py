@@ -1,4 +1,4 @@
-"""Test recipes and tools end to end, launched in a working directory as a user does."""
+"""Test recipes and tools end to end, launched as a user does."""
 
 from __future__ import annotations
 
@@ -70,7 +70,10 @@ MEMORY = ("--loader", "memory")
 
 @pytest.fixture(scope="module")
 def trained(searched):
-    """Return the run IDs of final trainings of the deepest ticket, by kind and sgd_seed."""
+    """Return the run IDs of final trainings of the deepest ticket.
+
+    The keys are kind and sgd_seed.
+    """
     where, ids = searched
     found = {}
     for kind, seed in (("signed_mask", 1), ("signed_mask", 2), ("retrain", 1)):
@@ -138,7 +141,7 @@ def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name)
 
 @pytest.mark.slow
 def test_launched_runs_pass_verify_gc_bundle_and_import(searched, trained, tmp_path):
-    """Run verify, gc on a copy, bundle, import into an empty store, and verify there."""
+    """Run verify and gc, then bundle, import and verify elsewhere."""
     where, ids = searched
 
     def lineage(*words: str, place: Path = where) -> dict:
@@ -175,9 +178,10 @@ def test_launched_runs_pass_verify_gc_bundle_and_import(searched, trained, tmp_p
 
 
 def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_path):
-    """Compare both ends of the curve with stock PyTorch: the ticket, and the ticket with ψ_init in place of ψ.
+    """Compare both ends of the curve with stock PyTorch.
 
-    The search starts from a trained network, so that its ψ_init differs from the usual constants 1 and 0.
+    The ends are the ticket, and the ticket with ψ_init in place of ψ. The search starts from a trained network, so that
+    its ψ_init differs from the usual constants 1 and 0.
     """
     # Phase: search from a trained network and compare its ticket with the copy
     from harness.models import build_model, partition_of
@@ -210,7 +214,10 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_pat
 
 
 def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_networks(searched):
-    """Compare with stock PyTorch: weights of the network of seed 7 with the ticket's signs."""
+    """Compare the copy's error with stock PyTorch.
+
+    The copy has the weights of the network of seed 7 with the ticket's signs.
+    """
     from harness.models import draw_model, partition_of
 
     where, ids = searched
@@ -258,7 +265,10 @@ print(sum(int(params[name].count_nonzero()) for name in mask.mask.tensors) <= ma
 
 
 def _right_by_stock_pytorch(where: Path) -> bool:
-    """Check each level's stored per-image results with stock PyTorch; one of 500 images may differ."""
+    """Check each level's per-image results with stock PyTorch.
+
+    One of 500 images may differ.
+    """
     from harness.models import build_model
 
     test = load_file(where / "data/digits/test.safetensors")

@@ -90,7 +90,10 @@ def test_a_recipe_has_its_launch_line_and_imports_no_other(path: Path):
 
 
 def _imported_recipes(source: str) -> set[str]:
-    """Return the modules directly below `recipes` that the source imports, in any form of import."""
+    """Return the modules of `recipes` that the source imports.
+
+    It finds every form of import.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

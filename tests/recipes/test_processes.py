@@ -1,4 +1,7 @@
-"""Test that one process and several give the same numbers, and hash the data once per node."""
+"""Test that one process and several give the same numbers.
+
+Also test that the data are hashed once per node.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ def level_0(prepared: Path, where: Path, epochs: int, processes: int) -> tuple[d
 
 @pytest.fixture(scope="module")
 def alone(prepared, tmp_path_factory) -> dict[int, tuple[dict, dict[str, torch.Tensor]]]:
-    """Return record and checkpoint of level 0 from one process, after 0 and after 1 epoch."""
+    """Return level 0 of one process, after 0 and 1 epochs.
+
+    Each is its record and its checkpoint.
+    """
     place = tmp_path_factory.mktemp("alone")
     return {epochs: level_0(prepared, place / str(epochs), epochs, 0) for epochs in (0, 1)}
 
@@ -100,7 +106,7 @@ def opening(where: Path, processes: int, *options: str, shape: tuple[str, ...] =
 
 
 def said(opened: Running) -> dict[str, list[str]]:
-    """Check that all processes succeeded, and return the output lines of each rank."""
+    """Check that all processes succeeded; return each rank's output lines."""
     done = opened.ended(240)
     assert done.returncode == 0, done.stderr
     lines: dict[str, list[str]] = {}
@@ -111,7 +117,7 @@ def said(opened: Running) -> dict[str, list[str]]:
 
 @pytest.fixture
 def unverified(prepared: Path, tmp_path: Path) -> Path:
-    """Return a copy of the digits without the record that their hashes were checked."""
+    """Return a copy of the digits whose hashes were never checked."""
     shutil.copytree(prepared / "data", tmp_path / "data", ignore=shutil.ignore_patterns(".*.verified"))
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Test recipes/reproduce.py: make a figure in shards, and its page from existing runs."""
+"""Test recipes/reproduce.py: a figure in shards, and its page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Test a search while its tracking server fails: training never waits, and no run is lost."""
+"""Test a search while its tracking server fails.
+
+Training never waits, and no run is lost.
+"""
 
 from __future__ import annotations
 
@@ -76,7 +79,10 @@ def started(where: Path, num_levels: int, proxy: FaultProxy, direct: str) -> Ite
 
 
 def assert_finished_runs_are_whole(store: LineageStore) -> int:
-    """Assert that each finished run has all its files and each metric point once; return their number."""
+    """Assert that each finished run is complete; return their number.
+
+    It has all its files, and each metric point once.
+    """
     client = MlflowClient(store.tracking_uri)
     finished = [node for node in store.summaries() if node.status == "FINISHED"]
     for node in finished:
@@ -92,14 +98,20 @@ def assert_finished_runs_are_whole(store: LineageStore) -> int:
 
 
 def gaps_seconds(where: Path) -> list[float]:
-    """Return the seconds between each level and the next, in which a launch could wait for the server."""
+    """Return the seconds between each level and the next.
+
+    In these gaps a launch could wait for the server.
+    """
     levels = [record for _, record in sorted(nodes(where, "level").items())]
     return [(b["started_ms"] - a["finished_ms"]) / 1000 for a, b in zip(levels, levels[1:], strict=False)]
 
 
 @pytest.mark.parametrize("faults", [SHORT, pytest.param(MORE, marks=pytest.mark.slow)], ids=["short", "more"])
 def test_a_search_continues_through_server_faults_and_loses_no_run(prepared, empty_store, tmp_path, faults):
-    """Inject one fault after another into a running search; the last fault stays until the launch ends."""
+    """Inject one fault after another into a running search.
+
+    The last one stays until the launch ends.
+    """
     where, port, num_levels = elsewhere(prepared, tmp_path / "search"), free_port(), LEVELS_A_FAULT * len(faults)
     direct = f"http://127.0.0.1:{port}"
     shutil.copy(empty_store, tmp_path / "server.db")
@@ -144,7 +156,7 @@ def test_a_search_continues_through_server_faults_and_loses_no_run(prepared, emp
 
 
 def order_of_delivery(where: Path) -> list[int]:
-    """Return the level numbers, sorted by the time at which each was recorded as delivered."""
+    """Return the level numbers in the order of their delivery."""
     remembered = (where / "runs" / ".delivered").glob("level-*")
     level_of = {f"level-{one['key'][:16]}": int(one["tags"]["level"]) for one in nodes(where, "level").values()}
     return [level_of[path.stem] for path in sorted(remembered, key=lambda path: path.stat().st_mtime_ns)]

@@ -1,4 +1,7 @@
-"""Test a search in which one of two processes hangs in the data loader while its heartbeat continues."""
+"""Test a search in which one of two processes hangs.
+
+It hangs in the data loader while its heartbeat continues.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def digests(where: Path) -> dict[str, list[str]]:
-    """Return the SHA-256 of checkpoint and signed mask of each finished level, by key.
+    """Return the SHA-256 of each level's checkpoint and mask, by key.
 
     The key does not depend on `--stuck-after`.
     """

@@ -63,7 +63,7 @@ class Launch:
 
 @dataclass
 class TwoNodes:
-    """The two namespaces and the processes in them, which end with the fixture."""
+    """Two namespaces and the processes that run in them."""
 
     names: tuple[str, str]
     directory: Path
@@ -71,7 +71,7 @@ class TwoNodes:
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self, node: int, where: Path, log: Path, *command: str, **environment: str) -> subprocess.Popen:
-        """Start a command on one node; both of its streams go to `log`."""
+        """Start a command on one node, with its output in `log`."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ACCELERATE_"))}
         env |= {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"} | environment
         with open(log, "wb") as stream:
@@ -87,7 +87,9 @@ class TwoNodes:
         return started
 
     def launch(self, where: Path, recipe: str, *options: str, store: str) -> Launch:
-        """Start a recipe on both nodes, one process each, in the directories `where`/0 and `where`/1.
+        """Start a recipe on both nodes, one process each.
+
+        Node 0 runs in the directory `where`/0, and node 1 in `where`/1.
 
         Args:
             store: Tracking URI for node 0; node 1 gets an unusable one, because only rank 0 may use it.
@@ -120,7 +122,7 @@ class TwoNodes:
         raise AssertionError(f"no process of rank {node}: {launch.text()}")
 
     def soon_worker(self, launch: Launch, node: int) -> int:
-        """Wait for the training process on one node, and return its process ID."""
+        """Wait for the training process on one node; return its PID."""
         until = time.monotonic() + 60
         while True:
             try:
@@ -184,7 +186,10 @@ def two(prepared, tmp_path_factory) -> Iterator[TwoNodes]:
 
 
 def serve(two: TwoNodes) -> None:
-    """Start an MLflow server on node 0 that also serves artifacts, and wait until it answers."""
+    """Start an MLflow server on node 0 and wait for it.
+
+    It serves the artifacts, too.
+    """
     command = [sys.executable, "-m", "mlflow", "server", "--host", ADDRESS[0], "--port", "5000", "--workers", "1"]
     command += ["--backend-store-uri", "sqlite:///served.db"]
     command += ["--serve-artifacts", "--artifacts-destination", "artifacts"]
@@ -205,7 +210,10 @@ raise SystemExit("no answer")
 
 
 def fresh(two: TwoNodes, name: str) -> Path:
-    """Create a working directory with the data and no runs for each node, and return their parent."""
+    """Create a working directory without runs for each node.
+
+    Return their parent directory.
+    """
     for node in ("0", "1"):
         where = two.directory / name / node
         where.mkdir(parents=True)
@@ -214,7 +222,7 @@ def fresh(two: TwoNodes, name: str) -> Path:
 
 
 def digests(where: Path) -> dict[str, list[str]]:
-    """Return the SHA-256 of checkpoint and signed mask of each finished level, by key."""
+    """Return the SHA-256 of each level's checkpoint and mask, by key."""
     files = ("checkpoint.safetensors", "signed_mask.safetensors")
     levels = nodes(where / "0", "level").values()
     return {record["key"]: [record["files"][file] for file in files] for record in levels}
@@ -222,7 +230,7 @@ def digests(where: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(two) -> tuple[Path, list[str]]:
-    """Run a search without faults, delivered to an MLflow server on node 0.
+    """Run a search without faults, with an MLflow server on node 0.
 
     Returns:
         Its directory and the run IDs of its levels.
@@ -294,7 +302,10 @@ def test_a_fault_ends_both_nodes_and_the_same_command_continues(
 
 @pytest.mark.parametrize("fault", [_kill, _cut], ids=["killed", "cut"])
 def test_a_fault_before_all_have_joined_ends_both_nodes(two: TwoNodes, fault: Callable[[TwoNodes, Launch], None]):
-    """Suspend node 0 during its start, while node 1 waits for it to join; then inject the fault."""
+    """Inject the fault while node 1 waits for node 0 to join.
+
+    Node 0 is suspended during its start.
+    """
     launch = two.launch(fresh(two, f"early{fault.__name__}"), *SEARCH, store=OWN_STORE)
     slow = two.soon_worker(launch, 0)
     os.kill(slow, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Fixtures: a plan of two trials, and its runs as local runs with synthetic errors."""
+"""Fixtures: a plan of two trials, and its runs with synthetic errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def key_of(name: str) -> str:
 
 
 def made_up_error(training: Training) -> float:
-    """Return a test error in % that differs between any two trainings of a plan."""
+    """Return a test error in % that identifies the training."""
     if training.kind == "level":
         return 50.0 + training.level
     kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "signed_mask_norm": 8.0, "mask": 9.0}
@@ -49,7 +49,10 @@ def made_up_error(training: Training) -> float:
 
 
 def signs_of(level: int) -> SignedMask:
-    """Return signs of eight kept weights, of which the first `level` are negative."""
+    """Return the signs of eight kept weights.
+
+    The first `level` of them are negative.
+    """
     weights = torch.ones(8)
     weights[:level] = -1
     return SignedMask.of({"w": weights}, Mask({"w": torch.ones(8, dtype=torch.bool)}))
@@ -72,7 +75,7 @@ def network_of(level: int | None) -> Checkpoint:
 
 
 class MadeUp:
-    """Commit the runs of a plan with synthetic results, as a launch would."""
+    """Commit the runs of a plan with synthetic results."""
 
     def __init__(self, directory: Path, plan: FigurePlan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
@@ -129,13 +132,16 @@ class MadeUp:
             parent = Parent(key, "pruned-from")
 
     def networks(self, name: str, level: int | None) -> dict[str, Checkpoint]:
-        """Return the checkpoint file `name` if the figure compares norm parameters, else no file."""
+        """Return the checkpoint file `name`, or none.
+
+        Only figures that compare norm parameters need it.
+        """
         return {f"{name}.safetensors": network_of(level)} if self.plan.figure.initial_norm else {}
 
     def right(self, error: float, name: str) -> dict[str, torch.Tensor]:
-        """Return random per-image results of 10,000 test images with this error in %, seeded by name.
+        """Return random per-image results of 10,000 images with this error.
 
-        Without `stores_right` the result is empty.
+        The error is in %; the name seeds the draw. Without `stores_right` the result is empty.
         """
         noise = torch.Generator().manual_seed(int(key_of(name)[:8], 16))
         right = torch.randperm(10_000, generator=noise) >= round(100 * error)

@@ -1,4 +1,4 @@
-"""Test which runs are collected for a plan, and the page made from them."""
+"""Test the runs collected for a plan, and their page."""
 
 from __future__ import annotations
 
@@ -138,7 +138,10 @@ def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
 
 
 def test_final_trainings_of_several_lengths_are_told_apart(made_up, plan):
-    """Collect trainings of equal start and seed by their length; other lengths are ignored."""
+    """Tell trainings of several lengths apart.
+
+    Lengths that are not in the plan are ignored.
+    """
     longer = replace(plan, scale=replace(plan.scale, further_epochs=(20,)))
     made = type(made_up)(made_up.nodes.directory, longer)
     made.everything()
@@ -283,9 +286,9 @@ def test_gem_miners_ticket_on_another_initialisation_is_asked_about(made_up, pla
 
 
 def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
-    """Compare Gem-Miner with AWS at equal numbers of weights, including the classifier's 640.
+    """Compare Gem-Miner with AWS at equal numbers of weights.
 
-    ResNet-8 has 74,112 prunable weights in its 3×3 layers.
+    The classifier's 640 weights are included. ResNet-8 has 74,112 prunable weights in its 3×3 layers.
     """
     # Phase: Gem-Miner's densities give the numbers of weights of AWS
     equal = replace(plan, figure=figure_named("fig4_equal"))
@@ -298,8 +301,7 @@ def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
     assert equal.search_config(aws, 3) == plan.scale.config  # AWS's runs are those of Figure 4
     made = type(made_up)(made_up.nodes.directory, equal)
     made.everything()
-    # Phase: levels at another density, or from a longer list of densities
-    # the first is not collected; the second is, because only the level's own density matters
+    # Phase: a level at another density is not collected; one from a longer list of densities is
     tags = {"method": "gem_miner", "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
     made.commit("at one density", "level", tags | {"settings": "f194"})
     made.remove_named("gem_miner 1 L1")
@@ -318,7 +320,11 @@ def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
 
 
 def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan):
-    """Collect each density with the λ of the plan and ignore levels with another λ."""
+    """Collect each density with the plan's λ.
+
+    Levels with another λ are ignored.
+    """
+    # Phase: a plan of two densities with a λ for each, and a level with another λ
     config = plan.scale.config
     model, data = replace(config.model, name="resnet20"), replace(config.data, name="cifar10")
     config = replace(config, model=model, data=data, densities=(0.0372, 0.0144), num_levels=2)
@@ -329,6 +335,7 @@ def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan)
         search = to_json(replace(config, gem_miner=replace(config.gem_miner, penalty=penalty)))
         metrics = (Metric("test_error_percent", error, 1, 1),)
         made.commit(f"{level} {penalty}", "level", tags, metrics=metrics, config={"search": search})
+    # Phase: our accuracies next to the published ones
     store = store_of(made)
     results = collect(store, made.plan)
     assert [(p.accuracy_percent.mean, p.paper.mean, round(p.difference, 2)) for p in results.points] == [
@@ -381,7 +388,10 @@ def test_levels_that_trials_share_are_one_trial(made_up, plan):
 
 
 def test_levels_are_matched_only_by_settings_that_their_method_uses(made_up, plan):
-    """Match Gem-Miner's levels, and levels that are final trainings, without warm-up and level epochs."""
+    """Match levels without settings that their method does not use.
+
+    Gem-Miner, and levels that are final trainings, use neither warm-up nor level epochs.
+    """
     for figure, heedless in (("fig4", {"gem_miner"}), ("rewinding", {"imp", "wr"})):
         made = type(made_up)(made_up.nodes.directory / figure, replace(plan, figure=figure_named(figure)))
         made.everything()
@@ -403,7 +413,10 @@ def test_the_page_says_if_the_papers_numbers_do_not_apply(made_up, plan):
     [("rewinding", "wr", {"rewind_to": 2}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
 )
 def test_runs_are_matched_by_their_methods_own_settings(made_up, plan, figure, method, changes):
-    """Match settings of a single method, which are in no tag that all methods share."""
+    """Match settings that only one method of a figure has.
+
+    They are in no tag that all methods share.
+    """
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named(figure)))
     made.everything()
     tags = {"method": method, "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
@@ -497,7 +510,10 @@ def test_a_training_with_other_launch_settings_is_ignored(made_up, plan):
 
 
 def test_a_search_serves_final_trainings_of_any_schedule(made_up, plan):
-    """Use levels that were made once, with the settings of the launch that made them first."""
+    """Reuse levels made by a launch with another final schedule.
+
+    They keep the settings of that launch.
+    """
     made_up.everything()
     longer = replace(plan.scale.config, final=replace(plan.scale.config.final, epochs=40))
     other = replace(plan, scale=replace(plan.scale, config=longer))
@@ -608,14 +624,20 @@ def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
 
 
 def with_trials(plan, trials: int):
-    """Return a plan of Figure 3 with five claims, for which eight trials suffice."""
+    """Return a plan of Figure 3 with five claims.
+
+    Eight trials suffice for them.
+    """
     figure = replace(plan.figure, claims=plan.figure.claims[:5])
     return replace(plan, figure=figure, scale=replace(plan.scale, trials=trials, barrier_level=None))
 
 
 @pytest.mark.long
 def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
-    """Compute a claim by hand: eight trials, each the mean over both levels, corrected for five claims."""
+    """Compute a claim by hand over eight trials.
+
+    Each trial is the mean over both levels. Five claims are corrected together.
+    """
     made = type(made_up)(made_up.nodes.directory, with_trials(plan, 8))
     made.everything()
     worse = Curve("lrr", "retrain")

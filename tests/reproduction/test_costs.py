@@ -1,4 +1,4 @@
-"""Test cost estimates of a plan in epochs and hours, and its list of commands."""
+"""Test a plan's estimated epochs and hours, and its commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test the trainings and comparisons of a figure, their seeds and their shards."""
+"""Test the trainings, comparisons, seeds and shards of a figure."""
 
 from __future__ import annotations
 
@@ -82,9 +82,10 @@ def test_shards_share_out_everything_once(plan: FigurePlan, count: int):
 
 
 def test_epochs_of_a_chain_by_hand(plan: FigurePlan):
-    """Count epochs by hand: 2 of warm-up, 1 per level, 4 per final training.
+    """Count the epochs of a chain by hand.
 
-    Levels are 1 and 3, and level 2 for the barriers of AWS and LRR.
+    Warm-up has 2 epochs, a level 1 and a final training 4. Levels are 1 and 3, and level 2 for the barriers of AWS and
+    LRR.
     """
     assert plan.epochs("dense-t1") == 4 + 9
     # seven final trainings: signed_mask at three levels and its twin, retrain at three levels

@@ -77,9 +77,9 @@ def everything_shown() -> Iterator[tuple[Figure, str, str]]:
 
 
 def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
-    """Check that each command lists all runs of three trials, with the recipes' settings.
+    """Check that each command lists all runs of three trials.
 
-    tests/recipes/test_paper_settings.py compares these settings with the paper.
+    Its settings are those of the recipes. tests/recipes/test_paper_settings.py compares these settings with the paper.
     """
     for figure, dataset, network in everything_shown():
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
@@ -106,7 +106,9 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
 
 
 def _expected(figure: Figure, levels: tuple[int, ...], longer: int | None) -> Iterator[str]:
-    """Yield the name of every run that a figure needs; barriers are at density 0.8¹¹ = 0.09.
+    """Yield the name of every run that a figure needs.
+
+    Barriers are at density 0.8¹¹ = 0.09.
 
     Args:
         figure: The figure.

@@ -1,4 +1,7 @@
-"""Test tables that compare pages: each column has the numbers of one page at a common density."""
+"""Test tables that compare several pages of one figure.
+
+Each column has the numbers of one page, at a common density.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, t
     head, rows = side_by_side(pages)
     assert head == ["at density 0.8000", "all", "level 1"]
     accuracies = [row for row in rows if row[0].startswith("accuracy %")]
-    # dense at the cost of a ticket: 9 epochs for level 3 on one page, no run of 7 epochs for level 1 on the other
+    # dense at the cost of a ticket: 9 epochs for level 3 on one page; the other lacks the 7 epochs for level 1
     longer = accuracies.pop(1)
     assert longer[0] == "accuracy %: dense, 9 epochs" and longer[2] == ""
     assert len(accuracies) == 6 and all(row[1] == row[2] != "" for row in accuracies)
@@ -91,7 +94,10 @@ def test_pages_that_cannot_be_compared_are_refused(results: Results, tmp_path: P
 
 
 def test_a_method_of_other_densities_is_shown_at_its_level(made_up, plan, tmp_path: Path):
-    """Show Gem-Miner at equal numbers of weights, where its densities include the classifier."""
+    """Show Gem-Miner at equal numbers of weights.
+
+    Its densities include the classifier.
+    """
     made = type(made_up)(made_up.nodes.directory / "equal", replace(plan, figure=figure_named("fig4_equal")))
     made.everything()
     results = collect(open_store(made.nodes.directory, offline=True), made.plan)

@@ -1,4 +1,7 @@
-"""Test studies: their plans, their runs, and the records that stand for runs in a fresh clone."""
+"""Test studies: plans, runs, and records that stand for runs.
+
+A fresh clone has the records but not the runs.
+"""
 
 from __future__ import annotations
 
@@ -124,7 +127,7 @@ def test_a_share_is_whole_trials(tiny):
 
 
 def made(tiny: tuple[Experiment, Study], chain: str, results: Path) -> Path:
-    """Make or load a chain, record it below `results`, and return the record's path."""
+    """Make or load a chain, record it, and return the record's path."""
     experiment, study = tiny
     paths = []
 
@@ -203,7 +206,7 @@ def recorded_once(tiny, tmp_path_factory) -> str:
 
 
 def other_run(name: str, **changed):
-    """Return a change of one run in the JSON of a record file.
+    """Return a change of one run in a record file's JSON.
 
     Args:
         name: Name of the run.
@@ -315,7 +318,10 @@ def test_the_plans_of_this_repository_can_be_read(path):
 
 
 def test_the_plans_are_part_of_the_package():
-    """Check that the package data include all plans, so that `--study` works after installation."""
+    """Check that the package data include all plans.
+
+    So `--study` works after installation.
+    """
     found = tomllib.loads((STUDIES.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = found["tool"]["setuptools"]["package-data"]["recipes"]
     packed = {path for pattern in patterns for path in STUDIES.parent.glob(pattern)}

@@ -1,4 +1,4 @@
-"""Test the page of a study: verdicts, departures from the plan, and reused runs."""
+"""Test a study's page: verdicts, departures and reused runs."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def test_departures_from_the_plan_are_listed(tmp_path):
 
 
 def change(study: Study, results: Path, chain: str, of: str, **values: object) -> None:
-    """Change fields of the recorded runs of a chain whose names contain `of`."""
+    """Change the recorded runs of a chain whose names contain `of`."""
     path = directory_of(study.name, results) / f"{chain}.json"
     kept = ChainRecords.load(path)
     runs = tuple(replace(run, **values) if of in run.name else run for run in kept.runs)  # type: ignore[arg-type]
@@ -292,7 +292,7 @@ def test_other_settings_within_a_study_are_a_departure(tmp_path):
 
 
 def test_a_length_after_which_accuracy_still_rises_is_about_speed(tmp_path):
-    """Check a hypothesis about masks that improve for longer than the dense network."""
+    """Test masks that still improve after the dense network has stopped."""
     depth = study_named("depth")
     records(depth, tmp_path, dense={20: 12, 100: 12, 176: 12})
     results = read(depth, tmp_path)
@@ -312,7 +312,10 @@ def test_a_gain_of_one_point_up_to_rounding_counts_as_one(tmp_path):
 
 
 def test_a_copy_is_judged_by_the_difference_of_errors(tmp_path):
-    """Compare a ticket and its copy: the paper's barrier is only half the difference, 0.8 for 1.6 points."""
+    """Judge a ticket's copy by the difference of errors.
+
+    The paper's barrier is only half of it: 0.8 for 1.6 points.
+    """
     depth = study_named("depth")
     records(depth, tmp_path, trials=2)
     for trial in (11, 12):

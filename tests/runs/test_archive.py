@@ -1,4 +1,4 @@
-"""Test the reuse of finished runs, and warnings if the launch settings differ."""
+"""Test the reuse of finished runs, and warnings about differences."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def description(**launch: object) -> RunDescription:
 
 
 def on_cuda(**facts: object) -> RunDescription:
-    """Return the description of a run made on a CUDA device with these facts."""
+    """Return the description of a run on a CUDA device."""
     made = description()
     made.config["hardware"] = {"cuda": facts or cuda_facts()}
     return made
@@ -141,7 +141,10 @@ def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
 
 
 def test_facts_missing_on_either_side_are_no_difference(archive: Archive, capsys):
-    """Reuse records without CUDA facts, or with facts that the machine could not determine."""
+    """Reuse records that lack some facts about CUDA.
+
+    Older versions did not store them, and some machines cannot determine them.
+    """
     archive.run_or_load(description(), make(archive, []))
     archive.run_or_load(on_cuda(driver="1.0", nccl=None), make(archive, []))
     assert "warning" not in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Test the delivery thread: order, retries, and no waiting for a hanging server."""
+"""Test the delivery thread: order, retries and hanging servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ KEYS = [sha256_json(f"run {number}") for number in range(4)]
 
 
 class Store:
-    """Stand in for MLflow: record delivered runs after calling `act`, which may raise or block."""
+    """Stand in for MLflow and record the delivered runs.
+
+    `act` is called before each delivery and may raise or block.
+    """
 
     def __init__(self) -> None:
         self.taken: list[str] = []

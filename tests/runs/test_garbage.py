@@ -1,4 +1,4 @@
-"""Test `lineage.py gc`: the listed files, the protected files, and records of deletions."""
+"""Test `lineage.py gc`: listed files, protected files and records of deletions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 
 @pytest.fixture
 def search(tmp_path: Path) -> MadeSearch:
-    """Return a search of four pruning levels, two final trainings of the last, and their comparison."""
+    """Return a search with final trainings of its last level.
+
+    It has four pruning levels, two final trainings and their comparison.
+    """
     config = SearchConfig(
         data=DataConfig("digits", directory=tmp_path / "none"),
         model=ModelConfig("resnet8", width=2),
@@ -130,7 +133,7 @@ def test_parents_of_unfinished_runs_are_kept(search: MadeSearch) -> None:
 def test_parents_of_runs_that_are_only_in_mlflow_are_kept(
     search: MadeSearch, empty_store: Path, tmp_path: Path
 ) -> None:
-    """Keep the checkpoint of a level that has a final training on another machine."""
+    """Keep the ticket of a final training on another machine."""
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
     elsewhere = MadeSearch(LocalNodes(tmp_path / "elsewhere"), search.config, search.architecture, search.data_digest)
     elsewhere.config = search.config.__class__(**{**vars(search.config), "num_levels": 2})

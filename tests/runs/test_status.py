@@ -1,4 +1,7 @@
-"""Test the status file, which tells a script whether to start the same command again."""
+"""Test the status file.
+
+It tells a script whether to start the same command again.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test unfinished runs: one launch holds a run at a time, and states are saved atomically."""
+"""Test unfinished runs: exclusive ownership and atomic states."""
 
 from __future__ import annotations
 
@@ -121,7 +121,10 @@ def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(
 
 
 def foreign(one: Unfinished) -> Path:
-    """Write the owner file of a process on another host, whose file lock is not visible here."""
+    """Write the owner file of a process on another host.
+
+    Its file lock is not visible on this host.
+    """
     one.directory.mkdir()
     owner = one.directory / "owner.json"
     owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00", "token": "x"}))

@@ -1,4 +1,4 @@
-"""Train a network of one convolution on random images with the real training loop."""
+"""Train a tiny network on random images with the real loop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +23,7 @@ STEPS, BATCH, EPOCHS = 4, 8, 2
 
 
 class Fixed:
-    """Yield batches of random images that are equal in every run and on every device.
+    """Yield batches of random images, equal in every run.
 
     Args:
         bad_step: Index of a batch whose images are NaN.
@@ -85,7 +85,7 @@ def run(model: nn.Module, world: World, **options) -> list[EpochReport]:
 
 
 class Memory:
-    """Keep the newest state in memory, and request a stop after `stop_after` steps."""
+    """Keep the newest state; request a stop after `stop_after` steps."""
 
     most_steps = 1
 
@@ -108,22 +108,29 @@ class Memory:
 
 
 def noisy(dropout: float = 0.3) -> nn.Sequential:
-    """Return the network in channels-last format with dropout, whose draws are part of the SGD noise u."""
+    """Return the network with dropout, in channels-last format.
+
+    The draws of dropout are part of the SGD noise u.
+    """
     model = network()
     return nn.Sequential(*list(model)[:-1], nn.Dropout(dropout), model[-1]).to(memory_format=torch.channels_last)
 
 
 def open_world(precision: str) -> Iterator[World]:
-    """Yield a world of one process, and reset Accelerate's global state before and after."""
+    """Yield a world of one process.
+
+    Accelerate's global state is reset before and after.
+    """
     forget_accelerate()
     yield World(precision)
     forget_accelerate()
 
 
 def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
-    """Yield a world in fp16 with a loss scale on the CPU, to test all but the kernels without a GPU.
+    """Yield a world in fp16 with a loss scale on the CPU.
 
-    The harness refuses fp16 on a CPU, and Accelerate falls back to float32 there. PyTorch itself supports it.
+    This tests all but the kernels without a GPU. The harness refuses fp16 on a CPU, and Accelerate falls back to
+    float32 there. PyTorch itself supports it.
 
     Args:
         way: "accelerate", or "alone" for the harness's own single-process accelerator.

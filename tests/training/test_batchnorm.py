@@ -30,9 +30,9 @@ class TwoNorms(nn.Module):
 
 
 def batch_statistics(model: TwoNorms, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Return mean and unbiased variance of each norm's input, per channel in float64.
+    """Return each norm's input mean and unbiased variance, per channel.
 
-    Written without nn.BatchNorm2d and without dropout.
+    Both are in float64. Written without nn.BatchNorm2d and without dropout.
     """
     model = copy.deepcopy(model).double()
     before_1 = model.conv1(x.double())
@@ -156,7 +156,10 @@ def test_one_process_gives_the_bits_of_torchs_own_momentum(model, batches, conve
 
 
 def shared(model: nn.Module, batches: list[torch.Tensor], convention: str, size: int) -> list[nn.Module | Exception]:
-    """Re-estimate on `size` ranks that share the batches; return each rank's network or error."""
+    """Re-estimate on `size` ranks; return each rank's network or error.
+
+    The ranks share the batches.
+    """
 
     def work(ranks: ThreadRank) -> nn.Module:
         own = copy.deepcopy(model)
@@ -181,7 +184,10 @@ def test_several_ranks_give_what_one_gives(model, batches, convention, size, num
 
 
 def test_the_weights_of_a_long_pass_neither_vanish_nor_overflow():
-    """Use 8000 batches: 0.9^8000 underflows in double precision, yet the last batches must count."""
+    """Use 8000 batches with the convention "ema".
+
+    0.9^8000 underflows in double precision, yet the last batches must count.
+    """
     generator = torch.Generator().manual_seed(2)
     batches = [torch.randn(4, 2, generator=generator) + i / 1000 for i in range(8000)]
     for one, two in zip(*(shared(nn.BatchNorm1d(2), batches, "ema", size) for size in (1, 2)), strict=False):

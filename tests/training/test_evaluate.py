@@ -1,4 +1,4 @@
-"""Test evaluation over ranks: every image counts once, in the order of the data set."""
+"""Test evaluation over ranks: each image once, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ RIGHT_N = LOGITS_NK.argmax(1) == LABELS_N
 
 
 def evaluated(size: int, *, lost: int | None = None) -> list[Evaluation | Exception]:
-    """Evaluate given logits on `size` ranks in batches of 2; rank `lost` lacks its last image."""
+    """Evaluate given logits on `size` ranks in batches of 2.
+
+    Rank `lost` lacks its last image.
+    """
 
     def work(rank: ThreadRank) -> Evaluation:
         rank.device = torch.device("cpu")

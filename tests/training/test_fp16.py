@@ -1,4 +1,7 @@
-"""Test fp16 and its loss scale on the CPU; tests/gpu tests CUDA's kernels."""
+"""Test fp16 and its loss scale on the CPU.
+
+tests/gpu tests CUDA's kernels.
+"""
 
 import json
 from dataclasses import replace
@@ -23,7 +26,10 @@ PSI = ("1.weight", "1.bias")
 
 
 def psi_init(model: nn.Module) -> list[torch.Tensor]:
-    """Return a ψ_init that differs from the initial ψ, so that α matters from the first step."""
+    """Return a ψ_init that differs from the initial ψ.
+
+    So α matters from the first step.
+    """
     generator = torch.Generator().manual_seed(5)
     params = dict(model.named_parameters())
     return [params[name].detach() + torch.rand(params[name].shape, generator=generator) for name in PSI]
@@ -35,7 +41,9 @@ def aws_view(model: nn.Module):
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """Train with AWS in fp16, written out: manual loss scale, and autograd through the interpolation.
+    """Train with AWS in fp16, written out in plain PyTorch.
+
+    The loss scale is manual. Autograd differentiates through the interpolation.
 
     Returns:
         The masked parameters, and the loss scale of every step.

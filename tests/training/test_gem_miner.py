@@ -1,4 +1,4 @@
-"""Test Gem-Miner's score training against the method written out with autograd (docs/method, section 7)."""
+"""Test Gem-Miner's score training against plain autograd."""
 
 import math
 from dataclasses import replace
@@ -32,7 +32,7 @@ NOISE = SgdNoise(1, ("search", 0))
 
 
 def start(gem=GEM, density=DENSITY):
-    """Return a network with scores as parameters, its weights, and the score training."""
+    """Return a network of scores, its weights, and the score training."""
     model = network()
     weights = {name: param.detach().clone() for name, param in model.named_parameters()}
     scores = draw_scores({name: weights[name].shape for name in SCORED}, init_seed=5)
@@ -54,9 +54,9 @@ def trained(world, gem=GEM, density=DENSITY, **options):
 
 
 def freeze_together_(p, q, share):
-    """Freeze scores in place as the authors' `prune` does, including scores equal to the threshold.
+    """Freeze scores in place as the authors' `prune` does.
 
-    q stays 1 only above the ⌈share · live⌉-th lowest of the live scores.
+    Scores equal to the threshold are frozen, too. q stays 1 only above the ⌈share · live⌉-th lowest of the live scores.
 
     Returns:
         The number of live scores equal to the threshold.
@@ -162,7 +162,10 @@ def test_a_resumed_score_training_ends_with_the_same_bits(world, stop_after):
 
 
 def test_the_share_frozen_each_time_ends_at_the_density():
-    """Freeze as for the authors' ResNet-32: every 5 of 150 epochs, down to 2 % of 465,000 weights."""
+    """Check the freezing schedule of the authors' ResNet-32.
+
+    It freezes every 5 of 150 epochs, down to 2 % of 465,000 weights.
+    """
     assert num_freezings(150, 5) == 29
     counts = kept_counts(465_000, 0.02, 29)
     assert counts[-1] == pytest.approx(0.02 * 465_000, abs=29)
@@ -176,9 +179,9 @@ def test_the_share_frozen_each_time_ends_at_the_density():
 
 
 def frozen_after(gem):
-    """Return the epochs, counted from 1, after which weights are frozen, and the live weights after each epoch.
+    """Return the epochs with a freezing, and the live weights per epoch.
 
-    The scores stay constant.
+    Epochs count from 1; weights are frozen after them. The scores stay constant.
     """
     model = nn.Linear(40, 30)
     weights = {"weight": torch.ones(30, 40), "bias": torch.zeros(30)}
@@ -194,7 +197,10 @@ def frozen_after(gem):
 
 
 def test_scores_are_frozen_after_the_epochs_of_the_authors_and_exactly_one_earlier():
-    """Compare with the authors' main loop, which prunes after epoch e, from 0, if e % 5 == 0 and e != 0."""
+    """Compare the epochs with the authors' main loop.
+
+    It prunes after epoch e, from 0, if e % 5 == 0 and e != 0.
+    """
     epochs, lives = frozen_after(GemMinerConfig())
     assert epochs == [epoch + 1 for epoch in range(150) if epoch % 5 == 0 and epoch != 0]
     assert (epochs[0], epochs[-1], len(epochs)) == (6, 146, 29)

@@ -60,7 +60,7 @@ TRAINING = """
 
 
 def launch(processes: int, script: str) -> dict:
-    """Run a script in several processes, and return the JSON that rank 0 prints."""
+    """Run a script in several processes; return rank 0's JSON."""
     program = textwrap.dedent(TRAINING) + textwrap.dedent(script)
     done = torchrun(processes, REPOSITORY, "--no-python", sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr

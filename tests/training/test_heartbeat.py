@@ -1,4 +1,4 @@
-"""Test the heartbeat: the loss of one process ends all others soon, with one line."""
+"""Test the heartbeat: losing one process ends all others soon."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ BLOCKED = """
 
 @pytest.fixture
 def launch(tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
-    """Yield a function that starts one process per script and waits until all have joined."""
+    """Yield a function that starts processes and waits until they joined.
+
+    It runs one process per script.
+    """
     started: list[subprocess.Popen] = []
 
     def start(*scripts: str, stuck_seconds: float = 0) -> list[subprocess.Popen]:
@@ -76,7 +79,7 @@ def wait_until(done: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def ended(process: subprocess.Popen, seconds: float) -> tuple[int, str]:
-    """Return exit code and standard error of a process that must end within `seconds`."""
+    """Return exit code and standard error; the process must end within `seconds`."""
     _, stderr = process.communicate(timeout=seconds)
     return process.returncode, stderr.strip()
 
@@ -120,7 +123,10 @@ FAILED = f"pulse.announce_leaving(failed=True)\ntime.sleep({SILENT_SECONDS / 2})
 @pytest.mark.long
 @pytest.mark.parametrize("scripts", [(EARLY, LATE, EARLY), (LATE, EARLY, EARLY), (FAILED, FAILED, FAILED)])
 def test_a_clean_end_prints_no_message(launch, scripts):
-    """Close all processes, some long before the others, or after all have failed."""
+    """Close all processes in order.
+
+    Some close long before the others, or after all have failed.
+    """
     assert [ended(process, 30) for process in launch(*scripts)] == [(0, "")] * 3
 
 
@@ -223,7 +229,10 @@ def test_work_that_may_take_longer_than_the_limit_ends_no_process(launch, case):
 
 @pytest.mark.long
 def test_the_watch_begins_when_all_have_done_their_first_step(launch):
-    """Let process 1 finish its first step after process 0 has waited for longer than the limit."""
+    """Start the watch only when every process has finished a step.
+
+    Process 1 finishes its first step after process 0 has waited for longer than the limit.
+    """
     waits = training(f"time.sleep({LONG})\ntake_steps(3, 0.1)\npulse.close()")
     late = training(
         f"place.begun = False\ntime.sleep({LONG - 0.5})\nplace.begun = True\ntime.sleep(0.5)\npulse.close()"
@@ -233,7 +242,10 @@ def test_the_watch_begins_when_all_have_done_their_first_step(launch):
 
 @pytest.mark.long
 def test_a_launch_that_was_suspended_as_a_whole_continues(launch):
-    """Suspend all processes during steps of half the limit; the suspension does not count."""
+    """Suspend all processes during steps of half the limit.
+
+    The suspension does not count.
+    """
     steps = training(f"take_steps(3, {STUCK_SECONDS})\npulse.close()")
     processes = launch(steps, steps, stuck_seconds=2 * STUCK_SECONDS)
     time.sleep(0.3)

@@ -1,4 +1,7 @@
-"""Test the join watch: losing a process before all have joined ends the others, a late start does not."""
+"""Test the join watch while processes start.
+
+Losing a process before all have joined ends the others. A late start does not.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +70,7 @@ class Launch:
         return process
 
     def begin(self, *scripts: str, local: bool = False) -> list[BaseProcess]:
-        """Start the store, then one process per script; an empty script skips its rank."""
+        """Start the store, then one process per nonempty script."""
         self.start("store", STORE)
         return [self.add(rank, len(scripts), script, local=local) for rank, script in enumerate(scripts) if script]
 
@@ -80,7 +83,7 @@ class Launch:
         return str(self.place / f"said-{name}")
 
     def ended(self, rank: int, seconds: float) -> tuple[int | None, str]:
-        """Return exit code and standard error of a process that must end within `seconds`."""
+        """Return exit code and standard error; the process must end within `seconds`."""
         process = self.processes[str(rank)]
         process.join(seconds)
         return process.exitcode, Path(self.said_at(str(rank))).read_text().strip()

@@ -1,4 +1,7 @@
-"""Test every environment variable of Accelerate: those that change bits are refused or recorded."""
+"""Test the treatment of every environment variable of Accelerate.
+
+Those that change bits are refused, must agree, or are recorded.
+"""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ from tests.training.small_training import EPOCHS, STEPS, Fixed, OnesNoise, netwo
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> dict[str, torch.Tensor]:
-    """Train in plain PyTorch with θ ⊙ m in the forward pass, and return the masked parameters."""
+    """Train in plain PyTorch with θ ⊙ m in the forward pass.
+
+    Return the masked parameters.
+    """
     mask = some_mask(model).tensors["0.weight"]
     params = dict(model.named_parameters())
     if optim.name == "sgd":

@@ -42,7 +42,10 @@ class Photos:
 
 
 def trained(name: str, world: World, method: str = "aws") -> tuple[torch.nn.Module, Mask, ParamPartition]:
-    """Prune half of each layer at random, train for a few steps, and check that every parameter changed."""
+    """Train a network under a random mask of half its weights.
+
+    Check that every parameter changed.
+    """
     # Phase: a new network with a random mask
     torch.manual_seed(0)
     size = IMAGE_SIZES.get(name, 32)

@@ -1,4 +1,4 @@
-"""Test that a resumed training ends with the same bits as an uninterrupted one."""
+"""Test that a resumed training gives the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -66,7 +66,10 @@ def test_every_step_draws_dropout_from_a_stream_of_its_own(world):
 
 
 def test_a_resume_under_another_mask_is_refused(world):
-    """Resume with a different mask, as may result from pruning on another device."""
+    """Resume with a different mask.
+
+    It may result from pruning on another device.
+    """
     memory, mask = Memory(world, stop_after=STEPS), some_mask(network())
     with pytest.raises(StoppedError):
         run(network(), world, saver=memory, mask=mask)

@@ -1,4 +1,4 @@
-"""Test weight rewinding: θ_k is kept during training, and a training can start at step k."""
+"""Test weight rewinding: θ_k is kept, and training can start there."""
 
 import pytest
 import torch
@@ -17,7 +17,10 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("k", [1, STEPS, STEPS + 3])
 def test_without_momentum_a_training_from_k_equals_the_whole_training(world, k):
-    """Start a training at θ_k and step k; without momentum it equals the whole training."""
+    """Start a training at θ_k and step k.
+
+    Without momentum it equals the whole training.
+    """
     whole, point = network(), RewindPoint(k, STEPS)
     run(whole, world, optim=PLAIN, hook=point)
     rewound = network()

@@ -1,4 +1,7 @@
-"""Test the watch for stuck trainings: a training that makes no progress ends the launch, a slow one does not."""
+"""Test the watch for stuck trainings.
+
+A training that makes no progress ends the launch. A slow one does not.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +48,10 @@ SCRIPT = f"""
 
 
 def launch(where: Path, script: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Launch two processes; return their result, and the seconds from the hang to the end."""
+    """Launch two processes; return their result and the seconds to end.
+
+    The seconds count from the moment a process hangs.
+    """
     program = textwrap.dedent(SCRIPT) + textwrap.dedent(script)
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = torchrun(2, where, "--no-python", sys.executable, "-c", program, **env)
@@ -101,7 +107,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
 
 @pytest.mark.long
 def test_slow_work_ends_nothing(tmp_path):
-    """Delay work of rank 0 alone, the first batch of one rank, and every later step."""
+    """Delay work of rank 0, a first batch and every later step."""
     done, _ = launch(
         tmp_path,
         f"""
@@ -128,9 +134,9 @@ def test_slow_work_ends_nothing(tmp_path):
 
 @pytest.mark.long
 def test_gradients_use_a_process_group_of_their_own(tmp_path):
-    """Check that all other communication uses a second group on the CPU with a timeout of hours.
+    """Check that other communication uses a second process group.
 
-    Closing the world destroys both groups.
+    It is on the CPU and has a timeout of hours. Closing the world destroys both groups.
     """
     # Phase: count the group and device of every collective operation
     done, _ = launch(

@@ -96,7 +96,10 @@ ON_CPU = {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
 
 
 def two_nodes(script: str) -> list[list[str]]:
-    """Return the arguments of two launchers, each with one of two processes, as on two nodes."""
+    """Return the arguments of two launchers, as on two nodes.
+
+    Each starts one of two processes.
+    """
     shape = ["--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--nproc_per_node", "1"]
     program = ["--no-python", sys.executable, "-c", textwrap.dedent(script)]
     return [[*shape, "--node_rank", node, *program] for node in ("0", "1")]
@@ -104,7 +107,10 @@ def two_nodes(script: str) -> list[list[str]]:
 
 @pytest.mark.long
 def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
-    """Kill process 1 before it imports the harness: process 0 detects the end of its launcher."""
+    """Kill process 1 before it imports the harness.
+
+    Process 0 detects the end of its launcher.
+    """
     # Phase: start two launchers
     nodes = two_nodes("""
         import os, signal, time
@@ -136,7 +142,10 @@ def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
 
 @pytest.mark.long
 def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
-    """Kill process 1 while it waits for process 0, which starts late; both launchers must end."""
+    """Kill process 1 while it waits for process 0.
+
+    Process 0 starts late. Both launchers must end.
+    """
     # Phase: process 1 writes its PID when it begins to join; process 0 waits for the file `go`
     script = f"""
         import os, time

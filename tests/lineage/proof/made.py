@@ -1,4 +1,4 @@
-"""Make a small synthetic search for `verify`, with planted faults, and summarise the findings."""
+"""Make a synthetic search with planted faults, and summarise the findings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make(
     model: ModelConfig = ModelConfig("resnet8", width=2),  # noqa: B008 (frozen)
     **settings: object,
 ) -> MadeSearch:
-    """Make a search of two levels and its final trainings, with planted faults.
+    """Make a search with final trainings and planted faults.
 
     Args:
         runs: Directory of the local runs.
@@ -41,6 +41,7 @@ def make(
         model: The same network in the search's settings.
         settings: Further fields of `SearchConfig`.
     """
+    # level 0 is enough for other networks, which are tested for their θ_init only
     config = SearchConfig(
         data=DataConfig("digits", directory=data),
         model=model,
@@ -60,5 +61,5 @@ def local(runs: Path) -> Findings:
 
 
 def found(findings: Findings) -> set[tuple[str, str]]:
-    """Return the check and the first word of the run's name for every problem."""
+    """Return each problem's check and the first word of its run's name."""
     return {(problem.check, problem.name.split()[0]) for problem in findings.problems}

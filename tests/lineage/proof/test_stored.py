@@ -1,4 +1,4 @@
-"""Test `verify` on faults in stored bytes: local files, MLflow's files and tags, and data."""
+"""Test `verify` on faults in local files, in MLflow and in data."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> MadeSearch:
 
 
 def copy_of(whole: MadeSearch, where: Path) -> Callable[[str], Path]:
-    """Copy the local runs to `where`; return a function from short name to directory."""
+    """Copy the local runs; return a function from short name to directory."""
     shutil.copytree(whole.nodes.directory, where, dirs_exist_ok=True)
     return lambda name: where / whole.directory(name).name
 
@@ -215,7 +215,7 @@ def remove_file(store: LineageStore, run_id: str) -> None:
 
 
 def artifact(store: LineageStore, run_id: str, name: str) -> Path:
-    """Return the path of a stored file of a run, below the database's or the server's directory."""
+    """Return the path at which MLflow stores a file of a run."""
     client = store.server.client()
     model = client.get_run(run_id).outputs.model_outputs[0].model_id
     (found,) = store.local.directory.parent.rglob(f"{model}/artifacts/{name}")
@@ -237,7 +237,10 @@ IN_MLFLOW: dict[str, tuple[Callable[[LineageStore, str], None], set[str]]] = {
 
 @pytest.mark.long
 def test_faults_in_sqlite(store: LineageStore, data: Path) -> None:
-    """Plant two faults in each search of one store and check that `verify` finds each one."""
+    """Check that `verify` finds each fault in MLflow.
+
+    Each search of the store has two faults.
+    """
     runs, planted = store.local.directory, {}
     faults = list(IN_MLFLOW)
     for seed, pair in enumerate(zip_longest(faults[::2], faults[1::2]), 2):

@@ -1,4 +1,7 @@
-"""Test `verify` on faults with matching digests: the right check reports each, and no unrelated one."""
+"""Test `verify` on faults with matching digests.
+
+Exactly the right checks must report each fault.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,10 @@ def test_from_mlflow_alone(store: LineageStore, data: Path) -> None:
 
 
 def test_records_of_older_versions_give_notes_and_no_problems(tmp_path: Path, data: Path) -> None:
-    """Verify runs without determinants, α and per-image results, as older versions recorded them."""
+    """Verify runs as older versions recorded them.
+
+    They lack determinants, α and per-image results.
+    """
 
     def old(draft: Draft) -> None:
         draft.key, draft.determinants = sha256_json(draft.name), {}
@@ -84,7 +90,7 @@ def test_another_torch_version_explains_another_theta_init(
 @pytest.mark.parametrize("said", [False, True])
 @pytest.mark.parametrize("former", [False, True])
 def test_theta_init_is_redrawn_as_the_run_says(tmp_path: Path, data: Path, name: str, said: bool, former: bool) -> None:
-    """Check that θ_init is redrawn by the rule that the run records, or by the former rule.
+    """Check that θ_init is redrawn by the rule that the run records.
 
     Runs without a recorded rule come from older versions. A network drawn by the other rule is a problem.
     """
@@ -154,7 +160,7 @@ def _one_weight_too_few(draft: Draft) -> None:
 
 
 def _not_nested(draft: Draft) -> None:
-    """Revive one weight and prune another, so that the count stays the same."""
+    """Revive one weight and prune another; the count stays the same."""
 
     def change(mask: Mask) -> None:
         _flip(mask.tensors["conv1.weight"], True)
@@ -164,7 +170,10 @@ def _not_nested(draft: Draft) -> None:
 
 
 def _another_weight(draft: Draft) -> None:
-    """Prune the right number of weights inside the parent's mask, but not the smallest ones."""
+    """Prune the right number of weights, but not the smallest.
+
+    The mask stays inside the parent's mask.
+    """
     assert draft.signed_mask is not None
     _remask(draft, lambda mask: _swap(mask.tensors["conv1.weight"]))
 
@@ -219,7 +228,10 @@ def _other_tag(name: str, value: str) -> Change:
 
 
 def _sgd_seed_everywhere(draft: Draft) -> None:
-    """Change the seed in tag and config; only the drawn values reveal it."""
+    """Change the seed in tag and config.
+
+    Only the drawn values reveal it.
+    """
     draft.tags["sgd_seed"] = "5"
     draft.config["search"]["sgd_seed"] = 5
 
@@ -229,7 +241,7 @@ def _foreign_owner(draft: Draft) -> None:
 
 
 def _other_key(draft: Draft) -> None:
-    """Give the run a key that is not the digest of its determinants."""
+    """Give the run a key that does not match its determinants."""
     draft.key = FOREIGN
 
 
