@@ -115,7 +115,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
 
 
 def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
-    """Check the curves after equation 1 of the paper.
+    """Check the plotted curves against equation 1 of the paper.
 
     It subtracts the mean of both ends' errors, 7 %, from each error.
     """

@@ -46,7 +46,7 @@ CASES = [
 def subject(request, full_size: Path, tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
     """Yield a data set, a network and their working directory.
 
-    The figures of a module share its runs.
+    All figures of this data set and network share the runs there.
     """
     dataset, network = request.param
     where = elsewhere(full_size, tmp_path_factory.mktemp(f"{dataset}-{network}"))

@@ -220,10 +220,12 @@ def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_network
     """
     from harness.models import draw_model, partition_of
 
+    # Phase: the curve between ticket and copy
     where, ids = searched
     options = ["--bn-convention", "none", "--num-alphas", "2", "--init-seed", "7", *MEMORY, "--json"]
     curve = json.loads(tool(where, "sign_barrier.py", ids[-1], *options))
     key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
+    # Phase: evaluate the copy with stock PyTorch
     ticket = load_file(where / f"runs/level-{key[:16]}/checkpoint.safetensors")
     test = load_file(where / "data/digits/test.safetensors")
     images_NCHW = (test["images_NHWC"].permute(0, 3, 1, 2).float() / 255 - 0.3053) / 0.3762
@@ -235,6 +237,7 @@ def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_network
                 values.copy_(values.abs() * ticket[name].sign())
         wrong = int((model(images_NCHW).argmax(1) != test["labels"]).sum())
     assert abs(wrong - curve["error_percent"][0] * 5) <= 1  # one image may differ
+    # Phase: the record, and the refusal of the search's own seed
     record = nodes(where, "analysis")[f"signed_init i7 L02 d{0.64:.3f} aws resnet8-w4"]
     assert record["parents"] == [{"key": key, "relation": "compared"}] and record["tags"]["init_seed"] == "7"
     refused = tool(where, "sign_barrier.py", ids[-1], "--init-seed", "1", *MEMORY, ok=False)

@@ -38,7 +38,7 @@ def level_0(prepared: Path, where: Path, epochs: int, processes: int) -> tuple[d
 def alone(prepared, tmp_path_factory) -> dict[int, tuple[dict, dict[str, torch.Tensor]]]:
     """Return level 0 of one process, after 0 and 1 epochs.
 
-    Each is its record and its checkpoint.
+    Each value is a record and a checkpoint.
     """
     place = tmp_path_factory.mktemp("alone")
     return {epochs: level_0(prepared, place / str(epochs), epochs, 0) for epochs in (0, 1)}

@@ -81,6 +81,7 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
 
     Its settings are those of the recipes. tests/recipes/test_paper_settings.py compares these settings with the paper.
     """
+    # Phase: list the commands of each figure
     for figure, dataset, network in everything_shown():
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
         monkeypatch.setattr(sys, "argv", [*words, "--list"])
@@ -89,6 +90,7 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
         lines = commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
+        # Phase: settings of the search and of the final trainings
         recipe = PAPER[dataset](network)
         own = {"num_levels": scale.config.num_levels}
         if figure.name == "gem_miner":
@@ -100,6 +102,7 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
         there = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}.get(dataset, "")
         moved = PAPER[there](network) if figure.name == "transfer" else None
         assert scale.used_on == moved
+        # Phase: names of all runs
         cost = recipe.warmup_epochs + max(scale.levels) * recipe.level_epochs + recipe.final.epochs
         longer = cost if figure.name in ("fig3", "fig4", "claims", "table1", "table2") else None
         assert len(listed) == len(set(listed)) and set(listed) == set(_expected(figure, scale.levels, longer))
@@ -116,6 +119,7 @@ def _expected(figure: Figure, levels: tuple[int, ...], longer: int | None) -> It
         longer: Epochs of the longer dense training, as many as the deepest ticket costs; None for none.
     """
     for trial in (1, 2, 3):
+        # Phase: dense trainings, searches and final trainings
         yield f"dense-t{trial}"
         if longer is not None:
             yield f"dense-e{longer}-t{trial}"
@@ -125,6 +129,7 @@ def _expected(figure: Figure, levels: tuple[int, ...], longer: int | None) -> It
             for c in figure.curves
         ]
         yield from (f"{method}-L{level:02d}-{use}-t{trial}" for method, use in used for level in levels)
+        # Phase: comparisons, and the runs that only they need
         for question, curves in (("stability", figure.stability), ("lmc", figure.connectivity)):
             yield from (f"{question}-{c.method}-L11-{c.kind}-t{trial}" for c in curves)
         yield from (f"{c.method}-L11-{c.kind}-t{trial}-twin" for c in figure.stability)

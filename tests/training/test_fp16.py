@@ -28,7 +28,7 @@ PSI = ("1.weight", "1.bias")
 def psi_init(model: nn.Module) -> list[torch.Tensor]:
     """Return a ψ_init that differs from the initial ψ.
 
-    So α matters from the first step.
+    Thus α matters from the first step.
     """
     generator = torch.Generator().manual_seed(5)
     params = dict(model.named_parameters())
