@@ -244,8 +244,8 @@ def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) 
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("imp", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of imp are full trainings"),
-        ("aws_full", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of aws_full are"),
+        ("imp", {"order": "paper"}, "order=paper needs short levels, but the levels of imp are full trainings"),
+        ("aws_full", {"order": "paper"}, "order=paper needs short levels, but the levels of aws_full are"),
         ("lrr", {"order": "paper", "num_levels": 0}, "order=paper takes the signs of a pruned network"),
         ("lrr", {"one_shot": True, "num_levels": 0}, "one_shot prunes to the density of level num_levels"),
         ("dense", {"one_shot": True}, "dense prunes nothing"),
