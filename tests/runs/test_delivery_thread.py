@@ -124,7 +124,7 @@ def test_a_missing_parent_is_a_warning_and_blocks_no_other_run(courier: Delivery
     courier.send(KEYS[0])
     courier.send(KEYS[1])
     assert courier.run_id(KEYS[0]) is None
-    assert "its parent is nowhere; it stays among the local runs" in capsys.readouterr().err
+    assert "its parent is nowhere; the run stays local" in capsys.readouterr().err
     assert mlflow.taken == short(1)
 
 

@@ -101,9 +101,9 @@ def test_the_launchers_precision_must_equal_the_recipes(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "mend"),
     [
-        ("fp8", "take it out of the launcher"),
-        ("BF16", "say --precision bf16 to the recipe"),
-        ("fp16", "say --precision fp16 to the recipe"),
+        ("fp8", "remove it from the launcher"),
+        ("BF16", "give the recipe --precision bf16"),
+        ("fp16", "give the recipe --precision fp16"),
         ("no", None),
         ("NO", None),
         ("", None),
@@ -116,8 +116,8 @@ def test_another_precision_of_the_launcher_is_refused_with_advice(asked, mend):
 
 
 CONFIGURED = {
-    "dynamo_config: {dynamo_backend: INDUCTOR}": "would compile the network",
-    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "would compile the network",
+    "dynamo_config: {dynamo_backend: INDUCTOR}": "a compiled network would get",
+    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "a compiled network would get",
     "mixed_precision: fp8\nfp8_config: {backend: TE}": "the launcher asks for fp8|fp8 is not supported",
     "mixed_precision: fp16": "the launcher asks for fp16",
     "mixed_precision: bf16": "the launcher asks for bf16",
