@@ -1,4 +1,4 @@
-"""Files that survive a crash, and points at which a test crashes."""
+"""Write files atomically, and define crash points for tests."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 FAULT_VARIABLE = "HARNESS_KILL_AT"
+"""Environment variable that selects a crash point, for tests (see `reach`)."""
 FAULT_POINTS = (
     "step",
     "state-written",
@@ -27,7 +28,7 @@ _reached: dict[str, int] = {}
 
 
 def fsync(path: Path) -> None:
-    """Force a file's content, or a directory's entries, to the disk."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -36,14 +37,16 @@ def fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_point: str | None = None) -> None:
-    """Replace the content of `path` in one step: readers see the old bytes or the new ones, never a part.
+    """Replace the content of `path` atomically.
+
+    Readers see either the old or the new content.
 
     A symbolic link stays, and its target is replaced. A FIFO or device also stays, and is written to.
 
     Args:
         path: The file. Its directory must exist.
-        data: The whole new content.
-        durable: Force content and name to the disk before returning. Leave it out for files that can be rebuilt.
+        data: The complete new content.
+        durable: Flush content and name to disk before returning. Set it to False for files that can be rebuilt.
         fault_point: Name of a crash point between writing and renaming, for tests (see `reach`).
 
     Raises:
@@ -53,6 +56,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         path.write_bytes(data)
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
+    # Write a temporary file in the same directory, then rename it.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
@@ -97,7 +101,10 @@ def write_without_waiting(path: Path, data: bytes) -> None:
 
 
 def reach(point: str) -> None:
-    """Die here of SIGKILL if HARNESS_KILL_AT is `point:n` and this is the n-th time; else nothing."""
+    """Kill this process with SIGKILL if a test selected `point`.
+
+    HARNESS_KILL_AT is `point:n`. The process dies when it reaches `point` for the n-th time (default: the first).
+    """
     wanted = os.environ.get(FAULT_VARIABLE)
     if wanted is None:
         return
