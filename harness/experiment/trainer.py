@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.logging import progress
 from harness.common.machine import sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
@@ -96,17 +96,14 @@ class Trainer:
             if flipped is not None:
                 values["flipped_signs"] = flipped.share()
             measured.log(start.epochs + report.epoch - begin[0] + 1, values, samples())
+            bar.set_postfix_str(f"loss {report.train_loss:.3g}", refresh=False)
 
         # Train, with a progress bar and the load of the machine on rank 0.
-        bar = tqdm(
-            total=schedule.epochs * feed.steps_per_epoch,
-            initial=start.begin_steps,
-            desc=description.name,
-            unit="step",
-            leave=False,
-            disable=not experiment.shows_progress,
-        )
-        with bar, sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples:
+        steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
+        with (
+            progress(description.name, steps, "steps", done=start.begin_steps, shown=shown) as bar,
+            sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples,
+        ):
             train(
                 model,
                 world=world,
@@ -160,9 +157,14 @@ class Trainer:
             measured_before, correct["test_recorded_bn"] = found.error_percent, found.correct_N
             steps = -(-BN_IMAGES // experiment.config.global_batch_size)
             order = SgdNoise(noise.sgd_seed, ("batchnorm",))
-            batches = train_feed.epoch(order, 0, num_steps=min(steps, train_feed.steps_per_epoch))
-            with world.autocast():
-                reestimate_batchnorm(model, (images_NCHW for images_NCHW, _ in batches), "cumulative")
+            steps = min(steps, train_feed.steps_per_epoch)
+            batches = train_feed.epoch(order, 0, num_steps=steps)
+            with (
+                progress("BatchNorm statistics", steps, "batches", shown=experiment.shows_progress) as bar,
+                world.autocast(),
+            ):
+                images = ((images_NCHW, bar.update())[0] for images_NCHW, _ in batches)
+                reestimate_batchnorm(model, images, "cumulative")
             if world.size > 1:  # every rank saw its share of the images
                 with torch.no_grad():
                     for buffer in (buffer for buffer in model.buffers() if buffer.is_floating_point()):
