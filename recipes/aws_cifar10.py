@@ -11,7 +11,7 @@ Launch     accelerate launch recipes/aws_cifar10.py
                # 1.44 %, as `reproduce.py gem_miner` has it
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.paper import cifar10
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ Launch     accelerate launch recipes/aws_cifar100.py
            accelerate launch recipes/aws_cifar100.py --network resnet32 --model.width 32 --method lrr
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.paper import CIFAR100, cifar100
 
 if __name__ == "__main__":

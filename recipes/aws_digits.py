@@ -9,7 +9,7 @@ Launch     accelerate launch recipes/aws_digits.py
            accelerate launch recipes/aws_digits.py --method lrr --num-levels 5 --init-seed 7
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.small import digits
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ Data       python tools/prepare_data.py fashion_mnist --out data      (Debian: a
 Launch     accelerate launch recipes/aws_fashion_mnist.py
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.small import fashion_mnist
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ The paper has its 256 images on one GPU. On eight, each process has 32, and Batc
 --sync-batchnorm takes the statistics of all 256.
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.paper import IMAGENET, imagenet
 
 if __name__ == "__main__":

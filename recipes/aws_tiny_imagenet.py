@@ -10,7 +10,7 @@ Launch     accelerate launch recipes/aws_tiny_imagenet.py
            accelerate launch recipes/aws_tiny_imagenet.py --network mobilenet_v2_cifar --data.loader memory
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.paper import TINY_IMAGENET, tiny_imagenet
 
 if __name__ == "__main__":

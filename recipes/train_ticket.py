@@ -7,11 +7,7 @@ Launch     accelerate launch recipes/train_ticket.py --ticket RUN_ID --kind sign
            accelerate launch recipes/train_ticket.py --ticket RUN_ID --data cifar10
 """
 
-from harness.cli.errors import clear_errors
-from harness.cli.launch import train_ticket
-from harness.cli.options import parse
-from harness.config import TicketConfig
+from harness.cli.commands import use_ticket
 
 if __name__ == "__main__":
-    with clear_errors():
-        train_ticket(parse(TicketConfig, __doc__))
+    use_ticket(__doc__)

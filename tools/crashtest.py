@@ -262,4 +262,4 @@ def _new(place: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(CrashTestOptions, description=__doc__)))
+    sys.exit(main(parse_command(CrashTestOptions, description=__doc__)))

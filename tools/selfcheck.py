@@ -311,4 +311,4 @@ def main(asked: SelfCheck) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(SelfCheck, description=__doc__)))
+    sys.exit(main(parse_command(SelfCheck, description=__doc__)))

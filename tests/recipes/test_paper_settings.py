@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.cli.launch import parse_network
+from harness.cli.commands import parse_network
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule
 from harness.models import MODELS
 from recipes.presets.paper import CIFAR100, TINY_IMAGENET, cifar10, cifar100, imagenet, tiny_imagenet
