@@ -27,7 +27,7 @@ def clear_errors() -> Iterator[None]:
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
         sys.exit(1)  # the other rank prints the error
     except _loaded("harness.distributed.stop", "StoppedError") as error:
-        print(f"stopped: {error}. The state is saved. Run the same command to resume", file=sys.stderr)
+        print(f"stopped: {error}. Finished work is saved. Run the same command to resume", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except KeyError:
         raise  # a bug of the harness

@@ -21,9 +21,10 @@ def registered(file: str, table: str) -> tuple[str, ...]:
         LookupError: The file has no such dict literal.
     """
     for node in ast.parse((_HARNESS / file).read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id == table:
-            if isinstance(node.value, ast.Dict):
-                return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.value, ast.Dict):
+            continue
+        if isinstance(node.target, ast.Name) and node.target.id == table:
+            return tuple(ast.literal_eval(key) for key in node.value.keys if key is not None)
     raise LookupError(f"harness/{file} has no dict literal {table}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -41,6 +42,15 @@ def parse(
     asked = parse_command(command, description=description, arguments=arguments, default=start)
     show_messages(asked.verbosity)
     return cast(Config, asked.settings)
+
+
+def answer_help(kind: type[Config], description: str | None, default: Config | None = None) -> None:
+    """Print help and exit if the command line asks for it.
+
+    A script calls this before its slow imports, such as torch.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parse(kind, description, default)
 
 
 @dataclass(frozen=True, kw_only=True)

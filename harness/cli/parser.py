@@ -40,6 +40,17 @@ _FIELDS = {
     ("FigureOptions", "dataset"): _Shown("NAME", aliases=("--data.name",)),
     ("FigureOptions", "network"): _Shown("NAME", aliases=("--model.name",)),
     ("List", "network"): _Shown("NAME", aliases=("--model.name",)),
+    ("OneRun", "first"): _Shown("RUN"),
+    ("RunPair", "first"): _Shown("RUN_A"),
+    ("RunPair", "second"): _Shown("RUN_B"),
+    **{(name, "run_id"): _Shown("RUN") for name in ("Show", "Tree", "Ancestors", "Descendants", "Verify", "Ui")},
+    **{(name, "run_ids"): _Shown("RUN ...") for name in ("Page", "Export", "Bundle")},
+    ("Path", "start"): _Shown("RUN_A"),
+    ("Path", "end"): _Shown("RUN_B"),
+    ("Diff", "first"): _Shown("RUN_A"),
+    ("Diff", "second"): _Shown("RUN_B"),
+    ("Import", "directory"): _Shown("DIRECTORY"),
+    ("Pages", "pages"): _Shown("DIRECTORY ..."),
 }
 """Fields, by class and name, whose help shows more than their type."""
 
@@ -87,11 +98,11 @@ def laid_out(text: str | None) -> str:
     tyro joins a line with the one before it if it begins with a letter. So these lines get two leading spaces, and so
     do the lines that continue them.
     """
-    lines: list[str] = []
+    lines, moved = [], False
     for line in (text or "").split("\n"):
         begins = re.match(r"\S+( \S+)? {2,}\S|\$ |python |accelerate ", line) is not None
-        continues = line.startswith(" ") and bool(lines) and lines[-1].startswith("  ")
-        lines.append(f"  {line}" if begins or continues else line)
+        moved = begins or (moved and line.startswith(" "))
+        lines.append(f"  {line}" if moved else line)
     return "\n".join(lines)
 
 

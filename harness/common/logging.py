@@ -31,8 +31,9 @@ def show_messages(verbosity: Verbosity | None = None) -> None:
     """Write this process's messages to standard error without tearing progress bars.
 
     Args:
-        verbosity: quiet (warnings only, no progress), normal, or verbose (debug messages, with time and module).
-            None falls back to the environment variable HARNESS_LOG, then to normal.
+        verbosity: quiet (warnings only, no progress), normal (ranks other than 0 show warnings only), or verbose
+            (debug messages, with time and module). None falls back to the environment variable HARNESS_LOG, then to
+            normal.
 
     Raises:
         ValueError: HARNESS_LOG has an unknown value.
@@ -44,7 +45,8 @@ def show_messages(verbosity: Verbosity | None = None) -> None:
     for handler in [handler for handler in logger.handlers if isinstance(handler, _AroundBars)]:
         logger.removeHandler(handler)
     logger.addHandler(_AroundBars(chosen))
-    logger.setLevel(_LEVELS[chosen])
+    other_rank = os.environ.get("RANK", "0") != "0"
+    logger.setLevel(logging.WARNING if other_rank and chosen == "normal" else _LEVELS[chosen])
     logger.propagate = False  # otherwise a configured root logger prints each message a second time
 
 
