@@ -1,4 +1,4 @@
-"""`--help` of every command: fast, laid out in lines, and complete. New files and subcommands are covered on their own."""
+"""`--help` of every command is fast, laid out in lines, and complete. New commands are found by themselves."""
 
 from __future__ import annotations
 

@@ -13,7 +13,13 @@ from types import NoneType
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
 import tyro
-from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo, StructFieldSpec
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+)
 
 from harness.cli.names import datasets, methods, networks
 
@@ -122,7 +128,7 @@ def _registry() -> ConstructorRegistry:
             spec = ConstructorRegistry.get_struct_spec(info)
         finally:
             inside = False
-        if spec is None or not hasattr(spec, "fields"):
+        if not isinstance(spec, StructConstructorSpec):
             return spec
         owners = [one.__name__ for one in cast(type, info.type).__mro__]
         return replace(spec, fields=tuple(_described(owners, one) for one in spec.fields))
@@ -140,7 +146,7 @@ def _described(owners: Sequence[str], spec: StructFieldSpec) -> StructFieldSpec:
     if names := shown.names():
         text = f"{text} Choices: {', '.join(names)}."
     argument = tyro.conf.arg(metavar=shown.metavar, aliases=shown.aliases or None)
-    return replace(spec, helptext=text, type=Annotated[spec.type, argument])
+    return replace(spec, helptext=text, type=cast(Any, Annotated[spec.type, argument]))
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
@@ -148,7 +154,7 @@ def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
     options = get_args(info.type) if get_origin(info.type) is Union or "|" in str(info.type) else ()
     if NoneType not in options:
         return None
-    rest = Union[tuple(option for option in options if option is not NoneType)]  # noqa: UP007 (made at run time)
+    rest: Any = Union.__getitem__(tuple(option for option in options if option is not NoneType))
     spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(rest, set(info.markers)))
     if not isinstance(spec, PrimitiveConstructorSpec):
         return None

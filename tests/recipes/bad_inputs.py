@@ -189,15 +189,15 @@ LEVEL_FILES: list[Bad] = [
     Bad("missing", lambda place: missing(place.node / CHECKPOINT), f"{CHECKPOINT} is missing", "checkpoint"),
     Bad("of another network", other_checkpoint, r"does not fit.*\n.*network has \(2", "checkpoint"),
     Bad("of a newer format", renamed(CHECKPOINT), "has format harness.checkpoint/2; this version", "checkpoint"),
-    Bad("cut, digests new", resealed(CHECKPOINT, cut), "not a whole checkpoint", "checkpoint"),
-    Bad("pickled, digests new", resealed(CHECKPOINT, pickled), "not a whole checkpoint", "checkpoint"),
+    Bad("cut, digests new", resealed(CHECKPOINT, cut), "not a complete checkpoint", "checkpoint"),
+    Bad("pickled, digests new", resealed(CHECKPOINT, pickled), "not a complete checkpoint", "checkpoint"),
     Bad("foreign, digests new", resealed(CHECKPOINT, foreign), "not written by this harness", "checkpoint"),
     *_damaged("signed mask", lambda place: place.node / MASK, f"{MASK} was altered"),
     Bad("missing", lambda place: missing(place.node / MASK), f"{MASK} is missing", "signed mask"),
     Bad("of another network", other_mask, r"does not fit.*\n.*network has \(2", "signed mask"),
     Bad("of a newer format", renamed(MASK), "has format harness.signed_mask/2; this version", "signed mask"),
-    Bad("cut, digests new", resealed(MASK, cut), "not a whole signed-mask", "signed mask"),
-    Bad("pickled, digests new", resealed(MASK, pickled), "not a whole signed-mask", "signed mask"),
+    Bad("cut, digests new", resealed(MASK, cut), "not a complete signed-mask", "signed mask"),
+    Bad("pickled, digests new", resealed(MASK, pickled), "not a complete signed-mask", "signed mask"),
     Bad("foreign, digests new", resealed(MASK, foreign), "not written by this harness", "signed mask"),
     *_damaged("record", lambda place: place.node / RECORD, "record.json was altered"),
     Bad("of a newer format", edited(lambda r: r.update(format=2)), "record of format 2; this version", "record"),
@@ -212,15 +212,15 @@ LEVEL_FILES: list[Bad] = [
 def _data_files() -> Iterator[Bad]:
     for loader, ending in (("ffcv", "beton"), ("memory", "safetensors")):
         for name in (f"train.{ending}", f"test.{ending}"):
-            words = f"{name} (has [0-9]+ bytes, its manifest says|was altered)"
+            words = f"{name} (has [0-9]+ bytes, but its manifest says|was altered)"
             kind = "data file"
             yield from _damaged(kind, lambda place, name=name: place.data / name, words, named=name, loader=loader)
-            is_missing = f"{name} is missing though its manifest is there"
+            is_missing = f"{name} is missing, but its manifest exists"
             yield Bad(
                 f"{name} missing", lambda place, name=name: missing(place.data / name), is_missing, kind, loader=loader
             )
             yield Bad(
-                f"{name} of another split", other_split(name), f"{name} has [0-9]+ bytes, its", kind, loader=loader
+                f"{name} of another split", other_split(name), f"{name} has [0-9]+ bytes, but its", kind, loader=loader
             )
 
 
@@ -296,7 +296,7 @@ LAUNCHES: list[Bad] = [
     _world("the launcher asks for bf16", ACCELERATE_MIXED_PRECISION="bf16", WORLD_SIZE="1"),
     _world("the launcher asks for fp8", ACCELERATE_MIXED_PRECISION="fp8", WORLD_SIZE="1"),
     _world("set accumulation with --accumulation-steps", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4"),
-    _world("would compile the network", ACCELERATE_DYNAMO_BACKEND="INDUCTOR"),
+    _world("a compiled network would get", ACCELERATE_DYNAMO_BACKEND="INDUCTOR"),
 ]
 
 BAD_INPUTS = [*LEVEL_FILES, *DATA_FILES, *TICKETS, *SETTINGS, *LAUNCHES]
