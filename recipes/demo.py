@@ -14,19 +14,23 @@ Launch      make demo        (or: accelerate launch recipes/demo.py)
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.cli.errors import clear_errors
-from harness.cli.launch import launch
-from harness.cli.options import parse
-from harness.cli.terminal import run_name, ui_command
+from harness.cli.options import answer_help, parse
 from harness.config import ComparisonConfig, Kind, SearchConfig
+from recipes.presets.small import digits_demo
+
+if __name__ == "__main__":
+    answer_help(SearchConfig, __doc__, digits_demo())  # before the imports that load torch
+
+from harness.analysis.plots import Series, plot_accuracy, plot_barriers
+from harness.cli.launch import launch
+from harness.cli.terminal import run_name, ui_command
 from harness.experiment.comparison import Comparison, Question, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.runs.run import FinishedRun
-from recipes.presets.small import digits_demo
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)

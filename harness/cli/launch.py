@@ -2,112 +2,33 @@
 
 from __future__ import annotations
 
-import logging
-from argparse import ArgumentParser
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from harness.analysis.summary import epsilon_from_dense
-from harness.cli.errors import clear_errors
-from harness.cli.options import OneRun, RunPair, StabilityPair, TicketAndSeed, parse
+from harness.cli.options import RunPair, StabilityPair
 from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
-from harness.cli.terminal import print_comparison, print_search, print_training
-from harness.config import NETWORKS_OWN, SearchConfig, TicketConfig, known
-from harness.distributed.launcher_settings import launcher_number
+from harness.cli.terminal import print_comparison, print_training
+from harness.config import NETWORKS_OWN, SearchConfig, TicketConfig
 from harness.distributed.status import reported
 from harness.distributed.world import World
-from harness.experiment.comparison import Question, compare, compare_initial_norm, compare_signed_init
+from harness.experiment.comparison import Question, compare
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.final import Trial, final_training
-from harness.experiment.search import search
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.run import FinishedRun
 
-_log = logging.getLogger(__name__)
 
-
-def parse_network(
-    description: str | None, presets: Sequence[SearchConfig], arguments: Sequence[str] | None = None
-) -> SearchConfig:
-    """Read the command line (or `arguments`) of a recipe that has settings for several networks, the first its default.
-
-    `--network NAME` takes those of a network, which every other option then changes. A `--model.name` that has settings
-    of its own here is refused: it would be trained with another network's.
-    """
-    names = [preset.model.name for preset in presets]
-    chooser = ArgumentParser(add_help=False, allow_abbrev=False)
-    chooser.add_argument("--network", default=names[0])
-    chosen, rest = chooser.parse_known_args(arguments)
-    name = known("network", chosen.network, names)
-    told = f"{description or ''}\n--network NAME takes the settings of: {', '.join(names)}. Below are those of {name}."
-    settings = parse(SearchConfig, told, presets[names.index(name)], rest)
-    other = settings.model.name
-    if other != name and other in names:
-        raise ValueError(
-            f"--model.name {other} would be trained with the settings of {name}; say --network {other}, which takes "
-            "its own, and change of them what you like"
-        )
-    if launcher_number("RANK", 0) == 0:
-        foreign = "" if other == name else f" (this recipe has none for {other}: those of {name})"
-        _log.info(f"settings: {_in_short(settings)}{foreign}")
-    return settings
-
-
-def _in_short(settings: SearchConfig) -> str:
-    optim, final = settings.optim, settings.final
-    epochs = f"{settings.warmup_epochs} + {settings.num_levels}·{settings.level_epochs}"
-    return (
-        f"{settings.model.name}, {optim.name}, lr {optim.lr:g}, weight decay {optim.weight_decay:g}, "
-        f"batch {settings.global_batch_size}, epochs {epochs}, final {final.epochs} ({final.lr_schedule})"
-    )
-
-
-def run_search(description: str | None, default: SearchConfig | Sequence[SearchConfig]) -> None:
-    """The whole of a recipe: read the options, search, say what was found and how to use it.
-
-    `default` is the recipe's settings, or those for each of several networks (see `parse_network`).
-    """
-    with clear_errors():
-        if isinstance(default, SearchConfig):
-            settings = parse(SearchConfig, description, default)
-        else:
-            settings = parse_network(description, default)
-        with launch(settings) as experiment:
-            print_search(experiment, search(experiment))
-
-
-def ask_initial_norm(description: str | None) -> None:
-    """Read a level's run ID from the command line; print and record the barrier to its copy with ψ_init."""
-    with clear_errors():
-        asked = parse(OneRun, description)
-        with launch_ticket(asked.ticket) as (experiment, ticket):
-            result = compare_initial_norm(experiment, ticket, asked.comparison)
-            if result is not None:
-                print_comparison("norm_init", result, None, as_json=asked.json)
-
-
-def ask_signed_init(description: str | None) -> None:
-    """Read a level's run ID and a seed from the command line; print and record the barrier to abs(θ_init) ⊙ s."""
-    with clear_errors():
-        asked = parse(TicketAndSeed, description)
-        with launch_ticket(asked.ticket) as (experiment, ticket):
-            result = compare_signed_init(experiment, ticket, asked.init_seed, asked.comparison)
-            if result is not None:
-                print_comparison("signed_init", result, None, as_json=asked.json)
-
-
-def compare_runs(question: Question, description: str | None) -> None:
-    """Read two run IDs from the command line, compare them, print and record the barrier."""
-    with clear_errors():
-        pair = parse(StabilityPair if question == "stability" else RunPair, description)
-        with launch_ticket(pair.ticket, kinds=("level", "training")) as (experiment, first):
-            epsilon = experiment.world.on_main(lambda: _epsilon(experiment, pair))
-            second = experiment.archive.load(resolve_key(experiment, pair.second))
-            cross_init = isinstance(pair, StabilityPair) and pair.cross_init
-            result = compare(experiment, first, second, question, pair.comparison, cross_init=cross_init)
-            if result is not None:
-                print_comparison(question, result, epsilon, as_json=pair.json)
+def compare_pair(question: Question, pair: RunPair) -> None:
+    """Measure, record and print the barrier between two runs (see `harness.cli.commands.compare_runs`)."""
+    with launch_ticket(pair.ticket, kinds=("level", "training")) as (experiment, first):
+        epsilon = experiment.world.on_main(lambda: _epsilon(experiment, pair))
+        second = experiment.archive.load(resolve_key(experiment, pair.second))
+        cross_init = isinstance(pair, StabilityPair) and pair.cross_init
+        result = compare(experiment, first, second, question, pair.comparison, cross_init=cross_init)
+        if result is not None:
+            print_comparison(question, result, epsilon, as_json=pair.json)
 
 
 def _epsilon(experiment: Experiment, pair: RunPair) -> float | None:
@@ -151,9 +72,9 @@ def launch(config: SearchConfig) -> Iterator[Experiment]:
     with _processes(config, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
-        world.announce()
         begun = resolve_initialisation(world, store, config.initialisation)
         experiment = Experiment(world, store, config, begun)
+        world.announce()
         with experiment.archive.delivery.working():
             yield experiment
 

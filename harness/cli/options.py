@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import tyro
 
+from harness.cli.parser import parse_command
 from harness.common.logging import VARIABLE, Verbosity, show_messages
 from harness.config import ComparisonConfig, TicketConfig
 
@@ -31,15 +33,24 @@ def parse(
 ) -> Config:
     """Read the command line (or `arguments`) into `kind`, whose fields are the options, and show messages.
 
-    --verbosity is an option of every command and no field of its settings, so that no key or record can hold it.
+    Every command has --verbosity. It is no field of the settings, so no key or record depends on it.
     """
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     fields: list[Any] = [("settings", settings), ("verbosity", VerbosityOption, None)]
     command: Any = make_dataclass("Command", fields)
-    start = {} if default is None else {"default": command(default)}
-    asked = tyro.cli(command, description=description, args=arguments, **start)
+    start = None if default is None else command(default)
+    asked = parse_command(command, description=description, arguments=arguments, default=start)
     show_messages(asked.verbosity)
     return cast(Config, asked.settings)
+
+
+def answer_help(kind: type[Config], description: str | None, default: Config | None = None) -> None:
+    """Print help and exit if the command line asks for it.
+
+    A script calls this before its slow imports, such as torch.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parse(kind, description, default)
 
 
 @dataclass(frozen=True, kw_only=True)

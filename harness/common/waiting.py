@@ -14,24 +14,24 @@ from contextlib import contextmanager
 LONGEST_PAUSE = 0.5
 """Seconds after which a waiting process notices a request to stop, at the latest."""
 
-_heed: Callable[[], None] = lambda: None
+_checks: list[Callable[[], None]] = []
 
 
 @contextmanager
 def heeding(check: Callable[[], None]) -> Iterator[None]:
     """Let every wait of the main thread call `check`, which raises if the process should stop."""
-    global _heed
-    before, _heed = _heed, check
+    _checks.append(check)
     try:
         yield
     finally:
-        _heed = before
+        _checks.remove(check)
 
 
 def heed() -> None:
     """Raise if this process was asked to stop. Threads beside the main thread are never interrupted."""
     if threading.current_thread() is threading.main_thread():
-        _heed()
+        for check in _checks:
+            check()
 
 
 def wait_until(true: Callable[[], bool], seconds: float | None = None, *, pause: float = LONGEST_PAUSE) -> bool:

@@ -20,9 +20,9 @@ from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from harness.common.launched import launcher_number
 from harness.distributed import launcher_watch
 from harness.distributed.heartbeat import SILENT_SECONDS, end_process
-from harness.distributed.launcher_settings import launcher_number
 
 _JOINED = 1 << 40
 """Added to the counter of a process that has joined and no longer increments it."""

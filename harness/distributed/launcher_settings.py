@@ -6,8 +6,7 @@ the bits of a run without entering its key. So every such setting is rejected, u
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 _OFF = frozenset({"", "0", "false", "f", "no", "n", "off", "none"})
@@ -51,54 +50,6 @@ REFUSED: Mapping[str, _Refusal] = {
 
 `check_launcher_precision` compares ACCELERATE_MIXED_PRECISION with the recipe. Devices are recorded with each run.
 """
-
-
-NUMBERS: Mapping[str, tuple[int, int]] = {
-    "WORLD_SIZE": (1, 1_000_000),
-    "RANK": (0, 1_000_000),
-    "LOCAL_WORLD_SIZE": (1, 1_000_000),
-    "LOCAL_RANK": (0, 1_000_000),
-    "GROUP_WORLD_SIZE": (1, 1_000_000),
-    "GROUP_RANK": (0, 1_000_000),
-    "MASTER_PORT": (0, 65_535),
-    "TORCHELASTIC_RESTART_COUNT": (0, 1_000_000),
-}
-"""Environment variables of launchers that hold a whole number: the least and the greatest."""
-
-
-def launcher_number(name: str, default: int) -> int:
-    """Return a number that the launcher set, or `default` if the variable is unset or empty.
-
-    Raises:
-        ValueError: The value is no whole number in the allowed range.
-    """
-    value = os.environ.get(name, "").strip()
-    if not value:  # schedulers leave variables behind that are set to nothing
-        return default
-    least, most = NUMBERS[name]
-    if not (value.isascii() and value.isdecimal() and least <= int(value) <= most):
-        raise ValueError(
-            f"the environment variable {name} is {value!r}; it must be a whole number from {least:,} to {most:,}. A "
-            f"launcher sets it: start with `accelerate launch`, or `unset {name}`"
-        )
-    return int(value)
-
-
-def check_launcher_numbers(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Check the numbers that the launcher set, and remove empty variables, which Accelerate and torch cannot read.
-
-    Raises:
-        ValueError: A value is no whole number, or a rank is not below its number of processes.
-    """
-    for name in NUMBERS:
-        if not environment.get(name, "").strip():
-            environment.pop(name, None)
-        else:
-            launcher_number(name, 0)
-    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE"), ("GROUP_RANK", "GROUP_WORLD_SIZE")):
-        number, count = launcher_number(rank, 0), launcher_number(size, 1)
-        if number >= count and {rank, size} <= environment.keys():
-            raise ValueError(f"the environment variable {rank} is {number}, but {size} is {count}: ranks start at 0")
 
 
 def check_launcher_settings(environment: Mapping[str, str]) -> None:

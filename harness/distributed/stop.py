@@ -1,4 +1,4 @@
-"""Requests to stop: a signal, or the death of the launcher. They are stored until all ranks can agree to stop."""
+"""The exception that ends a launch by request. It imports no torch."""
 
 from __future__ import annotations
 
@@ -88,8 +88,8 @@ class StopRequest:
             return
 
         # Phase: end at once if the signal is repeated. The launcher and the batch system may both send the first one.
-        wait = (LAUNCHED_ECHO_SECONDS if self._launched else ECHO_SECONDS) if number == signal.SIGINT else INSIST_SECONDS
-        if time.monotonic() - self._since > wait:
+        echo = LAUNCHED_ECHO_SECONDS if self._launched else ECHO_SECONDS
+        if time.monotonic() - self._since > (echo if number == signal.SIGINT else INSIST_SECONDS):
             with suppress(Exception):
                 self.last_words(f"{self.reason}, then {signal.Signals(number).name} again")
             signal.signal(number, signal.SIG_DFL)

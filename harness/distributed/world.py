@@ -16,15 +16,11 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 
+from harness.common.launched import check_launcher_numbers, launcher_number
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
 from harness.distributed.joining import JoinWatch
-from harness.distributed.launcher_settings import (
-    check_launcher_numbers,
-    check_launcher_precision,
-    check_launcher_settings,
-    launcher_number,
-)
+from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
 from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState
 from harness.distributed.stop import StoppedError, StopRequest
 

@@ -7,6 +7,7 @@ and a copy of it, before either is trained any further: with ψ_init, or with it
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json
+from harness.common.logging import progress
 from harness.common.seeds import SgdNoise
 from harness.common.tensors import save_correct
 from harness.config import ComparisonConfig
@@ -28,8 +30,10 @@ from harness.lineage.nodes.record import CORRECT, THETA_INIT, LineageRecord, Met
 from harness.masks import transfer
 from harness.pruning import StartPoint
 from harness.runs.delivery_thread import DeliveryThread
-from harness.runs.run import FinishedRun
+from harness.runs.run import FinishedRun, closing_line
 from harness.training.feed import ImageBatch, TrainFeed
+
+_log = logging.getLogger(__name__)
 
 BARRIER = "barrier.json"
 Item = TypeVar("Item")
@@ -167,15 +171,17 @@ def _compare(
     key = sha256_json(determinants)
 
     def is_recorded() -> bool:
-        found = archive.find(key, [first.key, second.key]) is not None
-        if found:
-            archive.delivery.send(key)
-        return found
+        if archive.find(key, [first.key, second.key]) is None:
+            return False
+        _log.info(closing_line(experiment.store.local.load(key), f"loaded from {experiment.store.local.directory}"))
+        archive.delivery.send(key)
+        return True
 
     def commit(curve: BarrierCurve, started_ms: int) -> None:
         description = describe_comparison(experiment, first, second, question, config, determinants)
         record = archive.record(description, _metrics(curve), started_ms)
         archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+        _log.info(closing_line(record))
 
     if not world.main_says(is_recorded):
         started_ms = int(time.time() * 1000)
@@ -268,20 +274,28 @@ def _curve(
         return model, _Heeding(bn_images, world), _Heeding(test_images, world)
 
     model, bn_batches, test_batches = world.on_all(begin)
-    return barrier_curve(
-        model,
-        first.checkpoint.state_dict,
-        second.checkpoint.state_dict,
-        bn_batches=bn_batches,
-        test_batches=test_batches,
-        alphas=config.alphas,
-        convention=config.bn_convention,
-        recorded_error_percent=recorded_error_percent,
-        ranks=world,
-        num_bn_batches=num_batches,
-        # one process has nobody to ask
-        before_each=world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked,
-    )
+    # Phase: measure every α. One process checks for a stop itself, several first agree.
+    check_stop = world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked
+    points = len(config.alphas) + (0 if recorded_error_percent else 2)
+
+    def before_each() -> None:
+        check_stop()
+        bar.update()
+
+    with progress("barrier", points, "points", shown=experiment.shows_progress) as bar:
+        return barrier_curve(
+            model,
+            first.checkpoint.state_dict,
+            second.checkpoint.state_dict,
+            bn_batches=bn_batches,
+            test_batches=test_batches,
+            alphas=config.alphas,
+            convention=config.bn_convention,
+            recorded_error_percent=recorded_error_percent,
+            ranks=world,
+            num_bn_batches=num_batches,
+            before_each=before_each,
+        )
 
 
 def _recorded_error_percent(node: FinishedRun) -> float:

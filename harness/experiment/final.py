@@ -15,8 +15,7 @@ from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.trainer import Trainer
 from harness.masks import Mask, SignedMask, transfer
 from harness.pruning import METHODS, StartPoint
-from harness.runs.run import FinishedRun, TrainedRun
-from harness.runs.state_saver import StateSaver
+from harness.runs.run import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -134,13 +133,13 @@ def final_training(
         transferred=transferred,
     )
 
-    def make(saver: StateSaver) -> TrainedRun:
-        noise = SgdNoise(trial.sgd_seed, ("final",))
-        return Trainer(experiment).train(
+    noise = SgdNoise(trial.sgd_seed, ("final",))
+    return experiment.archive.run_or_load(
+        description,
+        lambda saver: Trainer(experiment).train(
             description, saver, start, schedule=config.final, noise=noise, psi_init=theta_init.params
-        )
-
-    return experiment.archive.run_or_load(description, make)
+        ),
+    )
 
 
 def _check_same_draw(ticket: FinishedRun) -> None:

@@ -39,8 +39,7 @@ from harness.experiment.trainer import Trainer, batch_gradients
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method, PruningSchedule, StartPoint
-from harness.runs.run import FinishedRun, TrainedRun
-from harness.runs.state_saver import StateSaver
+from harness.runs.run import FinishedRun
 
 
 @dataclass(frozen=True)
@@ -228,13 +227,11 @@ class Search:
             recorded=recorded,
         )
 
-        def make(saver: StateSaver) -> TrainedRun:
-            psi_init, metrics = self.theta_init.params, self.method.metrics
-            return self.trainer.train(
-                description, saver, start(), schedule=schedule, noise=noise, psi_init=psi_init, metrics=metrics, **how
-            )
-
-        return self.experiment.archive.run_or_load(description, make)
+        how |= {"schedule": schedule, "noise": noise, "metrics": self.method.metrics}
+        return self.experiment.archive.run_or_load(
+            description,
+            lambda saver: self.trainer.train(description, saver, start(), psi_init=self.theta_init.params, **how),
+        )
 
     def record_root(self) -> None:
         """Commit the search and its θ_init, or check that it began from the same one."""

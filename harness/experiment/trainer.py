@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.logging import progress
 from harness.common.machine import sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
@@ -86,7 +86,7 @@ class Trainer:
         norm = sorted(experiment.partition.norm)
         state = NormState([params[name] for name in norm], [psi_init[name].to(world.device) for name in norm])
         signs = {name: (start.weights or start.params)[name].sign() for name in start.mask.tensors}
-        flipped = _FlippedSigns(params, signs, start.mask) if world.is_main and start.weights is None else None
+        flipped = flipped_signs(params, signs, start.mask) if world.is_main and start.weights is None else None
         begin = divmod(start.begin_steps, feed.steps_per_epoch)
         epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
 
@@ -94,19 +94,17 @@ class Trainer:
             usual = ("train_loss", "train_error_percent", "lr", "images_per_second", *metrics)
             values = {name: getattr(report, name) for name in usual}
             if flipped is not None:
-                values["flipped_signs"] = flipped.share()
-            measured.log(start.epochs + report.epoch - begin[0] + 1, values, samples())
+                values["flipped_signs"] = flipped()
+            taken = [samples.popleft() for _ in range(len(samples))]
+            measured.log(start.epochs + report.epoch - begin[0] + 1, values, taken)
+            bar.set_postfix_str(f"loss {report.train_loss:.3g}", refresh=False)
 
         # Train, with a progress bar and the load of the machine on rank 0.
-        bar = tqdm(
-            total=schedule.epochs * feed.steps_per_epoch,
-            initial=start.begin_steps,
-            desc=description.name,
-            unit="step",
-            leave=False,
-            disable=not experiment.shows_progress,
-        )
-        with bar, sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples:
+        steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
+        with (
+            progress(description.name, steps, "steps", done=start.begin_steps, shown=shown) as bar,
+            sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples,
+        ):
             train(
                 model,
                 world=world,
@@ -160,9 +158,14 @@ class Trainer:
             measured_before, correct["test_recorded_bn"] = found.error_percent, found.correct_N
             steps = -(-BN_IMAGES // experiment.config.global_batch_size)
             order = SgdNoise(noise.sgd_seed, ("batchnorm",))
-            batches = train_feed.epoch(order, 0, num_steps=min(steps, train_feed.steps_per_epoch))
-            with world.autocast():
-                reestimate_batchnorm(model, (images_NCHW for images_NCHW, _ in batches), "cumulative")
+            steps = min(steps, train_feed.steps_per_epoch)
+            batches = train_feed.epoch(order, 0, num_steps=steps)
+            with (
+                progress("BatchNorm statistics", steps, "batches", shown=experiment.shows_progress) as bar,
+                world.autocast(),
+            ):
+                images = ((images_NCHW, bar.update())[0] for images_NCHW, _ in batches)
+                reestimate_batchnorm(model, images, "cumulative")
             if world.size > 1:  # every rank saw its share of the images
                 with torch.no_grad():
                     for buffer in (buffer for buffer in model.buffers() if buffer.is_floating_point()):
@@ -173,25 +176,27 @@ class Trainer:
         return correct | {"test": found.correct_N}
 
 
-class _FlippedSigns:
-    """Counts, on the network's device, the kept weights whose sign differs from the start: one number is fetched."""
+def flipped_signs(
+    params: Mapping[str, torch.nn.Parameter], signs: Mapping[str, torch.Tensor], mask: Mask
+) -> Callable[[], float]:
+    """Return a function that measures the share of kept weights whose sign differs from the start, 0..1.
 
-    def __init__(self, params: Mapping[str, torch.nn.Parameter], signs: Mapping[str, torch.Tensor], mask: Mask) -> None:
-        self._weights: list[torch.Tensor] = [params[name] for name in signs]
-        # laid out like the weights: a comparison over mismatched strides takes twice the time
-        like = partial(torch.empty_like, requires_grad=False)
-        self._signs = [like(params[name], dtype=torch.int8).copy_(sign) for name, sign in signs.items()]
-        self._kept = [like(params[name], dtype=torch.bool).copy_(mask.tensors[name]) for name in signs]
-        self._num_kept = max(mask.num_remaining, 1)
+    It counts on the network's device and fetches one number.
 
-    @torch.no_grad()
-    def share(self) -> float:
-        """Return the share of the kept weights, 0..1."""
-        differ = [
-            ((weight.sign() != sign) & kept).sum()
-            for weight, sign, kept in zip(self._weights, self._signs, self._kept, strict=True)
-        ]
-        return float(torch.stack(differ).sum()) / self._num_kept
+    Args:
+        params: Parameters of the network, which change in place while it trains.
+        signs: Signs of the prunable tensors at the start, −1, 0 or 1.
+        mask: m.
+    """
+    # The copies have the layout of the weights. A comparison over mismatched strides takes twice the time.
+    like = partial(torch.empty_like, requires_grad=False)
+    weights = [params[name].detach() for name in signs]
+    starts = [like(params[name], dtype=torch.int8).copy_(sign) for name, sign in signs.items()]
+    kept = [like(params[name], dtype=torch.bool).copy_(mask.tensors[name]) for name in signs]
+    tensors, num_kept = list(zip(weights, starts, kept, strict=True)), max(mask.num_remaining, 1)
+    return lambda: (
+        float(torch.stack([((now.sign() != then) & own).sum() for now, then, own in tensors]).sum()) / num_kept
+    )
 
 
 def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
