@@ -7,7 +7,7 @@ from datetime import datetime
 
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 
-NUMBERS = ("level", "density", "test error")
+NUMBERS = ("level", "density", "test error", "barrier")
 """Columns that are set flush right."""
 SPARE = ("seeds", "method", "density", "level", "date")
 """Columns that a narrow terminal does without; a run's name holds most of them."""
@@ -45,13 +45,15 @@ def columns(node: RunSummary) -> dict[str, str]:
     """Return the texts of a node by the name of their column; '–' where it has no such fact."""
     tags = node.tags
     error = node.metrics.get("test_error_percent")
-    density = tags.get("density")
+    barrier = node.metrics.get("barrier")
+    density = tags.get("density") or str(node.metrics.get("density", ""))
     return {
         "name": node.name,
         "method": " ".join(tags[tag] for tag in ("method", "kind_of_training") if tag in tags) or "–",
         "level": tags.get("level", "–"),
         "density": _three_digits(density) if density else "–",
         "test error": f"{error:.2f} %" if error is not None else "–",
+        "barrier": f"{barrier:.2f}" if barrier is not None else "–",
         "seeds": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
         "run": short_id(node),
         "date": datetime.fromtimestamp(node.started_ms / 1000).strftime("%Y-%m-%d %H:%M") if node.started_ms else "–",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.common.escape import code_block, for_markdown
@@ -17,6 +17,9 @@ NOTE_CHARACTERS = 8000  # MLflow cuts a longer note without a word
 PICTURE = "lineage/graph.svg"
 PAGE = "lineage/index.html"
 LAYERS = "layers.json"
+WORKFLOW = "workflowType=machine_learning"  # without it, MLflow 3.17 opens its GenAI pages
+
+MODEL_NAME = "network"  # the same for every run, because runs:/<run ID>/network/<file> is an address
 
 _MADE = "**Made from it** "
 _MOST_CHILDREN = 12
@@ -40,11 +43,20 @@ class Relative:
     relation: str
 
 
-def run_address(node: RunSummary) -> str | None:
-    """Return where the MLflow UI shows a node's run, from the UI's own root on; None if it has no run."""
+def run_address(node: RunSummary, artifact: str = "") -> str | None:
+    """Return the address of a run's page, relative to the root of the MLflow UI.
+
+    Args:
+        node: The run.
+        artifact: Path of an artifact to open. "" opens the overview.
+
+    Returns:
+        The address, or None if MLflow does not have the run.
+    """
     if node.run_id is None or not re.fullmatch("[0-9a-zA-Z]+", f"{node.experiment_id}{node.run_id}"):
         return None
-    return f"#/experiments/{node.experiment_id}/runs/{node.run_id}"
+    path = f"/artifacts/{artifact}" if artifact else ""
+    return f"#/experiments/{node.experiment_id}/runs/{node.run_id}{path}?{WORKFLOW}"
 
 
 def link(node: RunSummary) -> str:
@@ -57,6 +69,24 @@ def describe(node: RunSummary, parents: Sequence[Relative]) -> str:
     """Return the description of one run; `with_children` adds what is made from it later."""
     came = ", ".join(f"{link(one.node)} ({one.relation})" for one in parents) or "nothing: this is where it begins"
     return _fit([f"**From** {came}", _MADE + "nothing yet", _sentence(node), _files(node, parents), _launch(node)])
+
+
+def describe_model(name: str, run_id: str, files: Collection[str]) -> str:
+    """Return the description of a run's logged model: the run's name, and the lines that load the model.
+
+    Args:
+        name: Name of the run.
+        run_id: ID of the run.
+        files: Names of the model's files.
+    """
+    if CHECKPOINT in files:
+        lines = ["import harness", "", f'network = harness.load_network("{run_id}")']
+        lines += [f'signed_mask = harness.load_signed_mask("{run_id}")'] if SIGNED_MASK in files else []
+    else:  # the initial parameters of a search
+        loaded = f'download_artifacts("runs:/{run_id}/{MODEL_NAME}/{THETA_INIT}")'
+        lines = ["from harness.checkpoint import Checkpoint", "from mlflow.artifacts import download_artifacts"]
+        lines += ["", f"theta_init = Checkpoint.load({loaded})"]
+    return f"**{for_markdown(name)}**\n\n{code_block(chr(10).join(lines))}"
 
 
 def with_children(note: str, children: Sequence[Relative]) -> str:
@@ -92,7 +122,7 @@ def describe_search(root: RunSummary, family: Sequence[RunSummary], *, has_pictu
     numbers = " ".join(_short_link(node, f"L{node.tags.get('level', '?')}") for node in levels) or "no level yet"
     parts = [f"**Levels** {numbers}", _sentence(root)]
     if has_picture:
-        page = f"{run_address(root)}/artifacts/{PAGE}"
+        page = run_address(root, PAGE)
         parts.append(
             f"![what came from what](get-artifact?path={PICTURE}&run_uuid={root.run_id})\n\n"
             f"The same to point at and filter: download [{PAGE}]({page}), or `python tools/lineage.py page`."
@@ -263,7 +293,7 @@ def _family_table(nodes: Sequence[RunSummary], room: int) -> str:
 
 
 def _density(node: RunSummary) -> str:
-    return f"{node.metrics['density']:.4f}" if "density" in node.metrics else ""
+    return f"{node.metrics['density']:.3f}" if "density" in node.metrics else ""
 
 
 def _result(node: RunSummary) -> str:

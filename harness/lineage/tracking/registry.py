@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from harness.common.escape import for_markdown
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.tracking.server import KEY_TAG, Server
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
-_VERSION_TAGS = ("level", "density", "init_seed", "sgd_seed")
+_VERSION_TAGS = ("level", "init_seed", "sgd_seed")
 _VERSIONS_TAG = "mlflow.modelVersions"
 _LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]+)")
 
@@ -100,10 +101,13 @@ class Registry:
             source = f"models:/{model.model_id}" if remote else model.artifact_location
             tags = {KEY_TAG: record.key}
             tags |= {word: record.tags[word] for word in _VERSION_TAGS if word in record.tags}
+            if (density := record.last_metrics().get("density")) is not None:
+                tags["density"] = f"{density:.3f}"
             # A server believes such a source only beside the ID itself.
             model_id = model.model_id if remote else None
+            description = f'{for_markdown(record.name)}: `harness.load_signed_mask("{run_id}")`'
             made = client.create_model_version(
-                name, source, run_id=run_id, tags=tags, description=record.name, model_id=model_id
+                name, source, run_id=run_id, tags=tags, description=description, model_id=model_id
             )
             version = str(made.version)
         if _VERSIONS_TAG not in model.tags:  # what the pages of the model and of the run show

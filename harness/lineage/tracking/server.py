@@ -24,6 +24,7 @@ from harness.common.files import process_exists, reach
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
+from harness.lineage.tracking.view import VIEW, VIEW_TAG, saved_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -188,7 +189,8 @@ class Server:
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
             self._experiments = None
-            return client.create_experiment(self.experiment, artifact_location=self._artifact_location())
+            view = {VIEW_TAG + VIEW: saved_view()}  # listed in the menu "Views" from the first visit on
+            return client.create_experiment(self.experiment, artifact_location=self._artifact_location(), tags=view)
         if experiment.lifecycle_stage != "active":
             raise ValueError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
         return str(experiment.experiment_id)
