@@ -110,7 +110,7 @@ def test_a_kill_at_any_call_leaves_one_version_and_its_alias(
         (f"models:/{NAME}/9", "does not have it"),
         ("models:/aws-digits-resnet2@s1-L00", f"no registered model .*there are: {NAME}"),
         ("models:/m-" + "0" * 32, "no logged model"),
-        ("models:/../x", "is no model: give"),
+        ("models:/../x", "is not a model URI: give"),
     ],
 )
 def test_what_is_not_there_is_one_clear_line(store: LineageStore, uri: str, complaint: str) -> None:

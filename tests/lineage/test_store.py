@@ -377,7 +377,7 @@ def test_offline_store_asks_nobody(tmp_path: Path) -> None:
     store = open_store(tmp_path / "runs", offline=True)
     paths = commit_story(store.local)
     assert store.find(key_of("level 1")) == paths["level 1"] and store.find(key_of("x")) is None
-    with pytest.raises(ConnectionError, match="no tracking store was asked for"):
+    with pytest.raises(ConnectionError, match="no tracking URI is set"):
         store.deliver(paths["level 1"])
 
 
