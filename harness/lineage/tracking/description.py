@@ -197,6 +197,7 @@ def _sentence(node: RunSummary) -> str:
     # Phase: the subject, by kind.
     if node.kind == "search":
         subject = f"Search with **{method}** for winning signs in {network} on {data}"
+        left = f"deepest level: {left}" if left else ""
     elif node.kind == "level":
         subject = f"Level {for_markdown(tags.get('level', '?'))} of a search with **{method}** in {network} on {data}"
     elif node.kind == "training":
@@ -255,9 +256,9 @@ def _launch(node: RunSummary) -> str:
     if "launch.command" in tags:
         parts.append(f"Launched as\n\n{code_block(_wrapped(tags['launch.command']))}")
     commit, dirty = tags.get("code.commit", "unknown"), tags.get("code.dirty", "unknown")
-    state = {"true": "**with changes that were not committed**", "false": "clean"}.get(dirty, "state unknown")
-    hardware = f" on {for_markdown(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
-    parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}{hardware}.")
+    state = {"true": "**with uncommitted changes**", "false": "clean"}.get(dirty, "state unknown")
+    hardware = f" Hardware: {for_markdown(tags['launch.hardware'])}." if "launch.hardware" in tags else ""
+    parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}.{hardware}")
     if SIGNED_MASK in node.files and node.run_id:
         parts.append(
             code_block(f'from harness import load_signed_mask\n\nmask = load_signed_mask("{_hex(node.run_id)}")')

@@ -25,7 +25,7 @@ from harness.common.files import process_exists, reach
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
-from harness.lineage.tracking.view import VIEW, VIEW_TAG, saved_view
+from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -201,8 +201,9 @@ class Server:
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
             self._experiments = None
-            view = {VIEW_TAG + VIEW: saved_view()}  # listed in the menu "Views" from the first visit on
-            return client.create_experiment(self.experiment, artifact_location=self._artifact_location(), tags=view)
+            # the menu "Views" lists the view from the first visit on
+            tags = {VIEW_TAG + VIEW: saved_view(), "mlflow.note.content": EXPERIMENT_NOTE}
+            return client.create_experiment(self.experiment, artifact_location=self._artifact_location(), tags=tags)
         if experiment.lifecycle_stage != "active":
             raise ValueError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
         return str(experiment.experiment_id)
