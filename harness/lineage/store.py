@@ -173,6 +173,13 @@ class LineageStore:
                 with opened(repository, name) as path:
                     yield (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
 
+    def copy_digest(self, run_id: str, name: str) -> str | None:
+        """Recompute the SHA-256 of the copy of a file among a run's own artifacts; None if there is no copy."""
+        with self.server.talking(f"read run {run_id}"):
+            repository = self.server.repository(self.server.finished(run_id), own=True)
+            with opened(repository, name) as path:
+                return None if path is None else sha256_file(path)
+
     def run_id_of(self, key: str) -> str | None:
         """Return the ID of the finished run with this key, or None."""
         if not self.server.readable():

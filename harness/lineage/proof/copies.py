@@ -13,10 +13,11 @@ from harness.lineage.browse.find import family, find_node
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record, read_sums
-from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
+from harness.lineage.nodes.record import KINDS, SIGNED_MASK, LineageRecord, Parent
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.delivery import all_tags, run_metrics, run_tags
+from harness.lineage.tracking.description import LAYERS
 from harness.lineage.tracking.server import KEY_TAG
 
 
@@ -182,6 +183,11 @@ def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"
         findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, recorded was {digests[name]}")])
+    if record.kind == "level" and SIGNED_MASK in digests:
+        copy = store.copy_digest(node.run.run_id, SIGNED_MASK)
+        if copy is not None:  # earlier versions made no copy
+            what = f"the copy of {SIGNED_MASK} beside {LAYERS} in MLflow is altered: its SHA-256 is {copy}"
+            findings.add(node, [Finding("artifacts", copy == digests[SIGNED_MASK], what)])
 
 
 def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None) -> Iterator[Finding]:

@@ -282,11 +282,11 @@ class Server:
 
     # ------------------------------------------------------------------ files
 
-    def repository(self, run: Run) -> ArtifactRepository:
-        """Return the repository of a run's files: its logged model, or else its own artifacts."""
+    def repository(self, run: Run, *, own: bool = False) -> ArtifactRepository:
+        """Return the repository of a run's files: its logged model, or else (or if `own`) its own artifacts."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        made = outputs(run) or outputs(self.client().get_run(run.info.run_id))
+        made = [] if own else outputs(run) or outputs(self.client().get_run(run.info.run_id))
         location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
         return get_artifact_repository(location, tracking_uri=self.tracking_uri)
 
