@@ -343,8 +343,8 @@ def all_tags(record: LineageRecord) -> dict[str, str]:
 
 def run_metrics(record: LineageRecord) -> list[Metric]:
     """Return the points of a record that its MLflow run must have: those of metrics that are no constants."""
-    is_constant = len({metric.value for metric in record.metrics if metric.name == "lr"}) < 2
-    left_out = (*_CONSTANTS, "lr") if is_constant else _CONSTANTS
+    rates = {metric.value for metric in record.metrics if metric.name == "lr"}
+    left_out = (*_CONSTANTS, "lr") if len(rates) < 2 else _CONSTANTS
     return [metric for metric in record.metrics if metric.name not in left_out]
 
 
@@ -433,6 +433,8 @@ def _determinants(directory: Path) -> dict[str, Any]:
     """Return the inputs of a run's key. Runs of early versions did not record them and have none."""
     path = directory / DETERMINANTS
     inputs = json.loads(path.read_bytes()) if path.is_file() else {}
+    if not isinstance(inputs, dict):  # forged, which `verify` reports
+        return {}
     # the kind is a tag, and the format says nothing about the run
     return {name: value for name, value in inputs.items() if name not in ("kind", "format")}
 
@@ -455,14 +457,17 @@ def _params(determinants: Mapping[str, Any], prefix: str = "") -> dict[str, str]
 
 
 def _rounded_table(text: str) -> str:
-    """Return a JSON table with its numbers rounded for a reader."""
+    """Return a JSON table with its numbers rounded for a reader. A malformed table is returned as it is."""
 
     def rounded(value: Any) -> Any:
         return round(value, _TABLE_DIGITS) if isinstance(value, float) else value
 
-    table = json.loads(text)
-    rows = [[rounded(value) for value in row] for row in table["data"]]
-    return json.dumps({**table, "data": rows})
+    try:
+        table = json.loads(text)
+        rows = [[rounded(value) for value in row] for row in table["data"]]
+        return json.dumps({**table, "data": rows})
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
