@@ -13,10 +13,11 @@ from harness.lineage.browse.find import family, find_node
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record, read_sums
-from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
+from harness.lineage.nodes.record import KINDS, SIGNED_MASK, LineageRecord, Parent
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
-from harness.lineage.tracking.delivery import run_tags
+from harness.lineage.tracking.delivery import all_tags, run_metrics, run_tags
+from harness.lineage.tracking.description import LAYERS
 from harness.lineage.tracking.server import KEY_TAG
 
 
@@ -182,6 +183,11 @@ def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"
         findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, recorded was {digests[name]}")])
+    if record.kind == "level" and SIGNED_MASK in digests:
+        copy = store.copy_digest(node.run.run_id, SIGNED_MASK)
+        if copy is not None:  # earlier versions made no copy
+            what = f"the copy of {SIGNED_MASK} beside {LAYERS} in MLflow is altered: its SHA-256 is {copy}"
+            findings.add(node, [Finding("artifacts", copy == digests[SIGNED_MASK], what)])
 
 
 def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None) -> Iterator[Finding]:
@@ -189,13 +195,20 @@ def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None
     wanted = {"kind": record.kind, "parents": record.parents, "the run it is nested under": record.nest_key}
     for name, value in wanted.items():
         yield Finding("tags", told[name] == value, f"{name}: MLflow has {told[name]!r:.200}, the record {value!r:.200}")
-    for name, value in run_tags(record).items():
+    # Earlier versions sent more tags and metrics than this one requires. Present ones must match, too.
+    required = run_tags(record)
+    for name, value in all_tags(record).items():
         got = run.tags.get(name)
+        if got is None and name not in required:
+            continue
         yield Finding("tags", got == value, f"tag {name} is {got!r:.120} in MLflow, {value!r:.120} in the record")
     digests = record.files | ({RECORD: read_sums(directory)[RECORD]} if directory is not None else {})
     for name, digest in digests.items():
         yield Finding("tags", run.files.get(name) == digest, f"the digest of {name} is {run.files.get(name)} in MLflow")
+    sent = {metric.name for metric in run_metrics(record)}
     for name, measured in record.last_metrics().items():
         logged = run.metrics.get(name)
+        if logged is None and name not in sent:
+            continue
         same = logged == measured or str(logged) == str(measured)  # NaN is not equal to itself
         yield Finding("tags", same, f"metric {name} is {logged} in MLflow, {measured} in the record")
