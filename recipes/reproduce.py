@@ -195,7 +195,7 @@ def write_study_page(study: Study, results: Path) -> None:
     """Write the page of a study from its records. This needs neither runs nor data."""
     directory = directory_of(study.name, results).parent
     write_page(read_results(study, results), directory)
-    print_markdown((directory / "page.md").read_text())
+    print_markdown((directory / "page.md").read_text(encoding="utf-8"))
     print(f"page, tables and figure: {directory}")
 
 

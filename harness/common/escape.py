@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 
 # Unicode categories. A terminal executes control characters (Cc), and format characters (Cf) can reverse text. The
@@ -78,3 +79,10 @@ def code_block(text: str) -> str:
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(for_terminal(line) for line in text.split("\n"))
     return f"{fence}\n{lines}\n{fence}"
+
+
+def accept_any_text() -> None:
+    r"""Let standard output print any character. One that its encoding lacks appears as \u2013, and ends no command."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a notebook or a test may have replaced it
+        reconfigure(errors="backslashreplace")

@@ -90,7 +90,8 @@ def _write(path: Path, status: State, reason: str, since: str) -> None:
         if is_special(path):
             write_without_waiting(path, data)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if status == "running":  # later, a missing directory was moved or deleted, and must not come back empty
+            path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data, durable=False)
     except OSError as error:
         try:

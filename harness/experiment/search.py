@@ -244,7 +244,7 @@ class Search:
                 archive.commit(
                     record, description.determinants, lambda directory: theta_init.save(directory / THETA_INIT)
                 )
-                archive.delivery.settle()  # what is wrong with the store is said now, not after the first level
+                archive.delivery.check()  # what is wrong with the store is said now, not after the first level
                 return
             recorded = experiment.store.local.load(description.key).tags["theta_init_digest"]
             if recorded != self.theta_init.digest:
