@@ -27,8 +27,6 @@ LAUNCHED_ECHO_SECONDS = 2.0
 # Accelerate's and torch's launchers set these for their workers. Without a launcher, a new parent process only means
 # that the terminal was closed.
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
-# `nohup` and shells without job control ignore these signals for the commands that they start. That must stay so.
-_LEFT_IGNORED = (signal.SIGINT, signal.SIGHUP)
 
 
 class StoppedError(RuntimeError):
@@ -68,7 +66,9 @@ class StopRequest:
         A second Ctrl-C ends the process at once. Another signal that is repeated after INSIST_SECONDS has its default
         effect.
         """
-        heard = [number for number in SIGNALS if not self._is_left_ignored(number)]
+        # `nohup` lets its command ignore SIGHUP. That must stay so.
+        keeps_running = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (keeps_running and number == signal.SIGHUP)]
         before = {number: signal.signal(number, self._remember) for number in heard}
         try:
             with heeding(self.heed):
@@ -76,10 +76,6 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    @staticmethod
-    def _is_left_ignored(number: int) -> bool:
-        return number in _LEFT_IGNORED and signal.getsignal(number) is signal.SIG_IGN
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
         # Phase: store the first signal.

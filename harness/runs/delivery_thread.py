@@ -175,7 +175,8 @@ class DeliveryThread:
                 _log.warning(f"{error}; the run stays local")
         except Exception as error:
             failure = error
-            self._warn(f"{error}; the launch continues, and ends with this error")
+        if failure is not None:
+            self._warn(f"cannot deliver a run: {failure}; the launch continues, and ends with this error")
 
         # Phase: record the outcome. Undelivered runs stay queued while the server is unreachable.
         with self._changed:

@@ -145,8 +145,10 @@ class Server:
             ConnectionError: There is no tracking URI, MLflow is not installed, or the store is unreachable or busy.
             RefusedError: The address is not valid.
         """
-        # Phase: probe the store after a pause. MLflow's own retries would take minutes.
+        # Phase: check the address, and probe the store after a pause. MLflow's own retries would take minutes.
         database = sqlite_path(self.tracking_uri)
+        if database is not None and (database.name in ("", ":memory:") or database.is_dir()):
+            raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
         if time.monotonic() - self._answered_at > _FRESH_SECONDS and _mlflow_installed():
             if self.is_remote:
                 _probe(self.tracking_uri or "")
@@ -164,8 +166,6 @@ class Server:
                     f"mlflow is not installed, so runs stay in {self.local_directory}; "
                     "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
                 )
-            if database is not None and (database.name in ("", ":memory:") or database.is_dir()):
-                raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
             try:
                 if database is not None and not database.exists():
                     _make_database(database)
@@ -259,7 +259,7 @@ class Server:
             self._check_not_deleted(experiment)
 
     def _check_not_deleted(self, experiment: Experiment) -> None:
-        if experiment.lifecycle_stage != "active":
+        if experiment.lifecycle_stage == "deleted":
             raise RefusedError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
 
     def _artifact_location(self) -> str | None:
