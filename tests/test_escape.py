@@ -1,8 +1,11 @@
 """Test that untrusted text cannot control the terminal, and that no secret of a URI is shown or stored."""
 
+import io
+import sys
+
 import pytest
 
-from harness.common.escape import for_terminal, redact, redact_word
+from harness.common.escape import accept_any_text, for_terminal, redact, redact_word
 
 
 def test_control_characters_are_escaped() -> None:
@@ -57,3 +60,15 @@ def test_secrets_of_a_uri_are_removed(uri: str, shown: str) -> None:
 )
 def test_text_without_secrets_is_unchanged(text: str) -> None:
     assert redact(text) == text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
+def test_any_text_can_be_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    accept_any_text()
+    print("θ – 符号 \udce4 a")
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert written.endswith(" a\n") and r"\udce4" in written
+    assert (r"\u7b26" in written) is (encoding != "utf-8")

@@ -66,7 +66,12 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     """Return the network, and the key of its run; "" for a file."""
     path = Path(text)
     if path.is_file():
-        return read_network(path), ""
+        try:
+            return read_network(path), ""
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # a file of another kind can fail in the parser in any way
+            raise ValueError(f"{path} holds no network ({type(error).__name__}: {error})") from error
     if path.suffix in (".safetensors", ".pth", ".pt"):
         raise FileNotFoundError(f"no file {path}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
     try:

@@ -17,6 +17,8 @@ from harness.runs.unfinished import NotSavedError, Unfinished
 from harness.training.resume import TrainingState
 
 _log = logging.getLogger(__name__)
+WARNING_SECONDS = 60.0
+"""Least time between two warnings that a state cannot be saved."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class StateSaver:
         by_steps = interval.unit == "steps" and interval.every
         self.most_steps = max(1, int(interval.every)) if by_steps else None
         self._saved_at = 0, time.monotonic()
+        self._warned_at = -WARNING_SECONDS
 
     def due(self, epoch: int, steps: int) -> bool:
         """Return whether it is time to save, after `steps` steps of `epoch`."""
@@ -115,10 +118,16 @@ class StateSaver:
             except NotSavedError as error:
                 if state.is_last:
                     raise
-                _log.warning(f"{error.problem}. The training continues, and saves again when the next state is due")
+                self._warn(f"{error.problem}. The training continues, and saves again when the next state is due")
 
         self.world.on_main(write)
         self._saved_at = state.epoch * self.interval.steps_per_epoch + state.step, time.monotonic()
+
+    def _warn(self, text: str) -> None:
+        """Log a warning at most once a minute, since states may be due after every step."""
+        if time.monotonic() - self._warned_at > WARNING_SECONDS:
+            self._warned_at = time.monotonic()
+            _log.warning(text)
 
     def load(self) -> TrainingState | None:
         """Return the newest intact state on every rank, and restore the metrics saved with it.
