@@ -68,8 +68,8 @@ def compare(
 
     Args:
         experiment: The data and network of both.
-        first: A run; the end α = 0 of the line.
-        second: Another run with the same mask; the end α = 1.
+        first: A run; the end α = 1 of the line.
+        second: Another run with the same mask; the end α = 0.
         question: "lmc" (linear mode connectivity), or "stability" (SGD noise: one start, two sgd_seeds).
         config: The grid of α and the BatchNorm convention.
         cross_init: Let stability compare different starts, too, as the authors' scripts do.
@@ -175,7 +175,8 @@ def _compare(
     def commit(curve: BarrierCurve, started_ms: int) -> None:
         description = describe_comparison(experiment, first, second, question, config, determinants)
         record = archive.record(description, _metrics(curve), started_ms)
-        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+        ends = _end_names(question, first, second)
+        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name, ends))
 
     if not world.main_says(is_recorded):
         started_ms = int(time.time() * 1000)
@@ -327,10 +328,17 @@ class _Heeding(Generic[Item]):
             yield batch
 
 
-def _write(directory: Path, curve: BarrierCurve, title: str) -> None:
+def _end_names(question: Question, first: FinishedRun, second: FinishedRun) -> tuple[str, str]:
+    """Return names of the networks at α = 0 (second) and at α = 1 (first)."""
+    assert first.record is not None and second.record is not None
+    copies = {"norm_init": "its copy with ψ_init", "signed_init": "its signs on a fresh θ_init"}
+    return copies.get(question, second.record.name), first.record.name
+
+
+def _write(directory: Path, curve: BarrierCurve, title: str, ends: tuple[str, str]) -> None:
     from harness.analysis.plots import plot_barriers
 
     (directory / BARRIER).write_text(json.dumps(curve.to_dict(), indent=1) + "\n")
     if curve.correct_AN is not None:
         save_correct(directory / CORRECT, {"points": curve.correct_AN})
-    plot_barriers({title: curve}, directory / "barrier")
+    plot_barriers({title: curve}, directory / "barrier", ends=ends)

@@ -225,7 +225,7 @@ def compared(question: str, where: Path, way: Way, *nodes: FinishedRun) -> dict[
 
 def tool(name: str, way: Way, *arguments: str) -> str:
     """Run a tool in this process; return its standard output."""
-    pictures = SimpleNamespace(plot_barriers=lambda curves, path: None)  # drawing needs Matplotlib, and no device
+    pictures = SimpleNamespace(plot_barriers=lambda curves, path, ends: None)  # drawing needs Matplotlib, and no device
     with (
         _process(way),
         patch.object(sys, "argv", [str(TOOLS / name), *arguments]),
