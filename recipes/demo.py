@@ -153,7 +153,7 @@ def draw(dense: list[FinishedRun], methods: dict[str, MethodRuns], out: Path) ->
         LineSeries("signed_mask", method, [one.curve for one in runs.connectivity]) for method, runs in methods.items()
     ]
     panels = [
-        LinePanel("SGD-noise stability", ("second training, noise u'", "first training, noise u"), stable),
+        LinePanel("SGD-noise stability", ("second run, noise u'", "first run, noise u"), stable),
         LinePanel("connectivity with retrain", ("retrain", "signed_mask"), connected),
     ]
     return [*accuracy, *plot_lines(panels, out / "barriers", title="Error barriers on the line between two networks")]

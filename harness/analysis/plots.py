@@ -160,7 +160,7 @@ def plot_accuracy(
     rows = len(series) + bool(dense_error_percent)
     height = 1.5 + 0.42 * rows if len(densities) <= 1 else 5.2
     with new_figure((_WIDTH_INCHES, height)) as (figure, (axes,)):
-        set_title(axes, title + _at_density(densities, axis), 80)
+        set_title(axes, title + _at_density(densities, axis), 86)
         _draw_accuracy(axes, series, Looks(series), dense_error_percent, upright=10, axis=axis)
         _legend_below(figure, [axes], without_rows=len(densities) <= 1)
         return save(figure, stem)
@@ -183,7 +183,7 @@ def plot_search(
     below = 1.2 + 0.32 * (len(finals) + 1)
     size_inches = (_WIDTH_INCHES, _PANEL_HEIGHT_INCHES + 0.6 + below)
     with new_figure(size_inches, rows=2, heights=(_PANEL_HEIGHT_INCHES, below)) as (figure, (above, rows)):
-        figure.suptitle(wrapped(title, 90), x=0.01, ha="left", fontsize=11)
+        figure.suptitle(wrapped(title, 104), x=0.01, ha="left", fontsize=11)
         set_title(above, "(a) levels of the search")
         _draw_lines_by_density(above, levels, looks, dense_error_percent, upright=10, axis=DENSITY)
         above.legend(loc="best", fontsize=9)
@@ -215,7 +215,7 @@ def plot_panels(
     size_inches = (_WIDTH_INCHES, rows * _PANEL_HEIGHT_INCHES + 1.0)
     with new_figure(size_inches, rows, min(number, _COLUMNS)) as (figure, all_axes):
         # Phase: panel (a).
-        figure.suptitle(wrapped(title, 90), x=0.01, ha="left", fontsize=11)
+        figure.suptitle(wrapped(title, 104), x=0.01, ha="left", fontsize=11)
         set_title(all_axes[0], f"(a) test accuracy{_at_density(_densities(series), DENSITY)}", 44)
         _draw_accuracy(all_axes[0], series, looks, dense_error_percent, upright=6)
 
@@ -238,7 +238,7 @@ def plot_lines(panels: Sequence[LinePanel], stem: Path, *, title: str) -> list[P
     rows = -(-len(panels) // _COLUMNS)
     size_inches = (_WIDTH_INCHES, rows * _PANEL_HEIGHT_INCHES + 1.0)
     with new_figure(size_inches, rows, min(len(panels), _COLUMNS)) as (figure, all_axes):
-        figure.suptitle(wrapped(title, 90), x=0.01, ha="left", fontsize=11)
+        figure.suptitle(wrapped(title, 104), x=0.01, ha="left", fontsize=11)
         for letter, axes, panel in zip("abcdefgh", all_axes, panels, strict=False):
             set_title(axes, f"({letter}) {panel.title}", 44)
             _draw_panel(axes, panel, looks)
@@ -320,7 +320,7 @@ def plot_study(
     heights = [1.1 + 0.36 * (1 + len(series) + len(further)), *([0.9 + 0.5 * len(labels)] if labels else [])]
     size_inches = (10.0, sum(heights) + 0.9)
     with new_figure(size_inches, len(heights), len(lengths), heights) as (figure, all_axes):
-        figure.suptitle(wrapped(title, 100), x=0.01, ha="left", fontsize=11)
+        figure.suptitle(wrapped(title, 110), x=0.01, ha="left", fontsize=11)
         # Phase: accuracy, kinds in rows.
         for axes, epochs in zip(all_axes, lengths, strict=False):
             set_title(axes, f"{epochs} final epochs")

@@ -31,7 +31,7 @@ QUESTIONS = {
 BEFORE_TRAINING = ("norm_init", "signed_init")
 """Questions about a ticket and its copy, before any final training."""
 _ENDS = {
-    "stability": ("second training, noise u'", "first training, noise u"),
+    "stability": ("second run, noise u'", "first run, noise u"),
     "lmc": ("retrain", "kind in the legend"),
     "norm_init": ("copy with ψ_init", "ticket"),
     "signed_init": ("abs(θ_init) ⊙ s", "ticket"),
