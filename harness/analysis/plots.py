@@ -282,9 +282,9 @@ def plot_barriers(
                 marker=_MARKERS[index % len(_MARKERS)],
                 linestyle=_LINES[index % len(_LINES)],
                 markersize=6,
-                label=f"{wrapped(name, 60)}\n{numbers}",
+                label=f"{wrapped(name, 76)}\n{numbers}",
             )
-        alpha_axis(axes, ends, 40)
+        alpha_axis(axes, ends, 46)
         axes.set_ylabel(ERROR)
         axes.set_ylim(bottom=0)
         _legend_below(figure, [axes], columns=1 if len(curves) == 1 else 2)
