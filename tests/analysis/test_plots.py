@@ -137,7 +137,7 @@ def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
 
     It subtracts the mean of both ends' errors, 7 %, from each error.
     """
-    _, stability, tickets = drawn.axes
+    _, stability, tickets, *_ = drawn.axes
     means = [line for line in stability.lines if not line.get_label().startswith("_")]
     for one, line in zip(STABILITY.series, means, strict=True):
         errors = np.array([curve.error_percent for curve in one.curves]) - 7
@@ -153,7 +153,7 @@ def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
 
 
 def test_colour_is_the_kind_and_filling_the_method_in_every_panel(drawn: Figure):
-    accuracy, stability, _ = drawn.axes
+    accuracy, stability, *_ = drawn.axes
     handles = dict(zip(*reversed(accuracy.get_legend_handles_labels()), strict=True))
     of_accuracy = handles["signed_mask (aws)"].lines[0]
     lines = {line.get_label(): line for line in stability.lines}
