@@ -1,4 +1,4 @@
-"""Proving a lineage: digests recomputed from the stored bytes, and every claim of the graph checked by science.
+"""Verify a lineage: recompute all digests from the stored bytes, and check masks, signs and starts by computation.
 
 from harness.lineage.proof import verify
 findings = verify(open_store("runs"), run_id)
