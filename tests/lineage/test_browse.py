@@ -93,7 +93,7 @@ def test_ways(searches: LineageStore) -> None:
 def test_no_way(store: LineageStore) -> None:
     commit_story(store.local)
     commit(store, "alone", "search")
-    with pytest.raises(LookupError, match="nothing to do with each other"):
+    with pytest.raises(LookupError, match="are not related"):
         way(store, find_node(store, key_of("alone")), find_node(store, key_of("level 1")))
 
 

@@ -219,4 +219,4 @@ def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, t
     elsewhere = Experiment(experiment.world, experiment.store, other.config)
     final_training(elsewhere, Trial("mask", 2, 1), elsewhere.archive.load(found.ticket.key))
     findings = proved(other, found.ticket)
-    assert findings.problems == [] and "is not here as it was then" in findings.notes[0].what
+    assert findings.problems == [] and "is missing or changed" in findings.notes[0].what

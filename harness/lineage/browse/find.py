@@ -76,14 +76,14 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
     if is_model_uri(text):
         text = store.run_id_of_model(text)
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
-        raise LookupError(f"{text!r} is not a run ID or key: give at least its first {_MINIMUM_DIGITS} hex digits")
+        raise LookupError(f"{text!r} is no run ID or key: give at least {_MINIMUM_DIGITS} of its hex digits")
     ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
     found = next((nodes for way in ways if (nodes := way(store, text))), {})
     if not found:
         raise LookupError(f"no run ID or key begins with {text!r}; `python tools/lineage.py list` shows the runs")
     if len(found) > 1:
         names = ", ".join(f"{short_id(node, 12)} ({node.name})" for node in list(found.values())[:5])
-        raise LookupError(f"{text!r} is ambiguous, it matches {names}; give more digits")
+        raise LookupError(f"{text!r} matches more than one run: {names}; give more digits")
     return next(iter(found.values()))
 
 

@@ -105,7 +105,7 @@ def parse_density(text: str) -> tuple[float, float]:
     except ValueError:
         low, high = 1.0, 0.0
     if not 0 <= low <= high <= 1:
-        raise ValueError(f"density {text!r}: give a fraction of the weights such as 0.21, or a range such as 0.1..0.3")
+        raise ValueError(f"density {text!r}: give a share of the weights such as 0.21, or a range such as 0.1..0.3")
     return low - _HALF_DIGIT, high + _HALF_DIGIT
 
 

@@ -20,8 +20,8 @@ _OTHER = "kaiming_normal"
 class RunSummary:
     """Summarise one run for lists and trees, without opening any artifact.
 
-    This run is shown below the run with the key `nest_key`. The topmost run of that tree has the key `root`. `run_id` is
-    None if the run is not delivered yet. `origin_run_ids` are its run IDs in the stores that it was imported from.
+    This run is shown below the run with the key `nest_key`. The topmost run of that tree has the key `root`. `run_id`
+    is None if the run is not delivered yet. `origin_run_ids` are its run IDs in the stores that it was imported from.
     """
 
     key: str

@@ -156,8 +156,8 @@ def _explain(error: OSError, action: str, directory: Path, partial: Path) -> OSE
     reason = os.strerror(error.errno) if error.errno else str(error)
     at = f" (at {error.filename})" if error.filename and not str(error.filename).startswith(str(directory)) else ""
     advice = {
-        errno.ENOSPC: "free some space and run the same command again: it resumes",
-        errno.EDQUOT: "free some space and run the same command again: it resumes",
+        errno.ENOSPC: "free some space and start the same command again: it resumes",
+        errno.EDQUOT: "free some space and start the same command again: it resumes",
         errno.EACCES: "make the directory writable, or choose another",
         errno.EROFS: "choose a directory on a writable file system",
     }.get(error.errno or 0, "the partly written run was removed")
@@ -344,7 +344,7 @@ class LocalNodes:
             # Another process committed the same key first. Equal keys mean equal results, so keep its run.
             found = read_record(final)
             if found.key != record.key:
-                raise ValueError(f"{final} holds a run with another key, {found.key}; move it away") from None
+                raise ValueError(f"{final} belongs to another key, {found.key}; move it away") from None
             return found
         fsync(self.directory)
         reach("node-committed")

@@ -122,9 +122,8 @@ def owner(record: LineageRecord, network: StoredNetwork) -> Iterator[Finding]:
         yield _same_owner("the checkpoint", checkpoint.level_digest, checkpoint.level, record.key, level)
     if (mask := network.signed_mask) is None:
         return
-    yield _same_owner(
-        "the signed mask", mask.metadata.get("level_digest"), mask.metadata.get("level"), record.key, level
-    )
+    told_key, told_level = mask.metadata.get("level_digest"), mask.metadata.get("level")
+    yield _same_owner("the signed mask", told_key, told_level, record.key, level)
     metrics = record.last_metrics()
     counted = {"density": mask.density, "num_remaining": float(mask.mask.num_remaining)}
     for name, value in counted.items():
