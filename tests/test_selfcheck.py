@@ -168,7 +168,7 @@ def test_a_planted_fault_is_found_where_it_begins(
     assert found[quantity].beyond
     assert selfcheck.report(found) == 1
     said = capsys.readouterr().out
-    assert f"DIFFERENT {quantity}: " in said and f"first that of {found[quantity].beyond[0]}" in said
+    assert f"DIFFERENT {quantity}: " in said and f"the first one in {found[quantity].beyond[0]}" in said
 
 
 @pytest.mark.parametrize(

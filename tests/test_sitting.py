@@ -101,7 +101,7 @@ def stand_in(part: str, seconds: float, send: Send) -> tuple[str, str]:
     ("part", "status", "detail"),
     [
         ("crashes", "crashed", "killed by SIGABRT: a last word"),
-        ("hangs", "stopped", "killed when its time was over"),
+        ("hangs", "stopped", "killed at its time limit"),
         ("fails", "failed", ""),
     ],
 )
@@ -134,7 +134,7 @@ def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, mon
     assert found == [Row("before", 1)]
     status, detail = sitting.measure("fails", world, 9, found.append)
     assert status == "failed" and "RuntimeError: CUDA error: an illegal memory access at test_sitting.py:" in detail
-    assert sitting.measure("long", world, 0, found.append) == ("stopped", "its time was over")
+    assert sitting.measure("long", world, 0, found.append) == ("stopped", "its time limit was reached")
     assert len(found) == 2
 
 

@@ -63,7 +63,7 @@ def test_list_sync_list(
     ask(tool, store, monkeypatch, "sync", "--experiment", "test")
     assert capsys.readouterr().out.count("→ run") == 5
     ask(tool, store, monkeypatch, "sync", "--experiment", "test")
-    assert "everything was delivered already" in capsys.readouterr().out
+    assert "all runs were delivered already" in capsys.readouterr().out
     ask(tool, store, monkeypatch, "list", "--limit", "2")
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 3 and "*" not in out

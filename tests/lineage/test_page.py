@@ -284,4 +284,4 @@ def test_the_command(
     out.write_text("mine")
     with pytest.raises(SystemExit):
         run()
-    assert "no page of this command" in capsys.readouterr().err and out.read_text() == "mine"
+    assert "not a page of this command" in capsys.readouterr().err and out.read_text() == "mine"

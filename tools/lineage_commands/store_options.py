@@ -1,4 +1,4 @@
-"""The options that choose a store, and the answer from local nodes when the tracking server is away."""
+"""Define the options that choose a store, and fall back to local runs if the tracking server is unreachable."""
 
 from __future__ import annotations
 
@@ -33,20 +33,21 @@ class StoreOptions:
     verbosity: VerbosityOption = None
 
     def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
-        """Open the store; `experiment` is the one that new runs are delivered to."""
+        """Open the store. New runs are delivered to `experiment`."""
         return open_store(self.runs, self.tracking_uri, experiment, offline=self.offline)
 
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
-        """Return the answer, from the local nodes alone (and saying so) when the tracking store is away.
+        """Call `question` with the store. If the server is unreachable, warn and call it with the local runs only.
 
-        A server that is there and lets nobody in is an error: ConnectionError.
+        Raises:
+            ConnectionError: The server is reachable, but refuses access.
         """
         try:
             return question(self.open())
         except RefusedError:
             raise
         except ConnectionError as error:
-            _log.warning(f"{error}; showing local nodes alone")
+            _log.warning(f"{error}; showing only local runs")
             return question(open_store(self.runs, offline=True))
 
 

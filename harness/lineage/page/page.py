@@ -28,7 +28,7 @@ from harness.lineage.tracking.description import run_address
 
 LOCAL_UI = "http://127.0.0.1:5000"
 MOST_IN_ONE_PICTURE = 600  # runs; Graphviz lays them out in about a second, and more would be unreadable
-_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "seeds", "came from", "date", "run")
+_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "seeds", "parents", "date", "run")
 
 
 def ui_root(address: str | None) -> str:
@@ -136,7 +136,7 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("name", *_TABLE))
     rows = []
     for node in nodes:
-        cells = columns(node) | {"kind": node.kind, "came from": _came_from(node, names)}
+        cells = columns(node) | {"kind": node.kind, "parents": _came_from(node, names)}
         cells["barrier"] = f"{node.metrics['barrier']:.2f}" if "barrier" in node.metrics else "–"
         address = run_address(node)
         name = _shown(node.name)
@@ -147,6 +147,7 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
 
 
 def _came_from(node: RunSummary, names: dict[str, str]) -> str:
+    """Return the relation and name of each parent as text; "–" if there is none."""
     came = (f"{parent.relation} {names.get(parent.key, parent.key[:12] + '…')}" for parent in node.parents)
     return "; ".join(came) or "–"
 
