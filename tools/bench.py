@@ -46,7 +46,10 @@ def run(name: str, quick: bool) -> Iterable[Row]:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run the benchmarks and print the table. Return 1 if a benchmark raised an error; a missed goal is no error."""
+    """Run the benchmarks and print the table.
+
+    Return 1 if a benchmark raised an error. A missed goal is no error.
+    """
     # Phase: measure
     head = about() | {"run": "quick: not for quoting" if arguments.quick else "full"}
     print(table(list(head.items())) + "\n")

@@ -183,7 +183,7 @@ class SearchUnderTest:
 
 
 def main(options: CrashTestOptions) -> int:
-    """Run the crash test; return 0 if all searches gave the same bytes, else 1."""
+    """Run the crash test; return 0 if all searches survived."""
     # Phase: undisturbed search
     generator = random.Random(options.seed)
     place = Path(tempfile.mkdtemp(prefix="crashtest-"))
@@ -223,7 +223,7 @@ def main(options: CrashTestOptions) -> int:
 def _kill_until_finished(
     trial: SearchUnderTest, points: list[str], generator: random.Random, length: float, most: int, bar: tqdm[NoReturn]
 ) -> list[str]:
-    """Launch a search again and again until it is finished, and kill most launches.
+    """Launch a search repeatedly until it is finished, killing most launches.
 
     Kill at named fault points first, then at random times.
 
@@ -263,7 +263,7 @@ def _kill_until_finished(
 
 
 def _require_killed(trial: SearchUnderTest) -> None:
-    """Raise SystemExit if a launch ended with an error of its own, and not because a process was killed."""
+    """Raise SystemExit if a launch failed without a kill."""
     try:
         status = json.loads((trial.where / "runs" / "status.json").read_text())["status"]
     except FileNotFoundError:
@@ -273,7 +273,10 @@ def _require_killed(trial: SearchUnderTest) -> None:
 
 
 def _kill(pid: int) -> None:
-    """Kill a process and all its descendants, because the launcher's workers have their own sessions."""
+    """Kill a process and all its descendants.
+
+    Killing the process group would miss the launcher's workers, which have their own sessions.
+    """
     root = psutil.Process(pid)
     for process in (root, *root.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
@@ -281,7 +284,7 @@ def _kill(pid: int) -> None:
 
 
 def _passed(point: str) -> int:
-    """Return a lower bound for the number of times that one search passes a fault point."""
+    """Return a lower bound of how often a search passes a fault point."""
     return AT_ONCE.get(point, NODE if point.startswith("node") else 20 if point.startswith("state") else OFTEN)
 
 

@@ -60,7 +60,10 @@ class TwoVersions:
 
 @dataclass(frozen=True)
 class Launch:
-    """One command line. `{name}` in `options` is replaced by the key of the run that the launch of that name made."""
+    """One command line.
+
+    `{name}` in `options` is replaced by the key of the run that the launch `name` made.
+    """
 
     name: str
     script: str
@@ -140,7 +143,7 @@ def git(*arguments: str) -> bytes:
 
 
 def export(rev: str, tree: Path) -> str:
-    """Write the files of revision `rev` to the directory `tree`; return the commit hash."""
+    """Write the files of `rev` to `tree`; return the commit hash."""
     try:
         commit = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}").decode().strip()
     except NoAnswerError as error:
@@ -153,13 +156,19 @@ def export(rev: str, tree: Path) -> str:
 
 
 def snapshot(tree: Path) -> None:
-    """Copy the code of the working tree with untracked files to `tree`, so that it can be edited during the test."""
+    """Copy the code of the working tree to `tree`.
+
+    Untracked files are included. The working tree can then be edited during the test.
+    """
     for name in ("harness", "recipes", "tools"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def environment(tree: Path) -> dict[str, str]:
-    """Return environment variables for launches that import the harness from `tree`, on the CPU with one thread."""
+    """Return environment variables for launches with the harness in `tree`.
+
+    They run on the CPU with one thread.
+    """
     own = {name: value for name, value in os.environ.items() if not any(fnmatch(name, each) for each in FOREIGN)}
     own |= {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     # With libopencv-dev installed, numba prefers TBB, and then FFCV's writer never exits.
@@ -176,7 +185,10 @@ class Maker:
     """Key of the last run that each launch made, by name of the launch."""
 
     def require_own_harness(self) -> None:
-        """Raise NoAnswerError if the recipes of this tree would import another harness, such as an installed one."""
+        """Raise NoAnswerError if recipes of this tree import another harness.
+
+        This could be an installed one.
+        """
         code = f"import sys; sys.path[0] = {str(self.tree / 'recipes')!r}; import harness; print(harness.__file__)"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=self.where, env=environment(self.tree), capture_output=True, text=True
@@ -225,7 +237,7 @@ def prepare_data(tree: Path, where: Path) -> None:
 
 
 def make_stores(rev: str, place: Path) -> tuple[Path, Path]:
-    """Make the store of `rev` and that of the working tree in parallel.
+    """Make the stores of `rev` and of the working tree in parallel.
 
     Args:
         rev: Revision to compare with.
@@ -271,7 +283,10 @@ def make_stores(rev: str, place: Path) -> tuple[Path, Path]:
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:
-    """Return the record of every finished run by key, with its path added as `directory`."""
+    """Return the record of every finished run by key.
+
+    Its path is added as `directory`.
+    """
     paths = sorted(path for path in store.glob("*/record.json") if not path.parent.name.startswith("."))
     read = [json.loads(path.read_text()) | {"directory": path.parent} for path in paths]
     return {record["key"]: record for record in read}
@@ -376,7 +391,10 @@ def _kind(name: str) -> str:
 
 
 def compare_metrics(report: Report, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare step and value of every point of every metric, except wall-clock metrics. Ignore timestamps."""
+    """Compare the points of every metric, except wall-clock metrics.
+
+    A point is (step, value). Timestamps are ignored.
+    """
     points = [_points(record) for record in (old, new)]
     for name in sorted(points[0].keys() | points[1].keys()):
         if name not in points[0]:
@@ -408,7 +426,10 @@ def _difference(was: list[tuple[int, Any]], now: list[tuple[int, Any]]) -> str:
 
 
 def compare_fields(report: Report, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare all other record fields, and config.json if it differs from the record's config."""
+    """Compare all other record fields.
+
+    Include config.json if it differs from the record's config.
+    """
     was, now = _fields(old), _fields(new)
     for name in sorted(was.keys() | now.keys()):
         if name not in was:
@@ -446,7 +467,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def main(arguments: TwoVersions) -> int:
-    """Make both stores, compare them and print the report; return the exit code."""
+    """Make and compare both stores; return the exit code."""
     place = Path(tempfile.mkdtemp(prefix="same-bits-"))
     try:
         report = compare(*make_stores(arguments.rev, place))

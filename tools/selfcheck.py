@@ -83,7 +83,7 @@ class SelfCheck:
         return 4 + len(self.methods) * (5 + 8 * self.epochs)
 
     def settings(self, where: Path) -> SearchConfig:
-        """Return the settings of the search and the final training, with data and runs below `where`."""
+        """Return the settings, with data and runs below `where`."""
         return SearchConfig(
             data=DataConfig("digits", directory=where / "data", loader="memory"),
             model=ModelConfig("resnet8", width=self.width),
@@ -103,7 +103,7 @@ class SelfCheck:
 
 @dataclass
 class Deviation:
-    """Deviations of one quantity, such as the weights, over all stages and tensors."""
+    """Deviations of one quantity over all stages and tensors."""
 
     largest: float = -1.0
     where: str = ""
@@ -116,7 +116,10 @@ class Deviation:
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Set torch's default dtype to float64, and use one thread, since such small networks do not scale."""
+    """Set torch's default dtype to float64 and use one thread.
+
+    Such small networks do not run faster on several threads.
+    """
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
@@ -148,7 +151,10 @@ def theta_init(experiment: Experiment, seed: int) -> Tensors:
 
 
 def by_harness(experiment: Experiment, method: str) -> Iterator[tuple[str, Stage]]:
-    """Yield (name, stage) of each level, the barrier and the final training, computed by the harness."""
+    """Yield (name, stage) of each stage, computed by the harness.
+
+    The stages are the levels, the barrier and the final training.
+    """
     # Phase: search
     begun = []
     for seed in (SEARCH_SEED, FINAL_SEED):
@@ -257,7 +263,10 @@ def compare(ours: dict[str, Stage], theirs: dict[str, Stage]) -> dict[str, Devia
 
 
 def distance_of(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest |a − b| / max(1, |b|), or infinity if sizes differ or a value is not finite."""
+    """Return the largest |a − b| / max(1, |b|).
+
+    Return infinity if sizes differ or a value is not finite.
+    """
     if one.numel() != other.numel():
         return torch.inf
     one, other = one.double().flatten(), other.double().flatten()
@@ -266,7 +275,10 @@ def distance_of(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def check(asked: SelfCheck, where: Path) -> dict[str, Deviation]:
-    """Train with the harness and the reference, print a line for each stage, and return the deviations."""
+    """Train with harness and reference and return the deviations.
+
+    A line is printed for each stage.
+    """
     sides: dict[str, dict[str, Stage]] = {"harness": {}, "reference": {}}
     began = time.perf_counter()
     with opened(asked, where) as experiment:
@@ -282,7 +294,7 @@ def check(asked: SelfCheck, where: Path) -> dict[str, Deviation]:
 
 
 def report(found: Mapping[str, Deviation]) -> int:
-    """Print the deviation of each quantity and the verdict; return the exit code."""
+    """Print all deviations and the verdict; return the exit code."""
     # Phase: table
     rows = [
         {

@@ -1,9 +1,10 @@
-"""Implement Find a Winning Sign in plain PyTorch: AWS or LRR, final training with the signed mask, barrier to ψ_init.
+"""Implement Find a Winning Sign in plain PyTorch.
 
-This is an independent implementation of the paper (Oh, Baik & Lee, ICLR 2025), to which tools/selfcheck.py compares the
-harness. It imports no module of the harness. Settings, θ_init and random numbers are passed in as numbers and arrays.
-The network, crops, SGD, pruning, signs, schedules and BatchNorm are implemented here. Where possible, the computation
-differs from the harness. Autograd differentiates αψ + (1−α)ψ_init, and the mask multiplies θ inside the forward pass.
+It covers AWS, LRR, the final training with the signed mask, and the barrier to ψ_init. This is an independent
+implementation of the paper (Oh, Baik & Lee, ICLR 2025), to which tools/selfcheck.py compares the harness. It imports no
+module of the harness. Settings, θ_init and random numbers are passed in as numbers and arrays. The network, crops, SGD,
+pruning, signs, schedules and BatchNorm are implemented here. Where possible, the computation differs from the harness.
+Autograd differentiates αψ + (1−α)ψ_init, and the mask multiplies θ inside the forward pass.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ left_N[i] of its padded copy. alphas_S has α for each step.
 
 @dataclass(frozen=True)
 class Reference:
-    """Data and settings of a search, of the final training with its signed mask, and of a barrier."""
+    """Data and settings of a search, a barrier and a final training."""
 
     train: tuple[np.ndarray, np.ndarray]  # images uint8 (N, H, H), labels int64 (N,)
     test: tuple[np.ndarray, np.ndarray]  # the same for the test split
@@ -123,7 +124,7 @@ class Reference:
         }
 
     def batches(self, purpose: Purpose, epoch: int) -> Iterator[tuple[float, Tensor, Tensor]]:
-        """Yield (α, images, labels) of each step of an epoch, with randomly cropped images.
+        """Yield (α, randomly cropped images, labels) of each step of an epoch.
 
         A partial batch at the end is dropped.
         """
@@ -142,7 +143,7 @@ class Reference:
 
     @torch.no_grad()
     def reestimated(self, theta: Tensors, purpose: Purpose) -> Tensors:
-        """Return new BatchNorm statistics: the unweighted mean over the batches of one epoch."""
+        """Return new BatchNorm statistics: unweighted means over one epoch's batches."""
         statistics = fresh_statistics(theta)
         for count, (_, images, _) in enumerate(self.batches(purpose, 0), start=1):
             resnet8(theta, statistics, images, 1 / count)
@@ -161,7 +162,10 @@ def error_percent(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def prune(theta: Tensors, mask: Tensors) -> Tensors:
-    """Return the mask that keeps the ⌊0.8 · live⌋ unpruned weights of largest magnitude, over all layers together."""
+    """Keep the ⌊0.8 · live⌋ unpruned weights of largest magnitude.
+
+    All layers are ranked together.
+    """
     live = torch.cat([theta[name][kept].abs() for name, kept in mask.items()]).sort(descending=True).values
     return {name: kept & (theta[name].abs() >= live[int(0.8 * len(live)) - 1]) for name, kept in mask.items()}
 

@@ -1,4 +1,7 @@
-"""Measure how many functions and files a reader must visit: python tools/way.py [--against REVISION] [--list]."""
+"""Measure how many functions and files a reader must visit.
+
+Usage: python tools/way.py [--against REVISION] [--list].
+"""
 
 import ast
 import json
@@ -17,7 +20,10 @@ SEARCH = "--model.name resnet8 --data.loader memory --num-levels 4 --warmup-epoc
 
 
 def trace(recipe: str, *words: str) -> None:
-    """Run a recipe and print the functions that its level 3, or its final training, calls, as a JSON list."""
+    """Run a recipe and print the functions that it calls.
+
+    The JSON list has those of level 3, or of the final training.
+    """
     segments = [set[str]()]  # functions called for the root of a search, level 0, level 1, …
 
     def note(frame, event, _) -> None:  # this thread only, without lambdas, comprehensions and module bodies
@@ -35,7 +41,10 @@ def trace(recipe: str, *words: str) -> None:
 
 
 def walk(tree: Path, scratch: Path) -> dict[str, list[str]]:
-    """Return the functions that a level and a final training call, with the code in the directory `tree`."""
+    """Return the functions that a level and a final training call.
+
+    The code in the directory `tree` is run.
+    """
     run = f"env -C {scratch} PYTHONPATH={tree} OMP_NUM_THREADS=1 {sys.executable} {__file__} {tree}"
     check_output(f"{run}/tools/prepare_data.py digits --out data".split())
     level = check_output(f"{run}/recipes/aws_digits.py {SEARCH}".split())

@@ -1,1 +1,4 @@
-"""Define the benchmarks. `tools/bench.py` runs the functions with `quick`, and `sitting.py` those with a World."""
+"""Define the benchmarks.
+
+`tools/bench.py` runs the functions with a parameter `quick`, and `sitting.py` those with a World.
+"""

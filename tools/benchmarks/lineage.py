@@ -1,4 +1,4 @@
-"""Measure pruning, the size and load time of a signed mask, the overhead of a level, and `verify`."""
+"""Measure pruning, signed-mask files, the overhead of a level, and `verify`."""
 
 from __future__ import annotations
 
@@ -38,7 +38,10 @@ FRACTION, SLACK_BYTES = 0.2, 64 * 1024
 
 
 def run(directory: str, *words: str) -> None:
-    """Run a script of this repository in a directory; raise RuntimeError with its stderr if it fails."""
+    """Run a script of this repository in a directory.
+
+    Raise RuntimeError with its stderr if it fails.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *words], cwd=directory, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -87,10 +90,10 @@ def reload(quick: bool) -> Iterator[Row]:
 
 
 def level_overhead(quick: bool) -> Iterator[Row]:
-    """Measure the overhead of a level as a share of its wall time, with one epoch per level.
+    """Measure the overhead of a level relative to its wall time.
 
-    Overhead is all time outside of training, evaluation and BatchNorm re-estimation. Logging between epochs counts as
-    overhead, although it is called inside training.
+    Levels have one epoch. Overhead is all time outside of training, evaluation and BatchNorm re-estimation. Logging
+    between epochs counts as overhead, although it is called inside training.
     """
     # Phase: timers around the functions of a level
     data = "digits" if quick else "fashion_mnist"
@@ -148,9 +151,9 @@ def resnet50() -> tuple[nn.Module, dict[str, Tensor], Mask, Mask]:
 
 
 def prune(quick: bool) -> Iterator[Row]:
-    """Compare `prune` with torch.nn.utils.prune.global_unstructured. Time only the calls, without their setup.
+    """Compare `prune` with torch.nn.utils.prune.global_unstructured.
 
-    Both results are checked to be exact.
+    Only the calls are timed, without their setup. Both results are checked to be exact.
     """
     model, params, *masks = resnet50()
     names, kept = sorted(masks[0].tensors), dict[str, Mask]()
@@ -182,7 +185,10 @@ def prune(quick: bool) -> Iterator[Row]:
 
 
 def require_exact(params: dict[str, Tensor], before: Mask, after: Mask) -> None:
-    """Raise RuntimeError unless `after` keeps exactly the largest weights of `before`, in the required number."""
+    """Raise RuntimeError unless `after` keeps exactly the largest weights.
+
+    It must keep the required number of the weights that `before` keeps.
+    """
     live = torch.cat([params[name][was].abs() for name, was in before.tensors.items()])
     kept = torch.cat([after.tensors[name][was] for name, was in before.tensors.items()])
     right_count = after.num_remaining == int(kept.sum()) == int((1 - FRACTION) * before.num_remaining)
@@ -191,7 +197,7 @@ def require_exact(params: dict[str, Tensor], before: Mask, after: Mask) -> None:
 
 
 def mask_size(quick: bool) -> Iterator[Row]:
-    """Compare the file size of a signed mask at density 0.1 with its limit.
+    """Compare the size of a signed mask at density 0.1 with its limit.
 
     The limit is one bit for each parameter, another bit for each parameter that is not pruned, and 64 KiB.
     """

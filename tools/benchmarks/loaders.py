@@ -1,4 +1,7 @@
-"""Time data loaders with one worker, up to normalised float32 NCHW batches on the CPU. Also time JPEG decoders."""
+"""Time data loaders with one worker, and JPEG decoders.
+
+Loaders are timed up to normalised float32 NCHW batches on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +75,9 @@ def loaders(quick: bool) -> Iterator[Row]:
 
 
 def save(folder: Path, number: int, height: int, width: int, ending: str, test: str, num_test: int) -> None:
-    """Write random crops of scikit-learn's two photographs as an image folder with one class.
+    """Write random crops of two photographs as an image folder.
+
+    The photographs come with scikit-learn. There is one class.
 
     Args:
         folder: Directory to write to.
@@ -110,7 +115,10 @@ def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[flo
 
 
 def torch_epochs(images: Sequence[Any], read: Any, spec: DataSpec, batch_size: int, crop: Any) -> Iterator[float]:
-    """Yield images per second of each epoch of a DataLoader with a persistent worker and torchvision's transforms."""
+    """Yield images per second of each epoch of a DataLoader.
+
+    It has one persistent worker and torchvision's transforms.
+    """
     from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, ToTensor
 
     augment = Compose([crop, RandomHorizontalFlip(), ToTensor(), Normalize(spec.mean, spec.std)])
@@ -139,7 +147,10 @@ def stock_epochs(spec: DataSpec, path: Path) -> Iterator[float]:
 
 
 def decoding(world: World) -> Iterator[Row]:
-    """Measure JPEG decoders in images per second: torchvision and Pillow on CPU threads, and nvJPEG."""
+    """Measure JPEG decoders in images per second.
+
+    These are torchvision and Pillow on CPU threads, and nvJPEG.
+    """
     from torchvision.io import decode_jpeg, encode_jpeg
 
     on_gpu = world.device.type == "cuda"

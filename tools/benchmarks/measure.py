@@ -1,4 +1,4 @@
-"""Provide shared parts of all benchmarks: rows, goals, alternating timing, tables and a machine description."""
+"""Provide rows, goals, timing, tables and a machine description."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ class Goal:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. If `value` is a ratio, it has both sides and the (smallest, largest) ratio over all rounds."""
+    """One measurement.
+
+    For a ratio, `interval` is the smallest and largest ratio over all rounds. `ours` and `reference` are its two sides.
+    """
 
     name: str
     value: float
@@ -65,7 +68,9 @@ HEADER = ["benchmark", "ours", "reference", "value", "interval", "goal", ""]
 def compared(
     name: str, ours: Values, reference: Values, goal: Goal | None = None, note: str = "", *, faster: bool = False
 ) -> Row:
-    """Return a row with the median, smallest and largest ratio of paired measurements.
+    """Return a row with the median ratio of paired measurements.
+
+    Its interval is the smallest and the largest ratio.
 
     Args:
         name: Name of the row.
@@ -82,7 +87,9 @@ def compared(
 def in_turns(
     ways: Mapping[str, Callable[[], float]], rounds: int, warm: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Measure several functions alternately, so that changes of the machine's load affect all of them equally.
+    """Measure several functions alternately.
+
+    Changes of the machine's load then affect all of them equally.
 
     Args:
         ways: {name: function that returns one measurement}.
@@ -103,7 +110,7 @@ def in_turns(
 
 
 def now() -> float:
-    """Return the time in seconds, after all pending GPU work of this process is done."""
+    """Return the time in seconds, after pending GPU work is done."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
@@ -117,7 +124,10 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def number(value: float | None) -> str:
-    """Format a number with four significant digits, or as an integer from 1000 on; None gives ""."""
+    """Format a number with four significant digits.
+
+    From 1000 on it is an integer. None gives "".
+    """
     return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
@@ -128,7 +138,7 @@ def table(lines: Sequence[Sequence[str]]) -> str:
 
 
 def about() -> dict[str, str]:
-    """Return a description of the date, hardware, system, package versions and code version."""
+    """Describe the date, hardware, system, package versions and code version."""
     code, machine = code_version(), hardware()
     parts = [machine["cpu"], f"{machine['cores']} cores, {torch.get_num_threads()} torch threads"]
     parts += [f"{machine['memory_gib']} GiB", *(machine["gpus"] or ["no GPU"])]

@@ -126,7 +126,10 @@ def measure(part: str, world: Any, seconds: float, send: Callable[[Row], None]) 
 
 
 def on_device(part: str, seconds: float, send: Callable[[Any], None]) -> tuple[str, str]:
-    """Run a benchmark on this machine's device. The part "about" only sends a description of the machine."""
+    """Run a benchmark on this machine's device.
+
+    The part "about" only sends a description of the machine.
+    """
     world = World("bf16")
     torch.backends.cudnn.benchmark = False
     if world.device.type == "cpu":
@@ -198,7 +201,9 @@ def kill(pid: int) -> None:
 
 
 def run_tests(directory: Path, seconds: float, on_gpu: bool, tests: Sequence[str] = ()) -> Outcome:
-    """Run the GPU tests for at most `seconds`, with up to eight processes.
+    """Run the GPU tests for at most `seconds`.
+
+    They run in up to eight processes.
 
     Args:
         directory: Directory for logs.
@@ -327,14 +332,20 @@ def run_commands(
 
 
 def judged(outcomes: Sequence[Outcome], on_gpu: bool) -> list[dict[str, Any]]:
-    """Compare all goals with the measured values. A run on the CPU counts as not measured."""
+    """Compare all goals with the measured values.
+
+    A run on the CPU counts as not measured.
+    """
     values = {(one.part, row.name): row.value for one in outcomes for row in one.rows if on_gpu}
     rows = [(goal.verdict(values.get(of)), *of, str(goal), values.get(of)) for of, goal in GOALS.items()]
     return [dict(zip(("verdict", "part", "value", "goal", "measured"), row, strict=True)) for row in rows]
 
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
-    """Parse the command line with argparse, because tyro may be missing on a GPU machine."""
+    """Parse the command line.
+
+    argparse is used, because tyro may be missing on a GPU machine.
+    """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=budget, default=270.0, help="budget, start included (270)")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="these parts, in their order")

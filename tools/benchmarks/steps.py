@@ -1,4 +1,4 @@
-"""Time training steps and barriers on CPU or GPU, and count host waits for the GPU by source line."""
+"""Time training steps and barriers, and count waits for the GPU."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ DATA, BATCH, BN_IMAGES = "fashion_mnist", 128, 10_000
 
 @dataclass(frozen=True)
 class Case:
-    """One network at one batch size, with the number of steps and rounds to time."""
+    """One network at one batch size, with steps and rounds to time."""
 
     model: str
     batch_size: int
@@ -74,7 +74,10 @@ class Case:
         return build_model(self.model, num_classes=self.num_classes, channels=3, image_size=self.image_size)
 
     def spec(self, padding: int = 0) -> DataSpec:
-        """Return the specification of random RGB images, augmented by flips and crops with `padding` pixels."""
+        """Return the specification of random RGB images.
+
+        They are augmented by flips, and crops with `padding` pixels.
+        """
         half, crop = (0.5, 0.5, 0.5), CropFlip(padding, flip=True)
         return DataSpec("random", self.num_classes, 3, self.image_size, half, half, crop, RawSource("random"))
 
@@ -85,14 +88,20 @@ class Case:
         return images_NHWC, torch.randint(self.num_classes, (number,), device=device)
 
     def batches(self, device: torch.device, *, from_uint8: bool = False) -> BatchesOf:
-        """Return a source that repeats one batch, normalised once or (with `from_uint8`) at every step."""
+        """Return a source that repeats one batch.
+
+        It is normalised once, or with `from_uint8` at every step.
+        """
         images_NHWC, labels_N = self.images(device, self.batch_size)
         anew = partial(normalize, images_NHWC, self.spec())
         once_NCHW = anew()
         return lambda steps: ((anew() if from_uint8 else once_NCHW, labels_N) for _ in range(steps))
 
     def augmented(self, device: torch.device, num_images: int) -> BatchesOf:
-        """Return a source of shuffled, cropped, flipped and normalised batches from the memory loader."""
+        """Return a source of shuffled and augmented batches.
+
+        They come from the memory loader, cropped, flipped and normalised.
+        """
         images_NHWC, labels_N = self.images(device, num_images)
         padding, spec = self.image_size // 8, self.spec(self.image_size // 8)
         split = ResidentSplit(spec, F.pad(images_NHWC, (0, 0, *4 * [padding])), labels_N)
@@ -106,9 +115,9 @@ class Case:
 
 
 class SparseNetwork:
-    """A pruned network with mask and ψ_init, equal for every timed way and in every process.
+    """A pruned network with its mask and ψ_init.
 
-    Its ψ differs from ψ_init, as in a trained network.
+    It is the same in every process. Its ψ differs from ψ_init, as in a trained network.
     """
 
     def __init__(self, case: Case, world: World) -> None:
@@ -135,7 +144,9 @@ class SparseNetwork:
         train(model, world=self.world, batches=batches, on_epoch=lambda report: None, **settings)
 
     def way(self, method: str, batches: BatchesOf, compiled: str = "", case: Case | None = None) -> Callable[[], float]:
-        """Return a function that trains for the steps of a case, after untimed warm-up steps, and returns images/s.
+        """Return a function that trains and returns images/s.
+
+        It trains for the steps of a case, after untimed warm-up steps.
 
         Args:
             method: A pruning method, which uses the harness's loop, or "plain" or "published".
@@ -164,7 +175,10 @@ class SparseNetwork:
 
 @dataclass
 class Clocked:
-    """Batches that time the loop that consumes them, from the first batch after the warm-up to the last one."""
+    """Batches that time the loop that consumes them.
+
+    The clock runs from the first batch after the warm-up to the end.
+    """
 
     batches: BatchesOf
     steps: int
@@ -176,7 +190,10 @@ class Clocked:
         return WARM_UP_STEPS + self.steps
 
     def epoch(self, noise: SgdNoise, epoch: int, skip_steps: int = 0) -> Iterator[ImageBatch]:
-        """Yield all batches and set `seconds`. The arguments are those of `TrainFeed.epoch` and are ignored."""
+        """Yield all batches and set `seconds`.
+
+        The arguments are those of `TrainFeed.epoch` and are ignored.
+        """
         started = 0.0
         for index, batch in enumerate(self.batches(self.steps_per_epoch)):
             started = now() if index == WARM_UP_STEPS else started
@@ -191,7 +208,10 @@ class Clocked:
 
 
 def plain_step(model: nn.Module, world: World) -> Step:
-    """Return a plain dense training step: autocast, forward, backward, and the same fused optimizer as the harness."""
+    """Return a plain dense training step.
+
+    It has autocast, forward, backward, and the same fused optimizer as the harness.
+    """
     optimizer = build_optimizer(model.parameters(), OPTIM, fused=world.device.type == "cuda")
 
     def step(images_NCHW: Tensor, labels_N: Tensor) -> None:
@@ -240,7 +260,7 @@ def masked(layer: Any, mask: Tensor, input: Tensor) -> Tensor:
 
 
 def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: Tensor) -> Tensor:
-    """Apply BatchNorm with αψ + (1−α)ψ_init, for an α drawn at each call."""
+    """Apply BatchNorm with αψ + (1−α)ψ_init and a newly drawn α."""
     alpha = draw()
     weight, bias = (alpha * own + (1 - alpha) * old for own, old in zip((norm.weight, norm.bias), initial, strict=True))
     norm.num_batches_tracked.add_(1)
@@ -249,7 +269,7 @@ def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: 
 
 
 def step(quick: bool) -> Iterator[Row]:
-    """Compare an AWS step in the harness's loop with a plain PyTorch step."""
+    """Compare an AWS step of the harness with a plain step."""
     world = World()
     for name, batch_size, rounds in (("resnet20", 128, 20), ("resnet50_cifar", 16, 10)):
         case = Case(name, batch_size, 32, 100, steps=2 if quick else 10, rounds=2 if quick else rounds)
@@ -269,7 +289,10 @@ def large(world: World, batch_size: int) -> Case:
 
 
 def steps(world: World) -> Iterator[Row]:
-    """Time plain, lrr and aws at each batch size, from normalised and uint8 images, then with cudnn.benchmark."""
+    """Time plain, lrr and aws at each batch size.
+
+    Images are normalised or uint8. Some sizes are timed again with cudnn.benchmark.
+    """
     network = SparseNetwork(large(world, 256), world)
     torch.backends.cudnn.benchmark = False
     for batch_size in BATCHES:
@@ -281,7 +304,10 @@ def steps(world: World) -> Iterator[Row]:
 
 
 def compiled(world: World) -> Iterator[Row]:
-    """Time plain and aws with torch.compile: CUDA graphs at batch 32, the default mode at 256. Count recompilations."""
+    """Time plain and aws with torch.compile, and count recompilations.
+
+    CUDA graphs are used at batch 32, and the default mode at 256.
+    """
     network = SparseNetwork(large(world, 256), world)
     for how, batch_size in (("reduce-overhead", 32), ("default", 256)):
         torch._dynamo.reset()
@@ -289,7 +315,7 @@ def compiled(world: World) -> Iterator[Row]:
 
 
 def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], how: str = "") -> Iterator[Row]:
-    """Time several methods alternately; yield images/s of each, and the ratio of aws to plain.
+    """Time methods alternately; yield images/s, and aws / plain.
 
     Args:
         network: The network to train.
@@ -309,14 +335,17 @@ def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[
 
 
 def counted_in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> tuple[dict[str, list[float]], int]:
-    """Time as `in_turns` does; return also the number of graphs compiled after the warm-up, which should be 0."""
+    """Time as `in_turns` does, and count graphs compiled after the warm-up.
+
+    The count should be 0.
+    """
     before: list[int] = []
     timed = in_turns(ways, rounds, lambda: before.append(counters["stats"]["unique_graphs"]))
     return timed, counters["stats"]["unique_graphs"] - before[0]
 
 
 def ddp(world: World) -> Iterator[Row]:
-    """Time a plain step in DistributedDataParallel with world size 1, in ms per step."""
+    """Time a plain step in DistributedDataParallel with world size 1."""
     case = large(world, 32)
     network, clocked = SparseNetwork(case, world), Clocked(case.batches(world.device), case.steps)
     store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # port 0 chooses a free port
@@ -329,7 +358,10 @@ def ddp(world: World) -> Iterator[Row]:
 
 
 def small(world: World) -> Iterator[Row]:
-    """Compare aws on 32×32 images, eager and with CUDA graphs, with the step of the published scripts, in images/s."""
+    """Compare aws with the published scripts' step on 32×32 images, in images/s.
+
+    aws runs eagerly and with CUDA graphs.
+    """
     on_cpu = world.device.type == "cpu"
     for name in ("resnet20", "mobilenet_v2_cifar"):
         case = Case(name, 2, 16, 10, steps=1, rounds=1) if on_cpu else Case(name, 128, 32, 100, steps=60, rounds=3)
@@ -343,7 +375,10 @@ def small(world: World) -> Iterator[Row]:
 
 
 def waits(world: World) -> Iterator[Row]:
-    """Count host waits for the device, by file and line, in 40 steps of aws with augmented batches."""
+    """Count host waits for the device in 40 steps of aws.
+
+    They are counted by file and line, with augmented batches.
+    """
     on_gpu = world.device.type == "cuda"
     sizes, steps = ("resnet20", 128, 32) if on_gpu else ("resnet8", 4, 16), WATCHED + SKIPPED - WARM_UP_STEPS
     case, seen = Case(*sizes, num_classes=10, steps=steps, rounds=1), Counter[str]()
@@ -357,7 +392,9 @@ def waits(world: World) -> Iterator[Row]:
 
 
 def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, steps: int = WATCHED) -> BatchesOf:
-    """Wrap a source of batches so that it counts the waits that PyTorch warns about.
+    """Wrap a source of batches so that it counts device waits.
+
+    PyTorch's synchronisation warnings tell the waits.
 
     Args:
         batches: The source.
@@ -394,7 +431,7 @@ def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, step
 
 @dataclass(frozen=True)
 class Question:
-    """Inputs to a barrier: two networks, the α between them, and functions that read images."""
+    """Inputs to a barrier: two networks, the α, and image sources."""
 
     model: nn.Module
     states: tuple[State, State]
@@ -412,7 +449,10 @@ class Question:
 
     @torch.no_grad()
     def plain(self) -> list[float]:
-        """Return the same, computed simply: for each α a new network, a full BatchNorm pass, then the test set."""
+        """Return the same, computed by a simple implementation.
+
+        For each α it makes a new network, a full BatchNorm pass, and a pass over the test set.
+        """
         errors = []
         for alpha in self.alphas:
             model = copy.deepcopy(self.model).train()
@@ -429,9 +469,10 @@ class Question:
 
 
 def barrier(quick: bool) -> Iterator[Row]:
-    """Compare a barrier with eleven α for ResNet-20 on Fashion-MNIST with a simple implementation.
+    """Compare a ResNet-20 barrier on Fashion-MNIST with a simple implementation.
 
-    Both read from the memory loader. The harness is timed before and after the other, to average out drift.
+    The barrier has eleven α. Both read from the memory loader. The harness is timed before and after the other, to
+    average out drift.
     """
     from harness.data.prepare import prepare
 
@@ -464,7 +505,7 @@ def barrier(quick: bool) -> Iterator[Row]:
 
 
 def trained(model: nn.Module, batches: Iterable[ImageBatch], start: State) -> State:
-    """Train from the state `start` on all batches; return a copy of the new state."""
+    """Train from `start` on all batches; return the new state."""
     model.load_state_dict(start)
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
     for images_NCHW, labels_N in batches:
@@ -475,9 +516,9 @@ def trained(model: nn.Module, batches: Iterable[ImageBatch], start: State) -> St
 
 
 def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Question:
-    """Return the inputs to a barrier between two random networks, with images on the device.
+    """Return the inputs to a barrier between two random networks.
 
-    The time does not depend on the parameters.
+    The images are on the device. The time does not depend on the parameters.
     """
     torch.manual_seed(0)
     model, other = (case.build().to(device) for _ in range(2))
@@ -492,9 +533,9 @@ def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Quest
 
 
 def barrier_on_device(world: World) -> Iterator[Row]:
-    """Compare a barrier with eleven α for ResNet-50 with a simple implementation, in seconds.
+    """Compare a ResNet-50 barrier with a simple implementation, in seconds.
 
-    Both use as many images for BatchNorm as for the test.
+    The barrier has eleven α. Both use as many images for BatchNorm as for the test.
     """
     on_gpu = world.device.type == "cuda"
     case = Case("resnet50", 250, 224, 1000, steps=4, rounds=3) if on_gpu else Case("resnet8", 8, 16, 10, 2, 2)

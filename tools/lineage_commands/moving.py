@@ -129,7 +129,10 @@ class Import:
             print_json("import", [], imported=imported)
 
     def _deliver(self, store: LineageStore, directory: Path) -> str | None:
-        """Deliver a run and return its run ID; return None, with a warning, if the server is unreachable."""
+        """Deliver a run and return its run ID.
+
+        If the server is unreachable, warn and return None.
+        """
         if self.place.offline:
             return None
         try:

@@ -16,7 +16,10 @@ JSON_FORMAT = 1  # version of the --json output; increase it if an older reader 
 
 
 def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
-    """Print a JSON object with "format", "command", "nodes" and the fields in `more`."""
+    """Print an answer as JSON.
+
+    The object has "format", "command", "nodes" and the fields in `more`.
+    """
     answer = {"format": JSON_FORMAT, "command": command, "nodes": [node.to_dict() for node in nodes], **more}
     json.dump(answer, sys.stdout, indent=1, ensure_ascii=True)  # ASCII has no terminal control characters from names
     print()
@@ -29,9 +32,9 @@ def print_nodes(nodes: Sequence[RunSummary]) -> None:
 
 
 def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = False) -> None:
-    """Print a table of runs with their relations to their parents, in the given order or as a tree.
+    """Print a table of runs with their relations to their parents.
 
-    The run with the key `marked` gets a mark.
+    The table has the given order, or is a tree. The run with the key `marked` gets a mark.
     """
     ordered = list(tree_order(nodes)) if as_tree else [(0, node) for node in nodes]
     names = tree_texts((depth, node.name) for depth, node in ordered)
@@ -47,7 +50,10 @@ def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = F
 
 
 def _print_legend(nodes: Sequence[RunSummary]) -> None:
-    """Explain the marks in a table, and name runs that are unfinished or had another draw of θ_init."""
+    """Explain the marks in a table and name unusual runs.
+
+    These are unfinished runs, and runs whose θ_init an older version drew in another way.
+    """
     if any(node.run_id is None for node in nodes):
         print_lines("", "* key of a local run that is not in MLflow yet; `python tools/lineage.py sync` delivers it")
     if others := [node for node in nodes if node.drawn_before is not None]:
@@ -95,7 +101,7 @@ def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequen
 
 
 def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) -> None:
-    """Print the runs on a path below each other, with the relation between each two neighbours."""
+    """Print the runs on a path, with the relation between neighbours."""
     for number, node in enumerate(nodes):
         print_lines(f"{node.name}  {short_id(node)}")
         if number < len(steps):
@@ -104,7 +110,7 @@ def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) 
 
 
 def print_difference(a: RunSummary, b: RunSummary, difference: Difference) -> None:
-    """Print the differences between two records by section, then those between their signed masks."""
+    """Print the differences between two runs and between their signed masks."""
     print_fields([("a", f"{a.name}  {short_id(a)}"), ("b", f"{b.name}  {short_id(b)}")])
     for title, rows in difference.sections.items():
         print_fields(((name, _value(one), "|", _value(other)) for name, (one, other) in rows.items()), title=title)
@@ -115,7 +121,7 @@ def print_difference(a: RunSummary, b: RunSummary, difference: Difference) -> No
 
 
 def _print_masks(difference: Difference) -> None:
-    """Print the overlap and sign agreement of two signed masks, over all layers and for each differing layer."""
+    """Print the overlap and sign agreement of two signed masks."""
     # Phase: masks that are equal or cannot be compared
     total = difference.total
     if difference.layers is None or total is None:

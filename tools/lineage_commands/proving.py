@@ -104,7 +104,7 @@ class Gc:
 
 
 def _print(findings: Findings) -> None:
-    """Print all problems with advice, then notes, then the number of times that each check was made."""
+    """Print problems with advice, then notes, then counts of all checks."""
     from harness.lineage.proof import CHECKS
 
     for problem in findings.problems:

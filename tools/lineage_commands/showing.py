@@ -1,4 +1,4 @@
-"""Commands that show the lineage as an HTML page or in the MLflow UI."""
+"""Commands that show the lineage as HTML or in the MLflow UI."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ class Ui:
             self._serve(store, f"{for_terminal(view.what)}:\n  {root}{view.address}")
 
     def _serve(self, store: LineageStore, message: str) -> None:
-        """Run the UI until it is interrupted; print `message` as soon as it answers."""
+        """Run the UI until interrupted; print `message` when it answers."""
         # Phase: command
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
@@ -133,7 +133,10 @@ class Ui:
                 process.wait()
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: IO[str]) -> None:
-        """Wait for the health check; raise OSError with the last line of its log if the UI ends or times out."""
+        """Wait until the UI answers its health check.
+
+        Raise OSError with the last line of its log if it ends or times out.
+        """
         until = time.monotonic() + _SECONDS_TO_START
         while process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(OSError):

@@ -1,4 +1,7 @@
-"""Define the options that choose a store, and fall back to local runs if the tracking server is unreachable."""
+"""Define the options that choose a store.
+
+Fall back to local runs if the tracking server is unreachable.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,9 @@ class StoreOptions:
         return open_store(self.runs, self.tracking_uri, experiment, offline=self.offline)
 
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
-        """Call `question` with the store. If the server is unreachable, warn and call it with the local runs only.
+        """Call `question` with the store and return its answer.
+
+        If the server is unreachable, warn and use only the local runs.
 
         Raises:
             ConnectionError: The server is reachable, but refuses access.

@@ -1,4 +1,4 @@
-"""Compare two runs: settings, data, seeds, code, packages, and signed masks layer by layer."""
+"""Compare the settings, data, seeds, code and masks of two runs."""
 
 from __future__ import annotations
 
@@ -91,7 +91,10 @@ def differences(a: LineageRecord, b: LineageRecord) -> dict[str, dict[str, tuple
 
 
 def _sections(record: LineageRecord) -> dict[str, dict[str, Any]]:
-    """Sort the tags, config, code versions and errors of a record into sections, {section: {name: value}}."""
+    """Sort the content of a record into sections.
+
+    Return {section: {name: value}} of its tags, config, code versions and errors.
+    """
     config = _flat(record.config)
     settings: dict[str, Any] = {}
     launch: dict[str, Any] = {}
@@ -149,7 +152,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[An
 
 
 def _compare_masks(store: LineageStore, a: RunSummary, b: RunSummary) -> tuple[list[LayerSigns] | None, str]:
-    """Return (rows by layer, ""), or (None, reason) if the signed masks cannot be compared."""
+    """Return (rows by layer, ""), or (None, reason) without comparable masks."""
     from harness.masks import SignedMask
     from harness.masks.signs import compare_signs
 

@@ -1,4 +1,4 @@
-"""Export the lineage graph for other programs, as JSON (like `--json`) or GraphML with typed attributes."""
+"""Export the lineage graph for other programs as JSON or GraphML."""
 
 from __future__ import annotations
 
@@ -21,17 +21,20 @@ _METRICS = ("density", "test_error_percent", "barrier")
 
 
 def edges(nodes: Iterable[RunSummary]) -> list[dict[str, str]]:
-    """Return one {"from": parent key, "to": child key, "relation": relation} for each parent edge."""
+    """Return all parent edges.
+
+    Each is {"from": parent key, "to": child key, "relation": relation}.
+    """
     return [
         {"from": parent.key, "to": node.key, "relation": parent.relation} for node in nodes for parent in node.parents
     ]
 
 
 def to_networkx(nodes: Iterable[RunSummary]) -> networkx.DiGraph[str]:
-    """Convert runs to a networkx graph, with keys as nodes and attributes of type str, int or float.
+    """Convert runs to a networkx graph.
 
-    Parents that are not among the runs become nodes of kind `missing`. If a child uses one parent in several ways, its
-    edge has all these relations, joined by commas.
+    Keys are the nodes, and attributes have type str, int or float. Parents that are not among the runs become nodes of
+    kind `missing`. If a child uses one parent in several ways, its edge has all these relations, joined by commas.
     """
     import networkx
 

@@ -1,4 +1,7 @@
-"""Find runs by ID, by filter, or by their relation to other runs. Local runs and MLflow runs are merged by key."""
+"""Find runs by ID, by filter, or by their relation to others.
+
+Local runs and MLflow runs are merged by key.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,9 @@ Named = RunSummary | str
 
 
 def newest(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[RunSummary]:
-    """Return the newest runs that match `query`, newest first, with only a few server requests.
+    """Return the newest matching runs, newest first.
+
+    This takes only a few server requests.
 
     Args:
         store: Local runs and their MLflow copies.
@@ -114,7 +119,7 @@ def _by_local_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def _by_origin(store: LineageStore, text: str) -> dict[str, RunSummary]:
-    """Find imported runs by a run ID (or its prefix) from their original store."""
+    """Find imported runs by their original run ID or its prefix."""
     if len(text) > _RUN_ID_DIGITS:
         return {}
     runs = store.summaries(f"tags.`{ORIGIN_TAG}` LIKE '%{text}%'", limit=20)
@@ -127,7 +132,10 @@ def _by_origin(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def family(store: LineageStore, node: Named) -> list[RunSummary]:
-    """Return all runs with the same root, oldest first: usually a search with its levels, trainings and analyses."""
+    """Return all runs with the same root, oldest first.
+
+    Usually this is a search with its levels, final trainings and analyses.
+    """
     node = find_node(store, node)
     index = LocalIndex(store.local)
     nodes = _family(store, index, _top(store, index, node))
@@ -135,7 +143,10 @@ def family(store: LineageStore, node: Named) -> list[RunSummary]:
 
 
 def relatives(store: LineageStore, node: Named) -> tuple[list[RunSummary], list[RunSummary]]:
-    """Return (parents, children) of a run, from all searches. Parents that cannot be found are left out."""
+    """Return (parents, children) of a run, from all searches.
+
+    Parents that cannot be found are left out.
+    """
     node = find_node(store, node)
     index = LocalIndex(store.local)
     near = _family(store, index, _top(store, index, node))
@@ -168,7 +179,7 @@ def descendants(store: LineageStore, node: Named) -> list[RunSummary]:
 
 
 def way(store: LineageStore, start: Named, end: Named) -> list[RunSummary]:
-    """Return the runs on a shortest path from `start` to `end`, both included.
+    """Return a shortest path from `start` to `end`, both included.
 
     A path from an ancestor to its descendant is preferred. Otherwise the path may change direction, such as through a
     common ancestor.
@@ -201,7 +212,9 @@ def path_steps(nodes: list[RunSummary]) -> list[dict[str, str]]:
 def lineage_of(
     store: LineageStore, nodes: list[RunSummary], *, up: bool = False, down: bool = False
 ) -> LineageGraph[RunSummary]:
-    """Return the graph of the families that `nodes` belong to. A family is a root run and all runs nested below it.
+    """Return the graph of the families that `nodes` belong to.
+
+    A family is a root run and all runs nested below it.
 
     Args:
         store: Local runs and their MLflow copies.
@@ -236,7 +249,7 @@ def _by_age(node: RunSummary) -> tuple[int, str]:
 
 
 def _digits(directory: Path) -> str:
-    """Return the first 16 digits of a local run's key, from its directory name."""
+    """Return the key digits in the directory name of a run."""
     return directory.name.rpartition("-")[2]
 
 
@@ -248,7 +261,7 @@ def _check_experiment(store: LineageStore, index: LocalIndex, name: str) -> None
 
 
 def _undelivered(store: LineageStore, entries: list[IndexedRun], limit: int | None = None) -> list[IndexedRun]:
-    """Return those of the `limit` newest local runs that MLflow does not have.
+    """Keep the `limit` newest local runs that MLflow does not have.
 
     A remembered run ID is looked up, because somebody may have deleted the run in MLflow.
     """
@@ -267,7 +280,10 @@ def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, RunSummary]:
 
 
 def _top(store: LineageStore, index: LocalIndex, node: RunSummary) -> str:
-    """Return the key of a run's root. Ask MLflow if the local runs lead to a run that exists only there."""
+    """Return the key of a run's root.
+
+    Ask MLflow if the local runs lead to a run that exists only there.
+    """
     top = node.root or node.key
     if node.run_id is None and top not in index.entries:
         for other in store.summaries(f"tags.`{KEY_TAG}` = '{top}'", limit=1):
@@ -276,7 +292,10 @@ def _top(store: LineageStore, index: LocalIndex, node: RunSummary) -> str:
 
 
 def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSummary]:
-    """Return the run `top` and all runs nested below it, by key, with one request."""
+    """Return a root and all runs below it, by key.
+
+    This takes one request.
+    """
     nodes = {node.key: node for node in store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")}
     places = {top, *nodes}
     local = [entry for key, entry in index.entries.items() if key not in nodes and index.top(key) in places]
@@ -286,7 +305,10 @@ def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSu
 def _missing_parents(
     store: LineageStore, index: LocalIndex, known: dict[str, RunSummary], nodes: list[RunSummary]
 ) -> dict[str, RunSummary]:
-    """Find the parents of `nodes` that are not in `known`. Parents that exist nowhere are left out."""
+    """Find the parents of `nodes` that are not in `known`.
+
+    Parents that exist nowhere are left out.
+    """
     children = [node for node in nodes if any(parent.key not in known for parent in node.parents)]
     missing = {parent.key for node in children for parent in node.parents} - known.keys()
     found = {
@@ -301,7 +323,7 @@ def _missing_parents(
 def _made_elsewhere(
     store: LineageStore, index: LocalIndex, known: dict[str, RunSummary], top: str
 ) -> dict[str, RunSummary]:
-    """Return the runs in other families that have a parent in the family of `top`."""
+    """Return runs of other families with a parent in this family."""
     made = {node.key: node for node in store.summaries(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(top)}%'")}
     local = [entry for entry in index.entries.values() if not known.keys().isdisjoint(entry.parents)]
     found = _summaries(index, [entry for entry in local if entry.key not in made and entry.key not in known])
@@ -309,7 +331,7 @@ def _made_elsewhere(
 
 
 def _summaries(index: LocalIndex, entries: list[IndexedRun]) -> list[RunSummary]:
-    """Summarise local runs. A run with an altered record is skipped with a warning."""
+    """Summarise local runs; skip altered records with a warning."""
     origin = origins(index.nodes) if entries else {}
     summaries = []
     for entry in entries:

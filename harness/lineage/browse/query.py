@@ -62,7 +62,7 @@ class Query:
 
     @cached_property
     def _filters(self) -> list[_Filter]:
-        """All active conditions, from which the MLflow filter and the local filter are derived."""
+        """All active conditions, for both the MLflow and the local filter."""
         of_width = self.network is not None and _WIDTH.search(self.network)
         rows = [
             _Filter("tags.`method`", "method", "=", self.method),
@@ -110,7 +110,9 @@ def parse_density(text: str) -> tuple[float, float]:
 
 
 def parse_since(text: str, now: datetime | None = None) -> int:
-    """Parse a date ('2026-01-31'), a date with time ('2026-01-31 14:00') or an age ('7d'; units m, h, d, w).
+    """Parse a date or an age as a time.
+
+    Allowed are a date ('2026-01-31'), a date with time ('2026-01-31 14:00'), and an age ('7d'; units m, h, d, w).
 
     Args:
         text: The date or age, in local time.

@@ -1,4 +1,4 @@
-"""Keep the list of files that a committed run lacks on purpose, with the reason for each.
+"""List the files that a committed run lacks on purpose, with reasons.
 
 `gc` deletes such files, and `bundle` leaves them out of a copy. The run's record still lists them and never changes.
 """
@@ -17,7 +17,7 @@ FORMAT = "harness.deleted/1"
 
 @dataclass(frozen=True)
 class AbsentFile:
-    """One file that the record lists, but that was deleted or left out on purpose."""
+    """One recorded file that was deleted or left out on purpose."""
 
     sha256: str
     num_bytes: int
@@ -54,6 +54,9 @@ def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
 
 
 def write_absent_files(directory: Path, absent: dict[str, AbsentFile]) -> None:
-    """Write the list atomically and flush it to disk, so that the caller may delete the files afterwards."""
+    """Write the list atomically and flush it to disk.
+
+    Afterwards the caller may safely delete the files.
+    """
     content = {"format": FORMAT, "files": {name: asdict(file) for name, file in sorted(absent.items())}}
     write_atomically(directory / ABSENT_FILES, json.dumps(content, indent=1, sort_keys=True).encode())

@@ -10,7 +10,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "accelerate", "ffcv", "safetensors
 
 
 def _git(*arguments: str, directory: Path) -> str | None:
-    """Return git's output, or None if git fails, is not installed, or finds no repository."""
+    """Return git's output, or None if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -42,7 +42,7 @@ def _code_version() -> tuple[tuple[str, str], ...]:
 
 
 def code_version() -> dict[str, str]:
-    """Return the git commit, the package versions and the machine type, as text.
+    """Return the git commit, package versions and machine type.
 
     `dirty` is "true", "false" or "unknown". The result is cached for the process, because later edits do not change the
     code that is already imported.

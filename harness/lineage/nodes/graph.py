@@ -1,4 +1,4 @@
-"""Represent the lineage as a graph of runs with parent edges, and as a tree for display."""
+"""Represent the lineage as a graph of runs and as a tree."""
 
 from __future__ import annotations
 
@@ -64,7 +64,10 @@ class RunSummary:
 
     @property
     def drawn_before(self) -> str | None:
-        """Describe the older way in which this run drew its initial parameters, or None if the draw is unchanged."""
+        """Describe how an older version drew this run's initial parameters.
+
+        None if the current version draws them in the same way.
+        """
         draws = self.kind == "search" or (self.kind == "training" and "init_seed" in self.tags)
         # The name of a search tells its initialisation scheme. Other kinds have a tag.
         other = self.tags.get("initialisation") == _OTHER or self.name.endswith(f" from {_OTHER}")
@@ -92,7 +95,7 @@ N = TypeVar("N", bound=HasParents)
 
 
 class LineageGraph(Generic[N]):
-    """Directed graph of runs, with an edge from each parent to each of its children.
+    """Directed graph of runs, with edges from parents to children.
 
     Parents that are not in the graph are allowed. `verify` reports them.
 
@@ -107,7 +110,7 @@ class LineageGraph(Generic[N]):
                 raise ValueError(f"two runs have the key {node.key[:16]}…: {self.nodes[node.key].name}, {node.name}")
 
     def children(self, key: str) -> list[N]:
-        """Return the direct children of a run, in the order in which they were given."""
+        """Return the direct children of a run, in the given order."""
         self._known(key)
         return [node for node in self.nodes.values() if any(parent.key == key for parent in node.parents)]
 
@@ -124,7 +127,9 @@ class LineageGraph(Generic[N]):
         return self._sorted(networkx.descendants(self._graph(key), key))
 
     def path(self, start: str, end: str) -> list[N]:
-        """Return the runs on a shortest path from `start` down to its descendant `end`, both included.
+        """Return a shortest path from `start` down to its descendant `end`.
+
+        The path includes both runs.
 
         Raises:
             LookupError: A run is unknown, or `end` is not a descendant of `start`.
@@ -139,7 +144,9 @@ class LineageGraph(Generic[N]):
             raise LookupError(message) from None
 
     def way(self, start: str, end: str) -> list[N]:
-        """Return the runs on a shortest path between two runs, along edges in either direction.
+        """Return a shortest path between two runs, ignoring edge directions.
+
+        The path includes both runs.
 
         Raises:
             LookupError: A run is unknown, or no path connects the two.
@@ -166,7 +173,7 @@ class LineageGraph(Generic[N]):
         return places
 
     def verify(self) -> list[str]:
-        """Return one message for each missing parent and each cycle, or an empty list."""
+        """Return one message for each missing parent and each cycle."""
         import networkx
 
         problems = [

@@ -1,7 +1,7 @@
-"""Cache the searchable fields of all local runs in one file, so that listings need not open thousands of records.
+"""Cache the searchable fields of all local runs in one file.
 
-The cache is rebuilt from the records and can be deleted at any time. It only serves to find runs. Code that shows a run
-reads its record and checks the digest.
+Listings then need not open thousands of records. The cache is rebuilt from the records and can be deleted at any time.
+It only serves to find runs. Code that shows a run reads its record and checks the digest.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FORMAT = 2
 
 
 class IndexedRun(NamedTuple):
-    """Fields by which local runs are searched: plain values, so that thousands load fast from JSON."""
+    """Searchable fields of one local run, as plain JSON values."""
 
     directory: str
     changed_ns: int
@@ -48,7 +48,10 @@ class IndexedRun(NamedTuple):
 
     @classmethod
     def of(cls, directory: str, stamp: tuple[int, int], record: LineageRecord) -> IndexedRun:
-        """Return the entry of a run; `stamp` is (modification time in ns, bytes) of its record.json."""
+        """Return the entry of a run.
+
+        `stamp` is the (modification time in ns, size in bytes) of its record.json.
+        """
         search = record.config.get("search")
         experiment = search.get("experiment") if isinstance(search, dict) else None
         changed_ns, size = stamp
@@ -76,7 +79,10 @@ class IndexedRun(NamedTuple):
 
 
 class LocalIndex:
-    """Map keys to local runs. A run with an unreadable record is skipped with a warning."""
+    """Map keys to local runs.
+
+    A run with an unreadable record is skipped with a warning.
+    """
 
     def __init__(self, nodes: LocalNodes) -> None:
         self.nodes = nodes
@@ -91,9 +97,9 @@ class LocalIndex:
         return read_record(self.nodes.directory / self.entries[key].directory)
 
     def top(self, key: str) -> str:
-        """Return the key of the root run above this one, as far as local runs tell.
+        """Return the key of the root above a run.
 
-        If a run on the way up exists only in MLflow, return the key of that run.
+        Only local runs are known here. If a run on the way up exists only in MLflow, return the key of that run.
         """
         passed = {key}
         while (entry := self.entries.get(key)) is not None and entry.nest_key is not None:
@@ -105,7 +111,10 @@ class LocalIndex:
 
 
 def _up_to_date(directory: Path) -> list[IndexedRun]:
-    """Return the entries of all local runs; read new or changed records and update the cache file."""
+    """Return the entries of all local runs.
+
+    New and changed records are read, and the cache file is updated.
+    """
     stamps = _stamps(directory)
     entries = [entry for entry in _read(directory / INDEX) if stamps.get(entry.directory) == entry[1:3]]
     known, fresh = {entry.directory for entry in entries}, []
@@ -120,7 +129,10 @@ def _up_to_date(directory: Path) -> list[IndexedRun]:
 
 
 def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
-    """Return {directory name: (modification time in ns, bytes)} of every committed run's record.json."""
+    """Return the stamp of every committed run's record.json by directory name.
+
+    A stamp is (modification time in ns, size in bytes).
+    """
     stamps = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
         for place in found:
@@ -132,7 +144,10 @@ def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def _read(path: Path) -> list[IndexedRun]:
-    """Return the cached entries, or an empty list if the file is missing, damaged or of another format."""
+    """Return the cached entries.
+
+    The list is empty if the file is missing, damaged or of another format.
+    """
     try:
         data = json.loads(path.read_bytes())
         return [IndexedRun(*row) for row in data["nodes"]] if data["format"] == _FORMAT else []

@@ -1,4 +1,7 @@
-"""Commit runs atomically as local directories, so that training never waits for the tracking server."""
+"""Commit runs atomically as local directories.
+
+Training therefore never waits for the tracking server.
+"""
 
 import contextlib
 import errno
@@ -26,7 +29,7 @@ DELIVERED = ".delivered"  # beside the run directories, which never change after
 
 
 def json_bytes(data: Any) -> bytes:
-    """Serialise to indented JSON with sorted keys, so that equal data give equal bytes."""
+    """Serialise to indented JSON; equal data give equal bytes."""
     return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -79,7 +82,9 @@ def check_digest(path: Path, expected: str) -> Path:
 
 
 def read_record(directory: Path) -> LineageRecord:
-    """Return the record of a committed run after checking the digest of record.json, but not of the artifacts.
+    """Return the record of a committed run.
+
+    The digest of record.json is checked, but not those of the artifacts.
 
     Raises:
         ValueError: record.json is missing, altered, malformed or of another format.
@@ -109,7 +114,9 @@ def absent_files(directory: Path, record: LineageRecord) -> dict[str, AbsentFile
 
 
 def check_files(directory: Path, record: LineageRecord) -> None:
-    """Check the digests of all artifacts of a committed run. Skip files that are absent on purpose.
+    """Check the digests of all artifacts of a committed run.
+
+    Files that are absent on purpose are skipped.
 
     Raises:
         ValueError: A file is missing or altered. The message names the first such file.
@@ -121,7 +128,7 @@ def check_files(directory: Path, record: LineageRecord) -> None:
 
 
 def check_file(directory: Path, record: LineageRecord, name: str) -> Path:
-    """Return the path of one file of a committed run after checking its digest.
+    """Check the digest of one committed file and return its path.
 
     Raises:
         ValueError: The file is altered, missing, or absent on purpose. The message gives the reason.
@@ -139,7 +146,10 @@ def _bytes_below(directory: Path) -> int:
 
 
 def _os_error(error: Exception) -> OSError | None:
-    """Return the OSError behind `error`, or None. safetensors reports only its number, inside a message."""
+    """Return the OSError behind `error`, or None.
+
+    safetensors has the errno only in the text of its own exception.
+    """
     if isinstance(error, OSError):
         return error
     code = re.search(r"os error (\d+)", str(error))
@@ -178,7 +188,7 @@ class LocalNodes:
         self.directory = Path(directory)
 
     def path(self, record: LineageRecord) -> Path:
-        """Return the directory for the run of `record`, whether it exists or not."""
+        """Return the directory for a run, which may not exist yet."""
         return self.directory / f"{record.kind}-{record.key[:16]}"
 
     def find(self, key: str) -> Path | None:
@@ -203,7 +213,7 @@ class LocalNodes:
         return read_record(self._existing(key))
 
     def open_file(self, key: str, name: str) -> Path:
-        """Return the path of one file of a run after checking its digest.
+        """Check the digest of one file and return its path.
 
         Raises:
             LookupError: There is no such local run, or its record does not list the file.
@@ -233,7 +243,9 @@ class LocalNodes:
     def commit(
         self, record: LineageRecord, write: Callable[[Path], None], determinants: Mapping[str, Any] | None = None
     ) -> LineageRecord:
-        """Write a run directory atomically. If the key already exists, return its record and write nothing.
+        """Write a run directory atomically.
+
+        If the key already exists, nothing is written.
 
         Args:
             record: The run without file digests.
@@ -275,9 +287,10 @@ class LocalNodes:
 
     @contextlib.contextmanager
     def room_for(self, record: LineageRecord) -> Iterator[Path]:
-        """Yield an empty temporary directory on the same file system in which to prepare a run.
+        """Yield an empty temporary directory in which to prepare a run.
 
-        Delete it on exit, and delete those that killed processes left behind on this host.
+        It is on the same file system as the committed runs. Delete it on exit, and delete those that killed processes
+        left behind on this host.
 
         Raises:
             OSError: The disk is full or not writable. The message has the run, the path and the bytes written.
@@ -331,7 +344,10 @@ class LocalNodes:
         return directory
 
     def _publish(self, record: LineageRecord, temporary: Path) -> LineageRecord:
-        """Flush a run to disk and rename it atomically; return the record that is then stored under its name."""
+        """Flush a run to disk and rename it atomically.
+
+        Return the record that is then stored under its name.
+        """
         for path in (*temporary.rglob("*"), temporary):
             fsync(path)
         final = self.path(record)

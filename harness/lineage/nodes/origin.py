@@ -1,4 +1,4 @@
-"""Remember the MLflow run IDs that an imported run had in its original stores.
+"""Remember the original MLflow run IDs of imported runs.
 
 They are kept in a separate directory beside the runs, because committed records never change.
 """
@@ -18,7 +18,10 @@ IMPORTED = ".imported"
 
 
 def remember_origin(nodes: LocalNodes, record: LineageRecord, run_ids: tuple[str, ...]) -> None:
-    """Add MLflow run IDs that `record` has in other stores to those already remembered."""
+    """Remember run IDs that a run has in other stores.
+
+    Earlier remembered IDs are kept.
+    """
     path = _path(nodes, nodes.path(record))
     path.parent.mkdir(parents=True, exist_ok=True)
     merged = list(dict.fromkeys((*_read(path).get(record.key, ()), *run_ids)))
@@ -26,7 +29,10 @@ def remember_origin(nodes: LocalNodes, record: LineageRecord, run_ids: tuple[str
 
 
 def origin_of(nodes: LocalNodes, directory: Path) -> tuple[str, ...]:
-    """Return the original run IDs of the local run in `directory`, or an empty tuple."""
+    """Return the original run IDs of the run in `directory`.
+
+    The tuple is empty if the run was not imported.
+    """
     return next(iter(_read(_path(nodes, directory)).values()), ())
 
 
@@ -45,7 +51,7 @@ def _path(nodes: LocalNodes, directory: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return {key: run IDs}, or an empty dict if the file is missing or damaged."""
+    """Read {key: run IDs}; a missing or damaged file gives {}."""
     try:
         data = json.loads(path.read_bytes())
         ids = tuple(one for one in data["origin_run_ids"] if re.fullmatch("[0-9a-f]{32}", one))

@@ -1,4 +1,4 @@
-"""Define the record of a run as plain data, without file or server access."""
+"""Define the record of a run as plain data, without I/O."""
 
 import json
 import math
@@ -29,7 +29,7 @@ _ALLOWED = {
 
 
 def _check(value: object, expected: type | tuple[type, ...] | re.Pattern[str], what: str) -> None:
-    """Raise ValueError unless `value` has the expected type, or is a string that matches the expected pattern."""
+    """Raise ValueError unless `value` has the expected type or pattern."""
     if isinstance(expected, re.Pattern):
         if not isinstance(value, str) or not expected.fullmatch(value):
             raise ValueError(f"{what} {value!r:.80}: {_ALLOWED[expected]}")
@@ -39,7 +39,7 @@ def _check(value: object, expected: type | tuple[type, ...] | re.Pattern[str], w
 
 
 def _check_names(data: Mapping[str, Any], expected: set[str], what: str) -> None:
-    """Raise ValueError if a JSON object has unknown fields or lacks expected ones."""
+    """Raise ValueError if a JSON object has unknown or missing fields."""
     if unknown := sorted(data.keys() - expected):
         raise ValueError(f"{what}: unknown fields {unknown}; known: {sorted(expected)}")
     if missing := sorted(expected - data.keys()):
@@ -47,7 +47,7 @@ def _check_names(data: Mapping[str, Any], expected: set[str], what: str) -> None
 
 
 def check_file_name(name: str) -> str:
-    """Return `name` if it is a relative path that stays inside its directory.
+    """Return `name` if it is a safe relative path.
 
     Records may come from untrusted stores, so this prevents path traversal.
 
@@ -60,7 +60,7 @@ def check_file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Parent:
-    """Reference to a parent run: its key, and how the child used it (one of RELATIONS)."""
+    """Reference to a parent run: its key and its use, one of RELATIONS."""
 
     key: str
     relation: str
@@ -167,7 +167,7 @@ class LineageRecord:
 
     @property
     def nest_key(self) -> str | None:
-        """Key of the run that this one is shown below in trees, or None for a root.
+        """Key of the run above this one in trees; None for a root.
 
         The default is `nested_under`, then the ticket or previous level, then the first parent.
         """
@@ -177,7 +177,10 @@ class LineageRecord:
         return min(self.parents, key=lambda parent: order.get(parent.relation, 9)).key if self.parents else None
 
     def last_metrics(self) -> dict[str, float]:
-        """Return {metric name: value at its highest step}. The later time decides between equal steps."""
+        """Return {metric name: value at its highest step}.
+
+        The later time decides between equal steps.
+        """
         latest: dict[str, Metric] = {}
         for metric in self.metrics:
             seen = latest.get(metric.name)

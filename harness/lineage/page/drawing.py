@@ -1,4 +1,7 @@
-"""Draw a picture of the lineage as SVG with Graphviz. Box colours show the test accuracy."""
+"""Draw a picture of the lineage as SVG with Graphviz.
+
+Box colours show the test accuracy.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +38,7 @@ _LINES = {
 
 
 class DrawingError(OSError):
-    """Graphviz is missing or failed. The message gives the reason and the remedy."""
+    """Graphviz is missing or failed; the message gives the remedy."""
 
 
 def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None, most_inches: float | None = None) -> str:
@@ -73,9 +76,9 @@ def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None, most_
 
 
 def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None, most_inches: float | None = None) -> str:
-    """Return the picture in the DOT language, with all names escaped, since they may come from untrusted stores.
+    """Return the picture in the DOT language.
 
-    The arguments are those of `draw_svg`.
+    All names are escaped, since they may come from untrusted stores. The arguments are those of `draw_svg`.
     """
     # Phase: page style
     import graphviz
@@ -128,14 +131,15 @@ def _look(box: Box, scale: _Scale | None, addresses: Mapping[str, str]) -> dict[
 
 
 def _link(key: str, addresses: Mapping[str, str]) -> dict[str, str]:
-    """Return the Graphviz attributes that link to a run, or none if it has no address."""
+    """Return the Graphviz attributes that link a box to its run."""
     return {"URL": _text(addresses[key]), "target": "_top"} if key in addresses else {}
 
 
 def _text(text: str) -> str:
-    """Escape `text` for a DOT attribute, so that backslashes, entities and markup appear literally.
+    """Escape `text` for a DOT attribute.
 
-    Control characters, which XML forbids, are written as escapes.
+    Backslashes, entities and markup then appear literally. Control characters, which XML forbids, are written as
+    escapes.
     """
     import graphviz
 
@@ -145,20 +149,26 @@ def _text(text: str) -> str:
 
 
 class _Scale:
-    """Map test errors to colours, in equal steps between the smallest and the largest error. The best is darkest."""
+    """Map test errors to colours; the best error is the darkest.
+
+    The steps between the smallest and the largest error are equal.
+    """
 
     def __init__(self, least: float, greatest: float) -> None:
         self.least, self.greatest = least, greatest
 
     @classmethod
     def of(cls, picture: Picture) -> _Scale | None:
-        """Return the scale over all errors in a picture, or None if it has none."""
+        """Return the scale of all errors in a picture, or None without errors."""
         errors = [box.error_percent for box in picture.boxes if box.error_percent is not None]
         errors = [error for error in errors if error == error]  # drop NaN
         return cls(min(errors), max(errors)) if errors else None
 
     def colour(self, error: float) -> int:
-        """Return the colour number of an error in percent, from 1 (worst, or NaN) to 7 (best)."""
+        """Return the colour number of an error, from 1 (worst) to 7 (best).
+
+        NaN counts as worst.
+        """
         span = self.greatest - self.least
         if error != error:
             return 1
@@ -166,7 +176,10 @@ class _Scale:
         return 1 + min(int(share * _NUM_COLOURS), _NUM_COLOURS - 1)
 
     def legend(self) -> str:
-        """Return the legend as a table in Graphviz's HTML-like syntax. Only numbers enter it, so none is escaped."""
+        """Return the legend as a table in Graphviz's HTML-like syntax.
+
+        It contains only numbers and therefore needs no escaping.
+        """
         step = (self.greatest - self.least) / _NUM_COLOURS
         cells = []
         for number in range(1, _NUM_COLOURS + 1) if step > 0 else [_NUM_COLOURS]:

@@ -1,7 +1,8 @@
-"""Write the lineage as one HTML file: an interactive graph, and a table of all runs with links to MLflow.
+"""Write the lineage as one HTML file.
 
-The file is self-contained and loads nothing. Its content security policy permits only its own script and style, by
-their digests. Names and tags from untrusted stores therefore cannot run code in it.
+It has an interactive graph, and a table of all runs with links to MLflow. The file is self-contained and loads nothing.
+Its content security policy permits only its own script and style, by their digests. Names and tags from untrusted
+stores therefore cannot run code in it.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def ui_root(address: str | None) -> str:
 
 
 def is_page(path: Path) -> bool:
-    """Return whether a file is a page written by this module, so that it may be overwritten."""
+    """Return whether this module wrote a file, so that it may be overwritten."""
     with open(path, "rb") as file:
         return file.read(400).startswith(_resource("page.html").partition("$")[0].encode())
 
@@ -118,7 +119,7 @@ def _parts(title: str, nodes: Sequence[RunSummary]) -> list[tuple[str, list[RunS
 
 
 def _top(graph: LineageGraph[RunSummary], key: str) -> str:
-    """Return the key of the root above a run, as far as the graph tells."""
+    """Return the key of the topmost known run above a run."""
     passed = set()
     while (above := graph.nodes[key].nest_key) in graph.nodes and above not in passed:
         passed.add(key)
@@ -127,7 +128,7 @@ def _top(graph: LineageGraph[RunSummary], key: str) -> str:
 
 
 def _figure(title: str, svg: str) -> str:
-    """Wrap an SVG in a figure element, without the XML declaration and doctype before it."""
+    """Wrap an SVG document in a figure element, without its XML header."""
     return f"<figure><figcaption>{_shown(title)}</figcaption>{svg[svg.index('<svg') :]}</figure>"
 
 
@@ -147,13 +148,13 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
 
 
 def _came_from(node: RunSummary, names: dict[str, str]) -> str:
-    """Return the relation and name of each parent as text; "–" if there is none."""
+    """Return the relation and name of each parent as text."""
     came = (f"{parent.relation} {names.get(parent.key, parent.key[:12] + '…')}" for parent in node.parents)
     return "; ".join(came) or "–"
 
 
 def _data(nodes: Iterable[RunSummary], pictures: Iterable[Picture], ui: str) -> dict[str, Any]:
-    """Return the data for page.js: details of each run, and the boxes and arrows of all pictures."""
+    """Return the data for page.js: runs, boxes and arrows."""
     runs = {}
     for node in nodes:
         address = run_address(node)

@@ -1,4 +1,4 @@
-"""Choose the boxes and arrows that show a lineage, as plain data for `drawing`.
+"""Choose the boxes and arrows of a picture, as plain data.
 
 Boxes stand for data, initial parameters (θ_init), levels, signed masks, trainings and analyses. Arrows between runs
 follow their parent references. Boxes for data, θ_init and masks come from a run's tags and files.
@@ -32,7 +32,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """Arrow from the box named `tail` to the box made from it, named `head`."""
+    """Arrow from the box `tail` to the box `head` made from it."""
 
     tail: str
     head: str
@@ -41,7 +41,10 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Frame:
-    """Frame around the levels and masks of one search; `boxes` are their names, and `key` is the search's key."""
+    """Frame around the levels and masks of one search.
+
+    `boxes` has their names, and `key` is the search's key.
+    """
 
     title: str
     key: str
@@ -50,7 +53,7 @@ class Frame:
 
 @dataclass
 class Picture:
-    """Boxes in the order of time, the arrows between them, and one frame for each search."""
+    """Boxes in order of time, arrows, and a frame for each search."""
 
     boxes: list[Box] = field(default_factory=list)
     arrows: list[Arrow] = field(default_factory=list)
@@ -98,7 +101,7 @@ class _Drawer:
         key: str | None = None,
         error_percent: float | None = None,
     ) -> str:
-        """Return the name of the box for an object; add the box on first use."""
+        """Return the name of an object's box; add it on first use."""
         if stands_for not in self.named:
             self.named[stands_for] = name = f"{self.prefix}n{len(self.named)}"
             self.picture.boxes.append(Box(name, kind, tuple(redact(line) for line in lines), key, error_percent))
@@ -140,7 +143,10 @@ class _Drawer:
         return self.named["run", key]
 
     def _theta_init(self, node: RunSummary, key: str | None = None) -> str:
-        """Return the box of a run's θ_init. Runs with the same network, data set, seed and draw share one box."""
+        """Return the box of a run's θ_init.
+
+        Runs with the same network, data set, seed and draw share one box.
+        """
         tags = node.tags
         network = tags.get("network", tags.get("model", "?"))
         drawn = drawn_before(tags.get("model", ""), tags)
@@ -167,7 +173,10 @@ class _Drawer:
         return self._theta_init(level)
 
     def _mask(self, level: RunSummary) -> str:
-        """Return the box of a level's signed mask; add it with its arrow on first use."""
+        """Return the box of a level's signed mask.
+
+        The box and its arrow are added on first use.
+        """
         known = ("mask", level.key) in self.named
         mask = self._box(("mask", level.key), "mask", ("signed mask", f"of L{level.tags.get('level', '?')}"), level.key)
         if not known:
@@ -175,13 +184,16 @@ class _Drawer:
         return mask
 
     def _has_data_of_a_parent(self, node: RunSummary) -> bool:
-        """Return whether a parent was trained on the same data, so that another arrow from the data is redundant."""
+        """Return whether a parent was trained on the same data.
+
+        Another arrow from the data is then redundant.
+        """
         parents = [self.nodes[parent.key] for parent in node.parents if parent.key in self.nodes]
         trained = [parent for parent in parents if parent.kind in ("level", "training")]
         return any(parent.tags.get("data_digest") == node.tags["data_digest"] for parent in trained)
 
     def _frame(self, search: RunSummary) -> None:
-        """Add a frame around the levels and masks of a search, if it has any."""
+        """Add a frame around the levels and masks of a search."""
         levels = [node for node in self.nodes.values() if node.kind == "level" and node.nest_key == search.key]
         inside = [self.named["run", level.key] for level in levels]
         inside += [self.named["mask", level.key] for level in levels if ("mask", level.key) in self.named]
@@ -190,14 +202,17 @@ class _Drawer:
 
 
 def _rewinding(method: str) -> tuple[str, str]:
-    """Return (relation, file of the rewind point) for the rewinding arrow of a method; "" if there is none."""
+    """Return (relation, file of the rewind point) of a pruning method.
+
+    Both are "" if the method does not rewind.
+    """
     from harness.pruning import METHODS  # imported late, because listing runs must not load torch
 
     return (METHODS[method].drawn_arrow, METHODS[method].drawn_file) if method in METHODS else ("", "")
 
 
 def _lines(node: RunSummary) -> tuple[str, ...]:
-    """Return the text lines in the box of a run: its identity and its main metric."""
+    """Return the text in the box of a run."""
     tags, metrics = node.tags, node.metrics
     error = f"{metrics['test_error_percent']:.2f} % error" if "test_error_percent" in metrics else "no error measured"
     if node.kind == "level":

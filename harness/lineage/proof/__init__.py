@@ -1,8 +1,7 @@
-"""Verify a lineage: recompute all digests from the stored bytes, and check masks, signs and starts by computation.
+"""Verify a lineage from the stored bytes.
 
-from harness.lineage.proof import verify
-findings = verify(open_store("runs"), run_id)
-print(*findings.problems, sep="\\n")
+All digests are recomputed, and masks, signs and starts are checked by computation. from harness.lineage.proof import
+verify findings = verify(open_store("runs"), run_id) print(*findings.problems, sep="\\n")
 """
 
 from harness.lineage.proof.findings import CHECKS, Findings, Note, Problem

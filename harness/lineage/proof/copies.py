@@ -1,4 +1,4 @@
-"""Match local runs with MLflow runs by key, and check the files of both."""
+"""Match local runs with MLflow runs and check their files."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.lineage.tracking.server import KEY_TAG
 
 @dataclass
 class NodeCopies:
-    """Copies of one run: its local directory and record, its MLflow run, or both."""
+    """Copies of one run: local directory, MLflow run, or both."""
 
     key: str
     """The key. If the local record is unreadable, only the 16 digits in the directory name."""
@@ -32,7 +32,7 @@ class NodeCopies:
 
     @property
     def name(self) -> str:
-        """Name from the record, else from the MLflow run, else the directory name."""
+        """Name in the record, else of the MLflow run or directory."""
         found = self.record or self.run
         return found.name if found else self.directory.name if self.directory else self.key[:16]
 
@@ -55,7 +55,10 @@ class NodeCopies:
 
     @property
     def finished(self) -> bool:
-        """Whether one copy is complete: a readable local record, or an MLflow run with status FINISHED."""
+        """Whether one copy is complete.
+
+        A local copy is complete if its record is readable, and an MLflow run if its status is FINISHED.
+        """
         return self.record is not None or (self.run is not None and self.run.status == "FINISHED")
 
 
@@ -68,7 +71,9 @@ def all_nodes(store: LineageStore, findings: Findings) -> dict[str, NodeCopies]:
 
 
 def nodes_of(store: LineageStore, text: str, findings: Findings) -> dict[str, NodeCopies]:
-    """Return one run with all its ancestors by key. For a search, also return all runs below it.
+    """Return one run with all its ancestors, by key.
+
+    For a search, also return all runs below it.
 
     Args:
         store: Local runs and their MLflow copies.
@@ -100,7 +105,7 @@ def _known(store: LineageStore, key: str) -> bool:
 
 
 def _local_directories(local: LocalNodes) -> list[Path]:
-    """Return all directories that are named like a committed run, including damaged ones."""
+    """Return all directories named like a committed run, even damaged ones."""
     if not local.directory.is_dir():
         return []
     named = re.compile(rf"({'|'.join(KINDS)})-[0-9a-f]{{16}}")
@@ -154,7 +159,7 @@ def _together(
 
 
 def check_local(node: NodeCopies, findings: Findings) -> set[str]:
-    """Recompute the digest of every local file and return the names of intact files.
+    """Check the digest of every local file; return the intact names.
 
     Files that are absent on purpose get a note.
     """
@@ -179,14 +184,17 @@ def check_local(node: NodeCopies, findings: Findings) -> set[str]:
 
 
 def _note_deleted(node: NodeCopies, name: str, digest: str, absent: AbsentFile, findings: Findings) -> None:
-    """Note a file that is absent on purpose; its entry must have the recorded digest."""
+    """Note a file that is absent on purpose.
+
+    Its entry in the list must have the recorded digest.
+    """
     what = f"{name} is missing; deleted.json lists it, but with another digest ({absent.sha256[:16]}…)"
     if findings.add(node, [Finding("files", absent.sha256 == digest, what)]):
         findings.note(node, f"{name} was {absent}; the checks that need it are skipped")
 
 
 def check_tags(node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
-    """Compare the tags and metrics of a finished MLflow run with the record."""
+    """Compare tags and metrics of a finished MLflow run with the record."""
     assert node.run is not None
     findings.add(node, _tag_findings(node.run, record, node.directory))
 
@@ -207,7 +215,7 @@ def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord
 
 
 def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None) -> Iterator[Finding]:
-    """Yield one finding for each field, tag, digest and metric that MLflow should have."""
+    """Compare each field, tag, digest and metric in MLflow with the record."""
     told = {"kind": run.kind, "parents": run.parents, "the run it is nested under": run.nest_key}
     wanted = {"kind": record.kind, "parents": record.parents, "the run it is nested under": record.nest_key}
     for name, value in wanted.items():

@@ -1,4 +1,4 @@
-"""Check that the prepared data files are still the ones that the runs used."""
+"""Check that the prepared data files are those that the runs used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.lineage.proof.findings import Finding, Findings
 
 @dataclass(frozen=True)
 class _DataSet:
-    """One prepared data set: its name, its recorded content digest, and the directory above it."""
+    """One prepared data set: its name, recorded digest and parent directory."""
 
     name: str
     digest: str
@@ -55,7 +55,7 @@ def check_data(
 
 
 def _findings(data: _DataSet, home: Path, findings: Findings, *, progress: bool) -> Iterator[Finding]:
-    """Check the manifests of a data set, their common content digest, and the files that they list."""
+    """Check the manifests of a data set and the files in them."""
     manifests = []
     for split in SPLITS:
         try:

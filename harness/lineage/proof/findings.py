@@ -77,7 +77,10 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """Result of one check; `what` describes the fault and applies only if the check fails."""
+    """Result of one check.
+
+    `what` describes the fault, for the case that the check fails.
+    """
 
     check: str
     """Key of CHECKS."""
@@ -87,7 +90,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Problem:
-    """A failed check: the run (or data set), the fault in `what`, and advice."""
+    """A failed check: run or data set, fault (`what`) and advice."""
 
     check: str
     name: str
@@ -139,7 +142,7 @@ class Findings:
     """Bytes that were hashed."""
 
     def add(self, subject: NodeIdentity, found: Iterable[Finding]) -> bool:
-        """Count the checks, add failed ones to the problems, and return whether all hold."""
+        """Count checks, collect failed ones as problems, and return whether all hold."""
         sound = True
         for finding in found:
             self.checked[finding.check] += 1
@@ -151,7 +154,7 @@ class Findings:
         return sound
 
     def note(self, subject: NodeIdentity, what: str) -> None:
-        """Add a remark about a run or data set, such as a check that was impossible."""
+        """Add a remark about a run or data set."""
         self.notes.append(Note(subject.name, subject.key, what))
 
     def to_dict(self) -> dict[str, Any]:

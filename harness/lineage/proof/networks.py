@@ -1,4 +1,4 @@
-"""Check a network's tensors without I/O: mask, signs, pruned weights, and the start of its training."""
+"""Check a network's mask, signs, pruned weights and start, without I/O."""
 
 from __future__ import annotations
 
@@ -68,7 +68,10 @@ class Architecture:
         return self.channels, self.image_size, self.image_size
 
     def model(self) -> nn.Module:
-        """Build the network on the CPU with arbitrary parameters, without changing the global random state."""
+        """Build the network on the CPU with arbitrary parameters.
+
+        The global random state is not changed.
+        """
         with torch.random.fork_rng(devices=[]):
             return build_model(self.name, **self._sizes())  # type: ignore[arg-type]
 
@@ -86,7 +89,9 @@ class Architecture:
 
 
 def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: bool = False) -> Iterator[Finding]:
-    """Check that the tensors have the network's names and shapes, and that the mask covers the prunable weights.
+    """Check that checkpoint and mask fit the network.
+
+    Tensors must have the network's names and shapes. The mask must cover exactly the prunable weights.
 
     Args:
         architecture: The network that the run recorded.
@@ -113,7 +118,7 @@ def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: 
 
 
 def owner(record: LineageRecord, network: StoredNetwork) -> Iterator[Finding]:
-    """Check that key, level and counts inside the files are those of the run.
+    """Check that key, level and counts inside the files match the run.
 
     Otherwise somebody may have swapped files between runs.
     """
@@ -142,7 +147,10 @@ def _same_owner(what: str, key: object, level: object, own_key: str, own_level: 
 
 
 def signs(network: StoredNetwork) -> Iterator[Finding]:
-    """Check that s = sign₀(θ ⊙ m), and that pruned weights of the checkpoint are +0.0 (−0.0 is a fault)."""
+    """Check that s = sign₀(θ ⊙ m), and that pruned weights are +0.0.
+
+    A pruned weight of −0.0 is a fault.
+    """
     checkpoint, mask = network.checkpoint, network.signed_mask
     if checkpoint is None or mask is None:
         return
@@ -167,7 +175,9 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def masks(record: LineageRecord, ctx: LevelContext, own: StoredNetwork, parent: StoredNetwork) -> Iterator[Finding]:
-    """Check that the mask of a level follows from its parent's mask and checkpoint. Level 0 must be dense.
+    """Check that a level's mask follows from its parent.
+
+    Level 0 must be dense.
 
     Args:
         record: Record of the level.
@@ -272,7 +282,10 @@ def right_after_pruning(ticket: StoredNetwork, before: StoredNetwork) -> StoredN
 
 
 def without_classifier(ticket: StoredNetwork, classifier: str) -> StoredNetwork:
-    """Return a ticket without the mask and signs of its classifier, as it is transferred to another data set."""
+    """Return a ticket without mask and signs of its classifier.
+
+    This is the form that is transferred to another data set.
+    """
     if ticket.signed_mask is None:
         return ticket
     return StoredNetwork(ticket.checkpoint, transfer.without_classifier(ticket.signed_mask, classifier))

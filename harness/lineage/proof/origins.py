@@ -1,4 +1,4 @@
-"""Check the graph: parents exist and have the right kind and level, and there is no cycle."""
+"""Check the graph: parents exist and fit, and there is no cycle."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _LAST = ("analysis", "report")
 
 
 def check_origins(places: Mapping[str, NodeCopies], findings: Findings) -> None:
-    """Check the parents of all runs, and that no run is its own ancestor."""
+    """Check the parents of all runs, and that there is no cycle."""
     for place in places.values():
         findings.add(place, _parents(place, places))
     graph: networkx.DiGraph[str] = networkx.DiGraph()
@@ -49,7 +49,7 @@ def check_origins(places: Mapping[str, NodeCopies], findings: Findings) -> None:
 
 
 def _parents(place: NodeCopies, places: Mapping[str, NodeCopies]) -> Iterator[Finding]:
-    """Check the number of parents of a run, and the status, kind and level of each."""
+    """Check the number, status, kind and level of a run's parents."""
     if place.kind in _NUM_PARENTS:
         allowed, found = _NUM_PARENTS[place.kind], len(place.parents)
         if _tags(place).get("question") == "signed_init":
@@ -74,7 +74,7 @@ def _parents(place: NodeCopies, places: Mapping[str, NodeCopies]) -> Iterator[Fi
 
 
 def _one_level_on(place: NodeCopies, other: NodeCopies, parent: Parent) -> Finding:
-    """Check that the level number of a level follows from that of its parent."""
+    """Check a level's number against that of its parent."""
     own, before = (int(text) if (text := _tags(p).get("level", "")).isdecimal() else -1 for p in (place, other))
     expected = before + _LEVELS_ON.get(parent.relation, 0)
     search = place.record.config.get("search", {}) if place.record else {}

@@ -1,4 +1,4 @@
-"""Check records without loading a network: key, settings, seeds, drawn α, test errors and barrier."""
+"""Check the records of runs without loading a network."""
 
 from __future__ import annotations
 
@@ -44,12 +44,18 @@ def settings(record: LineageRecord, config: Any, determinants: Determinants | No
 
 
 def _same(check: str, what: str, got: Any, other: str, expected: Any) -> Finding:
-    """Return the finding that two values are equal; `other` is the start of the clause with the expected value."""
+    """Return the finding that two values are equal.
+
+    `what` and `other` introduce the two values in its message.
+    """
     return Finding(check, got == expected, f"{what} is {got!r:.120}, but {other} {expected!r:.120}")
 
 
 def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
-    """Compare the tags with the config. A report or an analysis without search settings has none to compare."""
+    """Compare the tags with the config.
+
+    Records without search settings have no tags to compare.
+    """
     search, tags = record.config.get("search"), record.tags
     if search is None:
         return
@@ -65,7 +71,10 @@ def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
 
 
 def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, value in the determinants, value in record.json) for each setting that determines the run."""
+    """Yield each setting that determines the run, with both values.
+
+    A row is (name, value in determinants.json, value in record.json).
+    """
     # Phase: settings of every kind of run
     search, tags = record.config["search"], record.tags
     yield "kind", known["kind"], record.kind
@@ -144,7 +153,10 @@ def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Ite
 
 
 def older_ways(record: LineageRecord) -> Iterator[str]:
-    """Yield a note for each computation that the current version does in another way. The checks allow for these."""
+    """Yield a note for each computation that has changed since.
+
+    The checks allow for these differences.
+    """
     if (before := RunSummary.of(record).drawn_before) is not None:
         yield f"its θ_init was drawn the other way: {before}; current versions use torch's default draw"
     if record.kind == "analysis" and record.tags.get("bn_convention") == "ema" and "ema_start" not in record.tags:
@@ -158,7 +170,9 @@ def older_ways(record: LineageRecord) -> Iterator[str]:
 
 
 def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Finding]:
-    """Check that tags, config and determinants have the same seeds, and a level the seeds of its search.
+    """Check that all parts of a record have the same seeds.
+
+    These parts are tags, config and determinants. A level must also have the seeds of its search.
 
     Args:
         record: Record of the run.
@@ -180,7 +194,7 @@ def seeds(record: LineageRecord, determinants: Determinants | None, search: Line
 
 
 def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
-    """Check the recorded mean α of every epoch by drawing the α again.
+    """Check the recorded mean α of every epoch by drawing again.
 
     Args:
         record: Record of a level or final training.
@@ -206,7 +220,9 @@ def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
 
 
 def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Finding]:
-    """Check that the barrier, barrier_floor and barrier_above_line of a comparison follow from its error curve.
+    """Check that the figures of a comparison follow from its error curve.
+
+    These are barrier, barrier_floor and barrier_above_line.
 
     Args:
         record: Record of the comparison.
@@ -250,12 +266,15 @@ def correct(record: LineageRecord, answers: Mapping[str, Tensor]) -> Iterator[Fi
 
 
 def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Finding]:
-    """Check that ψ_init in a norm_init comparison is from the ticket's own search."""
+    """Check that a norm_init comparison used ψ_init of the ticket's search."""
     yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is from", search.key)
 
 
 def signed_init(record: LineageRecord, ticket: LineageRecord) -> Iterator[Finding]:
-    """Check a signed_init comparison: the ticket is a level, and θ_init has another seed than the ticket's search."""
+    """Check the records of a signed_init comparison.
+
+    The ticket must be a level, and θ_init must have another seed than the ticket's search.
+    """
     yield _same("compared", "kind of the ticket's run", ticket.kind, "it must be", "level")
     for what in ("data_digest", "model"):
         other = "the comparison recorded"
@@ -267,7 +286,10 @@ def signed_init(record: LineageRecord, ticket: LineageRecord) -> Iterator[Findin
 
 
 def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Finding]:
-    """Check that the two networks of a comparison have the data, model, start and seeds that its question requires."""
+    """Check that two networks are comparable for the comparison's question.
+
+    This concerns their data, model, start and seeds.
+    """
     for what in ("data_digest", "model"):
         other = "that of the second is"
         yield _same("compared", f"{what} of the first run", first.tags.get(what), other, second.tags.get(what))

@@ -1,4 +1,7 @@
-"""Run the checks that need tensors of a run and of its parents. Each network is loaded when it is needed."""
+"""Run the checks that need tensors of a run and its parents.
+
+Each network is loaded when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,10 @@ _HELD = 2
 
 
 class Tensors:
-    """Check the tensors of runs, one run after another, with an LRU cache of the last networks."""
+    """Check the tensors of one run after another.
+
+    An LRU cache holds the last networks.
+    """
 
     def __init__(self, store: LineageStore, places: Mapping[str, NodeCopies], findings: Findings) -> None:
         self.store, self.places, self.findings = store, places, findings
@@ -42,7 +48,7 @@ class Tensors:
         self._networks: OrderedDict[str, StoredNetwork] = OrderedDict()
 
     def examine(self, place: NodeCopies, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
-        """Check the tensors of one run against each other, its record and its parents.
+        """Check the tensors of one run.
 
         Args:
             place: Copies of the run.
@@ -78,7 +84,7 @@ class Tensors:
     def _theta_init(
         self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
-        """Check that θ_init has its recorded digest, and that its seed draws it again."""
+        """Check that θ_init has its recorded digest and follows from its seed."""
         if network.checkpoint is None:
             return
         told, found = record.tags.get("theta_init_digest"), network.checkpoint.digest
@@ -113,7 +119,10 @@ class Tensors:
         return network.fitted(_draw(architecture, init_seed), architecture.classifier)[0]
 
     def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
-        """Return the network that a run was initialised from, read from another run or from a file, or None."""
+        """Return the network that a run was initialised from, or None.
+
+        It is read from another run or from a file.
+        """
         if begun["run"] is not None:
             held = self.network(begun["run"]).checkpoint
             return Pretrained(held.state_dict) if held else None
@@ -123,9 +132,10 @@ class Tensors:
             return None
 
     def _claim_drawn(self, place: NodeCopies, record: LineageRecord, check: str, holds: bool, what: str) -> None:
-        """Add a finding about newly drawn random numbers; if it fails under another torch version, add a note instead.
+        """Add a finding about newly drawn random numbers.
 
-        Random number generators may differ between torch versions.
+        If it fails and the torch versions differ, add a note instead. Random number generators may differ between torch
+        versions.
         """
         then, now = record.code.get("torch"), importlib.metadata.version("torch")
         if not holds and then != now:
@@ -136,7 +146,7 @@ class Tensors:
     def _level(
         self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
-        """Check a level's mask, α and start with the hooks of its pruning method."""
+        """Check a level with the hooks of its pruning method."""
         # Phase: mask
         name = record.tags["method"]
         method, parent = METHODS.get(name), self.network(record.parents[0].key if record.parents else "")
@@ -181,7 +191,10 @@ class Tensors:
     def _all_that_can_be_checked(
         self, place: NodeCopies, record: LineageRecord, found: Iterable[Finding]
     ) -> Iterator[Finding]:
-        """Yield findings until one needs a missing network. Add a note if this is a tensor file of the level."""
+        """Yield findings until one needs a missing network.
+
+        Add a note if this is a tensor file of the level.
+        """
         try:
             yield from found
         except NotHereError as error:
@@ -201,7 +214,10 @@ class Tensors:
         return held
 
     def _level_0(self, place: NodeCopies) -> NodeCopies | None:
-        """Return the level 0 among a level's ancestors, or None if a parent is missing or there is a cycle."""
+        """Return the level 0 among a level's ancestors.
+
+        Return None if a parent is missing or there is a cycle.
+        """
         seen: set[str] = set()
         while place.record is None or place.record.tags.get("level") != "00":
             parent = place.parents[0].key if place.parents else ""
@@ -274,7 +290,7 @@ class Tensors:
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
 
     def _ticket(self, record: LineageRecord, key: str, classifier: str) -> StoredNetwork:
-        """Return the ticket of a final training in the form that was used.
+        """Return the ticket of a final training as it was used.
 
         If the record says so, take the signs directly after pruning. Drop the classifier if the ticket was transferred
         to another data set.
@@ -289,7 +305,7 @@ class Tensors:
     # ------------------------------------------------------------------ networks in memory
 
     def _remember(self, key: str, network: StoredNetwork) -> StoredNetwork:
-        """Put a network into the cache and drop the least recently used ones."""
+        """Cache a network and drop the least recently used ones."""
         self._networks[key] = network
         self._networks.move_to_end(key)
         while len(self._networks) > _HELD:
@@ -297,7 +313,10 @@ class Tensors:
         return network
 
     def network(self, key: str) -> StoredNetwork:
-        """Return the network of a run, from memory or from its files. It lacks missing and altered files."""
+        """Return the network of a run, from memory or from its files.
+
+        Missing and altered files are left out.
+        """
         if key in self._networks:
             self._networks.move_to_end(key)
             return self._networks[key]
@@ -312,7 +331,10 @@ class Tensors:
 
     @contextmanager
     def _again(self, place: NodeCopies) -> Iterator[Path | None]:
-        """Yield the directory of a run, downloaded temporarily if it is only in MLflow; None if that is impossible."""
+        """Yield the directory of a run, or None if it is unavailable.
+
+        A run that is only in MLflow is downloaded temporarily.
+        """
         if place.directory is not None or place.run is None or place.run.status != "FINISHED":
             yield place.directory if place.record is not None else None
             return
@@ -346,7 +368,7 @@ def _on_demand(name: str, read: Callable[[], Checkpoint | None]) -> Checkpoint:
 
 
 def _start_claim(record: LineageRecord, start: str) -> Finding:
-    """Return the finding that a training started from the parameters with the digest `start`."""
+    """Check that a training started from parameters with this digest."""
     told = record.tags.get("start_digest")
     return Finding(
         "start", told == start, f"its start_digest is {str(told)[:16]}…, but parent, ticket and seed give {start[:16]}…"
@@ -383,5 +405,5 @@ def _read(directory: Path, whole: set[str]) -> StoredNetwork:
 
 @lru_cache(maxsize=1)
 def _draw(architecture: Architecture, init_seed: int) -> Checkpoint:
-    """Draw θ_init; cached, because many trainings in a row have the same seed."""
+    """Draw θ_init, cached for consecutive trainings with the same seed."""
     return architecture.theta_init(init_seed)

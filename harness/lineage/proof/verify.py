@@ -1,4 +1,4 @@
-"""Verify runs: read the files of every run once, parents before children, and run all checks on them."""
+"""Verify runs: read the files of each run once, parents first."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ def verify(
     data_directory: Path | None = None,
     progress: bool = False,
 ) -> Findings:
-    """Verify a run and all its ancestors: recompute every digest and check every claim in the records.
+    """Verify a run and all its ancestors.
 
-    This writes nothing, and executes no code from the files.
+    This recomputes every digest and checks every claim in the records. This writes nothing, and executes no code from
+    the files.
 
     Args:
         store: Local runs and their MLflow copies.
@@ -101,7 +102,10 @@ class _Examiner:
 
     @contextmanager
     def _at_hand(self, node: NodeCopies) -> Iterator[Path | None]:
-        """Yield the directory of a run, downloaded temporarily if it is only in MLflow; None if it is unreadable."""
+        """Yield the directory of a run, or None if it is unreadable.
+
+        A run that is only in MLflow is downloaded temporarily.
+        """
         if node.directory is not None or node.run is None or node.run.status != "FINISHED":
             yield node.directory if node.record is not None else None
             return
@@ -119,7 +123,10 @@ class _Examiner:
     # ------------------------------------------------------------------ records
 
     def _record(self, node: NodeCopies, directory: Path, whole: set[str]) -> dict[str, Any] | None:
-        """Check the record and return the content of determinants.json, or None if it is missing or altered."""
+        """Check the record and return the content of determinants.json.
+
+        Return None if that file is missing or altered.
+        """
         # Phase: key, settings and seeds
         record = node.record
         assert record is not None
