@@ -99,7 +99,7 @@ class LocalIndex:
     def top(self, key: str) -> str:
         """Return the key of the root above a run.
 
-        Only local runs are known here. If a run on the way up exists only in MLflow, return the key of that run.
+        Only local runs are followed. If a run on the way up exists only in MLflow, return the key of that run.
         """
         passed = {key}
         while (entry := self.entries.get(key)) is not None and entry.nest_key is not None:

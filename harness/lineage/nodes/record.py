@@ -169,7 +169,7 @@ class LineageRecord:
     def nest_key(self) -> str | None:
         """Key of the run above this one in trees; None for a root.
 
-        The default is `nested_under`, then the ticket or previous level, then the first parent.
+        This is `nested_under` if it is given. Otherwise it is the ticket or previous level, or else the first parent.
         """
         if self.nested_under is not None or self.kind in ("search", "report"):
             return self.nested_under

@@ -153,9 +153,9 @@ def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Ite
 
 
 def older_ways(record: LineageRecord) -> Iterator[str]:
-    """Yield a note for each computation that has changed since.
+    """Yield a note for each computation that the current version does differently.
 
-    The checks allow for these differences.
+    The checks allow for these differences, so they are no faults.
     """
     if (before := RunSummary.of(record).drawn_before) is not None:
         yield f"its θ_init was drawn the other way: {before}; current versions use torch's default draw"

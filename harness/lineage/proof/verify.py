@@ -34,8 +34,8 @@ def verify(
 ) -> Findings:
     """Verify a run and all its ancestors.
 
-    This recomputes every digest and checks every claim in the records. This writes nothing, and executes no code from
-    the files.
+    This recomputes every digest and checks every claim in the records. It writes nothing, and executes no code from the
+    files.
 
     Args:
         store: Local runs and their MLflow copies.
