@@ -141,8 +141,8 @@ def test_a_changed_key_is_found_on_both_sides(stores):
     _commit(stores[1], "3" * 64, "second", (Parent(FIRST, "pruned-from"),))
     report = compare(*stores)
     assert sorted(report.moved) == [
-        f"second: key {'2' * 16}… is there only before",
-        f"second: key {'3' * 16}… is there only after",
+        f"second: key {'2' * 16}… exists only before",
+        f"second: key {'3' * 16}… exists only after",
     ]
     assert report.equal["key"] == 1
 
@@ -215,7 +215,7 @@ def test_a_launch_that_fails_is_no_answer(tmp_path):
 
 
 def test_a_rev_that_is_none_is_named(tmp_path):
-    with pytest.raises(NoAnswerError, match="REV 'no-such-rev' names no commit"):
+    with pytest.raises(NoAnswerError, match="REV 'no-such-rev' is not a commit"):
         export("no-such-rev", tmp_path)
 
 

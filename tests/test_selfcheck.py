@@ -212,7 +212,7 @@ def test_one_sign_and_one_place_of_a_mask_are_found() -> None:
 def test_a_launcher_of_several_processes_is_no_answer(monkeypatch: Patch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert selfcheck.main(SMALL) == 2
-    assert "no answer: the self-check is of one process" in capsys.readouterr().err
+    assert "no answer: the self-check needs one process" in capsys.readouterr().err
 
 
 def test_the_reference_imports_nothing_of_the_harness() -> None:

@@ -155,7 +155,7 @@ def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(tmp_path, 
     statuses = [(part["part"], part["status"]) for part in result["parts"]]
     assert statuses == [("waits", "done"), ("steps", "done"), ("ddp", "not run")]
     assert written == [[], [], ["done"]]
-    assert "a stand-in" in said and "ddp: not run: the budget of 4 s was over (0 s)" in said.splitlines()
+    assert "a stand-in" in said and "ddp: not run: the budget of 4 s was used up (0 s)" in said.splitlines()
 
 
 def test_goals_stand_beside_what_was_measured():

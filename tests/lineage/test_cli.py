@@ -36,15 +36,14 @@ def test_from_a_shell(store: LineageStore) -> None:
         "seeds",
         "run",
         "date",
-        "came",
-        "by",
+        "relation",
     ]
     assert lines[1].startswith("aws resnet20 digits s1") and "◀" in lines[4] and run_id[:8] in lines[4]
     assert lines[5].startswith("    └── signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
     assert "sync" in lines[-1]
     done = warm(there, TOOL, "show", "f" * 32, MLFLOW_TRACKING_URI="")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run or node begins with 'ffff")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run ID or key begins with 'ffff")
 
 
 def test_list_sync_list(

@@ -92,7 +92,7 @@ def test_without_its_scores_the_mask_of_snip_is_said_to_be_unchecked(experiment:
     findings = proved(experiment, ticket)
     assert findings.problems == [] and findings.checked["pruned"] == 0
     assert [note.what for note in findings.notes if "not checked" in note.what] == [
-        "not checked: its mask, since importance.safetensors is not here"
+        "its mask was not checked: importance.safetensors is missing"
     ]
 
 
