@@ -210,7 +210,7 @@ def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
 def test_a_launch_that_fails_is_no_answer(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import os\nprint(os.environ['PYTHONPATH'])\nraise SystemExit(3)\n")
-    with pytest.raises(NoAnswerError, match=f"ended with 3 in {tmp_path}:\n{tmp_path}"):
+    with pytest.raises(NoAnswerError, match=f"exited with 3 in {tmp_path}:\n{tmp_path}"):
         Maker(tmp_path, tmp_path).run(same_bits.Launch("fails", "fails.py", ""))
 
 
