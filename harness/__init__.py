@@ -21,7 +21,7 @@ if "LOCAL_RANK" in os.environ:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from harness.distributed import launcher_watch as _launchers  # noqa: F401  # looks around before torch is loaded
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Mask",
     "SignedMask",

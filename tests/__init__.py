@@ -1,1 +1,1 @@
-"""Tests, and the helpers they import as `tests.<room>.<helper>`."""
+"""Contain the tests and their helper modules, imported as `tests.<package>.<helper>`."""

@@ -1,4 +1,7 @@
-"""What every test runs under. Fixtures of one room stand in that room's own conftest."""
+"""Configure the environment, hooks and fixtures shared by all tests.
+
+Fixtures that only one test package uses are in the conftest of that package.
+"""
 
 from __future__ import annotations
 
@@ -11,37 +14,43 @@ from pathlib import Path
 
 import pytest
 
-# Before any test imports the libraries that read them. A test must never write to the user's own MLflow store, and
-# two workers on two cores get one thread each.
+# Set the environment before any test imports the libraries that read it.
+# A test must never write to the user's own MLflow store. One thread per worker avoids oversubscribing the cores.
 for _name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(_name, None)
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "agg")
-# libopencv-dev brings TBB, numba then prefers it, and FFCV's writer never exits.
+# libopencv-dev installs TBB, which numba prefers by default. FFCV's writer then never exits.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
-# So that a helper's assertion says as much as a test's.
+# Rewrite assertions in helper modules too, so that their failures show the compared values.
 pytest.register_assert_rewrite(*(f"tests.{room.stem}" for room in Path(__file__).parent.iterdir() if room.is_dir()))
 
 from tests.made_once import made_once  # noqa: E402
 
 
 def pytest_collection_finish() -> None:
-    """Take what the libraries have made out of garbage collection: Accelerate collects before each training."""
+    """Freeze all objects that exist after import.
+
+    Accelerate runs a garbage collection before each training. Frozen objects are skipped, which makes it fast.
+    """
     gc.collect()
     gc.freeze()
 
 
 _short = ""
-"""The test that runs, if it is one of `make test-quick`, which start no Python; but test_rooms.py may, to import."""
+"""Node ID of the running test if it must not start Python, else "".
+
+Tests of `make test-quick` must not, except test_rooms.py, which imports the package in a new interpreter.
+"""
 
 PYTHONS = ("python", "accelerate", "torchrun")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
-    """Note whether this test may start Python."""
+    """Record whether the test that runs may start Python."""
     global _short
     free = item.path.name == "test_rooms.py" or any(item.get_closest_marker(name) for name in ("long", "slow"))
     _short = "" if free else item.nodeid
@@ -52,7 +61,10 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
 
 
 def _refuse_python(event: str, arguments: tuple[object, ...]) -> None:
-    """Fail a test that starts Python, a launcher or a server, and is not marked long."""
+    """Fail a test without the mark `long` that starts Python.
+
+    Launchers and servers count as Python. This is an audit hook, so that it sees every way to start a process.
+    """
     if event == "subprocess.Popen" and _short and Path(str(arguments[0])).name.startswith(PYTHONS):
         raise AssertionError(f"{_short} starts Python; mark it long")
 
@@ -62,7 +74,10 @@ sys.addaudithook(_refuse_python)
 
 @pytest.fixture(scope="session")
 def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A SQLite database of MLflow without a run, to copy: making its tables takes seconds."""
+    """Return an MLflow SQLite database without runs, to be copied.
+
+    Creating its tables takes seconds, so this happens once per test run.
+    """
     from harness.lineage.tracking.server import Server
 
     def make(where: Path) -> None:
@@ -73,16 +88,24 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def messages() -> None:
-    """Show the harness's messages on standard error, as every command does."""
+    """Show log messages on standard error, as every command does."""
     from harness.common.logging import show_messages
 
     show_messages("normal")
 
 
 def dealt_out(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
-    """Return the tests so that each of `workers` begins with long modules and ends with short ones.
+    """Reorder tests so that each worker runs long modules first.
 
-    Each worker begins with a contiguous share of the list. Long tests at its end would leave the others idle.
+    pytest-xdist gives each worker a contiguous share of the list. Long tests at the end of one share would leave the
+    other workers idle. Tests of one module stay together.
+
+    Args:
+        items: All collected tests.
+        workers: Number of test processes.
+
+    Returns:
+        The same tests, in the order in which they should run.
     """
     modules: dict[Path, list[pytest.Item]] = defaultdict(list)
     for item in items:
@@ -96,9 +119,10 @@ def dealt_out(items: Sequence[pytest.Item], workers: int) -> list[pytest.Item]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the tests out over the workers, and skip what is marked gpu where there is no GPU.
+    """Distribute the tests over the workers, and skip GPU tests.
 
-    HARNESS_GPU_TESTS_DEVICE=label or =cpu runs their bodies without one: see tests/gpu/conftest.py.
+    Tests marked gpu are skipped if there is no GPU. HARNESS_GPU_TESTS_DEVICE=label or =cpu runs those in tests/gpu
+    without a GPU. See tests/gpu/conftest.py.
     """
     items[:] = dealt_out(items, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     on_gpu = [item for item in items if item.get_closest_marker("gpu")]

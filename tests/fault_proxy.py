@@ -1,4 +1,7 @@
-"""A server's address with faults in front of it: refusing, hanging, answering 500, also in the middle of a delivery."""
+"""Inject faults in front of a tracking server by a TCP proxy.
+
+It can refuse connections, hang, or answer 500. A fault can also start in the middle of a delivery.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,13 @@ _ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection
 
 
 class FaultProxy:
-    """Passes bytes on to a port of this machine, or does what `fault` says, with open connections too."""
+    """Forward TCP connections to a local port, or inject a fault.
+
+    Setting `fault` also affects connections that are already open.
+
+    Args:
+        target: Port of the real server on 127.0.0.1.
+    """
 
     def __init__(self, target: int) -> None:
         self.target = target
@@ -29,31 +38,36 @@ class FaultProxy:
 
     @property
     def uri(self) -> str:
-        """Where the server seems to be."""
+        """Return the URI that a client uses in place of the server's."""
         return f"http://127.0.0.1:{self.port}"
 
     def fault_at(self, word: bytes, fault: Fault) -> None:
-        """Let the fault begin with the next request whose first line has `word`; that request meets it already."""
+        """Start a fault at the next matching request, and affect this request too.
+
+        Args:
+            word: Bytes to find in the request line, such as part of the path.
+            fault: The fault to start.
+        """
         self.triggered.clear()
         self._trigger = word, fault
 
     def heal(self) -> None:
-        """Pass everything on again."""
+        """End the fault and forward everything again."""
         self.fault = "none"
 
     def close(self) -> None:
-        """Stop for good."""
+        """Stop the proxy and close its listener."""
         self._closed = True
 
     def _accept(self) -> None:
         while not self._closed:
-            if self.fault == "refusing":  # nobody listens
+            if self.fault == "refusing":  # without a listener the kernel refuses connections
                 if self._listener is not None:
                     self._listener.close()
                     self._listener = None
                 threading.Event().wait(0.02)
                 continue
-            with contextlib.suppress(OSError):  # a time-out, or the port is not free yet
+            with contextlib.suppress(OSError):  # accept timed out, or the port is still in use
                 if self._listener is None:
                     self._listener = socket.create_server(("127.0.0.1", self.port))
                     self._listener.settimeout(0.02)
@@ -80,7 +94,11 @@ class FaultProxy:
                     server.close()
 
     def _from_client(self, link: socket.socket, server: socket.socket | None) -> socket.socket | None:
-        """Pass on what the client says; None: hang up."""
+        """Forward bytes from the client, after any fault.
+
+        Returns:
+            The connection to the server, or None if the client's connection must be closed.
+        """
         data = link.recv(1 << 16)
         if not data:
             return None
@@ -99,7 +117,7 @@ class FaultProxy:
         return server
 
     def _from_server(self, link: socket.socket, server: socket.socket) -> bool:
-        """Pass on what the server says; False: hang up."""
+        """Forward bytes from the server. Return False if the client's connection must be closed."""
         data = server.recv(1 << 16)
         while self.fault == "hanging" and not self._closed:
             threading.Event().wait(0.05)
@@ -111,7 +129,7 @@ class FaultProxy:
 
 @contextlib.contextmanager
 def fault_proxy(target: int) -> Iterator[FaultProxy]:
-    """A proxy in front of `target` for as long as the block runs."""
+    """Run a proxy in front of port `target` during a `with` block."""
     proxy = FaultProxy(target)
     try:
         yield proxy

@@ -1,4 +1,4 @@
-"""A port for a launcher or a server of a test."""
+"""Find a port for a launcher or a server of a test."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import socket
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on."""
+    """Return a local TCP port that is not in use."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -1,4 +1,4 @@
-"""Stores and data that one test process makes and all others of the same run read."""
+"""Share directories between the test processes of one run."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ from filelock import FileLock
 
 
 def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
-    """Return the directory `name` of this test run, after `make` has filled it in one process.
+    """Return a directory shared by all workers, filled on first use.
 
-    Nothing may write into it later: a test that does takes a copy.
+    The directory is read-only by convention. A test that writes must copy it first.
+
+    Args:
+        factory: pytest's factory of temporary directories.
+        name: Name that identifies the directory in this test run.
+        make: Function that fills the new directory. Only one process calls it.
     """
     base = factory.getbasetemp()
-    # pytest-xdist gives each worker a directory of its own below that of the run
+    # pytest-xdist gives each worker its own directory inside that of the run
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
     with FileLock(place.with_suffix(".lock")):
         if not place.with_suffix(".made").exists():

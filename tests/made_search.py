@@ -1,7 +1,8 @@
-"""A search as it would be recorded, with made-up weights: real θ_init, real pruning, real digests, no training.
+"""Commit the runs of a search with invented weights, without training.
 
-Everything `verify` checks holds for it. A test that wants a fault changes one node just before it is committed, so
-that its digests are right and only the check meant for it can find it.
+Initial parameters, pruning and digests are real, so that `verify` finds no problem. A test injects a fault by
+changing one run just before it is committed. Its digests are then valid, so that only the check for this fault
+can find it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ START_MS = 1_790_000_000_000
 
 @dataclass
 class Draft:
-    """One node about to be committed; `params` and `mask` are None for a comparison."""
+    """A run that is about to be committed.
+
+    For a comparison `params` and `signed_mask` are None.
+    """
 
     kind: str
     name: str
@@ -49,14 +53,14 @@ class Draft:
     signed_mask: SignedMask | None = None
     curve: dict[str, Any] | None = None
     correct: dict[str, torch.Tensor] = field(default_factory=dict)
-    """Which images were right, by evaluation."""
+    """Maps each evaluation to a Boolean tensor: whether each image was classified correctly."""
     key: str | None = None
-    """Instead of the digest of the determinants."""
+    """Replaces the digest of the determinants, if given."""
     owner: str | None = None
-    """Key that the files name, if it is not the node's own."""
+    """Key written into the run's files, if it differs from the run's key."""
 
     def log(self, name: str, value: float, step: int = 0) -> None:
-        """Add a measured number."""
+        """Add a metric."""
         self.metrics.append(Metric(name, float(value), step, START_MS + len(self.metrics)))
 
 
@@ -64,8 +68,16 @@ Change = Callable[[Draft], None]
 
 
 class MadeSearch:
-    """Makes the nodes of one search, in order; `changes` holds what is done to a node, by its short name, before it is
-    committed: search, L00, L01, …, signed_mask, mask, retrain, dense, …, lmc."""
+    """Commit the runs of one search in order.
+
+    Args:
+        nodes: Store that receives the local runs.
+        config: Settings of the search.
+        architecture: The network, with the sizes of its data set.
+        data_digest: Content digest of the data set.
+        changes: Functions that change a draft before it is committed, by the run's short name. Short names are
+            "search", "L00", "L01", …, the kind of a final training, and "lmc".
+    """
 
     def __init__(
         self,
@@ -79,12 +91,16 @@ class MadeSearch:
         self.data_digest = data_digest
         self.changes = dict(changes or {})
         self.keys: dict[str, str] = {}
-        """Key of each node by its short name."""
+        """Key of each run by its short name."""
         self.partition = architecture.skeleton()[1]
         self._made: dict[str, Draft] = {}
 
     def make(self, finals: tuple[str, ...] = ()) -> MadeSearch:
-        """Commit search and levels, a final training of each kind in `finals`, and a comparison of the first two."""
+        """Commit the search, its levels, and final trainings of the ticket.
+
+        Args:
+            finals: Kinds of final training. The first two are also compared, if there are two.
+        """
         theta_init = self._root()
         parent = None
         for level in range(self.config.num_levels + 1):
@@ -96,7 +112,7 @@ class MadeSearch:
         return self
 
     def directory(self, name: str) -> Path:
-        """Return where a node lies."""
+        """Return the directory of a committed run."""
         found = self.nodes.find(self.keys[name])
         assert found is not None
         return found
@@ -139,6 +155,7 @@ class MadeSearch:
         return theta_init
 
     def _level(self, level: int, theta_init: Checkpoint, parent: Draft | None) -> Draft:
+        # Phase: start from the initial parameters, or prune the parent level
         config, root = self.config, self.keys["search"]
         if parent is None:
             begun, mask = theta_init.params, Mask.dense(theta_init.params, self.partition.prunable)
@@ -147,6 +164,7 @@ class MadeSearch:
             begun, mask = parent.params, prune(parent.params, parent.signed_mask.mask, config.pruning_fraction)
         start = {name: tensor.clone() for name, tensor in begun.items()}
         mask.apply_(start)
+        # Phase: describe the level as a search does
         epochs = config.level_epochs if level else config.warmup_epochs
         schedule = {"epochs": epochs, "lr_schedule": "constant"}
         above = self.keys[f"L{level - 1:02d}"] if level else root
@@ -168,6 +186,7 @@ class MadeSearch:
             epochs=(parent.epochs if parent else 0) + epochs,
             nested_under=root,
         )
+        # Phase: log α as AWS does, then replace training and commit
         noise = SgdNoise(config.sgd_seed, ("search", level))
         for epoch in range(epochs):
             alphas = noise.alphas(epoch, NUM_TRAIN // config.global_batch_size)
@@ -178,6 +197,7 @@ class MadeSearch:
         return draft
 
     def _final(self, kind: str, init_seed: int = 2, sgd_seed: int = 1) -> None:
+        # Phase: compute the start that this kind has
         config, ticket = self.config, self._made[f"L{self.config.num_levels:02d}"]
         assert ticket.params is not None and ticket.signed_mask is not None
         fresh = self.architecture.theta_init(init_seed)
@@ -185,6 +205,7 @@ class MadeSearch:
             start, mask = fresh.params, Mask.dense(fresh.params, self.partition.prunable)
         else:
             start, mask = transfer.start(kind, fresh.params, ticket.params, ticket.signed_mask, seed=init_seed)
+        # Phase: describe the training, replace it and commit
         key = None if kind == "dense" else self.keys[f"L{config.num_levels:02d}"]
         drawn = None if kind == "retrain" else init_seed
         schedule = {"epochs": config.final.epochs, "lr_schedule": config.final.lr_schedule}
@@ -210,7 +231,10 @@ class MadeSearch:
     def _train(
         self, draft: Draft, start: dict[str, torch.Tensor], mask: Mask, buffers: dict[str, torch.Tensor], seed: int
     ) -> None:
-        """Move every weight a little, in place of training."""
+        """Add noise to every live weight instead of training.
+
+        Sets the checkpoint, signed mask and metrics of the draft.
+        """
         generator = torch.Generator().manual_seed(seed)
         for tensor in start.values():
             tensor += 0.01 * torch.randn(tensor.shape, generator=generator)
@@ -245,6 +269,7 @@ class MadeSearch:
         self._commit("lmc", draft)
 
     def _commit(self, name: str, draft: Draft) -> None:
+        # Phase: apply the test's change, then compute key, mask tags and metrics
         number = len(self.keys)
         if name in self.changes:
             self.changes[name](draft)
@@ -255,6 +280,7 @@ class MadeSearch:
             draft.log("num_remaining", mask.mask.num_remaining, draft.epochs)
             if all(metric.name != "density" for metric in draft.metrics):
                 draft.log("density", mask.density, draft.epochs)
+        # Phase: write the record and all files of the run
         record = LineageRecord(
             key=key,
             kind=draft.kind,
@@ -289,5 +315,9 @@ class MadeSearch:
 
 
 def _right_but_for(error_percent: float) -> torch.Tensor:
-    """Return which of the test images are right: all but the first ones."""
+    """Mark the first `error_percent` % of the test images as wrong.
+
+    Returns:
+        Boolean tensor that is True for correct images.
+    """
     return torch.arange(NUM_TEST) >= round(NUM_TEST * error_percent / 100)

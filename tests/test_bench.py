@@ -1,4 +1,4 @@
-"""tools/bench.py: a quick run as a user starts it, and what it says when goals are missed or a benchmark breaks."""
+"""Test tools/bench.py: a quick run from the command line, missed goals, and benchmarks that fail."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def bench() -> ModuleType:
     spec = importlib.util.spec_from_file_location("bench_tool", REPOSITORY / "tools" / "bench.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
+    sys.modules[spec.name] = module  # dataclasses look up their module by name
     spec.loader.exec_module(module)
     return module
 
@@ -49,7 +49,7 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
         assert name in done.stdout
         assert row["note"] in done.stdout
         assert row["value"] == pytest.approx(row["ours"] / row["reference"])
-    # bytes do not depend on the machine, so here the goal itself is tested
+    # file sizes do not depend on the machine, so the goals must be met
     assert all(row["verdict"] == "met" and row["ours"] <= row["reference"] for row in result["rows"])
     for about in ("date", "hardware", "versions", "code"):
         assert f"{about:8}  {result[about]}" in done.stdout
@@ -60,7 +60,10 @@ def test_a_quick_run_prints_the_table_and_writes_json(tmp_path):
 
 @pytest.mark.long
 def test_pruning_is_timed_against_torchs_and_both_must_be_exact(monkeypatch):
-    """The benchmark with ResNet-20 in place of ResNet-50, of which ours alone is tried here."""
+    """Time pruning of ResNet-20 instead of ResNet-50, to save time.
+
+    For ResNet-50 only the exactness check runs.
+    """
     _, params, *masks = lineage.resnet50()
     for mask in masks:
         lineage.require_exact(params, mask, prune(params, mask, lineage.FRACTION))
@@ -73,7 +76,7 @@ def test_pruning_is_timed_against_torchs_and_both_must_be_exact(monkeypatch):
         assert row.ours and row.reference and row.value == pytest.approx(row.ours / row.reference)
 
 
-def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
+def test_a_missed_goal_is_marked_and_is_no_error(bench, monkeypatch, capsys):
     rows = [Row("slow thing", 2.0, Goal(most=1), "a note"), Row("fast thing", 0.5, Goal(most=1))]
     monkeypatch.setattr(bench, "run", lambda *options: rows)
     assert bench.main(bench.parse(["--only", "prune"])) == 0
@@ -83,21 +86,21 @@ def test_a_missed_goal_is_marked_and_no_error(bench, monkeypatch, capsys):
     assert "1 of 2 goals met" in lines and "slow thing: a note" in lines
 
 
-def test_a_ratio_is_the_median_of_what_was_measured_in_turns():
+def test_a_ratio_is_the_median_over_alternating_measurements():
     row = compared("speed", [2.0, 4.0, 9.0], [1.0, 4.0, 3.0], Goal(most=2))
     assert (row.value, row.interval, row.ours, row.reference, row.verdict) == (2.0, (1.0, 3.0), 4.0, 3.0, "met")
     assert compared("time", [2.0], [6.0], Goal(least=3), faster=True).value == 3.0
     assert Goal(least=3).verdict(2.9) == "MISSED" and Goal(least=3).verdict(None) == "not measured"
 
 
-def test_the_order_of_turns_turns_round_and_the_first_turn_warms_up():
+def test_the_order_alternates_after_a_warm_up():
     calls: list[str] = []
     ways = {name: lambda name=name: float(calls.append(name) or len(calls)) for name in ("a", "b")}
     assert in_turns(ways, 2) == {"a": [3.0, 6.0], "b": [4.0, 5.0]}
     assert calls == ["a", "b", "a", "b", "b", "a"]
 
 
-def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, tmp_path, monkeypatch, capsys):
+def test_a_failed_benchmark_is_named_and_the_others_run(bench, tmp_path, monkeypatch, capsys):
     def rows(name: str, *options: object) -> list[Row]:
         if name == "prune":
             raise RuntimeError("not exact")
@@ -115,11 +118,14 @@ def test_a_benchmark_that_breaks_is_named_and_the_others_go_on(bench, tmp_path, 
 
 
 @pytest.mark.long
-def test_the_published_way_learns_what_ours_does():
-    """With one α for all layers: the masked weights and ψ after three steps are those of the harness's loop."""
+def test_the_published_implementation_learns_the_same_weights():
+    """Compare `PublishedStep` with the harness's loop after three steps.
+
+    In `PublishedStep` each norm layer interpolates its own parameters. Here all layers get the same α.
+    """
     network = SparseNetwork(Case("resnet8", batch_size=8, image_size=16, num_classes=10, steps=1, rounds=1), World())
     for value in network.initial.values():
-        value.add_(0.3)  # biases begin at 0, which would hide that they are interpolated
+        value.add_(0.3)  # with biases of 0 their interpolation would have no effect
     generator = torch.Generator().manual_seed(1)
     batches = [(torch.randn(8, 3, 16, 16, generator=generator), torch.arange(8)) for _ in range(3)]
     ours = network.model()
@@ -130,6 +136,7 @@ def test_the_published_way_learns_what_ours_does():
         def epoch(self, noise, epoch, skip_steps=0):
             return iter(batches)
 
+    # Phase: train with both implementations on the same batches and α
     network.train(ours, "aws", Fixed())
     number = sum(isinstance(module, torch.nn.BatchNorm2d) for module in ours.modules())
     alphas = iter([float(alpha) for alpha in NOISE.alphas(0, 3) for _ in range(number)])
@@ -137,6 +144,7 @@ def test_the_published_way_learns_what_ours_does():
     for images, labels in batches:
         step(images, labels)
     assert next(alphas, None) is None
+    # Phase: compare masked weights and ψ
     learnt = dict(step.model.named_parameters())
     for name, param in ours.named_parameters():
         kept = network.mask.tensors.get(name, torch.ones_like(param))
@@ -145,7 +153,7 @@ def test_the_published_way_learns_what_ours_does():
 
 
 @pytest.mark.long
-def test_graphs_compiled_while_a_way_is_timed_are_counted():
+def test_graphs_compiled_during_a_timing_are_counted():
     sizes, every_size_anew = iter(range(2, 9)), torch.compile(lambda x: x + 1, backend="eager", dynamic=False)
     compiled_once = torch.compile(lambda x: x * 2, backend="eager")
     ways = {
@@ -153,11 +161,11 @@ def test_graphs_compiled_while_a_way_is_timed_are_counted():
         "once": lambda: float(compiled_once(torch.ones(1))),
     }
     timed, graphs = counted_in_turns(ways, 3)
-    assert graphs == 3 and timed["once"] == [2.0] * 3  # `anew` alone makes some after its first call
+    assert graphs == 3 and timed["once"] == [2.0] * 3  # only `anew` compiles after its first call
 
 
 class MovedBytes(TorchDispatchMode):
-    """Adds up the tensors that each kernel reads and writes, but for views, as an eager step does."""
+    """Sum the bytes that each eager kernel reads and writes. Views count as 0."""
 
     total = 0
 
@@ -170,7 +178,18 @@ class MovedBytes(TorchDispatchMode):
 
 
 def work_of(name: str, image_size: int, batch_size: int, num_classes: int, bf16: bool = True) -> tuple[float, float]:
-    """Return operations and bytes an image of forward and backward, on tensors that have a shape and no memory."""
+    """Count the work of a training step on fake tensors without memory.
+
+    Args:
+        name: Name of the network.
+        image_size: Side of the images in pixels.
+        batch_size: Number of images per batch.
+        num_classes: Number of classes.
+        bf16: Whether to use autocast to bfloat16.
+
+    Returns:
+        FLOPs and moved bytes, both per image.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = build_model(name, num_classes=num_classes, channels=3, image_size=image_size)
         images_NCHW = torch.empty(batch_size, 3, image_size, image_size)
@@ -183,8 +202,11 @@ def work_of(name: str, image_size: int, batch_size: int, num_classes: int, bf16:
 
 
 @pytest.mark.long
-def test_the_operations_of_resnet50_are_the_known_ones():
-    """4.089 G multiply-adds forward, twice that backward but for the gradient of the images."""
+def test_flops_of_resnet50_equal_the_known_number():
+    """Expect 4.089 G multiply-adds forward, and twice as many backward.
+
+    The backward pass needs no gradient of the images. There the first layer counts only once.
+    """
     operations, moved = work_of("resnet50", 224, 2, 1000)
     first_layer = 64 * 112 * 112 * 3 * 7 * 7
     assert operations == pytest.approx(2 * (3 * 4.089e9 - first_layer), rel=1e-3)
@@ -202,8 +224,12 @@ def test_the_operations_of_resnet50_are_the_known_ones():
         ("ResNet-20, 32², batch 128", "resnet20", (32, 128, 100)),
     ],
 )
-def test_the_page_says_how_many_images_a_device_allows(words, name, sizes):
-    """NVIDIA's data sheets of the SXM boards: 989 T operations in bf16 a second, 3.35 (H100) and 4.8 TB/s (H200)."""
+def test_performance_page_states_the_throughput_limits(words, name, sizes):
+    """Check the throughput limits in docs/performance.md.
+
+    NVIDIA's data sheets of the SXM boards state 989 TFLOP/s in bf16. The bandwidth is 3.35 TB/s (H100) or 4.8 TB/s
+    (H200).
+    """
     lines = (REPOSITORY / "docs" / "performance.md").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"| {words} |"))
     found = [cell.strip().removesuffix(" images/s") for cell in line.split("|")[2:-1]]
@@ -213,7 +239,7 @@ def test_the_page_says_how_many_images_a_device_allows(words, name, sizes):
 
 
 @pytest.mark.long
-def test_both_ways_to_a_barrier_find_the_same_errors():
+def test_both_barrier_implementations_find_the_same_errors():
     asked = question(Case("resnet8", 64, 16, 10, steps=4, rounds=1), torch.device("cpu"), (0.0, 0.3, 1.0))
     errors = asked.ours()
     assert asked.plain() == errors

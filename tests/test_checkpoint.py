@@ -1,4 +1,4 @@
-"""Checkpoints: stock PyTorch reads them, equal ones are equal bytes, damaged ones are refused."""
+"""Test checkpoints: stock PyTorch loads them, equal ones are equal bytes, damaged ones are refused."""
 
 import pytest
 import torch

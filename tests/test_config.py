@@ -1,4 +1,4 @@
-"""Settings: defaults in one place, bad values refused, JSON gives back the same."""
+"""Test the settings: schedules, validation of values, and the JSON round trip."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ from recipes.presets.small import digits
 
 
 @pytest.mark.parametrize("minutes", [-1, float("inf"), float("nan")])
-def test_a_limit_that_cannot_be_waited_for_is_refused(minutes):
+def test_an_invalid_stuck_limit_is_refused(minutes):
     for settings in (lambda: replace(digits(), stuck_after=minutes), lambda: TicketConfig("t", stuck_after=minutes)):
         with pytest.raises(ValueError, match=f"stuck_after is {minutes}; it must be a finite number of minutes"):
             settings()
@@ -37,7 +37,10 @@ def test_step_schedule_falls_at_half_and_three_quarters():
 
 
 def test_milestones_are_whole_quarters():
-    """E//2 and (E//4)·3, as the paper's scripts have it: of 30 epochs 15 and 21, not 22."""
+    """Check the milestones E//2 and (E//4)·3 of the paper's scripts.
+
+    For 30 epochs they are 15 and 21, not 22.
+    """
     schedule = Schedule(30, "step")
     assert [schedule.lr_factor(epoch) for epoch in (14, 15, 20, 21)] == pytest.approx([1, 0.1, 0.1, 0.01])
 
@@ -47,7 +50,7 @@ def test_no_training_starts_at_a_reduced_learning_rate(epochs):
     assert Schedule(epochs, "step").lr_factor(0) == 1
 
 
-def test_settings_of_the_other_optimizer_determine_nothing():
+def test_settings_of_the_other_optimizer_are_not_in_the_key():
     assert OptimConfig("adam", momentum=0.5).determinants() == OptimConfig("adam").determinants()
     assert OptimConfig("sgd", betas=(0.5, 0.9)).determinants() == OptimConfig("sgd").determinants()
     assert OptimConfig("sgd", momentum=0.5).determinants() != OptimConfig("sgd").determinants()
@@ -74,7 +77,7 @@ def test_cosine_schedule_is_torchs():
         reference.step()
 
 
-def test_unknown_name_lists_the_known_and_the_nearest():
+def test_an_unknown_name_lists_known_names_and_the_nearest():
     with pytest.raises(ValueError, match=r"unknown method 'lrrr' \(did you mean 'lrr'\?\); known: aws, lrr"):
         known("method", "lrrr", ["lrr", "aws"])
 

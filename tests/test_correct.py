@@ -1,4 +1,4 @@
-"""Files that hold which images were right: what is written comes back, and nothing else is read."""
+"""Test the files that record which images were classified correctly: round trip and validation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def bits(*shape: int) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("num_images", [1, 7, 8, 9, 500, 1001])
-def test_a_bit_for_each_image_comes_back(tmp_path: Path, num_images: int) -> None:
+def test_one_bit_per_image_survives_a_round_trip(tmp_path: Path, num_images: int) -> None:
     path = tmp_path / "correct.safetensors"
     correct = {"test": bits(num_images), "points": bits(3, num_images), "turned": bits(num_images, 2).T}
     save_correct(path, correct)
@@ -33,7 +33,7 @@ def test_a_bit_for_each_image_comes_back(tmp_path: Path, num_images: int) -> Non
     assert packed["test"].numpy().tobytes() == np.packbits(correct["test"].numpy()).tobytes()
     first = path.read_bytes()
     save_correct(path, dict(reversed(correct.items())))
-    assert path.read_bytes() == first, "equal answers, equal bytes"
+    assert path.read_bytes() == first, "equal contents must give equal bytes"
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_a_bit_for_each_image_comes_back(tmp_path: Path, num_images: int) -> Non
         {"a": torch.ones(8, dtype=torch.uint8)},
     ],
 )
-def test_anything_else_is_not_written(tmp_path: Path, correct: dict[str, torch.Tensor]) -> None:
+def test_invalid_tensors_are_not_written(tmp_path: Path, correct: dict[str, torch.Tensor]) -> None:
     with pytest.raises(ValueError, match="correct.safetensors"):
         save_correct(tmp_path / "correct.safetensors", correct)
     assert not list(tmp_path.iterdir())
@@ -63,13 +63,13 @@ def _written(
 
 PACKED = torch.full((2,), 0b11100000, dtype=torch.uint8)  # fits 11 to 16 images
 FOREIGN: dict[str, Callable[[Path], None]] = {
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]) and None,
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1]) and None,
     "empty": lambda path: path.write_bytes(b"") and None,
     "no header": lambda path: save_file({"test": PACKED}, path),
     "another format": _written({"test": PACKED}, 11, "harness.signed_mask/1"),
     "no number of images": _written({"test": PACKED}, None),
     "a number as text": _written({"test": PACKED}, "11"),
-    "true": _written({"test": PACKED[:1]}, True),
+    "a Boolean as number of images": _written({"test": PACKED[:1]}, True),
     "no images": _written({"test": PACKED[:0]}, 0),
     "no evaluations": _written({}, 11),
     "too few bits": _written({"test": PACKED}, 17),
@@ -83,7 +83,7 @@ FOREIGN: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("fault", FOREIGN)
-def test_anything_else_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
+def test_an_invalid_file_is_refused_in_one_line(tmp_path: Path, fault: str) -> None:
     path = tmp_path / "correct.safetensors"
     save_correct(path, {"test": bits(11)})
     FOREIGN[fault](path)
@@ -92,8 +92,11 @@ def test_anything_else_is_refused_in_one_line(tmp_path: Path, fault: str) -> Non
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_a_whole_file_is_read_and_a_missing_one_named(tmp_path: Path) -> None:
-    """So the faults above are refused for what they are."""
+def test_a_valid_file_is_read_and_a_missing_file_is_named(tmp_path: Path) -> None:
+    """Check that the file of the fault cases is valid before a fault.
+
+    Otherwise they could be refused for another reason. Also check the error for a missing file.
+    """
     path = tmp_path / "correct.safetensors"
     _written({"test": PACKED}, 11)(path)
     assert load_correct(path)["test"].sum() == 6

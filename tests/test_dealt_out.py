@@ -1,4 +1,4 @@
-"""The tests are dealt out over the test processes: none is lost, and none is left with the long ones at its end."""
+"""Test how tests are distributed over workers: none is lost, and long modules run first on each worker."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def item(module: str, number: int, *, long: bool = False) -> Any:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
-def test_every_test_is_dealt_once_and_modules_stay_together(workers: int):
+def test_every_test_is_assigned_once_and_modules_stay_together(workers: int):
     items = [item(f"test_{module}.py", number, long=module < 4) for module in range(10) for number in range(3)]
     dealt = dealt_out(items, workers)
     assert sorted(map(id, dealt)) == sorted(map(id, items))

@@ -1,4 +1,4 @@
-"""What the documents name is there: a table of tests that no longer exist would show nothing."""
+"""Check that the tests and files named in docs/coverage.md exist."""
 
 from __future__ import annotations
 
@@ -18,26 +18,32 @@ LINKED = re.compile(r"\]\(([^)]+)\)")
 
 
 def unshown(text: str) -> Iterator[str]:
-    """Yield what is wrong with the rows of a coverage table: a name or file that is not there, or none at all."""
+    """Yield the problems of a coverage table.
+
+    A row must name at least one test or linked file, or begin with "not run: ". All named tests and files must exist.
+
+    Args:
+        text: Markdown of the table.
+    """
     for line in text.splitlines():
         if not line.startswith("| ") or line == "| statement | shown by |":
             continue
         statement, shown = re.split(r"(?<!\\)\|", line.strip("|"))
         tests, files = NAMED.findall(shown), LINKED.findall(shown)
         if not (tests or files or shown.strip().startswith("not run: ")):
-            yield f"nothing shows that{statement}"
+            yield f"no evidence for{statement}"
         yield from (f"no test {file}::{name}" for file, name in tests if name not in functions(TESTS / file))
         yield from (f"no file {file}" for file in files if not (DOCS / file).is_file())
 
 
 def functions(path: Path) -> set[str]:
-    """Names of the tests of a file, without importing it."""
+    """Return the names of a file's top-level functions, without importing it."""
     if not path.is_file():
         return set()
     return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_statement_of_the_coverage_table_is_shown_by_something_that_exists():
+def test_every_row_of_the_coverage_table_names_existing_tests_or_files():
     text = (DOCS / "coverage.md").read_text()
     assert list(unshown(text)) == []
     assert len(NAMED.findall(text)) > 100
@@ -49,16 +55,19 @@ def test_every_statement_of_the_coverage_table_is_shown_by_something_that_exists
         ("| a | `test_documents.py::test_that_is_not_there` |", "no test test_documents.py::test_that_is_not_there"),
         ("| a | `test_nowhere.py::test_a` |", "no test test_nowhere.py::test_a"),
         ("| a | [a run](results/nowhere.md) |", "no file results/nowhere.md"),
-        ("| \\|a\\| is so | we looked |", "nothing shows that \\|a\\| is so "),
+        ("| \\|a\\| is so | we looked |", "no evidence for \\|a\\| is so "),
     ],
 )
-def test_a_row_that_shows_nothing_is_found(row, complaint):
+def test_a_row_without_existing_evidence_is_found(row, complaint):
     assert list(unshown(row)) == [complaint]
 
 
 @pytest.mark.skipif(not shutil.which("git") or not (DOCS.parent / ".git").exists(), reason="no clone")
-def test_no_output_of_a_command_is_committed():
-    """At the top of the repository, where a redirection would put it."""
+def test_no_redirected_output_is_committed():
+    """Find files without suffix at the repository root.
+
+    A mistyped shell redirection creates such files.
+    """
     words = ["git", "-C", str(DOCS.parent), "ls-files", ":(top,glob)*"]
     names = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
     assert {name for name in names if "." not in name} == {"Dockerfile", "LICENSE", "Makefile"}

@@ -1,4 +1,7 @@
-"""Files that survive a crash: the old content or the new one, and nothing beside it."""
+"""Test atomic writes.
+
+After a crash a file has its old or its new content. No temporary file remains.
+"""
 
 import os
 import subprocess
@@ -13,7 +16,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("durable", [True, False])
-def test_the_content_is_replaced_and_nothing_is_left_beside_it(tmp_path: Path, durable: bool) -> None:
+def test_the_content_is_replaced_and_no_temporary_file_remains(tmp_path: Path, durable: bool) -> None:
     path = tmp_path / "a.json"
     for content in (b"old", b"new, and longer", b""):
         write_atomically(path, content, durable=durable)
@@ -34,7 +37,7 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.long
-def test_killed_before_the_rename_it_keeps_the_old_content(tmp_path: Path) -> None:
+def test_a_kill_before_the_rename_keeps_the_old_content(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(b"old")
     script = "import sys; from pathlib import Path; from harness.common.files import write_atomically\n"

@@ -1,4 +1,4 @@
-"""What a command says when it ends, whatever ends it."""
+"""Test how commands end: closed pipes, errors, and the time limit of a stuck training."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def start(body: str) -> subprocess.Popen:
 
 @pytest.mark.long
 @pytest.mark.parametrize("flush", ["True", "False"])
-def test_a_reader_that_has_enough_is_no_error(flush: str):
-    """As in `… --list | head`: the pipe closes while there is more to print."""
+def test_a_closed_output_pipe_is_no_error(flush: str):
+    """Close the pipe early, as `… --list | head` does."""
     process = start(f"for _ in range(100_000): print('one run', flush={flush})")
     assert process.stdout is not None and process.stderr is not None
     process.stdout.readline()
@@ -36,13 +36,13 @@ def test_a_reader_that_has_enough_is_no_error(flush: str):
 
 
 @pytest.mark.long
-def test_another_pipe_that_breaks_is_an_error():
+def test_any_other_broken_pipe_is_an_error():
     said = start("raise BrokenPipeError(32, 'the server hung up')").communicate(timeout=60)[1]
     assert "error: [Errno 32] the server hung up\n" in said
 
 
 @pytest.mark.parametrize("config", [replace(digits(), stuck_after=3.5), TicketConfig("a ticket", stuck_after=3.5)])
-def test_the_limit_of_a_training_reaches_the_processes(monkeypatch, config):
+def test_the_stuck_limit_reaches_the_world(monkeypatch, config):
     class Reached(Exception):
         pass
 

@@ -1,4 +1,7 @@
-"""Which launchers have ended: by their connections alone, and never because these cannot be seen."""
+"""Test how ended launchers are detected.
+
+Only a closed connection shows that a launcher ended. Unreadable connections are never taken for closed ones.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,13 @@ HERE, THERE = ("::ffff:10.0.0.1", 4711), ("::ffff:10.0.0.2", 4712)
     ("now", "ended"),
     [({HERE, THERE}, []), ({HERE}, ["10.0.0.2"]), ({HERE, ("::ffff:10.0.0.2", 5000)}, ["10.0.0.2"]), (None, [])],
 )
-def test_a_launcher_has_ended_when_its_own_connection_has(monkeypatch, now, ended):
+def test_a_launcher_has_ended_when_its_connection_is_closed(monkeypatch, now, ended):
     monkeypatch.setattr(launchers, "AT_START", frozenset({HERE, THERE}))
     monkeypatch.setattr(launchers, "connections", lambda: None if now is None else frozenset(now))
     assert launchers.ended() == ended
 
 
-def test_connections_that_cannot_be_seen_are_unknown(monkeypatch):
+def test_unreadable_connections_are_unknown(monkeypatch):
     def refuse(pid: int) -> psutil.Process:
         raise psutil.AccessDenied(pid)
 

@@ -1,4 +1,4 @@
-"""What a run says about its machine and its launch."""
+"""Test the recorded facts about machine and launch."""
 
 import shlex
 import subprocess
@@ -25,8 +25,8 @@ def test_hardware_is_that_of_this_machine() -> None:
     assert len(found["gpus"]) == torch.cuda.device_count()
 
 
-def test_a_cpu_launch_asks_nothing_about_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "cuda_facts", lambda: pytest.fail("asked"))
+def test_a_cpu_launch_does_not_query_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "cuda_facts", lambda: pytest.fail("cuda_facts was called"))
     assert hardware(torch.device("cpu")).keys() == hardware().keys() == {"cpu", "cores", "memory_gib", "gpus"}
 
 
@@ -54,8 +54,11 @@ def test_a_cuda_launch_names_libraries_driver_and_settings(monkeypatch: pytest.M
     assert not torch.cuda.is_initialized()
 
 
-def test_a_fact_that_cannot_be_found_out_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A build without NCCL, and TF32 set by torch's new names, which makes it refuse the old one."""
+def test_an_unavailable_fact_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulate a build without NCCL, and set TF32 through torch's new setting.
+
+    After that torch raises an error when the old setting is read.
+    """
 
     def missing() -> None:
         raise AttributeError("_nccl_version")
@@ -71,7 +74,7 @@ def test_a_fact_that_cannot_be_found_out_is_none(monkeypatch: pytest.MonkeyPatch
     assert facts["cudnn_conv_fp32_precision"] == "ieee" and facts["cudnn"] is not None
 
 
-def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_driver_version_comes_from_nvml_or_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> None:
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
 
@@ -88,8 +91,11 @@ def test_the_driver_is_asked_of_nvidias_library_then_of_the_kernel(monkeypatch: 
 
 
 @pytest.mark.long
-def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
-    """A stand-in for Accelerate's launcher: a process whose second word ends in `accelerate`, the third is launch."""
+def test_launch_command_is_the_command_of_the_launcher(tmp_path: Path) -> None:
+    """Run a stand-in for Accelerate's launcher.
+
+    A launcher is recognised by its command line: the second word ends in `accelerate`, the third is `launch`.
+    """
     launcher = tmp_path / "accelerate"
     launcher.write_text("import subprocess, sys\nsubprocess.run([sys.executable, *sys.argv[4:]], check=True)\n")
     script = tmp_path / "say.py"
@@ -105,7 +111,7 @@ def test_the_command_is_that_of_the_launcher(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
-def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
+def test_load_sampling_slows_down_and_changes_no_random_number() -> None:
     torch.manual_seed(1)
     expected = torch.rand(3)
     torch.manual_seed(1)
@@ -117,4 +123,4 @@ def test_load_is_sampled_rarer_and_rarer_and_changes_no_random_number() -> None:
     assert {"system/cpu_utilization_percentage", "system/system_memory_usage_percentage"} <= names
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
-    assert young() == [] and old() == []  # after an hour a sample a minute is enough
+    assert young() == [] and old() == []  # no new sample yet: the interval grows with the age of the run

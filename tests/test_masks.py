@@ -1,4 +1,4 @@
-"""Masks and signed masks: algebra, the file, and use on a stranger's network."""
+"""Test masks and signed masks: algebra, the file format, and use in any PyTorch training loop."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_signs_are_those_of_the_masked_parameters():
         assert torch.equal(found.signs[name].float(), expected)
 
 
-def test_file_gives_back_the_same_and_is_the_same_bytes(tmp_path):
+def test_file_round_trip_and_equal_bytes(tmp_path):
     mask = signed()
     for file in ("a", "b"):
         mask.save(tmp_path / file, {"level": 3})
@@ -42,7 +42,7 @@ def test_file_gives_back_the_same_and_is_the_same_bytes(tmp_path):
     assert loaded.mask.equal(mask.mask) and loaded.norm == mask.norm and loaded.metadata == {"level": 3}
 
 
-def test_file_takes_one_plus_density_bits_an_element(tmp_path):
+def test_file_takes_one_plus_density_bits_per_element(tmp_path):
     params = {"w": torch.randn(1000, 1000)}
     mask = Mask({"w": torch.rand(1000, 1000) < 0.1})
     SignedMask.of(params, mask).save(tmp_path / "s", {})
@@ -75,7 +75,7 @@ def test_apply_gives_magnitudes_of_the_network_and_signs_of_the_mask():
             assert torch.equal(param, before[name])
         else:
             assert torch.equal(param, before[name].abs() * mask.signs[name])
-    # −0.0 equals 0.0 but is other bytes
+    # −0.0 equals 0.0 but has other bytes
     assert not torch.signbit(model[0].weight[~mask.mask.tensors["0.weight"]]).any()
 
 
@@ -97,7 +97,7 @@ def test_every_tensor_that_does_not_fit_is_named():
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_keep_holds_a_strangers_own_loop_sparse(kind):
+def test_keep_makes_any_training_loop_sparse(kind):
     mask, model = signed(), network()
     options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
     optimizer = kind(model.parameters(), lr=0.05, weight_decay=1e-2, **options)
@@ -119,7 +119,7 @@ def test_keep_without_apply_is_refused():
         signed().keep(torch.optim.SGD(network().parameters(), lr=0.1))
 
 
-def test_agreement_counts_common_weights_alone():
+def test_agreement_counts_only_common_weights():
     a = SignedMask.of({"w": torch.tensor([1.0, -1.0, 1.0, 1.0])}, Mask({"w": torch.tensor([1, 1, 1, 0]).bool()}))
     b = SignedMask.of({"w": torch.tensor([1.0, 1.0, 1.0, -1.0])}, Mask({"w": torch.tensor([1, 1, 0, 1]).bool()}))
     assert a.agreement(a) == 1.0 and a.agreement(b) == 0.5

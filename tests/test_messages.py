@@ -1,4 +1,4 @@
-"""Messages: who sees them, at which verbosity, and around progress bars."""
+"""Test log messages: handlers, verbosity, progress bars, and escaping."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ def test_each_verbosity_shows_its_levels(verbosity, expected, capsys) -> None:
     assert shown.out == "" and is_quiet() == (verbosity == "quiet")
 
 
-def test_asking_again_changes_the_verbosity_and_repeats_no_line(capsys) -> None:
+def test_a_second_call_changes_the_verbosity_and_repeats_no_line(capsys) -> None:
     show_messages("verbose")
     show_messages("normal")
     speak()
     assert capsys.readouterr().err == "a fact\nwarning: a doubt\n"
 
 
-def test_the_environment_says_it_where_the_command_does_not(monkeypatch, capsys) -> None:
+def test_the_environment_sets_the_default_verbosity(monkeypatch, capsys) -> None:
     monkeypatch.setenv("HARNESS_LOG", "quiet")
     show_messages()
     speak()
@@ -82,7 +82,7 @@ def test_the_environment_says_it_where_the_command_does_not(monkeypatch, capsys)
     assert capsys.readouterr().err == "error: HARNESS_LOG is 'loud'; known: quiet, normal, verbose\n"
 
 
-def test_a_message_tears_no_progress_bar(capsys) -> None:
+def test_a_message_does_not_break_a_progress_bar(capsys) -> None:
     with tqdm(total=2, desc="a bar", file=sys.stderr) as bar:
         bar.update()
         speak()
@@ -92,13 +92,16 @@ def test_a_message_tears_no_progress_bar(capsys) -> None:
     assert rest and all(piece.startswith("a bar:") for piece in rest), pieces
 
 
-def test_a_message_holds_no_character_that_a_terminal_obeys(capsys) -> None:
+def test_control_characters_in_messages_are_escaped(capsys) -> None:
     LOG.info("one \x1b[31m\ntwo \u202e")
     assert capsys.readouterr().err == "one \\x1b[31m\ntwo \\u202e\n"
 
 
-def test_verbosity_is_an_option_and_no_setting() -> None:
-    """Else it would stand in records, and a louder launch would not find the runs of a silent one."""
+def test_verbosity_is_an_option_but_not_a_recorded_setting() -> None:
+    """Check that verbosity is not part of the settings.
+
+    Settings are recorded. If verbosity were among them, a verbose launch would not reuse the runs of a quiet one.
+    """
     settings = parse(SearchConfig, None, digits(), ["--verbosity", "quiet", "--num-levels", "3"])
     assert is_quiet() and isinstance(settings, SearchConfig) and settings.num_levels == 3
     silent = parse(SearchConfig, None, digits(), ["--num-levels", "3"])

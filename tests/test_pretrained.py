@@ -1,4 +1,4 @@
-"""Networks trained elsewhere: files are read without running anything in them, and fitted to ours by name."""
+"""Test pretrained networks: files are read without executing code, and tensors are matched by name."""
 
 import pytest
 import torch
@@ -31,17 +31,17 @@ def test_files_give_the_same_network(tmp_path, form):
     assert fresh == [] and fitted.digest == checkpoint().digest
 
 
-def test_torchvisions_names_are_ours():
+def test_a_torchvision_state_dict_is_accepted():
     reference = torchvision_resnet50(num_classes=7)
     ours = build_model("resnet50", num_classes=5, channels=3, image_size=224)
     fresh = Checkpoint.of(ours, level=0, epochs=0, level_digest="")
     fitted, kept = Pretrained(reference.state_dict()).fitted(fresh, "fc")
-    assert kept == ["fc.weight", "fc.bias"], "another number of classes: the classifier is drawn"
+    assert kept == ["fc.weight", "fc.bias"], "with another number of classes the classifier keeps its initialisation"
     assert torch.equal(fitted.params["layer4.2.conv3.weight"], reference.layer4[2].conv3.weight)
     assert torch.equal(fitted.params["fc.weight"], fresh.params["fc.weight"])
 
 
-def test_older_files_lack_counters():
+def test_a_file_without_batch_counters_is_accepted():
     tensors = {name: t for name, t in checkpoint().state_dict.items() if not name.endswith("num_batches_tracked")}
     fitted, kept = Pretrained(tensors).fitted(checkpoint(seed=1), "fc")
     assert all(name.endswith("num_batches_tracked") for name in kept) and kept
@@ -56,7 +56,7 @@ def test_older_files_lack_counters():
         (lambda t: t.update({"conv1.weight": torch.zeros(2, 3, 3, 3)}), r"conv1.weight: .*\(2, 3, 3, 3\)"),
     ],
 )
-def test_what_does_not_fit_is_named(change, message):
+def test_every_mismatched_tensor_is_named(change, message):
     tensors = dict(checkpoint().state_dict)
     change(tensors)
     with pytest.raises(ValueError, match=message):

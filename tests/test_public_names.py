@@ -1,4 +1,7 @@
-"""The names of `import harness`: each has an example in its docstring and in docs/python.md, and these run."""
+"""Test the public names of `import harness`.
+
+Each has an example in its docstring and in docs/python.md. All examples are executed.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ import pytest
 import harness
 from tests.warm import REPOSITORY, warm
 
-# A search small enough for an example, over data that are prepared where the script runs.
+# Prepare the digits in the working directory, and configure a search small enough for an example.
 PRELUDE = """
 import doctest, sys
 from pathlib import Path
@@ -72,14 +75,14 @@ def test_the_examples_of_the_python_page_run(tmp_path: Path) -> None:
     text = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     first, *others = blocks
-    assert len(first.strip().splitlines()) <= 12, "a search and a final training in twelve lines"
-    # the page's own settings take minutes: the same lines with a smaller network and fewer epochs
+    assert len(first.strip().splitlines()) <= 12, "a search and a final training must fit in twelve lines"
+    # the settings on the page take minutes: use a smaller network and fewer epochs
     first = re.sub(
         r"^config = SearchConfig\(.*\)$", "config = small(data=data, optim=OptimConfig(lr=0.1))", first, flags=re.M
     )
     assert "config = small(" in first
     others = [block for block in others if "\ndef " not in block]
-    script = [sys.executable, "-c", "\n".join([PRELUDE, first, *others])]  # from a cold start, as a user's
+    script = [sys.executable, "-c", "\n".join([PRELUDE, first, *others])]  # a new interpreter, as for a user
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr

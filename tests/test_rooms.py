@@ -1,4 +1,7 @@
-"""Who may know whom: the imports of `harness` against the table of rooms."""
+"""Check the imports inside `harness` against a table of allowed dependencies.
+
+A package here is a top-level file or folder of `harness`. The constants call it a room.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
-# Data flows one way. A room is a top-level file or folder of harness; it may import the rooms named here, itself and
-# nothing else of the harness. Models know no data, pruning no training, training and analysis no lineage.
+# Packages that each package may import besides itself. Dependencies have no cycles. Models must not import data,
+# pruning must not import training, and training and analysis must not import lineage.
 _NETWORK = {"common", "config", "models", "masks", "checkpoint"}
 _RUN = _NETWORK | {"data", "pruning", "distributed", "training", "lineage"}
 ROOMS: dict[str, set[str]] = {
@@ -22,24 +25,24 @@ ROOMS: dict[str, set[str]] = {
     "config": set(),
     "distributed": {"common", "config"},
     "data": {"common", "config"},
-    "models": {"common", "config"},  # θ_init is a function of its seed
+    "models": {"common", "config"},  # common: the initial parameters are drawn from a derived seed
     "masks": {"common", "config"},
     "checkpoint": {"common", "masks"},
     "pruning": _NETWORK,
     "training": _NETWORK | {"data", "pruning", "distributed"},
-    # What it records it proves: masks against pruning, starts against θ_init and ticket, data against their manifest.
+    # Verification recomputes masks by pruning, starts from θ_init and ticket, and digests from the data's manifest.
     "lineage": _NETWORK | {"data", "pruning"},
     "analysis": _NETWORK | {"data", "distributed", "training"},
-    # Those that put the parts together: one finished run, what a launch does with them, what a user sees.
+    # The packages that combine the others: finished runs, experiments, figures of the paper, and the command line.
     "runs": _RUN,
     "experiment": _RUN | {"analysis", "runs"},
     "reproduction": _RUN | {"analysis", "runs", "experiment"},
     "cli": _RUN | {"analysis", "runs", "experiment"},
-    # `from harness import load_signed_mask`, on first use; launchers are looked at before torch is loaded.
+    # Public names such as `load_signed_mask` are imported on first use. Launchers are inspected before torch is loaded.
     "__init__": _RUN | {"experiment", "cli"},
 }
 
-# Big or optional libraries, and the only files that may name them, relative to harness/.
+# Large or optional libraries, and the only files that may import them (patterns relative to harness/).
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "mlflow": ("lineage/tracking/*.py", "lineage/store.py"),
     "ffcv": ("data/ffcv/*.py", "data/prepare*.py"),
@@ -50,28 +53,34 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
 }
 
-# Those of these files that need their library as soon as they are imported: their classes derive from its own.
+# Files that cannot be imported without their library, because their classes derive from classes of it.
 EAGER = ("data/ffcv/*.py",)
 
-# Settings are read by people and tools that have no torch loaded.
+# Files that must not import torch, so that options and launch checks start fast.
 WITHOUT_TORCH = ("config/*.py", "distributed/__init__.py", "distributed/launcher_watch.py")
 
-# The harness knows no recipe.
+# Top-level packages that `harness` must not import.
 ABOVE = {"recipes", "tools", "tests"}
 
 
 def imported_names(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
-    """Yield (line, dotted name) of everything `tree`, a module of `package`, imports anywhere in it.
+    """Yield every import of a module, also inside functions and `if TYPE_CHECKING`.
 
-    `from a import b` gives both a and a.b, since b may be a module; annotation-only imports count; so does
-    `import_module` of a literal name.
+    `from a import b` gives both a and a.b, since b may be a module. `import_module` with a literal name counts too.
+
+    Args:
+        tree: The parsed module.
+        package: Dotted name of the package that contains the module, to resolve relative imports.
+
+    Yields:
+        Line number and dotted name.
     """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
-            if node.level:
+            if node.level:  # a relative import: go up one package per further dot
                 parents = package.split(".")[: len(package.split(".")) - node.level + 1]
                 base = ".".join([*parents, base] if base else parents)
             yield node.lineno, base
@@ -83,13 +92,13 @@ def imported_names(tree: ast.Module, package: str) -> Iterator[tuple[int, str]]:
 
 
 def violations(root: Path) -> list[str]:
-    """Return one line for each import under `root`/harness that the tables above do not allow."""
+    """Return a message for each forbidden import in `root`/harness."""
     found: set[str] = set()
     for path in sorted((root / "harness").rglob("*.py")):
         file = path.relative_to(root / "harness").as_posix()
         room = file.split("/")[0].removesuffix(".py")
         if room not in ROOMS:
-            found.add(f"harness/{file}: room {room!r} has no entry in ROOMS; say there which rooms it may know")
+            found.add(f"harness/{file}: package {room!r} has no entry in ROOMS; list there what it may import")
             continue
         package = ".".join(path.relative_to(root).parent.parts)
         tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
@@ -102,25 +111,25 @@ def violations(root: Path) -> list[str]:
 
 def _why_not(file: str, room: str, name: list[str]) -> str | None:
     if name[0] in ABOVE:
-        return f"the harness knows no {name[0]}"
+        return f"harness must not import {name[0]}"
     if name[0] in LIBRARIES and not any(fnmatch.fnmatch(file, pattern) for pattern in LIBRARIES[name[0]]):
         return f"only {' and '.join(LIBRARIES[name[0]])} may import {name[0]}"
     if name[0] == "torch" and any(fnmatch.fnmatch(file, pattern) for pattern in WITHOUT_TORCH):
-        return f"{file} does without torch"
+        return f"{file} must not import torch"
     if name[0] != "harness" or len(name) == 1:
         return None
     other = name[1]
     if other in ROOMS and other != room and other not in ROOMS[room]:
-        return f"{room} must not know {other}"
+        return f"{room} must not import {other}"
     return None
 
 
-def test_imports_keep_to_their_rooms() -> None:
+def test_imports_follow_the_table() -> None:
     assert violations(REPOSITORY) == []
 
 
-def test_the_table_has_no_circle() -> None:
-    """A room that can be reached from itself would make the one-way flow a fiction."""
+def test_the_table_has_no_cycle() -> None:
+    """Check that no package depends on itself through other packages."""
 
     def reachable(room: str) -> set[str]:
         below = set(ROOMS[room])
@@ -128,53 +137,60 @@ def test_the_table_has_no_circle() -> None:
             below |= reachable(other)
         return below
 
-    assert all(room not in reachable(room) for room in ROOMS)  # a circle ends in RecursionError, which fails as well
+    assert all(room not in reachable(room) for room in ROOMS)  # a cycle raises RecursionError, which fails as well
 
 
-# The core of pruning: what every method is made of. Methods know it and each other; it knows no method.
+# Modules of harness/pruning that are not a method. Methods may import them and each other. They import no method.
 PRUNING_CORE = ("__init__", "magnitude", "method")
 
 
 def method_violations(root: Path) -> list[str]:
-    """Return one line for each place outside a method's own file that imports a method or asks for one by its name."""
+    """Return a message for each dependency on a single method.
+
+    Dependencies are imports of the method's module, and comparisons or subscripts with its name. The methods' own
+    files are not checked.
+    """
     methods = {path.stem for path in (root / "harness/pruning").glob("*.py")} - set(PRUNING_CORE)
     found: set[str] = set()
     for path in sorted((root / "harness").rglob("*.py")):
         file = path.relative_to(root / "harness").as_posix()
         is_method = file.startswith("pruning/") and path.stem in methods
-        if is_method or file == "pruning/__init__.py":  # the lines of the table that register them
+        if is_method or file == "pruning/__init__.py":  # the table METHODS registers them there
             continue
         tree = ast.parse(path.read_text(encoding="utf-8"))
         for line, name in imported_names(tree, "harness"):
             parts = name.split(".")
             if parts[:2] == ["harness", "pruning"] and parts[2:] and parts[2] in methods:
-                found.add(f"harness/{file}:{line}: knows the method {parts[2]}")
-        if not file.startswith(("config/", "reproduction/")):  # settings and figures name methods
+                found.add(f"harness/{file}:{line}: imports the method {parts[2]}")
+        if not file.startswith(("config/", "reproduction/")):  # settings and figures may name methods
             asking = [node for node in ast.walk(tree) if isinstance(node, ast.Compare | ast.Subscript)]
             words = [word for node in asking for word in ast.walk(node) if isinstance(word, ast.Constant)]
             found |= {
-                f"harness/{file}:{word.lineno}: asks for {word.value}"
+                f"harness/{file}:{word.lineno}: names the method {word.value}"
                 for word in words
-                if word.value in methods - {"dense"}  # a kind of training, too
+                if word.value in methods - {"dense"}  # "dense" is also a kind of final training
             }
     return sorted(found)
 
 
-def test_the_core_knows_no_method() -> None:
-    """Search, trainer, proof and pages ask a method's hooks, and never which method it is."""
+def test_the_core_depends_on_no_method() -> None:
+    """Check that only the methods' own files depend on a method.
+
+    Search, trainer, verification and pages must call the hooks of a method instead of testing its name.
+    """
     assert method_violations(REPOSITORY) == []
 
 
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("experiment/search.py", "from harness.pruning.gem_miner import ScoreTraining", "knows the method gem_miner"),
-        ("pruning/method.py", "from harness.pruning import wr", "knows the method wr"),
-        ("lineage/proof/tensors.py", "def f(name):\n    return name == 'gem_miner'", "asks for gem_miner"),
-        ("experiment/trainer.py", "METHODS['wr'].start", "asks for wr"),
+        ("experiment/search.py", "from harness.pruning.gem_miner import ScoreTraining", "imports the method gem_miner"),
+        ("pruning/method.py", "from harness.pruning import wr", "imports the method wr"),
+        ("lineage/proof/tensors.py", "def f(name):\n    return name == 'gem_miner'", "names the method gem_miner"),
+        ("experiment/trainer.py", "METHODS['wr'].start", "names the method wr"),
     ],
 )
-def test_a_planted_question_for_a_method_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
+def test_a_planted_dependency_on_a_method_is_found(tmp_path: Path, file: str, source: str, complaint: str) -> None:
     for method in ("gem_miner", "wr"):
         _plant(tmp_path, f"pruning/{method}.py", "")
     _plant(tmp_path, file, source)
@@ -182,23 +198,27 @@ def test_a_planted_question_for_a_method_is_found(tmp_path: Path, file: str, sou
     assert complaint in found
 
 
-def test_figures_are_known_by_nothing_below_the_command_line() -> None:
-    """What reproduces the paper stands on the core; nothing of the core stands on it."""
+def test_no_package_imports_reproduction() -> None:
+    """Check that no package may import `reproduction`, which builds on all others."""
     assert [room for room, known in ROOMS.items() if "reproduction" in known] == []
 
 
 @pytest.mark.parametrize(
     ("file", "source", "complaint"),
     [
-        ("models/resnet.py", "from harness.data import spec", "models must not know data"),
-        ("models/resnet.py", "from ..data.spec import DataSpec", "models must not know data"),
-        ("models/resnet.py", "from harness import data", "models must not know data"),
-        ("pruning/aws.py", "def f():\n    import harness.training.loop", "pruning must not know training"),
-        ("training/loop.py", "from harness.lineage.store import LineageStore", "training must not know lineage"),
-        ("training/loop.py", "import importlib\nimportlib.import_module('harness.lineage')", "must not know lineage"),
-        ("analysis/barrier.py", "from harness.lineage import record", "analysis must not know lineage"),
-        ("lineage/nodes/graph.py", "from harness.experiment.search import search", "lineage must not know experiment"),
-        ("masks/mask.py", "from harness.checkpoint import Checkpoint", "masks must not know checkpoint"),
+        ("models/resnet.py", "from harness.data import spec", "models must not import data"),
+        ("models/resnet.py", "from ..data.spec import DataSpec", "models must not import data"),
+        ("models/resnet.py", "from harness import data", "models must not import data"),
+        ("pruning/aws.py", "def f():\n    import harness.training.loop", "pruning must not import training"),
+        ("training/loop.py", "from harness.lineage.store import LineageStore", "training must not import lineage"),
+        (
+            "training/loop.py",
+            "import importlib\nimportlib.import_module('harness.lineage')",
+            "training must not import lineage",
+        ),
+        ("analysis/barrier.py", "from harness.lineage import record", "analysis must not import lineage"),
+        ("lineage/nodes/graph.py", "from harness.experiment.search import search", "must not import experiment"),
+        ("masks/mask.py", "from harness.checkpoint import Checkpoint", "masks must not import checkpoint"),
         ("lineage/nodes/local_files.py", "import mlflow", "lineage/store.py may import mlflow"),
         (
             "lineage/nodes/local_files.py",
@@ -207,8 +227,8 @@ def test_figures_are_known_by_nothing_below_the_command_line() -> None:
         ),
         ("data/spec.py", "import ffcv.fields", "may import ffcv"),
         ("training/loop.py", "from accelerate import Accelerator", "only distributed/world.py may import accelerate"),
-        ("experiment/search.py", "from recipes import demo", "the harness knows no recipes"),
-        ("config/search.py", "import torch", "config/search.py does without torch"),
+        ("experiment/search.py", "from recipes import demo", "harness must not import recipes"),
+        ("config/search.py", "import torch", "config/search.py must not import torch"),
         ("misc.py", "", "has no entry in ROOMS"),
     ],
 )
@@ -231,7 +251,7 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, source: str, compl
         ("analysis/plots.py", "import datasets_of_mine\nfrom harness.training.batchnorm import reestimate_batchnorm"),
     ],
 )
-def test_an_allowed_import_is_let_pass(tmp_path: Path, file: str, source: str) -> None:
+def test_an_allowed_import_is_accepted(tmp_path: Path, file: str, source: str) -> None:
     _plant(tmp_path, file, source)
     assert violations(tmp_path) == []
 
@@ -255,7 +275,10 @@ def test_importing_the_harness_is_light() -> None:
 
 
 def test_the_harness_imports_without_the_optional_libraries() -> None:
-    """Searching, training and analysing need neither MLflow nor FFCV, datasets or Accelerate to be importable."""
+    """Import every module without the libraries in LIBRARIES.
+
+    Modules in EAGER are not imported.
+    """
     modules = [
         ".".join(path.relative_to(REPOSITORY).with_suffix("").parts).removesuffix(".__init__")
         for path in sorted((REPOSITORY / "harness").rglob("*.py"))
@@ -263,7 +286,7 @@ def test_the_harness_imports_without_the_optional_libraries() -> None:
     ]
     code = (
         "import importlib, sys\n"
-        f"sys.modules.update(dict.fromkeys({list(LIBRARIES)}))\n"  # None in sys.modules: importing it is an ImportError
+        f"sys.modules.update(dict.fromkeys({list(LIBRARIES)}))\n"  # None in sys.modules makes an import fail
         f"for name in {modules}: importlib.import_module(name)\n"
         f"print(len({modules}))"
     )

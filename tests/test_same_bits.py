@@ -1,4 +1,4 @@
-"""tools/same_bits.py: what it finds in two made-up stores, what it takes from a REV, and its launches."""
+"""Test tools/same_bits.py: the comparison of two stores, the export of a revision, and its launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,12 @@ FIRST, SECOND = "1" * 64, "2" * 64
 
 
 def _commit(store: Path, key: str, name: str, parents: tuple[Parent, ...] = ()) -> None:
-    """Commit a run as the harness does, at another time and by another command in each store."""
+    """Commit a run with times and command specific to the store.
+
+    Times, command and code version depend on the store's path. Keys, metrics of training and files are the same in
+    every store.
+    """
+    # the path's length replaces the clock
     now = len(str(store)) * 1000
     LocalNodes(store).commit(
         LineageRecord(
@@ -51,7 +56,7 @@ def _write(directory: Path) -> None:
 
 @pytest.fixture
 def stores(tmp_path: Path) -> tuple[Path, Path]:
-    """Two equal stores of two runs each, made at different times."""
+    """Return two stores with two equal runs each, made at different times."""
     for store in (tmp_path / "before", tmp_path / "a longer name"):
         _commit(store, FIRST, "first")
         _commit(store, SECOND, "second", (Parent(FIRST, "pruned-from"),))
@@ -69,7 +74,7 @@ def _edit(store: Path, change: Callable[[dict], None]) -> None:
     path.write_text(json.dumps(record))
 
 
-def test_equal_stores_are_equal_though_times_commands_and_code_differ(stores):
+def test_stores_with_other_times_commands_and_code_are_equal(stores):
     report = compare(*stores)
     assert report.verdict() == "EQUAL: no number moved"
     assert dict(report.equal) == {
@@ -83,7 +88,7 @@ def test_equal_stores_are_equal_though_times_commands_and_code_differ(stores):
     }
     assert report.equal["field"] >= 2 * 7
     said = "\n".join(report.lines())
-    assert "images_per_second" in said and "started_ms" in said  # what is left out is named
+    assert "images_per_second" in said and "started_ms" in said  # the report names the ignored fields
 
 
 @pytest.mark.parametrize("name", ["checkpoint.safetensors", "signed_mask.safetensors", "layers.json"])
@@ -98,14 +103,14 @@ def test_one_altered_byte_is_found(stores, name):
     assert report.verdict() == "NOT EQUAL: differences: 1"
 
 
-def test_a_file_that_is_gone_is_found_and_a_new_one_is_named(stores):
+def test_a_missing_file_is_found_and_a_new_file_is_named(stores):
     (_node(stores[1]) / "layers.json").rename(_node(stores[1]) / "more.json")
     report = compare(*stores)
     assert report.moved == ["second: layers.json is gone"]
     assert report.fields == {"new file more.json": ["second"]}
 
 
-def test_images_that_only_the_newer_version_keeps_are_named_and_move_no_number(stores):
+def test_new_files_of_correct_images_are_named_and_are_no_difference(stores):
     for store, runs in zip(stores, ([], [FIRST, SECOND]), strict=True):
         for key in runs:
             (_node(store, key) / "correct.safetensors").write_bytes(b"bits")
@@ -124,12 +129,12 @@ def test_images_that_only_the_newer_version_keeps_are_named_and_move_no_number(s
         (lambda rows: rows.pop(0), "was of 2 points, now of 1"),
     ],
 )
-def test_a_moved_metric_is_found(stores, change, words):
+def test_a_changed_metric_is_found(stores, change, words):
     _edit(stores[1], lambda record: change(record["metrics"]))
     assert compare(*stores).moved == [f"second: metric test_loss {words}"]
 
 
-def test_a_new_metric_is_named_and_moves_no_number(stores):
+def test_a_new_metric_is_named_and_is_no_difference(stores):
     _edit(stores[1], lambda record: record["metrics"].append(["wait_seconds", 1.0, 1, 1]))
     report = compare(*stores)
     assert report.fields == {"new metric wait_seconds": ["second"]}
@@ -168,7 +173,7 @@ def test_a_changed_key_is_found_on_both_sides(stores):
         ),
     ],
 )
-def test_a_record_field_that_is_new_gone_or_different_is_named(stores, change, text, verdict):
+def test_a_new_missing_or_different_record_field_is_named(stores, change, text, verdict):
     _edit(stores[1], change)
     config = json.loads((_node(stores[1]) / "record.json").read_text())["config"]
     (_node(stores[1]) / "config.json").write_text(json.dumps(config))
@@ -178,20 +183,23 @@ def test_a_record_field_that_is_new_gone_or_different_is_named(stores, change, t
     assert f"record field {text}, in second" in list(report.lines())
 
 
-def test_a_config_file_that_is_not_the_records_is_found(stores):
+def test_a_config_file_that_differs_from_the_record_is_found(stores):
     path = _node(stores[1]) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"search": {"lr": 0.2}}))
     report = compare(*stores)
     assert "new config.json.search.lr = 0.2" in report.fields
 
 
-def test_an_empty_store_is_no_proof(tmp_path):
+def test_an_empty_store_is_an_error(tmp_path):
     with pytest.raises(NoAnswerError, match="holds no finished run"):
         compare(tmp_path, tmp_path)
 
 
-def test_all_methods_are_searched_with_that_an_old_rev_has_too():
-    """A newer method is not asked for: the launch of a REV without it would fail."""
+def test_every_method_of_an_old_revision_is_launched():
+    """Check that newer methods are not launched.
+
+    A launch of an old revision without them would fail.
+    """
     asked = {launch.options.split("--method ")[1].split()[0] for launch in launches() if "--method" in launch.options}
     assert asked <= METHODS.keys()
     assert asked == {"aws", "lrr", "lrr_full", "lrr_bn_rewind", "imp", "wr", "random", "dense", "gem_miner"}
@@ -199,7 +207,10 @@ def test_all_methods_are_searched_with_that_an_old_rev_has_too():
 
 @pytest.mark.long
 def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
-    """The interpreter's own installation must not come before the tree that is to be tried."""
+    """Check that a harness from outside the given tree is refused.
+
+    An installed version of the harness must not be compared by mistake.
+    """
     (tmp_path / "recipes").mkdir()
     Maker(ROOT, tmp_path).require_own_harness()
     with pytest.raises(NoAnswerError, match="would import"):
@@ -207,19 +218,19 @@ def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
 
 
 @pytest.mark.long
-def test_a_launch_that_fails_is_no_answer(tmp_path):
+def test_a_failed_launch_is_an_error(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import os\nprint(os.environ['PYTHONPATH'])\nraise SystemExit(3)\n")
     with pytest.raises(NoAnswerError, match=f"exited with 3 in {tmp_path}:\n{tmp_path}"):
         Maker(tmp_path, tmp_path).run(same_bits.Launch("fails", "fails.py", ""))
 
 
-def test_a_rev_that_is_none_is_named(tmp_path):
+def test_an_unknown_revision_is_named(tmp_path):
     with pytest.raises(NoAnswerError, match="REV 'no-such-rev' is not a commit"):
         export("no-such-rev", tmp_path)
 
 
-def test_a_difference_is_the_exit_code(stores, monkeypatch, capsys):
+def test_a_difference_sets_the_exit_code(stores, monkeypatch, capsys):
     monkeypatch.setattr(same_bits, "make_stores", lambda rev, place: stores)
     assert same_bits.main(same_bits.TwoVersions()) == 0
     (_node(stores[1]) / "layers.json").write_text("{}")

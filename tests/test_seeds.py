@@ -1,4 +1,4 @@
-"""Random streams are named, hashed and independent."""
+"""Test random streams: hashed from seed and purpose, and independent of each other."""
 
 import numpy as np
 import pytest
@@ -7,13 +7,13 @@ from harness.common.seeds import SgdNoise, derive_seed
 
 
 def test_streams_do_not_shift_into_each_other():
-    # seed + epoch would make (1, epoch 1) and (2, epoch 0) the same
+    # with seed + epoch, (seed 1, epoch 1) and (seed 2, epoch 0) would be equal
     assert derive_seed(1, "order", 1) != derive_seed(2, "order", 0)
     assert derive_seed(1, "a", "b") != derive_seed(1, "ab")
     assert derive_seed(1, 2) != derive_seed(1, "2")
 
 
-def test_permutation_is_one_and_is_keyed():
+def test_permutation_is_valid_and_keyed():
     noise = SgdNoise(1, ("search", 3))
     order = noise.permutation(0, 1000)
     assert np.array_equal(np.sort(order), np.arange(1000))
@@ -42,6 +42,6 @@ def test_other_distributions_of_alpha_are_made_from_the_same_draws():
         SgdNoise(5, ("search", 0), "beta").alphas(0, 1)
 
 
-def test_seeds_stay_the_same_over_versions():
-    # a changed stream would silently change every result under the same seed
+def test_seeds_stay_the_same_across_versions():
+    # another value would silently change every result with the same seed
     assert derive_seed(1, "order", 0) == 900627761886755983

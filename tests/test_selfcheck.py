@@ -1,4 +1,7 @@
-"""tools/selfcheck.py: harness and reference are equal, and every planted fault is found at the stage it begins at."""
+"""Test tools/selfcheck.py.
+
+Harness and reference compute equal numbers. Each injected fault is found at the first stage that it affects.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,10 @@ SMALL = SelfCheck("aws", epochs=1, width=2, batch_size=256)
 
 @contextmanager
 def opened(where: Path) -> Iterator[Experiment]:
-    """A launch without plots, and without Accelerate, whose state is the whole process's; the bits are the same."""
+    """Open a launch without plots and without Accelerate.
+
+    Accelerate's state is global to the process and would affect other tests. The results have the same bits.
+    """
     without = patch.object(world_module, "_has_accelerate", lambda: False), patch.object(plots, "plot_barriers")
     with without[0], without[1], selfcheck.opened(SMALL, where) as experiment:
         yield experiment
@@ -42,13 +48,22 @@ def opened(where: Path) -> Iterator[Experiment]:
 
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Stage]]:
-    """The reference's stages of both methods."""
+    """Return the reference's stages, by method and stage name."""
     with opened(tmp_path_factory.mktemp("reference")) as experiment:
         return {method: dict(selfcheck.by_reference(experiment, method)) for method in ("aws", "lrr")}
 
 
 def compared(theirs: dict[str, Stage], where: Path, method: str = "aws") -> dict[str, Deviation]:
-    """Run the harness as it is now, as far as `theirs` goes, and compare."""
+    """Run the harness and compare it with the reference.
+
+    Args:
+        theirs: Stages of the reference. The harness runs only as many.
+        where: Directory for the runs.
+        method: Pruning method.
+
+    Returns:
+        The deviation of each quantity.
+    """
     with opened(where) as experiment:
         return selfcheck.compare(dict(islice(selfcheck.by_harness(experiment, method), len(theirs))), theirs)
 
@@ -62,7 +77,7 @@ def test_harness_and_reference_are_equal(theirs, tmp_path: Path, method: str) ->
         assert deviation.beyond == [] and deviation.largest < 1e-12, (quantity, deviation)
     assert torch.get_default_dtype() == torch.float32
 
-    # something was compared: all stages, masks of two prunings, weights that a final training has moved
+    # the comparison is not empty: it has all stages, two prunings, and a difference between the methods
     stages = theirs[method]
     assert list(stages) == ["level 0", "level 1", "level 2", "barrier", "final"]
     kept = [sum(int(mask.sum()) for mask in stages[f"level {level}"]["masks"].values()) for level in range(3)]
@@ -71,13 +86,13 @@ def test_harness_and_reference_are_equal(theirs, tmp_path: Path, method: str) ->
     assert other["weights"].beyond[0].startswith("level 0")
 
 
-# Faults that a build could have, each a patch of the harness.
+# Faults that a future version could have. Each function patches one into the harness.
 
 Patch = pytest.MonkeyPatch
 
 
 def another_alpha_backward(patched: Patch) -> None:
-    """ψ's gradient is scaled by another α than the forward pass saw."""
+    """Scale the gradient of ψ by a wrong α."""
     usual = torch._foreach_mul_
     scaled = lambda tensors, by: usual(tensors, by * 0.5 if isinstance(by, float) else by)  # noqa: E731
     patched.setattr(torch, "_foreach_mul_", scaled)
@@ -158,7 +173,7 @@ def one_milestone_late(patched: Patch) -> None:
         (one_milestone_late, "weights", "final"),
     ],
 )
-def test_a_planted_fault_is_found_where_it_begins(
+def test_a_planted_fault_is_found_at_its_first_stage(
     theirs, tmp_path: Path, monkeypatch: Patch, capsys, fault: Callable[[Patch], None], quantity: str, first: str
 ) -> None:
     fault(monkeypatch)
@@ -176,7 +191,7 @@ def test_a_planted_fault_is_found_where_it_begins(
     [
         ([1.0, 2.0], [1.0, 2.0], 0.0),
         ([0.5], [0.25], 0.25),
-        ([300.0], [200.0], 0.5),  # relative to values above 1
+        ([300.0], [200.0], 0.5),  # relative if values are above 1
         ([1.0, 2.0], [1.0], math.inf),
         ([math.nan], [1.0], math.inf),
         ([math.nan], [math.nan], math.inf),
@@ -187,7 +202,7 @@ def test_distance(one: list[float], other: list[float], distance: float) -> None
     assert selfcheck.distance_of(torch.tensor(one), torch.tensor(other)) == distance
 
 
-def test_a_tensor_a_quantity_and_a_stage_that_are_missing_are_found(capsys) -> None:
+def test_a_missing_tensor_quantity_or_stage_is_found(capsys) -> None:
     whole: dict[str, Stage] = {"level 0": {"weights": {"a": torch.ones(2)}, "masks": {"a": torch.tensor([True])}}}
     assert selfcheck.report(selfcheck.compare(whole, whole)) == 0
     lacking: list[dict[str, Stage]] = [{"level 0": whole["level 0"] | {"weights": {}}}, {"level 0": {}}, {}]
@@ -197,8 +212,11 @@ def test_a_tensor_a_quantity_and_a_stage_that_are_missing_are_found(capsys) -> N
             assert found["weights"].beyond == ["level 0, a"] and selfcheck.report(found) == 1
 
 
-def test_one_sign_and_one_place_of_a_mask_are_found() -> None:
-    """However small, they are no rounding."""
+def test_one_wrong_sign_or_mask_entry_is_found() -> None:
+    """Check that signs and masks must be exactly equal.
+
+    Rounding cannot explain a difference.
+    """
     one: dict[str, Stage] = {
         "final": {"signs": {"a": torch.tensor([1, 0])}, "masks": {"a": torch.tensor([True, False])}}
     }
@@ -209,13 +227,13 @@ def test_one_sign_and_one_place_of_a_mask_are_found() -> None:
     assert found["signs"].beyond == found["masks"].beyond == ["final, a"]
 
 
-def test_a_launcher_of_several_processes_is_no_answer(monkeypatch: Patch, capsys) -> None:
+def test_several_processes_are_refused(monkeypatch: Patch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert selfcheck.main(SMALL) == 2
     assert "no answer: the self-check needs one process" in capsys.readouterr().err
 
 
-def test_the_reference_imports_nothing_of_the_harness() -> None:
+def test_the_reference_does_not_import_the_harness() -> None:
     imported = re.findall(r"^(?:import|from) (\w+)", (REPOSITORY / "tools/selfcheck_reference.py").read_text(), re.M)
     assert set(imported) <= {"__future__", "collections", "dataclasses", "typing", "numpy", "torch"}
 

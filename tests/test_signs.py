@@ -1,4 +1,4 @@
-"""Sign agreement, mask overlap and density on masks small enough to count by hand."""
+"""Test sign agreement, mask overlap and density on small masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.masks.signs import LayerSigns, compare_signs, overlap_by_chance
 
 
 def signed_mask(**weights: list[float]) -> SignedMask:
-    """0 is pruned; `bias` is outside the mask."""
+    """Return a signed mask of these weights, in which zeros are pruned. The tensor `bias` is not masked."""
     params = {name: torch.tensor(values) for name, values in weights.items()}
     return SignedMask.of(params, Mask({name: tensor != 0 for name, tensor in params.items() if name != "bias"}))
 
@@ -31,21 +31,21 @@ def test_counts_and_shares_of_each_layer():
     assert math.isnan(y.sign_agreement)
 
 
-def test_the_total_weighs_weights_not_layers_and_agrees_with_the_signed_mask():
+def test_the_total_counts_weights_and_equals_the_agreement():
     total = LayerSigns.total(compare_signs(A, B))
     assert total == LayerSigns("all layers", 10, 6, 6, 4, 2)
     assert total.sign_agreement == A.agreement(B)
     assert total.density_a == A.density
 
 
-def test_a_signed_mask_agrees_wholly_with_itself_and_not_at_all_with_its_opposite():
+def test_agreement_is_one_with_itself_and_zero_with_negated_signs():
     opposite = SignedMask({name: -signs for name, signs in A.signs.items()}, A.mask)
     assert [row.sign_agreement for row in compare_signs(A, A)] == [1.0, 1.0]
     assert [row.sign_agreement for row in compare_signs(A, opposite)] == [0.0, 0.0]
     assert [row.mask_overlap for row in compare_signs(A, opposite)] == [1.0, 1.0]
 
 
-def test_an_empty_layer_has_no_overlap_to_speak_of():
+def test_the_overlap_of_an_empty_layer_is_nan():
     nothing = signed_mask(x=[0.0, 0.0])
     (row,) = compare_signs(nothing, nothing)
     assert math.isnan(row.mask_overlap)
@@ -59,8 +59,11 @@ def test_masks_of_different_networks_are_refused():
         compare_signs(signed_mask(x=[1.0] * 8), A)
 
 
-def test_overlap_by_chance_is_that_of_shuffled_masks():
-    """A random mask of the same density in each layer, a hundred times; by layer, since densities differ by layer."""
+def test_overlap_by_chance_equals_that_of_shuffled_masks():
+    """Compare the formula with the mean over 100 shuffled pairs.
+
+    Masks are shuffled within each layer, because densities differ between layers.
+    """
     generator = torch.Generator().manual_seed(0)
     kept = {"x": (torch.arange(4000) < 400, torch.arange(4000) < 1200), "y": (torch.arange(100) < 90,) * 2}
 

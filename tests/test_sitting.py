@@ -1,4 +1,7 @@
-"""tools/benchmarks/sitting.py: every part at its tiny size on the CPU, and what a crash, a hang or the clock does."""
+"""Test tools/benchmarks/sitting.py.
+
+Tests cover tiny runs of every part on the CPU, crashes, hangs and the time budget.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +30,13 @@ from tools.benchmarks.sitting import GOALS, PARTS, Outcome, ask, count_tests, ju
 from tools.benchmarks.steps import MEETING, watched
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU takes the sizes that are measured")
+ON_CPU = pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU the parts have their full size")
 Send = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:  # Accelerate would keep bf16 for the tests that come after
+    with pytest.MonkeyPatch.context() as patch:  # Accelerate would keep bf16 for later tests of this process
         patch.setattr("harness.distributed.world._has_accelerate", lambda: False)
         world = World("bf16")
         yield world
@@ -50,16 +53,16 @@ def world() -> Iterator[World]:
         if home
     ],
 )
-def test_a_part_measures_what_its_goals_ask_for(world, part):
+def test_a_part_measures_the_quantities_of_its_goals(world, part):
     found: list[Row] = []
     assert sitting.measure(part, world, 600, found.append) == ("done", "")
     torch._dynamo.reset()
     assert found and all(math.isfinite(row.value) and row.value >= 0 for row in found)
     asked = {name for goal, name in GOALS if goal == part}
-    assert asked <= {row.name for row in found} or part == "waits"  # of which a CPU has none
+    assert asked <= {row.name for row in found} or part == "waits"  # a CPU has no waits to measure
 
 
-def test_every_part_has_a_home_and_a_share():
+def test_every_part_has_a_function_and_a_time_share():
     assert {part for part, (_, home) in PARTS.items() if not home} == {"tests", "searches"}
     assert all(0 < share <= 1 for share, _ in PARTS.values()) and {part for part, _ in GOALS} <= set(PARTS)
 
@@ -82,14 +85,17 @@ def test_the_command_prints_a_line_for_each_part(tmp_path):
 
 
 def stand_in(part: str, seconds: float, send: Send) -> tuple[str, str]:
-    """Take the place of what runs a part on the device."""
+    """Replace the function that runs a part in a child process.
+
+    Parts named "crashes", "hangs" and "fails" do so. All parts send their process ID as a measured value.
+    """
     if part == "about":
         send({"on_gpu": True, "hardware": "a stand-in"})
         return "done", ""
     send(Row(part, os.getpid()))
     if part == "crashes":
         print("a last word", file=sys.stderr, flush=True)
-        faulthandler.disable()  # no traceback among the results
+        faulthandler.disable()  # no traceback in the log
         os.abort()
     if part == "hangs":
         time.sleep(60)
@@ -105,16 +111,16 @@ def stand_in(part: str, seconds: float, send: Send) -> tuple[str, str]:
         ("fails", "failed", ""),
     ],
 )
-def test_a_part_that_ends_badly_keeps_its_rows_and_stops_no_other(tmp_path, part, status, detail):
+def test_a_failed_part_keeps_its_rows_and_the_next_part_runs(tmp_path, part, status, detail):
     log = tmp_path / "log"
     bad = ask(part, 1, 1 if part == "hangs" else 10, log, stand_in)
     after = ask("works", 10, 10, log, stand_in)
     assert (bad.status, after.status) == (status, "done")
     assert bad.detail.startswith(detail.split(":")[0]) and len(bad.rows) == 1
-    assert bad.rows[0].value != after.rows[0].value  # which had another process
+    assert bad.rows[0].value != after.rows[0].value  # the next part ran in another process
 
 
-def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, monkeypatch):
+def test_a_missing_package_skips_its_part_and_an_error_is_named(world, monkeypatch):
     def needs(world: World) -> Iterator[Row]:
         yield Row("before", 1)
         import package_that_is_not_there.inside  # noqa: F401
@@ -139,7 +145,7 @@ def test_a_missing_package_costs_its_part_alone_and_an_error_is_named(world, mon
 
 
 @pytest.mark.long
-def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(tmp_path, monkeypatch, capsys):
+def test_no_part_starts_after_the_budget_and_each_is_written_at_once(tmp_path, monkeypatch, capsys):
     written: list[list[str]] = []
     path = tmp_path / "new" / "out.json"
 
@@ -158,7 +164,7 @@ def test_no_part_begins_after_the_budget_and_the_file_grows_with_each(tmp_path, 
     assert "a stand-in" in said and "ddp: not run: the budget of 4 s was used up (0 s)" in said.splitlines()
 
 
-def test_goals_stand_beside_what_was_measured():
+def test_measurements_are_compared_with_goals():
     rows = Row("aws, batch 256 [images/s]", 4321.0), Row("aws / plain, batch 256", 0.97)
     outcomes = [Outcome("steps", "done", rows=rows)]
     found = {row["value"]: row for row in judged(outcomes, on_gpu=True)}
@@ -174,26 +180,26 @@ def test_goals_stand_beside_what_was_measured():
     ("results", "code", "verdict"),
     [
         ({"a": "passed"}, 0, "met"),
-        ({"a": "passed"}, None, "not measured"),  # those that did not begin could fail
+        ({"a": "passed"}, None, "not measured"),  # tests that did not start could fail
         ({"a": "skipped"}, 0, "not measured"),
         ({"a": "passed", "b": "failed"}, None, "MISSED"),
         ({"a": "passed", "b": "failed"}, 1, "MISSED"),
         ({"a": "passed", "b": "begun"}, 1, "not measured"),
     ],
 )
-def test_no_failure_is_a_result_only_if_all_tests_ran(results, code, verdict):
+def test_zero_failures_count_only_if_all_tests_ran(results, code, verdict):
     (row,) = (row for row in judged([count_tests(results, code, 1.0)], on_gpu=True) if row["value"] == "failed tests")
     assert row["verdict"] == verdict
 
 
 @pytest.mark.parametrize("seconds", ["0", "-5", "nan", "inf", "soon"])
-def test_a_budget_that_is_none_is_refused(seconds, capsys):
+def test_an_invalid_budget_is_refused(seconds, capsys):
     with pytest.raises(SystemExit):
         parse(["--seconds", seconds])
     assert "--seconds" in capsys.readouterr().err
 
 
-def test_a_sitting_whose_device_does_not_work_measures_nothing(monkeypatch, capsys):
+def test_a_broken_device_skips_every_part(monkeypatch, capsys):
     broken = Outcome("about", "crashed", "exit code 1: no torch")
     monkeypatch.setattr(sitting, "ask", lambda *asked: broken)
     assert sitting.main(parse(["--only", "steps"])) == 1
@@ -222,8 +228,8 @@ def suite(tmp_path: Path) -> Path:
 
 
 @pytest.mark.long
-def test_tests_are_counted_and_a_crash_costs_one(suite, tmp_path):
-    outcome = run_tests(tmp_path, 240, False, [str(suite)])  # far more than it takes, on a busy machine too
+def test_tests_are_counted_and_a_crash_loses_only_one(suite, tmp_path):
+    outcome = run_tests(tmp_path, 240, False, [str(suite)])  # the limit leaves room for a busy machine
     assert outcome.status == "failed", (tmp_path / "tests.log").read_text()
     values = {row.name: row.value for row in outcome.rows}
     assert values == {"passed tests": 3, "failed tests": 3, "skipped tests": 1, "tests without a result": 0}
@@ -232,7 +238,7 @@ def test_tests_are_counted_and_a_crash_costs_one(suite, tmp_path):
 
 
 @pytest.mark.long
-def test_a_test_that_hangs_is_ended(suite, tmp_path):
+def test_a_hanging_test_is_killed(suite, tmp_path):
     suite.write_text(suite.read_text().replace("os.abort()", "time.sleep(60)"))
     started = time.monotonic()
     outcome = run_tests(tmp_path, 15, False, [str(suite)])
@@ -243,7 +249,7 @@ def test_a_test_that_hangs_is_ended(suite, tmp_path):
     assert "LOST" in outcome.rows[-1].note and "test_crashes" in outcome.rows[-1].note
 
 
-def test_waits_are_counted_by_line_within_the_watched_steps_alone():
+def test_waits_are_counted_per_line_and_only_in_watched_steps():
     def waits() -> None:
         warnings.warn("called a synchronizing CUDA operation", stacklevel=1)
 
@@ -267,7 +273,7 @@ def test_waits_are_counted_by_line_within_the_watched_steps_alone():
 
 
 @pytest.mark.slow
-def test_searches_are_stopped_in_time_and_go_on_later(tmp_path, monkeypatch):
+def test_searches_stop_in_time_and_resume_later(tmp_path, monkeypatch):
     data = REPOSITORY / "data"
     if not (data / "digits" / "train.safetensors").exists():
         pytest.skip("needs data/digits: python tools/prepare_data.py digits")
@@ -283,7 +289,7 @@ def test_searches_are_stopped_in_time_and_go_on_later(tmp_path, monkeypatch):
     assert "seed 2, level 1 [test error %]" in {row.name for row in outcome.rows}
 
 
-def test_options_are_read():
+def test_options_are_parsed():
     words = ["--seconds", "60", "--only", "waits", "ddp", "--json", "a.json", "--runs", "b"]
     options = parse(words)
     assert (options.seconds, options.only, options.json, options.runs) == (
@@ -297,7 +303,7 @@ def test_options_are_read():
         parse(["--only", "wait"])
 
 
-def test_searches_without_their_data_say_how_to_get_them(tmp_path, monkeypatch):
+def test_searches_without_data_name_the_command_to_prepare_them(tmp_path, monkeypatch):
     outcome = run_searches(tmp_path, tmp_path, tmp_path / "data", 10, True)
     assert outcome.status == "not run" and "python tools/prepare_data.py fashion_mnist --out" in outcome.detail
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "tyro" else name)

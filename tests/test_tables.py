@@ -1,4 +1,4 @@
-"""Tables: whole and plain in a pipe, fitting on a terminal."""
+"""Test printed tables: complete plain rows in a pipe, and lines that fit on a terminal."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class Terminal(io.StringIO):
-    """Standard output that says it is a terminal."""
+    """A text buffer that claims to be a terminal."""
 
     def isatty(self) -> bool:
         return True
@@ -30,7 +30,7 @@ def print_rows() -> None:
     print_table(ROWS, numbers=("number",), whole=("run",), spare=("name",), marked=0)
 
 
-def test_a_pipe_gets_each_row_whole_on_a_line_of_its_own(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_a_pipe_gets_one_complete_row_per_line(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     monkeypatch.setenv("COLUMNS", "20")
     print_rows()
     out = capsys.readouterr().out
@@ -41,27 +41,27 @@ def test_a_pipe_gets_each_row_whole_on_a_line_of_its_own(capsys: pytest.CaptureF
     assert second.startswith("[bold]no markup[/bold] :smile:  ") and second.endswith(
         f"10  {ID}  \\x1b[31mred\\nand more"
     )
-    assert first.index("1.50") + 4 == second.index("10  ") + 2 == head.index("number") + 6, "numbers end in one column"
+    assert first.index("1.50") + 4 == second.index("10  ") + 2 == head.index("number") + 6, "numbers are right-aligned"
 
 
 @pytest.mark.parametrize("width", [80, 120, 200])
-def test_a_terminal_gets_lines_that_fit_and_whole_ids(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+def test_a_terminal_gets_lines_that_fit_and_complete_ids(monkeypatch: pytest.MonkeyPatch, width: int) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.delenv("NO_COLOR", raising=False)
     with contextlib.redirect_stdout(Terminal()) as terminal:
         print_rows()
     shown = terminal.getvalue()
-    assert "\x1b[1m" in shown, "the head is bold"
+    assert "\x1b[1m" in shown, "the heading must be bold"
     plain = ESCAPE.sub("", shown)
     assert all(len(line) <= max(width, len("number") + len(ID) + 20) for line in plain.splitlines()), plain
     assert ID in plain and "\x1b" not in plain
     left_out = "(a wider terminal, or a pipe, shows also: name)" in plain
-    assert left_out != ("no markup" in plain), "a column that is left out is named"
+    assert left_out != ("no markup" in plain), "an omitted column must be named"
     assert width != 80 or left_out
 
 
-def test_a_machine_without_rich_loses_no_fact(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
+def test_tables_are_complete_without_rich(capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     for name in ("rich", "rich.console"):
         monkeypatch.setitem(sys.modules, name, None)
     print_rows()

@@ -1,4 +1,4 @@
-"""What commands print of a comparison."""
+"""Test the text that commands print for a comparison."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from harness.cli.terminal import print_comparison
 from harness.experiment.comparison import Comparison, Question
 
 CURVE = BarrierCurve((0.0, 0.5, 1.0), (98.0, 70.0, 26.0), 26.0, 98.0, "cumulative", 100, 100)
-"""A copy with 98 % error, and its ticket with 26 %."""
+"""Curve from a copy with 98 % error (α = 0) to its ticket with 26 % (α = 1)."""
 
 
 def lines_of(question: Question, capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """The lines below the table."""
+    """Return the lines printed below the table."""
     delivery = cast(Any, SimpleNamespace(run_id=lambda key: None))
     print_comparison(question, Comparison("key", CURVE, Path("x"), delivery), 1.0, as_json=False)
     lines = capsys.readouterr().out.splitlines()

@@ -1,4 +1,4 @@
-"""What each kind of final training starts from (method, section 4)."""
+"""Test the start of each kind of final training against docs/methods.md."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def go(kind, parts, **options):
     "kind",
     ["retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const", "random_signs", "random_mask"],
 )
-def test_pruned_weights_are_positive_zero_and_inputs_stay(kind, parts):
+def test_pruned_weights_are_positive_zero_and_inputs_are_unchanged(kind, parts):
     copies = [{name: tensor.clone() for name, tensor in part.items()} for part in parts[:2]]
     params, mask = go(kind, parts)
     dead = params["w"][~mask.tensors["w"]]
@@ -51,7 +51,7 @@ def test_signed_mask_is_abs_theta_init_times_s_with_norm_at_init(parts):
     assert torch.equal(go("signed_mask", parts, unpruned=False)[0]["b"], theta_init["b"])
 
 
-def test_mask_carries_no_sign(parts):
+def test_mask_transfers_no_sign(parts):
     params, mask = go("mask", parts)
     assert torch.equal(params["w"], parts[0]["w"] * mask.tensors["w"]) and torch.equal(params["b"], parts[0]["b"])
 
@@ -73,11 +73,11 @@ def test_controls(parts):
     assert 0.3 < agree < 0.7
     params, other = go("random_mask", parts)
     for name, kept in signed_mask.mask.tensors.items():
-        assert other.tensors[name].sum() == kept.sum() and not other.tensors[name].equal(kept), "of each layer"
-        assert torch.equal(params[name], theta_init[name] * other.tensors[name]), "no signs"
+        assert other.tensors[name].sum() == kept.sum() and not other.tensors[name].equal(kept), "layerwise density"
+        assert torch.equal(params[name], theta_init[name] * other.tensors[name]), "no transferred signs"
 
 
-def test_whose_signs_go_along_outside_mask_and_norm():
+def test_selection_of_unpruned_parameters_that_get_signs():
     named = ("conv.weight", "conv.bias", "bn.weight", "bn.bias", "token", "head.weight", "head.bias")
     signed_mask = SignedMask.of(
         {name: torch.ones(2) for name in named},

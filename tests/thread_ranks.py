@@ -1,4 +1,4 @@
-"""Ranks that are threads of this process: what several processes compute together, without launching any."""
+"""Simulate the ranks of a distributed job by threads of one process."""
 
 from __future__ import annotations
 
@@ -11,11 +11,18 @@ from typing import Any
 import torch
 
 SECONDS = 60.0
-"""A rank that waits so long for another fails with BrokenBarrierError: a test must end."""
+"""Timeout of a barrier. A rank that waits longer fails with BrokenBarrierError, so that no test hangs."""
 
 
 class ThreadRank:
-    """One of `size` ranks; `board` and `barrier` are common to all."""
+    """A rank with a part of the interface of `World`.
+
+    Args:
+        rank: Rank of this thread.
+        size: World size.
+        board: Shared list with one slot per rank, for gathering.
+        barrier: Shared barrier of all ranks.
+    """
 
     def __init__(self, rank: int, size: int, board: list[Any], barrier: threading.Barrier) -> None:
         self.rank, self.size, self.board, self.barrier = rank, size, board, barrier
@@ -28,7 +35,12 @@ class ThreadRank:
         return everyones
 
     def on_all(self, work: Callable[[], Any]) -> Any:
-        """Run `work` on every rank; if it raises on any, all raise."""
+        """Run `work` on every rank. If it raises on one rank, all ranks raise.
+
+        Raises:
+            Exception: The rank's own exception, if it failed.
+            RuntimeError: If only another rank failed.
+        """
         result, failure = None, None
         try:
             result = work()
@@ -40,16 +52,20 @@ class ThreadRank:
         return result
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Add up in the order of ranks."""
+        """Sum a tensor over all ranks, in the order of ranks."""
         return torch.stack(self._from_all(tensor)).sum(0)
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Full precision."""
+        """Return a context without mixed precision."""
         return nullcontext()
 
 
 def on_ranks(size: int, work: Callable[[ThreadRank], Any]) -> list[Any]:
-    """Return what `work` gives on each rank, or the exception that it ended with."""
+    """Run `work` in one thread per rank.
+
+    Returns:
+        For each rank, the result of `work` or the exception that it raised.
+    """
     board: list[Any] = [None] * size
     barrier = threading.Barrier(size)
 

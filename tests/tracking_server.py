@@ -1,4 +1,4 @@
-"""A real MLflow server on this machine."""
+"""Run a real MLflow server for a test."""
 
 from __future__ import annotations
 
@@ -16,8 +16,17 @@ from tests.warm import Running
 
 @contextlib.contextmanager
 def server(where: Path, port: int, *options: str, **environment: str) -> Iterator[None]:
-    """A real tracking server that keeps and serves artifacts; `options` are more words of its command line."""
-    # its queues for background jobs are seven more processes, which nothing here uses
+    """Run a tracking server during a `with` block.
+
+    The server has its own database and serves its artifacts.
+
+    Args:
+        where: Directory for the database, the artifacts and the log.
+        port: Port on 127.0.0.1.
+        options: Further command-line options of `mlflow server`.
+        environment: Environment variables to add.
+    """
+    # background jobs would start seven more processes, and no test uses them
     environment.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     store = ["--backend-store-uri", f"sqlite:///{where}/server.db", "--artifacts-destination", str(where / "artifacts")]
     command = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1", *store, *options]

@@ -1,6 +1,7 @@
-"""Scripts in processes of their own that find the libraries loaded, which takes seconds: forks of one that loaded them.
+"""Run scripts in forks of a process with preloaded libraries.
 
-The project's own modules are loaded anew in each. What the start of Python itself must show is tested without this.
+This saves some seconds per script. The project's own modules are imported anew in each fork. Tests of the start of
+Python itself must use `subprocess` instead.
 """
 
 from __future__ import annotations
@@ -27,34 +28,43 @@ from tests.free_port import free_port
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("accelerate", "mlflow.store.tracking.sqlalchemy_store", "safetensors.torch", "torchvision", "tyro")
 LAUNCHERS, COUNTS = ("accelerate", "mlflow", "torchrun"), ("--nproc_per_node", "--num_processes")
-"""The Python that they start is warm too. Each leads a session, so that its workers can be ended with it."""
+"""Launchers whose Python child processes are forks too, and the options that give their number.
+
+Each launcher leads a session, so that a signal to its process group ends its workers too.
+"""
 MOST_SECONDS = 900
+"""Timeout of a script or of an answer from the forking process."""
 
 
 class Running:
-    """A script on its way: `python script options…` in `where`, with these variables besides those of this process.
+    """A running script, started as `python script options…`.
 
-    With `log`, both its streams go there.
+    Args:
+        where: Working directory.
+        script: Path of the script, or "-c" or "-m", followed by the program or the module in `options`.
+        options: Command-line arguments.
+        log: File for both standard output and standard error. By default both are captured for `ended`.
+        environment: Environment variables to add to those of this process.
     """
 
     def __init__(
         self, where: Path, script: str | Path, *options: str, log: Path | None = None, **environment: str
     ) -> None:
         self.words = [str(script), *options]
-        self._directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # gone with this object
+        self._directory = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)  # deleted with this object
         self._streams = [log or Path(self._directory.name, name) for name in ("output", "errors")]
         asked = {"words": self.words, "where": str(where), "streams": [*map(str, self._streams)]}
         self.pid = _answer(asked | {"environment": {**os.environ, **environment}})
         self._code: int | None = None
 
     def poll(self) -> int | None:
-        """Return the exit code; None while it runs."""
+        """Return the exit code, or None while the script runs."""
         if self._code is None:
             self._code = _answer({"ended": self.pid})
         return self._code
 
     def wait(self, seconds: float = MOST_SECONDS) -> int:
-        """Return the exit code; it must end within so many seconds."""
+        """Wait for the end of the script and return its exit code. Fail after `seconds`."""
         until = time.monotonic() + seconds
         while (code := self.poll()) is None:
             assert time.monotonic() < until, f"{self.words[0]} did not end"
@@ -62,33 +72,43 @@ class Running:
         return code
 
     def ended(self, seconds: float = MOST_SECONDS) -> subprocess.CompletedProcess[str]:
-        """Return how it ended, and what it said."""
+        """Wait for the script. Return its exit code and output."""
         code = self.wait(seconds)
         return subprocess.CompletedProcess(self.words, code, *(path.read_text() for path in self._streams))
 
     def send_signal(self, number: int) -> None:
-        """Send it a signal, if it still runs."""
+        """Send a signal, if the script still runs."""
         if self.poll() is None:
             os.kill(self.pid, number)
 
     def kill(self) -> None:
-        """End it at once, if it still runs."""
+        """Send SIGKILL, if the script still runs."""
         self.send_signal(signal.SIGKILL)
 
 
 def warm(where: Path, script: str | Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a script to its end."""
+    """Run a script and wait for its end. The arguments are those of `Running`."""
     return Running(where, script, *options, **environment).ended()
 
 
 def torchrun(processes: int, where: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run torch's launcher for that many processes of this machine, to their end."""
+    """Run torchrun on one node and wait for its end.
+
+    Args:
+        processes: Number of processes.
+        where: Working directory.
+        words: Further arguments: options of torchrun, the script, and its options.
+        environment: Environment variables to add.
+    """
     return launcher(where, "--nproc_per_node", str(processes), *words, **environment).ended()
 
 
 def launcher(where: Path, *words: str, **environment: str) -> Running:
-    """Start torch's launcher, which meets others, if there are any, at a port of its own."""
-    # --standalone would look through all modules for each of its messages, which takes a second
+    """Start torchrun with a free master port, and return without waiting.
+
+    `words` may override the master port, so that several launchers form one job.
+    """
+    # with --standalone each log message takes a second, because torch searches all modules
     own = ["--master_addr", "127.0.0.1", "--master_port", str(free_port())]
     return Running(where, Path(sys.executable).with_name("torchrun"), *own, *words, **environment)
 
@@ -98,23 +118,29 @@ def _answer(asked: dict[str, Any]) -> Any:
     assert forks.stdin is not None and forks.stdout is not None
     forks.stdin.write(json.dumps(asked) + "\n")
     forks.stdin.flush()
-    assert select.select([forks.stdout], [], [], MOST_SECONDS)[0], "the process that is forked does not answer"
+    assert select.select([forks.stdout], [], [], MOST_SECONDS)[0], "the forking process does not answer"
     return json.loads(forks.stdout.readline())
 
 
 @functools.cache
 def _forks() -> subprocess.Popen[str]:
-    """Start the process that is forked; it ends with this one, whose end closes its standard input."""
+    """Start the forking process once.
+
+    It ends with this process, because its standard input is then closed.
+    """
     command = [sys.executable, "-m", "tests.warm"]
     return subprocess.Popen(command, cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 class _Spares:
-    """Processes forked before a launcher begins, which wait to become the Python processes that it starts."""
+    """Processes that wait to run the Python children of a launcher.
+
+    They are forked before the launcher starts.
+    """
 
     def __init__(self, number: int) -> None:
         self.waiting: list[tuple[int, int]] = []
-        """Process ID of each, and the pipe that tells it what to be."""
+        """Process ID of each, and the write end of the pipe that receives its job."""
         for _ in range(number):
             told, tell = os.pipe()
             if child := os.fork():
@@ -127,7 +153,7 @@ class _Spares:
 
     @staticmethod
     def _wait(told: int) -> NoReturn:
-        """Become what is told; or end, once the launcher has ended without a word."""
+        """Read a job from the pipe and run it. Exit if the launcher ended without sending one."""
         with os.fdopen(told) as file:
             asked = file.read()
         if not asked:
@@ -139,7 +165,7 @@ class _Spares:
         _python(job["words"], job["environment"])
 
     def take(self, **job: Any) -> int:
-        """Tell one what to be; return its process ID."""
+        """Send a job to a waiting process and return its process ID."""
         child, tell = self.waiting.pop()
         with os.fdopen(tell, "w") as file:
             file.write(json.dumps(job))
@@ -147,7 +173,10 @@ class _Spares:
 
 
 class _WarmPopen(subprocess.Popen[Any]):
-    """A launcher's Popen: Python is one of the spare processes, as long as there are any."""
+    """A Popen that uses a waiting process instead of starting Python.
+
+    Without a waiting process it starts Python as usual.
+    """
 
     spares: _Spares
 
@@ -166,7 +195,14 @@ class _WarmPopen(subprocess.Popen[Any]):
 
 
 def _fork(words: list[str], where: str, environment: dict[str, str], streams: list[str]) -> NoReturn:
-    """Be what `python words…` is in `where`."""
+    """Run `python words…` in this forked process.
+
+    Args:
+        words: Arguments of `python`.
+        where: Working directory.
+        environment: The complete environment.
+        streams: Files for standard output and standard error.
+    """
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
     os.chdir(where)
@@ -183,7 +219,15 @@ def _fork(words: list[str], where: str, environment: dict[str, str], streams: li
 
 
 def _python(words: list[str], environment: dict[str, str]) -> NoReturn:
-    """Run `-c program words…`, `-m module words…` or `script words…`; then end, without taking all modules apart."""
+    """Run Python code in this process and exit as Python does.
+
+    The exit skips the destruction of modules, which takes long.
+
+    Args:
+        words: Arguments of `python`: `-c program …`, `-m module …` or `script …`.
+        environment: The complete environment.
+    """
+    # Phase: run the code, and print an exception as Python does
     os.environ.clear()
     os.environ.update(environment)
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
@@ -198,6 +242,7 @@ def _python(words: list[str], environment: dict[str, str]) -> NoReturn:
     if not isinstance(code, int | None):
         print(code, file=sys.stderr)
         code = 1
+    # Phase: join threads, run exit functions and flush
     threading._shutdown()  # type: ignore[attr-defined]
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -219,10 +264,14 @@ def _run(words: list[str]) -> None:
 
 
 def main() -> None:
-    """Load the libraries; then fork for each line of standard input that has a script, or say whether one has ended."""
+    """Import the libraries, then serve requests from standard input.
+
+    A request is one line with a JSON object. It either starts a script in a fork, or asks for an exit code. The answer
+    is the process ID of the fork, or the exit code, null while the process runs.
+    """
     for library in LIBRARIES:
         __import__(library)
-    assert threading.active_count() == 1, "a fork takes no other thread along"
+    assert threading.active_count() == 1, "a fork would lose the other threads"
     gc.freeze()
     for line in sys.stdin:
         asked = json.loads(line)

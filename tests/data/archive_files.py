@@ -1,4 +1,4 @@
-"""Small archives in exactly the formats in which CIFAR, Tiny-ImageNet and ImageNet are given out."""
+"""Write small archives in the formats of CIFAR, Tiny-ImageNet and ImageNet."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def tar_of(files: Iterable[tuple[str, bytes]], mode: str = "w") -> bytes:
-    """Return a tar of (name, content)."""
+    """Return the bytes of a tar with these (name, content) pairs."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode=mode) as archive:
         for name, content in files:
@@ -36,14 +36,17 @@ def jpeg(pixels: np.ndarray, mode: str = "RGB") -> bytes:
 
 
 def cifar_records(images_NHWC: np.ndarray, *label_columns: Iterable[int]) -> bytes:
-    """Return records of label bytes, then the red, the green and the blue plane."""
+    """Return CIFAR's binary records: the label bytes, then the red, green and blue planes."""
     columns = [np.asarray(list(labels), np.uint8)[:, None] for labels in label_columns]
     planes = images_NHWC.transpose(0, 3, 1, 2).reshape(len(images_NHWC), -1)
     return np.concatenate([*columns, planes], 1).tobytes()
 
 
 def cifar10_archive(path: Path, train: np.ndarray, test: np.ndarray) -> Path:
-    """Write cifar-10-binary.tar.gz, its files in no order; training file n is of class n, test image i of class i."""
+    """Write cifar-10-binary.tar.gz with its files in reverse order.
+
+    All images of training file n have class n. Test image i has class i.
+    """
     parts = np.array_split(train, 5)
     files = {f"data_batch_{n}.bin": cifar_records(part, [n] * len(part)) for n, part in enumerate(parts, start=1)}
     files["test_batch.bin"] = cifar_records(test, range(len(test)))
@@ -54,7 +57,10 @@ def cifar10_archive(path: Path, train: np.ndarray, test: np.ndarray) -> Path:
 
 
 def cifar100_files(train: np.ndarray, test: np.ndarray) -> dict[str, bytes]:
-    """Return what cifar-100-binary.tar.gz holds; the fine label of image i is 7·i mod 100, the coarse one i mod 20."""
+    """Return the files of cifar-100-binary.tar.gz, by name.
+
+    Image i has fine label 7·i mod 100 and coarse label i mod 20.
+    """
     files = {"fine_label_names.txt": b"apple\n", "coarse_label_names.txt": b"aquatic_mammals\n"}
     for name, images in (("train.bin", train), ("test.bin", test)):
         numbers = range(len(images))
@@ -68,9 +74,12 @@ def cifar100_archive(path: Path, train: np.ndarray, test: np.ndarray) -> Path:
 
 
 def tiny_imagenet_files(train: list[np.ndarray], val: list[np.ndarray]) -> dict[str, bytes]:
-    """Return what tiny-imagenet-200.zip holds; class i mod 3, every third image gray, as some there are."""
+    """Return the files of tiny-imagenet-200.zip, by name.
+
+    Image i has class i mod 3. Some images are gray, as in the real data set.
+    """
     files = {
-        "wnids.txt": "\n".join(reversed(WNIDS)).encode() + b"\n",  # in no order, as the real one
+        "wnids.txt": "\n".join(reversed(WNIDS)).encode() + b"\n",  # not sorted, as in the real file
         "words.txt": b"n01440764\ttench\n",
         "test/images/test_0.JPEG": jpeg(train[0]),
     }
@@ -102,7 +111,7 @@ def write_tree(root: Path, files: dict[str, bytes]) -> Path:
 
 
 class ImageNetFiles:
-    """A few images with ImageNet's names, and everything that says which class the validation images have."""
+    """Files of a tiny ImageNet, with all formats of validation labels."""
 
     def __init__(self, train: list[np.ndarray], val: list[np.ndarray]) -> None:
         self.train = {
@@ -113,7 +122,11 @@ class ImageNetFiles:
         self.wnids = [WNIDS[(2 * index + 1) % 3] for index in range(len(val))]
 
     def labels(self, how: str) -> dict[str, bytes]:
-        """Return the files of one way to say which class each validation image has."""
+        """Return the files that list the class of each validation image.
+
+        Args:
+            how: Name of the file, archive or directory, which selects the format.
+        """
         pairs = list(zip(self.val, self.wnids, strict=True))
         if how in ("ILSVRC2012_devkit_t12", "ILSVRC2012_devkit_t12.tar.gz"):
             files = {f"ILSVRC2012_devkit_t12/data/{name}": content for name, content in self._devkit().items()}
@@ -130,7 +143,10 @@ class ImageNetFiles:
         return {how: text.encode()}
 
     def _devkit(self) -> dict[str, bytes]:
-        """As MATLAB writes it: IDs are in an order of their own, and inner nodes of the tree follow the leaves."""
+        """Return the data files of the development kit, as MATLAB writes them.
+
+        Class IDs do not follow the order of the WNIDs. Inner nodes of the hierarchy come after the leaves.
+        """
         from scipy.io import savemat
 
         kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O"), ("num_children", "O")]

@@ -1,4 +1,4 @@
-"""Small prepared data sets, made once per test process from real images."""
+"""Provide small prepared data sets of real images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-# Two loader threads must be possible on a machine of one core; numba reads this once.
+# Allow two loader threads on a machine with one core. numba reads this only once.
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 
 from harness.data.prepare import ImageOptions, prepare
@@ -19,7 +19,7 @@ from tests.data.photo_files import BOXES, SMALL_RGB, image_folder, photo_crops
 
 @pytest.fixture(scope="session", autouse=True)
 def known_specs() -> Iterator[None]:
-    """Enter the test data sets in the table, as adding a data set does."""
+    """Add the test data sets to the table DATASETS."""
     DATASETS.update({spec.name: spec for spec in (SMALL_RGB, BOXES)})
     yield
     del DATASETS[SMALL_RGB.name], DATASETS[BOXES.name]
@@ -35,7 +35,7 @@ def digits_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def rgb_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare 70 + 11 photographs of 32×32."""
+    """Prepare 70 training and 11 test photographs of 32×32 pixels."""
     root = tmp_path_factory.mktemp("rgb")
     prepare("small_rgb", root / "data", str(image_folder(root / "raw", photo_crops(81, 32, 32), 11, 3, ".png")))
     return root / "data"
@@ -43,7 +43,7 @@ def rgb_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Prepare Tiny-ImageNet of 70 + 11 photographs, from its zip."""
+    """Prepare a Tiny-ImageNet of 70 training and 11 test photographs from its zip."""
     root, crops = tmp_path_factory.mktemp("tiny"), photo_crops(81, 64, 64)
     archive = tiny_imagenet_zip(root / "tiny-imagenet-200.zip", tiny_imagenet_files(crops[:70], crops[70:]))
     prepare("tiny_imagenet", root / "data", str(archive))
@@ -52,7 +52,7 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def boxes_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An image folder of 40 photographs of several sizes as PNG (nothing lost)."""
+    """Write an image folder with 40 photographs of several sizes, as lossless PNG."""
     sizes = [(90, 120), (120, 90), (100, 40), (40, 100), (64, 64)]
     crops = [photo_crops(index + 1, *sizes[index % len(sizes)])[-1] for index in range(40)]
     return image_folder(tmp_path_factory.mktemp("boxes_raw"), crops, 8, 2, ".png")
@@ -60,7 +60,7 @@ def boxes_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def boxes_directory(tmp_path_factory: pytest.TempPathFactory, boxes_raw: Path) -> Path:
-    """The same prepared with raw pixels."""
+    """Prepare the photographs of `boxes_raw` with uncompressed pixels."""
     out = tmp_path_factory.mktemp("boxes")
     prepare("boxes", out, str(boxes_raw), ImageOptions(write_mode="raw"))
     return out
@@ -68,5 +68,5 @@ def boxes_directory(tmp_path_factory: pytest.TempPathFactory, boxes_raw: Path) -
 
 @pytest.fixture
 def digits_spec() -> DataSpec:
-    """The digits' entry."""
+    """Return the specification of the digits."""
     return DATASETS["digits"]

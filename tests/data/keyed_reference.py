@@ -1,4 +1,4 @@
-"""The documented formulas of harness/data/augment.py in plain Python integers."""
+"""Implement the formulas of harness/data/augment.py with plain integers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ def unit(word: int) -> float:
 
 
 def box(key: int, index: int, height: int, width: int, scale: tuple, ratio: tuple) -> tuple[int, int, int, int]:
-    """torchvision.transforms.RandomResizedCrop.get_params with our draws."""
+    """Return the crop box of torchvision's RandomResizedCrop.get_params, from the keyed draws.
+
+    Returns:
+        Top, left, height and width in pixels.
+    """
     for attempt in range(10):
         draws = [draw(key, index, 4 + 4 * attempt + offset) for offset in range(4)]
         target = height * width * (scale[0] + (scale[1] - scale[0]) * unit(draws[0]))

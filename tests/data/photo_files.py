@@ -1,4 +1,4 @@
-"""Image files cut from real photographs, and two small data sets to prepare from them."""
+"""Cut image files from photographs, and define two data sets for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SMALL_RGB = replace(
     augmentation=CropFlip(padding=4, flip=True),
     raw=RawSource(default="nowhere"),
 )
-# Like ImageNet, with a small input.
+# Like ImageNet, with small images.
 BOXES = replace(
     DATASETS["imagenet"],
     name="boxes",
@@ -29,7 +29,16 @@ BOXES = replace(
 
 
 def photo_crops(number: int, height: int, width: int) -> list[np.ndarray]:
-    """Cut real pictures out of scikit-learn's two photographs."""
+    """Cut random crops from scikit-learn's two photographs.
+
+    Args:
+        number: Number of crops.
+        height: Height of a crop in pixels.
+        width: Width of a crop in pixels.
+
+    Returns:
+        RGB images of shape (height, width, 3).
+    """
     from sklearn.datasets import load_sample_images
 
     photos = load_sample_images().images
@@ -44,14 +53,24 @@ def photo_crops(number: int, height: int, width: int) -> list[np.ndarray]:
 
 
 def save(pixels: np.ndarray, path: Path, mode: str = "RGB") -> Path:
-    """Write an image file, making its directory."""
+    """Write an image file and create its directory. Return its path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).convert(mode).save(path)
     return path
 
 
 def image_folder(root: Path, crops: list[np.ndarray], num_test: int, num_classes: int, suffix: str) -> Path:
-    """Write crops as split/class/file."""
+    """Write crops as an image folder and return its root.
+
+    Paths have the form `split/class/file`.
+
+    Args:
+        root: Directory to fill.
+        crops: The images.
+        num_test: Number of crops, from the first on, for the validation split.
+        num_classes: Number of classes, assigned in turn.
+        suffix: Suffix that selects the image format, such as ".png".
+    """
     for index, crop in enumerate(crops):
         split = "val" if index < num_test else "train"
         save(crop, root / split / f"class{index % num_classes}" / f"{index:04}{suffix}")

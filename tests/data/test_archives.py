@@ -1,4 +1,7 @@
-"""The original archives of CIFAR, Tiny-ImageNet and ImageNet: right images and labels, one content, no tricks."""
+"""Test the preparation of the original archives of CIFAR, Tiny-ImageNet and ImageNet.
+
+Images and labels are correct, every layout gives the same content, and damaged or malicious archives are refused.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,7 @@ LABEL_FILES = (
 
 
 def prepared(name: str, out: Path, source: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Prepare a data set and return (images, labels) of both splits."""
+    """Prepare a data set. Return images (NHWC, uint8) and labels of each split."""
     prepare(name, out, str(source))
     return {split: read_raw(out / name / f"{split}.beton") for split in ("train", "test")}
 
@@ -60,7 +63,7 @@ def small() -> np.ndarray:
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
-def test_cifar100_takes_the_fine_labels(tmp_path: Path, small: np.ndarray, unpacked: bool) -> None:
+def test_cifar100_has_the_fine_labels(tmp_path: Path, small: np.ndarray, unpacked: bool) -> None:
     if unpacked:
         source = write_tree(tmp_path, cifar100_files(small[:20], small[20:])) / "cifar-100-binary"
     else:
@@ -79,8 +82,11 @@ def test_cifar10_joins_its_five_training_files(tmp_path: Path, small: np.ndarray
     assert (splits["test"][0] == small[20:]).all()
 
 
-def test_cifar100_of_the_hub_has_the_same_content(tmp_path: Path, small: np.ndarray) -> None:
-    """The hub's columns, images as PNG: the same digest as the archive's."""
+def test_cifar100_from_the_hub_has_the_same_content(tmp_path: Path, small: np.ndarray) -> None:
+    """Compare the digests of the hub's format and the archive.
+
+    The Hugging Face hub has other columns, and images as PNG.
+    """
     from datasets import ClassLabel, Dataset, Features
     from datasets import Image as ImageFeature
 
@@ -99,7 +105,7 @@ def test_cifar100_of_the_hub_has_the_same_content(tmp_path: Path, small: np.ndar
 
 
 class Explosive:
-    """Its pickle makes a file when loaded."""
+    """An object whose pickle creates a file when it is loaded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -128,7 +134,8 @@ def test_the_pickled_cifar_is_refused_and_never_loaded(tmp_path: Path, name: str
     assert not (tmp_path / "exploded").exists()
 
 
-def test_damaged_and_foreign_cifar_archives(tmp_path: Path, small: np.ndarray) -> None:
+def test_damaged_and_foreign_cifar_archives_are_refused(tmp_path: Path, small: np.ndarray) -> None:
+    # Phase: archives of another data set
     home = tmp_path / "downloads"
     home.mkdir()
     whole = cifar100_archive(home / "whole.tar.gz", small[:20], small[20:])
@@ -136,6 +143,7 @@ def test_damaged_and_foreign_cifar_archives(tmp_path: Path, small: np.ndarray) -
         prepare("cifar10", tmp_path / "out", str(whole))
     with pytest.raises(ValueError, match=r"whole\.tar\.gz is CIFAR's; digits needs another --source"):
         prepare("digits", tmp_path / "out", str(whole))
+    # Phase: truncated archives and members
     cut = home / "cut.tar.gz"
     cut.write_bytes(whole.read_bytes()[:-2000])
     with pytest.raises(ValueError, match=r"cut\.tar\.gz cannot be read: .*; download it again"):
@@ -145,6 +153,7 @@ def test_damaged_and_foreign_cifar_archives(tmp_path: Path, small: np.ndarray) -
     cut.write_bytes(tar_of(files.items(), "w:gz"))
     with pytest.raises(ValueError, match=r"train\.bin has 61479 bytes, no whole number of 3074-byte records"):
         prepare("cifar100", tmp_path / "out", str(cut))
+    # Phase: files that are no archive, and a directory that contains an archive
     cut.write_bytes(b"<html>not found</html>")
     with pytest.raises(ValueError, match=r"cut\.tar\.gz cannot be read"):
         prepare("cifar100", tmp_path / "out", str(cut))
@@ -169,8 +178,11 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path, small: np.ndarray,
         prepare("cifar100", tmp_path / "out", str(archive))
 
 
-def test_nothing_is_written_outside(tmp_path: Path, small: np.ndarray) -> None:
-    """Names that climb out of an archive are only names: nothing is ever unpacked."""
+def test_no_file_is_written_outside_the_output(tmp_path: Path, small: np.ndarray) -> None:
+    """Check that malicious member names write no file.
+
+    Names contain `..` or an absolute path. Archives are read without unpacking.
+    """
     archive = tmp_path / "deep" / "cifar.tar.gz"
     archive.parent.mkdir()
     with tarfile.open(archive, "w:gz") as tar:
@@ -209,11 +221,14 @@ def test_tiny_imagenet_zip(tmp_path: Path, tiny: dict[str, bytes]) -> None:
         for image, name in zip(images, names, strict=True):
             assert (image == np.asarray(Image.open(io.BytesIO(tiny[name])).convert("RGB"))).all()
     gray = [image for image in splits["train"][0] if (image == image[..., :1]).all()]
-    assert len(gray) == 4  # of 13, every third from the second on
+    assert len(gray) == 4  # every third of 13 images, from the second on
 
 
-def test_tiny_imagenet_has_one_content_in_every_layout(tmp_path: Path, tiny: dict[str, bytes]) -> None:
-    """The zip, its directory, and an image folder with the validation images sorted into classes."""
+def test_tiny_imagenet_has_equal_content_in_every_layout(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+    """Compare the zip, its directory, and an image folder.
+
+    The image folder has validation images sorted by class.
+    """
     archive = tiny_imagenet_zip(tmp_path / "tiny.zip", dict(reversed(tiny.items())))
     directory = write_tree(tmp_path / "tiny-imagenet-200", tiny)
     folder = {name: content for name, content in tiny.items() if name.startswith("train/")}
@@ -227,7 +242,7 @@ def test_tiny_imagenet_has_one_content_in_every_layout(tmp_path: Path, tiny: dic
     assert found[0] == found[1] == found[2]
 
 
-def test_tiny_imagenets_that_do_not_add_up(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+def test_inconsistent_tiny_imagenets_are_refused(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     def message(changed: dict[str, bytes | None]) -> str:
         files = {name: content for name, content in (tiny | changed).items() if content is not None}
         with pytest.raises(ValueError) as error:
@@ -247,13 +262,13 @@ def test_tiny_imagenets_that_do_not_add_up(tmp_path: Path, tiny: dict[str, bytes
     )
 
 
-def test_bad_zips(tmp_path: Path, tiny: dict[str, bytes]) -> None:
+def test_damaged_and_malicious_zips_are_refused(tmp_path: Path, tiny: dict[str, bytes]) -> None:
     path = tiny_imagenet_zip(tmp_path / "t.zip", tiny)
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"t\.zip cannot be read as a zip: .*; download it again"):
         prepare("tiny_imagenet", tmp_path, str(path))
-    # one flipped bit inside an image: the zip's own checksum finds it
+    # flip one bit inside an image, which the checksum of the zip detects
     place = whole.index(tiny["val/images/val_0.JPEG"]) + 300
     path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
     with pytest.raises(ValueError, match=r"val_0\.JPEG cannot be read: Bad CRC-32 .*; download it again"):
@@ -287,7 +302,10 @@ KEPT = ImageOptions(write_mode="jpg", keep_jpeg=True)
 
 @pytest.fixture(scope="module")
 def sorted_digests(tmp_path_factory: pytest.TempPathFactory, imagenet: ImageNetFiles) -> list[str]:
-    """Of train/<wnid> and val/<wnid>: what the validation script leaves."""
+    """Return the digests of the layout train/<wnid> and val/<wnid>.
+
+    The script `valprep.sh` creates this layout.
+    """
     where = tmp_path_factory.mktemp("sorted")
     source = write_tree(where / "raw", imagenet.train_directories() | imagenet.val_directories())
     return digests("imagenet", where, source, KEPT)
@@ -295,7 +313,7 @@ def sorted_digests(tmp_path_factory: pytest.TempPathFactory, imagenet: ImageNetF
 
 @pytest.mark.parametrize("labels", LABEL_FILES)
 @pytest.mark.parametrize("layout", ["tars", "directories", "train tar", "val tar"])
-def test_imagenet_has_one_content_in_every_layout(
+def test_imagenet_has_equal_content_in_every_layout(
     tmp_path: Path, imagenet: ImageNetFiles, sorted_digests: list[str], layout: str, labels: str
 ) -> None:
     train = imagenet.train_tar() if layout in ("tars", "train tar") else imagenet.train_directories()
@@ -330,7 +348,7 @@ def test_imagenets_images_and_labels(tmp_path: Path, imagenet: ImageNetFiles) ->
     assert read_sizes(tmp_path / "imagenet" / "train.beton")[0].tolist() == [120] * 13
 
 
-def test_imagenets_that_do_not_add_up(tmp_path: Path, imagenet: ImageNetFiles) -> None:
+def test_inconsistent_imagenets_are_refused(tmp_path: Path, imagenet: ImageNetFiles) -> None:
     trees = iter(range(100))
 
     def message(*files: dict[str, bytes]) -> str:
@@ -339,6 +357,7 @@ def test_imagenets_that_do_not_add_up(tmp_path: Path, imagenet: ImageNetFiles) -
             prepare("imagenet", tmp_path / "out", str(source), KEPT, overwrite=True)
         return str(error.value)
 
+    # Phase: class lists that are missing or incomplete
     train, val = imagenet.train_directories(), imagenet.val_heap()
     missing = message(train, val)
     assert "nothing beside them says which class each has" in missing and all(name in missing for name in LABEL_FILES)
@@ -348,10 +367,12 @@ def test_imagenets_that_do_not_add_up(tmp_path: Path, imagenet: ImageNetFiles) -
     assert "names no image with its wnid" in message(train, val, {"valprep.sh": b"rm -rf /\n"})
     short = {"imagenet_2012_validation_synset_labels.txt": WNIDS[0].encode()}
     assert "does not say which class" in message(train, val, short)
+    # Phase: splits that disagree or are missing
     two_classes = {name: content for name, content in train.items() if WNIDS[2] not in name}
     assert f"different classes ({WNIDS[2]} in one alone)" in message(two_classes, val, imagenet.labels("valprep.sh"))
     assert "neither ILSVRC2012_img_val.tar nor a directory val" in message(imagenet.train_tar())
     assert "neither ILSVRC2012_img_train.tar nor a directory train" in message(imagenet.val_tar())
+    # Phase: damaged development kit, and one archive instead of the directory
     devkit = imagenet.labels("ILSVRC2012_devkit_t12")
     truth = next(name for name in devkit if name.endswith("ground_truth.txt"))
     assert "do not fit each other" in message(train, val, devkit | {truth: b"1\n77\n"})
@@ -363,7 +384,7 @@ def test_imagenets_that_do_not_add_up(tmp_path: Path, imagenet: ImageNetFiles) -
 
 @pytest.mark.parametrize("which", ["train", "val"])
 @pytest.mark.parametrize("share", [0.3, 0.9])
-def test_a_tar_that_was_cut_off_is_named(tmp_path: Path, imagenet: ImageNetFiles, which: str, share: float) -> None:
+def test_a_truncated_tar_is_named(tmp_path: Path, imagenet: ImageNetFiles, which: str, share: float) -> None:
     files = imagenet.train_tar() | imagenet.val_tar() | imagenet.labels("valprep.sh")
     name = f"ILSVRC2012_img_{which}.tar"
     files[name] = files[name][: int(share * len(files[name]))]
@@ -382,7 +403,7 @@ def test_links_in_imagenets_tars_are_refused(tmp_path: Path, imagenet: ImageNetF
         prepare("imagenet", tmp_path, str(write_tree(tmp_path / "raw", files)), KEPT)
 
 
-# Fashion-MNIST for networks made for 32×32
+# Fashion-MNIST padded to 32×32 pixels
 
 
 def test_fashion_mnist_32_is_fashion_mnist_in_a_black_frame(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The keyed draws against the documented formula in plain Python integers."""
+"""Test the keyed draws against the documented formulas in plain Python integers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ KEYS = [0, 1, 12345678901234567890, WORD - 1]
 
 
 def test_mix_is_splitmix64() -> None:
-    """The published first outputs of splitmix64 seeded with 1234567."""
+    """Compare with the published first outputs of splitmix64 for seed 1234567."""
     expected = [
         6457827717110365317,
         3203168211198807973,
@@ -49,7 +49,7 @@ def test_boxes_follow_the_formula_and_lie_in_the_image(height: int, width: int) 
 
 
 @pytest.mark.parametrize("scale", [(0.5, 1.0), (0.08, 1.0), (0.999, 1.0)])
-def test_boxes_of_many_samples_are_those_of_each(scale: tuple[float, float]) -> None:
+def test_batched_boxes_equal_single_boxes(scale: tuple[float, float]) -> None:
     indices = np.arange(3_000) * 33
     found = augment.resized_crop_boxes(KEYS[2], indices, 64, scale, (3 / 4, 4 / 3))
     assert [tuple(row) for row in found.tolist()] == [
@@ -58,9 +58,9 @@ def test_boxes_of_many_samples_are_those_of_each(scale: tuple[float, float]) -> 
 
 
 @pytest.mark.long
-def test_compiled_boxes_are_those_of_plain_python() -> None:
+def test_compiled_boxes_equal_plain_python() -> None:
     pytest.importorskip("ffcv")
-    import harness.data.ffcv.loader  # noqa: F401  (sets numba's threading layer first)
+    import harness.data.ffcv.loader  # noqa: F401  (must set numba's threading layer first)
     from harness.data.ffcv import kernels as ffcv_kernels
 
     for index in range(4_000):
@@ -70,8 +70,11 @@ def test_compiled_boxes_are_those_of_plain_python() -> None:
         assert compiled == box(key, index, *args)
 
 
-def test_boxes_have_the_distribution_asked_for() -> None:
-    """Of boxes that fit at the first try, area and log aspect are uniform: means within 5 standard errors."""
+def test_boxes_have_the_specified_distribution() -> None:
+    """Check that area and log aspect ratio are uniform: their means lie within 5 standard errors.
+
+    The scale is so small that every box fits at the first attempt.
+    """
     shares, logs = [], []
     for index in range(4000):
         _, _, height, width = augment.resized_crop_box(3, index, 1000, 1000, (0.1, 0.3), (3 / 4, 4 / 3))
@@ -81,7 +84,7 @@ def test_boxes_have_the_distribution_asked_for() -> None:
     assert abs(np.mean(logs)) < 5 * 2 * math.log(4 / 3) / math.sqrt(12 * 4000)
 
 
-def test_every_place_and_flip_comes_equally_often() -> None:
+def test_every_crop_position_and_flip_is_equally_likely() -> None:
     indices = np.arange(90_000)
     top, left, flip = augment.crop_flips(99, indices, padding=1)
     counts = np.bincount(top * 6 + left * 2 + flip, minlength=18)
@@ -89,8 +92,11 @@ def test_every_place_and_flip_comes_equally_often() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 40.8  # χ², 17 degrees of freedom, p = 0.001
 
 
-def test_epochs_and_neighbours_share_nothing() -> None:
-    """Neighbouring keys give unrelated draws for the same and for neighbouring samples."""
+def test_draws_of_neighbouring_keys_are_uncorrelated() -> None:
+    """Check the correlation of draws with neighbouring keys.
+
+    Draws of the same sample and of neighbouring samples must be uncorrelated.
+    """
     indices = np.arange(1000)
     first, second = augment.crop_flips(5, indices, 100), augment.crop_flips(6, indices, 100)
     for a, b in zip(first[:2], second[:2], strict=True):

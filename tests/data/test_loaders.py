@@ -1,4 +1,7 @@
-"""The two loaders against each other and against a plain implementation; ranks, workers, resumes, early ends."""
+"""Test both loaders against each other and against plain implementations.
+
+Also test several ranks and workers, resumed epochs, and epochs that end early.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,11 @@ def sources(directories: dict[str, Path]) -> dict[tuple[str, str], DataSource]:
 
 
 def same(a: Iterable[Batch], b: Iterable[Batch]) -> int:
-    """Assert bit equality of two streams of batches and return how many there were."""
+    """Assert that two streams of batches are bit-identical.
+
+    Returns:
+        Number of batches.
+    """
     count = 0
     for left, right in zip(a, b, strict=True):
         for x, y in zip(left, right, strict=True):
@@ -67,7 +74,10 @@ def test_ffcv_and_memory_give_the_same_bits(sources: dict, name: str, augment: b
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 @pytest.mark.parametrize("name", CROPPED)
 def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: dict, name: str, loader: str) -> None:
-    """Pad with black, cut at the drawn place, mirror if drawn: NumPy slices, one sample at a time."""
+    """Compare with NumPy, one sample at a time.
+
+    The reference pads with black, crops at the drawn position, and flips if drawn.
+    """
     source = sources[name, loader]
     raw_NHWC, raw_labels = read_raw(directories[name] / name / "train.beton")
     augmentation, key = source.spec.augmentation, NOISE.key("augment", 4)
@@ -89,7 +99,10 @@ def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: di
 @pytest.mark.long
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
 def test_zoom_and_flip_are_the_documented_formula(sources: dict, directories: dict, loader: str) -> None:
-    """The box of plain Python, enlarged by exact fractions; and OpenCV's bilinear enlargement, ±1 for its rounding."""
+    """Compare with boxes in plain Python, enlarged with exact fractions.
+
+    The reference must also equal OpenCV's bilinear resize, up to ±1 for OpenCV's rounding.
+    """
     source = sources["tiny_imagenet", loader]
     raw_NHWC, raw_labels = read_raw(directories["tiny_imagenet"] / "tiny_imagenet" / "train.beton")
     augmentation, key = source.spec.augmentation, NOISE.key("augment", 3)
@@ -109,7 +122,10 @@ def test_zoom_and_flip_are_the_documented_formula(sources: dict, directories: di
 
 
 def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear, pixel centres half a pixel in, halves rounded up, in numbers without rounding."""
+    """Resize an image bilinearly to `size` × `size` pixels with exact arithmetic.
+
+    Pixel centres lie at half-integer coordinates. Halves are rounded up.
+    """
 
     def weights(side: int) -> np.ndarray:
         matrix = np.zeros((size, side), dtype=object)
@@ -117,7 +133,7 @@ def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
             x = min(max(Fraction((2 * place + 1) * side - size, 2 * size), Fraction(0)), Fraction(side - 1))
             matrix[place, math.floor(x)] += 1 - x % 1
             matrix[place, math.ceil(x)] += x % 1
-        return (2 * size * matrix).astype(np.int64)  # whole numbers: x is a multiple of 1 / 2·size
+        return (2 * size * matrix).astype(np.int64)  # integers, since x is a multiple of 1 / (2·size)
 
     rows, columns = weights(crop.shape[0]), weights(crop.shape[1])
     sums = np.einsum("ih,hwc,jw->ijc", rows, crop.astype(np.int64), columns, optimize=True)
@@ -131,7 +147,10 @@ def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
 def test_ranks_and_workers_make_the_same_global_batches(
     sources: dict, name: str, loader: str, world_size: int, num_workers: int
 ) -> None:
-    """Of each step: the same samples with the same augmentation as one process has, in the same order."""
+    """Check that all ranks together have the batches of one process.
+
+    Samples, their augmentation and their order must be equal at each step.
+    """
     source = sources[name, loader]
     alone = source.train_loader(global_batch_size=12, num_workers=1)
     shape = {"world_size": world_size, "num_workers": num_workers}
@@ -144,7 +163,7 @@ def test_ranks_and_workers_make_the_same_global_batches(
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_a_resumed_epoch_goes_on_bit_for_bit(sources: dict, loader: str) -> None:
+def test_a_resumed_epoch_is_bit_identical(sources: dict, loader: str) -> None:
     train = sources["digits", loader].train_loader(global_batch_size=64, num_workers=2)
     whole = list(train.epoch(NOISE, 1))
     assert same(whole[3:8], train.epoch(NOISE, 1, skip_steps=3, num_steps=5)) == 5
@@ -153,8 +172,11 @@ def test_a_resumed_epoch_goes_on_bit_for_bit(sources: dict, loader: str) -> None
     assert list(train.epoch(NOISE, 1, skip_steps=20)) == []
 
 
-def test_noise_decides_the_augmentation(sources: dict) -> None:
-    """Another epoch, level or seed augments the same sample differently; the same noise never does."""
+def test_noise_determines_the_augmentation(sources: dict) -> None:
+    """Check that augmentation depends on epoch, level and seed only.
+
+    Another epoch, level or seed must augment the same sample differently.
+    """
     train = sources["small_rgb", "ffcv"].train_loader(global_batch_size=70, num_workers=2)
 
     def by_index(noise: SgdNoise, epoch: int) -> torch.Tensor:
@@ -185,7 +207,7 @@ def test_every_test_image_is_counted_once(sources: dict, directories: dict, load
 
 
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_more_ranks_than_images(sources: dict, loader: str) -> None:
+def test_more_ranks_than_images_are_allowed(sources: dict, loader: str) -> None:
     source = sources["small_rgb", loader]
     counts = [
         sum(len(batch.labels_N) for batch in source.test_loader(batch_size=4, rank=rank, world_size=13, num_workers=1))
@@ -195,8 +217,11 @@ def test_more_ranks_than_images(sources: dict, loader: str) -> None:
     assert set(counts) == {0, 1}
 
 
-def test_batches_may_be_kept(sources: dict) -> None:
-    """FFCV uses its buffers again after a few batches; ours must not change under the caller's hands."""
+def test_batches_do_not_change_later(sources: dict) -> None:
+    """Check that batches do not change later.
+
+    FFCV reuses its buffers after a few batches, so the loader must copy them.
+    """
     train = sources["digits", "ffcv"].train_loader(global_batch_size=32, num_workers=1)
     kept = list(train.epoch(NOISE, 0))
     assert same(kept, train.epoch(NOISE, 0)) == 40
@@ -217,7 +242,10 @@ def test_leaving_an_epoch_early_leaves_no_thread(sources: dict, batches_taken: i
 
 
 def test_two_epochs_may_be_open_at_once(sources: dict) -> None:
-    """A validation in the middle of a training epoch, on the same compiled reader and with other batch sizes."""
+    """Run an evaluation in the middle of a training epoch.
+
+    Both use the same compiled reader, with other batch sizes.
+    """
     source = sources["digits", "ffcv"]
     train = source.train_loader(global_batch_size=100, num_workers=2)
     other = source.train_loader(global_batch_size=7, num_workers=2)
@@ -229,7 +257,7 @@ def test_two_epochs_may_be_open_at_once(sources: dict) -> None:
     assert same(alone, [first, *outer]) == 12
 
 
-def test_torch_keeps_its_threads(sources: dict) -> None:
+def test_the_number_of_torch_threads_is_unchanged(sources: dict) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2 if before == 1 else before - 1)
     try:
@@ -250,18 +278,18 @@ def test_an_empty_batch_is_refused(sources: dict, loader: str) -> None:
 
 
 @pytest.mark.parametrize("num_workers", [0, -2, 1000])
-def test_impossible_numbers_of_workers_are_refused(sources: dict, num_workers: int) -> None:
+def test_invalid_numbers_of_workers_are_refused(sources: dict, num_workers: int) -> None:
     with pytest.raises(ValueError, match=f"num_workers is {num_workers}"):
         sources["digits", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers)
 
 
 @pytest.mark.parametrize("num_workers", [None, -1])
-def test_all_workers(sources: dict, num_workers: int | None) -> None:
+def test_workers_on_all_cores_are_the_default(sources: dict, num_workers: int | None) -> None:
     train = sources["digits", "ffcv"].train_loader(global_batch_size=8, num_workers=num_workers)
     assert next(train.epoch(NOISE, 0)).images_NHWC.shape == (8, 8, 8, 1)
 
 
-def test_a_dying_reader_is_an_error_not_a_hang(
+def test_a_dead_reader_thread_raises_an_error(
     rgb_directory: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     from ffcv.loader.epoch_iterator import EpochIterator
@@ -301,8 +329,11 @@ def test_recorded_statistics_are_those_of_the_images(sources: dict, directories:
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
 @pytest.mark.parametrize("loader", ["ffcv", "memory"])
-def test_batches_on_cuda_are_those_on_cpu(sources: dict, name: str, loader: str) -> None:
-    """While the device is busy with other work, so that a copy that did not wait would show."""
+def test_batches_on_cuda_equal_those_on_cpu(sources: dict, name: str, loader: str) -> None:
+    """Compare while the device is busy.
+
+    A copy without synchronisation would then give wrong values.
+    """
     source = sources[name, loader]
     on_cpu, on_cuda = (
         source.train_loader(global_batch_size=10, num_workers=1, device=device) for device in ("cpu", "cuda")
@@ -333,8 +364,13 @@ assert sum(1 for _ in source.train_loader(global_batch_size=100).epoch(SgdNoise(
     assert done.returncode == 0, done.stderr
 
 
-def test_ffcv_copies_one_batch_ahead_and_frees_a_buffer_only_when_it_is_copied(sources: dict, monkeypatch) -> None:
-    """On CUDA the copy goes on while the device computes; FFCV writes into a buffer again after the next read."""
+def test_ffcv_copies_one_batch_ahead_and_reuses_a_buffer_only_after_its_copy(sources: dict, monkeypatch) -> None:
+    """Check the order of reads and copies.
+
+    On CUDA a copy runs while the device computes. FFCV overwrites a buffer after the next read, so the copy must
+    finish first.
+    """
+    # Phase: record every read, and the begin and end of every copy
     from harness.data.ffcv import loader as ffcv_loader
 
     said: list[str] = []
@@ -351,6 +387,7 @@ def test_ffcv_copies_one_batch_ahead_and_frees_a_buffer_only_when_it_is_copied(s
 
     monkeypatch.setattr(ffcv_loader, "_Copy", Copy)
     monkeypatch.setattr(ffcv_loader, "_next", lambda stream: said.append("read") or read(stream))
+    # Phase: a complete epoch of three steps
     loader = sources["digits", "ffcv"].train_loader(global_batch_size=64, num_workers=1)
     for number, _ in enumerate(loader.epoch(NOISE, 0, num_steps=3)):
         said.append(f"take {number}")
@@ -358,6 +395,7 @@ def test_ffcv_copies_one_batch_ahead_and_frees_a_buffer_only_when_it_is_copied(s
         *("read", "begin 0", "finish 0", "read", "begin 1", "take 0"),
         *("finish 1", "read", "begin 2", "take 1", "take 2", "finish 2"),
     ]
+    # Phase: an epoch that is closed after one batch
     said.clear()
     left = loader.epoch(NOISE, 0, num_steps=3)
     next(left)

@@ -1,4 +1,4 @@
-"""Opening prepared data: missing, cut off, altered and foreign files are named."""
+"""Test opening prepared data: error messages name missing, truncated, altered and foreign files."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_missing_data_names_the_command(tmp_path: Path) -> None:
     assert f"python tools/prepare_data.py digits --out {tmp_path}" in str(caught.value)
 
 
-def test_unknown_names() -> None:
+def test_unknown_names_are_refused() -> None:
     with pytest.raises(ValueError, match="did you mean 'fashion_mnist'.*known: .*digits"):
         open_data("fashion-mnist", "data", "ffcv")
     with pytest.raises(ValueError, match="unknown loader 'mem'"):
@@ -37,7 +37,7 @@ def test_unknown_names() -> None:
 
 
 @pytest.mark.parametrize(("loader", "name"), LOADERS)
-def test_a_cut_off_file_is_named(directory: Path, loader: str, name: str) -> None:
+def test_a_truncated_file_is_named(directory: Path, loader: str, name: str) -> None:
     path = directory / "digits" / name
     os.truncate(path, path.stat().st_size - 1)
     with pytest.raises(ValueError, match=f"{name} has .* bytes, its manifest says"):
@@ -56,7 +56,7 @@ def test_an_altered_file_of_the_same_size_is_named(directory: Path, loader: str,
 
 
 @pytest.mark.parametrize(("loader", "name"), LOADERS)
-def test_a_foreign_file_in_its_place_is_named(directory: Path, loader: str, name: str) -> None:
+def test_a_file_of_another_split_is_named(directory: Path, loader: str, name: str) -> None:
     shutil.copy(directory / "digits" / name.replace("train", "test"), directory / "digits" / name)
     with pytest.raises(ValueError, match=name):
         open_data("digits", directory, loader)
@@ -71,7 +71,7 @@ def test_a_file_is_hashed_once(directory: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(manifest_module, "sha256_file", lambda path: hashed.append(Path(path).name) or real(path))
     for _ in range(2):
         open_data("digits", directory, "ffcv")
-    assert sorted(hashed) == ["test.beton", "train.beton"]  # copied here, so not the files that were verified
+    assert sorted(hashed) == ["test.beton", "train.beton"]  # the files are copies, so they are not yet verified
     os.utime(directory / "digits" / "train.beton")
     open_data("digits", directory, "ffcv")
     assert hashed[2:] == ["train.beton"]
@@ -79,7 +79,10 @@ def test_a_file_is_hashed_once(directory: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the files that are hashed; the directory is read-only, so that nothing is remembered beside them."""
+    """Return a list that receives the names of hashed files.
+
+    The directory behaves as read-only, so that no verification note can be stored beside the data.
+    """
     names: list[str] = []
     real = manifest_module.sha256_file
     monkeypatch.setattr(manifest_module, "sha256_file", lambda path: names.append(Path(path).name) or real(path))
@@ -91,7 +94,7 @@ def hashed(directory: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def test_who_has_the_word_of_another_process_hashes_nothing(directory: Path, hashed: list[str]) -> None:
+def test_a_verification_by_another_process_avoids_hashing(directory: Path, hashed: list[str]) -> None:
     word = verify_data("digits", directory, "ffcv")
     assert hashed == ["train.beton", "test.beton"]
     assert open_data("digits", directory, "ffcv", vouched=word).num_train == 1297
@@ -105,7 +108,10 @@ def _touched(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _replaced(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another inode, with the size and times of the one before."""
+    """Replace a file by a copy with another inode.
+
+    Size and times stay the same.
+    """
     status = (directory / "test.beton").stat()
     (directory / "test.beton").rename(directory / "before")
     shutil.copy(directory / "before", directory / "test.beton")
@@ -128,7 +134,7 @@ def _on_another_device(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("change", [_touched, _replaced, _on_another_host, _on_another_device])
-def test_the_word_is_of_the_very_files_that_were_verified(
+def test_a_verification_holds_only_for_the_same_files(
     directory: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch, change
 ) -> None:
     word = verify_data("digits", directory, "ffcv")
@@ -137,7 +143,7 @@ def test_the_word_is_of_the_very_files_that_were_verified(
     assert hashed[2:] == ["train.beton", "test.beton"]
 
 
-def test_the_word_cannot_vouch_for_another_manifest_or_a_cut_off_file(directory: Path, hashed: list[str]) -> None:
+def test_a_verification_does_not_cover_another_manifest_or_a_truncated_file(directory: Path, hashed: list[str]) -> None:
     word = verify_data("digits", directory, "ffcv")
     manifest = directory / "digits" / "train.json"
     text = manifest.read_text()
@@ -152,7 +158,7 @@ def test_the_word_cannot_vouch_for_another_manifest_or_a_cut_off_file(directory:
         open_data("digits", directory, "ffcv", vouched=word)
 
 
-def test_a_file_altered_while_it_is_hashed_is_vouched_for_by_nobody(
+def test_a_file_altered_during_hashing_is_hashed_again(
     directory: Path, hashed: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = directory / "digits" / "test.beton"
@@ -170,7 +176,7 @@ def test_a_file_altered_while_it_is_hashed_is_vouched_for_by_nobody(
     assert hashed == ["train.beton", "test.beton"]
 
 
-def test_the_verification_note_cannot_vouch_for_another_manifest(directory: Path) -> None:
+def test_the_verification_note_does_not_cover_another_manifest(directory: Path) -> None:
     open_data("digits", directory, "ffcv")
     path = directory / "digits" / "train.json"
     content = json.loads(path.read_text())
@@ -181,7 +187,7 @@ def test_the_verification_note_cannot_vouch_for_another_manifest(directory: Path
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": "other/1"}', '{"format": "harness.data/1"}'])
-def test_a_broken_manifest_is_named(directory: Path, text: str) -> None:
+def test_an_invalid_manifest_is_named(directory: Path, text: str) -> None:
     (directory / "digits" / "test.json").write_text(text)
     with pytest.raises(ValueError, match=r"test\.json is not a manifest"):
         open_data("digits", directory, "ffcv")

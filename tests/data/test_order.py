@@ -1,4 +1,4 @@
-"""How an epoch is cut into global batches and ranks' slices, and a test split into shares."""
+"""Test the division of epochs and test splits among ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOISE = SgdNoise(1, ("search", 0))
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_ranks_together_see_the_permutation_once(world_size: int) -> None:
     slices = [TrainOrder(100, 12, rank, world_size).indices(NOISE, 3, 0, None) for rank in range(world_size)]
-    seen = np.concatenate(slices, axis=1).reshape(-1)  # global batch by global batch, rank by rank
+    seen = np.concatenate(slices, axis=1).reshape(-1)  # concatenates the ranks' slices of each global batch
     assert (seen == NOISE.permutation(3, 100)[:96]).all()
     assert len(np.unique(seen)) == 96
 
@@ -30,7 +30,7 @@ def test_order_is_a_permutation_that_epoch_level_and_seed_change() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_of_chosen_samples_ranks_together_see_each_once(world_size: int) -> None:
+def test_ranks_together_see_each_chosen_sample_once(world_size: int) -> None:
     chosen = np.arange(0, 200, 2)[::-1].copy()
     orders = [TrainOrder(100, 12, rank, world_size, chosen) for rank in range(world_size)]
     seen = np.concatenate([order.indices(NOISE, 3, 0, None) for order in orders], axis=1).reshape(-1)
@@ -38,7 +38,7 @@ def test_of_chosen_samples_ranks_together_see_each_once(world_size: int) -> None
     assert orders[0].steps_per_epoch == 8 and len(np.unique(seen)) == 96
 
 
-def test_part_of_an_epoch_is_the_same_part() -> None:
+def test_a_part_of_an_epoch_is_a_slice_of_the_whole() -> None:
     order = TrainOrder(100, 10, 1, 2)
     whole = order.indices(NOISE, 0, 0, None)
     assert (order.indices(NOISE, 0, 3, 4) == whole[3:7]).all()
@@ -57,7 +57,7 @@ def test_part_of_an_epoch_is_the_same_part() -> None:
         ((10, 0, 0, 1), "at least 1"),
     ],
 )
-def test_impossible_shares_are_refused(arguments: tuple[int, int, int, int], message: str) -> None:
+def test_invalid_shares_are_refused(arguments: tuple[int, int, int, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TrainOrder(*arguments)
 

@@ -1,4 +1,4 @@
-"""Preparing: every source, every kind of image, bad input, interruptions, the same bytes again."""
+"""Test the preparation of data sets: sources, image modes, bad input, interruptions, and deterministic output."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def jpeg(pixels: np.ndarray, mode: str = "RGB", quality: int = 95) -> bytes:
 
 
 def contents(directory: Path) -> dict[str, bytes]:
-    """Every file a user sees."""
+    """Return all visible files of a directory, by name."""
     return {path.name: path.read_bytes() for path in directory.iterdir() if not path.name.startswith(".")}
 
 
@@ -55,7 +55,7 @@ def write_idx(directory: Path, images: np.ndarray, labels: np.ndarray, stem: str
 
 @pytest.fixture
 def fashion(tmp_path: Path) -> Path:
-    """IDX files of 20 + 5 random gray images."""
+    """Write IDX files of 20 training and 5 test images of random gray values."""
     generator = np.random.default_rng(0)
     for stem, number in (("train", 20), ("t10k", 5)):
         images = generator.integers(0, 256, (number, 28, 28), dtype=np.uint8)
@@ -63,7 +63,7 @@ def fashion(tmp_path: Path) -> Path:
     return tmp_path / "idx"
 
 
-def test_digits_are_scikit_learns_split_once_and_for_all(digits_directory: Path) -> None:
+def test_digits_have_scikit_learns_images_and_a_fixed_split(digits_directory: Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -77,7 +77,7 @@ def test_digits_are_scikit_learns_split_once_and_for_all(digits_directory: Path)
         assert set(labels) == set(range(10))
     assert counts == [1297, 500]
     source = open_data("digits", digits_directory, "memory")
-    # The split and its bytes are part of every result: they must never change.
+    # The split and its bytes are part of every result, so they must never change.
     assert source.content_digest[:16] == "b05010ba85106dd2"
 
 
@@ -94,10 +94,13 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
         assert labels.tolist() == list(range(7))
 
 
-def test_a_small_set_has_block_means_of_chosen_images(
+def test_a_small_data_set_has_block_means_of_chosen_images(
     tmp_path: Path, fashion: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """…as PyTorch's own average pooling gives them, in the raw order, and the whole test split."""
+    """Compare the data set with PyTorch's average pooling.
+
+    The training images are a selection in the raw order. The test split is complete.
+    """
     spec = DATASETS["fashion_mnist_small"]
     monkeypatch.setitem(DATASETS, spec.name, replace(spec, raw=replace(spec.raw, num_train=12)))
     prepare(spec.name, tmp_path / "small", str(fashion))
@@ -114,12 +117,12 @@ def test_a_small_set_has_block_means_of_chosen_images(
         assert places == sorted(set(places))
 
 
-def test_a_small_set_needs_enough_images(tmp_path: Path, fashion: Path) -> None:
+def test_a_small_data_set_needs_enough_images(tmp_path: Path, fashion: Path) -> None:
     with pytest.raises(ValueError, match="holds 20 training images; 8000 are needed"):
         prepare("fashion_mnist_small", tmp_path, str(fashion))
 
 
-def test_the_same_bytes_every_time(tmp_path: Path, boxes_raw: Path) -> None:
+def test_preparation_is_deterministic(tmp_path: Path, boxes_raw: Path) -> None:
     options = ImageOptions(write_mode="proportion", proportion=0.5)
     for name, workers in (("a", 1), ("b", 2)):
         prepare("boxes", tmp_path / name, str(boxes_raw), options, num_workers=workers)
@@ -137,7 +140,7 @@ def test_options_change_the_digest_only_if_they_change_the_images(tmp_path: Path
 
 
 @pytest.mark.long
-def test_proportion_is_kept_and_chosen_by_position(tmp_path: Path) -> None:
+def test_the_proportion_of_jpeg_images_is_respected(tmp_path: Path) -> None:
     from ffcv.reader import Reader
 
     raw = image_folder(tmp_path / "raw", photo_crops(201, 16, 16), 1, 1, ".png")
@@ -172,7 +175,11 @@ def test_kept_jpegs_are_the_same_bytes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "arrow"])
 def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
-    """Gray, CMYK, palette, transparent and 16-bit images from three kinds of local source, pixels as Pillow's."""
+    """Prepare images of every mode from three kinds of source.
+
+    Modes are gray, CMYK, palette, transparent and 16-bit. The stored pixels must equal Pillow's conversion to RGB.
+    """
+    # Phase: encode the picture in every mode
     picture = photo_crops(1, 40, 50)[0]
     files = {
         "cmyk.jpg": jpeg(picture, "CMYK"),
@@ -186,6 +193,7 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
     buffer = io.BytesIO()
     Image.fromarray((picture[..., 0].astype(np.uint16) << 8) + 7).save(buffer, "PNG")
     files["sixteen.png"] = buffer.getvalue()
+    # Phase: write the source
     names = sorted(files)
     source = tmp_path / "raw"
     if kind == "folder":
@@ -206,6 +214,7 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
             for split in ("train", "validation"):
                 (source / "data").mkdir(parents=True, exist_ok=True)
                 dataset.to_parquet(str(source / "data" / f"{split}-00000-of-00001.parquet"))
+    # Phase: prepare it and compare the pixels
     prepare("boxes", tmp_path / "out", str(source), RAW)
     stored, labels = read_raw(tmp_path / "out" / "boxes" / "train.beton")
     for name, pixels in zip(names, stored, strict=True):
@@ -219,7 +228,10 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
 
 
 def test_sources_give_the_same_content(tmp_path: Path) -> None:
-    """The same images from a folder and from parquet files without feature metadata: one content digest."""
+    """Compare the content digests of a folder and of parquet files.
+
+    The parquet files have no feature metadata.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -269,7 +281,7 @@ def test_a_broken_image_in_parquet_is_named_by_its_index(tmp_path: Path) -> None
         prepare("boxes", tmp_path, str(tmp_path / "raw"), RAW)
 
 
-def test_an_unfinished_split_is_begun_again_a_finished_one_kept(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
+def test_an_unfinished_split_is_rewritten_and_a_finished_one_kept(tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     raw = image_folder(tmp_path / "raw", photo_crops(30, 40, 40), 10, 2, ".png")
     prepare("boxes", tmp_path / "whole", str(raw), RAW)
     home = tmp_path / "out" / "boxes"
@@ -286,8 +298,11 @@ def test_an_unfinished_split_is_begun_again_a_finished_one_kept(tmp_path: Path, 
 
 
 @pytest.mark.long
-def test_killed_in_the_middle(tmp_path: Path, fashion: Path) -> None:
-    """A killed process leaves no manifest; the same command then makes what an undisturbed one makes."""
+def test_a_killed_preparation_can_be_repeated(tmp_path: Path, fashion: Path) -> None:
+    """Kill a preparation, then prepare again.
+
+    The killed process must leave no manifest.
+    """
     generator = np.random.default_rng(0)
     images = generator.integers(0, 256, (60_000, 28, 28), dtype=np.uint8)
     write_idx(fashion, images, np.zeros(60_000, np.uint8), "train", zipped=False)
@@ -297,7 +312,7 @@ def test_killed_in_the_middle(tmp_path: Path, fashion: Path) -> None:
     home = tmp_path / "out" / "fashion_mnist"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not leftovers(home) if home.exists() else True:
-            assert process.poll() is None, "finished before it could be killed"
+            assert process.poll() is None, "the process finished before it could be killed"
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
     assert leftovers(home) == [".train.beton.partial"]
@@ -317,7 +332,7 @@ def test_other_options_or_source_are_refused_unless_overwritten(tmp_path: Path, 
     with pytest.raises(ValueError, match="already holds train with source"):
         prepare("boxes", tmp_path, str(tmp_path / "elsewhere"), RAW)
     assert prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg"), overwrite=True)
-    # Whoever names no source asks for no other than the one that is there.
+    # Without a source, the recorded one is used.
     (tmp_path / "boxes" / "test.json").unlink()
     manifests = prepare("boxes", tmp_path, options=ImageOptions(write_mode="jpg"))
     assert [manifest.source["given"] for manifest in manifests] == [str(boxes_raw)] * 2
@@ -332,7 +347,7 @@ def test_a_damaged_split_is_written_again(tmp_path: Path, boxes_raw: Path, capfd
     assert "writing it again" in capfd.readouterr().out
 
 
-def test_wrong_sizes_labels_and_colours(tmp_path: Path, fashion: Path) -> None:
+def test_wrong_sizes_labels_and_colours_are_refused(tmp_path: Path, fashion: Path) -> None:
     images = np.zeros((3, 30, 28), np.uint8)
     write_idx(fashion, images, np.zeros(3, np.uint8), "train", zipped=True)
     with pytest.raises(ValueError, match=r"image 0 of .* has 30×28 pixels; fashion_mnist images have 28×28"):
@@ -345,7 +360,7 @@ def test_wrong_sizes_labels_and_colours(tmp_path: Path, fashion: Path) -> None:
         prepare("fashion_mnist", tmp_path, str(raw))
 
 
-def test_truncated_idx_files(tmp_path: Path, fashion: Path) -> None:
+def test_truncated_idx_files_are_refused(tmp_path: Path, fashion: Path) -> None:
     path = fashion / "train-images-idx3-ubyte.gz"
     content = path.read_bytes()
     path.write_bytes(content[:-50])
@@ -356,7 +371,7 @@ def test_truncated_idx_files(tmp_path: Path, fashion: Path) -> None:
         prepare("fashion_mnist", tmp_path, str(fashion))
 
 
-def test_missing_and_empty_sources(tmp_path: Path) -> None:
+def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no directory /nowhere, .*apt install dataset-fashion-mnist"):
         prepare("fashion_mnist", tmp_path, "/nowhere")
     (tmp_path / "empty").mkdir()
@@ -392,7 +407,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
         prepare("boxes", tmp_path, str(tmp_path / "raw"))
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing(
+def test_a_full_disk_is_one_error_and_leaves_no_file(
     tmp_path: Path, boxes_raw: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*arguments: object) -> None:
@@ -407,7 +422,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
         prepare("digits", tmp_path)
 
 
-def test_two_at_once_are_refused(tmp_path: Path) -> None:
+def test_concurrent_preparations_are_refused(tmp_path: Path) -> None:
     from filelock import FileLock
 
     (tmp_path / "digits").mkdir()
@@ -423,7 +438,7 @@ def test_two_at_once_are_refused(tmp_path: Path) -> None:
         ({"max_resolution": -1}, "--max-resolution is -1"),
     ],
 )
-def test_impossible_options(options: dict, message: str) -> None:
+def test_invalid_options_are_refused(options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ImageOptions(**options)
 
@@ -433,7 +448,7 @@ def run_tool(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.long
-def test_the_command_as_a_user_gives_it(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path) -> None:
     done = run_tool("digits", "--out", "data", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "digits train: 1297 images" in done.stdout

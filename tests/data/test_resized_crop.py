@@ -1,4 +1,4 @@
-"""The ImageNet way of reading: boxes, resizing, flips, JPEG and raw."""
+"""Test the reading of ImageNet-like data: crop boxes, resizing, flips, JPEG and raw storage."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from harness.data.augment import center_crop, flips, resized_crop_box
 from harness.data.prepare import ImageOptions, prepare
 from tests.data.photo_files import BOXES, image_folder, photo_crops
 
-pytestmark = pytest.mark.long  # processes, kernels or seconds of waiting
+pytestmark = pytest.mark.long  # compiles FFCV's kernels
 
 NOISE = SgdNoise(5, ("final",))
 SIZE = BOXES.image_size
 
 
 def originals(root: Path, split: str) -> list[np.ndarray]:
-    """The images in the order in which they are prepared: by class, then by name."""
+    """Return the images in the order of preparation: by class, then by name."""
     return [np.asarray(Image.open(path).convert("RGB")) for path in sorted((root / split).rglob("*.*"))]
 
 
@@ -37,7 +37,10 @@ def expected(pixels: np.ndarray, box: tuple[int, int, int, int], flip: bool) -> 
 @pytest.mark.long
 @pytest.mark.parametrize("num_workers", [1, 2])
 def test_pixels_are_those_of_the_keyed_box(boxes_directory: Path, boxes_raw: Path, num_workers: int) -> None:
-    """An independent OpenCV (the wheel's) on the original files, at the boxes of plain Python; ±1 for rounding."""
+    """Compare with an independent resize of the keyed boxes.
+
+    The reference uses the OpenCV wheel, while FFCV uses another build. Pixels may differ by ±1 through rounding.
+    """
     pixels, key = originals(boxes_raw, "train"), NOISE.key("augment", 2)
     train = open_data("boxes", boxes_directory, "ffcv").train_loader(global_batch_size=16, num_workers=num_workers)
     seen = 0
@@ -58,7 +61,7 @@ def test_evaluation_sees_the_centre(boxes_directory: Path, boxes_raw: Path) -> N
         for image, label, index in zip(images.numpy(), labels.tolist(), indices.tolist(), strict=True):
             box = center_crop(*pixels[index].shape[:2], SIZE, BOXES.augmentation.test_resize)
             assert np.abs(image.astype(int) - expected(pixels[index], box, False)).max() <= 1
-            assert label == index // 4  # four validation images a class, in order
+            assert label == index // 4  # four validation images per class, in order
 
 
 def test_same_boxes_from_one_and_two_ranks_and_after_a_resume(boxes_directory: Path) -> None:
@@ -76,7 +79,7 @@ def test_same_boxes_from_one_and_two_ranks_and_after_a_resume(boxes_directory: P
         assert torch.equal(whole[step].images_NHWC, torch.cat([first.images_NHWC, second.images_NHWC]))
 
 
-def test_storing_as_jpeg_changes_pixels_a_little_and_boxes_not_at_all(
+def test_jpeg_storage_changes_pixels_slightly_and_boxes_not_at_all(
     boxes_directory: Path, boxes_raw: Path, tmp_path: Path
 ) -> None:
     prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg", quality=95))
@@ -87,7 +90,7 @@ def test_storing_as_jpeg_changes_pixels_a_little_and_boxes_not_at_all(
     assert torch.equal(raw.indices_N, jpg.indices_N)
     difference = (raw.images_NHWC.float() - jpg.images_NHWC.float()).abs().flatten(1).mean(1)
     assert 0 < difference.mean() < 5
-    assert difference.max() < 12  # another box or a missing flip would differ by some 50
+    assert difference.max() < 12  # another box or a missing flip would differ by about 50
 
 
 def test_a_stock_ffcv_loader_reads_our_files(boxes_raw: Path, tmp_path: Path) -> None:
@@ -112,14 +115,14 @@ def test_a_stock_ffcv_loader_reads_our_files(boxes_raw: Path, tmp_path: Path) ->
     assert torch.equal(labels[:, 0], ours.labels_N)
 
 
-def test_data_sets_of_any_size_are_refused_in_memory(boxes_directory: Path) -> None:
+def test_data_sets_of_varying_image_size_are_refused_in_memory(boxes_directory: Path) -> None:
     with pytest.raises(ValueError, match="boxes .* use the ffcv loader"):
         open_data("boxes", boxes_directory, "memory")
 
 
 @pytest.mark.long
-def test_full_size_images_come_as_224(tmp_path: Path) -> None:
-    """ImageNet's own entry, from JPEG files larger than the limit."""
+def test_full_size_images_are_loaded_as_224(tmp_path: Path) -> None:
+    """Prepare `imagenet` from JPEG files above the resolution limit."""
     raw = image_folder(tmp_path / "raw", photo_crops(6, 420, 640), 2, 2, ".jpg")
     prepare("imagenet", tmp_path / "data", str(raw), ImageOptions(max_resolution=300))
     source = open_data("imagenet", tmp_path / "data", "ffcv")

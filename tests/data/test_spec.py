@@ -1,4 +1,4 @@
-"""What networks see of each data set, against the values that the paper's scripts have."""
+"""Test the specifications of the data sets against the paper's scripts."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from harness.data import DATASETS
 from harness.data.spec import CropFlip, ResizedCropFlip, ZoomFlip
 
 CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # torchvision's own, too
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # equal to torchvision's values
 RATIO = (3 / 4, 4 / 3)  # torchvision's default
 
 

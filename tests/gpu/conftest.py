@@ -1,8 +1,11 @@
-"""The device these tests are about, and worlds on it.
+"""Provide the device of the GPU tests, and a `World` on it.
 
-They need a CUDA device. HARNESS_GPU_TESTS_DEVICE=label runs them on the CPU under the label "cuda:0", which refuses
-mixed devices (see tests/simulated_cuda/label.py); HARNESS_GPU_TESTS_DEVICE=cpu runs their bodies on the CPU as it is.
-Neither tries the device: questions that only a real one answers are skipped with their reason.
+By default the tests need a CUDA device. The variable HARNESS_GPU_TESTS_DEVICE selects another one:
+
+* `label` simulates CUDA on the CPU and refuses mixed devices. See tests/simulated_cuda/label.py.
+* `cpu` runs the tests on the plain CPU.
+
+Both test the tests, not the device. Tests that need a real device are then skipped with a reason.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import torch
 from harness.distributed.world import World
 from tests.training.small_training import open_fp16_world_on_cpu, open_world
 
-# read when cuBLAS is first used, wherever in the session that is
+# cuBLAS reads this at its first use, in whichever test that is
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 ON = os.environ.get("HARNESS_GPU_TESTS_DEVICE", "cuda")
 if ON not in ("cuda", "label", "cpu"):
@@ -25,7 +28,10 @@ if ON not in ("cuda", "label", "cpu"):
 
 @pytest.fixture(autouse=True)
 def label() -> Iterator[None]:
-    """Put the label on for one test, if HARNESS_GPU_TESTS_DEVICE says so: other tests may share the process."""
+    """Simulate CUDA during one test, if HARNESS_GPU_TESTS_DEVICE=label.
+
+    The simulation ends with the test, because other tests may run in the same process.
+    """
     if ON != "label":
         yield
         return
@@ -37,27 +43,30 @@ def label() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def device() -> torch.device:
-    """CUDA, or the CPU if HARNESS_GPU_TESTS_DEVICE says so."""
+    """Return the CUDA device, or the CPU if HARNESS_GPU_TESTS_DEVICE=cpu."""
     return torch.device("cpu" if ON == "cpu" else "cuda")
 
 
 @pytest.fixture
 def on_cuda(device: torch.device) -> None:
-    """Skip what only CUDA has."""
+    """Skip a test that needs CUDA, real or simulated."""
     if device.type != "cuda":
-        pytest.skip("asks about CUDA itself")
+        pytest.skip("needs CUDA")
 
 
 @pytest.fixture
 def on_real_device() -> None:
-    """Skip what neither the CPU nor the label can answer."""
+    """Skip a test that needs a real CUDA device."""
     if ON != "cuda":
-        pytest.skip("only a real device answers this")
+        pytest.skip("needs a real CUDA device")
 
 
 @pytest.fixture(params=["no", "bf16", "fp16"])
 def world(request: pytest.FixtureRequest, device: torch.device) -> Iterator[World]:
-    """One process in each precision, without TF32, which is another precision than what is compared."""
+    """Open a world of one process in each precision.
+
+    TF32 is off, because the tests compare with results in full float32.
+    """
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     if request.param == "fp16" and device.type == "cpu":
@@ -71,7 +80,7 @@ def world(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Worl
 
 @pytest.fixture
 def deterministic() -> Iterator[None]:
-    """`--deterministic`, and as it was before."""
+    """Enable deterministic algorithms, as `--deterministic` does, during one test."""
     World.make_deterministic()
     yield
     torch.use_deterministic_algorithms(False)

@@ -1,4 +1,4 @@
-"""A few steps of the real loop with any network of the harness, on any device."""
+"""Run a few steps of the training loop on any device."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ NUM_CLASSES = 10
 
 
 class Repeated:
-    """One batch of random images on the device, again and again."""
+    """The same random batch at every step, kept on the device.
+
+    Args:
+        steps: Steps per epoch.
+        batch_size: Number of images.
+        image_size: Side of the images in pixels.
+        device: Device of the images and labels.
+    """
 
     def __init__(self, steps: int, batch_size: int, image_size: int, device: torch.device) -> None:
         generator = torch.Generator().manual_seed(2)
@@ -34,14 +41,14 @@ class Repeated:
 
 
 def fresh(name: str, image_size: int, device: torch.device) -> torch.nn.Module:
-    """The network of seed 0, drawn on the CPU."""
+    """Draw a network with seed 0 on the CPU and move it."""
     torch.manual_seed(0)
     model = build_model(name, num_classes=NUM_CLASSES, channels=3, image_size=image_size)
     return model.to(device, memory_format=torch.channels_last)
 
 
 def sparse_mask(name: str, model: torch.nn.Module) -> Mask:
-    """Half of the weights by magnitude."""
+    """Return a mask that keeps half of the prunable weights by magnitude."""
     params = dict(model.named_parameters())
     dense = Mask.dense({key: param.detach().cpu() for key, param in params.items()}, partition_of(name, model).prunable)
     return prune(params, dense, 0.5)
@@ -61,12 +68,31 @@ def take_steps(
     saver: SavesStates | None = None,
     batches: Repeated | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Train the network of seed 0 for some steps under half its weights; return its state on the CPU."""
+    """Train a network of density 0.5 for some steps.
+
+    Args:
+        world: The world, which determines device and precision.
+        name: Name of the network, drawn with seed 0.
+        method: Pruning method, whose view of ψ is used.
+        optimizer: "sgd" or "adam".
+        steps: Number of steps, unless `batches` is given.
+        batch_size: Number of images, unless `batches` is given.
+        image_size: Side of the images in pixels.
+        accumulation_steps: Micro-batches per step.
+        noise: Random streams of the training.
+        saver: Receives the training states, if any.
+        batches: The batches, instead of `Repeated`.
+
+    Returns:
+        The state dict on the CPU.
+    """
+    # Phase: network, mask and initial values of ψ
     model = fresh(name, image_size, world.device)
     mask, norm = sparse_mask(name, model), sorted(partition_of(name, model).norm)
     params = dict(model.named_parameters())
-    # another ψ_init than the ψ that training starts from, so that α matters from the first step on
+    # ψ_init differs from the first ψ, so that α has an effect from the first step on
     initial = [params[key].detach() + 0.5 for key in norm]
+    # Phase: train
     train(
         model,
         world=world,
@@ -85,6 +111,6 @@ def take_steps(
 
 
 def differing(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> list[str]:
-    """Names of the tensors that are not the same to the last bit."""
+    """Return the names of the tensors that are not bit-identical."""
     assert a.keys() == b.keys()
     return [key for key in a if not torch.equal(a[key], b[key])]

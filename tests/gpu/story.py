@@ -1,7 +1,7 @@
-"""The whole story on any device: searches, final trainings, an interruption, and comparisons of runs from disk.
+"""Run end-to-end scenarios on any device: searches, final trainings, an interruption, and comparisons from disk.
 
-Everything goes the product's own way: launches, the local store, the states of unfinished runs, the tools. It needs
-PyTorch, safetensors, tqdm and tyro alone: the data are made up here, and no picture is drawn.
+The scenarios use the real launch, local store, training states and tools. They need only PyTorch, safetensors, tqdm
+and tyro, because the data are random and no plot is drawn. One scenario is a `Chapter`. All together are the story.
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ TOOLS = Path(__file__).resolve().parents[2] / "tools"
 IMAGES = {"train": 64, "test": 40}
 BATCH = 16
 STEPS = IMAGES["train"] // BATCH
-"""Optimizer steps of an epoch."""
+"""Optimizer steps per epoch."""
 Way = Literal["accelerate", "alone"]
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """One launch's share of the story."""
+    """One scenario: the searches, final trainings and comparisons of one launch."""
 
     precision: Precision
     way: Way
     methods: tuple[str, ...]
-    """Each is searched with; the ticket of the first is used."""
+    """Methods to search with. The final trainings use the ticket of the first."""
     kinds: tuple[Kind, ...]
     compares: bool = False
-    """Whether finished runs are compared from disk: the first two kinds, and the first under another noise."""
+    """Whether to compare finished runs from disk: the first two kinds, and the first kind under two noises."""
     changes: dict[str, Any] = field(default_factory=dict, hash=False)
-    """Settings of the search, other than `config` has them."""
+    """Settings of the search that differ from `config`."""
 
     def __str__(self) -> str:
         return f"{self.precision}-{self.way}-{'-'.join(self.methods)}"
 
 
-# Each precision once with Accelerate and once without; each method and each kind once; the other settings in pairs.
+# Together the scenarios cover each precision with and without Accelerate, each method, and each kind of final training.
 CHAPTERS = (
     Chapter("no", "accelerate", ("aws", "wr"), ("signed_mask", "retrain"), compares=True),
     Chapter("no", "alone", ("lrr", "gem_miner"), ("mask", "dense"), changes={"optim": OptimConfig("adam", lr=0.01)}),
@@ -102,12 +102,18 @@ CHAPTERS = (
 
 
 def alone(chapter: Chapter) -> Chapter:
-    """The same without Accelerate."""
+    """Return the same scenario without Accelerate."""
     return replace(chapter, way="alone")
 
 
 def make_up_data(where: Path) -> None:
-    """Write random images of the digits' size, each class around an image of its own."""
+    """Write a data set of random images with the digits' sizes.
+
+    Images of one class are noise around one random image, so that training can learn the classes.
+
+    Args:
+        where: Directory of prepared data to fill.
+    """
     generator = torch.Generator().manual_seed(4)
     classes = torch.randint(256, (10, 8, 8, 1), generator=generator)
     (home := where / "digits").mkdir(parents=True)
@@ -122,7 +128,14 @@ def make_up_data(where: Path) -> None:
 
 
 def config(where: Path, precision: Precision = "no", **changes: Any) -> SearchConfig:
-    """A narrow ResNet-8, epochs of four steps, two prunings; data and runs in `where`."""
+    """Return settings of a tiny search: a narrow ResNet-8, epochs of four steps, two prunings.
+
+    Args:
+        where: Directory for the data, written if missing, and for the runs.
+        precision: Precision of the launch.
+        changes: Settings to replace.
+    """
+    # all scenarios in one directory share the data
     if not (where / "data").exists():
         make_up_data(where / "data")
     usual = SearchConfig(
@@ -146,7 +159,12 @@ def config(where: Path, precision: Precision = "no", **changes: Any) -> SearchCo
 
 @contextmanager
 def opened(settings: SearchConfig, way: Way) -> Iterator[Experiment]:
-    """One launch in this process, with Accelerate or as if it were not installed."""
+    """Open a launch in this process.
+
+    Args:
+        settings: Settings of the launch.
+        way: Whether to use Accelerate, or to act as if it were not installed.
+    """
     with _process(way), launch(settings) as experiment:
         yield experiment
 
@@ -165,7 +183,7 @@ def _process(way: Way) -> Iterator[None]:
 
 
 def tell(chapter: Chapter, where: Path) -> None:
-    """Search, train and compare as the chapter says, and check what comes out."""
+    """Run one scenario in directory `where`, and check its results."""
     with opened(config(where, chapter.precision, **chapter.changes), chapter.way) as experiment:
         first, *_ = [found(experiment.using(method)) for method in chapter.methods]
         own = experiment.using(chapter.methods[0])
@@ -180,7 +198,10 @@ def tell(chapter: Chapter, where: Path) -> None:
 
 
 def found(experiment: Experiment) -> SearchResult:
-    """Search, and check every level: nested masks of the right counts, zeros where pruned, numbers, all on the CPU."""
+    """Search and check every level.
+
+    Masks must be nested and have the right counts. See `check` for each single run.
+    """
     result, settings = search(experiment), experiment.config
     method = METHODS[settings.method]
     assert [node.checkpoint.level for node in result.levels] == ([2] if method.searches_one_density else [0, 1, 2])
@@ -195,7 +216,14 @@ def found(experiment: Experiment) -> SearchResult:
 
 
 def used(experiment: Experiment, kind: Kind, ticket: FinishedRun, sgd_seed: int = 1) -> FinishedRun:
-    """Train `ticket` used as `kind` says; retraining a full method's ticket keeps its own noise."""
+    """Run and check a final training of `ticket`.
+
+    Args:
+        experiment: The launch.
+        kind: Kind of final training.
+        ticket: Run with the pruned network.
+        sgd_seed: Seed of the noise. `retrain` of a full method requires that of the search, 1.
+    """
     trained = final_training(experiment, Trial(kind, init_seed=2, sgd_seed=sgd_seed), ticket)
     check(trained)
     if kind not in ("dense", "random_mask"):
@@ -204,7 +232,10 @@ def used(experiment: Experiment, kind: Kind, ticket: FinishedRun, sgd_seed: int 
 
 
 def check(node: FinishedRun) -> None:
-    """Assert that a finished run lies on the CPU, is sparse, and has finite numbers."""
+    """Assert that a finished run is valid.
+
+    Its tensors must be on the CPU, its pruned weights zero, and its weights and metrics finite.
+    """
     state = node.checkpoint.state_dict | node.mask.tensors | node.signed_mask.signs
     assert all(type(tensor) is torch.Tensor and tensor.device.type == "cpu" for tensor in state.values())
     assert all(bool(tensor.isfinite().all()) for tensor in node.checkpoint.params.values())
@@ -214,7 +245,17 @@ def check(node: FinishedRun) -> None:
 
 
 def compared(question: str, where: Path, way: Way, *nodes: FinishedRun) -> dict[str, Any]:
-    """Compare runs by their keys in a launch of its own, as `python tools/QUESTION.py` does; return what it prints."""
+    """Compare runs in a new launch, by a tool.
+
+    Args:
+        question: Name of the tool in tools/, without suffix.
+        where: Directory with the runs.
+        way: Whether to use Accelerate.
+        nodes: The runs to compare.
+
+    Returns:
+        The printed curve.
+    """
     options = ["--runs", str(where / "runs"), "--offline", "--json", "--num-alphas", "3", "--bn-images", "32"]
     printed = tool(f"{question}.py", way, *(node.key for node in nodes), *options)
     curve = dict(json.loads(printed.splitlines()[-1]))
@@ -224,8 +265,8 @@ def compared(question: str, where: Path, way: Way, *nodes: FinishedRun) -> dict[
 
 
 def tool(name: str, way: Way, *arguments: str) -> str:
-    """Run a tool in this process; return its standard output."""
-    pictures = SimpleNamespace(plot_barriers=lambda curves, path: None)  # drawing needs Matplotlib, and no device
+    """Run a tool in this process and return its standard output."""
+    pictures = SimpleNamespace(plot_barriers=lambda curves, path: None)  # plots need Matplotlib
     with (
         _process(way),
         patch.object(sys, "argv", [str(TOOLS / name), *arguments]),
@@ -238,7 +279,17 @@ def tool(name: str, way: Way, *arguments: str) -> str:
 
 
 def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: Any) -> tuple[FinishedRun, FinishedRun]:
-    """Return the ticket of a search that was stopped after so many steps and went on, and of one that ran through."""
+    """Run one search with an interruption, and one without.
+
+    Args:
+        where: Directory for both.
+        way: Whether to use Accelerate.
+        after_steps: Number of training steps after which the search gets SIGTERM. It then resumes.
+        settings: Settings of the search to replace.
+
+    Returns:
+        The ticket of the interrupted search, and that of the other.
+    """
     saving = {"checkpoint_every": 1, "checkpoint_unit": "steps"} | settings
     stopped = config(where / "stopped", **saving)
     try:
@@ -246,7 +297,7 @@ def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: A
             search(experiment)
         raise AssertionError(f"the search ended before step {after_steps}")
     except StoppedError:
-        assert list(stopped.runs.glob(".making-level-*/state-*.safetensors")), "it stopped inside a level"
+        assert list(stopped.runs.glob(".making-level-*/state-*.safetensors")), "the search must stop inside a level"
     with opened(stopped, way) as experiment:
         again = found(experiment).ticket
     with opened(config(where / "whole", **saving), way) as experiment:
@@ -255,7 +306,14 @@ def interrupted_and_whole(where: Path, way: Way, after_steps: int, **settings: A
 
 @contextmanager
 def refused_waits() -> Iterator[list[int]]:
-    """Let torch raise where a training step waits for the device, meetings of the ranks aside; count the steps."""
+    """Make torch raise an error where a training step waits.
+
+    The periodic synchronisation of the ranks, `_Meeting.hold`, may wait.
+
+    Yields:
+        A list with one entry per training step taken so far.
+    """
+    # Phase: refuse waits during a step, and allow them between steps and in `hold`
     epoch, hold, steps = TrainFeed.epoch, loop._Meeting.hold, []
     refuse = torch.cuda.set_sync_debug_mode
 
@@ -273,13 +331,14 @@ def refused_waits() -> Iterator[list[int]]:
         hold(*args, **options)
         refuse("error")
 
+    # Phase: patch the loop
     with patch.object(TrainFeed, "epoch", refusing), patch.object(loop._Meeting, "hold", meeting):
         yield steps
 
 
 @contextmanager
 def _signal(after_steps: int) -> Iterator[None]:
-    """Send this process SIGTERM after its step number `after_steps`."""
+    """Send SIGTERM to this process after `after_steps` training steps."""
     taken = 0
 
     def reach(point: str) -> None:

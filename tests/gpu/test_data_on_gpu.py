@@ -1,4 +1,4 @@
-"""Loaders on CUDA: the batches of the CPU, bit for bit."""
+"""Test that loaders give bit-identical batches on CUDA and on the CPU."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def paths(tmp_path: Path, spec: DataSpec) -> dict[str, Path]:
 
 @pytest.mark.parametrize("augment", [True, False])
 @pytest.mark.parametrize("skip_steps", [0, 2])
-def test_the_resident_loader_gives_the_batches_of_the_cpu(device, spec, paths, augment, skip_steps):
+def test_the_memory_loader_gives_the_same_batches_as_on_the_cpu(device, spec, paths, augment, skip_steps):
     reader = memory_readers(spec, paths)
     order = TrainOrder(NUM["train"], global_batch_size=16, rank=0, world_size=1)
     there, here = (TrainLoader(reader("train", None, where), order) for where in (device, "cpu"))
@@ -52,7 +52,17 @@ def test_the_resident_loader_gives_the_batches_of_the_cpu(device, spec, paths, a
 
 
 def same_batches(there, here, spec: DataSpec, device: torch.device) -> int:
-    """Assert that both streams have the same bits, also after normalisation, and count them."""
+    """Assert that two streams of batches are bit-identical, also after normalisation.
+
+    Args:
+        there: Batches on `device`.
+        here: Batches on the CPU.
+        spec: Specification of the data set.
+        device: The device under test.
+
+    Returns:
+        Number of batches.
+    """
     count = 0
     for ours, theirs in zip(there, here, strict=True):
         assert all(tensor.device.type == device.type for tensor in ours)
@@ -64,7 +74,7 @@ def same_batches(there, here, spec: DataSpec, device: torch.device) -> int:
     return count
 
 
-def test_ffcv_gives_them_too(device, on_real_device, tmp_path):
+def test_ffcv_gives_the_same_batches(device, on_real_device, tmp_path):
     pytest.importorskip("ffcv")
     from harness.data import open_data
     from harness.data.prepare import prepare
@@ -73,7 +83,7 @@ def test_ffcv_gives_them_too(device, on_real_device, tmp_path):
     sources = [open_data("digits", tmp_path, loader) for loader in ("ffcv", "memory")]
     loaders = [source.train_loader(global_batch_size=64, num_workers=1, device=device) for source in sources]
     batches = zip(*(loader.epoch(NOISE, 0, num_steps=6) for loader in loaders), strict=True)
-    kept = [(ours, theirs) for ours, theirs in batches]  # a buffer that is used again would show
+    kept = [(ours, theirs) for ours, theirs in batches]  # keeping all batches shows whether a buffer is overwritten
     assert len(kept) == 6
     for ours, theirs in kept:
         for a, b in zip(ours, theirs, strict=True):

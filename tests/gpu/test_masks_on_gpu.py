@@ -1,4 +1,4 @@
-"""Masks and signs of parameters on CUDA: the same bits as on the CPU."""
+"""Test that masks and signs are bit-identical on CUDA and CPU."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def params_of(name: str, device: torch.device) -> tuple[dict[str, torch.Tensor],
 )
 @pytest.mark.parametrize("ties", [False, True])
 def test_prune_keeps_the_same_weights(device, name, ties):
-    """Ties are broken by position, wherever the weights lie."""
+    """Check that both devices keep the same weights, also among ties."""
     kept = {}
     for where in (device, CPU):
         params, mask, _ = params_of(name, where)
@@ -60,12 +60,12 @@ def test_signs_and_signed_parameters_are_the_same(device):
     (there, on_device), (here, on_cpu) = found
     assert there.mask.equal(here.mask) and all(torch.equal(there.signs[key], here.signs[key]) for key in here.signs)
     for key, value in on_cpu.items():
-        # -0.0 too: equal values must be equal bytes
+        # compare as integers, so that -0.0 and 0.0 differ
         assert torch.equal(on_device[key].contiguous().view(torch.int32), value.contiguous().view(torch.int32)), key
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
-def test_a_strangers_fused_optimizer_is_kept_sparse(device, kind):
+def test_keep_works_with_a_fused_optimizer(device, kind):
     params, mask, _ = params_of("resnet8", device)
     signed = SignedMask.of(params, prune(params, mask, 0.5))
     torch.manual_seed(1)
@@ -84,8 +84,8 @@ def test_a_strangers_fused_optimizer_is_kept_sparse(device, kind):
             assert not bool(weights[name].detach().cpu()[~kept].any()) and bool(weights[name].any())
 
 
-def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monkeypatch, tmp_path):
-    """At eleven α: at most two images apart."""
+def test_a_barrier_curve_of_two_checkpoints_matches_the_cpu(device, monkeypatch, tmp_path):
+    """Compare the errors at eleven α, up to two images."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(3)
     images, labels = torch.randn(4, 128, 3, 16, 16), torch.randint(10, (4, 128))
@@ -93,7 +93,7 @@ def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monk
     for seed in range(2):
         model = fresh("resnet8", 16, CPU)
         torch.manual_seed(seed)
-        for param in model.parameters():  # so that the two are different networks
+        for param in model.parameters():  # make two different networks
             param.data *= 1 + torch.randn(param.shape)
         Checkpoint.of(model, level=0, epochs=1, level_digest="0" * 64).save(tmp_path / "checkpoint")
         states.append(Checkpoint.load(tmp_path / "checkpoint").state_dict)
@@ -103,6 +103,6 @@ def test_a_barrier_curve_of_two_checkpoint_files_is_that_of_the_cpu(device, monk
         bn = [part for part, _ in batches]
         curves.append(barrier_curve(fresh("resnet8", 16, where), *states, bn_batches=bn, test_batches=batches))
     assert len(set(curves[1].error_percent)) > 2
-    # an image on the border between two classes may fall on either side
+    # an image with two almost equal logits may fall on either side
     for there, here in zip(curves[0].error_percent, curves[1].error_percent, strict=True):
         assert abs(there - here) <= 100 * 2 / labels.numel()

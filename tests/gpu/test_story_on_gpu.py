@@ -1,4 +1,7 @@
-"""Searches by every method, every kind of final training, a resume and comparisons from disk, on the device."""
+"""Run the scenarios of tests/gpu/story.py on a real device.
+
+They cover every method, every kind of final training, a resume, and comparisons from disk.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import importlib.util
 
 import pytest
 
-pytest.importorskip("tyro", reason="a launch reads its options by tyro")
+pytest.importorskip("tyro", reason="a launch needs tyro to parse its options")
 
 from tests.gpu import story  # noqa: E402
 
@@ -14,15 +17,15 @@ pytestmark = pytest.mark.gpu
 
 
 @pytest.mark.parametrize("chapter", story.CHAPTERS, ids=str)
-def test_the_whole_story(chapter, on_real_device, tmp_path):
-    """The label has a test of its own for this, which looks at waits too."""
+def test_every_scenario(chapter, on_real_device, tmp_path):
+    """Run one scenario. tests/simulated_cuda/test_story.py does the same on simulated CUDA, and counts waits."""
     if chapter.way == "accelerate" and importlib.util.find_spec("accelerate") is None:
         chapter = story.alone(chapter)
     story.tell(chapter, tmp_path)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16", "fp16"])
-def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(
+def test_a_search_interrupted_inside_a_level_ends_with_the_same_bits(
     precision, on_real_device, deterministic, tmp_path
 ):
     again, whole = story.interrupted_and_whole(tmp_path, "alone", 6, precision=precision, deterministic=True)
@@ -31,7 +34,7 @@ def test_interrupted_inside_a_level_a_search_ends_with_the_same_bits(
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_no_training_step_waits_for_the_device(precision, on_cuda, tmp_path):
-    """By torch's own detector; the error's traceback names the line."""
+    """Use torch's sync debug mode, whose traceback names the line that waits."""
     with story.refused_waits() as steps:
         story.tell(story.Chapter(precision, "alone", ("aws",), ("signed_mask",)), tmp_path)
     assert len(steps) > 3 * story.STEPS

@@ -1,4 +1,4 @@
-"""The loop on CUDA: sparse after every step, repeatable, resumable, and the same as on the CPU."""
+"""Test the training loop on CUDA: sparse after every step, repeatable, resumable, and equal to the CPU."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ def test_pruned_weights_are_zero_after_every_step(world, device, optimizer, accu
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_the_optimizer_is_fused_where_that_is_safe(world, on_cuda, optimizer, monkeypatch):
-    """A fused SGD whose first step overflows uses momentum it never set, so fp16 does without."""
+    """Check that the optimizer is fused, except SGD under fp16.
+
+    If the first step overflows, fused SGD would later use an uninitialised momentum buffer.
+    """
     from harness.training import loop
 
     built, build = [], loop.build_optimizer
@@ -59,8 +62,11 @@ def test_the_optimizer_is_fused_where_that_is_safe(world, on_cuda, optimizer, mo
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["aws", "lrr"])
-def test_float32_is_that_of_the_cpu(device, optimizer, method, monkeypatch):
-    """Sums in another order and nothing else: with TF32 off."""
+def test_float32_training_matches_the_cpu(device, optimizer, method, monkeypatch):
+    """Compare training in float32 without TF32.
+
+    Then only the order of sums differs between the devices.
+    """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     for world in open_world("no"):
         there = take_steps(world, "resnet8", method=method, optimizer=optimizer)
@@ -68,7 +74,7 @@ def test_float32_is_that_of_the_cpu(device, optimizer, method, monkeypatch):
         monkeypatch.setattr(world.accelerator, "prepare", lambda model, optimizer: (model, optimizer))
         here = take_steps(world, "resnet8", method=method, optimizer=optimizer)
     for name, tensor in there.items():
-        # Adam's first steps are lr·sign(g): a gradient near zero may fall on either side
+        # Adam's first steps are lr·sign(g), and the sign of a gradient near zero may differ
         tolerance = 1e-4 if optimizer == "sgd" else 0.03
         assert torch.allclose(tensor.float(), here[name].float(), atol=tolerance, rtol=1e-3), name
 
@@ -82,8 +88,11 @@ def test_aws_with_alpha_one_is_lrr_bit_for_bit(world, deterministic):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(MODELS))
-def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
-    """…and has no operation that refuses to be deterministic."""
+def test_training_of_every_network_is_bitwise_repeatable(name, world, deterministic):
+    """Check bitwise repeatability under deterministic algorithms.
+
+    torch would raise an error at an operation without a deterministic implementation.
+    """
     size = 64 if name in ("resnet50", "mlp_mixer", "mlp_mixer_wide") else 32
     options = {"method": "aws", "steps": 2, "batch_size": 4, "image_size": size}
     assert differing(take_steps(world, name, **options), take_steps(world, name, **options)) == []
@@ -92,8 +101,11 @@ def test_every_network_repeats_to_the_last_bit(name, world, deterministic):
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("method", ["aws", "lrr"])
-def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, deterministic, optimizer, method):
-    """fp16's loss scale included, which overflows in the first steps and grows again later."""
+def test_a_training_interrupted_after_any_step_ends_with_the_same_bits(world, device, deterministic, optimizer, method):
+    """Interrupt and resume a training after each step in turn.
+
+    Under fp16 the first steps overflow, so that the loss scale falls and grows again. It must be restored too.
+    """
     if world.precision == "fp16":
         begin_with_overflows(world)
 
@@ -109,7 +121,7 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, de
         with pytest.raises(StoppedError):
             run(start(), world, **options, saver=memory)
         world.stop._signal, memory.stop_after = None, None
-        run(network().to(device), world)  # leaves another loss scale behind, and other generators
+        run(network().to(device), world)  # changes the loss scale and the random generators before the resume
         again = start()
         reports = run(again, world, **options, saver=memory)
         assert world.scaler_state() == scale
@@ -117,9 +129,9 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, device, de
         assert reports[-1].train_loss == expected[-1].train_loss
 
 
-def test_fp16_skips_steps_that_overflow_and_goes_on(world, device, monkeypatch):
+def test_fp16_skips_overflowing_steps_and_continues(world, device, monkeypatch):
     if world.precision != "fp16":
-        pytest.skip("fp16 alone has a loss scale")
+        pytest.skip("only fp16 has a loss scale")
     begin_with_overflows(world)
     scales, update = [], _Step.update
     monkeypatch.setattr(_Step, "update", lambda self: scales.append(world.scaler_state()["scale"]) or update(self))
@@ -131,8 +143,13 @@ def test_fp16_skips_steps_that_overflow_and_goes_on(world, device, monkeypatch):
     assert all(bool(param.isfinite().all()) for param in model.parameters())
 
 
-def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_real_device):
-    """ResNet-50 at 224, batch 256, bf16: masks and the swap of ψ take at most 2 % more."""
+def test_peak_memory_of_an_aws_step_is_close_to_a_plain_one(device, on_real_device):
+    """Compare peak memory with a plain step.
+
+    Masks and the interpolation of ψ may need at most 2 % more. The network is ResNet-50 with 224×224 pixels, batch 256
+    and bf16.
+    """
+    # Phase: define both trainings
     from harness.training.loop import build_optimizer
 
     batches = Repeated(3, 256, 224, device)
@@ -159,11 +176,12 @@ def test_peak_memory_of_an_aws_step_is_that_of_a_plain_one(device, on_real_devic
             take_steps(world, "resnet50", method="aws", image_size=224, batches=batches)
             world.accelerator.free_memory()
 
+    # Phase: compare their peaks
     theirs, mine = peak(plain), peak(ours)
     assert mine <= 1.02 * theirs, f"{mine / 2**20:.0f} MiB against {theirs / 2**20:.0f} MiB"
 
 
-def test_evaluation_counts_as_the_cpu_does(device, monkeypatch):
+def test_evaluation_matches_the_cpu(device, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     batches = Repeated(3, 16, 32, device)
     on_cpu = Repeated(3, 16, 32, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Two processes with a GPU each."""
+"""Test training with two processes, each with its own GPU."""
 
 from __future__ import annotations
 
@@ -51,11 +51,14 @@ def trained(processes: int, tmp_path, device: torch.device) -> dict[str, torch.T
 
 
 @pytest.mark.long
-def test_batch_statistics_over_two_processes_are_those_of_one(device, tmp_path):
-    """`--sync-batchnorm`: two halves of a batch give what the whole gives. On CPUs, which lack it, with LayerNorm."""
+def test_batch_statistics_over_two_processes_equal_those_of_one(device, tmp_path):
+    """Compare `--sync-batchnorm` on two processes with one process.
+
+    Each of two processes has half a batch. SyncBatchNorm needs CUDA. On CPUs the test uses LayerNorm instead.
+    """
     pytest.importorskip("accelerate")
     if device.type == "cuda" and torch.cuda.device_count() < 2:
-        pytest.skip(f"needs two GPUs, here is {torch.cuda.device_count()}")
+        pytest.skip(f"needs two GPUs, found {torch.cuda.device_count()}")
     two, one = trained(2, tmp_path, device), trained(1, tmp_path, device)
     assert two.keys() == one.keys()
     for name, tensor in one.items():

@@ -1,4 +1,7 @@
-"""θ_init of the networks for small images: layer by layer that of stock modules, and how older runs drew it."""
+"""Test the initialisation of networks for small images.
+
+Some networks changed to torch's default initialisation. `former=True` reproduces the initialisation of older runs.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def layers(model: nn.Module) -> Iterator[tuple[str, nn.Conv2d | nn.Linear]]:
 
 
 def stock(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
-    """A layer of this shape as torch makes it."""
+    """Return a new layer of the same shape with torch's default initialisation."""
     bias = layer.bias is not None
     if isinstance(layer, nn.Linear):
         return nn.Linear(layer.in_features, layer.out_features, bias=bias)
@@ -33,8 +36,8 @@ def stock(layer: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
 
 
 def check_drawn_alike(drawn: Tensor, fresh: Tensor, bound: float) -> None:
-    assert drawn.unique().numel() > 0.9 * drawn.numel(), "drawn, not set"
-    # of n uniform draws the sd of the sample sd is 0.447 of sd/√n, that of the mean 0.577 of bound/√n
+    assert drawn.unique().numel() > 0.9 * drawn.numel(), "values must be random"
+    # of n uniform draws, the sample sd has standard error 0.447·sd/√n, and the mean 0.577·bound/√n
     spread = 2.5 / math.sqrt(drawn.numel())
     for values in (drawn, fresh):
         assert float(values.std()) == pytest.approx(bound / math.sqrt(3), rel=spread)
@@ -43,7 +46,7 @@ def check_drawn_alike(drawn: Tensor, fresh: Tensor, bound: float) -> None:
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_every_layer_starts_as_torchs_own(name: str) -> None:
+def test_every_layer_has_torchs_default_initialisation(name: str) -> None:
     torch.manual_seed(7)
     count = 0
     for _, layer in layers(draw_model(name, init_seed=3, **SIZES)):
@@ -55,7 +58,7 @@ def test_every_layer_starts_as_torchs_own(name: str) -> None:
     assert count > 30
 
 
-def test_the_small_stem_of_resnet50_alone_starts_as_torchs_own() -> None:
+def test_only_the_small_stem_of_resnet50_has_torchs_default_initialisation() -> None:
     torch.manual_seed(7)
     model = draw_model("resnet50_cifar", init_seed=3, **SIZES)
     stem = dict(layers(model))["conv1"]
@@ -68,7 +71,7 @@ def test_the_small_stem_of_resnet50_alone_starts_as_torchs_own() -> None:
     assert [n for n, own in model.state_dict().items() if not torch.equal(own, theirs[n])] == ["conv1.weight"]
 
 
-def test_drop_connect_has_no_part_in_the_draw() -> None:
+def test_drop_connect_does_not_change_the_initialisation() -> None:
     sizes = SIZES | {"width": 8}
     with_it, without = (
         draw_model(f"efficientnet_b0_cifar{name}", init_seed=3, **sizes) for name in ("_drop_connect", "")
@@ -76,16 +79,22 @@ def test_drop_connect_has_no_part_in_the_draw() -> None:
     assert all(torch.equal(a, b) for a, b in zip(with_it.parameters(), without.parameters(), strict=True))
 
 
-# ---------------------------------------------------------------------- as older runs drew it
+# ---------------------------------------------------------------------- initialisation of older runs
 
 
 def seeded(init_seed: int) -> None:
-    """The state of torch's generator from which θ_init is drawn."""
+    """Seed torch's generator as `draw_model` does for `init_seed`."""
     torch.manual_seed(derive_seed(init_seed, "init") >> 1)
 
 
 def kaiming_over_the_network(name: str) -> list[Tensor]:
-    """Built, then each weight again from N(0, 2/fan_in) in the order of the modules."""
+    """Build a network, then redraw each weight from N(0, 2/fan_in).
+
+    Weights are drawn in the order of the modules.
+
+    Returns:
+        The tensors of the state dict.
+    """
     seeded(3)
     model = MODELS[name].build(**SIZES)
     for _, layer in layers(model):
@@ -116,7 +125,7 @@ def torchvisions_efficientnet() -> list[Tensor]:
 
 
 @pytest.mark.parametrize("name", REDRAWN)
-def test_older_runs_are_redrawn_bit_for_bit(name: str) -> None:
+def test_the_initialisation_of_older_runs_is_reproduced_bit_for_bit(name: str) -> None:
     old = draw_model(name, init_seed=3, former=True, **SIZES)
     own = {
         "resnet50_cifar": torchvisions_stem,
@@ -129,7 +138,7 @@ def test_older_runs_are_redrawn_bit_for_bit(name: str) -> None:
     assert rates == ([DROP_CONNECT * block / 16 for block in range(16)] if "efficientnet" in name else [])
 
 
-def test_these_networks_alone_were_drawn_otherwise() -> None:
+def test_only_these_networks_had_another_initialisation() -> None:
     assert {name for name, spec in MODELS.items() if spec.former is not None} == REDRAWN.keys()
     for name in MODELS:
         assert (drawn_before(name, {}) is None) == (name not in REDRAWN)

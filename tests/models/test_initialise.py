@@ -1,4 +1,4 @@
-"""Initial weights by scheme: their distribution, their signs, and what they leave alone."""
+"""Test the initialisation schemes: distribution and signs of weights, and unchanged parameters."""
 
 import math
 
@@ -13,7 +13,7 @@ SIZES = {"num_classes": 10, "channels": 3, "image_size": 32}
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_cifar", "vit_tiny"])  # depthwise convolutions, attention
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "constant"])
-def test_weights_have_he_magnitudes_and_the_rest_stays(name, scheme):
+def test_weights_have_he_magnitudes_and_other_parameters_are_unchanged(name, scheme):
     own = draw_model(name, init_seed=3, **SIZES)
     model = draw_model(name, init_seed=3, scheme=scheme, **SIZES)
     weights = partition_of(name, own).prunable | {f"{classifier_of(name)}.weight"}
@@ -23,7 +23,7 @@ def test_weights_have_he_magnitudes_and_the_rest_stays(name, scheme):
         if tensor_name not in weights:
             assert torch.equal(param, old)
             continue
-        # He et al. 2015, equation 10, written out: fan_in is the weights of one output
+        # He et al. 2015, equation 10: fan_in is the number of weights of one output
         std = math.sqrt(2 / math.prod(param.shape[1:]))
         if scheme == "constant":
             nonzero = old != 0
@@ -35,7 +35,7 @@ def test_weights_have_he_magnitudes_and_the_rest_stays(name, scheme):
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-def test_the_seed_alone_decides(scheme):
+def test_initial_weights_depend_only_on_the_seed(scheme):
     torch.manual_seed(1)
     first = draw_model("resnet8", init_seed=3, scheme=scheme, **SIZES).state_dict()
     after = torch.rand(1)
@@ -44,7 +44,7 @@ def test_the_seed_alone_decides(scheme):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not torch.equal(first["conv1.weight"], other["conv1.weight"])
     torch.manual_seed(1)
-    assert torch.equal(torch.rand(1), after), "torch's own generator is left as it was"
+    assert torch.equal(torch.rand(1), after), "torch's global generator must not change"
 
 
 def test_an_unknown_scheme_is_refused():

@@ -1,4 +1,4 @@
-"""The networks: sizes published for them, shapes they take, and what building one depends on."""
+"""Test the networks: parameter counts, accepted image sizes, and initial weights as a function of the seed."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def count(model: torch.nn.Module) -> int:
         ("resnet32", 10, 32, 464_154),  # 0.46 M
         ("resnet56", 10, 32, 853_018),  # 0.85 M
         ("resnet110", 10, 32, 1_727_962),  # 1.7 M
-        ("resnet20_skipinit", 10, 32, 269_043),  # the weights of ResNet-20, biases for BatchNorm, 9 scalars
+        ("resnet20_skipinit", 10, 32, 269_043),  # ResNet-20's weights, biases instead of BatchNorm, 9 scalars
         ("resnet50", 1000, 224, 25_557_032),
         ("resnet50_cifar", 100, 32, 23_705_252),
         ("mlp_mixer", 1000, 224, 7_786_968),
         ("mlp_mixer_wide", 1000, 224, 27_338_520),  # timm's MlpMixer at patch 16, width 512, depth 12
         ("mobilenet_v2", 1000, 224, 3_504_872),  # torchvision's documentation
-        # those of the paper's scripts
+        # the next three are from the paper's scripts
         ("mobilenet_v2_cifar", 100, 32, 2_412_212),
         ("shufflenet_cifar", 100, 32, 1_012_108),
-        # 3,628,576 there, with a 1×1 convolution 32 → 32 and its BatchNorm in the first block that are never used
+        # the scripts' 3,628,576 includes an unused 1×1 convolution 32 → 32 with BatchNorm in the first block
         ("efficientnet_b0_cifar", 100, 32, 3_628_576 - (32 * 32 + 2 * 32)),
-        ("vgg11_bn_cifar", 10, 32, 9_231_114),  # the common CIFAR-10 implementation's
+        ("vgg11_bn_cifar", 10, 32, 9_231_114),  # the common implementation for CIFAR-10
     ],
 )
 def test_number_of_parameters(name, num_classes, image_size, expected):
     assert count(build_model(name, num_classes=num_classes, channels=3, image_size=image_size)) == expected
 
 
-# each with a width that makes it fast
+# networks for small images, each with a small width to save time
 SMALL = {
     "resnet8": 8,
     "resnet14": 8,
@@ -60,7 +60,7 @@ SMALL = {
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
-def test_small_networks_take_every_small_image(name, image_size, channels):
+def test_small_networks_accept_every_small_image_size(name, image_size, channels):
     torch.manual_seed(0)
     model = build_model(name, num_classes=7, channels=channels, image_size=image_size, width=SMALL[name])
     logits = model(torch.randn(3, channels, image_size, image_size))
@@ -84,7 +84,7 @@ def test_weights_are_a_function_of_the_seed_and_keys_are_plain(name):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "mobilenet_v2", "mlp_mixer", "mlp_mixer_wide"])
-def test_imagenet_networks_take_images_of_224(name):
+def test_imagenet_networks_accept_images_of_224(name):
     torch.manual_seed(0)
     model = build_model(name, num_classes=1000, channels=3, image_size=224).eval()
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_width_multiplies_the_channels():
 def test_option_a_shortcut_subsamples_and_pads_with_zeros():
     model = build_model("resnet8", num_classes=2, channels=1, image_size=8, width=4).eval()
     block = model.layer2[0]
-    torch.nn.init.zeros_(block.bn2.weight)  # leaves the shortcut alone
+    torch.nn.init.zeros_(block.bn2.weight)  # the output is then only the shortcut
     x = torch.rand(2, 4, 8, 8)
     expected = torch.zeros(2, 8, 4, 4)
     expected[:, 2:6] = x[:, :, ::2, ::2]
@@ -129,7 +129,10 @@ def test_resnet50_cifar_keeps_the_resolution_of_its_stem():
 
 @pytest.mark.parametrize(("name", "tokens", "channels"), [("mlp_mixer", 784, 256), ("mlp_mixer_wide", 256, 2048)])
 def test_hidden_sizes_of_the_mixers(name, tokens, channels):
-    """The paper's scripts', and those of Mixer-S (Tolstikhin et al., table 1); both patch 16, width 512, depth 12."""
+    """Check the sizes of the paper's scripts (`mlp_mixer`) and of Mixer-S (`mlp_mixer_wide`).
+
+    Mixer-S is in table 1 of Tolstikhin et al. Both have patch 16, width 512 and depth 12.
+    """
     with torch.device("meta"):
         model = build_model(name, num_classes=1000, channels=3, image_size=224)
     assert model.stem.proj.weight.shape == (512, 3, 16, 16) and len(model.blocks) == 12
@@ -152,7 +155,7 @@ def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
     assert reached.sum() == 128
 
 
-def test_unknown_name_gives_the_known_and_the_nearest():
+def test_an_unknown_name_lists_known_names_and_the_nearest():
     with pytest.raises(
         ValueError,
         match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, effi",
@@ -174,6 +177,6 @@ def test_unknown_name_gives_the_known_and_the_nearest():
         ("mobilenet_v2", {"width": 16}, "width of mobilenet_v2 cannot be set"),
     ],
 )
-def test_refused_sizes(name, sizes, message):
+def test_invalid_sizes_are_refused(name, sizes, message):
     with pytest.raises(ValueError, match=message):
         build_model(name, **({"num_classes": 10, "channels": 1, "image_size": 32} | sizes))

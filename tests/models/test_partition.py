@@ -1,4 +1,4 @@
-"""The partition of parameters by module type, on real networks and on awkward ones."""
+"""Test the partition of parameters by module type."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ def test_resnet50_on_imagenet():
     partition = partition_of("resnet50", model)
     assert numel(model, partition.prunable) == 23_454_912
     assert numel(model, partition.norm) == 53_120
-    assert {"layer1.0.downsample.1.weight", "layer1.0.downsample.1.bias"} <= partition.norm  # a norm not named bn
+    assert {
+        "layer1.0.downsample.1.weight",
+        "layer1.0.downsample.1.bias",
+    } <= partition.norm  # the name has no "bn"
     assert "layer1.0.downsample.0.weight" in partition.prunable
     assert partition.other == {"fc.weight", "fc.bias"}
 
@@ -38,7 +41,7 @@ def test_prunable_weights_of_the_papers_scripts(name, prunable):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_norm_parameters_are_all_those_of_normalisation_layers(name):
-    """By class name, the other way of asking; in shortcuts too."""
+    """Compare with the norm layers found by class name, also in shortcuts."""
     model = build_model(name, num_classes=10, channels=3, image_size=32)
     layers = {n: m for n, m in model.named_modules() if type(m).__name__ in ("BatchNorm2d", "LayerNorm")}
     assert partition_of(name, model).norm == {f"{n}.{p}" for n in layers for p in ("weight", "bias")}
@@ -73,14 +76,14 @@ def test_mixer_norms_are_layer_norms():
 
 
 class RenamedBatchNorm(nn.BatchNorm2d):
-    """As timm's BatchNormAct2d: a subclass whose activation holds a parameter of its own."""
+    """A subclass like timm's BatchNormAct2d, whose activation has its own parameter."""
 
     def __init__(self, features: int) -> None:
         super().__init__(features)
         self.act = nn.PReLU()
 
 
-def test_every_kind_of_norm_by_type_and_not_by_name():
+def test_norm_layers_are_found_by_type_not_by_name():
     model = nn.ModuleDict(
         {
             "a": RenamedBatchNorm(4),
@@ -89,7 +92,7 @@ def test_every_kind_of_norm_by_type_and_not_by_name():
             "d": nn.InstanceNorm2d(4, affine=True),
             "e": nn.RMSNorm(4),
             "f": nn.BatchNorm1d(4, affine=False),
-            "norm": nn.Linear(4, 4),  # named like one
+            "norm": nn.Linear(4, 4),  # named like a norm layer
             "head": nn.Linear(4, 2),
         }
     )
@@ -118,19 +121,19 @@ def test_attention_projections_are_prunable():
     assert "one.in_proj_bias" in partition.other
 
 
-def test_the_classifier_is_excluded_for_what_it_is_and_not_for_its_width():
+def test_the_classifier_is_excluded_by_name_not_by_width():
     model = nn.Sequential(nn.Linear(4, 10), nn.Linear(10, 10), nn.Linear(10, 10))
     assert ParamPartition.of(model, "1").prunable == {"0.weight", "2.weight"}
     assert ParamPartition.of(model, "2").prunable == {"0.weight", "1.weight"}
 
 
-def test_a_shared_parameter_stands_once_under_its_first_name():
+def test_a_shared_parameter_is_listed_once_under_its_first_name():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     model[1].weight = model[0].weight
     assert ParamPartition.of(model, "2").prunable == {"0.weight"}
 
 
-def test_what_the_classifier_shares_is_not_pruned():
+def test_parameters_shared_with_the_classifier_are_not_pruned():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     model[1].weight = model[0].weight
     assert ParamPartition.of(model, "1") == ParamPartition(
@@ -138,7 +141,7 @@ def test_what_the_classifier_shares_is_not_pruned():
     )
 
 
-def test_a_shared_module_stands_once():
+def test_a_shared_module_is_listed_once():
     layer = nn.Linear(4, 4)
     model = nn.Sequential(layer, nn.ReLU(), layer, nn.Linear(4, 2))
     assert ParamPartition.of(model, "3").prunable == {"0.weight"}
@@ -152,14 +155,14 @@ def test_a_parameter_of_two_roles_is_refused():
         ParamPartition.of(model, "2")
 
 
-def test_a_hidden_weight_is_refused_instead_of_never_pruned():
+def test_a_reparametrised_weight_is_refused():
     model = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)), nn.Linear(4, 2))
     with pytest.raises(ValueError, match="0 .* has no plain weight"):
         ParamPartition.of(model, "1")
 
 
 @pytest.mark.parametrize("name", ["fc", "", "1.weight"])
-def test_a_classifier_that_is_not_there_is_refused(name):
+def test_an_unknown_classifier_is_refused(name):
     with pytest.raises(ValueError, match=f"no classifier '{name}' in Sequential; its modules: 0, 1"):
         ParamPartition.of(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), name)
 

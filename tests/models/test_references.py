@@ -1,4 +1,4 @@
-"""Our networks against torchvision's and timm's: the same layers, and with the same weights the same outputs."""
+"""Compare networks with those of torchvision and timm: equal layers, and equal outputs for equal weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,15 @@ def images(size: int, number: int = 2) -> Tensor:
 
 
 def convolutions(model: nn.Module, skipped: tuple[str, ...] = ()) -> list[tuple]:
-    """In, out, kernel, groups and dilation of every convolution, in order."""
+    """List the convolutions of a network in order.
+
+    Args:
+        model: The network.
+        skipped: Prefixes of module names to leave out.
+
+    Returns:
+        Input channels, output channels, kernel size, groups, dilation, and whether there is no bias.
+    """
     return [
         (m.in_channels, m.out_channels, m.kernel_size, m.groups, m.dilation, m.bias is None)
         for name, m in model.named_modules()
@@ -33,7 +41,7 @@ def strides(model: nn.Module) -> list[int]:
 
 
 def randomise_norms_(model: nn.Module) -> None:
-    """Let no normalisation layer be the identity."""
+    """Randomise all norm layers, so that none is the identity."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.LayerNorm):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -44,7 +52,7 @@ def randomise_norms_(model: nn.Module) -> None:
 
 
 def close(ours: Tensor, theirs: Tensor) -> None:
-    assert theirs.std() > 0.01  # a comparison of something
+    assert theirs.std() > 0.01  # the comparison is not trivial
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
@@ -57,7 +65,7 @@ def test_mobilenet_v2_is_torchvisions_own_bit_for_bit():
     assert not [m for m in ours.modules() if isinstance(m, nn.Dropout) and m.p]
 
 
-def test_mobilenet_v2_cifar_has_torchvisions_layers_but_for_what_its_docstring_says():
+def test_mobilenet_v2_cifar_has_torchvisions_layers_except_as_documented():
     ours = build_model("mobilenet_v2_cifar", num_classes=10, channels=3, image_size=32)
     theirs = torchvision.models.mobilenet_v2()
     added = ("blocks.0.conv1", *(f"blocks.{index}.shortcut" for index in range(17)))
@@ -69,8 +77,11 @@ def test_mobilenet_v2_cifar_has_torchvisions_layers_but_for_what_its_docstring_s
     assert ours.blocks(ours.conv1(images(32))).shape == (2, 320, 4, 4)
 
 
-def test_a_mobilenet_block_of_torchvision_gives_the_same():
-    """Of expansion 6 and stride 1, on inputs too small to reach the 6 of its ReLU6."""
+def test_a_mobilenet_block_equals_torchvisions():
+    """Compare a block of expansion 6 and stride 1.
+
+    The inputs are so small that torchvision's ReLU6 never clips at 6.
+    """
     block = build_model("mobilenet_v2_cifar", num_classes=10, channels=3, image_size=32).blocks[4].eval()
     theirs = torchvision.models.mobilenetv2.InvertedResidual(32, 32, stride=1, expand_ratio=6).eval()
     randomise_norms_(block)
@@ -83,7 +94,7 @@ def test_efficientnet_is_torchvisions_b0_up_to_its_last_stage():
     torch.manual_seed(0)
     ours = build_model("efficientnet_b0_cifar", num_classes=10, channels=3, image_size=32).eval()
     theirs = torchvision.models.efficientnet_b0()
-    kaiming_normal_(ours)  # of its own small weights too little comes through
+    kaiming_normal_(ours)  # with its own small weights the outputs would be almost constant
     randomise_norms_(ours)
     own = ours.state_dict()
     features = {name: tensor for name, tensor in theirs.state_dict().items() if name in own and "features" in name}
@@ -97,7 +108,10 @@ def test_efficientnet_is_torchvisions_b0_up_to_its_last_stage():
 
 
 def test_rates_of_dropout_and_drop_connect():
-    """The paper's scripts have dropout alone; torchvision's B0 has both."""
+    """Compare the rates with torchvision's B0.
+
+    The paper's network has only dropout. Torchvision's B0 also has drop-connect.
+    """
 
     def rates(model: nn.Module, kind: type[nn.Module]) -> list[float]:
         return [module.p for module in model.modules() if isinstance(module, kind)]
@@ -116,8 +130,11 @@ def test_rates_of_dropout_and_drop_connect():
         assert rates(model, nn.Dropout) == rates(model, drop_connect) == []
 
 
-def test_shufflenet_by_the_papers_table():
-    """Table 1, groups 3: output channels and repeats of each stage, groups of each layer; and figure 2."""
+def test_shufflenet_has_the_layers_of_its_papers_table():
+    """Check the network against table 1 (3 groups) and figure 2 of the ShuffleNet paper.
+
+    They give the output channels and units of each stage, and the groups of each layer.
+    """
     model = build_model("shufflenet_cifar", num_classes=10, channels=3, image_size=32)
     channels = [unit.conv3.out_channels + (unit.conv1.in_channels if unit.stride == 2 else 0) for unit in model.units]
     assert channels == [240] * 4 + [480] * 8 + [960] * 4
@@ -129,8 +146,11 @@ def test_shufflenet_by_the_papers_table():
     assert model.units(torch.zeros(1, 24, 32, 32)).shape == (1, 960, 4, 4)
 
 
-def test_a_shuffle_unit_written_out():
-    """Grouped convolutions as one dense convolution for each group, the shuffle channel by channel."""
+def test_a_shuffle_unit_equals_its_written_out_form():
+    """Compare a unit with an explicit computation.
+
+    The reference has one dense convolution per group, and shuffles channel by channel.
+    """
     torch.manual_seed(0)
     unit = build_model("shufflenet_cifar", num_classes=10, channels=3, image_size=32).units[4].eval()  # 240 → 480
     randomise_norms_(unit)
@@ -159,12 +179,14 @@ def test_vgg_has_torchvisions_feature_layers():
 
 
 def test_vit_is_timms_at_the_size_of_deit_tiny():
+    # Phase: compare the parameter count with DeiT-Ti
     torch.manual_seed(0)
     ours = build_model("vit_tiny", num_classes=10, channels=3, image_size=32).eval()
     randomise_norms_(ours)
     full = build_model("vit_tiny", num_classes=1000, channels=3, image_size=224)
     deit = timm.create_model("deit_tiny_patch16_224")
     assert sum(p.numel() for p in full.parameters()) == sum(p.numel() for p in deit.parameters()) == 5_717_416
+    # Phase: copy the weights into timm's network under its names
     theirs = VisionTransformer(img_size=32, patch_size=4, embed_dim=192, depth=12, num_heads=3, num_classes=10).eval()
     names = (
         ("encoder.layers.encoder_layer_", "blocks."),
@@ -186,9 +208,10 @@ def test_vit_is_timms_at_the_size_of_deit_tiny():
             name = name.replace(old, new)
         renamed[name] = tensor
     theirs.load_state_dict(renamed)
+    # Phase: compare the outputs
     x = images(32)
     close(ours(x), theirs(x))
-    assert ours.heads.head.weight.std() > 0.01  # torchvision's starts at zero
+    assert ours.heads.head.weight.std() > 0.01  # torchvision initialises it with zeros
 
 
 def test_mixer_is_timms():
@@ -201,7 +224,7 @@ def test_mixer_is_timms():
     close(ours(x), theirs.eval()(x))
 
 
-def test_skipinit_is_resnet20_whose_norms_do_nothing_but_scale():
+def test_skipinit_equals_resnet20_with_norms_that_only_scale():
     torch.manual_seed(0)
     ours = build_model("resnet20_skipinit", num_classes=10, channels=3, image_size=32).eval()
     theirs = build_model("resnet20", num_classes=10, channels=3, image_size=32).eval()

@@ -1,4 +1,7 @@
-"""Comparisons of two trained networks under three conventions: called by a test, and launched on several processes."""
+"""Compare two trained networks under the three BatchNorm conventions.
+
+A test calls this module for one process, and launches it as a script on several processes.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,14 @@ CONVENTIONS = ("cumulative", "ema", "none")
 
 
 def config(data: Path, runs: Path) -> SearchConfig:
-    """A warm-up and final trainings after which few test images are wrong, and few on a border between classes."""
+    """Return settings whose networks are well trained.
+
+    Then few test images lie on the border between two classes, and errors hardly depend on the world size.
+
+    Args:
+        data: Directory of the prepared digits.
+        runs: Directory for the runs.
+    """
     return SearchConfig(
         data=DataConfig("digits", directory=data, loader="memory"),
         model=ModelConfig("resnet8", width=8),
@@ -32,21 +42,35 @@ def config(data: Path, runs: Path) -> SearchConfig:
         warmup_epochs=4,
         level_epochs=1,
         num_levels=0,
-        global_batch_size=66,  # two processes can share it, and three
+        global_batch_size=66,  # divisible by two and three processes
         runs=runs,
     )
 
 
 def opened(world: World, data: Path, runs: Path, **changes: Any) -> Experiment:
-    """The experiment in one launch, without MLflow."""
+    """Return the experiment of a launch without MLflow. `changes` replace settings of `config`."""
     return Experiment(world, open_store(runs, offline=True), replace(config(data, runs), **changes))
 
 
 def asked(experiment: Experiment, level: str, first: str, second: str) -> Iterator[Comparison | None]:
-    """Compare two trainings under each convention, and a level with its two kinds of copies."""
+    """Run all comparisons of one launch.
+
+    Two trainings are compared under each convention, and a level with its two kinds of copies.
+
+    Args:
+        experiment: The launch.
+        level: Key of the level.
+        first: Key of a training.
+        second: Key of another training from the same start.
+
+    Yields:
+        Five comparisons. On ranks other than 0 each is None.
+    """
     load = experiment.archive.load
     for convention in CONVENTIONS:
-        chosen = ComparisonConfig(bn_convention=convention, bn_images=400)  # seven batches: two ranks share unequally
+        chosen = ComparisonConfig(
+            bn_convention=convention, bn_images=400
+        )  # seven batches give two ranks unequal shares
         yield compare(experiment, load(first), load(second), "stability", chosen)
     one_batch = ComparisonConfig(num_alphas=3, bn_images=64)
     yield compare_initial_norm(experiment, load(level), one_batch)
@@ -54,7 +78,7 @@ def asked(experiment: Experiment, level: str, first: str, second: str) -> Iterat
 
 
 class FailsTheSecondTime:
-    """Test images that can be gone through once."""
+    """Test images that raise an error at the second pass."""
 
     def __init__(self, batches: Any) -> None:
         self.batches, self.passes = batches, 0
@@ -67,11 +91,17 @@ class FailsTheSecondTime:
 
 
 def fail_and_stop(experiment: Experiment, first: str, second: str) -> Iterator[str]:
-    """Say how each rank ends when the last one fails in the second α, and when it alone is asked to stop."""
+    """Inject two faults on the last rank during a comparison.
+
+    First its second pass over the test images fails. Then only this rank gets a stop signal.
+
+    Yields:
+        A line for each fault that states how this rank ended.
+    """
     world, own = experiment.world, experiment.test_feed
     pair = experiment.archive.load(first), experiment.archive.load(second)
     last = world.rank == world.size - 1
-    comparison.HELD_PIXELS = 0  # images are read anew for each α
+    comparison.HELD_PIXELS = 0  # keep no images in memory, so that each α reads them again
     for fault in ("fails", "stops"):
         experiment.test_feed = FailsTheSecondTime(own) if fault == "fails" and last else own  # type: ignore[assignment]
         world.stop._signal = signal.SIGTERM if fault == "stops" and last else None
@@ -83,13 +113,16 @@ def fail_and_stop(experiment: Experiment, first: str, second: str) -> Iterator[s
 
 
 def main() -> None:
-    """Compare, fail and stop in one launch; each rank prints whole lines."""
+    """Run the comparisons and both faults in one launch.
+
+    Each rank prints one JSON line with its curves, and one line per fault.
+    """
     data, runs, *keys, precision = sys.argv[1:]
     world = World(precision)
     experiment = opened(world, Path(data), Path(runs), precision=precision)
     curves = [None if one is None else one.curve.to_dict() for one in asked(experiment, *keys)]
     lines = [json.dumps(curves), *fail_and_stop(experiment, *keys[1:])]
-    os.write(1, "".join(f"{line}\n" for line in lines).encode())  # in one write: the ranks share the stream
+    os.write(1, "".join(f"{line}\n" for line in lines).encode())  # one write, since the ranks share the stream
     world.close()
 
 

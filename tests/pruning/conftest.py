@@ -1,4 +1,4 @@
-"""Tiny searches on real digits, in this process."""
+"""Provide an experiment for tiny searches on the digits in this process."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from tests.pruning.searching import open_experiment
 
 @pytest.fixture(scope="session")
 def experiment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
-    """One launch for all tests of methods; `experiment.using(method, …)` searches."""
+    """Open one launch for all tests. `search(experiment.using(method, …))` searches with a method."""
     yield from open_experiment(tmp_path_factory.mktemp("methods"))
 
 
 @pytest.fixture(scope="session")
 def other_data(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Experiment]:
-    """Noise of twelve classes in the size of the digits."""
+    """Return an experiment on another data set: noise in twelve classes, with the size of the digits."""
     images, random = tmp_path_factory.mktemp("noise"), np.random.default_rng(0)
     for split, number in (("train", 22), ("test", 2)):
         for label in range(12):

@@ -1,4 +1,4 @@
-"""An experiment small enough that a search of it takes a second, and what is asked of its runs."""
+"""Open an experiment whose searches take a second, and inspect its runs."""
 
 from __future__ import annotations
 
@@ -17,11 +17,17 @@ from harness.lineage.store import open_store
 from harness.runs.run import FinishedRun
 
 STEPS = 5
-"""Optimizer steps of an epoch."""
+"""Optimizer steps per epoch."""
 
 
 def open_experiment(where: Path) -> Iterator[Experiment]:
-    """Digits, a narrow ResNet-8, epochs of five steps, nothing sent to MLflow."""
+    """Open an experiment on the digits without MLflow.
+
+    The network is a narrow ResNet-8. An epoch has five steps, and a search has two prunings.
+
+    Args:
+        where: Directory for data and runs.
+    """
     prepare("digits", where / "data")
     config = SearchConfig(
         data=DataConfig("digits", directory=where / "data", loader="memory"),
@@ -34,7 +40,7 @@ def open_experiment(where: Path) -> Iterator[Experiment]:
         global_batch_size=256,
         runs=where / "runs",
     )
-    # without Accelerate, whose state is the whole process's: other tests take it away in between; the bits are the same
+    # Accelerate's state is global, and other tests reset it. Without Accelerate the results have the same bits.
     with patch.object(world_module, "_has_accelerate", lambda: False):
         world = World("no")
     yield Experiment(world, open_store(config.runs, offline=True), config)
@@ -42,17 +48,17 @@ def open_experiment(where: Path) -> Iterator[Experiment]:
 
 
 def resolved(experiment: Experiment, text: str) -> Initialisation:
-    """The initialisation that a user names by a scheme, a run or a file."""
+    """Resolve the text of `--initialisation`: a scheme, a run or a file."""
     return resolve_initialisation(experiment.world, experiment.store, text)
 
 
 def proved(experiment: Experiment, node: FinishedRun) -> Findings:
-    """Verify the search that a level belongs to, with all below it."""
+    """Verify the search that a level belongs to, with all its descendants."""
     assert node.record is not None and node.record.nested_under is not None
     return verify(open_store(experiment.config.runs, offline=True), node.record.nested_under)
 
 
 def tag(node: FinishedRun, name: str) -> str:
-    """A tag of a node's record."""
+    """Return a tag of a run's record."""
     assert node.record is not None
     return node.record.tags[name]

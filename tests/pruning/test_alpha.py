@@ -1,4 +1,7 @@
-"""Distributions of α other than the paper's: searches of their own, recorded, in the key, and proved."""
+"""Test distributions of α other than the paper's.
+
+Such a search has its own key. The distribution is recorded, and `verify` checks it.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +17,14 @@ from harness.experiment.final import Trial, final_training
 from harness.experiment.search import search
 from tests.pruning.searching import proved, tag
 
-pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+pytestmark = pytest.mark.long  # the searches take seconds
 
 
 def test_alpha_zero_never_trains_the_norm_parameters(experiment: Experiment):
-    """Without weight decay they stay at ψ_init to the bit; LRR's move."""
+    """Check that ψ stays exactly at ψ_init if α is always 0.
+
+    This holds without weight decay. LRR changes ψ with the same settings.
+    """
     plain = experiment.using(num_levels=1, optim=replace(experiment.config.optim, weight_decay=0.0))
     found = search(plain.using("aws", alpha="zero"))
     moved = search(plain.using("lrr"))
@@ -49,8 +55,11 @@ def test_another_distribution_is_another_search(experiment: Experiment, alpha: s
     assert not findings.problems and findings.checked["alpha"]
 
 
-def test_a_record_that_says_another_distribution_is_found(experiment: Experiment):
-    """α is proved from the seed: the means of U(0, 1) are not those of a Bernoulli draw."""
+def test_a_record_with_a_wrong_distribution_is_found(experiment: Experiment):
+    """Check that verification finds a wrong distribution in the record.
+
+    It draws α again from the seed. Here α was drawn from U(0, 1), and the record claims a Bernoulli distribution.
+    """
     from harness.lineage.proof.records import alpha
 
     record = search(experiment.using("aws", num_levels=1)).ticket.record
@@ -60,6 +69,6 @@ def test_a_record_that_says_another_distribution_is_found(experiment: Experiment
     assert findings is not None and not all(finding.holds for finding in findings)
 
 
-def test_a_method_without_alpha_refuses_it(experiment: Experiment):
-    with pytest.raises(ValueError, match="alpha=zero is of method aws; lrr draws no α"):
+def test_a_method_without_alpha_refuses_a_distribution(experiment: Experiment):
+    with pytest.raises(ValueError, match="lrr uses no α: remove alpha=zero"):
         search(experiment.using("lrr", alpha="zero"))

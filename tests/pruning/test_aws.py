@@ -1,4 +1,4 @@
-"""AWS: the forward pass sees αψ + (1−α)ψ_init, and the gradient of ψ is the chain rule's."""
+"""Test AWS: the forward pass uses αψ + (1−α)ψ_init, and the gradient of ψ follows the chain rule."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_equals_the_written_out_interpolation(alpha):
     assert all(torch.equal(now, then) for now, then in zip(norm_params, before, strict=True))
 
 
-def test_psi_is_restored_when_an_exception_passes():
+def test_psi_is_restored_after_an_exception():
     model = network()
     norm_params, initial = moved_away(model)
     before = [param.detach().clone() for param in norm_params]

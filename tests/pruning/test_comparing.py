@@ -1,4 +1,4 @@
-"""Which two trainings may be compared, and what is recorded of how it was done."""
+"""Test which trainings may be compared, and the recorded settings."""
 
 from __future__ import annotations
 
@@ -39,14 +39,18 @@ def asked(
     config: ComparisonConfig = FEW,
     **options: bool,
 ) -> tuple[Comparison, dict[str, str]]:
-    """The comparison, and the tags of its record."""
+    """Compare two trainings.
+
+    Returns:
+        The comparison, and the tags of its record.
+    """
     result = compare(experiment, first, second, question, config, **options)  # type: ignore[arg-type]
     assert result is not None
     return result, experiment.store.local.load(result.key).tags
 
 
 @pytest.mark.parametrize("kind", ["signed_mask", "retrain"])
-def test_stability_is_of_one_start_under_two_noises(experiment: Experiment, found: SearchResult, kind: str) -> None:
+def test_stability_compares_one_start_under_two_noises(experiment: Experiment, found: SearchResult, kind: str) -> None:
     one, twin = (trained(experiment, found, kind, 2, sgd_seed) for sgd_seed in (1, 2))
     _, tags = asked(experiment, one, twin, "stability")
     assert (tags["same_start"], tags["question"]) == ("true", "stability")
@@ -57,7 +61,7 @@ def test_stability_is_of_one_start_under_two_noises(experiment: Experiment, foun
         compare(experiment, one, one, "stability", FEW)
 
 
-def test_different_starts_are_compared_only_if_asked_for(experiment: Experiment, found: SearchResult) -> None:
+def test_different_starts_are_compared_only_with_cross_init(experiment: Experiment, found: SearchResult) -> None:
     one, other = trained(experiment, found, "signed_mask", 2, 1), trained(experiment, found, "signed_mask", 3, 2)
     with pytest.raises(ValueError, match="started from different parameters.*--cross-init"):
         compare(experiment, one, other, "stability", FEW)
@@ -65,7 +69,7 @@ def test_different_starts_are_compared_only_if_asked_for(experiment: Experiment,
     assert tags["same_start"] == "false"
 
 
-def test_connectivity_takes_one_mask(experiment: Experiment, found: SearchResult) -> None:
+def test_connectivity_requires_equal_masks(experiment: Experiment, found: SearchResult) -> None:
     one, solution = trained(experiment, found, "signed_mask", 2, 1), trained(experiment, found, "retrain", 2, 1)
     _, tags = asked(experiment, one, solution, "lmc")
     assert tags["question"] == "lmc"
@@ -75,30 +79,32 @@ def test_connectivity_takes_one_mask(experiment: Experiment, found: SearchResult
 
 
 def signed_init(experiment: Experiment, found: SearchResult, init_seed: int) -> Comparison:
-    """The ticket against its signs on the θ_init of a seed."""
+    """Compare the ticket with its signs on the θ_init of a seed."""
     result = compare_signed_init(experiment.using("lrr"), found.ticket, init_seed, FEW)
     assert result is not None
     return result
 
 
 def problems_of(experiment: Experiment, one: Comparison) -> tuple[Findings, set[tuple[str, str]]]:
-    """What verify finds of a comparison and all it came from: (check, kind of run)."""
+    """Verify a comparison with its ancestors.
+
+    Returns:
+        The findings, and a pair for each problem (name of the check, first word of the run's name).
+    """
     findings = verify(open_store(experiment.config.runs, offline=True), one.key)
     return findings, {(problem.check, problem.name.split()[0]) for problem in findings.problems}
 
 
-def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
-    experiment: Experiment, found: SearchResult
-) -> None:
+def test_signed_init_compares_the_start_of_the_final_training(experiment: Experiment, found: SearchResult) -> None:
     one = signed_init(experiment, found, 2)
     record = experiment.store.local.load(one.key)
     training = trained(experiment, found, "signed_mask", 2, 1)
     assert training.record is not None
     assert record.tags["start_digest"] == training.record.tags["start_digest"]
     assert record.tags["init_seed"] == "2" and record.config["init_seed"] == 2
-    assert "same_start" not in record.tags  # of two trainings alone
+    assert "same_start" not in record.tags  # only comparisons of two trainings have this tag
     assert len(record.parents) == 1 and record.parents[0].key == found.ticket.key
-    # α = 1 is the ticket, and another seed another comparison
+    # another seed gives another comparison with the same ticket at α = 1
     assert signed_init(experiment, found, 2).key == one.key
     other = signed_init(experiment, found, 3)
     assert other.key != one.key and other.curve.error_a_percent == one.curve.error_a_percent
@@ -106,7 +112,7 @@ def test_signs_on_a_fresh_initialisation_are_the_start_of_their_final_training(
     assert problems == set() and findings.notes == [] and {"start", "compared", "seeds"} <= findings.checked.keys()
 
 
-def test_signs_are_compared_on_a_fresh_initialisation_alone(experiment: Experiment, found: SearchResult) -> None:
+def test_signed_init_requires_a_fresh_initialisation(experiment: Experiment, found: SearchResult) -> None:
     with pytest.raises(ValueError, match="init_seed 1 is the search's own"):
         signed_init(experiment, found, 1)
     training = trained(experiment, found, "mask", 2, 1)
@@ -114,10 +120,13 @@ def test_signs_are_compared_on_a_fresh_initialisation_alone(experiment: Experime
         compare_signed_init(experiment.using("lrr"), training, 2, FEW)
 
 
-def test_a_copy_that_is_not_the_seeds_is_found(
+def test_a_copy_from_a_wrong_seed_is_found(
     experiment: Experiment, found: SearchResult, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Recorded as made from seed 8, or with the search's own seed, by a version that is at fault."""
+    """Check that verification finds copies from a wrong seed.
+
+    One copy is drawn with seed 9 and recorded as seed 8. The other uses the seed of the search itself.
+    """
     draw = Experiment.theta_init
     with monkeypatch.context() as patch:
         patch.setattr(Experiment, "theta_init", lambda self, seed: draw(self, seed + 1))
@@ -135,11 +144,11 @@ def test_a_copy_that_is_not_the_seeds_is_found(
         ("cumulative", 300, 2 * BATCH),  # whole batches
         ("cumulative", 10_000, STEPS * BATCH),
         ("cumulative", "all", STEPS * BATCH),
-        ("ema", 300, STEPS * BATCH),  # one full training pass, whatever is asked for
+        ("ema", 300, STEPS * BATCH),  # ema always uses one full training epoch
         ("none", 300, 0),
     ],
 )
-def test_how_statistics_were_made_is_recorded(
+def test_the_batchnorm_convention_is_recorded(
     experiment: Experiment, found: SearchResult, convention: str, asked_for: int | str, images: int
 ) -> None:
     pair = (trained(experiment, found, "signed_mask", 2, sgd_seed) for sgd_seed in (1, 2))
@@ -150,6 +159,6 @@ def test_how_statistics_were_made_is_recorded(
     assert result.curve.alphas == (0.0, 1.0)
 
 
-def test_the_usual_grid_is_the_papers() -> None:
+def test_the_default_grid_is_the_papers() -> None:
     assert ComparisonConfig().alphas == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1])
     assert ComparisonConfig().bn_convention == "cumulative"

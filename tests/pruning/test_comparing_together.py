@@ -1,4 +1,7 @@
-"""A comparison on several processes, and in bfloat16, against that of one process in full precision."""
+"""Test comparisons on several processes and in bfloat16.
+
+The reference is one process in full precision.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,17 @@ from tests.pruning.comparing import CONVENTIONS, asked, opened
 from tests.warm import torchrun
 
 IMAGE = 0.2
-"""One test image of 500, in percentage points."""
+"""Error of one test image of 500, in percentage points."""
 KEYS = tuple[str, str, str]
 
 
 @pytest.fixture(scope="module")
 def trained(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, KEYS]:
-    """A directory of runs with a level and two trainings of one start; their keys."""
+    """Run a search and two trainings from the same start.
+
+    Returns:
+        The directory of runs, and the keys of the level and both trainings.
+    """
     runs = tmp_path_factory.mktemp("together") / "runs"
     own = opened(experiment.world, experiment.config.data.directory, runs)
     ticket = search(own).ticket
@@ -39,7 +46,7 @@ def trained(experiment: Experiment, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def alone(experiment: Experiment, trained: tuple[Path, KEYS]) -> list[BarrierCurve]:
-    """What one process finds, in a copy of the runs."""
+    """Return the curves of one process, in a copy of the runs."""
     runs, keys = trained
     own_runs = shutil.copytree(runs, runs.with_name("alone"))
     found = [
@@ -51,8 +58,11 @@ def alone(experiment: Experiment, trained: tuple[Path, KEYS]) -> list[BarrierCur
 
 
 @pytest.mark.parametrize("size", [2, 3, 9])
-def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Experiment, size: int) -> None:
-    """Bit for bit those of one process; of five batches the first ranks have one more."""
+def test_batchnorm_batches_are_distributed_whole_and_in_order(experiment: Experiment, size: int) -> None:
+    """Check that ranks receive the batches of one process in turn.
+
+    Of five batches the first ranks have one more than the others.
+    """
 
     def dealt(rank: int, size: int) -> list[torch.Tensor]:
         own = copy(experiment)
@@ -66,7 +76,18 @@ def test_batches_for_batchnorm_are_dealt_out_whole_and_in_order(experiment: Expe
 
 
 def launch(processes: int, data: Path, runs: Path, keys: KEYS, precision: str) -> tuple[list[BarrierCurve], list[str]]:
-    """Compare in several processes; return the curves of rank 0, and how each rank ended after a fault."""
+    """Run tests/pruning/comparing.py in several processes.
+
+    Args:
+        processes: Number of processes.
+        data: Directory of the prepared digits.
+        runs: Directory of the runs to compare.
+        keys: Keys of the level and both trainings.
+        precision: Precision of the launch.
+
+    Returns:
+        The curves of rank 0, and a sorted line for each rank and fault.
+    """
     script = str(Path(__file__).with_name("comparing.py"))
     done = torchrun(processes, Path.cwd(), script, str(data), str(runs), *keys, precision)
     assert done.returncode == 0, done.stderr
@@ -78,10 +99,13 @@ def launch(processes: int, data: Path, runs: Path, keys: KEYS, precision: str) -
 
 @pytest.mark.long
 @pytest.mark.parametrize("processes", [pytest.param(2, marks=pytest.mark.slow), 3])
-def test_several_processes_find_what_one_finds(
+def test_several_processes_find_the_errors_of_one(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve], processes: int
 ) -> None:
-    """One image may fall to the other side of a border; and where one fails or is to stop, all end."""
+    """Compare with one process, and inject faults.
+
+    Errors may differ by one image. All ranks must end if one fails or must stop.
+    """
     runs, keys = trained
     own_runs = shutil.copytree(runs, runs.with_name(f"of_{processes}"))
     together, endings = launch(processes, experiment.config.data.directory, own_runs, keys, "no")
@@ -101,10 +125,13 @@ def test_several_processes_find_what_one_finds(
 
 
 @pytest.mark.long
-def test_in_bfloat16_errors_are_those_of_full_precision(
+def test_errors_in_bfloat16_match_full_precision(
     experiment: Experiment, trained: tuple[Path, KEYS], alone: list[BarrierCurve]
 ) -> None:
-    """…and the comparison is another one: what was computed in full precision is not taken for it."""
+    """Check that bfloat16 gives the same errors within one image.
+
+    Its comparison has another key, so that no result of full precision is reused.
+    """
     runs, keys = trained
     own_runs = shutil.copytree(runs.with_name("alone"), runs.with_name("bf16"))
     before = set(own_runs.iterdir())

@@ -1,4 +1,7 @@
-"""Faults in runs of the new methods and options, with nothing else wrong: the claim meant for each does not hold."""
+"""Inject single faults into runs of several methods and options.
+
+Only the matching check of the verification may fail.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +46,13 @@ def network(node: FinishedRun) -> StoredNetwork:
 
 
 def remasked(node: FinishedRun, alive: int, dead: int) -> StoredNetwork:
-    """`alive` dead weights of the largest tensor are kept again, `dead` living ones pruned."""
+    """Return the network of a run with a wrong mask.
+
+    Args:
+        node: The run.
+        alive: Number of pruned weights of the largest tensor that are kept again.
+        dead: Number of kept weights of this tensor that are pruned.
+    """
     tensors = {name: kept.clone() for name, kept in node.mask.tensors.items()}
     largest = max(tensors.values(), key=torch.numel)
     raised, killed = (~largest).nonzero()[:alive], largest.nonzero()[:dead]
@@ -55,7 +64,14 @@ def remasked(node: FinishedRun, alive: int, dead: int) -> StoredNetwork:
 
 
 def context(node: FinishedRun, mask: Mask, parent: Checkpoint, origin: Checkpoint) -> LevelContext:
-    """The context of a level as `verify` makes it; θ_init and θ_k are `origin`."""
+    """Build the context of a level as `verify` does.
+
+    Args:
+        node: The level.
+        mask: Its mask.
+        parent: Checkpoint of the parent level.
+        origin: Used as θ_init and as θ_k.
+    """
     assert node.record is not None
     config, norm = search_from_json(node.record.config["search"]), node.signed_mask.norm
     return LevelContext(config, node.checkpoint.level, mask, norm, origin, parent, {THETA_K: origin}.__getitem__)
@@ -65,7 +81,7 @@ def wrong(claims: Iterable[Finding]) -> set[str]:
     return {claim.check for claim in claims if not claim.holds}
 
 
-def test_a_mask_of_other_weights_or_another_count(found: SearchResult) -> None:
+def test_a_mask_with_wrong_weights_or_a_wrong_count_is_found(found: SearchResult) -> None:
     before, node = found.levels[:2]
 
     def faults(own: StoredNetwork) -> set[str]:
@@ -78,7 +94,7 @@ def test_a_mask_of_other_weights_or_another_count(found: SearchResult) -> None:
     assert faults(remasked(node, 1, 0)) == {"pruned", "count"}
 
 
-def test_a_start_from_elsewhere(experiment: Experiment, found: SearchResult) -> None:
+def test_a_wrong_start_has_another_digest(experiment: Experiment, found: SearchResult) -> None:
     method = tag(found.ticket, "method")
     before, node = found.levels[-2:]
     origin = found.theta_init

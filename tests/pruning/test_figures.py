@@ -1,4 +1,7 @@
-"""The runs of a figure, made by real searches and trainings, are those that its page finds."""
+"""Test that a figure's page finds exactly the runs made for it.
+
+The runs are real searches and trainings.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,7 @@ def plan_of(experiment: Experiment, figure: str, **scale: object) -> FigurePlan:
     return FigurePlan(figure_named(figure), Scale(experiment.config, levels=(1, 2), trials=1, **scale))
 
 
-def test_controls(experiment: Experiment) -> None:
+def test_controls_are_found_by_their_page(experiment: Experiment) -> None:
     made(experiment, plan_of(experiment, "controls"))
 
 
@@ -54,20 +57,20 @@ def test_gem_miner_has_a_penalty_for_each_density(experiment: Experiment, tmp_pa
     records = [record for record in own.store.local.records() if record.kind in ("level", "training")]
     minutes = sum(record.finished_ms - record.started_ms for record in records) / 60_000
     assert len(records) == 5 and collect(own.store, plan).provenance.minutes == pytest.approx(minutes)
-    # a launch that differs in what Gem-Miner does not heed loads all, and shows it
+    # a launch with other values of settings that Gem-Miner ignores reuses all runs
     again = Experiment(experiment.world, own.store, replace(config, level_epochs=2, warmup_epochs=3))
     made(again, plan_of(again, "gem_miner", penalties=plan.scale.penalties))
     assert len([record for record in own.store.local.records() if record.kind in ("level", "training")]) == 5
 
 
-def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Experiment, tmp_path: Path) -> None:
+def test_gem_miner_in_figure_4_and_with_equal_numbers_of_weights(experiment: Experiment, tmp_path: Path) -> None:
     gem = GemMinerConfig(score_epochs=3, freeze_every_epochs=1, finetune=Schedule(1, "constant"))
     config = replace(experiment.config, gem_miner=gem, runs=tmp_path / "runs")
     own = Experiment(experiment.world, open_store(config.runs, offline=True), config)
     plan = plan_of(own, "fig4")
     work = made(own, plan)
 
-    # Its ticket on another θ_init: kept weights have its signs, of the classifier's too; pruned ones stay pruned.
+    # Phase: its ticket on another θ_init. Kept weights, also of the classifier, have its signs.
     (one,) = plan.of_curve(Curve("gem_miner", "signed_mask"), 2)
     ticket, trained = work.ticket(one), work.train(one)
     begun = {name: tensor.abs() for name, tensor in own.theta_init(101).params.items()}
@@ -80,10 +83,10 @@ def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Ex
     assert not trained.checkpoint.params["fc.weight"][~trained.mask.tensors["fc.weight"]].any()
     assert verify(own.store, trained.key).problems == []
 
-    # The dense network with all the epochs of the deepest ticket: 1 of warm-up, 1 for each of two levels, 2 at last.
+    # Phase: the dense network for as many epochs as the deepest ticket (1 warm-up, 1 per level, 2 final)
     assert [work.train(dense).checkpoint.epochs for dense in plan.trainings() if dense.curve is None] == [2, 5]
 
-    # AWS's runs serve both figures; Gem-Miner aims at as many weights as they have, the classifier's included.
+    # Phase: the figure with equal numbers of weights. It reuses AWS's runs, and only Gem-Miner runs again.
     before = {record.key for record in own.store.local.records()}
     equal = plan_of(own, "fig4_equal")
     again = made(own, equal)
@@ -97,7 +100,7 @@ def test_gem_miner_in_figure_four_and_at_equal_numbers_of_weights(experiment: Ex
         assert 0 < theirs.mask.num_remaining <= aimed_at
 
 
-def test_short_levels(experiment: Experiment) -> None:
+def test_short_levels_are_found_by_their_page(experiment: Experiment) -> None:
     plan = plan_of(experiment, "short_levels")
     work = made(experiment, plan)
     ticket = work.ticket(plan.of_curve(Curve("aws_full", "retrain"), 2)[0])
@@ -105,7 +108,7 @@ def test_short_levels(experiment: Experiment) -> None:
     assert len([metric for metric in ticket.record.metrics if metric.name == "alpha_mean"]) == 2
 
 
-def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:
+def test_tickets_transfer_to_another_data_set(experiment: Experiment, other_data: Experiment) -> None:
     there = replace(other_data.config, final=replace(other_data.config.final, epochs=1))
     plan = plan_of(experiment, "transfer", used_on=there)
     beside = experiment.beside(there)
@@ -119,14 +122,17 @@ def test_tickets_go_to_another_data_set(experiment: Experiment, other_data: Expe
 
 
 def test_a_longer_final_training_shares_the_search(experiment: Experiment) -> None:
-    """Also with whatever else another launch had in mind: the levels carry the settings of the one that made them."""
+    """Check that a launch with longer final trainings reuses the levels.
+
+    The levels keep the record of the launch that made them, with its settings of final trainings.
+    """
     plan = plan_of(experiment, "fig6")
     made(experiment, plan)
     longer = replace(experiment.config, final=replace(experiment.config.final, epochs=3))
     other = Experiment(experiment.world, experiment.store, longer)
     work = made(other, plan_of(other, "fig6"))
     assert work.levels(plan.of_curve(plan.figure.curves[0], 1)[0])[1].record.config["search"]["final"]["epochs"] == 2
-    # a dense training has no levels, so it is shared by all that differ in them alone
+    # a dense training has no levels, so launches with other level settings reuse it
     short = Experiment(experiment.world, experiment.store, replace(longer, level_epochs=2))
     dense = made(short, plan_of(short, "fig6")).train(plan.dense()[0])
     assert dense.record.config["search"]["level_epochs"] == 1

@@ -1,4 +1,4 @@
-"""Gem-Miner's two trainings as runs: what they start from, what they leave, and that all of it is proved."""
+"""Test Gem-Miner's two trainings as runs: their starts, settings, results and verification."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_its_lineage_is_proved(own: Experiment, found: SearchResult) -> None:
     for kind in ("signed_mask", "retrain", "random_mask"):
         final_training(own, Trial(kind, 2, 1), found.ticket)  # type: ignore[arg-type]
     findings = proved(own, found.ticket)
-    assert findings.problems == [] and findings.notes == [], "no way of older runs"
+    assert findings.problems == [] and findings.notes == [], "a note would mark an old rule"
     assert findings.num_nodes == 6
     assert (findings.checked["start"], findings.checked["pruned"], findings.checked["count"]) == (5, 1, 1)
 
@@ -68,7 +68,7 @@ def test_weights_are_signed_constants_and_scores_drawn(
     assert tag(scores_run, "start_digest") == sha256_tensors(begun)
 
 
-def test_fine_tuning_trains_the_kept_weights_alone(
+def test_fine_tuning_trains_only_the_kept_weights(
     found: SearchResult, scores_run: FinishedRun, own: Experiment
 ) -> None:
     ticket, theta_init = found.ticket, found.theta_init.params
@@ -81,11 +81,14 @@ def test_fine_tuning_trains_the_kept_weights_alone(
         if name in ticket.mask.tensors:
             assert not torch.equal(tensor, start[name])
         else:
-            assert torch.equal(tensor, start[name]), "no biases and no affine normalisation"
+            assert torch.equal(tensor, start[name]), "biases and norm parameters must not be trained"
 
 
 def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the search's own optimizer; noises of their own; weights alone, the classifier's too, are trained."""
+    """Check optimizer, schedule, noise and trained parameters of both trainings.
+
+    The search's own optimizer is ignored. Only weights are trained, including the classifier's.
+    """
     seen: list[tuple[object, ...]] = []
 
     def watched(model: torch.nn.Module, **options: object) -> None:
@@ -103,8 +106,13 @@ def test_both_trainings_have_the_settings_of_gem_miner(own: Experiment, monkeypa
     ]
 
 
-def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    """BatchNorm statistics of the evaluation too; which they are follows from sgd_seed, at every density alike."""
+def test_both_trainings_use_only_the_chosen_images(own: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that only the selected images are used.
+
+    Both trainings and the BatchNorm statistics of the evaluation must use the same images. The selection depends only
+    on sgd_seed, so it is the same at every density.
+    """
+    # Phase: record the images of every epoch of a search
     chosen: list[list[int]] = []
     epoch = TrainFeed.epoch
 
@@ -119,11 +127,13 @@ def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch
     found = search(own.using("gem_miner", gem_miner=few, num_levels=3))
     assert len(chosen) == 5 + 1 + 2 and all(one == chosen[0] for one in chosen)  # scores, their evaluation, fine-tuning
     assert len(set(chosen[0])) == 600 and max(chosen[0]) > 1200 and chosen[0] != [*range(600)]
+    # Phase: the number of images is recorded and in the key
     scores = own.archive.load(found.ticket.record.parents[0].key)
     for run in (scores, found.ticket):
         written = json.loads(own.store.local.open_file(run.key, DETERMINANTS).read_bytes())
         assert written["num_train"] == run.record.config["search"]["gem_miner"]["num_train"] == 600
     assert proved(own, found.ticket).problems == []
+    # Phase: the seed determines the selection, and bad numbers are refused
     again, other = (choose_images(600, seed, 1297).tolist() for seed in (1, 2))
     assert again == chosen[0] != other
     with pytest.raises(ValueError, match="num_train is 2000; the training set has 1297 images"):
@@ -132,7 +142,7 @@ def test_both_trainings_see_the_chosen_images_alone(own: Experiment, monkeypatch
         GemMinerConfig(num_train=0)
 
 
-def test_the_key_says_how_scores_are_frozen_unless_as_in_older_runs(own: Experiment, found: SearchResult) -> None:
+def test_the_freezing_rule_is_in_the_key_unless_it_is_the_older_one(own: Experiment, found: SearchResult) -> None:
     older = search(own.using("gem_miner", gem_miner=replace(GEM, freezing="exact")))
 
     def written(run: FinishedRun) -> dict[str, Any]:
@@ -147,11 +157,11 @@ def test_the_key_says_how_scores_are_frozen_unless_as_in_older_runs(own: Experim
     assert findings.problems == []
     assert {
         note.what for note in findings.notes if note.key in (older.ticket.key, older.ticket.record.parents[0].key)
-    } == {"its scores were frozen the other way: an epoch before the authors', and exact counts of equal ones"}
+    } == {"its scores were frozen one epoch earlier than in the authors' code, with exact counts despite ties"}
     record = older.ticket.record.config["search"]
     assert search_from_json(record).gem_miner.freezing == "exact"
     del record["gem_miner"]["freezing"]
-    assert search_from_json(record).gem_miner.freezing == "exact", "older records do not say"
+    assert search_from_json(record).gem_miner.freezing == "exact", "a record without this field is an older one"
 
 
 def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> None:
@@ -165,7 +175,7 @@ def test_both_densities_are_reported(own: Experiment, found: SearchResult) -> No
     assert listed.ticket.mask.num_remaining == found.ticket.mask.num_remaining
 
 
-def test_a_network_that_the_scores_do_not_make_is_found(
+def test_a_network_that_contradicts_its_scores_is_found(
     own: Experiment, found: SearchResult, scores_run: FinishedRun
 ) -> None:
     scores = own.archive.network(scores_run.key, SCORES)
@@ -192,12 +202,12 @@ def test_a_network_that_the_scores_do_not_make_is_found(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_levels": 0}, "num_levels; it must be 1 or more"),
-        ({"order": "paper", "one_shot": True}, "leave out order, one_shot"),
-        ({"initialisation": "kaiming_normal"}, "gem_miner's weights are signed constants"),
+        ({"num_levels": 0}, "num_levels, which must be 1 or more"),
+        ({"order": "paper", "one_shot": True}, "remove order, one_shot"),
+        ({"initialisation": "kaiming_normal"}, "signed constants"),
     ],
 )
-def test_what_it_has_not_is_refused(own: Experiment, options: dict, message: str) -> None:
+def test_unsupported_options_are_refused(own: Experiment, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(own.using("gem_miner", **options))
     with pytest.raises(ValueError, match=r"gem_miner\.score_epochs is 5 and freeze_every_epochs 5"):

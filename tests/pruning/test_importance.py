@@ -1,4 +1,7 @@
-"""Magnitude increase, SNIP and SynFlow against references written here, and what `verify` says of their masks."""
+"""Test magnitude increase, SNIP and SynFlow against independent references.
+
+Also test the verification of their masks.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +30,23 @@ Tensors = Mapping[str, torch.Tensor]
 
 
 def largest(values: Tensors, alive: Tensors, count: int) -> dict[str, torch.Tensor]:
-    """The `count` largest of the living, over all tensors together (no ties here)."""
+    """Keep the `count` largest live values over all tensors. The values must have no ties.
+
+    Args:
+        values: Importance of every weight.
+        alive: Boolean masks of the live weights.
+        count: Number of weights to keep.
+
+    Returns:
+        The new masks.
+    """
     flat = torch.cat([values[name][alive[name]] for name in alive])
     threshold = flat.sort(descending=True).values[count - 1]
     return {name: alive[name] & (values[name] >= threshold) for name in alive}
 
 
 def masks_of(found: SearchResult) -> list[tuple[Mask, Mask]]:
-    """(mₜ₋₁, mₜ) of every pruning."""
+    """Return the masks before and after every pruning, (mₜ₋₁, mₜ)."""
     masks = [run.mask for run in found.levels]
     return list(zip(masks, masks[1:], strict=False))
 
@@ -54,7 +66,10 @@ def test_magnitude_increase_keeps_the_weights_that_grew_most(experiment: Experim
 
 
 def sensitivities(experiment: Experiment, params: Tensors, mask: Mask, sgd_seed: int) -> dict[str, torch.Tensor]:
-    """|∂L/∂c| at c = m, with c a factor on every weight: SNIP's own definition (equation 3)."""
+    """Compute SNIP's sensitivities |∂L/∂c| at c = m (its equation 3).
+
+    Here c is a factor on every weight. L is the loss of one training batch of the stream "ranking".
+    """
     model = experiment.fresh_model().train()
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
     factors = {name: kept.float().requires_grad_() for name, kept in mask.tensors.items()}
@@ -75,13 +90,13 @@ def test_snip_keeps_the_most_sensitive_connections(experiment: Experiment, one_s
         values = sensitivities(experiment, found.theta_init.params, before, seed)
         expected = largest(values, before.tensors, after.num_remaining)
         differ = sum(int((after.tensors[name] ^ expected[name]).sum()) for name in expected)
-        assert differ <= 2, "gradients through a factor and through a weight are rounded otherwise"
+        assert differ <= 2, "gradients of factors and of weights may round differently"
     findings = proved(experiment, found.ticket)
     assert findings.problems == [] and findings.checked["pruned"] == len(found.levels) - 1
     final_training(experiment.using("snip"), Trial("signed_mask", 2, 1), found.ticket)
 
 
-def test_without_its_scores_the_mask_of_snip_is_said_to_be_unchecked(experiment: Experiment) -> None:
+def test_a_snip_mask_without_stored_scores_is_reported_as_unchecked(experiment: Experiment) -> None:
     ticket = search(experiment.using("snip", sgd_seed=3, num_levels=1)).ticket
     directory = experiment.store.local.find(ticket.key)
     assert directory is not None and ticket.record is not None
@@ -96,7 +111,7 @@ def test_without_its_scores_the_mask_of_snip_is_said_to_be_unchecked(experiment:
     ]
 
 
-def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Experiment) -> None:
+def test_a_snip_mask_that_contradicts_its_scores_is_a_problem(experiment: Experiment) -> None:
     found = search(experiment.using("snip", sgd_seed=5, num_levels=1))
     run, parent = found.ticket, found.levels[0]
     scores = experiment.archive.network(run.key, "importance.safetensors")
@@ -111,7 +126,7 @@ def test_a_mask_that_the_scores_of_snip_do_not_give_is_a_problem(experiment: Exp
         assert finding.holds == holds
 
 
-def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment: Experiment) -> None:
+def test_retrain_of_snip_reuses_the_ticket_but_trains_level_0(experiment: Experiment) -> None:
     found = search(experiment.using("snip"))
     own = final_training(experiment.using("snip"), Trial("retrain", 2, 1), found.ticket)
     assert own.key == found.ticket.key
@@ -119,24 +134,25 @@ def test_snip_has_no_retraining_of_the_network_that_it_did_not_train(experiment:
     assert dense.key != found.levels[0].key and dense.checkpoint.epochs == experiment.config.final.epochs
 
 
-def test_synflow_is_not_layer_by_layer(experiment: Experiment) -> None:
-    """It is refused before anything is trained."""
+def test_synflow_refuses_layerwise_pruning(experiment: Experiment) -> None:
+    """Check that the option is refused before any run starts."""
     before = set(experiment.config.runs.iterdir())
-    with pytest.raises(ValueError, match="leave out pruning_scope"):
+    with pytest.raises(ValueError, match="remove pruning_scope"):
         search(experiment.using("synflow", pruning_scope="layer", init_seed=77))
     assert set(experiment.config.runs.iterdir()) == before
 
 
-def test_importance_is_computed_for_a_level_that_is_made_and_not_again(
-    experiment: Experiment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_importance_is_computed_only_for_new_levels(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     search(experiment.using("synflow", num_levels=1))
     monkeypatch.setattr(METHODS["synflow"], "importance", None)
     assert search(experiment.using("synflow", num_levels=1)).ticket.checkpoint.level == 1
 
 
 class Tanaka:
-    """SynFlow as its authors write it: parameters made positive in place, masks as factors, scores |g ⊙ θ|."""
+    """SynFlow as in its authors' code.
+
+    Parameters are made positive in place, masks multiply the weights, and scores are |g ⊙ θ|.
+    """
 
     def __init__(self, model: nn.Module, theta_init: Tensors) -> None:
         self.model = model.double().eval()
@@ -146,18 +162,31 @@ class Tanaka:
                 tensor.abs_()
 
     def mask(self, before: Mask, density: float, shape: tuple[int, ...], rounds: int = 100) -> dict[str, torch.Tensor]:
-        """Prune `before` to this share of its weights, in rounds of exponentially falling density."""
+        """Prune iteratively, with exponentially falling density.
+
+        Args:
+            before: Mask before the pruning.
+            density: Share of its weights to keep.
+            shape: Shape of an image, (channels, height, width).
+            rounds: Number of rounds.
+
+        Returns:
+            The new masks.
+        """
         params, alive = dict(self.model.named_parameters()), dict(before.tensors)
         whole = {name: params[name].detach().clone() for name in alive}
         for number in range(1, rounds + 1):
+            # Phase: scores of the masked network for an image of ones
             self.model.zero_grad()
             with torch.no_grad():
                 for name, kept in alive.items():
                     params[name].copy_(whole[name] * kept)
             self.model(torch.ones(1, *shape, dtype=torch.float64)).sum().backward()
             scores = {name: (params[name].grad * params[name]).detach().abs() for name in alive}  # type: ignore[operator]
+            # Phase: keep the largest scores of the live weights
             count = int(before.num_remaining * density ** (number / rounds))
             alive = largest(scores, alive, count)
+        # Phase: restore the unmasked weights for the next call
         with torch.no_grad():
             for name, tensor in whole.items():
                 params[name].copy_(tensor)
@@ -165,19 +194,19 @@ class Tanaka:
 
 
 @pytest.mark.parametrize("one_shot", [False, True])
-def test_synflow_keeps_the_weights_of_most_flow(experiment: Experiment, one_shot: bool) -> None:
+def test_synflow_keeps_the_weights_with_most_flow(experiment: Experiment, one_shot: bool) -> None:
     found = search(experiment.using("synflow", one_shot=one_shot, sgd_seed=11 if one_shot else 1))
     spec, reference = experiment.spec, Tanaka(experiment.fresh_model(), found.theta_init.state_dict)
     for before, after in masks_of(found):
         share = after.num_remaining / before.num_remaining
         expected = reference.mask(before, share, (spec.channels, spec.image_size, spec.image_size))
         differ = sum(int((after.tensors[name] ^ expected[name]).sum()) for name in expected)
-        assert differ <= 2, "int() of a share and of a count may differ by one"
+        assert differ <= 2, "rounding of the count may differ by one weight"
     findings = proved(experiment, found.ticket)
     assert findings.problems == [] and findings.notes == [] and findings.checked["pruned"] == len(found.levels) - 1
 
 
-def test_their_settings_are_recorded(experiment: Experiment) -> None:
+def test_method_and_level_of_synflow_are_recorded(experiment: Experiment) -> None:
     ticket = search(experiment.using("synflow")).ticket
     determinants = json.loads(experiment.store.local.open_file(ticket.key, "determinants.json").read_bytes())
     assert determinants["level"] == 2 and ticket.record is not None and ticket.record.tags["method"] == "synflow"

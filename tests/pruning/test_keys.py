@@ -1,4 +1,7 @@
-"""New options must not change the key of a run that does not use them: a finished run would be made again."""
+"""Test that keys are stable.
+
+A new option must not change the key of a run that does not use it. Otherwise finished runs would not be reused.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from harness.runs.run import FinishedRun, RunDescription
 from recipes.presets.small import digits
 from tests.pruning.searching import proved
 
-# Computed with commit 0da9014, from before there were other methods than aws and lrr.
+# Keys computed with commit 0da9014, when aws and lrr were the only methods.
 PINNED = {
     "aws": ["aa854c70de8af85d", "66c8aaf9acb55949", "a757f398960d3321", "286e5b715543a997"],
     "lrr": ["000786fd6c4ca2aa", "1db8976301fd6590", "931b3a7426d0283d", "4ff63f7548eaff22"],
@@ -36,11 +39,16 @@ PINNED = {
 
 
 FOUR = ("resnet50_cifar", "mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")
-"""Networks whose θ_init is drawn otherwise since commit 66989bd."""
+"""Networks whose initialisation changed in commit 66989bd."""
 
 
 def keys(method: str) -> list[str]:
-    """The key of a search and those of its levels, which are described and not trained."""
+    """Return the keys of a search and its levels, without training.
+
+    Args:
+        method: Pruning method.
+    """
+    # Phase: replace training by a function that only records the key
     config = replace(digits(), method=method, num_levels=2)
     network = Checkpoint({"conv.weight": torch.rand(10)}, {}, 0, 0, "")
     found, dense = [], Mask.dense(network.params, network.params)
@@ -49,6 +57,7 @@ def keys(method: str) -> list[str]:
         found.append(description.key)
         return FinishedRun(description.key, network, SignedMask.of(network.params, dense), None)
 
+    # Phase: search with a minimal stand-in for the experiment
     experiment = SimpleNamespace(
         config=config,
         common=CommonDescription({"format": 2, "data": "0" * 64}, {}, {}, "resnet20"),
@@ -68,12 +77,12 @@ def keys(method: str) -> list[str]:
 
 
 @pytest.mark.parametrize("method", list(PINNED))
-def test_keys_of_searches_stay(method: str) -> None:
+def test_keys_of_searches_are_unchanged(method: str) -> None:
     assert [key[:16] for key in keys(method)] == PINNED[method]
 
 
-def test_determinants_of_usual_runs_have_the_fields_they_had(experiment: Experiment) -> None:
-    """The fields that aws and lrr had before there were others, and their final trainings."""
+def test_default_runs_have_no_new_determinants(experiment: Experiment) -> None:
+    """Check that default runs have only the determinants of version 1."""
     found = search(experiment.using("lrr"))
     final = final_training(experiment.using("lrr"), Trial("signed_mask", 2, 1), found.ticket)
     every = {"format", "data", "spec", "model", "optim", "precision", "deterministic", "global_batch_size"}
@@ -86,14 +95,14 @@ def test_determinants_of_usual_runs_have_the_fields_they_had(experiment: Experim
         assert written["schedule"].keys() == {"epochs", "lr_schedule"}
 
 
-def test_a_schedule_says_only_what_is_unusual() -> None:
+def test_a_schedule_lists_milestones_only_if_they_are_set() -> None:
     assert Schedule(60, "step").determinants() == {"epochs": 60, "lr_schedule": "step"}
     other = Schedule(60, "step", (20, 40))
     assert other.determinants()["lr_milestones_epochs"] == [20, 40]
     assert [other.lr_factor(epoch) for epoch in (19, 20, 40)] == pytest.approx([1, 0.1, 0.01])
 
 
-def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_has_cuda_facts_only_on_cuda(experiment: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "cuda" not in describe.common(experiment).config["hardware"]
     monkeypatch.setattr(experiment.world, "device", torch.device("cuda"))
     monkeypatch.setattr(World, "device_name", "a GPU")
@@ -101,12 +110,12 @@ def test_a_record_has_the_facts_of_cuda_on_cuda_alone(experiment: Experiment, mo
     assert facts["cudnn"] == torch.backends.cudnn.version() and facts.keys() == cuda_facts().keys()
 
 
-def test_precision_auto_has_the_key_of_what_it_becomes(experiment: Experiment) -> None:
+def test_precision_auto_has_the_key_of_the_resolved_precision(experiment: Experiment) -> None:
     auto = experiment.beside(replace(experiment.config, precision="auto"))
     assert auto.config.precision == "no" and auto.common.determinants == experiment.common.determinants
 
 
-def test_coarser_matrix_products_are_set_and_in_the_key(experiment: Experiment) -> None:
+def test_matmul_precision_is_applied_and_in_the_key(experiment: Experiment) -> None:
     coarse = replace(experiment.config, float32_matmul_precision="medium")
     try:
         found = experiment.beside(coarse).common.determinants
@@ -117,7 +126,7 @@ def test_coarser_matrix_products_are_set_and_in_the_key(experiment: Experiment) 
 
 
 @pytest.mark.parametrize(("size", "field"), [(1, {}), (2, {}), (3, {"gradient_buckets": "by first backward"})])
-def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
+def test_the_order_of_gradient_sums_is_in_the_key_where_it_changes_bits(
     experiment: Experiment, monkeypatch, size, field
 ) -> None:
     before = experiment.common.determinants
@@ -129,9 +138,7 @@ def test_the_order_of_sums_is_in_the_key_where_it_changes_bits(
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_how_a_network_is_drawn_is_in_the_key_where_older_runs_drew_it_otherwise(
-    experiment: Experiment, name: str
-) -> None:
+def test_the_initialisation_rule_is_in_the_key_of_networks_where_it_changed(experiment: Experiment, name: str) -> None:
     other = copy(experiment)
     other.config = replace(experiment.config, model=ModelConfig(name))
     shared, usual = describe.common(other), experiment.common.determinants
@@ -145,7 +152,7 @@ def test_how_a_network_is_drawn_is_in_the_key_where_older_runs_drew_it_otherwise
 
 
 @pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
-def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_network(convention) -> None:
+def test_a_comparison_has_ema_start_in_its_key_but_no_initialisation_rule(convention) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
     common = SimpleNamespace(determinants=usual | {"initial_weights": "torch_default"})
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
@@ -155,8 +162,8 @@ def test_a_comparison_has_the_start_of_ema_in_the_key_and_not_the_draw_of_its_ne
     assert found.keys() - fields == {"batch"} | ({"ema_start"} if convention == "ema" else set())
 
 
-def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
-    """The self-check computes in float64."""
+def test_a_default_dtype_other_than_float32_is_in_the_key_and_the_record(experiment: Experiment, monkeypatch) -> None:
+    """Simulate the float64 of the self-check."""
     before, recorded = experiment.common.determinants, experiment.common.config["launch"]
     assert "dtype" not in before and "dtype" not in recorded
     monkeypatch.setattr(torch, "get_default_dtype", lambda: torch.float64)
@@ -168,7 +175,7 @@ def test_another_default_dtype_than_float32_is_in_the_key_and_the_record(experim
 @pytest.mark.parametrize(
     "precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}, {"dtype": "float64"}]
 )
-def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one(precision) -> None:
+def test_a_comparison_has_a_nondefault_precision_in_its_key(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
     common = SimpleNamespace(determinants=usual | precision)
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
@@ -177,7 +184,7 @@ def test_a_comparison_has_its_precision_in_the_key_where_it_is_not_the_usual_one
     assert {name: found[name] for name in found if "precision" in name or name == "dtype"} == precision
 
 
-def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem(experiment: Experiment) -> None:
+def test_a_key_that_contradicts_the_recorded_precision_is_a_problem(experiment: Experiment) -> None:
     ticket = search(experiment.using("lrr")).ticket
     known = json.loads(experiment.store.local.open_file(ticket.key, DETERMINANTS).read_bytes())
 
@@ -189,7 +196,7 @@ def test_another_precision_of_matrix_products_than_the_recorded_one_is_a_problem
 
 
 @pytest.mark.parametrize("order", [{}, {"gradient_buckets": "by first backward"}])
-def test_runs_of_three_processes_are_verified_as_made_before_and_now(experiment, monkeypatch, order) -> None:
+def test_runs_of_three_processes_verify_with_old_and_new_keys(experiment, monkeypatch, order) -> None:
     usual = describe.common
 
     def common(experiment: Experiment) -> CommonDescription:

@@ -1,4 +1,4 @@
-"""prune: exact counts, sign symmetry, nesting, ties by position."""
+"""Test `prune`: exact counts, sign symmetry, nested masks, and ties broken by position."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,11 @@ def params(seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def reference(values: dict[str, torch.Tensor], mask: Mask, fraction: float) -> np.ndarray:
-    """Sort every live weight by (−|w|, position) in plain Python and keep the first."""
+    """Prune in plain Python: sort live weights by (−|w|, position).
+
+    Returns:
+        The kept weights as a flat Boolean array over all tensors, in order of their names.
+    """
     flat = np.concatenate([values[name].numpy().ravel() for name in sorted(mask.tensors)])
     live = np.concatenate([mask.tensors[name].numpy().ravel() for name in sorted(mask.tensors)])
     order = sorted(np.flatnonzero(live), key=lambda index: (-abs(flat[index]), index))
@@ -48,14 +52,14 @@ def test_fifteen_levels_have_the_density_of_the_paper():
         assert mask.density == pytest.approx(0.8**level, abs=level * 1e-6)
 
 
-def test_negative_weights_are_as_alive_as_positive_ones():
+def test_negative_weights_are_ranked_like_positive_ones():
     values = params()
     mask = Mask.dense(values, values)
     mirrored = {name: -value for name, value in values.items()}
     assert prune(values, mask, 0.3).equal(prune(mirrored, mask, 0.3))
 
 
-def test_live_zeros_go_before_dead_weights_return():
+def test_live_zeros_are_pruned_and_pruned_weights_never_return():
     values = {"w": torch.tensor([9.0, 0.0, 0.0, 1.0])}
     mask = Mask({"w": torch.tensor([False, True, True, True])})
     assert prune(values, mask, 0.3).tensors["w"].tolist() == [False, True, False, True]

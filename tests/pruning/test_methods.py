@@ -1,4 +1,4 @@
-"""What sets each method apart, in tiny searches whose lineage is proved."""
+"""Test the documented properties of every method in tiny searches."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.long  # a search for each method
 
 Params = Mapping[str, torch.Tensor]
 BY_OTHER_RANKINGS = ("magnitude_increase", "snip", "synflow")
-"""IMP with other rankings, whose references stand in test_rankings.py; the last two prune an untrained network."""
+"""IMP with other rankings. Their references are in test_importance.py. The last two prune an untrained network."""
 
 
 def started(params: Params, mask: Mask) -> str:
-    """The digest of θ ⊙ m."""
+    """Return the digest of θ ⊙ m."""
     masked = {name: tensor.clone() for name, tensor in params.items()}
     mask.apply_(masked)
     return sha256_tensors(masked)
@@ -57,8 +57,8 @@ def test_its_lineage_is_proved(experiment: Experiment, found: SearchResult) -> N
     assert findings.checked["start"] >= 3 and findings.checked["count"] >= 3 and findings.checked["nested"] >= 2
 
 
-def test_levels_start_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
-    """Method, section 3."""
+def test_levels_start_from_the_documented_parameters(experiment: Experiment, found: SearchResult, method: str) -> None:
+    """Compare the starts of all levels with the table in docs/methods.md."""
     theta_0 = origin(experiment, found, method)
     for before, node in zip(found.levels, found.levels[1:], strict=False):
         parent = before.checkpoint.params
@@ -78,7 +78,7 @@ def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) 
         assert node.mask.issubset(before.mask) and node.mask.num_remaining == expected.num_remaining
         kept = node.mask.num_remaining / node.mask.numel
         overlap = sum(int((kept_a & expected.tensors[n]).sum()) for n, kept_a in node.mask.tensors.items())
-        assert overlap / node.mask.num_remaining == pytest.approx(kept, abs=0.05), "unrelated to the magnitudes"
+        assert overlap / node.mask.num_remaining == pytest.approx(kept, abs=0.05), "not by magnitude"
     elif method in BY_OTHER_RANKINGS:
         assert node.mask.issubset(before.mask) and node.mask.num_remaining == expected.num_remaining
         assert not node.mask.equal(expected)
@@ -86,15 +86,17 @@ def test_masks_are_those_of_magnitude_pruning(found: SearchResult, method: str) 
         assert node.mask.equal(expected)
 
 
-def test_levels_are_as_long_as_the_table_says(experiment: Experiment, found: SearchResult, method: str) -> None:
+def test_levels_have_the_documented_length_and_schedule(
+    experiment: Experiment, found: SearchResult, method: str
+) -> None:
     epochs = [node.checkpoint.epochs for node in found.levels]
     full = dict.fromkeys(("imp", "lrr_full", "aws_full", "magnitude_increase"), [2, 4, 6])
-    full |= {"wr": [2, 3, 4], "snip": [0, 2, 4], "synflow": [0, 2, 4]}  # wr begins at k = 1 epoch
+    full |= {"wr": [2, 3, 4], "snip": [0, 2, 4], "synflow": [0, 2, 4]}  # wr rewinds to k = 1 epoch
     assert epochs == full.get(method, [1, 2, 3])
     assert found.ticket.record is not None
     rates = [metric.value for metric in found.ticket.record.metrics if metric.name == "lr"]
     decaying = dict.fromkeys(full, [0.1, 0.01]) | {"wr": [0.01]}
-    assert rates == pytest.approx(decaying.get(method, [0.1])), "the schedule of the final trainings, or none"
+    assert rates == pytest.approx(decaying.get(method, [0.1])), "only full methods use the final schedule"
 
 
 def test_the_data_order_rewinds_with_the_parameters(
@@ -121,8 +123,11 @@ def test_retrain_of_a_full_method_is_its_own_run(experiment: Experiment, found: 
             final_training(experiment.using(method), Trial("retrain", 2, 2), found.ticket)
 
 
-def test_wr_keeps_the_network_of_step_k(experiment: Experiment) -> None:
-    """θ_k against a training that ends at k; then k = 0 against IMP."""
+def test_wr_stores_the_network_of_step_k(experiment: Experiment) -> None:
+    """Compare θ_k with a training that ends at step k.
+
+    Also compare `wr` at k = 0 with `imp`.
+    """
     found = search(experiment.using("wr"))
     theta_init = experiment.theta_init(1)
     mask = Mask.dense(theta_init.params, experiment.partition.prunable)
@@ -164,7 +169,7 @@ def test_lrr_full_with_a_constant_rate_is_lrr(experiment: Experiment) -> None:
 
 
 def test_aws_full_with_a_constant_rate_is_aws(experiment: Experiment) -> None:
-    """In other runs: the method is part of each key."""
+    """Compare checkpoints level by level. The keys differ, because they include the method."""
     full = search(experiment.using("aws_full", final=Schedule(1, "constant")))
     short = search(experiment.using("aws"))
     assert [n.checkpoint.digest for n in full.levels] == [n.checkpoint.digest for n in short.levels]
@@ -177,14 +182,14 @@ def test_aws_full_with_a_constant_rate_is_aws(experiment: Experiment) -> None:
 # ---------------------------------------------------------------------- options
 
 
-def test_another_search_in_the_same_launch(experiment: Experiment) -> None:
+def test_another_search_in_the_same_launch_changes_only_its_settings(experiment: Experiment) -> None:
     other = experiment.using("imp", init_seed=None, sgd_seed=3, num_levels=None).config
-    assert (other.method, other.init_seed, other.sgd_seed, other.num_levels) == ("imp", 1, 3, 2), "None leaves it"
+    assert (other.method, other.init_seed, other.sgd_seed, other.num_levels) == ("imp", 1, 3, 2), "None changes nothing"
     with pytest.raises(ValueError, match="global_batch_size cannot be changed in a launch"):
         experiment.using(global_batch_size=8)
 
 
-def test_an_explicit_list_of_densities(experiment: Experiment) -> None:
+def test_an_explicit_list_of_densities_is_reached(experiment: Experiment) -> None:
     found = search(experiment.using("lrr", densities=(0.5, 0.1)))
     numel = found.ticket.mask.numel
     assert [n.mask.num_remaining for n in found.levels] == [numel, round(0.5 * numel), round(0.1 * numel)]
@@ -195,7 +200,7 @@ def test_an_explicit_list_of_densities(experiment: Experiment) -> None:
         experiment.using("lrr", densities=(0.5, 0.6))
 
 
-def test_each_layer_by_the_same_share(experiment: Experiment) -> None:
+def test_layerwise_pruning_removes_the_same_share_of_each_layer(experiment: Experiment) -> None:
     found = search(experiment.using("lrr", pruning_scope="layer"))
     before, node = found.levels[:2]
     for name, kept in node.mask.tensors.items():
@@ -216,10 +221,13 @@ def test_one_shot_reaches_the_same_density_from_level_0(experiment: Experiment) 
 
 @pytest.mark.parametrize("name", ["lrr", "aws"])
 def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) -> None:
-    """Warm-up, then T times: train, prune; s_T = sign₀(θ_{T−1} ⊙ m_T) is taken before any training under m_T."""
+    """Check the order of Algorithm 1: a warm-up, then T times train and prune.
+
+    The signs s_T = sign₀(θ_{T−1} ⊙ m_T) are taken before any training under m_T.
+    """
     found, usual = search(experiment.using(name, order="paper")), search(experiment.using(name))
     assert [node.checkpoint.level for node in found.levels] == [0, 1, 2]
-    assert [node.checkpoint.epochs for node in found.levels] == [2, 3, 3], "level 0 has the warm-up and one level"
+    assert [node.checkpoint.epochs for node in found.levels] == [2, 3, 3], "level 0 is warm-up and one training"
     assert found.levels[0].record is not None
     assert [node.record.tags.get("phase") for node in found.levels if node.record] == ["again", None, "untrained"]
     (warm_up,) = found.levels[0].record.parents
@@ -236,13 +244,13 @@ def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) 
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("imp", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of imp are full trainings"),
-        ("aws_full", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of aws_full are"),
+        ("imp", {"order": "paper"}, "order=paper needs short levels, but the levels of imp are full trainings"),
+        ("aws_full", {"order": "paper"}, "order=paper needs short levels, but the levels of aws_full are"),
         ("lrr", {"order": "paper", "num_levels": 0}, "order=paper takes the signs of a pruned network"),
         ("lrr", {"one_shot": True, "num_levels": 0}, "one_shot prunes to the density of level num_levels"),
         ("dense", {"one_shot": True}, "dense prunes nothing"),
     ],
 )
-def test_options_that_contradict_one_another(experiment, method, options, message) -> None:
+def test_contradicting_options_are_refused(experiment, method, options, message) -> None:
     with pytest.raises(ValueError, match=message):
         search(experiment.using(method, **options))

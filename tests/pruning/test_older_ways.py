@@ -1,4 +1,7 @@
-"""A store as the version before made it: read, proved, named as drawn the other way, and continued by nobody."""
+"""Test stores of the previous version, which initialised some networks differently.
+
+Its runs load and verify. Lists and pages mark them, and new searches do not reuse them.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ from harness.runs.run import FinishedRun
 from tests.pruning.searching import proved, resolved, tag
 from tools.lineage_commands.printing import print_node, print_nodes
 
-pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+pytestmark = pytest.mark.long  # the searches take seconds
 
 NAME = "mobilenet_v2_cifar"
 WAY = "drawn the other way: its weights from Kaiming normal over fan_in"
@@ -42,13 +45,16 @@ class Made(NamedTuple):
 
     @property
     def root(self) -> str:
-        """Key of the search."""
+        """Return the key of the search."""
         return self.found.ticket.record.nested_under
 
 
 @contextmanager
 def the_version_before() -> Iterator[None]:
-    """Draw by Kaiming normal, and put into keys, records and tags nothing of what came later."""
+    """Simulate the previous version during a `with` block.
+
+    It initialised with Kaiming normal. Its keys, records and tags lack the fields added later.
+    """
     spec = ModelSpec(partial(mobilenet_v2_cifar, former=True), classifier="fc")
     with patch.dict(REDRAWN), patch.dict(MODELS, {NAME: spec}), patch.object(ComparisonConfig, "ema_start", {}):
         del REDRAWN[NAME]
@@ -56,13 +62,13 @@ def the_version_before() -> Iterator[None]:
 
 
 def untrained(experiment: Experiment) -> Experiment:
-    """The network, one pruning, and no epoch of anything."""
+    """Return an experiment on the network NAME with trainings of 0 epochs."""
     lengths = {"num_levels": 1, "warmup_epochs": 0, "level_epochs": 0, "final": Schedule(0, "constant")}
     return experiment.beside(replace(experiment.config, model=ModelConfig(NAME, width=2), **lengths))
 
 
 def made(experiment: Experiment) -> Made:
-    """A search, the final trainings of its ticket, and the barrier between two of them."""
+    """Run a search, three final trainings and a comparison."""
     own = untrained(experiment)
     found = search(own)
     trials = [Trial("signed_mask", 2, 1), Trial("signed_mask", 2, 2), Trial("retrain", 2, 1)]
@@ -87,7 +93,7 @@ def keys(one: Made) -> set[str]:
     return {run.key for run in (*one.found.levels, *one.finals)} | {one.root, one.pair.key}
 
 
-def test_old_runs_are_proved_and_named(experiment: Experiment, old: Made) -> None:
+def test_old_runs_verify_and_are_marked(experiment: Experiment, old: Made) -> None:
     findings = proved(experiment, old.found.ticket)
     assert findings.problems == [] and findings.num_nodes == 7
     assert (findings.checked["theta_init"], findings.checked["start"]) == (2, 5)
@@ -97,17 +103,17 @@ def test_old_runs_are_proved_and_named(experiment: Experiment, old: Made) -> Non
     assert "ema statistics started the other way: from the interpolated ones" in named[old.pair.key]
 
 
-def test_what_is_made_now_shares_no_run_with_them(experiment: Experiment, old: Made, new: Made) -> None:
+def test_new_runs_share_no_key_with_old_ones(experiment: Experiment, old: Made, new: Made) -> None:
     assert keys(old).isdisjoint(keys(new))
     assert old.found.theta_init.digest != new.found.theta_init.digest
     findings = proved(experiment, new.found.ticket)
     assert findings.problems == [] and findings.notes == [] and findings.num_nodes == 7
-    assert proved(experiment, old.found.ticket).problems == [], "with the others beside them"
+    assert proved(experiment, old.found.ticket).problems == [], "new runs in the same store must not matter"
     settings = [{run.record.tags["settings"] for run in (*one.found.levels, *one.finals[2:])} for one in (old, new)]
-    assert len(settings[0]) == len(settings[1]) == 1 and settings[0] != settings[1], "no page mixes them"
+    assert len(settings[0]) == len(settings[1]) == 1 and settings[0] != settings[1], "pages must not average over both"
 
 
-def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Experiment, old: Made) -> None:
+def test_an_old_comparison_is_reused_except_with_ema(experiment: Experiment, old: Made) -> None:
     own = untrained(experiment)
     usual = replace(EMA, bn_convention="cumulative")
     with the_version_before():
@@ -121,10 +127,14 @@ def test_an_old_comparison_is_found_again_and_only_ema_made_anew(experiment: Exp
 @pytest.mark.parametrize(
     ("entry", "kept_by"), [("ema_start", "tags"), ("initial_weights", "config")], ids=["ema", "draw"]
 )
-def test_a_comparison_that_says_it_was_made_the_other_way_is_found(
+def test_a_comparison_that_claims_the_old_rule_is_found(
     experiment: Experiment, old: Made, entry: str, kept_by: str
 ) -> None:
-    """Also of an old ticket, whose signs are put on a θ_init that is drawn as today."""
+    """Check that verification finds a record that contradicts its key.
+
+    A field is removed from the record, which then claims the old rule. The compared copy has the signs of an old
+    ticket on a θ_init drawn by the current rule.
+    """
     one = compare_signed_init(untrained(experiment), old.found.ticket, 2, EMA)
     assert one is not None
     record = experiment.store.local.load(one.key)
@@ -137,7 +147,7 @@ def test_a_comparison_that_says_it_was_made_the_other_way_is_found(
         assert [problem.what.split()[0] for problem in problems] == wrong
 
 
-def test_the_own_theta_init_of_an_old_search_is_taken_from_it_and_not_drawn(experiment: Experiment, old: Made) -> None:
+def test_theta_init_of_an_old_search_is_loaded_not_drawn(experiment: Experiment, old: Made) -> None:
     own, root = untrained(experiment), old.root
     with pytest.raises(ValueError, match=f"drew its θ_init the other way .* --initialisation {root[:16]} takes that"):
         final_training(own, Trial("mask", 1, 1), old.found.ticket, same_init=True)
@@ -148,7 +158,7 @@ def test_the_own_theta_init_of_an_old_search_is_taken_from_it_and_not_drawn(expe
     assert tag(masked, "start_digest") == sha256_tensors(expected)
 
 
-def test_lists_pages_and_descriptions_name_them(experiment: Experiment, old: Made, new: Made, capsys) -> None:
+def test_lists_pages_and_descriptions_mark_old_runs(experiment: Experiment, old: Made, new: Made, capsys) -> None:
     nodes = {}
     for title, one in (("old", old), ("new", new)):
         root = find_node(experiment.store, one.root)
@@ -158,7 +168,7 @@ def test_lists_pages_and_descriptions_name_them(experiment: Experiment, old: Mad
         print_nodes(nodes[title])
         assert ("θ_init drawn the other way: " in capsys.readouterr().out) == (title == "old")
         told = [WAY in describe(node, []) for node in nodes[title] if node.kind in ("search", "training")]
-        assert sum(told) == (3 if title == "old" else 0), "the search and two of three final trainings"
+        assert sum(told) == (3 if title == "old" else 0), "marked are the search and two of three final trainings"
     boxes = [box for box in picture_of([*nodes["old"], *nodes["new"]]).boxes if box.kind == "theta_init"]
-    assert len(boxes) == 4, "each has a θ_init of seed 1 and one of seed 2"
+    assert len(boxes) == 4, "both have a θ_init of seed 1 and one of seed 2"
     assert sorted(len(box.lines) for box in boxes) == [2, 2, 3, 3] and boxes[0].lines != boxes[2].lines

@@ -1,6 +1,7 @@
-"""Trainings of a search and of its tickets against stock PyTorch: SGD, θ ⊙ m and the view of ψ written out.
+"""Compare the trainings of searches and tickets with stock PyTorch.
 
-The data order, the augmentation and α are those of the keys that the documentation names.
+The reference uses plain SGD, θ ⊙ m, and an explicit interpolation of ψ. Its data order, augmentation and α come from
+the documented random streams.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Tensors = Mapping[str, torch.Tensor]
 Scope = tuple[str | int, ...]
 TEST_IMAGES = 500
 WHOLE = {0: 0.1, 1: 0.01}
-"""The schedule of a final training of two epochs."""
+"""Learning rate by epoch in a final training of two epochs."""
 
 
 def plain(
@@ -36,14 +37,25 @@ def plain(
     rates: Mapping[int, float],
     psi_init: Tensors | None = None,
 ) -> nn.Module:
-    """Train `start` (parameters, buffers) under `mask` with a new optimizer, each epoch of `rates` at its rate.
+    """Train a network in plain PyTorch with a new SGD optimizer.
 
-    With `psi_init` the forward pass sees αψ + (1 − α)ψ_init, which autograd differentiates itself.
+    Args:
+        experiment: Provides network and data.
+        start: Initial parameters and buffers.
+        mask: Mask of the training.
+        scope: Scope of the random streams of data order, augmentation and α.
+        rates: Maps each epoch to its learning rate.
+        psi_init: If given, the forward pass uses αψ + (1 − α)ψ_init, which autograd differentiates.
+
+    Returns:
+        The trained network.
     """
+    # Phase: network and optimizer
     model = experiment.fresh_model().train()
     model.load_state_dict({**start[0], **start[1]})
     params = dict(model.named_parameters())
     optimizer = torch.optim.SGD(params.values(), lr=0.1, momentum=0.9, weight_decay=5e-4)
+    # Phase: train through the masked and interpolated parameters
     for epoch, rate in rates.items():
         optimizer.param_groups[0]["lr"] = rate
         alphas = np.random.Generator(np.random.Philox(key=derive_seed(1, *scope, "alpha", epoch)))
@@ -63,13 +75,16 @@ def masked(params: Tensors, mask: Mask) -> Tensors:
 
 
 def before(found: SearchResult, level: int) -> tuple[Tensors, Tensors]:
-    """What level `level` starts from if nothing is rewound: the level before it, or θ_init."""
+    """Return the start of a level without rewinding: parameters and buffers of the previous level or θ_init."""
     network = found.levels[level - 1].checkpoint if level else found.theta_init
     return masked(network.params, found.levels[level].mask), network.buffers
 
 
 def alike(node: FinishedRun, reference: nn.Module, start: Tensors) -> None:
-    """The checkpoint is the reference's, buffers too, as far as sums in another order allow; and it has moved."""
+    """Assert that a checkpoint equals the reference up to rounding.
+
+    It must also differ from its start. Buffers are compared too. The harness may add floats in another order.
+    """
     state = node.checkpoint.state_dict
     for name, tensor in reference.state_dict().items():
         torch.testing.assert_close(state[name], tensor, rtol=1e-4, atol=1e-5)
@@ -83,22 +98,23 @@ def lrr(experiment: Experiment) -> SearchResult:
 
 @pytest.fixture(scope="module")
 def aws(experiment: Experiment, lrr: SearchResult) -> SearchResult:
-    """From a trained network, whose ψ are not the constants 1 and 0 that every layer begins with."""
+    """Search with AWS from a trained network.
+
+    Its ψ_init then differs from the default 1 and 0.
+    """
     return search(experiment.using("aws", initialisation=resolved(experiment, lrr.levels[0].key)))
 
 
 @pytest.mark.parametrize("level", [0, 1])
-def test_a_level_of_lrr_is_sgd_anew_from_the_level_before(experiment: Experiment, lrr: SearchResult, level: int):
+def test_a_level_of_lrr_is_new_sgd_from_the_previous_level(experiment: Experiment, lrr: SearchResult, level: int):
     start = before(lrr, level)
     reference = plain(experiment, start, lrr.levels[level].mask, ("search", level), {0: 0.1})
     alike(lrr.levels[level], reference, start[0])
 
 
 @pytest.mark.parametrize("level", [0, 2])
-def test_a_level_of_aws_sees_psi_between_its_initial_and_present_value(
-    experiment: Experiment, aws: SearchResult, level: int
-):
-    """ψ_init is that of θ_init, whatever it is; the warm-up is interpolated as well."""
+def test_a_level_of_aws_uses_interpolated_psi(experiment: Experiment, aws: SearchResult, level: int):
+    """Check the interpolation with the search's own ψ_init, also in the warm-up."""
     psi_init = {name: aws.theta_init.params[name] for name in experiment.partition.norm}
     assert all(len(tensor.unique()) == len(tensor) for tensor in psi_init.values())
     start = before(aws, level)
@@ -109,8 +125,12 @@ def test_a_level_of_aws_sees_psi_between_its_initial_and_present_value(
 
 
 @pytest.mark.parametrize("method", ["imp", "wr", "lrr_full"])
-def test_a_level_of_a_full_method_is_a_whole_training(experiment: Experiment, method: str):
-    """`imp` from θ_init and `wr` from θ_k under one noise of all levels; `wr` goes on from k = 1 epoch."""
+def test_a_level_of_a_full_method_is_a_complete_training(experiment: Experiment, method: str):
+    """Compare the last level with a training of the complete schedule.
+
+    `imp` starts from θ_init. `wr` starts from θ_k and continues at k = 1 epoch. Both use the same noise at all levels.
+    `lrr_full` starts from the previous level, with the noise of its own level.
+    """
     found = search(experiment.using(method))
     theta_init, mask, scope, rates = found.theta_init, found.ticket.mask, ("search",), WHOLE
     start = masked(theta_init.params, mask), theta_init.buffers
@@ -129,7 +149,10 @@ def test_a_level_of_a_full_method_is_a_whole_training(experiment: Experiment, me
 def test_a_final_training_is_sgd_without_interpolation_from_fresh_statistics(
     experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
 ):
-    """Of tickets of either method and of any level under one noise."""
+    """Compare a final training of a ticket with plain SGD.
+
+    The noise depends neither on the method nor on the level of the ticket.
+    """
     ticket = aws.ticket if method == "aws" else lrr.levels[1]
     node = final_training(experiment.using(method), Trial("signed_mask", 2, 1), ticket)
     fresh = experiment.theta_init(2)
@@ -145,7 +168,16 @@ def test_a_final_training_is_sgd_without_interpolation_from_fresh_statistics(
 
 
 def error_percent(experiment: Experiment, node: FinishedRun, prepare: Callable[[nn.Module], None] = lambda model: None):
-    """Test error of the checkpoint in a stock network, after `prepare`."""
+    """Evaluate a checkpoint in plain PyTorch.
+
+    Args:
+        experiment: Provides network and test images.
+        node: Run with the checkpoint.
+        prepare: Changes the network before the evaluation.
+
+    Returns:
+        Test error in percent.
+    """
     model = experiment.fresh_model()
     model.load_state_dict(node.checkpoint.state_dict)
     prepare(model)
@@ -156,10 +188,13 @@ def error_percent(experiment: Experiment, node: FinishedRun, prepare: Callable[[
 
 
 @pytest.mark.parametrize("method", ["lrr", "aws"])
-def test_a_level_is_evaluated_with_psi_itself_and_with_statistics_of_psi(
+def test_a_level_is_evaluated_without_interpolation_of_psi(
     experiment: Experiment, lrr: SearchResult, aws: SearchResult, method: str
 ):
-    """Both figures are kept: with BatchNorm statistics taken anew, and with those gathered under α."""
+    """Check both recorded errors of a level.
+
+    One uses BatchNorm statistics that are estimated anew for ψ, the other those gathered during training under α.
+    """
 
     def reestimate(model: nn.Module) -> None:
         for norm in (module for module in model.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -175,4 +210,4 @@ def test_a_level_is_evaluated_with_psi_itself_and_with_statistics_of_psi(
         assert own == pytest.approx(node.metric("test_error_percent_recorded_bn"), abs=one_image)
         anew = error_percent(experiment, node, reestimate)
         assert anew == pytest.approx(node.metric("test_error_percent"), abs=one_image)
-        assert abs(own - anew) > 2 * one_image, "so that one cannot stand for the other"
+        assert abs(own - anew) > 2 * one_image, "the two errors must be distinguishable"

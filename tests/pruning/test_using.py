@@ -1,4 +1,7 @@
-"""How a ticket can be used: when signs are taken and of what, on what it is put, other data, a stranger's network."""
+"""Test the uses of a ticket.
+
+Tests cover kinds of final training, sources of signs, initialisations, other data sets, and pretrained networks.
+"""
 
 from __future__ import annotations
 
@@ -40,7 +43,7 @@ def holds(experiment: Experiment, node: FinishedRun, notes: int = 0) -> Findings
 
 
 @pytest.mark.parametrize("kind", ["signed_mask", "retrain", "signed_mask_norm"])
-def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchResult, kind: str) -> None:
+def test_signs_taken_right_after_pruning(experiment: Experiment, found: SearchResult, kind: str) -> None:
     node = used(experiment, found, kind=kind, signs="pruned")
     before = found.levels[1].checkpoint.params
     theta = {name: tensor.clone() for name, tensor in before.items()}
@@ -54,15 +57,15 @@ def test_signs_from_right_after_pruning(experiment: Experiment, found: SearchRes
         expected |= {name: theta[name] for name in found.ticket.signed_mask.norm}
     assert tag(node, "start_digest") == sha256_tensors(expected)
     usual = used(experiment, found, kind=kind)
-    assert node.key != usual.key and tag(node, "settings") != tag(usual, "settings"), "no trial of the same"
-    assert holds(experiment, node).checked["start"] == 4, "two levels before the ticket, the ticket, the training"
+    assert node.key != usual.key and tag(node, "settings") != tag(usual, "settings"), "not trials of one setting"
+    assert holds(experiment, node).checked["start"] == 4, "two levels above the ticket, the ticket, the training"
 
 
 @pytest.mark.parametrize(
     "kind", ["dense", "retrain", "signed_mask", "mask", "signed_mask_norm", "signed_mask_norm_const"]
 )
-def test_every_kind_starts_as_the_table_says(experiment: Experiment, found: SearchResult, kind: str) -> None:
-    """README, kinds of final training, written out for every parameter of the network."""
+def test_every_kind_starts_as_documented(experiment: Experiment, found: SearchResult, kind: str) -> None:
+    """Compare the start of each kind with the table in docs/methods.md."""
     theta, fresh = found.ticket.checkpoint.params, experiment.theta_init(2).params
     expected = {}
     for name, own in fresh.items():
@@ -75,26 +78,30 @@ def test_every_kind_starts_as_the_table_says(experiment: Experiment, found: Sear
         elif kind in ("dense", "mask") or (is_norm and kind != "signed_mask_norm_const"):
             value = own
         else:
-            assert theta[name][kept.bool()].all(), "no exact zeros, whose initial value stays"
+            assert theta[name][kept.bool()].all(), "an exact zero would keep its initial value"
             value = magnitude * theta[name].sign()
         expected[name] = value + 0.0 if kind == "dense" else value * kept + 0.0
     assert tag(used(experiment, found, kind=kind), "start_digest") == sha256_tensors(expected)
 
 
-def test_the_searchs_own_initialisation_is_taken_only_if_asked_for(experiment: Experiment, found: SearchResult) -> None:
+def test_the_searchs_own_initialisation_requires_same_init(experiment: Experiment, found: SearchResult) -> None:
     own = experiment.using("lrr")
     with pytest.raises(ValueError, match="init_seed 1 is the search's own.*--same-init"):
         final_training(own, Trial("signed_mask", 1, 1), found.ticket)
     node = final_training(own, Trial("signed_mask", 1, 1), found.ticket, same_init=True)
     expected = found.ticket.signed_mask.signed(found.theta_init.params)
     assert tag(node, "start_digest") == sha256_tensors(expected) and tag(node, "init_seed") == "1"
-    # what draws no θ_init has no seed of one
+    # retrain draws no θ_init, so init_seed is not in its key
     again = [final_training(own, Trial("retrain", seed, 1), found.ticket) for seed in (1, 2)]
     assert again[0].key == again[1].key
 
 
 def test_exact_zeros_keep_their_initial_value_and_are_counted(experiment: Experiment, tmp_path: Path) -> None:
-    """A ticket with zeros in kept weights, biases and norm layers, and with negative norm scales."""
+    """Use a ticket with exact zeros and negative norm scales.
+
+    The zeros are in kept weights, biases and norm layers.
+    """
+    # Phase: a search of 0 epochs from a file with zeros
     state = experiment.theta_init(7).state_dict
     state["conv1.weight"].view(-1)[:3] = 0
     state["fc.bias"][:] = 1
@@ -109,6 +116,7 @@ def test_exact_zeros_keep_their_initial_value_and_are_counted(experiment: Experi
     ticket = search(own).ticket
     assert ticket.metric("exact_zeros_kept") == 3 + 1 + 1
     assert ticket.metric("negative_norm_scales") == len(state["bn1.weight"])
+    # Phase: the start of a final training, where zeros keep the fresh value
     fresh = experiment.theta_init(2).params
     expected = {}
     for name, tensor in fresh.items():
@@ -128,8 +136,13 @@ def test_level_0_has_no_signs_from_pruning(experiment: Experiment, found: Search
     ("which", "signed"),
     [("both", {"fc.weight", "fc.bias"}), ("biases", set()), ("classifier", {"fc.weight", "fc.bias"}), ("none", set())],
 )
-def test_signs_of_biases_and_classifier(experiment: Experiment, found: SearchResult, which: str, signed: set) -> None:
-    """In this network the classifier holds the only biases: those of the classifier go with it."""
+def test_signs_of_biases_and_classifier_are_optional(
+    experiment: Experiment, found: SearchResult, which: str, signed: set
+) -> None:
+    """Check which unpruned parameters get signs.
+
+    In this network only the classifier has biases. They count as part of the classifier.
+    """
     node = used(experiment, found, unpruned_signs=which)
     fresh = experiment.theta_init(2).params
     expected = {name: tensor.clone() for name, tensor in fresh.items()}
@@ -141,7 +154,7 @@ def test_signs_of_biases_and_classifier(experiment: Experiment, found: SearchRes
 
 
 @pytest.mark.parametrize("scheme", ["kaiming_normal", "constant"])
-def test_other_initialisations(experiment: Experiment, found: SearchResult, scheme: str) -> None:
+def test_other_initialisations_can_be_used(experiment: Experiment, found: SearchResult, scheme: str) -> None:
     node = used(experiment, found, initialisation=scheme)
     expected = found.ticket.signed_mask.signed(experiment.theta_init(2, scheme).params)
     assert tag(node, "start_digest") == sha256_tensors(expected)
@@ -151,8 +164,8 @@ def test_other_initialisations(experiment: Experiment, found: SearchResult, sche
     assert proved(experiment, begun.ticket).problems == []
 
 
-def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) -> None:
-    """The warm-up of another search: rewinding to where training has been."""
+def test_a_run_can_be_the_initialisation(experiment: Experiment, found: SearchResult) -> None:
+    """Use the warm-up level of a search as initialisation."""
     warm = found.levels[0]
     node = used(experiment, found, kind="mask", initialisation=resolved(experiment, warm.key[:12]))
     expected = {name: tensor.clone() for name, tensor in warm.checkpoint.params.items()}
@@ -173,7 +186,9 @@ def test_a_run_as_initialisation(experiment: Experiment, found: SearchResult) ->
         resolved(experiment, "nowhere.pth")
 
 
-def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResult, other_data: Experiment) -> None:
+def test_a_ticket_of_another_data_set_can_be_used(
+    experiment: Experiment, found: SearchResult, other_data: Experiment
+) -> None:
     ticket = other_data.archive.load(found.ticket.key, fitting=False)
     node = final_training(other_data, Trial("signed_mask", 2, 1), ticket)
     fresh = other_data.theta_init(2).params
@@ -192,8 +207,13 @@ def test_a_ticket_of_another_data_set(experiment: Experiment, found: SearchResul
         other_data.archive.load(found.ticket.key)
 
 
-def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, tmp_path: Path) -> None:
-    """One-shot magnitude pruning of a stranger's network, without a step of training."""
+def test_a_signed_mask_can_come_from_a_pretrained_network(experiment: Experiment, tmp_path: Path) -> None:
+    """Prune a pretrained network in one shot, without training.
+
+    Its signed mask is used in final trainings. Then the file of the network is deleted. The ticket must remain usable,
+    and verification adds a note.
+    """
+    # Phase: search from the file of the pretrained network
     trained = experiment.theta_init(5)
     path = tmp_path / "stranger.pth"
     torch.save(trained.state_dict, path)
@@ -203,6 +223,7 @@ def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, t
     )
     other = Experiment(experiment.world, experiment.store, pretrained_ticket(settings), resolved(experiment, str(path)))
     found = search(other)
+    # Phase: compare mask and signs with a direct pruning
     dense = {name: torch.ones_like(t, dtype=torch.bool) for name, t in found.levels[0].mask.tensors.items()}
     expected = prune_to(trained.params, replace(found.ticket.mask, tensors=dense), round(0.1 * found.ticket.mask.numel))
     assert found.ticket.mask.equal(expected)
@@ -215,6 +236,7 @@ def test_a_signed_mask_straight_from_a_trained_network(experiment: Experiment, t
     assert findings.problems == [] and findings.notes == []
     node = final_training(other, Trial("signed_mask", 2, 1), found.ticket)
     holds(other, node)
+    # Phase: delete the file, then train and verify again
     path.unlink()
     elsewhere = Experiment(experiment.world, experiment.store, other.config)
     final_training(elsewhere, Trial("mask", 2, 1), elsewhere.archive.load(found.ticket.key))

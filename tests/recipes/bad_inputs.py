@@ -296,7 +296,7 @@ LAUNCHES: list[Bad] = [
     _world("the launcher asks for bf16", ACCELERATE_MIXED_PRECISION="bf16", WORLD_SIZE="1"),
     _world("the launcher asks for fp8", ACCELERATE_MIXED_PRECISION="fp8", WORLD_SIZE="1"),
     _world("set accumulation with --accumulation-steps", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4"),
-    _world("would compile the network", ACCELERATE_DYNAMO_BACKEND="INDUCTOR"),
+    _world("a compiled network would get", ACCELERATE_DYNAMO_BACKEND="INDUCTOR"),
 ]
 
 BAD_INPUTS = [*LEVEL_FILES, *DATA_FILES, *TICKETS, *SETTINGS, *LAUNCHES]

@@ -73,7 +73,7 @@ def begun(data: Path, tmp_path: Path, monkeypatch, capsys) -> Iterator[SearchCon
 def test_another_setting_begins_anew_and_says_what_differs(begun: SearchConfig, capsys):
     levels(replace(begun, optim=replace(begun.optim, lr=0.05)))
     said = capsys.readouterr().err
-    assert "is unfinished and differs only in search.optim.lr 0.1 → 0.05" in said and "goes on at" not in said
+    assert "is unfinished and differs only in search.optim.lr 0.1 → 0.05" in said and "resumes at" not in said
 
 
 def test_other_code_goes_on_with_a_warning_and_is_recorded(begun: SearchConfig, data, tmp_path, monkeypatch, capsys):
@@ -82,8 +82,8 @@ def test_other_code_goes_on_with_a_warning_and_is_recorded(begun: SearchConfig, 
     (level,) = levels(begun)
     said = capsys.readouterr().err
     runs = tmp_path / "runs"
-    assert "goes on at epoch 0, step " in said and f"in {runs}/.making-level-" in said
-    assert f"was begun with commit {code_version()['commit']} (now {'f' * 40}); its numbers may differ" in said
+    assert "resumes at epoch 0, step " in said and f"in {runs}/.making-level-" in said
+    assert f"was started with commit {code_version()['commit']} (now {'f' * 40}); its numbers may differ" in said
     assert level["commit"] == "f" * 40
     (undisturbed,) = levels(settings(data, tmp_path / "undisturbed"))
     assert level["checkpoint"] == undisturbed["checkpoint"]
@@ -97,7 +97,7 @@ def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path,
     first = levels(here)
     assert "is finished" not in capsys.readouterr().err
     assert levels(here) == first
-    assert f"is finished: taken from {tmp_path}/here" in capsys.readouterr().err
+    assert f"is finished: loaded from {tmp_path}/here" in capsys.readouterr().err
     assert levels(there) == first
     said = capsys.readouterr().err
     assert f"is finished: fetched from MLflow at sqlite:///{tmp_path}/mlflow.db into {tmp_path}/there" in said

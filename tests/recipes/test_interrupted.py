@@ -153,7 +153,7 @@ def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes
     processes_again = processes if processes > 1 else 0
     said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes_again, ok=False, HARNESS_KILL_AT="step:9")
     assert re.search(rf"^{processes} process(es)? on cpu \w+, threads in each: 1$", said, re.M)
-    assert "goes on at epoch" in said and next(making.glob("state-*")).name > before.name
+    assert "resumes at epoch" in said and next(making.glob("state-*")).name > before.name
 
 
 def test_a_second_launch_of_the_same_search_is_told_of_the_first(prepared, tmp_path):

@@ -51,7 +51,7 @@ def test_a_process_that_stops_reading_ends_the_launch_and_the_same_command_conti
     assert len(lines) == 2 and lines[0] == lines[1], said
     assert " epoch 1, computing step 7; process 1 on " in lines[0]
     assert lines[0].endswith(
-        " epoch 1, reading the batch of step 7; ending. The same command again continues from the last saved state."
+        " epoch 1, reading the batch of step 7; ending. Run the same command again to resume from the last saved state."
     )
     print(f"ended {seconds:.1f} s after it stopped reading, with 3 s allowed")
     assert 3 < seconds < 15

@@ -274,7 +274,7 @@ def test_a_fault_ends_both_nodes_and_the_same_command_continues(
     for node in lost_by if status == "running" else []:  # else gloo was the first to say it
         lines = [line for line in launch.logs[node].read_text().splitlines() if "lost process" in line]
         assert len(lines) == 1 and lines[0].startswith(f"process {node} of 2 on ")
-    assert "goes on at epoch" in two.launch(where, *SEARCH, store=OWN_STORE).output()
+    assert "resumes at epoch" in two.launch(where, *SEARCH, store=OWN_STORE).output()
     assert digests(where) == digests(undisturbed[0])
 
 

@@ -69,7 +69,7 @@ def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, 
     archive.run_or_load(description(), make(archive, made))
     archive.run_or_load(description(), make(archive, made))
     said = capsys.readouterr().err
-    assert "warning" not in said and f"'a run' is finished: taken from {archive.store.local.directory}" in said
+    assert "warning" not in said and f"'a run' is finished: loaded from {archive.store.local.directory}" in said
     for _ in range(2):
         archive.run_or_load(description(threads=2), make(archive, made))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -134,7 +134,7 @@ def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
         assert warnings() == []  # it was finished under these
     archive.run_or_load(on_cuda(), stops)
     (reused,) = warnings()
-    assert "'a run' was begun with" in resumed and f"{fact} {then} (now {now})" in resumed
+    assert "'a run' was started with" in resumed and f"{fact} {then} (now {now})" in resumed
     assert "'a run' is reused" in reused and f"{fact} {now} (now {then})" in reused
 
 

@@ -123,7 +123,7 @@ def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: Deli
     courier.send(KEYS[0])
     courier.send(KEYS[1])
     assert courier.run_id(KEYS[0]) is None
-    assert "its parent is nowhere; it stays among the local runs" in capsys.readouterr().err
+    assert "its parent is nowhere; the run stays local" in capsys.readouterr().err
     assert mlflow.taken == short(1)
 
 

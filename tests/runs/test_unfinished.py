@@ -134,7 +134,7 @@ def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
     owner = foreign(one)
     beat = threading.Timer(1.0, lambda: os.utime(owner))
     beat.start()
-    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*sign of life"), one.claimed({}):
+    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*heartbeat continues"), one.claimed({}):
         pass
     beat.join()
     assert json.loads(owner.read_text())["pid"] == 7, "the other's mark must stay"
@@ -156,7 +156,7 @@ def test_who_was_taken_over_while_it_stood_still_writes_nothing_more(tmp_path: P
         one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
         owner = one.directory / "owner.json"
         owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "now", "token": "x"}))
-        with pytest.raises(BusyError, match="taken for dead"):
+        with pytest.raises(BusyError, match="its claim was taken over"):
             one.save({"epoch": 0, "step": 2}, state(2), (0, 2))
         one.discard()
     assert owner.exists() and len(saved(tmp_path)) == 1

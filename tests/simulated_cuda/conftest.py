@@ -1,4 +1,4 @@
-"""The label, put on for one test."""
+"""Provide simulated CUDA for one test."""
 
 from __future__ import annotations
 
@@ -11,6 +11,6 @@ from tests.simulated_cuda.label import Record, simulated_cuda
 
 @pytest.fixture
 def cuda() -> Iterator[Record]:
-    """A CUDA device that is the CPU, and the record of its waits and kernels."""
+    """Simulate a CUDA device, and return its record of waits and kernels."""
     with simulated_cuda() as record:
         yield record

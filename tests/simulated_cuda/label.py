@@ -1,31 +1,32 @@
-"""Run the code paths of CUDA without a GPU: real values on the CPU under the label `cuda:0`.
+"""Simulate a CUDA device on the CPU.
 
-Inside `simulated_cuda` a tensor that is made on or moved to "cuda" is a `Labelled`: it holds a plain CPU tensor and
-says that it lies on `cuda:0`. Every operation passes through `_Dispatcher`, which does three things.
+This tests CUDA code paths without a GPU. Inside `simulated_cuda`, a tensor that is created on or moved to "cuda" is a
+`Labelled`. It holds a plain CPU tensor and reports the device `cuda:0`. Every operation passes through `_Dispatcher`,
+which does three things.
 
-1. It refuses operations that mix labelled tensors and CPU tensors, with torch's own words.
-2. It records where the host would wait for the device: reads of values, copies that block, results whose shape depends
-   on values, boolean and CPU indices. Each wait names its file and line.
-3. It counts the kernels that an operation would launch. Views and empty tensors launch none, and a foreach operation
-   launches one where all its tensors are laid out alike.
+1. It refuses operations that mix labelled tensors and CPU tensors, with torch's error message.
+2. It records where the host would wait for the device. These are reads of values, blocking copies, results whose shape
+   depends on values, and Boolean or CPU indices. Each wait names its file and line.
+3. It counts the kernels that an operation would launch. Views and empty tensors launch none. A foreach operation
+   launches one kernel if all its tensors have the same layout.
 
-The label cannot see:
+Limits of the simulation:
 
-* Kernels. The CPU computes: order of sums, TF32, cuDNN, cuBLAS, fused kernels' own faults and operations that are not
-  deterministic on CUDA look as on the CPU. A CUDA kernel that refuses a dtype or a layout does not refuse it here.
-* Streams and events. They do nothing, so a missing synchronisation gives right values here and wrong ones on CUDA. A
-  copy into page-locked memory is complete at once here.
+* Kernels. All operations run on the CPU. The order of sums, TF32, cuDNN, cuBLAS, faults of fused kernels and
+  non-deterministic CUDA operations are not simulated. Nor are dtypes and layouts that a CUDA kernel refuses.
+* Streams and events. They have no effect. A missing synchronisation gives correct values in the simulation and wrong
+  ones on CUDA. A copy into page-locked memory completes immediately.
 * NCCL and several GPUs. There is one device and one process.
-* FFCV's copy to the device, its page-locked buffers and its stream.
-* Autocast's list. Autocast for "cuda" becomes autocast for "cpu": which operations run in bf16 or fp16 follows the
-  CPU's list, so casts are counted and rounded as there.
-* Random numbers. CPU tensors draw them, from the CPU's generator.
-* Memory: its peak, its fragments, an allocation that fails, page-locked memory that runs out.
-* Time. A wait is counted, not measured.
-* Code in C++ that asks a tensor for its device: it hears "cpu". So `plain.to(labelled)` stays on the CPU, and
-  `zeros_like(labelled, device="cpu")` gives a labelled tensor. A mixed operation that follows shows it.
-* Numbers on the CPU (dim 0) in an operation with labelled tensors, which CUDA mostly takes, and sometimes refuses.
-* Identity of parameters. `module.to("cuda")` makes new ones here; on CUDA they are the same objects as before.
+* FFCV's copy to the device, with its page-locked buffers and its stream.
+* Autocast. Autocast for "cuda" becomes autocast for "cpu". The operations that run in bf16 or fp16 are those of the
+  CPU's list.
+* Random numbers. They come from the CPU's generator.
+* Memory. Peaks, fragmentation and failing allocations are not simulated.
+* Time. Waits are counted, not measured.
+* Device queries in C++. They return "cpu". Therefore `plain.to(labelled)` stays on the CPU, and
+  `zeros_like(labelled, device="cpu")` returns a labelled tensor. A later operation with mixed devices reveals this.
+* CPU scalars (dim 0) in an operation with labelled tensors. The simulation accepts them. CUDA accepts most of them.
+* Identity of parameters. `module.to("cuda")` creates new parameters here. On CUDA they remain the same objects.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch._dynamo  # optimizers import it late: it must not meet a patched torch
+import torch._dynamo  # optimizers import it late, and it must not be imported while torch is patched
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.data.memory_loader import _tables
@@ -55,7 +56,7 @@ _DISPATCHING = {torch._ops.__file__, torch.utils._python_dispatch.__file__}
 aten = torch.ops.aten
 
 _READS = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default}
-"""Operations that hand a Python value to the host."""
+"""Operations that return a Python value."""
 _COPIES = {aten._to_copy.default, aten.copy_.default, aten._foreach_copy_.default}
 _INDEXING = {aten.index.Tensor, aten.index_put_.default, aten.index_put.default, aten._index_put_impl_.default}
 _SHAPED_BY_VALUES = (torch.Tag.dynamic_output_shape, torch.Tag.data_dependent_output)
@@ -65,15 +66,15 @@ _NO_KERNEL |= {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_s
 
 @dataclass(frozen=True)
 class Wait:
-    """One place where the host waited for the device."""
+    """A point where the host would wait for the device."""
 
     operation: str
     place: str
-    """File, line and text of the innermost line of this repository, and the library's line beneath it."""
+    """Innermost line of this repository on the stack, and the line of the library that it called, if any."""
     callers: frozenset[str]
     """Qualified names of this repository's functions on the stack."""
     inside: str
-    """`Record.inside` at that time."""
+    """Value of `Record.inside` at the time of the wait."""
 
     def __str__(self) -> str:
         return f"{self.operation} at {self.place}"
@@ -81,22 +82,26 @@ class Wait:
 
 @dataclass
 class Record:
-    """Waits and kernels since the label was put on, or since `clear`."""
+    """Waits and kernels since the start of the simulation, or since `clear`."""
 
     waits: list[Wait] = field(default_factory=list)
     kernels: Counter[str] = field(default_factory=Counter)
     inside: str = ""
-    """What is going on, as a test likes to call it; every wait keeps it."""
+    """Name that a test gives to the current phase. Every wait stores it."""
     refuses: bool = False
-    """Whether a wait is an error: `torch.cuda.set_sync_debug_mode("error")`."""
+    """Whether a wait raises an error, as after `torch.cuda.set_sync_debug_mode("error")`."""
 
     def clear(self) -> None:
-        """Forget waits and kernels."""
+        """Delete all recorded waits and kernels."""
         self.waits.clear()
         self.kernels.clear()
 
     def wait(self, operation: str) -> None:
-        """Note that the host waits here."""
+        """Record a wait.
+
+        Raises:
+            RuntimeError: If waits are refused.
+        """
         place, callers = _whereabouts()
         self.waits.append(Wait(operation, place, callers, self.inside))
         if self.refuses:
@@ -111,13 +116,21 @@ class Record:
 
 
 def listing(waits: Iterable[Wait]) -> str:
-    """Return one line for each place that was waited at, the most frequent first; what an assertion shows."""
+    """List waits for the message of a failed assertion.
+
+    Returns:
+        One line per place with its number of waits, most frequent first.
+    """
     counts = Counter(str(wait) for wait in waits)
     return "\n".join(f"{count} × {text}" for text, count in counts.most_common()) or "no waits"
 
 
 def _foreach_launches(args: Sequence[Any]) -> int:
-    """Return 1 where the lists' tensors are laid out alike, pair by pair: else CUDA takes one kernel for each."""
+    """Return the number of kernels of a foreach operation.
+
+    It is 1 if corresponding tensors of the lists have the same dtype, shape and strides. Otherwise CUDA launches one
+    kernel per tensor.
+    """
     lists = [arg for arg in args if isinstance(arg, (list, tuple)) and arg and isinstance(arg[0], torch.Tensor)]
     first = lists[0]
     alike = all(
@@ -129,7 +142,11 @@ def _foreach_launches(args: Sequence[Any]) -> int:
 
 
 def _whereabouts() -> tuple[str, frozenset[str]]:
-    """Return the innermost line outside torch and this file, and the repository's functions on the stack."""
+    """Inspect the stack.
+
+    Returns:
+        `Wait.place` and `Wait.callers`. Frames of this file are ignored.
+    """
     frame = sys._getframe(2)
     place, beneath, callers = "", "", set()
     while frame is not None:
@@ -146,12 +163,15 @@ def _whereabouts() -> tuple[str, frozenset[str]]:
 
 
 class Labelled(torch.Tensor):
-    """A tensor that says it lies on `cuda:0`; its values are those of `held`, a plain tensor on the CPU."""
+    """A tensor that reports the device `cuda:0`. Its values are those of `held`, a plain CPU tensor."""
 
     held: torch.Tensor
     _record: Record
     _leaving = False
-    """Whether `to` is moving a tensor to the CPU: C++ asks for the CPU too, since it sees the tensor there."""
+    """Whether `to` is moving a tensor to the CPU.
+
+    C++ also passes the device "cpu" in other copies, because it sees labelled tensors there. This flag marks real ones.
+    """
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> Labelled:
@@ -226,7 +246,10 @@ class Labelled(torch.Tensor):
 
 
 class _Pinned:
-    """Page-locked memory: the storages that `pin_memory` made, held so that no other takes their address."""
+    """The storages that count as page-locked memory.
+
+    They are kept alive, so that no other storage gets the same address.
+    """
 
     def __init__(self) -> None:
         self._storages: dict[int, torch.UntypedStorage] = {}
@@ -249,7 +272,7 @@ _pinned = _Pinned()
 
 
 class _Dispatcher(TorchDispatchMode):
-    """Sees every operation, those that make a tensor on "cuda" included."""
+    """Intercept every operation, including those that create a tensor on "cuda"."""
 
     def __init__(self, record: Record) -> None:
         super().__init__()
@@ -257,14 +280,18 @@ class _Dispatcher(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled here, and torch's wrapper against that costs more than most operations
+        return False  # nothing is compiled here, and torch's wrapper would be slower than most operations
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return _operate(self.record, func, args, kwargs or {})
 
 
 def _operate(record: Record, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Check, count and compute one operation."""
+    """Check, count and compute one operation.
+
+    Raises:
+        RuntimeError: If the operation mixes devices.
+    """
     if func is torch.ops.prim.device.default:
         return args[0].device
     asked = kwargs.get("device")
@@ -286,7 +313,10 @@ def _operate(record: Record, func: Any, args: Sequence[Any], kwargs: dict[str, A
 
 
 def _computed(func: Any, args: Any, kwargs: Any, labelled: Sequence[Labelled]) -> Any:
-    """Compute on the held tensors; the result is labelled, and a tensor written in place is itself again."""
+    """Compute an operation on the held tensors.
+
+    Results are labelled. For a tensor that was written in place the result is the same labelled object.
+    """
     owners = {id(tensor.held): tensor for tensor in labelled}
     result = func(*_unwrapped(args), **_unwrapped(kwargs))
     if func._schema.is_mutable:
@@ -297,7 +327,10 @@ def _computed(func: Any, args: Any, kwargs: Any, labelled: Sequence[Labelled]) -
 
 
 def _follow(tensor: Labelled, func: Any) -> None:
-    """Give a labelled tensor the shape and strides that an operation in place gave to what it holds."""
+    """Copy shape and strides of the held tensor to its labelled tensor.
+
+    This is necessary after an in-place operation that changes them.
+    """
     held = tensor.held
     if tensor.untyped_storage().data_ptr() != held.untyped_storage().data_ptr():
         raise NotImplementedError(f"{func} gave a labelled tensor another storage")
@@ -306,14 +339,18 @@ def _follow(tensor: Labelled, func: Any) -> None:
 
 
 def _on_cpu(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Compute on the CPU alone; page-locked memory is plain memory that is remembered."""
+    """Compute an operation that involves only CPU tensors. A page-locked result is plain memory that is recorded."""
     if not kwargs.get("pin_memory"):
         return func(*args, **kwargs)
     return _pinned.add(func(*args, **kwargs | {"pin_memory": False}))
 
 
 def _copy(record: Record, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Copy within a device or across: across, the host waits unless it need not and the CPU's side is page-locked."""
+    """Copy tensors within a device or between devices.
+
+    Between devices the host waits, unless the copy is non-blocking and the memory on the CPU is page-locked.
+    """
+    # Phase: `to` creates a new tensor. Without a wait its memory on the host is page-locked, as on CUDA.
     if func is aten._to_copy.default:
         source = args[0]
         asked = kwargs.get("device")
@@ -326,6 +363,7 @@ def _copy(record: Record, func: Any, args: Sequence[Any], kwargs: dict[str, Any]
         if not there and kwargs.get("non_blocking"):
             _pinned.add(held)
         return Labelled(held) if there else held
+    # Phase: `copy_` and its foreach version write into existing tensors
     pairs = [args[:2]] if func is aten.copy_.default else list(zip(args[0], args[1], strict=True))
     non_blocking = args[2] if len(args) > 2 else kwargs.get("non_blocking", False)
     for target, source in pairs:
@@ -343,7 +381,7 @@ def _refuse_mixed(func: Any, args: Sequence[Any], labelled: Sequence[Labelled], 
     if not labelled:
         return
     if func in _INDEXING and isinstance(args[0], Labelled):
-        # an index may lie on the CPU, values of more than one number may not
+        # indices may be on the CPU, but values to write may not, unless they are scalars
         plain = [value for value in args[2:3] if isinstance(value, torch.Tensor) and not isinstance(value, Labelled)]
     elif func in _INDEXING and any(isinstance(index, Labelled) for index in args[1]):
         raise RuntimeError("indices should be either on cpu or on the same device as the indexed tensor (cpu)")
@@ -401,7 +439,10 @@ def _wrapped(value: Any, owners: dict[int, Labelled]) -> Any:
 
 
 class _Stream:
-    """A stream or an event: everything has happened already. Waiting for it is a wait all the same."""
+    """A stream or event on which all work has already finished.
+
+    `synchronize` still counts as a wait.
+    """
 
     device, cuda_stream, stream_id = DEVICE, 0, 0
 
@@ -433,7 +474,7 @@ class _Stream:
 
 
 def _factory(make: Any) -> Any:
-    """Return torch.tensor or torch.as_tensor, made on the CPU and copied, as torch does it too."""
+    """Wrap torch.tensor or torch.as_tensor: create the tensor on the CPU, then copy it, as torch does."""
 
     def made(data: Any, *args: Any, device: Any = None, **options: Any) -> Any:
         if isinstance(data, Labelled):
@@ -445,7 +486,10 @@ def _factory(make: Any) -> Any:
 
 
 def _same_kind(compatible: Any) -> Any:
-    """Let `Module.to` make a new parameter of what becomes labelled: it cannot become so in place."""
+    """Make `Module.to` create a new parameter for a labelled tensor.
+
+    A plain parameter cannot become labelled in place.
+    """
 
     def same_kind(a: torch.Tensor, b: torch.Tensor) -> bool:
         return a is b if isinstance(a, Labelled) or isinstance(b, Labelled) else compatible(a, b)
@@ -454,7 +498,10 @@ def _same_kind(compatible: Any) -> Any:
 
 
 def _by_device(group: Any) -> Any:
-    """Let torch, which groups gradients by the device that C++ sees, hear the label."""
+    """Make torch group gradients by their labelled device.
+
+    torch would group them by the device that C++ sees, the CPU.
+    """
 
     def grouped(tensors: Any, *args: Any) -> Any:
         return {
@@ -473,7 +520,8 @@ def _autocast(init: Any) -> Any:
 
 
 def _patches(record: Record) -> Iterator[Any]:
-    """Yield the changes of torch that make it believe in the device."""
+    """Yield the patches that make torch report a CUDA device."""
+    # Phase: functions and classes of torch.cuda
     nothing = lambda *args, **options: None  # noqa: E731
     cuda = {
         "is_available": lambda: True,
@@ -496,6 +544,7 @@ def _patches(record: Record) -> Iterator[Any]:
     cuda |= dict.fromkeys(("_lazy_init", "set_device", "set_stream", "manual_seed", "manual_seed_all"), nothing)
     cuda |= dict.fromkeys(("empty_cache", "reset_peak_memory_stats"), nothing)
     yield from (patch.object(torch.cuda, name, value) for name, value in cuda.items())
+    # Phase: functions outside torch.cuda that depend on the device
     yield from (patch.object(torch, name, _factory(getattr(torch, name))) for name in ("tensor", "as_tensor"))
     same_kind = _same_kind(torch._has_compatible_shallow_copy_type)
     yield patch.object(torch, "_has_compatible_shallow_copy_type", same_kind)
@@ -509,12 +558,16 @@ def _patches(record: Record) -> Iterator[Any]:
 
 @contextmanager
 def simulated_cuda() -> Iterator[Record]:
-    """Let this process have a CUDA device that is the CPU; everything is as before afterwards.
+    """Simulate a CUDA device in this process during a `with` block.
 
-    Caches keyed by device, and Accelerate's notion of the process, are emptied at both ends.
+    Everything is restored afterwards. Caches keyed by device, and Accelerate's global state, are cleared at the
+    beginning and at the end.
+
+    Yields:
+        The record of waits and kernels.
     """
     record = Record()
-    # the one thing that stays: without a driver, C++ from now on lets "cuda" be named and does nothing about it
+    # this one change is permanent: without a driver, C++ device guards for "cuda" then have no effect
     torch._C._ensureCUDADeviceGuardSet()
     _forget()
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""Which waits happen while a pass over batches is under way."""
+"""Find the waits that happen during a pass over batches."""
 
 from __future__ import annotations
 
@@ -19,21 +19,33 @@ TRAINING, EVALUATION = "a pass over training batches", "a pass over test batches
 
 @dataclass
 class Passes:
-    """Batches that have gone by, and the waits among them."""
+    """The number of batches so far, and the waits during passes."""
 
     record: Record
     batches: int = 0
-    """Of training."""
+    """Number of training batches so far."""
 
     def waits(self, inside: str) -> list[Wait]:
-        """Return the waits from the first batch of a pass to its last, meetings of the ranks aside."""
+        """Return the waits during passes of one kind.
+
+        Waits of the periodic synchronisation of the ranks, `_Meeting.hold`, are left out.
+
+        Args:
+            inside: TRAINING or EVALUATION.
+        """
         waits = (wait for wait in self.record.waits if wait.inside == inside)
         return [wait for wait in waits if "_Meeting.hold" not in wait.callers]
 
 
 @contextmanager
 def watched(record: Record) -> Iterator[Passes]:
-    """Mark in `record` the time from when the first batch of a pass is asked for until there are no more."""
+    """Set `record.inside` during every pass over training and test batches.
+
+    A pass lasts from the request of its first batch to the end of its iterator.
+
+    Yields:
+        The counted batches, with access to their waits.
+    """
     passes = Passes(record)
     train, test = TrainFeed.epoch, TestFeed.__iter__
 
@@ -49,7 +61,7 @@ def watched(record: Record) -> Iterator[Passes]:
     def epoch(self: TrainFeed, *args: Any, **options: Any) -> Iterator[Any]:
         return through(train(self, *args, **options), TRAINING)
 
-    # once in a process its constants are copied to the device
+    # the first normalisation copies constants to the device, which waits once per process
     normalize(torch.zeros(1, 8, 8, 1, dtype=torch.uint8, device=DEVICE), DATASETS["digits"], True)
     record.clear()
     with (

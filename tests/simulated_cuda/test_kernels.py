@@ -1,4 +1,4 @@
-"""How many kernels an optimizer step starts."""
+"""Test how many kernels an optimizer step launches."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 
 class Counted(Repeated):
-    """Batches that note how many kernels there have been when each is asked for."""
+    """Batches that store the kernel counts at each request."""
 
     def __init__(self, record: Record) -> None:
         super().__init__(3, 2, 32, DEVICE)
@@ -30,15 +30,21 @@ class Counted(Repeated):
 
 
 def step(record: Record, method: str) -> Counter[str]:
-    """Return the kernels of the second step: the first one makes the optimizer's state."""
+    """Return the kernels of the second step.
+
+    The first step also creates the optimizer's state.
+    """
     batches = Counted(record)
     for world in open_world("no"):
         take_steps(world, "resnet50", method=method, batches=batches)
     return batches.at[2] - batches.at[1]
 
 
-def test_aws_starts_at_most_five_kernels_more_than_lrr_on_resnet50(cuda):
-    """ψ saved, interpolated, put in place, put back, and its gradients scaled."""
+def test_aws_launches_at_most_five_kernels_more_than_lrr_on_resnet50(cuda):
+    """Compare the kernels of a step of AWS and LRR.
+
+    AWS saves, interpolates, sets and restores ψ, and scales its gradients.
+    """
     aws, lrr = step(cuda, "aws"), step(cuda, "lrr")
     assert lrr.total() > 400, lrr
     assert 0 < (aws - lrr).total() <= 5, aws - lrr

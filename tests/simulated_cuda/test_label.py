@@ -1,4 +1,4 @@
-"""The label itself: what it refuses, what it counts as a wait and as a kernel, and that it leaves nothing behind."""
+"""Test simulated CUDA itself: refused operations, counted waits and kernels, and complete restoration."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MIXED = "Expected all tensors to be on the same device, but found at least two d
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:
-    """The same values on the device and on the CPU."""
+    """Return the same values on the simulated device and on the CPU."""
     here = torch.arange(-4.0, 8.0).view(3, 4)
     return here.to(DEVICE), here
 
 
-def test_a_labelled_tensor_says_where_it_is_and_has_the_values_of_the_cpu(cuda):
+def test_a_labelled_tensor_reports_cuda_and_has_cpu_values(cuda):
     there, here = pair()
     assert there.device == DEVICE and there.is_cuda and there.get_device() == 0
     for result in (there @ there.T, there.to(torch.bfloat16), there[1], there.sum(), torch.zeros_like(there)):
@@ -51,7 +51,7 @@ def test_a_network_trains_as_on_the_cpu(cuda):
     assert all(torch.equal(found[0][name], found[1][name]) for name in found[1])
 
 
-def test_a_shape_changed_in_place_is_that_of_the_cpu(cuda):
+def test_in_place_shape_changes_match_the_cpu(cuda):
     there, here = pair()
     for tensor in (there, here):
         tensor.t_().unsqueeze_(0).as_strided_((2, 3), (1, 2))
@@ -76,12 +76,12 @@ def test_a_shape_changed_in_place_is_that_of_the_cpu(cuda):
         lambda there, here: torch.equal(there, here),
     ],
 )
-def test_mixed_devices_are_refused_in_torchs_words(mix, cuda):
+def test_mixed_devices_are_refused_with_torchs_message(mix, cuda):
     with pytest.raises(RuntimeError, match=re.escape(MIXED)):
         mix(*pair())
 
 
-def test_refusals_of_other_words(cuda):
+def test_other_refusals_have_torchs_messages(cuda):
     there, here = pair()
     with pytest.raises(RuntimeError, match="indices should be either on cpu or on the same device as the indexed"):
         here[there[0].long().abs() % 3]
@@ -91,7 +91,7 @@ def test_refusals_of_other_words(cuda):
         __import__("numpy").asarray(there)
     with pytest.raises(RuntimeError, match="cannot pin"):
         there.pin_memory()
-    assert float((there * torch.tensor(2.0)).sum()) == 2 * float(here.sum()), "a number on the CPU goes along"
+    assert float((there * torch.tensor(2.0)).sum()) == 2 * float(here.sum()), "a CPU scalar is accepted"
 
 
 WAITS = {
@@ -132,7 +132,7 @@ def test_a_wait_is_counted_and_names_its_line(name, cuda):
     cuda.clear()
     WAITS[name](there, here)
     line = WAITS[name].__code__.co_firstlineno
-    assert cuda.waits, "none counted"
+    assert cuda.waits, "no wait was counted"
     for wait in cuda.waits:
         assert wait.place.startswith(f"{HERE}:{line}: "), listing(cuda.waits)
         assert "lambda there, here" in wait.place
@@ -159,7 +159,7 @@ def test_a_wait_is_counted_and_names_its_line(name, cuda):
         lambda there, here: (here.sum().item(), here.nonzero(), here.tolist()),
     ],
 )
-def test_no_wait_is_counted_where_there_is_none(work, cuda):
+def test_non_blocking_operations_count_no_wait(work, cuda):
     there, here = pair()
     cuda.clear()
     work(there, here)
@@ -172,7 +172,7 @@ def _with_grad(tensor: torch.Tensor) -> torch.Tensor:
     return param
 
 
-def test_torchs_own_detector_of_waits_raises(cuda):
+def test_sync_debug_mode_raises_at_a_wait(cuda):
     there, _ = pair()
     torch.cuda.set_sync_debug_mode("error")
     with pytest.raises(RuntimeError, match="called a synchronizing CUDA operation: item at tests/simulated_cuda/"):
@@ -181,7 +181,7 @@ def test_torchs_own_detector_of_waits_raises(cuda):
     assert there.sum().item() == 18
 
 
-def test_a_library_beneath_the_line_is_named_too(cuda):
+def test_a_wait_inside_a_library_names_the_librarys_line(cuda):
     scaler = torch.amp.GradScaler("cuda")
     param = _with_grad(pair()[0])
     optimizer = torch.optim.SGD([param], lr=0.1)
@@ -213,7 +213,7 @@ def test_kernels_are_counted(work, kernels, cuda):
 
 
 def state() -> dict[str, object]:
-    """Everything that the label changes, by identity."""
+    """Return the identities of all attributes that the simulation may change."""
     classes = {"Tensor": vars(torch.Tensor), "autocast": vars(torch.autocast), "Labelled": vars(Labelled)}
     modules = {"torch": vars(torch), "cuda": vars(torch.cuda), "_C": vars(torch._C)}
     found = {f"{of}.{name}": id(value) for of, values in (classes | modules).items() for name, value in values.items()}
@@ -239,7 +239,7 @@ def test_everything_is_restored_even_after_an_error():
     assert type(normalize(pair_on_cpu, DATASETS["digits"], True)) is torch.Tensor
 
 
-def test_accelerates_singletons_are_forgotten():
+def test_accelerates_singletons_are_reset():
     state = pytest.importorskip("accelerate.state")
     with simulated_cuda():
         assert state.PartialState().device.type == "cuda"

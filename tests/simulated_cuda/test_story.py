@@ -1,4 +1,7 @@
-"""The whole story under the label: nothing mixes devices, and no step waits for the device."""
+"""Run the end-to-end scenarios of tests/gpu/story.py on simulated CUDA.
+
+No operation may mix devices, and no training step may wait for the device.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,10 @@ GLOBAL = ("synflow",)
 
 
 def assert_no_waits(passes: Passes, precision: str) -> None:
-    """None a step; under fp16 at most GradScaler's own, and none a batch of an evaluation."""
+    """Assert that no pass over training or test batches waits.
+
+    Under fp16, GradScaler may wait once per training batch.
+    """
     waits = passes.waits(TRAINING)
     if precision == "fp16":
         of_scaler = [wait for wait in waits if "grad_scaler.py" in wait.place]
@@ -39,7 +45,7 @@ def told(chapter: story.Chapter, where, record: Record) -> None:
     assert_no_waits(passes, chapter.precision)
 
 
-def test_the_chapters_leave_nothing_out():
+def test_the_scenarios_cover_every_method_kind_and_precision():
     assert {method for chapter in story.CHAPTERS for method in chapter.methods} == set(METHODS)
     assert {kind for chapter in story.CHAPTERS for kind in chapter.kinds} == set(get_args(Kind))
     launches = [(chapter.precision, chapter.way) for chapter in story.CHAPTERS]
@@ -47,12 +53,12 @@ def test_the_chapters_leave_nothing_out():
 
 
 @pytest.mark.parametrize("chapter", story.CHAPTERS, ids=str)
-def test_a_chapter(chapter, cuda, tmp_path):
+def test_every_scenario(chapter, cuda, tmp_path):
     told(chapter, tmp_path, cuda)
 
 
 @pytest.mark.parametrize(("precision", "way", "method"), [("fp16", "alone", "aws"), ("no", "accelerate", "wr")])
-def test_interrupted_inside_a_level_it_ends_with_the_same_bits(precision, way, method, cuda, tmp_path):
+def test_a_search_interrupted_inside_a_level_ends_with_the_same_bits(precision, way, method, cuda, tmp_path):
     with watched(cuda) as passes:
         again, whole = story.interrupted_and_whole(tmp_path, way, 6, precision=precision, method=method)
     assert again.key == whole.key and again.checkpoint.digest == whole.checkpoint.digest
@@ -74,7 +80,7 @@ def test_interrupted_inside_a_level_it_ends_with_the_same_bits(precision, way, m
     ids=["plain", "adam-accumulated", "clipped-layerwise", "paper"],
 )
 def test_every_method_in_every_setting(method, changes, precision, way, cuda, tmp_path):
-    """With every kind of final training, and the three comparisons."""
+    """Run every kind of final training and all comparisons."""
     if METHODS[method].searches_one_density:
         changes = {name: value for name, value in changes.items() if name not in ("pruning_scope", "order")}
     if method in GLOBAL:

@@ -1,4 +1,7 @@
-"""Where else the host may wait: passes without a loader, ends of epochs, and not more with more layers or batches."""
+"""Test waits outside training steps: evaluation, BatchNorm statistics, barriers, ends of epochs, and loaders.
+
+Their number must not grow with the number of layers or batches.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +28,14 @@ from tests.training.small_training import open_world
 
 
 def waits_of(record: Record, work: Callable[[], object]) -> list[Wait]:
-    """Return the waits of a piece of work."""
+    """Run a function and return its waits."""
     record.clear()
     work()
     return list(record.waits)
 
 
 def more(many: list[Wait], few: list[Wait]) -> list[Wait]:
-    """Return those of `many` that `few` has not: what grew."""
+    """Return the waits of `many` that are not in `few`."""
     counts = Counter(many)
     counts.subtract(few)
     return list(counts.elements())
@@ -48,14 +51,14 @@ def network() -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("convention", ["cumulative", "ema"])
-def test_batchnorms_reestimation_waits_for_no_layer_and_no_batch(convention, cuda):
+def test_batchnorm_reestimation_never_waits(convention, cuda):
     model, images = network(), [images for images, _ in batches(3)]
     assert len(batchnorm_layers(model)) > 3
     waits = waits_of(cuda, lambda: reestimate_batchnorm(model, images, convention))
     assert not waits, listing(waits)
 
 
-def test_an_evaluation_waits_once_it_is_over(cuda):
+def test_an_evaluation_waits_only_at_its_end(cuda):
     model = network()
     with contextmanager(open_world)("no") as world:
         few, many = (waits_of(cuda, lambda n=n: evaluate(model, batches(n), world, num_images=4 * n)) for n in (1, 4))
@@ -78,7 +81,10 @@ def test_a_barrier_waits_at_most_once_for_each_alpha(cuda):
 
 
 def test_the_end_of_an_epoch_copies_no_weights(cuda, tmp_path):
-    """One number of the loss's sums and one of the flipped signs, however many layers and epochs there are."""
+    """Check that the end of an epoch waits exactly twice.
+
+    It waits for the sums of the loss, and for the number of flipped signs. More layers cause no further waits.
+    """
     trained = []
     for epochs in (1, 4):
         settings = story.config(tmp_path, final=Schedule(epochs, "constant"), num_levels=1, warmup_epochs=0)

@@ -193,7 +193,7 @@ def test_equal_scores_are_frozen_together_and_dead_ones_do_not_count():
     assert second.tensors["b"].tolist() == [False, False, False, True] and second.num_remaining == 3
     assert freeze_lowest(scores, second, 0.4).num_remaining == 1
     ones = {name: torch.ones_like(score) for name, score in scores.items()}
-    with pytest.raises(ValueError, match=r"the lowest 10.0 % of 7 scores equal all others: nothing would stay"):
+    with pytest.raises(ValueError, match=r"the lowest 10.0 % of 7 scores equal all others, so no weight would remain"):
         freeze_lowest(ones, mask, 0.1)
 
 

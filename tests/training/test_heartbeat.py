@@ -93,7 +93,7 @@ def test_a_killed_process_ends_all_others_at_once(launch, killed):
         lost = killed if rank == 0 else 0
         assert code == 1 and line == (
             f"process {rank} of 3 on {host} lost process {lost} on {host} (its connection closed); ending. "
-            "The same command again continues from the last saved state."
+            "Run the same command again to resume from the last saved state."
         )
 
 
@@ -107,7 +107,7 @@ def test_a_silent_process_ends_all_others(launch, stopped):
     for rank in others:
         code, lines[rank] = ended(processes[rank], 4 * SILENT_SECONDS)
         assert code == 1
-    assert f"process {stopped} on {socket.gethostname()} (nothing came from it for 2 s)" in lines[min(others)]
+    assert f"process {stopped} on {socket.gethostname()} (no message for 2 s)" in lines[min(others)]
     processes[stopped].send_signal(signal.SIGCONT)
     assert ended(processes[stopped], 2 * SILENT_SECONDS)[0] == 1
 
@@ -127,7 +127,7 @@ def test_a_clean_end_says_nothing(launch, scripts):
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("failed", "why", "last_words"),
-    [(True, "it failed; see its message", "process 1 failed"), (False, "it waited for this one in vain", "")],
+    [(True, "it failed; see its message", "process 1 failed"), (False, "it timed out waiting for this one", "")],
 )
 def test_a_process_that_leaves_alone_takes_the_others_along(launch, tmp_path, failed, why, last_words):
     """The launch failed, unless it waited in vain: then the same command can go on."""
@@ -194,7 +194,7 @@ def test_a_training_that_stands_still_ends_all_processes(launch):
                 f"no progress for 0.025 min: process 0 on {host}: L00 epoch 2, computing step 18; "
                 f"process 1 on {host}: L01 epoch 2, reading the batch of step 18; "
                 f"process 2 on {host}: L02 epoch 2, computing step 18; ending. "
-                "The same command again continues from the last saved state.",
+                "Run the same command again to resume from the last saved state.",
             )
         ]
         * 3

@@ -99,8 +99,8 @@ def test_one_killed_while_it_waits_for_others_ends_all(launch: Launch, local: bo
     for rank in {0, 1, 2} - {lost}:
         assert launch.ended(rank, 4 * SILENT_SECONDS) == (
             1,
-            f"process {rank} of 3 on {socket.gethostname()} lost process {lost} (it began to join, then nothing came "
-            "from it for 1 s) before all had joined; ending. The same command again continues from the last saved "
+            f"process {rank} of 3 on {socket.gethostname()} lost process {lost} (it began to join, then sent "
+            "nothing for 1 s) before all had joined; ending. Run the same command again to resume from the last saved "
             "state.",
         )
 

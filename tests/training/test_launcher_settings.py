@@ -98,9 +98,9 @@ def test_the_launchers_precision_may_be_the_recipes(monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "mend"),
     [
-        ("fp8", "take it out of the launcher"),
-        ("BF16", "say --precision bf16 to the recipe"),
-        ("fp16", "say --precision fp16 to the recipe"),
+        ("fp8", "remove it from the launcher"),
+        ("BF16", "give the recipe --precision bf16"),
+        ("fp16", "give the recipe --precision fp16"),
         ("no", None),
         ("NO", None),
         ("", None),
@@ -113,8 +113,8 @@ def test_the_launchers_precision_is_met_with_advice_that_can_be_followed(asked, 
 
 
 CONFIGURED = {
-    "dynamo_config: {dynamo_backend: INDUCTOR}": "would compile the network",
-    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "would compile the network",
+    "dynamo_config: {dynamo_backend: INDUCTOR}": "a compiled network would get",
+    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "a compiled network would get",
     "mixed_precision: fp8\nfp8_config: {backend: TE}": "the launcher asks for fp8|fp8 is not supported",
     "mixed_precision: fp16": "the launcher asks for fp16",
     "mixed_precision: bf16": "the launcher asks for bf16",

@@ -93,7 +93,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
     assert done.returncode != 0
     host = socket.gethostname()
     each = "; ".join(f"process {rank} on {host}: aws L00 epoch 0, {place}" for rank, place in enumerate(places))
-    line = f"no progress for 0.05 min: {each}; ending. The same command again continues from the last saved state."
+    line = f"no progress for 0.05 min: {each}; ending. Run the same command again to resume from the last saved state."
     assert done.stderr.splitlines().count(line) == 2, done.stderr
     print(f"ended {seconds:.1f} s after it stood still, with {STUCK_SECONDS:g} s allowed")
     assert STUCK_SECONDS < seconds < STUCK_SECONDS + SOON
