@@ -91,6 +91,8 @@ def nodes_of(store: LineageStore, text: str, findings: Findings) -> dict[str, No
         if not broken:
             raise
         return _together(store, broken, [], findings)
+
+    # Load one generation of parents after another.
     found: dict[str, NodeCopies] = {}
     while wanted:
         new = _together(store, _directories_of(store.local, wanted), _runs_of(store, wanted), findings)

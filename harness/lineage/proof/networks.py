@@ -98,12 +98,15 @@ def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: 
         network: Stored tensors of the run.
         classifier_too: The pruning method may also mask the classifier.
     """
+    # Phase: checkpoint
     shapes, partition = architecture.skeleton()
     if network.checkpoint is not None:
         own = {name: tensor.shape for name, tensor in network.checkpoint.state_dict.items()}
         differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
         what = f"the checkpoint does not fit {architecture.name}: names or shapes differ for {_some(differ)}"
         yield Finding("parameters", not differ, what)
+
+    # Phase: signed mask
     if network.signed_mask is not None:
         mask = network.signed_mask
         differ = sorted(partition.prunable - mask.mask.tensors.keys())
