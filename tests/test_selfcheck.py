@@ -242,7 +242,7 @@ def test_the_reference_does_not_import_the_harness() -> None:
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "tools/selfcheck.py"), "--method", "aws"]
     said = run(tmp_path, *command, "--epochs", "1", "--width", "2", "--batch-size", "256")
-    assert "About 17 seconds on one core" in said
+    assert "about 17 seconds on one core" in said
     for line in ("harness +level 2 +test error", "reference +barrier", "reference +final", "weights .* equal"):
         assert re.search(line, said), line
     assert said.endswith("\nequal: both compute the same numbers\n")
