@@ -194,7 +194,7 @@ def test_an_explicit_list_of_densities_is_reached(experiment: Experiment) -> Non
     numel = found.ticket.mask.numel
     assert [n.mask.num_remaining for n in found.levels] == [numel, round(0.5 * numel), round(0.1 * numel)]
     assert proved(experiment, found.ticket).problems == []
-    with pytest.raises(ValueError, match="densities are given for 1 levels and num_levels is 2"):
+    with pytest.raises(ValueError, match="densities has 1 levels, but num_levels is 2"):
         experiment.using("lrr", densities=(0.5,))
     with pytest.raises(ValueError, match="must fall"):
         experiment.using("lrr", densities=(0.5, 0.6))

@@ -203,7 +203,7 @@ def test_a_ticket_of_another_data_set_can_be_used(
     holds(experiment, node)
     with pytest.raises(ValueError, match="retrain goes on from the ticket's own weights"):
         final_training(other_data, Trial("retrain", 2, 1), ticket)
-    with pytest.raises(ValueError, match="fc.weight: network has"):
+    with pytest.raises(ValueError, match="fc.weight: the network has"):
         other_data.archive.load(found.ticket.key)
 
 
