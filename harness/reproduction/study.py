@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from harness.pruning import METHODS
-from harness.pruning.lrr_full import FullLRR
+from harness.pruning.method import Method
 from harness.reproduction.figure import DENSE, Curve, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 
@@ -161,7 +161,10 @@ def _check_retraining(plan: FigurePlan) -> None:
     """
     for one in plan.trainings():
         curve = one.curve
-        if curve is None or curve.kind != "retrain" or not isinstance(METHODS[curve.method], FullLRR):
+        if curve is None or curve.kind != "retrain":
+            continue
+        # Methods whose levels are full trainings override `retraining`.
+        if type(METHODS[curve.method]).retraining is Method.retraining:
             continue
         if one.twin or one.epochs is not None:
             second = "noise" if one.twin else f"length ({one.epochs} epochs)"
