@@ -8,7 +8,7 @@ Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and 
             LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20
 Time        5 minutes
 Hardware    one of two x86-64 cores
-Launch      make demo        (or: accelerate launch recipes/demo.py)
+Launch      make demo        (or: python recipes/demo.py)
 """
 
 from dataclasses import dataclass, field
