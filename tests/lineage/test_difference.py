@@ -1,4 +1,4 @@
-"""What differs between two nodes is shown, and nothing else."""
+"""Test the comparison of two runs by settings, code, seeds and masks."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def record(**given: object) -> LineageRecord:
     return LineageRecord(key_of("x"), "level", "x", **{**values, **given})  # type: ignore[arg-type]
 
 
-def test_only_what_differs_by_section() -> None:
+def test_differences_are_grouped_by_section() -> None:
     assert differences(record(), record()) == {}
     config = json.loads(json.dumps(record().config))
     config["search"]["optim"]["lr"] = 0.2
@@ -54,7 +54,7 @@ def test_masks_layer_by_layer(store: LineageStore, delivered: bool) -> None:
         store = open_store(store.local.directory, store.tracking_uri)
     one, two = find_node(store, key_of("level 1")), find_node(store, key_of("level 2"))
     found = diff(store, one, two)
-    a, b = signed_mask(1), signed_mask(2)  # counted anew, weight by weight
+    a, b = signed_mask(1), signed_mask(2)  # count again in plain Python, weight by weight
     kept_a, kept_b = (
         a.mask.tensors["conv.weight"].reshape(-1).tolist(),
         b.mask.tensors["conv.weight"].reshape(-1).tolist(),

@@ -1,4 +1,4 @@
-"""The graph's answers against a story written down by hand."""
+"""Test graph queries against small graphs written by hand."""
 
 import pytest
 
@@ -39,7 +39,7 @@ def test_no_path_and_unknown_node(graph: LineageGraph[LineageRecord]) -> None:
             ask(key_of("nobody"))
 
 
-def test_missing_parent_and_cycle_are_reported_and_asking_still_answers() -> None:
+def test_missing_parents_and_cycles_are_reported_and_queries_still_work() -> None:
     graph = LineageGraph([level("a", "c"), level("b", "a"), level("c", "b"), level("d", "gone")])
     missing, cycle = graph.verify()
     assert "d (" in missing and key_of("gone")[:16] in missing and "missing" in missing
