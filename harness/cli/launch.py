@@ -47,7 +47,7 @@ def _dense_error(experiment: Experiment, text: str) -> float:
     for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
         if record.tags.get(what) != own:
             raise ValueError(
-                f"run {text} ({record.name}) differs in {what} from the pair; use dense trainings of the same data and model"
+                f"run {text} ({record.name}) differs in {what} from the pair; choose others for --dense"
             )
     return record.last_metrics()["test_error_percent"]
 

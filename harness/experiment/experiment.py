@@ -143,7 +143,7 @@ class Experiment:
         share = config.global_batch_size // world.size
         if share < config.accumulation_steps:
             raise ValueError(
-                f"accumulation_steps is {config.accumulation_steps}, but a process has only {share} images of each batch; "
+                f"accumulation_steps is {config.accumulation_steps}, but a process has only {share} images of a batch; "
                 "each micro-batch needs one"
             )
         threads = loader_threads(config.data.num_workers, world.local_size)
@@ -191,7 +191,7 @@ class Experiment:
 
     @property
     def initialisation(self) -> Initialisation:
-        """The initialisation of the search. Raise ValueError if it names a run or file that is not resolved."""
+        """The initialisation of the search. Raises ValueError for an unresolved run or file."""
         return self._initialisation or Initialisation.of(self.config.initialisation)
 
     def fresh_model(self) -> torch.nn.Module:
