@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tqdm import tqdm
@@ -122,7 +123,7 @@ def lines_of(
         for now, n in steps:
             clock.now = now
             bar.update(n)
-            bar.set_postfix_str("loss 0.5", refresh=False)
+            bar.postfix = "loss 0.5"
     return capsys.readouterr().err.splitlines()
 
 
@@ -150,7 +151,8 @@ def test_a_terminal_gets_a_bar_with_rate_and_loss(monkeypatch, capsys) -> None:
     show_messages("normal")
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     with progress("a loop", 3, "steps") as bar:
-        bar.set_postfix_str("loss 0.5", refresh=True)
+        bar.postfix = "loss 0.5"
+        cast(Any, bar).refresh()
     shown = capsys.readouterr().err
     assert "a loop:   0%" in shown and "loss 0.5" in shown and "steps/s" in shown
 

@@ -46,9 +46,7 @@ def _dense_error(experiment: Experiment, text: str) -> float:
         raise ValueError(f"run {text} ({record.name}) is not a dense training")
     for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
         if record.tags.get(what) != own:
-            raise ValueError(
-                f"run {text} ({record.name}) differs in {what} from the pair; choose others for --dense"
-            )
+            raise ValueError(f"run {text} ({record.name}) differs in {what} from the pair; choose others for --dense")
     return record.last_metrics()["test_error_percent"]
 
 

@@ -97,7 +97,7 @@ class Trainer:
                 values["flipped_signs"] = flipped()
             taken = [samples.popleft() for _ in range(len(samples))]
             measured.log(start.epochs + report.epoch - begin[0] + 1, values, taken)
-            bar.set_postfix_str(f"loss {report.train_loss:.3g}", refresh=False)
+            bar.postfix = f"loss {report.train_loss:.3g}"
 
         # Phase: train. Rank 0 shows progress and samples the machine's load.
         steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress

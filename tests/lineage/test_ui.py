@@ -92,7 +92,7 @@ def test_the_command_prints_the_link(
         taken.listen()
         with pytest.raises(SystemExit):
             ask(tool, store, monkeypatch, "ui", "--experiment", "test", "--port", str(taken.getsockname()[1]))
-    assert "is taken" in capsys.readouterr().err
+    assert "is in use" in capsys.readouterr().err
 
 
 @pytest.mark.long

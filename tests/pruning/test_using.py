@@ -241,4 +241,4 @@ def test_a_signed_mask_can_come_from_a_pretrained_network(experiment: Experiment
     elsewhere = Experiment(experiment.world, experiment.store, other.config)
     final_training(elsewhere, Trial("mask", 2, 1), elsewhere.archive.load(found.ticket.key))
     findings = proved(other, found.ticket)
-    assert findings.problems == [] and "is not here as it was then" in findings.notes[0].what
+    assert findings.problems == [] and "is missing or changed" in findings.notes[0].what

@@ -257,7 +257,7 @@ TICKETS: list[Bad] = [
     Bad("unknown run ID", lambda place: None, "no run 'f{32}'", "ticket", ticket="f" * 32),
     Bad("unknown key", lambda place: None, "is not finished", "ticket", ticket="f" * 64),
     Bad(
-        "unknown beginning of a key", lambda place: None, "no run or node begins with 'fffff'", "ticket", ticket="fffff"
+        "unknown beginning of a key", lambda place: None, "no run ID or key begins with 'fff", "ticket", ticket="fffff"
     ),
     Bad(
         "a search, not a level",
