@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from tests.recipes.launching import REPOSITORY, TINY, elsewhere
 from tests.warm import warm
 
@@ -19,6 +21,7 @@ def printed(where: Path, *options: str, code: int = 0) -> tuple[str, str]:
     return done.stdout, done.stderr
 
 
+@pytest.mark.long
 def test_a_piped_search_prints_few_lines_and_one_for_each_level(prepared: Path, tmp_path: Path) -> None:
     where = elsewhere(prepared, tmp_path)
     out, error = printed(where, "--num-levels", "2")
@@ -32,6 +35,7 @@ def test_a_piped_search_prints_few_lines_and_one_for_each_level(prepared: Path, 
     assert printed(where, "--num-levels", "2", "--verbosity", "quiet")[1] == ""
 
 
+@pytest.mark.long
 def test_a_missing_data_set_is_one_line_with_the_command_that_prepares_it(tmp_path: Path) -> None:
     out, error = printed(tmp_path, "--offline", code=1)
     (line,) = (out + error).splitlines()
