@@ -8,25 +8,29 @@ Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and 
             LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20
 Time        5 minutes
 Hardware    one of two x86-64 cores
-Launch      make demo        (or: accelerate launch recipes/demo.py)
+Launch      make demo        (or: python recipes/demo.py)
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.analysis.plots import LinePanel, LineSeries, Series, plot_lines, plot_search
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.cli.errors import clear_errors
-from harness.cli.launch import launch
-from harness.cli.options import parse
-from harness.cli.terminal import run_name, ui_command
+from harness.cli.options import answer_help, parse
 from harness.config import ComparisonConfig, Kind, SearchConfig
+from recipes.presets.small import digits_demo
+
+if __name__ == "__main__":
+    answer_help(SearchConfig, __doc__, digits_demo())  # before the imports that load torch
+
+from harness.analysis.plots import LinePanel, LineSeries, Series, plot_lines, plot_search
+from harness.cli.launch import launch
+from harness.cli.terminal import run_name, ui_command
 from harness.experiment.comparison import Comparison, Question, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.runs.run import FinishedRun
-from recipes.presets.small import digits_demo
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)

@@ -14,10 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cli.errors import clear_errors
-from harness.cli.launch import store_of
 from harness.cli.options import parse
-from harness.reproduction.report import show
-from recipes.reproduce import RESULTS, FigureOptions, study_named, write_study_page
+from recipes.presets.figure_options import RESULTS, FigureOptions
 
 
 @dataclass(frozen=True)
@@ -35,6 +33,11 @@ class ReportOptions(FigureOptions):
 if __name__ == "__main__":
     with clear_errors():
         asked = parse(ReportOptions, __doc__)
+        # Imported after the options are read: these load torch, and `--help` must not.
+        from harness.cli.launch import store_of
+        from harness.reproduction.report import show
+        from recipes.reproduce import study_named, write_study_page
+
         if bool(asked.figure) == bool(asked.study):
             raise ValueError("give a FIGURE or --study NAME")
         if asked.study:

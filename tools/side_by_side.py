@@ -20,9 +20,6 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
 from harness.common.tables import print_markdown
-from harness.reproduction.page import markdown
-from harness.reproduction.report import NUMBERS
-from harness.reproduction.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)
@@ -38,6 +35,11 @@ class Pages:
 if __name__ == "__main__":
     with clear_errors():
         asked = parse(Pages, __doc__)
+        # Imported after the options are read: these load torch, and `--help` must not.
+        from harness.reproduction.page import markdown
+        from harness.reproduction.report import NUMBERS
+        from harness.reproduction.side_by_side import side_by_side
+
         names = [page.resolve().name for page in asked.pages]
         shared = len(os.path.commonprefix(names).rpartition("-")[0]) if len(names) > 1 else 0  # whole words
         columns = [name[shared:].strip("-") or name for name in names]

@@ -8,7 +8,6 @@ from typing import cast, get_args
 
 from harness.analysis.statistics import Expectation, check_margin, in_symbols
 from harness.config import NETWORKS_OWN, AlphaDistribution, Kind, known
-from harness.pruning import METHODS
 
 DENSE = "dense"
 PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
@@ -50,6 +49,8 @@ class Curve:
         found = re.fullmatch(r"(\w+)(?: from (\w+))? \((\w+)(?: α=(\w+))?\)", text)
         if found is None:
             raise ValueError(f"{text!r} is no curve; write 'signed_mask (aws)' or 'retrain (aws α=zero)'")
+        from harness.pruning import METHODS  # loads torch, which the names of figures do not need
+
         kind, scheme, method, alpha = found.groups()
         known("kind", kind, [*get_args(Kind), "level"])
         known("method", method, list(METHODS))

@@ -81,7 +81,7 @@ def test_listed_commands_can_be_pasted_and_costs_go_beside_them(monkeypatch, cap
     show_list(asked, None)
     printed = capsys.readouterr()
     chains = asked.plan.shard(1, 3)
-    start = "accelerate launch recipes/reproduce.py fig3 --scale small --out there --only "
+    start = "python recipes/reproduce.py fig3 --scale small --out there --only "
     assert printed.out.splitlines() == [start + name for name in asked.plan.names(chains)]
     assert all(line.startswith("# ") for line in printed.err.splitlines()) and "# all " in printed.err
     listed = [{line.split(" --only ")[1] for line in commands(asked.plan, [chain])} for chain in asked.plan.chains()]
@@ -93,9 +93,7 @@ def test_a_study_lists_a_command_for_each_trial_that_is_not_recorded(monkeypatch
     monkeypatch.setattr(sys, "argv", ["recipes/reproduce.py", "--study", name, "--list"])
     study = study_named(name)
     trials = len(study.plan.trials)
-    lines = [
-        f"accelerate launch recipes/reproduce.py --study {name} --shard {n}/{trials}" for n in range(1, trials + 1)
-    ]
+    lines = [f"python recipes/reproduce.py --study {name} --shard {n}/{trials}" for n in range(1, trials + 1)]
     show_list(ReproductionOptions(study=name, results=tmp_path, runs=tmp_path), study)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == lines

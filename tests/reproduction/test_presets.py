@@ -86,7 +86,7 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
         monkeypatch.setattr(sys, "argv", [*words, "--list"])
         plan = FigureOptions(figure.name, dataset, network).plan
-        start = f"accelerate launch {' '.join(words)} --only "
+        start = f"python {' '.join(words)} --only "
         lines = commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale

@@ -337,12 +337,12 @@ def test_a_copy_that_is_better_than_its_ticket_counts_below_zero():
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"trials": 3}, "--trials: a study's settings stand in its plan"),
-        ({"changes": ChangedSettings(final_epochs=5)}, "--final-epochs: a study's"),
+        ({"trials": 3}, "--trials: the plan .* sets this"),
+        ({"changes": ChangedSettings(final_epochs=5)}, "--final-epochs: the plan"),
         ({"only": ("dense-t11",), "precision": "bf16"}, "--only, --precision: "),
         ({"figure": "fig3"}, "give a FIGURE"),
-        ({"again": "aws-s11", "shard": "1/2"}, "leave out --shard"),
-        ({"study": None, "figure": "fig3", "again": "aws-s11"}, "give --study NAME, too"),
+        ({"again": "aws-s11", "shard": "1/2"}, "remove --shard"),
+        ({"study": None, "figure": "fig3", "again": "aws-s11"}, "--again needs --study NAME"),
     ],
 )
 def test_options_that_a_study_ignores_are_refused(changed, told):
