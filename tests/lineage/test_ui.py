@@ -109,7 +109,7 @@ DETERMINANTS = {
     "format": 2,
     "level": 3,
     "parent": "a" * 64,
-    "optim": {"lr": 0.1, "betas": [0.9, 0.99]},
+    "optim": {"lr": 0.1, "betas": [0, 1]},
 }
 LAYER_ROW = ["conv.weight", "8×4×3×3", 288, 147, 147 / 288, 0.123456789, None]
 
