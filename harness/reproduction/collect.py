@@ -224,6 +224,7 @@ class RunLookup:
         """Index the runs of `groups` and all searches and comparisons by their entries in the plan."""
         # Phase: empty indexes.
         self.store, self.plan = store, plan
+        self._records: dict[str, LineageRecord] = {}
         found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
         levels: dict[tuple[str, ...], list[RunSummary]] = defaultdict(list)
@@ -262,7 +263,7 @@ class RunLookup:
         # Phase: settings of the method itself.
         if not own_settings(config, 1_000_000):
             return True
-        recorded = self.store.record_of(node).config
+        recorded = self._record(node).config
         search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
         wanted = own_settings(config, num_train // config.global_batch_size)
         if method.searches_one_density:
@@ -276,8 +277,12 @@ class RunLookup:
 
     def results(self) -> Results:
         """Return all finished runs of the plan, with the numbers in their files."""
-        # Phase: trainings and comparisons.
-        trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
+        # Phase: trainings. MLflow has no constants among its metrics, so read all metrics from the records.
+        trained = {
+            one: replace(node, metrics=self._record(node).last_metrics())
+            for one in self.plan.trainings()
+            if (node := self.training(one)) is not None
+        }
         compared = {}
         for pair in self.plan.pairs():
             node = self.comparison(pair, trained)
@@ -312,11 +317,17 @@ class RunLookup:
         }
         return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches), correct)
 
+    def _record(self, node: RunSummary) -> LineageRecord:
+        """Return the record of a run, read once."""
+        if node.key not in self._records:
+            self._records[node.key] = self.store.record_of(node)
+        return self._records[node.key]
+
     def _provenance(self, shown: list[RunSummary]) -> Provenance:
         deepest = max(self.plan.scale.all_levels)
         levels = [node for level, node in self.made if level <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
-        records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
+        records = sorted((self._record(node) for node in nodes), key=lambda record: record.started_ms)
         return Provenance(
             minutes=sum(record.finished_ms - record.started_ms for record in records) / 60_000,
             hardware=_distinct(hardware_of(record) for record in records),
@@ -394,7 +405,7 @@ class RunLookup:
 
     def _only(self, name: str, found: list[RunSummary], usual: Any) -> RunSummary | None:
         """Return the run with usual options; runs with equal seeds can differ in their options."""
-        fitting = [node for node in found if usual(self.store.record_of(node).config)] if len(found) > 1 else found
+        fitting = [node for node in found if usual(self._record(node).config)] if len(found) > 1 else found
         _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
