@@ -90,7 +90,7 @@ DENSE_LOOK: Mapping[str, Any] = {"color": GREY, "marker": _KINDS["dense"][1], "l
 
 
 @dataclass(frozen=True)
-class Row:
+class DotRow:
     """One row of a dot plot: the test accuracy of each trial, percent."""
 
     label: str
@@ -101,7 +101,7 @@ class Row:
     """A paper's printed accuracy."""
 
 
-def draw_rows(axes: Axes, rows: Sequence[Row], *, dense_percent: Sequence[float] = ()) -> None:
+def draw_rows(axes: Axes, rows: Sequence[DotRow], *, dense_percent: Sequence[float] = ()) -> None:
     """Draw a dot plot: mean ± sd of each row, and its trials as small dots below the mean.
 
     A dotted line and a grey band repeat the mean ± sd of the dense network.

@@ -21,7 +21,7 @@ from harness.analysis.drawing import (
     TRIAL_DOTS,
     WEIGHTS,
     Looks,
-    Row,
+    DotRow,
     alpha_axis,
     density_axis,
     draw_rows,
@@ -325,7 +325,7 @@ def plot_study(
         for axes, epochs in zip(all_axes, lengths, strict=False):
             set_title(axes, f"{epochs} final epochs")
             rows = _rows_of_study(series, dense_percent, epochs, further if epochs == lengths[-1] else [])
-            blank = [Row("", (), DENSE_LOOK)] * (1 + len(series) + len(further) - len(rows))
+            blank = [DotRow("", (), DENSE_LOOK)] * (1 + len(series) + len(further) - len(rows))
             draw_rows(axes, [*rows, *blank], dense_percent=dense_percent.get(epochs, ()))
 
         # Phase: differences, hypotheses in rows.
@@ -341,12 +341,12 @@ def plot_study(
 
 def _rows_of_study(
     series: Sequence[EpochSeries], dense_percent: Mapping[int, Sequence[float]], epochs: int, further: Sequence[int]
-) -> list[Row]:
+) -> list[DotRow]:
     """Return the rows of one length; `further` are other lengths of the dense network."""
     looks = Looks(series)
-    rows = [Row("dense", dense_percent.get(epochs, ()), DENSE_LOOK)]
-    rows += [Row(one.label, one.accuracy_percent.get(epochs, ()), looks.of(one)) for one in series]
-    return rows + [Row(f"dense, {length} epochs", dense_percent[length], DENSE_LOOK) for length in further]
+    rows = [DotRow("dense", dense_percent.get(epochs, ()), DENSE_LOOK)]
+    rows += [DotRow(one.label, one.accuracy_percent.get(epochs, ()), looks.of(one)) for one in series]
+    return rows + [DotRow(f"dense, {length} epochs", dense_percent[length], DENSE_LOOK) for length in further]
 
 
 def _draw_intervals(axes: Axes, labels: Sequence[str], intervals: Sequence[Interval], margin: float) -> None:
@@ -404,11 +404,11 @@ def _draw_accuracy(
         _draw_lines_by_density(axes, series, looks, dense_error_percent, upright=upright, axis=axis)
         return
     dense = [100 - error for error in dense_error_percent]
-    rows = [Row("dense", dense, DENSE_LOOK)] if dense else []
+    rows = [DotRow("dense", dense, DENSE_LOOK)] if dense else []
     for one in series:
         errors = next(iter(one.error_percent.values()), ())
         printed = next(iter(one.printed_accuracy_percent.values()), None)
-        rows.append(Row(one.label, [100 - error for error in errors], looks.of(one), printed))
+        rows.append(DotRow(one.label, [100 - error for error in errors], looks.of(one), printed))
     draw_rows(axes, rows, dense_percent=dense)
     _label_extras(axes, series, [row.accuracy_percent for row in rows])
 

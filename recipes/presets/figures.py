@@ -78,6 +78,7 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
     Batches are small on the paper's data sets, too. So a CPU can run the figure on a few images, which are prepared
     from the original archives.
     """
+    # Phase: the first and last density of the usual scale.
     usual = (small if dataset in SMALL else paper)(figure, dataset, network)
     ends = usual.levels[0], usual.levels[-1]
 
@@ -93,10 +94,11 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
             gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
         )
 
+    # Phase: the shortened scale, with its description for the page.
     config = short(usual.config)
     words = (
-        f"an epoch a level, two a final training, batch {config.global_batch_size}, two densities, one trial: "
-        "shows that the command goes through, and nothing else"
+        f"one epoch a level, two in a final training, batch {config.global_batch_size}, two densities, one trial: "
+        "a dry run of the command, without meaning for accuracy"
     )
     return Scale(
         config,
