@@ -186,7 +186,7 @@ def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
         def show_rows(made: MadeChain) -> None:
             rows = experiment.world.on_main(lambda: compared(experiment, made))
             if rows:
-                print_table(rows, numbers=("recorded", "here"), whole=("run",))
+                print_table(rows, numbers=("recorded", "repeated"), whole=("run",))
 
         FigureRunner(experiment, study.plan).make([chain], show_rows)
 

@@ -39,7 +39,7 @@ class Command(Protocol):
     def run(self) -> None: ...
 
 
-# To add a command, write its dataclass in tools/lineage_commands/ and give it a line here.
+# To add a command, write its dataclass in tools/lineage_commands/ and add it here.
 COMMANDS: dict[str, Any] = {
     "list": List,
     "show": Show,
@@ -60,7 +60,7 @@ COMMANDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Parse the command line and answer; an error is one line and exit code 1."""
+    """Run one command. Errors print one line and exit with code 1."""
     warnings.showwarning = lambda message, *_: _log.warning(str(message))
     try:
         command: Command = parse_command(COMMANDS, description=__doc__)

@@ -1,10 +1,10 @@
-"""Show pages of one figure side by side, made by recipes/reproduce.py under different settings, networks or data.
+"""Compare several pages of one figure in one table, with one column for each page.
 
     python tools/side_by_side.py results/claims-*
     python tools/side_by_side.py results/claims-digits-resnet20* --out results/weight_decay.md
 
-One column a page: accuracy, differences and barriers at the lowest density that all have. Into a pipe or file the table
-is Markdown.
+The pages come from recipes/reproduce.py with different settings, networks or data. The table shows accuracy,
+differences and barriers at the lowest density that all pages have. A pipe or a file receives Markdown.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from harness.common.tables import print_markdown
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages to show."""
+    """Options of the comparison."""
 
     pages: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories that recipes/reproduce.py or tools/report.py wrote."""
+    """Directories written by recipes/reproduce.py or tools/report.py."""
     out: Path | None = None
-    """Write the table there, too."""
+    """File for a copy of the table."""
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""From a command line to an experiment: parse, start the processes, open the store, close in order."""
+"""Start and end of a launch: processes, store, experiment.
+
+The parts are closed in the reverse order.
+"""
 
 from __future__ import annotations
 
@@ -40,10 +43,10 @@ def _epsilon(experiment: Experiment, pair: RunPair) -> float | None:
 def _dense_error(experiment: Experiment, text: str) -> float:
     record = resolve_record(experiment.store, text)
     if record.tags.get("kind_of_training") != "dense":
-        raise ValueError(f"run {text} ({record.name}) is no dense training")
+        raise ValueError(f"run {text} ({record.name}) is not a dense training")
     for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
         if record.tags.get(what) != own:
-            raise ValueError(f"run {text} ({record.name}) has another {what}: its error says nothing about this pair")
+            raise ValueError(f"run {text} ({record.name}) differs in {what} from the pair; choose others for --dense")
     return record.last_metrics()["test_error_percent"]
 
 
@@ -51,24 +54,25 @@ def _dense_error(experiment: Experiment, text: str) -> float:
 def launch(config: SearchConfig) -> Iterator[Experiment]:
     """Open the experiment of one launch: processes, store, data and network.
 
-    At the end of the block the runs are delivered to MLflow and the process group is left in order.
+    At the end of the block, the runs are delivered to MLflow and the process group is closed.
 
     Args:
         config: The settings of a search, and of the final trainings that use it.
 
     Yields:
-        The experiment that `search`, `final_training` and `compare` take.
+        The experiment for `search`, `final_training` and `compare`.
 
     Raises:
-        ValueError: Settings that contradict one another, or data that are not prepared.
-        LookupError: `config.initialisation` names no run.
-        ConnectionError: The tracking server gives no answer; `offline` does without it.
+        ValueError: Settings contradict each other, or the data are not prepared.
+        LookupError: `config.initialisation` names an unknown run.
+        ConnectionError: The tracking server is unreachable. `offline` does not need it.
 
     Example:
         >>> with harness.launch(config) as experiment:
         ...     print(experiment.spec.name, experiment.train_feed.steps_per_epoch)
         digits 5
     """
+    # Phase: processes, then store, then data and network.
     with _processes(config, config.precision, deterministic=config.deterministic) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
@@ -83,7 +87,19 @@ def launch(config: SearchConfig) -> Iterator[Experiment]:
 def launch_ticket(
     config: TicketConfig, kinds: tuple[str, ...] = ("level",)
 ) -> Iterator[tuple[Experiment, FinishedRun]]:
-    """Open the experiment that a ticket's run describes, with the ticket itself; a run of no such kind is refused."""
+    """Open the experiment that a run's record describes, and load the run.
+
+    Args:
+        config: The run and the settings that override its record.
+        kinds: Kinds of runs that the command accepts.
+
+    Yields:
+        The experiment and the run.
+
+    Raises:
+        ValueError: The run has another kind, or the data are not those of the run.
+    """
+    # Phase: processes and store. The run's record then gives the settings.
     with _processes(config, precision=None) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
@@ -91,6 +107,8 @@ def launch_ticket(
         if settings.deterministic:
             world.make_deterministic()
         world.use(settings.precision)
+
+        # Phase: data, network and the run itself.
         experiment = Experiment(world, store, settings)
         with experiment.archive.delivery.working():
             if config.data is None:
@@ -102,11 +120,11 @@ def launch_ticket(
 
 
 def train_ticket(config: TicketConfig) -> None:
-    """Make one final training of a ticket, and print the result (method, section 4)."""
+    """Run one final training of a ticket and print its test error (paper, section 4)."""
     with launch_ticket(config) as (experiment, ticket):
         experiment.world.announce()
         begun: str | Initialisation = NETWORKS_OWN
-        if config.kind != "retrain":  # which draws no θ_init
+        if config.kind != "retrain":  # retrain draws no θ_init
             begun = resolve_initialisation(experiment.world, experiment.store, config.initialisation)
         trial = Trial(
             config.kind,
@@ -123,7 +141,7 @@ def train_ticket(config: TicketConfig) -> None:
 def _processes(
     config: SearchConfig | TicketConfig, precision: str | None, *, deterministic: bool = False
 ) -> Iterator[World]:
-    """Join the other processes, remember to stop when asked to, and report how it ended."""
+    """Join the other processes, listen for stop signals, and write the status file."""
     world = World(precision, deterministic=deterministic, stuck_after=config.stuck_after)
     try:
         with world.stop.listening(), reported(config.runs, world) if world.is_main else nullcontext():
@@ -133,12 +151,12 @@ def _processes(
 
 
 def store_of(runs: Path, experiment: str, *, offline: bool = False) -> LineageStore:
-    """Open the lineage store: local nodes in `runs`, MLflow at MLFLOW_TRACKING_URI or sqlite:///mlflow.db."""
+    """Open the lineage store: local runs, and MLflow at MLFLOW_TRACKING_URI or sqlite:///mlflow.db."""
     return open_store(runs, experiment=experiment, offline=offline)
 
 
 def _check_data(experiment: Experiment, ticket: FinishedRun) -> None:
-    """Refuse data other than those the ticket was made from."""
+    """Raise ValueError if the data are not those that the ticket was made from."""
 
     def check() -> None:
         assert ticket.record is not None
@@ -146,7 +164,7 @@ def _check_data(experiment: Experiment, ticket: FinishedRun) -> None:
         if recorded != found:
             raise ValueError(
                 f"{ticket.record.name!r} was made from data {recorded[:12]}…, but {experiment.config.data.directory} "
-                f"now holds {found[:12]}…; prepare those data anew or give --data-directory"
+                f"has {found[:12]}…; prepare the recorded data again, or set --data-directory"
             )
 
     experiment.world.on_main(check)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, is_dataclass, replace
+from itertools import zip_longest
 from types import NoneType
 from typing import Annotated, Any, Union, cast, get_args, get_origin
 
@@ -89,7 +90,7 @@ def parse_command(
 def check_synonyms(words: Sequence[str]) -> None:
     """Raise ValueError if two names of one option have different values."""
     values: dict[str, str] = {}
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
         name, equals, value = word.partition("=")
         values[name.replace("_", "-")] = value if equals else following
     for pair in SYNONYMS:

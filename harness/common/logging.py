@@ -60,11 +60,11 @@ def is_quiet() -> bool:
 class Progress(Protocol):
     """Counter of finished steps that `progress` yields."""
 
+    postfix: str
+    """Text beside the count, for example the current loss."""
+
     def update(self, n: int = 1) -> Any:
         """Count `n` more steps."""
-
-    def set_postfix_str(self, s: str, refresh: bool = False) -> Any:
-        """Show `s` with the count, for example the current loss."""
 
 
 @contextmanager
@@ -102,7 +102,7 @@ class _MinuteLines:
     total: int
     unit: str
     done: int
-    note: str = ""
+    postfix: str = ""
     last: tuple[float, int] | None = field(default=None, init=False)
     """Time and count at the last line."""
 
@@ -114,14 +114,11 @@ class _MinuteLines:
         if seconds < SECONDS_PER_LINE:
             return
         left = tqdm.format_interval((self.total - self.done) * seconds / steps) if steps else "?"
-        note = f"  {self.note}" if self.note else ""
+        note = f"  {self.postfix}" if self.postfix else ""
         _log.info(
             f"{self.name}  {self.done}/{self.total} {self.unit}{note}  {steps / seconds:.3g} {self.unit}/s  {left} left"
         )
         self.last = now, self.done
-
-    def set_postfix_str(self, s: str, refresh: bool = False) -> None:
-        self.note = s
 
 
 class _AroundBars(logging.Handler):

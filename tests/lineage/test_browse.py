@@ -103,7 +103,7 @@ def test_paths_between_runs(searches: LineageStore) -> None:
 def test_unrelated_runs_have_no_path(store: LineageStore) -> None:
     commit_story(store.local)
     commit(store, "alone", "search")
-    with pytest.raises(LookupError, match="nothing to do with each other"):
+    with pytest.raises(LookupError, match="are not related"):
         way(store, find_node(store, key_of("alone")), find_node(store, key_of("level 1")))
 
 

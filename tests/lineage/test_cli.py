@@ -37,8 +37,7 @@ def test_tree_and_show_from_a_shell(store: LineageStore) -> None:
         "seeds",
         "run",
         "date",
-        "came",
-        "by",
+        "relation",
     ]
     assert lines[1].startswith("aws resnet20 digits s1") and "◀" in lines[4] and run_id[:8] in lines[4]
     assert lines[5].startswith("    └── signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
@@ -46,7 +45,7 @@ def test_tree_and_show_from_a_shell(store: LineageStore) -> None:
     # Phase: an unknown run ID gives one line on standard error and exit status 1
     done = warm(there, TOOL, "show", "f" * 32, MLFLOW_TRACKING_URI="")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run or node begins with 'ffff")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run ID or key begins with 'ffff")
 
 
 def test_list_sync_list(
@@ -65,7 +64,7 @@ def test_list_sync_list(
     ask(tool, store, monkeypatch, "sync", "--experiment", "test")
     assert capsys.readouterr().out.count("→ run") == 5
     ask(tool, store, monkeypatch, "sync", "--experiment", "test")
-    assert "everything was delivered already" in capsys.readouterr().out
+    assert "all runs were delivered already" in capsys.readouterr().out
     ask(tool, store, monkeypatch, "list", "--limit", "2")
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 3 and "*" not in out

@@ -83,7 +83,7 @@ def test_masks_that_cannot_be_compared(store: LineageStore) -> None:
     node = {name: find_node(store, key_of(name)) for name in ("vgg", "level 1", "lmc")}
     found = diff(store, node["level 1"], node["vgg"])
     assert found.layers is None and found.sections["what"]["model"] == ("resnet20", "vgg11")
-    assert found.why_no_masks == "they are of different networks (resnet20 and vgg11): their masks are not comparable"
+    assert found.why_no_masks == "their networks differ (resnet20 and vgg11), so their masks cannot be compared"
     assert found.to_dict()["masks"] == {"comparable": False, "why": found.why_no_masks}
     assert diff(store, node["lmc"], node["vgg"]).why_no_masks == "lmc signed_mask dense (analysis) has no signed mask"
     (store.local.directory / f"level-{key_of('vgg')[:16]}" / "signed_mask.safetensors").write_bytes(b"altered")

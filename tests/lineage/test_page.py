@@ -102,7 +102,7 @@ def test_missing_parents_unfinished_searches_and_cycles_are_drawn() -> None:
     alone = picture_of([node("search", "search")])
     assert [box.kind for box in alone.boxes] == ["theta_init"] and not alone.frames
     orphan = picture_of([node("orphan", "level", "gone")])
-    assert ("missing not here", "pruned-from", "level L?") in happened(orphan)
+    assert ("missing not found", "pruned-from", "level L?") in happened(orphan)
     circle = [node("a", "level", "b"), node("b", "level", "a")]
     assert len(picture_of(circle).arrows) == 2
     assert all(draw_svg(picture).count("<svg") == 1 for picture in (alone, orphan, picture_of(circle), picture_of([])))
@@ -247,7 +247,7 @@ def test_addresses_of_the_ui() -> None:
     assert ui_root("https://me:pw@host/base") == "https://host/base/"
     assert ui_root("http://[::1]:5000") == "http://[::1]:5000/"
     for bad in ("http://", 'http://a"b/', "http://a b", "https://me:pw@"):
-        with pytest.raises(ValueError, match="is no address of an MLflow UI") as error:
+        with pytest.raises(ValueError, match="is not the address of an MLflow UI") as error:
             ui_root(bad)
         assert "pw" not in str(error.value)
 
@@ -258,7 +258,7 @@ def test_the_page_without_graphviz(store: LineageStore, monkeypatch: pytest.Monk
     with pytest.raises(DrawingError, match="apt-get install graphviz"):
         draw_svg(picture_of(nodes))
     html, problem = page("all", nodes, ui_root(None))
-    assert problem is not None and "no `dot` here" in html and html.count("<tr data-key") == len(nodes)
+    assert problem is not None and "`dot` is missing" in html and html.count("<tr data-key") == len(nodes)
     monkeypatch.setitem(sys.modules, "graphviz", None)
     with pytest.raises(DrawingError, match="pip install graphviz"):
         draw_svg(picture_of(nodes))
@@ -294,4 +294,4 @@ def test_the_command(
     out.write_text("mine")
     with pytest.raises(SystemExit):
         run()
-    assert "no page of this command" in capsys.readouterr().err and out.read_text() == "mine"
+    assert "not a page of this command" in capsys.readouterr().err and out.read_text() == "mine"

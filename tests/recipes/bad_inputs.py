@@ -257,9 +257,15 @@ TICKETS: list[Bad] = [
     Bad("unknown run ID", lambda place: None, "no run 'f{32}'", "ticket", ticket="f" * 32),
     Bad("unknown key", lambda place: None, "is not finished", "ticket", ticket="f" * 64),
     Bad(
-        "unknown beginning of a key", lambda place: None, "no run or node begins with 'fffff'", "ticket", ticket="fffff"
+        "unknown beginning of a key", lambda place: None, "no run ID or key begins with 'fff", "ticket", ticket="fffff"
     ),
-    Bad("a search, not a level", lambda place: None, "is a search; this takes a level", "ticket", ticket="search"),
+    Bad(
+        "a search, not a level",
+        lambda place: None,
+        "is a search; this command needs a level",
+        "ticket",
+        ticket="search",
+    ),
     Bad(
         "the search's own initialisation", lambda place: None, "is the search's own", "ticket", options={"init_seed": 1}
     ),

@@ -64,7 +64,7 @@ def test_the_network_option_selects_and_prints_its_settings(capfd):
     assert changed.optim.lr == 0.2
 
 
-def test_a_network_is_not_trained_with_anothers_settings_unseen(capfd):
+def test_both_names_of_the_network_option_select_settings_or_warn(capfd):
     assert parse_network("", PRESETS, ["--model.name", "mobilenet_v2_cifar"]).optim.lr == 0.05
     with pytest.raises(ValueError, match=r"unknown network 'mobilenet_v2_cfar' \(did you mean 'mobilenet_v2_cifar'"):
         parse_network("", PRESETS, ["--network", "mobilenet_v2_cfar"])

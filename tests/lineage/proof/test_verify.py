@@ -68,8 +68,8 @@ def test_records_of_older_versions_give_notes_and_no_problems(tmp_path: Path, da
     findings = local(tmp_path)
     assert found(findings) == set()
     assert {note.what.split(" was")[0] for note in findings.notes} == {
-        "what its key is the digest of",
-        "the α it drew were not recorded by the version that made it",
+        "its key",
+        "its α",
     }
     assert findings.checked["pruned"] == 2 and findings.checked["start"] == 3, "the other checks ran"
     assert "correct" not in findings.checked
@@ -83,7 +83,7 @@ def test_another_torch_version_explains_another_theta_init(
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
     findings = local(tmp_path)
     assert ("theta_init", "made-up") not in found(findings)
-    assert any("which explains it" in note.what for note in findings.notes)
+    assert any("may draw other numbers" in note.what for note in findings.notes)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_cifar", "efficientnet_b0_cifar"])
