@@ -134,8 +134,8 @@ class Unfinished:
     def _beat(self, done: threading.Event) -> None:
         """Update the heartbeat until the claim ends."""
         while not done.wait(HEARTBEAT_SECONDS):
-            self.is_gone = not self.directory.is_dir()
             with suppress(OSError):
+                self.is_gone = not self.directory.is_dir()
                 if self._is_mine():  # after a long suspension, another process may have taken over the claim
                     os.utime(self.directory / _OWNER)
 
