@@ -185,14 +185,15 @@ class Unfinished:
         """
         if self._is_mine():
             return
+        self.check_directory()
         if not (self.directory / _OWNER).exists():
-            expected = (self._absolute.parent, self._absolute, self._absolute / _OWNER)
-            gone = next((path for path in expected if not path.exists()), expected[-1])
-            raise MovedError(
-                f"{gone} is gone: it was moved or deleted while {self.name!r} was being made. If it was moved, move it "
-                "back. Then start the same command again: it resumes from the last saved state"
-            )
+            raise self._moved(self._absolute / _OWNER)
         raise self._busy("this process was suspended, and its claim was taken over")
+
+    def check_directory(self) -> None:
+        """Raise MovedError if the directory is gone. A commit would create it again at the old path."""
+        if not self.directory.is_dir():
+            raise self._moved(self._absolute if self._absolute.parent.is_dir() else self._absolute.parent)
 
     def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
@@ -348,6 +349,12 @@ class Unfinished:
             raise self._cannot_write(error) from error
         finally:
             mark.unlink(missing_ok=True)
+
+    def _moved(self, path: Path) -> MovedError:
+        return MovedError(
+            f"{path} is gone: it was moved or deleted while {self.name!r} was being made. If it was moved, move it "
+            "back. Then start the same command again: it resumes from the last saved state"
+        )
 
     def _is_mine(self) -> bool:
         return _owner_of(self.directory).get("token") == self._token
