@@ -12,8 +12,9 @@ import pytest
 
 from harness.common import waiting
 from harness.common.waiting import heed, wait_until
-from harness.distributed import stop
-from harness.distributed.stop import SIGNALS, StoppedError, StopRequest
+from harness.distributed import world
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import SIGNALS, StopRequest
 
 
 @pytest.fixture
@@ -60,14 +61,14 @@ def test_a_repeated_signal_ends_the_process(
     launched: bool,
     ends: bool,
 ) -> None:
-    monkeypatch.setattr(stop, "_LAUNCHED", ("PATH",) if launched else ())
+    monkeypatch.setattr(world, "_LAUNCHED", ("PATH",) if launched else ())
     request, killed, words = StopRequest(), list[int](), list[str]()
     request.last_words = words.append
     now = 100.0
-    monkeypatch.setattr(stop.time, "monotonic", lambda: now)
+    monkeypatch.setattr(world.time, "monotonic", lambda: now)
     request._remember(signal.Signals[first], None)
     now += after
-    monkeypatch.setattr(stop.os, "kill", lambda pid, number: killed.append(number))
+    monkeypatch.setattr(world.os, "kill", lambda pid, number: killed.append(number))
     request._remember(signal.Signals[second], None)
     assert killed == ([signal.Signals[second]] if ends else [])
     assert words == ([f"got {first}, then {second} again"] if ends else [])

@@ -52,7 +52,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
     Raises:
         OSError: The disk is full or not writable. The old content is unchanged.
     """
-    if is_special(path):
+    if path.exists() and not path.is_file():
         path.write_bytes(data)
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path

@@ -6,6 +6,7 @@ the boot ID of the kernel and the PID namespace (Linux). Records of earlier vers
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import socket
@@ -35,8 +36,7 @@ class Process:
     @classmethod
     def current(cls) -> Process:
         """Return the identity of this process."""
-        pid = os.getpid()
-        return cls(socket.gethostname(), pid, _stat(pid)[1], _boot(), _namespace())
+        return own_process(os.getpid())
 
     @classmethod
     def of(cls, recorded: Mapping[str, Any]) -> Process | None:
@@ -56,13 +56,13 @@ class Process:
         texts = [match[name] or "" for name in ("started", "boot", "namespace")]
         return cls(match["host"], int(match["pid"]), *texts)
 
-    @property
+    @cached_property
     def record(self) -> dict[str, Any]:
         """Return the identity as fields of a JSON record. `of` reads them."""
         fine = {"started": self.started, "boot": self.boot, "pid_namespace": self.namespace} if self._is_fine else {}
         return {"host": self.host, "pid": self.pid, **fine}
 
-    @property
+    @cached_property
     def suffix(self) -> str:
         """Return the identity as the end of a temporary file's name. `of_suffix` reads it."""
         fine = f".{self.started}-{self.boot}-{self.namespace}" if self._is_fine else ""
@@ -99,6 +99,16 @@ class Process:
         if not started:  # hidden from this user (hidepid), or gone
             return process_exists(self.pid)
         return started == self.started and state not in "ZX"
+
+
+@functools.cache
+def own_process(pid: int) -> Process:
+    """Return the identity of this process.
+
+    Args:
+        pid: `os.getpid()`. The identity is cached for it, so that a fork has its own.
+    """
+    return Process(socket.gethostname(), pid, _stat(pid)[1], _boot(), _namespace())
 
 
 def process_exists(pid: int) -> bool:

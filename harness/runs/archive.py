@@ -100,7 +100,7 @@ class Archive:
                 return self._reuse(description)
             saver = StateSaver(self.world, unfinished, description, self.saving, self.environment_check)
             trained = make(saver)
-            self.world.on_main(unfinished.check_directory)
+            self.world.on_main(lambda: unfinished.directory.is_dir() or unfinished.check_directory())
             signed_mask = SignedMask.of(trained.checkpoint.params, trained.mask, self.partition.norm)
             record = self.world.on_main(lambda: self._commit(description, trained, signed_mask))
             self.world.on_main(unfinished.discard)

@@ -30,7 +30,7 @@ from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import reach, write_atomically
-from harness.common.process import Process
+from harness.common.process import Process, own_process
 from harness.common.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -151,7 +151,8 @@ class Unfinished:
             NotSavedError: The state cannot be written. The message has the path, and needed and free bytes.
         """
         # Phase: serialise the state.
-        self.check_held()
+        if not self._is_mine():
+            raise self._lost()
         metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
         data = save(tensors, metadata)
         epoch, step = position
@@ -162,7 +163,8 @@ class Unfinished:
         try:
             write_atomically(path, data, fault_point="state-written")
         except OSError as error:
-            self.check_held()
+            if not self._is_mine():
+                raise self._lost() from error
             problem = f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it "
             problem += f"needs {len(data):,} bytes, {_free_bytes(path):,} are free"
             failure = NotSavedError(
@@ -176,24 +178,21 @@ class Unfinished:
             with suppress(OSError):  # the new state is saved, and `newest` prefers it
                 other.unlink(missing_ok=True)
 
-    def check_held(self) -> None:
-        """Check that this process still holds the claim.
-
-        Raises:
-            MovedError: The directory is gone.
-            BusyError: Another launch has taken over the claim.
-        """
-        if self._is_mine():
-            return
-        self.check_directory()
-        if not (self.directory / _OWNER).exists():
-            raise self._moved(self._absolute / _OWNER)
-        raise self._busy("this process was suspended, and its claim was taken over")
+    def _lost(self) -> ValueError:
+        """Return why this process no longer holds the claim: MovedError or BusyError."""
+        expected = (self._absolute.parent, self._absolute, self._absolute / _OWNER)
+        gone = next((path for path in expected if not path.exists()), None)
+        if gone is None:
+            return self._busy("this process was suspended, and its claim was taken over")
+        return MovedError(
+            f"{gone} is gone: it was moved or deleted while {self.name!r} was being made. If it was moved, move it "
+            "back. Then start the same command again: it resumes from the last saved state"
+        )
 
     def check_directory(self) -> None:
         """Raise MovedError if the directory is gone. A commit would create it again at the old path."""
         if not self.directory.is_dir():
-            raise self._moved(self._absolute if self._absolute.parent.is_dir() else self._absolute.parent)
+            raise self._lost()
 
     def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
@@ -292,9 +291,9 @@ class Unfinished:
         process's own clock.
         """
         # Phase: return if the holder is known to be dead.
-        content, beat_at = _owner_of(self.directory), _beat_at(self.directory)
-        if beat_at is None:
+        if not (self.directory / _OWNER).exists():
             return
+        content, beat_at = _owner_of(self.directory), _beat_at(self.directory)
         owner = Process.of(content)
         if owner is not None:
             alive = owner.alive
@@ -328,7 +327,7 @@ class Unfinished:
         # Phase: remove partial files and the dead claim.
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         token = secrets.token_hex(16)
-        owner = {**Process.current().record, "since": now, "token": token}
+        owner = {**own_process(os.getpid()).record, "since": now, "token": token}
         mark = self.directory / f".{_OWNER}.{token}"
         try:
             for path in self.directory.iterdir():
@@ -349,12 +348,6 @@ class Unfinished:
             raise self._cannot_write(error) from error
         finally:
             mark.unlink(missing_ok=True)
-
-    def _moved(self, path: Path) -> MovedError:
-        return MovedError(
-            f"{path} is gone: it was moved or deleted while {self.name!r} was being made. If it was moved, move it "
-            "back. Then start the same command again: it resumes from the last saved state"
-        )
 
     def _is_mine(self) -> bool:
         return _owner_of(self.directory).get("token") == self._token

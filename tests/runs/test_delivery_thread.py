@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from harness.common.digest import sha256_json
-from harness.distributed.stop import StoppedError, StopRequest
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.server import RefusedError

@@ -15,7 +15,8 @@ import pytest
 
 from harness.common.process import Process, _stat
 from harness.distributed.status import reported
-from harness.distributed.stop import StoppedError, StopRequest
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest
 
 GLOO = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for recv operation to complete"
 

@@ -21,7 +21,8 @@ import torch
 
 import harness.runs.unfinished
 from harness.common.digest import sha256_json
-from harness.distributed.stop import StoppedError, StopRequest
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest
 from harness.runs.unfinished import BusyError, MovedError, Unfinished
 
 KEY = sha256_json("a run")
@@ -272,7 +273,7 @@ def test_a_moved_or_deleted_directory_is_named(tmp_path: Path, monkeypatch, gone
         while gone != "owner.json" and not one.is_gone and time.monotonic() < until:
             time.sleep(0.01)
         assert one.is_gone is (gone != "owner.json")
-        for check in (one.check_held, lambda: one.save({"epoch": 0}, state(1), (0, 1))):
+        for check in lambda: one.save({"epoch": 0}, state(1), (0, 1)):
             with pytest.raises(
                 MovedError, match=f"^{re.escape(str(path))} is gone: it was moved or deleted while 'L03"
             ):

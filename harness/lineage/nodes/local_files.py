@@ -16,7 +16,7 @@ from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import fsync, reach
-from harness.common.process import Process
+from harness.common.process import Process, own_process
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 
@@ -295,7 +295,7 @@ class LocalNodes:
         Raises:
             OSError: The disk is full or not writable. The message has the run, the path and the bytes written.
         """
-        prefix, own = f".tmp-{self.path(record).name}.", Process.current()
+        prefix, own = f".tmp-{self.path(record).name}.", own_process(os.getpid())
         for path in self.directory.glob(f"{prefix}*"):
             # A process commits one run at a time, so a directory with its own name is left over.
             maker = Process.of_suffix(path.name.removeprefix(prefix))
