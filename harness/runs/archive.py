@@ -100,17 +100,24 @@ class Archive:
                 return self._reuse(description)
             saver = StateSaver(self.world, unfinished, description, self.saving, self.environment_check)
             trained = make(saver)
-            self.world.on_main(lambda: unfinished.directory.is_dir() or unfinished.check_directory())
             signed_mask = SignedMask.of(trained.checkpoint.params, trained.mask, self.partition.norm)
-            record = self.world.on_main(lambda: self._commit(description, trained, signed_mask))
+            record = self.world.on_main(lambda: self._commit(description, trained, signed_mask, unfinished))
             self.world.on_main(unfinished.discard)
         if record is not None:
             _log.info(closing_line(record))
         return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
 
-    def _commit(self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask) -> LineageRecord:
-        """Commit a trained run: its files, then its record (rank 0)."""
+    def _commit(
+        self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask, unfinished: Unfinished
+    ) -> LineageRecord:
+        """Commit a trained run: its files, then its record (rank 0).
+
+        Raises:
+            MovedError: The directory of the runs is gone. The commit would create it again at the old path.
+        """
         # Phase: count weights for the metrics.
+        if not unfinished.directory.is_dir():
+            raise unfinished.loss()
         checkpoint, measured = trained.checkpoint, trained.measured
         norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
         counts = {

@@ -152,7 +152,7 @@ class Unfinished:
         """
         # Phase: serialise the state.
         if not self._is_mine():
-            raise self._lost()
+            raise self.loss()
         metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
         data = save(tensors, metadata)
         epoch, step = position
@@ -164,7 +164,7 @@ class Unfinished:
             write_atomically(path, data, fault_point="state-written")
         except OSError as error:
             if not self._is_mine():
-                raise self._lost() from error
+                raise self.loss() from error
             problem = f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it "
             problem += f"needs {len(data):,} bytes, {_free_bytes(path):,} are free"
             failure = NotSavedError(
@@ -178,7 +178,7 @@ class Unfinished:
             with suppress(OSError):  # the new state is saved, and `newest` prefers it
                 other.unlink(missing_ok=True)
 
-    def _lost(self) -> ValueError:
+    def loss(self) -> ValueError:
         """Return why this process no longer holds the claim: MovedError or BusyError."""
         expected = (self._absolute.parent, self._absolute, self._absolute / _OWNER)
         gone = next((path for path in expected if not path.exists()), None)
@@ -188,11 +188,6 @@ class Unfinished:
             f"{gone} is gone: it was moved or deleted while {self.name!r} was being made. If it was moved, move it "
             "back. Then start the same command again: it resumes from the last saved state"
         )
-
-    def check_directory(self) -> None:
-        """Raise MovedError if the directory is gone. A commit would create it again at the old path."""
-        if not self.directory.is_dir():
-            raise self._lost()
 
     def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
         """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
