@@ -108,7 +108,9 @@ def own_process(pid: int) -> Process:
     Args:
         pid: `os.getpid()`. The identity is cached for it, so that a fork has its own.
     """
-    return Process(socket.gethostname(), pid, _stat(pid)[1], _boot(), _namespace())
+    process = Process(socket.gethostname(), pid, _stat(pid)[1], _boot(), _namespace())
+    assert process.record and process.suffix  # computed now, since each run needs them
+    return process
 
 
 def process_exists(pid: int) -> bool:
