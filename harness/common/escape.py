@@ -11,9 +11,9 @@ import unicodedata
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
-# A user name and password before the last @ of a URI. A password may contain slashes, spaces and @, so everything up to
-# the last @ before the next URI is removed, even if some of it is other text. Only a port ends this rule:
-# "http://host:5000/path, mail a@b" has no password.
+# A user name and password before the last @ of a URI. A password may contain slashes, spaces and @. So everything up to
+# the last @ before the next URI is removed, even other text. A port is an exception: "http://host:5000/path, mail a@b"
+# has no password.
 _AFTER_USER = r"(?:(?!://)[^\n])*@"
 _USER_AND_PASSWORD = re.compile(rf"://(?:[^/\s@:]*:(?!\d{{1,5}}(?:/[^\s@]*)?\W?\s){_AFTER_USER}|[^/\s]*@)")
 _USER_AND_PASSWORD_OF_WORD = re.compile(rf"://(?:[^/@]*:{_AFTER_USER}|[^/]*@)")
@@ -30,8 +30,8 @@ _SECRET = re.compile(
 def redact(text: str) -> str:
     """Return `text` without the secrets of any URI or connection string in it.
 
-    Secrets are a user name and password before the host, and the values of names such as password, token, secret or
-    odbc_connect.
+    A secret is a user name and password before the host. The values of names such as password, token, secret and
+    odbc_connect are secrets, too.
     """
     if "://" in text:
         text = _USER_AND_PASSWORD.sub("://***@", text)

@@ -127,7 +127,7 @@ def process_exists(pid: int) -> bool:
 
 
 def _stat(pid: int) -> tuple[str, str]:
-    """Return the state of a process ("Z": a zombie) and its start time in ticks; empty texts if they cannot be read."""
+    """Return the state of a process ("Z": a zombie) and its start time in ticks, or two empty texts if unreadable."""
     try:
         # The command's name, in parentheses, may itself contain spaces and parentheses.
         fields = Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()

@@ -282,8 +282,8 @@ class Unfinished:
     def _wait_for_the_holder(self, *, locked: bool) -> None:
         """Raise BusyError if the recorded holder is alive, since locks of another host may not be visible.
 
-        If the holder may be on another host, wait up to DEAD_AFTER_SECONDS for a change of its heartbeat file, by this
-        process's own clock.
+        If the holder may be on another host, wait up to DEAD_AFTER_SECONDS for a change of its heartbeat file. The wait
+        is measured by this process's own clock.
         """
         # Phase: return if the holder is known to be dead.
         if not (self.directory / _OWNER).exists():
