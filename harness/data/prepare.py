@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import fsync, reach
+from harness.common.files import NO_LOCKS, reach, write_tensors
 from harness.common.logging import is_quiet
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
@@ -429,8 +429,6 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
     Raises:
         ValueError: The data set has one channel, but an image is in colour.
     """
-    from safetensors.numpy import save
-
     from harness.data.ffcv.beton import read_raw
 
     images_NHWC, labels_N = read_raw(beton)
@@ -438,6 +436,4 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
         if (images_NHWC != images_NHWC[..., :1]).any():
             raise ValueError(f"{spec.name} has one channel, but its images are in colour")
         images_NHWC = np.ascontiguousarray(images_NHWC[..., :1])
-    # safetensors' save_file would create a file that only its owner can read.
-    path.write_bytes(save({"images_NHWC": images_NHWC, "labels": labels_N}))
-    fsync(path)
+    write_tensors(path, {"images_NHWC": images_NHWC, "labels": labels_N}, durable=True)

@@ -7,7 +7,6 @@ processes on hosts that do not share locks.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import process_exists, reach, write_atomically
+from harness.common.files import NO_LOCKS, process_exists, reach, write_atomically
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -41,7 +40,6 @@ HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0
 """A holder on another host counts as dead if its last heartbeat is older than this."""
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
 _METADATA_KEY = "harness"
 _NO_MATTER = (
@@ -237,7 +235,7 @@ class Unfinished:
                     raise
                 continue
             except OSError as error:
-                if error.errno in _NO_LOCKS:
+                if error.errno in NO_LOCKS:
                     return None
                 raise self._cannot_write(error) from error
         raise AssertionError("unreachable")
