@@ -39,12 +39,30 @@ class PrepareOptions:
     """Encoding threads; all available cores if not given. The files do not depend on it."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace finished splits."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of the images in parquet files and data sets of the hub. Default: img for CIFAR, else image."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of the labels. Default: fine_label for cifar100, else label."""
+    allow_missing_classes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Accept a source that lacks classes, such as a small sample to try things out. Results do not compare with those
+    of the published data set."""
 
 
 def main(options: PrepareOptions) -> None:
     """Prepare both splits and say where they are."""
     images = options.images if options.images != ImageOptions() else None
-    for manifest in prepare(options.name, options.out, options.source, images, options.num_workers, options.overwrite):
+    manifests = prepare(
+        options.name,
+        options.out,
+        options.source,
+        images,
+        options.num_workers,
+        options.overwrite,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        allow_missing_classes=options.allow_missing_classes,
+    )
+    for manifest in manifests:
         content = manifest.content_digest[:16]
         print(f"{manifest.name} {manifest.split}: {manifest.num_samples} images, content {content}")
     print(f"in {options.out / options.name}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import os
 import signal
 import stat
@@ -88,11 +89,10 @@ def write_tensors(
         OSError: The disk is full or not writable. An existing file is unchanged.
     """
     # Prepared data are arrays. Preparing them must not import torch.
-    if all(type(tensor).__module__ == "numpy" for tensor in tensors.values()):
-        from safetensors.numpy import save as serialise
-    else:
-        from safetensors.torch import save as serialise
-    write_atomically(Path(path), serialise(dict(tensors), dict(metadata) if metadata else None), durable=durable)
+    are_arrays = all(type(tensor).__module__ == "numpy" for tensor in tensors.values())
+    library = importlib.import_module("safetensors.numpy" if are_arrays else "safetensors.torch")
+    content = library.save(dict(tensors), dict(metadata) if metadata else None)
+    write_atomically(Path(path), content, durable=durable)
 
 
 def read_bounded(path: Path, most: int) -> bytes:
