@@ -58,7 +58,7 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         raise SourceError(
             f"{text}. Complete the source, or pass --allow-missing-classes to try things out with a sample"
         )
-    _log.warning(f"{text}. Results do not compare with those of the published data set")
+    _log.warning(f"{text}. Results do not compare with published ones")
     return {"num_missing_classes": len(missing)}
 
 
@@ -69,7 +69,9 @@ def _missing_names(spec: DataSpec, raw: RawSplit, missing: Sequence[int]) -> str
         empty = [own[label] for label in missing if label < len(own)]
         return f"missing: {_listed(absent + empty)}" if absent else f"the source has {_listed(own)}"
     names = own or published
-    return f"missing: {_listed([names[label] if label < len(names) else f'label {label}' for label in missing])}"
+    if len(names) < spec.num_classes:
+        return f"missing: labels {_listed([str(label) for label in missing])}"
+    return f"missing: {_listed([names[label] for label in missing])}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,8 +1,10 @@
-"""Read parquet files, saved directories and hub data sets with `datasets`."""
+"""Read parquet files with PyArrow, and saved directories and hub data sets with `datasets`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from harness.data.readers.raw import (
 )
 from harness.data.spec import DataSpec
 
+_ROWS = 256
+"""Rows of a parquet file that are read at once."""
+
 
 def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of a directory of parquet files, in sorted order.
@@ -29,21 +34,35 @@ def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
         SourceError: A file cannot be read or belongs to both splits, or a column is missing.
     """
     import pyarrow.parquet as parquet
-    from datasets import load_dataset
 
-    # Read the labels of all files.
-    files, where = _parquet_files(spec, path, split), f"{path} {split}"
-    labels: list[Any] = []
+    # Check the columns of all files, and read their labels.
+    files = _parquet_files(spec, path, split)
+    labels: list[int] = []
+    names: Sequence[str] = ()
     for file in files:
         with reading(file):
             opened = parquet.ParquetFile(file)
             _check_columns(spec, opened.schema_arrow.names, str(file))
-            labels += opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
-    # Stream the rows: otherwise `datasets` would first copy all data to disk.
-    with reading(where):
-        paths = [str(file) for file in files]
-        rows = load_dataset("parquet", data_files={"train": paths}, split="train", streaming=True)
-        return _from_rows(spec, rows, labels, where, {"files": len(files)})
+            column = opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
+            labels += _integers(column, str(file))
+            names = names or _recorded_names(spec, opened.schema_arrow.metadata)
+
+    # Stream the images.
+    def images() -> Iterator[Any]:
+        for file in files:
+            with reading(file):
+                for batch in parquet.ParquetFile(file).iter_batches(_ROWS, columns=[spec.raw.image_column]):
+                    yield from batch[spec.raw.image_column].to_pylist()
+
+    return _split(spec, images, labels, names, f"{path} {split}", {"files": len(files)})
+
+
+def _recorded_names(spec: DataSpec, metadata: dict[bytes, bytes] | None) -> list[str]:
+    """Return the class names that `datasets` recorded in a parquet file, or []."""
+    with suppress(Exception):  # they are only for messages
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return list(map(str, features[spec.raw.label_column]["names"]))
+    return []
 
 
 def has_parquet(path: Path) -> bool:
@@ -102,7 +121,7 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
             wanted = " or ".join(spec.raw.test_splits)
             raise SourceError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
         rows = saved[_split_name(spec, list(saved), split, str(path))]
-        return _from_rows(spec, rows, None, f"{path} {split}", {})
+        return _from_rows(spec, rows, f"{path} {split}", {})
 
 
 def read_hub(spec: DataSpec, source: str, split: str) -> RawSplit:
@@ -129,7 +148,7 @@ def read_hub(spec: DataSpec, source: str, split: str) -> RawSplit:
             "(check the connection; for gated data, accept the terms and run `hf auth login`; or pass a local --source)"
         ) from error
     with reading(f"{source} {name}"):
-        return _from_rows(spec, rows, None, f"{source} {name}", {"fingerprint": getattr(rows, "_fingerprint", None)})
+        return _from_rows(spec, rows, f"{source} {name}", {"fingerprint": getattr(rows, "_fingerprint", None)})
 
 
 def _split_name(spec: DataSpec, names: list[str], split: str, where: str) -> str:
@@ -149,43 +168,58 @@ def _check_columns(spec: DataSpec, columns: Sequence[str], where: str) -> None:
             )
 
 
-def _from_rows(spec: DataSpec, rows: Any, labels: list[Any] | None, where: str, notes: dict[str, Any]) -> RawSplit:
-    """Return a split from the rows of `datasets`.
+def _integers(labels: Sequence[Any], where: str) -> list[int]:
+    for index, label in enumerate(labels):
+        if not isinstance(label, int):
+            raise SourceError(f"image {index} of {where} has the label {label!r:.60}; labels must be integers")
+    return list(labels)
 
-    Args:
-        spec: The data set.
-        rows: The rows.
-        labels: Their labels, or None to take them from `rows`.
-        where: Location of the rows, for messages.
-        notes: Facts for the manifest.
+
+def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> RawSplit:
+    """Return a split from the rows of `datasets`.
 
     Raises:
         SourceError: A column is missing, or a label is not an integer.
     """
-    # Check the columns and the labels, and disable decoding.
     from datasets import ClassLabel, Image
 
-    _check_columns(spec, rows.column_names or list(next(iter(rows))), where)
-    labels = list(rows[spec.raw.label_column]) if labels is None else labels
-    for index, label in enumerate(labels):
-        if not isinstance(label, int):
-            raise SourceError(f"image {index} of {where} has the label {label!r}; labels must be integers")
-    features = rows.features or {}
-    kind = features.get(spec.raw.label_column)
-    names = tuple(kind.names[: spec.num_classes]) if isinstance(kind, ClassLabel) else ()
-    if isinstance(features.get(spec.raw.image_column), Image):
-        rows = rows.cast_column(spec.raw.image_column, Image(decode=False))
+    # Check the columns and the labels, and disable decoding.
+    _check_columns(spec, rows.column_names, where)
+    labels = _integers(list(rows[spec.raw.label_column]), where)
+    kind, column = rows.features[spec.raw.label_column], spec.raw.image_column
+    names = kind.names if isinstance(kind, ClassLabel) else ()
+    if isinstance(rows.features[column], Image):
+        rows = rows.cast_column(column, Image(decode=False))
+    return _split(spec, lambda: (row[column] for row in rows.select_columns([column])), labels, names, where, notes)
 
-    # Name each sample by its position, and by its file if known.
+
+def _split(
+    spec: DataSpec,
+    images: Callable[[], Iterator[Any]],
+    labels: Sequence[int],
+    names: Sequence[str],
+    where: str,
+    notes: dict[str, Any],
+) -> RawSplit:
+    """Return a split whose samples are named by position, and by file if it is known.
+
+    Args:
+        spec: The data set.
+        images: Returns an iterator of images: the bytes of files, or {"bytes", "path"}.
+        labels: Their labels.
+        names: Class names by label. Names that the data set does not have are dropped.
+        where: Location of the images, for messages.
+        notes: Facts for the manifest.
+    """
+
     def samples() -> Iterator[RawSample]:
         with reading(where):
-            for index, (row, label) in enumerate(zip(rows, labels, strict=True)):
-                image = row[spec.raw.image_column]
+            for index, (image, label) in enumerate(zip(images(), labels, strict=True)):
                 name = f"image {index} of {where}"
                 if isinstance(image, dict):
                     if image.get("path"):
                         name += f" ({image['path']})"
                     image = image["bytes"] if image.get("bytes") is not None else Path(image["path"])
-                yield RawSample(image, int(label), name)
+                yield RawSample(image, label, name)
 
-    return RawSplit(np.array(labels, np.int64), samples, notes, names)
+    return RawSplit(np.array(labels, np.int64), samples, notes, tuple(names[: spec.num_classes]))
