@@ -31,7 +31,7 @@ from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
 from harness.data.published import check_classes, count_notes, warn_of_other_count
-from harness.data.readers.raw import RawSample, RawSplit, read_file, reason
+from harness.data.readers.raw import RawSample, RawSplit, SourceError, read_file, reason
 from harness.data.readers.sources import read_split
 from harness.data.spec import DataSpec, data_spec
 
@@ -370,19 +370,21 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     """Decode, check and encode one sample.
 
     Raises:
-        ValueError: The sample is damaged or does not fit the data set. The message names it.
+        SourceError: The sample is damaged or does not fit the data set. The message names it.
     """
     # Check label, content and size.
     if not 0 <= sample.label < spec.num_classes:
-        raise ValueError(f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}")
+        raise SourceError(
+            f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}"
+        )
     raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding if spec.fixed_size else None
     try:
         pixels, jpeg = _decode(sample.image, raw_size)
     except _WrongSizeError as error:
         size = f"{error.height}×{error.width}"
-        raise ValueError(f"{sample.where} has {size} pixels; {spec.name} images have {raw_size}×{raw_size}") from None
+        raise SourceError(f"{sample.where} has {size} pixels; {spec.name} images have {raw_size}×{raw_size}") from None
     except Exception as error:  # Pillow raises many types
-        raise ValueError(f"{sample.where} cannot be read as an image: {reason(error)}") from error
+        raise SourceError(f"{sample.where} cannot be read as an image: {reason(error)}") from error
     # Pad and shrink as the data set or the options require.
     if spec.raw.padding:
         around = 2 * (spec.raw.padding,)
@@ -395,7 +397,7 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         pixels, jpeg = _shrink(pixels, limit), None
         height, width = pixels.shape[:2]
     if max(height, width) > 65_535:
-        raise ValueError(f"{sample.where} has {height}×{width} pixels; the format allows 65535, set --max-resolution")
+        raise SourceError(f"{sample.where} has {height}×{width} pixels; the format allows 65535, set --max-resolution")
     # Encode.
     if not _as_jpeg(options, index):
         mode, data = RAW, np.ascontiguousarray(pixels).tobytes()

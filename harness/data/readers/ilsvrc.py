@@ -21,12 +21,13 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 import numpy as np
 from tqdm import tqdm
 
 from harness.common.logging import is_quiet
+from harness.data.readers.matlab import read_synsets
 from harness.data.readers.raw import (
     IMAGE_SUFFIXES,
     MOST_BYTES,
@@ -42,6 +43,7 @@ from harness.data.readers.raw import (
     read_file,
     read_text,
     reading,
+    reason,
     unpacked,
     visible,
 )
@@ -155,15 +157,15 @@ def _test_images(path: Path) -> tuple[list[_Image], str]:
         return _in_class_directories(directory), "val/<wnid>"
     else:
         raise MissingSourceError(f"{path} has neither {_TARS['test']} nor a directory named val")
-    classes, note = validation_classes(path)
-    return [_Image(_class_of(classes, name, note), name, *place) for name, *place in heap], note  # type: ignore[arg-type]
+    classes, file = validation_classes(path)
+    return [_Image(_class_of(classes, name, file), name, *place) for name, *place in heap], file.name  # type: ignore[arg-type]
 
 
-def _class_of(classes: Classes, name: str, note: str) -> str:
+def _class_of(classes: Classes, name: str, file: Path) -> str:
     try:
         return classes(name)
     except LookupError:
-        raise SourceError(f"{note} has no class for {name}") from None
+        raise SourceError(f"{file} has no class for {name}") from None
 
 
 def _in_class_directories(directory: Path) -> list[_Image]:
@@ -214,11 +216,11 @@ def _files(
             yield member
 
 
-def validation_classes(path: Path) -> tuple[Classes, str]:
+def validation_classes(path: Path) -> tuple[Classes, Path]:
     """Read the validation classes from the first known file in `path`.
 
     Returns:
-        The lookup, and the name of the file.
+        The lookup, and the file.
 
     Raises:
         MissingSourceError: There is no such file. The message lists the known names.
@@ -227,7 +229,7 @@ def validation_classes(path: Path) -> tuple[Classes, str]:
     for name, read in _MAPPINGS.items():
         for directory in (path, path / "val"):
             if (directory / name).exists():
-                return read(directory / name), name
+                return read(directory / name), directory / name
     raise MissingSourceError(
         f"the validation images of {path} are not sorted by class, and no file lists their classes; add one of "
         f"{', '.join(_MAPPINGS)}"
@@ -262,7 +264,11 @@ def _pairs(pattern: str) -> Callable[[Path], Classes]:
 
 
 def _wnid_a_line(path: Path) -> Classes:
-    return _by_number(read_text(path).split())
+    wnids = read_text(path).split()
+    for number, wnid in enumerate(wnids, start=1):
+        if not re.fullmatch(r"n\d{8}", wnid):
+            raise SourceError(f"{path}, line {number}, is no wnid: {wnid!r:.60}")
+    return _by_number(wnids)
 
 
 def _devkit_directory(path: Path) -> Classes:
@@ -290,14 +296,11 @@ def _devkit(meta: bytes, ground_truth: str, path: Path) -> Classes:
 
     meta.mat is in MATLAB's format and has no pickle.
     """
-    from scipy.io import loadmat
-
     try:
-        synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+        wnids = read_synsets(meta)
         return _by_number([wnids[int(number)] for number in ground_truth.split()])
-    except Exception as error:  # scipy raises many types
-        raise SourceError(f"{path}: meta.mat and {_GROUND_TRUTH} do not match: {error!r}") from error
+    except (ValueError, KeyError) as error:
+        raise SourceError(f"{path}: meta.mat and {_GROUND_TRUTH} do not match: {reason(error)}") from error
 
 
 _MAPPINGS: dict[str, Callable[[Path], Classes]] = {

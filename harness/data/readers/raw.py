@@ -15,19 +15,28 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from harness.common.escape import for_terminal
 from harness.common.files import read_bounded
 from harness.data.spec import DataSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
 MOST_BYTES = 2**28
 """Larger files, and archives that unpack to more, are refused. Archives that are read in place are not concerned."""
-_MOST_LETTERS = 200
+_MOST_LETTERS = 900
+"""Longer messages are cut."""
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
 
 class SourceError(ValueError):
-    """A raw source is damaged, incomplete or of another kind. The message names the file."""
+    """A raw source is damaged, incomplete or of another kind.
+
+    The message names the file. It is one line, even if names in the source have control characters.
+    """
+
+    def __init__(self, message: str) -> None:
+        line = for_terminal(message)
+        super().__init__(line if len(line) <= _MOST_LETTERS else f"{line[:_MOST_LETTERS]}…")
 
 
 class MissingSourceError(SourceError, FileNotFoundError):
@@ -61,7 +70,7 @@ def reason(error: BaseException) -> str:
     Programming errors of a parser, such as KeyError, come with their type: their messages alone say little.
     """
     text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")[:_MOST_LETTERS]
+    line = next((line.strip() for line in text.splitlines() if line.strip()), "")[:200]
     is_message = type(error).__module__ != "builtins" or isinstance(error, ValueError | OSError | EOFError)
     return line if line and is_message else f"{type(error).__name__}: {line}".removesuffix(": ")
 
