@@ -15,11 +15,10 @@ import sys
 import warnings
 from typing import Any, Protocol
 
-import tyro
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
 from harness.cli.errors import reader_has_gone  # noqa: E402
+from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.escape import for_terminal  # noqa: E402
 from harness.common.logging import show_messages  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
@@ -40,7 +39,7 @@ class Command(Protocol):
     def run(self) -> None: ...
 
 
-# To add a command, write its dataclass in tools/lineage_commands/ and give it a line here.
+# To add a command, write its dataclass in tools/lineage_commands/ and add it here.
 COMMANDS: dict[str, Any] = {
     "list": List,
     "show": Show,
@@ -61,10 +60,10 @@ COMMANDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Parse the command line and answer; an error is one line and exit code 1."""
+    """Run one command. Errors print one line and exit with code 1."""
     warnings.showwarning = lambda message, *_: _log.warning(str(message))
-    command: Command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
     try:
+        command: Command = parse_command(COMMANDS, description=__doc__)
         show_messages(command.place.verbosity)
         command.run()
     except (ValueError, LookupError, OSError) as error:

@@ -1,4 +1,4 @@
-"""What a search's root run shows in MLflow: the whole graph as a picture, as a page and as a table of links."""
+"""Test the picture, page and links on a search's MLflow run."""
 
 import re
 import shutil
@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking import overview
-from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE
+from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE, WORKFLOW
 from harness.lineage.tracking.overview import DRAWN_TAG
-from harness.lineage.tracking.ui import VIEW_TAG, open_runs
+from harness.lineage.tracking.ui import open_runs
+from harness.lineage.tracking.view import VIEW_TAG
 from tests.free_port import free_port
 from tests.lineage.lineage_story import START_MS, commit_story, key_of
 from tests.tracking_server import server
@@ -29,7 +30,7 @@ def root_of(store: LineageStore) -> tuple[MlflowClient, str]:
 
 
 def shown(store: LineageStore) -> tuple[str, str, str]:
-    """Return (description, SVG, HTML) of the search."""
+    """Return description, SVG and HTML of the search's run."""
     client, run_id = root_of(store)
     picture, page = (Path(client.download_artifacts(run_id, name)).read_text() for name in (PICTURE, PAGE))
     return client.get_run(run_id).data.tags[NOTE_TAG], picture, page
@@ -45,17 +46,22 @@ def test_the_root_run_carries_the_graph(store: LineageStore) -> None:
     store.show()
     note, svg, page = shown(store)
     assert f"](get-artifact?path={PICTURE}&run_uuid={ids['search']})" in note
-    others = {name: run_id for name, run_id in ids.items() if name != "search"}  # dense too: it was compared
+    others = {
+        name: run_id for name, run_id in ids.items() if name != "search"
+    }  # includes dense, a parent of the comparison
     for run_id in others.values():
-        assert f"/runs/{run_id})" in note and f"/runs/{run_id}" in page
-    levels = re.findall(r"\[(L\d\d)\]\(\S*/([0-9a-f]{32})\)", note.split("\n")[0])
+        assert f"/runs/{run_id}?{WORKFLOW})" in note and f"/runs/{run_id}?{WORKFLOW}" in page
+    assert f"/artifacts/{PAGE}?{WORKFLOW})" in note
+    levels = re.findall(r"\[(L\d\d)\]\(\S*/([0-9a-f]{32})\S*\)", note.split("\n")[0])
     assert levels == [(f"L0{number}", ids[f"level {number}"]) for number in range(3)]
     assert {"L02, density 0.640", "signed_mask", "dense", "comparison", " pruned-from ", " masked-by "} <= texts(svg)
-    links = set(re.findall(r'xlink:href="\./#/experiments/\d+/runs/([0-9a-f]{32})"', svg))
+    links = set(re.findall(rf'xlink:href="\./#/experiments/\d+/runs/([0-9a-f]{{32}})\?{WORKFLOW}"', svg))
     assert links == set(ids.values())
 
 
-def test_it_is_drawn_once_a_minute_and_at_the_end(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_is_redrawn_at_most_once_a_minute_and_at_the_end(
+    store: LineageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
     monkeypatch.setattr(overview.time, "monotonic", lambda: now)
     paths = commit_story(store.local)
@@ -73,10 +79,10 @@ def test_it_is_drawn_once_a_minute_and_at_the_end(store: LineageStore, monkeypat
     monkeypatch.setattr(MlflowClient, "log_artifact", lambda *_, **__: sent.append("again"))
     store.overviews.touch([key_of("search")])
     store.show()
-    assert sent == []  # nothing has changed
+    assert sent == []  # an unchanged picture is not uploaded again
 
 
-def test_sync_draws_what_a_killed_launch_did_not(store: LineageStore) -> None:
+def test_sync_draws_the_picture_that_a_killed_launch_did_not(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.delivery.deliver(paths["lmc"], store.local.load(key_of("lmc")))
     client, run_id = root_of(store)
@@ -107,7 +113,7 @@ def test_a_comparison_is_shown_by_both_searches(store: LineageStore) -> None:
     assert {"lmc across", "L01, density 0.800"} <= texts(Path(path).read_text())
 
 
-def test_what_a_person_wrote_on_the_root_run_stays(store: LineageStore) -> None:
+def test_text_that_a_user_added_to_the_root_run_is_kept(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["level 0"])
     client, run_id = root_of(store)
@@ -119,7 +125,7 @@ def test_what_a_person_wrote_on_the_root_run_stays(store: LineageStore) -> None:
     assert note == mine and "L02, density 0.640" in texts(svg)
 
 
-def test_a_missing_dot_is_said_once_and_loses_nothing(
+def test_a_missing_graphviz_warns_once_and_loses_nothing(
     store: LineageStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = commit_story(store.local)

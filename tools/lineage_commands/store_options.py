@@ -1,4 +1,7 @@
-"""The options that choose a store, and the answer from local nodes when the tracking server is away."""
+"""Define the options that choose a store.
+
+Fall back to local runs if the tracking server is unreachable.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class StoreOptions:
     runs: Path = DEFAULT_DIRECTORY
     """Directory of the local nodes."""
     tracking_uri: str | None = None
-    """MLflow store; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
+    """URI of the MLflow store. Default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
     offline: bool = False
     """Look at local nodes alone."""
     json: bool = False
@@ -33,20 +36,23 @@ class StoreOptions:
     verbosity: VerbosityOption = None
 
     def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
-        """Open the store; `experiment` is the one that new runs are delivered to."""
+        """Open the store. New runs are delivered to `experiment`."""
         return open_store(self.runs, self.tracking_uri, experiment, offline=self.offline)
 
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
-        """Return the answer, from the local nodes alone (and saying so) when the tracking store is away.
+        """Call `question` with the store and return its answer.
 
-        A server that is there and lets nobody in is an error: ConnectionError.
+        If the server is unreachable, warn and use only the local runs.
+
+        Raises:
+            ConnectionError: The server is reachable, but refuses access.
         """
         try:
             return question(self.open())
         except RefusedError:
             raise
         except ConnectionError as error:
-            _log.warning(f"{error}; showing local nodes alone")
+            _log.warning(f"{error}; showing only local runs")
             return question(open_store(self.runs, offline=True))
 
 

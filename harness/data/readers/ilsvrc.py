@@ -24,9 +24,8 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 import numpy as np
-from tqdm import tqdm
 
-from harness.common.logging import is_quiet
+from harness.common.logging import progress
 from harness.data.readers.matlab import read_synsets
 from harness.data.readers.raw import (
     IMAGE_SUFFIXES,
@@ -134,14 +133,15 @@ def _train_images(path: Path) -> tuple[list[_Image], str]:
     images: list[_Image] = []
     with _tar(file) as outer:
         classes = list(_files(outer, file, (".tar",)))
-        desc = f"Indexing {file.name}"
-        for member in tqdm(classes, desc=desc, unit=" classes", leave=False, disable=is_quiet()):
-            wnid, inside = PurePosixPath(member.name).stem, cast(BinaryIO, outer.extractfile(member))
-            with _tar(file, inside) as inner:
-                images += [
-                    _Image(wnid, PurePosixPath(m.name).name, file, member.offset_data + m.offset_data, m.size)
-                    for m in _files(inner, file, tuple(IMAGE_SUFFIXES), member.size)
-                ]
+        with progress(f"indexing {file.name}", len(classes), "classes") as bar:
+            for member in classes:
+                wnid, inside = PurePosixPath(member.name).stem, cast(BinaryIO, outer.extractfile(member))
+                with _tar(file, inside) as inner:
+                    images += [
+                        _Image(wnid, PurePosixPath(m.name).name, file, member.offset_data + m.offset_data, m.size)
+                        for m in _files(inner, file, tuple(IMAGE_SUFFIXES), member.size)
+                    ]
+                bar.update()
     return images, file.name
 
 
