@@ -70,7 +70,7 @@ class Manifest:
             manifest = cls(**content)
             manifest._check_types()
             return manifest
-        except FileNotFoundError:
+        except OSError:
             raise
         except Exception as error:  # json raises RecursionError for deep nesting
             problem = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{error}"

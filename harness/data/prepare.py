@@ -196,10 +196,20 @@ def _locked(directory: Path) -> Iterator[None]:
 def _recorded_source(directory: Path) -> dict[str, Any]:
     """Return the source of an existing split, or {}. It is the default for the other split."""
     for split in SPLITS:
-        path = directory / f"{split}.json"
-        if path.exists():
-            return Manifest.load(path).source
+        if manifest := _existing(directory, split):
+            return manifest.source
     return {}
+
+
+def _existing(directory: Path, split: str) -> Manifest | None:
+    """Return the manifest of a finished split, or None. A damaged manifest is as good as none."""
+    try:
+        return Manifest.load(directory / f"{split}.json")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _log.warning(f"{error}: its split is written again")
+        return None
 
 
 def _kept(spec: DataSpec, directory: Path, split: str, request: _Request) -> Manifest | None:
@@ -210,10 +220,9 @@ def _kept(spec: DataSpec, directory: Path, split: str, request: _Request) -> Man
     Raises:
         ValueError: The split is finished, but its source or options differ.
     """
-    path = directory / f"{split}.json"
-    if request.overwrite or not path.exists():
+    manifest = None if request.overwrite else _existing(directory, split)
+    if manifest is None:
         return None
-    manifest = Manifest.load(path)
     # Refuse another source or other options.
     for what, old, new in (
         ("source", manifest.source["given"], _absolute(request.source)),
