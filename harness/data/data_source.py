@@ -102,6 +102,7 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
     """
     spec, manifests, files = _prepared(name, directory, loader)
     check_files(files, vouched)
+    # The process that vouched for the files has warned already.
     if not vouched:
         _warn_of_other_counts(spec, manifests, directory)
     paths = dict(zip(SPLITS, files, strict=True))

@@ -1,7 +1,7 @@
 """Compare raw and prepared data sets with the published ones.
 
-Another set of classes is refused: labels are positions in the list of classes, so one that is missing or too many would
-silently renumber others. Another number of images is one line on standard error, and a note in the manifest.
+Labels are positions in the list of classes. A missing or additional class would silently renumber others, so another
+set of classes is refused. Another number of images is one line on standard error, and a note in the manifest.
 """
 
 from __future__ import annotations

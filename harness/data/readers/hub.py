@@ -121,6 +121,8 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
             wanted = " or ".join(spec.raw.test_splits)
             raise SourceError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
         rows = saved[_split_name(spec, list(saved), split, str(path))]
+        # Check all offsets in the mapped files. Damaged ones would let Arrow read outside of them, and crash.
+        rows.data.validate(full=True)
         return _from_rows(spec, rows, f"{path} {split}", {})
 
 
@@ -212,6 +214,7 @@ def _split(
         notes: Facts for the manifest.
     """
 
+    # Name each sample, and find its bytes or its file.
     def samples() -> Iterator[RawSample]:
         with reading(where):
             for index, (image, label) in enumerate(zip(images(), labels, strict=True)):

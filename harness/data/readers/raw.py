@@ -1,7 +1,7 @@
 """Define raw splits: undecoded samples in a fixed order.
 
-All readers return them. Readers open files only by `reading`, `read_file`, `read_text` and `unpacked`, so that every
-error is one line with the file's name, and no file takes more memory than its bound.
+All readers return them. Readers open files only by `reading`, `read_file`, `read_text` and `unpacked`. Every error is
+then one line with the file's name, and no file takes more memory than its bound.
 """
 
 from __future__ import annotations
