@@ -60,7 +60,7 @@ class OfTickets(Protocol):
 
 
 class Looks:
-    """Colour, marker, filling and line style of each series of a figure."""
+    """Choose colour, marker, marker filling and line style of each series of a figure."""
 
     def __init__(self, series: Iterable[OfTickets]) -> None:
         series = list(series)

@@ -100,7 +100,7 @@ class LineSeries(_OfTickets):
 
 @dataclass(frozen=True)
 class EpochSeries(_OfTickets):
-    """Accuracy by epochs of the final trainings: percent of each trial."""
+    """Test accuracy by length of the final trainings: epochs → percent of each trial."""
 
     accuracy_percent: Mapping[int, Sequence[float]]
 

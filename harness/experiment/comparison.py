@@ -116,7 +116,7 @@ def compare_initial_norm(experiment: Experiment, ticket: FinishedRun, config: Co
 def compare_signed_init(
     experiment: Experiment, ticket: FinishedRun, init_seed: int, config: ComparisonConfig
 ) -> Comparison | None:
-    """Return the barrier between a ticket and abs(θ_init) ⊙ s, its signs on a fresh θ_init.
+    """Return the barrier between a level's network and abs(θ_init) ⊙ s, its signs s on a fresh θ_init.
 
     Neither network is trained further (paper, Figure 1: the yellow and the red ball). The copy equals the start of the
     final training `signed_mask` with this `init_seed`, with ψ = ψ_init. All ranks call this and share the images. Ranks

@@ -160,6 +160,7 @@ def _check_own_retraining(experiment: Experiment, trial: Trial, ticket: Finished
     for setting, asked, own in (
         ("sgd_seed", trial.sgd_seed, search["sgd_seed"]),
         ("final epochs", config.final.epochs, search["final"]["epochs"]),
+        ("lr_schedule", config.final.lr_schedule, search["final"]["lr_schedule"]),
     ):
         if asked != own:
             raise ValueError(

@@ -50,7 +50,7 @@ def fashion_mnist() -> SearchConfig:
 
 
 def fashion_mnist_figure(network: str) -> SearchConfig:
-    """Return settings for 8,000 images of 14×14. One trial of `claims` takes about 45 minutes on one core."""
+    """Return settings for figures on 8,000 images of 14×14. A trial of `claims` takes about 45 minutes on one core."""
     return SearchConfig(
         data=DataConfig(name="fashion_mnist_small", loader="memory"),
         model=ModelConfig(name=network),
