@@ -79,10 +79,13 @@ class ResidentSplit:
             draws = boxes_N4, flips(key, indices_N) & augmentation.flip
         indices, *drawn = (_on_device(values, device) for values in (indices_N, *draws))
         augmented = self.crop if isinstance(augmentation, CropFlip) else self.zoom
+        inner = slice(self.padding, self.padding + self.spec.image_size)
         for start in range(0, len(indices_N), batch_size):
             rows = slice(start, start + batch_size)
             chosen = indices[rows].clone()  # the caller may keep the batch
-            images = augmented(chosen, *(values[rows] for values in drawn)) if drawn else self.plain(chosen)
+            # Images without augmentation are the stored ones, without their black frame.
+            draw = [values[rows] for values in drawn]
+            images = augmented(chosen, *draw) if draw else self.padded_NHWC[chosen, inner, inner]
             yield Batch(images, self.labels_N[chosen], chosen)
 
     def crop(self, indices: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
@@ -133,11 +136,6 @@ class ResidentSplit:
         above = pixels(ups, lefts) * (one - nearer) + pixels(ups, rights) * nearer
         below = pixels(downs, lefts) * (one - nearer) + pixels(downs, rights) * nearer
         return ((above * (one - lower) + below * lower + one * one // 2) // (one * one)).to(torch.uint8)
-
-    def plain(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the samples unaugmented, uint8 (N, H, W, C)."""
-        padding, size = self.padding, self.spec.image_size
-        return self.padded_NHWC[indices, padding : padding + size, padding : padding + size]
 
 
 @cache
