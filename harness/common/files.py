@@ -1,15 +1,20 @@
-"""Write files atomically, and define crash points for tests."""
+"""Read files with bounds, write files atomically, and define crash points for tests."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import signal
 import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Error numbers of file systems that have no locks."""
 FAULT_VARIABLE = "HARNESS_KILL_AT"
 """Environment variable that selects a crash point, for tests (see `reach`)."""
 FAULT_POINTS = (
@@ -71,6 +76,49 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
             fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, *, durable: bool = False
+) -> None:
+    """Write a safetensors file atomically, with the permissions of the user's umask.
+
+    All tensor files are written here. `save_file` of safetensors creates files that only their owner can read. The
+    bytes are the same.
+
+    Args:
+        path: The file. Its directory must exist.
+        tensors: Contiguous tensors of torch, or arrays of NumPy, by name.
+        metadata: Strings for the header. Use one key at most: several are written in random order.
+        durable: Flush content and name to disk before returning.
+
+    Raises:
+        OSError: The disk is full or not writable. An existing file is unchanged.
+    """
+    # Prepared data are arrays. Preparing them must not import torch.
+    are_arrays = all(type(tensor).__module__ == "numpy" for tensor in tensors.values())
+    library = importlib.import_module("safetensors.numpy" if are_arrays else "safetensors.torch")
+    content = library.save(dict(tensors), dict(metadata) if metadata else None)
+    write_atomically(Path(path), content, durable=durable)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the content of a regular file of limited size.
+
+    Args:
+        path: The file.
+        most: Largest size in bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a regular file, or it is larger. The message names the file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for a writer
+        raise ValueError(f"{path} is not a regular file; not read")
+    if status.st_size > most:
+        raise ValueError(f"{path} has {status.st_size:,} bytes; at most {most:,} are read")
+    return path.read_bytes()
 
 
 def is_special(path: Path) -> bool:

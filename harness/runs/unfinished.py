@@ -8,7 +8,6 @@ clock of another host.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import reach, write_atomically
+from harness.common.files import NO_LOCKS, reach, write_atomically
 from harness.common.process import Process, own_process
 from harness.common.waiting import wait_until
 
@@ -43,7 +42,6 @@ HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0
 """A holder on another host counts as dead if its heartbeat file has not changed for this long."""
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
 _METADATA_KEY = "harness"
 _NO_MATTER = (
@@ -274,7 +272,7 @@ class Unfinished:
                     raise
                 continue
             except OSError as error:
-                if error.errno in _NO_LOCKS:
+                if error.errno in NO_LOCKS:
                     return None
                 raise self._cannot_write(error) from error
         raise AssertionError("unreachable")
