@@ -219,6 +219,7 @@ class RunLookup:
     ) -> None:
         """Sort the runs of `groups`, and every search and comparison, by their places in the plan."""
         self.store, self.plan = store, plan
+        self._records: dict[str, LineageRecord] = {}
         found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
         levels: dict[tuple[str, ...], list[RunSummary]] = defaultdict(list)
@@ -252,7 +253,7 @@ class RunLookup:
             return False
         if not own_settings(config, 1_000_000):
             return True
-        recorded = self.store.record_of(node).config
+        recorded = self._record(node).config
         search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
         wanted = own_settings(config, num_train // config.global_batch_size)
         if method.searches_one_density:
@@ -266,7 +267,12 @@ class RunLookup:
 
     def results(self) -> Results:
         """Return all finished runs of the plan, with the numbers that are read from their files."""
-        trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
+        # MLflow has no metrics that are constants, so all are read from the records.
+        trained = {
+            one: replace(node, metrics=self._record(node).last_metrics())
+            for one in self.plan.trainings()
+            if (node := self.training(one)) is not None
+        }
         compared = {}
         for pair in self.plan.pairs():
             node = self.comparison(pair, trained)
@@ -298,11 +304,17 @@ class RunLookup:
         }
         return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches), correct)
 
+    def _record(self, node: RunSummary) -> LineageRecord:
+        """Return the record of a run, read once."""
+        if node.key not in self._records:
+            self._records[node.key] = self.store.record_of(node)
+        return self._records[node.key]
+
     def _provenance(self, shown: list[RunSummary]) -> Provenance:
         deepest = max(self.plan.scale.all_levels)
         levels = [node for level, node in self.made if level <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
-        records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
+        records = sorted((self._record(node) for node in nodes), key=lambda record: record.started_ms)
         return Provenance(
             minutes=sum(record.finished_ms - record.started_ms for record in records) / 60_000,
             hardware=_distinct(hardware_of(record) for record in records),
@@ -380,7 +392,7 @@ class RunLookup:
 
     def _only(self, name: str, found: list[RunSummary], usual: Any) -> RunSummary | None:
         """Return the one run that was made in the usual way: options of the same seeds make other runs."""
-        fitting = [node for node in found if usual(self.store.record_of(node).config)] if len(found) > 1 else found
+        fitting = [node for node in found if usual(self._record(node).config)] if len(found) > 1 else found
         _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
