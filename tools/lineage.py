@@ -23,7 +23,7 @@ from harness.cli.errors import reader_has_gone  # noqa: E402
 from harness.common.escape import for_terminal  # noqa: E402
 from harness.common.logging import show_messages  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
-from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
+from tools.lineage_commands.moving import Bundle, Export, Import, Relocate, Sync  # noqa: E402
 from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
 from tools.lineage_commands.showing import Page, Ui  # noqa: E402
 from tools.lineage_commands.store_options import StoreOptions  # noqa: E402
@@ -52,6 +52,7 @@ COMMANDS: dict[str, Any] = {
     "page": Page,
     "ui": Ui,
     "sync": Sync,
+    "relocate": Relocate,
     "export": Export,
     "bundle": Bundle,
     "import": Import,

@@ -18,6 +18,7 @@ from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
 from harness.lineage.page.page import page, ui_root
 from harness.lineage.page.picture import picture_of
 from harness.lineage.tracking.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
+from harness.lineage.tracking.moved import send_text
 from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits, id_conditions
 
 _log = logging.getLogger(__name__)
@@ -86,9 +87,9 @@ class Overviews:
         # Phase: upload the picture and the page.
         client, problem = self.server.client(), None
         try:
-            client.log_text(run.info.run_id, draw_svg(picture, addresses, _INCHES), PICTURE)
+            send_text(self.server, run, draw_svg(picture, addresses, _INCHES), PICTURE)
             html, _ = page(top.name, nodes, ui_root(self.server.tracking_uri))
-            client.log_text(run.info.run_id, html, PAGE)
+            send_text(self.server, run, html, PAGE)
         except DrawingError as error:
             problem = error
 

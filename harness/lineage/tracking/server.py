@@ -25,9 +25,11 @@ from harness.common.files import process_exists, reach
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
+from harness.lineage.tracking.moved import FILES, present_location, present_place
 from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
     from mlflow.entities import Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
@@ -46,6 +48,7 @@ ABSENT_TAG = "harness.absent"
 """Listed files that were deliberately not delivered."""
 
 _PROBE_SECONDS = 5
+_DELIVERY_SECONDS = 120  # longest wait for the delivery of another process to the same SQLite file
 _REFUSALS = {
     401: "it does not know this user and password (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
     "or MLFLOW_TRACKING_TOKEN",
@@ -97,6 +100,7 @@ class Server:
         self._connected: MlflowClient | None = None
         self._experiments: dict[str, str] | None = None
         self._answered_at = -math.inf
+        self._lock: FileLock | None = None
 
     @property
     def is_file(self) -> bool:
@@ -213,7 +217,7 @@ class Server:
         database = sqlite_path(self.tracking_uri)
         if database is None:
             return None
-        return str(database.resolve().parent / "mlruns" / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
+        return str(database.resolve().parent / FILES / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
 
     # ------------------------------------------------------------------ runs
 
@@ -266,6 +270,43 @@ class Server:
         # In some versions of MLflow, search results have no inputs and outputs.
         return None if run is None else self.client().get_run(run.info.run_id)
 
+    def deleted_runs_with(self, key: str) -> list[Run]:
+        """Return the finished runs with this key that were deleted in MLflow."""
+        from mlflow.entities import ViewType
+
+        condition = f"tags.`{KEY_TAG}` = '{key}' AND attributes.status = 'FINISHED'"
+        return list(self.client().search_runs(self.experiment_ids(), condition, ViewType.DELETED_ONLY, max_results=100))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Exclude other processes from delivering to the same SQLite file while the block runs. Reentrant.
+
+        So equal runs of two launches are delivered once. Servers and file systems without locks exclude nobody.
+
+        Raises:
+            ConnectionError: Another process delivers for too long.
+        """
+        database = sqlite_path(self.tracking_uri)
+        if database is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        if self._lock is None:
+            path = database.resolve()
+            self._lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+        try:
+            self._lock.acquire(timeout=_DELIVERY_SECONDS)
+        except Timeout:
+            raise ConnectionError(f"another process is still delivering after {_DELIVERY_SECONDS} s") from None
+        except OSError:  # no locks on this file system, or no permission: deliver as without other processes
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def children_of(self, key: str) -> list[RunSummary]:
         """Return the children of the run with this key, oldest first, including unfinished deliveries."""
         runs = self.client().search_runs(
@@ -288,7 +329,14 @@ class Server:
 
         made = [] if own else outputs(run) or outputs(self.client().get_run(run.info.run_id))
         location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
+        location = present_location(location, sqlite_path(self.tracking_uri))
         return get_artifact_repository(location, tracking_uri=self.tracking_uri)
+
+    def present(self, recorded: str) -> Path | None:
+        """Return where files of a recorded location lie in a moved SQLite store; None if it was not moved."""
+        database = sqlite_path(self.tracking_uri)
+        place = present_place(recorded, database) if database is not None else None
+        return None if place is None else Path(present_location(recorded, database))
 
     @contextlib.contextmanager
     def artifact(self, run: Run, name: str) -> Iterator[Path]:
