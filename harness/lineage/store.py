@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,12 +15,14 @@ from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_digest, read_record, read_sums
 from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.tracking.addresses import Addresses, repair_all
 from harness.lineage.tracking.delivery import Delivery
 from harness.lineage.tracking.duplicates import merge_equal_runs, remove_duplicate_runs
 from harness.lineage.tracking.overview import Overviews
 from harness.lineage.tracking.server import (
     DIGEST_TAG,
     KEY_TAG,
+    MissingFileError,
     RefusedError,
     Server,
     absent_names,
@@ -213,7 +215,11 @@ class LineageStore:
             (name, SHA-256, bytes) of each file, or (name, None, 0) if it is missing.
         """
         with self.server.talking(f"read run {run_id}"):
-            repository = self.server.repository(self.server.finished(run_id))
+            try:
+                repository = self.server.repository(self.server.finished(run_id))
+            except MissingFileError:  # the logged model was deleted
+                yield from ((name, None, 0) for name in names)
+                return
             for name in names:
                 with opened(repository, name) as path:
                     yield (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
@@ -327,6 +333,12 @@ class LineageStore:
             SyncError: Some runs cannot be delivered. All others are.
             ConnectionError: The server is unreachable.
         """
+        # Phase: restore a deleted experiment, because no other can have its name.
+        if self.server.readable():
+            with self.server.talking("look for the experiment"):
+                if self.server.restore_experiment():
+                    _log.warning(f"experiment {self.server.experiment!r} was deleted in MLflow: restored with its runs")
+
         # Phase: read all records. A problem with one run does not keep the others from being delivered.
         records: dict[Path, LineageRecord] = {}
         problems: dict[str, None] = {}
@@ -348,8 +360,9 @@ class LineageStore:
             if run_id in self.delivery.completed:
                 yield directory, run_id
 
-        # Phase: remove duplicates, and redraw the overviews.
+        # Phase: remove duplicates, repair what people changed, and redraw the overviews.
         problems |= dict.fromkeys(self.tidy())
+        problems |= dict.fromkeys(self._repair({record.key: path for path, record in records.items()}))
         self.overviews.touch(record.key for record in records.values() if record.kind == "search")
         self.show()
         if problems:
@@ -362,6 +375,33 @@ class LineageStore:
         with self.server.talking("look for duplicate runs"), self.server.alone():
             remove_duplicate_runs(self.server)
             return merge_equal_runs(self.server, self.summaries("attributes.status = 'FINISHED'"))
+
+    def _repair(self, directories: Mapping[str, Path]) -> list[str]:
+        """Repair the addresses of all finished runs in MLflow, and return the problems that are left.
+
+        Args:
+            directories: {key: local run}.
+        """
+        if not self.server.readable():
+            return []
+        summaries = self.summaries("attributes.status = 'FINISHED'")
+        with self.server.talking("repair the addresses of the runs"), self.server.alone():
+            addresses = Addresses(self.delivery, summaries)
+            oldest_first = sorted(summaries, key=lambda node: (node.started_ms, node.name))
+            places = {node.key: directories.get(node.key) for node in oldest_first}
+            for key, path in places.items():
+                if path is not None and self.delivery.remembered_other(path) is not None:
+                    places[key] = None  # the local run has other contents
+            repaired, left = repair_all(addresses, places)
+        for line in repaired:
+            _log.info(f"repaired: {line}")
+        if repaired:
+            self.overviews.touch(str(node.root) for node in summaries if node.root)
+        return left
+
+    def addresses(self, summaries: Iterable[RunSummary]) -> Addresses:
+        """Return the addresses of these runs in MLflow, to be checked."""
+        return Addresses(self.delivery, summaries)
 
     def _fetch(self, run: Run) -> Path:
         """Copy a finished run to a local run, and check every digest. The run's tags have the digest of the record."""

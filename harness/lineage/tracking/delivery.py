@@ -23,6 +23,7 @@ from harness.common.escape import redact
 from harness.common.files import reach, write_atomically
 from harness.config import INITIAL_WEIGHTS
 from harness.lineage.nodes.contents import conflict, differing, suspects
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import (
     DELIVERED,
     DETERMINANTS,
@@ -255,23 +256,14 @@ class Delivery:
         # Phase: upload the files.
         client, run_id = self.server.client(), run.info.run_id
         reach("run-created")
-        params = _params(_determinants(directory))
-        model = None
-        if record.kind in WITHOUT_MODEL:
-            send_directory(self.server, run, None, directory)
-        else:
-            model = self._logged_model(run, record, params)
-            if str(model.status) != "READY":
-                send_directory(self.server, run, model, directory)
-                reach("files-sent")
-                client.finalize_logged_model(model.model_id, "READY")
-            self._log_output(run_id, model)
-        self._log_own_files(run, directory, record)
+        model = self.send_files(run, directory, record)
 
         # Phase: log inputs, metrics, parameters and the description. A description on an unfinished run is a person's.
-        self._log_inputs(run_id, record, used)
+        self.log_inputs(run_id, record, used)
+        models = list(dict.fromkeys(one for parent in record.parents for one in self.models_of(used[parent.key])))
+        params = _params(_determinants(directory))
         note = {} if NOTE_TAG in run.data.tags else note_tags(_note(run, record, used))
-        self._log_batch(run_id, _logged_metrics(record, model, used), params, note)
+        self._log_batch(run_id, _logged_metrics(record, model, models), params, note)
         self._tell_relatives(run, record, model, used)
 
         # Phase: remove models that repeated requests created, and mark the run finished.
@@ -281,6 +273,43 @@ class Delivery:
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
         self.completed.add(run_id)
         return client.get_run(run_id)
+
+    def send_files(
+        self, run: Run, directory: Path, record: LineageRecord, *, again: bool = False
+    ) -> LoggedModel | None:
+        """Upload a local run's files to its logged model, or to the run itself if it makes no network.
+
+        Args:
+            run: The MLflow run.
+            directory: The local run.
+            record: Its record.
+            again: Upload to a complete model, too, because files are missing there.
+
+        Returns:
+            The logged model.
+        """
+        model = None
+        if record.kind in WITHOUT_MODEL:
+            send_directory(self.server, run, None, directory)
+        else:
+            model = self._logged_model(run, record, _params(_determinants(directory)))
+            ready = str(model.status) == "READY"
+            if again or not ready:
+                send_directory(self.server, run, model, directory)
+                reach("files-sent")
+            if not ready:
+                self.server.client().finalize_logged_model(model.model_id, "READY")
+            self._log_output(run.info.run_id, model)
+        self._log_own_files(run, directory, record)
+        return model
+
+    def models_of(self, run: Run) -> list[str]:
+        """Return the IDs of a run's logged models that were not deleted."""
+        made = outputs(run)
+        if len(made) < 2:
+            return made
+        model = self.server.model_of(made)
+        return [] if model is None else [model.model_id]
 
     def _log_own_files(self, run: Run, directory: Path, record: LineageRecord) -> None:
         """Copy a level's mask and the table of its layers to the run's own artifacts, where a reader looks first.
@@ -300,7 +329,7 @@ class Delivery:
             search = used[record.nest_key] if record.nest_key is not None else None
             if search is not None:
                 self._log_batch(search.info.run_id, _level_metrics(record))
-            self.registry.register(run.info.run_id, model, record)
+            self.registry.register(model, replace(summary_of(run), name=record.name, metrics=record.last_metrics()))
 
     def _add_child(self, parent: Run) -> None:
         """Update the line of children in a parent's description."""
@@ -308,9 +337,10 @@ class Delivery:
         if parent.data.tags["harness.kind"] == "search" and is_own_note(parent.data.tags):
             return  # the overview rewrites it with the graph
         children = [Relative(child, relation_to(child, key)) for child in self.server.children_of(key)]
-        changed = with_children(note, children)
+        changed = redact(with_children(note, children))
         if changed != note:
-            self.server.client().set_tag(parent.info.run_id, NOTE_TAG, redact(changed))
+            own = is_own_note(parent.data.tags)
+            self.server.set_tags(parent.info.run_id, note_tags(changed) if own else {NOTE_TAG: changed})
 
     def _log_batch(
         self,
@@ -359,7 +389,7 @@ class Delivery:
         if model.model_id not in outputs(client.get_run(run_id)):  # MLflow raises on a repeated output
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
 
-    def _log_inputs(self, run_id: str, record: LineageRecord, used: dict[str, Run]) -> None:
+    def log_inputs(self, run_id: str, record: LineageRecord | RunSummary, used: Mapping[str, Run]) -> None:
         """Log the inputs of a run that are not logged yet: the parents' logged models and the data set."""
         # Phase: read the inputs that a former attempt logged.
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
@@ -370,7 +400,7 @@ class Delivery:
         known_data = {given.dataset.name for given in run.inputs.dataset_inputs} if run.inputs else set()
 
         # Phase: log the others.
-        wanted = {model_id: None for parent in record.parents for model_id in outputs(used[parent.key])}
+        wanted = {model_id: None for parent in record.parents for model_id in self.models_of(used[parent.key])}
         models = [LoggedModelInput(model_id) for model_id in wanted if model_id not in known_models]
         datasets = []
         data, digest = record.tags.get("data"), record.tags.get("data_digest")
@@ -414,13 +444,13 @@ def _family_tags(record: LineageRecord, used: dict[str, Run]) -> dict[str, str]:
     return tags | ({FAMILIES_TAG: " ".join(families)} if len(families) > 1 else {})
 
 
-def _note(run: Run, record: LineageRecord, used: dict[str, Run]) -> str:
+def _note(run: Run, record: LineageRecord, used: Mapping[str, Run]) -> str:
     node = replace(summary_of(run), metrics=record.last_metrics())
     parents = [Relative(summary_of(used[parent.key]), parent.relation) for parent in record.parents]
     return redact(describe(node, parents))
 
 
-def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> list[LoggedMetric]:
+def _logged_metrics(record: LineageRecord, model: LoggedModel | None, models: Sequence[str]) -> list[LoggedMetric]:
     """Return all points of a run: its own, the last ones again for its model, and one for each input model.
 
     The page of a model lists the runs that logged a metric for it.
@@ -431,7 +461,6 @@ def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict
     if model is not None:
         own = _last(record, MODEL_METRICS)
         points += [replace(point, model_id=model.model_id, data_set=data_set) for point in own]
-    models = dict.fromkeys(one for parent in record.parents for one in outputs(used[parent.key]))
     for point in _last(record, _OF_THE_USER):
         points += [replace(point, name=f"used_for_{point.name}", model_id=one, data_set=data_set) for one in models]
     return points

@@ -15,7 +15,7 @@ import re
 import socket
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -31,7 +31,7 @@ from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved
 if TYPE_CHECKING:
     from filelock import FileLock
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 KEY_TAG = "harness.key"
@@ -212,6 +212,15 @@ class Server:
             raise ValueError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
         return str(experiment.experiment_id)
 
+    def restore_experiment(self) -> bool:
+        """Restore the experiment and its runs if it was deleted in MLflow. Return whether it was."""
+        experiment = self.client().get_experiment_by_name(self.experiment)
+        if experiment is None or experiment.lifecycle_stage == "active":
+            return False
+        self.client().restore_experiment(experiment.experiment_id)
+        self._experiments = None
+        return True
+
     def _artifact_location(self) -> str | None:
         """Return the artifact directory of a SQLite store: beside the database, not in the working directory."""
         database = sqlite_path(self.tracking_uri)
@@ -327,8 +336,16 @@ class Server:
         """Return the repository of a run's files: its logged model, or else (or if `own`) its own artifacts."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        location = run.info.artifact_uri
         made = [] if own else outputs(run) or outputs(self.client().get_run(run.info.run_id))
-        location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
+        if made:
+            model = self.model_of(made)
+            if model is None:
+                raise MissingFileError(
+                    f"the logged model of run {run.info.run_id} ({run.info.run_name}) was deleted in MLflow; "
+                    "`python tools/lineage.py sync` sends its files again"
+                )
+            location = model.artifact_location
         location = present_location(location, sqlite_path(self.tracking_uri))
         return get_artifact_repository(location, tracking_uri=self.tracking_uri)
 
@@ -337,6 +354,18 @@ class Server:
         database = sqlite_path(self.tracking_uri)
         place = present_place(recorded, database) if database is not None else None
         return None if place is None else Path(present_location(recorded, database))
+
+    def model_of(self, model_ids: Sequence[str]) -> LoggedModel | None:
+        """Return the first of these logged models that was not deleted, or None."""
+        from mlflow.exceptions import MlflowException
+
+        for model_id in model_ids:
+            try:
+                return self.client().get_logged_model(model_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return None
 
     @contextlib.contextmanager
     def artifact(self, run: Run, name: str) -> Iterator[Path]:
