@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from mlflow import MlflowClient
+from mlflow.tracking._tracking_service import utils
 from safetensors.torch import save_file
 
 from harness import load_checkpoint, load_signed_mask
@@ -45,6 +46,13 @@ def delivered(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     store = copied_store(empty_store, where)
     store.deliver(commit_story(store.local, levels=2)["lmc"])
     return where
+
+
+def copy_of(delivered: Path, where: Path) -> None:
+    """Copy a store, with the right paths in its database."""
+    shutil.copytree(delivered, where, dirs_exist_ok=True)
+    relocate("", where / "mlflow.db")
+    utils._artifact_repos_cache.clear()  # MLflow caches the places of files for a whole process
 
 
 def store_in(where: Path) -> LineageStore:
@@ -144,8 +152,7 @@ def made_again(where: Path, name: str, seed: int | None = None) -> LineageStore:
 
 
 def test_equal_bits_made_twice_are_one_run(delivered: Path, tmp_path: Path) -> None:
-    shutil.copytree(delivered, tmp_path, dirs_exist_ok=True)
-    relocate("", tmp_path / "mlflow.db")
+    copy_of(delivered, tmp_path)
     again = made_again(tmp_path, "level 1")
     first = again.run_id_of(key_of("level 1"))
     assert list(again.sync()) == []
@@ -161,8 +168,7 @@ def test_other_bits_of_one_key_are_kept_apart(
     delivered: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     # Phase: sync delivers what it can, names the others, and fails
-    shutil.copytree(delivered, tmp_path, dirs_exist_ok=True)
-    relocate("", tmp_path / "mlflow.db")
+    copy_of(delivered, tmp_path)
     again = made_again(tmp_path, "level 1", seed=77)
     theirs = again.run_id_of(key_of("level 1"))
     with pytest.raises(SyncError) as failed:
@@ -299,8 +305,7 @@ ROUNDS = [
 
 def test_what_people_change_is_reported_and_repaired(delivered: Path, tmp_path: Path) -> None:
     # Phase: a store without faults
-    shutil.copytree(delivered, tmp_path, dirs_exist_ok=True)
-    relocate("", tmp_path / "mlflow.db")
+    copy_of(delivered, tmp_path)
     store = store_in(tmp_path)
     changes = Changes(store)
     given = {name: changes.run_id(name) for name in ("search", "level 0", "level 1", "signed_mask", "dense", "lmc")}
@@ -332,8 +337,7 @@ def test_what_people_change_is_reported_and_repaired(delivered: Path, tmp_path: 
 
 def test_two_finished_runs_of_one_key(delivered: Path, tmp_path: Path) -> None:
     """Two hosts can deliver one run at the same moment. `sync` keeps the oldest, and the ID of the other finds it."""
-    shutil.copytree(delivered, tmp_path, dirs_exist_ok=True)
-    relocate("", tmp_path / "mlflow.db")
+    copy_of(delivered, tmp_path)
     store = store_in(tmp_path)
     client, first = MlflowClient(store.tracking_uri), store.run_id_of(key_of("dense"))
     assert first is not None
