@@ -97,6 +97,11 @@ class Finding:
     what: str
 
 
+def contradiction(error: Exception) -> Finding:
+    """Return the failed check of a well-formed record with contradictory values, on which another check failed."""
+    return Finding("settings", False, f"a check failed on the values in its record or files: {error!r:.300}")
+
+
 @dataclass(frozen=True)
 class Problem:
     """A failed check: run or data set, fault (`what`) and advice."""

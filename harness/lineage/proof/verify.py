@@ -27,7 +27,7 @@ from harness.lineage.proof.copies import (
     other_making,
 )
 from harness.lineage.proof.data_files import check_data
-from harness.lineage.proof.findings import Finding, Findings
+from harness.lineage.proof.findings import Finding, Findings, contradiction
 from harness.lineage.proof.origins import check_origins, in_order
 from harness.lineage.proof.tensors import Tensors
 from harness.lineage.store import LineageStore
@@ -72,10 +72,11 @@ def verify(
             bar.set_postfix_str(node.name[:40], refresh=False)
             try:
                 examiner.examine(node)
-            except (ValueError, LookupError, TypeError) as error:
-                # A well-formed record can still hold contradictory values. Report it and go on with the other runs.
-                what = f"a check failed on the values in its record or files: {type(error).__name__}: {error}"
-                findings.add(node, [Finding("settings", False, what)])
+            except OSError:  # the tracking server or the disk: an answer would be incomplete
+                raise
+            except Exception as error:
+                # Report contradictory values, and go on with the other runs.
+                findings.add(node, [contradiction(error)])
 
     # Phase: prepared data
     findings.num_nodes = len(nodes)
