@@ -109,7 +109,7 @@ def common(experiment: Experiment) -> CommonDescription:
 
 
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
-    """Return the settings of the pruning. Options added after v1 appear only if they differ from their default."""
+    """Return the pruning settings that enter keys. Those added after v1 appear only if not at their default."""
     own: dict[str, Any] = {"pruning_fraction": config.pruning_fraction}
     if config.densities is not None:
         own = {"densities": config.densities}

@@ -18,6 +18,7 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
+from harness.common.digest import sha256_json
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
@@ -426,25 +427,22 @@ def test_foreign_and_unknown_runs(store: LineageStore) -> None:
 
 
 def test_credentials_in_a_config_or_tag_do_not_reach_mlflow(store: LineageStore) -> None:
-    record = LineageRecord(
-        key_of("x"), "search", "s", tags={"uri": "http://a:secret@h"}, config={"uri": "https://a:secret@h/x"}
-    )
-    store.local.commit(record, lambda directory: None)
-    directory = store.local.find(record.key)
-    assert directory is not None
-    store.deliver(directory)
+    inputs = {"uri": "https://a:secret@h/x"}
+    record = LineageRecord(sha256_json(inputs), "search", "s", tags={"initialisation": "http://a:secret@h"})
+    store.local.commit(record, lambda directory: None, inputs)
+    store.deliver(store.local.path(record))
     (run,) = all_runs(store)
-    assert "secret" not in str(run.data) and run.data.tags["uri"] == "http://***@h"
+    assert "secret" not in str(run.data) and run.data.tags["initialisation"] == "http://***@h"
+    assert run.data.params == {"uri": "https://***@h/x"}
 
 
 def test_long_texts_are_cut_visibly(store: LineageStore) -> None:
-    record = LineageRecord(key_of("x"), "search", "s", tags={"command": "c" * 9000}, config={"p": "p" * 9000})
-    store.local.commit(record, lambda directory: None)
-    directory = store.local.find(record.key)
-    assert directory is not None
-    store.deliver(directory)
+    inputs = {"p": "p" * 9000}
+    record = LineageRecord(sha256_json(inputs), "search", "s", tags={"initialisation": "c" * 9000})
+    store.local.commit(record, lambda directory: None, inputs)
+    store.deliver(store.local.path(record))
     (run,) = all_runs(store)
-    for text in (run.data.tags["command"], run.data.params["p"]):
+    for text in (run.data.tags["initialisation"], run.data.params["p"]):
         assert text.endswith("(cut; whole in record.json)")
 
 

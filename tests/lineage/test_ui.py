@@ -1,4 +1,4 @@
-"""Runs as the MLflow UI shows them: views, columns, descriptions, artifacts and `tools/lineage.py ui`."""
+"""Test runs as the MLflow UI shows them: views, columns, descriptions, artifacts and `tools/lineage.py ui`."""
 
 import json
 import re
@@ -54,9 +54,6 @@ def test_an_experiment_opens_as_a_tree_with_the_columns_that_matter(store: Linea
     assert [re.search("`(.*)`", column)[1] for column in state["selectedColumns"]] == list(words)
     # the order that the table shows
     assert [re.search("`(.*)`", column)[1] for column in state["columnOrder"][1:4]] == list(words[:3])
-    # runs with others below them are expanded
-    expanded = {store.run_id_of(key_of(name)) for name in ("search", "level 2", "signed_mask")}
-    assert state["runsExpanded"] == dict.fromkeys(expanded, True)
 
 
 def test_a_new_experiment_has_the_view_from_the_start(store: LineageStore) -> None:
@@ -109,7 +106,7 @@ DETERMINANTS = {
     "format": 2,
     "level": 3,
     "parent": "a" * 64,
-    "optim": {"lr": 0.1, "betas": [0.9, 0.99]},
+    "optim": {"lr": 0.1, "betas": [0, 1]},
 }
 LAYER_ROW = ["conv.weight", "8×4×3×3", 288, 147, 147 / 288, 0.123456789, None]
 

@@ -159,7 +159,7 @@ def _by_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def _by_local_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
-    """Find local runs by a key or its prefix."""
+    """Return the local runs with this key or prefix: {key: run}."""
     paths = [path for path in store.local.directories() if _digits(path).startswith(text[:16])]
     if not paths:
         return {}

@@ -275,7 +275,7 @@ def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None
     for name, value in wanted.items():
         what = f"{name}: MLflow has {told[name]!r:.200}, but the record has {value!r:.200}"
         yield Finding("tags", told[name] == value, what)
-    # Earlier versions sent more tags and metrics than this one requires. Present ones must match, too.
+    # Earlier versions sent more tags and metrics than this one requires. Present ones must match too.
     required = run_tags(record)
     for name, value in all_tags(record).items():
         got = run.tags.get(name)

@@ -241,7 +241,7 @@ def _file(name: str, files: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _digest(text: str) -> str:
-    """Return the first digits of a digest, as many as fit MLflow's page. Tags hold all digits."""
+    """Return a digest in Markdown, shortened to fit MLflow's page. Tags hold all digits."""
     return f"`{_hex(text)[:_DIGITS]}…`"
 
 

@@ -10,7 +10,6 @@ import json
 import re
 from typing import TYPE_CHECKING
 
-from harness.common.escape import for_markdown
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.tracking.server import KEY_TAG, Server, summary_of
@@ -167,7 +166,8 @@ class Registry:
                 tags["density"] = f"{density:.3f}"
             # A server accepts such a source only together with the model ID.
             model_id = model.model_id if remote else None
-            description = f'{for_markdown(record.name)}: `harness.load_signed_mask("{run_id}")`'
+            # a table shows it as plain text
+            description = f'{record.name}: harness.load_signed_mask("{run_id}")'
             made = client.create_model_version(
                 name, source, run_id=run_id, tags=tags, description=description, model_id=model_id
             )

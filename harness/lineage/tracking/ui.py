@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from harness.lineage.browse.find import family, newest
@@ -43,14 +42,13 @@ def open_runs(store: LineageStore, experiment: str, node: RunSummary | None = No
         node = next((one for one in delivered if one.root != one.key or one.kind == "search"), delivered[0])
     if node is None:
         experiment_id, key, what = delivered[0].experiment_id, VIEW, f"all runs of {experiment}"
-        value = saved_view(expanded=_with_children(delivered))
+        value = saved_view()
     else:
-        relatives = family(store, node)
-        top = next((one for one in relatives if one.key == node.root), node)
+        top = next((one for one in family(store, node) if one.key == node.root), node)
         if top.run_id is None:
             raise LookupError(f"{top.name} is not in MLflow yet: `python tools/lineage.py sync` delivers it")
         experiment_id, key, what = top.experiment_id, f"{VIEW}-{top.key[:12]}", f"the runs of {top.name}"
-        value = saved_view(top.name, f"tags.`{ROOT_TAG}` = '{top.key}'", _with_children(relatives))
+        value = saved_view(top.name, f"tags.`{ROOT_TAG}` = '{top.key}'")
 
     # Phase: save the view as an experiment tag.
     if experiment_id is None or not re.fullmatch("[0-9a-zA-Z]+", experiment_id):
@@ -58,12 +56,6 @@ def open_runs(store: LineageStore, experiment: str, node: RunSummary | None = No
     with store.server.talking("save the view of the runs"):
         store.server.client().set_experiment_tag(experiment_id, VIEW_TAG + key, value)
     return View(f"#/experiments/{experiment_id}/runs?{WORKFLOW}&viewStateShareKey={key}", what)
-
-
-def _with_children(nodes: Sequence[RunSummary]) -> list[str]:
-    """Return the IDs of the runs that others are nested under."""
-    above = {one.nest_key for one in nodes}
-    return [one.run_id for one in nodes if one.key in above and one.run_id is not None]
 
 
 def _delivered(store: LineageStore, experiment: str) -> list[RunSummary]:

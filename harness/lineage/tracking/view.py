@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
 from typing import Any
 
 VIEW_TAG = "mlflow.sharedViewState."
@@ -23,7 +22,7 @@ _NAME, _CREATED = "attributes.`Run Name`", "runDateAndNestInfo"
 _ALWAYS_SHOWN = (_NAME, _CREATED)
 _WIDTHS = {  # in pixels, by MLflow's column IDs, in the order shown
     _NAME: 345,
-    "metrics.`test_error_percent`": 135,
+    "metrics.`test_error_percent`": 150,
     "metrics.`density`": 100,
     "tags.`level`": 60,
     "metrics.`barrier`": 90,
@@ -35,20 +34,19 @@ _WIDTHS = {  # in pixels, by MLflow's column IDs, in the order shown
 }
 
 
-def saved_view(search: str = "", where: str = "", expanded: Iterable[str] = ()) -> str:
+def saved_view(search: str = "", where: str = "") -> str:
     """Return the value of a view's tag.
 
     Args:
         search: Name of the search that the view is limited to. "" for a whole experiment.
         where: MLflow filter that selects the runs. "" selects all.
-        expanded: IDs of the runs whose nested runs are visible.
     """
     now = int(time.time() * 1000)
     name = f"Lineage: {search}" if search else "Lineage"
-    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(_state(where, expanded))})
+    return json.dumps({"name": name, "createdAt": now, "updatedAt": now, "state": json.dumps(_state(where))})
 
 
-def _state(where: str, expanded: Iterable[str]) -> dict[str, Any]:
+def _state(where: str) -> dict[str, Any]:
     """Return the state of the table; MLflow nests runs only when they are sorted by start time."""
     return {
         "searchFilter": where,
@@ -61,7 +59,6 @@ def _state(where: str, expanded: Iterable[str]) -> dict[str, Any]:
         "selectedColumns": [name for name in _WIDTHS if name not in _ALWAYS_SHOWN],
         "columnOrder": list(_WIDTHS),
         "columnWidths": _WIDTHS,
-        "runsExpanded": dict.fromkeys(expanded, True),
         "runsHiddenMode": "FIRST_10_RUNS",
         "hideEmptyCharts": True,
         "useGroupedValuesInCharts": True,
