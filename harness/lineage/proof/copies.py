@@ -226,7 +226,7 @@ def other_making(store: LineageStore, node: NodeCopies) -> LineageRecord | None:
     return record if (record.key, record.kind) == (node.key, node.kind) else None
 
 
-def check_contents(store: LineageStore, node: NodeCopies, findings: Findings) -> None:
+def check_contents(store: LineageStore, node: NodeCopies, findings: Findings, *, made_twice: bool) -> None:
     """Compare the tensors of a local run and of the MLflow run with its key."""
     assert node.directory is not None and node.record is not None and node.run is not None
     directory, record, run_id = node.directory, node.record, str(node.run.run_id)
@@ -236,7 +236,7 @@ def check_contents(store: LineageStore, node: NodeCopies, findings: Findings) ->
         lambda name: store.open_file(run_id, name),
     )
     what = f"MLflow run {run_id} has the same key, but other tensors in {' and '.join(files)}"
-    if findings.add(node, [Finding("contents", not files, what)]):
+    if findings.add(node, [Finding("contents", not files, what)]) and made_twice:
         findings.note(node, f"made twice with the same bits: the local run, and by another launch MLflow run {run_id}")
 
 

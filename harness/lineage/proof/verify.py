@@ -72,7 +72,7 @@ def verify(
             bar.postfix = node.name[:40]
             try:
                 examiner.examine(node)
-            except OSError:  # the tracking server or the disk: an answer would be incomplete
+            except ConnectionError:  # an answer would be incomplete
                 raise
             except Exception as error:
                 # Report contradictory values, and go on with the other runs.
@@ -115,8 +115,7 @@ class _Examiner:
                 check_tags(node, other or node.record, self.findings)
                 if node.directory is not None:
                     check_artifacts(self.store, node, other or node.record, self.findings)
-                if other is not None:
-                    check_contents(self.store, node, self.findings)
+                    check_contents(self.store, node, self.findings, made_twice=other is not None)
             determinants = self._record(node, directory, whole)
             self.tensors.examine(node, directory, whole, determinants)
 
