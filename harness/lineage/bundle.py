@@ -101,6 +101,11 @@ def with_ancestors(store: LineageStore, nodes: Iterable[RunSummary]) -> list[Run
         for key in [*(parent.key for parent in node.parents), *([node.nest_key] if node.nest_key else [])]:
             if key not in found:
                 raise LookupError(f"{node.name} has the parent {key[:16]}…, which is neither local nor in MLflow")
+            if node.run_id is not None and found[key].other_run_id in node.parent_run_ids:
+                raise LookupError(
+                    f"{node.name} in MLflow was made from run {found[key].other_run_id}, but the local run with its "
+                    "key has other contents: give --runs another directory"
+                )
     return list(found.values())
 
 

@@ -155,6 +155,8 @@ def _by_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
     condition = f"= '{text}'" if len(text) == _KEY_DIGITS else f"LIKE '{text}%'"
     # If several MLflow runs have one key, the last in this order wins: the oldest finished run.
     runs = store.summaries(f"tags.`{KEY_TAG}` {condition}", limit=20)
+    index = LocalIndex(store.local) if runs else None
+    runs = [_own_contents(store, index, node) for node in runs] if index is not None else []
     return {node.key: node for node in sorted(runs, key=lambda node: (node.status == "FINISHED", -node.started_ms))}
 
 
@@ -346,7 +348,8 @@ def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSu
 
     This takes one request.
     """
-    nodes = {node.key: node for node in store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")}
+    delivered = store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")
+    nodes = {node.key: _own_contents(store, index, node) for node in delivered}
     places = {top, *nodes}
     local = [entry for key, entry in index.entries.items() if key not in nodes and index.top(key) in places]
     return nodes | {node.key: node for node in _summaries(index, local)}
