@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -179,3 +181,23 @@ def test_an_odd_state_leads_to_the_earlier_one(tmp_path: Path, caplog: pytest.Lo
         found = unfinished.newest(_check_header)
     assert found is not None and found[0]["epoch"] == 1 and bool(found[1]["a"].all())
     assert "trying an earlier state" in caplog.text and "state-000002" in caplog.text
+
+
+def test_list_reads_the_index_and_says_so(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = "http://127.0.0.1:9"  # nobody answers there
+    store = LineageStore(uri, LocalNodes(tmp_path))
+    paths = commit_story(store.local, levels=1)
+    run_ids = {"search": "1" * 32, "dense": {"other": "2" * 32}}
+    (tmp_path / DELIVERED).mkdir()
+    for name, run_id in run_ids.items():
+        (tmp_path / DELIVERED / f"{paths[name].name}.json").write_text(json.dumps({uri: run_id}))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    monkeypatch.setattr(sys, "argv", ["lineage.py", "list", "--runs", str(tmp_path)])
+    tool.main()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == f"read: local runs in {tmp_path}; --mlflow reads MLflow, too"
+    shown = {name: next(line for line in lines if line.startswith(name)) for name in ("aws resnet20 digits", "dense")}
+    assert "1" * 8 in shown["aws resnet20 digits"] and f"{key_of('dense')[:8]}≠" in shown["dense"]
+    assert any(line.startswith("≠ an MLflow run has this key") and "2" * 32 in line for line in lines)
