@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from harness import load_checkpoint, load_signed_mask
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_file
-from harness.lineage.browse.find import find_node, newest
+from harness.lineage.browse.find import find_node, newest, newest_local
 from harness.lineage.nodes.contents import OtherContentsError, differing, suspects
 from harness.lineage.nodes.local_files import RECORD, SUMS, LocalNodes, read_record
 from harness.lineage.proof import verify
@@ -101,6 +101,9 @@ def test_a_moved_store(
     store = store_in(new)
     run_id = store.run_id_of(key_of("level 1"))
     assert run_id is not None
+    for path in (new / "runs" / ".delivered").iterdir():  # as `runs` and the database were moved from the first place
+        path.write_text(path.read_text().replace(str(delivered), str(tmp_path / "gone")))
+    assert {node.run_id for node in newest_local(store)} == {node.run_id for node in store.summaries()}
     for runs in ("runs", "none"):
         for given in (run_id, "models:/aws-digits-resnet20@s1-L01", key_of("level 1")):
             mask = load_signed_mask(given, str(store.tracking_uri), runs)

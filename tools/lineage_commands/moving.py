@@ -14,6 +14,7 @@ from harness.common.escape import for_terminal
 from harness.lineage.browse.export import edges, write_export
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.bundle import import_bundle, write_bundle
+from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore, SyncError
 from tools.lineage_commands.printing import print_json
@@ -180,4 +181,7 @@ class Import:
             return store.deliver(directory)
         except ConnectionError as error:
             _log.warning(f"{error}; `python tools/lineage.py sync` delivers it later")
+            return None
+        except OtherContentsError as error:
+            _log.warning(f"{error}; the imported run stays local")
             return None

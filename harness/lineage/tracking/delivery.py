@@ -165,7 +165,13 @@ class Delivery:
 
     def remembered(self, directory: Path) -> str | None:
         """Return the cached run ID of a local run. The run may have been deleted since."""
-        found = self._memory(directory)[1].get(self.server.address)
+        memory = self._memory(directory)[1]
+        found = memory.get(self.server.address)
+        if found is None and self.server.is_file:
+            # A SQLite file that was moved here has the runs that it had at its old path.
+            name = self.server.address.rpartition("/")[2]
+            old = [one for one in memory if re.fullmatch(rf"sqlite:///(.*/)?{re.escape(name)}", one)]
+            found = next((memory[one] for one in old if not Path(one.removeprefix("sqlite:///")).exists()), None)
         return found if isinstance(found, str) else None
 
     def remembered_other(self, directory: Path) -> str | None:
