@@ -68,6 +68,24 @@ def environment(code: Mapping[str, str], config: Mapping[str, Any]) -> dict[str,
     return dict(code) | {name: str(value) for name, value in known.items() if value is not None}
 
 
+_HEADER: dict[str, type | tuple[type, ...]] = {
+    "epoch": int,
+    "step": int,
+    "seconds": (int, float),
+    "scaler": dict,
+    "started_ms": int,
+    "circumstances": dict,
+}
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the header of a state has all fields, with values of the right types."""
+    for name, expected in _HEADER.items():
+        if not isinstance(header.get(name), expected):
+            raise ValueError(f"its header has {name} = {header.get(name)!r:.60}")
+    metrics_of(header.get("metrics"))
+
+
 class StateSaver:
     """Saves and loads the states of one training. Implements `harness.training.resume.SavesStates`."""
 
@@ -138,7 +156,7 @@ class StateSaver:
         Returns:
             None if there is no state.
         """
-        found = self.world.on_main(self.unfinished.newest)
+        found = self.world.on_main(lambda: self.unfinished.newest(_check_header))
         if not self.world.main_says(lambda: found is not None):
             return None
         header = json.loads(self.world.share_text(json.dumps(found[0] if found else None)))

@@ -16,7 +16,7 @@ import secrets
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -187,13 +187,25 @@ class Unfinished:
             "back. Then start the same command again: it resumes from the last saved state"
         )
 
-    def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
+    def newest(
+        self, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning.
+
+        Args:
+            check: Raises an exception if a header lacks something, or has a value of another type.
+        """
         for path in self._states():
             try:
-                return self._read(path)
-            except ValueError as error:
-                _log.warning(f"{error}; trying an earlier state")
+                header, tensors = self._read(path)
+                if check is not None:
+                    check(header)
+                return header, tensors
+            except OSError:
+                raise
+            except Exception as error:  # whatever is in the file, an earlier state is looked for
+                what = str(error) if str(path) in str(error) else f"the state {path} cannot be read: {error!r:.200}"
+                _log.warning(f"{what}; trying an earlier state")
         return None
 
     def saved_at(self) -> datetime | None:
@@ -237,7 +249,7 @@ class Unfinished:
 
         # Phase: compare their settings.
         for path in others:
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 draft = json.loads(path.read_bytes())
                 theirs = _flat(draft["config"])
                 differ = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
@@ -370,7 +382,7 @@ class Unfinished:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"the state {path} cannot be read ({error})") from error
-        if header.get("format") != FORMAT or header.get("key") != self.key:
+        if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("key") != self.key:
             raise ValueError(f"the state {path} belongs to another run or has another format")
         return header, tensors
 

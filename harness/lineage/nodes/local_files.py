@@ -94,7 +94,10 @@ def read_record(directory: Path) -> LineageRecord:
     if RECORD not in sums or not path.is_file():
         raise ValueError(f"{directory} is not a complete run directory: it has no {RECORD}")
     check_digest(path, sums[RECORD])
-    record = LineageRecord.from_json(path.read_bytes())
+    try:
+        record = LineageRecord.from_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if {name: digest for name, digest in sums.items() if name != RECORD} != record.files:
         raise ValueError(f"{directory / SUMS} was altered: its files and digests differ from those in {RECORD}")
     return record

@@ -20,7 +20,7 @@ import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -32,11 +32,13 @@ from harness.common.waiting import wait_until
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
+from harness.lineage.tracking.moved import FILES, present_location, present_place
 from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
-    from mlflow.entities import Experiment, Run
+    from mlflow.entities import Experiment, LoggedModel, Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 KEY_TAG = "harness.key"
@@ -55,6 +57,7 @@ ABSENT_TAG = "harness.absent"
 _PROBE_SECONDS = 5
 BUSY_SECONDS = 20.0
 """How long a SQLite file that another process has locked is waited for. MLflow waits as long for its writes."""
+_DELIVERY_SECONDS = 120  # longest wait for the delivery of another process to the same SQLite file
 _REFUSALS = {
     401: "it does not know this user and password (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
     "or MLFLOW_TRACKING_TOKEN",
@@ -116,6 +119,7 @@ class Server:
         self._connected: MlflowClient | None = None
         self._experiments: dict[str, str] | None = None
         self._answered_at = -math.inf
+        self._lock: FileLock | None = None
 
     @property
     def is_file(self) -> bool:
@@ -262,12 +266,21 @@ class Server:
         if experiment.lifecycle_stage == "deleted":
             raise RefusedError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
 
+    def restore_experiment(self) -> bool:
+        """Restore the experiment and its runs if it was deleted in MLflow. Return whether it was."""
+        experiment = self.client().get_experiment_by_name(self.experiment)
+        if experiment is None or experiment.lifecycle_stage == "active":
+            return False
+        self.client().restore_experiment(experiment.experiment_id)
+        self._experiments = None
+        return True
+
     def _artifact_location(self) -> str | None:
         """Return the artifact directory of a SQLite store: beside the database, not in the working directory."""
         database = sqlite_path(self.tracking_uri)
         if database is None:
             return None
-        return str(database.resolve().parent / "mlruns" / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
+        return str(database.resolve().parent / FILES / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
 
     # ------------------------------------------------------------------ runs
 
@@ -320,6 +333,43 @@ class Server:
         # In some versions of MLflow, search results have no inputs and outputs.
         return None if run is None else self.client().get_run(run.info.run_id)
 
+    def deleted_runs_with(self, key: str) -> list[Run]:
+        """Return the finished runs with this key that were deleted in MLflow."""
+        from mlflow.entities import ViewType
+
+        condition = f"tags.`{KEY_TAG}` = '{key}' AND attributes.status = 'FINISHED'"
+        return list(self.client().search_runs(self.experiment_ids(), condition, ViewType.DELETED_ONLY, max_results=100))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Exclude other processes from delivering to the same SQLite file while the block runs. Reentrant.
+
+        So equal runs of two launches are delivered once. Servers and file systems without locks exclude nobody.
+
+        Raises:
+            ConnectionError: Another process delivers for too long.
+        """
+        database = sqlite_path(self.tracking_uri)
+        if database is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        if self._lock is None:
+            path = database.resolve()
+            self._lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+        try:
+            self._lock.acquire(timeout=_DELIVERY_SECONDS)
+        except Timeout:
+            raise ConnectionError(f"another process is still delivering after {_DELIVERY_SECONDS} s") from None
+        except OSError:  # no locks on this file system, or no permission: deliver as without other processes
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def children_of(self, key: str) -> list[RunSummary]:
         """Return the children of the run with this key, oldest first, including unfinished deliveries."""
         runs = self.client().search_runs(
@@ -340,9 +390,36 @@ class Server:
         """Return the repository of a run's files: its logged model, or else (or if `own`) its own artifacts."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        location = run.info.artifact_uri
         made = [] if own else outputs(run) or outputs(self.client().get_run(run.info.run_id))
-        location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
+        if made:
+            model = self.model_of(made)
+            if model is None:
+                raise MissingFileError(
+                    f"the logged model of run {run.info.run_id} ({run.info.run_name}) was deleted in MLflow; "
+                    "`python tools/lineage.py sync` sends its files again"
+                )
+            location = model.artifact_location
+        location = present_location(location, sqlite_path(self.tracking_uri))
         return get_artifact_repository(location, tracking_uri=self.tracking_uri)
+
+    def present(self, recorded: str) -> Path | None:
+        """Return where files of a recorded location lie in a moved SQLite store; None if it was not moved."""
+        database = sqlite_path(self.tracking_uri)
+        place = present_place(recorded, database) if database is not None else None
+        return None if place is None else Path(present_location(recorded, database))
+
+    def model_of(self, model_ids: Sequence[str]) -> LoggedModel | None:
+        """Return the first of these logged models that was not deleted, or None."""
+        from mlflow.exceptions import MlflowException
+
+        for model_id in model_ids:
+            try:
+                return self.client().get_logged_model(model_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return None
 
     @contextlib.contextmanager
     def artifact(self, run: Run, name: str) -> Iterator[Path]:
