@@ -1,7 +1,7 @@
-"""Harness for lottery-ticket research with signs: find a winning sign, keep its lineage, use it anywhere.
+"""Find winning signs of sparse networks, record their lineage, and reuse them.
 
-The public names are those of `__all__`; docs/python.md shows each of them at work. Importing this package is light:
-torch, MLflow, FFCV and Accelerate load where they are used.
+`__all__` lists the public names, and docs/python.md shows an example of each. Importing this package is fast, because
+torch, MLflow, FFCV and Accelerate are imported on first use.
 """
 
 import os
@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from harness.masks import Mask, SignedMask
 
 if "LOCAL_RANK" in os.environ:
-    # DDP warns on every rank of a setting that is meant (see harness.distributed.world); read when torch is loaded
+    # Hide DDP's warning, on every rank, about an intended setting (see harness.distributed.world). torch reads this
+    # variable on import.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from harness.distributed import launcher_watch as _launchers  # noqa: F401  # looks around before torch is loaded
+    from harness.distributed import launcher_watch as _launchers  # noqa: F401  # must run before torch is imported
 
 __version__ = "0.2.0"
 __all__ = [
@@ -51,7 +52,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its home on first use, so that `import harness` costs nothing."""
+    """Import a public name on first use, to keep `import harness` fast."""
     import importlib
 
     if name == "lineage":

@@ -41,7 +41,7 @@ def test_another_network_is_refused_naming_every_tensor():
     checkpoint = Checkpoint.of(network(), level=0, epochs=0, level_digest="")
     with pytest.raises(ValueError) as caught:
         checkpoint.load_into_(nn.Sequential(nn.Conv2d(3, 4, 3)))
-    assert "0.weight: network has (4, 3, 3, 3), the checkpoint has (8, 3, 3, 3)" in str(caught.value)
+    assert "0.weight: the network has (4, 3, 3, 3), the checkpoint has (8, 3, 3, 3)" in str(caught.value)
     assert "1.running_mean: not in the network" in str(caught.value)
 
 
@@ -49,5 +49,5 @@ def test_another_network_is_refused_naming_every_tensor():
 def test_truncated_file_is_refused(tmp_path, keep):
     Checkpoint.of(network(), level=0, epochs=0, level_digest="").save(tmp_path / "c")
     (tmp_path / "c").write_bytes((tmp_path / "c").read_bytes()[:keep])
-    with pytest.raises(ValueError, match="whole checkpoint"):
+    with pytest.raises(ValueError, match="complete checkpoint"):
         Checkpoint.load(tmp_path / "c")

@@ -92,7 +92,7 @@ def test_every_tensor_that_does_not_fit_is_named():
     with pytest.raises(ValueError) as caught:
         mask.apply_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(8)))
     text = str(caught.value)
-    assert "0.weight: network has (4, 3, 3, 3), the signed mask has (8, 3, 3, 3)" in text
+    assert "0.weight: the network has (4, 3, 3, 3), the signed mask has (8, 3, 3, 3)" in text
     assert "4.weight: not in the network" in text
 
 

@@ -51,7 +51,7 @@ def test_a_file_without_batch_counters_is_accepted():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda t: t.pop("conv1.weight"), "conv1.weight: not in the network"),
+        (lambda t: t.pop("conv1.weight"), "conv1.weight: not in the file"),
         (lambda t: t.update({"conv9.weight": torch.zeros(1)}), "conv9.weight: not in the network"),
         (lambda t: t.update({"conv1.weight": torch.zeros(2, 3, 3, 3)}), r"conv1.weight: .*\(2, 3, 3, 3\)"),
     ],
@@ -74,7 +74,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, capsys):
         read_network(tmp_path / "net.pth")
     assert capsys.readouterr().out == ""
     torch.save([1, 2], tmp_path / "list.pth")
-    with pytest.raises(ValueError, match="holds no state dict: expected tensors by name, got list"):
+    with pytest.raises(ValueError, match="holds no state dict: expected named tensors, got list"):
         read_network(tmp_path / "list.pth")
     for name in ("cut.pth", "cut.safetensors"):
         (tmp_path / name).write_bytes(b"\x00" * 40)

@@ -146,8 +146,8 @@ def test_a_changed_key_is_found_on_both_sides(stores):
     _commit(stores[1], "3" * 64, "second", (Parent(FIRST, "pruned-from"),))
     report = compare(*stores)
     assert sorted(report.moved) == [
-        f"second: key {'2' * 16}… is there only before",
-        f"second: key {'3' * 16}… is there only after",
+        f"second: key {'2' * 16}… exists only before",
+        f"second: key {'3' * 16}… exists only after",
     ]
     assert report.equal["key"] == 1
 
@@ -221,12 +221,12 @@ def test_the_harness_of_another_tree_is_refused(tmp_path, monkeypatch):
 def test_a_failed_launch_is_an_error(tmp_path):
     script = tmp_path / "fails.py"
     script.write_text("import os\nprint(os.environ['PYTHONPATH'])\nraise SystemExit(3)\n")
-    with pytest.raises(NoAnswerError, match=f"ended with 3 in {tmp_path}:\n{tmp_path}"):
+    with pytest.raises(NoAnswerError, match=f"exited with 3 in {tmp_path}:\n{tmp_path}"):
         Maker(tmp_path, tmp_path).run(same_bits.Launch("fails", "fails.py", ""))
 
 
 def test_an_unknown_revision_is_named(tmp_path):
-    with pytest.raises(NoAnswerError, match="REV 'no-such-rev' names no commit"):
+    with pytest.raises(NoAnswerError, match="REV 'no-such-rev' is not a commit"):
         export("no-such-rev", tmp_path)
 
 

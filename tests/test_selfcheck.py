@@ -183,7 +183,7 @@ def test_a_planted_fault_is_found_at_its_first_stage(
     assert found[quantity].beyond
     assert selfcheck.report(found) == 1
     said = capsys.readouterr().out
-    assert f"DIFFERENT {quantity}: " in said and f"first that of {found[quantity].beyond[0]}" in said
+    assert f"DIFFERENT {quantity}: " in said and f"the first one in {found[quantity].beyond[0]}" in said
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_one_wrong_sign_or_mask_entry_is_found() -> None:
 def test_several_processes_are_refused(monkeypatch: Patch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert selfcheck.main(SMALL) == 2
-    assert "no answer: the self-check is of one process" in capsys.readouterr().err
+    assert "no answer: the self-check needs one process" in capsys.readouterr().err
 
 
 def test_the_reference_does_not_import_the_harness() -> None:
@@ -242,7 +242,7 @@ def test_the_reference_does_not_import_the_harness() -> None:
 def test_the_command(tmp_path: Path) -> None:
     command = [sys.executable, str(REPOSITORY / "tools/selfcheck.py"), "--method", "aws"]
     said = run(tmp_path, *command, "--epochs", "1", "--width", "2", "--batch-size", "256")
-    assert "About 17 seconds on one core" in said
+    assert "about 17 seconds on one core" in said
     for line in ("harness +level 2 +test error", "reference +barrier", "reference +final", "weights .* equal"):
         assert re.search(line, said), line
     assert said.endswith("\nequal: both compute the same numbers\n")

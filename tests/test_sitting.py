@@ -107,7 +107,7 @@ def stand_in(part: str, seconds: float, send: Send) -> tuple[str, str]:
     ("part", "status", "detail"),
     [
         ("crashes", "crashed", "killed by SIGABRT: a last word"),
-        ("hangs", "stopped", "killed when its time was over"),
+        ("hangs", "stopped", "killed at its time limit"),
         ("fails", "failed", ""),
     ],
 )
@@ -140,7 +140,7 @@ def test_a_missing_package_skips_its_part_and_an_error_is_named(world, monkeypat
     assert found == [Row("before", 1)]
     status, detail = sitting.measure("fails", world, 9, found.append)
     assert status == "failed" and "RuntimeError: CUDA error: an illegal memory access at test_sitting.py:" in detail
-    assert sitting.measure("long", world, 0, found.append) == ("stopped", "its time was over")
+    assert sitting.measure("long", world, 0, found.append) == ("stopped", "its time limit was reached")
     assert len(found) == 2
 
 
@@ -161,7 +161,7 @@ def test_no_part_starts_after_the_budget_and_each_is_written_at_once(tmp_path, m
     statuses = [(part["part"], part["status"]) for part in result["parts"]]
     assert statuses == [("waits", "done"), ("steps", "done"), ("ddp", "not run")]
     assert written == [[], [], ["done"]]
-    assert "a stand-in" in said and "ddp: not run: the budget of 4 s was over (0 s)" in said.splitlines()
+    assert "a stand-in" in said and "ddp: not run: the budget of 4 s was used up (0 s)" in said.splitlines()
 
 
 def test_measurements_are_compared_with_goals():

@@ -56,7 +56,7 @@ def test_a_terminal_gets_lines_that_fit_and_complete_ids(monkeypatch: pytest.Mon
     plain = ESCAPE.sub("", shown)
     assert all(len(line) <= max(width, len("number") + len(ID) + 20) for line in plain.splitlines()), plain
     assert ID in plain and "\x1b" not in plain
-    left_out = "(a wider terminal, or a pipe, shows also: name)" in plain
+    left_out = "(columns hidden on this narrow terminal: name)" in plain
     assert left_out != ("no markup" in plain), "an omitted column must be named"
     assert width != 80 or left_out
 

@@ -20,7 +20,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-# libopencv-dev brings TBB, numba then prefers it, and FFCV's writer never exits
+# With libopencv-dev installed, numba prefers TBB, and then FFCV's writer never exits.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
@@ -28,10 +28,11 @@ from tools.benchmarks.measure import HEADER, Row, about, table  # noqa: E402
 
 HOMES = {"step": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage", "barrier": "steps"}
 HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
-"""File of tools/benchmarks/ that has the function of each benchmark."""
+"""Module in tools/benchmarks/ that defines each benchmark function."""
 
 
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=HOMES, default=list(HOMES), help="these benchmarks instead of all")
     parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller tasks: wide intervals")
@@ -40,12 +41,16 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(name: str, quick: bool) -> Iterable[Row]:
-    """Run one benchmark and return its rows."""
+    """Run the benchmark with this name and return its rows."""
     return pkgutil.resolve_name(f"tools.benchmarks.{HOMES[name]}:{name}")(quick)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Measure, print, and return 1 if a benchmark broke (not if it missed its goal)."""
+    """Run the benchmarks and print the table.
+
+    Return 1 if a benchmark raised an error. A missed goal is no error.
+    """
+    # Phase: measure
     head = about() | {"run": "quick: not for quoting" if arguments.quick else "full"}
     print(table(list(head.items())) + "\n")
     found: list[tuple[str, Row]] = []
@@ -58,6 +63,8 @@ def main(arguments: argparse.Namespace) -> int:
             traceback.print_exc()
             broken[name] = f"{type(error).__name__}: {error}"
         print(f"{name}: {time.perf_counter() - started:.0f} s", file=sys.stderr)
+
+    # Phase: report
     rows = [row for _, row in found]
     print(table([HEADER, *(row.cells() for row in rows)]))
     print("\n" + "\n".join(f"{row.name}: {row.note}" for row in rows if row.note))

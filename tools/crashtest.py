@@ -48,10 +48,11 @@ AT_ONCE = {
     "before-finished": 4,
     "node-written": 4,
 }
-"""How often a point is passed in one search (its root and three levels), where that is not often."""
+"""Number of times that one search (its root and three levels) passes a rare fault point."""
 OFTEN, NODE = 60, 4
+"""The same number for frequent fault points, and for those of a commit."""
 PATIENCE = 10.0
-"""A launch that takes so many times what the undisturbed one took hangs."""
+"""Timeout of a launch, as a multiple of the undisturbed launch. A longer launch counts as hanging."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class CrashTestOptions:
 
 @dataclass
 class Tally:
-    """How often it was killed, and where; and how many of these kills the searches have survived so far."""
+    """Count the kills by place, and the kills that the searches survived."""
 
     options: CrashTestOptions
     started: float = field(default_factory=time.monotonic)
@@ -83,11 +84,11 @@ class Tally:
 
     @property
     def kills(self) -> int:
-        """Kills so far."""
+        """Number of kills so far."""
         return self.places.total()
 
     def line(self) -> str:
-        """Everything in one line, the places by name."""
+        """Return all counts in one line, with the places sorted by name."""
         places = ", ".join(f"{place} {count}" for place, count in sorted(self.places.items()))
         minutes = (time.monotonic() - self.started) / 60
         return (
@@ -96,7 +97,7 @@ class Tally:
         )
 
     def write(self) -> None:
-        """Write the counts as JSON, if that was asked for."""
+        """Write the counts as JSON if --json is given."""
         if self.options.json is not None:
             numbers = {
                 "kills": self.kills,
@@ -113,13 +114,18 @@ class Tally:
 
 @dataclass
 class SearchUnderTest:
-    """One search in a directory of its own."""
+    """One search in its own directory."""
 
     where: Path
     processes: int
 
     def start(self, fault: str | None = None) -> subprocess.Popen[bytes]:
-        """Prepare the data and search, as a group of processes of its own."""
+        """Start data preparation and the search in a new session.
+
+        Args:
+            fault: Fault point at which the process kills itself, or None.
+        """
+        # Phase: commands
         shape = ["--num_processes", str(self.processes), "--num_machines", "1", "--num_cpu_threads_per_process", "1"]
         shape += ["--mixed_precision", "no", "--dynamo_backend", "no"]
         shape += ["--multi_gpu", "--main_process_port", "0"] if self.processes > 1 else []
@@ -127,6 +133,8 @@ class SearchUnderTest:
         prepare = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "digits", "--out", "data"]
         search = [accelerate, "launch", "-q", *shape, str(ROOT / "recipes" / "aws_digits.py"), *SEARCH]
         script = " && ".join(shlex.join(command) for command in (prepare, search))
+
+        # Phase: start
         environment = {name: value for name, value in os.environ.items() if name != FAULT_VARIABLE}
         environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": self.store}
         environment |= {FAULT_VARIABLE: fault} if fault else {}
@@ -137,18 +145,18 @@ class SearchUnderTest:
 
     @property
     def store(self) -> str:
-        """The tracking URI."""
+        """Tracking URI of this search."""
         return f"sqlite:///{self.where / 'mlflow.db'}"
 
     def finished(self) -> bool:
-        """Whether the last launch came to its end."""
+        """Return whether the last launch finished."""
         try:
             return bool(json.loads((self.where / "runs" / "status.json").read_text())["status"] == "finished")
         except FileNotFoundError:
             return False
 
     def files(self) -> dict[str, str]:
-        """SHA-256 of every checkpoint and signed mask, by level."""
+        """Return {level and file name: SHA-256} of every checkpoint and signed mask."""
         found: dict[str, str] = {}
         for path in (self.where / "runs").glob("level-*/record.json"):
             record = json.loads(path.read_text())
@@ -157,7 +165,11 @@ class SearchUnderTest:
         return found
 
     def problems(self, expected: dict[str, str]) -> list[str]:
-        """Return what differs from the undisturbed search, and what is wrong in MLflow."""
+        """Return all differences from the undisturbed search, and all faults in MLflow.
+
+        Args:
+            expected: The result of `files` for the undisturbed search.
+        """
         files = self.files()
         found = [f"{name} differs" for name in sorted(expected | files) if expected.get(name) != files.get(name)]
         runs = open_store(self.where / "runs", self.store).summaries()
@@ -165,13 +177,14 @@ class SearchUnderTest:
         found += [f"{run.name} is {run.status} in MLflow" for run in runs if run.status != "FINISHED"]
         found += [f"{key[:16]} has {keys.count(key)} runs in MLflow" for key in set(keys) if keys.count(key) != 1]
         nodes = len(list((self.where / "runs").glob("*-*/record.json")))
-        found += [f"{nodes} nodes, but {len(keys)} runs in MLflow"] if nodes != len(keys) else []
-        found += [f"{path.name} was left" for path in (self.where / "runs").glob(".making-*")]
+        found += [f"{nodes} local runs, but {len(keys)} runs in MLflow"] if nodes != len(keys) else []
+        found += [f"{path.name} was left behind" for path in (self.where / "runs").glob(".making-*")]
         return found
 
 
 def main(options: CrashTestOptions) -> int:
-    """Return 0 if everything survived."""
+    """Run the crash test; return 0 if all searches survived."""
+    # Phase: undisturbed search
     generator = random.Random(options.seed)
     place = Path(tempfile.mkdtemp(prefix="crashtest-"))
     reference = SearchUnderTest(_new(place, "reference"), options.processes)
@@ -181,6 +194,8 @@ def main(options: CrashTestOptions) -> int:
         return 1
     length = time.monotonic() - started
     expected = reference.files()
+
+    # Phase: searches that are killed
     points = [f"{point}:{n}" for point in FAULT_POINTS for n in [generator.randint(1, _passed(point))]]
     generator.shuffle(points)
     tally = Tally(options)
@@ -196,7 +211,7 @@ def main(options: CrashTestOptions) -> int:
             if tally.problems:
                 print(f"{tally.line()}\n{'; '.join(tally.problems)}\nsee {trial.where}")
                 return 1
-            tqdm.write(f"search {tally.searches} ended with the same bytes after kills at: {', '.join(killed)}")
+            tqdm.write(f"search {tally.searches} gave the same bytes after kills at: {', '.join(killed)}")
             if not options.keep:
                 shutil.rmtree(trial.where)
     print(tally.line())
@@ -208,10 +223,24 @@ def main(options: CrashTestOptions) -> int:
 def _kill_until_finished(
     trial: SearchUnderTest, points: list[str], generator: random.Random, length: float, most: int, bar: tqdm[NoReturn]
 ) -> list[str]:
-    """Kill launch after launch, first at named points and then at random times; return where each died."""
+    """Launch a search repeatedly until it is finished, killing most launches.
+
+    Kill at named fault points first, then at random times.
+
+    Args:
+        trial: The search.
+        points: Fault points that are left. Used ones are removed.
+        generator: Draws the random times.
+        length: Seconds of the undisturbed launch.
+        most: Largest number of kills.
+        bar: Progress bar that counts kills.
+
+    Returns:
+        The place of each kill.
+    """
     killed: list[str] = []
     while not trial.finished():
-        if len(killed) >= most or len(killed) >= 5:
+        if len(killed) >= most or len(killed) >= 5:  # enough kills, so let it finish
             if trial.start().wait(PATIENCE * length) != 0:
                 raise SystemExit(f"a relaunch failed; see {trial.where / 'log'}")
         elif points:
@@ -234,17 +263,20 @@ def _kill_until_finished(
 
 
 def _require_killed(trial: SearchUnderTest) -> None:
-    """A launch that ended with an error must have been killed, or have lost a process that was."""
+    """Raise SystemExit if a launch failed without a kill."""
     try:
         status = json.loads((trial.where / "runs" / "status.json").read_text())["status"]
     except FileNotFoundError:
-        return  # killed while the data were prepared
+        return  # killed during data preparation
     if status == "failed":
         raise SystemExit(f"a launch failed by itself; see {trial.where / 'log'}")
 
 
 def _kill(pid: int) -> None:
-    """Kill a process and all below it at once: the launchers' workers are in sessions of their own."""
+    """Kill a process and all its descendants.
+
+    Killing the process group would miss the launcher's workers, which have their own sessions.
+    """
     root = psutil.Process(pid)
     for process in (root, *root.children(recursive=True)):
         with suppress(psutil.NoSuchProcess):
@@ -252,11 +284,12 @@ def _kill(pid: int) -> None:
 
 
 def _passed(point: str) -> int:
-    """How often a search passes a point, at least."""
+    """Return a lower bound of how often a search passes a fault point."""
     return AT_ONCE.get(point, NODE if point.startswith("node") else 20 if point.startswith("state") else OFTEN)
 
 
 def _new(place: Path, name: str) -> Path:
+    """Create a directory and return its path."""
     (place / name).mkdir()
     return place / name
 

@@ -40,7 +40,7 @@ class Command(Protocol):
     def run(self) -> None: ...
 
 
-# To add a command, write its dataclass in tools/lineage_commands/ and give it a line here.
+# To add a command, write its dataclass in tools/lineage_commands/ and add it here.
 COMMANDS: dict[str, Any] = {
     "list": List,
     "show": Show,
@@ -61,7 +61,7 @@ COMMANDS: dict[str, Any] = {
 
 
 def main() -> None:
-    """Parse the command line and answer; an error is one line and exit code 1."""
+    """Run one command. Errors print one line and exit with code 1."""
     warnings.showwarning = lambda message, *_: _log.warning(str(message))
     command: Command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
     try:

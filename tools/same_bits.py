@@ -39,13 +39,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 
 WALL_CLOCK_METRICS = ("images_per_second", "system/*")
-"""Metrics that measure the machine, not the training."""
+"""Metrics that depend on the machine instead of the training."""
 NOT_COMPARED = ("started_ms", "finished_ms", "code", "config.argv", "config.command", "files")
-"""Record fields that tell when, by which code and with which command; `files` are compared themselves."""
+"""Record fields with times, code version and command line. `files` has digests, and the files are compared directly."""
 COMPARED_AS_FIELDS = ("record.json", "config.json", "SHA256SUMS")
-"""Files that hold times or commands. The first two are compared field by field; the third follows."""
+"""Files with times or command lines. The first two are compared field by field, and the third follows from them."""
 FOREIGN = ("ACCELERATE_*", "HARNESS_*", "MLFLOW_*", "WORLD_SIZE", "RANK", "LOCAL_*", "MASTER_*")
-"""Environment variables of the caller that would change a launch."""
+"""Environment variables of the caller that would change a launch. They are removed."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,16 @@ class TwoVersions:
 
 @dataclass(frozen=True)
 class Launch:
-    """One command of a user. `{name}` in its options is the key of the run that the launch of that name made."""
+    """One command line.
+
+    `{name}` in `options` is replaced by the key of the run that the launch `name` made.
+    """
 
     name: str
     script: str
     options: str
     killed_at: str | None = None
-    """The point (`harness.common.files`) at which this launch is killed."""
+    """Fault point (see `harness.common.files`) at which this launch kills itself, or None."""
 
 
 SMALL = (
@@ -78,7 +81,7 @@ GEM_MINER = (
     "--gem-miner.finetune.lr-milestones-epochs 1"
 )
 SEARCHES = {"aws": 2, "lrr": 2, "lrr_full": 1, "lrr_bn_rewind": 1, "imp": 1, "wr": 1, "random": 1, "dense": 1}
-"""Prunings of each method. The methods are listed, so that a REV without a newer one can be compared."""
+"""Number of levels for each method. METHODS is not used, because REV may not have the newest methods yet."""
 FINALS = {
     "signed": "--kind signed_mask --init-seed 2 --sgd-seed 1",
     "signed_again": "--kind signed_mask --init-seed 2 --sgd-seed 2",
@@ -93,15 +96,15 @@ WAYS = {
     "by_layer": "--method wr --rewind-to 5 --rewind-unit steps --pruning-scope layer --num-levels 1 --init-seed 6",
     "by_density": "--method lrr --densities 0.5 0.2 --num-levels 2 --init-seed 6 --initialisation {aws}",
 }
-"""Searches in other ways than the usual one."""
+"""Searches with settings other than the default ones."""
 COMPARISONS = {"stability": "{signed} {signed_again}", "lmc": "{signed} {retrain}", "norm_barrier": "{aws}"}
 DEMO = "--data.loader memory --warmup-epochs 1 --level-epochs 1 --num-levels 1 --final.epochs 2 --offline"
-"""The demo's network, optimizer and shapes of schedules, with aws and lrr, all finals and comparisons; fewer epochs."""
+"""The demo with fewer epochs: both methods, all its final trainings and comparisons."""
 RESUMED = f"{SMALL} --init-seed 3 --num-levels 1 --checkpoint-every 3 --checkpoint-unit steps"
 
 
 def launches() -> Iterator[Launch]:
-    """Yield the launches of one store, in order."""
+    """Yield all launches for one store, in order."""
     for method, levels in SEARCHES.items():
         yield Launch(method, "recipes/aws_digits.py", f"{SMALL} --method {method} --num-levels {levels}")
     yield Launch("gem_miner", "recipes/aws_digits.py", f"{SMALL} --method gem_miner --num-levels 1 {GEM_MINER}")
@@ -111,7 +114,7 @@ def launches() -> Iterator[Launch]:
         yield Launch(name, "recipes/train_ticket.py", f"--ticket {{aws}} {options} --offline")
     for tool, runs in COMPARISONS.items():
         yield Launch(tool, f"tools/{tool}.py", f"{runs} --num-alphas 3 --offline")
-    yield Launch("killed", "recipes/aws_digits.py", RESUMED, killed_at="step:50")  # inside level 1
+    yield Launch("killed", "recipes/aws_digits.py", RESUMED, killed_at="step:50")  # in the middle of level 1
     yield Launch("resumed", "recipes/aws_digits.py", RESUMED)
     yield Launch("demo", "recipes/demo.py", DEMO)
 
@@ -120,15 +123,19 @@ CONTINUED = Launch("continued", "recipes/aws_digits.py", f"{SMALL} --num-levels 
 VERIFIED = Launch("verified", "tools/lineage.py", "verify --all --offline")
 
 
-# Making the two stores.
+# --- Make the two stores ---
 
 
 class NoAnswerError(Exception):
-    """The two versions could not be compared."""
+    """The two versions could not be compared. The message gives the reason."""
 
 
 def git(*arguments: str) -> bytes:
-    """Return the output of git in this repository; NoAnswerError with its message if it fails."""
+    """Run git in this repository and return its output.
+
+    Raises:
+        NoAnswerError: git failed; with its message.
+    """
     done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True)
     if done.returncode:
         raise NoAnswerError(done.stderr.decode(errors="replace").strip())
@@ -136,12 +143,12 @@ def git(*arguments: str) -> bytes:
 
 
 def export(rev: str, tree: Path) -> str:
-    """Write the files of `rev` to `tree`; return its commit."""
+    """Write the files of `rev` to `tree`; return the commit hash."""
     try:
         commit = git("rev-parse", "--verify", "--end-of-options", f"{rev}^{{commit}}").decode().strip()
     except NoAnswerError as error:
         raise NoAnswerError(
-            f"REV {rev!r} names no commit of this repository ({error}); give one of `git log`"
+            f"REV {rev!r} is not a commit of this repository ({error}); give one of `git log`"
         ) from None
     with tarfile.open(fileobj=io.BytesIO(git("archive", "--format=tar", commit))) as files:
         files.extractall(tree, filter="data")
@@ -149,30 +156,39 @@ def export(rev: str, tree: Path) -> str:
 
 
 def snapshot(tree: Path) -> None:
-    """Copy the code of the working tree to `tree`, so that it can be edited meanwhile; untracked files count."""
+    """Copy the code of the working tree to `tree`.
+
+    Untracked files are included. The working tree can then be edited during the test.
+    """
     for name in ("harness", "recipes", "tools"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
 def environment(tree: Path) -> dict[str, str]:
-    """Return the environment in which `tree` is the harness: one CPU process, one thread."""
+    """Return environment variables for launches with the harness in `tree`.
+
+    They run on the CPU with one thread.
+    """
     own = {name: value for name, value in os.environ.items() if not any(fnmatch(name, each) for each in FOREIGN)}
     own |= {"PYTHONPATH": str(tree), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
-    # libopencv-dev brings TBB, numba then prefers it, and FFCV's writer never exits
+    # With libopencv-dev installed, numba prefers TBB, and then FFCV's writer never exits.
     return own | {"NUMBA_THREADING_LAYER": "omp", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
 
 @dataclass
 class Maker:
-    """Makes a store with the code in `tree`, in the directory `where`."""
+    """Make a store in the directory `where` with the code in `tree`."""
 
     tree: Path
     where: Path
     keys: dict[str, str] = field(default_factory=dict)
-    """Key of the last run that each launch made."""
+    """Key of the last run that each launch made, by name of the launch."""
 
     def require_own_harness(self) -> None:
-        """Raise NoAnswerError unless `import harness` in a recipe of this tree finds this tree's harness."""
+        """Raise NoAnswerError if recipes of this tree import another harness.
+
+        This could be an installed one.
+        """
         code = f"import sys; sys.path[0] = {str(self.tree / 'recipes')!r}; import harness; print(harness.__file__)"
         done = subprocess.run(
             [sys.executable, "-c", code], cwd=self.where, env=environment(self.tree), capture_output=True, text=True
@@ -182,7 +198,7 @@ class Maker:
             raise NoAnswerError(f"recipes of {self.tree} would import {found}: {done.stderr.strip()[-500:]}")
 
     def make(self, bar: tqdm) -> None:
-        """Run all launches."""
+        """Run all launches in order and remember the keys of their runs."""
         self.require_own_harness()
         made: dict[str, dict[str, Any]] = {}
         for launch in launches():
@@ -195,7 +211,11 @@ class Maker:
             bar.update()
 
     def run(self, launch: Launch) -> None:
-        """Run one launch; NoAnswerError with the end of its log if it ends otherwise than it should."""
+        """Run one launch.
+
+        Raises:
+            NoAnswerError: It failed, or was not killed at its fault point; with the end of its log.
+        """
         options = shlex.split(launch.options.format(**self.keys))
         fault = {"HARNESS_KILL_AT": launch.killed_at} if launch.killed_at else {}
         log = self.where / f"{launch.name}.log"
@@ -205,11 +225,11 @@ class Maker:
             done = subprocess.run(command, cwd=self.where, env=env, stdout=output, stderr=subprocess.STDOUT)
         if done.returncode != (-signal.SIGKILL if launch.killed_at else 0):
             said = log.read_text(errors="replace")[-2000:]
-            raise NoAnswerError(f"{shlex.join(command)}\nended with {done.returncode} in {self.where}:\n{said}")
+            raise NoAnswerError(f"{shlex.join(command)}\nexited with {done.returncode} in {self.where}:\n{said}")
 
 
 def prepare_data(tree: Path, where: Path) -> None:
-    """Prepare the digits once, with the tools of `tree`."""
+    """Prepare the digits once for both stores, with the tools of `tree`."""
     command = [sys.executable, str(tree / "tools" / "prepare_data.py"), "digits", "--out", "data"]
     done = subprocess.run(command, cwd=where, env=environment(tree), capture_output=True, text=True)
     if done.returncode:
@@ -217,7 +237,19 @@ def prepare_data(tree: Path, where: Path) -> None:
 
 
 def make_stores(rev: str, place: Path) -> tuple[Path, Path]:
-    """Make the store of `rev` and that of the working tree, side by side; return both directories."""
+    """Make the stores of `rev` and of the working tree in parallel.
+
+    Args:
+        rev: Revision to compare with.
+        place: Directory for the code, the data and both stores.
+
+    Returns:
+        (runs directory of `rev`, runs directory of the working tree).
+
+    Raises:
+        NoAnswerError: A launch failed, or the working tree did not reuse the runs of `rev`.
+    """
+    # Phase: code and data
     commit = export(rev, place / "code-before")
     snapshot(place / "code-after")
     prepare_data(place / "code-after", place)
@@ -227,26 +259,34 @@ def make_stores(rev: str, place: Path) -> tuple[Path, Path]:
         (maker.where / "data").symlink_to(place / "data")
     print(f"before: {rev} ({commit[:12]}), harness imported from {makers[0].tree}")
     print(f"after:  the working tree as it is now, harness imported from {makers[1].tree}", flush=True)
+
+    # Phase: launches
     total = len(list(launches())) * len(makers)
     with tqdm(total=total, unit="launch", leave=False) as bar, ThreadPoolExecutor(len(makers)) as pool:
         list(pool.map(lambda maker: maker.make(bar), makers))
 
-        # Levels of REV must be reused by the working tree, and the next one be the same.
+        # Phase: the working tree continues a search in both stores; it must reuse all levels of REV
         made = [len(records(maker.where / "runs")) for maker in makers]
         list(pool.map(lambda maker: replace(maker, tree=makers[1].tree).run(CONTINUED), makers))
     more = [len(records(maker.where / "runs")) - number for maker, number in zip(makers, made, strict=True)]
     if more != [1, 1]:
-        raise NoAnswerError(f"one level more made {more[0]} runs in the store of {rev}, {more[1]} in the other")
+        raise NoAnswerError(
+            f"one more level must make 1 run, but made {more[0]} in the store of {rev} and {more[1]} in the other"
+        )
     replace(makers[0], tree=makers[1].tree).run(VERIFIED)
-    print(f"the store of {rev}: continued by the working tree, and verified with 0 problems")
+    print(f"the store of {rev}: continued by the working tree and verified with 0 problems")
     return makers[0].where / "runs", makers[1].where / "runs"
 
 
-# Comparing them. Only files are read, with no code of either version: a change of the reader hides nothing.
+# --- Compare the two stores ---
+# The files are read without the harness. A change of its reading code therefore cannot hide a difference.
 
 
 def records(store: Path) -> dict[str, dict[str, Any]]:
-    """Return the record of every finished run by its key, and where it lies as `directory`."""
+    """Return the record of every finished run by key.
+
+    Its path is added as `directory`.
+    """
     paths = sorted(path for path in store.glob("*/record.json") if not path.parent.name.startswith("."))
     read = [json.loads(path.read_text()) | {"directory": path.parent} for path in paths]
     return {record["key"]: record for record in read}
@@ -254,40 +294,40 @@ def records(store: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass
 class Report:
-    """What was compared and found."""
+    """Count equal items and collect differences."""
 
     equal: Counter[str] = field(default_factory=Counter)
-    """Things compared and found equal, by kind."""
+    """Number of equal items by kind."""
     moved: list[str] = field(default_factory=list)
-    """Differences of keys, files and metrics, in words."""
+    """Messages about different keys, files and metrics."""
     fields: dict[str, list[str]] = field(default_factory=dict)
-    """New, gone and different record fields, with the names of their runs."""
+    """Messages about new, gone and different record fields, with the names of their runs."""
 
     @property
     def fields_changed(self) -> list[str]:
-        """The fields that are gone or different; a new one is no fault."""
+        """Messages about gone or different fields. New fields are no fault."""
         return [name for name in self.fields if not name.startswith("new ")]
 
     def compare(self, kind: str, name: str, same: bool, words: str) -> None:
-        """Count an equal thing, or note in words how it differs."""
+        """Count an equal item, or add a message about its difference."""
         if same:
             self.equal[kind] += 1
         else:
             self.moved.append(f"{name}: {words}")
 
     def note_field(self, text: str, run: str) -> None:
-        """Note a difference of a record's field."""
+        """Add a message about a record field of a run."""
         self.fields.setdefault(text, []).append(run)
 
     def lines(self) -> Iterator[str]:
-        """Yield the report, a line a kind, then each difference."""
+        """Yield the lines of the report: counts by kind, then each difference."""
         count = self.equal
         yield f"{count['key']} keys equal"
         yield f"{count['checkpoint']} checkpoints equal byte for byte"
         yield f"{count['mask']} masks equal byte for byte"
         yield f"{count['file']} other files equal byte for byte"
         yield f"{count['metric']} metrics of {count['point']} points equal"
-        yield f"{count['field']} record fields equal (tags, parents, config and the rest)"
+        yield f"{count['field']} record fields equal (tags, parents, config and others)"
         yield f"not compared: metrics {', '.join(WALL_CLOCK_METRICS)}; fields {', '.join(NOT_COMPARED)}"
         yield from (f"DIFFERENT {text}" for text in self.moved)
         for text, runs in self.fields.items():
@@ -295,7 +335,7 @@ class Report:
             yield f"record field {text}, in {runs[0]}{more}"
 
     def verdict(self) -> str:
-        """Return the answer in one line."""
+        """Return the result in one line."""
         if self.moved:
             return f"NOT EQUAL: differences: {len(self.moved)}"
         if self.fields_changed:
@@ -304,14 +344,18 @@ class Report:
 
 
 def compare(before: Path, after: Path) -> Report:
-    """Compare two stores, run by run, by their keys."""
+    """Compare all runs of two stores by key.
+
+    Raises:
+        NoAnswerError: The first store has no finished run.
+    """
     report = Report()
     old, new = records(before), records(after)
     if not old:
         raise NoAnswerError(f"{before} holds no finished run")
     for key in sorted(old.keys() ^ new.keys(), key=lambda key: (old | new)[key]["name"]):
         where = "before" if key in old else "after"
-        report.moved.append(f"{(old | new)[key]['name']}: key {key[:16]}… is there only {where}")
+        report.moved.append(f"{(old | new)[key]['name']}: key {key[:16]}… exists only {where}")
     for key in sorted(old.keys() & new.keys()):
         report.equal["key"] += 1
         compare_files(report, old[key], new[key])
@@ -321,7 +365,7 @@ def compare(before: Path, after: Path) -> Report:
 
 
 def compare_files(report: Report, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare every file of a run, byte for byte."""
+    """Compare every file of a run byte for byte."""
     files = [_files(record["directory"]) for record in (old, new)]
     for name in sorted(files[0].keys() | files[1].keys()):
         if name not in files[0]:
@@ -335,17 +379,22 @@ def compare_files(report: Report, old: Mapping[str, Any], new: Mapping[str, Any]
 
 
 def _files(directory: Path) -> dict[str, Path]:
+    """Return {relative name: path} of all files below a directory."""
     return {path.relative_to(directory).as_posix(): path for path in directory.rglob("*") if path.is_file()}
 
 
 def _kind(name: str) -> str:
+    """Return the kind under which a file is counted."""
     if not name.endswith(".safetensors") or name == "correct.safetensors":
         return "file"
     return "mask" if "mask" in name else "checkpoint"
 
 
 def compare_metrics(report: Report, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare all points (step and value) of every metric, in order; wall-clock ones and times aside."""
+    """Compare the points of every metric, except wall-clock metrics.
+
+    A point is (step, value). Timestamps are ignored.
+    """
     points = [_points(record) for record in (old, new)]
     for name in sorted(points[0].keys() | points[1].keys()):
         if name not in points[0]:
@@ -358,6 +407,7 @@ def compare_metrics(report: Report, old: Mapping[str, Any], new: Mapping[str, An
 
 
 def _points(record: Mapping[str, Any]) -> dict[str, list[tuple[int, Any]]]:
+    """Return {metric name: [(step, value), …]}, without wall-clock metrics."""
     points: dict[str, list[tuple[int, Any]]] = {}
     for name, value, step, _ in record["metrics"]:
         if not any(fnmatch(name, pattern) for pattern in WALL_CLOCK_METRICS):
@@ -366,7 +416,7 @@ def _points(record: Mapping[str, Any]) -> dict[str, list[tuple[int, Any]]]:
 
 
 def _difference(was: list[tuple[int, Any]], now: list[tuple[int, Any]]) -> str:
-    """Return the first point that differs, or how many there were and are."""
+    """Describe the first different point, or the different numbers of points."""
     if len(was) != len(now):
         return f"of {len(was)} points, now of {len(now)}"
     for old, new in zip(was, now, strict=True):
@@ -376,7 +426,10 @@ def _difference(was: list[tuple[int, Any]], now: list[tuple[int, Any]]) -> str:
 
 
 def compare_fields(report: Report, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Compare all else that a record says, and config.json where that is not the record's `config`."""
+    """Compare all other record fields.
+
+    Include config.json if it differs from the record's config.
+    """
     was, now = _fields(old), _fields(new)
     for name in sorted(was.keys() | now.keys()):
         if name not in was:
@@ -400,10 +453,12 @@ def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _within(name: str, outer: str) -> bool:
+    """Return whether a dotted name is `outer` or lies below it."""
     return name == outer or name.startswith(f"{outer}.")
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Flatten nested dicts and yield (dotted name, value)."""
     for name, value in values.items():
         if isinstance(value, dict) and value:
             yield from _flat(value, f"{prefix}{name}.")
@@ -412,7 +467,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 
 def main(arguments: TwoVersions) -> int:
-    """Make both stores, compare them, print the report; return the exit code."""
+    """Make and compare both stores; return the exit code."""
     place = Path(tempfile.mkdtemp(prefix="same-bits-"))
     try:
         report = compare(*make_stores(arguments.rev, place))

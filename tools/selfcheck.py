@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
-# libopencv-dev brings TBB, numba then prefers it, and FFCV's writer never exits
+# With libopencv-dev installed, numba prefers TBB, and then FFCV's writer never exits.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
 import numpy as np  # noqa: E402
@@ -52,8 +52,9 @@ from harness.runs.run import FinishedRun  # noqa: E402
 from tools.selfcheck_reference import Draws, Purpose, Reference, Stage, Tensors  # noqa: E402
 
 TOLERANCE = 1e-10
-"""Deviations up to this count as equal; they are relative to values above 1. Masks and signs allow none."""
+"""Largest allowed deviation, relative for values above 1 and absolute below. Masks and signs must be equal."""
 EXACT = ("masks", "signs")
+"""Quantities that must be equal."""
 SEARCH_SEED, FINAL_SEED, BARRIER_SEED = 1, 2, 0
 BARRIER = ComparisonConfig(num_alphas=5)
 
@@ -73,21 +74,21 @@ class SelfCheck:
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods, one after the other."""
+        """Pruning methods to check."""
         return ("aws", "lrr") if self.method == "both" else (self.method,)
 
     @property
     def seconds(self) -> int:
-        """Time that this takes on one core at the usual width and batch size."""
+        """Approximate duration on one core at the default width and batch size."""
         return 4 + len(self.methods) * (5 + 8 * self.epochs)
 
     def settings(self, where: Path) -> SearchConfig:
-        """Return the settings of the searches and final trainings; data and runs lie in `where`."""
+        """Return the settings, with data and runs below `where`."""
         return SearchConfig(
             data=DataConfig("digits", directory=where / "data", loader="memory"),
             model=ModelConfig("resnet8", width=self.width),
             optim=OptimConfig("sgd", lr=0.1, momentum=0.9, weight_decay=5e-4),
-            final=Schedule(max(4, 2 * self.epochs), "step"),  # two milestones from four epochs on
+            final=Schedule(max(4, 2 * self.epochs), "step"),  # two milestones need at least 4 epochs
             warmup_epochs=self.epochs,
             level_epochs=self.epochs,
             num_levels=2,
@@ -102,20 +103,23 @@ class SelfCheck:
 
 @dataclass
 class Deviation:
-    """The largest deviation of one quantity."""
+    """Deviations of one quantity over all stages and tensors."""
 
     largest: float = -1.0
     where: str = ""
-    """Stage and tensor of the largest, unless it is 0."""
+    """Stage and tensor of the largest deviation, or "" if it is 0."""
     numbers: int = 0
-    """Numbers compared."""
+    """Number of compared elements."""
     beyond: list[str] = field(default_factory=list)
-    """Stage and tensor of each deviation that is not allowed, in order of training."""
+    """Stage and tensor of each deviation above the limit, in order of training."""
 
 
 @contextmanager
 def in_float64() -> Iterator[None]:
-    """Let PyTorch compute in float64, and on one core: such small networks gain nothing by a second."""
+    """Set torch's default dtype to float64 and use one thread.
+
+    Such small networks do not run faster on several threads.
+    """
     dtype, threads = torch.get_default_dtype(), torch.get_num_threads()
     torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
@@ -128,16 +132,16 @@ def in_float64() -> Iterator[None]:
 
 @contextmanager
 def opened(asked: SelfCheck, where: Path) -> Iterator[Experiment]:
-    """Prepare the digits and open the harness in `where`, in float64."""
+    """Prepare the digits and yield an experiment below `where`, in float64."""
     prepare("digits", where / "data")
     with in_float64(), harness.launch(asked.settings(where)) as experiment:
         yield experiment
 
 
 def theta_init(experiment: Experiment, seed: int) -> Tensors:
-    """Return an initialisation, the network's own but for ψ.
+    """Return the network's default initial parameters, but with random ψ.
 
-    Every network begins with ψ = (1, 0). That would hide a wrong ψ_init, and a wrong sign of ψ.
+    By default ψ = (1, 0) in every network. These values would hide a wrong ψ_init or a wrong sign of ψ.
     """
     params, generator = dict(experiment.theta_init(seed).params), np.random.default_rng(seed)
     for name in sorted(experiment.partition.norm):
@@ -147,7 +151,11 @@ def theta_init(experiment: Experiment, seed: int) -> Tensors:
 
 
 def by_harness(experiment: Experiment, method: str) -> Iterator[tuple[str, Stage]]:
-    """Yield each stage with its name, as the harness records it."""
+    """Yield (name, stage) of each stage, computed by the harness.
+
+    The stages are the levels, the barrier and the final training.
+    """
+    # Phase: search
     begun = []
     for seed in (SEARCH_SEED, FINAL_SEED):
         path = experiment.config.runs / f"theta_init_{seed}.safetensors"
@@ -157,6 +165,7 @@ def by_harness(experiment: Experiment, method: str) -> Iterator[tuple[str, Stage
     found = harness.search(own)
     yield from ((f"level {level}", stage_of(run)) for level, run in enumerate(found.levels))
 
+    # Phase: barrier, then final training
     compared = compare_initial_norm(own, found.ticket, BARRIER)
     assert compared is not None
     errors = {"by α": compared.curve.error_percent, "barrier": compared.curve.barrier}
@@ -167,7 +176,7 @@ def by_harness(experiment: Experiment, method: str) -> Iterator[tuple[str, Stage
 
 
 def stage_of(run: FinishedRun) -> Stage:
-    """Return the numbers of a finished run."""
+    """Return the tensors and metrics of a finished run."""
     assert run.record is not None
     metrics: dict[str, list[float]] = {}
     for metric in run.record.metrics:
@@ -187,7 +196,11 @@ def stage_of(run: FinishedRun) -> Stage:
 
 
 def by_reference(experiment: Experiment, method: str) -> Iterator[tuple[str, Stage]]:
-    """Yield each stage with its name, from the reference; of the harness it gets settings and random numbers."""
+    """Yield (name, stage) as `by_harness` does, computed by the reference.
+
+    The reference gets only settings, data and random numbers from the harness.
+    """
+    # Phase: data and random numbers
     config, spec = experiment.config, experiment.spec
     assert isinstance(spec.augmentation, CropFlip) and not spec.augmentation.flip
     padding, steps = spec.augmentation.padding, experiment.train_feed.steps_per_epoch
@@ -202,6 +215,7 @@ def by_reference(experiment: Experiment, method: str) -> Iterator[tuple[str, Sta
         top_N, left_N, _ = crop_flips(noise.key("augment", epoch), order_N, padding)
         return order_N, top_N, left_N, noise.alphas(epoch, steps)
 
+    # Phase: reference
     reference = Reference(
         train=train,
         test=test,
@@ -219,7 +233,16 @@ def by_reference(experiment: Experiment, method: str) -> Iterator[tuple[str, Sta
 
 
 def compare(ours: dict[str, Stage], theirs: dict[str, Stage]) -> dict[str, Deviation]:
-    """Compare all stages; return the deviation of each quantity. A tensor that one side lacks is infinitely far."""
+    """Compare all stages of the harness and the reference.
+
+    Args:
+        ours: {name of the stage: stage} of the harness.
+        theirs: The same of the reference.
+
+    Returns:
+        The deviation of each quantity. It is infinite if one side lacks a tensor.
+    """
+    # A tensor counts for its quantity, such as weights or losses, over all stages.
     found: dict[str, Deviation] = {}
     for stage in theirs | ours:
         mine, other = ours.get(stage, {}), theirs.get(stage, {})
@@ -240,7 +263,10 @@ def compare(ours: dict[str, Stage], theirs: dict[str, Stage]) -> dict[str, Devia
 
 
 def distance_of(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the largest |a − b| / max(1, |b|); infinity for other sizes and for values that are not finite."""
+    """Return the largest |a − b| / max(1, |b|).
+
+    Return infinity if sizes differ or a value is not finite.
+    """
     if one.numel() != other.numel():
         return torch.inf
     one, other = one.double().flatten(), other.double().flatten()
@@ -249,7 +275,10 @@ def distance_of(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 def check(asked: SelfCheck, where: Path) -> dict[str, Deviation]:
-    """Train both ways, with a line for each stage; return the deviations."""
+    """Train with harness and reference and return the deviations.
+
+    A line is printed for each stage.
+    """
     sides: dict[str, dict[str, Stage]] = {"harness": {}, "reference": {}}
     began = time.perf_counter()
     with opened(asked, where) as experiment:
@@ -265,7 +294,8 @@ def check(asked: SelfCheck, where: Path) -> dict[str, Deviation]:
 
 
 def report(found: Mapping[str, Deviation]) -> int:
-    """Print a line for each quantity and the answer; return the exit code."""
+    """Print all deviations and the verdict; return the exit code."""
+    # Phase: table
     rows = [
         {
             "quantity": name,
@@ -280,9 +310,11 @@ def report(found: Mapping[str, Deviation]) -> int:
     print()
     print_table(rows, numbers=("numbers", "largest deviation", "allowed"))
     print()
+
+    # Phase: verdict
     wrong = {name: deviation.beyond for name, deviation in found.items() if deviation.beyond}
     for name, tensors in wrong.items():
-        print(f"DIFFERENT {name}: {len(tensors)} tensors, first that of {tensors[0]}")
+        print(f"DIFFERENT {name}: {len(tensors)} tensors differ, the first one in {tensors[0]}")
     print(
         "NOT EQUAL: harness and reference compute different numbers"
         if wrong
@@ -292,16 +324,16 @@ def report(found: Mapping[str, Deviation]) -> int:
 
 
 def main(asked: SelfCheck) -> int:
-    """Check and report; return the exit code."""
+    """Run the self-check and print the report; return the exit code."""
     show_messages("quiet")
     print(
-        f"Trains ResNet-8 on digits in float64 by {' and '.join(asked.methods)}, with the harness and with\n"
-        f"tools/selfcheck_reference.py, and compares them. About {asked.seconds} seconds on one core; nothing is kept.",
+        f"Training ResNet-8 on digits in float64 by {' and '.join(asked.methods)}, with the harness and with\n"
+        f"tools/selfcheck_reference.py. This takes about {asked.seconds} seconds on one core and keeps no files.",
         flush=True,
     )
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("the self-check is of one process: python tools/selfcheck.py, without a launcher")
+            raise ValueError("the self-check needs one process: run `python tools/selfcheck.py` without a launcher")
         with tempfile.TemporaryDirectory(prefix="selfcheck-") as where:
             found = check(asked, Path(where))
     except (ValueError, OSError, ImportError) as error:

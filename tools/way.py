@@ -1,4 +1,7 @@
-"""Measure how far a reader walks through the code: python tools/way.py [--against REVISION] [--list]."""
+"""Measure how many functions and files a reader must visit.
+
+Usage: python tools/way.py [--against REVISION] [--list].
+"""
 
 import ast
 import json
@@ -17,10 +20,13 @@ SEARCH = "--model.name resnet8 --data.loader memory --num-levels 4 --warmup-epoc
 
 
 def trace(recipe: str, *words: str) -> None:
-    """Run a recipe; print the functions that its third level, or final training, enters, as JSON."""
-    segments = [set[str]()]  # of a search: its root, level 0, 1, 2, 3, …
+    """Run a recipe and print the functions that it calls.
 
-    def note(frame, event, _) -> None:  # of this thread alone; no lambdas, comprehensions, bodies of modules
+    The JSON list has those of level 3, or of the final training.
+    """
+    segments = [set[str]()]  # functions called for the root of a search, level 0, level 1, …
+
+    def note(frame, event, _) -> None:  # this thread only, without lambdas, comprehensions and module bodies
         code, (_, harness, file) = frame.f_code, frame.f_code.co_filename.rpartition("/harness/")
         if harness and event in ("call", "return") and code.co_name[0] != "<":
             if code.co_qualname == "final_training" or (code.co_qualname == "LocalNodes.commit" and event == "return"):
@@ -35,7 +41,10 @@ def trace(recipe: str, *words: str) -> None:
 
 
 def walk(tree: Path, scratch: Path) -> dict[str, list[str]]:
-    """Return the functions that a level and a final training of the checkout `tree` enter."""
+    """Return the functions that a level and a final training call.
+
+    The code in the directory `tree` is run.
+    """
     run = f"env -C {scratch} PYTHONPATH={tree} OMP_NUM_THREADS=1 {sys.executable} {__file__} {tree}"
     check_output(f"{run}/tools/prepare_data.py digits --out data".split())
     level = check_output(f"{run}/recipes/aws_digits.py {SEARCH}".split())
@@ -45,7 +54,13 @@ def walk(tree: Path, scratch: Path) -> dict[str, list[str]]:
 
 
 def read(tree: Path) -> dict[str, list[str]]:
-    """Return what the sources of `tree` say: loose files, the longest way of imports, names, flags."""
+    """Analyse the sources in `tree`.
+
+    Returns:
+        Lines outside of harness/pruning that read a flag of a method, files directly in harness/, duplicate class
+        names, and the longest import path between subpackages.
+    """
+    # Phase: parse all sources
     edges, classes, asked = set[tuple[str, str]](), Counter[str](), list[str]()
     for path in (path for top in ("harness", "recipes", "tools") for path in (tree / top).rglob("*.py")):
         (top, inner, *_), nodes = path.relative_to(tree).parts, list(ast.walk(ast.parse(path.read_text())))
@@ -56,7 +71,9 @@ def read(tree: Path) -> dict[str, list[str]]:
         froms = [f"{n.module}.{a.name}".split(".") for n in nodes if isinstance(n, ast.ImportFrom) for a in n.names]
         room = inner.removesuffix(".py") if top == "harness" else top
         edges |= {(room, name[1] if name[0] == "harness" else name[0]) for name in froms} - {(room, room)}
-    rooms = nx.DiGraph(edges).subgraph({room for room, _ in edges} - {"__init__"})  # whose names come from everywhere
+
+    # Phase: import graph, without __init__ because it imports from all subpackages
+    rooms = nx.DiGraph(edges).subgraph({room for room, _ in edges} - {"__init__"})
     loose, twice = list(tree.glob("harness/*.py")), [name for name, count in classes.items() if count > 1]
     found = {"flags asked": asked, "loose files": list(map(str, loose)), "class names twice": twice}
     return found | {"floors": nx.dag_longest_path(rooms)}

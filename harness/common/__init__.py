@@ -1,1 +1,1 @@
-"""Small parts that every room uses: digests, seeds, files, messages."""
+"""Helpers that every package uses: digests, seeds, files, log messages."""

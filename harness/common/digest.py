@@ -1,4 +1,4 @@
-"""SHA-256 digests of files, tensors and settings: the identity of everything the lineage speaks of."""
+"""Compute SHA-256 digests of files, tensors and settings. They identify every object in the lineage."""
 
 from __future__ import annotations
 
@@ -15,17 +15,20 @@ _CHUNK_BYTES = 1 << 22
 
 
 def canonical_json(value: Any) -> str:
-    """Write `value` as the one JSON text equal values share: sorted keys, no spaces, no NaN."""
+    """Return the canonical JSON text of `value`. Equal values give equal text.
+
+    Keys are sorted. There are no spaces, and NaN is an error.
+    """
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
 
 
 def sha256_json(value: Any) -> str:
-    """Return the hex SHA-256 of `value`'s canonical JSON."""
+    """Return the hex SHA-256 of the canonical JSON of `value`."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
 
 
 def sha256_file(path: Path | str) -> str:
-    """Return the hex SHA-256 of a file's bytes, read in pieces."""
+    """Return the hex SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):
@@ -34,7 +37,10 @@ def sha256_file(path: Path | str) -> str:
 
 
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Return the hex SHA-256 over names, dtypes, shapes and bytes of named tensors, in order of name."""
+    """Return the hex SHA-256 over tensors' names, dtypes, shapes and bytes.
+
+    Tensors are sorted by name.
+    """
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Files that survive a crash, processes that may have left some behind, and points at which a test crashes."""
+"""Write files atomically, look up processes, and define crash points for tests."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import threading
 from pathlib import Path
 
 FAULT_VARIABLE = "HARNESS_KILL_AT"
+"""Environment variable that selects a crash point, for tests (see `reach`)."""
 FAULT_POINTS = (
     "step",
     "state-written",
@@ -24,7 +25,7 @@ _reached: dict[str, int] = {}
 
 
 def fsync(path: Path) -> None:
-    """Force a file's content, or a directory's entries, to the disk."""
+    """Flush a file's content, or a directory's entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -33,17 +34,20 @@ def fsync(path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_point: str | None = None) -> None:
-    """Replace the content of `path` in one step: readers see the old bytes or the new ones, never a part.
+    """Replace the content of `path` atomically.
+
+    Readers see either the old or the new content.
 
     Args:
         path: The file. Its directory must exist.
-        data: The whole new content.
-        durable: Force content and name to the disk before returning. Leave it out for files that can be rebuilt.
+        data: The complete new content.
+        durable: Flush content and name to disk before returning. Set it to False for files that can be rebuilt.
         fault_point: Name of a crash point between writing and renaming, for tests (see `reach`).
 
     Raises:
         OSError: The disk is full or not writable. The old content is unchanged.
     """
+    # Write a temporary file in the same directory, then rename it.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
         with open(temporary, "wb") as file:
@@ -61,20 +65,23 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
 
 
 def process_exists(pid: int) -> bool:
-    """Say whether this machine has a process with this number."""
+    """Return whether this machine has a process with this ID."""
     if pid <= 0:
         return False
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except PermissionError:  # another user's process
+    except PermissionError:  # the process belongs to another user
         return True
     return True
 
 
 def reach(point: str) -> None:
-    """Die here of SIGKILL if HARNESS_KILL_AT is `point:n` and this is the n-th time; else nothing."""
+    """Kill this process with SIGKILL if a test selected `point`.
+
+    HARNESS_KILL_AT is `point:n`. The process dies when it reaches `point` for the n-th time (default: the first).
+    """
     wanted = os.environ.get(FAULT_VARIABLE)
     if wanted is None:
         return

@@ -1,4 +1,4 @@
-"""The machine a launch runs on: what it is, how the launch was called, and how busy it was meanwhile."""
+"""Describe a launch's machine and command, and sample the machine's load."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 try:
     import psutil
-except ModuleNotFoundError:  # a machine with PyTorch and little else
+except ModuleNotFoundError:  # psutil is optional
     psutil = None
 
 if TYPE_CHECKING:
@@ -24,13 +24,17 @@ if TYPE_CHECKING:
 
 _MIB, _GIB = 2**20, 2**30
 LEAST_SECONDS = 1.0
-"""Between two samples, at first."""
+"""Shortest interval between two samples of the load."""
 SHARE_OF_ELAPSED = 1 / 60
-"""…and later this share of the time since the beginning, so that five days give some 600 samples, not 400,000."""
+"""Interval between two samples, as a share of the time since the start of the run. Five days then give about 600
+samples, not 400,000."""
 
 
 def launch_command() -> str:
-    """Return the command that started this process, ready to paste: with `accelerate launch` if that is its parent."""
+    """Return the shell command that started this process.
+
+    It begins with `accelerate launch` if that is the parent process.
+    """
     script = [sys.argv[0], *sys.argv[1:]]
     if psutil is None:
         return shlex.join(["python", *script])
@@ -47,7 +51,7 @@ def launch_command() -> str:
 
 @functools.cache
 def cpu_name() -> str:
-    """Return the processor's name as Linux has it."""
+    """Return the processor's name from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -57,9 +61,9 @@ def cpu_name() -> str:
 
 
 def hardware(device: torch.device | None = None) -> dict[str, Any]:
-    """Return processor, cores this process may use, memory in GiB and the names of the GPUs it sees.
+    """Return processor, usable cores, memory in GiB and names of visible GPUs.
 
-    If the launch computes on a CUDA `device`, its `cuda_facts` come with them, as `cuda`.
+    If `device` is a CUDA device, the result also has `cuda_facts` under `cuda`.
     """
     import torch
 
@@ -74,10 +78,10 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
 
 
 def cuda_facts() -> dict[str, Any]:
-    """Return facts that may change bits on CUDA and are in no key.
+    """Return facts about CUDA that may change a run's bits.
 
-    They are the versions of libraries and driver, the state of TF32, and the choices of cuDNN. An unknown fact is None.
-    To be asked on a CUDA device alone: the question for its capability initialises CUDA.
+    They are not part of any key: versions of libraries and driver, the state of TF32, and cuDNN's settings. An unknown
+    fact is None. Call this only when the launch uses CUDA, because reading the device capability initialises CUDA.
     """
     import torch
 
@@ -102,17 +106,17 @@ def cuda_facts() -> dict[str, Any]:
 
 
 def _answer(ask: Callable[[], Any]) -> Any:
-    """Return the answer, or None where there is none."""
+    """Return the answer, or None if it is not available."""
     try:
         return ask()
     except (AttributeError, RuntimeError):
-        # an older torch, or a build without NCCL; and torch refuses TF32's old name where its new one was used
+        # An older torch, or a build without NCCL. Also, torch refuses the old TF32 setting once the new one was used.
         return None
 
 
 @functools.cache
 def _driver_version() -> str | None:
-    """Return the version of NVIDIA's driver: its library's word, else the kernel's, else None."""
+    """Return the NVIDIA driver version from NVML or the kernel, or None."""
     with suppress(Exception):  # no package, no library, no permission
         import pynvml
 
@@ -129,21 +133,21 @@ def _memory_bytes() -> int:
 
 
 Sample = tuple[str, float, int]
-"""Name, value, time in ms since 1970."""
+"""Name, value, Unix time in milliseconds."""
 
 
 @contextmanager
 def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[], list[Sample]]]:
-    """Sample in a thread how busy the machine is, under the names that MLflow shows as system metrics.
+    """Sample the machine's load in a thread, as MLflow system metrics.
 
-    It touches neither torch nor any generator: training has the same bits with and without it.
+    Sampling uses neither torch nor a random generator, so it does not change a training's bits.
 
     Args:
-        since_s: Start of the run in seconds since 1970: the longer ago, the rarer the samples.
+        since_s: Start of the run, Unix time in seconds. The longer ago, the longer the interval between samples.
         wanted: Whether to sample at all.
 
     Yields:
-        A function that returns the samples since its last call.
+        A function that returns the samples taken since its last call.
     """
     samples: list[Sample] = []
     lock, ended = threading.Lock(), threading.Event()
@@ -157,16 +161,18 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
     if not wanted:
         yield take
         return
-    readers = [_load, *_gpu_readers()]  # not in the thread: a library that two threads import may be seen half made
+    # Import NVML here, not in the thread: concurrent imports could see a partly initialised module.
+    readers = [_load, *_gpu_readers()]
 
     def work() -> None:
-        _load()  # each reading of the processors is the mean since the one before
+        _load()  # psutil returns the mean CPU load since the previous call
         while not ended.wait(max(LEAST_SECONDS, (time.time() - since_s) * SHARE_OF_ELAPSED)):
             now_ms = int(time.time() * 1000)
             values = {name: value for read in readers for name, value in read().items()}
             with lock:
                 samples.extend((f"system/{name}", value, now_ms) for name, value in values.items())
 
+    # Sample until the caller leaves the context.
     thread = threading.Thread(target=work, name="load-sampler", daemon=True)
     thread.start()
     try:
@@ -189,13 +195,13 @@ def _load() -> dict[str, float]:
 
 
 def _gpu_readers() -> list[Callable[[], dict[str, float]]]:
-    """Return a reader for each GPU of the machine; none without NVIDIA's library."""
+    """Return a load reader per GPU, or none without NVML."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         count = pynvml.nvmlDeviceGetCount()
-    except Exception:  # no package, no driver, no permission: then there is nothing to show
+    except Exception:  # no package, no driver or no permission
         return []
     return [functools.partial(_gpu_load, index) for index in range(count)]
 
@@ -212,5 +218,5 @@ def _gpu_load(index: int) -> dict[str, float]:
         found[f"gpu_{index}_utilization_percentage"] = float(pynvml.nvmlDeviceGetUtilizationRates(handle).gpu)
         found[f"gpu_{index}_power_usage_watts"] = pynvml.nvmlDeviceGetPowerUsage(handle) / 1000
     except pynvml.NVMLError:
-        pass  # a virtual GPU may refuse one of them: what it told is kept
+        pass  # a virtual GPU may not support every query: keep the values read so far
     return found

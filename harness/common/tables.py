@@ -1,7 +1,7 @@
-"""Tables and trees of the terminal, drawn by rich.
+"""Print tables and trees with rich.
 
-A terminal gets colours and lines that fit it. A pipe gets plain text: one row a line, nothing cut, nothing wrapped.
-Names and tags may come from somebody else's store, so control characters are written out.
+A terminal gets colours and a layout that fits its width. A pipe gets plain text with one row per line, neither
+truncated nor wrapped. Control characters are escaped, because names and tags may come from another user's store.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-# rich is imported where it is used: a training process never needs it.
+# rich is imported inside functions, because training processes do not need it.
 
 _NEVER_WRAPS = 1 << 20
-"""Columns of an output that is no terminal."""
+"""Width, in columns, of an output that is not a terminal."""
 
 
 def print_table(
@@ -32,21 +32,22 @@ def print_table(
     spare: Sequence[str] = (),
     marked: int | None = None,
 ) -> None:
-    """Print rows under the names of their columns, which are those of the first row.
+    """Print rows as a table. The first row's keys are the column names.
 
     Args:
-        rows: Texts by the name of their column.
-        numbers: Columns that are set to the right and never wrapped.
-        whole: Columns that are never wrapped, such as IDs, which are copied.
-        spare: Columns that a terminal too narrow for all does without, the first of them first.
-        marked: Number of the row that a terminal shows in bold.
+        rows: Cell texts by column name.
+        numbers: Columns that are right-aligned and never wrapped.
+        whole: Columns that are never wrapped, such as IDs, so that they can be copied.
+        spare: Columns to drop on a terminal that is too narrow, in this order.
+        marked: Index of the row that a terminal shows in bold.
     """
     try:
         console = _console()
-    except ImportError:  # a search needs no more than PyTorch, safetensors, tqdm and tyro
+    except ImportError:  # rich is optional: a search runs without it
         print("\n".join("  ".join(map(for_terminal, cells)) for cells in (rows[0], *(row.values() for row in rows))))
         return
     names = list(rows[0])
+    # Drop spare columns until the table fits the terminal.
     left_out: list[str] = []
     table = _table(names, rows, numbers, whole, marked)
     for name in spare:
@@ -56,12 +57,13 @@ def print_table(
         left_out.append(name)
         table = _table(names, rows, numbers, whole, marked)
     _print(console, table)
+    # Name the dropped columns.
     if left_out:
-        print_lines(f"(a wider terminal, or a pipe, shows also: {', '.join(left_out)})")
+        print_lines(f"(columns hidden on this narrow terminal: {', '.join(left_out)})")
 
 
 def print_fields(rows: Iterable[tuple[str, ...]], *, title: str = "") -> None:
-    """Print names and their values in columns without a head, indented below `title` if it is given."""
+    """Print names and values in aligned columns, indented below `title` if given."""
     from rich.padding import Padding
     from rich.table import Table
 
@@ -78,7 +80,12 @@ def print_fields(rows: Iterable[tuple[str, ...]], *, title: str = "") -> None:
 
 
 def print_lines(*lines: str, style: str = "") -> None:
-    """Print lines of text, in the style of rich on a terminal; a terminal wraps what is too long."""
+    """Print lines of text.
+
+    Args:
+        lines: Texts. A terminal wraps lines that are too long.
+        style: A style of rich, used on a terminal.
+    """
     from rich.text import Text
 
     console = _console()
@@ -87,7 +94,7 @@ def print_lines(*lines: str, style: str = "") -> None:
 
 
 def print_markdown(text: str) -> None:
-    """Print Markdown: laid out on a terminal, as it stands into a pipe."""
+    """Print Markdown: formatted on a terminal, unchanged to a pipe."""
     if not sys.stdout.isatty():
         print(text)
         return
@@ -97,7 +104,11 @@ def print_markdown(text: str) -> None:
 
 
 def tree_texts(names: Iterable[tuple[int, str]]) -> list[str]:
-    """Return each name with the branches that lead to it, from (depth, name) where children follow their parent."""
+    """Return each name with the tree branches drawn before it.
+
+    Args:
+        names: (depth, name) pairs in depth-first order: children follow their parent.
+    """
     from rich.tree import Tree
 
     root = Tree("", hide_root=True)
@@ -135,14 +146,17 @@ def _table(
 
 
 def _text(text: str, *, no_wrap: bool | None = None) -> Text:
-    """Return text that rich takes as it is, not as its markup."""
+    """Return text that rich prints literally, without its markup."""
     from rich.text import Text
 
     return Text(for_terminal(text), no_wrap=no_wrap)
 
 
 def _console(width: int | None = None) -> Console:
-    """Return a console that writes to a buffer and knows whether standard output is a terminal, and how wide."""
+    """Return a console that writes to a buffer.
+
+    It uses the width and colours of standard output, if that is a terminal.
+    """
     from rich.console import Console
 
     is_terminal = sys.stdout.isatty()
@@ -154,17 +168,19 @@ def _console(width: int | None = None) -> Console:
 
 
 def _widest(console: Console, table: Table) -> int:
-    """Return the columns of a terminal on which no cell is wrapped."""
+    """Return the width, in columns, at which no cell wraps."""
     return console.measure(table, options=console.options.update(width=_NEVER_WRAPS)).maximum
 
 
 def _print(console: Console, part: RenderableType) -> None:
-    """Print through `print`, so that a reader that has gone ends the command as it does everywhere."""
+    """Render `part` and print it with Python's `print`.
+
+    A closed pipe then ends the command in the same way as elsewhere.
+    """
     assert isinstance(console.file, io.StringIO)
-    least = console.measure(
-        part, options=console.options.update(width=_NEVER_WRAPS)
-    ).minimum  # IDs stay whole on any terminal: it wraps the line itself
-    console.print(part, width=max(console.width, least), crop=False)  # IDs stay whole where they do not fit
+    least = console.measure(part, options=console.options.update(width=_NEVER_WRAPS)).minimum
+    # Render wider than a narrow terminal if necessary: the terminal then wraps the line, and rich breaks no ID.
+    console.print(part, width=max(console.width, least), crop=False)
     text = console.file.getvalue()
     console.file.seek(0)
     console.file.truncate()

@@ -1,7 +1,7 @@
-"""The settings of a run: frozen dataclasses that hold every default once. No torch here.
+"""Settings of runs, as frozen dataclasses. Every default is defined once, here.
 
-`harness.experiment.search.level_determinants` chooses which of them determine the bits of a level. Paths, worker
-counts and logging never do.
+`harness.experiment.describe` chooses the settings that enter a run's key. Paths, worker counts and logging never do.
+This package does not import torch.
 """
 
 from harness.config.parts import (

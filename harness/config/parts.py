@@ -1,4 +1,4 @@
-"""What every launch has settings for: data, network, optimizer, schedule."""
+"""Settings that every launch has: data, network, optimizer, schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ MatmulPrecision = Literal["highest", "high", "medium"]
 
 
 def known(what: str, name: str, names: Sequence[str]) -> str:
-    """Return `name` if it is one of `names`; else raise a ValueError that lists them and the nearest."""
+    """Return `name` if it is one of `names`.
+
+    Args:
+        what: The kind of name, for the message.
+        name: The name to check.
+        names: All valid names.
+
+    Raises:
+        ValueError: `name` is unknown. The message lists the valid names and suggests the closest one.
+    """
     if name in names:
         return name
     near = get_close_matches(name, names, n=1)
@@ -30,22 +39,22 @@ def require(ok: bool, message: str) -> None:
 
 
 def require_minutes(name: str, minutes: float) -> None:
-    """Raise a ValueError unless `minutes` can be waited for."""
+    """Raise a ValueError unless `minutes` is finite and not negative."""
     require(0 <= minutes < inf, f"{name} is {minutes}; it must be a finite number of minutes, and not negative")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which data set, and how it is read."""
+    """The data set and its loader."""
 
     name: str
-    """A name of harness.data.DATASETS, e.g. digits, cifar100, imagenet."""
+    """Name in harness.data.DATASETS, e.g. digits, cifar100, imagenet."""
     directory: Path = Path("data")
-    """Where tools/prepare_data.py put it."""
+    """Directory of prepared data sets, the --out of tools/prepare_data.py."""
     loader: Literal["ffcv", "memory"] = "ffcv"
-    """ffcv reads the .beton files; memory keeps small raw sets on the device. Both give the same batches."""
+    """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. Both give the same batches."""
     num_workers: int = 1
-    """Loader threads per process; -1 shares the cores out over the processes. No influence on the numbers."""
+    """Loader threads per process. -1 divides the cores among the processes. Never changes a result."""
 
     def __post_init__(self) -> None:
         workers = self.num_workers
@@ -54,17 +63,17 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Which network."""
+    """The network."""
 
     name: str
-    """A name of harness.models.MODELS, e.g. resnet20, resnet50_cifar, mlp_mixer."""
+    """Name in harness.models.MODELS, e.g. resnet20, resnet50_cifar, mlp_mixer."""
     width: int | None = None
-    """Channels of the first stage where the family can be widened; the family's own if not given."""
+    """Channels of the first stage, for networks of adjustable width. Default: the network's own."""
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The optimizer, new at every level."""
+    """The optimizer. Every level creates a new one."""
 
     name: Literal["sgd", "adam"] = "sgd"
     lr: float = 0.1
@@ -74,9 +83,9 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam only."""
     weight_decay: float = 5e-4
-    """Coupled L2 on all parameters, as in the paper."""
+    """Coupled L2 penalty on all parameters, as in the paper."""
     max_grad_norm: float | None = None
-    """Clip the gradient of the remaining parameters to this 2-norm; no clipping if not given."""
+    """Clip the gradient of the kept parameters to this 2-norm. Default: no clipping."""
 
     def __post_init__(self) -> None:
         require(self.lr > 0, f"optim.lr is {self.lr}; it must be positive")
@@ -87,43 +96,43 @@ class OptimConfig:
         require(clip is None or clip > 0, f"optim.max_grad_norm is {clip}; it must be positive")
 
     def determinants(self) -> dict[str, Any]:
-        """What determines a training's bits: not the settings of an optimizer that is not used."""
+        """Return the settings that determine a training's bits. Excludes those that the optimizer ignores."""
         unused = {"sgd": ("betas",), "adam": ("momentum",)}[self.name]
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long one training lasts and how its learning rate falls, in steps of one epoch."""
+    """Length and learning-rate schedule of one training. The rate changes once per epoch."""
 
     epochs: int
     lr_schedule: LrSchedule
-    """constant; step: ×0.1 at each milestone; cosine: falls towards 0.001 of the start."""
+    """constant. step: ×0.1 at each milestone. cosine: falls towards 0.001 of the initial rate."""
     lr_milestones_epochs: tuple[int, ...] | None = None
-    """Milestones of step; E//2 and (E//4)·3 if not given."""
+    """Milestones of step, in epochs. Default for E epochs: E//2 and (E//4)·3."""
 
     def __post_init__(self) -> None:
         require(self.epochs >= 0, f"epochs is {self.epochs}; it must not be negative")
         known("lr_schedule", self.lr_schedule, get_args(LrSchedule))
         if (milestones := self.lr_milestones_epochs) is not None:
             allowed = self.lr_schedule == "step" and all(milestone > 0 for milestone in milestones)
-            require(allowed, f"lr_milestones_epochs is {milestones}; it takes positive epochs, with lr_schedule step")
+            require(allowed, f"lr_milestones_epochs is {milestones}; they must be positive and need lr_schedule step")
 
     def determinants(self) -> dict[str, Any]:
-        """What determines a training's bits: no milestones where they are the schedule's own."""
+        """Return the settings that determine a training's bits. Excludes default milestones."""
         own = {"epochs": self.epochs, "lr_schedule": self.lr_schedule}
         given = self.lr_milestones_epochs
         return own if given is None else own | {"lr_milestones_epochs": list(given)}
 
     def lr_factor(self, epoch: int) -> float:
-        """Return what the learning rate is multiplied by in `epoch` (0-based)."""
+        """Return the factor on the learning rate in `epoch` (0-based)."""
         if self.lr_schedule == "constant":
             return 1.0
         if self.lr_schedule == "step":
             milestones = self.lr_milestones_epochs or (self.epochs // 2, self.epochs // 4 * 3)
-            # below four epochs a milestone is 0: no training starts with a reduced learning rate
+            # With fewer than four epochs a default milestone is 0. It is ignored, so the rate never starts reduced.
             return float(0.1 ** sum(epoch >= milestone > 0 for milestone in milestones))
         if self.lr_schedule == "cosine":
             floor = 1e-3
             return floor + (1 - floor) * (1 + cos(pi * epoch / self.epochs)) / 2
-        raise ValueError(f"lr_schedule {self.lr_schedule!r} has no formula here; write one beside its name")
+        raise ValueError(f"lr_schedule {self.lr_schedule!r} has no formula; add one to Schedule.lr_factor")

@@ -1,6 +1,6 @@
-"""Networks that older runs drew otherwise: what tells their runs apart, and how a run says which it is.
+"""Networks whose initialisation changed, and the mark of new runs.
 
-No torch here, so that a list of runs can say how θ_init was drawn.
+This module does not import torch, so that lists of runs can show how θ_init was drawn.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 INITIAL_WEIGHTS = "initial_weights"
-"""Determinant, field of the configuration, and tag of the runs that draw such a network as today."""
+"""Name of the determinant, configuration field and tag that only runs with the new initialisation have."""
 
 
 @dataclass(frozen=True)
 class Redrawn:
-    """A network whose θ_init older runs drew otherwise."""
+    """A network whose θ_init older runs drew differently."""
 
     determinants: Mapping[str, Any]
-    """Inputs to the keys of its runs today; older runs have none of them."""
+    """Inputs to the keys of its new runs. Older runs have none of them."""
     before: str
     """How older runs drew it, in words."""
 
@@ -34,15 +34,18 @@ REDRAWN: dict[str, Redrawn] = {
         "its convolutions from Kaiming normal over fan_out, their biases 0; trained with drop-connect 0.2",
     ),
 }
-"""By name. Today their layers start from torch's default draw, as in the paper's scripts."""
+"""Changed networks by name. Layers now use torch's default initialisation, as the paper's scripts do."""
 
 
 def drawn_before(network: str, said: Mapping[str, Any]) -> str | None:
-    """Return in words how a run drew its network, if that was otherwise than today; else None.
+    """Return how an old run drew its network, in words.
 
     Args:
-        network: A name of harness.models.MODELS.
-        said: The determinants, configuration or tags of the run.
+        network: Name in harness.models.MODELS.
+        said: Determinants, configuration or tags of the run.
+
+    Returns:
+        The description, or None if the run drew its network as this version does.
     """
     one = REDRAWN.get(network)
     return None if one is None or INITIAL_WEIGHTS in said else one.before

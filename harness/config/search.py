@@ -1,4 +1,4 @@
-"""The settings of a search for a signed mask, and their JSON."""
+"""Settings of a search for a signed mask, and their JSON form."""
 
 from __future__ import annotations
 
@@ -23,32 +23,34 @@ Scope = Literal["global", "layer"]
 Order = Literal["default", "paper"]
 RewindUnit = Literal["epochs", "steps"]
 AlphaDistribution = Literal["uniform", "zero", "bernoulli", "half_to_one"]
-"""Of AWS's α: U(0, 1); always 0; 0 or 1, each half the time; U(½, 1)."""
+"""Distribution of AWS's α. uniform: U(0, 1). zero: always 0. bernoulli: 0 or 1 with equal probability. half_to_one:
+U(½, 1)."""
 Freezing = Literal["authors", "exact"]
 NETWORKS_OWN = "network"
-"""The initialisation that a network comes with."""
+"""Name of a network's own initialisation."""
 
 
 @dataclass(frozen=True)
 class GemMinerConfig:
-    """Gem-Miner only: scores trained by SGD, then fine-tuning, as its authors' ResNet-32.
+    """Settings of Gem-Miner: training of the scores, then fine-tuning.
 
-    The cosine schedule of the scores ends at 0.001 of the learning rate, as all of ours do; theirs at 0.
+    Defaults are those of its authors' ResNet-32. One difference: our cosine schedule ends at 0.001 of the learning
+    rate, theirs at 0.
     """
 
     score_epochs: int = 150
-    """E, epochs of training the scores."""
+    """E, the epochs of training the scores."""
     lr: float = 0.1
     """Learning rate of the scores."""
     penalty: float = 1e-5
-    """λ of the loss's λ‖p‖²."""
+    """λ of the penalty λ‖p‖² in the loss."""
     freeze_every_epochs: int = 5
-    """n: the lowest scores are frozen this often, first after epoch n + 1."""
+    """n, the epochs between two freezings of the lowest scores. The first follows epoch n + 1."""
     freezing: Freezing = "authors"
-    """authors: after epochs n + 1, 2n + 1, …, and equal scores together, so that fewer weights than planned can stay;
-    exact: after n, 2n, …, the planned number, as older runs did."""
+    """authors: freeze after epochs n + 1, 2n + 1, …. Equal scores are frozen together, so fewer weights than planned
+    can remain. exact: freeze after epochs n, 2n, …, exactly the planned number, as older runs did."""
     num_train: int | None = None
-    """Training images of both trainings, drawn by the search's sgd_seed; all if not given."""
+    """Training images used by both trainings, drawn by sgd_seed. Default: all."""
     finetune: Schedule = Schedule(150, "step", (80, 120))
     """Schedule of fine-tuning."""
     finetune_lr: float = 0.01
@@ -56,14 +58,14 @@ class GemMinerConfig:
     finetune_weight_decay: float = 1e-4
     """Weight decay of fine-tuning."""
     momentum: float = 0.9
-    """Of both."""
+    """Momentum of both trainings."""
 
     def __post_init__(self) -> None:
         enough = self.score_epochs > self.freeze_every_epochs >= 1
         require(
             enough,
-            f"gem_miner.score_epochs is {self.score_epochs} and freeze_every_epochs {self.freeze_every_epochs}; "
-            "it takes at least one epoch more than that, so that something is pruned",
+            f"gem_miner.score_epochs is {self.score_epochs} and freeze_every_epochs is {self.freeze_every_epochs}; "
+            "score_epochs must be larger, or no weight is pruned",
         )
         require(self.penalty >= 0, f"gem_miner.penalty is {self.penalty}; it must not be negative")
         known("gem_miner.freezing", self.freezing, get_args(Freezing))
@@ -71,19 +73,22 @@ class GemMinerConfig:
         require(num_train is None or num_train >= 1, f"gem_miner.num_train is {num_train}; it must be 1 or more")
 
     def scoring(self) -> tuple[OptimConfig, Schedule]:
-        """Optimizer and schedule of the scores; λ‖p‖² is coupled weight decay of 2λ."""
+        """Return optimizer and schedule of the scores. Weight decay 2λ implements λ‖p‖²."""
         optim = OptimConfig("sgd", lr=self.lr, momentum=self.momentum, weight_decay=2 * self.penalty)
         return optim, Schedule(self.score_epochs, "cosine")
 
     def finetuning(self) -> tuple[OptimConfig, Schedule]:
-        """Optimizer and schedule of fine-tuning."""
+        """Return optimizer and schedule of fine-tuning."""
         optim = OptimConfig("sgd", lr=self.finetune_lr, momentum=self.momentum, weight_decay=self.finetune_weight_decay)
         return optim, self.finetune
 
 
 @dataclass(frozen=True)
 class SearchConfig:
-    """One search for a signed mask (Algorithm 1) and the schedule of the final trainings that use it."""
+    """A search for a signed mask (Algorithm 1).
+
+    It includes the schedule of the final trainings.
+    """
 
     data: DataConfig
     model: ModelConfig
@@ -91,63 +96,63 @@ class SearchConfig:
     final: Schedule
     """Schedule of every final training."""
     warmup_epochs: int
-    """Level 0: dense warm-up, at constant learning rate."""
+    """Epochs of level 0, the dense warm-up, at a constant learning rate."""
     level_epochs: int
-    """Each pruning level, at constant learning rate."""
+    """Epochs of each pruning level, at a constant learning rate."""
     num_levels: int
-    """T, the number of prunings; density after them is (1 − pruning_fraction)^T, or the T-th of densities."""
+    """T, the number of prunings. The final density is (1 − pruning_fraction)^T, or the T-th of densities."""
     global_batch_size: int
-    """Images per optimizer step over all processes and accumulated micro-batches."""
+    """Images per optimizer step, over all processes and accumulated micro-batches."""
     method: str = "aws"
-    """How the mask is found: a name of harness.pruning.METHODS, e.g. aws, lrr, imp, wr, random, dense."""
+    """Pruning method, a name in harness.pruning.METHODS, e.g. aws, lrr, imp, wr, random, dense."""
     pruning_fraction: float = 0.2
-    """Share of the live prunable weights removed at each level."""
+    """Share of the remaining prunable weights that each level removes."""
     densities: tuple[float, ...] | None = None
-    """Density of each level from the first on, instead of the pruning fraction."""
+    """Density of each level from level 1 on. Replaces pruning_fraction."""
     pruning_scope: Scope = "global"
-    """Whether weights are compared over all layers together, or each layer is pruned by the same share."""
+    """global compares weights across all layers. layer prunes the same share of each layer."""
     one_shot: bool = False
-    """Prune the dense network once, to the density of level T, instead of level by level."""
+    """Prune the dense network once, directly to the density of level T."""
     order: Order = "default"
-    """paper: Algorithm 1 as printed; level 0 is the warm-up and one level more, and level T is pruned, not trained."""
+    """paper: Algorithm 1 as printed. Level 0 is the warm-up plus one level, and level T is pruned but not trained."""
     alpha: AlphaDistribution = "uniform"
-    """aws only: the distribution of α. uniform, U(0, 1), is the paper's; zero: ψ never enters a forward pass of the
-    search; bernoulli: 0 or 1; half_to_one: U(½, 1)."""
+    """aws only: distribution of α. uniform: U(0, 1), as in the paper. zero: no forward pass of the search uses ψ.
+    bernoulli: 0 or 1. half_to_one: U(½, 1)."""
     rewind_to: int = 1
-    """wr only: k, the epoch or step that parameters, schedule and data order are rewound to."""
+    """wr only: k, the epoch or step to which parameters, schedule and data order rewind."""
     rewind_unit: RewindUnit = "epochs"
-    """wr only: what rewind_to counts."""
+    """wr only: the unit of rewind_to."""
     gem_miner: GemMinerConfig = GemMinerConfig()
-    """gem_miner only: its own schedules, instead of warm-up and level epochs."""
+    """gem_miner only: its own schedules. They replace warm-up and level epochs."""
     init_seed: int = 1
-    """Draws the search's θ_init."""
+    """Seed of the search's θ_init."""
     initialisation: str = NETWORKS_OWN
-    """What θ_init is: network (its own), kaiming_normal, constant, or a trained network, by its run ID or file."""
+    """Initialisation of θ_init: network (its own), kaiming_normal, constant, or a trained network (run ID or file)."""
     sgd_seed: int = 1
-    """Draws the noise u: data order, augmentation, α."""
+    """Seed of the noise u: data order, augmentation, α."""
     precision: Precision = "no"
-    """Mixed precision. auto is bf16 on a CUDA device that has it, and no on every other device; runs record which."""
+    """Mixed precision. auto selects bf16 on a CUDA device that supports it, else no. Runs record the selection."""
     float32_matmul_precision: MatmulPrecision = "highest"
-    """How float32 matrix products are computed; high and medium are faster and coarser (TF32, bf16) on some devices."""
+    """Precision of float32 matrix products. high and medium are faster but less exact (TF32, bf16) on some devices."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step."""
     sync_batchnorm: bool = False
-    """BatchNorm statistics over all processes' images instead of each one's share; needs GPUs."""
+    """Compute BatchNorm statistics over the images of all processes. Needs GPUs."""
     deterministic: bool = False
-    """Ask CUDA for deterministic algorithms; CPU runs are deterministic anyway."""
+    """Use deterministic CUDA algorithms. CPU runs are always deterministic."""
     checkpoint_every: float = 10
-    """The state inside a level is saved this often (0: never), and when the launch is asked to stop."""
+    """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
-    """What checkpoint_every counts."""
+    """Unit of checkpoint_every."""
     stuck_after: float = 8
-    """Minutes without progress after which a launch of several processes is ended (0: never). The first step of each
-    training and all work between trainings are not watched. Waiting for gradients is limited to ten minutes anyway."""
+    """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
+    training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
     runs: Path = Path("runs")
-    """Where finished levels are kept before and after MLflow gets them."""
+    """Directory of local runs. They stay there after delivery to MLflow."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
     offline: bool = False
-    """Send nothing to MLflow now; `python tools/lineage.py sync` does it later."""
+    """Deliver nothing to MLflow during this launch. `python tools/lineage.py sync` delivers later."""
 
     def __post_init__(self) -> None:
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
@@ -168,13 +173,13 @@ class SearchConfig:
         require(ok, f"densities are {densities}; they must fall from level to level, within (0, 1)")
         require(
             self.num_levels <= len(densities),
-            f"densities are given for {len(densities)} levels and num_levels is {self.num_levels}; "
+            f"densities has {len(densities)} levels, but num_levels is {self.num_levels}; "
             f"give --num-levels {len(densities)} or fewer",
         )
 
 
 def to_json(config: Any) -> dict[str, Any]:
-    """Return a config dataclass as JSON-ready values (paths as text, tuples as lists)."""
+    """Convert a config dataclass to JSON values. Paths become strings and tuples become lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -187,12 +192,16 @@ def to_json(config: Any) -> dict[str, Any]:
 
 
 def search_from_json(values: dict[str, Any]) -> SearchConfig:
-    """Rebuild the SearchConfig that `to_json` wrote; an unknown field, or a missing one without default: ValueError."""
+    """Rebuild a SearchConfig from the output of `to_json`.
+
+    Raises:
+        ValueError: A field is unknown, or a field without a default is missing.
+    """
     nested = {"data": DataConfig, "model": ModelConfig, "optim": OptimConfig, "final": Schedule}
     try:
         parts: dict[str, Any] = {name: kind(**values[name]) for name, kind in nested.items()}
-        if "gem_miner" in values:  # older records have none
-            gem = {"freezing": "exact"} | values["gem_miner"]  # those that have no freezing froze exact counts
+        if "gem_miner" in values:  # missing in older records
+            gem = {"freezing": "exact"} | values["gem_miner"]  # older records without this field used exact
             parts["gem_miner"] = GemMinerConfig(**gem | {"finetune": _schedule(Schedule(**gem["finetune"]))})
         rest = {name: value for name, value in values.items() if name not in parts}
         config = SearchConfig(**parts, **rest)

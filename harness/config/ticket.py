@@ -1,4 +1,4 @@
-"""The settings of a ticket's use: its final training, and how two networks are compared."""
+"""Settings of final trainings and of comparisons of two networks."""
 
 from __future__ import annotations
 
@@ -25,43 +25,46 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class TicketConfig:
-    """One final training: which signed mask, used how, on which fresh initialisation."""
+    """One final training of a ticket from a fresh initialisation."""
 
     ticket: str
-    """Run ID of a logged level (a unique beginning of it is enough)."""
+    """Run ID of a level, or a unique prefix of it."""
     kind: Kind = "signed_mask"
-    """What is taken from the ticket."""
+    """The parts of the ticket that the final training uses."""
     init_seed: int = 2
-    """Draws the fresh θ_init; never the search's own unless --same-init."""
+    """Seed of the fresh θ_init. Must differ from the search's own unless --same-init is given."""
     sgd_seed: int = 1
-    """Draws the noise u of this training."""
+    """Seed of the noise u of this training."""
     same_init: bool = False
     """Allow the search's own init_seed."""
     initialisation: str = NETWORKS_OWN
-    """What the fresh θ_init is: network (its own), kaiming_normal, constant, or a trained network: a run ID or file."""
+    """Initialisation of the fresh θ_init: network (its own), kaiming_normal, constant, or a trained network (run ID or
+    file)."""
     signs: SignsTaken = "trained"
-    """Take θ_T after training under m_T, or right after pruning: sign₀(θ_{T−1} ⊙ m_T), as Algorithm 1 prints it."""
+    """trained: signs of θ_T after training under m_T. pruned: sign₀(θ_{T−1} ⊙ m_T), right after pruning, as Algorithm 1
+    prints it."""
     epochs: int | None = None
-    """Instead of the epochs recorded with the ticket's search."""
+    """Number of epochs. Default: as recorded with the ticket's search."""
     unpruned_signs: UnprunedSigns = "both"
-    """Transfer the signs of biases and of the classifier too, as the authors' scripts do, or of one, or of neither."""
+    """Parameters outside the mask whose signs are also transferred. Default: both, as in the authors' scripts."""
     data: str | None = None
-    """Another data set to train on, with a new classifier: the ticket's own is left behind with its signs."""
+    """Another data set to train on. The classifier is then new, and its signs are not transferred."""
     data_directory: Path | None = None
-    """Instead of the data directory recorded with the ticket's search."""
+    """Directory of prepared data sets. Default: as recorded with the ticket's search."""
     loader: Literal["ffcv", "memory"] | None = None
-    """Instead of the loader recorded with the ticket's search."""
+    """Data loader. Default: as recorded with the ticket's search."""
     precision: Precision | None = None
-    """Instead of the mixed precision recorded with the ticket's search (auto: bf16 where the CUDA device has it)."""
+    """Mixed precision. auto selects bf16 where the CUDA device supports it. Default: as recorded with the ticket's
+    search."""
     stuck_after: float = 8
-    """Minutes without progress after which a launch of several processes is ended (0: never). The first step of each
-    training and all work between trainings are not watched. Waiting for gradients is limited to ten minutes anyway."""
+    """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
+    training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
     runs: Path = Path("runs")
-    """Where finished runs are kept."""
+    """Directory of local runs."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
     offline: bool = False
-    """Use local runs alone and send nothing to MLflow now."""
+    """Use only local runs, and deliver nothing to MLflow during this launch."""
 
     def __post_init__(self) -> None:
         require_minutes("stuck_after", self.stuck_after)
@@ -69,34 +72,38 @@ class TicketConfig:
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """How two trained networks are compared along the line between them."""
+    """Settings for comparing two trained networks along the line between them."""
 
     num_alphas: int = 11
-    """Points of the grid α = 0 … 1, ends included."""
+    """Points of the grid α = 0 … 1, including both ends."""
     bn_convention: Literal["cumulative", "ema", "none"] = "cumulative"
-    """How BatchNorm statistics of an interpolated network are made: as a mean over batches; as a moving average that
-    starts from mean 0 and variance 1 (the authors' scripts); or interpolated with the rest."""
+    """BatchNorm statistics of interpolated networks. cumulative: the mean over batches. ema: a moving average that
+    starts from mean 0 and variance 1, as in the authors' scripts. none: statistics are interpolated like all other
+    tensors."""
     bn_images: int | Literal["all"] = 10_000
-    """Training images they are estimated from (all if the set is smaller)."""
+    """Training images for estimating these statistics. All images if the set has fewer."""
 
     def __post_init__(self) -> None:
         ok = self.bn_images == "all" or self.bn_images >= 1
-        require(ok, f"bn_images is {self.bn_images}; it must be all, or 1 or more")
-        require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; the two ends make at least 2")
+        require(ok, f"bn_images is {self.bn_images}; it must be all, or at least 1")
+        require(self.num_alphas >= 2, f"num_alphas is {self.num_alphas}; it must be at least 2, for the two ends")
 
     @property
     def ema_start(self) -> dict[str, str]:
-        """Where statistics of ema start: older comparisons lack it, and started from the interpolated ones."""
+        """Return the determinant that tells how ema statistics start.
+
+        It is empty for other conventions. Older comparisons lack it. They started from the interpolated statistics.
+        """
         return {"ema_start": "mean 0, variance 1"} if self.bn_convention == "ema" else {}
 
     @property
     def alphas(self) -> tuple[float, ...]:
-        """The grid itself."""
+        """Return the grid of α."""
         return tuple(index / (self.num_alphas - 1) for index in range(self.num_alphas))
 
     def num_bn_images(self, num_train: int) -> int:
-        """How many of `num_train` images the statistics come from."""
+        """Return how many of `num_train` images the statistics use."""
         if self.bn_convention == "none":
             return 0
-        # ema is one whole training pass, as in the authors' scripts
+        # ema uses one full pass over the training set, as in the authors' scripts.
         return num_train if self.bn_convention == "ema" or self.bn_images == "all" else min(self.bn_images, num_train)

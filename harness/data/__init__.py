@@ -1,7 +1,7 @@
-"""Data: specs, preparation, and two loaders that give the same batches.
+"""Data sets: specifications, preparation, and two loaders that give the same batches.
 
-Only ffcv/ and prepare.py import ffcv and numba; memory_loader.py needs torch, NumPy and safetensors alone. Importing
-this package loads none of them but NumPy: data are prepared without torch.
+Only ffcv/ and prepare.py import ffcv and numba. memory_loader.py needs only torch, NumPy and safetensors. Importing
+this package imports none of these except NumPy. Data sets can be prepared without torch.
 """
 
 from harness.data.data_source import DataSource, open_data, verify_data

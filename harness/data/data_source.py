@@ -1,4 +1,4 @@
-"""Opening a prepared data set: the files checked against their manifests, then loaders over them."""
+"""Open a prepared data set: check its files and create loaders."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ LoaderName = Literal["ffcv", "memory"]
 
 @dataclass(frozen=True)
 class DataSource:
-    """A prepared data set, verified, with one way of reading it."""
+    """A prepared and verified data set with one loader."""
 
     spec: DataSpec
     content_digest: str
-    """SHA-256 over both splits' contents; the same for every loader."""
+    """SHA-256 over the contents of both splits. Equal for all loaders."""
     num_train: int
     num_test: int
     _reader: Callable[..., SplitReader]
-    """Of (split, num_workers, device); it keeps open files and compiled code."""
+    """Function of (split, num_workers, device). It caches open files and compiled code."""
 
     def train_loader(
         self,
@@ -40,10 +40,19 @@ class DataSource:
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> TrainLoader:
-        """Return the training batches of one rank; cheap to call again (files and compiled code are kept).
+        """Return the training loader of one rank.
 
-        `num_workers` is the number of loader threads, all available cores if None or −1; it never changes a batch.
-        Raises ValueError if the split is smaller than a batch, or the batch not divisible by `world_size`.
+        Repeated calls are cheap, because open files and compiled code are cached.
+
+        Args:
+            global_batch_size: Images per step over all ranks.
+            rank: This process's rank.
+            world_size: Number of processes.
+            num_workers: Loader threads. All available cores if None or −1. Never changes a batch.
+            device: Device of the batches.
+
+        Raises:
+            ValueError: The split is smaller than a batch, or `world_size` does not divide the batch.
         """
         reader = self._reader("train", num_workers, device)
         return TrainLoader(reader, TrainOrder(reader.num_samples, global_batch_size, rank, world_size))
@@ -57,7 +66,18 @@ class DataSource:
         num_workers: int | None = None,
         device: torch.device | str = "cpu",
     ) -> EvalLoader:
-        """Return one rank's share of the test split, in batches of at most `batch_size` (ValueError below 1)."""
+        """Return one rank's share of the test split.
+
+        Args:
+            batch_size: Largest number of images per batch.
+            rank: This process's rank.
+            world_size: Number of processes.
+            num_workers: Loader threads. All available cores if None or −1. Never changes a batch.
+            device: Device of the batches.
+
+        Raises:
+            ValueError: `batch_size` is below 1.
+        """
         if batch_size < 1:
             raise ValueError(f"test batch size is {batch_size}; it must be at least 1")
         reader = self._reader("test", num_workers, device)
@@ -65,11 +85,19 @@ class DataSource:
 
 
 def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "") -> DataSource:
-    """Open the prepared data set `name` under `directory`.
+    """Open a prepared data set.
 
-    Files are hashed once. They are not hashed where `vouched` is the word of `verify_data` in a process of this
-    machine. Raises FileNotFoundError with the command that prepares it, ValueError for an unknown name or loader, a
-    data set too large for the in-memory loader, and a file that is not the one its manifest describes.
+    Args:
+        name: Name in DATASETS.
+        directory: Directory of prepared data sets.
+        loader: ffcv or memory.
+        vouched: Return value of `verify_data` in another process of this machine. Unchanged files are then not hashed
+            again.
+
+    Raises:
+        FileNotFoundError: The data set is not prepared. The message has the command that prepares it.
+        ValueError: The name or loader is unknown, the data set is too large for the memory loader, or a file differs
+            from its manifest.
     """
     spec, manifests, files = _prepared(name, directory, loader)
     check_files(files, vouched)
@@ -84,9 +112,9 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
 
 
 def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
-    """Hash the files of a data set, once; return the word that vouches for them.
+    """Hash the files of a data set once.
 
-    `open_data` takes this word as `vouched`. Raises the errors of `open_data`.
+    Returns a token that proves it. Pass the token to `open_data` as `vouched`. Raises the same errors as `open_data`.
     """
     _, _, files = _prepared(name, directory, loader)
     return check_files(files)
@@ -95,13 +123,15 @@ def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
 def _prepared(
     name: str, directory: Path | str, loader: LoaderName
 ) -> tuple[DataSpec, dict[str, Manifest], dict[Path, FileRecord]]:
-    """Return specification, manifests and, of each split, the file to read with its record."""
+    """Return the specification, the manifests, and each split's file with its record."""
+    # Check data set and loader.
     spec = data_spec(name)
     known("loader", loader, ["ffcv", "memory"])
     if loader == "memory" and not spec.fixed_size:
         raise ValueError(
-            f"{name} is read from JPEGs of any size and is too large to be kept in memory; use the ffcv loader"
+            f"{name} consists of JPEGs of different sizes and is too large for the memory loader; use the ffcv loader"
         )
+    # Find each split's file in its manifest.
     home = Path(directory) / name
     manifests = {split: _manifest(spec, home, split) for split in SPLITS}
     ending = {"ffcv": "beton", "memory": "safetensors"}[loader]

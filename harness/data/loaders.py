@@ -1,4 +1,4 @@
-"""Batches of uint8 images in a keyed order, shared out over ranks."""
+"""Batches of uint8 images in a reproducible order, divided among ranks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """One rank's share of a global batch; its tensors are the caller's to keep."""
+    """One rank's share of a global batch. The caller may keep its tensors."""
 
     images_NHWC: torch.Tensor  # uint8, C = spec.channels
     labels_N: torch.Tensor  # int64
@@ -23,30 +23,36 @@ class Batch(NamedTuple):
 
 
 class SplitReader(Protocol):
-    """Reads one split onto one device; the FFCV loader and the memory loader differ in this alone."""
+    """Reads one split onto one device. Only this part differs between the two loaders."""
 
     @property
     def num_samples(self) -> int:
-        """Samples of the whole split."""
+        """Return the number of samples in the whole split."""
 
     def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
-        """Yield these samples in order, augmented under `key` unless it is None; the last batch may be smaller."""
+        """Yield these samples in order.
+
+        Args:
+            indices_N: Positions in the split.
+            key: Key of the augmentation, or None for unaugmented images.
+            batch_size: Samples per batch. The last batch may be smaller.
+        """
 
 
 @dataclass(frozen=True)
 class TrainOrder:
-    """How one epoch's permutation is cut into global batches and these into ranks' slices."""
+    """Division of an epoch's permutation into global batches and slices of ranks."""
 
     num_samples: int
     global_batch_size: int
     rank: int
     world_size: int
     chosen: np.ndarray | None = field(default=None, compare=False)
-    """Positions in the split of the `num_samples` that are used, int64; None: the split has no others."""
+    """Positions in the split of the `num_samples` to use, int64. None: the whole split."""
     steps_per_epoch: int = field(init=False)
-    """Whole global batches in these samples."""
+    """Number of full global batches."""
     batch_size: int = field(init=False)
-    """Samples of a global batch that fall to one rank."""
+    """Samples per rank in a global batch."""
 
     def __post_init__(self) -> None:
         _check_rank(self.rank, self.world_size)
@@ -55,12 +61,12 @@ class TrainOrder:
         if self.num_samples < self.global_batch_size:
             raise ValueError(
                 f"the training set has {self.num_samples} samples, fewer than one global batch of "
-                f"{self.global_batch_size}; take a smaller batch"
+                f"{self.global_batch_size}; use a smaller batch"
             )
         if self.global_batch_size % self.world_size:
             raise ValueError(
                 f"global batch size {self.global_batch_size} is not divisible by {self.world_size} processes; "
-                f"take a multiple of {self.world_size}, or a number of processes that divides it"
+                f"use a multiple of {self.world_size}, or a number of processes that divides it"
             )
         object.__setattr__(self, "steps_per_epoch", self.num_samples // self.global_batch_size)
         object.__setattr__(self, "batch_size", self.global_batch_size // self.world_size)
@@ -68,14 +74,25 @@ class TrainOrder:
     def indices(
         self, noise: SgdNoise, epoch: int, skip_steps: int, num_steps: int | None, every: int = 1
     ) -> np.ndarray:
-        """Return this rank's sample indices, int64 (steps, batch_size): rows of permutation[s·B + r·B/W …].
+        """Return this rank's sample indices, int64 (steps, batch_size).
 
-        Raises ValueError if the steps asked for are not in the epoch.
+        Let B be the global batch size, r the rank and W the world size. The row of step s has the entries of the
+        permutation from s·B + r·B/W up to s·B + (r + 1)·B/W.
+
+        Args:
+            noise: The noise u, which draws the permutation.
+            epoch: The epoch.
+            skip_steps: First step.
+            num_steps: Number of steps. None: up to the end of the epoch.
+            every: Return only every `every`-th of these steps.
+
+        Raises:
+            ValueError: The epoch does not have these steps.
         """
         steps = self.steps_per_epoch
         stop = steps if num_steps is None else skip_steps + num_steps
         if not 0 <= skip_steps <= stop <= steps:
-            raise ValueError(f"steps {skip_steps} to {stop} of an epoch were asked for; it has steps 0 to {steps}")
+            raise ValueError(f"steps {skip_steps} to {stop} were requested; the epoch has steps 0 to {steps}")
         used = noise.permutation(epoch, self.num_samples)[: steps * self.global_batch_size]
         used = used if self.chosen is None else self.chosen[used]
         return used.reshape(steps, self.world_size, self.batch_size)[skip_steps:stop:every, self.rank]
@@ -83,23 +100,27 @@ class TrainOrder:
 
 @dataclass(frozen=True)
 class TrainLoader:
-    """Training batches of one rank, a function of (noise, epoch) alone."""
+    """Training batches of one rank, a pure function of noise and epoch."""
 
     reader: SplitReader
     order: TrainOrder
 
     def among(self, chosen: np.ndarray) -> TrainLoader:
-        """Return a loader of these samples alone, int64 positions in the split; an epoch has fewer batches."""
+        """Return a loader of a subset of the samples, with shorter epochs.
+
+        Args:
+            chosen: Positions in the split, int64.
+        """
         return replace(self, order=replace(self.order, num_samples=len(chosen), chosen=chosen))
 
     @property
     def num_samples(self) -> int:
-        """Samples of an epoch, before the last incomplete batch is dropped."""
+        """Return the samples per epoch, before the last incomplete batch is dropped."""
         return self.order.num_samples
 
     @property
     def steps_per_epoch(self) -> int:
-        """⌊num_samples / global_batch_size⌋: the last incomplete batch is dropped."""
+        """Return ⌊num_samples / global_batch_size⌋: the last incomplete batch is dropped."""
         return self.order.steps_per_epoch
 
     def epoch(
@@ -111,7 +132,16 @@ class TrainLoader:
         augment: bool = True,
         every: int = 1,
     ) -> Iterator[Batch]:
-        """Yield this rank's batches of `num_steps` steps from skip_steps on, or of every `every`-th of them."""
+        """Yield this rank's batches of one epoch.
+
+        Args:
+            noise: The noise u, which determines order and augmentation.
+            epoch: The epoch.
+            skip_steps: First step.
+            num_steps: Number of steps. None: up to the end of the epoch.
+            augment: Whether to augment the images.
+            every: Yield only every `every`-th of these steps.
+        """
         indices_SN = self.order.indices(noise, epoch, skip_steps, num_steps, every)
         key = noise.key("augment", epoch) if augment else None
         return self.reader.batches(indices_SN.reshape(-1), key, self.order.batch_size)
@@ -119,7 +149,11 @@ class TrainLoader:
 
 @dataclass(frozen=True)
 class EvalLoader:
-    """One rank's share of a split: each sample once over all ranks, unaugmented, none padded, tail kept."""
+    """One rank's share of a split, for evaluation.
+
+    All ranks together yield each sample exactly once. There is no augmentation and no padding, and the last batch may
+    be incomplete.
+    """
 
     reader: SplitReader
     share: range
@@ -127,7 +161,7 @@ class EvalLoader:
 
     @property
     def num_samples(self) -> int:
-        """Samples of the whole split, over all ranks."""
+        """Return the number of samples in the whole split, over all ranks."""
         return self.reader.num_samples
 
     def __iter__(self) -> Iterator[Batch]:
@@ -136,7 +170,7 @@ class EvalLoader:
 
 
 def eval_share(num_samples: int, rank: int, world_size: int) -> range:
-    """Return the sample indices that `rank` evaluates: contiguous, disjoint and complete over the ranks."""
+    """Return the contiguous range of samples that `rank` evaluates. Ranks cover all samples, without overlap."""
     _check_rank(rank, world_size)
     return range(rank * num_samples // world_size, (rank + 1) * num_samples // world_size)
 

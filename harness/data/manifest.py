@@ -1,4 +1,7 @@
-"""The record beside every prepared split: digests of its files, and the check that the files still have them."""
+"""Manifests of prepared splits.
+
+They record file digests, which are checked on opening.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ _PROGRESS_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size and digest that one file must have."""
+    """Expected size and digest of one file."""
 
     sha256: str
     num_bytes: int
@@ -34,27 +37,32 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """One finished split of a data set; written last, so a split that has one is whole."""
+    """Record of one finished split. It is written last, so its split is complete."""
 
     name: str
     split: str
     num_samples: int
     content_digest: str
-    """SHA-256 over every sample's stored pixels or JPEG bytes and label, in order; the same for all loaders."""
+    """SHA-256 over stored pixels or JPEG bytes and label of every sample, in order. Equal for all loaders."""
     options: dict[str, Any]
-    """Choices that shape the stored images."""
+    """Options that determine the stored images."""
     source: dict[str, Any]
-    """Where the images came from, for the reader; not part of the digest."""
+    """Source of the images, for information. Not part of the digest."""
     files: dict[str, FileRecord]
 
     def save(self, path: Path) -> None:
-        """Write the manifest whole or not at all."""
+        """Write the manifest atomically."""
         text = json.dumps({"format": FORMAT, **asdict(self)}, indent=2, sort_keys=True) + "\n"
         write_atomically(path, text.encode())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Read a manifest; FileNotFoundError if there is none, ValueError naming the file if it is not one of ours."""
+        """Read a manifest.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is not a manifest of this format. The message names the file.
+        """
         try:
             content = json.loads(path.read_text())
             if content.pop("format") != FORMAT:
@@ -62,27 +70,42 @@ class Manifest:
             content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
             return cls(**content)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path} is not a manifest of format {FORMAT} ({error}); prepare again") from error
+            raise ValueError(
+                f"{path} is not a manifest of format {FORMAT} ({error}); prepare the data again"
+            ) from error
 
 
 def check_file(path: Path, record: FileRecord) -> None:
-    """Raise ValueError unless the file is the one recorded: its size always, its SHA-256 once.
+    """Check that a file matches its record.
 
-    A verified file is remembered beside it by size, modification time and inode, so opening it again costs nothing.
+    The size is checked always, the SHA-256 once. The verified size, modification time and inode are cached in a file
+    beside it. An unchanged file is not hashed again.
+
+    Raises:
+        ValueError: The file is missing, or its size or digest differs.
     """
     _check_size(path, record)
     _check_digest(path, record)
 
 
 def check_files(files: Mapping[Path, FileRecord], vouched: str = "") -> str:
-    """Check each file as `check_file` does; return a word that vouches for them.
+    """Check several files as `check_file` does.
 
-    The word is a SHA-256 over host, device, inode, size, modification time and expected digest of each file. If
-    `vouched` is the same word, a process of this machine has verified these very files, and none is hashed again.
+    Returns a token that proves it. The token is a SHA-256 over host, device, inode, size, modification time and
+    expected digest of each file. If `vouched` equals it, another process of this machine has verified the unchanged
+    files, and none is hashed again.
+
+    Args:
+        files: Expected record of each file.
+        vouched: Token from another process.
+
+    Raises:
+        ValueError: A file is missing, or its size or digest differs.
     """
     for path, record in files.items():
         _check_size(path, record)
-    word = _word(files)  # before they are hashed: one that is altered meanwhile is vouched for by nobody
+    # Compute the token before hashing. A file that changes in the meantime then invalidates it.
+    word = _word(files)
     if word != vouched:
         for path, record in files.items():
             _check_digest(path, record)
@@ -91,22 +114,22 @@ def check_files(files: Mapping[Path, FileRecord], vouched: str = "") -> str:
 
 def _check_size(path: Path, record: FileRecord) -> None:
     if not path.is_file():
-        raise ValueError(f"{path} is missing though its manifest is there; prepare the data again")
+        raise ValueError(f"{path} is missing, but its manifest exists; prepare the data again")
     size = path.stat().st_size
     if size != record.num_bytes:
         raise ValueError(
-            f"{path} has {size} bytes, its manifest says {record.num_bytes}: truncated, or not the file that was "
-            "prepared; prepare the data again"
+            f"{path} has {size} bytes, but its manifest says {record.num_bytes}: it is truncated or was replaced; "
+            "prepare the data again"
         )
 
 
 def _check_digest(path: Path, record: FileRecord) -> None:
     if _remembered(path) != {**_identity(path), "sha256": record.sha256}:
-        _log.debug(f"{path} is hashed: {record.num_bytes:,} bytes")
+        _log.debug(f"Hashing {path}: {record.num_bytes:,} bytes")
         digest = _sha256_with_progress(path, record.num_bytes)
         if digest != record.sha256:
             raise ValueError(
-                f"{path} was altered: its SHA-256 is {digest[:12]}…, its manifest says {record.sha256[:12]}…; "
+                f"{path} was altered: its SHA-256 is {digest[:12]}…, but its manifest says {record.sha256[:12]}…; "
                 "prepare the data again"
             )
         remember(path, digest)
@@ -120,7 +143,10 @@ def _word(files: Mapping[Path, FileRecord]) -> str:
 
 
 def remember(path: Path, sha256: str) -> None:
-    """Note that the file as it stands now has this SHA-256. A read-only directory only costs time at each opening."""
+    """Cache the SHA-256 of the file in its current state.
+
+    Does nothing in a read-only directory. The file is then hashed at each opening.
+    """
     with suppress(OSError):
         text = canonical_json({**_identity(path), "sha256": sha256}) + "\n"
         write_atomically(_note(path), text.encode())

@@ -1,6 +1,9 @@
-"""Read the whole split as uint8 onto the device and augment by gathering there.
+"""Keep a whole split on the device, and augment it there.
 
-The batches are the FFCV loader's, bit for bit. Neither ffcv nor, once loaded, a file system is needed.
+Images are uint8. Augmentation gathers pixels.
+
+Batches equal those of the FFCV loader bit for bit. This loader does not need ffcv. Once the split is loaded, it does
+not need the file system.
 """
 
 from __future__ import annotations
@@ -22,17 +25,17 @@ from harness.data.spec import CropFlip, DataSpec, ZoomFlip
 
 @dataclass(frozen=True)
 class ResidentSplit:
-    """One split on one device, images padded with black for the crops."""
+    """One split on one device. Images are padded with black for random crops."""
 
     spec: DataSpec
     padded_NHWC: torch.Tensor
     labels_N: torch.Tensor
     padding: int = 0
-    """Black pixels around each image."""
+    """Black pixels on each side of an image."""
 
     @classmethod
     def load(cls, spec: DataSpec, path: Path, device: torch.device) -> ResidentSplit:
-        """Read a split's safetensors file onto the device."""
+        """Load a split's safetensors file onto the device."""
         tensors = load_file(path)
         padding = spec.augmentation.padding if isinstance(spec.augmentation, CropFlip) else 0
         padded = F.pad(tensors["images_NHWC"], (0, 0, padding, padding, padding, padding))
@@ -40,13 +43,13 @@ class ResidentSplit:
 
     @property
     def num_samples(self) -> int:
-        """Samples of the split."""
+        """Return the number of samples in the split."""
         return len(self.labels_N)
 
     def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
-        """Yield these samples in order; see `SplitReader`."""
+        """Yield these samples in order. See `SplitReader`."""
         device, augmentation = self.labels_N.device, self.spec.augmentation
-        # one draw and one copy to the device for all batches: the arguments of `crop` or `zoom`, (N, …) each
+        # Draw the arguments of `crop` or `zoom`, (N, …) each, and copy them to the device once for all batches.
         draws: tuple[np.ndarray, ...] = ()
         if key is not None and isinstance(augmentation, CropFlip):
             top, left, flip = crop_flips(key, indices_N, augmentation.padding)
@@ -60,24 +63,38 @@ class ResidentSplit:
         augmented = self.crop if isinstance(augmentation, CropFlip) else self.zoom
         for start in range(0, len(indices_N), batch_size):
             rows = slice(start, start + batch_size)
-            chosen = indices[rows].clone()  # a batch is the caller's to keep
+            chosen = indices[rows].clone()  # the caller may keep the batch
             images = augmented(chosen, *(values[rows] for values in drawn)) if drawn else self.plain(chosen)
             yield Batch(images, self.labels_N[chosen], chosen)
 
     def crop(self, indices: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-        """Return the crops of the samples, uint8 (N, H, W, C), flipped left to right where `flip`; all (N,)."""
+        """Return random crops of the samples, uint8 (N, H, W, C).
+
+        Args:
+            indices: Positions in the split, (N,).
+            top: Top row of the crop in the padded image, (N,).
+            left: Left column of the crop in the padded image, (N,).
+            flip: Whether to flip left to right, bool (N,).
+        """
         _, padded_height, padded_width, channels = self.padded_NHWC.shape
         height = width = self.spec.image_size
         rows = top[:, None] + torch.arange(height, device=top.device)
         columns = torch.arange(width, device=top.device)
         columns = left[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
         pixels = (indices[:, None] * padded_height + rows)[:, :, None] * padded_width + columns[:, None, :]
-        # One gather of whole pixels: faster than advanced indexing on CPU, one kernel on CUDA.
+        # Gather whole pixels at once: faster than advanced indexing on CPU, and one kernel on CUDA.
         chosen = self.padded_NHWC.view(-1, channels).index_select(0, pixels.view(-1))
         return chosen.view(len(indices), height, width, channels)
 
     def zoom(self, indices: torch.Tensor, boxes_N4: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-        """Return the boxes (top, left, height, width) of the samples enlarged to their size, uint8 (N, H, W, C)."""
+        """Return enlarged boxes of the samples, uint8 (N, H, W, C).
+
+        Args:
+            indices: Positions in the split, (N,).
+            boxes_N4: Top, left, height and width of each box, (N, 4).
+            flip: Whether to flip left to right, bool (N,).
+        """
+        # Look up the four source pixels of each target pixel, and their weights.
         _, size, _, channels = self.padded_NHWC.shape
         low, weight = _tables(size, flip.device)
         top, left, height, width = boxes_N4.T
@@ -93,13 +110,14 @@ class ResidentSplit:
             chosen = self.padded_NHWC.view(-1, channels).index_select(0, places.view(-1))
             return chosen.view(len(indices), size, size, channels).int()
 
+        # Blend them in integers, and round halves up.
         one, nearer, lower = 2 * size, nearer[:, None, :, None], lower[:, :, None, None]
         above = pixels(ups, lefts) * (one - nearer) + pixels(ups, rights) * nearer
         below = pixels(downs, lefts) * (one - nearer) + pixels(downs, rights) * nearer
         return ((above * (one - lower) + below * lower + one * one // 2) // (one * one)).to(torch.uint8)
 
     def plain(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the samples as they are, uint8 (N, H, W, C)."""
+        """Return the samples unaugmented, uint8 (N, H, W, C)."""
         padding, size = self.padding, self.spec.image_size
         return self.padded_NHWC[indices, padding : padding + size, padding : padding + size]
 
@@ -107,19 +125,23 @@ class ResidentSplit:
 @cache
 def _tables(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     low, weight = enlargement(size)
-    with torch.inference_mode(False):  # kept for trainings, also if an evaluation asks first
+    # The tables are cached for training, so they must not be inference tensors even if an evaluation comes first.
+    with torch.inference_mode(False):
         return _on_device(low, device), _on_device(weight, device)
 
 
 def _on_device(values: np.ndarray, device: torch.device) -> torch.Tensor:
-    tensor = torch.as_tensor(np.ascontiguousarray(values))  # a share of several processes has gaps
-    # from page-locked memory: from any other the copy waits until the device has done all it was asked before
+    tensor = torch.as_tensor(np.ascontiguousarray(values))  # a rank's share may not be contiguous
+    # Copy from pinned memory. From pageable memory the copy would wait for all work queued on the device.
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def memory_readers(spec: DataSpec, paths: dict[str, Path]) -> Callable[..., SplitReader]:
-    """Return a function of (split, num_workers, device); each split is read once per device."""
+    """Return a function of (split, num_workers, device) that opens a split.
+
+    Each split is loaded once per device.
+    """
     if not spec.fixed_size:
-        raise ValueError(f"the in-memory loader keeps images of one size; {spec.name} needs the ffcv loader")
+        raise ValueError(f"the memory loader needs images of one size; use the ffcv loader for {spec.name}")
     resident = cache(lambda split, device: ResidentSplit.load(spec, paths[split], device))
     return lambda split, num_workers, device: resident(split, torch.device(device))

@@ -1,4 +1,8 @@
-"""Raw images → train.beton, test.beton and their manifests: atomic, resumable by split, the same bytes every time."""
+"""Prepare a data set from raw images.
+
+The results are train.beton, test.beton and their manifests. Writing is atomic. An interrupted preparation resumes with
+the first unfinished split. Repeated preparations give the same bytes.
+"""
 
 from __future__ import annotations
 
@@ -33,30 +37,33 @@ WriteMode = Literal["raw", "jpg", "proportion"]
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images of varying size are stored; the names and defaults are those of FFCV's ImageNet files."""
+    """Storage of images of varying size.
+
+    Names and defaults match FFCV's ImageNet files.
+    """
 
     write_mode: WriteMode = "proportion"
-    """raw: pixels, fastest to read and ten times the space; jpg: JPEG; proportion: some of each."""
+    """raw: pixels, fastest to read but ten times as large. jpg: JPEG. proportion: a mix of both."""
     proportion: float = 0.5
-    """Share of the images stored as JPEG in write mode proportion, chosen by a hash of the image's position."""
+    """Share of images stored as JPEG in write mode proportion, chosen by a hash of the position."""
     max_resolution: int = 500
-    """Larger images are made smaller until the longest side has this many pixels; 0 keeps every size."""
+    """Shrink images whose longest side has more pixels than this to this size. 0: never shrink."""
     quality: int = 90
     """JPEG quality, 1 to 100."""
     keep_jpeg: bool = False
-    """Store an RGB JPEG that is small enough as it is instead of encoding it again."""
+    """Store an RGB JPEG unchanged if it is small enough, instead of encoding it again."""
 
     def __post_init__(self) -> None:
         for ok, message in (
-            (0 <= self.proportion <= 1, f"--proportion is {self.proportion}; it is a share from 0 to 1"),
-            (self.max_resolution >= 0, f"--max-resolution is {self.max_resolution}; it is a number of pixels, or 0"),
-            (1 <= self.quality <= 100, f"--quality is {self.quality}; it goes from 1 to 100"),
+            (0 <= self.proportion <= 1, f"--proportion is {self.proportion}; it must lie between 0 and 1"),
+            (self.max_resolution >= 0, f"--max-resolution is {self.max_resolution}; it must not be negative"),
+            (1 <= self.quality <= 100, f"--quality is {self.quality}; it must lie between 1 and 100"),
         ):
             if not ok:
                 raise ValueError(message)
 
     def effective(self) -> dict[str, Any]:
-        """Return only the options that shape the stored bytes under this write mode."""
+        """Return the options that affect the stored bytes in this mode."""
         chosen = asdict(self)
         if self.write_mode != "proportion":
             del chosen["proportion"]
@@ -67,7 +74,7 @@ class ImageOptions:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """One image as it goes into the file."""
+    """One encoded image, ready to be written."""
 
     mode: int
     height: int
@@ -85,22 +92,37 @@ def prepare(
     num_workers: int | None = None,
     overwrite: bool = False,
 ) -> list[Manifest]:
-    """Write both splits of a data set to out/name and return their manifests.
+    """Write both splits of a data set to out/name.
 
-    `source` is, if not given, that of a split already there, then the data set's default. A finished split is kept if
-    it was made from the same source with the same options, and refused otherwise unless `overwrite`; an unfinished one
-    is begun again. Raises ValueError or OSError with one line that says what is wrong.
+    A finished split is kept if its source and options match. An unfinished split is written from the start.
+
+    Args:
+        name: Name in DATASETS.
+        out: Directory of prepared data sets.
+        source: Source of the raw images. Default: that of an existing split, else the data set's default.
+        options: Storage options, only for images of varying size.
+        num_workers: Encoding threads. Default: all available cores.
+        overwrite: Replace finished splits, even if source or options differ.
+
+    Returns:
+        The manifests of both splits.
+
+    Raises:
+        ValueError: Data or options are invalid, or an existing split differs. The message has one line.
+        OSError: The source cannot be read or the disk is full. The message has one line.
     """
+    # Check the arguments.
     spec = data_spec(name)
     if options is not None and spec.fixed_size:
-        raise ValueError(f"{name} images all have one size and are stored raw; the options of ImageNet's do not apply")
+        raise ValueError(f"{name} images all have the same size and are stored raw; storage options do not apply")
     chosen = {"write_mode": "raw"} if spec.fixed_size else (options or ImageOptions()).effective()
     directory = out / name
     directory.mkdir(parents=True, exist_ok=True)
     workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     if workers < 1:
-        raise ValueError(f"--num-workers is {num_workers}; at least one is needed")
+        raise ValueError(f"--num-workers is {num_workers}; it must be at least 1")
     try:
+        # Keep or write each split, under a lock.
         with FileLock(directory / ".lock", timeout=0):
             given = source or _recorded_source(directory) or spec.raw.default
             return [
@@ -113,7 +135,7 @@ def prepare(
 
 
 def _recorded_source(directory: Path) -> str | None:
-    """Return the source of a split that is there already: nobody who gives none asks for another."""
+    """Return the source of an existing split, or None. It is the default for the other split."""
     for split in SPLITS:
         path = directory / f"{split}.json"
         if path.exists():
@@ -124,32 +146,43 @@ def _recorded_source(directory: Path) -> str | None:
 def _kept(
     spec: DataSpec, directory: Path, split: str, source: str, options: dict[str, Any], overwrite: bool
 ) -> Manifest | None:
-    """Return the manifest of a split that is finished and as asked for, None if it must be written."""
+    """Return the manifest of a split that can be kept, or None.
+
+    A split is kept if it is finished and undamaged, and has the same source and options.
+
+    Raises:
+        ValueError: The split is finished, but its source or options differ.
+    """
     path = directory / f"{split}.json"
     if overwrite or not path.exists():
         return None
     manifest = Manifest.load(path)
+    # Refuse another source or other options.
     for what, old, new in (
         ("source", manifest.source["given"], _absolute(source)),
         ("options", manifest.options, options),
     ):
         if old != new:
             raise ValueError(
-                f"{directory} already holds {split} with {what} {old}, asked for is {new}; "
+                f"{directory} already has {split} with {what} {old}, but {new} was requested; "
                 "give another --out, or --overwrite to replace it"
             )
+    # Write the split again if a file is damaged.
     try:
         for file, record in manifest.files.items():
             check_file(directory / file, record)
     except ValueError as error:
         print(f"{error.args[0].split(';')[0]}; writing it again")
         return None
-    print(f"{spec.name} {split}: {manifest.num_samples} images are there already, kept")
+    print(f"{spec.name} {split}: {manifest.num_samples} images already exist, kept")
     return manifest
 
 
 def _absolute(source: str) -> str:
-    """Return a directory's full path, other sources as they are: the manifest must mean the same from anywhere."""
+    """Return the absolute path of a local source. Other sources do not change.
+
+    The manifest then does not depend on the working directory.
+    """
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
 
@@ -157,11 +190,21 @@ def _absolute(source: str) -> str:
 def _write_split(
     spec: DataSpec, directory: Path, split: str, source: str, options: dict[str, Any], num_workers: int
 ) -> Manifest:
+    """Write one split.
+
+    The data go to temporary files, which are then renamed. The manifest is written last.
+
+    Raises:
+        ValueError: The split has no images, or one of them is invalid.
+        OSError: The disk is full. No file of this split is kept.
+    """
+    # Open the source, and invalidate an old split by removing its manifest.
     raw = read_split(spec, source, split)
     if raw.num_samples == 0:
         raise ValueError(f"the {split} split of {source} holds no images")
     (directory / f"{split}.json").unlink(missing_ok=True)
     partial = {name: directory / f".{name}.partial" for name in _file_names(spec, split)}
+    # Write and hash temporary files, then rename them.
     try:
         _check_space(spec, directory, raw.num_samples)
         digest = _write_beton(spec, partial[f"{split}.beton"], split, raw, options, num_workers)
@@ -174,11 +217,12 @@ def _write_split(
             remember(directory / name, records[name].sha256)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise OSError(f"no space left on the disk of {directory}; nothing was kept of the {split} split") from error
+            raise OSError(f"no space left on the disk of {directory}; no file of the {split} split was kept") from error
         raise
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
+    # The manifest marks the split as finished.
     manifest = Manifest(
         name=spec.name,
         split=split,
@@ -198,7 +242,7 @@ def _file_names(spec: DataSpec, split: str) -> list[str]:
 
 def _check_space(spec: DataSpec, directory: Path, num_samples: int) -> None:
     if not spec.fixed_size:
-        return  # JPEG sizes are not known beforehand; running out is caught while writing
+        return  # JPEG sizes are unknown in advance. A full disk is detected during writing.
     needed = num_samples * spec.image_size**2 * (3 + spec.channels) + SMALL_PAGE_BYTES
     free = shutil.disk_usage(directory).free
     if free < needed:
@@ -208,11 +252,16 @@ def _check_space(spec: DataSpec, directory: Path, num_samples: int) -> None:
 def _write_beton(
     spec: DataSpec, path: Path, split: str, raw: RawSplit, options: dict[str, Any], num_workers: int
 ) -> str:
-    """Write all samples in order and return the content digest."""
+    """Write all samples in order, and return the content digest.
+
+    Raises:
+        ValueError: A sample is invalid, or the finished file does not have all samples.
+    """
     digest = hashlib.sha256(
         canonical_json({"format": FORMAT, "name": spec.name, "split": split, "options": options}).encode()
     )
     page_bytes = SMALL_PAGE_BYTES if spec.fixed_size else LARGE_PAGE_BYTES
+    # Write and hash every sample.
     with BetonWriter(path, raw.num_samples, page_bytes) as writer:
         stored = _encoded(spec, raw, options, num_workers)
         desc = f"{spec.name} {split}"
@@ -222,22 +271,24 @@ def _write_beton(
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             digest.update(image.digest)
+    # Read the file back.
     if len(read_sizes(path)[0]) != raw.num_samples:
-        raise ValueError(f"{path} does not hold the {raw.num_samples} samples that were written")
+        raise ValueError(f"{path} does not have the {raw.num_samples} samples that were written")
     return digest.hexdigest()
 
 
 def _encoded(
     spec: DataSpec, raw: RawSplit, options: dict[str, Any], num_workers: int
 ) -> Iterator[tuple[str, StoredImage]]:
-    """Yield the samples in order, encoded by threads (Pillow and OpenCV release the interpreter's lock).
+    """Yield (where, image) for all samples in order, encoded by threads.
 
-    An image that cannot be read ends it at once, with the image's name; threads cannot die unseen as processes can.
+    Pillow and OpenCV release the GIL. An unreadable image raises immediately, with the image's name. Threads are used
+    because a worker process could be killed unnoticed.
     """
     if not spec.fixed_size:
         import cv2
 
-        cv2.setNumThreads(0)  # we are the threads
+        cv2.setNumThreads(0)  # this pool already provides the threads
     with ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[str, Future[StoredImage]]] = deque()
         try:
@@ -254,7 +305,12 @@ def _encoded(
 
 
 def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any]) -> StoredImage:
-    """Return one sample as it is stored; ValueError naming it if it is broken or does not belong to the data set."""
+    """Decode, check and encode one sample.
+
+    Raises:
+        ValueError: The sample is damaged or does not fit the data set. The message names it.
+    """
+    # Check label, content and size.
     if not 0 <= sample.label < spec.num_classes:
         raise ValueError(f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}")
     try:
@@ -265,6 +321,7 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding
     if spec.fixed_size and (height, width) != (raw_size, raw_size):
         raise ValueError(f"{sample.where} has {height}×{width} pixels; {spec.name} images have {raw_size}×{raw_size}")
+    # Pad and shrink as the data set or the options require.
     if spec.raw.padding:
         around = 2 * (spec.raw.padding,)
         pixels = np.pad(pixels, (around, around, (0, 0)))
@@ -276,7 +333,8 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         pixels, jpeg = _shrink(pixels, limit), None
         height, width = pixels.shape[:2]
     if max(height, width) > 65_535:
-        raise ValueError(f"{sample.where} has {height}×{width} pixels; the format ends at 65535, set --max-resolution")
+        raise ValueError(f"{sample.where} has {height}×{width} pixels; the format allows 65535, set --max-resolution")
+    # Encode.
     if not _as_jpeg(options, index):
         mode, data = RAW, np.ascontiguousarray(pixels).tobytes()
     elif jpeg is not None and options["keep_jpeg"]:
@@ -288,14 +346,20 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
 
 
 def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
-    """Return uint8 (H/side, W/side, C): the mean of each block of side × side pixels, halves to even."""
+    """Return the mean of each side × side block, uint8 (H/side, W/side, C).
+
+    Halves are rounded to even.
+    """
     height, width, channels = pixels.shape
     blocks = pixels.reshape(height // side, side, width // side, side, channels)
     return np.rint(blocks.mean(axis=(1, 3))).astype(np.uint8)
 
 
 def _as_jpeg(options: dict[str, Any], index: int) -> bool:
-    """Decide by a hash of the position: FFCV draws this from an unseeded generator."""
+    """Return whether to store this image as JPEG.
+
+    A hash of its position decides. FFCV uses an unseeded generator, which is not reproducible.
+    """
     if options["write_mode"] != "proportion":
         return bool(options["write_mode"] == "jpg")
     with np.errstate(over="ignore"):
@@ -304,7 +368,10 @@ def _as_jpeg(options: dict[str, Any], index: int) -> bool:
 
 
 def _decode(image: np.ndarray | bytes | Path | Any) -> tuple[np.ndarray, bytes | None]:
-    """Return RGB pixels uint8 (H, W, 3), and the original bytes if they are an RGB JPEG."""
+    """Return RGB pixels, uint8 (H, W, 3), and the bytes of an RGB JPEG.
+
+    For other images, the second value is None.
+    """
     from PIL import Image
 
     if isinstance(image, np.ndarray):
@@ -318,19 +385,25 @@ def _decode(image: np.ndarray | bytes | Path | Any) -> tuple[np.ndarray, bytes |
 
 
 def _rgb(image: Any) -> np.ndarray:
-    """Return any Pillow image as RGB pixels; as in torchvision, transparency is dropped and EXIF's turn ignored."""
+    """Return any Pillow image as RGB pixels, uint8 (H, W, 3).
+
+    As in torchvision, transparency is dropped and EXIF orientation is ignored.
+    """
     if image.mode.startswith("I;16"):
         gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
         return np.repeat(gray[:, :, None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ValueError(f"pixels of 32 bits a channel (Pillow mode {image.mode}) have no defined range")
+        raise ValueError(f"32-bit pixels (Pillow mode {image.mode}) have no defined range")
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))
 
 
 def _shrink(pixels: np.ndarray, max_resolution: int) -> np.ndarray:
-    """Make the longest side `max_resolution` pixels, as FFCV's writer does (area interpolation, sides rounded down)."""
+    """Shrink an image to a longest side of `max_resolution` pixels.
+
+    As FFCV's writer, this uses area interpolation and rounds sides down.
+    """
     import cv2
 
     height, width = pixels.shape[:2]
@@ -349,7 +422,13 @@ def _encode_jpeg(pixels: np.ndarray, quality: int) -> bytes:
 
 
 def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
-    """Write the in-memory loader's file from the finished .beton file, so that the two cannot differ."""
+    """Write the memory loader's file from the finished .beton file.
+
+    Both files therefore have the same contents.
+
+    Raises:
+        ValueError: The data set has one channel, but an image is in colour.
+    """
     from safetensors.numpy import save
 
     from harness.data.ffcv.beton import read_raw
@@ -359,6 +438,6 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
         if (images_NHWC != images_NHWC[..., :1]).any():
             raise ValueError(f"{spec.name} has one channel, but its images are in colour")
         images_NHWC = np.ascontiguousarray(images_NHWC[..., :1])
-    # save_file would make a file that only its owner may read
+    # safetensors' save_file would create a file that only its owner can read.
     path.write_bytes(save({"images_NHWC": images_NHWC, "labels": labels_N}))
     fsync(path)

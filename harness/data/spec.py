@@ -1,6 +1,6 @@
-"""The data sets: sizes that a network needs, augmentation, and the source of the raw images.
+"""Specifications of all data sets: input size, augmentation, source of images.
 
-Adding a data set is one entry of `DATASETS` (and a reader in readers/ if its raw format is new).
+To add a data set, add an entry to `DATASETS`, and a reader in readers/ if its raw format is new.
 """
 
 from __future__ import annotations
@@ -12,43 +12,49 @@ from harness.config import known
 
 @dataclass(frozen=True)
 class CropFlip:
-    """Pad with black on all sides, crop back to the image size at random, flip left to right half of the time."""
+    """Pad with black, crop randomly to the original size, and flip.
+
+    Half of the images are flipped left to right.
+    """
 
     padding: int
-    """Pixels on each side."""
+    """Black pixels on each side."""
     flip: bool
 
 
 @dataclass(frozen=True)
 class ResizedCropFlip:
-    """Crop a box of random area and shape, resize it to size × size, flip left to right half of the time.
+    """Resize a random box to size × size, and flip.
 
-    Without augmentation: the centre square of side size/test_resize of the shorter side, resized to size × size (the
-    region that Resize(test_resize) + CenterCrop(size) sees).
+    The box has a random area and aspect ratio. Half of the images are flipped left to right. Without augmentation, the
+    box is the centre square whose side is size/test_resize of the shorter side. Resize(test_resize) followed by
+    CenterCrop(size) shows the same region.
     """
 
     size: int
-    """Pixels of the network's input."""
+    """Height and width of the network's input, in pixels."""
     scale: tuple[float, float]
-    """Share of the image's area, least and most."""
+    """Smallest and largest share of the image's area."""
     ratio: tuple[float, float]
-    """Width over height, least and most; drawn uniformly on the logarithmic scale."""
+    """Smallest and largest width / height, drawn uniformly on the logarithmic scale."""
     flip: bool
     test_resize: int
-    """Pixels of the shorter side of which the test crop takes the centre."""
+    """Shorter side, in pixels, from which the test crop takes the centre."""
 
 
 @dataclass(frozen=True)
 class ZoomFlip:
-    """Crop a box of random area and shape out of an image of the network's size, enlarge it to that size, flip.
+    """Enlarge a random box to the image size, and flip.
 
-    The enlargement is bilinear, in whole numbers (see augment.py). Without augmentation the image stays as it is.
+    The box has a random area and aspect ratio. Images already have the network's input size. Half of them are flipped
+    left to right. The enlargement is bilinear, in integers (see augment.py). Without augmentation, the image does not
+    change.
     """
 
     scale: tuple[float, float]
-    """Share of the image's area, least and most."""
+    """Smallest and largest share of the image's area."""
     ratio: tuple[float, float]
-    """Width over height, least and most; drawn uniformly on the logarithmic scale."""
+    """Smallest and largest width / height, drawn uniformly on the logarithmic scale."""
     flip: bool
 
 
@@ -57,45 +63,49 @@ Augmentation = CropFlip | ResizedCropFlip | ZoomFlip
 
 @dataclass(frozen=True)
 class RawSource:
-    """Where the raw images come from when `tools/prepare_data.py` is not told otherwise."""
+    """Default source of the raw images, and their treatment by `tools/prepare_data.py`."""
 
     default: str
     """`scikit-learn`, a directory, or a data set's name on the Hugging Face hub."""
     image_column: str = "image"
     label_column: str = "label"
     test_splits: tuple[str, ...] = ("test", "validation", "valid", "val")
-    """Names under which the evaluation split goes; the first that exists is taken."""
+    """Possible names of the evaluation split. The first that exists is used."""
     padding: int = 0
-    """Black pixels put on each side of every raw image when it is prepared."""
+    """Black pixels added on each side of every image during preparation."""
     shrink: int = 1
-    """Each block of shrink × shrink pixels becomes its mean (after padding) when the image is prepared."""
+    """Preparation replaces each block of shrink × shrink pixels by its mean, after padding."""
     num_train: int | None = None
-    """Only so many training images, chosen by key; all if not given."""
+    """Number of training images, chosen by key. Default: all."""
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """One data set."""
+    """Specification of one data set."""
 
     name: str
     num_classes: int
     channels: int
-    """1 or 3. The .beton file always holds three; gray images are read back as one."""
+    """1 or 3. The .beton file always stores three. Gray images are read back as one channel."""
     image_size: int
-    """Height and width of the network's input, pixels."""
+    """Height and width of the network's input, in pixels."""
     mean: tuple[float, ...]
-    """Per channel, of pixels scaled to [0, 1]."""
+    """Mean per channel, for pixels scaled to [0, 1]."""
     std: tuple[float, ...]
+    """Standard deviation per channel, for pixels scaled to [0, 1]."""
     augmentation: Augmentation
     raw: RawSource
 
     @property
     def fixed_size(self) -> bool:
-        """Whether every raw image already has the network's size (then it is stored raw, and fits in memory)."""
+        """Return whether every prepared image has the network's input size.
+
+        Such images are stored uncompressed and fit in memory.
+        """
         return isinstance(self.augmentation, CropFlip | ZoomFlip)
 
 
-_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # where Debian's package puts it
+_FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # directory of Debian's package dataset-fashion-mnist
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in the paper's scripts
 
@@ -124,7 +134,7 @@ DATASETS: dict[str, DataSpec] = {
             raw=RawSource(default=_FASHION_MNIST),
         ),
         DataSpec(
-            name="fashion_mnist_32",  # for networks made for CIFAR's 32×32
+            name="fashion_mnist_32",  # for networks that expect CIFAR's 32×32
             num_classes=10,
             channels=1,
             image_size=32,
@@ -134,7 +144,7 @@ DATASETS: dict[str, DataSpec] = {
             raw=RawSource(default=_FASHION_MNIST, padding=2),
         ),
         DataSpec(
-            name="fashion_mnist_small",  # for studies on a CPU: half the size, 8,000 of 60,000 training images
+            name="fashion_mnist_small",  # for CPU studies: half the size, 8,000 of 60,000 training images
             num_classes=10,
             channels=1,
             image_size=14,
@@ -171,7 +181,7 @@ DATASETS: dict[str, DataSpec] = {
             mean=_IMAGENET_MEAN,
             std=_IMAGENET_STD,
             augmentation=ZoomFlip(scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), flip=True),
-            # its own "test" has no labels
+            # Its original "test" split has no labels.
             raw=RawSource(default="zh-plus/tiny-imagenet", test_splits=("valid", "val", "validation")),
         ),
         DataSpec(
@@ -182,7 +192,7 @@ DATASETS: dict[str, DataSpec] = {
             mean=_IMAGENET_MEAN,
             std=_IMAGENET_STD,
             augmentation=ResizedCropFlip(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, test_resize=256),
-            # ImageNet's own "test" has no labels.
+            # Its original "test" split has no labels.
             raw=RawSource(default="ILSVRC/imagenet-1k", test_splits=("validation", "val", "valid")),
         ),
     )
@@ -190,5 +200,9 @@ DATASETS: dict[str, DataSpec] = {
 
 
 def data_spec(name: str) -> DataSpec:
-    """Return the data set called `name`; ValueError with the known names and the nearest otherwise."""
+    """Return the specification of a data set.
+
+    Raises:
+        ValueError: The name is unknown. The message lists the valid names and suggests the closest one.
+    """
     return DATASETS[known("data set", name, list(DATASETS))]

@@ -1,1 +1,1 @@
-"""The processes of one launch. Importing this package loads no torch: launchers are looked at first."""
+"""The processes of one launch. This package must not import torch, since `launcher_watch` has to run before it."""

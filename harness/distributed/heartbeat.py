@@ -1,8 +1,8 @@
-"""Ends every process of a launch soon after one of them is lost, or when its training stands still.
+"""Heartbeat: end all processes of a launch soon after one is lost, or when a training hangs.
 
-Collective operations wait for minutes or hours, since rank 0 may work alone that long: they cannot tell a lost process
-from a busy one. Here a thread beside the training can. Rank 0 holds a TCP connection to each other process. Both ends
-say every few seconds that they live, and where their training is.
+Collective operations have timeouts of minutes or hours, because rank 0 may legitimately work alone for that long. So
+they cannot tell a lost process from a busy one. The heartbeat can, in a background thread. Rank 0 has a TCP connection
+to every other process. Every few seconds, both ends send a sign of life and the position of their training.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from functools import partial
 from typing import NoReturn
 
 SILENT_SECONDS = 30.0
-"""A process of which nothing came for so long is lost."""
+"""A process that has sent nothing for this long counts as lost."""
 
 READING, COMPUTING, MEETING = "reading the batch of step", "computing step", "meeting or saving after step"
 ENDING = "ending the epoch after step"
-"""What a training does, in this order; a number of a step follows."""
+"""The phases of a training step, in this order. In messages, the number of the step follows."""
 
 _BEAT, _FAILING, _WAITED, _GOODBYE, _STUCK = b".", b"x", b"w", b"!", b"#"
 _LENGTH_BYTES = 4
 _HELLO_BYTES = 1024
 _PARTING_SECONDS = 5.0
-"""How long process 0 waits for the others to end by its verdict, before it ends itself."""
+"""Time that rank 0 gives the others to end after a hang was found, before it ends itself."""
 
 _LOST_PEER = (
     "Connection closed by peer",
@@ -41,27 +41,30 @@ _LOST_PEER = (
     "ncclRemoteError",
     "remote process exited",
 )
-"""How gloo and NCCL speak of a process that is gone."""
+"""Parts of the error messages by which gloo and NCCL report that another process is gone."""
 
 
 def lost_peer(error: BaseException | None) -> bool:
-    """Whether an error says that another process is gone."""
+    """Return whether an error of gloo or NCCL reports that another process is gone."""
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST_PEER)
 
 
 def stood_still(error: BaseException | None) -> bool:
-    """Whether an error says that gradients were waited for in vain: another process lives, and does not go on."""
+    """Return whether an error reports a timeout while waiting for gradients.
+
+    The other process then still has its connection, but hangs.
+    """
     return isinstance(error, RuntimeError) and "Timed out waiting" in str(error)
 
 
 def frame(kind: bytes, text: str = "") -> bytes:
-    """Return a message: its kind (one byte), its text's length, its text."""
+    """Encode a message: its kind (one byte), the length of its text, and the text."""
     data = text.encode()
     return kind + len(data).to_bytes(_LENGTH_BYTES, "big") + data
 
 
 def take_frames(received: bytearray) -> Iterator[tuple[bytes, str]]:
-    """Take whole messages off the front of `received`; the rest stays."""
+    """Decode all complete messages and remove them from the front of `received`. An incomplete rest stays."""
     head = 1 + _LENGTH_BYTES
     while len(received) >= head:
         end = head + int.from_bytes(received[1:head], "big")
@@ -74,17 +77,17 @@ def take_frames(received: bytearray) -> Iterator[tuple[bytes, str]]:
 
 @dataclass(slots=True)
 class Place:
-    """Where a training is: the loop stores it several times a step, the heartbeat reads it every few seconds."""
+    """The position of a training. The loop writes it several times a step; the heartbeat reads it every few seconds."""
 
     label: str
-    # two plain attributes: a store of one is whole for any thread, without a lock
+    # Plain attributes need no lock: assigning one is atomic in Python.
     at: tuple[int, int, str] | None = None
     """Epoch, step, and one of READING, COMPUTING, MEETING, ENDING."""
     begun: bool = False
-    """Whether its first step is done. Before, data may be opened and kernels built for as long as it takes."""
+    """Whether the first step is done. Before that, opening data and building kernels may take any time."""
 
     def __str__(self) -> str:
-        """The place in words; empty until the training has begun."""
+        """Describe the position; empty until the first step is done."""
         if not self.begun or self.at is None:
             return ""
         epoch, step, doing = self.at
@@ -93,48 +96,51 @@ class Place:
 
 @dataclass
 class _Peer:
-    """A process, as seen from this one."""
+    """The state of one process of the launch, as known to this process."""
 
     rank: int
     heard: float
-    """When something came from it last (monotonic seconds)."""
+    """Time of its last message (monotonic seconds)."""
     host: str = ""
-    """Unknown until it has connected."""
+    """Host name; empty until it has connected."""
     place: str = ""
-    """Where its training is, in its own words; empty where there is none to watch."""
+    """Position of its training, as text. Empty if no training is being watched."""
     since: float = 0.0
-    """Since when it is there, by the clock of this process."""
+    """Time when it was first seen at this position, by the clock of this process."""
     link: socket.socket | None = None
+    """Connection to it; None before it has connected and after its goodbye."""
     received: bytearray = field(default_factory=bytearray)
-    """The beginning of a message."""
+    """Start of an incomplete message from it."""
     unsent: bytearray = field(default_factory=bytearray)
-    """What its connection has not taken yet."""
+    """Bytes that its connection has not accepted yet."""
     expected: bool = True
-    """Whether more must come from it: it has not said goodbye."""
+    """Whether it must keep sending, since it has not said goodbye."""
     leave_by: float | None = None
-    """When this process must have left too, because the peer failed, or waited for it in vain."""
+    """Deadline for this process to leave by itself, set when the peer has failed or timed out."""
     failed: bool = False
+    """Whether the peer said that it failed, rather than timed out."""
 
     def see(self, place: str, now: float) -> None:
-        """Take note of where its training is."""
+        """Record the position of its training."""
         if place != self.place:
             self.place, self.since = place, now
 
     def tell(self, message: bytes, *, needed: bool = True) -> None:
-        """Send a message, or as much of it as the connection takes.
+        """Send a message without blocking. Bytes that the connection does not accept go with the next message.
 
-        The rest goes with the next one. A message that is not `needed` is left out where a rest is waiting.
+        Args:
+            needed: Whether the message must be sent. If not, it is dropped while older bytes wait.
         """
         assert self.link is not None
         if needed or not self.unsent:
             self.unsent += message
-        with suppress(OSError):  # reading says what has become of it, and whether it said goodbye first
+        with suppress(OSError):  # the next read reports a broken connection, after a possible goodbye
             del self.unsent[: self.link.send(self.unsent)]
 
 
 @dataclass
 class _Caller:
-    """A connection to rank 0 that has not yet said who it is."""
+    """A connection to rank 0 that has not identified itself yet."""
 
     link: socket.socket
     since: float
@@ -142,15 +148,17 @@ class _Caller:
 
 
 class Heartbeat:
-    """Ends this process as soon as another process of its launch is lost, even from within a collective operation.
+    """Ends this process as soon as another process of the launch is lost, even within a collective operation.
 
-    Lost is a process whose connection closes without a goodbye, of which nothing came for `silent_seconds`, or which
-    failed while this one stayed. The end is one line on standard error and exit code 1, with nothing cleaned up; rank
-    0's end closes the connections of all others, which end in turn. A world of one has neither thread nor socket.
-    The thread needs Python's interpreter lock now and then: code that holds it for `silent_seconds` counts as silence.
+    A process counts as lost if its connection closes without a goodbye, or if it sends nothing for `silent_seconds`.
+    The same holds if it announced an error and this process did not leave by itself in time. This process then prints
+    one line on standard error and exits with code 1, without cleanup. The exit of rank 0 closes the connections of all
+    other processes, so that they end too. With one process, there is neither a thread nor a socket.
 
-    All processes end in the same way when one stands still in a training for `stuck_seconds` (0: never). Rank 0 judges,
-    by its own clock, while all processes are in a training whose first step is done.
+    The thread needs the GIL. So a process that holds it for `silent_seconds` counts as lost.
+
+    All processes also end when one makes no progress in a training for `stuck_seconds` (0: never). Rank 0 checks this
+    by its own clock, while all processes are in a training and past its first step.
     """
 
     def __init__(
@@ -162,24 +170,35 @@ class Heartbeat:
         silent_seconds: float = SILENT_SECONDS,
         stuck_seconds: float = 0.0,
     ) -> None:
-        """Join all processes; `share_text` returns rank 0's text on every rank.
+        """Connect all processes and start the thread.
 
-        Raises ConnectionError where process 0 cannot be reached on MASTER_ADDR.
+        Args:
+            rank: The rank of this process.
+            size: The number of processes.
+            share_text: Returns rank 0's text on every rank (a collective operation).
+            silent_seconds: A process that sends nothing for this long counts as lost.
+            stuck_seconds: The launch ends when a training makes no progress for this long; 0: never.
+
+        Raises:
+            ConnectionError: This process cannot reach rank 0 on MASTER_ADDR.
         """
+        # Phase: set the state that also a single process has.
         self._rank, self._size, self._host = rank, size, socket.gethostname()
         self._silent_seconds, self._stuck_seconds = silent_seconds, stuck_seconds
         self._beat_seconds = min(silent_seconds, stuck_seconds or silent_seconds) / 10
         self._me = _Peer(rank, time.monotonic(), self._host)
         self.place: Place | None = None
-        """Where the training of this process is; None outside of trainings, where nobody judges how long it takes."""
+        """Position of this process's training. None outside of trainings, where progress is not watched."""
         self._thread: threading.Thread | None = None
         self._leaving = False
         self.peer_failed = False
-        """Whether another process has said that it failed; one that died says nothing."""
+        """Whether another process has reported a failure. A process that dies reports nothing."""
         self.last_words: Callable[[str], None] = lambda reason: None
-        """Called with the reason before this process is ended because another one failed."""
+        """Called with the reason before this process ends because another process failed."""
         if size == 1:
             return
+
+        # Phase: connect to the other processes.
         self._peers: dict[int, _Peer] = {}
         self._callers: dict[int, _Caller] = {}
         self._all_here = threading.Event()
@@ -192,17 +211,21 @@ class Heartbeat:
             self._call(share_text)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
-        self._all_here.wait()  # else a very short launch could end before it has taken every call
+        self._all_here.wait()  # a very short launch must not end before every process has connected
 
     def announce_leaving(self, *, failed: bool) -> None:
-        """Say that this process leaves after an error: the others must leave by themselves soon, or are ended.
+        """Tell the other processes that this one leaves after an error.
 
-        It has not failed if it waited in vain for another: then the same command can go on.
+        They must leave by themselves within `silent_seconds`, or their heartbeat ends them.
+
+        Args:
+            failed: Whether the error is this process's own. False if it timed out waiting for another process: the
+                same command can then resume.
         """
         self._order(_FAILING if failed else _WAITED)
 
     def close(self) -> None:
-        """Say goodbye and stop watching; further calls do nothing."""
+        """Say goodbye to the other processes and stop the thread. Further calls do nothing."""
         self._order(_GOODBYE)
         if self._thread is not None:
             self._thread.join(self._silent_seconds)
@@ -228,20 +251,21 @@ class Heartbeat:
         except OSError as error:
             raise ConnectionError(
                 f"process {self._rank} of {self._size} on {self._host} cannot reach process 0 at {address}:{port} "
-                f"({error}); the nodes of a launch must be able to open TCP connections to each other on any port"
+                f"({error}); all nodes of a launch must allow TCP connections to each other on any port"
             ) from error
         self._peers = {0: _Peer(0, time.monotonic(), host)}
         self._take(self._peers[0], link)
 
     def _accept(self, listener: socket.socket) -> None:
-        with suppress(OSError):  # a caller that has hung up already
+        with suppress(OSError):  # the caller may already have closed the connection
             link, _ = listener.accept()
             link.setblocking(False)
             self._callers[link.fileno()] = _Caller(link, time.monotonic())
             self._selector.register(link, selectors.EVENT_READ, partial(self._greet, link.fileno()))
 
     def _greet(self, number: int) -> None:
-        """Read who calls; a connection that does not know the token is none of this launch's."""
+        """Read a caller's token and rank. Close connections with a wrong token: they are not of this launch."""
+        # Phase: read until the end of the line, or until the message is too long.
         caller = self._callers[number]
         try:
             data = caller.link.recv(_HELLO_BYTES)
@@ -253,6 +277,8 @@ class Heartbeat:
         hello, ended, rest = bytes(caller.hello).partition(b"\n")
         if data and not ended and len(hello) < _HELLO_BYTES:
             return
+
+        # Phase: accept or close the connection.
         peer = self._known(hello) if ended else None
         self._drop_caller(number, close=peer is None)
         if peer is not None:
@@ -283,12 +309,12 @@ class Heartbeat:
         if all(peer.link is not None or not peer.expected for peer in self._peers.values()):
             self._all_here.set()
 
-    # ------------------------------------------------------------------ watching; from here on in the thread alone
+    # ------------------------------------------------------------------ watching (called only in the thread)
 
     def _run(self) -> None:
         try:
             self._watch()
-        except Exception:  # unwatched, this process could wait for hours
+        except Exception:  # without the heartbeat, this process could hang for hours
             traceback.print_exc()
             os._exit(1)
 
@@ -309,7 +335,7 @@ class Heartbeat:
         self._hang_up()
 
     def _allow_for(self, stood_still: float, now: float) -> None:
-        """Count anew where this process itself stood still, perhaps with all others."""
+        """Reset the timers after this process itself was suspended, possibly together with all others."""
         if stood_still > self._silent_seconds / 2:
             for peer in self._peers.values():
                 peer.heard = now
@@ -356,23 +382,23 @@ class Heartbeat:
             if peer.leave_by is not None and now > peer.leave_by:
                 if peer.failed:
                     self.last_words(f"process {peer.rank} failed")
-                self._end(peer, "it failed; see its message" if peer.failed else "it waited for this one in vain")
+                self._end(peer, "it failed; see its message" if peer.failed else "it timed out waiting for this one")
             if peer.expected and now - peer.heard > self._silent_seconds:
-                what = "it did not connect within" if peer.link is None else "nothing came from it for"
+                what = "it did not connect within" if peer.link is None else "no message for"
                 self._end(peer, f"{what} {self._silent_seconds:g} s")
         for number, caller in list(self._callers.items()):
             if now - caller.since > self._silent_seconds:
                 self._drop_caller(number, close=True)
 
     def _judge(self, now: float) -> None:
-        """On rank 0: end the launch if a process has stood still in a training."""
+        """On rank 0: end the launch if a process makes no progress in a training."""
         if self._rank != 0 or not self._stuck_seconds:
             return
         everyone = [self._me, *self._peers.values()]
         if not all(process.place for process in everyone):
-            self._count_anew(now)  # one is not in its training yet, or not any more, and others may wait for it
+            self._count_anew(now)  # the others may legitimately wait for a process that is outside of its training
             return
-        # a step is seen at the next beat, and a beat may come late
+        # Allow two beats more: a step becomes visible at the next beat, and a beat may be late.
         if now - min(process.since for process in everyone) > self._stuck_seconds + 2 * self._beat_seconds:
             where = "; ".join(f"process {process.rank} on {process.host}: {process.place}" for process in everyone)
             self._end_all(f"no progress for {self._stuck_seconds / 60:g} min: {where}; ending.")
@@ -382,9 +408,9 @@ class Heartbeat:
             process.since = now
 
     def _end_all(self, line: str) -> NoReturn:
-        """Tell the others why they end, and end after them.
+        """Send the reason to all other processes, and end this process after them.
 
-        A connection that is closed at once may lose the words.
+        Wait for their end for at most _PARTING_SECONDS. Closing the connections at once could lose the message.
         """
         self._send(_STUCK, line)
         until = time.monotonic() + _PARTING_SECONDS
@@ -408,7 +434,7 @@ class Heartbeat:
         for peer in self._peers.values():
             if peer.link is not None:
                 with suppress(OSError):
-                    peer.link.recv(4096)  # closed with bytes unread, a connection may lose what was sent last
+                    peer.link.recv(4096)  # a close with unread bytes could discard the last message sent
         for key in list(self._selector.get_map().values()):
             assert isinstance(key.fileobj, socket.socket)
             key.fileobj.close()
@@ -418,7 +444,7 @@ class Heartbeat:
         lost = f"process {peer.rank} on {peer.host}" if peer.host else f"process {peer.rank}"
         end_process(f"process {self._rank} of {self._size} on {self._host} lost {lost} ({reason}); ending.")
 
-    # ------------------------------------------------------------------ from outside
+    # ------------------------------------------------------------------ called from other threads
 
     def _order(self, what: bytes) -> None:
         if self._thread is not None:
@@ -426,10 +452,10 @@ class Heartbeat:
 
 
 def end_process(line: str) -> NoReturn:
-    """End this process from any thread, with exit code 1 and `line` on standard error, cleaning up nothing."""
-    # the first line break ends a progress bar's line
-    text = f"\n{line} The same command again continues from the last saved state.\n"
-    # beside this thread, and straight to the file: neither a lock nor a full pipe may keep this process alive
+    """Print `line` on standard error and exit with code 1, without cleanup. Works from any thread."""
+    # The first line break ends the line of a progress bar.
+    text = f"\n{line} Run the same command again to resume from the last saved state.\n"
+    # Write from another thread and to the raw file descriptor, so that no lock or full pipe can block the exit.
     writer = threading.Thread(target=_write, args=(text,), daemon=True)
     writer.start()
     writer.join(5)
@@ -442,7 +468,7 @@ def _write(text: str) -> None:
 
 
 def _listen() -> socket.socket:
-    """Listen on a free port of all interfaces, of both IP versions where there are both."""
+    """Listen on a free port of all interfaces, with IPv6 and IPv4 if both are available."""
     try:
         return socket.create_server(("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024)
     except (OSError, ValueError):

@@ -1,9 +1,9 @@
-"""Tells a process that was lost before all had joined from one that only starts late.
+"""Detect processes that are lost before all have joined, without mistaking late starters for lost ones.
 
-Joining waits for minutes, since a slow file system may take that long to start a process. But a process that has once
-answered here is running, and must go on answering until all have joined. From then on `heartbeat` watches.
-The answers are counters in the store of the launcher, through which the processes also join. For a process that has not
-answered yet its launcher stands, which ends with it (`harness.distributed.launcher_watch`).
+Joining has a timeout of minutes, because a slow file system can delay the start of a process. But each process keeps
+a counter in the launcher's key-value store. Once it has started its counter, it must keep incrementing it until all
+have joined. After that, `heartbeat` takes over. A process without a counter is watched through its launcher, which
+ends when the process dies (`harness.distributed.launcher_watch`).
 """
 
 from __future__ import annotations
@@ -24,38 +24,40 @@ from harness.distributed import launcher_watch
 from harness.distributed.heartbeat import SILENT_SECONDS, end_process
 
 _JOINED = 1 << 40
-"""Added to a counter that need not rise any more."""
+"""Added to the counter of a process that has joined and no longer increments it."""
 _VERDICT = "lost"
 
 
 class JoinWatch:
-    """Within a `with` block, ends this process when another that had begun to join is lost, or the launcher's store.
+    """Context manager around joining. It ends this process when another process or the launcher's store is lost.
 
-    Lost is a process whose counter stood still for `silent_seconds`; one that has not yet begun is waited for, as long
-    as its launcher is there. The first process of each node looks at all others, the rest at its verdict. The end is
-    one line on standard error and exit code 1. Leaving the block in order says that this process has joined; leaving
-    it by an exception lets its counter stand still. In a world of one, or without a launcher that keeps a store,
-    nothing happens.
+    A process counts as lost when its counter has not changed for `silent_seconds`. A process that has not started its
+    counter is not lost while its launcher exists. The first process of each node checks all others and publishes its
+    finding. The other processes read only this finding. A process that ends prints one line on standard error and
+    exits with code 1.
+
+    A normal exit from the block marks this process as joined. After an exception its counter stops. With one process,
+    or with a launcher that has no store, the block does nothing.
     """
 
     def __init__(self, *, silent_seconds: float = SILENT_SECONDS) -> None:
-        """Nothing is begun before the block is entered."""
+        """Read rank and world size from the environment. The watch starts when the block is entered."""
         self._rank, self._size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         self._looks_at_all = os.environ.get("LOCAL_RANK", "0") == "0"
         self._silent_seconds, self._host = silent_seconds, socket.gethostname()
         self._begun, self._left = threading.Event(), threading.Event()
         self._joined = False
         self._answered = time.monotonic()
-        """When the store did its part last; read by another thread."""
+        """Time of the store's last answer. The thread `_watch` reads it."""
         self._looked = self._answered
         self._seen: dict[int, tuple[int, float]] = {}
-        """By rank: its counter, and since when it stands there."""
+        """By rank: its counter and the time of its last change."""
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> JoinWatch:
         if self._size > 1 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             self._answered = self._looked = time.monotonic()
-            # two: a store on a node that is gone may keep the one that asks it waiting
+            # Two threads: a request to a store on a lost node can block the thread that sends it.
             self._threads = [
                 threading.Thread(target=target, name="join watch", daemon=True)
                 for target in (self._answer, self._watch)
@@ -82,7 +84,7 @@ class JoinWatch:
                 self._left.wait(self._silent_seconds / 10)
             if self._joined:
                 store.add(str(self._rank), _JOINED)
-        except Exception as error:  # torch has several for a store that is gone
+        except Exception as error:  # torch raises several types when the store is gone
             if not self._left.is_set():
                 self._end(f"the launcher of process 0 ({str(error).splitlines()[0]})")
 
@@ -90,13 +92,14 @@ class JoinWatch:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         patience = timedelta(seconds=self._silent_seconds)
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
-        # a launcher that starts its processes again keeps its store
+        # The store survives when the launcher restarts its processes, so each start has its own prefix.
         return PrefixStore(f"harness/roll/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def _look(self, store: Store) -> None:
         if store.check([_VERDICT]):
             self._end(json.loads(store.get(_VERDICT)))
-        stood_still = time.monotonic() - self._looked > self._silent_seconds / 2  # perhaps with all others
+        # If this process itself was suspended, the others may have been, too: reset all timers.
+        stood_still = time.monotonic() - self._looked > self._silent_seconds / 2
         self._looked = time.monotonic()
         for rank in range(self._size) if self._looks_at_all else ():
             count, now = store.add(str(rank), 0), time.monotonic()
@@ -104,10 +107,10 @@ class JoinWatch:
             since = now if count != before or stood_still else since
             self._seen[rank] = (count, since)
             if 0 < count < _JOINED and now - since > self._silent_seconds:
-                silent = f"it began to join, then nothing came from it for {self._silent_seconds:g} s"
+                silent = f"it began to join, then sent nothing for {self._silent_seconds:g} s"
                 self._tell_and_end(store, f"process {rank} ({silent})")
         for address in launcher_watch.ended():
-            self._tell_and_end(store, f"the launcher of a node (at {address}; it ended, and its processes with it)")
+            self._tell_and_end(store, f"the launcher of a node (at {address}; it ended together with its processes)")
 
     def _tell_and_end(self, store: Store, lost: str) -> NoReturn:
         with suppress(Exception):
@@ -119,7 +122,7 @@ class JoinWatch:
         while not self._left.wait(self._silent_seconds / 10):
             now = time.monotonic()
             if now - looked > self._silent_seconds / 2:
-                self._answered = now  # this process itself stood still
+                self._answered = now  # this process itself was suspended
             looked = now
             if now - self._answered > 1.5 * self._silent_seconds:
                 self._end(f"the launcher of process 0 (no answer for {now - self._answered:.0f} s)")

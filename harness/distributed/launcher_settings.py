@@ -1,7 +1,7 @@
-"""Settings that come by environment from Accelerate's launcher or its configuration file, and not from a recipe.
+"""Check settings that reach the process through environment variables of Accelerate's launcher.
 
-A run's key and record hold the recipe's settings. A launcher could change bits behind their back; so each of its
-settings that does is refused here, unless it says the same as the recipe.
+A run's key and record hold only the recipe's settings. A launcher's setting (or its configuration file) could change
+the bits of a run without entering its key. So every such setting is rejected, unless it agrees with the recipe.
 """
 
 from __future__ import annotations
@@ -14,29 +14,28 @@ _OFF = frozenset({"", "0", "false", "f", "no", "n", "off", "none"})
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why a setting is refused, and how to do without it."""
+    """A rejected setting."""
 
     name: str
     mend: str
+    """Advice for the user."""
     harmless: frozenset[str] = _OFF
-    """Values, in small letters, that change nothing."""
+    """Accepted values in lower case. They change nothing."""
 
 
-_WHOLE = "masks need whole parameters on every rank; launch with DDP (recipes/launch/)"
+_WHOLE = "masks need unsharded parameters on every rank; launch with DDP (recipes/launch/)"
 _COMPILED = (
-    "it would compile the network under the key of one that is not compiled; launch with --dynamo_backend no, and take "
-    "dynamo_config out of Accelerate's configuration file"
+    "a compiled network would get the key of an uncompiled one; launch with --dynamo_backend no, and remove "
+    "dynamo_config from Accelerate's configuration file"
 )
 REFUSED: Mapping[str, _Refusal] = {
     "ACCELERATE_USE_FSDP": _Refusal("FSDP", _WHOLE),
     "ACCELERATE_USE_DEEPSPEED": _Refusal("DeepSpeed", _WHOLE),
     "ACCELERATE_USE_MEGATRON_LM": _Refusal("Megatron-LM", _WHOLE),
     "ACCELERATE_USE_PARALLELISM_CONFIG": _Refusal("Accelerate's parallelism configuration", _WHOLE),
-    "ACCELERATE_USE_SAGEMAKER": _Refusal(
-        "SageMaker", "its own distribution of data has not been tried; launch with DDP"
-    ),
+    "ACCELERATE_USE_SAGEMAKER": _Refusal("SageMaker", "its way of distributing data is untested; launch with DDP"),
     "ACCELERATE_DYNAMO_BACKEND": _Refusal("Dynamo", _COMPILED),
-    "ACCELERATE_FP8_BACKEND": _Refusal("fp8", "say --precision bf16, fp16 or no, and take fp8 out of the launcher"),
+    "ACCELERATE_FP8_BACKEND": _Refusal("fp8", "use --precision bf16, fp16 or no, and remove fp8 from the launcher"),
     "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": _Refusal(
         "gradient accumulation by the launcher",
         "set accumulation with --accumulation-steps",
@@ -45,13 +44,16 @@ REFUSED: Mapping[str, _Refusal] = {
     "ACCELERATE_GRADIENT_CLIPPING": _Refusal(
         "gradient clipping by the launcher", "set it with --optim.max-grad-norm", _OFF | {"auto"}
     ),
-    "ACCELERATE_DOWNCAST_BF16": _Refusal("downcasting to bf16", "say --precision bf16"),
+    "ACCELERATE_DOWNCAST_BF16": _Refusal("downcasting to bf16", "use --precision bf16"),
 }
-"""By variable. ACCELERATE_MIXED_PRECISION is compared with the recipe's precision; devices are recorded."""
+"""Rejected settings by environment variable.
+
+`check_launcher_precision` compares ACCELERATE_MIXED_PRECISION with the recipe. Devices are recorded with each run.
+"""
 
 
 def check_launcher_settings(environment: Mapping[str, str]) -> None:
-    """Raise ValueError naming the first setting of a launcher that would change bits unrecorded."""
+    """Raise ValueError for the first launcher setting that would change bits without entering a run's key."""
     for variable, refusal in REFUSED.items():
         value = environment.get(variable, "")
         if value.strip().lower() not in refusal.harmless:
@@ -62,9 +64,9 @@ def check_launcher_settings(environment: Mapping[str, str]) -> None:
 
 
 def check_launcher_precision(precision: str, environment: Mapping[str, str]) -> None:
-    """Raise ValueError if the launcher asks for another mixed precision than the run has."""
+    """Raise ValueError if the launcher requests a mixed precision that differs from the run's."""
     asked = environment.get("ACCELERATE_MIXED_PRECISION", "").strip().lower()
     if asked in _OFF or asked == precision:
         return
-    mend = f"say --precision {asked} to the recipe" if asked in ("bf16", "fp16") else "take it out of the launcher"
+    mend = f"give the recipe --precision {asked}" if asked in ("bf16", "fp16") else "remove it from the launcher"
     raise ValueError(f"the launcher asks for {asked}, the run for {precision!r}: {mend}")

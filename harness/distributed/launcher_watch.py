@@ -1,10 +1,11 @@
-"""Whether the launchers of the other nodes are still there, before the processes that they started can say so.
+"""Detect that the launcher of another node has ended, before its processes have begun to join.
 
-A process that is killed while Python still imports torch never begins to join, and the other nodes cannot tell it from
-one that starts late. But its own launcher ends at once, and with it a connection that was there from the beginning:
-torch's launchers meet in a store that process 0's launcher keeps, and none starts a process before all are there.
+A process can be killed while Python still imports torch. It then never begins to join, so the other nodes cannot tell
+it from a late starter. But its launcher (torchrun or `accelerate launch`) ends at once, too. All launchers are
+connected to a store in the launcher of rank 0 before any of them starts a process. So the end of a launcher shows as a
+closed connection to this store.
 
-Imported before torch, so that these connections are seen before any process has made one of its own.
+Import this module before torch. At this time, no training process has a connection of its own to the store.
 """
 
 from __future__ import annotations
@@ -13,16 +14,18 @@ import os
 
 try:
     import psutil
-except ModuleNotFoundError:  # a machine with PyTorch and little else: one process, and no launchers to watch
+except ModuleNotFoundError:  # a minimal installation: one process, and no launchers to watch
     psutil = None
 
 _LAUNCHER = os.getppid()
 
 
 def connections() -> frozenset[tuple[str, int]] | None:
-    """Return the far ends of all connections to the store of this process's launcher; none where it keeps no store.
+    """Return the remote (IP, port) of every connection to the store in this process's launcher.
 
-    None where they cannot be seen: the launcher is gone, or the system shows no process another's connections (macOS).
+    Returns:
+        An empty set if the launcher has no store. None if the connections cannot be listed. Reasons are a launcher that
+        is gone, a missing psutil, and a system that hides other processes' connections (macOS).
     """
     if psutil is None:
         return None
@@ -39,9 +42,11 @@ def connections() -> frozenset[tuple[str, int]] | None:
 
 
 def _launchers() -> frozenset[tuple[str, int]]:
-    """Return the connections of all launchers, this one's own among them; none in a process that need not look.
+    """Return the connections of all launchers to the store, including that of this process's own launcher.
 
-    Nor when there are more or fewer than launchers: then it cannot be told which are theirs.
+    Returns:
+        One connection for each node. The set is empty unless this is rank 0 of several nodes. It is also empty if
+        there are more or fewer connections than nodes, because some are then not from launchers, or are missing.
     """
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
     keeps_store = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
@@ -50,14 +55,14 @@ def _launchers() -> frozenset[tuple[str, int]]:
 
 
 AT_START = _launchers()
-"""The launchers' connections when this process was started."""
+"""The launchers' connections when this module was imported."""
 
 
 def ended() -> list[str]:
-    """Return the addresses of launchers that were there when this process was started and are no more.
+    """Return the IP addresses of launchers that have ended since this module was imported.
 
-    None of them where that cannot be seen at the moment: what is not seen is not lost.
+    The list is empty while connections cannot be listed, so that no launcher counts as lost by mistake.
     """
     now = connections() if AT_START else None
     gone = frozenset() if now is None else AT_START - now
-    return sorted(address.removeprefix("::ffff:") for address, _ in gone)  # IPv4, as a listener to both writes it
+    return sorted(address.removeprefix("::ffff:") for address, _ in gone)  # prefix of IPv4 on a dual-stack socket

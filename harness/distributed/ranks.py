@@ -1,4 +1,4 @@
-"""The processes among which one piece of work is shared out: all that the work needs to know of a launch."""
+"""Minimal interface to the processes of a launch, for computations that are split over ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Ranks(Protocol):
-    """Processes that compute one thing together; `World` is one."""
+    """The operations that a computation split over ranks needs. `World` and `OneProcess` implement them."""
 
     @property
     def rank(self) -> int: ...
@@ -22,30 +22,30 @@ class Ranks(Protocol):
     def size(self) -> int: ...
 
     def on_all(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on every rank; if it raises on any, every rank raises."""
+        """Run `work` on every rank. If it raises on one rank, every rank raises."""
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Return the sum over ranks."""
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Mixed precision of the launch."""
+        """Return a context manager for the launch's mixed precision."""
 
 
 class OneProcess:
-    """This process by itself, in the precision it is in."""
+    """A single process that keeps the current precision."""
 
     rank, size = 0, 1
 
     def on_all(self, work: Callable[[], Result]) -> Result:
-        """Run `work` here."""
+        """Run `work`."""
         return work()
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Return the tensor itself."""
+        """Return `tensor` unchanged."""
         return tensor
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Change no precision."""
+        """Return a context manager that does nothing."""
         return nullcontext()
 
 
@@ -53,16 +53,20 @@ ONE_PROCESS = OneProcess()
 
 
 def sum_over_ranks(ranks: Ranks, work: Callable[[], Tensor]) -> Tensor:
-    """Return the sum of what `work` gives on each rank; if it raises on any, every rank raises.
+    """Run `work` on every rank and return the sum of the results.
 
-    No rank enters the sum before all can, so none is left waiting there.
+    If it raises on one rank, every rank raises. No rank enters the sum before all have succeeded, so none hangs there.
     """
-    # one process has nobody to agree with, and need not wait for its device to do so
+    # With one process, skip the agreement, which would synchronise with the device.
     return work() if ranks.size == 1 else ranks.sum(ranks.on_all(work))
 
 
 def joined_over_ranks(ranks: Ranks, own_N: Tensor) -> Tensor:
-    """Return the bool vectors of all ranks, one after another in their order; some may be empty. All on the CPU."""
+    """Concatenate the bool vectors of all ranks, in order of ranks.
+
+    Args:
+        own_N: This rank's vector on the CPU. It may be empty, and its length may differ between ranks.
+    """
     if ranks.size == 1:
         return own_N
     lengths = torch.zeros(ranks.size, dtype=torch.int64)

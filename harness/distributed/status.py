@@ -1,4 +1,7 @@
-"""How a launch ended, in a small file: launchers lose exit codes, and a requeueing script must not guess."""
+"""Write the state of a launch to a small file.
+
+Launchers lose the exit codes of their processes. A script that requeues jobs reads this file instead.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ State = Literal["running", "finished", "preempted", "failed"]
 
 
 def _is_anothers(path: Path) -> bool:
-    """Whether the file belongs to another launch that is alive on this host."""
+    """Return whether the file belongs to another launch that is running on this host."""
     try:
         written = json.loads(path.read_bytes())
         same_host, pid = written["host"] == socket.gethostname(), int(written["pid"])
@@ -34,11 +37,13 @@ def _is_anothers(path: Path) -> bool:
 
 @contextmanager
 def reported(runs: Path, world: World) -> Iterator[None]:
-    """Keep the status file while the block runs (rank 0): HARNESS_STATUS, or `runs`/status.json.
+    """Keep the status file up to date while the block runs (rank 0 only).
 
-    It stays "running" when the process is killed outright: the same command continues then as well. The file of a
-    launch that is alive on this host is left alone.
+    The path is HARNESS_STATUS, or else `runs`/status.json. If the process is killed by SIGKILL, the status stays
+    "running". The same command can resume in this case, too. The file of another running launch on this host is not
+    overwritten.
     """
+    # Phase: report "running", unless the file belongs to another running launch.
     path = Path(os.environ.get(VARIABLE) or runs / "status.json")
     since = datetime.now().astimezone().isoformat(timespec="seconds")
     if _is_anothers(path):
@@ -46,13 +51,15 @@ def reported(runs: Path, world: World) -> Iterator[None]:
         return
     _write(path, "running", "", since)
     world.before_ending(lambda reason: _write(path, "failed", reason, since))
+
+    # Phase: run the block and report its outcome.
     try:
         yield
     except StoppedError as error:
         _write(path, "preempted", str(error), since)
         raise
     except RuntimeError as error:
-        # another process died or stood still: the same command goes on, so this must be requeued; unless it failed
+        # If another process died or hung, the job can be requeued: report "preempted". If it failed, report "failed".
         lost = stood_still(error) or (lost_peer(error) and not world.peer_failed())
         _write(path, "preempted" if lost else "failed", f"{type(error).__name__}: {error}", since)
         raise
@@ -75,6 +82,6 @@ def _write(path: Path, status: State, reason: str, since: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, text.encode(), durable=False)
-    except OSError:  # must not end a training; the launch itself says what is wrong
+    except OSError:  # a status file must not end a training, and other writes report disk problems
         with suppress(OSError):
-            path.write_text(text)  # on a full disk there may be room where the old text was
+            path.write_text(text)  # on a full disk, overwriting in place may still succeed

@@ -1,4 +1,4 @@
-"""Being asked to stop: by a signal, or by the launcher being gone. Remembered here until all ranks can agree on it."""
+"""Requests to stop: a signal, or the death of the launcher. They are stored until all ranks can agree to stop."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""What Slurm, spot instances and `kill` send before they take the machine away."""
+"""Signals that Slurm, spot instances and `kill` send before they take the machine away."""
 
 INSIST_SECONDS = 10.0
+"""A signal repeated after this time has its default effect."""
 
-# set by Accelerate's and torch's launchers for their workers; without one a new parent means a closed terminal
+# Accelerate's and torch's launchers set these for their workers. Without a launcher, a new parent process only means
+# that the terminal was closed.
 _LAUNCHED = ("TORCHELASTIC_RUN_ID", "ACCELERATE_MIXED_PRECISION")
 
 
 class StoppedError(RuntimeError):
-    """The launch was asked to stop and has saved where it was; the same command continues."""
+    """The launch was asked to stop and has saved its state. The same command resumes it."""
 
 
 class StopRequest:
-    """Whether this process should stop, and why."""
+    """Records whether this process should stop, and why."""
 
     def __init__(self) -> None:
         self._signal: int | None = None
@@ -32,22 +34,25 @@ class StopRequest:
 
     @property
     def reason(self) -> str | None:
-        """Why to stop; None: go on."""
+        """Return the reason to stop, or None."""
         if self._signal is not None:
             return f"got {signal.Signals(self._signal).name}"
-        # a launcher that is killed takes its signals with it and leaves its workers behind
+        # A launcher that is killed leaves its workers behind and forwards no signal to them.
         if self._parent is not None and os.getppid() != self._parent:
             return "the launcher is gone"
         return None
 
     def heed(self) -> None:
-        """Raise StoppedError if this process should stop: for work that no other process waits for."""
+        """Raise StoppedError if this process should stop. Use it only in work that other processes do not wait for."""
         if (reason := self.reason) is not None:
             raise StoppedError(reason)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Remember signals instead of dying of them; one that comes again after ten seconds has its usual effect."""
+        """Store signals instead of dying while the block runs.
+
+        A signal that is repeated after INSIST_SECONDS has its default effect.
+        """
         before = {number: signal.signal(number, self._remember) for number in SIGNALS}
         try:
             yield
@@ -56,7 +61,7 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        # the launcher and the batch system may both send one: repetitions at once mean nothing more
+        # The launcher and the batch system may both send the signal. An immediate repetition is ignored.
         if self._signal is not None and time.monotonic() - self._since > INSIST_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

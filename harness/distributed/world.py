@@ -1,4 +1,4 @@
-"""The processes of one launch: the only file that knows Accelerate."""
+"""The processes of one launch. This is the only file that imports Accelerate."""
 
 from __future__ import annotations
 
@@ -28,48 +28,60 @@ _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 
-# For gradients this is NCCL's own limit, after which its watchdog aborts the process (TORCH_NCCL_ASYNC_ERROR_HANDLING).
-# The 8 minutes of --stuck-after are fewer on purpose: that end says where each process stands.
+# For gradients, this equals NCCL's default timeout, after which its watchdog aborts the process
+# (TORCH_NCCL_ASYNC_ERROR_HANDLING). The default of --stuck-after is shorter (8 minutes), since its message names the
+# position of each process.
 _JOINING = timedelta(minutes=10)
-"""How long a launch waits for processes that start late, or never; and gradients for those of another process."""
+"""Timeout for joining, and for reducing gradients."""
 _WAITING = timedelta(hours=6)
-"""How long all else waits: rank 0 alone fetches and delivers, and the heartbeat tells who is lost."""
+"""Timeout of all other collective operations. Rank 0 may work alone for long; the heartbeat detects lost processes."""
 
 
 class OtherRankFailedError(RuntimeError):
-    """Another process failed and has said why."""
+    """Another process failed and has printed its own error."""
 
 
 class World:
-    """Ranks, device and mixed precision of this launch, with the few collective operations the harness needs.
+    """Ranks, device and mixed precision of this launch, and the collective operations that the harness needs.
 
-    They go over a group of their own, on the CPU: no kernel on a GPU waits for rank 0's disk. Gradients have the other.
-
-    Raises ValueError for launches whose numbers could not be trusted: a world other than the one asked for (the
-    launcher falls back silently), FSDP, DeepSpeed, Megatron-LM and fp8.
+    Gradients use the default process group. All other operations use a separate gloo group on the CPU. So no GPU kernel
+    waits while rank 0 reads or writes files.
     """
 
     def __init__(self, precision: str | None = "no", *, deterministic: bool = False, stuck_after: float = 0.0) -> None:
-        """Join the other processes; with `precision` None, `use` must follow before the first training.
+        """Join the other processes of the launch.
 
-        The launch ends when a training stands still for `stuck_after` minutes; 0: never.
+        Args:
+            precision: Mixed precision of all trainings. With None, call `use` before the first training.
+            deterministic: Whether to use deterministic algorithms only.
+            stuck_after: The launch ends when a training makes no progress for this many minutes; 0: never.
+
+        Raises:
+            ConnectionError: The processes could not join.
+            ValueError: The launcher's settings would make the results invalid, such as FSDP, DeepSpeed, Megatron-LM or
+                fp8. Or the world size is not the requested one, about which the launcher does not warn.
         """
+        # Phase: check and apply the settings.
         check_launcher_settings(os.environ)
         if precision is not None:
             _check_precision(precision)
-        # before cuDNN is first used: it then measures which of its kernels is the fastest for each shape
+        # Must precede the first use of cuDNN. benchmark=True measures the fastest kernel for each shape.
         torch.backends.cudnn.benchmark = not deterministic
         if deterministic:
             self.make_deterministic()
+
+        # Phase: join the other processes.
         try:
             with JoinWatch():
                 self._join(60 * stuck_after)
-        except RuntimeError as error:  # torch.distributed's own, which come with a page of where they were raised
+        except RuntimeError as error:  # keep only the first line of torch.distributed's long messages
             raise ConnectionError(
                 f"process {os.environ.get('RANK', '0')} of {os.environ.get('WORLD_SIZE', '1')} on "
-                f"{socket.gethostname()} could not join the others: {str(error).splitlines()[0]}; one was lost, or "
-                "cannot be reached. The same command again continues from the last saved state."
+                f"{socket.gethostname()} could not join the others: {str(error).splitlines()[0]}; a process was lost, "
+                "or is unreachable. Run the same command again to resume from the last saved state."
             ) from error
+
+        # Phase: choose the precision.
         if precision is not None:
             try:
                 self.use(precision)
@@ -92,20 +104,23 @@ class World:
             _set_timeout(_WAITING, self._waiting)
 
     def peer_failed(self) -> bool:
-        """Whether another process has said that it failed; gives its word a moment to arrive."""
+        """Return whether another process has reported a failure. Wait up to one second for its report."""
         if self.size > 1 and not self._heartbeat.peer_failed:
             time.sleep(1.0)
         return self._heartbeat.peer_failed
 
     def before_ending(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with the reason before this process is ended because another one failed."""
+        """Register `tell`, to be called with the reason before the heartbeat ends this process.
+
+        It is called only if another process failed, not if it died.
+        """
         self._heartbeat.last_words = tell
 
     @contextmanager
     def watching(self, label: str) -> Iterator[Place]:
-        """Let other processes know where the training `label` is.
+        """Report the position of the training `label` to the other processes while the block runs.
 
-        The block stores it in the place it is given.
+        The block must keep the yielded `Place` up to date.
         """
         self._heartbeat.place = Place(label)
         try:
@@ -114,9 +129,13 @@ class World:
             self._heartbeat.place = None
 
     def use(self, precision: str) -> None:
-        """Choose the mixed precision of all trainings; ValueError if it is unknown or the launcher asks for another.
+        """Choose the mixed precision of all trainings.
 
-        "auto" becomes bf16 where the CUDA devices of all processes have it, else no: see `precision` afterwards.
+        "auto" selects bf16 if the CUDA devices of all processes support it natively, and "no" otherwise. The attribute
+        `precision` then holds the choice.
+
+        Raises:
+            ValueError: The precision is unknown or not available, or the launcher requests another one.
         """
         _check_precision(precision)
         chosen = self._best_precision() if precision == "auto" else precision
@@ -125,37 +144,39 @@ class World:
         self._chosen_by = " (--precision auto)" if precision == "auto" else ""
 
     def _best_precision(self) -> str:
-        """bf16 is as fast as fp16 and needs no loss scale; emulated, as on a V100, it is slower than float32."""
+        """Return the precision for "auto", equal on all ranks even if their devices differ.
+
+        bf16 is as fast as fp16 and needs no loss scaling. Emulated bf16, as on a V100, is slower than float32.
+        """
         cuda = self.device.type == "cuda"
         native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-        # one precision for all processes, also where their devices differ
         return "no" if self.any(not native) else "bf16"
 
     def _use(self, precision: str, accelerator: Any) -> None:
         self.precision = cast(Precision, precision)
         self.accelerator = accelerator
         self.autocast: Callable[[], AbstractContextManager[Any]] = accelerator.autocast
-        """Mixed precision as launched."""
+        """Returns the context manager of the chosen mixed precision."""
         self.no_sync: Callable[[torch.nn.Module], AbstractContextManager[Any]] = accelerator.no_sync
-        """Leaves gradients of a micro-batch unreduced."""
+        """Returns a context manager in which gradients are not reduced, for all micro-batches but the last."""
         self.backward: Callable[[torch.Tensor], None] = accelerator.backward
-        """Goes backward through the (scaled) loss."""
+        """Runs the backward pass of the loss, scaled under fp16."""
         self._fresh_scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
 
     @property
     def local_size(self) -> int:
-        """Processes of this launch on this machine."""
+        """Return the number of processes of this launch on this node."""
         return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     @property
     def device_name(self) -> str:
-        """The kind of device in words: equal bits need equal kinds."""
+        """Return the device's model, or for a CPU its instruction set. Equal bits require equal names."""
         if self.device.type == "cuda":
             return torch.cuda.get_device_name(self.device)
         return f"{self.device.type} {torch.backends.cpu.get_cpu_capability()}"
 
     def __str__(self) -> str:
-        """How many processes on what, in words."""
+        """Describe the number of processes, device, threads and precision."""
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
         each = "" if self.device.type == "cuda" else f", threads in each: {torch.get_num_threads()}"
         usual = self.precision == "no" and self.device.type == "cpu" and not self._chosen_by
@@ -163,42 +184,43 @@ class World:
         return f"{processes} on {self.device_name}{each}{precision}"
 
     def announce(self) -> None:
-        """Say once on which device the launch computes: one that lost its GPUs says so before it trains for days."""
+        """Log once on which devices the launch runs, so that a missing GPU is noticed early."""
         if self.is_main and not self._announced:
             _log.info(str(self))
         self._announced = True
 
     @staticmethod
     def make_deterministic() -> None:
-        """Ask CUDA for deterministic algorithms, before its first use."""
+        """Enable deterministic algorithms. Call this before the first use of CUDA."""
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.backends.cudnn.benchmark = False  # which kernel is the fastest is not the same every time
+        torch.backends.cudnn.benchmark = False  # the fastest kernel differs between executions
         torch.use_deterministic_algorithms(True)
-        # else every new tensor is filled with NaN first, to show reading before writing: nothing here does
+        # By default, deterministic mode fills each new tensor with NaN. It is off, since no code reads such memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
     def prepare(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None = None
     ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """Wrap a model and its optimizer for one training; earlier ones are let go.
+        """Wrap a model and its optimizer for one training, and release those of earlier trainings.
 
-        The loss scale starts anew, or from the state `scaler`.
+        Args:
+            scaler: State of the fp16 loss scaler to resume from. None: the initial scale.
         """
         self.accelerator.free_memory()
         if self._fresh_scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
-            # rank 0's buffers alone are ever used; an attribute, since the argument's name depends on torch's version
+            # Only rank 0's buffers are used later. Set the attribute: the argument's name depends on torch's version.
             wrapped.broadcast_buffers = False
         return wrapped, prepared
 
     def scaler_state(self) -> dict[str, Any]:
-        """Return fp16's loss scale and its counters; empty without."""
+        """Return the state of the fp16 loss scaler; empty in other precisions."""
         return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler else {}
 
     def clip(self, params: list[torch.nn.Parameter], max_norm: float) -> None:
-        """Unscale and clip gradients to a 2-norm."""
+        """Unscale the gradients and clip their total 2-norm to `max_norm`."""
         self.accelerator.clip_grad_norm_(params, max_norm)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -215,11 +237,11 @@ class World:
         return held.to(tensor.device)
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is set on any rank."""
+        """Return whether `flag` is true on any rank."""
         return flag if self.size == 1 else bool(self._reduce(torch.tensor(-int(flag)), "MIN").item())
 
     def share(self, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return rank 0's tensors on every rank, on the CPU; the others' are not looked at."""
+        """Broadcast rank 0's tensors to every rank, on the CPU. Other ranks' arguments are ignored."""
         if self.size == 1:
             return dict(tensors)
         described = {name: [str(tensor.dtype), list(tensor.shape)] for name, tensor in tensors.items()}
@@ -227,13 +249,13 @@ class World:
         for name, (dtype, shape) in json.loads(self.share_text(json.dumps(described))).items():
             kind = getattr(torch, dtype.removeprefix("torch."))
             wire = torch.uint8 if kind == torch.bool else kind
-            # one layout on every rank: a broadcast goes by memory, not by index
+            # A broadcast copies memory in order, so all ranks need the same (contiguous) layout.
             data = tensors[name].to(wire).contiguous() if self.is_main else torch.empty(shape, dtype=wire)
             shared[name] = self._broadcast(data).to(kind)
         return shared
 
     def share_text(self, text: str) -> str:
-        """Return rank 0's text on every rank."""
+        """Broadcast rank 0's text to every rank."""
         if self.size == 1:
             return text
         data = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8)
@@ -242,13 +264,13 @@ class World:
         return bytes(self._broadcast(wire).tolist()[:length]).decode()
 
     def _broadcast(self, data: torch.Tensor) -> torch.Tensor:
-        # a copy: what is sent would otherwise be the caller's own memory
+        # Copy, so that the broadcast cannot write into the caller's memory.
         sent = data.to("cpu", copy=True)
         torch.distributed.broadcast(sent, src=0, group=self._waiting)
         return sent
 
     def require_equal(self, what: str, hex_digest: str) -> None:
-        """Raise ValueError on every rank unless all ranks hold the same digest."""
+        """Raise ValueError on every rank unless all ranks hold the same digest of `what`."""
         if self.size == 1:
             return
         same = hex_digest == self.share_text(hex_digest)
@@ -256,18 +278,20 @@ class World:
             raise ValueError(f"{what} differs between processes (rank {self.rank} has {hex_digest[:12]}…)")
 
     def on_main(self, work: Callable[[], Result]) -> Result | None:
-        """Run `work` on rank 0 alone while the others wait; if it raises there, every rank raises."""
+        """Run `work` on rank 0 while the others wait. Other ranks return None. If it raises, every rank raises."""
         return work() if self.size == 1 else self.on_all(lambda: work() if self.is_main else None)
 
     def main_says(self, work: Callable[[], bool]) -> bool:
-        """Run `work` on rank 0 and return its answer on every rank; if it raises there, every rank raises."""
+        """Run `work` on rank 0 and return its answer on every rank. If it raises, every rank raises."""
         answer = bool(self.on_main(work))
         return answer if self.size == 1 else bool(self._broadcast(torch.tensor(int(answer))).item())
 
     def on_all(self, work: Callable[[], Result]) -> Result:
-        """Run `work` on every rank; if it raises on any, every rank raises: none is left waiting for another.
+        """Run `work` on every rank and wait for all of them. If it raises on one rank, every rank raises.
 
-        The first rank that failed raises its own error, the others OtherRankFailedError.
+        Raises:
+            Exception: The error of `work`, on the lowest rank that failed.
+            OtherRankFailedError: On all other ranks.
         """
         if self.size == 1:
             return work()
@@ -284,25 +308,28 @@ class World:
         return cast(Result, result)
 
     def first_on_node(self, work: Callable[[], str]) -> str:
-        """Run `work` on each node's first process; return its SHA-256 on all of the node.
+        """Run `work` on the first process of each node, and return its result on all processes of the node.
 
-        `work` returns a SHA-256 in hex. The others wait. If it raises on any process, every process raises.
+        The other processes wait. If `work` raises on one process, every process raises.
+
+        Args:
+            work: Returns a SHA-256 in hex.
         """
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         word = self.on_all(lambda: "" if local_rank else work())
         if self.size == 1:
             return word
-        # Row r is the word of process r, zeros unless it is its node's first. Launchers number a node's ranks in a row;
-        # under one that does not, the row read here vouches for other files, and the caller hashes its own.
+        # Row r is the digest from rank r, or zeros if rank r is not the first of its node. Ranks of a node should be
+        # consecutive. Otherwise the digest belongs to other files, and the caller falls back to hashing its own.
         words = torch.zeros(self.size, 32, dtype=torch.int32)
         words[self.rank, : len(word) // 2] = torch.tensor(list(bytes.fromhex(word)), dtype=torch.int32)
         return bytes(self.sum(words)[self.rank - local_rank].tolist()).hex()
 
     def close(self) -> None:
-        """Leave all process groups: one left open at exit can abort the other node."""
+        """Leave all process groups. A group that is open at exit can abort processes on another node."""
         error = sys.exc_info()[1]
         if error is not None and not isinstance(error, StoppedError) and not lost_peer(error):
-            # the others may wait for what this one will never join
+            # The other processes may wait in a collective operation that this process will never enter.
             self._heartbeat.announce_leaving(failed=not stood_still(error))
         self._state.destroy_process_group()
         self._heartbeat.close()
@@ -313,10 +340,10 @@ def _has_accelerate() -> bool:
 
 
 def _joined() -> Any:
-    """Join the other processes by Accelerate; without it there can only be this one."""
+    """Join the other processes through Accelerate. Without Accelerate, only a single process is supported."""
     if not _has_accelerate():
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise ValueError("several processes need Accelerate, which is not installed here: pip install accelerate")
+            raise ValueError("several processes need Accelerate, which is not installed: pip install accelerate")
         return SingleProcessState()
     from accelerate import PartialState
 
@@ -338,13 +365,13 @@ def _check_precision(precision: str) -> None:
         raise ValueError(f"precision {precision!r} is not supported; known: {', '.join(get_args(Precision))}")
     if precision == "fp16" and not torch.cuda.is_available():
         raise ValueError("fp16 mixed precision needs a GPU; use --precision bf16 or no")
-    if precision != "auto":  # which is checked when the device is known
+    if precision != "auto":  # "auto" is checked again once it is resolved
         check_launcher_precision(precision, os.environ)
 
 
 def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:
-    """Return a group on the CPU for all that is no gradient."""
-    # NCCL connects at its first operation: here, where `joining` watches, and not in the first training
+    """Create the gloo group for all collective operations except gradient reduction."""
+    # NCCL connects at its first operation. Do it now, while `joining` watches, and not in the first training.
     first = torch.zeros(1, device=device)
     torch.distributed.all_reduce(first)
     first.tolist()
@@ -356,16 +383,16 @@ def _waiting_group(device: torch.device) -> torch.distributed.ProcessGroup:
 def _set_timeout(timeout: timedelta, group: torch.distributed.ProcessGroup) -> None:
     if hasattr(torch.distributed, "set_timeout"):
         torch.distributed.set_timeout(timeout, group)
-    else:  # its name in older versions
+    else:  # the name in older torch versions
         torch.distributed.distributed_c10d._set_pg_timeout(timeout, group)
 
 
 def _check_world(size: int) -> None:
     asked = os.environ.get("WORLD_SIZE", "1")
-    # `accelerate launch --cpu --num_processes 2` starts one process, and leaves nothing but an address behind
+    # `accelerate launch --cpu --num_processes 2` starts only one process. Its only trace is MASTER_ADDR.
     split = "WORLD_SIZE" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
     if split or int(asked) != size:
         raise ValueError(
-            f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On CPU "
-            "launch with `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"
+            f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On a "
+            "CPU, use `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"
         )

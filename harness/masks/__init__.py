@@ -1,4 +1,4 @@
-"""Masks and signed masks: what they are, what two have in common, how one is used."""
+"""Masks and signed masks, their comparison, and their use."""
 
 from harness.masks.mask import Mask, SignedMask
 

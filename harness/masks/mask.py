@@ -1,8 +1,8 @@
-"""Mask and SignedMask: which weights remain, and with which sign.
+"""Masks and signed masks of networks.
 
-Algebra on named tensors and a file format of their own; no model is needed to read one. A mask covers the prunable
-tensors alone; a signed mask carries the sign of every parameter, with the mask beside it (paper, section 3.2:
-s = sign₀(θ ⊙ m)).
+A Mask holds the kept weights. A SignedMask also holds the signs. Both operate on named tensors. Reading their file
+format needs no model. A mask covers only the prunable tensors. A signed mask holds the sign of every parameter, and the
+mask (paper, section 3.2: s = sign₀(θ ⊙ m)).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORMAT = "harness.signed_mask/1"
 
 @dataclass(frozen=True)
 class Mask:
-    """The kept set m: one bool tensor for each prunable parameter, shaped like it.
+    """The mask m: one bool tensor per prunable parameter, of equal shape.
 
     Example:
         >>> mask = harness.Mask({"conv.weight": torch.tensor([True, False])})
@@ -49,27 +49,30 @@ class Mask:
 
     @property
     def numel(self) -> int:
-        """Number of prunable weights."""
+        """Return the number of prunable weights."""
         return sum(tensor.numel() for tensor in self.tensors.values())
 
     @property
     def num_remaining(self) -> int:
-        """Number of kept weights."""
+        """Return the number of kept weights."""
         return sum(int(tensor.sum()) for tensor in self.tensors.values())
 
     @property
     def density(self) -> float:
-        """Kept share of the prunable weights, 0..1."""
+        """Return the kept share of the prunable weights, 0..1."""
         return self.num_remaining / max(self.numel, 1)
 
     def issubset(self, other: Mask) -> bool:
-        """Tell whether every weight kept here is kept in `other`, on the same tensors."""
+        """Return whether `other` keeps every weight that this mask keeps.
+
+        False if the two cover different tensors.
+        """
         return self.shapes() == other.shapes() and all(
             not bool((tensor & ~other.tensors[name]).any()) for name, tensor in self.tensors.items()
         )
 
     def equal(self, other: Mask) -> bool:
-        """Tell whether both keep exactly the same weights."""
+        """Return whether both masks keep exactly the same weights."""
         return self.issubset(other) and other.issubset(self)
 
     def shapes(self) -> dict[str, torch.Size]:
@@ -78,7 +81,11 @@ class Mask:
 
     @torch.no_grad()
     def apply_(self, params: Mapping[str, torch.Tensor]) -> None:
-        """Set pruned weights to +0.0 in place. A tensor that is missing or shaped differently: ValueError."""
+        """Set pruned weights to +0.0 in place.
+
+        Raises:
+            ValueError: A tensor is missing or has another shape.
+        """
         check_fits(self.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
         for name, kept in self.tensors.items():
             params[name].masked_fill_(~kept.to(params[name].device), 0.0)
@@ -86,10 +93,10 @@ class Mask:
 
 @dataclass(frozen=True)
 class SignedMask:
-    """s = sign₀(θ ⊙ m): int8 in {−1, 0, +1} for every parameter, with the kept set m beside it.
+    """The signed mask s = sign₀(θ ⊙ m), together with m.
 
-    `norm` names the parameters of normalisation layers: their signs are recorded, but using the signed mask leaves
-    those layers at their fresh initialisation unless asked (method: "touches φ only").
+    s is int8 in {−1, 0, +1} for every parameter. `norm` names the norm parameters ψ. Their signs are recorded, but
+    applying the signed mask changes ψ only on request (method: "touches φ only").
 
     Example:
         >>> theta = {"conv.weight": torch.tensor([2.0, -3.0, 4.0])}
@@ -107,7 +114,16 @@ class SignedMask:
 
     @classmethod
     def of(cls, params: Mapping[str, torch.Tensor], mask: Mask, norm: Iterable[str] = ()) -> SignedMask:
-        """Return sign₀(θ ⊙ m) of all of `params`."""
+        """Return sign₀(θ ⊙ m) for all parameters.
+
+        Args:
+            params: θ by parameter name.
+            mask: m.
+            norm: Names of the norm parameters.
+
+        Raises:
+            ValueError: The mask does not fit the parameters.
+        """
         check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
         mask = Mask({name: kept.cpu() for name, kept in mask.tensors.items()})
         signs = {name: param.detach().cpu().sign().to(torch.int8) for name, param in params.items()}
@@ -117,12 +133,12 @@ class SignedMask:
 
     @property
     def density(self) -> float:
-        """Kept share of the prunable weights, 0..1."""
+        """Return the kept share of the prunable weights, 0..1."""
         return self.mask.density
 
     @property
     def num_zero_signs(self) -> int:
-        """Number of parameters that are kept but exactly zero: they have no sign to give."""
+        """Return how many kept parameters are exactly zero, without a sign."""
         zeros = sum(int((sign == 0).sum()) for sign in self.signs.values())
         return zeros - (self.mask.numel - self.mask.num_remaining)
 
@@ -132,21 +148,29 @@ class SignedMask:
     ) -> dict[str, torch.Tensor]:
         """Return abs(θ) ⊙ s as new tensors.
 
-        Pruned weights become +0.0. A kept parameter whose sign is 0 keeps its value. Normalisation layers keep their
-        values unless `norm`; other parameters outside the mask (biases, the classifier) unless `unpruned`
-        is true, or names them.
+        Pruned weights become +0.0. Kept parameters with sign 0 keep their value.
+
+        Args:
+            params: θ by parameter name.
+            norm: Whether norm parameters get their signs too. By default they keep their values.
+            unpruned: Whether other parameters outside the mask (biases, the classifier) get their signs, or the names
+                of those that do.
+
+        Raises:
+            ValueError: The signed mask does not fit the parameters.
         """
         check_fits(
             {name: sign.shape for name, sign in self.signs.items()},
             {name: param.shape for name, param in params.items()},
             "the signed mask",
         )
+        # Sign a copy of each selected parameter.
         result = {name: param.detach().clone() for name, param in params.items()}
         for name, sign in self.signs.items():
             if name not in self.mask.tensors and not (norm if name in self.norm else _names(unpruned, name)):
                 continue
             value, sign = result[name], sign.to(result[name].device)
-            # + 0.0 turns the −0.0 of abs(0)·(−1) into +0.0: equal values must be equal bytes
+            # + 0.0 turns the −0.0 of abs(0)·(−1) into +0.0, so that equal values have equal bytes.
             signed = torch.where(sign == 0, value, value.abs() * sign) + 0.0
             if name in self.mask.tensors:
                 signed = signed.masked_fill(~self.mask.tensors[name].to(value.device), 0.0)
@@ -155,7 +179,10 @@ class SignedMask:
 
     @torch.no_grad()
     def apply_(self, model: nn.Module, *, norm: bool = False, unpruned: bool | Collection[str] = True) -> SignedMask:
-        """Set the model's parameters to abs(θ) ⊙ s in place (see `signed`) and return self."""
+        """Set the model's parameters to abs(θ) ⊙ s in place. Returns self.
+
+        See `signed` for the arguments.
+        """
         params = dict(model.named_parameters())
         for name, value in self.signed(params, norm=norm, unpruned=unpruned).items():
             params[name].copy_(value)
@@ -164,11 +191,17 @@ class SignedMask:
         return self
 
     def keep(self, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
-        """Keep the model of the last `apply_` sparse: after each step of `optimizer`, θ ← θ ⊙ m.
+        """Apply θ ← θ ⊙ m after each step of `optimizer`.
 
-        Raises ValueError if `apply_` was not called or the optimizer holds none of that model's weights. Signs stay
-        free to flip. Remove the returned handle to stop.
+        This keeps the model of the last `apply_` sparse. Signs can still flip during training.
+
+        Returns:
+            A handle. Remove it to stop.
+
+        Raises:
+            ValueError: `apply_` was not called, or the optimizer holds no weight of that model.
         """
+        # Find the masked weights that the optimizer updates.
         owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
         bound = [(name, ref()) for name, ref in self._bound.items()]
         kept = [(param, self.mask.tensors[name]) for name, param in bound if param is not None and id(param) in owned]
@@ -177,6 +210,7 @@ class SignedMask:
                 "the optimizer holds no parameter of the model this signed mask was applied to; "
                 "call mask.apply_(model) first, then mask.keep(optimizer) with that model's optimizer"
             )
+        # Convert the masks once. The hook then needs a single fused multiplication.
         floats = [(param, mask.to(param.device, param.dtype)) for param, mask in kept]
         params, masks = [param for param, _ in floats], [mask for _, mask in floats]
 
@@ -187,7 +221,10 @@ class SignedMask:
         return optimizer.register_step_post_hook(remask)
 
     def agreement(self, other: SignedMask) -> float:
-        """Return the share of the weights kept in both whose signs agree, 0..1 (NaN if no weight is kept in both)."""
+        """Return the share of equal signs among commonly kept weights, 0..1.
+
+        NaN if no weight is kept by both.
+        """
         agree = common = 0
         for name in self.mask.tensors.keys() & other.mask.tensors.keys():
             both = self.mask.tensors[name] & other.mask.tensors[name]
@@ -196,10 +233,15 @@ class SignedMask:
         return agree / common if common else float("nan")
 
     def save(self, path: Path | str, metadata: Mapping[str, Any]) -> None:
-        """Write the packed file: a bit for each prunable weight, a bit for each kept one; equal masks, equal bytes.
+        """Write the packed file. Equal signed masks give equal bytes.
 
-        `metadata` holds what the computation determines (level digest, level, density), never run IDs.
+        The file holds one mask bit per prunable weight, and one sign bit per kept parameter.
+
+        Args:
+            path: The file.
+            metadata: Facts that the computation determines, such as level key, level and density. Never run IDs.
         """
+        # Pack mask bits, sign bits, and positions of zeros.
         tensors: dict[str, torch.Tensor] = {}
         for name, sign in self.signs.items():
             flat = sign.reshape(-1).numpy()
@@ -216,12 +258,17 @@ class SignedMask:
             "shapes": {name: list(sign.shape) for name, sign in self.signs.items()},
             "metadata": dict(metadata),
         }
-        # one key: safetensors writes several in random order, and equal masks must be equal bytes
+        # Use a single key: safetensors writes several in random order, so the bytes would differ.
         save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> SignedMask:
-        """Read a file of `save`; a truncated, altered or foreign one is a ValueError naming it."""
+        """Read a signed mask that `save` wrote.
+
+        Raises:
+            FileNotFoundError: The file does not exist.
+            ValueError: The file is truncated, altered or in another format. The message names the file.
+        """
         try:
             with safe_open(os.fspath(path), "pt") as file:
                 header = read_header(file.metadata(), FORMAT, path)
@@ -230,7 +277,7 @@ class SignedMask:
         except FileNotFoundError:
             raise FileNotFoundError(f"no signed mask at {path}") from None
         except (SafetensorError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} is not a whole signed-mask file ({error}); fetch it again") from error
+            raise ValueError(f"{path} is not a complete signed-mask file ({error}); download it again") from error
 
     @classmethod
     def _unpack(cls, header: dict[str, Any], packed: dict[str, torch.Tensor]) -> SignedMask:
@@ -259,5 +306,5 @@ def _names(unpruned: bool | Collection[str], name: str) -> bool:
 
 def _unpack_bits(packed: torch.Tensor, count: int) -> np.ndarray:
     if packed.numel() != (count + 7) // 8:
-        raise KeyError(f"bit plane of {packed.numel()} bytes for {count} values")
+        raise KeyError(f"{packed.numel()} bytes of packed bits for {count} values")
     return np.unpackbits(packed.numpy(), count=count).astype(bool)

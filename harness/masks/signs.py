@@ -1,4 +1,4 @@
-"""Compare two signed masks layer by layer: kept weights and signs in common."""
+"""Compare masks and signs of two signed masks layer by layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from harness.masks import SignedMask
 
 @dataclass(frozen=True)
 class LayerSigns:
-    """Counts of one prunable tensor in two signed masks, a and b, and the shares they give."""
+    """Counts for one prunable tensor in signed masks a and b."""
 
     name: str
     numel: int
@@ -21,31 +21,37 @@ class LayerSigns:
     kept_b: int
     kept_both: int
     agreeing: int
-    """Weights kept in both whose signs are equal."""
+    """Weights that both keep with equal signs."""
 
     @property
     def density_a(self) -> float:
-        """Kept share in a, 0..1."""
+        """Return the kept share in a, 0..1."""
         return _share(self.kept_a, self.numel)
 
     @property
     def density_b(self) -> float:
-        """Kept share in b, 0..1."""
+        """Return the kept share in b, 0..1."""
         return _share(self.kept_b, self.numel)
 
     @property
     def mask_overlap(self) -> float:
-        """Jaccard index of the kept sets, |a ∩ b| / |a ∪ b|, 0..1; NaN where neither keeps anything."""
+        """Return the Jaccard index of the masks, |a ∩ b| / |a ∪ b|, 0..1.
+
+        NaN if neither mask keeps a weight.
+        """
         return _share(self.kept_both, self.kept_a + self.kept_b - self.kept_both)
 
     @property
     def sign_agreement(self) -> float:
-        """Share of the weights kept in both whose signs are equal, 0..1 (unrelated signs: ½); NaN for none in both."""
+        """Return the share of equal signs among commonly kept weights, 0..1.
+
+        Unrelated signs give ½. NaN if no weight is kept by both.
+        """
         return _share(self.agreeing, self.kept_both)
 
     @classmethod
     def total(cls, layers: Iterable[LayerSigns], name: str = "all layers") -> Self:
-        """Count all layers together: every weight weighs the same, not every layer."""
+        """Sum the counts of all layers, so that every weight counts equally."""
         layers = list(layers)
         return cls(
             name=name,
@@ -58,9 +64,13 @@ class LayerSigns:
 
 
 def compare_signs(a: SignedMask, b: SignedMask) -> list[LayerSigns]:
-    """Return one row for each prunable tensor, in a's order; ValueError if the two are not of one network's shape."""
-    check_fits(a.mask.shapes(), b.mask.shapes(), "the first signed mask")
-    check_fits(b.mask.shapes(), a.mask.shapes(), "the second signed mask")
+    """Compare two signed masks, one row per prunable tensor in a's order.
+
+    Raises:
+        ValueError: The two have different tensors or shapes.
+    """
+    check_fits(a.mask.shapes(), b.mask.shapes(), "the first signed mask", "the second")
+    check_fits(b.mask.shapes(), a.mask.shapes(), "the second signed mask", "the first")
     rows = []
     for name, kept_a in a.mask.tensors.items():
         kept_b = b.mask.tensors[name]
@@ -72,9 +82,10 @@ def compare_signs(a: SignedMask, b: SignedMask) -> list[LayerSigns]:
 
 
 def overlap_by_chance(layers: Iterable[LayerSigns]) -> float:
-    """Return the Jaccard index, 0..1, of unrelated masks with the same counts in each layer.
+    """Return the Jaccard index, 0..1, that is expected by chance.
 
-    Each layer's expected common count, kept_a · kept_b / numel, stands for its mean; NaN where nothing is kept.
+    It is for unrelated masks with the same number of kept weights in each layer. Each layer then has kept_a · kept_b /
+    numel common weights on average. NaN if nothing is kept.
     """
     layers = list(layers)
     both = sum(layer.kept_a * layer.kept_b / layer.numel for layer in layers if layer.numel)

@@ -1,4 +1,4 @@
-"""How a ticket is used: what a final training starts from (method, section 4)."""
+"""Build the start of a final training from a ticket (method, section 4)."""
 
 from __future__ import annotations
 
@@ -23,13 +23,23 @@ def start(
     seed: int,
     unpruned: bool | Collection[str] = True,
 ) -> tuple[Params, Mask]:
-    """Return (θ, m) from which the final training of `kind` starts; pruned weights are +0.0.
+    """Return parameters θ and mask m at the start of a final training.
 
-    `theta_init` is the fresh initialisation, `ticket` θ_T, `signed_mask` s_T. `unpruned` says whether the signs of
-    biases and of the classifier are transferred, or names those that are. `seed` feeds the two controls alone (random
-    signs, random mask).
+    Pruned weights are +0.0.
+
+    Args:
+        kind: Kind of final training, one of `harness.config.Kind`.
+        theta_init: The fresh initialisation.
+        ticket: θ_T, the parameters of the ticket.
+        signed_mask: s_T, the signed mask of the ticket.
+        seed: Seed of the controls: random signs and random mask.
+        unpruned: Whether the signs of biases and the classifier are transferred, or the names of those that are.
+
+    Raises:
+        ValueError: The kind is unknown.
     """
     mask = signed_mask.mask
+    # Each kind takes a different part of the ticket.
     if kind == "retrain":
         params = {name: tensor.clone() for name, tensor in ticket.items()}
     elif kind == "mask":
@@ -53,16 +63,26 @@ def start(
 
 
 def unpruned_names(signed_mask: SignedMask, which: UnprunedSigns, classifier: str) -> set[str]:
-    """Return the parameters outside mask and ψ whose signs are transferred; `classifier` is that module's name."""
+    """Return the parameters outside mask and ψ whose signs are transferred.
+
+    `classifier` is the dotted name of the classifier's module.
+    """
     outside = signed_mask.signs.keys() - signed_mask.mask.tensors.keys() - signed_mask.norm
     head = {name for name in outside if name.startswith(f"{classifier}.")}
     return {"both": outside, "biases": outside - head, "classifier": head, "none": set()}[which]
 
 
 def pruned_ticket(before: Mapping[str, torch.Tensor], signed_mask: SignedMask) -> tuple[Params, SignedMask]:
-    """Return [θ_{T−1} ⊙ m_T, sign₀ of it]: the ticket as Algorithm 1 prints it, before any training under m_T.
+    """Return the ticket right after pruning, before any training under m_T.
 
-    `before` is θ_{T−1}; of `signed_mask` only m_T and the names of ψ are looked at.
+    Algorithm 1 prints it this way.
+
+    Args:
+        before: θ_{T−1}.
+        signed_mask: Signed mask of level T. Only m_T and the names of ψ are used.
+
+    Returns:
+        θ_{T−1} ⊙ m_T, and its sign₀.
     """
     params = {name: tensor.clone() for name, tensor in before.items()}
     signed_mask.mask.apply_(params)
@@ -70,7 +90,7 @@ def pruned_ticket(before: Mapping[str, torch.Tensor], signed_mask: SignedMask) -
 
 
 def without_classifier(signed_mask: SignedMask, classifier: str) -> SignedMask:
-    """Return a signed mask that says nothing of the classifier: what goes over to a network with another one."""
+    """Return the signed mask without the classifier, for networks with another classifier."""
 
     def rest(tensors: Mapping[str, torch.Tensor]) -> Params:
         return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")}
@@ -79,13 +99,13 @@ def without_classifier(signed_mask: SignedMask, classifier: str) -> SignedMask:
 
 
 def _constant_norm(theta_init: Params, norm: frozenset[str]) -> Params:
-    """Return θ_init with norm scales 1 and biases 0.1 (paper, Appendix A)."""
+    """Return θ_init with norm weights 1 and norm biases 0.1 (paper, Appendix A)."""
     constant = {name: torch.full_like(theta_init[name], 0.1 if name.endswith("bias") else 1.0) for name in norm}
     return theta_init | constant
 
 
 def _random_signs(signed_mask: SignedMask, seed: int) -> SignedMask:
-    """Control: the same kept set, a fair coin for each sign."""
+    """Return the same mask with independent, fair random signs (control)."""
     signs = dict(signed_mask.signs)
     for name, kept in signed_mask.mask.tensors.items():
         generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "random_signs", name)))
@@ -95,7 +115,7 @@ def _random_signs(signed_mask: SignedMask, seed: int) -> SignedMask:
 
 
 def _random_mask(mask: Mask, seed: int) -> Mask:
-    """Control: as many kept weights in each tensor, at random places."""
+    """Return a random mask with equal counts per tensor (control)."""
     tensors = {}
     for name, kept in mask.tensors.items():
         generator = np.random.Generator(np.random.Philox(key=derive_seed(seed, "random_mask", name)))

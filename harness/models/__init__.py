@@ -1,4 +1,4 @@
-"""The networks. A new one is a file here and a line in MODELS."""
+"""All networks. To add one, write a module here and add an entry to MODELS."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """How a network is built, and which of its modules is the classifier (which is never pruned).
+    """The builder of a network, and the name of its classifier.
 
-    `build` takes num_classes, channels and image_size by keyword, and `width` too if the network's width can be set;
-    the default width stands in its signature.
+    The classifier is never pruned. `build` takes num_classes, channels and image_size as keyword arguments. Networks of
+    adjustable width also take `width`, whose default is in the signature.
     """
 
     build: Callable[..., nn.Module]
     classifier: str
     former: Callable[..., nn.Module] | None = None
-    """Builds it as older runs drew it, where that was otherwise: `harness.config.redrawn` has the same names."""
+    """Builds the network as older runs initialised it, if that changed (see `harness.config.redrawn`)."""
 
 
 MODELS: dict[str, ModelSpec] = {
@@ -88,25 +88,27 @@ def build_model(
     width: int | None = None,
     former: bool = False,
 ) -> nn.Module:
-    """Build a network on the CPU, its weights drawn from torch's global generator (seed it before).
+    """Build a network on the CPU.
 
-    It takes float NCHW images of `channels` × `image_size` × `image_size` and returns logits (N, num_classes).
+    torch's global generator draws the weights, so seed it first. The network maps float images (N, channels,
+    image_size, image_size) to logits (N, num_classes).
 
     Args:
-        name: A name of MODELS.
+        name: Name in MODELS.
         num_classes: Outputs of the classifier.
         channels: Channels of an image.
-        image_size: Height and width of an image, pixels.
-        width: Channels of the first stage or as the network's own file says; None: its default.
-        former: As older runs drew it, where that was otherwise (`harness.config.redrawn`).
+        image_size: Height and width of an image, in pixels.
+        width: Channels of the first stage, or as the network's builder defines it. None: its default.
+        former: Whether to use the initialisation of older runs, where it changed (`harness.config.redrawn`).
 
     Raises:
-        ValueError: An unknown name, a size that is not positive, or a width for a network that has only one.
+        ValueError: The name is unknown, a size is not positive, or the network's width is fixed.
 
     Example:
         >>> build_model("resnet20", num_classes=10, channels=3, image_size=32).fc.out_features
         10
     """
+    # Check width and sizes, then build.
     spec = _spec(name)
     sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
     if width is not None:
@@ -131,15 +133,27 @@ def draw_model(
     former: bool = False,
     scheme: str = "network",
 ) -> nn.Module:
-    """Draw the network at θ_init(`init_seed`) on the CPU; torch's own generator stays as it was. See `build_model`.
+    """Build the network at θ_init(`init_seed`) on the CPU, as `build_model` does.
 
-    `scheme` gives the weights (prunable ones and the classifier's) other values than the network's own: see
-    `harness.models.initialise`.
+    The state of torch's global generator does not change.
+
+    Args:
+        name: Name in MODELS.
+        init_seed: Seed of θ_init.
+        num_classes: Outputs of the classifier.
+        channels: Channels of an image.
+        image_size: Height and width of an image, in pixels.
+        width: See `build_model`.
+        former: See `build_model`.
+        scheme: Initialisation of the prunable weights and the classifier's weights, one of
+            `harness.models.initialise.SCHEMES`.
     """
     sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
+    # Draw the network's own initialisation from a private stream.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(init_seed, "init") >> 1)
         model = build_model(name, width=width, former=former, **sizes)
+    # Replace the weights if another scheme is requested.
     if scheme != "network":
         params = dict(model.named_parameters())
         weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
@@ -148,17 +162,20 @@ def draw_model(
 
 
 def classifier_of(name: str) -> str:
-    """Return the dotted name of a network's classifier, a module whose parameters are never pruned."""
+    """Return the dotted name of a network's classifier. Its parameters are never pruned."""
     return _spec(name).classifier
 
 
 def partition_of(name: str, model: nn.Module) -> ParamPartition:
-    """Return the prunable, norm and other parameters of `model`, a network built under this name."""
+    """Partition the parameters of `model`, a network built under this name."""
     return ParamPartition.of(model, _spec(name).classifier)
 
 
 def width_of(name: str, width: int | None) -> int | None:
-    """Return the width that `width` asks for: None is the network's default, and stays None if it has only one."""
+    """Return `width`, or the network's default if it is None.
+
+    The default is None if the network's width is fixed.
+    """
     parameter = inspect.signature(_spec(name).build).parameters.get("width")
     return width if width is not None or parameter is None else int(parameter.default)
 

@@ -1,9 +1,9 @@
-"""EfficientNet-B0 (Tan & Le 2019) for small images: torchvision's blocks behind a stem of stride 1.
+"""EfficientNet-B0 (Tan & Le 2019) for small images.
 
-As in the paper's scripts, the classifier follows the last stage of 320 channels directly, layers start from torch's
-default draw, and there is no drop-connect: the scripts ask for 0.2, but never advance the counter of blocks that scales
-it. Dropout and drop-connect (torchvision: stochastic depth) draw from torch's generator, which the training loop seeds
-for every step.
+It has torchvision's blocks behind a stride-1 stem. As in the paper's scripts, the classifier directly follows the last
+stage of 320 channels, and layers use torch's default initialisation. The network has no drop-connect: the scripts set a
+rate of 0.2, but never advance the block counter that scales it. Dropout and drop-connect (torchvision: stochastic
+depth) draw from torch's generator, which the training loop seeds at every step.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from harness.models.initialise import torch_default_
 from harness.models.stem import fitted_stem
 
 _STEM = 32
-# expansion, kernel, stride, channels in and out, blocks: table 1 of the paper
+# Expansion, kernel, stride, channels in and out, blocks: table 1 of the paper.
 _STAGES = (
     (1, 3, 1, 32, 16, 1),
     (6, 3, 2, 16, 24, 2),
@@ -26,7 +26,8 @@ _STAGES = (
 )
 _DROPOUT = 0.2
 DROP_CONNECT = 0.2
-"""Of the network that has it (Tan & Le): it grows linearly from 0 at the first block, towards 0.2 behind the last."""
+"""Rate of the variant with drop-connect (Tan & Le). It grows linearly from 0 at the first block towards 0.2 after the
+last."""
 
 
 def efficientnet_b0_cifar(
@@ -38,13 +39,20 @@ def efficientnet_b0_cifar(
     drop_connect: float = 0.0,
     former: bool = False,
 ) -> nn.Module:
-    """Build EfficientNet-B0 with a stride-1 stem; `width` scales all channels as B1 to B7 do (multiples of 8).
+    """Build EfficientNet-B0 with a stride-1 stem.
 
-    `former`: draw its weights as older runs did (`harness.config.redrawn`).
+    Args:
+        num_classes: Outputs of the classifier.
+        channels: Channels of an image.
+        image_size: Not used.
+        width: Channels of the stem. All other channel numbers scale with it, as in B1 to B7 (multiples of 8).
+        drop_connect: Rate of drop-connect after the last block.
+        former: Whether to use the initialisation of older runs (`harness.config.redrawn`).
     """
-    from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # a second to import
+    from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # imported here because it takes a second
 
     del image_size
+    # Build torchvision's network, then change stem, last stage, classifier and initialisation.
     stages = [MBConvConfig(*stage, width_mult=width / _STEM) for stage in _STAGES]
     model = EfficientNet(stages, dropout=_DROPOUT, stochastic_depth_prob=drop_connect, num_classes=num_classes)
     model.features[0][0] = fitted_stem(model.features[0][0], channels, kernel_size=3, stride=1)

@@ -1,6 +1,6 @@
-"""Initial weights: Kaiming's for the networks written here, and schemes that replace a network's own.
+"""Initialise weights: Kaiming and torch defaults, and schemes that replace them.
 
-A scheme sets weights alone; biases, normalisation layers and all else keep the network's own initial values.
+A scheme sets only weights. Biases, norm parameters and all other values keep the network's own initialisation.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from torch import nn
 from harness.common.seeds import derive_seed
 
 SCHEMES = ("network", "kaiming_normal", "constant")
-"""network: the network's own; kaiming_normal: N(0, 2/fan_in) (He et al. 2015); constant: ±√(2/fan_in) with the signs of
-the network's own draw (Zhou et al. 2019; Gem-Miner's weights)."""
+"""network: the network's own. kaiming_normal: N(0, 2/fan_in) (He et al. 2015). constant: ±√(2/fan_in) with the signs of
+the network's own initialisation (Zhou et al. 2019; Gem-Miner's weights)."""
 
 
 def kaiming_normal_(model: nn.Module) -> None:
-    """Draw the weights of convolutions and linear layers from N(0, 2/fan_in) (He et al. 2015).
+    """Draw weights of Conv2d and Linear layers from N(0, 2/fan_in) (He et al. 2015).
 
-    Biases and normalisation layers keep torch's defaults. fan_in counts the channels of one group, so a depthwise 3×3
-    convolution has 9.
+    Biases and norm parameters keep torch's defaults. fan_in counts the channels of one group, so it is 9 for a
+    depthwise 3×3 convolution.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -30,9 +30,10 @@ def kaiming_normal_(model: nn.Module) -> None:
 
 
 def torch_default_(model: nn.Module) -> None:
-    """Draw convolutions and linear layers anew as torch draws them: U(−1/√fan_in, 1/√fan_in), their biases too.
+    """Redraw weights and biases of Conv2d and Linear layers with torch's default.
 
-    The standard deviation is 1/√(3·fan_in). fan_in counts the channels of one group.
+    The distribution is U(−1/√fan_in, 1/√fan_in), with standard deviation 1/√(3·fan_in). fan_in counts the channels of
+    one group.
     """
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -41,9 +42,19 @@ def torch_default_(model: nn.Module) -> None:
 
 @torch.no_grad()
 def initialise_(params: Mapping[str, nn.Parameter], weights: Iterable[str], scheme: str, init_seed: int) -> None:
-    """Give the tensors named in `weights` the values of `scheme`, in place; each is drawn from its own stream.
+    """Initialise the tensors named in `weights` by `scheme`, in place.
 
-    fan_in counts the channels of one group, as in `kaiming_normal_`. A weight that is exactly 0 stays 0 in `constant`.
+    Each tensor is drawn from its own random stream. fan_in counts the channels of one group, as in `kaiming_normal_`.
+    In `constant`, a weight that is exactly 0 stays 0.
+
+    Args:
+        params: Parameters by name.
+        weights: Names of the parameters to set.
+        scheme: One of SCHEMES.
+        init_seed: Seed of the streams.
+
+    Raises:
+        ValueError: The scheme is unknown.
     """
     for name in sorted(weights):
         if scheme == "constant":
@@ -57,5 +68,5 @@ def initialise_(params: Mapping[str, nn.Parameter], weights: Iterable[str], sche
 
 
 def kaiming_std(weight: torch.Tensor) -> float:
-    """Return √(2/fan_in) of a weight (out, in, …)."""
+    """Return √(2/fan_in) for a weight of shape (out, in, …)."""
     return math.sqrt(2 / max(weight[0].numel(), 1))

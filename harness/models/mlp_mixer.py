@@ -1,7 +1,7 @@
-"""MLP-Mixer (Tolstikhin et al. 2021), with LayerNorm and no BatchNorm.
+"""MLP-Mixer (Tolstikhin et al. 2021), with LayerNorm and without BatchNorm.
 
-Parameter names are those of timm's `MlpMixer`. Layers start as torch starts them, as in the common PyTorch ports; the
-original's zero classifier would give sign transfer nothing to put signs on.
+Parameter names match timm's `MlpMixer`. Layers use torch's default initialisation, as in common PyTorch ports. The
+original initialises the classifier to zero, which would leave no magnitudes for sign transfer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class Mlp(nn.Module):
 
 
 class MixerBlock(nn.Module):
-    """Mixes over tokens, then over channels, each with its own residual and LayerNorm; (N, tokens, width) both ways."""
+    """Token mixing, then channel mixing, each with a residual connection and LayerNorm.
+
+    Input and output have shape (N, tokens, width).
+    """
 
     def __init__(self, tokens: int, width: int, token_hidden: int, channel_hidden: int) -> None:
         super().__init__()
@@ -40,7 +43,7 @@ class MixerBlock(nn.Module):
 
 
 class PatchEmbedding(nn.Module):
-    """Each patch of `patch` × `patch` pixels becomes one token of `width` channels."""
+    """Map each patch to a token of `width` channels."""
 
     def __init__(self, channels: int, width: int, patch: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class PatchEmbedding(nn.Module):
 
 
 class MlpMixer(nn.Module):
-    """The network; its token-mixing layers fix the image size."""
+    """MLP-Mixer for one image size, which its token-mixing layers fix."""
 
     def __init__(
         self,
@@ -68,9 +71,10 @@ class MlpMixer(nn.Module):
         super().__init__()
         if image_size % patch:
             raise ValueError(
-                f"MLP-Mixer's image size must be a multiple of its patch, {patch}, got {image_size}; "
+                f"MLP-Mixer's image size must be a multiple of its patch size {patch}, got {image_size}; "
                 "for small images use mlp_mixer_small"
             )
+        # Build patch embedding, mixer blocks and classifier.
         tokens = (image_size // patch) ** 2
         self.stem = PatchEmbedding(channels, width, patch)
         self.blocks = nn.Sequential(*(MixerBlock(tokens, width, token_hidden, channel_hidden) for _ in range(depth)))
@@ -82,7 +86,10 @@ class MlpMixer(nn.Module):
 
 
 def mlp_mixer(*, num_classes: int, channels: int, image_size: int, width: int = 512) -> nn.Module:
-    """Build the paper's MLP-Mixer, hidden sizes as in its scripts: token mixing 784, channel mixing 256 (7.8 M)."""
+    """Build the paper's MLP-Mixer (7.8 M parameters).
+
+    Hidden sizes are those of the paper's scripts: 784 for token mixing, 256 for channel mixing.
+    """
     return MlpMixer(
         num_classes=num_classes,
         channels=channels,
@@ -96,7 +103,10 @@ def mlp_mixer(*, num_classes: int, channels: int, image_size: int, width: int = 
 
 
 def mlp_mixer_wide(*, num_classes: int, channels: int, image_size: int, width: int = 512) -> nn.Module:
-    """Build MLP-Mixer with the usual hidden sizes: token mixing 256, channel mixing 2048 (27.3 M)."""
+    """Build MLP-Mixer with the usual hidden sizes (27.3 M parameters).
+
+    They are 256 for token mixing and 2048 for channel mixing.
+    """
     return MlpMixer(
         num_classes=num_classes,
         channels=channels,
@@ -110,13 +120,17 @@ def mlp_mixer_wide(*, num_classes: int, channels: int, image_size: int, width: i
 
 
 def mlp_mixer_small(*, num_classes: int, channels: int, image_size: int, width: int = 128) -> nn.Module:
-    """Build a Mixer for images of 8 to 64 pixels: 4 blocks, hidden sizes width / 2 and 2 · width.
+    """Build an MLP-Mixer for images of 8 to 64 pixels: 4 blocks.
 
-    The patch is the largest of 4, 2, 1 that divides the image into at least 4 × 4: 2 at 8 pixels, 4 at 28 and 32.
+    Hidden sizes are width / 2 for token mixing and 2 · width for channel mixing. The patch size is the largest of 4, 2,
+    1 that divides the image into at least 4 × 4 patches. It is 2 at 8 pixels, and 4 at 28 and 32.
+
+    Raises:
+        ValueError: No patch size fits the image.
     """
     fitting = [patch for patch in (4, 2, 1) if image_size % patch == 0 and image_size // patch >= 4]
     if not fitting:
-        raise ValueError(f"mlp_mixer_small needs images of at least 4 pixels a side, got {image_size}")
+        raise ValueError(f"mlp_mixer_small needs images of at least 4×4 pixels, got {image_size}")
     return MlpMixer(
         num_classes=num_classes,
         channels=channels,

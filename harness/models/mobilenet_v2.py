@@ -1,9 +1,10 @@
-"""MobileNetV2 (Sandler et al. 2018): torchvision's for ImageNet, and one for small images.
+"""MobileNetV2 (Sandler et al. 2018): torchvision's for ImageNet, and a variant for small images.
 
-The small one is that of the field's CIFAR experiments and of the paper's scripts: the stem and the first stage of 24
-channels keep the resolution, the block of expansion 1 has its 1×1 expansion too, and where a block of stride 1 changes
-the number of channels, its shortcut is a 1×1 convolution with BatchNorm (torchvision has no shortcut there). Its layers
-start from torch's default draw, as in those scripts.
+The variant is common in CIFAR experiments and is used in the paper's scripts. It differs from torchvision's network:
+- The stem and the first stage of 24 channels keep the resolution.
+- The block of expansion 1 also has a 1×1 expansion.
+- A stride-1 block that changes the number of channels also has a shortcut: a 1×1 convolution with BatchNorm.
+- Layers use torch's default initialisation.
 """
 
 from __future__ import annotations
@@ -15,14 +16,14 @@ from harness.models.initialise import kaiming_normal_
 from harness.models.stem import fitted_stem
 
 _STEM = 32
-# expansion, channels, blocks, stride of the first: table 2 of the paper but for the stride of the 24-channel stage
+# Expansion, channels, blocks, stride of the first block: table 2 of the paper, except the stride of 24 channels.
 _STAGES = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 _HEAD = 1280
 
 
 def mobilenet_v2(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
-    """Build torchvision's `mobilenet_v2` without dropout, freshly initialised (method section 5)."""
-    import torchvision  # a second to import, and only few networks need it
+    """Build torchvision's `mobilenet_v2` without dropout, untrained (method section 5)."""
+    import torchvision  # imported here because it takes a second and few networks need it
 
     del image_size
     model = torchvision.models.mobilenet_v2(weights=None, num_classes=num_classes, dropout=0.0)
@@ -31,7 +32,10 @@ def mobilenet_v2(*, num_classes: int, channels: int, image_size: int) -> nn.Modu
 
 
 class InvertedResidual(nn.Module):
-    """1×1 expansion, depthwise 3×3, linear 1×1 projection; a shortcut if the resolution stays."""
+    """1×1 expansion, depthwise 3×3 and linear 1×1 projection.
+
+    Blocks of stride 1 have a shortcut.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -57,7 +61,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2Cifar(nn.Module):
-    """The network for small images; see the module's docstring."""
+    """MobileNetV2 for small images. See the module docstring."""
 
     def __init__(self, num_classes: int, channels: int, width: int) -> None:
         super().__init__()
@@ -85,9 +89,14 @@ class MobileNetV2Cifar(nn.Module):
 def mobilenet_v2_cifar(
     *, num_classes: int, channels: int, image_size: int, width: int = _STEM, former: bool = False
 ) -> nn.Module:
-    """Build MobileNetV2 for small images; `width` is the stem's, and all numbers of channels scale with it.
+    """Build MobileNetV2 for small images.
 
-    `former`: draw its weights as older runs did (`harness.config.redrawn`).
+    Args:
+        num_classes: Outputs of the classifier.
+        channels: Channels of an image.
+        image_size: Not used.
+        width: Channels of the stem. All other channel numbers scale with it.
+        former: Whether to use the initialisation of older runs (`harness.config.redrawn`).
     """
     del image_size
     model = MobileNetV2Cifar(num_classes, channels, width)

@@ -1,4 +1,4 @@
-"""Which parameters may be pruned, which belong to normalisation layers, and which are neither."""
+"""Partition a network's parameters into prunable weights, norm parameters and others."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from torch.nn.modules.batchnorm import _NormBase
 
 Role = Literal["prunable", "norm", "other"]
 
-_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: every BatchNorm and InstanceNorm
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)  # _NormBase: all BatchNorm and InstanceNorm layers
 _PRUNABLE_LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
 _ATTENTION_PROJECTIONS = ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 @dataclass(frozen=True)
 class ParamPartition:
-    """The names of a network's parameters, each in exactly one of three sets (method section 2).
+    """Names of a network's parameters in three disjoint sets (method section 2).
 
-    `prunable`: weights of Conv1d, Conv2d and Linear layers and of attention's input projections, except the
-    classifier's. `norm`: ψ, the weights and biases of normalisation layers. `other`: biases, the classifier, the rest.
-    Raises ValueError when a name is in two sets.
+    `prunable`: weights of Conv1d, Conv2d and Linear layers and of attention input projections, except in the
+    classifier. `norm`: ψ, the weights and biases of normalisation layers. `other`: biases, the classifier, and all
+    remaining parameters.
+
+    Raises:
+        ValueError: A name is in two sets.
     """
 
     prunable: frozenset[str]
@@ -32,31 +35,37 @@ class ParamPartition:
     def __post_init__(self) -> None:
         twice = (self.prunable & self.norm) | (self.prunable & self.other) | (self.norm & self.other)
         if twice:
-            raise ValueError(f"a parameter can have one role only; in two sets: {', '.join(sorted(twice))}")
+            raise ValueError(f"a parameter can have only one role; these have two: {', '.join(sorted(twice))}")
 
     @classmethod
     def of(cls, model: nn.Module, classifier: str) -> Self:
-        """Sort the parameters of `model` by the type of the module that holds them.
+        """Partition the parameters of `model` by the type of their module.
 
-        `classifier` is the dotted name of the classifier's module. The names are those of `model.named_parameters()`,
-        so a parameter shared by several modules stands once, under its first name; it must play one role in all of
-        them, except that what the classifier uses is never pruned.
+        A parameter shared by several modules appears once, under its first name in `model.named_parameters()`. It must
+        have the same role in all of them. One exception: a parameter of the classifier is never prunable.
 
-        Raises ValueError for a classifier that is not in the network, for a layer whose weight is hidden behind a
-        parametrisation, and for a shared parameter of two roles.
+        Args:
+            model: The network.
+            classifier: Dotted name of the classifier's module.
+
+        Raises:
+            ValueError: The classifier does not exist, a layer's weight is parametrised, or a shared parameter has two
+                roles.
         """
+        # Collect the role of each parameter under each of its names.
         classifier_parameters = _classifier_parameters(model, classifier)
-        roles: dict[int, dict[str, Role]] = {}  # identity of the parameter → its every name and what it is there
+        roles: dict[int, dict[str, Role]] = {}  # id(parameter) → {name: role}
         for name, parameter, role in _named_roles(model):
             if role == "prunable" and id(parameter) in classifier_parameters:
                 role = "other"
             roles.setdefault(id(parameter), {})[name] = role
+        # Put each parameter into one set, if its roles agree.
         names: dict[Role, set[str]] = {"prunable": set(), "norm": set(), "other": set()}
         for name, parameter in model.named_parameters():
             held_as = roles[id(parameter)]
             if len(set(held_as.values())) > 1:
                 listed = ", ".join(f"{n} is {r}" for n, r in held_as.items())
-                raise ValueError(f"a shared parameter has different roles: {listed}; give each its own parameter")
+                raise ValueError(f"a shared parameter has different roles: {listed}; do not share it")
             names[held_as[name]].add(name)
         return cls(**{field.name: frozenset(names[field.name]) for field in fields(cls)})  # type: ignore[index]
 
@@ -73,13 +82,13 @@ def _classifier_parameters(model: nn.Module, classifier: str) -> set[int]:
 
 
 def _named_roles(model: nn.Module) -> Iterator[tuple[str, nn.Parameter, Role]]:
-    """Return every parameter under each of its names, with its role by the type of the module that holds it."""
+    """Yield (name, parameter, role) for every name of every parameter."""
     for module_name, module in model.named_modules(remove_duplicate=False):
         own = dict(module.named_parameters(recurse=False, remove_duplicate=False))
         if isinstance(module, _PRUNABLE_LAYERS) and "weight" not in own:
             raise ValueError(
-                f"{module_name} ({type(module).__name__}) has no plain weight: it is parametrised or normalised by "
-                "weight; remove the parametrisation before asking what can be pruned"
+                f"{module_name} ({type(module).__name__}) has no plain weight, because it uses a parametrisation or "
+                "weight norm; remove that before partitioning the parameters"
             )
         for short_name, parameter in own.items():
             full_name = f"{module_name}.{short_name}" if module_name else short_name

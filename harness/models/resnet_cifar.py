@@ -1,7 +1,7 @@
 """ResNets of depth 6n + 2 for small images (He et al. 2016, section 4.2).
 
-A 3×3 stem, three stages of n basic blocks at widths w, 2w, 4w, the last two at half the resolution each, parameter-free
-shortcuts (option A), global average pool, one linear classifier.
+A 3×3 stem is followed by three stages of n basic blocks with widths w, 2w and 4w. The second and third stage each halve
+the resolution. Shortcuts have no parameters (option A). A global average pool and one linear classifier follow.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from harness.models.initialise import kaiming_normal_
 
 
 class BasicBlock(nn.Module):
-    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)); the shortcut subsamples and pads with zero channels."""
+    """relu(bn(conv(relu(bn(conv(x))))) + shortcut(x)).
+
+    The shortcut subsamples and pads with zero channels.
+    """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -31,7 +34,10 @@ class BasicBlock(nn.Module):
 
 
 def padded_shortcut(x_NCHW: Tensor, stride: int, new_channels: int) -> Tensor:
-    """Return x subsampled by `stride`, with `new_channels` channels of zeros, half of them before x's (option A)."""
+    """Subsample x by `stride` and pad it with zero channels (option A).
+
+    Half of the `new_channels` come before x's channels.
+    """
     if stride != 1:
         x_NCHW = x_NCHW[:, :, ::stride, ::stride]
     if new_channels:
@@ -41,7 +47,10 @@ def padded_shortcut(x_NCHW: Tensor, stride: int, new_channels: int) -> Tensor:
 
 
 class ResNetCifar(nn.Module):
-    """The network; see the module's docstring. Any image of at least 1×1 goes, since pooling is global."""
+    """CIFAR ResNet. See the module docstring.
+
+    Any image of at least 1×1 pixels fits, because pooling is global.
+    """
 
     def __init__(self, blocks_per_stage: int, num_classes: int, channels: int, width: int) -> None:
         super().__init__()
@@ -65,13 +74,21 @@ def _stage(num_blocks: int, in_channels: int, out_channels: int, stride: int) ->
 
 
 def blocks_of_depth(depth: int) -> int:
-    """Return n of depth = 6n + 2, the blocks of each stage; ValueError if there is no such n ≥ 1."""
+    """Return n, the blocks per stage of a network of depth 6n + 2.
+
+    Raises:
+        ValueError: There is no such n ≥ 1.
+    """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(f"the depth of a CIFAR ResNet must be 6n + 2 (8, 14, 20, 32, …), got {depth}")
     return (depth - 2) // 6
 
 
 def resnet_cifar(depth: int, *, num_classes: int, channels: int, image_size: int, width: int = 16) -> nn.Module:
-    """Build ResNet-`depth` with `width` channels in its first stage; ValueError unless depth = 6n + 2, n ≥ 1."""
-    del image_size  # convolutions and a global pool: the same network for any size
+    """Build ResNet-`depth` with `width` channels in its first stage.
+
+    Raises:
+        ValueError: `depth` is not 6n + 2 with n ≥ 1.
+    """
+    del image_size  # not needed, because pooling is global
     return ResNetCifar(blocks_of_depth(depth), num_classes, channels, width)

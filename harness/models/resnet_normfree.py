@@ -1,8 +1,8 @@
-"""ResNets without normalisation layers, trained by SkipInit (De & Smith 2020, "Batch normalization biases residual
-blocks towards the identity function in deep networks").
+"""ResNets without normalisation layers, initialised by SkipInit.
 
-Every residual branch is multiplied by one learnable scalar that starts at 0, and every convolution has a bias. There
-is no ψ, so AWS is LRR here, bit for bit.
+See De & Smith 2020, "Batch normalization biases residual blocks towards the identity function in deep networks". Each
+residual branch is multiplied by one learnable scalar, initially 0. Every convolution has a bias. The network has no ψ,
+so AWS and LRR give identical bits.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from harness.models.resnet_cifar import blocks_of_depth, padded_shortcut
 
 
 class ScaledBlock(nn.Module):
-    """relu(scale · conv(relu(conv(x))) + shortcut(x)), `scale` a scalar that is learnt."""
+    """relu(scale · conv(relu(conv(x))) + shortcut(x)), with a learnable scalar `scale`."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class ScaledBlock(nn.Module):
 
 
 class ResNetSkipInit(nn.Module):
-    """The CIFAR ResNet of `resnet_cifar` with ScaledBlocks."""
+    """CIFAR ResNet of `resnet_cifar`, built from ScaledBlocks."""
 
     def __init__(self, blocks_per_stage: int, num_classes: int, channels: int, width: int) -> None:
         super().__init__()
@@ -53,6 +53,10 @@ class ResNetSkipInit(nn.Module):
 
 
 def resnet_skipinit(depth: int, *, num_classes: int, channels: int, image_size: int, width: int = 16) -> nn.Module:
-    """Build ResNet-`depth` without normalisation layers; ValueError unless depth = 6n + 2, n ≥ 1."""
+    """Build ResNet-`depth` without normalisation layers.
+
+    Raises:
+        ValueError: `depth` is not 6n + 2 with n ≥ 1.
+    """
     del image_size
     return ResNetSkipInit(blocks_of_depth(depth), num_classes, channels, width)

@@ -1,7 +1,8 @@
-"""ShuffleNet v1 (Zhang et al. 2018) with 3 groups, for small images: stages of 240, 480 and 960 channels.
+"""ShuffleNet v1 (Zhang et al. 2018) with 3 groups, for small images.
 
-The stem is a 3×3 convolution of stride 1 without max-pool. As in the paper's scripts, every convolution has a bias, the
-first 1×1 convolution is grouped too, and layers start from torch's default draw.
+Stages have 240, 480 and 960 channels. The stem is a 3×3 stride-1 convolution without max-pool. As in the paper's
+scripts, every convolution has a bias, the first 1×1 convolution is also grouped, and layers use torch's default
+initialisation.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ _BLOCKS = (4, 8, 4)
 
 
 class ShuffleUnit(nn.Module):
-    """Grouped 1×1 to a quarter of the channels, shuffle, depthwise 3×3, grouped 1×1 (figure 2b, c of the paper).
+    """Unit of ShuffleNet (figure 2b, c of the paper).
 
-    A unit of stride 2 puts its result beside the average-pooled input instead of adding it.
+    It has a grouped 1×1 convolution, a channel shuffle, a depthwise 3×3 and a grouped 1×1 convolution. The first
+    convolution reduces to a quarter of the output channels. A unit of stride 2 concatenates its result with the
+    average-pooled input. Other units add it to the input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -45,7 +48,7 @@ class ShuffleUnit(nn.Module):
 
 
 class ShuffleNet(nn.Module):
-    """The network; see the module's docstring."""
+    """ShuffleNet v1 for small images. See the module docstring."""
 
     def __init__(self, num_classes: int, channels: int, width: int) -> None:
         super().__init__()
@@ -69,9 +72,17 @@ class ShuffleNet(nn.Module):
 def shufflenet_cifar(
     *, num_classes: int, channels: int, image_size: int, width: int = 240, former: bool = False
 ) -> nn.Module:
-    """Build ShuffleNet; `width`, of its first stage, is a multiple of 12 (4 · 3 groups) above 24, or a ValueError.
+    """Build ShuffleNet for small images.
 
-    `former`: draw its weights as older runs did (`harness.config.redrawn`).
+    Args:
+        num_classes: Outputs of the classifier.
+        channels: Channels of an image.
+        image_size: Not used.
+        width: Channels of the first stage, a multiple of 12 (4 · 3 groups) above 24.
+        former: Whether to use the initialisation of older runs (`harness.config.redrawn`).
+
+    Raises:
+        ValueError: The width does not fit.
     """
     del image_size
     if width % (4 * _GROUPS) or width <= _STEM:

@@ -1,7 +1,7 @@
-"""VGG11 with BatchNorm (Simonyan & Zisserman 2015, configuration A) and one linear layer for a head.
+"""VGG11 with BatchNorm (Simonyan & Zisserman 2015, configuration A).
 
-Feature layers have the names and shapes of torchvision's `vgg11_bn`. A max-pool is left out where the map is one
-pixel already (the fifth at 28×28), so that images from 1×1 on go.
+The head is a single linear layer. Feature layers have the names and shapes of torchvision's `vgg11_bn`. A max-pool is
+skipped if the feature map is already one pixel (the fifth pool at 28×28). Images of any size therefore fit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ _CONFIGURATION_A = (1, _POOL, 2, _POOL, 4, 4, _POOL, 8, 8, _POOL, 8, 8, _POOL)  
 
 
 class Vgg(nn.Module):
-    """Convolutions and pools, the mean over the rest of the map, the classifier."""
+    """VGG: convolutions and pools, global average pool, linear classifier."""
 
     def __init__(self, num_classes: int, channels: int, image_size: int, width: int) -> None:
         super().__init__()
@@ -39,5 +39,5 @@ class Vgg(nn.Module):
 
 
 def vgg11_bn_cifar(*, num_classes: int, channels: int, image_size: int, width: int = _WIDTH) -> nn.Module:
-    """Build VGG11-bn with a small head and `width` channels in its first layer."""
+    """Build VGG11-bn with `width` channels in its first layer."""
     return Vgg(num_classes, channels, image_size, width)

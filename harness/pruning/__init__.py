@@ -1,4 +1,4 @@
-"""How a mask is found. A method is one file and one line of METHODS."""
+"""Pruning methods. Each method has one file in this package and one entry in METHODS."""
 
 from harness.pruning.aws import AWS
 from harness.pruning.aws_full import FullAWS

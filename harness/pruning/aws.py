@@ -1,8 +1,8 @@
-"""AWS (paper, section 3.3): LRR whose forward pass sees normalisation parameters between ψ_init and ψ.
+"""AWS (paper, section 3.3): LRR that trains with interpolated normalisation parameters.
 
-Only lines 3 and 4 of Algorithm 1 differ from LRR. For one optimizer step the values of ψ are swapped for
-αψ + (1−α)ψ_init. After backward they are restored, and their gradients are scaled by α (chain rule). No forward method
-is patched and no state is added, so it works under DDP and torch.compile.
+Only lines 3 and 4 of Algorithm 1 differ from LRR. For one optimizer step, αψ + (1−α)ψ_init replaces the values of ψ.
+After the backward pass, ψ is restored and its gradients are multiplied by α (chain rule). No forward method is patched
+and no state is added, so AWS works under DDP and torch.compile.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from harness.pruning.method import ForwardView, NormState
 
 
 class AWS(LRR):
-    """LRR whose steps see [φ, αψ + (1−α)ψ_init].
+    """LRR whose forward pass uses [φ, αψ + (1−α)ψ_init] instead of θ = [φ, ψ].
 
-    As in LRR, level t starts from θₜ₋₁ ⊙ mₜ, and mₜ keeps the largest |θₜ₋₁|.
+    As in LRR, level t starts from θₜ₋₁ ⊙ mₜ, and mₜ keeps the weights with the largest |θₜ₋₁|.
     """
 
     metrics = ("alpha_mean",)
     heeds = (*LRR.heeds, "alpha")
 
     def view(self, norm: NormState) -> ForwardView:
-        """Return the view of one optimizer step, all its micro-batches included."""
+        """Return `view(α)`: a context manager that interpolates ψ during one optimizer step.
+
+        The context must cover the forward and backward passes of all micro-batches of the step.
+        """
         params, initial = norm.params, norm.initial
         saved = [torch.empty_like(param) for param in params]
 
@@ -35,15 +38,16 @@ class AWS(LRR):
             if not params:
                 yield
                 return
+            # Phase: replace ψ. lerp is exact at both ends, so AWS with α = 1 has the same bits as LRR.
             with torch.no_grad():
                 torch._foreach_copy_(saved, params)
-                # lerp is exact at both ends: α = 1 leaves ψ bit for bit, and AWS is then LRR
                 torch._foreach_copy_(params, torch._foreach_lerp(initial, saved, alpha))
             try:
                 yield
             finally:
                 with torch.no_grad():
                     torch._foreach_copy_(params, saved)
+            # Phase: apply the chain rule to the gradients of ψ.
             grads = [param.grad for param in params if param.grad is not None]
             if grads:
                 torch._foreach_mul_(grads, alpha)

@@ -1,6 +1,6 @@
-"""AWS whose levels are whole trainings: to the paper's `aws` as `lrr_full` is to `lrr`.
+"""AWS with full-length levels. `aws_full` extends `aws` as `lrr_full` extends `lrr`.
 
-The paper shortens the levels of both methods and leaves the learning rate constant; it reports that this has little
+The paper shortens the levels of both methods and keeps the learning rate constant. It reports that this has little
 impact (section 4.1).
 """
 
@@ -12,15 +12,15 @@ from harness.pruning.lrr_full import refuse_short_levels
 
 
 class FullAWS(AWS):
-    """AWS whose levels, level 0 too, have the schedule of the final trainings.
+    """AWS whose levels, level 0 included, use the schedule of the final trainings.
 
-    α is drawn in them as in short ones, so that `retrain` of a ticket is another training, without α.
+    The levels draw α, as the short levels of `aws` do. A `retrain` run uses no α, so a level cannot stand in for it.
     """
 
     heeds: ClassVar[tuple[str, ...]] = ("final", "alpha")
 
     def check(self, config: SearchConfig) -> None:
-        """Refuse Algorithm 1 as printed: it has short levels."""
+        """Raise ValueError for contradictory options, and for order=paper."""
         refuse_short_levels(config)
         super().check(config)
 

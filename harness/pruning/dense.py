@@ -1,6 +1,6 @@
-"""No pruning: LRR whose mask stays dense, level after level.
+"""Baseline without pruning: LRR whose mask stays dense at every level.
 
-It separates the effect of pruning from that of a longer training with a rewound learning rate.
+It separates the effect of pruning from the effect of longer training with a rewound learning rate.
 """
 
 from harness.config import SearchConfig
@@ -11,11 +11,11 @@ class Dense(LRR):
     """LRR that prunes nothing."""
 
     def check(self, config: SearchConfig) -> None:
-        """Refuse options that only pruning has."""
+        """Raise ValueError for contradictory options, and for options about pruning."""
         super().check(config)
         if config.densities is not None or config.one_shot:
-            raise ValueError(f"{config.method} prunes nothing: it takes neither densities nor one_shot")
+            raise ValueError(f"{config.method} prunes nothing: remove densities and one_shot")
 
     def pruning(self, config: SearchConfig) -> None:
-        """Return None: the mask stays."""
+        """Return None, so that the mask stays dense."""
         return

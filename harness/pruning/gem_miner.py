@@ -1,18 +1,19 @@
-"""Gem-Miner (Sreenivasan et al. 2022, "Rare gems"): a mask learnt as scores over frozen weights, then fine-tuned.
+"""Gem-Miner (Sreenivasan et al. 2022, "Rare gems"): learn a mask as scores over frozen weights, then fine-tune.
 
-Every weight w₀ is a signed constant and stays. A score p in [0, 1] is trained for it: the forward pass sees
-w₀ · q · 1[p > ½], the gradient goes straight through the step to p, and every n epochs the globally lowest scores are
-frozen to q = 0: after epochs n + 1, 2n + 1, … As in the authors' code (github.com/ksreenivasan/pruning_is_enough), all
-live scores go that equal the highest of the lowest share. Scores clipped to 0 are equal: more than the share can go.
+Every weight w₀ is a signed constant and stays fixed. Each has a trainable score p in [0, 1] and a bit q, at first 1.
+The forward pass uses w₀ · q · 1[p > ½]. The gradient passes straight through the step function to p. After epochs
+n + 1, 2n + 1, …, a fixed share of the live scores is frozen: the globally lowest get q = 0. All scores equal to the
+highest of this share freeze with it, as in the authors' code (github.com/ksreenivasan/pruning_is_enough). Many scores
+are clipped to exactly 0, so more than the share can freeze.
 
-The parameters of the network in training are the scores themselves. A view puts the effective weights in their place
-for a step, as AWS does with ψ, so nothing is patched and checkpoints have plain keys. The penalty λ‖p‖² is coupled
-weight decay of 2λ, whose gradient is the same. Networks have no biases and no affine normalisation: biases stay 0 and ψ
-at its initial value.
+During score training, the network's parameters hold the scores. A view replaces them by the effective weights for each
+step, as AWS does with ψ. So no module is patched and checkpoints have plain keys. The penalty λ‖p‖² is applied as
+coupled weight decay of 2λ, which has the same gradient. Gem-Miner's networks have no biases and no affine normalisation
+layers. Therefore biases stay 0 and ψ keeps its initial value.
 
-One density is searched, not a level after another. `num_levels` T and the pruning fraction (or the list of densities)
-say which: that of level T, or less where scores are equal. Both trainings are runs of level T, the second trained-from
-the first.
+A search produces a ticket of one density instead of a sequence of levels. The target is the density of level
+T = `num_levels`, from the pruning fraction or the list of densities. Equal scores can make the ticket sparser. Score
+training and fine-tuning are both runs of level T. The first is the parent of the second (`trained-from`).
 """
 
 from __future__ import annotations
@@ -47,48 +48,53 @@ from harness.pruning.method import (
 )
 
 SCORES = "scores.safetensors"
-"""File that keeps the trained scores beside the network that they make."""
+"""File with the trained scores, stored beside the checkpoint of score training."""
 _SCORING = "scores"
-"""Phase of the first training; the second has none."""
+"""Phase name of score training. Fine-tuning has the empty phase name."""
 
 
 class GemMiner(LRR):
-    """Scores over frozen weights, then fine-tuning of the weights that are kept."""
+    """Train scores over frozen weights, then fine-tune the kept weights."""
 
     masks_classifier = True
     heeds = ()
     searches_one_density = True
 
     def check(self, config: SearchConfig) -> None:
-        """Refuse the options that Gem-Miner does not have."""
+        """Raise ValueError for options that Gem-Miner does not support."""
         if config.num_levels == 0:
-            raise ValueError("gem_miner learns the mask of level num_levels; it must be 1 or more")
+            raise ValueError("gem_miner learns the mask of level num_levels, which must be 1 or more")
         usual = {"order": "default", "one_shot": False, "pruning_scope": "global"}
         if given := [name for name, value in usual.items() if getattr(config, name) != value]:
-            raise ValueError(f"gem_miner learns one mask of all layers together: leave out {', '.join(given)}")
+            raise ValueError(f"gem_miner learns one mask for all layers together: remove {', '.join(given)}")
         if config.initialisation not in ("network", "constant"):
-            raise ValueError(f"gem_miner's weights are signed constants; initialisation {config.initialisation} is not")
+            raise ValueError(
+                f"gem_miner needs initialisation network or constant (signed constants); got {config.initialisation}"
+            )
 
     def initialisation(self, config: SearchConfig) -> str:
-        """Return "constant": the frozen weights are signed constants."""
+        """Return "constant", because the frozen weights are signed constants."""
         return "constant"
 
     def own_settings(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
-        """Return Gem-Miner's own settings."""
+        """Return the settings that only Gem-Miner has."""
         return {"gem_miner": config.gem_miner}
 
     def search_epochs(self, config: SearchConfig, levels: int) -> int:
-        """Return the epochs of one density."""
+        """Return the epochs of score training plus fine-tuning. They do not depend on `levels`."""
         return config.gem_miner.score_epochs + config.gem_miner.finetune.epochs
 
     def search(self, search: SearchHandle) -> list[Any]:
-        """Return the fine-tuned network: [θ_T, m_T], m_T = q."""
+        """Run score training and fine-tuning (or load their runs), and return the fine-tuned run.
+
+        Its network is [θ_T, m_T] with m_T = q.
+        """
         config, gem, level = search.config, search.config.gem_miner, search.config.num_levels
         head = f"{search.classifier}.weight"
         scored = sorted(search.prunable | {head} & search.theta_init.params.keys())
         density = PruningSchedule.of(config).density(level)
 
-        # Train the scores of the prunable weights and of the classifier's.
+        # Phase: train the scores of all prunable weights and of the classifier's weight.
         optim, schedule = gem.scoring()
         dense = search.context(level, Mask.dense(search.theta_init.params, scored), _SCORING)
         training = ScoreTraining(self._weights(dense), scored, density, gem)
@@ -114,7 +120,7 @@ class GemMiner(LRR):
             choose=chosen,
         )
 
-        # Fine-tune the weights that the scores keep; ψ and biases stay.
+        # Phase: fine-tune the kept weights, with ψ and biases fixed.
         optim, schedule = gem.finetuning()
         kept = search.context(level, found.mask)
         frozen = search.norm | {name for name in search.theta_init.params if is_bias(name)}
@@ -137,7 +143,10 @@ class GemMiner(LRR):
         ]
 
     def start(self, ctx: LevelContext, epochs: int = 0) -> StartPoint:
-        """Return the drawn scores, with the other weights around them; for fine-tuning w₀ ⊙ q."""
+        """Return the start of score training or, for an empty phase name, of fine-tuning.
+
+        Score training starts from random scores in place of the scored weights. Fine-tuning starts from w₀ ⊙ q.
+        """
         weights = self._weights(ctx)
         if ctx.phase != _SCORING:
             return StartPoint.masked(weights, ctx.theta_init.buffers, ctx.mask, epochs=epochs)
@@ -145,25 +154,31 @@ class GemMiner(LRR):
         return StartPoint(weights | scores, ctx.theta_init.buffers, ctx.mask, weights=weights)
 
     def statements(self, stored: StoredLevel) -> Iterator[Statement]:
-        """Check the count, and that the network is w₀ · q · 1[p > ½] of the stored scores; or that q is kept.
+        """Check a stored run of score training or of fine-tuning.
 
-        Equal scores are frozen together, so that fewer weights than planned can remain, and never more.
+        After score training, the network must equal w₀ · q · 1[p > ½] for the stored scores. Under `freezing` "exact",
+        the number of kept weights must be as planned. Otherwise fewer may remain, since equal scores freeze together.
+        After fine-tuning, the mask must equal its parent's mask.
 
-        Which weights were frozen when is not recorded: that the mask is that of the lowest scores at each time is not
-        checked.
+        The runs do not record the scores at each freezing. So the choice of the lowest scores cannot be checked.
         """
+        # Phase: check the mask of fine-tuning.
         ctx, mask = stored.context, stored.context.mask
         if ctx.phase != _SCORING:
             if stored.parent_mask is not None:
                 same = mask.equal(stored.parent_mask)
-                yield Statement("mask", same, "its mask is not the one that the scores gave")
+                yield Statement("mask", same, "its mask differs from the mask of its score training")
             return
+
+        # Phase: check the number of weights kept by score training.
         gem, density = ctx.config.gem_miner, PruningSchedule.of(ctx.config).density(ctx.level)
         freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
         found, exact = mask.num_remaining, gem.freezing == "exact"
         planned = (kept_counts if exact else most_kept)(mask.numel, density, freezings)[-1]
         holds = found == planned if exact else 0 < found <= planned
         yield Statement("count", holds, f"{found} weights remain; {planned} should{'' if exact else ', or fewer'}")
+
+        # Phase: recompute the effective weights from the stored scores, and compare them with the checkpoint.
         if stored.checkpoint is None or SCORES not in stored.networks:
             return
         made, scores = self._weights(ctx), stored.networks[SCORES].params
@@ -172,11 +187,11 @@ class GemMiner(LRR):
         }
         differ = [name for name, tensor in stored.checkpoint.params.items() if not torch.equal(tensor, made[name])]
         yield Statement(
-            "pruned", not differ, f"{', '.join(differ[:3])} are not what the scores make of the frozen weights"
+            "pruned", not differ, f"{', '.join(differ[:3])} do not follow from the stored scores and frozen weights"
         )
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
-        """Return optimizer, schedule and images of the training, and how scores are frozen."""
+        """Return the optimizer, schedule, number of images and freezing rule that the settings imply."""
         gem, scoring = config.gem_miner, phase == _SCORING
         optim, schedule = gem.scoring() if scoring else gem.finetuning()
         return {
@@ -187,14 +202,14 @@ class GemMiner(LRR):
         }
 
     def departure(self, config: SearchConfig) -> str | None:
-        """Return how scores were frozen, if not as the method's authors do."""
+        """Describe the freezing rule if it differs from the authors' code; else return None."""
         if config.gem_miner.freezing == "authors":
             return None
-        return "its scores were frozen the other way: an epoch before the authors', and exact counts of equal ones"
+        return "its scores were frozen one epoch earlier than in the authors' code, with exact counts despite ties"
 
     @staticmethod
     def _weights(ctx: LevelContext) -> dict[str, torch.Tensor]:
-        """Return w₀: the weights of θ_init, without biases."""
+        """Return w₀: the parameters of θ_init, with all biases outside normalisation layers set to 0."""
         return {
             name: torch.zeros_like(tensor) if is_bias(name) and name not in ctx.norm else tensor
             for name, tensor in ctx.theta_init.params.items()
@@ -202,12 +217,12 @@ class GemMiner(LRR):
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter is a layer's bias."""
+    """Return whether a parameter's name is that of a bias."""
     return name.rpartition(".")[2] in ("bias", "in_proj_bias")
 
 
 def draw_scores(shapes: Mapping[str, torch.Size], init_seed: int) -> dict[str, torch.Tensor]:
-    """Return p ~ U[0, 1) for every weight; each tensor has its own stream of init_seed."""
+    """Draw scores p ~ U[0, 1) for every weight. Each tensor has its own random stream, derived from `init_seed`."""
     scores = {}
     for name, shape in shapes.items():
         generator = np.random.Generator(np.random.Philox(key=derive_seed(init_seed, "scores", name)))
@@ -216,14 +231,20 @@ def draw_scores(shapes: Mapping[str, torch.Size], init_seed: int) -> dict[str, t
 
 
 def effective(weight: torch.Tensor, kept: torch.Tensor, score: torch.Tensor) -> torch.Tensor:
-    """Return w₀ · q · 1[p > ½]; pruned weights are +0.0."""
+    """Return w₀ · q · 1[p > ½]. Pruned weights are +0.0."""
     return torch.where(kept & (score > 0.5), weight, torch.zeros_like(weight))
 
 
 def choose_images(number: int, sgd_seed: int, num_train: int) -> np.ndarray:
-    """Return the positions of `number` of `num_train` training images: int64, rising; the same on every rank.
+    """Choose `number` of the `num_train` training images at random.
 
-    Both trainings of every density see the same ones. ValueError if there are fewer.
+    The choice depends on `sgd_seed` alone. So all ranks, all densities and both trainings use the same images.
+
+    Returns:
+        Sorted positions in the training split, int64.
+
+    Raises:
+        ValueError: The split has fewer than `number` images.
     """
     if number > num_train:
         raise ValueError(f"gem_miner.num_train is {number}; the training set has {num_train} images")
@@ -232,16 +253,23 @@ def choose_images(number: int, sgd_seed: int, num_train: int) -> np.ndarray:
 
 
 def num_freezings(epochs: int, every: int) -> int:
-    """Return ⌊(E − 1) / every⌋: none comes in the first `every` epochs. ValueError if there is none."""
+    """Return the number of freezings in a score training, ⌊(epochs − 1) / every⌋.
+
+    Raises:
+        ValueError: The training is too short for a single freezing.
+    """
     if (number := (epochs - 1) // every) < 1:
         raise ValueError(
-            f"scores are frozen every {every} epochs and trained for {epochs}: train for {every + 1} or more"
+            f"scores are frozen every {every} epochs, but trained for only {epochs}: train for {every + 1} or more"
         )
     return number
 
 
 def kept_counts(numel: int, density: float, freezings: int) -> list[int]:
-    """Return how many of `numel` weights live after each freezing of exact counts, ⌊(1 − r) · live⌋: see `share`."""
+    """Return the number of live weights after each freezing under `freezing` "exact".
+
+    Each freezing keeps ⌊(1 − r) · live⌋ weights, where r is `share(density, freezings)`. At first, `numel` are live.
+    """
     counts = []
     for _ in range(freezings):
         numel = int(density ** (1 / freezings) * numel)
@@ -250,12 +278,15 @@ def kept_counts(numel: int, density: float, freezings: int) -> list[int]:
 
 
 def share(density: float, freezings: int) -> float:
-    """Return r = 1 − density^(1/freezings), the share of the live scores that each freezing takes."""
+    """Return r = 1 − density^(1/freezings), the share of the live scores that each freezing removes."""
     return 1 - math.exp(math.log(density) / freezings)
 
 
 def most_kept(numel: int, density: float, freezings: int) -> list[int]:
-    """Return how many of `numel` weights live after each freezing if no two scores are equal: ⌈r · live⌉ go."""
+    """Return the number of live weights after each freezing under `freezing` "authors", if all scores differ.
+
+    Each freezing removes ⌈r · live⌉ weights, where r is `share(density, freezings)`. Equal scores only remove more.
+    """
     counts = []
     for _ in range(freezings):
         numel -= math.ceil(share(density, freezings) * numel)
@@ -264,36 +295,44 @@ def most_kept(numel: int, density: float, freezings: int) -> list[int]:
 
 
 def freeze_lowest(scores: Params, mask: Mask, fraction: float) -> Mask:
-    """Freeze the ⌈fraction · live⌉ lowest live scores, and all that equal the highest of these.
+    """Return the mask without the ⌈fraction · live⌉ lowest live scores, and without scores equal to their highest.
 
-    ValueError if nothing would stay.
+    Raises:
+        ValueError: No weight would remain.
     """
     live = torch.cat([scores[name][kept] for name, kept in mask.tensors.items()])
     threshold = live.sort().values[math.ceil(fraction * live.numel()) - 1]
     frozen = Mask({name: kept & (scores[name] > threshold) for name, kept in mask.tensors.items()})
     if frozen.num_remaining == 0:
         raise ValueError(
-            f"the lowest {100 * fraction:.1f} % of {live.numel()} scores equal all others: nothing would stay; train "
-            "scores longer, or with another penalty or learning rate"
+            f"the lowest {100 * fraction:.1f} % of {live.numel()} scores equal all others, so no weight would remain; "
+            "train scores longer, or with another penalty or learning rate"
         )
     return frozen
 
 
 class ScoreTraining(TrainingHook):
-    """The training of scores: the view of its steps, and its hook."""
+    """The view and the training hook of score training."""
 
     def __init__(self, weights: Params, scored: Collection[str], density: float, gem: GemMinerConfig) -> None:
-        """`weights` are w₀ of all parameters, `scored` the names of those that have scores."""
+        """Start with q = 1 for every weight.
+
+        Args:
+            weights: w₀ of all parameters, by name.
+            scored: The names of the parameters that have scores.
+            density: The target density.
+            gem: Gem-Miner's settings.
+        """
         self.weights = {name: weights[name] for name in sorted(scored)}
         self.every, self.exact = gem.freeze_every_epochs, gem.freezing == "exact"
         numel = sum(weight.numel() for weight in self.weights.values())
         freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
         self.share, self.counts = share(density, freezings), kept_counts(numel, density, freezings)
         self.mask = Mask.dense(self.weights, self.weights)
-        """q, the weights that are not frozen to 0."""
+        """q: marks the weights that are not frozen to 0."""
 
     def attach(self, model: nn.Module) -> None:
-        """Take the network whose parameters are the scores."""
+        """Store references to the network's parameters, which hold the scores."""
         params = dict(model.named_parameters())
         self._scores: list[torch.Tensor] = [params[name] for name in self.weights]
         self._saved = [torch.empty_like(score) for score in self._scores]
@@ -301,7 +340,11 @@ class ScoreTraining(TrainingHook):
 
     @property
     def view(self) -> ForwardView:
-        """Of each step: the effective weights in place of the scores, and w₀ · q times their gradient for p's."""
+        """Return the view of one optimizer step.
+
+        Inside the context, the parameters hold the effective weights. On exit, the scores are restored. Gradients with
+        respect to effective weights are multiplied by w₀ · q, which gives the gradients with respect to p.
+        """
         return self._at
 
     @contextmanager
@@ -325,8 +368,8 @@ class ScoreTraining(TrainingHook):
         torch._foreach_clamp_max_(self._scores, 1.0)
 
     def after_epoch(self, epoch: int) -> None:
-        """Freeze the lowest scores to q = 0, if it is time."""
-        # Its authors count epochs from 0, and freeze after every one but 0 that is a multiple.
+        """Set q = 0 for the lowest scores after every `freeze_every_epochs` epochs."""
+        # The authors count epochs from 0, and freeze after every multiple except 0.
         freezing, rest = divmod(epoch + self.exact, self.every)
         if rest or not 1 <= freezing <= len(self.counts):
             return
@@ -338,33 +381,33 @@ class ScoreTraining(TrainingHook):
 
     @property
     def scores(self) -> dict[str, torch.Tensor]:
-        """p as it stands, by name, on the CPU."""
+        """Return a copy of the current p by name, on the CPU."""
         return {n: s.detach().cpu().clone() for n, s in zip(self.weights, self._scores, strict=True)}
 
     @torch.no_grad()
     def finish(self, mask: Mask) -> Mask:
-        """Leave the effective weights in the network for good; return q."""
+        """Replace the scores in the network by the effective weights, and return q as the mask."""
         self._trained = self.scores
         torch._foreach_copy_(self._saved, self._scores)
         self._put_effective_()
-        del self._scores, self._saved, self._live  # fine-tuning needs their room on the device
+        del self._scores, self._saved, self._live  # free device memory for fine-tuning
         return self.mask
 
     def networks(self, trained: Checkpoint) -> dict[str, Checkpoint]:
-        """Return the trained scores as a network of their own."""
+        """Return the trained scores as a second checkpoint of the run."""
         return {SCORES: Checkpoint(self._trained, {}, trained.level, trained.epochs, trained.level_digest)}
 
     def state(self) -> dict[str, torch.Tensor]:
-        """q."""
+        """Return a copy of q."""
         return {name: kept.clone() for name, kept in self.mask.tensors.items()}
 
     def restore_(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Take q of the interrupted training."""
+        """Restore q when a training resumes."""
         self.mask = Mask(dict(tensors))
         self._set_live()
 
     def _set_live(self) -> None:
-        """w₀ · q, laid out like the scores."""
+        """Compute w₀ · q in the memory layout of the scores."""
         pairs = zip(self.weights.items(), self._scores, strict=True)
         self._live = [
             torch.empty_like(score, requires_grad=False).copy_(weight * self.mask.tensors[name])

@@ -1,6 +1,6 @@
 """Iterative magnitude pruning (Frankle & Carbin 2019): every level trains θ₀ ⊙ mₜ with the full schedule.
 
-The data order is rewound with the parameters: u is the same at every level (method, section 3).
+The data order is rewound together with the parameters: all levels share one u (method, section 3).
 """
 
 from harness.common.seeds import SgdNoise
@@ -10,7 +10,7 @@ from harness.pruning.method import LevelContext, StartPoint
 
 
 class IMP(FullLRR):
-    """Iterative magnitude pruning with parameters rewound to the start."""
+    """Iterative magnitude pruning, with the parameters rewound to θ₀ before every level."""
 
     drawn_arrow = "rewound-to"
 
@@ -19,5 +19,5 @@ class IMP(FullLRR):
         return StartPoint.masked(ctx.theta_init.params, ctx.theta_init.buffers, ctx.mask, epochs=ctx.parent.epochs)
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return the u of level 0."""
+        """Return the u of level 0 for every level."""
         return SgdNoise(config.sgd_seed, ("search",))

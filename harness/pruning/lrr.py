@@ -1,4 +1,4 @@
-"""Learning rate rewinding (Renda et al. 2020): weights go on from θₜ₋₁, only the learning rate starts again."""
+"""Learning rate rewinding (Renda et al. 2020): keep the trained weights and restart the learning-rate schedule."""
 
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
@@ -9,7 +9,7 @@ class LRR(Method):
     """The paper's LRR: short levels at a constant learning rate (section 4.1)."""
 
     def schedule(self, config: SearchConfig, level: int) -> Schedule:
-        """Return the warm-up's epochs for level 0, a level's for the others, at a constant learning rate."""
+        """Return a constant schedule of `warmup_epochs` (level 0) or `level_epochs` (later levels)."""
         return Schedule(config.level_epochs if level else config.warmup_epochs, "constant")
 
     def importance(self, ctx: LevelContext) -> Params:
@@ -21,5 +21,5 @@ class LRR(Method):
         return StartPoint.masked(ctx.parent.params, ctx.parent.buffers, ctx.mask, epochs=ctx.parent.epochs)
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return a u of the level's own; its α is seen by AWS alone."""
+        """Return a separate u for each level. Only AWS uses its α."""
         return SgdNoise(config.sgd_seed, ("search", level, "again") if again else ("search", level), config.alpha)

@@ -1,6 +1,6 @@
-"""LRR whose normalisation layers are rewound: level t starts from [φₜ₋₁ ⊙ mₜ, ψ_init], with fresh running statistics.
+"""LRR that rewinds the normalisation layers: level t starts from [φₜ₋₁ ⊙ mₜ, ψ_init] with fresh running statistics.
 
-Beside AWS, it is the other way to make a ticket that does without its trained ψ: it interpolates nothing.
+Like AWS, it aims at a ticket that does not need its trained ψ. Unlike AWS, it does not interpolate.
 """
 
 from harness.pruning.lrr import LRR
@@ -8,7 +8,7 @@ from harness.pruning.method import LevelContext, StartPoint
 
 
 class RewoundNormLRR(LRR):
-    """LRR that starts each level with ψ_init."""
+    """LRR that resets ψ to ψ_init at the start of every level."""
 
     drawn_arrow = "norm-rewound-to"
 

@@ -1,6 +1,6 @@
-"""Learning rate rewinding as Renda et al. (2020) have it: every level is a whole training, with the decaying schedule.
+"""Learning rate rewinding as in Renda et al. (2020): every level is a full training with a decaying learning rate.
 
-The paper's `lrr` shortens the levels and keeps the learning rate constant (section 4.1); this is its longer original.
+The paper's `lrr` is shorter: its levels have fewer epochs and a constant learning rate (section 4.1).
 """
 
 from typing import ClassVar
@@ -11,13 +11,14 @@ from harness.pruning.method import Run
 
 
 class FullLRR(LRR):
-    """LRR whose levels, level 0 too, are whole trainings with the schedule of the finals."""
+    """LRR whose levels, level 0 included, use the schedule of the final trainings."""
 
-    reestimates_batchnorm = False  # each level is the retraining of its ticket, and measured like one
+    # Each level equals a `retrain` run of its ticket, so it is evaluated like one.
+    reestimates_batchnorm = False
     heeds: ClassVar[tuple[str, ...]] = ("final",)
 
     def check(self, config: SearchConfig) -> None:
-        """Refuse Algorithm 1 as printed: it has short levels."""
+        """Raise ValueError for contradictory options, and for order=paper."""
         refuse_short_levels(config)
         super().check(config)
 
@@ -26,12 +27,15 @@ class FullLRR(LRR):
         return config.final
 
     def retraining(self, ticket: Run) -> Run | None:
-        """Return the ticket, trained from θ ⊙ m with the final schedule (method, section 3); None if untrained."""
+        """Return the ticket itself, or None if it is untrained.
+
+        Its level already was a training from θ ⊙ m with the final schedule (method, section 3).
+        """
         return ticket if ticket.checkpoint.epochs else None
 
 
 def refuse_short_levels(config: SearchConfig) -> None:
     """Raise ValueError for order=paper."""
     if config.order == "paper":
-        text = "order=paper is Algorithm 1 with short levels; those of {} are full trainings"
+        text = "order=paper needs short levels, but the levels of {} are full trainings"
         raise ValueError(text.format(config.method))

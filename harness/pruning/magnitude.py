@@ -1,4 +1,4 @@
-"""Pruning with exact counts (the `prune` of Algorithm 1, line 8): how many weights a level keeps, and which."""
+"""Pruning with exact counts (`prune` in Algorithm 1, line 8): the number of weights to keep and their selection."""
 
 from __future__ import annotations
 
@@ -15,33 +15,34 @@ from harness.masks import Mask
 
 
 def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Mask:
-    """Keep the `int((1 − fraction) · live)` live weights of largest |w|, else as `prune_to`."""
+    """Keep the `int((1 − fraction) · live)` live weights with the largest |w|. See `keep_largest`."""
     return prune_to(params, mask, int((1 - fraction) * mask.num_remaining))
 
 
 def prune_to(params: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
-    """Keep the `count` live weights of largest |w|; see `keep_largest`."""
+    """Keep the `count` live weights with the largest |w|. See `keep_largest`."""
     return keep_largest({name: param.detach().abs() for name, param in params.items()}, mask, count)
 
 
 @torch.no_grad()
 def keep_largest(importance: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
-    """Keep the `count` most important live weights, over all masked tensors together; all if there are fewer.
+    """Keep the `count` most important live weights, ranked over all masked tensors together.
 
-    Ties are broken by position: tensors in order of name, then row-major, the earlier stays. So the result is the same
-    on every rank and device.
+    If fewer weights are live, all of them are kept. Among equal values, the earlier position wins. Positions are
+    ordered by tensor name, then row-major. So the result is the same on every rank and device.
 
     Args:
-        importance: A tensor for each masked one, in its shape: the larger, the more important.
+        importance: One tensor for each tensor of `mask`, of equal shape. Larger values are more important.
         mask: The live weights.
-        count: How many to keep.
+        count: The number of weights to keep.
 
     Returns:
         A subset of `mask`, on the CPU.
 
     Raises:
-        ValueError: A tensor is missing, has another shape or a value that is not finite, or `count` is negative.
+        ValueError: A tensor is missing, has the wrong shape or holds a non-finite value, or `count` is negative.
     """
+    # Phase: check the input and flatten it to NumPy arrays.
     check_fits(mask.shapes(), {name: values.shape for name, values in importance.items()}, "the mask")
     if count < 0:
         raise ValueError(f"cannot keep {count} weights; the count must not be negative")
@@ -49,10 +50,12 @@ def keep_largest(importance: Mapping[str, torch.Tensor], mask: Mask, count: int)
     live = [mask.tensors[name].reshape(-1).cpu().numpy() for name in names]
     ranked = [importance[name].detach().reshape(-1).cpu() for name in names]
     values = [(v if v.dtype == torch.float64 else v.float()).numpy() for v in ranked]
-    # the maximum of NaN and anything is NaN
+    # One maximum per tensor finds infinity and NaN, since max() propagates NaN.
     broken = [name for name, flat in zip(names, values, strict=True) if not np.isfinite(flat.max(initial=0))]
     if broken:
-        raise ValueError(f"cannot prune: weights, or what ranks them, are not finite in {', '.join(broken)}")
+        raise ValueError(f"cannot prune: weights or their importance are not finite in {', '.join(broken)}")
+
+    # Phase: select the weights.
     num_live = sum(int(np.count_nonzero(alive)) for alive in live)
     kept = _largest(values, live, min(count, num_live))
     return Mask(
@@ -61,11 +64,11 @@ def keep_largest(importance: Mapping[str, torch.Tensor], mask: Mask, count: int)
 
 
 def _largest(ranked: Sequence[np.ndarray], live: Sequence[np.ndarray], count: int) -> list[np.ndarray]:
-    """Return bool arrays that mark the `count` largest live values of all; among equals the earlier position wins."""
+    """Mark the `count` largest live values of all arrays; among equal values, the earlier position wins."""
     if count == 0:
         return [np.zeros_like(alive) for alive in live]
-    # the dead are left out before selecting: at density 0.1 that is ten times less work, and introselect, several
-    # times faster than torch.kthvalue on distinct values, is slow on millions of equal ones
+    # Select among live weights only: at density 0.1 this is ten times less work. On distinct values, introselect
+    # (np.partition) is several times faster than torch.kthvalue. It is slow on millions of equal (pruned) values.
     candidates = np.concatenate([values[alive] for values, alive in zip(ranked, live, strict=True)])
     position = candidates.size - count
     candidates.partition(position)
@@ -83,7 +86,7 @@ def _largest(ranked: Sequence[np.ndarray], live: Sequence[np.ndarray], count: in
 
 @dataclass(frozen=True)
 class PruningSchedule:
-    """The counts of a search's masks; `fraction` and `densities` as in SearchConfig."""
+    """The number of weights that each level of a search keeps. The fields mean the same as in SearchConfig."""
 
     fraction: float
     densities: tuple[float, ...] | None = None
@@ -92,22 +95,34 @@ class PruningSchedule:
 
     @classmethod
     def of(cls, config: SearchConfig) -> Self:
-        """Return the schedule that a search's settings describe."""
+        """Return the pruning schedule of a search."""
         return cls(config.pruning_fraction, config.densities, config.pruning_scope, config.one_shot)
 
     def density(self, level: int) -> float:
-        """Return the density that level `level` ≥ 1 aims at."""
+        """Return the target density of level `level` ≥ 1."""
         return (1 - self.fraction) ** level if self.densities is None else self.densities[level - 1]
 
     def counts(self, level: int, mask: Mask) -> dict[str, int]:
-        """Return how many weights level `level` ≥ 1 keeps of `mask`: in each tensor, or under '' over all of them.
+        """Return the number of weights that level `level` ≥ 1 keeps of `mask`.
 
-        ⌊(1 − fraction) · live⌋; in one shot as many as level after level would have left; of an explicit density the
-        nearest whole number. ValueError if that is more than live.
+        Without explicit densities the count is ⌊(1 − fraction) · live⌋. With `one_shot`, this formula is applied
+        `level` times. An explicit density gives the nearest whole number of weights.
+
+        Args:
+            mask: The mask of the previous level.
+
+        Returns:
+            One count per tensor name. With scope "global": one count for all tensors, under the name "".
+
+        Raises:
+            ValueError: An explicit density needs more weights than are live.
         """
+        # Phase: group the tensors that share a count.
         groups = {name: [kept] for name, kept in mask.tensors.items()}
         if self.scope == "global":
             groups = {"": list(mask.tensors.values())}
+
+        # Phase: compute the count of each group.
         counts = {}
         for name, tensors in groups.items():
             live = sum(int(tensor.sum()) for tensor in tensors)
@@ -123,7 +138,7 @@ class PruningSchedule:
         return counts
 
     def next_mask(self, importance: Mapping[str, torch.Tensor], mask: Mask, level: int) -> Mask:
-        """Return the mask of level `level` ≥ 1: of the weights that `mask` keeps the most important ones."""
+        """Return the mask of level `level` ≥ 1: the most important weights among those kept by `mask`."""
         counts = self.counts(level, mask)
         if self.scope == "global":
             return keep_largest(importance, mask, counts[""])
@@ -133,7 +148,11 @@ class PruningSchedule:
         )
 
     def determinants(self, level: int) -> dict[str, Any]:
-        """Return the inputs to the key of level `level` that are not the default, given the level it is pruned from."""
+        """Return the pruning options that enter the key of level `level`.
+
+        Only options that differ from their default appear. Densities of earlier levels are left out, because the key
+        already depends on the parent run.
+        """
         unusual: dict[str, Any] = {}
         if self.densities is not None and level:
             unusual["density"] = self.densities[level - 1]

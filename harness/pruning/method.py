@@ -1,4 +1,4 @@
-"""The base class of pruning methods: a method overrides the hooks in which it differs from LRR."""
+"""Base class of pruning methods, and the types that its hooks receive and return."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 Params = Mapping[str, torch.Tensor]
 ForwardView = Callable[[float], AbstractContextManager[None]]
-"""Takes α; returns a context that covers forward and backward of one optimizer step."""
+"""Takes α and returns a context manager around the forward and backward passes of one optimizer step."""
 
 
 class NotHereError(LookupError):
-    """A network, or its gradients, that a hook asked for cannot be had here; the message names it."""
+    """A hook needs a network or gradients that are not available in this process. The message names them."""
 
 
 class _HasCheckpoint(Protocol):
@@ -39,7 +39,7 @@ Run = TypeVar("Run", bound=_HasCheckpoint)
 
 @dataclass(frozen=True)
 class NormState:
-    """ψ of the network in training and ψ_init, its values in θ_init, in the same order."""
+    """ψ of the network in training, and ψ_init, in the same order."""
 
     params: list[torch.Tensor]
     initial: list[torch.Tensor]
@@ -47,135 +47,150 @@ class NormState:
 
 @dataclass(frozen=True)
 class StartPoint:
-    """The state a training starts from: θ ⊙ m, buffers, and the epochs behind it."""
+    """The state that a training starts from."""
 
     params: dict[str, torch.Tensor]
-    """On the CPU; pruned weights are +0.0."""
+    """θ ⊙ m on the CPU. Pruned weights are +0.0."""
     buffers: dict[str, torch.Tensor]
     mask: Mask
     epochs: int = 0
-    """Epochs that the search has trained already."""
+    """Epochs that the search has trained before this run."""
     epochs_spent: int | None = None
-    """Epochs that led to this start in all, where that is another number."""
+    """Total epochs spent to reach this start. None: equal to `epochs`."""
     begin_steps: int = 0
-    """Schedule and u begin after so many of their steps."""
+    """Number of steps by which the schedule and u are advanced at the start."""
     keeps: Mapping[str, Params] = field(default_factory=dict)
-    """Tensors to keep beside the trained network, by file name."""
+    """Further tensors to store in the run, by file name."""
     weights: Params | None = None
-    """The weights whose signs are compared with the trained ones, where `params` are not weights."""
+    """Weights to compare the trained signs with. None: `params`. Set it where `params` hold something else."""
 
     @classmethod
     def masked(cls, params: Params, buffers: Params, mask: Mask, **more: Any) -> StartPoint:
-        """Copy θ and apply m to the copy."""
+        """Build a start point from a copy of θ with m applied."""
         copy = {name: tensor.clone() for name, tensor in params.items()}
         mask.apply_(copy)
         return cls(copy, dict(buffers), mask, **more)
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of θ ⊙ m: equal starts are provably equal."""
+        """Return the SHA-256 of θ ⊙ m, which proves that two starts are equal."""
         return sha256_tensors(self.params)
 
 
 class TrainingHook:
-    """An object that goes along with one training; the state it is resumed from holds its state too."""
+    """Callbacks during one training. Their state is saved and restored with the training's state."""
 
     def attach(self, model: nn.Module) -> None:
-        """Take the network before the first step."""
+        """Receive the network before the first step."""
 
     def after_step(self, epoch: int, steps: int) -> None:
-        """Note that `steps` steps of `epoch` are done, the last one's update and mask included."""
+        """Run after `steps` steps of `epoch`, when the last update and mask are applied."""
 
     def after_epoch(self, epoch: int) -> None:
-        """Note that all steps of `epoch` are done."""
+        """Run after the last step of `epoch`."""
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Return the tensors to resume from, on the CPU; none shares memory with the training."""
+        """Return the tensors to save, on the CPU. They must not share memory with the training."""
         return {}
 
     def restore_(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Resume from the tensors that `state` returned."""
+        """Restore the tensors that `state` returned, when a training resumes."""
 
     def finish(self, mask: Mask) -> Mask:
-        """End the training: leave in the network the weights to keep, and return their mask."""
+        """Run after the last epoch. Put the final weights into the network and return their mask."""
         return mask
 
     def networks(self, trained: Checkpoint) -> dict[str, Checkpoint]:
-        """Return more networks to keep beside the `trained` one, by file name."""
+        """Return further checkpoints to store beside `trained`, by file name."""
         return {}
 
 
 @dataclass(frozen=True)
 class LevelContext:
-    """All that a method may look at when it makes a level."""
+    """The inputs from which a method computes a level."""
 
     config: SearchConfig
     level: int
     mask: Mask
-    """mₜ₋₁ while the next mask is chosen, then mₜ; `mask.tensors` has a bool tensor for each prunable weight."""
+    """mₜ₋₁ for `importance`, mₜ for `start`. `mask.tensors` has one bool tensor for each prunable parameter."""
     norm: frozenset[str]
     """Names of the normalisation parameters ψ."""
     theta_init: Checkpoint
     """θ₀, the initialisation of the search."""
     parent: Checkpoint
-    """θₜ₋₁, the network of the level before; θ_init for level 0."""
+    """θₜ₋₁, the network of the previous level. For level 0: θ_init."""
     read: Callable[[str], Checkpoint]
-    """Reads a file that level 0 keeps; NotHereError if it cannot be had."""
+    """Reads a file of the run of level 0 by name. Raises NotHereError if the file is not available."""
     phase: str = ""
-    """Sets several trainings of one level apart."""
+    """Distinguishes several trainings of one level."""
     steps_per_epoch: int = 0
     image_shape: tuple[int, int, int] = (0, 0, 0)
     """(channels, height, width)."""
     new_model: Callable[[], nn.Module] | None = None
-    """Builds the network, with any values, in float32 on the CPU. None if it is not known: then raise NotHereError."""
+    """Builds the network with arbitrary weights, in float32 on the CPU.
+
+    None if the architecture is unknown. A hook that needs it then raises NotHereError.
+    """
     gradients: Callable[[Params, Mask], Params] | None = None
-    """Takes θ and m; returns the gradients of the loss at θ ⊙ m by name, on the CPU, of one training batch: always the
-    same one for an sgd_seed. None where no data are open (`verify`): then raise NotHereError."""
+    """Takes θ and m, and returns the gradients of the loss at θ ⊙ m by name, on the CPU.
+
+    They belong to one training batch, which depends on sgd_seed alone. None if no data are open (as in `verify`). A
+    hook that needs gradients then raises NotHereError.
+    """
 
 
 class Statement(NamedTuple):
-    """A fact that a method claims of a finished level, and whether it holds."""
+    """The result of one check of a finished level."""
 
     check: str
+    """Name of the check."""
     holds: bool
     message: str
+    """Reported if the check fails."""
 
 
 @dataclass(frozen=True)
 class StoredLevel:
-    """A finished level as `verify` finds it: networks read from their files, None where they are not here."""
+    """A finished level as `verify` reads it from its files."""
 
     context: LevelContext
     checkpoint: Checkpoint | None
+    """None if the file is not local."""
     networks: Mapping[str, Checkpoint]
-    """Further networks of the level, by file name."""
+    """Further checkpoints of the level that are local, by file name."""
     parent_mask: Mask | None
+    """None if the parent's files are not local."""
 
 
 class Method:
-    """One way to find a mask: the hooks of a search, and facts about its levels.
+    """The hooks by which a pruning method defines its search.
 
-    A method derives from LRR (`lrr.py`), or from one that it shares more with, and overrides the hooks in which it
-    differs. `METHODS` holds one object for each name. Hooks must not keep state.
+    Most methods derive from LRR (`lrr.py`) or from a closer method, and override the hooks in which they differ.
+    `METHODS` holds one instance per name, shared by all searches. So hooks must not keep state.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
-    """Fields of EpochReport that its levels log beside the usual ones."""
+    """Fields of EpochReport that its levels log in addition to the usual ones."""
     importance_file: ClassVar[str | None] = None
-    """A file name, by custom importance.safetensors, if its importance needs data: the scores are kept in it with the
-    level, for `verify` to check the mask."""
+    """File in the run that stores the importance, if computing it needs data. None: it is not stored.
+
+    `verify` reads it to check the mask. The conventional name is importance.safetensors.
+    """
     masks_classifier: ClassVar[bool] = False
-    """Whether its masks may cover the classifier, too."""
+    """Whether its masks may also cover the classifier."""
     reestimates_batchnorm: ClassVar[bool] = True
-    """Whether a level is evaluated with fresh BatchNorm statistics: an AWS level's own are not those of ψ."""
+    """Whether levels are evaluated with re-estimated BatchNorm statistics.
+
+    AWS needs this: its running statistics belong to the interpolated ψ, not to ψ.
+    """
     drawn_arrow: ClassVar[str] = ""
-    """Word on the arrow that pictures draw to a level from the state it is rewound to; "" for none."""
+    """Label of the arrow to a level from the state that it is rewound to, in pictures of the lineage. "": no arrow."""
     drawn_file: ClassVar[str] = ""
-    """File of level 0 that keeps that state; "" for θ_init."""
+    """File in the run of level 0 that stores this state. "": the state is θ_init."""
     heeds: ClassVar[tuple[str, ...]] = ("warmup_epochs", "level_epochs")
-    """Further settings that its levels depend on: fields of SearchConfig."""
+    """Fields of SearchConfig on which this method's levels depend, besides those that matter for all methods."""
     searches_one_density: ClassVar[bool] = False
-    """Whether each search makes the ticket of one density, not of all levels on the way."""
+    """Whether one search makes the ticket of one density only, without levels of higher density."""
 
     # ---- the search as a whole
 
@@ -184,95 +199,113 @@ class Method:
         if config.order == "paper" and config.num_levels == 0:
             raise ValueError("order=paper takes the signs of a pruned network; num_levels must be 1 or more")
         if config.alpha != "uniform" and "alpha" not in self.heeds:
-            raise ValueError(f"alpha={config.alpha} is of method aws; {config.method} draws no α")
+            raise ValueError(f"method {config.method} uses no α: remove alpha={config.alpha}, or choose method aws")
         if config.one_shot and config.num_levels == 0:
-            raise ValueError("one_shot prunes to the density of level num_levels; it must be 1 or more")
+            raise ValueError("one_shot prunes to the density of level num_levels, which must be 1 or more")
 
     def initialisation(self, config: SearchConfig) -> str:
-        """Return the name of the initialisation that θ_init is drawn by."""
+        """Return the name of the scheme that draws θ_init."""
         return config.initialisation
 
     def search(self, search: SearchHandle) -> list[Any] | None:
-        """Make the levels in another way than Algorithm 1 and return their runs; None: Algorithm 1."""
+        """Run a search that does not follow Algorithm 1, and return its runs.
+
+        Returns:
+            The finished runs, or None to let the caller run Algorithm 1.
+        """
         return None
 
     def schedule(self, config: SearchConfig, level: int) -> Schedule:
-        """Return epochs and learning rate of a level; Schedule(0, "constant") for one that is not trained."""
+        """Return epochs and learning-rate schedule of a level. An untrained level has Schedule(0, "constant")."""
         raise NotImplementedError
 
     def search_epochs(self, config: SearchConfig, levels: int) -> int:
-        """Return the epochs that a search of so many levels trains."""
+        """Return the total epochs of a search of level 0 and `levels` pruned levels."""
         return sum(self.schedule(config, level).epochs for level in range(levels + 1))
 
     def determinants(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
-        """Return further inputs to a level's key; {} for none."""
+        """Return the inputs to a level's key that only this method has."""
         return {}
 
     def own_settings(self, config: SearchConfig, steps_per_epoch: int) -> dict[str, Any]:
-        """Return the settings that this method alone has; levels of equal ones are trials of one setting."""
+        """Return the settings that only this method has. Figures group levels with equal settings as trials."""
         return self.determinants(config, steps_per_epoch)
 
     # ---- Algorithm 1, line 8: the next mask
 
     def pruning(self, config: SearchConfig) -> PruningSchedule | None:
-        """Return how many weights each level keeps; None: nothing is pruned."""
+        """Return the number of weights that each level keeps, as a schedule; None to prune nothing."""
         return PruningSchedule.of(config)
 
     def importance(self, ctx: LevelContext) -> Params:
-        """Return the importance of every prunable weight: of the weights in `ctx.mask` the largest are kept.
+        """Return the importance of every prunable weight, by parameter name.
 
-        The values of weights that are pruned already do not matter.
+        The weights of `ctx.mask` with the largest importance are kept. Values at already pruned weights are ignored.
         """
         raise NotImplementedError
 
-    # ---- Algorithm 1, lines 2–7: the training of a level, and where it starts
+    # ---- Algorithm 1, lines 2–7: the start and the training of a level
 
     def start(self, ctx: LevelContext) -> StartPoint:
-        """Return the point that level t trains from."""
+        """Return the state from which level t trains."""
         raise NotImplementedError
 
     def noise(self, config: SearchConfig, level: int, *, again: bool = False) -> SgdNoise:
-        """Return the noise u of a level: data order, augmentation, α. `again` is the continued warm-up."""
+        """Return the noise u of a level: data order, augmentation, dropout and α.
+
+        Args:
+            again: Whether the training continues the warm-up at level 0 (order=paper), so that its u must differ.
+        """
         raise NotImplementedError
 
     def view(self, norm: NormState) -> ForwardView:
-        """Return the view of each optimizer step: what the forward pass sees of ψ."""
+        """Return the view of each optimizer step, which may replace ψ during forward and backward passes."""
         return plain_view
 
     def training_hook(self, ctx: LevelContext) -> TrainingHook | None:
-        """Return an object that goes along with the training of a level."""
+        """Return the callbacks for the training of a level, or None."""
         return None
 
     # ---- after the search
 
     def retraining(self, ticket: Run) -> Run | None:
-        """Return the ticket itself if its level was trained already as `retrain` would train it; full trainings do."""
+        """Return the ticket if its level already equals the final training `retrain`; else None.
+
+        This holds for methods whose levels use the final schedule. `retrain` then reuses the level.
+        """
         return None
 
     def statements(self, stored: StoredLevel) -> Iterator[Statement] | None:
-        """Check a level in another way than `verify` does with `importance` and `pruning`; None: as `verify` does."""
+        """Check a stored level for `verify`.
+
+        Returns:
+            The results, or None to let `verify` recompute the mask from `importance` and `pruning`.
+        """
         return None
 
     def recorded_settings(self, config: SearchConfig, phase: str) -> dict[str, Any]:
-        """Return inputs to a level's key that follow from the settings, so that `verify` can compare them.
+        """Return the inputs to a level's key that follow from the settings, for `verify` to compare.
 
-        None for one that the key must not have.
+        A value of None means that the key must not contain this input.
         """
         return {}
 
     def departure(self, config: SearchConfig) -> str | None:
-        """Return in words how older levels depart from the method of today, for `verify` to note; None: not at all."""
+        """Describe how a level made by an older version differs from the current method; None if it does not.
+
+        `verify` reports it as a note.
+        """
         return None
 
 
 class SearchHandle(Protocol):
-    """A search in progress, as a method that makes its levels itself sees it."""
+    """The interface of a running search for methods that override `Method.search`."""
 
     @property
     def config(self) -> SearchConfig: ...
     @property
     def root(self) -> str:
-        """Key of the search."""
+        """Return the key of the search run."""
 
     @property
     def theta_init(self) -> Checkpoint: ...
@@ -282,10 +315,10 @@ class SearchHandle(Protocol):
     def prunable(self) -> frozenset[str]: ...
     @property
     def classifier(self) -> str:
-        """Name of the classifier's module."""
+        """Return the name of the classifier module."""
 
     def context(self, level: int, mask: Mask, phase: str = "") -> LevelContext:
-        """Return the context of a level."""
+        """Return the context of a level under `mask`."""
 
     def train(
         self,
@@ -300,9 +333,9 @@ class SearchHandle(Protocol):
         recorded: Mapping[str, Any],
         **how: Any,
     ) -> Any:
-        """Train one level, or load it if it is finished; see `harness.experiment.search.Search.train`."""
+        """Train one level, or load its finished run. See `harness.experiment.search.Search.train`."""
 
 
 def plain_view(alpha: float) -> AbstractContextManager[None]:
-    """Let the forward pass see θ itself."""
+    """Return a context manager that does nothing: the forward pass uses θ itself."""
     return nullcontext()

@@ -1,6 +1,6 @@
-"""Random pruning: LRR whose masks have the usual densities, but keep live weights drawn at random.
+"""Random pruning: LRR with the usual densities, but with randomly chosen weights.
 
-A mask found by magnitude is worth the difference to this one.
+The difference in accuracy to this baseline is the benefit of choosing weights by magnitude.
 """
 
 import numpy as np
@@ -15,7 +15,7 @@ class RandomPruning(LRR):
     """LRR that ranks weights by random numbers."""
 
     def importance(self, ctx: LevelContext) -> Params:
-        """Return a number in [0, 1) for every prunable weight, drawn for each (sgd_seed, level, tensor)."""
+        """Return a random number in [0, 1) for every prunable weight, seeded by (sgd_seed, level, tensor name)."""
         values = {}
         for name, kept in ctx.mask.tensors.items():
             key = derive_seed(ctx.config.sgd_seed, "search", ctx.level, "random_pruning", name)

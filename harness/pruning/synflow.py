@@ -1,6 +1,7 @@
-"""SynFlow (Tanaka et al. 2020): prune at initialisation, without data, by the flow of |θ₀| through the network.
+"""SynFlow (Tanaka et al. 2020): prune at initialisation, without data, by the synaptic flow of |θ₀|.
 
-The mask is made in 100 rounds of falling density, so that no layer collapses. The paper prunes once: take `--one-shot`.
+The mask is computed in 100 rounds of falling density, so that no layer collapses. SynFlow's authors prune once, which
+`--one-shot` reproduces.
 """
 
 import torch
@@ -15,23 +16,32 @@ ROUNDS = 100
 
 
 class SynFlow(SNIP):
-    """Pruning at initialisation by |θ ⊙ ∂R/∂θ|, R the sum of the outputs of |θ| for an image of ones."""
+    """Prune at initialisation by |θ ⊙ ∂R/∂θ|.
 
-    importance_file = None  # `verify` computes it again
+    R is the sum of the outputs of the network with weights |θ| for an image of ones.
+    """
+
+    importance_file = None  # `verify` recomputes the importance, since it needs no data
 
     def check(self, config: SearchConfig) -> None:
-        """Refuse pruning layer by layer: the flow is compared over all layers."""
+        """Raise ValueError for contradictory options, and for pruning layer by layer."""
         if config.pruning_scope != "global":
-            raise ValueError("synflow compares weights over all layers: leave out pruning_scope")
+            raise ValueError("synflow ranks the weights of all layers together: remove pruning_scope")
         super().check(config)
 
     def importance(self, ctx: LevelContext) -> Params:
-        """Return the synaptic flow in the last round; weights that an earlier one pruned come last."""
+        """Return the synaptic flow of the last round. Weights pruned in an earlier round get −1.
+
+        Raises:
+            NotHereError: The network's architecture is unknown.
+        """
         if ctx.new_model is None:
             raise NotHereError("the network's architecture")
+        # Phase: build the network with weights |θ₀| in float64.
         model, image_1CHW = ctx.new_model().double().eval(), torch.ones(1, *ctx.image_shape, dtype=torch.float64)
         positive = {name: tensor.double().abs() for name, tensor in ctx.theta_init.state_dict.items()}
         mask, live, flow = ctx.mask, ctx.mask.num_remaining, dict[str, torch.Tensor]()
+        # Phase: prune in rounds, geometrically from the current count towards the level's count.
         kept_share = sum(PruningSchedule.of(ctx.config).counts(ctx.level, mask).values()) / live
         for number in range(ROUNDS):
             mask = keep_largest(flow, mask, int(live * kept_share ** (number / ROUNDS))) if number else mask

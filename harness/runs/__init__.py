@@ -1,1 +1,1 @@
-"""Runs: finished ones, those that are being made, and how a launch ended."""
+"""Finished runs, unfinished runs, their delivery to MLflow, and deletion of files that are no longer needed."""

@@ -1,7 +1,7 @@
-"""Finished runs: made once, committed on disk, handed to MLflow, and loaded again on every process.
+"""Run a training once, commit it locally, deliver it to MLflow, and load it from then on.
 
-A run is idempotent: its key is the digest of everything that determines its bits, so a finished run is loaded and an
-unfinished one is made.
+Runs are idempotent. The key of a run is the SHA-256 of everything that determines its bits. If a finished run has this
+key, it is loaded instead of trained again.
 """
 
 from __future__ import annotations
@@ -55,10 +55,12 @@ class Archive:
             partition: Which parameters are prunable, and which are ψ.
             template: A checkpoint with the shapes of the network.
             saving: How often an unfinished training is saved.
-            beside: Another archive of the launch, whose delivery thread is shared.
+            beside: Another archive of the same launch, whose delivery thread and caches are shared.
         """
         self.world, self.store, self.partition, self.template = world, store, partition, template
         self.saving = saving
+
+        # Phase: share or create the state that all archives of a launch have in common.
         self.environment_check: EnvironmentCheck = (
             beside.environment_check if beside else EnvironmentCheck(code_version())
         )
@@ -69,15 +71,18 @@ class Archive:
     # ------------------------------------------------------------------ making
 
     def run_or_load(self, description: RunDescription, make: Callable[[StateSaver], TrainedRun]) -> FinishedRun:
-        """Return the finished run with this description; make and commit it if there is none.
+        """Return the finished run with this description. Make and commit it if there is none.
 
-        `make` runs on every rank. Rank 0 commits the files locally, then hands them to the delivery thread. An
-        interrupted training resumes from its last state.
+        Rank 0 commits the files locally, then passes the run to the delivery thread.
+
+        Args:
+            make: Called on every rank. It trains the network and resumes from the last saved state if there is one.
 
         Raises:
             BusyError: Another launch is making the same run.
             StoppedError: This launch was asked to stop.
         """
+        # Phase: reuse a finished run.
         key, parents = description.key, [parent.key for parent in description.parents]
         unfinished = Unfinished(self.store.local.directory, description.kind, key, description.name, parents)
         if self.world.main_says(lambda: self.find(key, parents) is not None):
@@ -85,9 +90,12 @@ class Archive:
             return self._reuse(description)
         self.stop_if_asked()
         if self.world.is_main:
-            _log.debug(f"no finished run has the key {key[:16]}…: {description.name!r} is made")
+            _log.debug(f"no finished run has the key {key[:16]}…: making {description.name!r}")
+
+        # Phase: make and commit the run while no other launch can.
         with self._claimed(unfinished, description.config):
-            if self.world.main_says(lambda: self.find(key, parents) is not None):  # another launch was faster
+            # Check again: another launch may have finished the run in the meantime.
+            if self.world.main_says(lambda: self.find(key, parents) is not None):
                 self.world.on_main(unfinished.discard)
                 return self._reuse(description)
             saver = StateSaver(self.world, unfinished, description, self.saving, self.environment_check)
@@ -98,7 +106,8 @@ class Archive:
         return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
 
     def _commit(self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask) -> LineageRecord:
-        """Write the files of a trained run, then its record (rank 0)."""
+        """Commit a trained run: its files, then its record (rank 0)."""
+        # Phase: count weights for the metrics.
         checkpoint, measured = trained.checkpoint, trained.measured
         norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
         counts = {
@@ -108,15 +117,18 @@ class Archive:
             "exact_zeros_kept": signed_mask.num_zero_signs,
         }
         if signed_mask.mask.tensors.keys() - self.partition.prunable:
-            # a mask that covers the classifier counts it in its density; everyone else's does not
+            # This mask covers the classifier, which masks of other methods do not. Log the comparable density, too.
             kept = {name: t for name, t in signed_mask.mask.tensors.items() if name in self.partition.prunable}
             counts = {"density_without_classifier": Mask(kept).density, **counts}
+
+        # Phase: build the record.
         measured.log(checkpoint.epochs, counts)
         shown = {"level": f"{description.level:02d}", "density": f"{counts['density']:.6f}"}
         description = replace(description, tags=description.tags | {"start_digest": trained.start_digest} | shown)
         record = self.record(description, measured.metrics, measured.started_ms)
         metadata = {"level_digest": description.key, "level": description.level, "density": counts["density"]}
 
+        # Phase: write files and record.
         def write(directory: Path) -> None:
             checkpoint.save(directory / CHECKPOINT)
             signed_mask.save(directory / SIGNED_MASK, metadata)
@@ -129,7 +141,11 @@ class Archive:
         return self.commit(record, description.determinants, write)
 
     def record(self, description: RunDescription, metrics: Sequence[Any] = (), started_ms: int = 0) -> LineageRecord:
-        """Return the record of a run that ends now; one that trained nothing began now, too."""
+        """Build the record of a run that ends now.
+
+        Args:
+            started_ms: Start time in ms since the epoch. 0: now, for runs without a training.
+        """
         now_ms = int(time.time() * 1000)
         return LineageRecord(
             key=description.key,
@@ -148,7 +164,11 @@ class Archive:
     def commit(
         self, record: LineageRecord, determinants: dict[str, Any], write: Callable[[Path], None]
     ) -> LineageRecord:
-        """Commit a node locally and have it delivered to MLflow (rank 0); no server is waited for."""
+        """Commit a run locally and queue it for delivery to MLflow, without waiting for the server (rank 0).
+
+        Args:
+            write: Writes the run's files into the given directory.
+        """
         committed = self.store.local.commit(record, write, determinants)
         self._made_here.add(record.key)
         if self.store.tracking_uri is not None:
@@ -157,7 +177,11 @@ class Archive:
 
     @contextmanager
     def alone(self, kind: str, key: str, name: str) -> Iterator[None]:
-        """Let no other launch do the same meanwhile; BusyError naming the other if one does."""
+        """Claim the run `key` while the block runs, so that no other launch can make it at the same time.
+
+        Raises:
+            BusyError: Another launch has claimed the run. The message names it.
+        """
         unfinished = Unfinished(self.store.local.directory, kind, key, name)
         with self._claimed(unfinished, {}):
             yield
@@ -165,7 +189,7 @@ class Archive:
 
     @contextmanager
     def _claimed(self, unfinished: Unfinished, config: dict[str, Any]) -> Iterator[None]:
-        """Hold the run on rank 0; when it is busy there, every rank raises."""
+        """Claim the run on rank 0 while the block runs. If it is busy, every rank raises BusyError."""
         claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
@@ -177,7 +201,7 @@ class Archive:
                 claim.__exit__(None, None, None)
 
     def stop_if_asked(self) -> None:
-        """Stop here, on every rank, if any was asked to: StoppedError."""
+        """Raise StoppedError on every rank if any rank was asked to stop."""
         reason = self.world.stop.reason
         if self.world.any(reason is not None):
             raise StoppedError(reason or "another process was asked to stop")
@@ -185,10 +209,10 @@ class Archive:
     # ------------------------------------------------------------------ loading
 
     def find(self, key: str, parents: Sequence[str]) -> Path | None:
-        """Return the directory of a finished run, fetched from the server if need be (rank 0); None if there is none.
+        """Return the directory of a finished run, or None if there is none (rank 0).
 
-        Skip the server if it is down, or if a parent was made in this launch: then no other launch can have made this
-        child.
+        If the run is not local, it is fetched from the tracking server. The server is skipped if it is down. It is also
+        skipped if a parent was made in this launch, since no other launch can then have made this child.
         """
         here = self.store.local.find(key)
         offline = self.store.tracking_uri is None
@@ -206,23 +230,28 @@ class Archive:
             fetched = description.key in self._fetched
             _log.info(
                 f"{name!r} is finished: "
-                + (f"fetched from MLflow at {server} into {local}" if fetched else f"taken from {local}")
+                + (f"fetched from MLflow at {server} into {local}" if fetched else f"loaded from {local}")
             )
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
         return run
 
     def load(self, key: str, *, fitting: bool = True) -> FinishedRun:
-        """Return a finished run by its key; LookupError if there is none.
+        """Load a finished run by its key, on every rank.
 
-        Unless `fitting` is false it must be of this network: else a ValueError names every tensor that is not.
+        Args:
+            fitting: Whether the run's tensors must match this archive's network.
+
+        Raises:
+            LookupError: There is no finished run with this key.
+            ValueError: `fitting` is true and tensors do not match. The message names them.
         """
         if not self.world.main_says(lambda: self.find(key, []) is not None):
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key, fitting=fitting)
 
     def network(self, key: str, name: str) -> Checkpoint:
-        """Return a finished run's other network, by the name of its file, on every rank."""
+        """Load a further checkpoint of a finished run by its file name, on every rank."""
         held = self.world.on_main(lambda: Checkpoint.load(self.store.local.open_file(key, name)))
         return self._share_checkpoint(key, held)
 
@@ -236,7 +265,7 @@ class Archive:
                 self._check_fits(key, checkpoint, signed_mask)
             return checkpoint, signed_mask
 
-        # the other nodes of a cluster may not see rank 0's files
+        # Rank 0 reads and broadcasts, since other nodes of a cluster may not see its files.
         checkpoint, signed_mask = self.world.on_main(read) or (None, None)
         shared = self._share_checkpoint(key, checkpoint)
         if self.world.size > 1:
@@ -253,13 +282,13 @@ class Archive:
         check_fits(shapes, own, f"run {key[:16]}…")
         check_fits(own, shapes, "the network")
         params = {name: tensor.shape for name, tensor in self.template.params.items()}
-        # a mask may cover the classifier too
+        # Masks may also cover the classifier.
         maskable = {name: shape for name, shape in params.items() if name not in self.partition.norm}
         check_fits({name: sign.shape for name, sign in signed_mask.signs.items()}, params, f"mask {key[:16]}…")
         check_fits(signed_mask.mask.shapes(), maskable, f"mask {key[:16]}…")
 
     def _share_checkpoint(self, key: str, held: Checkpoint | None) -> Checkpoint:
-        """Return rank 0's checkpoint on every rank."""
+        """Broadcast rank 0's checkpoint to every rank."""
         if self.world.size == 1:
             assert held is not None
             return held
@@ -270,16 +299,16 @@ class Archive:
 
 
 def find(store: LineageStore, key: str) -> Path | None:
-    """Return the directory of a finished node; a server that is away means: look among the local ones alone."""
+    """Return the directory of a finished run, or None. If the server is unreachable, search only local runs."""
     try:
         return store.find(key)
     except ConnectionError as error:
-        _log.warning(f"{error}; looking among local runs alone")
+        _log.warning(f"{error}; searching local runs only")
         return store.local.find(key)
 
 
 def run_id_of(store: LineageStore, key: str) -> str | None:
-    """Return the run ID of a node, or None when no server can be asked."""
+    """Return a run's MLflow run ID, or None if the server is unreachable."""
     try:
         return store.run_id_of(key)
     except ConnectionError:

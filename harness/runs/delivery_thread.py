@@ -1,4 +1,4 @@
-"""Finished runs on their way to MLflow: delivered in order by a thread of their own, so that no training waits."""
+"""Deliver finished runs to MLflow in a background thread, so that no training waits for the server."""
 
 from __future__ import annotations
 
@@ -14,32 +14,33 @@ from harness.lineage.store import LineageStore
 _log = logging.getLogger(__name__)
 
 STOPPING_SECONDS = 5.0
-"""How long a launch that fails or is told to stop waits for what is being delivered."""
+"""How long a launch that fails or is stopped waits for pending deliveries."""
 _TELL_AFTER_SECONDS = 3.0
+"""Log a message when `settle` has waited this long."""
 
 
 class DeliveryThread:
-    """Delivers committed nodes to the tracking store of one launch, the oldest first (rank 0).
+    """Delivers committed runs to the tracking server of one launch, in the order of `send` (rank 0).
 
-    A server that is away costs a warning; what waits goes with the next node that is sent, and otherwise with
-    `python tools/lineage.py sync`. What no later attempt can mend (an altered file, an experiment that was deleted) is
-    raised by the next call here, in the thread of the training.
+    If the server is unreachable, a warning is logged and the runs stay queued. The next `send` retries them, and so
+    does `python tools/lineage.py sync`. Some errors are permanent, such as an altered file or a deleted experiment. The
+    next method call in the training's thread raises them.
     """
 
     def __init__(self, store: LineageStore) -> None:
-        self._own = store.apart()  # two threads, two connections
+        self._own = store.apart()  # a connection of its own, for use in another thread
         self._waiting: list[str] = []
         self._delivered: dict[str, str] = {}
         self._failure: Exception | None = None
         self.away = self._busy = False
-        """Away: the server gave no answer the last time; it is asked again when the next run is sent."""
+        """`away`: the server was unreachable at the last attempt. The next `send` retries."""
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
     def send(self, key: str) -> None:
-        """Have a committed node delivered after all that were sent before it; returns at once."""
+        """Queue a committed run for delivery and return at once."""
         if self._own.tracking_uri is None:
-            return  # local runs alone were asked for
+            return  # offline: no server is configured
         self._raise_failure()
         self._start()
         with self._changed:
@@ -49,12 +50,12 @@ class DeliveryThread:
             self._changed.notify_all()
 
     def run_id(self, key: str) -> str | None:
-        """Return the run ID of a node that was sent, once it is there; None if it cannot be delivered now."""
+        """Wait until a queued run is delivered, and return its run ID; None if it cannot be delivered now."""
         self.settle()
         return self._delivered.get(key)
 
     def settle(self, seconds: float | None = None) -> None:
-        """Wait until everything that was sent is delivered, or cannot be now; at most so many seconds."""
+        """Wait until the queue is delivered or the server is unreachable, for at most `seconds` (None: no limit)."""
         end = None if seconds is None else time.monotonic() + seconds
         tell_at: float | None = time.monotonic() + _TELL_AFTER_SECONDS
         with self._changed:
@@ -62,29 +63,32 @@ class DeliveryThread:
                 self._changed.wait(0.2)
                 if tell_at is not None and time.monotonic() > tell_at:
                     _log.info(
-                        f"waiting for MLflow to take {len(self._waiting)} run(s); nothing is lost if you stop here"
+                        f"waiting for MLflow to accept {len(self._waiting)} run(s); nothing is lost if you stop now"
                     )
                     tell_at = None
         self._raise_failure()
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Wait at the end of the block for what is on its way, but only a moment when the block fails or is stopped."""
+        """Wait for pending deliveries at the end of the block.
+
+        If the block fails or is stopped, wait for at most STOPPING_SECONDS.
+        """
         try:
             yield
         except BaseException:
-            self._failure = None  # the block's own error says more
+            self._failure = None  # the block's own error is more informative
             self.settle(STOPPING_SECONDS)
             self._show()
             raise
         with self._changed:
-            self._busy = bool(self._waiting)  # the server may be back since the last attempt
+            self._busy = bool(self._waiting)  # retry, since the server may be reachable again
             self._changed.notify_all()
         self.settle()
         self._show()
 
     def _show(self) -> None:
-        """Let MLflow show the whole graph of what was delivered, if the server can be asked now."""
+        """Update the lineage graphs of the delivered runs in MLflow, if the server is reachable."""
         if not self._busy and not self.away:
             self._own.show()
 
@@ -95,13 +99,13 @@ class DeliveryThread:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._own.server.preload()  # a library that two threads import at once may be seen half made
+            self._own.server.preload()  # import MLflow now: two threads importing it at once can fail
             self._thread = threading.Thread(target=self._work, name="delivery", daemon=True)
             self._thread.start()
             atexit.register(self._at_exit)
 
     def _at_exit(self) -> None:
-        """For those who use the parts without a launch around them."""
+        """Deliver the queue at interpreter exit, for callers that do not use `working`."""
         self._failure = None
         self.settle()
         self._show()
@@ -115,24 +119,27 @@ class DeliveryThread:
             self._deliver(key)
 
     def _deliver(self, key: str) -> None:
-        """Deliver the oldest node, and say how it went."""
+        """Deliver the oldest queued run and record the outcome."""
+        # Phase: deliver.
         run_id, away = None, False
         failure: Exception | None = None
         try:
             directory = self._own.local.find(key)
-            if directory is not None:  # else it was deleted meanwhile
+            if directory is not None:  # None: deleted in the meantime
                 run_id = self._own.deliver(directory)
                 if self.away:
-                    self._own.tidy()  # it is back
+                    self._own.tidy()  # reachable again: delete runs that repeated requests created twice
         except ConnectionError as error:
             away = True
             _log.warning(f"{error}; nothing is lost: `python tools/lineage.py sync` delivers it later")
-        except KeyError as error:  # a bug of ours
+        except KeyError as error:  # a bug, not a missing parent (both are LookupErrors)
             failure = error
-        except LookupError as error:  # a parent made elsewhere: no reason to lose what was made here
-            _log.warning(f"{error}; it stays among the local runs")
+        except LookupError as error:  # a parent is neither local nor on the server; training must continue
+            _log.warning(f"{error}; the run stays local")
         except Exception as error:
             failure = error
+
+        # Phase: record the outcome. Undelivered runs stay queued while the server is unreachable.
         with self._changed:
             self.away, self._failure = away, failure or self._failure
             if run_id is not None:
@@ -144,7 +151,10 @@ class DeliveryThread:
 
 
 def deliver(store: LineageStore, key: str) -> str | None:
-    """Deliver one committed node and wait for it; its run ID, or None, with a warning, when it cannot go there now."""
+    """Deliver one committed run, wait for it and return its run ID.
+
+    If it cannot be delivered now, log a warning and return None.
+    """
     thread = DeliveryThread(store)
     thread.send(key)
     return thread.run_id(key)

@@ -1,8 +1,8 @@
-"""What can be deleted from a directory of runs, and what it would cost: `tools/lineage.py gc`.
+"""Find and delete files in a runs directory that are no longer needed (`tools/lineage.py gc`).
 
-Three things: what interrupted commits and finished trainings left behind; states of trainings that nobody goes on
-with; and checkpoints of levels that nothing refers to, if a policy gives them up. Never a record, a signed mask, a
-θ_init, a comparison or a final training. MLflow's copies are left alone.
+Leftovers of interrupted commits, interrupted downloads and finished trainings can always be deleted. A policy can also
+allow the deletion of saved states of abandoned trainings, and of checkpoints of levels that no other run needs.
+Records, signed masks, θ_init, comparisons and final trainings are never deleted. Copies in MLflow are not touched.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from harness.runs.unfinished import BusyError, Unfinished
 
 SECONDS_PER_DAY = 86_400
 FOREIGN_DAYS = 1.0
-"""What another host left half-written is taken for dead after so long: its processes cannot be asked here."""
+"""Age after which partial files from another host count as abandoned, since its processes cannot be checked."""
 
 KeepLevels = Literal["all", "tickets"] | int
 
@@ -41,16 +41,24 @@ _MAKING = re.compile(rf"\.making-(?P<kind>{'|'.join(KINDS)})-(?P<digits>[0-9a-f]
 
 @dataclass(frozen=True)
 class Policy:
-    """What is given up.
+    """Rules for deletion.
 
-    `keep_levels` "all" keeps every level's checkpoint; "tickets" those of level 0, of the deepest levels and of levels
-    that something was made from or compared; a number N every N-th as well. The others can no longer be trained from,
-    compared or proved in full; a search goes on from its deepest level all the same. `older_than_days` gives up states
-    of unfinished runs that nobody touched for so long (None: never), and spares younger checkpoints.
+    A level without its checkpoint can no longer be trained from, compared or fully verified. Its search can still be
+    continued, because the checkpoint of its deepest level is kept.
     """
 
     keep_levels: KeepLevels = "all"
+    """Levels whose checkpoints are kept.
+
+    * "all": every level.
+    * "tickets": level 0, the deepest levels, and levels from which final trainings or comparisons were made.
+    * A number N: as "tickets", and every N-th level.
+    """
     older_than_days: float | None = None
+    """Minimum age in days. None: saved states are never deleted, and checkpoints at any age.
+
+    The age of a state is the time since its last change. The age of a checkpoint is the time since its run finished.
+    """
 
     def __post_init__(self) -> None:
         if isinstance(self.keep_levels, int) and self.keep_levels < 1:
@@ -65,20 +73,23 @@ class Policy:
 
 @dataclass(frozen=True)
 class Garbage:
-    """One thing that can be deleted: a directory, or a node's checkpoint."""
+    """A directory or checkpoint that can be deleted."""
 
     path: Path
     num_bytes: int
     name: str
-    """Of the run."""
+    """Name of the run."""
     why: str
+    """Reason why it can be deleted."""
 
 
 def find_garbage(store: LineageStore, policy: Policy) -> list[Garbage]:
-    """Return what `policy` allows to delete among the local nodes; nothing is changed.
+    """List the local files that `policy` allows to delete, without deleting any.
 
-    What MLflow knows counts as well: a level from which another machine made something is needed. ConnectionError when
-    the server that was asked for is away.
+    Runs known only to MLflow count, too: a level from which another machine made a run is kept.
+
+    Raises:
+        ConnectionError: The tracking server is unreachable.
     """
     directory = store.local.directory
     if not directory.is_dir():
@@ -90,7 +101,7 @@ def find_garbage(store: LineageStore, policy: Policy) -> list[Garbage]:
 
 
 def delete_garbage(items: Iterable[Garbage], policy: Policy) -> Iterator[tuple[Garbage, str | None]]:
-    """Delete one after another and yield (item, None), or (item, why it stays)."""
+    """Delete the items one by one. Yield (item, None) for each, or (item, error message) if it could not be deleted."""
     for item in items:
         try:
             if item.path.name == CHECKPOINT:
@@ -105,10 +116,11 @@ def delete_garbage(items: Iterable[Garbage], policy: Policy) -> Iterator[tuple[G
             yield item, None
 
 
-# ---------------------------------------------------------------------- what interrupted processes left
+# ---------------------------------------------------------------------- leftovers of interrupted processes
 
 
 def _temporaries(directory: Path) -> Iterator[Garbage]:
+    """Yield partial commits and downloads whose process is dead."""
     for path in sorted(directory.iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["host"] == socket.gethostname():
@@ -122,7 +134,7 @@ def _temporaries(directory: Path) -> Iterator[Garbage]:
 
 
 def _states(directory: Path, policy: Policy) -> Iterator[Garbage]:
-    """Yield what is left of runs that are finished, and of those that nobody goes on with."""
+    """Yield the state directories of finished runs, and of runs not touched for `older_than_days`."""
     for path in sorted(directory.iterdir()):
         match = _MAKING.fullmatch(path.name)
         if match is None:
@@ -131,19 +143,19 @@ def _states(directory: Path, policy: Policy) -> Iterator[Garbage]:
         if (directory / f"{match['kind']}-{match['digits']}" / "record.json").is_file():
             yield Garbage(path, _num_bytes(path), name, "the run is finished")
         elif policy.older_than_days is not None and (days := _days_since(path)) > policy.older_than_days:
-            why = f"unfinished, and untouched for {days:.0f} days; the same launch would begin this run anew"
+            why = f"unfinished, and untouched for {days:.0f} days; without it, the same launch restarts this run"
             yield Garbage(path, _num_bytes(path), name, why)
 
 
 def _discard(path: Path) -> None:
-    """Delete the directory of an unfinished run; BusyError if it is being made."""
+    """Delete the directory of an unfinished run. Raise BusyError if a launch is making this run."""
     match = _MAKING.fullmatch(path.name)
     assert match is not None
     unfinished = Unfinished(path.parent, match["kind"], match["digits"], _draft(path).get("name", path.name))
     with unfinished.claimed({}):
         unfinished.discard()
     if path.exists():
-        raise BusyError(f"{path} is being looked at by another launch")
+        raise BusyError(f"another launch is accessing {path}")
 
 
 def _draft(path: Path) -> dict[str, str]:
@@ -158,13 +170,14 @@ def _draft(path: Path) -> dict[str, str]:
 
 
 def _checkpoints(store: LineageStore, policy: Policy) -> Iterator[Garbage]:
+    """Yield the checkpoints of levels that no run needs and that `policy` does not keep."""
     nodes = newest(store, limit=None)
     needed = _needed(nodes, store.local.directory)
     for node in sorted(nodes, key=lambda node: (node.root or "", node.name)):
         directory = store.local.find(node.key)
         if node.kind != "level" or directory is None or not (directory / CHECKPOINT).is_file():
             continue
-        if not node.tags.get("level", "").isdecimal():  # somebody edited it: nothing is known, so it stays
+        if not node.tags.get("level", "").isdecimal():  # an edited tag: the level is unknown, so keep it
             continue
         level = int(node.tags["level"])
         every = policy.keep_levels if isinstance(policy.keep_levels, int) else None
@@ -173,34 +186,37 @@ def _checkpoints(store: LineageStore, policy: Policy) -> Iterator[Garbage]:
         days = (time.time() - node.finished_ms / 1000) / SECONDS_PER_DAY
         if policy.older_than_days is None or days > policy.older_than_days:
             path = directory / CHECKPOINT
-            why = "the next level is made, and nothing else was made from this one"
+            why = "the next level is finished, and no other run was made from this one"
             yield Garbage(path, path.stat().st_size, node.name, why)
 
 
 def _needed(nodes: list[RunSummary], directory: Path) -> set[str]:
-    """Return the keys of levels whose checkpoint something needs, or may need to go on."""
+    """Return the keys of runs whose checkpoint another run needs, or a search needs to continue."""
+    # Phase: collect parents of finished runs. A level whose only children are levels is not needed by them.
     needed: set[str] = set()
     continued: set[str] = set()
     for node in nodes:
         for parent in node.parents:
             (continued if node.kind == "level" else needed).add(parent.key)
-    needed |= {node.key for node in nodes if node.key not in continued}  # a search goes on from its deepest level
+    needed |= {node.key for node in nodes if node.key not in continued}  # the deepest level, to continue its search
+
+    # Phase: collect parents of unfinished runs.
     for path in directory.glob(".making-*"):
         draft = _draft(path)
-        if draft and "parents" not in draft:  # of an earlier version: it may go on from anything
+        if draft and "parents" not in draft:  # written by an earlier version: its parents are unknown, so keep all
             return {node.key for node in nodes}
         needed |= set(draft.get("parents", ()))
     return needed
 
 
 def _bury(path: Path, policy: Policy) -> None:
-    """Delete a node's checkpoint and list it as absent; ValueError if it is not what was recorded."""
+    """Delete a run's checkpoint and list it as absent. Raise ValueError if its digest is not the recorded one."""
     directory = path.parent
     digest = read_record(directory).files[path.name]
     try:
-        check_digest(path, digest)  # the list of absent files must not cover up what verify would find
+        check_digest(path, digest)  # an altered file must stay visible to `verify`
     except ValueError as error:
-        raise ValueError(f"{error}; `python tools/lineage.py verify` says more") from None
+        raise ValueError(f"{error}; `python tools/lineage.py verify` reports details") from None
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     absent = AbsentFile(digest, path.stat().st_size, when, str(policy))
     write_absent_files(directory, {**read_absent_files(directory), path.name: absent})
@@ -209,7 +225,7 @@ def _bury(path: Path, policy: Policy) -> None:
 
 
 def _days_since(path: Path) -> float:
-    """Days since anything in a directory changed."""
+    """Return the days since the last change of a directory or of a file in it."""
     times = [path.stat().st_mtime, *(inside.stat().st_mtime for inside in path.rglob("*"))]
     return (time.time() - max(times)) / SECONDS_PER_DAY
 

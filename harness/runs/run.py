@@ -1,4 +1,4 @@
-"""A run in memory: described before it is made (RunDescription), trained (TrainedRun), committed (FinishedRun)."""
+"""A run in memory, in three stages: RunDescription (before it is made), TrainedRun and FinishedRun (committed)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from harness.runs.delivery_thread import DeliveryThread
 
 @dataclass(frozen=True)
 class RunDescription:
-    """All that is known of a run before it is made; two runs with equal determinants are the same run."""
+    """The data of a run that are known before it is made. Runs with equal determinants are the same run."""
 
     determinants: dict[str, Any]
-    """The inputs to its key, as JSON-able values."""
+    """The inputs to the run's key: JSON-serialisable values that determine its bits."""
     kind: str
     name: str
     parents: tuple[Parent, ...]
@@ -33,24 +33,24 @@ class RunDescription:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 of the determinants."""
+        """Return the SHA-256 of the determinants."""
         return sha256_json(self.determinants)
 
 
 @dataclass
 class Measurements:
-    """The numbers that one run measures, each with its time."""
+    """The metrics of one run, each with its time."""
 
     started_ms: int = field(default_factory=lambda: int(time.time() * 1000))
     metrics: list[Metric] = field(default_factory=list)
 
     def log(self, step: int, values: Mapping[str, float], samples: Iterable[tuple[str, float, int]] = ()) -> None:
-        """Keep numbers that were measured just now.
+        """Append metrics.
 
         Args:
-            step: Epochs trained so far.
-            values: By name.
-            samples: (name, value, time in ms) that were measured beside the training; their step is in seconds.
+            step: The number of epochs trained so far.
+            values: Values by name, measured now.
+            samples: (name, value, time in ms) measured in the background. Their step is in seconds since the start.
         """
         now_ms = int(time.time() * 1000)
         self.metrics += [Metric(name, float(value), step, now_ms) for name, value in values.items()]
@@ -60,19 +60,19 @@ class Measurements:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """The result of a training, before it is committed."""
+    """The result of a training that is not committed yet."""
 
     checkpoint: Checkpoint
     mask: Mask
     measured: Measurements
     start_digest: str
-    """SHA-256 of θ ⊙ m as the training began."""
+    """SHA-256 of θ ⊙ m at the start of the training."""
     layers: dict[str, Any]
-    """A table with a row for each prunable tensor."""
+    """The table that `layer_table` returns."""
     networks: Mapping[str, Checkpoint] = field(default_factory=dict)
-    """Further networks to keep, by file name."""
+    """Further checkpoints to store, by file name."""
     correct: Mapping[str, torch.Tensor] = field(default_factory=dict)
-    """Which test images were right, bool [N], by evaluation; needed on rank 0 alone."""
+    """By name of the evaluation: whether each test image was classified correctly, bool [N]. Used only on rank 0."""
 
 
 LAYER_COLUMNS = ("layer", "shape", "weights", "kept", "density", "flipped_signs", "positive")
@@ -82,10 +82,10 @@ LAYER_COLUMNS = ("layer", "shape", "weights", "kept", "density", "flipped_signs"
 def layer_table(
     params: Mapping[str, torch.Tensor], start_signs: Mapping[str, torch.Tensor], mask: Mask
 ) -> dict[str, Any]:
-    """Return a row for each prunable tensor, in the form that MLflow shows as a table: {"columns", "data"}.
+    """Return statistics of each prunable tensor as an MLflow table: {"columns": …, "data": …}.
 
-    `flipped_signs` is the share of the kept weights whose sign differs from `start_signs`, `positive` the share of
-    them that is positive; both are None where nothing is left.
+    `flipped_signs` is the share of kept weights whose sign differs from `start_signs`. `positive` is the share of kept
+    weights that are positive. Both are None for a layer without kept weights.
     """
     rows = []
     for name, kept in mask.tensors.items():
@@ -101,28 +101,31 @@ def layer_table(
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A committed run, in memory on every rank."""
+    """A committed run, loaded on every rank."""
 
     key: str
     checkpoint: Checkpoint
     signed_mask: SignedMask
     record: LineageRecord | None
-    """Its record in the lineage; on rank 0 alone."""
+    """Its record in the lineage. None on ranks other than 0."""
     delivery: DeliveryThread | None = field(default=None, compare=False, repr=False)
-    """The thread that delivers it to MLflow; on rank 0 alone."""
+    """The thread that delivers it to MLflow. None on ranks other than 0."""
 
     @property
     def run_id(self) -> str | None:
-        """The MLflow run ID once it is delivered; None if it cannot be now, and on other ranks."""
+        """Wait for delivery and return the MLflow run ID.
+
+        None if the server is unreachable, and on ranks other than 0.
+        """
         return self.delivery.run_id(self.key) if self.delivery is not None else None
 
     @property
     def mask(self) -> Mask:
-        """The kept set m."""
+        """Return m, the mask of the kept weights."""
         return self.signed_mask.mask
 
     def metric(self, name: str) -> float:
         """Return the last value of a metric (rank 0)."""
         if self.record is None:
-            raise RuntimeError("metrics are known on rank 0 alone")
+            raise RuntimeError("metrics are available on rank 0 only")
         return self.record.last_metrics()[name]

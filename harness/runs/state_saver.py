@@ -1,4 +1,4 @@
-"""Saves the states of a training into rank 0's directory of its unfinished run."""
+"""Save and load training states in the directory of the unfinished run (rank 0)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class SavingInterval:
-    """How often a training is saved, apart from when it is asked to stop; 0 is never."""
+    """Interval between two saved states of a training. It is also saved when asked to stop.
+
+    `every` 0 means that no states are saved at intervals.
+    """
 
     every: float
     unit: SaveUnit
@@ -29,18 +32,24 @@ class SavingInterval:
 
 
 class EnvironmentCheck:
-    """Warns once of each difference that may change bits and is in no key."""
+    """Warns once about each difference in code, threads or device. These may change bits but enter no key."""
 
     def __init__(self, code: Mapping[str, str]) -> None:
         self.code = dict(code)
         self._said: set[str] = set()
 
     def now(self, config: Mapping[str, Any]) -> dict[str, str]:
-        """Return the environment of a run that is made now."""
+        """Return the current environment of a run with this config."""
         return environment(self.code, config)
 
     def compare(self, what: str, then: Mapping[str, str], now: Mapping[str, str]) -> None:
-        """Say "`what` with …" if anything known of both differs."""
+        """Log the warning "`what` with …" if facts known in both environments differ.
+
+        Args:
+            what: Start of the message.
+            then: The environment that a record or state names.
+            now: The current environment.
+        """
         differ = (name for name in sorted(now) if name in then and then[name] != now[name])
         text = ", ".join(f"{name} {then[name]} (now {now[name]})" for name in differ)
         if text and text not in self._said:
@@ -49,13 +58,13 @@ class EnvironmentCheck:
 
 
 def environment(code: Mapping[str, str], config: Mapping[str, Any]) -> dict[str, str]:
-    """Return code version and device as a record knows them; an unknown fact is None there and left out here."""
+    """Return code version, launch and device of a record as flat text values. Unknown (None) values are omitted."""
     known = config.get("launch", {}) | config.get("hardware", {}).get("cuda", {})
     return dict(code) | {name: str(value) for name, value in known.items() if value is not None}
 
 
 class StateSaver:
-    """Saves and loads the states of one training (a `harness.training.resume.SavesStates`)."""
+    """Saves and loads the states of one training. Implements `harness.training.resume.SavesStates`."""
 
     def __init__(
         self,
@@ -68,13 +77,13 @@ class StateSaver:
         self.world, self.unfinished, self.description, self.interval = world, unfinished, description, interval
         self.environment_check = environment_check
         self.measured = Measurements()
-        """The numbers of this run; after `load` also those from before the interruption."""
+        """The metrics of this run. After `load` they include those from before the interruption."""
         by_steps = interval.unit == "steps" and interval.every
         self.most_steps = max(1, int(interval.every)) if by_steps else None
         self._saved_at = 0, time.monotonic()
 
     def due(self, epoch: int, steps: int) -> bool:
-        """Whether it is time to save, after `steps` steps of `epoch`."""
+        """Return whether it is time to save, after `steps` steps of `epoch`."""
         (steps_then, then), interval = self._saved_at, self.interval
         if interval.every <= 0:
             return False
@@ -84,7 +93,7 @@ class StateSaver:
         return done >= interval.every * (interval.steps_per_epoch if interval.unit == "epochs" else 1)
 
     def save(self, state: TrainingState) -> None:
-        """Save rank 0's `state`, with what has been measured so far."""
+        """Save rank 0's `state` together with the metrics so far. All ranks must call this."""
 
         def write() -> None:
             header = {
@@ -102,7 +111,11 @@ class StateSaver:
         self._saved_at = state.epoch * self.interval.steps_per_epoch + state.step, time.monotonic()
 
     def load(self) -> TrainingState | None:
-        """Return the newest whole state on every rank, and take over what was measured before it."""
+        """Return the newest intact state on every rank, and restore the metrics saved with it.
+
+        Returns:
+            None if there is no state.
+        """
         found = self.world.on_main(self.unfinished.newest)
         if not self.world.main_says(lambda: found is not None):
             return None
@@ -111,7 +124,7 @@ class StateSaver:
         self.measured.metrics[:] = metrics_of(header["metrics"])
         self.measured.started_ms = header["started_ms"]
         state = TrainingState(header["epoch"], header["step"], header["seconds"], tensors, header["scaler"])
-        # on_main: where it looks at the disk, the others must wait here and not with their gradients
+        # Use on_main, so that the other ranks wait here, and not in gradient reduction with its shorter timeout.
         self.world.on_main(lambda: self._say(state, header["circumstances"]))
         self._saved_at = state.epoch * self.interval.steps_per_epoch + state.step, time.monotonic()
         return state
@@ -120,7 +133,9 @@ class StateSaver:
         name, saved_at = self.description.name, self.unfinished.saved_at()
         when = f" of {saved_at:%Y-%m-%d %H:%M:%S}" if saved_at else ""
         _log.info(
-            f"{name!r} goes on at epoch {state.epoch}, step {state.step}, from the state{when} "
+            f"{name!r} resumes at epoch {state.epoch}, step {state.step}, from the state{when} "
             f"in {self.unfinished.directory}"
         )
-        self.environment_check.compare(f"{name!r} was begun", then, self.environment_check.now(self.description.config))
+        self.environment_check.compare(
+            f"{name!r} was started", then, self.environment_check.now(self.description.config)
+        )

@@ -1,7 +1,8 @@
-"""Runs that are being made: who makes them, and the newest state of their training, until they are committed.
+"""Unfinished runs: the process that makes a run, and the newest state of its training.
 
-Each has a directory `.making-<kind>-<first 16 digits of its key>` beside the finished ones. A process holds it by a
-file lock, which the system lets go of when the process dies, and by a heartbeat for hosts that do not share locks.
+Each unfinished run has a directory `.making-<kind>-<first 16 digits of its key>` beside the finished runs. A process
+claims it by a file lock, which the operating system releases when the process dies. A heartbeat file protects it from
+processes on hosts that do not share locks.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ _log = logging.getLogger(__name__)
 FORMAT = "harness.state/1"
 HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0
-"""A holder on another host whose heartbeat is older than this is taken for dead."""
+"""A holder on another host counts as dead if its last heartbeat is older than this."""
 
 _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
@@ -56,23 +57,35 @@ class BusyError(ValueError):
 
 
 class Unfinished:
-    """The directory of one run, or of one search, that is being made (rank 0)."""
+    """The directory of one unfinished run, or of one unfinished search (rank 0)."""
 
     def __init__(self, runs: Path, kind: str, key: str, name: str, parents: Sequence[str] = ()) -> None:
-        """`parents` are the keys of what it is made from: it needs them until it is finished."""
+        """Describe the directory. It is created by `claimed`.
+
+        Args:
+            runs: The directory of all runs.
+            parents: Keys of the parent runs. `gc` keeps their checkpoints while this run is unfinished.
+        """
         self.directory = runs / f".making-{kind}-{key[:16]}"
         self.key, self.name, self.parents = key, name, tuple(parents)
         self._token: str | None = None
-        """Of the claim that this object holds."""
+        """Token of the claim that this object holds."""
         self._discarded = False
 
     @contextmanager
     def claimed(self, config: dict[str, Any]) -> Iterator[None]:
-        """Hold the run while it is made; BusyError naming the holder if another launch does.
+        """Claim the run while the block runs.
 
-        A dead holder is taken over from. The directory stays, with what it holds, unless `discard` is called.
+        The claim of a dead process is taken over. The directory and its states stay after the block, unless `discard`
+        was called.
+
+        Args:
+            config: The run's settings, stored for `nearly_the_same`.
+
+        Raises:
+            BusyError: Another launch holds the claim. The message names it.
         """
-        # A lock tells processes of this host apart, a heartbeat those of hosts that do not share locks.
+        # Phase: acquire the claim. The lock excludes processes on this host, the heartbeat those on other hosts.
         lock, done, beating = self._lock(), threading.Event(), None
         try:
             dead = _owner_of(self.directory).get("token")
@@ -87,33 +100,44 @@ class Unfinished:
                 if beating is not None:
                     beating.join()
             finally:
-                # Let go, and remove the directory of a run that is committed.
+                # Phase: release the claim, and remove the directory if the run is committed.
                 mine, self._token = self._token is not None and self._is_mine(), None
                 if mine:
                     (self.directory / _OWNER).unlink(missing_ok=True)
                 if lock is not None:
                     lock.release()
                 if mine and self._discarded:
-                    with suppress(OSError):  # another launch may look at it just now
+                    with suppress(OSError):  # another launch may be accessing the directory
                         (self.directory / _LOCK).unlink(missing_ok=True)
                         self.directory.rmdir()
 
     def _beat(self, done: threading.Event) -> None:
-        """Give signs of life until the claim ends."""
+        """Update the heartbeat until the claim ends."""
         while not done.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
-                if self._is_mine():  # a holder that stood still for long may have been taken over
+                if self._is_mine():  # after a long suspension, another process may have taken over the claim
                     os.utime(self.directory / _OWNER)
 
     def save(self, header: dict[str, Any], tensors: dict[str, torch.Tensor], position: tuple[int, int]) -> None:
-        """Write a state whole or not at all, then drop the earlier ones; an OSError says path and bytes."""
+        """Write a state atomically, then delete the earlier ones.
+
+        Args:
+            position: The (epoch, step) of the state.
+
+        Raises:
+            BusyError: Another launch has taken over the claim.
+            OSError: The state cannot be written. The message has the path, and needed and free bytes.
+        """
+        # Phase: serialise the state.
         if not self._is_mine():
-            raise self._busy("this process stood still and was taken for dead")
+            raise self._busy("this process was suspended, and its claim was taken over")
         metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
         data = save(tensors, metadata)
         epoch, step = position
         path = self.directory / f"state-{epoch:06}-{step:09}-{sha256(data).hexdigest()}.safetensors"
         earlier = [other for other in self._states() if other != path]
+
+        # Phase: write it, then delete the earlier states.
         try:
             write_atomically(path, data, fault_point="state-written")
         except OSError as error:
@@ -121,51 +145,62 @@ class Unfinished:
             raise OSError(
                 error.errno,
                 f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it needs "
-                f"{len(data):,} bytes, {free:,} are free. The earlier state is whole: free some space and start the "
-                "same command again, it continues",
+                f"{len(data):,} bytes, {free:,} are free. The earlier state is intact: free some space and start the "
+                "same command again to resume",
             ) from error
         reach("state-renamed")
         for other in earlier:
             other.unlink(missing_ok=True)
 
     def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return (header, tensors) of the newest whole state, or None; altered ones are named and passed by."""
+        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
         for path in self._states():
             try:
                 return self._read(path)
             except ValueError as error:
-                _log.warning(f"{error}; looking for an earlier one")
+                _log.warning(f"{error}; trying an earlier state")
         return None
 
     def saved_at(self) -> datetime | None:
-        """When the newest state was written."""
+        """Return the time of the newest state, or None."""
         states = self._states()
         return datetime.fromtimestamp(states[0].stat().st_mtime) if states else None
 
     def discard(self) -> None:
-        """Remove everything: the run is committed. Within `claimed`, the directory itself goes when the claim ends."""
+        """Delete all states. The directory itself is removed when the claim ends.
+
+        Call this within `claimed`, when the run is committed. Without the claim, it does nothing.
+        """
         if self._token is None or not self._is_mine():
-            return  # taken over by another launch: nothing there is ours any more
+            return  # the claim belongs to another launch
         for path in self.directory.iterdir():
             if path.name not in (_LOCK, _OWNER):
                 path.unlink(missing_ok=True)
         self._discarded = True
 
     def discard_if_idle(self) -> None:
-        """Remove what a launch that died right after its commit left behind; BusyError if it is still at work."""
+        """Remove the directory of a finished run, left by a launch that died right after its commit.
+
+        Raises:
+            BusyError: A launch still holds the claim.
+        """
         if self.directory.is_dir():
-            with suppress(OSError), self.claimed({}):  # a finished run on a full or read-only disk can be used
+            with suppress(OSError), self.claimed({}):  # on a full or read-only disk, a finished run is still usable
                 self.discard()
 
     def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
-        """Describe other unfinished runs of this kind that differ in at most `most` settings: name, field, old, new.
+        """Describe other unfinished runs of this kind that differ from `config` in 1 to `most` settings.
 
-        Those that another process is at work on are what was asked for there, and no news.
+        Each line has the run's name, and old and new value of each setting. Runs that another process is making right
+        now are omitted, because two such runs at once are usually intended.
         """
+        # Phase: find unfinished runs without a living holder.
         kind, found = self.directory.name.rpartition("-")[0], []
         drafts = sorted(self.directory.parent.glob(f"{kind}-*/{_DRAFT}"))
         others = [path for path in drafts if path.parent != self.directory and not _is_held(path.parent)]
         ours = _flat(config) if others else {}
+
+        # Phase: compare their settings.
         for path in others:
             with suppress(OSError, ValueError, KeyError):
                 draft = json.loads(path.read_bytes())
@@ -177,7 +212,16 @@ class Unfinished:
         return found
 
     def _lock(self) -> FileLock | None:
-        """Lock the directory, made if need be; None where the file system has no locks. BusyError if it is locked."""
+        """Create the directory if necessary, and lock it.
+
+        Returns:
+            The lock, or None if the file system has no locks.
+
+        Raises:
+            BusyError: The directory is locked by another process.
+            OSError: The directory cannot be written.
+        """
+        # Phase: try twice, since the last holder may remove the directory between mkdir and acquire.
         from filelock import FileLock, Timeout
 
         for attempt in (1, 2):
@@ -191,7 +235,7 @@ class Unfinished:
             except FileNotFoundError:
                 if attempt == 2:
                     raise
-                continue  # its last holder has just removed the directory
+                continue
             except OSError as error:
                 if error.errno in _NO_LOCKS:
                     return None
@@ -199,30 +243,43 @@ class Unfinished:
         raise AssertionError("unreachable")
 
     def _wait_for_the_holder(self, *, locked: bool) -> None:
-        """BusyError if the marked holder lives: a lock of another host may not be seen here."""
+        """Raise BusyError if the recorded holder is alive, since locks of another host may not be visible.
+
+        If the holder is on another host, wait up to DEAD_AFTER_SECONDS for its next heartbeat.
+        """
+        # Phase: return if there is no holder, or its heartbeat is old.
         if (
             not (self.directory / _OWNER).exists()
             or (age := self._heartbeat_age()) is None
             or age >= DEAD_AFTER_SECONDS
         ):
             return
+
+        # Phase: check a holder on this host by its process ID.
         owner = _owner_of(self.directory)
         if owner.get("host") == socket.gethostname():
-            # our lock says that it is dead; without locks its number must
+            # If we hold the lock, the recorded holder must be dead. Without locks, look for its process.
             if locked or owner.get("pid") == os.getpid() or not process_exists(int(owner.get("pid", 0))):
                 return
             raise self._busy("its process is alive")
+
+        # Phase: watch the heartbeat of a holder on another host.
         _log.info(
-            f"{self.name!r} was held on {owner.get('host')} {age:.0f} s ago; waiting for a sign of life from there"
+            f"{self.name!r} is claimed on {owner.get('host')}: last heartbeat {age:.0f} s ago; waiting for the next one"
         )
         last = _beat_at(self.directory)
         while (age := self._heartbeat_age()) is not None and age < DEAD_AFTER_SECONDS:
             if _beat_at(self.directory) != last:
-                raise self._busy("it has just given a sign of life")
+                raise self._busy("its heartbeat continues")
             time.sleep(min(1.0, DEAD_AFTER_SECONDS / 10))
 
     def _take(self, config: dict[str, Any], dead: str | None) -> None:
-        """Mark the directory as held by this process instead of `dead`, as only one of several processes can do."""
+        """Write this process's claim in place of a dead one. Only one of several competing processes succeeds.
+
+        Args:
+            dead: Token of the dead holder's claim, or None.
+        """
+        # Phase: remove partial files and the dead claim.
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         token = secrets.token_hex(16)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "token": token}
@@ -230,17 +287,18 @@ class Unfinished:
         try:
             for path in self.directory.iterdir():
                 if path.name.startswith((f".{_DRAFT}", ".state-")):
-                    path.unlink(missing_ok=True)  # half-written files of a launch that died
+                    path.unlink(missing_ok=True)  # partial files of a launch that died
             if _owner_of(self.directory).get("token") == dead:
                 (self.directory / _OWNER).unlink(missing_ok=True)
+            # Phase: claim. os.link fails if another process has just claimed the directory.
             mark.write_text(json.dumps(owner))
-            os.link(mark, self.directory / _OWNER)  # fails if another has just done the same
+            os.link(mark, self.directory / _OWNER)
             self._token = token
             if config:
                 draft = {"name": self.name, "parents": self.parents, "config": config}
                 write_atomically(self.directory / _DRAFT, json.dumps(draft).encode())
         except FileExistsError:
-            raise self._busy("it began at the same time") from None
+            raise self._busy("it started at the same time") from None
         except OSError as error:
             raise self._cannot_write(error) from error
         finally:
@@ -258,7 +316,7 @@ class Unfinished:
         )
 
     def _states(self) -> list[Path]:
-        """Paths of the states, newest first."""
+        """Return the paths of all states, newest first."""
         if not self.directory.is_dir():
             return []
         return sorted((path for path in self.directory.iterdir() if _STATE.fullmatch(path.name)), reverse=True)
@@ -267,7 +325,7 @@ class Unfinished:
         match = _STATE.fullmatch(path.name)
         assert match is not None
         if sha256_file(path) != match[3]:
-            raise ValueError(f"the state {path} was altered or cut")
+            raise ValueError(f"the state {path} was altered or truncated")
         try:
             with safe_open(os.fspath(path), "pt") as file:
                 header = json.loads((file.metadata() or {})[_METADATA_KEY])
@@ -275,7 +333,7 @@ class Unfinished:
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"the state {path} cannot be read ({error})") from error
         if header.get("format") != FORMAT or header.get("key") != self.key:
-            raise ValueError(f"the state {path} is of another run or format")
+            raise ValueError(f"the state {path} belongs to another run or has another format")
         return header, tensors
 
     def _busy(self, why: str) -> BusyError:
@@ -283,11 +341,14 @@ class Unfinished:
         who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "another process"
         return BusyError(
             f"{self.name!r} is already being made by {who} ({why}). Wait for it, or stop it: the same command then "
-            "goes on from its last state"
+            "resumes from its last state"
         )
 
     def _heartbeat_age(self) -> float | None:
-        """Seconds since the holder's last sign of life, by the clock of the file system; None without a holder."""
+        """Return the seconds since the holder's last heartbeat; None without a holder.
+
+        Both times come from the clock of the file system, so that the hosts' clocks may differ.
+        """
         last = _beat_at(self.directory)
         if last is None:
             return None
@@ -309,7 +370,7 @@ def _owner_of(directory: Path) -> dict[str, Any]:
 
 
 def _beat_at(directory: Path) -> float | None:
-    """When the holder gave its last sign of life; None without a holder."""
+    """Return the time of the holder's last heartbeat; None without a holder."""
     try:
         return (directory / _OWNER).stat().st_mtime
     except FileNotFoundError:
@@ -317,7 +378,7 @@ def _beat_at(directory: Path) -> float | None:
 
 
 def _is_held(directory: Path) -> bool:
-    """Whether another process is at work on a run, as far as a look from outside tells."""
+    """Return whether another process seems to be making a run, judged by its heartbeat and process ID."""
     owner, beat_at = _owner_of(directory), _beat_at(directory)
     if beat_at is None:
         return False
@@ -328,7 +389,7 @@ def _is_held(directory: Path) -> bool:
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the settings by dotted name, without those that make no other run."""
+    """Return the settings by dotted name, without those that do not matter for the run's identity."""
     flat: dict[str, str] = {}
     for name, value in config.items():
         if isinstance(value, dict):

@@ -1,7 +1,7 @@
-"""BatchNorm running statistics taken anew from data, for networks whose recorded ones mean nothing.
+"""Re-estimation of BatchNorm running statistics from data.
 
-Three kinds of network need it: an interpolated one (its activations are those of neither end), a level of AWS (its
-statistics were gathered under random α, not under ψ) and one that was just masked.
+It is needed when the recorded statistics do not match the weights, as after interpolation or masking. It is also needed
+for a level of AWS, which was trained with interpolated ψ and is evaluated with ψ itself.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from harness.distributed.ranks import ONE_PROCESS, Ranks, sum_over_ranks
 
 BatchNormConvention = Literal["cumulative", "ema"]
 
-_EMA_MOMENTUM = 0.1  # torch's default for BatchNorm, and what the paper's scripts leave it at
+_EMA_MOMENTUM = 0.1  # torch's default for BatchNorm, which the paper's scripts keep
 
 
 def batchnorm_layers(model: nn.Module) -> list[_BatchNorm]:
-    """The BatchNorm layers of `model` that keep running statistics (subclasses and SyncBatchNorm included)."""
+    """Return the BatchNorm layers of `model` that track running statistics, SyncBatchNorm and subclasses included."""
     return [m for m in model.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
 
 
@@ -35,43 +35,54 @@ def reestimate_batchnorm(
     ranks: Ranks = ONE_PROCESS,
     num_batches: int | None = None,
 ) -> int:
-    """Replace BatchNorm's running mean and variance by those of `batches`; returns the number of batches used.
+    """Replace the running mean and variance of all BatchNorm layers by statistics of `batches`.
 
-    `batches` are normalised images, float NCHW, on the model's device. Method section 6; the conventions are
+    Method section 6. There are two conventions:
 
-    * "cumulative": forget the old statistics and take the plain mean over batches of each batch's mean and unbiased
-      variance. Every batch weighs the same whatever its size, and the variance is within batches, as in torch's
-      `momentum=None`: give batches of one size (a short last one counts for more than its share of images).
-    * "ema": start from mean 0 and variance 1 and go running = 0.9 · running + 0.1 · batch, as a fresh network does in
-      training (the paper's scripts). Its result depends on the order and mostly on the last 30 batches; after k batches
-      0.9^k of the start remains.
+    * "cumulative": the plain mean over batches of each batch's mean and unbiased variance, as with torch's
+      `momentum=None`. The variance is within batches. Every batch has equal weight, even a short one. So batches
+      should have equal sizes.
+    * "ema": start from mean 0 and variance 1, then update running = 0.9 · running + 0.1 · batch. This is how a fresh
+      network behaves in training, and how the paper's scripts work. The result depends on the order of the batches,
+      mostly on the last 30. After k batches, 0.9^k of the start remains.
 
-    Several `ranks` share the work: rank r of W gives batches r, r + W, … of the `num_batches` that there are, and all
-    get the statistics that one process has, up to rounding. The models must be equal; layers' counters of batches
-    count those of their own rank.
+    Several ranks share the work. Afterwards, all ranks hold the statistics that one process would compute, up to
+    rounding. The models must be equal on all ranks. `num_batches_tracked` counts the batches of the own rank only.
 
-    Only BatchNorm layers run in training mode meanwhile: dropout and drop-connect are off. Every module's mode and
-    every momentum are afterwards as they were, after an exception too. No parameter changes. A network without
-    BatchNorm statistics is left alone, none of `batches` is drawn, and the result is 0.
+    Dropout and drop-connect are off, since only BatchNorm layers run in training mode. No parameter changes. Module
+    modes and momenta are restored at the end, also after an exception.
 
-    Raises ValueError for an unknown convention, for no batches at all on a network that needs them, and for batches
-    that are not this rank's share of `num_batches`.
+    Args:
+        batches: This rank's batches of normalised images, float NCHW, on the model's device. Rank r of W must pass
+            batches r, r + W, … of the whole sequence.
+        ranks: The processes that share the work.
+        num_batches: The number of batches of all ranks together. One process does not need it.
+
+    Returns:
+        The number of batches of all ranks together. It is 0 for a network without running statistics, which is left
+        unchanged and draws no batch.
+
+    Raises:
+        ValueError: The convention is unknown, there are no batches, or this rank's number of batches is wrong.
     """
+    # Phase: check the input.
     if convention not in get_args(BatchNormConvention):
         known = ", ".join(get_args(BatchNormConvention))
         raise ValueError(f"unknown BatchNorm convention {convention!r}; known: {known}")
     layers = batchnorm_layers(model)
     if not layers:
         return 0
+
+    # Phase: compute the statistics. With several ranks, they are a weighted sum over ranks.
     if ranks.size == 1:
         num_batches, _ = _fold_(model, layers, batches, convention)
     elif num_batches is None:
-        raise ValueError("several ranks need to know how many batches they have together; give num_batches")
+        raise ValueError("several ranks need the total number of batches: give num_batches")
     elif num_batches > 0:
         part = partial(_part, model, layers, batches, convention, ranks, num_batches)
         _put_(layers, sum_over_ranks(ranks, part))
     if num_batches == 0:
-        raise ValueError("BatchNorm statistics cannot be re-estimated from no batches; give at least one")
+        raise ValueError("no batches: re-estimating BatchNorm statistics needs at least one")
     return num_batches
 
 
@@ -83,25 +94,29 @@ def _fold_(
     rank: int = 0,
     size: int = 1,
 ) -> tuple[int, float]:
-    """Take the weighted mean of the statistics of `batches` and of the start, in place, by the layers' own momentum.
+    """Set each layer's statistics to the weighted mean of the start values and the statistics of `batches`.
 
-    A batch weighs 1 when it comes, and each that follows multiplies all weights before it by `fade`. Returns the number
-    of batches, and the weight of all together.
+    A new batch has weight 1. It multiplies all earlier weights by `fade`. The layers' own momentum does the averaging.
+
+    Returns:
+        The number of batches, and the sum of all weights.
     """
-    # Both conventions forget the statistics present. Under "ema" the start, mean 0 and variance 1, weighs nine times as
-    # much as the first batch of all, and goes with it to rank 0.
+    # Phase: choose the weights. Under "cumulative" the start has weight 0. Under "ema" its weight is nine times the
+    # first batch's. The first batch of all belongs to rank 0, so only rank 0 counts the start.
     weight, fade = 0.0, 1.0
     if convention == "ema":
         fade = (1 - _EMA_MOMENTUM) ** size
         weight = (1 / _EMA_MOMENTUM - 1) / fade if rank == 0 else 0.0
+
+    # Phase: run the batches.
     num_batches = 0
     with _only_batchnorm_training(model, layers):
         for images_NCHW in batches:
-            if num_batches == 0:  # not earlier: no batches must not destroy statistics
+            if num_batches == 0:  # reset only here, so that an empty `batches` keeps the old statistics
                 for layer in layers:
                     layer.reset_running_stats()
             weight = 1 + fade * weight
-            # torch's own cumulative mean (momentum=None) reads each layer's counter, and so waits for the device
+            # momentum=None would read each layer's counter and so synchronise with the device
             for layer in layers:
                 layer.momentum = 1 / weight
             model(images_NCHW)
@@ -117,7 +132,8 @@ def _part(
     ranks: Ranks,
     num_batches: int,
 ) -> Tensor:
-    """Return what a rank's batches add to the statistics of all `num_batches`: one flat tensor, float64."""
+    """Return this rank's term in the weighted sum of all ranks' statistics, as one flat float64 tensor."""
+    # Phase: compute and check this rank's own statistics.
     num_own, weight = _fold_(model, layers, batches, convention, ranks.rank, ranks.size)
     positions = range(ranks.rank, num_batches, ranks.size)
     if num_own != len(positions):
@@ -127,13 +143,15 @@ def _part(
     own = torch.cat([tensor.flatten() for tensor in _statistics(layers)]).double()
     if num_own == 0:
         return torch.zeros_like(own)
+
+    # Phase: multiply by this rank's share of the total weight.
     num_later = num_batches - 1 - positions[-1]
     last = 1 / num_batches if convention == "cumulative" else _EMA_MOMENTUM * (1 - _EMA_MOMENTUM) ** num_later
     return own * (last * weight)
 
 
 def _put_(layers: list[_BatchNorm], flat: Tensor) -> None:
-    """Set the statistics of all layers from one tensor."""
+    """Set the running statistics of all layers from one flat tensor."""
     statistics = _statistics(layers)
     for tensor, values in zip(statistics, flat.split([tensor.numel() for tensor in statistics]), strict=True):
         tensor.copy_(values)
@@ -150,7 +168,7 @@ def _only_batchnorm_training(model: nn.Module, layers: list[_BatchNorm]) -> Iter
     try:
         model.eval()
         for layer in layers:
-            layer.training = True  # the flag of this layer alone: train() would reach into its children
+            layer.training = True  # set the flag directly, since train() would also change child modules
         with torch.no_grad():
             yield
     finally:

@@ -1,4 +1,4 @@
-"""Exact evaluation: every test image counted once over all ranks."""
+"""Exact evaluation: every test image is counted exactly once over all ranks."""
 
 from __future__ import annotations
 
@@ -14,26 +14,33 @@ from harness.distributed.world import World
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Counts of one pass over a whole split."""
+    """Results of one pass over a whole split, summed over ranks."""
 
     num_correct: int
     num_images: int
     loss: float
+    """Mean cross-entropy."""
     error_percent: float
     """Top-1 error."""
     correct_N: torch.Tensor = field(compare=False, repr=False)
-    """Which images were right: bool on the CPU, in the order of the data set, on every rank."""
+    """Whether each image was classified correctly: bool on the CPU, in the order of the data set, on every rank."""
 
 
 @torch.inference_mode()
 def evaluate(
     model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], world: World, *, num_images: int
 ) -> Evaluation:
-    """Evaluate on this rank's (images_NCHW, labels_N) batches and add up over ranks.
+    """Evaluate `model` on this rank's batches and sum the results over ranks.
 
-    A rank's images follow those of the rank before it (`harness.data.loaders.eval_share`). `num_images` is the size of
-    the whole split; another count is a RuntimeError, since an image was lost or repeated.
+    Args:
+        batches: This rank's (images_NCHW, labels_N). Each rank has a contiguous part of the split, in order of ranks
+            (`harness.data.loaders.eval_share`).
+        num_images: The size of the whole split.
+
+    Raises:
+        RuntimeError: The ranks saw more or fewer images than `num_images`.
     """
+    # Phase: run the model on this rank's images.
     was_training = model.training
     model.eval()
     loss_sum, correct = torch.zeros(1, dtype=torch.float64, device=world.device), []
@@ -43,7 +50,8 @@ def evaluate(
         correct.append(logits_NK.argmax(1) == labels_N)
         loss_sum += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
     model.train(was_training)
-    # one tensor of the loss and of every answer, so that the host waits for the device once
+
+    # Phase: sum over ranks. Loss and answers share one tensor, so that the host synchronises with the device once.
     own = torch.cat([loss_sum, *correct]).cpu()
     sums = torch.stack([own[1:].sum(), own.new_tensor(len(own) - 1), own[0]])
     num_correct, seen, loss = world.sum(sums).tolist()

@@ -1,4 +1,4 @@
-"""The one optimizer loop of every training: warm-up, pruning levels and final trainings alike."""
+"""The optimizer loop that all trainings share: warm-up, pruning levels and final trainings."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from harness.training.resume import TALLY, SavesStates, TrainingState, capture, 
 
 MEETING_SECONDS = 1.0
 MEETING_STEPS = 50
-"""Ranks agree about this often: whether the loss is finite, whether to save, whether to stop."""
+"""Interval between two meetings of the ranks: about MEETING_SECONDS, and at most MEETING_STEPS."""
 
 
 class Batches(Protocol):
-    """What the loop needs of a training loader; images come normalised, this rank's share of each global batch."""
+    """The interface of a training loader. It yields this rank's part of each global batch, with normalised images."""
 
     @property
     def steps_per_epoch(self) -> int: ...
@@ -39,29 +39,29 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class EpochReport:
-    """What one epoch measured, over all ranks."""
+    """The measurements of one epoch, over all ranks."""
 
     epoch: int
     train_loss: float
     train_error_percent: float
     lr: float
     alpha_mean: float
-    """Of the α drawn for the epoch's steps, whether or not the method sees them."""
+    """Mean of the α drawn for the epoch's steps. They are drawn even for methods that do not use them."""
     images_per_second: float
     finished_ms: int
 
 
 class NonFiniteLossError(ArithmeticError):
-    """The loss became NaN or infinite."""
+    """The training loss became NaN or infinite."""
 
 
 class Remask:
-    """θ ← θ ⊙ m after an optimizer step: one fused multiply over the masked parameters."""
+    """Apply θ ← θ ⊙ m after an optimizer step, as one fused multiply over the masked parameters."""
 
     def __init__(self, params: dict[str, torch.nn.Parameter], mask: Mask) -> None:
         names = [name for name, kept in mask.tensors.items() if not bool(kept.all())]
         self._params: list[torch.Tensor] = [params[name] for name in names]
-        # laid out like the parameter: a multiply over mismatched strides takes twice the time
+        # Masks have the parameters' memory layout: a multiply with mismatched strides takes twice as long.
         self._masks = [torch.empty_like(params[name], requires_grad=False).copy_(mask.tensors[name]) for name in names]
 
     @torch.no_grad()
@@ -72,7 +72,7 @@ class Remask:
 
     @torch.no_grad()
     def check(self, label: str) -> None:
-        """Raise ValueError if a pruned weight is not 0: a resumed training had another mask."""
+        """Raise ValueError if a pruned weight is not 0, because the saved state then belongs to another mask."""
         pairs = zip(self._params, self._masks, strict=True)
         alive = sum(int((param * (1 - kept)).count_nonzero()) for param, kept in pairs)
         if alive:
@@ -84,14 +84,14 @@ class Remask:
 
     @torch.no_grad()
     def grads_(self) -> None:
-        """Zero the pruned weights' gradients, so that a gradient norm is that of the sparse network."""
+        """Zero the gradients of pruned weights, so that gradient clipping uses the norm of the sparse network."""
         if self._params:
             pairs = [(p.grad, m) for p, m in zip(self._params, self._masks, strict=True) if p.grad is not None]
             torch._foreach_mul_([grad for grad, _ in pairs], [kept for _, kept in pairs])
 
 
 def build_optimizer(params: Iterable[torch.nn.Parameter], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:
-    """Return a fresh optimizer; weight decay is coupled L2 on all parameters (paper, section 4.1)."""
+    """Return a new optimizer. Weight decay is coupled L2 on all parameters (paper, section 4.1)."""
     if config.name not in ("sgd", "adam"):
         raise ValueError(f"unknown optimizer {config.name!r}; known: adam, sgd")
     if config.name == "sgd":
@@ -119,26 +119,29 @@ def train(
     saver: SavesStates | None = None,
     hook: TrainingHook | None = None,
 ) -> None:
-    """Train `model` in place under `mask`: 𝒜(θ, u) with u = `noise`.
+    """Train `model` in place under `mask`: the paper's 𝒜(θ, u) with u = `noise`.
 
     Args:
-        view: `view(α)` covers forward and backward of a step. α is drawn once per step, the same on every rank.
-        begin: The (epoch, step) at which schedule and u begin.
-        label: Names the training in messages.
+        view: `view(α)` is a context manager around the forward and backward passes of a step. α is drawn once per
+            step and is equal on all ranks.
+        begin: The (epoch, step) of the schedule and of u at which the training begins.
+        label: The name of the training in messages.
         on_epoch: Called after each epoch.
-        on_steps: Called with the number of steps that were just done, or are done already when a training resumes.
-        saver: Loads the state to resume from, and saves new ones. The result is bit for bit that of a training that
-            was not interrupted.
-        hook: Told of every step and epoch.
+        on_steps: Called with the number of steps just done. The first call has the number of steps already done when
+            a training resumes.
+        saver: Loads the state to resume from, and saves new states. A resumed training has the same bits as an
+            uninterrupted one.
+        hook: Callbacks of the pruning method.
 
     Raises:
-        NonFiniteLossError: The loss is NaN or infinite; raised at most 50 steps later, and names the first bad step.
-        StoppedError: A rank was asked to stop. All have saved after the same step.
+        NonFiniteLossError: The loss is NaN or infinite. Raised at most 50 steps later. The message names the first
+            such step.
+        StoppedError: A rank was asked to stop. All ranks have saved their state after the same step.
     """
-    # Build the optimizer, and restore the state of an interrupted training.
+    # Phase: build the optimizer, and restore the state of an interrupted training.
     params = dict(model.named_parameters())
     remask = Remask(params, mask)
-    # a fused SGD whose first step overflows in fp16 leaves its momentum uninitialised, and uses it in the second
+    # If the first fp16 step overflows, a fused SGD leaves its momentum uninitialised and uses it in the second step.
     fused = world.device.type == "cuda" and not (optim.name == "sgd" and world.precision == "fp16")
     trained = [param for param in params.values() if param.requires_grad]
     optimizer = build_optimizer(trained, optim, fused=fused)
@@ -151,6 +154,8 @@ def train(
         hook.attach(model)
         if state is not None:
             hook.restore_(hook_state(state.tensors))
+
+    # Phase: wrap the model, and find the epoch and step to start from.
     wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
     wrapped.train()
     several = world.size > 1
@@ -160,7 +165,7 @@ def train(
     per_epoch = batches.steps_per_epoch
     on_steps((first - begin[0]) * per_epoch + skipped - begin[1])
 
-    # Train; the ranks meet every second or so.
+    # Phase: train. The ranks meet about once a second.
     with world.watching(label) as place:
         for epoch in range(first, schedule.epochs):
             lr = optim.lr * schedule.lr_factor(epoch)
@@ -175,7 +180,7 @@ def train(
                 place.at = epoch, index, COMPUTING
                 if step.unrehearsed:
                     step.rehearse(images_NCHW, labels_N)
-                # dropout and drop-connect belong to u: a function of the step, so that a resumed training has the same
+                # Dropout and drop-connect belong to u. Seeding every step makes them equal in a resumed training.
                 torch.manual_seed(noise.key("dropout", epoch, index, world.rank) >> 1)
                 with view(float(alphas[index])):
                     loss, num_correct = step.backward(images_NCHW, labels_N)
@@ -196,7 +201,10 @@ def train(
 
 
 class _Meeting:
-    """Every second or so all ranks agree: is the loss finite, is it time to save, was any asked to stop."""
+    """A periodic meeting of all ranks, about once a second.
+
+    The ranks agree whether the loss is finite, whether to save and whether to stop.
+    """
 
     def __init__(self, world: World, saver: SavesStates | None, label: str) -> None:
         self.world, self.saver, self.label = world, saver, label
@@ -205,13 +213,13 @@ class _Meeting:
         self.held_at = time.perf_counter()
 
     def due(self, index: int, steps_per_epoch: int) -> bool:
-        """Whether the ranks meet after this step: the same answer on each, without asking."""
+        """Return whether the ranks meet after this step. All ranks get the same answer without communication."""
         self.steps_until -= 1
         return self.steps_until <= 0 or index + 1 == steps_per_epoch
 
     def hold(self, epoch: int, steps: int, tally: _Tally, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
-        """Meet after `steps` steps of `epoch`; save and stop if that is agreed."""
-        # Agree, by one minimum over ranks, on the first bad step, saving, stopping, and the steps to the next meeting.
+        """Meet after `steps` steps of `epoch`. Then save, stop or raise as agreed."""
+        # Phase: agree on the first bad step, saving, stopping and the next meeting, by one minimum over ranks.
         save = self.saver is not None and self.world.is_main and self.saver.due(epoch, steps)
         stop = self.world.stop.reason
         seconds = (time.perf_counter() - self.held_at) / max(self.gap - self.steps_until, 1)
@@ -221,6 +229,7 @@ class _Meeting:
         self.steps_until = self.gap = int(agreed_gap)
         self.held_at = time.perf_counter()
 
+        # Phase: act on the agreement.
         if first_bad != torch.inf:
             raise NonFiniteLossError(
                 f"{self.label}: the loss is not finite from epoch {epoch}, step {int(first_bad)} on; "
@@ -238,7 +247,7 @@ class _Meeting:
 
 @dataclass
 class _Step:
-    """One optimizer step: micro-batches forward and backward, then update and re-mask."""
+    """One optimizer step: forward and backward passes of all micro-batches, update and re-masking."""
 
     model: torch.nn.Module
     world: World
@@ -247,14 +256,14 @@ class _Step:
     max_grad_norm: float | None
     accumulation_steps: int
     unrehearsed: bool
-    """Whether `rehearse` must come before the first step."""
+    """Whether `rehearse` must still run before the first step."""
 
     def rehearse(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> None:
-        """Go once forward and backward for nothing, before a training's first step on several ranks.
+        """Run one forward and backward pass and discard its gradients, before the first step on several ranks.
 
-        DDP sorts its gradients into buckets by the order of its first backward pass, and from the second on adds them
-        up in those. A resumed training has a new DDP: without this, its first step would add up in another order than
-        the same step of a training that ran through.
+        DDP rebuilds its gradient buckets after its first backward pass. This changes the order of summation. A resumed
+        training has a new DDP object. Without this pass, its first step would have other bits than the same step of an
+        uninterrupted training.
         """
         self.unrehearsed = False
         buffers = list(self.model.buffers())
@@ -265,7 +274,11 @@ class _Step:
             buffer.copy_(value)
 
     def backward(self, images_NCHW: torch.Tensor, labels_N: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the batch's mean loss and number of correct predictions, both on the device."""
+        """Run the forward and backward passes of all micro-batches.
+
+        Returns:
+            The batch's mean loss and number of correct predictions, both on the device.
+        """
         num_images, parts = len(labels_N), self.accumulation_steps
         whole = parts == 1
         image_parts = [images_NCHW] if whole else images_NCHW.tensor_split(parts)
@@ -295,16 +308,16 @@ class _Step:
 
 
 class _Tally:
-    """Running sums of an epoch, on the device: nothing waits for it between meetings."""
+    """Running sums of an epoch. They stay on the device, so that steps do not synchronise with it."""
 
     def __init__(self, world: World, state: TrainingState | None) -> None:
         self.world = world
         self.first_bad = torch.full((), torch.inf, device=world.device)
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss·images, correct, images
-        self.started = time.perf_counter()  # of the epoch, as if it had never been interrupted
+        self.started = time.perf_counter()  # start of the epoch, shifted as if it had never been interrupted
         if state is not None:
             self.started -= state.seconds
-            if world.is_main:  # the saved sums are those of all ranks
+            if world.is_main:  # the saved sums cover all ranks, so only one rank adds them
                 self.sums += state.tensors[TALLY].to(world.device)
 
     def add(self, index: int, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int) -> None:

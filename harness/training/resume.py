@@ -1,6 +1,6 @@
-"""The state of a training between two steps: everything that determines what follows, as plain tensors and numbers.
+"""The state from which a training resumes between two steps, as plain tensors and numbers.
 
-Order, augmentation, α and dropout need no state: they are functions of (sgd_seed, scope, epoch, step).
+Data order, augmentation, α and dropout need no state: they are functions of (sgd_seed, scope, epoch, step).
 """
 
 from __future__ import annotations
@@ -19,46 +19,49 @@ _HOOK = "companion."
 
 @dataclass(frozen=True)
 class TrainingState:
-    """A training after `step` steps of `epoch`, the same on every rank."""
+    """The state of a training after `step` steps of `epoch`, equal on every rank."""
 
     epoch: int
     step: int
     seconds: float
-    """Spent in this epoch so far."""
+    """Time spent in this epoch so far."""
     tensors: dict[str, torch.Tensor]
-    """On the CPU: param.<name>, buffer.<name>, optimizer.<slot>.<name>, companion.<name> (the hook's), and this epoch's
-    sums under TALLY. On rank 0 alone when it is saved."""
+    """Tensors on the CPU. When a state is saved, only rank 0 has them.
+
+    Names: param.<name>, buffer.<name>, optimizer.<slot>.<name>, companion.<name> (the hook's state), and TALLY (the
+    sums of this epoch).
+    """
     scaler: dict[str, Any]
-    """fp16's loss scale; empty without."""
+    """State of the fp16 loss scaler. Empty in other precisions."""
 
 
 class SavesStates(Protocol):
-    """Saves and loads states. `save` is called on every rank at the same step, and saves rank 0's."""
+    """Saves and loads training states."""
 
     @property
     def most_steps(self) -> int | None:
-        """Ranks must meet at least this often for `due` to be kept; None: it does not matter."""
+        """Return the longest allowed interval between two calls of `due`, in steps; None for no limit."""
 
     def due(self, epoch: int, steps: int) -> bool:
-        """Whether it is time to save, after `steps` steps of `epoch`; only rank 0's answer counts."""
+        """Return whether it is time to save, after `steps` steps of `epoch`. Only rank 0's answer counts."""
 
     def save(self, state: TrainingState) -> None:
-        """Keep this state instead of earlier ones."""
+        """Replace the saved state by rank 0's `state`. All ranks must call this at the same step."""
 
     def load(self) -> TrainingState | None:
-        """Return the newest whole state on every rank, or None where there is none."""
+        """Return the newest intact state on every rank, or None if there is none."""
 
 
 def capture(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer, hook: TrainingHook | None = None
 ) -> dict[str, torch.Tensor]:
-    """Copy parameters, buffers, optimizer slots and a hook's state to the CPU, by name."""
+    """Copy parameters, buffers, optimizer slots and the hook's state to the CPU, by name."""
     params = dict(model.named_parameters())
     tensors: dict[str, torch.Tensor] = {f"param.{name}": param for name, param in params.items()}
     tensors |= {f"buffer.{name}": buffer for name, buffer in model.named_buffers()}
     for name, param in params.items():
         for slot, value in optimizer.state.get(param, {}).items():
-            if value is not None:  # SGD's momentum before its first step
+            if value is not None:  # SGD's momentum is None before the first step
                 tensors[f"optimizer.{slot}.{name}"] = torch.as_tensor(value)
     tensors |= {f"{_HOOK}{name}": tensor for name, tensor in (hook.state() if hook else {}).items()}
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
@@ -71,7 +74,7 @@ def hook_state(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @torch.no_grad()
 def restore_(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Put a captured state into a model and a fresh optimizer of the same kind over its parameters."""
+    """Load a captured state into a model and its new optimizer, which must be of the same type."""
     params = dict(model.named_parameters())
     for name, param in params.items():
         param.copy_(tensors[f"param.{name}"])
@@ -82,7 +85,7 @@ def restore_(model: torch.nn.Module, optimizer: torch.optim.Optimizer, tensors: 
         kind, _, rest = key.partition(".")
         if kind == "optimizer":
             slot, _, name = rest.partition(".")
-            # laid out like the parameter: an update over mismatched strides takes twice the time
+            # Slots have the parameters' memory layout: an update with mismatched strides takes twice as long.
             same = tensor.shape == params[name].shape
             value = torch.empty_like(params[name]).copy_(tensor) if same and tensor.ndim else tensor
             slots.setdefault(name, {})[slot] = value

@@ -1,4 +1,4 @@
-"""Error barriers: facts of the definition, an example by hand, and the plain way as reference."""
+"""Test error barriers by definition, by hand and against plain PyTorch."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def test_the_definition_by_hand():
     one = curve([10.0, 16.0, 22.0, 15.0, 20.0])  # α = 0, ¼, ½, ¾, 1
     assert one.barrier == 22.0 - 15.0
     assert one.floor == 5.0
-    assert one.barrier_above_line == 22.0 - 15.0  # over the line: 0, 3.5, 7, −2.5, 0
+    assert one.barrier_above_line == 22.0 - 15.0  # above the line: 0, 3.5, 7, −2.5, 0
     assert (one.error_a_percent, one.error_b_percent) == (20.0, 10.0)
     assert one.connected(7.0)
     assert not one.connected(6.9)
 
 
-def test_the_same_line_the_other_way_round():
+def test_a_reversed_curve():
     one = curve([10.0, 16.0, 22.0, 15.0, 20.0], recorded_error_a_percent=21.0)
     back = one.reversed()
     assert back.error_percent == (20.0, 15.0, 22.0, 16.0, 10.0) and back.alphas == one.alphas
@@ -53,13 +53,16 @@ def test_the_same_line_the_other_way_round():
 
 
 def test_the_sup_includes_the_ends():
-    one = curve([4.0, 5.0, 8.0])  # below the line in the middle: the barrier is its floor
+    one = curve([4.0, 5.0, 8.0])  # the middle is below the line, so the barrier is its floor
     assert one.barrier == one.floor == 2.0
     assert one.barrier_above_line == 0.0
 
 
 class Scale(nn.Module):
-    """logits = (0, w·x): class 1 where w·x > 0."""
+    """A classifier with one weight w and logits (0, w·x).
+
+    It predicts class 1 if w·x > 0.
+    """
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -70,7 +73,10 @@ class Scale(nn.Module):
 
 
 def test_two_points_by_hand():
-    """w = 1 is right on 3 of 4; w = −1 on 1 of 4; at α = ½ w = 0 says class 0 everywhere, right on 2 of 4."""
+    """Compute the curve between two one-weight networks by hand.
+
+    w = 1 is right on 3 of 4 images, and w = −1 on 1 of 4. At α = ½, w = 0 predicts class 0 for every image.
+    """
     images, labels = torch.tensor([[1.0], [2.0], [-1.0], [-3.0]]), torch.tensor([1, 1, 0, 1])
     labels_half = torch.tensor([1, 0, 0, 1])
     a, b = Scale(1.0).state_dict(), Scale(-1.0).state_dict()
@@ -89,7 +95,10 @@ def test_two_points_by_hand():
 
 
 def blobs(num: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Four classes of 8×8 one-channel images: a fixed pattern each, and noise."""
+    """Return noisy 8×8 images of four classes, and their labels.
+
+    Each class has a fixed one-channel pattern.
+    """
     patterns = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(4, (num,), generator=generator)
@@ -123,7 +132,7 @@ def data() -> dict[str, list]:
 
 
 def permuted(model: nn.Module) -> nn.Module:
-    """The same function, its first stage's inner channels renamed."""
+    """Permute the inner channels of each stage; the function stays the same."""
     model = copy.deepcopy(model)
     for stage in (model.layer1, model.layer2, model.layer3):
         order = torch.randperm(stage[0].conv1.weight.shape[0], generator=torch.Generator().manual_seed(3))
@@ -156,8 +165,11 @@ def test_the_same_function_with_renamed_channels_lies_behind_a_barrier(network, 
 
 
 @pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
-def test_equals_the_plain_way(network, data, convention):
-    """For each α: a new network, the interpolated state, BatchNorm by torch's own training mode, then the test."""
+def test_equals_a_plain_pytorch_loop(network, data, convention):
+    """Compare with a new network per α that loads the interpolated state.
+
+    Its BatchNorm statistics come from PyTorch's own training mode.
+    """
     other = permuted(network)
     a, b = network.state_dict(), other.state_dict()
     found = barrier_curve(copy.deepcopy(network), a, b, alphas=(0.0, 0.4, 1.0), convention=convention, **data)
@@ -173,14 +185,17 @@ def test_equals_the_plain_way(network, data, convention):
         plain.eval()
         with torch.no_grad():
             wrong = sum(int((plain(x).argmax(1) != y).sum()) for x, y in data["test_batches"])
-        assert math.isclose(error, 100 * wrong / 200, abs_tol=0.51)  # memory formats round differently: one image
+        assert math.isclose(error, 100 * wrong / 200, abs_tol=0.51)  # one image: memory formats round differently
     assert found.bn_images == (0 if convention == "none" else 128)
 
 
 @pytest.mark.parametrize("convention", ["cumulative", "ema", "none"])
 @pytest.mark.parametrize("size", [2, 3, 5])
 def test_several_ranks_find_what_one_finds(network, data, convention, size):
-    """Four test batches and four for BatchNorm: of five ranks one has none, of three some have more than others."""
+    """Share the batches among 2, 3 or 5 ranks.
+
+    There are four batches for tests and four for BatchNorm. Three ranks get unequal shares, and one of five gets none.
+    """
     a, b = network.state_dict(), permuted(network).state_dict()
     asked = {"alphas": (0.0, 0.4, 1.0), "convention": convention}
     alone = barrier_curve(copy.deepcopy(network), a, b, **asked, **data)
@@ -199,12 +214,12 @@ def test_several_ranks_find_what_one_finds(network, data, convention, size):
     for found in (first, *others):
         wrong = (~found.correct_AN).sum(1)
         assert tuple(100.0 * int(number) / 200 for number in wrong) == found.error_percent
-        assert int((found.correct_AN != alone.correct_AN).sum(1).max()) <= 1  # in the order of the data set
+        assert int((found.correct_AN != alone.correct_AN).sum(1).max()) <= 1  # compared in the order of the data set
 
 
 @pytest.mark.parametrize("what", ["bn_batches", "test_batches"])
 def test_data_lost_on_one_rank_ends_all(network, data, what):
-    """Rank 1 can read its images at the first α alone."""
+    """Let rank 1 run out of images after the first α."""
 
     def work(ranks: ThreadRank) -> BarrierCurve:
         share = {name: batches[ranks.rank :: 2] for name, batches in data.items()}
@@ -219,7 +234,10 @@ def test_data_lost_on_one_rank_ends_all(network, data, what):
 
 
 def test_ranks_can_agree_before_each_point(network, data):
-    """What it raises ends the curve there: evaluated are the two ends by themselves, then α = 0, ½ …"""
+    """Check that an error in `before_each` ends the curve at that point.
+
+    Points are the two networks with their own statistics, then α = 0, ½, ….
+    """
     points = []
 
     def before_each() -> None:
@@ -234,14 +252,17 @@ def test_ranks_can_agree_before_each_point(network, data):
 
 
 class Bf16(OneProcess):
-    """This process in bfloat16."""
+    """One process with autocast to bfloat16."""
 
     def autocast(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16)
 
 
 def test_every_point_is_evaluated_in_the_precision_of_the_launch(network, data):
-    """In bfloat16 each point has the error of full precision, up to images on a border between classes."""
+    """Evaluate each point in bfloat16.
+
+    Errors differ from full precision by at most two images.
+    """
     other = permuted(network).state_dict()
     full = barrier_curve(copy.deepcopy(network), network.state_dict(), other, **data)
     seen = set()
@@ -256,11 +277,11 @@ def test_every_point_is_evaluated_in_the_precision_of_the_launch(network, data):
 def test_recorded_errors_use_the_networks_own_statistics(network, data):
     broken = copy.deepcopy(network)
     for norm in (m for m in broken.modules() if isinstance(m, nn.BatchNorm2d)):
-        norm.running_mean.fill_(5.0)  # as after an AWS level: statistics that are not ψ's
+        norm.running_mean.fill_(5.0)  # as after an AWS level, whose running statistics do not belong to ψ
     found = barrier_curve(copy.deepcopy(network), broken.state_dict(), network.state_dict(), alphas=(0, 1), **data)
     assert found.recorded_error_a_percent > 40
     assert found.recorded_error_b_percent < 20
-    assert found.error_a_percent == found.error_b_percent < 20  # re-estimated, both are the same network
+    assert found.error_a_percent == found.error_b_percent < 20  # with re-estimated statistics both networks are equal
     given = barrier_curve(
         copy.deepcopy(network),
         broken.state_dict(),

@@ -1,4 +1,4 @@
-"""Interpolation: every float tensor, exact ends, and what does not fit is named."""
+"""Test interpolation: every float tensor, exact ends, and errors for mismatches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_float_tensor_moves_and_integers_are_those_of_a(name, alpha):
         else:
             assert int(tensor) == 11
     kinds = [key for key in between if key.endswith(("running_mean", "norm1.weight", "norm.bias", "proj.weight"))]
-    assert kinds  # buffers of BatchNorm, LayerNorm and the patch embedding are among them
+    assert kinds  # includes buffers of BatchNorm, LayerNorm and the patch embedding
 
 
 def test_a_network_with_itself_is_itself_everywhere_and_the_result_is_new():

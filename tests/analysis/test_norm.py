@@ -1,4 +1,4 @@
-"""How far ψ has moved: an example by hand, and what is no normalisation parameter left out."""
+"""Test the summary of norm parameters ψ by hand."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plots: both files are written whole, and what they show is what was given."""
+"""Test plots: both files are complete and show the given numbers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ SERIES = [
 
 
 def check_files(paths: list[Path], stem: Path) -> str:
-    """Both are there and readable; returns the SVG's comments, where matplotlib keeps each text it draws."""
+    """Check that PNG and SVG are readable, and return the SVG's text.
+
+    Matplotlib writes each drawn text into a comment of the SVG.
+    """
     assert paths == [stem.with_suffix(".png"), stem.with_suffix(".svg")]
     assert imread(paths[0]).std() > 0.01  # not a blank page
     text = paths[1].read_text()
@@ -50,17 +53,17 @@ def test_accuracy_names_every_series_and_density(tmp_path):
     assert [word for word in words if f"<!-- {word} -->" not in text] == []
 
 
-def test_what_a_paper_prints_is_a_star_beside_ours(tmp_path):
+def test_published_numbers_are_drawn_as_stars(tmp_path):
     assert "printed in the paper" not in (plot_accuracy(SERIES, tmp_path / "without")[1]).read_text()
     ours = [Series("level", "gem_miner", {0.0372: [12.0], 0.0144: [20.0]}, {0.0372: 83.4, 0.0144: 77.89})]
     text = check_files(plot_accuracy(ours, tmp_path / "with"), tmp_path / "with")
     assert "<!-- printed in the paper -->" in text
-    # within the range of ours, so that nothing else is drawn otherwise
+    # inside the plotted range, so that the axes stay the same
     assert marks(tmp_path, {0.0372: 83.4, 0.0144: 81.0}) == marks(tmp_path, {0.0372: 83.4}) + 1
 
 
 def marks(tmp_path: Path, printed: dict[float, float]) -> int:
-    """How often the SVG draws a marker."""
+    """Return the number of markers in the SVG."""
     one = Series("level", "gem_miner", {0.0372: [12.0], 0.0144: [20.0]}, printed)
     return plot_accuracy([one], tmp_path / "marks")[1].read_text().count("<use ")
 
@@ -83,7 +86,10 @@ def test_equal_input_gives_an_equal_svg_and_leaves_matplotlib_as_it_was(tmp_path
 
 
 def trials(*heights: float) -> list[BarrierCurve]:
-    """A curve for each trial, from 4 % error at α = 0 to 10 % at α = 1."""
+    """Return one curve per trial with the given middle errors.
+
+    The error is 4 % at α = 0 and 10 % at α = 1.
+    """
     return [BarrierCurve((0.0, 0.5, 1.0), (4.0, height, 10.0), 10.0, 4.0, "cumulative", 100, 100) for height in heights]
 
 
@@ -101,7 +107,7 @@ TICKETS = LinePanel("ticket and copy", ("copy", "ticket"), [LineSeries("level", 
 
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
-    """A figure of panels as matplotlib has it, before it is written."""
+    """Return the Matplotlib figure of several panels, without saving it."""
     kept: list[Figure] = []
     monkeypatch.setattr(plots, "_save", lambda figure, stem: kept.append(figure))
     plot_panels(SERIES, [STABILITY, TICKETS], tmp_path / "x", dense_error_percent=[8.8], title="Figure 3")
@@ -109,22 +115,28 @@ def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
 
 
 def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
-    """The paper's equation 1: from each error half the sum of the ends' is taken, 7 here."""
+    """Check the plotted curves against equation 1 of the paper.
+
+    It subtracts the mean of both ends' errors, 7 %, from each error.
+    """
     _, stability, tickets = drawn.axes
     for one, line in zip(STABILITY.series, stability.lines, strict=True):
         errors = np.array([curve.error_percent for curve in one.curves]) - 7
         assert line.get_xydata() == pytest.approx(np.stack([(0.0, 0.5, 1.0), errors.mean(0)], 1))
-    # one trial has no spread
+    # a single trial has no shaded area
     areas = [area.get_paths()[0].vertices for area in stability.collections]
     assert len(areas) == 2
     for vertices, heights in zip(areas, ([0, 1, 5], [43, 54, 56]), strict=True):
         assert vertices[:, 1].max() == pytest.approx(np.mean(heights) + np.std(heights, ddof=1))
-    # of a ticket and its copy the error itself
+    # the panel of a ticket and its copy shows the error itself
     assert list(tickets.lines[0].get_ydata()) == pytest.approx([4, 8, 10])
 
 
 def test_colours_are_the_papers_in_every_panel_and_networks_are_named_once(drawn: Figure):
-    """LRR's solution blue, AWS's green; from LRR's sign orange, from AWS's red (captions of Figures 2 and 3)."""
+    """Check the colours in the captions of Figures 2 and 3.
+
+    `retrain` is blue for LRR and green for AWS. `signed_mask` is orange for LRR and red for AWS.
+    """
     accuracy, stability, _ = drawn.axes
     shown = [to_hex(line.get_color()) for line in stability.lines]
     blue, orange, red = shown
@@ -137,8 +149,8 @@ def test_colours_are_the_papers_in_every_panel_and_networks_are_named_once(drawn
     assert len(names) == len(set(names)) and {"dense", "signed_mask (aws)", "retrain (lrr)", "level (lrr)"} < set(names)
 
 
-def test_looks_tell_all_series_of_a_figure_apart():
-    """Also those that the paper has no colour for, more of them than there are colours."""
+def test_every_series_of_a_figure_has_a_distinct_style():
+    """Use more series than the paper has colours."""
     kinds = ("retrain", "signed_mask", "mask", "signed_mask_norm", "random_signs", "level")
     series = [Series(kind, method, {}) for kind in kinds for method in ("lrr", "aws", "aws α=zero")]
     looks = plots._Looks(series)
@@ -146,7 +158,7 @@ def test_looks_tell_all_series_of_a_figure_apart():
 
 
 def test_panels_of_a_figure_are_one_file_with_every_name(tmp_path):
-    """Four panels leave a place in their grid for the legend."""
+    """Draw four panels, which leave room for the legend in their grid."""
     stem = tmp_path / "figure"
     paths = plot_panels(SERIES, [STABILITY, TICKETS, STABILITY], stem, title="Figure 3: ResNet-8")
     text = check_files(paths, stem)

@@ -1,4 +1,4 @@
-"""Intervals, p-values and verdicts against scipy, statsmodels and literal counts."""
+"""Test intervals, p-values and verdicts against scipy, statsmodels and explicit counts."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ TRIALS = {
     "ties": np.array([0.2, 0.2, -0.4, 0.6, 0.2, 0.0, -0.4, 0.2]),
 }
 TRIALS = {name: np.round(values * 64) / 64 for name, values in TRIALS.items()}
-"""In 64ths, whose sums are exact: scipy compares means without a tolerance."""
+"""Multiples of 1/64, whose sums are exact, because scipy compares means without a tolerance."""
 
 
 def made_up_images(rng: np.random.Generator, trials: int, images: int, shift: float = 0.0) -> np.ndarray:
-    """Differences −1, 0, 1 [T, N] with an effect of the trial and one of the image; of mean 0 without a shift."""
+    """Return random differences −1, 0 or 1 of shape [T, N].
+
+    They have effects of the trial and of the image. Their mean is 0 if `shift` is 0.
+    """
     effects = rng.normal(0, 0.03, size=(trials, 1)) + rng.normal(0, 0.1, size=(1, images))
     values = shift + effects + rng.normal(0, 0.3, size=(trials, images))
     return np.where(values > 0.3, 1.0, np.where(values < -0.3, -1.0, 0.0))
@@ -49,12 +52,12 @@ def test_an_interval_over_trials_is_scipys(differences: np.ndarray):
     low, high = reference.confidence_interval
     influences = [differences - differences.mean()]
     ours = bca_interval(differences.mean(), reference.bootstrap_distribution, influences)
-    assert ours == pytest.approx((low, high), rel=1e-6)  # of the same resamples
+    assert ours == pytest.approx((low, high), rel=1e-6)  # from the same resamples
     contrast = Contrast.of(differences)
     own = contrast._resampled_means()
     assert contrast.interval == bca_interval(contrast.mean, own, influences)
-    assert stats.ks_2samp(own, reference.bootstrap_distribution).pvalue > 0.01  # of our own resamples
-    if len({*differences}) == len(differences):  # else the means of resamples lie in clusters far from each other
+    assert stats.ks_2samp(own, reference.bootstrap_distribution).pvalue > 0.01  # from our own resamples
+    if len({*differences}) == len(differences):  # with ties, the means of resamples form distant clusters
         assert contrast.interval == pytest.approx((low, high), abs=0.03 * (high - low))
 
 
@@ -82,14 +85,14 @@ def test_trials_and_images_are_resampled_as_a_literal_loop_does():
     assert ours.mean() == pytest.approx(literal.mean(), abs=0.2) and ours.shape == literal.shape
     quantiles = [0.025, 0.16, 0.5, 0.84, 0.975]
     assert np.quantile(ours, quantiles) == pytest.approx(np.quantile(literal, quantiles), abs=0.06 * literal.std())
-    # the exact variance of Σ wᵢ dᵢⱼ vⱼ: counts have the covariance I − 11ᵀ/n, and mean 1
+    # exact variance of Σ wᵢ dᵢⱼ vⱼ, whose counts w and v have mean 1 and covariance I − 11ᵀ/n
     moments = [np.eye(n) - 1 / n + np.ones((n, n)) for n in images.shape]
     second = np.einsum("ij,jk,lk,li->", images, moments[1], images, moments[0]) / images.size**2
     assert ours.std() == pytest.approx(100 * np.sqrt(second - images.mean() ** 2), rel=0.03)
 
 
 def test_images_of_several_densities_count_in_fractions(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 1_000)  # several portions
+    monkeypatch.setattr(statistics, "_DRAWS_AT_ONCE", 1_000)  # resample in several portions
     rng = np.random.default_rng(6)
     images = np.mean([made_up_images(rng, 5, 30, 0.1) for _ in range(3)], axis=0)
     contrast = Contrast.of_images(images)
@@ -100,8 +103,12 @@ def test_images_of_several_densities_count_in_fractions(monkeypatch: pytest.Monk
     assert contrast._resampled_means().std() == pytest.approx(literal.std(), rel=0.05)
 
 
-def test_an_interval_holds_the_true_mean_as_often_as_it_says(monkeypatch: pytest.MonkeyPatch):
-    """Over fresh trials and fresh images. Over trials alone it does not: the images are the same in all of them."""
+def test_intervals_have_their_nominal_coverage(monkeypatch: pytest.MonkeyPatch):
+    """Count how often a 95 % interval contains the true mean.
+
+    Each time, trials and images are new. Intervals over trials alone are too narrow, because all trials share the same
+    images.
+    """
     monkeypatch.setattr(statistics, "RESAMPLES", 500)
     rng = np.random.default_rng(7)
     sets = [made_up_images(rng, 10, 250) for _ in range(150)]
@@ -113,7 +120,7 @@ def test_an_interval_holds_the_true_mean_as_often_as_it_says(monkeypatch: pytest
     assert share([Contrast.of(100 * one.mean(axis=1)) for one in sets]) < 0.93
 
 
-def test_intervals_at_their_ends():
+def test_intervals_of_degenerate_samples():
     assert Contrast.of([1.5]).interval is None and Contrast.of_images(np.ones((1, 9))).interval is None
     assert Contrast.of([0.1 + 0.2, 0.3, 0.3]).interval == pytest.approx((0.3, 0.3))
     assert Contrast.of_images(np.zeros((3, 50))).interval == (0.0, 0.0)
@@ -145,10 +152,13 @@ def test_sign_flips_are_counted_exactly(differences: np.ndarray):
 
 
 def test_float_noise_breaks_no_tie():
-    """0.1 + 0.2 is not 0.3 in floats, yet flips that give the same sum count as the same."""
+    """Count sign flips with equal sums as ties, despite rounding.
+
+    In floats 0.1 + 0.2 ≠ 0.3.
+    """
     exact = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, -9.0, 10.0])
     assert {sign_flip_p(exact * scale) for scale in (1.0, 0.1, 1e-3, 0.7, 1e6)} == {sign_flip_p(exact)}
-    noise = np.full(10, 1e-14)  # no difference at all, and one that is the margin itself
+    noise = np.full(10, 1e-14)  # a difference of 0, and one exactly at the margin, up to rounding
     assert sign_flip_p(noise) == 1 and equivalence_p(noise - 1, 1.0) == 1 and equivalence_p(1 - noise, 1.0) == 1
 
 
@@ -173,7 +183,7 @@ def test_equivalence_is_near_that_of_student():
         assert equivalence_p(differences, 1.0) == max(both)
 
 
-def test_all_claims_of_a_page_are_corrected_together():
+def test_claims_of_a_page_are_corrected_together():
     rng = np.random.default_rng(11)
     claims = [Claim(Contrast.of(rng.normal(mean, 1.0, size=10)), "differs") for mean in (2.0, 1.0, 0.5, 0.1)]
     raw = [claim.p for claim in claims]
@@ -213,7 +223,7 @@ BETTER, NEAR, NOISE = np.linspace(1, 3, 10), np.linspace(-0.2, 0.3, 10), np.arra
         (NOISE, "not_worse", 1.0, "not shown"),
     ],
 )
-def test_a_verdict_is_of_what_was_claimed(differences, expects, margin, word):
+def test_verdicts_follow_the_claim(differences, expects, margin, word):
     (verdict,) = judge([Claim(Contrast.of(differences), expects, margin)])
     assert (verdict.word, verdict.trials, verdict.by_images) == (word, 10, False)
     sure_but_opposite = word == "not shown" and expects in ("greater", "less") and differences is not NOISE
@@ -221,7 +231,10 @@ def test_a_verdict_is_of_what_was_claimed(differences, expects, margin, word):
 
 
 def test_an_interval_that_reaches_the_margin_says_so():
-    """p is over trials alone; images that differ both ways in equal number widen the interval."""
+    """Widen the interval beyond the margin while p stays small.
+
+    Half of the differing images differ each way. p is over trials alone.
+    """
     images = np.zeros((10, 500))
     images[:, :20], images[:, 20:40] = 1, -1
     for expects, margin, reason in (("equal", 1.0, "the interval reaches the margin"), ("equal", 5.0, "")):
@@ -230,9 +243,13 @@ def test_an_interval_that_reaches_the_margin_says_so():
 
 
 def test_too_few_trials_show_nothing():
-    """8 a contrast, 10 where more than six claims are tested; these reach 0.05 after Holm's correction."""
+    """Check the number of trials needed per contrast.
+
+    It is 8 for up to six claims, and 10 or more for further claims. With as many trials, p can reach 0.05 after Holm's
+    correction.
+    """
     assert [needed_trials(tested) for tested in (1, 6, 7, 25, 26, 100)] == [8, 8, 10, 10, 11, 12]
-    # with as many as are needed every claim of the page can be shown; Holm multiplies equal p-values by their number
+    # with enough trials every claim can be shown; Holm multiplies equal p-values by their number
     for tested in (1, 2, 6, 7, 25, 26, 100):
         most = Contrast.of(np.ones(needed_trials(tested)))
         assert {one.word for one in judge([Claim(most, "greater")] * tested)} == {"shown"}
@@ -242,7 +259,7 @@ def test_too_few_trials_show_nothing():
         assert verdict.p == verdict.smallest_p == smallest_p(7, expects) == (1 if margin else 2) / 2**7
 
 
-def test_a_family_is_told_in_words():
+def test_a_family_of_claims_in_words():
     few, enough = Contrast.of(np.ones(3)), Contrast.of(np.ones(8))
     assert family_in_words([]) == "No claim was tested."
     words = family_in_words(judge([Claim(few, "greater"), Claim(enough, "greater")]))
@@ -255,7 +272,7 @@ def test_a_family_is_told_in_words():
     assert "needed" not in family_in_words(judge([Claim(enough, "less")]))
 
 
-def test_what_is_no_contrast_or_claim_is_refused():
+def test_invalid_contrasts_and_claims_are_refused():
     for differences in ([], [[1.0]], np.ones(41)):
         with pytest.raises(ValueError, match="1 to 40 trials"):
             Contrast.of(differences)

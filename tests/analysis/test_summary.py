@@ -1,4 +1,4 @@
-"""Means, sample standard deviations and counts."""
+"""Test means, sample standard deviations and counts."""
 
 from __future__ import annotations
 

@@ -129,7 +129,7 @@ def test_the_pickled_cifar_is_refused_and_never_loaded(tmp_path: Path, name: str
         source = tmp_path / "python.tar.gz"
         source.write_bytes(tar_of(files.items(), "w:gz"))
     binary = {"cifar10": "cifar-10-binary.tar.gz", "cifar100": "cifar-100-binary.tar.gz"}[name]
-    with pytest.raises(ValueError, match=rf"Python version, which is pickled: .* run any code .*{binary}"):
+    with pytest.raises(ValueError, match=rf"Python version, which is pickled; .* run any code.*{binary}"):
         prepare(name, tmp_path / "out", str(source))
     assert not (tmp_path / "exploded").exists()
 
@@ -139,9 +139,9 @@ def test_damaged_and_foreign_cifar_archives_are_refused(tmp_path: Path, small: n
     home = tmp_path / "downloads"
     home.mkdir()
     whole = cifar100_archive(home / "whole.tar.gz", small[:20], small[20:])
-    with pytest.raises(ValueError, match=r"has no cifar-10-batches-bin/data_batch_1\.bin.* it holds cifar-100-binary/"):
+    with pytest.raises(ValueError, match=r"has no cifar-10-batches-bin/data_batch_1\.bin.* it has cifar-100-binary/"):
         prepare("cifar10", tmp_path / "out", str(whole))
-    with pytest.raises(ValueError, match=r"whole\.tar\.gz is CIFAR's; digits needs another --source"):
+    with pytest.raises(ValueError, match=r"whole\.tar\.gz is a source of CIFAR; digits needs another --source"):
         prepare("digits", tmp_path / "out", str(whole))
     # Phase: truncated archives and members
     cut = home / "cut.tar.gz"
@@ -151,7 +151,7 @@ def test_damaged_and_foreign_cifar_archives_are_refused(tmp_path: Path, small: n
     files = cifar100_files(small[:20], small[20:])
     files["cifar-100-binary/train.bin"] = files["cifar-100-binary/train.bin"][:-1]
     cut.write_bytes(tar_of(files.items(), "w:gz"))
-    with pytest.raises(ValueError, match=r"train\.bin has 61479 bytes, no whole number of 3074-byte records"):
+    with pytest.raises(ValueError, match=r"train\.bin has 61479 bytes, not a multiple of 3074-byte records"):
         prepare("cifar100", tmp_path / "out", str(cut))
     # Phase: files that are no archive, and a directory that contains an archive
     cut.write_bytes(b"<html>not found</html>")
@@ -159,9 +159,9 @@ def test_damaged_and_foreign_cifar_archives_are_refused(tmp_path: Path, small: n
         prepare("cifar100", tmp_path / "out", str(cut))
     odd = home / "cifar.rar"
     odd.write_bytes(b"")
-    with pytest.raises(ValueError, match=r"file of no known kind; .* \.tar\.gz"):
+    with pytest.raises(ValueError, match=r"unknown format; .* \.tar\.gz"):
         prepare("cifar100", tmp_path / "out", str(odd))
-    with pytest.raises(ValueError, match=r"if its cut\.tar\.gz is meant, say --source .*cut\.tar\.gz"):
+    with pytest.raises(ValueError, match=r"to use its cut\.tar\.gz, pass --source .*cut\.tar\.gz"):
         prepare("cifar100", tmp_path / "out", str(home))
 
 
@@ -174,7 +174,7 @@ def test_links_in_an_archive_are_not_followed(tmp_path: Path, small: np.ndarray,
         entry = tarfile.TarInfo("cifar-100-binary/train.bin")
         entry.type, entry.linkname = kind, str(secret)
         tar.addfile(entry)
-    with pytest.raises(ValueError, match=r"cifar-100-binary/train\.bin is a link or otherwise no file of CIFAR's"):
+    with pytest.raises(ValueError, match=r"cifar-100-binary/train\.bin is a link, or not a regular file of CIFAR"):
         prepare("cifar100", tmp_path / "out", str(archive))
 
 
@@ -249,10 +249,10 @@ def test_inconsistent_tiny_imagenets_are_refused(tmp_path: Path, tiny: dict[str,
             prepare("tiny_imagenet", tmp_path, str(tiny_imagenet_zip(tmp_path / "t.zip", files)), overwrite=True)
         return str(error.value)
 
-    assert "val/images/val_0.JPEG is missing, though" in message({"val/images/val_0.JPEG": None})
+    assert "val/images/val_0.JPEG is missing, but" in message({"val/images/val_0.JPEG": None})
     lines = tiny["val/val_annotations.txt"]
     assert "val_6.JPEG has no line in" in message({"val/val_annotations.txt": lines[: lines.rindex(b"val_6")]})
-    assert "line 1, names no class" in message({"val/val_annotations.txt": b"val_0.JPEG\tn99\t0\n" + lines})
+    assert "line 1, has no class" in message({"val/val_annotations.txt": b"val_0.JPEG\tn99\t0\n" + lines})
     assert "train/n09999999, which its wnids.txt does not list" in message({"train/n09999999/images/a.JPEG": b"x"})
     assert "has no wnids.txt" in message({"wnids.txt": None})
     assert "cannot be read as an image" in message({f"train/{WNIDS[0]}/images/{WNIDS[0]}_0.JPEG": b"no image"})
@@ -360,25 +360,25 @@ def test_inconsistent_imagenets_are_refused(tmp_path: Path, imagenet: ImageNetFi
     # Phase: class lists that are missing or incomplete
     train, val = imagenet.train_directories(), imagenet.val_heap()
     missing = message(train, val)
-    assert "nothing beside them says which class each has" in missing and all(name in missing for name in LABEL_FILES)
-    assert "valprep.sh does not say which class ILSVRC2012_val_00000002.JPEG has" in message(
+    assert "no file lists their classes" in missing and all(name in missing for name in LABEL_FILES)
+    assert "valprep.sh has no class for ILSVRC2012_val_00000002.JPEG" in message(
         train, val, {"valprep.sh": f"mv ILSVRC2012_val_00000001.JPEG {WNIDS[0]}/\n".encode()}
     )
-    assert "names no image with its wnid" in message(train, val, {"valprep.sh": b"rm -rf /\n"})
+    assert "lists no image with its wnid" in message(train, val, {"valprep.sh": b"rm -rf /\n"})
     short = {"imagenet_2012_validation_synset_labels.txt": WNIDS[0].encode()}
-    assert "does not say which class" in message(train, val, short)
+    assert "has no class for" in message(train, val, short)
     # Phase: splits that disagree or are missing
     two_classes = {name: content for name, content in train.items() if WNIDS[2] not in name}
-    assert f"different classes ({WNIDS[2]} in one alone)" in message(two_classes, val, imagenet.labels("valprep.sh"))
-    assert "neither ILSVRC2012_img_val.tar nor a directory val" in message(imagenet.train_tar())
-    assert "neither ILSVRC2012_img_train.tar nor a directory train" in message(imagenet.val_tar())
+    assert f"different classes ({WNIDS[2]} in only one)" in message(two_classes, val, imagenet.labels("valprep.sh"))
+    assert "neither ILSVRC2012_img_val.tar nor a directory named val" in message(imagenet.train_tar())
+    assert "neither ILSVRC2012_img_train.tar nor a directory named train" in message(imagenet.val_tar())
     # Phase: damaged development kit, and one archive instead of the directory
     devkit = imagenet.labels("ILSVRC2012_devkit_t12")
     truth = next(name for name in devkit if name.endswith("ground_truth.txt"))
-    assert "do not fit each other" in message(train, val, devkit | {truth: b"1\n77\n"})
+    assert "do not match" in message(train, val, devkit | {truth: b"1\n77\n"})
     assert "is not the development kit" in message(train, val, {truth: devkit[truth]})
     source = write_tree(tmp_path / "one", imagenet.train_tar()) / "ILSVRC2012_img_train.tar"
-    with pytest.raises(ValueError, match="one of ImageNet's archives; give the directory"):
+    with pytest.raises(ValueError, match="one of ImageNet's archives; pass the directory"):
         prepare("imagenet", tmp_path / "out", str(source))
 
 
@@ -388,7 +388,7 @@ def test_a_truncated_tar_is_named(tmp_path: Path, imagenet: ImageNetFiles, which
     files = imagenet.train_tar() | imagenet.val_tar() | imagenet.labels("valprep.sh")
     name = f"ILSVRC2012_img_{which}.tar"
     files[name] = files[name][: int(share * len(files[name]))]
-    with pytest.raises(ValueError, match=rf"{name}.*(cannot be read|cut off).*download it again"):
+    with pytest.raises(ValueError, match=rf"{name}.*(cannot be read|is truncated).*download it again"):
         prepare("imagenet", tmp_path, str(write_tree(tmp_path / "raw", files)), KEPT)
 
 
@@ -399,7 +399,7 @@ def test_links_in_imagenets_tars_are_refused(tmp_path: Path, imagenet: ImageNetF
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(entry)
     files = imagenet.train_tar() | imagenet.labels("valprep.sh") | {"ILSVRC2012_img_val.tar": buffer.getvalue()}
-    with pytest.raises(ValueError, match="ILSVRC2012_val_00000001.JPEG is a link or otherwise no plain file"):
+    with pytest.raises(ValueError, match="ILSVRC2012_val_00000001.JPEG is a link, or not a regular file"):
         prepare("imagenet", tmp_path, str(write_tree(tmp_path / "raw", files)), KEPT)
 
 

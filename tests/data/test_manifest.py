@@ -40,7 +40,7 @@ def test_unknown_names_are_refused() -> None:
 def test_a_truncated_file_is_named(directory: Path, loader: str, name: str) -> None:
     path = directory / "digits" / name
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(ValueError, match=f"{name} has .* bytes, its manifest says"):
+    with pytest.raises(ValueError, match=f"{name} has .* bytes, but its manifest says"):
         open_data("digits", directory, loader)
 
 
@@ -61,7 +61,7 @@ def test_a_file_of_another_split_is_named(directory: Path, loader: str, name: st
     with pytest.raises(ValueError, match=name):
         open_data("digits", directory, loader)
     (directory / "digits" / name).unlink()
-    with pytest.raises(ValueError, match=f"{name} is missing though its manifest is there"):
+    with pytest.raises(ValueError, match=f"{name} is missing, but its manifest exists"):
         open_data("digits", directory, loader)
 
 

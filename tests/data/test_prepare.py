@@ -118,7 +118,7 @@ def test_a_small_data_set_has_block_means_of_chosen_images(
 
 
 def test_a_small_data_set_needs_enough_images(tmp_path: Path, fashion: Path) -> None:
-    with pytest.raises(ValueError, match="holds 20 training images; 8000 are needed"):
+    with pytest.raises(ValueError, match="has 20 training images; 8000 are needed"):
         prepare("fashion_mnist_small", tmp_path, str(fashion))
 
 
@@ -294,7 +294,7 @@ def test_an_unfinished_split_is_rewritten_and_a_finished_one_kept(tmp_path: Path
     assert contents(home) == contents(tmp_path / "whole" / "boxes")
     assert leftovers(home) == []
     assert (home / "train.beton").stat().st_mtime_ns == train.st_mtime_ns
-    assert "boxes train: 20 images are there already, kept" in capfd.readouterr().out
+    assert "boxes train: 20 images already exist, kept" in capfd.readouterr().out
 
 
 @pytest.mark.long
@@ -326,10 +326,10 @@ def test_a_killed_preparation_can_be_repeated(tmp_path: Path, fashion: Path) -> 
 
 def test_other_options_or_source_are_refused_unless_overwritten(tmp_path: Path, boxes_raw: Path) -> None:
     prepare("boxes", tmp_path, str(boxes_raw), RAW)
-    with pytest.raises(ValueError, match=r"already holds train with options .*'raw'.*asked for .*'jpg'.*--overwrite"):
+    with pytest.raises(ValueError, match=r"already has train with options .*'raw'.*'jpg'.* was requested.*--overwrite"):
         prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg"))
     shutil.copytree(boxes_raw, tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="already holds train with source"):
+    with pytest.raises(ValueError, match="already has train with source"):
         prepare("boxes", tmp_path, str(tmp_path / "elsewhere"), RAW)
     assert prepare("boxes", tmp_path, str(boxes_raw), ImageOptions(write_mode="jpg"), overwrite=True)
     # Without a source, the recorded one is used.
@@ -372,10 +372,10 @@ def test_truncated_idx_files_are_refused(tmp_path: Path, fashion: Path) -> None:
 
 
 def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no directory /nowhere, .*apt install dataset-fashion-mnist"):
+    with pytest.raises(FileNotFoundError, match=r"/nowhere is neither a directory .*apt install dataset-fashion-mnist"):
         prepare("fashion_mnist", tmp_path, "/nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match="holds none of: IDX files"):
+    with pytest.raises(ValueError, match="has none of: IDX files"):
         prepare("boxes", tmp_path, str(tmp_path / "empty"))
     for split in ("train", "val"):
         (tmp_path / "folder" / split / "class0").mkdir(parents=True)
@@ -387,7 +387,7 @@ def test_missing_and_empty_sources_are_refused(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "folder" / "val")
     with pytest.raises(FileNotFoundError, match="has no directory validation or val or valid or test"):
         prepare("boxes", tmp_path, str(tmp_path / "folder"))
-    with pytest.raises(ValueError, match="scikit-learn is the source of digits"):
+    with pytest.raises(ValueError, match="scikit-learn provides only digits"):
         prepare("boxes", tmp_path, "scikit-learn")
     with pytest.raises(ValueError, match=r"unknown data set 'digit' \(did you mean 'digits'\?\)"):
         prepare("digit", tmp_path)
@@ -463,9 +463,9 @@ def test_the_command(tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["digit"], "did you mean 'digits'"),
-        (["digits", "--quality", "80"], "the options of ImageNet's do not apply"),
+        (["digits", "--quality", "80"], "storage options do not apply"),
         (["digits", "--out", "/proc/nowhere"], "/proc/nowhere"),
-        (["imagenet", "--source", "./missing"], "no directory ./missing"),
+        (["imagenet", "--source", "./missing"], "./missing is neither a directory"),
         (["digits", "--num-workers", "0"], "--num-workers is 0"),
     ],
 )

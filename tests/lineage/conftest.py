@@ -1,4 +1,4 @@
-"""Real SQLite stores, copied from an empty one."""
+"""Fixtures: a store with a SQLite database, and the module tools/lineage.py."""
 
 import importlib.util
 import sys

@@ -1,4 +1,4 @@
-"""A made-up search of a few levels, two final trainings and an analysis, as committed local nodes."""
+"""Commit a small synthetic search with two final trainings and a comparison."""
 
 import hashlib
 import shutil
@@ -21,7 +21,7 @@ def key_of(name: str) -> str:
 
 
 def copied_store(empty: Path, where: Path) -> LineageStore:
-    """Return a store of its own in `where`, whose database is a copy of an empty one."""
+    """Return a store in `where` with a copy of an empty database."""
     shutil.copy(empty, where / "mlflow.db")
     return open_store(where / "runs", f"sqlite:///{where / 'mlflow.db'}", "test")
 
@@ -61,7 +61,13 @@ def network_files(level: int) -> Callable[[Path], None]:
 
 
 def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
-    """Commit a search of some levels, a final training of the last ticket and a dense one, and an analysis of both."""
+    """Commit a search, two final trainings and their comparison.
+
+    The trainings are of the last ticket, kind `signed_mask`, and of the dense network.
+
+    Returns:
+        The directory of each local run by its short name: `search`, `level 0`, …, `signed_mask`, `dense`, `lmc`.
+    """
     seeds = {"init_seed": "1", "sgd_seed": "1", "data": "digits", "data_digest": key_of("digits"), "model": "resnet20"}
     paths: dict[str, Path] = {}
 
@@ -77,6 +83,7 @@ def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
             key_of(name), kind, title, started_ms=start, finished_ms=start + 9_000, code={"commit": "c0ffee"}, **rest
         )
 
+    # Phase: the search and its levels, each level pruned from the one before
     root = node(
         "search", "search", "aws resnet20 digits s1", 0, tags={"method": "aws", **seeds}, config={"levels": levels}
     )
@@ -96,6 +103,7 @@ def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
             config={"optim": {"lr": 0.1, "betas": [0.9, 0.999]}, "level": level},
         )
         commit(f"level {level}", record, network_files(level))
+    # Phase: final trainings of the last ticket and of the dense network
     ticket = key_of(f"level {levels - 1}")
     final = {"method": "aws", "level": f"{levels - 1:02d}", **seeds}
     for number, (name, parents) in enumerate(
@@ -111,6 +119,7 @@ def commit_story(nodes: LocalNodes, levels: int = 3) -> dict[str, Path]:
             metrics=_metrics(START_MS + 10_000 * number, 3.0, 1.0 if name == "dense" else 0.8 ** (levels - 1)),
         )
         commit(name, record, network_files(10 + number))
+    # Phase: a comparison of both final trainings
     compared = (Parent(key_of("signed_mask"), "compared"), Parent(key_of("dense"), "compared"))
     record = node("lmc", "analysis", "lmc signed_mask dense", levels + 3, parents=compared, tags={"method": "aws"})
 

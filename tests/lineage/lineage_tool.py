@@ -1,4 +1,4 @@
-"""tools/lineage.py: where it is, and how to ask it in this process."""
+"""Locate tools/lineage.py and run its commands in this process."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Servers that ask who one is, and credentials that stay where they belong."""
+"""Test servers that require credentials, which must never be printed or stored."""
 
 from __future__ import annotations
 
@@ -40,19 +40,24 @@ def login(monkeypatch: pytest.MonkeyPatch, password: str) -> None:
 def test_a_server_with_basic_auth(
     nobody: None, empty_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """MLflow's own: right and wrong passwords, in the environment and in the URI, and where they must not be found."""
+    """Use MLflow's basic-auth app with right and wrong passwords.
+
+    They are given in the environment or in the URI.
+    """
+    # Phase: start a server with one user
     there, port = tmp_path / "server", free_port()
     there.mkdir()
     shutil.copy(empty_store, there / "server.db")
     (there / "auth.ini").write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{there}/auth.db\nadmin_username = {USER}\n"
-        # a password is hashed slowly on purpose: at every request, were it not remembered
+        # cache the login: basic-auth hashes the password at every request, which is slow by design
         "authorization_function = mlflow.server.auth:authenticate_request_basic_auth\nauth_cache_ttl_seconds = 600\n"
     )
     environment = {"MLFLOW_AUTH_CONFIG_PATH": str(there / "auth.ini"), "MLFLOW_AUTH_ADMIN_PASSWORD": PASSWORD}
     environment["MLFLOW_FLASK_SERVER_SECRET_KEY"] = "signs the cookies"
     address = f"http://127.0.0.1:{port}"
     with server(there, port, "--app-name", "basic-auth", **environment):
+        # Phase: a missing or wrong password is refused without falling back to local runs
         for uri, password in ((address, None), (address, "wrong"), (f"http://{USER}:wrong@127.0.0.1:{port}", None)):
             if password:
                 login(monkeypatch, password)
@@ -66,8 +71,9 @@ def test_a_server_with_basic_auth(
                 List(place=StoreOptions(tmp_path / "runs", uri)),
                 Verify("abcd", place=StoreOptions(tmp_path, uri)),
             ):
-                with pytest.raises(RefusedError):  # no answer from local nodes alone, as when a server is away
+                with pytest.raises(RefusedError):
                     command.run()
+        # Phase: deliver and load with the right password, first from the environment, then from the URI
         login(monkeypatch, PASSWORD)
         store = open_store(tmp_path / "runs", address, "test")
         paths = commit_story(store.local, levels=1)
@@ -81,14 +87,18 @@ def test_a_server_with_basic_auth(
         assert {node.run_id for node in store.summaries()} == {run_id, level}
         List(place=StoreOptions(tmp_path / "runs", inside)).run()
         write_bundle(store, [level], tmp_path / "bundle")
+    # Phase: the password is in no output, tag, description, log or file
     shown = capsys.readouterr()
     assert level[:8] in shown.out and PASSWORD not in shown.out + shown.err
     told = [path for path in tmp_path.rglob("*") if path.is_file() and PASSWORD.encode() in path.read_bytes()]
-    assert told == []  # neither tag, description, log nor file
+    assert told == []
 
 
 class Gate(http.server.BaseHTTPRequestHandler):
-    """Answers as MLflow does, to who has the token; what is behind it is empty."""
+    """Stand in for an empty MLflow server that accepts one bearer token.
+
+    Other requests get the HTTP status `status`, except those to `/health`.
+    """
 
     status = 401
 
@@ -117,7 +127,9 @@ def gate() -> Iterator[str]:
         gate.shutdown()
 
 
-def test_a_token(nobody: None, gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bearer_token_is_checked_and_never_shown(
+    nobody: None, gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for status, said in ((401, "or MLFLOW_TRACKING_TOKEN"), (403, "this user may not do that")):
         monkeypatch.setattr(Gate, "status", status)
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "n0ne")

@@ -1,4 +1,4 @@
-"""Every command of tools/lineage.py and the functions behind it, against a real tracking server."""
+"""Test tools/lineage.py and the Python API against a real server."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ NAMES = ("search", "L00", "L01", "L02", "signed_mask", "retrain", "lmc")
 
 @dataclass
 class Asked:
-    """A made-up search, delivered to a server by `sync`, and the tool to ask about it."""
+    """A synthetic search on a server, and the tool to query it."""
 
     tool: ModuleType
     search: MadeSearch
@@ -53,7 +53,16 @@ class Asked:
         return run_id
 
     def ask(self, *arguments: str, code: int = 0, **place: object) -> str:
-        """Run the tool; return what it printed on standard output, or on standard error if it is to fail."""
+        """Run a command of the tool in this process.
+
+        Args:
+            arguments: Command and its arguments, without the store's options.
+            code: Expected exit status.
+            place: Store options that replace the defaults, such as `runs`.
+
+        Returns:
+            Standard output, or standard error if `code` is not 0.
+        """
         options = {"runs": self.where / "runs", "tracking-uri": self.uri} | place
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         out, err = io.StringIO(), io.StringIO()
@@ -74,13 +83,14 @@ class Asked:
         return dict(answer)
 
     def names(self, nodes: list[dict[str, Any]]) -> list[str]:
-        """Return the short names of nodes that were printed as JSON."""
+        """Return the short names of runs in the tool's JSON output."""
         known = {key: name for name, key in self.search.keys.items()}
         return [known[node["key"]] for node in nodes]
 
 
 @pytest.fixture(scope="module")
 def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
+    # Phase: commit a synthetic search with two final trainings
     where = tmp_path_factory.mktemp("asked")
     shutil.copy(empty_store, where / "server.db")
     config = SearchConfig(
@@ -95,6 +105,7 @@ def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     )
     architecture = Architecture("resnet8", num_classes=10, channels=1, image_size=8, width=2)
     search = MadeSearch(LocalNodes(where / "runs"), config, architecture, "0" * 64).make(("signed_mask", "retrain"))
+    # Phase: import the tool, start a server and deliver
     spec = importlib.util.spec_from_file_location("lineage_tool_asked", TOOL)
     assert spec is not None and spec.loader is not None
     tool = importlib.util.module_from_spec(spec)
@@ -129,7 +140,7 @@ def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_list(asked: Asked, options: str, expected: str) -> None:
     assert asked.names(asked.json("list", *options.split())["nodes"]) == expected.split()
     shown = asked.ask("list", *options.split())
-    assert len(shown.splitlines()) == 1 + len(expected.split()) and ("nothing like that" in shown) == (not expected)
+    assert len(shown.splitlines()) == 1 + len(expected.split()) and ("no run matches" in shown) == (not expected)
     for name in expected.split():
         assert asked.run_id(name)[:8] in shown
 
@@ -179,7 +190,9 @@ def test_diff(asked: Asked) -> None:
     assert asked.names(answer["nodes"]) == ["L01", "L02"]
     assert answer["differences"]["what"] == {"level": ["01", "02"]}
     masks = answer["masks"]["all_layers"]
-    assert masks["kept_both"] == masks["kept_b"] == int(0.8 * masks["kept_a"])  # nested: all that b keeps, a keeps
+    assert (
+        masks["kept_both"] == masks["kept_b"] == int(0.8 * masks["kept_a"])
+    )  # nested: b keeps only weights that a keeps
     assert masks["mask_overlap"] == masks["kept_b"] / masks["kept_a"]
     text = asked.ask("diff", asked.run_id("L01"), asked.run_id("L02"))
     assert f"{masks['kept_both']:,} both" in text and "signs agree" in text and "layer3.0.conv2.weight" in text
@@ -216,7 +229,7 @@ def test_bundle_and_import_into_another_store(asked: Asked, empty_store: Path, t
     assert asked.ask("import", str(out), **theirs).count("there already") == 5
     proved = asked.json("verify", "--all", **theirs)
     assert proved["problems"] == [] and proved["checked"]["pruned"] == 2 and proved["checked"]["start"] == 4
-    shown = asked.json("show", run_id, **theirs)  # by the run ID it has with us
+    shown = asked.json("show", run_id, **theirs)  # by its run ID on the first server
     (node,) = (node for node in shown["nodes"] if node["key"] == shown["node"])
     assert node["origin_run_ids"] == [run_id] and node["run_id"] not in (None, run_id)
 
@@ -233,7 +246,7 @@ def test_ui_of_a_server_starts_nothing_and_links_to_it(asked: Asked) -> None:
     assert asked.json("ui", asked.run_id("L01"), experiment="asked")["link"].startswith(f"{asked.uri}/#/experiments/")
 
 
-def test_every_command_was_asked(asked: Asked) -> None:
+def test_every_command_has_a_test(asked: Asked) -> None:
     tried = {"list", "show", "tree", "ancestors", "descendants", "path", "diff"}
     tried |= {"verify", "gc", "export", "bundle", "import", "sync", "page", "ui"}
     assert set(asked.tool.COMMANDS) == tried
@@ -243,6 +256,7 @@ def test_every_command_was_asked(asked: Asked) -> None:
 
 
 def test_three_lines_in_a_notebook(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Phase: the three lines of the documentation, with default paths
     run_id = asked.run_id("L02")
     monkeypatch.chdir(asked.where)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", asked.uri)
@@ -253,6 +267,7 @@ def test_three_lines_in_a_notebook(asked: Asked, monkeypatch: pytest.MonkeyPatch
     names = [node.name for node in lineage.ancestors(store, run_id)]
 
     assert [name.split()[0] for name in names] == ["made-up", "L00", "L01"]
+    # Phase: graph queries
     keys = asked.search.keys
     assert [node.key for node in lineage.way(store, run_id, keys["lmc"])][-1] == keys["lmc"]
     assert {node.key for node in lineage.family(store, run_id)} == set(keys.values())
@@ -263,6 +278,7 @@ def test_three_lines_in_a_notebook(asked: Asked, monkeypatch: pytest.MonkeyPatch
     assert [node.key for node in parents] == [keys["L01"]] and len(children) == 2
     query = lineage.Query(kind="level", density=lineage.parse_density("0.1..0.7"))
     assert [node.run_id for node in lineage.newest(store, query=query)] == [run_id]
+    # Phase: differences, verification, and JSON of every result
     assert lineage.diff(store, run_id, run_id).differing_layers == []
     assert lineage.verify(store, run_id).problems == []
     assert lineage.load_signed_mask(run_id).density == pytest.approx(0.64, abs=1e-3)
@@ -274,7 +290,7 @@ def test_three_lines_in_a_notebook(asked: Asked, monkeypatch: pytest.MonkeyPatch
     assert all(json.dumps(answer.to_dict()) for answer in answers)
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_exists() -> None:
     assert all(getattr(lineage, name) is not None for name in lineage.__all__)
     assert set(lineage.__all__) == set(lineage._HOME_OF)
     with pytest.raises(AttributeError, match="no attribute 'ancestor'; public: Difference, "):
@@ -284,8 +300,11 @@ def test_every_public_name_is_there() -> None:
 # ---------------------------------------------------------------------- requests
 
 
-def test_few_requests_whatever_the_number_of_runs(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Counted on the wire; then once more with 30 runs more in the store."""
+def test_the_number_of_requests_does_not_grow_with_the_number_of_runs(
+    asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Count HTTP requests per query, before and after adding 30 runs."""
+    # Phase: count the requests of each query
     sent: list[str] = []
     send = requests.Session.send
 
@@ -295,7 +314,7 @@ def test_few_requests_whatever_the_number_of_runs(asked: Asked, monkeypatch: pyt
 
     monkeypatch.setattr(requests.Session, "send", counted)
     run_id = {name: asked.run_id(name) for name in ("L02", "lmc", "search")}
-    nowhere = asked.where / "none"  # so that nothing is answered from local nodes
+    nowhere = asked.where / "none"  # no local runs, so that the server answers every query
 
     def count() -> dict[str, int]:
         questions = {
@@ -311,9 +330,10 @@ def test_few_requests_whatever_the_number_of_runs(asked: Asked, monkeypatch: pyt
         for name, question in questions.items():
             sent.clear()
             question(lineage.open_store(nowhere, asked.uri))
-            made[name] = len(sent) - 1  # the first asks for a sign of life
+            made[name] = len(sent) - 1  # the first request checks that the server is reachable
         return made
 
+    # Phase: add 30 runs and count again
     before = count()
     client = asked.store.server.client()
     run = client.get_run(run_id["L02"])
@@ -322,6 +342,6 @@ def test_few_requests_whatever_the_number_of_runs(asked: Asked, monkeypatch: pyt
         key = f"{number:04x}{asked.search.keys['L02'][4:]}"
         client.create_run(run.info.experiment_id, tags=tags | {"harness.key": key, "harness.root": "f" * 64})
     assert count() == before
-    # one lists the experiments, the others are pages of runs; of a mask: run, logged model, file
+    # `list` requests the experiments and one page of runs; a mask needs the run, its model and the file
     assert before["list"] == 2 and before["load_signed_mask"] == 3
     assert max(before.values()) <= 5

@@ -1,4 +1,4 @@
-"""Asking across searches: filters that agree for delivered and local nodes, relatives in other families."""
+"""Test queries across searches, with equal results for delivered and local runs."""
 
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -15,7 +15,10 @@ from tests.lineage.lineage_story import START_MS, commit_story, copied_store, ke
 
 
 def commit(store: LineageStore, name: str, kind: str, *parents: tuple[str, str], number: int = 50) -> Path:
-    """Commit a small node whose parents are named in the story."""
+    """Commit an empty local run.
+
+    Parents are given as (short name, relation).
+    """
     start = START_MS + 10_000 * number
     made = tuple(Parent(key_of(parent), relation) for parent, relation in parents)
     store.local.commit(
@@ -27,7 +30,11 @@ def commit(store: LineageStore, name: str, kind: str, *parents: tuple[str, str],
 
 
 def two_searches(store: LineageStore) -> dict[str, Path]:
-    """Return the story and a second search beside it, with a comparison across both and a report on that."""
+    """Commit two searches, a comparison across them and a report.
+
+    Returns:
+        The directory of each local run by its short name.
+    """
     paths = commit_story(store.local)
     paths["other search"] = commit(store, "other search", "search", number=20)
     paths["other level"] = commit(store, "other level", "level", ("other search", "initialised-from"), number=21)
@@ -41,7 +48,10 @@ def two_searches(store: LineageStore) -> dict[str, Path]:
 def searches(
     empty_store: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 ) -> LineageStore:
-    """Two searches in MLflow alone, in local nodes alone, or some here and some there; only read."""
+    """Return two searches in MLflow only, local only, or partly delivered.
+
+    Tests must only read them.
+    """
     store = copied_store(empty_store, tmp_path_factory.mktemp(request.param))
     paths = two_searches(store)
     if request.param != "local":
@@ -76,24 +86,24 @@ def test_relatives_in_other_families_are_found(searches: LineageStore) -> None:
     assert names(relatives(searches, node["level 1"])[1]) == ["level 2", "across"]
 
 
-def test_ways(searches: LineageStore) -> None:
+def test_paths_between_runs(searches: LineageStore) -> None:
     def ask(start: str, end: str) -> list[str]:
         return names(way(searches, find_node(searches, key_of(start)), find_node(searches, key_of(end))))
 
     assert ask("search", "level 2") == ["search", "level 0", "level 1", "level 2"]
     assert ask("level 2", "search") == ["level 2", "level 1", "level 0", "search"]
     assert ask("level 0", "report") == ["level 0", "level 1", "across", "report"]
-    # neither came from the other: through what was made from both, or what both came from
+    # neither is an ancestor of the other: the path goes through a common descendant or ancestor
     assert ask("other level", "level 0") == ["other level", "across", "level 1", "level 0"]
     assert ask("dense", "signed_mask") == ["dense", "lmc", "signed_mask"]
     nodes = way(searches, find_node(searches, key_of("level 1")), find_node(searches, key_of("level 0")))
     assert path_steps(nodes) == [{"from": key_of("level 0"), "to": key_of("level 1"), "relation": "pruned-from"}]
 
 
-def test_no_way(store: LineageStore) -> None:
+def test_unrelated_runs_have_no_path(store: LineageStore) -> None:
     commit_story(store.local)
     commit(store, "alone", "search")
-    with pytest.raises(LookupError, match="nothing to do with each other"):
+    with pytest.raises(LookupError, match="are not related"):
         way(store, find_node(store, key_of("alone")), find_node(store, key_of("level 1")))
 
 
@@ -105,7 +115,7 @@ def test_no_way(store: LineageStore) -> None:
         (Query(method="aws", kind="training"), ["dense", "signed_mask"]),
         (Query(method="lrr"), []),
         (Query(network="resnet20", level=1), ["level 1"]),
-        # 0.8 and 0.64; the search and the comparison have none
+        # levels 1 and 2 have densities 0.8 and 0.64; the search and the comparison have no density
         (Query(density=parse_density("0.64..0.8")), ["signed_mask", "level 2", "level 1"]),
         (Query(density=parse_density("0.64"), kind="level"), ["level 2"]),
         (Query(density=parse_density("0.1..0.639")), []),
@@ -119,14 +129,14 @@ def test_filters_mean_the_same_for_delivered_and_local_nodes(
     assert names(newest(searches, 2, query)) == expected[:2]
 
 
-def test_the_newest_are_of_both_kinds(searches: LineageStore) -> None:
+def test_newest_mixes_delivered_and_local_runs(searches: LineageStore) -> None:
     everything = names(newest(searches))
     assert everything[:4] == ["report", "across", "other level", "other search"] and len(everything) == 11
     for limit in range(1, 11):
         assert names(newest(searches, limit)) == everything[:limit]
 
 
-def test_experiments(store: LineageStore) -> None:
+def test_filter_by_experiment(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["dense"])
     open_store(store.local.directory, store.tracking_uri, "elsewhere").deliver(paths["search"])
@@ -173,7 +183,9 @@ def test_the_index_follows_the_nodes_and_can_be_lost(store: LineageStore) -> Non
     assert index.top(key_of("lmc")) == key_of("search")
     file = store.local.directory / INDEX
     whole, stamp = file.read_bytes(), file.stat().st_mtime_ns
-    assert LocalIndex(store.local).entries == index.entries and file.stat().st_mtime_ns == stamp  # not written again
+    assert (
+        LocalIndex(store.local).entries == index.entries and file.stat().st_mtime_ns == stamp
+    )  # the file was not rewritten
     commit(store, "later", "search")
     assert key_of("later") in LocalIndex(store.local).entries
     for damaged in (b"", b"[]", b"{}", b"[" * 100_000, whole[:-9], whole.replace(b'"format":2', b'"format":0')):

@@ -1,4 +1,7 @@
-"""Runs given away and taken in: the same bits, nothing lost, nothing overwritten, nothing believed."""
+"""Test bundles: export runs, import them elsewhere, and refuse tampered bundles.
+
+An import keeps every byte, overwrites no run and checks every digest and path.
+"""
 
 import json
 import shutil
@@ -29,7 +32,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 
 @pytest.fixture
 def theirs(empty_store: Path, tmp_path: Path) -> LineageStore:
-    """Somebody else's store."""
+    """Return the store of another user, who imports the bundle."""
     (tmp_path / "theirs").mkdir()
     shutil.copy(empty_store, tmp_path / "theirs" / "mlflow.db")
     return open_store(tmp_path / "theirs" / "runs", f"sqlite:///{tmp_path}/theirs/mlflow.db", "theirs")
@@ -50,7 +53,10 @@ def tree(directory: Path) -> dict[str, bytes]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("from_mlflow", [False, True])
-def test_there_and_back(store: LineageStore, theirs: LineageStore, tmp_path: Path, from_mlflow: bool) -> None:
+def test_an_imported_bundle_has_the_same_bytes(
+    store: LineageStore, theirs: LineageStore, tmp_path: Path, from_mlflow: bool
+) -> None:
+    # Phase: export a final training with its ancestors
     paths = commit_story(store.local)
     original = {name: tree(path) for name, path in paths.items()}
     run_ids = {name: store.deliver(path) for name, path in paths.items()}
@@ -61,12 +67,13 @@ def test_there_and_back(store: LineageStore, theirs: LineageStore, tmp_path: Pat
     assert made == {key_of(name) for name in ("search", "level 0", "level 1", "level 2", "signed_mask")}
     done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    # Phase: import the bundle and compare every file
     assert set(take(theirs, out).values()) == {"new"}
     for name in ("search", "level 0", "level 1", "level 2", "signed_mask"):
         directory = theirs.local.find(key_of(name))
         assert directory is not None and tree(directory) == original[name]
         theirs.deliver(directory)
-    # found by the run ID it had, local or in MLflow alone
+    # Phase: look up the run by its original run ID: first locally, then only in MLflow
     for _ in range(2):
         node = find_node(theirs, run_ids["level 2"][:9])
         assert node.key == key_of("level 2") and node.run_id != run_ids["level 2"]
@@ -76,13 +83,14 @@ def test_there_and_back(store: LineageStore, theirs: LineageStore, tmp_path: Pat
     assert torch.equal(mask.signs["conv.weight"], signed_mask(2).signs["conv.weight"])
     with pytest.raises(LookupError):
         load_signed_mask(run_ids["dense"], theirs.tracking_uri, tmp_path / "none")
-    # given on, it keeps all its names
+    # Phase: exported again, the run keeps its run IDs of both stores
     again = bundle(theirs, tmp_path / "again", "level 2")
     (item,) = (item for item in read_bundle(again) if item.key == key_of("level 2"))
     assert item.run_ids == (node.run_id, run_ids["level 2"])
 
 
 def test_without_checkpoints(store: LineageStore, theirs: LineageStore, tmp_path: Path) -> None:
+    # Phase: export without checkpoints, import and deliver
     commit_story(store.local)
     out = bundle(store, tmp_path / "bundle", "level 2", "lmc")
     assert not list(out.rglob("*checkpoint*")) and not list(out.rglob("theta_init*"))
@@ -92,7 +100,8 @@ def test_without_checkpoints(store: LineageStore, theirs: LineageStore, tmp_path
     node = find_node(theirs, key_of("level 2"))
     assert node.absent == ("checkpoint.safetensors",) and run_id
     shutil.rmtree(tmp_path / "runs")
-    for _ in range(2):  # local, then from MLflow alone
+    # Phase: load the mask, first from the local run, then from MLflow; the checkpoint is refused
+    for _ in range(2):
         mask = load_signed_mask(node.run_id or "", theirs.tracking_uri, theirs.local.directory)
         assert torch.equal(mask.signs["conv.weight"], signed_mask(2).signs["conv.weight"])
         with pytest.raises(ValueError, match="checkpoint.safetensors.* on purpose"):
@@ -100,9 +109,9 @@ def test_without_checkpoints(store: LineageStore, theirs: LineageStore, tmp_path
         with pytest.raises(ValueError, match="removed on purpose on .*made with --checkpoints"):
             load_checkpoint(key_of("level 2"), theirs.tracking_uri, theirs.local.directory)
         shutil.rmtree(theirs.local.directory)
-        directory = theirs.find(key_of("level 2"))  # fetched whole, but for what was left out
+        directory = theirs.find(key_of("level 2"))  # fetches every file except the omitted checkpoint
         assert directory is not None and read_absent_files(directory).keys() == {"checkpoint.safetensors"}
-    # what is there is proved, and what is not is said
+    # Phase: verify the existing files; the absent ones give notes
     findings = Findings()
     for place in all_nodes(theirs, findings).values():
         if place.directory is not None and place.record is not None:
@@ -113,7 +122,9 @@ def test_without_checkpoints(store: LineageStore, theirs: LineageStore, tmp_path
     assert [note.what for note in findings.notes if note.key == key_of("level 2")]
 
 
-def test_twice_is_once_and_a_fuller_one_completes(store: LineageStore, theirs: LineageStore, tmp_path: Path) -> None:
+def test_importing_twice_changes_nothing_and_a_fuller_bundle_adds_checkpoints(
+    store: LineageStore, theirs: LineageStore, tmp_path: Path
+) -> None:
     commit_story(store.local)
     small = bundle(store, tmp_path / "small", "level 1")
     full = bundle(store, tmp_path / "full", "level 1", checkpoints=True)
@@ -125,7 +136,7 @@ def test_twice_is_once_and_a_fuller_one_completes(store: LineageStore, theirs: L
     assert found["aws resnet20 L01 d0.800"] == "completed with checkpoint.safetensors"
     loaded = load_checkpoint(key_of("level 1"), theirs.tracking_uri, theirs.local.directory)
     assert torch.equal(loaded.params["conv.weight"], checkpoint(1).params["conv.weight"])
-    assert set(take(theirs, small).values()) == {"there already"}  # and the smaller one takes nothing away
+    assert set(take(theirs, small).values()) == {"there already"}  # the smaller bundle removes no file
     load_checkpoint(key_of("level 1"), theirs.tracking_uri, theirs.local.directory)
 
 
@@ -144,7 +155,7 @@ def test_another_result_under_the_same_key_is_refused(
     with pytest.raises(ValueError, match="here already with another signed_mask.safetensors.*Nothing was imported"):
         take(theirs, out)
     assert tree(theirs.local.directory) == before
-    # the same result with another record (made here, at another time) stays as it is
+    # equal files under a different record, from an independent run with this key: the local record stays
     shutil.rmtree(theirs.local.directory)
     mine = LineageRecord(record.key, "level", "mine", parents=record.parents)
     level = store.local.find(record.key) or Path()
@@ -155,8 +166,13 @@ def test_another_result_under_the_same_key_is_refused(
 
 
 @pytest.mark.long
-def test_nothing_half_is_left_by_a_kill(store: LineageStore, theirs: LineageStore, tmp_path: Path) -> None:
-    """SIGKILL before and after nodes get their names; the same command then goes on."""
+def test_a_killed_import_leaves_only_whole_runs_and_resumes(
+    store: LineageStore, theirs: LineageStore, tmp_path: Path
+) -> None:
+    """Kill an import at three points, then run it to the end.
+
+    The kills come before and after a directory's rename.
+    """
     commit_story(store.local)
     out = bundle(store, tmp_path / "bundle", "level 2", checkpoints=True)
     command = ["import", str(out), "--offline", "--runs", str(theirs.local.directory)]
@@ -172,9 +188,7 @@ def test_nothing_half_is_left_by_a_kill(store: LineageStore, theirs: LineageStor
     assert not list(theirs.local.directory.glob(".tmp-*"))
 
 
-def test_a_bundle_that_was_interrupted_is_no_bundle(
-    store: LineageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_export_leaves_no_bundle(store: LineageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit_story(store.local)
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match="is there already"):
@@ -195,7 +209,7 @@ def node_of(directory: Path, name: str) -> Path:
 
 
 def reseal(directory: Path, name: str, change: dict[str, object]) -> None:
-    """Give a node of a bundle a record with other values, all digests above it made to fit."""
+    """Change a run's record in a bundle, and its digest to match."""
     path = node_of(directory, name) / "record.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     manifest = json.loads((directory / "bundle.json").read_text())
@@ -256,10 +270,10 @@ def test_a_hostile_bundle_is_refused_and_changes_nothing(store: LineageStore, tm
 
 
 @pytest.mark.parametrize("form", ["json", "graphml"])
-def test_export_comes_back(store: LineageStore, tmp_path: Path, form: str) -> None:
+def test_an_exported_graph_reads_back_unchanged(store: LineageStore, tmp_path: Path, form: str) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["level 0"])
-    nodes = [node for node in newest(store, limit=None) if node.key != key_of("dense")]  # a parent that is not given
+    nodes = [node for node in newest(store, limit=None) if node.key != key_of("dense")]  # leave one parent out
     path = tmp_path / "out"
     write_export(nodes, path, form)
     with pytest.raises(FileExistsError):
@@ -278,7 +292,7 @@ def test_export_comes_back(store: LineageStore, tmp_path: Path, form: str) -> No
     assert graph.nodes[key_of("dense")] == {"kind": "missing", "name": key_of("dense")[:16]}
 
 
-def test_names_that_xml_cannot_hold_are_written_out(tmp_path: Path) -> None:
+def test_characters_that_xml_forbids_are_escaped(tmp_path: Path) -> None:
     hostile = '<a>&\x1b[31m\x00"]]>'
     nodes = LocalNodes(tmp_path / "runs")
     nodes.commit(LineageRecord(key_of("x"), "search", hostile), lambda directory: None)

@@ -1,4 +1,4 @@
-"""tools/lineage.py as a person runs it, and its parts."""
+"""Test the commands of tools/lineage.py and the queries behind them."""
 
 import json
 import os
@@ -16,8 +16,9 @@ from tests.warm import warm
 
 
 @pytest.mark.long
-def test_from_a_shell(store: LineageStore) -> None:
-    """Once as a user does it: the default places below the working directory, nothing on standard error."""
+def test_tree_and_show_from_a_shell(store: LineageStore) -> None:
+    """Run the tool in a cold process with its default paths."""
+    # Phase: print the tree of a delivered run
     paths = commit_story(store.local)
     run_id = store.deliver(paths["level 2"])
     environment = {**os.environ, "MLFLOW_TRACKING_URI": ""}
@@ -36,15 +37,15 @@ def test_from_a_shell(store: LineageStore) -> None:
         "seeds",
         "run",
         "date",
-        "came",
-        "by",
+        "relation",
     ]
     assert lines[1].startswith("aws resnet20 digits s1") and "◀" in lines[4] and run_id[:8] in lines[4]
     assert lines[5].startswith("    └── signed_mask") and f"{key_of('signed_mask')[:8]}*" in lines[5]
     assert "sync" in lines[-1]
+    # Phase: an unknown run ID gives one line on standard error and exit status 1
     done = warm(there, TOOL, "show", "f" * 32, MLFLOW_TRACKING_URI="")
     assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run or node begins with 'ffff")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("error: no run ID or key begins with 'ffff")
 
 
 def test_list_sync_list(
@@ -63,7 +64,7 @@ def test_list_sync_list(
     ask(tool, store, monkeypatch, "sync", "--experiment", "test")
     assert capsys.readouterr().out.count("→ run") == 5
     ask(tool, store, monkeypatch, "sync", "--experiment", "test")
-    assert "everything was delivered already" in capsys.readouterr().out
+    assert "all runs were delivered already" in capsys.readouterr().out
     ask(tool, store, monkeypatch, "list", "--limit", "2")
     out = capsys.readouterr().out
     assert len(out.splitlines()) == 3 and "*" not in out
@@ -109,7 +110,7 @@ def test_ambiguous_short_and_odd_ids(store: LineageStore) -> None:
     monkey.undo()
 
 
-def test_local_nodes_alone(store: LineageStore) -> None:
+def test_local_runs_without_a_server(store: LineageStore) -> None:
     commit_story(store.local)
     alone = LineageStore(None, store.local)
     assert len(newest(alone)) == 7 and all(node.run_id is None for node in newest(alone))

@@ -1,4 +1,4 @@
-"""What a person reads on a run's page, and that nobody's name or tag becomes more than text there."""
+"""Test the description of a run in MLflow and its escaping."""
 
 import re
 import shlex
@@ -55,12 +55,12 @@ def test_a_level_links_to_its_parents_and_children(store: LineageStore) -> None:
     record = store.local.load(key_of("level 1"))
     note = found[key_of("level 1")]
     for digest in (*record.files.values(), store.local.load(key_of("level 0")).files["signed_mask.safetensors"]):
-        assert f"`{digest[:24]}…`" in note  # what it made, and what it used
+        assert f"`{digest[:24]}…`" in note  # its own files, and its parent's mask
     assert "5.00 %" in note and "c0ffee" in note and f'load_signed_mask("{ids["level 1"]}")' in note
     assert "nothing yet" in found[key_of("lmc")].split("\n")[2] and link("dense") in found[key_of("lmc")]
 
 
-def test_what_a_person_wrote_there_stays(store: LineageStore) -> None:
+def test_text_that_a_user_added_to_a_note_is_kept(store: LineageStore) -> None:
     paths = commit_story(store.local)
     run_id = store.deliver(paths["level 0"])
     client = MlflowClient(store.tracking_uri)
@@ -74,7 +74,7 @@ def test_what_a_person_wrote_there_stays(store: LineageStore) -> None:
 
 
 def test_names_and_tags_are_only_text() -> None:
-    """As a Markdown renderer that lets HTML pass shows it."""
+    """Render descriptions with a Markdown renderer that allows HTML."""
     from markdown_it import MarkdownIt
 
     node = summary(HOSTILE, tags={"method": HOSTILE, "data": HOSTILE, "launch.command": "```\n</pre><script>"})
@@ -88,7 +88,7 @@ def test_names_and_tags_are_only_text() -> None:
         assert "<script" not in html and "<img" not in html and "<h1" not in html and "<b>" not in html
         targets = set(re.findall('href="([^"]*)"', html))
         assert targets == {f"#/experiments/7/runs/{'0' * 32}"}
-        assert html.count("alert(1)") >= 4 and "&lt;/pre&gt;&lt;script&gt;" in html  # it is shown
+        assert html.count("alert(1)") >= 4 and "&lt;/pre&gt;&lt;script&gt;" in html  # the text is visible
 
 
 def test_a_long_command_is_wrapped_and_means_the_same() -> None:

@@ -1,4 +1,4 @@
-"""What differs between two nodes is shown, and nothing else."""
+"""Test the comparison of two runs by settings, code, seeds and masks."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def record(**given: object) -> LineageRecord:
     return LineageRecord(key_of("x"), "level", "x", **{**values, **given})  # type: ignore[arg-type]
 
 
-def test_only_what_differs_by_section() -> None:
+def test_differences_are_grouped_by_section() -> None:
     assert differences(record(), record()) == {}
     config = json.loads(json.dumps(record().config))
     config["search"]["optim"]["lr"] = 0.2
@@ -54,7 +54,7 @@ def test_masks_layer_by_layer(store: LineageStore, delivered: bool) -> None:
         store = open_store(store.local.directory, store.tracking_uri)
     one, two = find_node(store, key_of("level 1")), find_node(store, key_of("level 2"))
     found = diff(store, one, two)
-    a, b = signed_mask(1), signed_mask(2)  # counted anew, weight by weight
+    a, b = signed_mask(1), signed_mask(2)  # count again in plain Python, weight by weight
     kept_a, kept_b = (
         a.mask.tensors["conv.weight"].reshape(-1).tolist(),
         b.mask.tensors["conv.weight"].reshape(-1).tolist(),
@@ -83,7 +83,7 @@ def test_masks_that_cannot_be_compared(store: LineageStore) -> None:
     node = {name: find_node(store, key_of(name)) for name in ("vgg", "level 1", "lmc")}
     found = diff(store, node["level 1"], node["vgg"])
     assert found.layers is None and found.sections["what"]["model"] == ("resnet20", "vgg11")
-    assert found.why_no_masks == "they are of different networks (resnet20 and vgg11): their masks are not comparable"
+    assert found.why_no_masks == "their networks differ (resnet20 and vgg11), so their masks cannot be compared"
     assert found.to_dict()["masks"] == {"comparable": False, "why": found.why_no_masks}
     assert diff(store, node["lmc"], node["vgg"]).why_no_masks == "lmc signed_mask dense (analysis) has no signed mask"
     (store.local.directory / f"level-{key_of('vgg')[:16]}" / "signed_mask.safetensors").write_bytes(b"altered")

@@ -1,4 +1,4 @@
-"""The graph's answers against a story written down by hand."""
+"""Test graph queries against small graphs written by hand."""
 
 import pytest
 
@@ -35,11 +35,11 @@ def test_no_path_and_unknown_node(graph: LineageGraph[LineageRecord]) -> None:
     with pytest.raises(LookupError, match=r"c \(.*was not made from alone"):
         graph.path(key_of("alone"), key_of("c"))
     for ask in (graph.ancestors, graph.descendants, graph.children):
-        with pytest.raises(LookupError, match="no lineage node"):
+        with pytest.raises(LookupError, match="no run with key"):
             ask(key_of("nobody"))
 
 
-def test_missing_parent_and_cycle_are_reported_and_asking_still_answers() -> None:
+def test_missing_parents_and_cycles_are_reported_and_queries_still_work() -> None:
     graph = LineageGraph([level("a", "c"), level("b", "a"), level("c", "b"), level("d", "gone")])
     missing, cycle = graph.verify()
     assert "d (" in missing and key_of("gone")[:16] in missing and "missing" in missing
@@ -48,11 +48,11 @@ def test_missing_parent_and_cycle_are_reported_and_asking_still_answers() -> Non
 
 
 def test_self_parent_is_a_cycle() -> None:
-    assert LineageGraph([level("a", "a")]).verify() == ["cycle: a → a; a node cannot come from itself"]
+    assert LineageGraph([level("a", "a")]).verify() == ["cycle: a → a; a run cannot be its own ancestor"]
 
 
 def test_two_nodes_of_one_key_are_refused() -> None:
-    with pytest.raises(ValueError, match="two nodes have the key"):
+    with pytest.raises(ValueError, match="two runs have the key"):
         LineageGraph([level("a"), level("a")])
 
 

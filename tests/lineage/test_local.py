@@ -1,4 +1,4 @@
-"""Local nodes: whole or not at all, readable by stock tools, and every altered byte is found."""
+"""Test local runs: atomic commits, stock tools, and detection of altered bytes."""
 
 import errno
 import hashlib
@@ -58,7 +58,7 @@ def test_committed_node_is_read_back_and_checked_by_sha256sum(tmp_path: Path) ->
     assert [r.key for r in nodes.records()] == [KEY]
 
 
-def test_committing_an_existing_key_returns_what_is_there(tmp_path: Path) -> None:
+def test_committing_an_existing_key_returns_the_existing_record(tmp_path: Path) -> None:
     nodes = LocalNodes(tmp_path)
     first = nodes.commit(make_record(), write_two_files)
 
@@ -189,8 +189,8 @@ def test_full_disk_is_one_line_with_path_and_bytes(tmp_path: Path, raised: Excep
     assert str(tmp_path) in message and "1,234 bytes" in message and "No space left" in message
 
 
-def test_unwritable_place_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")  # root may write everywhere, so a file stands where a directory is needed
+def test_an_unwritable_directory_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")  # a file in place of a directory fails even for root
     with pytest.raises(OSError, match="Not a directory"):
         LocalNodes(tmp_path / "file" / "runs").commit(make_record(), write_two_files)
 
@@ -208,7 +208,7 @@ def test_every_altered_byte_is_found(tmp_path: Path) -> None:
             altered = bytearray(original)
             altered[position] ^= bit
             path.write_bytes(altered)
-            with pytest.raises(ValueError, match=r"altered|not a whole|allowed are"):
+            with pytest.raises(ValueError, match=r"altered|not a complete|allowed are"):
                 for name in record.files:
                     nodes.open_file(KEY, name)
         path.write_bytes(original)

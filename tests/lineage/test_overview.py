@@ -1,4 +1,4 @@
-"""What a search's root run shows in MLflow: the whole graph as a picture, as a page and as a table of links."""
+"""Test the picture, page and links on a search's MLflow run."""
 
 import re
 import shutil
@@ -29,7 +29,7 @@ def root_of(store: LineageStore) -> tuple[MlflowClient, str]:
 
 
 def shown(store: LineageStore) -> tuple[str, str, str]:
-    """Return (description, SVG, HTML) of the search."""
+    """Return description, SVG and HTML of the search's run."""
     client, run_id = root_of(store)
     picture, page = (Path(client.download_artifacts(run_id, name)).read_text() for name in (PICTURE, PAGE))
     return client.get_run(run_id).data.tags[NOTE_TAG], picture, page
@@ -45,7 +45,9 @@ def test_the_root_run_carries_the_graph(store: LineageStore) -> None:
     store.show()
     note, svg, page = shown(store)
     assert f"](get-artifact?path={PICTURE}&run_uuid={ids['search']})" in note
-    others = {name: run_id for name, run_id in ids.items() if name != "search"}  # dense too: it was compared
+    others = {
+        name: run_id for name, run_id in ids.items() if name != "search"
+    }  # includes dense, a parent of the comparison
     for run_id in others.values():
         assert f"/runs/{run_id})" in note and f"/runs/{run_id}" in page
     levels = re.findall(r"\[(L\d\d)\]\(\S*/([0-9a-f]{32})\)", note.split("\n")[0])
@@ -55,7 +57,9 @@ def test_the_root_run_carries_the_graph(store: LineageStore) -> None:
     assert links == set(ids.values())
 
 
-def test_it_is_drawn_once_a_minute_and_at_the_end(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_picture_is_redrawn_at_most_once_a_minute_and_at_the_end(
+    store: LineageStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = 0.0
     monkeypatch.setattr(overview.time, "monotonic", lambda: now)
     paths = commit_story(store.local)
@@ -73,10 +77,10 @@ def test_it_is_drawn_once_a_minute_and_at_the_end(store: LineageStore, monkeypat
     monkeypatch.setattr(MlflowClient, "log_artifact", lambda *_, **__: sent.append("again"))
     store.overviews.touch([key_of("search")])
     store.show()
-    assert sent == []  # nothing has changed
+    assert sent == []  # an unchanged picture is not uploaded again
 
 
-def test_sync_draws_what_a_killed_launch_did_not(store: LineageStore) -> None:
+def test_sync_draws_the_picture_that_a_killed_launch_did_not(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.delivery.deliver(paths["lmc"], store.local.load(key_of("lmc")))
     client, run_id = root_of(store)
@@ -107,7 +111,7 @@ def test_a_comparison_is_shown_by_both_searches(store: LineageStore) -> None:
     assert {"lmc across", "L01, density 0.800"} <= texts(Path(path).read_text())
 
 
-def test_what_a_person_wrote_on_the_root_run_stays(store: LineageStore) -> None:
+def test_text_that_a_user_added_to_the_root_run_is_kept(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["level 0"])
     client, run_id = root_of(store)
@@ -119,7 +123,7 @@ def test_what_a_person_wrote_on_the_root_run_stays(store: LineageStore) -> None:
     assert note == mine and "L02, density 0.640" in texts(svg)
 
 
-def test_a_missing_dot_is_said_once_and_loses_nothing(
+def test_a_missing_graphviz_warns_once_and_loses_nothing(
     store: LineageStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = commit_story(store.local)

@@ -1,4 +1,4 @@
-"""The picture of a lineage and the page around it: what is drawn, and that names and tags are only text there."""
+"""Test the lineage page and its picture: contents, links and escaping."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def happened(picture: Picture) -> set[tuple[str, str, str]]:
     return {(names[arrow.tail], arrow.relation, names[arrow.head]) for arrow in picture.arrows}
 
 
-def test_what_is_drawn(store: LineageStore) -> None:
+def test_the_picture_has_all_runs_and_relations(store: LineageStore) -> None:
     picture = picture_of(story(store))
     level = [f"level L{number:02d}, density {0.8**number:.3f}" for number in range(3)]
     made = {(one, "made", "mask signed mask") for one in level}
@@ -59,14 +59,14 @@ def test_what_is_drawn(store: LineageStore) -> None:
         ("training signed_mask", "compared", "analysis comparison"),
         ("training dense", "compared", "analysis comparison"),
     }
-    # one θ_init: the search and both trainings have the same network, data and init_seed
+    # one θ_init, because the search and both trainings share network, data and init_seed
     assert sum(box.kind == "theta_init" for box in picture.boxes) == 1
     (frame,) = picture.frames
     assert (frame.title, frame.key) == ("aws resnet20 digits s1", key_of("search"))
     assert {boxes(picture)[name] for name in frame.boxes} == {*level, "mask signed mask"}
 
 
-def test_the_mask_that_a_training_has_is_that_of_its_ticket(store: LineageStore) -> None:
+def test_the_mask_of_a_training_is_drawn_as_its_tickets(store: LineageStore) -> None:
     picture = picture_of(story(store))
     (arrow,) = (arrow for arrow in picture.arrows if arrow.relation == "masked-by")
     (mask,) = (box for box in picture.boxes if box.name == arrow.tail)
@@ -74,7 +74,10 @@ def test_the_mask_that_a_training_has_is_that_of_its_ticket(store: LineageStore)
 
 
 def test_rewinding_is_drawn(store: LineageStore) -> None:
-    """To θ_init, or to θ_k where the search kept one; methods that go on from the parent's parameters have none."""
+    """Check the arrows from θ_init or θ_k to each rewound level.
+
+    They start at θ_k if the search stored it. Methods that continue from the parent's parameters have no such arrow.
+    """
     arrows = {name: method.drawn_arrow for name, method in METHODS.items() if method.drawn_arrow}
     whole = ("imp", "wr", "magnitude_increase", "snip", "synflow")
     assert arrows == dict.fromkeys(whole, "rewound-to") | {"lrr_bn_rewind": "norm-rewound-to"}
@@ -91,7 +94,7 @@ def test_rewinding_is_drawn(store: LineageStore) -> None:
     assert texts.count(" rewound-to ") == 2
 
 
-def test_missing_parents_unfinished_searches_and_circles_are_drawn() -> None:
+def test_missing_parents_unfinished_searches_and_cycles_are_drawn() -> None:
     def node(name: str, kind: str, *parents: str) -> RunSummary:
         made = tuple(Parent(key_of(parent), "pruned-from") for parent in parents)
         return RunSummary.of(LineageRecord(key_of(name), kind, name, made))
@@ -99,7 +102,7 @@ def test_missing_parents_unfinished_searches_and_circles_are_drawn() -> None:
     alone = picture_of([node("search", "search")])
     assert [box.kind for box in alone.boxes] == ["theta_init"] and not alone.frames
     orphan = picture_of([node("orphan", "level", "gone")])
-    assert ("missing not here", "pruned-from", "level L?") in happened(orphan)
+    assert ("missing not found", "pruned-from", "level L?") in happened(orphan)
     circle = [node("a", "level", "b"), node("b", "level", "a")]
     assert len(picture_of(circle).arrows) == 2
     assert all(draw_svg(picture).count("<svg") == 1 for picture in (alone, orphan, picture_of(circle), picture_of([])))
@@ -155,7 +158,10 @@ def hostile(nodes: Sequence[RunSummary]) -> list[RunSummary]:
 
 
 class Elements(HTMLParser):
-    """Every element of a page with its attributes, as a browser finds them; the text beside scripts and styles."""
+    """Collect all elements of a page with their attributes, and its text.
+
+    Text inside scripts and styles is included.
+    """
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -181,7 +187,7 @@ def test_names_and_tags_are_only_text(store: LineageStore) -> None:
     assert not any(name.lower().startswith("on") for name in attributes)
     texts = [element.text or "" for element in tree.iter(f"{SVG}text")]
     shown = HOSTILE.split("\n")[0].replace("\x1b", r"\x1b").replace("\u202e", r"\u202e")
-    assert any(shown in text for text in texts)  # letter for letter, entities and backslashes too
+    assert any(shown in text for text in texts)  # every character as given, entities and backslashes too
 
     html, problem = page(HOSTILE, nodes, ui_root(None))
     assert problem is None and "\x1b" not in html and "\u202e" not in html
@@ -189,7 +195,7 @@ def test_names_and_tags_are_only_text(store: LineageStore) -> None:
     tags = [tag for tag, _ in elements.found]
     assert tags.count("script") == 2 and tags.count("style") == 1 and "img" not in tags and "b" not in tags
     assert not any(name.startswith("on") or name == "style" for _, attrs in elements.found for name in attrs)
-    assert not any(tag == "a" and "href" in attrs for tag, attrs in elements.found)  # no run of theirs is linked
+    assert not any(tag == "a" and "href" in attrs for tag, attrs in elements.found)  # invalid run IDs become no link
     assert "<script>alert(1)</script>" in elements.text
 
 
@@ -216,7 +222,7 @@ def test_the_page_links_to_runs_and_holds_every_run(store: LineageStore) -> None
     data = json.loads(re.search('<script id="data"[^>]*>(.*?)</script>', html, re.DOTALL)[1])
     assert data["runs"].keys() == {key_of(name) for name in paths}
     shapes = {attrs.get("id") for _, attrs in Elements(html).found}
-    assert data["boxes"].keys() | data["arrows"].keys() <= shapes  # the script finds what it speaks of
+    assert data["boxes"].keys() | data["arrows"].keys() <= shapes  # every element that the script refers to exists
 
 
 def test_credentials_in_tags_do_not_reach_the_page(store: LineageStore) -> None:
@@ -239,18 +245,18 @@ def test_addresses_of_the_ui() -> None:
     assert ui_root("https://me:pw@host/base") == "https://host/base/"
     assert ui_root("http://[::1]:5000") == "http://[::1]:5000/"
     for bad in ("http://", 'http://a"b/', "http://a b", "https://me:pw@"):
-        with pytest.raises(ValueError, match="is no address of an MLflow UI") as error:
+        with pytest.raises(ValueError, match="is not the address of an MLflow UI") as error:
             ui_root(bad)
         assert "pw" not in str(error.value)
 
 
-def test_without_graphviz(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_without_graphviz(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = story(store)
     monkeypatch.setenv("PATH", "")
     with pytest.raises(DrawingError, match="apt-get install graphviz"):
         draw_svg(picture_of(nodes))
     html, problem = page("all", nodes, ui_root(None))
-    assert problem is not None and "no `dot` here" in html and html.count("<tr data-key") == len(nodes)
+    assert problem is not None and "`dot` is missing" in html and html.count("<tr data-key") == len(nodes)
     monkeypatch.setitem(sys.modules, "graphviz", None)
     with pytest.raises(DrawingError, match="pip install graphviz"):
         draw_svg(picture_of(nodes))
@@ -263,6 +269,7 @@ def test_the_command(
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
 ) -> None:
+    # Phase: write the page of all runs, of one run, and of one experiment
     paths = commit_story(store.local)
     store.deliver(paths["lmc"])
     out = tmp_path / "lineage.html"
@@ -274,6 +281,7 @@ def test_the_command(
     assert run().startswith("7 runs written")
     assert run(key_of("level 1")[:10]).startswith("7 runs") and "<title>aws resnet20 L01" in out.read_text()
     assert json.loads(run("--experiment", "test", "--json"))["num_nodes"] == 7
+    # Phase: wrong options, and a file that this command did not write, are refused
     for arguments, message in (
         (("--experiment", "none"), "no experiment 'none'"),
         (("--experiment", "test", "abcd"), "not both"),
@@ -284,4 +292,4 @@ def test_the_command(
     out.write_text("mine")
     with pytest.raises(SystemExit):
         run()
-    assert "no page of this command" in capsys.readouterr().err and out.read_text() == "mine"
+    assert "not a page of this command" in capsys.readouterr().err and out.read_text() == "mine"

@@ -1,4 +1,4 @@
-"""Levels as versions of a registered model: names and aliases that mean something, also after a kill."""
+"""Test levels as versions of a registered model, also after kills."""
 
 import shutil
 from dataclasses import replace
@@ -20,7 +20,10 @@ NAME = "aws-digits-resnet20"
 
 
 def versions(store: LineageStore) -> dict[str, str]:
-    """Return {alias: key of the level behind it}, and check that each run has one version."""
+    """Return the level's key for each alias.
+
+    Also check that each run has one version.
+    """
     client = MlflowClient(store.tracking_uri)
     found = client.search_model_versions(f"name = '{NAME}'")
     runs = [version.run_id for version in found]
@@ -30,7 +33,7 @@ def versions(store: LineageStore) -> dict[str, str]:
 
 
 def other_search(store: LineageStore, level: int) -> Path:
-    """Commit a level of the same seeds from another schedule."""
+    """Commit a level with equal seeds and different settings."""
     record = store.local.load(key_of(f"level {level}"))
     other = replace(record, key=key_of(f"other {level}"), tags={**record.tags, "settings": "abcdef012345"})
     store.local.commit(other, network_files(level))
@@ -61,7 +64,7 @@ def test_every_level_is_a_version_with_an_alias(store: LineageStore, monkeypatch
     client = MlflowClient(store.tracking_uri)
     (model,) = client.get_run(store.run_id_of_model(f"models:/{NAME}@s1-L01")).outputs.model_outputs
     assert store.run_id_of_model(f"models:/{model.model_id}") == store.run_id_of_model(f"models:/{NAME}/2")
-    # and with stock MLflow
+    # stock MLflow finds the same file by the alias
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(store.tracking_uri))
     from mlflow.artifacts import download_artifacts
 
@@ -76,7 +79,7 @@ def test_an_alias_stays_with_the_search_that_had_it_first(store: LineageStore) -
     store.deliver(other_search(store, 1))
     expected = {"s1-L00": "level 0", "s1-L01": "level 1", "s1-L01-abcdef": "other 1"}
     assert versions(store) == {alias: key_of(name) for alias, name in expected.items()}
-    # a run that was deleted gives its alias back to the same level, delivered again
+    # after its run was deleted, the level gets the same alias at its next delivery
     MlflowClient(store.tracking_uri).delete_run(store.run_id_of_model(f"models:/{NAME}@s1-L01"))
     store.deliver(paths["level 1"])
     assert store.load(store.run_id_of_model(f"models:/{NAME}@s1-L01")).key == key_of("level 1")
@@ -113,7 +116,7 @@ def test_a_kill_at_any_call_leaves_one_version_and_its_alias(
         ("models:/../x", "is no model: give"),
     ],
 )
-def test_what_is_not_there_is_one_clear_line(store: LineageStore, uri: str, complaint: str) -> None:
+def test_an_unknown_model_uri_is_a_one_line_error(store: LineageStore, uri: str, complaint: str) -> None:
     store.deliver(commit_story(store.local)["level 1"])
     with pytest.raises(LookupError, match=complaint):
         load_signed_mask(uri, store.tracking_uri)

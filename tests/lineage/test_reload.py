@@ -1,4 +1,4 @@
-"""A stranger's two lines: a signed mask or a checkpoint by run ID, key or file."""
+"""Test `load_signed_mask` and `load_checkpoint` by run ID, key and file."""
 
 import shutil
 import subprocess
@@ -28,13 +28,13 @@ def test_mask_and_checkpoint_by_run_id_key_and_file(store: LineageStore, monkeyp
     wanted = signed_mask(2)
     for given in (run_id, key_of("level 2"), copy, str(copy)):
         assert equal(load_signed_mask(given, store.tracking_uri, runs).signs, wanted.signs)
-    shutil.rmtree(runs)  # from here on MLflow alone knows
+    shutil.rmtree(runs)  # from here on, only MLflow has the files
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(store.tracking_uri))
     for given in (run_id, key_of("level 2")):
         loaded = load_signed_mask(given)
         assert equal(loaded.signs, wanted.signs) and equal(loaded.mask.tensors, wanted.mask.tensors)
     assert equal(load_checkpoint(run_id).params, checkpoint(2).params)
-    assert not runs.exists()  # a reload leaves nothing behind
+    assert not runs.exists()  # loading creates no local run
 
 
 def test_mask_needs_no_checkpoint(store: LineageStore) -> None:
@@ -46,7 +46,7 @@ def test_mask_needs_no_checkpoint(store: LineageStore) -> None:
     assert equal(load_signed_mask(run_id, store.tracking_uri).signs, signed_mask(1).signs)
 
 
-def test_bad_run_ids_are_one_clear_line(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_run_ids_are_one_line_errors(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = commit_story(store.local)
     analysis = store.deliver(paths["lmc"])
     with pytest.raises(LookupError, match=r"has no signed_mask.safetensors; it has: config.json, curve.json"):
@@ -78,7 +78,7 @@ def test_altered_mask_is_refused(store: LineageStore) -> None:
 
 
 def test_swapped_masks_are_refused(store: LineageStore) -> None:
-    """A mask that is whole, but another run's."""
+    """Replace a run's mask in MLflow by that of another run."""
     paths = commit_story(store.local)
     run_id = store.deliver(paths["level 1"])
     (theirs,) = (p for p in mask_files(store) if p.read_bytes() == (paths["level 0"] / p.name).read_bytes())

@@ -1,4 +1,7 @@
-"""Reading somebody else's store executes nothing, and writes nothing where it should not."""
+"""Test that reading an untrusted store is safe.
+
+It runs no code and writes no file outside its directory.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ HARNESS = Path(__file__).parents[2] / "harness"
 
 
 class Payload:
-    """Unpickled, it leaves a mark."""
+    """Create the file `mark` when unpickled."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -35,7 +38,7 @@ class Payload:
 
 
 def files_of(store: LineageStore, run_id: str) -> Path:
-    """Return where MLflow keeps the files of a run."""
+    """Return the directory in which MLflow stores the files of a run."""
     client = store.server.client()
     model = client.get_run(run_id).outputs.model_outputs[0].model_id
     (found,) = store.local.directory.parent.rglob(f"{model}/artifacts")
@@ -43,14 +46,14 @@ def files_of(store: LineageStore, run_id: str) -> Path:
 
 
 def delivered(store: LineageStore) -> str:
-    """Return a run that is in MLflow alone."""
+    """Deliver a level, delete the local runs and return its run ID."""
     run_id = store.deliver(commit_story(store.local, levels=1)["level 0"])
     shutil.rmtree(store.local.directory)
     return run_id
 
 
 def put(store: LineageStore, run_id: str, name: str, content: bytes) -> None:
-    """Plant a file, with the digest that belongs to it."""
+    """Replace a stored file and set the digest tag that matches it."""
     path = files_of(store, run_id) / name
     path.write_bytes(content)
     store.server.client().set_tag(run_id, f"harness.sha256.{name}", sha256_file(path))
@@ -60,7 +63,7 @@ def test_a_pickle_is_refused_and_not_loaded(store: LineageStore, tmp_path: Path)
     run_id, mark = delivered(store), tmp_path / "executed"
     bomb = pickle.dumps(Payload(mark))
     pickle.loads(bomb)
-    assert mark.exists()  # it does work
+    assert mark.exists()  # the payload works when it is unpickled
     mark.unlink()
     for name in ("checkpoint.safetensors", "signed_mask.safetensors", "record.json"):
         put(store, run_id, name, bomb)
@@ -78,8 +81,11 @@ def test_a_pickle_is_refused_and_not_loaded(store: LineageStore, tmp_path: Path)
     assert not mark.exists()
 
 
-def test_nothing_that_reads_can_execute() -> None:
-    """No pickle, eval or exec, no model's code from MLflow; torch.load reads foreign files, tensors alone."""
+def test_reading_code_uses_no_pickle_or_eval() -> None:
+    """Search the source for pickle, eval, exec and MLflow model loading.
+
+    `torch.load` is allowed only in harness/checkpoint.py and only with `weights_only=True`.
+    """
     forbidden = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "eval", "exec", "pyfunc", "load_model"}
     paths = [*HARNESS.glob("lineage/**/*.py"), *HARNESS.glob("masks/*.py"), HARNESS / "checkpoint.py"]
     assert len(paths) > 20
@@ -88,7 +94,7 @@ def test_nothing_that_reads_can_execute() -> None:
             names = {getattr(node, "id", None), getattr(node, "attr", None), getattr(node, "module", None)}
             names |= {one.name for one in getattr(node, "names", ()) if isinstance(one, ast.alias)}
             if isinstance(node, ast.ImportFrom) and names == {None, "pickle", "UnpicklingError"}:
-                continue  # the error alone, which torch raises for what it refuses
+                continue  # only the exception, which torch.load raises for refused content
             assert not names & forbidden, f"{path}:{getattr(node, 'lineno', '?')}"
             if isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.load":
                 assert path == HARNESS / "checkpoint.py", path
@@ -98,7 +104,10 @@ def test_nothing_that_reads_can_execute() -> None:
 
 @pytest.mark.parametrize("name", ["../escaped", "/tmp/escaped", "a/../../escaped", "..", "a//b", "./a"])
 def test_a_record_cannot_name_a_file_elsewhere(store: LineageStore, tmp_path: Path, name: str) -> None:
-    """Its digest in the run's tags made to fit, and the file there to be taken."""
+    """Plant a record with a path outside its directory.
+
+    Its digest tag matches.
+    """
     run_id = delivered(store)
     record = json.loads((files_of(store, run_id) / "record.json").read_bytes())
     record["files"][name] = "0" * 64
@@ -113,7 +122,7 @@ def test_a_record_cannot_name_a_file_elsewhere(store: LineageStore, tmp_path: Pa
 def test_a_link_in_a_local_store_is_not_followed_out_of_it(store: LineageStore, tmp_path: Path) -> None:
     run_id = delivered(store)
     path = files_of(store, run_id) / "signed_mask.safetensors"
-    path.rename(tmp_path / "secret")  # the very bytes, so that the digest is right
+    path.rename(tmp_path / "secret")  # the same bytes, so that the digest matches
     path.symlink_to(tmp_path / "secret")
     with pytest.raises(ValueError, match="is a link out of the run's files"):
         load_signed_mask(run_id, store.tracking_uri, tmp_path / "none")
@@ -122,11 +131,14 @@ def test_a_link_in_a_local_store_is_not_followed_out_of_it(store: LineageStore, 
         store.find(key_of("level 0"))
 
 
-def test_no_listing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A hostile one says '../x': MLflow would walk it, so it is never seen; and the name asked for is checked."""
+def test_download_never_lists_artifacts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check that a download requests single files and checks each name.
+
+    A hostile server can list '../x', and MLflow's client would follow it.
+    """
 
     def listing(*_: object) -> None:
-        raise AssertionError("a listing of the server was asked for")
+        raise AssertionError("list_artifacts was called")
 
     written: list[str] = []
     monkeypatch.setattr(HttpArtifactRepository, "list_artifacts", listing)
@@ -140,8 +152,10 @@ def test_no_listing_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert written == [str(tmp_path / "d" / "figures" / "a.svg")]
 
 
-def test_tags_of_a_foreign_run_are_only_text(store: LineageStore, capsys: pytest.CaptureFixture[str]) -> None:
-    """What a terminal would obey is written out, wherever it stands."""
+def test_tags_of_a_foreign_run_are_escaped_in_the_terminal(
+    store: LineageStore, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Check that every command escapes control characters in names and tags."""
     from tools.lineage_commands.asking import Diff, List, Show, Tree
     from tools.lineage_commands.store_options import StoreOptions
 

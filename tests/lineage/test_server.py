@@ -1,4 +1,4 @@
-"""The SQLite file of a store: made whole or not at all."""
+"""Test that the SQLite database of a store is created atomically."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ MAKE += "Server(sys.argv[1], 'test', Path('.')).client().search_experiments()"
 
 
 @pytest.mark.long
-def test_killed_while_it_is_made_leaves_no_half_of_it(tmp_path: Path) -> None:
+def test_a_kill_while_the_database_is_made_leaves_no_half_database(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
     killed = warm(tmp_path, "-c", MAKE, uri, **{FAULT_VARIABLE: "database-made:1"})
     assert killed.returncode == -signal.SIGKILL
     assert not (tmp_path / "mlflow.db").exists()
-    assert len(list(tmp_path.iterdir())) == 1  # what was begun, under another name
+    assert len(list(tmp_path.iterdir())) == 1  # the partial database, under a temporary name
     server = Server(uri, "test", tmp_path)
     assert [one.name for one in server.client().search_experiments()] == ["Default"]
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

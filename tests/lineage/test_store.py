@@ -1,4 +1,7 @@
-"""Delivery to MLflow as a stock client sees it: one complete run a node, whatever interrupts it."""
+"""Test delivery to MLflow: one complete run per local run.
+
+Deliveries that are killed, repeated or refused must leave no duplicate and no half-filled run.
+"""
 
 import os
 import shutil
@@ -21,9 +24,9 @@ from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.server import KEY_TAG, Server
 from tests.lineage.lineage_story import START_MS, commit_story, key_of
 
-pytestmark = pytest.mark.long  # a database of MLflow for most of them
+pytestmark = pytest.mark.long  # most of these tests use an MLflow database
 
-# every call that changes the store, in the order of a delivery
+# all client calls that change the store, in the order of a delivery
 SENDING = ["create_experiment", "create_run", "log_batch", "create_logged_model", "log_model_artifacts"]
 SENDING += ["finalize_logged_model", "log_outputs", "log_inputs", "log_artifacts", "log_artifact", "set_tag"]
 SENDING += ["create_registered_model", "create_model_version", "set_registered_model_alias", "set_terminated"]
@@ -36,7 +39,10 @@ def all_runs(store: LineageStore) -> list[Any]:
 
 
 def assert_complete(store: LineageStore, paths: dict[str, Path]) -> None:
-    """Exactly one finished run a node, one READY model of the fixed name, every point once."""
+    """Assert one finished, complete run per local run.
+
+    Each has one READY model, except comparisons, and every metric point once.
+    """
     client = MlflowClient(store.tracking_uri)
     runs = {run.data.tags["harness.key"]: run for run in all_runs(store)}
     assert sorted(runs) == sorted(key_of(name) for name in paths) and len(all_runs(store)) == len(paths)
@@ -57,7 +63,8 @@ def assert_complete(store: LineageStore, paths: dict[str, Path]) -> None:
 @pytest.mark.long
 def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = commit_story(store.local)
-    store.deliver(paths["lmc"])  # everything else is its ancestor
+    # Phase: deliver the comparison, which delivers all its ancestors
+    store.deliver(paths["lmc"])
     assert_complete(store, paths)
     client = MlflowClient(store.tracking_uri)
     runs = {run.data.tags["harness.key"]: run for run in all_runs(store)}
@@ -67,6 +74,7 @@ def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytes
         if (run := runs[key_of(name)]).outputs.model_outputs
     }
 
+    # Phase: each run has its parents' models as inputs
     def inputs(name: str) -> list[str]:
         return sorted(given.model_id for given in runs[key_of(name)].inputs.model_inputs)
 
@@ -75,6 +83,7 @@ def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytes
     assert inputs("signed_mask") == [model["level 2"]]
     assert inputs("lmc") == sorted([model["signed_mask"], model["dense"]])
 
+    # Phase: runs are nested under their search or their parent
     def above(name: str) -> str | None:
         return runs[key_of(name)].data.tags.get("mlflow.parentRunId")
 
@@ -84,13 +93,14 @@ def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytes
     assert above("lmc") == runs[key_of("signed_mask")].info.run_id
     assert above("search") is None and above("dense") is None
 
+    # Phase: tags, parameters and data set of a level
     level = runs[key_of("level 1")]
     assert level.data.tags["level"] == "01" and level.data.tags["harness.root"] == key_of("search")
     assert level.data.params == {"optim.lr": "0.1", "optim.betas": "[0.9, 0.999]", "level": "1"}
     data = level.inputs.dataset_inputs[0].dataset
     assert (data.name, data.digest) == ("digits", key_of("digits")[:36])
     assert level.info.start_time == START_MS + 20_000
-    # the address a stranger would use, through stock MLflow
+    # Phase: download a mask with stock MLflow
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(store.tracking_uri))
     got = download_artifacts(f"runs:/{level.info.run_id}/network/signed_mask.safetensors")
     assert Path(got).read_bytes() == (paths["level 1"] / "signed_mask.safetensors").read_bytes()
@@ -99,18 +109,21 @@ def test_story_is_seen_by_a_stock_client(store: LineageStore, monkeypatch: pytes
 
 
 @pytest.mark.long
-def test_delivering_twice_is_one_run(store: LineageStore) -> None:
+def test_delivery_is_idempotent(store: LineageStore) -> None:
     paths = commit_story(store.local)
     first = store.deliver(paths["lmc"])
     again = open_store(store.local.directory, store.tracking_uri, "test")
     assert again.deliver(paths["lmc"]) == first and list(again.sync()) == []
-    shutil.rmtree(store.local.directory / ".delivered")  # nothing remembered: found by the tag
+    shutil.rmtree(store.local.directory / ".delivered")  # without the cached run IDs, the key's tag finds the run
     assert again.deliver(paths["lmc"]) == first
     assert_complete(store, paths)
 
 
-def test_what_a_slow_server_made_twice_is_removed(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's client sends a request again when no answer came; the first may be carried out all the same."""
+def test_duplicate_runs_of_a_repeated_request_are_removed(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the duplicate run of a request that MLflow's client retried.
+
+    The server may have carried out the first request although its response came too late.
+    """
     paths = commit_story(store.local, levels=1)
     run_id = store.deliver(paths["level 0"])
     client, experiment = MlflowClient(store.tracking_uri), client_experiment(store, run_id)
@@ -130,13 +143,22 @@ def client_experiment(store: LineageStore, run_id: str) -> str:
 
 
 class Killed(BaseException):
-    """Like a SIGKILL, nothing catches it."""
+    """Simulate SIGKILL: no `except Exception` catches it."""
 
 
 def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]:
-    """Let the `stop`-th sending call raise, before or after its work; return a growing list of those done."""
+    """Patch MLflow's client so that call number `stop` raises `Killed`.
+
+    Args:
+        stop: Number of the call in `SENDING` order, from 1.
+        after: Raise after the call took effect instead of before.
+
+    Returns:
+        Names of the completed calls; the list grows during the delivery.
+    """
     calls, done = 0, []
 
+    # Phase: wrap each method so that it counts its call and raises at number `stop`
     def wrapped(name: str, original: Any) -> Any:
         def call(*args: Any, **kwargs: Any) -> Any:
             nonlocal calls
@@ -152,6 +174,7 @@ def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]
 
         return call
 
+    # Phase: patch all methods that change the store
     for name in SENDING:
         monkeypatch.setattr(MlflowClient, name, wrapped(name, getattr(MlflowClient, name)))
     return done
@@ -163,9 +186,13 @@ def die_at(monkeypatch: pytest.MonkeyPatch, stop: int, after: bool) -> list[str]
 def test_killed_at_any_call_and_delivered_again_is_one_complete_run(
     store: LineageStore, monkeypatch: pytest.MonkeyPatch, after: bool, kind: str
 ) -> None:
-    """One node a kill, each delivered again by a fresh store as a new process would."""
+    """Kill a delivery at each client call in turn, then retry.
+
+    Each retry uses a new store, as a new process would.
+    """
     paths = commit_story(store.local, levels=1)
     parent = store.local.load(key_of("level 0"))
+    # Phase: one local run per kill, until a delivery has fewer calls than `stop`
     killed, stop = True, 0
     while killed:
         stop += 1
@@ -179,10 +206,11 @@ def test_killed_at_any_call_and_delivered_again_is_one_complete_run(
                 killed = False
             except Killed:
                 asked = open_store(store.local.directory, store.tracking_uri, "test").run_id_of(record.key)
-                # what may be lost after that is the picture on the search's page
+                # after `set_terminated` only the picture on the search's page is still to be sent
                 assert (asked is not None) == ("set_terminated" in done)
         open_store(store.local.directory, store.tracking_uri, "test").deliver(store.local.path(record))
-    assert stop > (9 if kind == "level" else 6)  # a level takes nine sending calls, an analysis six
+    assert stop > (9 if kind == "level" else 6)  # a level takes nine such calls, a comparison six
+    # Phase: deliver the rest and check the whole store
     for name in ("signed_mask", "dense", "lmc"):
         store.deliver(paths[name])
     assert_complete(store, paths)
@@ -285,7 +313,7 @@ def test_missing_parent_is_named(store: LineageStore) -> None:
     assert all_runs(store) == []
 
 
-def test_parent_known_to_mlflow_alone_is_enough(store: LineageStore) -> None:
+def test_a_parent_that_is_only_in_mlflow_is_enough(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["level 1"])
     for name in ("search", "level 0", "level 1"):
@@ -295,17 +323,15 @@ def test_parent_known_to_mlflow_alone_is_enough(store: LineageStore) -> None:
 
 
 @pytest.mark.long
-def test_remembered_runs_of_a_deleted_store_are_not_believed(
-    store: LineageStore, empty_store: Path, tmp_path: Path
-) -> None:
+def test_cached_run_ids_of_a_deleted_store_are_ignored(store: LineageStore, empty_store: Path, tmp_path: Path) -> None:
     paths = commit_story(store.local)
     first = store.deliver(paths["level 2"])
     client = MlflowClient(store.tracking_uri)
-    for run in all_runs(store):  # still there, but marked as deleted
+    for run in all_runs(store):  # marks them as deleted; the rows stay in the database
         client.delete_run(run.info.run_id)
     second = store.deliver(paths["level 2"])
     assert second != first and store.load(second).key == key_of("level 2")
-    # An empty store where the remembered one was: its name is put into the memory of one that is elsewhere.
+    # simulate an empty database at the cached address: write the new database's address into the cache
     (tmp_path / "new").mkdir()
     shutil.copy(empty_store, tmp_path / "new" / "mlflow.db")
     fresh = open_store(store.local.directory, f"sqlite:///{tmp_path}/new/mlflow.db", "test")
@@ -339,7 +365,7 @@ def test_closed_port_is_quick_and_clear_and_hides_credentials(tmp_path: Path) ->
         message = str(caught.value)
         assert "refused" in message and "\n" not in message
         assert "secret" not in message and "anna" not in message and "127.0.0.1" in message
-    assert store.find(key_of("level 0")) == paths["level 0"]  # local nodes need no server
+    assert store.find(key_of("level 0")) == paths["level 0"]  # local runs need no server
 
 
 @pytest.mark.long
@@ -373,7 +399,7 @@ def test_without_mlflow_nodes_stay_local(tmp_path: Path) -> None:
     assert "ConnectionError: cannot deliver" in done.stderr and "mlflow is not installed" in done.stderr
 
 
-def test_offline_store_asks_nobody(tmp_path: Path) -> None:
+def test_an_offline_store_contacts_no_server(tmp_path: Path) -> None:
     store = open_store(tmp_path / "runs", offline=True)
     paths = commit_story(store.local)
     assert store.find(key_of("level 1")) == paths["level 1"] and store.find(key_of("x")) is None
@@ -399,7 +425,7 @@ def test_foreign_and_unknown_runs(store: LineageStore) -> None:
     assert store.summaries() == []
 
 
-def test_secret_in_a_config_or_tag_does_not_reach_mlflow(store: LineageStore) -> None:
+def test_credentials_in_a_config_or_tag_do_not_reach_mlflow(store: LineageStore) -> None:
     record = LineageRecord(
         key_of("x"), "search", "s", tags={"uri": "http://a:secret@h"}, config={"uri": "https://a:secret@h/x"}
     )

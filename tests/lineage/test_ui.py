@@ -1,4 +1,4 @@
-"""How the MLflow UI opens: the saved view, the link, and the UI that `tools/lineage.py ui` starts."""
+"""Test `tools/lineage.py ui`: the saved view, the link and the process."""
 
 import json
 import re
@@ -26,12 +26,12 @@ pytestmark = pytest.mark.long
 
 
 def saved(store: LineageStore, address: str) -> dict[str, Any]:
-    """Return the saved view that an address names, as the UI reads it."""
+    """Return the saved view in a URL, decoded as MLflow's UI does."""
     experiment, key = re.fullmatch(
         r"#/experiments/(\w+)/runs\?workflowType=machine_learning&viewStateShareKey=([\w-]+)", address
     ).groups()
     envelope = json.loads(MlflowClient(store.tracking_uri).get_experiment(experiment).tags[VIEW_TAG + key])
-    # what MLflow 3.17's own reader asks of an envelope
+    # the UI of MLflow 3.17 requires these two fields
     assert isinstance(envelope["name"], str) and isinstance(envelope["createdAt"], int)
     return {"name": envelope["name"], **json.loads(envelope["state"])}
 
@@ -41,7 +41,7 @@ def test_an_experiment_opens_as_a_tree_with_the_columns_that_matter(store: Linea
     view = open_runs(store, "test")
     state = saved(store, view.address)
     assert (state["name"], state["searchFilter"], view.what) == ("Lineage", "", "all runs of test")
-    # in any other order than that of their start, the UI shows no tree
+    # the UI shows nested runs as a tree only when they are sorted by start time
     assert (state["orderByKey"], state["orderByAsc"]) == ("attributes.start_time", True)
     words = ("method", "kind_of_training", "level", "density", "test_error_percent", "barrier", "init_seed", "sgd_seed")
     assert [re.search("`(.*)`", column)[1] for column in state["selectedColumns"]] == list(words)
@@ -52,7 +52,7 @@ def test_a_run_opens_its_search(store: LineageStore) -> None:
     view = open_runs(store, "test", find_node(store, key_of("signed_mask")))
     state = saved(store, view.address)
     assert view.what == "the runs of aws resnet20 digits s1" and state["name"].endswith("aws resnet20 digits s1")
-    found = store.summaries(state["searchFilter"])  # the UI sends the filter to the same search
+    found = store.summaries(state["searchFilter"])  # the UI uses the same search API
     assert {node.key for node in found} == {
         key_of(name) for name in ("search", "level 0", "level 1", "level 2", "signed_mask", "lmc")
     }
@@ -64,7 +64,7 @@ def test_a_large_experiment_opens_on_its_newest_search(store: LineageStore, monk
     assert open_runs(store, "test").what == "the runs of aws resnet20 digits s1"
 
 
-def test_what_cannot_be_opened_is_said(store: LineageStore) -> None:
+def test_an_unknown_experiment_and_an_undelivered_run_are_errors(store: LineageStore) -> None:
     paths = commit_story(store.local)
     store.deliver(paths["dense"])
     with pytest.raises(LookupError, match="no experiment 'none'"):
@@ -92,7 +92,7 @@ def test_the_command_prints_the_link(
         taken.listen()
         with pytest.raises(SystemExit):
             ask(tool, store, monkeypatch, "ui", "--experiment", "test", "--port", str(taken.getsockname()[1]))
-    assert "is taken" in capsys.readouterr().err
+    assert "is in use" in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -70,5 +70,5 @@ def test_a_record_with_a_wrong_distribution_is_found(experiment: Experiment):
 
 
 def test_a_method_without_alpha_refuses_a_distribution(experiment: Experiment):
-    with pytest.raises(ValueError, match="alpha=zero is of method aws; lrr draws no α"):
+    with pytest.raises(ValueError, match="lrr uses no α: remove alpha=zero"):
         search(experiment.using("lrr", alpha="zero"))

@@ -140,5 +140,5 @@ def test_a_longer_final_training_shares_the_search(experiment: Experiment) -> No
 
 def test_a_ticket_that_does_not_fit_the_other_data_is_refused_before_any_search(experiment, other_data) -> None:
     wide = replace(other_data.config, model=replace(other_data.config.model, width=4), optim=OptimConfig())
-    with pytest.raises(ValueError, match="a ticket that goes over to noise_12 does not fit this network"):
+    with pytest.raises(ValueError, match="a ticket that goes over to noise_12 does not fit the network"):
         FigureRunner(experiment, plan_of(experiment, "transfer", used_on=wide), experiment.beside(wide))

@@ -157,7 +157,7 @@ def test_the_freezing_rule_is_in_the_key_unless_it_is_the_older_one(own: Experim
     assert findings.problems == []
     assert {
         note.what for note in findings.notes if note.key in (older.ticket.key, older.ticket.record.parents[0].key)
-    } == {"its scores were frozen the other way: an epoch before the authors', and exact counts of equal ones"}
+    } == {"its scores were frozen one epoch earlier than in the authors' code, with exact counts despite ties"}
     record = older.ticket.record.config["search"]
     assert search_from_json(record).gem_miner.freezing == "exact"
     del record["gem_miner"]["freezing"]
@@ -202,9 +202,9 @@ def test_a_network_that_contradicts_its_scores_is_found(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_levels": 0}, "num_levels; it must be 1 or more"),
-        ({"order": "paper", "one_shot": True}, "leave out order, one_shot"),
-        ({"initialisation": "kaiming_normal"}, "gem_miner's weights are signed constants"),
+        ({"num_levels": 0}, "num_levels, which must be 1 or more"),
+        ({"order": "paper", "one_shot": True}, "remove order, one_shot"),
+        ({"initialisation": "kaiming_normal"}, "signed constants"),
     ],
 )
 def test_unsupported_options_are_refused(own: Experiment, options: dict, message: str) -> None:

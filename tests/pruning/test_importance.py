@@ -107,7 +107,7 @@ def test_a_snip_mask_without_stored_scores_is_reported_as_unchecked(experiment: 
     findings = proved(experiment, ticket)
     assert findings.problems == [] and findings.checked["pruned"] == 0
     assert [note.what for note in findings.notes if "not checked" in note.what] == [
-        "not checked: its mask, since importance.safetensors is not here"
+        "its mask was not checked: importance.safetensors is missing"
     ]
 
 
@@ -137,7 +137,7 @@ def test_retrain_of_snip_reuses_the_ticket_but_trains_level_0(experiment: Experi
 def test_synflow_refuses_layerwise_pruning(experiment: Experiment) -> None:
     """Check that the option is refused before any run starts."""
     before = set(experiment.config.runs.iterdir())
-    with pytest.raises(ValueError, match="leave out pruning_scope"):
+    with pytest.raises(ValueError, match="remove pruning_scope"):
         search(experiment.using("synflow", pruning_scope="layer", init_seed=77))
     assert set(experiment.config.runs.iterdir()) == before
 

@@ -194,7 +194,7 @@ def test_an_explicit_list_of_densities_is_reached(experiment: Experiment) -> Non
     numel = found.ticket.mask.numel
     assert [n.mask.num_remaining for n in found.levels] == [numel, round(0.5 * numel), round(0.1 * numel)]
     assert proved(experiment, found.ticket).problems == []
-    with pytest.raises(ValueError, match="densities are given for 1 levels and num_levels is 2"):
+    with pytest.raises(ValueError, match="densities has 1 levels, but num_levels is 2"):
         experiment.using("lrr", densities=(0.5,))
     with pytest.raises(ValueError, match="must fall"):
         experiment.using("lrr", densities=(0.5, 0.6))
@@ -244,8 +244,8 @@ def test_the_order_of_algorithm_1_as_printed(experiment: Experiment, name: str) 
 @pytest.mark.parametrize(
     ("method", "options", "message"),
     [
-        ("imp", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of imp are full trainings"),
-        ("aws_full", {"order": "paper"}, "order=paper is Algorithm 1 with short levels; those of aws_full are"),
+        ("imp", {"order": "paper"}, "order=paper needs short levels, but the levels of imp are full trainings"),
+        ("aws_full", {"order": "paper"}, "order=paper needs short levels, but the levels of aws_full are"),
         ("lrr", {"order": "paper", "num_levels": 0}, "order=paper takes the signs of a pruned network"),
         ("lrr", {"one_shot": True, "num_levels": 0}, "one_shot prunes to the density of level num_levels"),
         ("dense", {"one_shot": True}, "dense prunes nothing"),

@@ -1,4 +1,4 @@
-"""Every kind of bad input that a launch may meet: what is done to a good one, and the words that refuse it."""
+"""List bad inputs for a launch and the error for each."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ Loader = Literal["ffcv", "memory"]
 
 @dataclass(frozen=True)
 class Place:
-    """A working directory with the digits and a finished search of one pruning level in it."""
+    """A working directory with prepared digits and a one-level search."""
 
     directory: Path
     key: str
-    """Of its deepest level."""
+    """Key of the deepest level."""
 
     @property
     def node(self) -> Path:
-        """The directory of that level."""
+        """Directory of the deepest level's local run."""
         return self.directory / "runs" / f"level-{self.key[:16]}"
 
     @property
     def data(self) -> Path:
-        """The prepared digits."""
+        """Directory of the prepared digits."""
         return self.directory / "data" / "digits"
 
     def reseal(self, change: Callable[[dict[str, Any]], object] = lambda record: None) -> None:
-        """Change the level's record, and write all digests anew: nothing is altered, it is made otherwise."""
+        """Change the level's record and recompute all digests."""
         record = json.loads((self.node / "record.json").read_bytes())
         record["files"] = {name: sha256_file(self.node / name) for name in record["files"]}
         change(record)
@@ -52,57 +52,57 @@ class Place:
 
 @dataclass(frozen=True)
 class Bad:
-    """One bad input."""
+    """One bad input, and the error that must refuse it."""
 
     name: str
     spoil: Callable[[Place], object]
     words: str
-    """A regular expression that the message must match."""
+    """Regular expression for the error message."""
     kind: str
-    """What is bad, for the count."""
+    """Kind of input; docs/reliability.md states the number per kind."""
     loader: Loader = "memory"
     ticket: str = ""
-    """Instead of the level's key."""
+    """Ticket of the final training; empty for the level's key, "search" for the search's key."""
     options: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
 
 def cut(path: Path) -> None:
-    """Leave the first half."""
+    """Truncate a file to its first half."""
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def altered(path: Path) -> None:
-    """Flip one bit in the middle."""
+    """Flip one bit in the middle of a file."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
 
 
 def emptied(path: Path) -> None:
-    """Leave nothing."""
+    """Truncate a file to zero bytes."""
     path.write_bytes(b"")
 
 
 def foreign(path: Path) -> None:
-    """Put a safetensors file of somebody else there."""
+    """Replace a file by a safetensors file without the harness's metadata."""
     save_file({"weight": torch.zeros(3)}, path)
 
 
 def pickled(path: Path) -> None:
-    """Put what torch.save writes there."""
+    """Replace a file by a pickle from `torch.save`."""
     torch.save({"weight": torch.zeros(3)}, path)
 
 
 def missing(path: Path) -> None:
-    """Remove it."""
+    """Delete a file."""
     path.unlink()
 
 
 def _damaged(
     kind: str, where: Callable[[Place], Path], words: str, *, named: str = "", loader: Loader = "memory"
 ) -> list[Bad]:
-    """The damages of one file."""
+    """Return one bad input for each kind of damage to a file."""
     return [
         Bad(f"{named} {damage.__name__}".strip(), _at(where, damage), words, kind, loader=loader)
         for damage in (cut, altered, emptied, foreign, pickled)
@@ -114,18 +114,24 @@ def _at(where: Callable[[Place], Path], damage: Callable[[Path], None]) -> Calla
 
 
 def network(width: int) -> torch.nn.Module:
-    """A network that is not the one of the search, which has width 2."""
+    """Build the search's network with another width; the search uses width 2."""
     return build_model("resnet8", num_classes=10, channels=1, image_size=8, width=width)
 
 
 def other_checkpoint(place: Place) -> None:
-    """A whole checkpoint of a wider network, in all order."""
+    """Replace the checkpoint by one of a wider network.
+
+    All digests match.
+    """
     Checkpoint.of(network(4), level=1, epochs=2, level_digest=place.key).save(place.node / CHECKPOINT)
     place.reseal()
 
 
 def other_mask(place: Place) -> None:
-    """A whole signed mask of a wider network, in all order."""
+    """Replace the signed mask by one of a wider network.
+
+    All digests match.
+    """
     params = dict(network(4).named_parameters())
     prunable = [name for name, param in params.items() if param.dim() > 1]
     SignedMask.of(params, Mask.dense(params, prunable)).save(place.node / MASK, {})
@@ -133,7 +139,10 @@ def other_mask(place: Place) -> None:
 
 
 def renamed(name: str) -> Callable[[Place], None]:
-    """Put a file's format one version up, in all order."""
+    """Return a change that raises a file's format version by one.
+
+    All digests match.
+    """
 
     def spoil(place: Place) -> None:
         path = place.node / name
@@ -147,7 +156,7 @@ def renamed(name: str) -> Callable[[Place], None]:
 
 
 def resealed(name: str, damage: Callable[[Path], None]) -> Callable[[Place], None]:
-    """Damage a file, then write all digests anew."""
+    """Return a change that damages a file and recomputes all digests."""
 
     def spoil(place: Place) -> None:
         damage(place.node / name)
@@ -157,17 +166,17 @@ def resealed(name: str, damage: Callable[[Path], None]) -> Callable[[Place], Non
 
 
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Place], None]:
-    """Change the record, in all order."""
+    """Return a change of the record, with matching digests."""
     return lambda place: place.reseal(change)
 
 
 def outside(place: Place) -> None:
-    """Have the record list a file that is not below its directory."""
+    """Add a file outside the run's directory to the record."""
     place.reseal(lambda record: record["files"].update({"../x": "0" * 64}))
 
 
 def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Place], None]:
-    """Change the manifest of the test split."""
+    """Return a change of the test split's manifest."""
 
     def spoil(place: Place) -> None:
         content = json.loads((place.data / "test.json").read_text())
@@ -178,26 +187,26 @@ def manifest(change: Callable[[dict[str, Any]], object]) -> Callable[[Place], No
 
 
 def other_split(name: str) -> Callable[[Place], None]:
-    """Put the file of the other split in its place."""
+    """Return a change that swaps in the other split's data file."""
     other = name.replace("train", "test") if name.startswith("train") else name.replace("test", "train")
     return lambda place: shutil.copy(place.data / other, place.data / name)
 
 
-# A search that goes on from the level meets these.
+# tested with a search that continues from the level
 LEVEL_FILES: list[Bad] = [
     *_damaged("checkpoint", lambda place: place.node / CHECKPOINT, f"{CHECKPOINT} was altered"),
     Bad("missing", lambda place: missing(place.node / CHECKPOINT), f"{CHECKPOINT} is missing", "checkpoint"),
     Bad("of another network", other_checkpoint, r"does not fit.*\n.*network has \(2", "checkpoint"),
     Bad("of a newer format", renamed(CHECKPOINT), "has format harness.checkpoint/2; this version", "checkpoint"),
-    Bad("cut, digests new", resealed(CHECKPOINT, cut), "not a whole checkpoint", "checkpoint"),
-    Bad("pickled, digests new", resealed(CHECKPOINT, pickled), "not a whole checkpoint", "checkpoint"),
+    Bad("cut, digests new", resealed(CHECKPOINT, cut), "not a complete checkpoint", "checkpoint"),
+    Bad("pickled, digests new", resealed(CHECKPOINT, pickled), "not a complete checkpoint", "checkpoint"),
     Bad("foreign, digests new", resealed(CHECKPOINT, foreign), "not written by this harness", "checkpoint"),
     *_damaged("signed mask", lambda place: place.node / MASK, f"{MASK} was altered"),
     Bad("missing", lambda place: missing(place.node / MASK), f"{MASK} is missing", "signed mask"),
     Bad("of another network", other_mask, r"does not fit.*\n.*network has \(2", "signed mask"),
     Bad("of a newer format", renamed(MASK), "has format harness.signed_mask/2; this version", "signed mask"),
-    Bad("cut, digests new", resealed(MASK, cut), "not a whole signed-mask", "signed mask"),
-    Bad("pickled, digests new", resealed(MASK, pickled), "not a whole signed-mask", "signed mask"),
+    Bad("cut, digests new", resealed(MASK, cut), "not a complete signed-mask", "signed mask"),
+    Bad("pickled, digests new", resealed(MASK, pickled), "not a complete signed-mask", "signed mask"),
     Bad("foreign, digests new", resealed(MASK, foreign), "not written by this harness", "signed mask"),
     *_damaged("record", lambda place: place.node / RECORD, "record.json was altered"),
     Bad("of a newer format", edited(lambda r: r.update(format=2)), "record of format 2; this version", "record"),
@@ -212,15 +221,15 @@ LEVEL_FILES: list[Bad] = [
 def _data_files() -> Iterator[Bad]:
     for loader, ending in (("ffcv", "beton"), ("memory", "safetensors")):
         for name in (f"train.{ending}", f"test.{ending}"):
-            words = f"{name} (has [0-9]+ bytes, its manifest says|was altered)"
+            words = f"{name} (has [0-9]+ bytes, but its manifest says|was altered)"
             kind = "data file"
             yield from _damaged(kind, lambda place, name=name: place.data / name, words, named=name, loader=loader)
-            is_missing = f"{name} is missing though its manifest is there"
+            is_missing = f"{name} is missing, but its manifest exists"
             yield Bad(
                 f"{name} missing", lambda place, name=name: missing(place.data / name), is_missing, kind, loader=loader
             )
             yield Bad(
-                f"{name} of another split", other_split(name), f"{name} has [0-9]+ bytes, its", kind, loader=loader
+                f"{name} of another split", other_split(name), f"{name} has [0-9]+ bytes, but its", kind, loader=loader
             )
 
 
@@ -238,7 +247,7 @@ DATA_FILES: list[Bad] = [
     Bad("without a file's digest", manifest(lambda m: m["files"].clear()), r"lists no test\.safetensors", "manifest"),
 ]
 
-# A final training from the level meets these.
+# tested with a final training from the level
 TICKETS: list[Bad] = [
     Bad(
         "settings of a newer version", edited(lambda r: r["config"]["search"].update(x=1)), "another version", "ticket"
@@ -248,7 +257,7 @@ TICKETS: list[Bad] = [
     Bad("unknown run ID", lambda place: None, "no run 'f{32}'", "ticket", ticket="f" * 32),
     Bad("unknown key", lambda place: None, "is not finished", "ticket", ticket="f" * 64),
     Bad(
-        "unknown beginning of a key", lambda place: None, "no run or node begins with 'fffff'", "ticket", ticket="fffff"
+        "unknown beginning of a key", lambda place: None, "no run ID or key begins with 'fff", "ticket", ticket="fffff"
     ),
     Bad("a search, not a level", lambda place: None, "is a search; this takes a level", "ticket", ticket="search"),
     Bad(
@@ -296,7 +305,7 @@ LAUNCHES: list[Bad] = [
     _world("the launcher asks for bf16", ACCELERATE_MIXED_PRECISION="bf16", WORLD_SIZE="1"),
     _world("the launcher asks for fp8", ACCELERATE_MIXED_PRECISION="fp8", WORLD_SIZE="1"),
     _world("set accumulation with --accumulation-steps", ACCELERATE_GRADIENT_ACCUMULATION_STEPS="4"),
-    _world("would compile the network", ACCELERATE_DYNAMO_BACKEND="INDUCTOR"),
+    _world("a compiled network would get", ACCELERATE_DYNAMO_BACKEND="INDUCTOR"),
 ]
 
 BAD_INPUTS = [*LEVEL_FILES, *DATA_FILES, *TICKETS, *SETTINGS, *LAUNCHES]

@@ -1,4 +1,4 @@
-"""A user's working directory with data in it, and a finished search."""
+"""Fixtures: working directories with prepared data and finished searches."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.recipes.launching import EMPTY_STORE, LIGHT, TINY, elsewhere, recipe,
 
 @pytest.fixture(scope="session")
 def prepared(tmp_path_factory, empty_store) -> Path:
-    """A directory with the digits in it."""
+    """Return a directory with the prepared digits and an empty MLflow database."""
 
     def make(where: Path) -> None:
         tool(where, "prepare_data.py", "digits", "--out", "data", cold=True)
@@ -35,7 +35,10 @@ def prepared(tmp_path_factory, empty_store) -> Path:
 
 @pytest.fixture(scope="session")
 def pristine(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
-    """…and another one with a finished tiny search in it, to compare with: it is the same one in all test processes."""
+    """Return a directory with a tiny finished search, and its run IDs.
+
+    All test processes share it, so tests must only read it.
+    """
 
     def make(where: Path) -> None:
         elsewhere(prepared, where, tables=False)
@@ -48,7 +51,7 @@ def pristine(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="session")
 def searched(tmp_path_factory, prepared, pristine) -> tuple[Path, list[str]]:
-    """A copy of it to go on with."""
+    """Return a writable copy of `pristine`."""
     where = tmp_path_factory.mktemp("user") / "searched"
     shutil.copytree(pristine[0], where, symlinks=True)
     return where, pristine[1]
@@ -56,7 +59,10 @@ def searched(tmp_path_factory, prepared, pristine) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="session")
 def by_two(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
-    """What two processes made of the same search, in a database that they made."""
+    """Return the same search made by two processes.
+
+    They created their own database.
+    """
 
     def make(where: Path) -> None:
         elsewhere(prepared, where, tables=False)
@@ -69,7 +75,11 @@ def by_two(tmp_path_factory, prepared) -> tuple[Path, list[str]]:
 
 @pytest.fixture(scope="session")
 def full_size(tmp_path_factory) -> Path:
-    """A directory with 4 + 3 images (5 + 2 of CIFAR-10) of each data set, prepared from its own archives."""
+    """Return a directory with a few images of each full-size data set.
+
+    They are prepared from archives of the original format. Each data set has 4 training and 3 test images; CIFAR-10 has
+    5 and 2.
+    """
     return made_once(tmp_path_factory, "full_size", _prepare_full_size)
 
 

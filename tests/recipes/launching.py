@@ -1,6 +1,6 @@
-"""Launch recipes and tools as a user does, and read what they left.
+"""Launch recipes and tools as a user does, and read their runs.
 
-Where the start of Python is not the matter, the script runs in a fork of a process that has loaded the libraries.
+Most scripts run "warm": in a fork of a process that has already imported the libraries.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ LAUNCH += ["--mixed_precision", "no", "--dynamo_backend", "no", "--num_cpu_threa
 TINY = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
 TINY += ["--final.epochs", "2", "--num-levels", "2"]
 EMPTY_STORE = "empty.db"
-"""Beside prepared data: a database of MLflow without a run."""
-LIGHT = ["--data.loader", "memory"]  # without the start of FFCV, where it is not the matter
+"""File name of an empty MLflow database, stored next to the prepared data."""
+LIGHT = ["--data.loader", "memory"]  # avoids the start-up time of FFCV
 
 
 def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:
-    """Run a command in `where`; return both streams, after checking the exit code."""
+    """Run a command in the directory `where` and check its exit status.
+
+    Args:
+        ok: Expect success; otherwise expect a failure.
+
+    Returns:
+        Standard output after success, standard error after an expected failure.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(command, cwd=where, env=env, capture_output=True, text=True, timeout=900)
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
@@ -34,16 +41,18 @@ def run(where: Path, *command: str, ok: bool = True, **environment: str) -> str:
 
 
 def run_warm(where: Path, script: str, *options: str, ok: bool = True, **environment: str) -> str:
-    """Run a script by a Python that has loaded the libraries, seconds sooner; return what `run` does."""
+    """Run a script in a warm Python; otherwise the same as `run`."""
     done = warm(where, script, *options, **{"OMP_NUM_THREADS": "1", **environment})
     assert (done.returncode == 0) == ok, done.stdout + done.stderr
     return done.stdout if ok else done.stderr
 
 
 def recipe(where: Path, name: str, *options: str, processes: int = 0, ok: bool = True, **environment: str) -> str:
-    """Launch a recipe: by `accelerate launch` with that many processes, or (0) by Python alone, seconds sooner.
+    """Launch a recipe and return its output, as `run` does.
 
-    One process is launched wholly as a user does. The launcher of several has the libraries loaded, and so have they.
+    Args:
+        processes: 0 runs it in one warm Python process, without a launcher. 1 uses a cold `accelerate launch`, as a
+            user does. More use a warm `accelerate launch` with warm workers.
     """
     script = str(REPOSITORY / "recipes" / name)
     if not processes:
@@ -56,27 +65,34 @@ def recipe(where: Path, name: str, *options: str, processes: int = 0, ok: bool =
 
 
 def tool(where: Path, name: str, *options: str, ok: bool = True, cold: bool = False) -> str:
-    """Run a tool; `cold` in a Python that has loaded nothing, as a user does."""
+    """Run a tool and return its output, as `run` does.
+
+    With `cold`, start a new Python, as a user does.
+    """
     script = str(REPOSITORY / "tools" / name)
     return run(where, sys.executable, script, *options, ok=ok) if cold else run_warm(where, script, *options, ok=ok)
 
 
 def nodes(where: Path, kind: str) -> dict[str, dict]:
-    """Return record by name of the committed nodes of a kind."""
+    """Return the records of all local runs of a kind, by name."""
     records = [json.loads(path.read_text()) for path in (where / "runs").glob(f"{kind}-*/record.json")]
     return {record["name"]: record for record in records}
 
 
 def run_ids(output: str) -> list[str]:
-    """Return the MLflow run IDs a recipe printed for its levels."""
+    """Return the MLflow run IDs of the levels from a recipe's output."""
     return re.findall(r"^\s+\d+\s+[\d.]+\s+[\d.]+\s+([0-9a-f]{32})$", output, re.M)
 
 
 def elsewhere(prepared: Path, tmp_path: Path, *, tables: bool = True) -> Path:
-    """Return another working directory with the same data and no runs; with `tables` it has a database for them."""
+    """Prepare `tmp_path` as a working directory with data and no runs.
+
+    Args:
+        tables: Copy an empty MLflow database into it, because creating the tables takes seconds.
+    """
     tmp_path.mkdir(exist_ok=True)
     data = (prepared / "data").resolve()
     (tmp_path / "data").symlink_to(data)
     if tables and (data.parent / EMPTY_STORE).exists():
-        shutil.copy(data.parent / EMPTY_STORE, tmp_path / "mlflow.db")  # to make its tables takes seconds
+        shutil.copy(data.parent / EMPTY_STORE, tmp_path / "mlflow.db")
     return tmp_path

@@ -1,4 +1,4 @@
-"""Bad input is refused by name before any step is taken; every altered byte of what was made is found."""
+"""Test that bad input is refused and every altered byte detected."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def settings(place: Path, num_levels: int) -> SearchConfig:
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory) -> Place:
-    """A finished search of one pruning level."""
+    """Return a working directory with a finished search of one pruning level."""
     where = tmp_path_factory.mktemp("good")
     prepare("digits", where / "data")
     with launch(settings(where, 1)) as experiment:
@@ -50,7 +50,7 @@ def good(tmp_path_factory) -> Place:
 
 @pytest.fixture
 def no_training(monkeypatch) -> None:
-    """No training may begin."""
+    """Fail the test if a training begins."""
 
     def begun(*args: object, **kwargs: object) -> None:
         raise AssertionError("a training began")
@@ -59,7 +59,7 @@ def no_training(monkeypatch) -> None:
 
 
 def go_on(bad: Bad, place: Place) -> None:
-    """Go on with the search, or train from its level."""
+    """Continue the search or train from its level, with the bad input."""
     if bad.kind == "ticket":
         (root,) = (place.directory / "runs").glob("search-*")
         ticket = root.name.partition("-")[2] if bad.ticket == "search" else bad.ticket or place.key
@@ -82,7 +82,7 @@ def go_on(bad: Bad, place: Place) -> None:
 
 
 @pytest.mark.parametrize("bad", BAD_INPUTS, ids=lambda bad: f"{bad.kind}: {bad.name}")
-def test_refused_by_name_before_any_step(good: Place, tmp_path: Path, monkeypatch, no_training, bad: Bad):
+def test_bad_input_is_refused_before_any_step(good: Place, tmp_path: Path, monkeypatch, no_training, bad: Bad):
     shutil.copytree(good.directory, tmp_path / "place")
     place = replace(good, directory=tmp_path / "place")
     bad.spoil(place)
@@ -93,8 +93,8 @@ def test_refused_by_name_before_any_step(good: Place, tmp_path: Path, monkeypatc
     assert not isinstance(caught.value, KeyError)
 
 
-def test_without_the_damage_it_would_train(good: Place, tmp_path: Path, no_training):
-    """So what is refused above is refused for what was done to it."""
+def test_undamaged_input_reaches_the_training(good: Place, tmp_path: Path, no_training):
+    """Check that the same launches reach the training without the damage."""
     for number, bad in enumerate(
         (Bad("nothing", lambda place: None, "", ""), Bad("nothing", lambda place: None, "", "ticket"))
     ):
@@ -108,7 +108,7 @@ POSITIONS = 100
 
 @pytest.mark.long
 def test_every_altered_byte_is_found(good: Place, tmp_path: Path):
-    """Of every file of a level, and of the data files of both loaders."""
+    """Alter single bytes of a level's files and of the data files."""
     shutil.copytree(good.directory, tmp_path / "place")
     place, generator = replace(good, directory=tmp_path / "place"), random.Random(7)
     nodes = LocalNodes(place.directory / "runs")
@@ -129,7 +129,13 @@ def test_every_altered_byte_is_found(good: Place, tmp_path: Path):
 
 
 def _alter(path: Path, check: Callable[[], object], generator: random.Random) -> int:
-    """Give single bytes at random places another value, one at a time; each must be a ValueError that names a file."""
+    """Alter one random byte at a time, and expect an error.
+
+    It must be a ValueError that names a file.
+
+    Returns:
+        The number of altered bytes.
+    """
     whole = path.read_bytes()
     check()
     for _ in range(POSITIONS):
@@ -145,7 +151,7 @@ def _alter(path: Path, check: Callable[[], object], generator: random.Random) ->
     return POSITIONS
 
 
-def test_the_documentation_counts_them():
+def test_the_documentation_states_the_number_of_bad_inputs():
     text = (REPOSITORY / "docs" / "reliability.md").read_text()
     assert f"| {len(BAD_INPUTS)} | {len(BAD_INPUTS)} |" in text
     for kind, count in Counter(bad.kind for bad in BAD_INPUTS).items():

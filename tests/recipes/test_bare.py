@@ -1,4 +1,4 @@
-"""A machine without Accelerate, MLflow, FFCV and datasets, as GPU machines without a network often are."""
+"""Test the harness without the optional packages Accelerate, MLflow, FFCV and datasets."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ OFFLINE = ("--loader", "memory", "--offline")
 
 @pytest.fixture
 def bare(pristine, tmp_path) -> Path:
-    """A directory with the digits in it, where no process finds any of these libraries."""
+    """Return a working directory in which these packages cannot be imported."""
     where = elsewhere(pristine[0], tmp_path)
-    # None in sys.modules: importing it is an ImportError, and find_spec finds nothing
+    # with None in sys.modules, importing a package raises ImportError and find_spec returns None
     (where / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({LACKING}))\n")
     return where
 
 
 def plain(where: Path, *scripts: list[str], ok: bool = True, **environment: str) -> str:
-    """Run scripts one after the other in one process, without a launcher."""
+    """Run scripts one after another in one Python process, without a launcher."""
     run_all = "import json, runpy, sys\nfor sys.argv in json.loads(sys.argv[1]):"
     run_all += "\n runpy.run_path(sys.argv[0], None, '__main__')"
     lines = json.dumps([[str(REPOSITORY / name), *options] for name, *options in scripts])

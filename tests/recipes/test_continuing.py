@@ -1,4 +1,4 @@
-"""What a launch says of an unfinished or finished run that it goes on from, or nearly would."""
+"""Test the messages of a launch that resumes or reuses runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.long
 
 
 LOOKS = 7
-"""At whether it is told to stop, before it is; an epoch has 20 steps."""
+"""Number of checks for a stop request before the request comes. An epoch has 20 steps."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def settings(data: Path, runs: Path, **changes: object) -> SearchConfig:
 
 
 def levels(config: SearchConfig) -> list[dict[str, str]]:
-    """Search, and return what is recorded of each level's code, with the digest of its files."""
+    """Search, and return each level's recorded code version and its checkpoint's SHA-256."""
     with launch(config) as experiment:
         found = [node.record for node in search(experiment).levels if node.record]
     return [record.code | {"checkpoint": record.files["checkpoint.safetensors"]} for record in found]
@@ -58,7 +58,7 @@ def levels(config: SearchConfig) -> list[dict[str, str]]:
 
 @pytest.fixture
 def begun(data: Path, tmp_path: Path, monkeypatch, capsys) -> Iterator[SearchConfig]:
-    """A search that was told to stop in the middle of level 0, by what came to every process."""
+    """Yield the settings of a search that was stopped in level 0."""
     asked = iter(range(10_000))
     with monkeypatch.context() as patch:
         patch.setattr(StopRequest, "reason", property(lambda self: "got SIGTERM" if next(asked) > LOOKS else None))
@@ -70,41 +70,44 @@ def begun(data: Path, tmp_path: Path, monkeypatch, capsys) -> Iterator[SearchCon
     yield config
 
 
-def test_another_setting_begins_anew_and_says_what_differs(begun: SearchConfig, capsys):
+def test_another_setting_starts_over_and_names_the_difference(begun: SearchConfig, capsys):
     levels(replace(begun, optim=replace(begun.optim, lr=0.05)))
     said = capsys.readouterr().err
-    assert "is unfinished and differs only in search.optim.lr 0.1 → 0.05" in said and "goes on at" not in said
+    assert "is unfinished and differs only in search.optim.lr 0.1 → 0.05" in said and "resumes at" not in said
 
 
-def test_other_code_goes_on_with_a_warning_and_is_recorded(begun: SearchConfig, data, tmp_path, monkeypatch, capsys):
+def test_other_code_resumes_with_a_warning_and_is_recorded(begun: SearchConfig, data, tmp_path, monkeypatch, capsys):
     other = code_version() | {"commit": "f" * 40}
     monkeypatch.setattr("harness.runs.archive.code_version", lambda: other)
     (level,) = levels(begun)
     said = capsys.readouterr().err
     runs = tmp_path / "runs"
-    assert "goes on at epoch 0, step " in said and f"in {runs}/.making-level-" in said
-    assert f"was begun with commit {code_version()['commit']} (now {'f' * 40}); its numbers may differ" in said
+    assert "resumes at epoch 0, step " in said and f"in {runs}/.making-level-" in said
+    assert f"was started with commit {code_version()['commit']} (now {'f' * 40}); its numbers may differ" in said
     assert level["commit"] == "f" * 40
     (undisturbed,) = levels(settings(data, tmp_path / "undisturbed"))
     assert level["checkpoint"] == undisturbed["checkpoint"]
 
 
 def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path, tmp_path: Path, monkeypatch, capsys):
-    """The run directory is another machine's: what it lacks is fetched from the tracking store."""
+    """Repeat a search with the same, then with an empty run directory.
+
+    The latter fetches the levels from MLflow.
+    """
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     here, there = (settings(data, tmp_path / name, offline=False) for name in ("here", "there"))
     first = levels(here)
     assert "is finished" not in capsys.readouterr().err
     assert levels(here) == first
-    assert f"is finished: taken from {tmp_path}/here" in capsys.readouterr().err
+    assert f"is finished: loaded from {tmp_path}/here" in capsys.readouterr().err
     assert levels(there) == first
     said = capsys.readouterr().err
     assert f"is finished: fetched from MLflow at sqlite:///{tmp_path}/mlflow.db into {tmp_path}/there" in said
 
 
 class OfTwo:
-    """A process that is told to have another beside it."""
+    """A world of one process that reports a size of 2."""
 
     size = 2
 

@@ -1,4 +1,4 @@
-"""A disk that is full while a launch saves."""
+"""Test a launch on a disk that becomes full while it saves."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.long
 
 @contextlib.contextmanager
 def small_disk(where: Path, size: str) -> Iterator[Path]:
-    """A file system of `size` bytes; skips where it cannot be mounted."""
+    """Mount a tmpfs of the given size, or skip the test."""
     where.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(where)], capture_output=True)
     if mounted.returncode != 0:
@@ -28,7 +28,8 @@ def small_disk(where: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(where)], check=True)
 
 
-def test_a_full_disk_says_what_it_needs_and_the_same_command_goes_on(pristine, tmp_path):
+def test_a_full_disk_is_reported_with_its_path_and_the_same_command_resumes(pristine, tmp_path):
+    # Phase: run until the disk is full
     where = elsewhere(pristine[0], tmp_path)
     with small_disk(tmp_path / "disk", "120k") as disk:
         command = [
@@ -46,6 +47,7 @@ def test_a_full_disk_says_what_it_needs_and_the_same_command_goes_on(pristine, t
         line = said.strip().splitlines()[-1]
         assert line.startswith("error: ") and "No space left" in line and str(disk) in line and "bytes" in line
         assert "start the same command again" in line and "Traceback" not in said
+        # Phase: enlarge the disk, start the same command again and compare with an undisturbed search
         subprocess.run(["mount", "-o", "remount,size=20m", str(disk)], check=True)
         recipe(where, "aws_digits.py", *command)
         records = [json.loads(path.read_text()) for path in disk.glob("level-*/record.json")]

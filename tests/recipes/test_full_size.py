@@ -1,6 +1,7 @@
-"""Each recipe's full-size command goes through: original archives, real shapes, its optimizer, a step or two a level.
+"""Test each recipe's full-size command on a few images from archives of the original format.
 
-Only the number of images, batch size and epochs are small.
+Network, image size and optimizer are those of the command. Only the number of images, the batch size and the epochs are
+small, so each level has one or two steps.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def test_full_size_command(full_size: Path, tmp_path: Path, name: str, network: 
     assert len(levels) == 2
     search = next(iter(levels.values()))["config"]["search"]
     assert search["model"] == {"name": network, "width": None}
-    assert run_ids(output) == []  # offline: none in MLflow yet
+    assert run_ids(output) == []  # offline: no MLflow run yet
 
 
 @pytest.mark.slow
@@ -64,7 +65,7 @@ def test_gem_miner_by_its_authors_settings_for_cifar10(full_size: Path, tmp_path
 
 @pytest.mark.slow
 def test_a_full_size_ticket_is_trained(full_size: Path, tmp_path: Path):
-    """The final training of a MobileNetV2 on Tiny-ImageNet, from the in-memory loader."""
+    """Train a ticket of MobileNetV2 on Tiny-ImageNet with the in-memory loader."""
     where = elsewhere(full_size, tmp_path)
     options = ["--network", "mobilenet_v2_cifar", *FEW, "--data.loader", "memory", "--offline"]
     output = recipe(where, "aws_tiny_imagenet.py", *options, processes=1)

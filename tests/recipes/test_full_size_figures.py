@@ -1,7 +1,7 @@
-"""Each figure's and table's command goes through for all that it is shown for: original archives, real networks.
+"""Test each figure's command on every data set and network.
 
-Network, image size, optimizer, loader and files are the full size's; images, batch, epochs and levels are few (`--scale
-smoke`).
+The commands use `--scale smoke` and archives of the original format. Network, image size, optimizer, loader and archive
+format are those of the full-size command. Images, batch size, epochs and levels are few.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from tests.recipes.launching import elsewhere, recipe
 
 USED_ON = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}
 CLASSES = {"cifar10": 10, "cifar100": 100, "tiny_imagenet": 200, "imagenet": 1000}
-GEM_MINERS = [83.4, 66.15]  # its authors', %: at density 0.0372 and 0.0059
-# Tables 1 and 2, %: dense, then the signed mask of AWS at the first and the last density
+GEM_MINERS = [83.4, 66.15]  # published accuracy in % at densities 0.0372 and 0.0059
+
+# accuracy in % from Tables 1 and 2: dense, then the signed mask of AWS at the first and the last density
 PRINTED = {
     "resnet50": (75.26, 74.65, 73.65),
     "mobilenet_v2": (69.42, 68.66, 66.02),
     "mlp_mixer": (59.57, 59.17, 58.62),
 }
 SHOWN: dict[tuple[str, str], list[tuple[Figure, int | None]]] = {}
-"""(data set, network) → the figures that show it, and how wide."""
+"""The figures and network widths for each data set and network."""
 for figure in FIGURES.values():
     for dataset, networks in figure.subjects.items():
         for network in networks:
@@ -43,15 +44,18 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def subject(request, full_size: Path, tmp_path_factory) -> Iterator[tuple[str, str, Path]]:
-    """A data set, a network and a working directory for both: figures share runs in it, as they do in a user's."""
+    """Yield a data set, a network and their working directory.
+
+    All figures of this data set and network share the runs there.
+    """
     dataset, network = request.param
     where = elsewhere(full_size, tmp_path_factory.mktemp(f"{dataset}-{network}"))
     yield dataset, network, where
-    shutil.rmtree(where / "runs")  # gigabytes
+    shutil.rmtree(where / "runs")  # frees gigabytes
 
 
 def directories(where: Path, runs: dict[str, dict[str, str]]) -> list[Path]:
-    """Return where the runs lie that results.json names."""
+    """Return the directories of the runs in results.json."""
     return [next((where / "runs").glob(f"*-{run['key'][:16]}")) for run in runs.values()]
 
 
@@ -84,11 +88,11 @@ def test_full_size_figure(subject: tuple[str, str, Path], figure: Figure, width:
 
 
 def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:
-    """Every curve at both densities, and every comparison, over the whole line between its two networks."""
+    """Check that the results have every curve and every comparison."""
     assert results["missing"] == []
     assert [(point["curve"], point["level"]) for point in results["points"]] == [
         ("dense", 0),
-        # an epoch of warm-up, one for each of two levels, two at last
+        # 5 epochs: one of warm-up, one for each of two levels, two in the final training
         *([("dense, 5 epochs", 0)] if figure.dense_at_ticket_cost else []),
         *((str(curve), level) for curve in figure.curves for level in (1, 2)),
     ]
@@ -103,7 +107,10 @@ def _check_all_that_the_figure_shows(figure: Figure, results: dict) -> None:
 
 
 def _check_the_papers_numbers(network: str, results: dict, page: str) -> None:
-    """Beside each of ours in the tables; the figures print none."""
+    """Check the paper's numbers next to ours.
+
+    A table has one for every point, a figure has none.
+    """
     paper = {(point["curve"], point["level"]): point["paper"] for point in results["points"] if not point["length"]}
     if results["figure"] == "gem_miner":
         assert [paper[place]["mean"] for place in paper if paper[place]] == GEM_MINERS and "| 66.15 |" in page

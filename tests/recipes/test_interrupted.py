@@ -1,4 +1,4 @@
-"""Launches that are killed or told to stop, and started again: the same bytes as if nothing had happened."""
+"""Test that killed or stopped launches resume to the same bytes."""
 
 from __future__ import annotations
 
@@ -30,24 +30,30 @@ WARM_UP = [
     "0",
     "--global-batch-size",
     "60",
-]  # a share for 1, 2, 3 and 4 processes
+]  # a batch of 60 divides among 1, 2, 3 and 4 processes
 
 
 def files(where: Path) -> dict[str, str]:
-    """SHA-256 of every checkpoint and signed mask, by run."""
+    """Return the SHA-256 of each level's checkpoint and signed mask.
+
+    The keys are run and file name.
+    """
     names = ("checkpoint.safetensors", "signed_mask.safetensors")
     return {f"{run} {name}": record["files"][name] for run, record in nodes(where, "level").items() for name in names}
 
 
 def assert_whole(where: Path) -> None:
-    """One finished MLflow run for each node, and nothing unfinished left behind."""
+    """Assert one finished MLflow run per local run.
+
+    No unfinished run may remain on disk.
+    """
     assert not list((where / "runs").glob(".making-*"))
     runs = open_store(where / "runs", f"sqlite:///{where / 'mlflow.db'}").summaries()
     assert {run.status for run in runs} == {"FINISHED"}
     assert len(runs) == len({run.key for run in runs}) == len(list((where / "runs").glob("*-*/record.json")))
 
 
-# every other point: tools/crashtest.py
+# tools/crashtest.py kills at all other points
 @pytest.mark.parametrize(
     ("point", "loader"), [("files-sent:2", LIGHT), pytest.param("before-finished:3", [], marks=SLOW)]
 )
@@ -61,7 +67,8 @@ def test_a_search_killed_anywhere_ends_with_the_same_bytes(pristine, tmp_path, p
     assert_whole(where)
 
 
-# 37 MB of gradients, in several buckets: two processes or one bucket cannot tell the order of sums
+# 37 MB of gradients fill several buckets. The order of sums matters only with several buckets and three or more
+# processes.
 WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epochs", "1", "--global-batch-size", "360"]
 
 
@@ -69,7 +76,9 @@ WIDE = ["--model.name", "vgg11_bn_cifar", "--model.width", "None", "--warmup-epo
     ("processes", "network", "every", "step"),
     [(2, [], 3, 29), pytest.param(3, WIDE, 1, 2, marks=SLOW), pytest.param(4, [], 3, 29, marks=SLOW)],
 )
-def test_so_does_one_of_several_processes(prepared, tmp_path, processes, network, every, step):
+def test_a_killed_launch_of_several_processes_ends_with_the_same_bytes(
+    prepared, tmp_path, processes, network, every, step
+):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for where in (undisturbed, killed):
         where.mkdir()
@@ -86,7 +95,8 @@ def test_so_does_one_of_several_processes(prepared, tmp_path, processes, network
 
 
 @SLOW
-def test_a_final_training_goes_on_too(pristine, tmp_path):
+def test_a_killed_final_training_resumes_to_the_same_bytes(pristine, tmp_path):
+    # Phase: train the same ticket twice, once with a kill and a restart
     where, _ = pristine
     ticket = next(record["key"] for record in nodes(where, "level").values() if record["tags"]["level"] == "02")
     options = [
@@ -111,52 +121,56 @@ def test_a_final_training_goes_on_too(pristine, tmp_path):
         recipe(other, "train_ticket.py", *options)
         (trained,) = (record for name, record in nodes(other, "training").items() if "i5" in name)
         digests.append(trained["files"]["checkpoint.safetensors"])
+    # Phase: compare the checkpoints
     assert digests[0] == digests[1]
 
 
 @pytest.mark.parametrize(
     ("processes", "number"),
     [
-        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),  # as SIGUSR1 and as two processes
+        pytest.param(1, signal.SIGTERM, marks=pytest.mark.slow),  # mostly covered by the other cases
         (1, signal.SIGUSR1),
         (1, signal.SIGKILL),
         (2, signal.SIGTERM),
     ],
 )
-def test_told_to_stop_it_saves_says_so_and_goes_on(prepared, tmp_path, processes, number):
-    """The signal goes to the launcher, as Slurm's and a cluster's do; the launchers lose it in different ways.
+def test_a_launch_told_to_stop_saves_its_state_and_resumes(prepared, tmp_path, processes, number):
+    """Signal the launcher, as Slurm does.
 
-    One that is killed outright takes it along: its worker sees that it is gone.
+    The workers must notice, save and stop. After SIGKILL of the launcher no signal reaches the worker, which detects
+    that its parent is gone.
     """
+    # Phase: start a long training and wait for its first saved state
     where = elsewhere(prepared, tmp_path)
     long = [*WARM_UP, "--warmup-epochs", "1000"]
     shape = ["--num_processes", str(processes)] + (["--multi_gpu", "--main_process_port", "0"] if processes > 1 else [])
     command = [*LAUNCH, *shape, str(REPOSITORY / "recipes" / "aws_digits.py"), *long, *SAVING]
     launcher: subprocess.Popen[bytes] | Running
-    if processes > 1:  # wholly as a user does
+    if processes > 1:  # a cold launch, as a user does
         with open(where / "log", "w") as log:
             launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
     else:
         launcher = Running(where, *command, log=where / "log")
     _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
+    # Phase: send the signal; the run is saved and reported as preempted
     launcher.send_signal(number)
     launcher.wait(120)
     status = where / "runs" / "status.json"
     _wait(lambda: json.loads(status.read_text())["status"] != "running", 60)
     assert json.loads(status.read_text())["status"] == "preempted"
     (making,) = (where / "runs").glob(".making-level-*")
-    _wait(lambda: not (making / "owner.json").exists(), 30)  # the worker has let go
+    _wait(lambda: not (making / "owner.json").exists(), 30)  # the worker has released the run
     why = "the launcher is gone" if number == signal.SIGKILL else ""
     assert f"stopped: {why}" in (where / "log").read_text()
-    # it goes on from there; told to stop again, for 1000 epochs are many
+    # Phase: the same command resumes; kill it again, because 1000 epochs take too long
     (before,) = making.glob("state-*")
     processes_again = processes if processes > 1 else 0
     said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes_again, ok=False, HARNESS_KILL_AT="step:9")
     assert re.search(rf"^{processes} process(es)? on cpu \w+, threads in each: 1$", said, re.M)
-    assert "goes on at epoch" in said and next(making.glob("state-*")).name > before.name
+    assert "resumes at epoch" in said and next(making.glob("state-*")).name > before.name
 
 
-def test_a_second_launch_of_the_same_search_is_told_of_the_first(prepared, tmp_path):
+def test_a_second_launch_of_the_same_search_is_refused_and_names_the_first(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
     recipe(where, "aws_digits.py", *WARM_UP, ok=False, HARNESS_KILL_AT="step:9")
     (making,) = (where / "runs").glob(".making-level-*")
@@ -165,7 +179,7 @@ def test_a_second_launch_of_the_same_search_is_told_of_the_first(prepared, tmp_p
     assert "is already being made by process" in said and "Traceback" not in said
 
 
-def test_data_preparation_killed_before_its_end_begins_again(tmp_path):
+def test_data_preparation_restarts_after_a_kill(tmp_path):
     prepare = [str(REPOSITORY / "tools" / "prepare_data.py"), "digits", "--out", "data"]
     killed = warm(tmp_path, *prepare, HARNESS_KILL_AT="split-written:2")
     assert killed.returncode == -signal.SIGKILL
@@ -176,9 +190,9 @@ def test_data_preparation_killed_before_its_end_begins_again(tmp_path):
 
 
 def _wait(true: object, seconds: float) -> None:
-    """Wait until `true()`; a failure after `seconds`."""
+    """Wait until `true()` holds; fail after `seconds`."""
     assert callable(true)
     until = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < until, "waited in vain"
+        assert time.monotonic() < until, "timed out"
         time.sleep(0.1)

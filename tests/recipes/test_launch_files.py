@@ -1,4 +1,4 @@
-"""recipes/launch: what Accelerate makes of its configuration files, and what the Slurm script makes of an ending."""
+"""Test recipes/launch: Accelerate's configuration files and the Slurm script."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ BIN = Path(sys.executable).parent
         ("nodes_2x8", 16, 2, "MULTI_GPU"),
     ],
 )
-def test_every_file_says_what_its_name_says(name, processes, machines, distributed):
+def test_each_launch_file_has_the_settings_in_its_name(name, processes, machines, distributed):
     from accelerate.commands.config.config_args import load_config_from_file
 
     config = load_config_from_file(str(LAUNCH / f"{name}.yaml"))
@@ -37,7 +37,7 @@ def test_every_file_says_what_its_name_says(name, processes, machines, distribut
     assert config.mixed_precision == "no" and not config.use_cpu
 
 
-def test_every_header_is_a_command_for_this_file_and_a_recipe():
+def test_the_header_of_each_launch_file_is_a_valid_command():
     from accelerate.commands.launch import launch_command_parser
 
     files = sorted(LAUNCH.glob("*.yaml"))
@@ -70,12 +70,15 @@ def test_two_cpu_processes_are_one_world_of_two(tmp_path):
         OMP_NUM_THREADS="1",
     )
     assert done.returncode == 0, done.stderr
-    said = sorted(re.findall(r"rank \d of \d on cpu, sum \d", done.stdout))  # the two may share a line
+    said = sorted(re.findall(r"rank \d of \d on cpu, sum \d", done.stdout))  # both processes may write to the same line
     assert said == ["rank 0 of 2 on cpu, sum 3", "rank 1 of 2 on cpu, sum 3"]
 
 
 class Cluster:
-    """A directory to submit from, with stand-ins for Slurm's commands first on PATH."""
+    """Stand in for a Slurm cluster.
+
+    This is a submit directory with fake Slurm commands first on PATH.
+    """
 
     def __init__(self, where: Path) -> None:
         self.where = where
@@ -91,7 +94,10 @@ class Cluster:
         file.chmod(0o755)
 
     def srun(self, body: str) -> None:
-        """Let `srun` leave its options away, and `body` do the rest: "$@" is one node's command."""
+        """Install a fake `srun` that runs `body` without srun's options.
+
+        In `body`, "$@" is a node's command.
+        """
         self.command("srun", f"while [[ $1 == --* ]]; do shift; done\n{body}")
 
     def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -116,7 +122,7 @@ def writes(status: str) -> str:
     return f"""printf '{{"status": "{status}", "pid": 1}}' >"$HARNESS_STATUS"; """
 
 
-def test_the_script_is_sound_bash():
+def test_the_slurm_script_is_valid_bash():
     subprocess.run(["bash", "-n", str(SBATCH)], check=True)
     if shutil.which("shellcheck"):
         subprocess.run(["shellcheck", str(SBATCH)], check=True)
@@ -127,7 +133,7 @@ def test_the_script_is_sound_bash():
     [("preempted", 1, 0), ("running", 1, 0), ("finished", 0, 0), ("failed", 0, 1), ("unheard-of", 0, 1)],
 )
 @pytest.mark.parametrize("srun_code", [0, 1])
-def test_the_status_decides_and_not_the_exit_code(cluster, status, requeues, code, srun_code):
+def test_requeueing_follows_the_status_file_and_not_the_exit_code(cluster, status, requeues, code, srun_code):
     cluster.srun(writes(status) + f"exit {srun_code}")
     done = cluster.submit()
     assert done.returncode == code, done.stderr
@@ -150,10 +156,10 @@ def test_the_default_maximum_is_20(cluster):
     assert len(cluster.requeued) == 1
 
 
-def test_what_an_earlier_start_wrote_does_not_count(cluster):
+def test_a_stale_status_file_is_ignored(cluster):
     cluster.srun(writes("preempted"))
     assert cluster.submit().returncode == 0
-    cluster.srun("exit 1")  # ends before the harness writes
+    cluster.srun("exit 1")  # ends before the harness writes a status
     done = cluster.submit()
     assert done.returncode == 1 and "status missing" in done.stderr and len(cluster.requeued) == 1
 
@@ -164,20 +170,20 @@ def test_a_broken_status_is_not_requeued(cluster):
     assert done.returncode == 1 and "status unreadable" in done.stderr and not cluster.requeued
 
 
-def test_a_cancelled_job_does_not_come_back(cluster):
-    cluster.srun("kill -TERM $PPID; " + writes("preempted"))  # Slurm tells the batch shell, which waits for srun
+def test_a_cancelled_job_is_not_requeued(cluster):
+    cluster.srun("kill -TERM $PPID; " + writes("preempted"))  # Slurm signals the batch shell, which waits for srun
     done = cluster.submit()
     assert done.returncode == 1 and "told to end" in done.stderr and not cluster.requeued
 
 
-def test_without_a_recipe_it_says_how(cluster):
+def test_a_missing_recipe_prints_the_usage(cluster):
     cluster.srun("touch started")
     done = subprocess.run(["bash", str(SBATCH)], cwd=cluster.where, capture_output=True, text=True)
     assert done.returncode == 2 and "sbatch recipes/launch/slurm.sbatch recipes/" in done.stderr
 
 
 @pytest.mark.parametrize(("nodes", "gpus"), [(2, 8), (1, 8), (1, 1), (4, 2)])
-def test_every_node_gets_its_launcher_and_numbers_come_from_slurm(cluster, nodes, gpus):
+def test_each_node_gets_a_launcher_with_slurms_numbers(cluster, nodes, gpus):
     from accelerate.commands.launch import launch_command_parser
 
     cluster.srun(f'for ((n = 0; n < {nodes}; n++)); do SLURM_PROCID=$n "$@"; done; ' + writes("finished"))
@@ -199,8 +205,12 @@ def test_every_node_gets_its_launcher_and_numbers_come_from_slurm(cluster, nodes
 
 
 @pytest.mark.long
-def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster):
-    """Real launchers, two on one machine; Slurm signals the task it started for one, and the other's whole tree."""
+def test_slurms_warning_signal_reaches_the_workers_and_launchers_wait(cluster):
+    """Run two real launchers and send both SIGUSR1.
+
+    For one, only the launcher gets it. For the other, its whole process tree does.
+    """
+    # Phase: a worker that notes its signals, saves for a second and exits
     (cluster.where / "worker.py").write_text(
         "import os, signal, sys, time\n"
         "heard = []\n"
@@ -212,15 +222,16 @@ def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster):
         "while signal.SIGTERM not in heard:\n"
         "    assert time.monotonic() < end\n"
         "    time.sleep(0.05)\n"
-        "time.sleep(1)\n"  # saves
+        "time.sleep(1)\n"  # stands for saving
         "open(f'saved-{rank}-of-' + os.environ['WORLD_SIZE'], 'w').close()\n"
         "if rank == '0':\n"
         "    open(os.environ['HARNESS_STATUS'], 'w').write('{\"status\": \"preempted\"}')\n"
         "sys.exit(1)\n"
     )
+    # Phase: a fake srun that sends SIGUSR1 to both launchers
     cluster.srun(
         "for n in 0 1; do\n"
-        # once a task has ended, Slurm kills what it left
+        # Slurm kills the remaining processes of a task once the task has ended
         '    (SLURM_PROCID=$n "$@" & echo $! >task-$n; wait; kill -KILL $(cat up-$n) 2>/dev/null) &\n'
         "done\n"
         "until [[ (-e up-0 && -e up-1) || -z $(jobs -r) ]]; do sleep 0.1; done\n"
@@ -230,6 +241,7 @@ def test_a_warning_reaches_the_workers_and_their_launchers_wait(cluster):
         "wait\n"
         "exit 0"
     )
+    # Phase: both workers saved, and the job is requeued
     settings = {"SLURM_GPUS_ON_NODE": "1", "LAUNCH_CONFIG": str(LAUNCH / "nodes_2x8.yaml")}
     done = cluster.submit("worker.py", **settings)
     saved = sorted(path.name for path in cluster.where.glob("saved-*"))

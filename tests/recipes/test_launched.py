@@ -1,4 +1,4 @@
-"""Recipes and tools, launched as a user does: `accelerate launch …`, `python tools/…`, in a directory of one's own."""
+"""Test recipes and tools end to end, launched as a user does."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_levels_are_runs_with_nested_masks_and_plain_checkpoints(searched):
         directory = where / "runs" / f"level-{record['key'][:16]}"
         state = load_file(directory / "checkpoint.safetensors")
         model = build_model("resnet8", num_classes=10, channels=1, image_size=8, width=4)
-        model.load_state_dict(state)  # strict: plain keys, nothing more
+        model.load_state_dict(state)  # strict: the checkpoint has exactly the network's own keys
         mask = SignedMask.load(directory / "signed_mask.safetensors")
         params = {name: state[name] for name, _ in model.named_parameters()}
         for name, sign in mask.signs.items():
@@ -45,10 +45,10 @@ def test_levels_are_runs_with_nested_masks_and_plain_checkpoints(searched):
         assert sparser.issubset(denser) and sparser.num_remaining == int(0.8 * denser.num_remaining)
 
 
-def test_the_same_command_again_repeats_nothing_and_a_longer_search_goes_on(searched):
+def test_a_repeated_command_reuses_every_level_and_a_longer_search_adds_levels(searched):
     where, ids = searched
     before = {path: path.stat().st_mtime_ns for path in (where / "runs").glob("*/record.json")}
-    assert run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT)) == ids  # the loader makes no other run
+    assert run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT)) == ids  # the loader is not part of the key
     longer = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--num-levels", "3"))
     assert longer[:3] == ids and len(longer) == 4
     assert {path: path.stat().st_mtime_ns for path in before} == before
@@ -70,7 +70,10 @@ MEMORY = ("--loader", "memory")
 
 @pytest.fixture(scope="module")
 def trained(searched):
-    """Final trainings of the deepest ticket, by kind and seed of the noise."""
+    """Return the run IDs of final trainings of the deepest ticket.
+
+    The keys are kind and sgd_seed.
+    """
     where, ids = searched
     found = {}
     for kind, seed in (("signed_mask", 1), ("signed_mask", 2), ("retrain", 1)):
@@ -91,15 +94,15 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], *memory, "--epsilon", "100")
     assert text.index("above the straight line") < text.index("barrier ") < text.index("connected: barrier")
     assert (where / re.search(r"plot (.*)", text)[1]).is_file()
-    # the other way round it is the same run, read backwards
+    # with the two networks swapped, the same run is reused and its curve reversed
     there = json.loads((where / re.search(r"plot (.*)", text)[1]).with_name("barrier.json").read_text())
     back = json.loads(tool(where, "lmc.py", found["retrain", 1], found["signed_mask", 1], *memory, "--json"))
     assert back["run"] in text and back["error_percent"] == there["error_percent"][::-1]
     assert back["recorded_error_a_percent"] == there["recorded_error_b_percent"]
-    # a training is no ticket
+    # a final training is refused as a ticket
     refused = recipe(where, "train_ticket.py", "--ticket", found["retrain", 1], ok=False)
     assert "is a training; this takes a level" in refused
-    # stability of different starts is another question
+    # stability needs two trainings from the same start
     refused = tool(where, "stability.py", found["signed_mask", 2], found["retrain", 1], *memory, ok=False)
     assert refused.startswith("error: ") and "Traceback" not in refused
     assert "started from different parameters" in refused and "--cross-init" in refused
@@ -110,7 +113,10 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     ["stability", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lmc", "norm_barrier", "sign_barrier"))],
 )
 def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name):
-    """The same run and number of images; at most one image of 500 may fall to the other side of a border."""
+    """Check that two processes give the same run as one.
+
+    Kernels may sum in another order, so at most one of 500 images may be classified differently.
+    """
     pair = trained["signed_mask", 1], trained["signed_mask", 2] if name == "stability" else trained["retrain", 1]
     keys = [
         json.loads(tool(searched[0], "lineage.py", "show", run, "--json"))["nodes"][0]["key"]
@@ -130,23 +136,24 @@ def test_two_processes_compare_and_print_once(searched, trained, tmp_path, name)
         for processes in (0, 2)
     ]
     assert points[0].shape == (3, 500)
-    assert int((points[0] != points[1]).sum(1).max()) <= 1  # the second half is the second process's
+    assert int((points[0] != points[1]).sum(1).max()) <= 1  # the second process evaluated the second half
 
 
 @pytest.mark.slow
-def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, trained, tmp_path):
-    """verify, gc and verify again on a copy, then bundle, import into a fresh store and verify there."""
+def test_launched_runs_pass_verify_gc_bundle_and_import(searched, trained, tmp_path):
+    """Run verify and gc, then bundle, import and verify elsewhere."""
     where, ids = searched
 
     def lineage(*words: str, place: Path = where) -> dict:
         return json.loads(tool(place, "lineage.py", *words, "--json"))
 
+    # Phase: verify all runs and a comparison
     pair = trained["signed_mask", 1], trained["signed_mask", 2]
     compared = json.loads(tool(where, "stability.py", *pair, *MEMORY, "--json"))["run"]
     proved = lineage("verify", "--all")
     assert proved["problems"] == [] and proved["notes"] == []
     assert {"pruned", "start", "mask", "compared", "artifacts", "theta_init", "data"} <= proved["checked"].keys()
-    # a level between that nothing was made from but the next level
+    # Phase: on a copy, gc deletes the checkpoints of levels without a final training
     runs = tmp_path / "runs"
     shutil.copytree(where / "runs", runs)
     clear = ("gc", "--keep-levels", "tickets", "--runs", str(runs))
@@ -158,7 +165,7 @@ def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, train
     assert not any(path.exists() for path in paths)
     proved = lineage("verify", "--all", "--runs", str(runs))
     assert proved["problems"] == [] and len(proved["notes"]) == len(paths)
-    # away, with everything that the comparison came from
+    # Phase: export the comparison with its ancestors, import and verify
     out, theirs = tmp_path / "bundle", tmp_path / "theirs"
     theirs.mkdir()
     assert lineage("bundle", compared, "--checkpoints", "--out", str(out))["num_nodes"] == len(ids) + 4
@@ -166,23 +173,26 @@ def test_what_was_launched_is_proved_cleared_away_and_given_away(searched, train
     assert {one["outcome"] for one in taken} == {"new"} and len({one["run_id"] for one in taken}) == len(taken)
     proved = lineage("verify", "--all", "--data-directory", str(where / "data"), place=theirs)
     assert proved["problems"] == [] and proved["notes"] == [] and proved["num_nodes"] == len(ids) + 4
-    for origin in (*ids, *pair, compared):  # each by the run ID it has here
+    for origin in (*ids, *pair, compared):  # each is found by its run ID in the first store
         assert origin in tool(theirs, "lineage.py", "show", origin)
 
 
 def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_path):
-    """Ends of the curve against stock PyTorch: the checkpoint as it is, and with ψ of the search's θ_init in it.
+    """Compare both ends of the curve with stock PyTorch.
 
-    The search begins from a trained network, so that its ψ_init is not what every seed draws.
+    The ends are the ticket, and the ticket with ψ_init in place of ψ. The search starts from a trained network, so that
+    its ψ_init differs from the usual constants 1 and 0.
     """
+    # Phase: search from a trained network and compare its ticket with the copy
     from harness.models import build_model, partition_of
 
     begun = next(record for record in nodes(searched[0], "level").values() if record["tags"]["level"] == "00")
     trained = searched[0] / f"runs/level-{begun['key'][:16]}/checkpoint.safetensors"
-    where = elsewhere(searched[0], tmp_path)  # its levels have the names of the other search's
+    where = elsewhere(searched[0], tmp_path)  # in its own directory, because both searches' levels have equal names
     ids = run_ids(recipe(where, "aws_digits.py", *TINY, *LIGHT, "--initialisation", str(trained)))
     options = ["--bn-convention", "none", "--num-alphas", "2", "--loader", "memory", "--json"]
     curve = json.loads(tool(where, "norm_barrier.py", ids[-1], *options, cold=True))
+    # Phase: evaluate both networks with stock PyTorch
     key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
     deepest = json.loads((where / f"runs/level-{key[:16]}/record.json").read_text())
     ticket = load_file(where / f"runs/level-{deepest['key'][:16]}/checkpoint.safetensors")
@@ -196,7 +206,7 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_pat
     for error, state in zip(curve["error_percent"], (copy, ticket), strict=True):
         model.load_state_dict(state)
         wrong = int((model(images_NCHW).argmax(1) != test["labels"]).sum())
-        assert abs(wrong - error * 5) <= 1  # one image may lie on the border: kernels sum in another order
+        assert abs(wrong - error * 5) <= 1  # kernels sum in another order, so one image may differ
     assert nodes(where, "analysis")[f"norm_init L02 d{0.64:.3f} aws resnet8-w4"]["parents"] == [
         {"key": deepest["key"], "relation": "compared"},
         {"key": deepest["nested_under"], "relation": "initialised-from"},
@@ -204,13 +214,18 @@ def test_barrier_to_the_initial_norm_is_that_of_plain_networks(searched, tmp_pat
 
 
 def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_networks(searched):
-    """The copy is made with stock PyTorch: every weight of seed 7's network with the sign of the ticket's."""
+    """Compare the copy's error with stock PyTorch.
+
+    The copy has the weights of the network of seed 7 with the ticket's signs.
+    """
     from harness.models import draw_model, partition_of
 
+    # Phase: the curve between ticket and copy
     where, ids = searched
     options = ["--bn-convention", "none", "--num-alphas", "2", "--init-seed", "7", *MEMORY, "--json"]
     curve = json.loads(tool(where, "sign_barrier.py", ids[-1], *options))
     key = json.loads(tool(where, "lineage.py", "show", ids[-1], "--json"))["nodes"][0]["key"]
+    # Phase: evaluate the copy with stock PyTorch
     ticket = load_file(where / f"runs/level-{key[:16]}/checkpoint.safetensors")
     test = load_file(where / "data/digits/test.safetensors")
     images_NCHW = (test["images_NHWC"].permute(0, 3, 1, 2).float() / 255 - 0.3053) / 0.3762
@@ -221,14 +236,15 @@ def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_network
             if name not in norm:
                 values.copy_(values.abs() * ticket[name].sign())
         wrong = int((model(images_NCHW).argmax(1) != test["labels"]).sum())
-    assert abs(wrong - curve["error_percent"][0] * 5) <= 1  # one image may lie on the border
+    assert abs(wrong - curve["error_percent"][0] * 5) <= 1  # one image may differ
+    # Phase: the record, and the refusal of the search's own seed
     record = nodes(where, "analysis")[f"signed_init i7 L02 d{0.64:.3f} aws resnet8-w4"]
     assert record["parents"] == [{"key": key, "relation": "compared"}] and record["tags"]["init_seed"] == "7"
     refused = tool(where, "sign_barrier.py", ids[-1], "--init-seed", "1", *MEMORY, ok=False)
     assert refused.startswith("error: ") and "init_seed 1 is the search's own" in refused
 
 
-def test_signed_mask_from_a_run_id_in_ones_own_loop(pristine, tmp_path):
+def test_a_signed_mask_loaded_by_run_id_in_a_custom_loop(pristine, tmp_path):
     where, ids = pristine
     script = f"""
 import torch
@@ -252,7 +268,10 @@ print(sum(int(params[name].count_nonzero()) for name in mask.mask.tensors) <= ma
 
 
 def _right_by_stock_pytorch(where: Path) -> bool:
-    """Whether each level's file says which images its checkpoint has right; one of 500 may lie on a border."""
+    """Check each level's per-image results with stock PyTorch.
+
+    One of 500 images may differ.
+    """
     from harness.models import build_model
 
     test = load_file(where / "data/digits/test.safetensors")
@@ -279,8 +298,8 @@ def test_two_processes_search_and_agree(by_two):
     assert again == ids
 
 
-@pytest.mark.slow  # tests/recipes/test_server_faults.py has more of it
-def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
+@pytest.mark.slow  # tests/recipes/test_server_faults.py covers most of it
+def test_an_unreachable_server_is_refused_unless_offline(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     refused = recipe(where, "aws_digits.py", *TINY, ok=False, **away)
@@ -305,7 +324,7 @@ def test_a_server_that_is_away_costs_nothing(prepared, tmp_path):
         (["--global-batch-size", "5000"], "5000"),
     ],
 )
-def test_bad_input_is_one_clear_line(prepared, options, message):
+def test_bad_input_is_a_one_line_error(prepared, options, message):
     stderr = recipe(prepared, "aws_digits.py", *options, ok=False)
     line = stderr.strip().splitlines()[-1]
     assert line.startswith("error: ") and message in line and "Traceback" not in stderr

@@ -1,4 +1,4 @@
-"""The recipes' settings are the paper's, network by network, and a command line cannot mix them up unseen."""
+"""Test that the recipes have the paper's settings for each network."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_imagenet_as_in_section_4_1(network, optim, batch, final):
 PRESETS = [cifar100(network) for network in CIFAR100]
 
 
-def test_network_takes_its_settings_and_says_them(capfd):
+def test_the_network_option_selects_and_prints_its_settings(capfd):
     assert parse_network("", PRESETS, []) == cifar100("resnet50_cifar")
     chosen = parse_network("", PRESETS, ["--num-levels", "3", "--network", "mobilenet_v2_cifar"])
     assert (chosen.model.name, chosen.optim.lr, chosen.num_levels) == ("mobilenet_v2_cifar", 0.05, 3)
@@ -64,7 +64,7 @@ def test_network_takes_its_settings_and_says_them(capfd):
     assert changed.optim.lr == 0.2
 
 
-def test_a_network_is_not_trained_with_anothers_settings_unseen(capfd):
+def test_settings_of_another_network_are_refused_or_printed(capfd):
     with pytest.raises(ValueError, match=r"would be trained with the settings of resnet50_cifar; say --network mobile"):
         parse_network("", PRESETS, ["--model.name", "mobilenet_v2_cifar"])
     with pytest.raises(ValueError, match=r"unknown network 'mobilenet_v2' \(did you mean 'mobilenet_v2_cifar'"):
@@ -90,7 +90,10 @@ def test_a_recipe_has_its_launch_line_and_imports_no_other(path: Path):
 
 
 def _imported_recipes(source: str) -> set[str]:
-    """Return the modules right below `recipes` that a source imports, in any form of import."""
+    """Return the modules of `recipes` that the source imports.
+
+    It finds every form of import.
+    """
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

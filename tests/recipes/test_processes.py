@@ -1,4 +1,7 @@
-"""The same numbers from one process and from several, as far as they can be."""
+"""Test that one process and several give the same numbers.
+
+Also test that the data are hashed once per node.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,13 @@ from tests.warm import Running, launcher
 pytestmark = pytest.mark.long
 
 
-# a network without batch statistics; three steps
+# a network without batch statistics, trained for three steps
 MIXER = ["--model.name", "mlp_mixer_small", "--global-batch-size", "396", "--num-levels", "0", "--optim.lr", "0.02"]
 MIXER += ["--data.loader", "memory", "--offline"]
 
 
 def level_0(prepared: Path, where: Path, epochs: int, processes: int) -> tuple[dict, dict[str, torch.Tensor]]:
-    """Launch a warm-up of `epochs` and return its record and checkpoint."""
+    """Train level 0 for `epochs` epochs and return its record and checkpoint."""
     elsewhere(prepared, where)
     recipe(where, "aws_digits.py", *MIXER, "--warmup-epochs", str(epochs), processes=processes)
     (record,) = nodes(where, "level").values()
@@ -33,7 +36,10 @@ def level_0(prepared: Path, where: Path, epochs: int, processes: int) -> tuple[d
 
 @pytest.fixture(scope="module")
 def alone(prepared, tmp_path_factory) -> dict[int, tuple[dict, dict[str, torch.Tensor]]]:
-    """What one process gives after 0 and 1 epochs."""
+    """Return level 0 of one process, after 0 and 1 epochs.
+
+    Each value is a record and a checkpoint.
+    """
     place = tmp_path_factory.mktemp("alone")
     return {epochs: level_0(prepared, place / str(epochs), epochs, 0) for epochs in (0, 1)}
 
@@ -53,7 +59,7 @@ def test_evaluation_counts_every_image_alike(prepared, alone, tmp_path):
 
 
 def metric(record: dict, name: str) -> float:
-    """The last value of a metric."""
+    """Return the last value of a metric."""
     return [value for metric, value, _, _ in record["metrics"] if metric == name][-1]
 
 
@@ -93,14 +99,14 @@ world.close()
 
 
 def opening(where: Path, processes: int, *options: str, shape: tuple[str, ...] = ()) -> Running:
-    """Open the digits in `where` in several processes under one launcher."""
+    """Start several processes under one launcher that open the digits in `where`."""
     words = [*shape, "--nproc_per_node", str(processes), "--no-python", sys.executable, "-c", OPENING, str(where)]
     env = {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
     return launcher(where, *words, *options, **env)
 
 
 def said(opened: Running) -> dict[str, list[str]]:
-    """Return the lines of each rank, after checking that all ended well."""
+    """Check that all processes succeeded; return each rank's output lines."""
     done = opened.ended(240)
     assert done.returncode == 0, done.stderr
     lines: dict[str, list[str]] = {}
@@ -111,7 +117,7 @@ def said(opened: Running) -> dict[str, list[str]]:
 
 @pytest.fixture
 def unverified(prepared: Path, tmp_path: Path) -> Path:
-    """Digits that nobody has hashed yet."""
+    """Return a copy of the digits whose hashes were never checked."""
     shutil.copytree(prepared / "data", tmp_path / "data", ignore=shutil.ignore_patterns(".*.verified"))
     return tmp_path
 
@@ -123,7 +129,7 @@ HASHED = ["hashes train.safetensors", "hashes test.safetensors"]
     ("processes", "options"),
     [
         (2, ()),
-        # two of a node: also test_each_node_hashes_its_own_data
+        # also covered by test_each_node_hashes_its_own_data
         pytest.param(2, ("read-only",), marks=pytest.mark.slow),
         pytest.param(4, (), marks=pytest.mark.slow),
         pytest.param(4, ("read-only",), marks=pytest.mark.slow),

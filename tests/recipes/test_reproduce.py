@@ -1,4 +1,4 @@
-"""A figure made by one command, in shares or at once, and shown again from the runs that exist."""
+"""Test recipes/reproduce.py: a figure in shards, and its page."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
     reproduce(where, "--shard", "1/2", "--offline")
     first = nodes(where, "training").keys()
     assert not nodes(where, "report") and first
-    printed = reproduce(where)  # the other share, and the page
+    printed = reproduce(where)  # makes the other share and the page
     assert "Not finished" not in printed and "not a reproduction" in printed
     trainings, analyses = nodes(where, "training"), nodes(where, "analysis")
-    assert len(trainings) + len(analyses) + 2 == len(listed)  # and two searches
+    assert len(trainings) + len(analyses) + 2 == len(listed)  # plus two searches
     (report,) = nodes(where, "report").values()
     results = json.loads((where / "results/fig3-digits-resnet8-levels-2/results.json").read_text())
     assert {run["key"] for run in results["runs"].values()} == {record["key"] for record in trainings.values()}
@@ -42,6 +42,6 @@ def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
     assert "run: " in again
 
 
-def test_what_a_figure_does_not_have_is_refused(prepared: Path):
+def test_an_unknown_data_set_or_shard_is_refused(prepared: Path):
     assert "known: imagenet" in tool(prepared, "report.py", "table2", "--dataset", "cifar100", ok=False, cold=True)
     assert "give i/n" in reproduce(prepared, "--shard", "half", ok=False)

@@ -1,4 +1,7 @@
-"""A tracking server that fails in every way in the middle of a search: the training does not wait, nothing is lost."""
+"""Test a search while its tracking server fails.
+
+Training never waits, and no run is lost.
+"""
 
 from __future__ import annotations
 
@@ -24,21 +27,21 @@ pytestmark = pytest.mark.long
 
 OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "6", "--num-levels"]
 LEVELS_A_FAULT = 8
-"""So that each still meets the search at work: a delivery that failed is tried again after up to five levels."""
-# each begins in the middle of a delivery, with a request of this kind
+"""Levels per fault, so that the search still runs: a failed delivery may be retried only five levels later."""
+# each fault begins in the middle of a delivery, at the next request whose first line contains these bytes
 SHORT: list[tuple[bytes, Fault]] = [(b"/runs/log-batch", "answering 500"), (b"PUT ", "hanging")]
 MORE: list[tuple[bytes, Fault]] = [
     (b"/runs/create", "hanging"),
-    (b"/runs/update", "refusing"),  # which would mark the run finished
+    (b"/runs/update", "refusing"),  # this request would mark the run as finished
     (b"/logged-models", "answering 500"),
 ]
 HELD_UP_SECONDS = 3.0
-"""Between two levels; a single probe of a server that hangs takes 5 s."""
+"""Longest allowed gap between two levels. A single probe of a hanging server takes 5 s."""
 
 
 @dataclass
 class Search:
-    """A search on its way, and what stands between it and the server."""
+    """A running search and the fault-injecting proxy between it and the server."""
 
     where: Path
     launch: Running
@@ -46,15 +49,15 @@ class Search:
     direct: LineageStore
 
     def levels(self) -> int:
-        """Levels that are committed on disk."""
+        """Return the number of levels committed on disk."""
         return len(list((self.where / "runs").glob("level-*/record.json")))
 
     def delivered(self) -> int:
-        """Levels that the launch knows to be delivered."""
+        """Return the number of levels that the launch has recorded as delivered."""
         return len(list((self.where / "runs" / ".delivered").glob("level-*")))
 
     def wait(self, what: Callable[[], bool], seconds: float = 250) -> None:
-        """Wait until something is true, while the search goes on."""
+        """Wait until `what()` is true; fail if the search ends before."""
         until = time.monotonic() + seconds
         while not what():
             assert self.launch.poll() is None and time.monotonic() < until, (self.where / "log").read_text()
@@ -63,9 +66,9 @@ class Search:
 
 @contextlib.contextmanager
 def started(where: Path, num_levels: int, proxy: FaultProxy, direct: str) -> Iterator[Search]:
-    """Start the search."""
+    """Start the search in a process that is killed at exit."""
     command = [str(REPOSITORY / "recipes" / "aws_digits.py"), *OPTIONS, str(num_levels)]
-    # as short as a test needs: by default a request is given up after three times 30 s
+    # shorter than the default of three attempts of 30 s
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "4"}
     launch = Running(where, *command, log=where / "log", MLFLOW_TRACKING_URI=proxy.uri, **limits)
     try:
@@ -76,7 +79,10 @@ def started(where: Path, num_levels: int, proxy: FaultProxy, direct: str) -> Ite
 
 
 def assert_finished_runs_are_whole(store: LineageStore) -> int:
-    """Every run that is marked finished has all its files, and each point once; return how many runs that are."""
+    """Assert that each finished run is complete; return their number.
+
+    It has all its files, and each metric point once.
+    """
     client = MlflowClient(store.tracking_uri)
     finished = [node for node in store.summaries() if node.status == "FINISHED"]
     for node in finished:
@@ -92,29 +98,36 @@ def assert_finished_runs_are_whole(store: LineageStore) -> int:
 
 
 def gaps_seconds(where: Path) -> list[float]:
-    """Seconds between the end of each level and the beginning of the next: where a training would wait."""
+    """Return the seconds between each level and the next.
+
+    In these gaps a launch could wait for the server.
+    """
     levels = [record for _, record in sorted(nodes(where, "level").items())]
     return [(b["started_ms"] - a["finished_ms"]) / 1000 for a, b in zip(levels, levels[1:], strict=False)]
 
 
 @pytest.mark.parametrize("faults", [SHORT, pytest.param(MORE, marks=pytest.mark.slow)], ids=["short", "more"])
-def test_a_search_goes_on_and_nothing_is_lost(prepared, empty_store, tmp_path, faults):
-    """The last fault stays to the end of the launch."""
+def test_a_search_continues_through_server_faults_and_loses_no_run(prepared, empty_store, tmp_path, faults):
+    """Inject one fault after another into a running search.
+
+    The last one stays until the launch ends.
+    """
     where, port, num_levels = elsewhere(prepared, tmp_path / "search"), free_port(), LEVELS_A_FAULT * len(faults)
     direct = f"http://127.0.0.1:{port}"
     shutil.copy(empty_store, tmp_path / "server.db")
+    # Phase: search through the proxy while it injects the faults
     with fault_proxy(port) as proxy:
         with server(tmp_path, port), started(where, num_levels, proxy, direct) as search:
             for word, fault in faults:
                 known = search.delivered()
-                search.wait(lambda least=known: search.delivered() > least)  # it is at work, again
+                search.wait(lambda least=known: search.delivered() > least)  # deliveries work again
                 proxy.fault_at(word, fault)
                 search.wait(proxy.triggered.is_set)
                 before, known = search.levels(), search.delivered()
-                search.wait(lambda least=before: search.levels() >= least + 2)  # the training goes on
+                search.wait(lambda least=before: search.levels() >= least + 2)  # the training continues
                 assert search.delivered() == known
                 whole = assert_finished_runs_are_whole(search.direct)
-                print(f"{fault}: {search.levels() - before} levels made meanwhile, {whole} runs finished, and whole")
+                print(f"{fault}: {search.levels() - before} levels trained meanwhile, {whole} complete runs finished")
                 if (word, fault) != faults[-1]:
                     proxy.heal()
             while search.levels() < num_levels + 1:
@@ -123,13 +136,15 @@ def test_a_search_goes_on_and_nothing_is_lost(prepared, empty_store, tmp_path, f
             trained = time.monotonic()
             assert search.launch.wait(120) == 0, (where / "log").read_text()
             print(f"{fault} to the end: the launch ended {time.monotonic() - trained:.1f} s after its last level")
+        # Phase: the launch finished, with undelivered levels and short gaps
         assert search.levels() == num_levels + 1 > search.delivered()
         assert "`python tools/lineage.py sync` delivers it later" in (where / "log").read_text()
         gaps = gaps_seconds(where)
         print(f"between levels: at most {max(gaps):.2f} s, {sum(gaps) / len(gaps):.2f} s on average")
         assert max(gaps) < HELD_UP_SECONDS
+        # Phase: restart the server and deliver the rest with `sync`, twice
         proxy.heal()
-        with server(tmp_path, port):  # killed and started again
+        with server(tmp_path, port):
             for _ in range(2):
                 run_warm(where, str(REPOSITORY / "tools" / "lineage.py"), "sync", MLFLOW_TRACKING_URI=direct)
             store = open_store(tmp_path / "none", direct)
@@ -141,13 +156,13 @@ def test_a_search_goes_on_and_nothing_is_lost(prepared, empty_store, tmp_path, f
 
 
 def order_of_delivery(where: Path) -> list[int]:
-    """The levels in the order in which the last of them was seen to be delivered."""
+    """Return the level numbers in the order of their delivery."""
     remembered = (where / "runs" / ".delivered").glob("level-*")
     level_of = {f"level-{one['key'][:16]}": int(one["tags"]["level"]) for one in nodes(where, "level").values()}
     return [level_of[path.stem] for path in sorted(remembered, key=lambda path: path.stat().st_mtime_ns)]
 
 
 def models(store: LineageStore) -> list[object]:
-    """All logged models of the server."""
+    """Return all logged models on the server."""
     client = MlflowClient(store.tracking_uri)
     return list(client.search_logged_models([one.experiment_id for one in client.search_experiments()]))

@@ -1,4 +1,7 @@
-"""A search of two processes, one of which stops reading while its heartbeat goes on."""
+"""Test a search in which one of two processes hangs.
+
+It hangs in the data loader while its heartbeat continues.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +40,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def digests(where: Path) -> dict[str, list[str]]:
-    """SHA-256 of checkpoint and signed mask of each finished level, by its key, in which the limit is not."""
+    """Return the SHA-256 of each level's checkpoint and mask, by key.
+
+    The key does not depend on `--stuck-after`.
+    """
     files = ("checkpoint.safetensors", "signed_mask.safetensors")
     return {record["key"]: [record["files"][file] for file in files] for record in nodes(where, "level").values()}
 
@@ -51,12 +57,14 @@ def test_a_process_that_stops_reading_ends_the_launch_and_the_same_command_conti
     assert len(lines) == 2 and lines[0] == lines[1], said
     assert " epoch 1, computing step 7; process 1 on " in lines[0]
     assert lines[0].endswith(
-        " epoch 1, reading the batch of step 7; ending. The same command again continues from the last saved state."
+        " epoch 1, reading the batch of step 7; ending. Run the same command again to resume from the last saved state."
     )
     print(f"ended {seconds:.1f} s after it stopped reading, with 3 s allowed")
     assert 3 < seconds < 15
-    assert json.loads((where / "runs" / "status.json").read_text())["status"] == "running"  # is to be started again
+    assert (
+        json.loads((where / "runs" / "status.json").read_text())["status"] == "running"
+    )  # tells a script to start the launch again
     assert list((where / "runs").glob(".making-level-*/state-*"))
     recipe(where, "aws_digits.py", *SEARCH, *WATCHED, processes=2)
     found = digests(where)
-    assert len(found) == 2 and found.items() < digests(by_two[0]).items()  # which has one level more
+    assert len(found) == 2 and found.items() < digests(by_two[0]).items()  # the reference search has one more level

@@ -1,4 +1,7 @@
-"""Two nodes: network namespaces joined by a cable that can be cut, each with a launcher and a directory of its own."""
+"""Test launches on two nodes, simulated by two network namespaces.
+
+A virtual cable that can be cut joins them. Each node has its own launcher and working directory.
+"""
 
 from __future__ import annotations
 
@@ -26,16 +29,16 @@ SERVER = f"http://{ADDRESS[0]}:5000"
 OWN_STORE, NO_STORE = "sqlite:///mlflow.db", "nowhere://node-1-must-not-ask"
 LAUNCH = ["launch", "-q", "--num_machines", "2", "--num_processes", "2", "--multi_gpu", "--mixed_precision", "no"]
 LAUNCH += ["--dynamo_backend", "no", "--num_cpu_threads_per_process", "1", "--main_process_ip", ADDRESS[0]]
-# level 1 is long enough to be disturbed in; level 0 too short for a saved state
+# level 1 is long enough for a fault in the middle; level 0 is too short to save a state
 SEARCH = ["recipes/aws_digits.py", *TINY, "--num-levels", "1", "--level-epochs", "24", "--data.loader", "memory"]
 SEARCH += ["--checkpoint-every", "4", "--checkpoint-unit", "epochs"]
 END_SECONDS = 60
-"""A launch that has lost a node must have ended everywhere by then."""
+"""Time limit for both nodes to end after a fault."""
 
 
 @dataclass
 class Launch:
-    """One command on both nodes."""
+    """One command running on both nodes."""
 
     launchers: list[subprocess.Popen]
     logs: list[Path]
@@ -49,18 +52,18 @@ class Launch:
             raise AssertionError(f"still running after {seconds} s: {self.text()}") from None
 
     def output(self) -> str:
-        """Return what both said, after checking that they end well."""
+        """Wait for both nodes to succeed, and return their output."""
         assert self.ended(240) == [0, 0], self.text()
         return self.text()
 
     def text(self) -> str:
-        """Return what both have said so far."""
+        """Return the output of both nodes so far."""
         return "\n".join(log.read_text(errors="replace") for log in self.logs)
 
 
 @dataclass
 class TwoNodes:
-    """The two namespaces; what runs in them ends with them."""
+    """Two namespaces and the processes that run in them."""
 
     names: tuple[str, str]
     directory: Path
@@ -68,7 +71,7 @@ class TwoNodes:
     processes: list[subprocess.Popen] = field(default_factory=list)
 
     def start(self, node: int, where: Path, log: Path, *command: str, **environment: str) -> subprocess.Popen:
-        """Start a command on one node; both of its streams go to `log`."""
+        """Start a command on one node, with its output in `log`."""
         env = {name: value for name, value in os.environ.items() if not name.startswith(("MLFLOW_", "ACCELERATE_"))}
         env |= {"OMP_NUM_THREADS": "1", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"} | environment
         with open(log, "wb") as stream:
@@ -84,7 +87,13 @@ class TwoNodes:
         return started
 
     def launch(self, where: Path, recipe: str, *options: str, store: str) -> Launch:
-        """Start a recipe in `where`/0 and `where`/1, one process on each node; node 0 alone has a usable `store`."""
+        """Start a recipe on both nodes, one process each.
+
+        Node 0 runs in the directory `where`/0, and node 1 in `where`/1.
+
+        Args:
+            store: Tracking URI for node 0; node 1 gets an unusable one, because only rank 0 may use it.
+        """
         self.launches += 1
         port = ["--main_process_port", str(29500 + self.launches)]
         accelerate = str(Path(sys.executable).with_name("accelerate"))
@@ -107,13 +116,13 @@ class TwoNodes:
                 parent = int(line.read_text().rpartition(")")[2].split()[1])
                 environment = (line.parent / "environ").read_bytes()
             except OSError:
-                continue  # ended meanwhile
+                continue  # the process ended meanwhile
             if parent == launch.launchers[node].pid and f"\0RANK={node}\0".encode() in environment:
                 return int(line.parent.name)
         raise AssertionError(f"no process of rank {node}: {launch.text()}")
 
     def soon_worker(self, launch: Launch, node: int) -> int:
-        """Return the process ID of the training process on one node as soon as there is one."""
+        """Wait for the training process on one node; return its PID."""
         until = time.monotonic() + 60
         while True:
             try:
@@ -123,7 +132,7 @@ class TwoNodes:
                 time.sleep(0.05)
 
     def plug(self, *, into: bool) -> None:
-        """Pull the cable out of node 1, or put it in again."""
+        """Connect the cable of node 1, or disconnect it."""
         _ip("-n", self.names[1], "link", "set", CABLE, "up" if into else "down")
 
 
@@ -143,7 +152,7 @@ def _lay_cable(names: tuple[str, str]) -> None:
 
 
 def _remove(name: str) -> None:
-    """End what runs in a namespace, then the namespace."""
+    """Kill all processes in a namespace and delete it."""
     listed = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, timeout=30)
     for pid in listed.stdout.split():
         try:
@@ -155,7 +164,7 @@ def _remove(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def two(prepared, tmp_path_factory) -> Iterator[TwoNodes]:
-    """Two nodes, and the digits for both."""
+    """Yield two nodes with the prepared digits; skip without root or iproute2."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
     if shutil.which("ip") is None:
@@ -177,12 +186,15 @@ def two(prepared, tmp_path_factory) -> Iterator[TwoNodes]:
 
 
 def serve(two: TwoNodes) -> None:
-    """Start MLflow on node 0, with artifacts that go through the server, and wait until it answers."""
+    """Start an MLflow server on node 0 and wait for it.
+
+    It serves the artifacts, too.
+    """
     command = [sys.executable, "-m", "mlflow", "server", "--host", ADDRESS[0], "--port", "5000", "--workers", "1"]
     command += ["--backend-store-uri", "sqlite:///served.db"]
     command += ["--serve-artifacts", "--artifacts-destination", "artifacts"]
     log = two.directory / "server.log"
-    # its schedulers would take seconds of a small machine
+    # without MLflow's job schedulers, which delay the start by seconds
     two.start(0, two.directory, log, *command, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
     ask = f"""
 import time, urllib.request
@@ -198,7 +210,10 @@ raise SystemExit("no answer")
 
 
 def fresh(two: TwoNodes, name: str) -> Path:
-    """Return a directory with one working directory for each node, the data in each and no runs."""
+    """Create a working directory without runs for each node.
+
+    Return their parent directory.
+    """
     for node in ("0", "1"):
         where = two.directory / name / node
         where.mkdir(parents=True)
@@ -207,7 +222,7 @@ def fresh(two: TwoNodes, name: str) -> Path:
 
 
 def digests(where: Path) -> dict[str, list[str]]:
-    """Return the SHA-256 of checkpoint and signed mask of each finished level, by its key."""
+    """Return the SHA-256 of each level's checkpoint and mask, by key."""
     files = ("checkpoint.safetensors", "signed_mask.safetensors")
     levels = nodes(where / "0", "level").values()
     return {record["key"]: [record["files"][file] for file in files] for record in levels}
@@ -215,7 +230,11 @@ def digests(where: Path) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(two) -> tuple[Path, list[str]]:
-    """A search that nothing disturbed, delivered to an MLflow server on node 0: its directory, its levels' run IDs."""
+    """Run a search without faults, with an MLflow server on node 0.
+
+    Returns:
+        Its directory and the run IDs of its levels.
+    """
     where = fresh(two, "undisturbed")
     serve(two)
     output = two.launch(where, *SEARCH, store=SERVER).output()
@@ -233,7 +252,7 @@ def test_search_training_and_barrier(two, undisturbed):
     log = where / "lmc.log"
     assert two.start(0, where / "0", log, *lmc, MLFLOW_TRACKING_URI=SERVER).wait(120) == 0, log.read_text()
     assert len(json.loads(log.read_text().splitlines()[-1])["error_percent"]) == 11
-    # node 1 had no store to talk to, kept nothing, and the server heard of node 0 alone
+    # node 1 has no runs and no database, and only node 0 connected to the server
     assert not list((where / "1").glob("runs/*/record.json")) and not list((where / "1").glob("mlflow.db*"))
     server_log = (two.directory / "server.log").read_text()
     assert f"{ADDRESS[0]}:" in server_log and f"{ADDRESS[1]}:" not in server_log
@@ -254,12 +273,14 @@ def test_a_fault_ends_both_nodes_and_the_same_command_continues(
     fault: Callable[[TwoNodes, Launch], None],
     lost_by: list[int],
 ):
+    # Phase: start a search and wait for a saved state of level 1; level 0 is too short to save one
     where = fresh(two, fault.__name__)
-    # a store of its own: from the shared one it would fetch the levels instead of making them
+    # with its own store, because it would fetch the finished levels from the shared one
     launch = two.launch(where, *SEARCH, store=OWN_STORE)
-    while not list((where / "0" / "runs").glob(".making-level-*/state-*")):  # of level 1: level 0 is too short for one
+    while not list((where / "0" / "runs").glob(".making-level-*/state-*")):
         assert launch.launchers[0].poll() is None, launch.text()
         time.sleep(0.05)
+    # Phase: inject the fault; both launches end
     try:
         fault(two, launch)
         began = time.monotonic()
@@ -269,23 +290,27 @@ def test_a_fault_ends_both_nodes_and_the_same_command_continues(
         two.plug(into=True)
     print(f"{fault.__name__}: both launches ended after {seconds:.1f} s")
     status = json.loads((where / "0" / "runs" / "status.json").read_text())["status"]
-    assert status in ("running", "preempted"), "a script must see that this launch is to be started again"
-    assert len(digests(where)) == 1, "the fault came too late to disturb a training"
-    for node in lost_by if status == "running" else []:  # else gloo was the first to say it
+    assert status in ("running", "preempted"), "the status must tell a script to start the launch again"
+    assert len(digests(where)) == 1, "the fault came after the training had finished"
+    for node in lost_by if status == "running" else []:  # otherwise gloo reported the loss first
         lines = [line for line in launch.logs[node].read_text().splitlines() if "lost process" in line]
         assert len(lines) == 1 and lines[0].startswith(f"process {node} of 2 on ")
-    assert "goes on at epoch" in two.launch(where, *SEARCH, store=OWN_STORE).output()
+    # Phase: the same command resumes and gives the same bytes
+    assert "resumes at epoch" in two.launch(where, *SEARCH, store=OWN_STORE).output()
     assert digests(where) == digests(undisturbed[0])
 
 
 @pytest.mark.parametrize("fault", [_kill, _cut], ids=["killed", "cut"])
 def test_a_fault_before_all_have_joined_ends_both_nodes(two: TwoNodes, fault: Callable[[TwoNodes, Launch], None]):
-    """Node 0 is slow to start; node 1 has begun to join, and waits for it."""
+    """Inject the fault while node 1 waits for node 0 to join.
+
+    Node 0 is suspended during its start.
+    """
     launch = two.launch(fresh(two, f"early{fault.__name__}"), *SEARCH, store=OWN_STORE)
     slow = two.soon_worker(launch, 0)
     os.kill(slow, signal.SIGSTOP)
     two.soon_worker(launch, 1)
-    time.sleep(20)  # torch is imported, and the waiting has begun
+    time.sleep(20)  # long enough to import torch and begin to wait
     try:
         fault(two, launch)
         began = time.monotonic()
@@ -299,7 +324,10 @@ def test_a_fault_before_all_have_joined_ends_both_nodes(two: TwoNodes, fault: Ca
 
 
 def test_a_process_killed_before_it_begins_to_join_ends_both_nodes(two: TwoNodes):
-    """Node 1's process is killed while Python still loads torch: it never says a word, but its launcher ends."""
+    """Kill node 1's process while it imports torch.
+
+    It never contacts process 0, but the end of its launcher is detected.
+    """
     launch = two.launch(fresh(two, "unbegun"), *SEARCH, store=OWN_STORE)
     os.kill(two.soon_worker(launch, 1), signal.SIGKILL)
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""A plan of two trials, and its runs as committed local nodes with made-up errors."""
+"""Fixtures: a plan of two trials, and its runs with synthetic errors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def key_of(name: str) -> str:
 
 
 def made_up_error(training: Training) -> float:
-    """Errors that tell every training from every other."""
+    """Return a test error in % that identifies the training."""
     if training.kind == "level":
         return 50.0 + training.level
     kinds = {"dense": 5.0, "retrain": 6.0, "signed_mask": 7.0, "signed_mask_norm": 8.0, "mask": 9.0}
@@ -49,14 +49,21 @@ def made_up_error(training: Training) -> float:
 
 
 def signs_of(level: int) -> SignedMask:
-    """Eight weights, all kept; each level turns the sign of one more of them."""
+    """Return the signs of eight kept weights.
+
+    The first `level` of them are negative.
+    """
     weights = torch.ones(8)
     weights[:level] = -1
     return SignedMask.of({"w": weights}, Mask({"w": torch.ones(8, dtype=torch.bool)}))
 
 
 def network_of(level: int | None) -> Checkpoint:
-    """A resnet8 whose scales are 1 at θ_init (level None) and fall by a tenth a level; every shift is a hundredth."""
+    """Return a resnet8 with known norm parameters.
+
+    Args:
+        level: Scales are 1 − level/10 and biases 0.01; None stands for θ_init, with 1 and 0.
+    """
     model = build_model("resnet8", num_classes=10, channels=1, image_size=8)
     network = Checkpoint.of(model, level=level or 0, epochs=0, level_digest="")
     norm = partition_of("resnet8", model).norm
@@ -68,7 +75,7 @@ def network_of(level: int | None) -> Checkpoint:
 
 
 class MadeUp:
-    """Commits what the plan names, as a launch would."""
+    """Commit the runs of a plan with synthetic results."""
 
     def __init__(self, directory: Path, plan: FigurePlan) -> None:
         self.nodes, self.plan, self.error_of = LocalNodes(directory), plan, made_up_error
@@ -125,26 +132,33 @@ class MadeUp:
             parent = Parent(key, "pruned-from")
 
     def networks(self, name: str, level: int | None) -> dict[str, Checkpoint]:
-        """The file of a network, where the figure needs one."""
+        """Return the checkpoint file `name`, or none.
+
+        Only figures that compare norm parameters need it.
+        """
         return {f"{name}.safetensors": network_of(level)} if self.plan.figure.initial_norm else {}
 
     def right(self, error: float, name: str) -> dict[str, torch.Tensor]:
-        """The file of the 10,000 test images that a network has right, if runs store it: random ones, by its name."""
+        """Return random per-image results of 10,000 images with this error.
+
+        The error is in %; the name seeds the draw. Without `stores_right` the result is empty.
+        """
         noise = torch.Generator().manual_seed(int(key_of(name)[:8], 16))
         right = torch.randperm(10_000, generator=noise) >= round(100 * error)
         return {"correct.safetensors": right} if self.stores_right else {}
 
     def training(self, one: Training, **config) -> None:
+        # Phase: tags and settings of the launch that made this training
         finals = self.plan.scale.finals
         tags = {"kind_of_training": one.kind, "sgd_seed": str(one.sgd_seed), "data": finals.data.name}
-        if one.epochs is not None:  # its launch is of other settings
+        if one.epochs is not None:  # a further length comes from a launch with other settings
             config |= {"search": self.config["search"] | {"final": to_json(replace(finals.final, epochs=one.epochs))}}
             tags["settings"] = f"{one.epochs} epochs {self.tags['settings']}"
         if self.plan.scale.used_on:
             length = replace(finals.final, epochs=one.epochs or finals.final.epochs)
             config |= {"search": to_json(replace(finals, final=length))}
             tags["settings"] = self.settings_there
-            if one.curve is not None:  # no trial of the usual trainings, so it has settings of its own
+            if one.curve is not None:  # a transferred ticket has another settings hash
                 moved = {"transferred": "true"}
                 tags |= moved | {"settings": f"moved to {self.settings_there}"}
         if one.init_seed is not None:
@@ -152,6 +166,7 @@ class MadeUp:
         if one.initialisation != "network":
             drawn = {"initialisation": one.initialisation}
             tags |= drawn | {"settings": f"{one.initialisation} {self.tags['settings']}"}
+        # Phase: parent, metrics and files
         parents: tuple[Parent, ...] = ()
         if one.curve is not None:
             tags["method"] = one.curve.method
@@ -171,7 +186,7 @@ class MadeUp:
         shutil.rmtree(self.nodes.find(key_of(name)))
 
     def replace(self, one: Training, error: float) -> None:
-        """Commit a training anew, with another test error."""
+        """Commit a training again with another test error."""
         self.remove(one)
         self.error_of = lambda _: error
         self.training(one)
@@ -192,7 +207,7 @@ class MadeUp:
             if one.kind != "level":
                 self.training(one)
         for pair in self.plan.pairs():
-            # a ticket's copy is 30 points worse, and 1 or 4 in a trial
+            # a ticket's copy is worse by 31 points in trial 1 and by 34 in trial 2
             worse = 30.0 + pair.first.trial**2 if pair.second == pair.first else 0.0
             errors = (made_up_error(pair.second) + worse, made_up_error(pair.first))
             curve = BarrierCurve((0.0, 0.5, 1.0), (errors[0], 20.0, errors[1]), *reversed(errors), "none", 0, 100)
@@ -230,5 +245,5 @@ def made_up(tmp_path: Path, plan: FigurePlan) -> MadeUp:
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Draw intervals from few resamples: `tests/analysis/test_statistics.py` is about their values."""
+    """Use few resamples, because only `tests/analysis/test_statistics.py` tests interval values."""
     monkeypatch.setattr("harness.analysis.statistics.RESAMPLES", 1500)

@@ -1,4 +1,4 @@
-"""The runs of a plan found among all that is logged, and what the page makes of them."""
+"""Test the runs collected for a plan, and their page."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from harness.reproduction.page import barriers_table, before_training_table, pag
 from harness.reproduction.report import commit_report, write_report
 from harness.reproduction.results import Judged, Results
 
-pytestmark = pytest.mark.long  # pages, with their bootstraps and plots
+pytestmark = pytest.mark.long  # pages take seconds, with bootstrap intervals and plots
 
 AWS, LRR = Curve("aws", "signed_mask"), Curve("lrr", "signed_mask")
 
@@ -36,7 +36,7 @@ def store_of(made_up) -> LineageStore:
     return open_store(made_up.nodes.directory, offline=True)
 
 
-def test_every_run_is_found_by_what_it_is(made_up, plan):
+def test_every_run_of_the_plan_is_found(made_up, plan):
     made_up.everything()
     results = collect(store_of(made_up), plan)
     assert results.missing == []
@@ -91,7 +91,7 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
     assert results.missing == []
     assert set(results.barriers["norm_init"]) == {"level (lrr)", "level (aws)"}
     assert set(results.barriers["signed_init"]) == {"level (lrr)", "level (aws)"}
-    # on another θ_init than the trial's final trainings have
+    # a copy on another θ_init than that of the trial's final trainings is not used
     pair = next(pair for pair in claims.pairs() if pair.question == "signed_init")
     curve = BarrierCurve((0.0, 1.0), (90.0, 1.0), 1.0, 90.0, "none", 0, 100)
     tags, files = {"question": pair.question, "init_seed": "7"}, {"barrier.json": json.dumps(curve.to_dict())}
@@ -101,7 +101,11 @@ def test_a_ticket_and_its_copy_are_found_by_ticket_and_search(made_up, plan):
 
 
 def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
-    """…and for a ticket and its copy with the difference of their errors, of which the barrier is half."""
+    """Check the first column of the barrier tables.
+
+    For a ticket and its copy it is the difference of their errors, and the barrier is half of it.
+    """
+    # Phase: collect a figure, with uneven curves for connectivity
     claims = replace(plan, figure=figure_named("claims"))
     made = type(made_up)(made_up.nodes.directory, claims)
     made.everything()
@@ -111,6 +115,7 @@ def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
         pair: (node, uneven if pair.question == "lmc" else own) for pair, (node, own) in results.compared.items()
     }
     results = replace(results, compared=compared)
+    # Phase: tables of connectivity, and of tickets and their copies
     tables = [
         [dict(zip(head, row, strict=True)) for row in rows]
         for head, rows in (barriers_table(results), before_training_table(results))
@@ -127,12 +132,16 @@ def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
     assert list(copies)[2] == "copy − ticket" and copies["copy − ticket"] == "+32.50"
     assert copies["sd"] == f"{np.std([31, 34], ddof=1):.2f}"
     assert (copies["ticket error %"], copies["copy error %"]) == ("52.00", "84.50")
+    # Phase: the same columns on the page
     text = page(results, [])
     assert "| copy − ticket | +34.00 |" in text and text.count("| above the line | 5.00 |") == 4
 
 
 def test_final_trainings_of_several_lengths_are_told_apart(made_up, plan):
-    """Of one start and seed; a length that is in no plan is none of the page's."""
+    """Tell trainings of several lengths apart.
+
+    Lengths that are not in the plan are ignored.
+    """
     longer = replace(plan, scale=replace(plan.scale, further_epochs=(20,)))
     made = type(made_up)(made_up.nodes.directory, longer)
     made.everything()
@@ -141,13 +150,13 @@ def test_final_trainings_of_several_lengths_are_told_apart(made_up, plan):
     assert results.missing == []
     for one, node in results.trained.items():
         assert node.name == str(one) and node.metrics["test_error_percent"] == made.error_of(one)
-    # dense: also 2 + 3·1 + 20 epochs, with the longest final training
+    # dense also has 2 + 3·1 + 20 epochs: warm-up, three levels and the longest final training
     names = ["dense", "dense, 20 epochs", "dense, 25 epochs", *["retrain (lrr)"] * 2, *["retrain (lrr), 20 epochs"] * 2]
     assert [point.name for point in results.points][: len(names)] == names
     text = page(results, [])
     assert "| dense | 1.0000 | 94.97 |" in text and "| dense, 25 epochs | 1.0000 | 95.47 |" in text
     assert "With 25 epochs, as many as its deepest ticket costs, the dense network gains +0.50 points.\n" in text
-    # a plan of one length has its own alone
+    # a plan with one length collects only that length
     assert collect(store_of(made), replace(plan, figure=figure_named("fig2"))).plan.dense_lengths == (None,)
     usual = collect(store_of(made), plan)
     assert {one.epochs for one in usual.trained} == {None} and usual.missing == ["dense-e9-t1", "dense-e9-t2"]
@@ -168,10 +177,10 @@ def test_tickets_of_other_distributions_of_alpha_are_told_apart(made_up, plan):
 def test_runs_of_other_seeds_settings_and_options_are_left_out(made_up, plan):
     made_up.everything()
     one = plan.of_curve(AWS, 1)[0]
-    made_up.training(replace(one, search_seed=2))  # of another search's ticket, with this trial's seeds
+    made_up.training(replace(one, search_seed=2))  # a ticket of another search, with this trial's seeds
     made_up.training(one, unpruned_signs=False)
     made_up.tags["settings"] = "07e4"
-    made_up.tags["data"] = "cifar10"  # trained alike
+    made_up.tags["data"] = "cifar10"  # otherwise equal settings
     made_up.levels("aws", 8, 1)
     made_up.tags |= {"settings": "0ff5", "data": plan.scale.config.data.name}
     made_up.config["search"]["final"]["epochs"] = 100
@@ -193,11 +202,11 @@ def test_initialisations_are_told_apart(made_up, plan):
     text = page(results, [])
     assert (
         "| signed_mask from constant (aws) | 0.8000 | 92.28 |" in text
-    )  # 100 − (7 + 0.6 + 0.1) and 0.01, 0.04 a trial
+    )  # 100 − (7 + 0.6 + 0.1), minus the mean of 0.01 and 0.04 over the trials
     assert "What is asked of it" in text and "The paper does not show this." in text
-    # errors 7.6 and 7.0 before what trials add, which is the same on both sides
+    # errors 7.6 and 7.0 plus equal terms of each trial
     assert "| does one magnitude for all weights of a tensor do as well? | a ≠ b | -0.60 | [-0.60, -0.60] | 2 |" in text
-    # a figure that draws them all alike finds its own, and no other
+    # a figure with the usual initialisation collects only those trainings
     usual = collect(store_of(made), replace(plan, figure=figure_named("fig4")))
     assert {one.curve for one in usual.trained if one.kind == "signed_mask"} == {AWS}
 
@@ -209,7 +218,7 @@ def test_tickets_are_found_on_one_data_set_and_used_on_another(made_up, plan):
     made = type(made_up)(made_up.nodes.directory, moved)
     made.everything()
     at_home = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("controls")))
-    for one in at_home.plan.trainings():  # of the same tickets, on their own data set
+    for one in at_home.plan.trainings():  # the same tickets on the data set of their search
         at_home.training(one, note="at home")
     store = store_of(made)
     results = collect(store, moved)
@@ -219,7 +228,7 @@ def test_tickets_are_found_on_one_data_set_and_used_on_another(made_up, plan):
     assert "resnet8 on digits, used on fashion_mnist_small; 2 trials" in text
     assert "On fashion_mnist_small: sgd" in text and "7 epochs in a final training" in text
     assert store.local.load(commit_report(store, results)).config["scale"]["used_on"]["final"]["epochs"] == 7
-    # another number of processes there
+    # a training with another number of processes on the second data set
     made.settings_there = "0ff5"
     made.config |= {"launch": {"world_size": 2}}
     made.training(moved.dense()[0], note="two processes")
@@ -245,7 +254,10 @@ def test_of_gem_miners_two_runs_the_fine_tuned_one_is_shown(made_up, plan):
 def test_both_densities_of_gem_miner_are_said(made_up, plan):
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("fig4")))
     made.levels("aws", 1, 1)
-    for seed, rest, density in (("1", 0.79, "0.750000"), ("2", 0.77, "0.770000")):  # of equal scores
+    for seed, rest, density in (
+        ("1", 0.79, "0.750000"),
+        ("2", 0.77, "0.770000"),
+    ):  # differ, because equal scores are frozen together
         tags = {"method": "gem_miner", "init_seed": seed, "sgd_seed": seed, "level": "01", "density": density}
         numbers = {"test_error_percent": 40.0, "density_without_classifier": rest}
         metrics = tuple(Metric(name, value, 1, 1) for name, value in numbers.items())
@@ -255,7 +267,7 @@ def test_both_densities_of_gem_miner_are_said(made_up, plan):
     assert text.count("counts the classifier") == 1
     results = collect(store_of(made), made.plan)
     assert results.density(1) == 0.8 and [point.density for point in results.points] == [0.76]
-    assert "| gem_miner |" not in text  # its levels do not come from one another, so no signs are kept
+    assert "| gem_miner |" not in text  # its levels are independent, so there is no row of kept signs
 
 
 def test_gem_miners_ticket_on_another_initialisation_is_asked_about(made_up, plan):
@@ -264,17 +276,21 @@ def test_gem_miners_ticket_on_another_initialisation_is_asked_about(made_up, pla
     results = collect(store_of(made), made.plan)
     assert results.missing == []
     signed, own = Curve("gem_miner", "signed_mask"), Curve("gem_miner", "level")
-    # made-up errors: 7 + a tenth a level and 0.01 or 0.04 a trial, against 50 + level
+    # synthetic errors: 7 + 0.1 · level + 0.01 or 0.04 for the trial, against 50 + level
     assert claim_of(results, signed, own).verdict.difference == pytest.approx(52 - 7.225)
     text = page(results, [])
     assert "signed_mask (gem_miner) takes the signs that the search of gem_miner ends with" in text
     assert "The others keep all 640 weights of the classifier: at one density they have more weights." in text
-    # of 1000 − level that are left, AWS's are beside the classifier's
+    # 1000 − level weights are kept; AWS has the classifier's weights in addition
     assert "| signed_mask (aws) | 0.5120 | 1,637 |" in text and "| level (gem_miner) | 0.5120 | 997 |" in text
 
 
 def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
-    """ResNet-8 has 74,112 prunable weights of 3×3 layers; 640 are of the classifier."""
+    """Compare Gem-Miner with AWS at equal numbers of weights.
+
+    The classifier's 640 weights are included. ResNet-8 has 74,112 prunable weights in its 3×3 layers.
+    """
+    # Phase: Gem-Miner's densities give the numbers of weights of AWS
     equal = replace(plan, figure=figure_named("fig4_equal"))
     prunable = 9 * (16 + 16 * 16 * 2 + 16 * 32 + 32 * 32 + 32 * 64 + 64 * 64)
     assert equal.num_weights == (prunable, 640)
@@ -285,7 +301,7 @@ def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
     assert equal.search_config(aws, 3) == plan.scale.config  # AWS's runs are those of Figure 4
     made = type(made_up)(made_up.nodes.directory, equal)
     made.everything()
-    # at the density of Figure 4 and of another length of the list, which changes nothing
+    # Phase: a level at another density is not collected; one from a longer list of densities is
     tags = {"method": "gem_miner", "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
     made.commit("at one density", "level", tags | {"settings": "f194"})
     made.remove_named("gem_miner 1 L1")
@@ -293,6 +309,7 @@ def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
     error = (Metric("test_error_percent", 51.0, 1, 1),)
     search = {"search": to_json(config)}
     made.commit("gem_miner 1 L1", "level", tags | {"settings": "10e9"}, config=search, metrics=error)
+    # Phase: collected runs, plot and page
     results = collect(store_of(made), equal)
     assert results.trained[equal.of_curve(gem, 1)[0]].name == "gem_miner 1 L1"
     assert sorted(results.series[0].error_percent) == [equal.weights(3), equal.weights(1)]
@@ -303,7 +320,11 @@ def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
 
 
 def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan):
-    """Each density with the λ that is meant for it: a level of another λ is none of the plan's."""
+    """Collect each density with the plan's λ.
+
+    Levels with another λ are ignored.
+    """
+    # Phase: a plan of two densities with a λ for each, and a level with another λ
     config = plan.scale.config
     model, data = replace(config.model, name="resnet20"), replace(config.data, name="cifar10")
     config = replace(config, model=model, data=data, densities=(0.0372, 0.0144), num_levels=2)
@@ -314,6 +335,7 @@ def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan)
         search = to_json(replace(config, gem_miner=replace(config.gem_miner, penalty=penalty)))
         metrics = (Metric("test_error_percent", error, 1, 1),)
         made.commit(f"{level} {penalty}", "level", tags, metrics=metrics, config={"search": search})
+    # Phase: our accuracies next to the published ones
     store = store_of(made)
     results = collect(store, made.plan)
     assert [(p.accuracy_percent.mean, p.paper.mean, round(p.difference, 2)) for p in results.points] == [
@@ -341,7 +363,7 @@ def test_a_network_of_another_width_has_no_printed_number(made_up, plan):
         assert bool(results.series[0].printed_accuracy_percent) == has
 
 
-def test_numbers_that_are_still_to_come_are_not_said_to_be_of_something_else(made_up, plan):
+def test_an_unfinished_table_is_not_said_to_lack_published_numbers(made_up, plan):
     config = plan.scale.config
     config = replace(config, model=replace(config.model, name="resnet50"), data=replace(config.data, name="imagenet"))
     table = replace(plan, figure=figure_named("table2"), scale=replace(plan.scale, config=config, levels=(6, 1)))
@@ -365,8 +387,11 @@ def test_levels_that_trials_share_are_one_trial(made_up, plan):
     assert len({node.key for node in results.nodes}) == len(results.nodes)
 
 
-def test_levels_are_found_by_the_epochs_that_they_heed(made_up, plan):
-    """Warm-up and level epochs are for short levels: not Gem-Miner's, nor those that are final trainings."""
+def test_levels_are_matched_only_by_settings_that_their_method_uses(made_up, plan):
+    """Match levels without settings that their method does not use.
+
+    Gem-Miner, and levels that are final trainings, use neither warm-up nor level epochs.
+    """
     for figure, heedless in (("fig4", {"gem_miner"}), ("rewinding", {"imp", "wr"})):
         made = type(made_up)(made_up.nodes.directory / figure, replace(plan, figure=figure_named(figure)))
         made.everything()
@@ -375,7 +400,7 @@ def test_levels_are_found_by_the_epochs_that_they_heed(made_up, plan):
         assert {one.curve.method for one in found.trained if one.curve} == heedless
 
 
-def test_where_the_papers_numbers_are_of_something_else_it_is_said(made_up, plan):
+def test_the_page_says_if_the_papers_numbers_do_not_apply(made_up, plan):
     table = replace(plan, figure=figure_named("table2"))
     made = type(made_up)(made_up.nodes.directory, table)
     made.everything()
@@ -387,8 +412,11 @@ def test_where_the_papers_numbers_are_of_something_else_it_is_said(made_up, plan
     ("figure", "method", "changes"),
     [("rewinding", "wr", {"rewind_to": 2}), ("fig4", "gem_miner", {"gem_miner": GemMinerConfig(lr=0.2)})],
 )
-def test_a_methods_own_settings_are_those_of_the_plan(made_up, plan, figure, method, changes):
-    """They are in no tag that all methods of a figure share."""
+def test_runs_are_matched_by_their_methods_own_settings(made_up, plan, figure, method, changes):
+    """Match settings that only one method of a figure has.
+
+    They are in no tag that all methods share.
+    """
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named(figure)))
     made.everything()
     tags = {"method": method, "init_seed": "1", "sgd_seed": "1", "level": "01", "density": "0.8"}
@@ -396,21 +424,21 @@ def test_a_methods_own_settings_are_those_of_the_plan(made_up, plan, figure, met
     found = collect(store_of(made), made.plan)
     one = made.plan.of_curve(Curve(method, "level"), 1)[0]
     assert found.trained[one].name == f"{method} 1 L1"
-    again = replace(plan.scale.config, rewind_to=1_297 // 64, rewind_unit="steps")  # of the plan's one epoch
+    again = replace(plan.scale.config, rewind_to=1_297 // 64, rewind_unit="steps")  # equal to the plan's one epoch
     made.commit("again", "level", tags, config={"search": to_json(again)})
     with pytest.raises(ValueError, match=f"2 runs answer to level 01 of {method}, init_seed 1, sgd_seed 1: .*keep one"):
         collect(store_of(made), made.plan)
 
 
-def test_two_runs_for_one_place_are_refused(made_up, plan):
+def test_two_runs_for_one_training_are_refused(made_up, plan):
     made_up.everything()
     made_up.training(plan.of_curve(AWS, 1)[0], note="the same again")
     with pytest.raises(ValueError, match="2 runs answer to aws-L01-signed_mask-t1"):
         collect(store_of(made_up), plan)
 
 
-def test_of_two_comparisons_of_one_pair_that_in_mixed_precision_is_taken(made_up, plan):
-    """Earlier versions compared runs of mixed precision in float32; what they found is not mixed in."""
+def test_a_comparison_in_mixed_precision_is_preferred(made_up, plan):
+    """Ignore comparisons by earlier versions, which compared mixed-precision runs in float32."""
     made_up.everything()
     pair = plan.pairs()[0]
     curve = BarrierCurve((0.0, 0.5, 1.0), (1.0, 50.0, 1.0), 1.0, 1.0, "none", 0, 100)
@@ -421,7 +449,7 @@ def test_of_two_comparisons_of_one_pair_that_in_mixed_precision_is_taken(made_up
 
 
 def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
-    """A comparison that was made by hand can name the two the other way round."""
+    """Check the panels, also with a comparison whose two networks are swapped."""
     usual = made_up.compared
     by_hand = next(pair for pair in plan.pairs() if (pair.question, pair.first.trial) == ("lmc", 2))
     made_up.compared = lambda pair: usual(pair)[::-1] if pair == by_hand else usual(pair)
@@ -430,14 +458,14 @@ def test_panels_show_every_trial_with_its_training_at_alpha_one(made_up, plan):
     shown = [[(one.kind, one.method, len(one.curves)) for one in panel.series] for panel in (stability, lmc)]
     signed = [("signed_mask", "lrr", 2), ("signed_mask", "aws", 2)]
     assert shown == [[("retrain", "lrr", 2), *signed]] * 2
-    assert lmc.series[0] == stability.series[0], "the paper's blue reference stands in both panels"
-    # errors made up for level 2: retrain 6.7, signed_mask 7.7, and 0.01 or 0.04 more in a trial
+    assert lmc.series[0] == stability.series[0], "the paper's blue reference curve must be in both panels"
+    # synthetic errors of level 2: retrain 6.7, signed_mask 7.7, plus 0.01 or 0.04 for the trial
     as_planned, turned = (curve.error_percent for curve in lmc.series[1].curves)
     assert as_planned == pytest.approx((6.71, 20.0, 7.71))
-    assert turned == pytest.approx((7.74, 20.0, 6.74))  # the same errors are made up for it, read from the other end
+    assert turned == pytest.approx((7.74, 20.0, 6.74))  # the reversed curve
 
 
-def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
+def test_no_matching_run_is_an_error_with_advice(made_up, plan):
     with pytest.raises(LookupError, match="recipes/reproduce.py"):
         collect(store_of(made_up), plan)
 
@@ -454,7 +482,7 @@ def test_nothing_that_fits_is_an_error_that_says_what_to_do(made_up, plan):
         ({}, {"initial_weights": "torch_default"}),
     ],
 )
-def test_searches_made_in_two_ways_are_told_apart(made_up, plan, tags, config):
+def test_searches_with_two_settings_need_a_choice(made_up, plan, tags, config):
     made_up.everything()
     made_up.tags |= {"settings": "07e4"} | tags
     made_up.config |= config | {"search": made_up.config["search"] | config.get("search", {})}
@@ -469,8 +497,11 @@ def test_searches_made_in_two_ways_are_told_apart(made_up, plan, tags, config):
         collect(store_of(made_up), plan, {"1111"}, strict=False)
 
 
-def test_a_training_made_in_another_way_is_no_question(made_up, plan):
-    """Only the ways of the searches are: a training of another number of processes is of none of them."""
+def test_a_training_with_other_launch_settings_is_ignored(made_up, plan):
+    """Ignore a final training whose settings belong to none of the searches.
+
+    Only searches with two settings need a choice.
+    """
     made_up.everything()
     made_up.tags["settings"] = "07e4"
     made_up.config["launch"] = {"world_size": 2}
@@ -479,7 +510,10 @@ def test_a_training_made_in_another_way_is_no_question(made_up, plan):
 
 
 def test_a_search_serves_final_trainings_of_any_schedule(made_up, plan):
-    """Its levels are made once, by whichever launch came first, and carry the settings of that."""
+    """Reuse levels made by a launch with another final schedule.
+
+    They keep the settings of that launch.
+    """
     made_up.everything()
     longer = replace(plan.scale.config, final=replace(plan.scale.config.final, epochs=40))
     other = replace(plan, scale=replace(plan.scale, config=longer))
@@ -495,16 +529,18 @@ def test_a_search_serves_final_trainings_of_any_schedule(made_up, plan):
     assert {node.tags["settings"] for node in before.trained.values()} == {"5e77", "9 epochs 5e77"}
 
 
-def test_levels_that_are_final_trainings_have_their_schedule(made_up, plan):
+def test_levels_that_are_final_trainings_are_matched_by_schedule(made_up, plan):
     made = type(made_up)(made_up.nodes.directory, replace(plan, figure=figure_named("rewinding")))
     made.everything()
     longer = replace(plan.scale.config, final=replace(plan.scale.config.final, epochs=40))
     other = replace(made.plan, scale=replace(plan.scale, config=longer))
     found = collect(store_of(made), other)
-    assert not found.trained  # neither IMP's levels nor a final training, and LRR's levels are no curve of it
+    assert (
+        not found.trained
+    )  # IMP's levels and the final trainings have another schedule; LRR's levels are no curve of the figure
 
 
-def test_what_is_missing_is_said(made_up, plan):
+def test_missing_runs_are_counted_on_the_page(made_up, plan):
     made_up.levels("aws", 1, 3)
     made_up.training(plan.of_curve(AWS, 1)[0])
     results = collect(store_of(made_up), plan)
@@ -513,7 +549,7 @@ def test_what_is_missing_is_said(made_up, plan):
     assert f"Not finished: {len(results.missing)} runs" in text and "made up" in text
 
 
-def test_how_the_runs_were_made_is_said(made_up, plan):
+def test_the_page_states_hardware_time_and_commands(made_up, plan):
     made_up.config |= {"command": "python recipes/reproduce.py fig3", "hardware": {"cpu": "A chip", "cores": 2}}
     made_up.minutes = 3
     made_up.everything()
@@ -525,7 +561,8 @@ def test_how_the_runs_were_made_is_said(made_up, plan):
 
 
 @pytest.mark.long
-def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
+def test_a_report_has_page_tables_plots_and_run(made_up, plan, tmp_path: Path):
+    # Phase: files and tables
     made_up.everything()
     store = store_of(made_up)
     results = collect(store, plan)
@@ -539,17 +576,19 @@ def test_page_tables_plots_and_node(made_up, plan, tmp_path: Path):
     assert differences[2] == {"a": str(AWS), "b": str(LRR), "0.8000": "+0.50", "0.5120": "+0.50"}
     numbers = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(numbers["runs"]) == len(plan.trainings()) and numbers["missing"] == []
+    # Phase: text of the page
     text = (tmp_path / "out" / "page.md").read_text()
     assert "not a reproduction" in text and "prints no numbers" in text and "Not finished" not in text
-    # one picture, whose panels the text names
+    # one picture, whose panels the caption explains
     assert text.count("![") == text.count("](figure.png)") == 1
     assert (
         "(b) SGD-noise stability; (c) connectivity with retrain. On the lines between two networks, at density 0.6400,"
         in text
     )
     assert "In (c), `retrain` is its own stability, for reference." in text
+    # Phase: the report as a local run
     key = commit_report(store, results)
-    assert commit_report(store, results) == key  # the same runs, the same node
+    assert commit_report(store, results) == key  # equal runs give the same report
     record = store.local.load(key)
     assert {parent.relation for parent in record.parents} == {"reported"} and len(record.parents) == 4 + 2 * 2
     assert (
@@ -585,18 +624,24 @@ def test_table_two_stands_beside_the_papers_numbers(made_up, plan):
 
 
 def with_trials(plan, trials: int):
-    """Figure 3 with the first five of its claims: eight trials are enough for them."""
+    """Return a plan of Figure 3 with five claims.
+
+    Eight trials suffice for them.
+    """
     figure = replace(plan.figure, claims=plan.figure.claims[:5])
     return replace(plan, figure=figure, scale=replace(plan.scale, trials=trials, barrier_level=None))
 
 
 @pytest.mark.long
 def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
-    """By hand: its eight differences are means over both levels, judged beside the page's four other claims."""
+    """Compute a claim by hand over eight trials.
+
+    Each trial is the mean over both levels. Five claims are corrected together.
+    """
     made = type(made_up)(made_up.nodes.directory, with_trials(plan, 8))
     made.everything()
     worse = Curve("lrr", "retrain")
-    for trial, level, more in ((1, 1, 0.4), (1, 3, 0.8), (2, 3, -8.0)):  # of the first of a − b = lrr's − lrr's
+    for trial, level, more in ((1, 1, 0.4), (1, 3, 0.8), (2, 3, -8.0)):  # changes the first side of the claim
         (one,) = [one for one in made.plan.of_curve(LRR, level) if one.trial == trial]
         made.replace(one, made.error_of(one) + more)
     results = collect(store_of(made), made.plan)
@@ -608,13 +653,15 @@ def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
     assert claim.verdict.interval == pytest.approx(Contrast.of(differences).interval)
     assert (claim.verdict.word, claim.statement.expects) == ("not shown", "less")
     assert claim_of(results, AWS, Curve("lrr", "mask")).verdict.word == "shown"
-    assert claim_of(results, AWS, Curve("aws", "retrain")).verdict.word == "not shown"  # −1 in all, the margin itself
+    assert (
+        claim_of(results, AWS, Curve("aws", "retrain")).verdict.word == "not shown"
+    )  # −1 in all trials, exactly the margin
     text = page(results, [])
     assert "5 claims were tested. The smallest two-sided p" in text and "0.00781 with 8 trials." in text
     assert "needed" not in text and "over trials alone, since" in text
 
 
-def test_three_trials_show_nothing_and_the_page_says_why(made_up, plan):
+def test_three_trials_are_too_few_and_the_page_says_so(made_up, plan):
     made = type(made_up)(made_up.nodes.directory, with_trials(plan, 3))
     made.everything()
     results = collect(store_of(made), made.plan)
@@ -632,7 +679,7 @@ def test_a_trial_without_one_of_the_densities_does_not_count(made_up, plan):
     made.remove(lacking)
     results = collect(store_of(made), made.plan)
     assert [claim.verdict.trials for claim in results.claims] == [2, 2, 2, 3, 3]
-    # a density that no trial has both curves at is left out for all
+    # a density is left out if no trial has both curves there
     for one in made.plan.of_curve(AWS, 3):
         if one != lacking:
             made.remove(one)
@@ -641,7 +688,8 @@ def test_a_trial_without_one_of_the_densities_does_not_count(made_up, plan):
 
 
 @pytest.mark.long
-def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, plan, monkeypatch):
+def test_per_image_results_are_used_where_all_runs_store_them(made_up, plan, monkeypatch):
+    # Phase: runs that all store per-image results
     monkeypatch.setattr(statistics, "RESAMPLES", 300)
     made = type(made_up)(made_up.nodes.directory, with_trials(plan, 2))
     made.stores_right = True
@@ -649,7 +697,7 @@ def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, p
     results = collect(store_of(made), made.plan)
     assert all(claim.verdict.by_images for claim in results.claims)
     assert "bootstrap over trials and test images." in page(results, [])
-    # [curves, levels, trials, images]
+    # Phase: recompute one contrast; axes are curves, levels, trials, images
     rights = np.array(
         [
             [
@@ -667,7 +715,7 @@ def test_images_that_runs_have_right_are_counted_where_all_store_them(made_up, p
     verdict = claim_of(results, AWS, LRR).verdict
     assert verdict.interval == pytest.approx(Contrast.of_images(images).interval)
     assert verdict.difference == pytest.approx(0.5) and verdict.interval[1] - verdict.interval[0] > 0.1
-    # one run of an earlier version
+    # Phase: replace one run by one of an earlier version, without per-image results
     made.stores_right = False
     (old,) = [one for one in made.plan.of_curve(LRR, 1) if one.trial == 2]
     made.replace(old, made.error_of(old))
@@ -693,7 +741,7 @@ def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made
     results = collect(store_of(made_up), plan)
     usual, longer = results.claims[-2:]
     assert (usual.sides, longer.sides) == ((str(AWS), "dense"), (str(AWS), "dense, 9 epochs"))
-    # made-up errors of dense: 5, and 0.18 less with 9 epochs; of AWS's: 7.1 and 7.3
+    # synthetic errors: dense 5, and 0.18 less with 9 epochs; AWS 7.1 and 7.3
     assert usual.verdict.difference == pytest.approx(-2.2) and longer.verdict.difference == pytest.approx(-2.38)
     assert longer.by_density == pytest.approx({0.8: -2.28, 0.512: -2.48})
     for one in plan.dense(9):

@@ -1,4 +1,4 @@
-"""What a plan costs before it is run, and the list of commands beside it."""
+"""Test a plan's estimated epochs and hours, and its commands."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_epochs_and_hours_of_each_chain_and_of_all(plan):
         total / 40, abs=0.0051
     )
     assert lines[-1] == "hours at 90 seconds an epoch (given), without comparisons"
-    # finished chains are named, and left out of the sum
+    # finished chains are marked as recorded and left out of the sum
     left = costs(plan, chains, None, finished=chains[:1])
     rest = total - plan.epochs(chains[0])
     assert left[1].endswith("recorded") and left[-2].split()[:4] == ["left", "to", "do", f"{rest:,}"]
@@ -59,7 +59,7 @@ def test_the_rate_is_measured_from_finished_trainings_of_the_same_network_data_a
     assert rate.source == "measured: the median of 3 finished trainings"
 
 
-def test_recorded_trainings_tell_the_rate_in_a_fresh_clone(plan, tmp_path: Path):
+def test_the_rate_is_measured_from_records_in_a_fresh_clone(plan, tmp_path: Path):
     from harness.lineage.nodes.local_files import LocalNodes
 
     longer = replace(plan, scale=replace(plan.scale, further_epochs=(20,)))
@@ -70,7 +70,7 @@ def test_recorded_trainings_tell_the_rate_in_a_fresh_clone(plan, tmp_path: Path)
     runs = (line("dense-t1", 4), line("dense-e20-t1", 60), line("aws-s1-L03", 99))
     records = ChainRecords("s", "", "dense-t1", "", {}, "", (), runs)
     rate = measured_rate(longer, LocalNodes(tmp_path), [records])
-    assert rate is not None and rate.seconds_per_epoch == 2  # between 1 and 3; levels are not counted
+    assert rate is not None and rate.seconds_per_epoch == 2  # the median of 1 and 3 s per epoch; levels are not counted
 
 
 @pytest.mark.parametrize("words", [["--seconds-per-epoch", "2"], ["--seconds_per_epoch=2"]])

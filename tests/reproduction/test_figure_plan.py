@@ -1,4 +1,4 @@
-"""What is trained and compared for a figure, with which seeds, and how it is shared out."""
+"""Test the trainings, comparisons, seeds and shards of a figure."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from harness.reproduction.figure_plan import FigurePlan
 
 
 def test_figure_three_by_hand(plan: FigurePlan):
-    """Five curves at two levels and dense, two trials; three stabilities and two connectivities at a third level.
+    """Count the runs of Figure 3 for two trials.
 
-    Dense has two lengths: 4 epochs, and 2 + 3·1 + 4, as many as a ticket of level 3 costs.
+    It has five curves at two levels, and at a third level three stability and two connectivity comparisons. The dense
+    network is trained for 4 epochs and for 2 + 3·1 + 4, as many as a ticket of level 3 costs.
     """
     trainings, pairs = plan.trainings(), plan.pairs()
     assert {str(one) for one in trainings if one.curve is None and one.trial == 1} == {"dense-t1", "dense-e9-t1"}
     shown = 2 * (2 + 5 * 2)
-    # at the third level: lrr retrain, lrr and aws signed_mask, a twin of each, and aws retrain to connect with
+    # at the third level: retrain of lrr, signed_mask of lrr and aws, a twin of each, and retrain of aws
     assert len(trainings) == shown + 2 * (3 + 3 + 1)
     assert len(pairs) == 2 * 5
     assert len(set(map(str, trainings))) == len(trainings)
@@ -35,7 +36,7 @@ def test_trials_share_no_seed_that_must_differ(plan: FigurePlan):
         one.trial: (one.search_seed, one.init_seed, one.sgd_seed) for one in plan.of_curve(Curve("aws", "mask"), 1)
     }
     assert len(set(of_trial.values())) == 2
-    # kinds compared within a trial have one θ_init and one noise
+    # all kinds of a trial have the same θ_init and SGD noise
     assert (
         len({(t.init_seed, t.sgd_seed) for t in plan.trainings() if t.trial == 1 and not t.twin and t.init_seed}) == 1
     )
@@ -80,30 +81,36 @@ def test_shards_share_out_everything_once(plan: FigurePlan, count: int):
         assert max(loads) < 1.2 * min(loads)
 
 
-def test_a_search_costs_what_its_method_does(plan: FigurePlan):
-    """Warm-up 2, an epoch a level, 4 in a final training; levels 1, 3 and, for AWS's and LRR's barriers, 2."""
+def test_epochs_of_a_chain_by_hand(plan: FigurePlan):
+    """Count the epochs of a chain by hand.
+
+    Warm-up has 2 epochs, a level 1 and a final training 4. Levels are 1 and 3, and level 2 for the barriers of AWS and
+    LRR.
+    """
     assert plan.epochs("dense-t1") == 4 + 9
-    # signed_mask at three levels and a twin, retrain at three
+    # seven final trainings: signed_mask at three levels and its twin, retrain at three levels
     assert plan.epochs("aws-s1") == 2 + 3 + 7 * 4
     rewinding = replace(plan, figure=FIGURES["rewinding"])
-    # levels 0 to 3, each a final training, and signed_mask of two
+    # levels 0 to 3 are final trainings; signed_mask at two levels
     assert rewinding.epochs("imp-s1") == (4 + 2) * 4
     short = replace(plan, figure=FIGURES["short_levels"])
     assert short.epochs("aws-s1") == 2 + 3 + 2 * 2 * 4 and short.epochs("aws_full-s1") == (4 + 2 * 2) * 4
-    assert short.epochs("lrr_full-s1") == (4 + 2) * 4  # retrain is the level itself
+    assert short.epochs("lrr_full-s1") == (4 + 2) * 4  # retrain is the same run as the level
     gem = GemMinerConfig(score_epochs=20, finetune=Schedule(7, "step"))
     scale = replace(plan.scale, config=replace(plan.scale.config, gem_miner=gem))
     fig4 = replace(plan, figure=FIGURES["fig4"], scale=scale)
-    assert fig4.epochs("gem_miner-s1") == 2 * (20 + 7 + 4)  # each density anew, and its signed mask
+    assert fig4.epochs("gem_miner-s1") == 2 * (
+        20 + 7 + 4
+    )  # each density has its own search and a final training of its signed mask
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_a_share_that_is_none_is_refused(plan: FigurePlan, index: int):
+def test_an_invalid_shard_is_refused(plan: FigurePlan, index: int):
     with pytest.raises(ValueError, match=f"shard {index}/2"):
         plan.shard(index, 2)
 
 
-def test_names_come_after_what_they_are_made_from(plan: FigurePlan):
+def test_names_are_listed_after_their_dependencies(plan: FigurePlan):
     names = list(plan.names())
     assert len(names) == len(set(names)) == 4 + len(plan.trainings()) + len(plan.pairs())
     assert names.index("aws-s1-search") < names.index("aws-L01-signed_mask-t1")
@@ -111,14 +118,14 @@ def test_names_come_after_what_they_are_made_from(plan: FigurePlan):
 
 
 @pytest.mark.parametrize("figure", FIGURES.values(), ids=list(FIGURES))
-def test_figures_name_what_there_is(figure):
+def test_figures_use_known_methods_kinds_and_networks(figure):
     kinds = {*Kind.__args__, "level"}
     assert figure.claims or len(figure.curves) == 1
     for curve in figure.curves:
         assert curve.kind in kinds and curve.method in METHODS and curve.initialisation in SCHEMES
     for claim in figure.claims:
         assert {claim.first, claim.second} <= {None, *figure.curves} and claim.first != claim.second and claim.says
-        # the words and the test are of the same direction; questions of ours have none
+        # the claim's wording and its test have the same direction; questions of this project have none
         words = {
             "about equal or better": "a > b − 1",
             "about equal": "|a − b| < 1",
@@ -151,7 +158,7 @@ RED = ("aws", "signed_mask")
         ),
         (
             *("fig4", {"cifar100": ("resnet32",)}),
-            # its ticket on another θ_init is of section 4.4, and in no plot
+            # Gem-Miner's ticket on another θ_init is in section 4.4, not in a plot
             {("aws", "retrain"), RED, ("gem_miner", "level"), ("gem_miner", "signed_mask")},
             *(set(), set()),
         ),
@@ -163,7 +170,7 @@ RED = ("aws", "signed_mask")
     ],
 )
 def test_figures_show_what_the_paper_shows(name, subjects, curves, stability, connectivity):
-    """By its captions: networks and data, trainings, and whose barriers are taken."""
+    """Compare networks, data sets, trainings and barriers with the paper's captions."""
     figure = FIGURES[name]
     assert figure.subjects == subjects
     assert {(curve.method, curve.kind) for curve in figure.curves} == curves
@@ -172,7 +179,10 @@ def test_figures_show_what_the_paper_shows(name, subjects, curves, stability, co
 
 
 def test_controls_by_hand(plan: FigurePlan):
-    """Signs, magnitudes and places are replaced one at a time; each control begins from the trial's own seeds."""
+    """List the runs of the controls figure.
+
+    Each control replaces the signs, the magnitudes or the mask. All use the trial's own seeds.
+    """
     controls = replace(plan, figure=FIGURES["controls"], scale=replace(plan.scale, levels=(3,), trials=1))
     assert list(controls.names()) == [
         "dense-t1",

@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, against its own text."""
+"""Test the transcribed numbers of the paper."""
 
 from __future__ import annotations
 
@@ -45,5 +45,5 @@ def test_figures_print_none():
         ("gem_miner", "cifar10", "resnet20", Curve("gem_miner", "level"), 0.5),
     ],
 )
-def test_no_number_stands_beside_what_it_is_not_of(figure, data, network, curve, density):
+def test_settings_that_the_paper_does_not_print_have_no_number(figure, data, network, curve, density):
     assert printed(figure, data, network, curve, density) is None

@@ -1,4 +1,4 @@
-"""The sizes that figures are made at, against the paper's own tables."""
+"""Test the scales of the figures against the paper's settings."""
 
 from __future__ import annotations
 
@@ -37,7 +37,10 @@ def test_gem_miner_is_shown_at_its_authors_densities():
 
 @pytest.mark.parametrize(("name", "dataset"), [("paper", "cifar10"), ("small", "digits")])
 def test_gem_miner_alone_is_as_its_authors_have_it(name: str, dataset: str):
-    """Their configurations of ResNet-20: λ 3e-5 for 3.72 %, 1e-4 for 1.44 and 0.59 %, E = 150 (test_gem_miner.py)."""
+    """Check the authors' configurations of ResNet-20.
+
+    λ is 3e-5 at density 3.72 %, and 1e-4 at 1.44 and 0.59 %. tests/training/test_gem_miner.py checks E = 150.
+    """
     scale = SCALES[name](figure_named("gem_miner"), dataset, "resnet20")
     assert [scale.density(level) for level in scale.levels] == [0.0372, 0.0144, 0.0059]
     own = GemMinerConfig(num_train=45_000 if name == "paper" else None)
@@ -56,7 +59,7 @@ def test_barriers_are_taken_where_the_paper_takes_them():
 
 
 @pytest.mark.parametrize("dataset", ["digits", "fashion_mnist_small"])
-def test_gem_miner_is_given_what_a_ticket_costs(dataset):
+def test_gem_miner_gets_as_many_epochs_as_a_ticket(dataset):
     config = small(figure_named("fig4"), dataset, "resnet32").config
     ticket = config.warmup_epochs + 11 * config.level_epochs + config.final.epochs
     assert config.gem_miner.score_epochs + config.gem_miner.finetune.epochs == ticket
@@ -74,7 +77,11 @@ def everything_shown() -> Iterator[tuple[Figure, str, str]]:
 
 
 def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
-    """All runs are listed, for three trials, and settings are the recipes' (tests/recipes/test_paper_settings.py)."""
+    """Check that each command lists all runs of three trials.
+
+    Its settings are those of the recipes. tests/recipes/test_paper_settings.py compares these settings with the paper.
+    """
+    # Phase: list the commands of each figure
     for figure, dataset, network in everything_shown():
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
         monkeypatch.setattr(sys, "argv", [*words, "--list"])
@@ -83,28 +90,36 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
         lines = commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
+        # Phase: settings of the search and of the final trainings
         recipe = PAPER[dataset](network)
         own = {"num_levels": scale.config.num_levels}
         if figure.name == "gem_miner":
             own |= {"densities": (0.0372, 0.0144, 0.0059)}
-        if "gem_miner" in figure.methods:  # whose authors keep 5,000 of CIFAR's images for validation
+        if "gem_miner" in figure.methods:  # its authors keep 5,000 of CIFAR's images for validation
             own |= {"gem_miner": GemMinerConfig(num_train=45_000)}
         assert scale.config == replace(recipe, **own) and scale.reduction is None
         assert max(scale.all_levels) <= scale.config.num_levels
         there = {"cifar100": "tiny_imagenet", "tiny_imagenet": "cifar100"}.get(dataset, "")
         moved = PAPER[there](network) if figure.name == "transfer" else None
         assert scale.used_on == moved
+        # Phase: names of all runs
         cost = recipe.warmup_epochs + max(scale.levels) * recipe.level_epochs + recipe.final.epochs
         longer = cost if figure.name in ("fig3", "fig4", "claims", "table1", "table2") else None
         assert len(listed) == len(set(listed)) and set(listed) == set(_expected(figure, scale.levels, longer))
 
 
 def _expected(figure: Figure, levels: tuple[int, ...], longer: int | None) -> Iterator[str]:
-    """Yield the name of every run that a figure needs; barriers are the paper's, at density 0.8¹¹ = 0.09.
+    """Yield the name of every run that a figure needs.
 
-    `longer` is how many epochs the dense network is trained for, too: all that its deepest ticket costs.
+    Barriers are at density 0.8¹¹ = 0.09.
+
+    Args:
+        figure: The figure.
+        levels: Levels of the final trainings.
+        longer: Epochs of the longer dense training, as many as the deepest ticket costs; None for none.
     """
     for trial in (1, 2, 3):
+        # Phase: dense trainings, searches and final trainings
         yield f"dense-t{trial}"
         if longer is not None:
             yield f"dense-e{longer}-t{trial}"
@@ -114,6 +129,7 @@ def _expected(figure: Figure, levels: tuple[int, ...], longer: int | None) -> It
             for c in figure.curves
         ]
         yield from (f"{method}-L{level:02d}-{use}-t{trial}" for method, use in used for level in levels)
+        # Phase: comparisons, and the runs that only they need
         for question, curves in (("stability", figure.stability), ("lmc", figure.connectivity)):
             yield from (f"{question}-{c.method}-L11-{c.kind}-t{trial}" for c in curves)
         yield from (f"{c.method}-L11-{c.kind}-t{trial}-twin" for c in figure.stability)
@@ -122,7 +138,7 @@ def _expected(figure: Figure, levels: tuple[int, ...], longer: int | None) -> It
             yield from (f"{question}-{method}-L11-level-t{trial}" for method in methods)
 
 
-def test_smoke_is_the_full_size_in_all_but_how_much_is_trained():
+def test_smoke_differs_from_full_size_only_in_the_amount_of_training():
     for figure, dataset, network in everything_shown():
         paper, smoke = (SCALES[name](figure, dataset, network) for name in ("paper", "smoke"))
         for what in ("data", "model", "optim", "method", "precision"):
@@ -167,7 +183,7 @@ def test_a_width_that_the_paper_does_not_show_is_a_reduction():
     )
 
 
-def test_what_a_figure_does_not_heed_is_refused():
+def test_settings_that_a_figure_ignores_are_refused():
     with pytest.raises(ValueError, match=r"--final-epochs, --lr: gem_miner shows a method with settings of its own"):
         _ = FigureOptions("gem_miner", changes=ChangedSettings(lr=0.01, final_epochs=3)).plan
     small = FigureOptions("gem_miner", changes=ChangedSettings(global_batch_size=32)).plan.scale

@@ -1,4 +1,7 @@
-"""Pages side by side: every column has its own page's numbers, at the density that all have."""
+"""Test tables that compare several pages of one figure.
+
+Each column has the numbers of one page, at a common density.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,7 @@ def numbers_of(results: Results, directory: Path) -> dict:
     return json.loads((directory / NUMBERS).read_text())
 
 
-def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
+def test_a_column_has_the_numbers_of_its_page(results: Results, tmp_path: Path):
     numbers = numbers_of(results, tmp_path)
     head, rows = side_by_side({"both levels": numbers})
     assert head == ["at density 0.5120", "both levels"]
@@ -43,7 +46,7 @@ def test_a_column_says_what_its_page_says(results: Results, tmp_path: Path):
     assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 8
     rows = [row for row in column if row.endswith(", SGD-noise stability: signed_mask (aws)")]
     assert [row.split(", ")[0] for row in rows] == ["above the line", "barrier", "its floor"]
-    # 20 − 7.21 and 20 − 7.24: both ends are alike
+    # 20 − 7.21 and 20 − 7.24, because both ends have equal errors
     assert [column[row] for row in rows] == ["12.77 ± 0.02", "12.77 ± 0.02", "0.00 ± 0.00"]
     assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
 
@@ -56,7 +59,7 @@ def test_pages_are_shown_at_the_lowest_density_that_all_have(results: Results, t
     head, rows = side_by_side(pages)
     assert head == ["at density 0.8000", "all", "level 1"]
     accuracies = [row for row in rows if row[0].startswith("accuracy %")]
-    # the dense network at a ticket's cost: of level 3 on one page; of level 1, 7 epochs, there is none
+    # dense at the cost of a ticket: 9 epochs for level 3 on one page; the other lacks the 7 epochs for level 1
     longer = accuracies.pop(1)
     assert longer[0] == "accuracy %: dense, 9 epochs" and longer[2] == ""
     assert len(accuracies) == 6 and all(row[1] == row[2] != "" for row in accuracies)
@@ -77,7 +80,7 @@ def test_of_a_ticket_and_its_copy_the_difference_of_errors_is_shown(made_up, pla
     }
 
 
-def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
+def test_pages_that_cannot_be_compared_are_refused(results: Results, tmp_path: Path):
     numbers = numbers_of(results, tmp_path)
     for pages in ({}, {"a": numbers, "b": numbers | {"figure": "fig4"}}):
         with pytest.raises(ValueError, match="give pages of one figure"):
@@ -91,7 +94,10 @@ def test_what_cannot_be_compared_is_refused(results: Results, tmp_path: Path):
 
 
 def test_a_method_of_other_densities_is_shown_at_its_level(made_up, plan, tmp_path: Path):
-    """Gem-Miner at equal numbers of weights: its densities count the classifier, too."""
+    """Show Gem-Miner at equal numbers of weights.
+
+    Its densities include the classifier.
+    """
     made = type(made_up)(made_up.nodes.directory / "equal", replace(plan, figure=figure_named("fig4_equal")))
     made.everything()
     results = collect(open_store(made.nodes.directory, offline=True), made.plan)

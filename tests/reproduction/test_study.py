@@ -1,4 +1,7 @@
-"""A plan that is written down first, its runs, and the small records that count as them in a fresh clone."""
+"""Test studies: plans, runs, and records that stand for runs.
+
+A fresh clone has the records but not the runs.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES
 from tests.pruning.searching import open_experiment
 
-pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+pytestmark = pytest.mark.long  # searches take seconds
 
 PLAN = """
 title = "A small study"
@@ -64,7 +67,7 @@ expects = "equal"
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Experiment, Study]]:
-    """An open experiment, and a plan for its settings."""
+    """Yield an open experiment and a study with its settings."""
     where = tmp_path_factory.mktemp("study")
     (where / "small.toml").write_text(PLAN, encoding="utf-8")
     opened = open_experiment(where)
@@ -75,13 +78,14 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Experiment,
 
 
 def edited(tmp_path: Path, before: str, after: str) -> Path:
-    """The plan with one text changed."""
+    """Write the plan with one text replaced, and return its path."""
     assert before in PLAN
     (path := tmp_path / "changed.toml").write_text(PLAN.replace(before, after, 1), encoding="utf-8")
     return path
 
 
 def test_a_plan_names_every_run_of_both_lengths(tiny):
+    # Phase: chains of the plan
     plan, study = tiny[1].plan, tiny[1]
     assert study.final_epochs == (2, 3)
     assert list(plan.chains()) == [
@@ -92,7 +96,7 @@ def test_a_plan_names_every_run_of_both_lengths(tiny):
         "aws-alpha_zero-s11",
         "aws-alpha_zero-s12",
     ]
-    # the deepest ticket costs a warm-up, a level, and the longest final training
+    # Phase: runs of a chain; the deepest ticket costs warm-up, a level and the longest final training
     assert [str(one) for one in plan.chains()["dense-t11"]] == ["dense-t11", "dense-e3-t11", "dense-e5-t11"]
     assert list(wanted_names(plan, "aws-s11")) == [
         "aws-L01-retrain-t11",
@@ -107,7 +111,7 @@ def test_a_plan_names_every_run_of_both_lengths(tiny):
         "norm_init-aws-L01-level-t11",
     ]
     assert plan.epochs("aws-s11") == 2 + 3 * (2 + 3)
-    # α=zero is connected with the retrained ticket of its own search
+    # Phase: α=zero is compared with `retrain` of its own search
     pairs = [pair for pair in plan.pairs() if pair.question == "lmc"]
     assert {(str(pair.first.curve), str(pair.second.curve)) for pair in pairs} == {
         ("signed_mask (aws α=zero)", "retrain (aws α=zero)")
@@ -123,7 +127,7 @@ def test_a_share_is_whole_trials(tiny):
 
 
 def made(tiny: tuple[Experiment, Study], chain: str, results: Path) -> Path:
-    """Make a chain, or load it, and record it below `results`."""
+    """Make or load a chain, record it, and return the record's path."""
     experiment, study = tiny
     paths = []
 
@@ -155,7 +159,7 @@ def test_records_hold_what_the_runs_measured(tiny, tmp_path, chain):
         else:
             assert 100 * np.mean(~right, axis=1) == pytest.approx(run.curve.error_percent, abs=1e-9)
     spent = {name: run.metrics.get("epochs_total") for name, run in runs.items()}
-    if chain == "aws-s11":  # a warm-up and a level, then the final training
+    if chain == "aws-s11":  # 2 epochs for warm-up and one level, plus the final training
         assert (spent["aws-L01-retrain-t11"], spent["aws-L01-retrain-e3-t11"]) == (2 + 2, 2 + 3)
     assert not (chain == "dense-t11" and [*spent.values()] != [2, 3, 5])
 
@@ -170,7 +174,7 @@ def test_a_chain_made_again_has_the_recorded_bits(tiny, tmp_path):
     assert [row["run"] for row in rows] == [run.name for run in recorded.runs]
     assert all(row["recorded"] == row["here"] for row in rows)
     assert {row["files with equal bits"] for row in rows if "retrain" in row["run"]} == {"3 of 3"}
-    # another network, and it is seen
+    # a different checkpoint is detected
     other = replace(recorded.runs[-4], files={**recorded.runs[-4].files, "checkpoint.safetensors": "0" * 64})
     changed = replace(recorded, runs=(other,))
     FigureRunner(experiment, study.plan).make(
@@ -179,7 +183,7 @@ def test_a_chain_made_again_has_the_recorded_bits(tiny, tmp_path):
     assert rows[-1]["files with equal bits"].split(" of ")[0] != rows[-1]["files with equal bits"].split(" of ")[1]
 
 
-def test_records_that_do_not_add_up_are_refused(tiny, tmp_path):
+def test_inconsistent_records_are_refused(tiny, tmp_path):
     path = made(tiny, "dense-t11", tmp_path)
     values = json.loads(path.read_text())
     values["runs"][0]["metrics"]["test_error_percent"] += 0.2
@@ -188,7 +192,7 @@ def test_records_that_do_not_add_up_are_refused(tiny, tmp_path):
         finished_chains(tiny[1], tmp_path)
 
 
-def test_records_that_lack_a_run_do_not_count(tiny, tmp_path):
+def test_incomplete_records_are_ignored(tiny, tmp_path):
     path = made(tiny, "dense-t11", tmp_path)
     whole = ChainRecords.load(path)
     replace(whole, runs=whole.runs[:-1]).save(path)
@@ -197,12 +201,17 @@ def test_records_that_lack_a_run_do_not_count(tiny, tmp_path):
 
 @pytest.fixture(scope="module")
 def recorded_once(tiny, tmp_path_factory) -> str:
-    """The records of a search's chain, as its file has them."""
+    """Return the text of the record file of a search's chain."""
     return made(tiny, "aws-s11", tmp_path_factory.mktemp("once")).read_text()
 
 
 def other_run(name: str, **changed):
-    """Return a change of one run of records, as their JSON has them."""
+    """Return a change of one run in a record file's JSON.
+
+    Args:
+        name: Name of the run.
+        changed: New values by field; dictionaries are merged into the old value.
+    """
 
     def change(values: dict) -> None:
         run = next(run for run in values["runs"] if run["name"] == name)
@@ -233,7 +242,7 @@ def other_run(name: str, **changed):
         (other_run("aws-L01-retrain-t11", key="f" * 64), "not the digest of its determinants"),
     ],
 )
-def test_records_of_other_runs_than_their_names_say_are_refused(tiny, recorded_once, tmp_path, change, told):
+def test_records_that_contradict_their_run_names_are_refused(tiny, recorded_once, tmp_path, change, told):
     values = json.loads(recorded_once)
     change(values)
     (path := directory_of("small", tmp_path) / "aws-s11.json").parent.mkdir(parents=True)
@@ -253,17 +262,17 @@ def test_records_copied_to_another_trial_are_refused(tiny, tmp_path):
         finished_chains(tiny[1], tmp_path)
 
 
-def test_a_recorded_run_itself_is_not_made_again(tiny, tmp_path):
+def test_reproducing_a_chain_needs_a_directory_without_the_recorded_runs(tiny, tmp_path):
     recorded = ChainRecords.load(made(tiny, "dense-t11", tmp_path))
     nodes = tiny[0].store.local
     with pytest.raises(ValueError, match="would not be made again: give --runs a directory of its own"):
         check_made_anew(nodes, recorded, tmp_path)
     check_made_anew(LocalNodes(tmp_path / "none"), recorded, tmp_path)
     later = replace(recorded, runs=tuple(replace(run, started_ms=run.started_ms - 1) for run in recorded.runs))
-    check_made_anew(nodes, later, tmp_path)  # made here at another time
+    check_made_anew(nodes, later, tmp_path)  # the local runs are from another time than the records
 
 
-def test_nothing_is_recorded_of_runs_with_a_problem(tiny, tmp_path, monkeypatch):
+def test_runs_that_fail_verification_are_not_recorded(tiny, tmp_path, monkeypatch):
     from harness.reproduction import study_records
 
     real = study_records.verify
@@ -295,7 +304,7 @@ def test_nothing_is_recorded_of_runs_with_a_problem(tiny, tmp_path, monkeypatch)
         ("margin_points = 1.0", "margin_points = ", "changed.toml"),
     ],
 )
-def test_a_plan_that_is_wrong_is_named(tiny, tmp_path, before, after, told):
+def test_an_invalid_plan_is_an_error_with_its_file_name(tiny, tmp_path, before, after, told):
     with pytest.raises(ValueError, match=told) as error:
         read_study(edited(tmp_path, before, after), {"tiny": lambda *_: tiny[1].plan.scale})
     assert str(error.value).startswith(str(tmp_path / "changed.toml"))
@@ -309,7 +318,10 @@ def test_the_plans_of_this_repository_can_be_read(path):
 
 
 def test_the_plans_are_part_of_the_package():
-    """A study is named from an installed package, too."""
+    """Check that the package data include all plans.
+
+    So `--study` works after installation.
+    """
     found = tomllib.loads((STUDIES.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = found["tool"]["setuptools"]["package-data"]["recipes"]
     packed = {path for pattern in patterns for path in STUDIES.parent.glob(pattern)}

@@ -1,4 +1,4 @@
-"""The page of a study: judged only when it is whole, against dense only where that is trained, by its plan alone."""
+"""Test a study's page: verdicts, departures and reused runs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from recipes.reproduce import (
     write_study_page,
 )
 
-pytestmark = pytest.mark.long  # its searches, or its pages, take seconds
+pytestmark = pytest.mark.long  # pages take seconds
 
 IMAGES = 500
 ALPHAS = tuple(i / 10 for i in range(11))
@@ -51,7 +51,17 @@ def key_of(name: str) -> str:
 def made_up(
     name: str, error: int, *, above: float = 0.0, tags: dict[str, str], epochs: float, parents: tuple[str, ...] = ()
 ) -> RunLine:
-    """A run with so many of 500 images wrong; of a comparison with a hump of so many points in the middle."""
+    """Return the record of a run with synthetic results.
+
+    Args:
+        name: Name of the run in the plan.
+        error: Number of wrong images among 500, for a training.
+        above: Height of the curve above its ends in points, for a comparison.
+        tags: Tags of the run.
+        epochs: Total number of epochs, for a training.
+        parents: Names of the compared runs.
+    """
+    # Phase: per-image results, or the curve of a comparison
     seed = zlib.crc32(name.encode())
     wrong = np.zeros(IMAGES, dtype=bool)
     wrong[np.random.default_rng(seed).choice(IMAGES, error, replace=False)] = True
@@ -61,6 +71,7 @@ def made_up(
         if name.startswith("norm_init"):
             errors = tuple(1.0 + above * (1 - alpha) for alpha in ALPHAS)
         curve = BarrierCurve(ALPHAS, errors, errors[-1], errors[0], "cumulative", 1000, IMAGES)
+    # Phase: the record
     return RunLine(
         name=name,
         key=key_of(name),
@@ -79,7 +90,10 @@ def made_up(
 
 
 def error_of(name: str, dense: dict[int, int]) -> int:
-    """Wrong images: mask is worse than signs by 10, LRR's signs than AWS's by 5; all end alike but for mask."""
+    """Return a training's number of wrong images among 500.
+
+    A mask alone has 11 more than AWS's signed mask. LRR's signed mask has 12 more than AWS's, except after 100 epochs.
+    """
     if name.startswith("dense"):
         epochs = int(name.split("-e")[1].split("-")[0]) if "-e" in name else 20
         return dense[epochs]
@@ -90,12 +104,17 @@ def error_of(name: str, dense: dict[int, int]) -> int:
 
 
 def records(study: Study, results: Path, trials: int = 10, dense: dict[int, int] | None = None) -> None:
-    """Write made-up records of so many trials."""
+    """Write synthetic records of a study's first `trials` trials.
+
+    Args:
+        dense: Wrong images of the dense network, by number of epochs.
+    """
     dense = dense or {20: 200, 100: 12, 176: 10}
     for chain, trainings in study.plan.chains().items():
         trial = trainings[0].trial
         if trial not in list(study.plan.trials)[:trials]:
             continue
+        # Phase: one record per run of the chain
         lines = []
         tags = {str(one): tags_of(study.plan, one, is_level=one.kind == "level") for one in trainings}
         spent = {str(one): float(one.epochs or study.final_epochs[0]) for one in trainings}
@@ -113,17 +132,19 @@ def records(study: Study, results: Path, trials: int = 10, dense: dict[int, int]
                     parents=ends.get(name, ()),
                 )
             )
+        # Phase: save the chain's file
         head = (study.name, study.sha256, chain, study.plan.subject, {}, "a machine", ("no problem found",))
         ChainRecords(*head, tuple(lines)).save(directory_of(study.name, results) / f"{chain}.json")
 
 
 def read(study: Study, results: Path) -> StudyResults:
-    """Read the results as if the plan had been committed in time."""
+    """Read the results, with a plan that was committed before the runs."""
     found = StudyResults.read(study, results, {name: study_named(name) for name in study.beside})
     return replace(found, commit="c" * 40, committed_ms=1_900_000_000_000)
 
 
-def test_a_whole_study_is_judged_by_its_plan(tmp_path):
+def test_a_complete_study_is_judged_by_its_plan(tmp_path):
+    # Phase: verdicts of all hypotheses
     study = study_named("depth")
     records(study, tmp_path)
     results = read(study, tmp_path)
@@ -133,24 +154,25 @@ def test_a_whole_study_is_judged_by_its_plan(tmp_path):
     words = {place: one.word for place, one in verdicts.items() if one is not None}
     assert words["a", 20] == words["a", 100] == "equal within 1"
     assert words["b", 20] == words["b", 100] == "shown"
-    assert words["c", 20] == "shown" and words["c", 100] == "not shown"  # speed alone
-    # 0.2 points in every trial, but the images that differ are too few to say so of others
+    assert words["c", 20] == "shown" and words["c", 100] == "not shown"  # a difference in speed only
+    # 0.2 points in every trial, but too few images differ to generalise to other images
     assert words["b'", 20] == "not shown" and verdicts["b'", 20].p < 0.01  # type: ignore[union-attr]
     assert words["e", 20] == words["f, stability", 100] == "shown"
+    # Phase: files and text of the page
     files = {path.name for path in write_page(results, tmp_path / "page")}
     assert files == {"study.png", "study.svg", "accuracy.csv", "hypotheses.csv", "results.json", "page.md"}
     text = (tmp_path / "page" / "page.md").read_text()
     assert text.startswith(f"# {study.title}") and study.sha256 in text and "c" * 40 in text
     assert "**Departures from the plan:** none." in text and "17 claims were tested" in text
     assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed alone" in text
-    # hypotheses are called a and b, so the two sides are not
+    # the sides are called first and second, because hypotheses have names such as a and b
     assert "| 20 | speed | first > second | " in text and "| dense (176 epochs) | 100 |" in text
-    # what is said first keeps speed and end apart
+    # the summary separates differences in speed from those at the end of training
     end, speed = text.split("**At the end of training**")[1].split("**Of speed alone**")
     better = "AWS's sign is better than LRR's"
     assert f"{better} (c, 20 epochs)" in speed.split("- shown:")[1].split("\n")[0]
     assert f"{better} (c, 100 epochs)" in end and f"{better} (c, 100 epochs)" not in end.split("- shown:")[1]
-    # ε of the dense network stands only where that is trained to the end
+    # ε is shown only for lengths at which the dense network is fully trained
     rows = [line for line in text.splitlines() if line.startswith("| barrier between two noises | retrain (aws)")]
     assert [line.split("|")[-2].strip() for line in rows] == ["", "0 (0.18)"]
 
@@ -162,7 +184,7 @@ def test_the_page_is_written_from_the_records_alone(tmp_path, capsys):
     assert "speed alone" in capsys.readouterr().out
 
 
-def test_a_study_on_its_way_judges_nothing(tmp_path):
+def test_an_incomplete_study_is_not_judged(tmp_path):
     study = study_named("depth")
     records(study, tmp_path, trials=9)
     results = read(study, tmp_path)
@@ -188,11 +210,11 @@ def test_nothing_is_claimed_against_an_untrained_dense_network(tmp_path):
     assert "The paper's ε, the sd of the dense error" not in text
 
 
-def test_a_study_beside_another_uses_its_runs(tmp_path):
+def test_a_study_reuses_the_runs_of_a_related_study(tmp_path):
     depth, alpha = study_named("depth"), study_named("alpha")
     records(depth, tmp_path)
     results = read(alpha, tmp_path)
-    assert results.trials == []  # only the other's
+    assert results.trials == []  # only the other study has runs
     records(alpha, tmp_path)
     results = read(alpha, tmp_path)
     assert results.is_complete and len(results.judged) == 12
@@ -201,7 +223,7 @@ def test_a_study_beside_another_uses_its_runs(tmp_path):
     }
 
 
-def test_departures_are_said(tmp_path):
+def test_departures_from_the_plan_are_listed(tmp_path):
     depth = study_named("depth")
     records(depth, tmp_path)
     path = directory_of("depth", tmp_path) / "aws-s12.json"
@@ -217,18 +239,18 @@ def test_departures_are_said(tmp_path):
 
 
 def change(study: Study, results: Path, chain: str, of: str, **values: object) -> None:
-    """Change fields of the recorded runs of a chain whose names contain `of`."""
+    """Change the recorded runs of a chain whose names contain `of`."""
     path = directory_of(study.name, results) / f"{chain}.json"
     kept = ChainRecords.load(path)
     runs = tuple(replace(run, **values) if of in run.name else run for run in kept.runs)  # type: ignore[arg-type]
     replace(kept, runs=runs).save(path)
 
 
-def test_runs_of_a_study_beside_are_departures_of_their_own_plan_alone(tmp_path):
+def test_departures_of_reused_runs_are_listed_under_their_own_study(tmp_path):
     depth, alpha = study_named("depth"), study_named("alpha")
     records(depth, tmp_path)
-    assert set(read(alpha, tmp_path).finished) == {f"dense-t{trial}" for trial in range(11, 21)}  # not to make again
-    records(alpha, tmp_path)  # both hold the dense trainings
+    assert set(read(alpha, tmp_path).finished) == {f"dense-t{trial}" for trial in range(11, 21)}  # reused
+    records(alpha, tmp_path)  # now both studies have the dense trainings
     assert read(alpha, tmp_path).departures == []
     change(depth, tmp_path, "lrr-s13", "retrain", commit="0" * 40 + "+")
     assert [one.split(":")[0] for one in read(alpha, tmp_path).departures] == ["depth"]
@@ -246,7 +268,7 @@ def test_runs_of_other_data_are_not_compared(tmp_path):
         read(depth, tmp_path)
 
 
-def test_runs_without_images_are_compared_by_trials_and_it_is_said(tmp_path):
+def test_runs_without_per_image_results_are_compared_by_trials(tmp_path):
     depth = study_named("depth")
     records(depth, tmp_path)
     change(depth, tmp_path, "aws-s12", "aws-L11-mask-e100", correct="", num_images=0)
@@ -269,8 +291,8 @@ def test_other_settings_within_a_study_are_a_departure(tmp_path):
     )
 
 
-def test_a_length_at_which_a_side_goes_on_gaining_is_of_speed(tmp_path):
-    """Even where the dense network has reached its end: masks may learn for longer than it."""
+def test_a_length_after_which_accuracy_still_rises_is_about_speed(tmp_path):
+    """Test masks that still improve after the dense network has stopped."""
     depth = study_named("depth")
     records(depth, tmp_path, dense={20: 12, 100: 12, 176: 12})
     results = read(depth, tmp_path)
@@ -280,17 +302,20 @@ def test_a_length_at_which_a_side_goes_on_gaining_is_of_speed(tmp_path):
     assert not results.is_of_speed(hypotheses["b"], 20)
 
 
-def test_a_gain_of_just_one_point_is_no_more_than_one(tmp_path):
+def test_a_gain_of_one_point_up_to_rounding_counts_as_one(tmp_path):
     depth = study_named("depth")
-    # 5 of 500 images; these means differ by 1.0000000000000142
+    # 5 of 500 images are one point; these means differ by 1.0000000000000142
     records(depth, tmp_path, trials=3, dense={20: 181, 100: 176, 176: 176})
     results = read(depth, tmp_path)
     gain = results.dense_gain(20)
     assert gain is not None and gain > 1 and not results.is_untrained(20)
 
 
-def test_a_copy_is_within_a_point_by_the_difference_itself(tmp_path):
-    """Not by the paper's barrier, which is half of it: 0.8 for 1.6 points."""
+def test_a_copy_is_judged_by_the_difference_of_errors(tmp_path):
+    """Judge a ticket's copy by the difference of errors.
+
+    The paper's barrier is only half of it: 0.8 for 1.6 points.
+    """
     depth = study_named("depth")
     records(depth, tmp_path, trials=2)
     for trial in (11, 12):
@@ -317,7 +342,7 @@ def test_a_copy_that_is_better_than_its_ticket_counts_below_zero():
         ({"study": None, "figure": "fig3", "again": "aws-s11"}, "give --study NAME, too"),
     ],
 )
-def test_options_that_a_study_does_not_heed_are_refused(changed, told):
+def test_options_that_a_study_ignores_are_refused(changed, told):
     allowed = ReproductionOptions(study="depth", shard="1/2", runs=Path("mine"), offline=True, num_workers=1)
     check_options(allowed)
     with pytest.raises(ValueError, match=told):
@@ -332,7 +357,7 @@ def test_one_process_of_a_launch_writes_the_page(tmp_path, monkeypatch, capsys):
     make_study(options, depth)
     assert not (tmp_path / "studies" / "depth" / "page.md").exists() and capsys.readouterr().out == ""
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.chdir(tmp_path)  # from anywhere
+    monkeypatch.chdir(tmp_path)  # works in any directory
     make_study(options, depth)
     assert (tmp_path / "studies" / "depth" / "page.md").exists()
 
@@ -354,8 +379,10 @@ def test_the_commit_of_a_plan_is_that_of_its_last_change(tmp_path):
         git("-C", "whole", "commit", "-m", "x", "--date", "2020-01-01")
     hashes = git("-C", "whole", "log", "--format=%H").split()
     commit, when = plan_commit(plan)
-    assert commit == hashes[1] and when > 1_577_836_800_000  # when it was committed, not the date that it was given
-    git("clone", "--depth", "1", (tmp_path / "whole").as_uri(), "shallow")  # its one commit seems to change all
+    assert commit == hashes[1] and when > 1_577_836_800_000  # the committer date, not the author date
+    git(
+        "clone", "--depth", "1", (tmp_path / "whole").as_uri(), "shallow"
+    )  # in a shallow clone the only commit seems to change every file
     assert plan_commit(tmp_path / "shallow" / "plan.toml") == ("", 0)
     plan.write_text("a = 2")
     assert plan_commit(plan) == ("", 0)

@@ -1,4 +1,4 @@
-"""Finished runs are made once; what differs when they are reused is said; nothing made is lost to a server."""
+"""Test the reuse of finished runs, and warnings about differences."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def description(**launch: object) -> RunDescription:
 
 
 def on_cuda(**facts: object) -> RunDescription:
-    """The description of a run of a launch that computes on a CUDA device."""
+    """Return the description of a run on a CUDA device."""
     made = description()
     made.config["hardware"] = {"cuda": facts or cuda_facts()}
     return made
@@ -64,12 +64,12 @@ def test_a_run_is_made_once_and_comes_back_whole(archive: Archive):
     assert again.mask.equal(first.mask) and again.metric("density") == 1
 
 
-def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, capsys):
+def test_reuse_under_other_settings_warns_once_with_the_difference(archive: Archive, capsys):
     made: list[str] = []
     archive.run_or_load(description(), make(archive, made))
     archive.run_or_load(description(), make(archive, made))
     said = capsys.readouterr().err
-    assert "warning" not in said and f"'a run' is finished: taken from {archive.store.local.directory}" in said
+    assert "warning" not in said and f"'a run' is finished: loaded from {archive.store.local.directory}" in said
     for _ in range(2):
         archive.run_or_load(description(threads=2), make(archive, made))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
@@ -77,7 +77,7 @@ def test_reuse_under_other_circumstances_is_said_once_by_name(archive: Archive, 
     assert made == ["a run"]
 
 
-def test_which_images_were_right_is_a_file_with_a_digest_where_it_is_known(archive: Archive):
+def test_per_image_results_are_stored_as_a_file_if_available(archive: Archive):
     for number, correct in enumerate(({}, {"test": torch.arange(11) > 3})):
 
         def once(saver: StateSaver, correct: dict[str, torch.Tensor] = correct) -> TrainedRun:
@@ -99,7 +99,7 @@ CUDA_FACTS = [
     ("matmul_allow_tf32", torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=True), "False", "True"),
     ("float32_matmul_precision", torch, "get_float32_matmul_precision", lambda: "high", "highest", "high"),
     ("cudnn_allow_tf32", torch.backends.cudnn, "allow_tf32", False, "True", "False"),
-    ("cudnn_benchmark", torch.backends.cudnn, "benchmark", False, "True", "False"),  # World turns it on
+    ("cudnn_benchmark", torch.backends.cudnn, "benchmark", False, "True", "False"),  # World enables it
     ("cudnn_deterministic", torch.backends.cudnn, "deterministic", True, "False", "True"),
 ]
 
@@ -110,6 +110,7 @@ CUDA_FACTS = [
 def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
     archive: Archive, monkeypatch, capsys, fact, owner, name, value, then, now
 ):
+    # Phase: simulate the CUDA facts of the first launch
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
     monkeypatch.setattr(machine, "_driver_version", lambda: "1.0")
 
@@ -124,6 +125,7 @@ def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
     def warnings() -> list[str]:
         return [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
 
+    # Phase: interrupt a run, change one fact, resume the run, then reuse it under the old fact
     with pytest.raises(StoppedError):
         archive.run_or_load(on_cuda(), stops)
     with monkeypatch.context() as patch:
@@ -131,15 +133,18 @@ def test_what_may_change_bits_on_cuda_is_named_on_reuse_and_on_resume(
         archive.run_or_load(on_cuda(), resumes)
         (resumed,) = warnings()
         archive.run_or_load(on_cuda(), stops)
-        assert warnings() == []  # it was finished under these
+        assert warnings() == []  # the run was finished under the present facts
     archive.run_or_load(on_cuda(), stops)
     (reused,) = warnings()
-    assert "'a run' was begun with" in resumed and f"{fact} {then} (now {now})" in resumed
+    assert "'a run' was started with" in resumed and f"{fact} {then} (now {now})" in resumed
     assert "'a run' is reused" in reused and f"{fact} {now} (now {then})" in reused
 
 
-def test_what_is_not_known_of_both_is_no_difference(archive: Archive, capsys):
-    """Records of before these facts were kept, and facts that a machine does not tell."""
+def test_facts_missing_on_either_side_are_no_difference(archive: Archive, capsys):
+    """Reuse records that lack some facts about CUDA.
+
+    Older versions did not store them, and some machines cannot determine them.
+    """
     archive.run_or_load(description(), make(archive, []))
     archive.run_or_load(on_cuda(driver="1.0", nccl=None), make(archive, []))
     assert "warning" not in capsys.readouterr().err
@@ -150,10 +155,12 @@ def test_what_is_not_known_of_both_is_no_difference(archive: Archive, capsys):
     assert "warning" not in capsys.readouterr().err
 
 
-def test_no_server_is_asked_about_what_is_made_from_runs_of_this_launch(archive: Archive, monkeypatch):
+def test_the_server_is_not_queried_for_children_of_runs_of_this_launch(archive: Archive, monkeypatch):
     asked: list[str] = []
     monkeypatch.setattr(LineageStore, "find", lambda self, key: asked.append(key))
-    monkeypatch.setattr(archive.store, "tracking_uri", "http://localhost:1")  # a store without one is not asked at all
+    monkeypatch.setattr(
+        archive.store, "tracking_uri", "http://localhost:1"
+    )  # a store without a server is never queried
     made: list[str] = []
     first = archive.run_or_load(description(), make(archive, made))
     assert set(asked) == {first.key}

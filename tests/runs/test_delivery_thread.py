@@ -1,4 +1,4 @@
-"""Delivery beside the training: in order, later when the server was away, and no call waits for a server that hangs."""
+"""Test the delivery thread: order, retries and hanging servers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ KEYS = [sha256_json(f"run {number}") for number in range(4)]
 
 
 class Store:
-    """What stands in for MLflow: takes nodes, or does what `act` does."""
+    """Stand in for MLflow and record the delivered runs.
+
+    `act` is called before each delivery and may raise or block.
+    """
 
     def __init__(self) -> None:
         self.taken: list[str] = []
@@ -51,7 +54,7 @@ def short(*numbers: int) -> list[str]:
     return [KEYS[number][:16] for number in numbers]
 
 
-def test_in_the_order_they_were_sent_and_once(courier: DeliveryThread, mlflow: Store):
+def test_runs_are_delivered_once_and_in_order(courier: DeliveryThread, mlflow: Store):
     for number in (2, 0, 0, 1):
         courier.send(KEYS[number])
     assert courier.run_id(KEYS[1]) == f"run of {KEYS[1][:16]}"
@@ -60,7 +63,7 @@ def test_in_the_order_they_were_sent_and_once(courier: DeliveryThread, mlflow: S
     assert mlflow.taken == short(2, 0, 1)
 
 
-def test_a_server_that_hangs_is_not_waited_for(courier: DeliveryThread, mlflow: Store):
+def test_a_hanging_server_blocks_no_call(courier: DeliveryThread, mlflow: Store):
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None
     began = time.monotonic()
@@ -78,7 +81,7 @@ def away(name: str) -> None:
     raise ConnectionError("cannot deliver")
 
 
-def test_what_waits_for_a_server_that_was_away_goes_first(courier: DeliveryThread, mlflow: Store, capsys):
+def test_failed_deliveries_are_retried_first_when_the_server_is_back(courier: DeliveryThread, mlflow: Store, capsys):
     mlflow.act = away
     courier.send(KEYS[0])
     assert courier.run_id(KEYS[0]) is None and courier.away
@@ -91,7 +94,7 @@ def test_what_waits_for_a_server_that_was_away_goes_first(courier: DeliveryThrea
     assert mlflow.taken == short(0, 1, 2) and not courier.away
 
 
-def test_the_end_of_a_launch_tries_once_more(courier: DeliveryThread, mlflow: Store):
+def test_the_end_of_a_launch_retries_failed_deliveries(courier: DeliveryThread, mlflow: Store):
     with courier.working():
         mlflow.act = away
         courier.send(KEYS[0])
@@ -100,9 +103,7 @@ def test_the_end_of_a_launch_tries_once_more(courier: DeliveryThread, mlflow: St
     assert mlflow.taken == short(0)
 
 
-def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(
-    courier: DeliveryThread, mlflow: Store, monkeypatch
-):
+def test_a_failing_launch_waits_briefly_and_raises_its_own_error(courier: DeliveryThread, mlflow: Store, monkeypatch):
     monkeypatch.setattr("harness.runs.delivery_thread.STOPPING_SECONDS", 0.2)
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None
@@ -114,7 +115,7 @@ def test_a_launch_that_fails_waits_only_a_moment_and_says_its_own_error(
     answers.set()
 
 
-def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: DeliveryThread, mlflow: Store, capsys):
+def test_a_missing_parent_is_a_warning_and_blocks_no_other_run(courier: DeliveryThread, mlflow: Store, capsys):
     def orphan(name: str) -> None:
         if name == KEYS[0][:16]:
             raise LookupError("its parent is nowhere")
@@ -123,11 +124,11 @@ def test_a_parent_that_is_nowhere_is_a_warning_and_holds_nobody_up(courier: Deli
     courier.send(KEYS[0])
     courier.send(KEYS[1])
     assert courier.run_id(KEYS[0]) is None
-    assert "its parent is nowhere; it stays among the local runs" in capsys.readouterr().err
+    assert "its parent is nowhere; the run stays local" in capsys.readouterr().err
     assert mlflow.taken == short(1)
 
 
-def test_what_no_later_attempt_can_mend_is_raised_in_the_training(courier: DeliveryThread, mlflow: Store):
+def test_a_permanent_error_is_raised_in_the_training(courier: DeliveryThread, mlflow: Store):
     def altered(name: str) -> None:
         raise ValueError("checkpoint.safetensors was altered")
 
@@ -140,7 +141,7 @@ def test_what_no_later_attempt_can_mend_is_raised_in_the_training(courier: Deliv
     assert courier.run_id(KEYS[1]) is not None
 
 
-def test_offline_nothing_is_started(tmp_path: Path):
+def test_offline_starts_no_thread(tmp_path: Path):
     before = threading.active_count()
     courier = DeliveryThread(open_store(tmp_path, offline=True))
     courier.send(KEYS[0])

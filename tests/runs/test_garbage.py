@@ -1,4 +1,4 @@
-"""gc: what it lists, what it never touches, and what is left of a checkpoint that it deleted."""
+"""Test `lineage.py gc`: listed files, protected files and records of deletions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
 
 @pytest.fixture
 def search(tmp_path: Path) -> MadeSearch:
-    """Four levels, two final trainings of the deepest, and their comparison."""
+    """Return a search with final trainings of its last level.
+
+    It has four pruning levels, two final trainings and their comparison.
+    """
     config = SearchConfig(
         data=DataConfig("digits", directory=tmp_path / "none"),
         model=ModelConfig("resnet8", width=2),
@@ -65,7 +68,7 @@ def everything(directory: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in files}
 
 
-def test_what_each_policy_gives_up(search: MadeSearch) -> None:
+def test_each_policy_lists_its_checkpoints(search: MadeSearch) -> None:
     before = everything(search.nodes.directory)
     for policy, expected in (
         (Policy("all"), []),
@@ -75,17 +78,17 @@ def test_what_each_policy_gives_up(search: MadeSearch) -> None:
         (Policy("tickets", older_than_days=1e6), []),
     ):
         assert levels(search, find_garbage(offline(search), policy)) == expected
-    assert everything(search.nodes.directory) == before, "a dry run changes nothing"
+    assert everything(search.nodes.directory) == before, "a dry run changed files"
 
 
-def test_a_policy_that_makes_no_sense_is_refused() -> None:
+def test_an_invalid_policy_is_refused() -> None:
     with pytest.raises(ValueError, match="N ≥ 1"):
         Policy(0)
     with pytest.raises(ValueError, match="negative"):
         Policy("all", -1)
 
 
-def test_what_was_deleted_is_known_as_deleted(search: MadeSearch) -> None:
+def test_deleted_checkpoints_are_recorded_as_deleted(search: MadeSearch) -> None:
     done = delete(search, Policy("tickets"))
     assert [why for _, why in done] == [None, None, None]
     assert sum(item.num_bytes for item, _ in done) > 0
@@ -93,7 +96,7 @@ def test_what_was_deleted_is_known_as_deleted(search: MadeSearch) -> None:
     findings = verify(offline(search))
     assert findings.problems == []
     assert sum("gc --keep-levels tickets" in note.what for note in findings.notes) == 3
-    assert findings.checked["nested"] == 4 and findings.checked["pruned"] == 1, "masks are still proved"
+    assert findings.checked["nested"] == 4 and findings.checked["pruned"] == 1, "masks must still be verified"
     key = search.keys["L02"]
     assert load_signed_mask(key, local_dir=search.nodes.directory).density == pytest.approx(0.64, abs=0.01)
     with pytest.raises(ValueError, match=CHECKPOINT):
@@ -106,7 +109,7 @@ def test_a_deleted_checkpoint_that_comes_back_altered_is_found(search: MadeSearc
     assert [problem.check for problem in verify(offline(search)).problems] == ["files"]
 
 
-def test_an_altered_checkpoint_is_not_buried(search: MadeSearch) -> None:
+def test_an_altered_checkpoint_is_not_deleted(search: MadeSearch) -> None:
     path = search.directory("L02") / CHECKPOINT
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     stays = {item.path: why for item, why in delete(search, Policy("tickets"))}
@@ -114,19 +117,23 @@ def test_an_altered_checkpoint_is_not_buried(search: MadeSearch) -> None:
     assert not (path.parent / "deleted.json").exists()
 
 
-def test_what_is_being_made_keeps_what_it_is_made_from(search: MadeSearch) -> None:
+def test_parents_of_unfinished_runs_are_kept(search: MadeSearch) -> None:
     unfinished = Unfinished(search.nodes.directory, "training", "a" * 64, "a training", [search.keys["L02"]])
     with unfinished.claimed({"kind": "retrain"}):
         assert levels(search, find_garbage(offline(search), Policy("tickets"))) == ["L01", "L03"]
     draft = unfinished.directory / "draft.json"
-    assert levels(search, find_garbage(offline(search), Policy("tickets"))) == ["L01", "L03"], "it can go on"
+    assert levels(search, find_garbage(offline(search), Policy("tickets"))) == ["L01", "L03"], (
+        "an interrupted run can resume"
+    )
     draft.write_text(json.dumps({"name": "of an earlier version", "config": {}}))
     assert find_garbage(offline(search), Policy("tickets")) == []
 
 
 @pytest.mark.long
-def test_what_only_mlflow_knows_keeps_its_ticket(search: MadeSearch, empty_store: Path, tmp_path: Path) -> None:
-    """A training made from a level on another machine."""
+def test_parents_of_runs_that_are_only_in_mlflow_are_kept(
+    search: MadeSearch, empty_store: Path, tmp_path: Path
+) -> None:
+    """Keep the ticket of a final training on another machine."""
     uri = f"sqlite:///{shutil.copy(empty_store, tmp_path / 'mlflow.db')}"
     elsewhere = MadeSearch(LocalNodes(tmp_path / "elsewhere"), search.config, search.architecture, search.data_digest)
     elsewhere.config = search.config.__class__(**{**vars(search.config), "num_levels": 2})
@@ -197,5 +204,5 @@ def test_the_command(search: MadeSearch, tmp_path: Path) -> None:
     assert not any(Path(item["path"]).exists() for item in content["items"])
 
 
-def test_nothing_where_there_is_nothing(tmp_path: Path) -> None:
+def test_a_missing_directory_has_no_garbage(tmp_path: Path) -> None:
     assert find_garbage(open_store(tmp_path / "none", offline=True), Policy("tickets")) == []

@@ -1,4 +1,4 @@
-"""The table of layers against counts made by hand."""
+"""Test the table of layers against counts by hand."""
 
 import torch
 

@@ -1,4 +1,7 @@
-"""The status file says whether the same command should be started again."""
+"""Test the status file.
+
+It tells a script whether to start the same command again.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,13 @@ GLOO = "[gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 600000ms for
         (RuntimeError("[gloo] Connection closed by peer"), False, "preempted"),
         (RuntimeError("[gloo] Connection closed by peer"), True, "failed"),
         (RuntimeError(GLOO), False, "preempted"),
-        (RuntimeError(GLOO), True, "preempted"),  # the other waited in vain, too
+        (RuntimeError(GLOO), True, "preempted"),  # the other process timed out as well
         (RuntimeError("out of memory"), False, "failed"),
         (ValueError("Timed out waiting"), False, "failed"),
         (KeyboardInterrupt(), False, "failed"),
     ],
 )
-def test_how_a_launch_ended(
+def test_the_status_of_each_kind_of_ending(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException | None, peer_failed: bool, status: str
 ) -> None:
     monkeypatch.delenv("HARNESS_STATUS", raising=False)

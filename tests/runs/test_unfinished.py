@@ -1,4 +1,4 @@
-"""Runs that are being made: held by one launch at a time, their states whole or not at all."""
+"""Test unfinished runs: exclusive ownership and atomic states."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path: Path, monkeypatch):
 
 
 def hold(tmp_path: Path) -> subprocess.Popen[str]:
-    """Another process that holds the run."""
+    """Start another process that holds the run."""
     script = f"""
         import time
         from pathlib import Path
@@ -121,7 +121,10 @@ def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(
 
 
 def foreign(one: Unfinished) -> Path:
-    """The mark of a process on another host, whose lock is not seen here."""
+    """Write the owner file of a process on another host.
+
+    Its file lock is not visible on this host.
+    """
     one.directory.mkdir()
     owner = one.directory / "owner.json"
     owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00", "token": "x"}))
@@ -129,19 +132,19 @@ def foreign(one: Unfinished) -> Path:
 
 
 @pytest.mark.long
-def test_a_holder_on_another_host_counts_while_its_heart_beats(tmp_path: Path):
+def test_a_holder_on_another_host_blocks_while_its_heartbeat_continues(tmp_path: Path):
     one = unfinished(tmp_path)
     owner = foreign(one)
     beat = threading.Timer(1.0, lambda: os.utime(owner))
     beat.start()
-    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*sign of life"), one.claimed({}):
+    with pytest.raises(BusyError, match="process 7 on elsewhere since 2026.*heartbeat continues"), one.claimed({}):
         pass
     beat.join()
-    assert json.loads(owner.read_text())["pid"] == 7, "the other's mark must stay"
+    assert json.loads(owner.read_text())["pid"] == 7, "the other process's owner file must stay"
 
 
 @pytest.mark.long
-def test_a_holder_on_another_host_whose_heart_has_stopped_is_taken_over(tmp_path: Path, monkeypatch):
+def test_a_holder_on_another_host_without_heartbeat_is_taken_over(tmp_path: Path, monkeypatch):
     monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 2.0)
     one = unfinished(tmp_path)
     owner = foreign(one)
@@ -150,20 +153,20 @@ def test_a_holder_on_another_host_whose_heart_has_stopped_is_taken_over(tmp_path
     assert not owner.exists()
 
 
-def test_who_was_taken_over_while_it_stood_still_writes_nothing_more(tmp_path: Path):
+def test_a_suspended_process_that_was_taken_over_saves_no_state(tmp_path: Path):
     one = unfinished(tmp_path)
     with one.claimed({}):
         one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
         owner = one.directory / "owner.json"
         owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "now", "token": "x"}))
-        with pytest.raises(BusyError, match="taken for dead"):
+        with pytest.raises(BusyError, match="its claim was taken over"):
             one.save({"epoch": 0, "step": 2}, state(2), (0, 2))
         one.discard()
     assert owner.exists() and len(saved(tmp_path)) == 1
 
 
 @pytest.mark.long
-def test_without_locks_a_live_process_of_this_host_counts(tmp_path: Path, monkeypatch):
+def test_without_file_locks_a_live_process_on_this_host_blocks(tmp_path: Path, monkeypatch):
     holder = hold(tmp_path)
 
     def no_locks(self: object, **options: object) -> None:
@@ -181,7 +184,8 @@ def test_without_locks_a_live_process_of_this_host_counts(tmp_path: Path, monkey
         pass
 
 
-def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):
+def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
+    # Phase: compare settings; level, command and hardware are ignored
     def config(**optim: float) -> dict:
         search = {"optim": {"lr": 0.1, "momentum": 0.9} | optim, "runs": "runs", "num_levels": 9}
         return {"search": search, "level": 0, "argv": ["a"], "command": "a", "hardware": {"cores": 2}}
@@ -194,13 +198,14 @@ def test_an_unfinished_run_that_differs_in_little_is_named(tmp_path: Path):
         "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
     ]
     assert other.nearly_the_same(config()) == []
-    # a limit changes no bit, and a record of an earlier version has none
+    # `stuck_after` is ignored: it changes no bit, and earlier versions did not record it
     assert other.nearly_the_same(config() | {"search": config()["search"] | {"stuck_after": 8.0}}) == []
+    # Phase: a run that a live process holds is not reported
     owner = unfinished(tmp_path).directory / "owner.json"
     for host, pid, since, named in (
-        (socket.gethostname(), os.getppid(), 0, False),  # at work
-        (socket.gethostname(), os.getppid(), 61, True),  # another process has its number now
-        (socket.gethostname(), os.getpid(), 0, True),  # so has this one
+        (socket.gethostname(), os.getppid(), 0, False),  # held by a live process
+        (socket.gethostname(), os.getppid(), 61, True),  # stale: another process has this ID now
+        (socket.gethostname(), os.getpid(), 0, True),  # stale: this process has this ID now
         (socket.gethostname(), 2**22 + 1, 0, True),  # no such process
         ("elsewhere", os.getpid(), 0, False),
         ("elsewhere", os.getpid(), 61, True),

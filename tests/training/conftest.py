@@ -1,4 +1,4 @@
-"""Worlds of one process."""
+"""Fixtures: worlds of one process in each precision."""
 
 from collections.abc import Iterator
 

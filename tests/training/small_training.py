@@ -1,4 +1,4 @@
-"""A network of one convolution on random images, and the real loop around it."""
+"""Train a tiny network on random images with the real loop."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -23,7 +23,12 @@ STEPS, BATCH, EPOCHS = 4, 8, 2
 
 
 class Fixed:
-    """Random images, the same in every run and on every device."""
+    """Yield batches of random images, equal in every run.
+
+    Args:
+        bad_step: Index of a batch whose images are NaN.
+        device: Device of the batches.
+    """
 
     steps_per_epoch = STEPS
 
@@ -41,7 +46,7 @@ class Fixed:
 
 @dataclass(frozen=True)
 class OnesNoise(SgdNoise):
-    """The same u but for α = 1 at every step."""
+    """The usual SGD noise with α = 1 at every step."""
 
     def alphas(self, epoch: int, num_steps: int) -> np.ndarray:
         return np.ones(num_steps)
@@ -80,7 +85,7 @@ def run(model: nn.Module, world: World, **options) -> list[EpochReport]:
 
 
 class Memory:
-    """Keeps the newest state, and stops the training after a number of steps."""
+    """Keep the newest state; request a stop after `stop_after` steps."""
 
     most_steps = 1
 
@@ -103,22 +108,32 @@ class Memory:
 
 
 def noisy(dropout: float = 0.3) -> nn.Sequential:
-    """The tests' network in channels-last with dropout, whose draws belong to u."""
+    """Return the network with dropout, in channels-last format.
+
+    The draws of dropout are part of the SGD noise u.
+    """
     model = network()
     return nn.Sequential(*list(model)[:-1], nn.Dropout(dropout), model[-1]).to(memory_format=torch.channels_last)
 
 
 def open_world(precision: str) -> Iterator[World]:
-    """A world of one process, and none left behind."""
+    """Yield a world of one process.
+
+    Accelerate's global state is reset before and after.
+    """
     forget_accelerate()
     yield World(precision)
     forget_accelerate()
 
 
 def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
-    """fp16 with its loss scale, on the CPU: Accelerate would quietly take float32 there, and the harness refuses it.
+    """Yield a world in fp16 with a loss scale on the CPU.
 
-    PyTorch itself does it, so all but the kernels can be tried without a GPU, by "accelerate" and "alone".
+    This tests all but the kernels without a GPU. The harness refuses fp16 on a CPU, and Accelerate falls back to
+    float32 there. PyTorch itself supports it.
+
+    Args:
+        way: "accelerate", or "alone" for the harness's own single-process accelerator.
     """
     for world in open_world("no"):
         if way == "alone":
@@ -134,7 +149,10 @@ def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
 
 
 def begin_with_overflows(world: World) -> None:
-    """Let fp16's loss scale begin so high that the first steps overflow, and grow again after two good ones."""
+    """Set the initial loss scale so high that the first steps overflow.
+
+    The scale grows again after two finite steps.
+    """
     assert world._fresh_scaler is not None
     world._fresh_scaler |= {"scale": 2.0**20, "growth_interval": 2}
 

@@ -1,4 +1,4 @@
-"""BatchNorm re-estimation against statistics computed by hand, layer by layer."""
+"""Test the re-estimation of BatchNorm statistics against statistics computed by hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.thread_ranks import ThreadRank, on_ranks
 
 
 class TwoNorms(nn.Module):
-    """conv → bn → relu → dropout → conv → bn → linear, small enough to work the statistics out by hand."""
+    """A small network: conv → bn → relu → dropout → conv → bn → linear."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +30,10 @@ class TwoNorms(nn.Module):
 
 
 def batch_statistics(model: TwoNorms, x: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """(mean, unbiased variance) of what goes into each norm, in float64, without nn.BatchNorm and without dropout."""
+    """Return each norm's input mean and unbiased variance, per channel.
+
+    Both are in float64. Written without nn.BatchNorm2d and without dropout.
+    """
     model = copy.deepcopy(model).double()
     before_1 = model.conv1(x.double())
     mean, var = before_1.mean((0, 2, 3)), before_1.var((0, 2, 3), correction=0)
@@ -63,14 +66,14 @@ def test_cumulative_is_the_mean_over_batches_of_batch_statistics(model, batches)
     assert reestimate_batchnorm(model, batches, "cumulative") == 4
     for layer, norm in enumerate((model.bn1, model.bn2)):
         mean = torch.stack([e[layer][0] for e in expected]).mean(0)
-        var = torch.stack([e[layer][1] for e in expected]).mean(0)  # the batch of 5 weighs as much as one of 16
+        var = torch.stack([e[layer][1] for e in expected]).mean(0)  # the batch of 5 counts as much as one of 16
         torch.testing.assert_close(norm.running_mean.double(), mean, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(norm.running_var.double(), var, rtol=1e-4, atol=1e-5)
         assert int(norm.num_batches_tracked) == 4
 
 
 @pytest.mark.parametrize(("convention", "step"), [("cumulative", -1), ("ema", 1)])
-def test_old_statistics_are_forgotten_and_for_cumulative_the_order_too(model, batches, convention, step):
+def test_old_statistics_are_discarded_and_cumulative_ignores_the_order(model, batches, convention, step):
     other = copy.deepcopy(model)
     other.bn1.running_mean.fill_(1e6)
     reestimate_batchnorm(model, batches, convention)
@@ -80,7 +83,10 @@ def test_old_statistics_are_forgotten_and_for_cumulative_the_order_too(model, ba
 
 
 def test_ema_folds_the_batches_with_momentum_a_tenth_into_mean_0_and_variance_1(model, batches):
-    """As the paper's scripts, which copy weights and biases alone into a network never trained, and then train it."""
+    """Start from mean 0 and variance 1, as the paper's scripts do.
+
+    They copy only weights and biases into a new network before its statistics are updated.
+    """
     running = [(torch.zeros(n).double(), torch.ones(n).double()) for n in (4, 3)]
     for x in batches:
         new = batch_statistics(model, x)
@@ -94,12 +100,12 @@ def test_ema_folds_the_batches_with_momentum_a_tenth_into_mean_0_and_variance_1(
 @pytest.mark.parametrize("convention", ["cumulative", "ema"])
 def test_leaves_modes_momenta_parameters_and_the_generator_as_found(model, batches, convention):
     model.train()
-    model.bn2.eval()  # a frozen norm stays frozen for training
+    model.bn2.eval()  # a frozen norm must stay frozen
     parameters = {name: p.clone() for name, p in model.named_parameters()}
     modes = {name: m.training for name, m in model.named_modules()}
     state = torch.get_rng_state()
     reestimate_batchnorm(model, batches, convention)
-    assert torch.equal(torch.get_rng_state(), state)  # dropout would have drawn from it
+    assert torch.equal(torch.get_rng_state(), state)  # active dropout would draw from it
     assert {name: m.training for name, m in model.named_modules()} == modes
     assert (model.bn1.momentum, model.bn2.momentum) == (0.3, 0.1)
     assert all(torch.equal(p, parameters[name]) and p.grad is None for name, p in model.named_parameters())
@@ -150,7 +156,10 @@ def test_one_process_gives_the_bits_of_torchs_own_momentum(model, batches, conve
 
 
 def shared(model: nn.Module, batches: list[torch.Tensor], convention: str, size: int) -> list[nn.Module | Exception]:
-    """What each of `size` ranks ends with, which deal the batches out among themselves."""
+    """Re-estimate on `size` ranks; return each rank's network or error.
+
+    The ranks share the batches.
+    """
 
     def work(ranks: ThreadRank) -> nn.Module:
         own = copy.deepcopy(model)
@@ -175,7 +184,10 @@ def test_several_ranks_give_what_one_gives(model, batches, convention, size, num
 
 
 def test_the_weights_of_a_long_pass_neither_vanish_nor_overflow():
-    """0.9^8000 is no number of double precision; the last batches decide all the same."""
+    """Use 8000 batches with the convention "ema".
+
+    0.9^8000 underflows in double precision, yet the last batches must count.
+    """
     generator = torch.Generator().manual_seed(2)
     batches = [torch.randn(4, 2, generator=generator) + i / 1000 for i in range(8000)]
     for one, two in zip(*(shared(nn.BatchNorm1d(2), batches, "ema", size) for size in (1, 2)), strict=False):

@@ -1,4 +1,4 @@
-"""Evaluation over ranks: every image once, in the order of the data set."""
+"""Test evaluation over ranks: each image once, in order."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ RIGHT_N = LOGITS_NK.argmax(1) == LABELS_N
 
 
 def evaluated(size: int, *, lost: int | None = None) -> list[Evaluation | Exception]:
-    """Evaluate logits themselves on `size` ranks, in batches of 2; rank `lost` misses its last image."""
+    """Evaluate given logits on `size` ranks in batches of 2.
+
+    Rank `lost` lacks its last image.
+    """
 
     def work(rank: ThreadRank) -> Evaluation:
         rank.device = torch.device("cpu")
@@ -32,7 +35,7 @@ def evaluated(size: int, *, lost: int | None = None) -> list[Evaluation | Except
 
 @pytest.mark.parametrize("size", [1, 2, 3, N + 4])
 def test_answers_are_in_the_order_of_the_data_set(size: int) -> None:
-    """Of 15 ranks four have no image."""
+    """Evaluate 11 images; with 15 ranks, four of them have none."""
     assert 0 < RIGHT_N.sum() < N
     for found in evaluated(size):
         assert torch.equal(found.correct_N, RIGHT_N) and found.correct_N.dtype == torch.bool

@@ -1,4 +1,7 @@
-"""fp16 with its loss scale, tried on the CPU; tests/gpu tries the same on CUDA's kernels."""
+"""Test fp16 and its loss scale on the CPU.
+
+tests/gpu tests CUDA's kernels.
+"""
 
 import json
 from dataclasses import replace
@@ -23,7 +26,10 @@ PSI = ("1.weight", "1.bias")
 
 
 def psi_init(model: nn.Module) -> list[torch.Tensor]:
-    """Another ψ_init than the ψ that training starts from, so that α matters from the first step on."""
+    """Return a ψ_init that differs from the initial ψ.
+
+    Thus α matters from the first step.
+    """
     generator = torch.Generator().manual_seed(5)
     params = dict(model.named_parameters())
     return [params[name].detach() + torch.rand(params[name].shape, generator=generator) for name in PSI]
@@ -35,7 +41,13 @@ def aws_view(model: nn.Module):
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
-    """AWS under fp16 written out: the scale goes in and out by hand, α by autograd through the interpolation."""
+    """Train with AWS in fp16, written out in plain PyTorch.
+
+    The loss scale is manual. Autograd differentiates through the interpolation.
+
+    Returns:
+        The masked parameters, and the loss scale of every step.
+    """
     mask = some_mask(model).tensors["0.weight"]
     params, initial = dict(model.named_parameters()), dict(zip(PSI, psi_init(model), strict=True))
     optimizer = torch.optim.SGD(params.values(), optim.lr, optim.momentum, weight_decay=optim.weight_decay)
@@ -44,6 +56,7 @@ def textbook(model: nn.Module, optim: OptimConfig) -> tuple[dict[str, torch.Tens
         alphas = NOISE.alphas(epoch, STEPS)
         optimizer.param_groups[0]["lr"] = optim.lr * Schedule(EPOCHS, "step").lr_factor(epoch)
         for (images, labels), alpha in zip(Fixed().epoch(NOISE, epoch), map(float, alphas), strict=True):
+            # Phase: scaled loss of the interpolated, masked network
             seen = {name: alpha * params[name] + (1 - alpha) * initial[name] for name in PSI}
             seen |= {"0.weight": params["0.weight"] * mask}
             with torch.autocast("cpu", torch.float16):
@@ -51,6 +64,7 @@ def textbook(model: nn.Module, optim: OptimConfig) -> tuple[dict[str, torch.Tens
             optimizer.zero_grad()
             (F.cross_entropy(logits.float(), labels) * scale).backward()
             scales.append(scale)
+            # Phase: skip the step after an overflow, else unscale, clip and step
             if not all(bool(param.grad.isfinite().all()) for param in params.values()):
                 scale, good = scale / 2, 0
                 continue
@@ -109,13 +123,13 @@ def test_an_overflow_skips_the_step_and_nothing_else(fp16_world, name, method, a
     monkeypatch.setattr(_Step, "update", watched)
     optim = OptimConfig(name=name, lr=0.05, weight_decay=1e-2)
     reports = run(model, fp16_world, optim=optim, method=method, accumulation_steps=accumulation_steps)
-    # a skipped step is no failure of the training: its loss is finite
+    # a skipped step is not an error, because its loss is finite
     assert skipped[0] and not all(skipped) and len(skipped) == STEPS * EPOCHS
     assert all(0 < report.train_loss < 10 for report in reports)
 
 
 def test_both_ways_of_mixed_precision_give_the_same_bits():
-    """With Accelerate and without; there are two worlds of each precision, one after the other."""
+    """Train with Accelerate and with the harness's own single-process accelerator."""
 
     def trained(world: World) -> dict[str, torch.Tensor]:
         model = network()
@@ -137,7 +151,7 @@ def test_a_loss_that_is_not_finite_is_still_an_error(fp16_world):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["sgd", "adam"])
-def test_interrupted_it_goes_on_with_the_same_scale_and_bits(fp16_world, name):
+def test_a_resumed_training_has_the_same_scale_and_bits(fp16_world, name):
     options = {"optim": OptimConfig(name=name, lr=0.05, max_grad_norm=0.5), "method": "aws"}
     through = noisy()
     run(through, fp16_world, **options)
@@ -147,10 +161,10 @@ def test_interrupted_it_goes_on_with_the_same_scale_and_bits(fp16_world, name):
         with pytest.raises(StoppedError):
             run(noisy(), fp16_world, **options, saver=memory)
         assert memory.state is not None and memory.state.scaler == fp16_world.scaler_state()
-        # what is saved passes through JSON
+        # a saved state passes through JSON
         memory.state = replace(memory.state, scaler=json.loads(json.dumps(memory.state.scaler)))
         fp16_world.stop._signal, memory.stop_after = None, None
-        run(network(), fp16_world)  # another training in between leaves its own scale behind
+        run(network(), fp16_world)  # another training in between changes the scale
         again = noisy()
         run(again, fp16_world, **options, saver=memory)
         assert fp16_world.scaler_state() == expected_scale
@@ -158,7 +172,7 @@ def test_interrupted_it_goes_on_with_the_same_scale_and_bits(fp16_world, name):
             assert torch.equal(again.state_dict()[key], value), (stop_after, key)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is right on a GPU")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is supported on a GPU")
 def test_fp16_on_a_cpu_is_refused():
     with pytest.raises(ValueError, match="fp16 mixed precision needs a GPU"):
         World("fp16")

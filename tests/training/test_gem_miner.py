@@ -1,4 +1,4 @@
-"""Gem-Miner's scores in the one loop, against the method written out with autograd (method, section 7)."""
+"""Test Gem-Miner's score training against plain autograd."""
 
 import math
 from dataclasses import replace
@@ -32,7 +32,7 @@ NOISE = SgdNoise(1, ("search", 0))
 
 
 def start(gem=GEM, density=DENSITY):
-    """A network whose parameters are scores, the weights, and their training."""
+    """Return a network of scores, its weights, and the score training."""
     model = network()
     weights = {name: param.detach().clone() for name, param in model.named_parameters()}
     scores = draw_scores({name: weights[name].shape for name in SCORED}, init_seed=5)
@@ -54,7 +54,13 @@ def trained(world, gem=GEM, density=DENSITY, **options):
 
 
 def freeze_together_(p, q, share):
-    """As the authors' `prune`: q stays 1 above the ⌈share · live⌉-th lowest of the live scores."""
+    """Freeze scores in place as the authors' `prune` does.
+
+    Scores equal to the threshold are frozen, too. q stays 1 only above the ⌈share · live⌉-th lowest of the live scores.
+
+    Returns:
+        The number of live scores equal to the threshold.
+    """
     live = torch.cat([score[q[name] == 1] for name, score in p.items()]).sort().values
     threshold = live[math.ceil(share * len(live)) - 1]
     for name in SCORED:
@@ -65,13 +71,22 @@ def freeze_together_(p, q, share):
 def freeze_exactly_(p, q, share):
     live = torch.cat([score[q[name] == 1] for name, score in p.items()]).sort().values
     kept = int((1 - share) * len(live))
-    assert live[len(live) - kept] > 0, "no ties among clipped scores, which position would break"
+    assert live[len(live) - kept] > 0, (
+        "the threshold must lie above scores clipped to 0, whose ties position would break"
+    )
     for name in SCORED:
         q[name] *= (p[name] >= live[len(live) - kept]).float()
 
 
 def written_out(gem, density):
-    """p and q after E epochs: SGD on cross-entropy + λ‖p‖², straight through the step, clipped, the lowest frozen."""
+    """Train the scores with plain autograd.
+
+    The loss is cross-entropy + λ‖p‖², with a straight-through gradient, clipping to [0, 1], and freezing of the lowest.
+
+    Returns:
+        Scores p, masks q, and the number of scores at the threshold of each freezing.
+    """
+    # Phase: weights, scores p, masks q and momentum
     model, weights, _ = start()
     others = {name: weights[name] for name in weights if name not in SCORED}
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
@@ -82,9 +97,11 @@ def written_out(gem, density):
     model.train()
     equal = []
     for epoch in range(EPOCHS):
+        # Phase: learning rate, and exact freezing before the epoch
         lr = LR * (1e-3 + (1 - 1e-3) * (1 + math.cos(math.pi * epoch / EPOCHS)) / 2)
         if gem == EXACT and epoch and epoch % EVERY == 0:
             freeze_exactly_(p, q, share)
+        # Phase: SGD steps
         for images, labels in Fixed().epoch(NOISE, epoch):
             leaves = {name: score.clone().requires_grad_() for name, score in p.items()}
             hard = {name: (leaf > 0.5).float() for name, leaf in leaves.items()}
@@ -96,6 +113,7 @@ def written_out(gem, density):
             for name, grad in zip(leaves, grads, strict=True):
                 velocity[name] = 0.9 * velocity[name] + grad
                 p[name] = (p[name] - lr * velocity[name]).clamp(0, 1)
+        # Phase: the authors' freezing after the epoch
         if gem == GEM and epoch and epoch % EVERY == 0:
             equal.append(freeze_together_(p, q, share))
     return p, q, equal
@@ -108,14 +126,14 @@ def test_scores_and_mask_are_those_of_the_written_out_method(world, gem, density
     model, scoring = trained(world, gem, density)
     p, q, equal = written_out(gem, density)
     assert len(equal) == (3 if gem == GEM else 0)
-    if density == 0.97:  # more scores are clipped to 0 than the share
+    if density == 0.97:  # more scores are clipped to 0 than are to be frozen
         assert max(equal) > 1 and scoring.mask.density < 0.95
     before = draw_scores({name: score.shape for name, score in p.items()}, init_seed=5)
     for name in SCORED:
         assert torch.allclose(scoring.scores[name], p[name], atol=1e-4)
         assert torch.equal(scoring.mask.tensors[name], q[name] == 1)
-        assert (p[name] - before[name]).abs().mean() > 0.05, "the scores have moved"
-        assert (p[name] == 0).any() and (p[name] == 1).any(), "and reached both ends"
+        assert (p[name] - before[name]).abs().mean() > 0.05, "the scores must change"
+        assert (p[name] == 0).any() and (p[name] == 1).any(), "some scores must reach both bounds"
     moved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     assert scoring.finish(Mask.dense(start()[1], SCORED)).equal(scoring.mask)
     found = Checkpoint.of(model, level=1, epochs=EPOCHS, level_digest="0" * 64)
@@ -132,7 +150,7 @@ def test_scores_and_mask_are_those_of_the_written_out_method(world, gem, density
 
 
 @pytest.mark.parametrize("stop_after", [1, STEPS * EVERY, STEPS * EVERY + 3])
-def test_interrupted_it_ends_with_the_same_bits(world, stop_after):
+def test_a_resumed_score_training_ends_with_the_same_bits(world, stop_after):
     whole, expected = trained(world)
     memory = Memory(world, stop_after)
     with pytest.raises(StoppedError):
@@ -144,21 +162,27 @@ def test_interrupted_it_ends_with_the_same_bits(world, stop_after):
 
 
 def test_the_share_frozen_each_time_ends_at_the_density():
-    """The authors' ResNet-32: E = 150, every 5 epochs, 2 % of 465,000 weights."""
+    """Check the freezing schedule of the authors' ResNet-32.
+
+    It freezes every 5 of 150 epochs, down to 2 % of 465,000 weights.
+    """
     assert num_freezings(150, 5) == 29
     counts = kept_counts(465_000, 0.02, 29)
     assert counts[-1] == pytest.approx(0.02 * 465_000, abs=29)
     shares = [1 - after / before for before, after in zip(counts, counts[1:], strict=False)]
     assert shares == pytest.approx([1 - 0.02 ** (1 / 29)] * 28, abs=1e-4)
     for after, before in zip(most_kept(465_000, 0.02, 29), [465_000, *counts], strict=False):
-        assert after <= before, "never more than the planned number"
+        assert after <= before, "more weights kept than planned"
     assert most_kept(465_000, 0.02, 29)[-1] == pytest.approx(counts[-1], abs=29)
     with pytest.raises(ValueError, match="train for 6 or more"):
         num_freezings(5, 5)
 
 
 def frozen_after(gem):
-    """The epochs, counted from 1, after which weights are frozen, and how many live then; the scores never change."""
+    """Return the epochs with a freezing, and the live weights per epoch.
+
+    Epochs count from 1; weights are frozen after them. The scores stay constant.
+    """
     model = nn.Linear(40, 30)
     weights = {"weight": torch.ones(30, 40), "bias": torch.zeros(30)}
     model.weight.data = draw_scores({"weight": model.weight.shape}, 1)["weight"]
@@ -173,7 +197,10 @@ def frozen_after(gem):
 
 
 def test_scores_are_frozen_after_the_epochs_of_the_authors_and_exactly_one_earlier():
-    """Their main loop prunes after epoch e, counted from 0, if e % 5 == 0 and e != 0."""
+    """Compare the epochs with the authors' main loop.
+
+    It prunes after epoch e, from 0, if e % 5 == 0 and e != 0.
+    """
     epochs, lives = frozen_after(GemMinerConfig())
     assert epochs == [epoch + 1 for epoch in range(150) if epoch % 5 == 0 and epoch != 0]
     assert (epochs[0], epochs[-1], len(epochs)) == (6, 146, 29)
@@ -187,17 +214,17 @@ def test_scores_are_frozen_after_the_epochs_of_the_authors_and_exactly_one_earli
 def test_equal_scores_are_frozen_together_and_dead_ones_do_not_count():
     scores = {"a": torch.tensor([0.0, 0.0, 0.7, 0.9]), "b": torch.tensor([0.0, 0.2, 0.2, 1.0])}
     mask = Mask({"a": torch.tensor([True, True, True, True]), "b": torch.tensor([False, True, True, True])})
-    first = freeze_lowest(scores, mask, 0.1)  # one of seven: the zeros of a
+    first = freeze_lowest(scores, mask, 0.1)  # one of seven: both zeros of a
     assert first.tensors["a"].tolist() == [False, False, True, True] and first.num_remaining == 5
     second = freeze_lowest(scores, first, 0.2)  # one of five: both 0.2
     assert second.tensors["b"].tolist() == [False, False, False, True] and second.num_remaining == 3
     assert freeze_lowest(scores, second, 0.4).num_remaining == 1
     ones = {name: torch.ones_like(score) for name, score in scores.items()}
-    with pytest.raises(ValueError, match=r"the lowest 10.0 % of 7 scores equal all others: nothing would stay"):
+    with pytest.raises(ValueError, match=r"the lowest 10.0 % of 7 scores equal all others, so no weight would remain"):
         freeze_lowest(ones, mask, 0.1)
 
 
-def test_settings_are_the_authors():
+def test_default_settings_are_those_of_the_authors():
     optim, schedule = GemMinerConfig().scoring()
     assert optim == OptimConfig("sgd", lr=0.1, momentum=0.9, weight_decay=2e-5)  # the gradient of 1e-5 · ‖p‖²
     assert schedule == Schedule(150, "cosine")

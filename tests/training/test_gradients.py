@@ -1,4 +1,4 @@
-"""How gradients of several processes are added up: in one order always, and with few operations."""
+"""Test gradient sums over processes: a fixed order and few operations."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRAINING = """
     world = World()
 
     class Shared(Memory):
-        # rank 0 holds the state
+        # only rank 0 has the state
 
         def load(self):
             return self.state and replace(self.state, tensors=world.share(self.state.tensors))
@@ -60,7 +60,7 @@ TRAINING = """
 
 
 def launch(processes: int, script: str) -> dict:
-    """Run a script in several processes; return the JSON that the first one printed."""
+    """Run a script in several processes; return rank 0's JSON."""
     program = textwrap.dedent(TRAINING) + textwrap.dedent(script)
     done = torchrun(processes, REPOSITORY, "--no-python", sys.executable, "-c", program)
     assert done.returncode == 0, done.stderr
@@ -68,7 +68,11 @@ def launch(processes: int, script: str) -> dict:
 
 
 def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
-    """35 MB of gradients: two ranks or one bucket could not tell, since a + b = b + a."""
+    """Resume a training with 35 MB of gradients on three ranks.
+
+    The order of sums matters only with three or more ranks and several buckets, because a + b = b + a.
+    """
+    # Phase: train without interruption, with broadcast buffers, and with interruptions
     found = launch(
         3,
         """
@@ -100,13 +104,17 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
         say(found)
         """,
     )
+    # Phase: all three give the same bits
     assert found["megabytes"] > 26
     assert found["resumed"] == [found["through"]] * 2
-    assert found["broadcasting"] == found["through"], "rank 0's buffers are the same whether they are sent or not"
+    assert found["broadcasting"] == found["through"], "broadcasting buffers must not change those of rank 0"
 
 
 def test_a_step_of_two_ranks_takes_few_operations():
-    """Forward and backward of ResNet-20: 2,149 with buffers broadcast and unused parameters looked for."""
+    """Count ATen operations in forward and backward of ResNet-20.
+
+    DDP's defaults, which broadcast buffers and look for unused parameters, take 2,149.
+    """
     found = launch(
         2,
         """

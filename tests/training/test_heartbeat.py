@@ -1,4 +1,4 @@
-"""A launch that has lost a process ends everywhere, soon, with one line; one that ends in order says nothing."""
+"""Test the heartbeat: losing one process ends all others soon."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from harness.distributed.heartbeat import COMPUTING, MEETING, READING, Heartbeat
 SILENT_SECONDS = 2.0
 REPOSITORY = Path(__file__).resolve().parents[2]
 
-# share_text of plain processes: a file that rank 0 puts in place whole
+# plain processes share text through a file that rank 0 writes atomically
 WORKER = """
     import os, sys, threading, time
     from pathlib import Path
@@ -48,7 +48,10 @@ BLOCKED = """
 
 @pytest.fixture
 def launch(tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
-    """A function that starts one process for each given script and returns them once all have joined."""
+    """Yield a function that starts processes and waits until they joined.
+
+    It runs one process per script.
+    """
     started: list[subprocess.Popen] = []
 
     def start(*scripts: str, stuck_seconds: float = 0) -> list[subprocess.Popen]:
@@ -68,15 +71,15 @@ def launch(tmp_path) -> Iterator[Callable[..., list[subprocess.Popen]]]:
 
 
 def wait_until(done: Callable[[], bool], seconds: float = 30) -> None:
-    """Wait for `done` to become true."""
+    """Wait until `done()` is true; fail after `seconds`."""
     end = time.monotonic() + seconds
     while not done():
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "timed out"
         time.sleep(0.01)
 
 
 def ended(process: subprocess.Popen, seconds: float) -> tuple[int, str]:
-    """Return exit code and standard error of a process that must end within `seconds`."""
+    """Return exit code and standard error; the process must end within `seconds`."""
     _, stderr = process.communicate(timeout=seconds)
     return process.returncode, stderr.strip()
 
@@ -87,13 +90,13 @@ def test_a_killed_process_ends_all_others_at_once(launch, killed):
     processes = launch(BLOCKED, BLOCKED, BLOCKED)
     processes[killed].kill()
     for rank in {0, 1, 2} - {killed}:
-        code, line = ended(processes[rank], SILENT_SECONDS)  # sooner than silence would tell
+        code, line = ended(processes[rank], SILENT_SECONDS)  # sooner than the silence limit
         host = socket.gethostname()
-        # without rank 0 no one is left to say who was lost first
+        # after the loss of rank 0, the others know only of that
         lost = killed if rank == 0 else 0
         assert code == 1 and line == (
             f"process {rank} of 3 on {host} lost process {lost} on {host} (its connection closed); ending. "
-            "The same command again continues from the last saved state."
+            "Run the same command again to resume from the last saved state."
         )
 
 
@@ -107,7 +110,7 @@ def test_a_silent_process_ends_all_others(launch, stopped):
     for rank in others:
         code, lines[rank] = ended(processes[rank], 4 * SILENT_SECONDS)
         assert code == 1
-    assert f"process {stopped} on {socket.gethostname()} (nothing came from it for 2 s)" in lines[min(others)]
+    assert f"process {stopped} on {socket.gethostname()} (no message for 2 s)" in lines[min(others)]
     processes[stopped].send_signal(signal.SIGCONT)
     assert ended(processes[stopped], 2 * SILENT_SECONDS)[0] == 1
 
@@ -119,18 +122,24 @@ FAILED = f"pulse.announce_leaving(failed=True)\ntime.sleep({SILENT_SECONDS / 2})
 
 @pytest.mark.long
 @pytest.mark.parametrize("scripts", [(EARLY, LATE, EARLY), (LATE, EARLY, EARLY), (FAILED, FAILED, FAILED)])
-def test_a_clean_end_says_nothing(launch, scripts):
-    """Also where some are done long before the others, and where all failed together."""
+def test_a_clean_end_prints_no_message(launch, scripts):
+    """Close all processes in order.
+
+    Some close long before the others, or after all have failed.
+    """
     assert [ended(process, 30) for process in launch(*scripts)] == [(0, "")] * 3
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("failed", "why", "last_words"),
-    [(True, "it failed; see its message", "process 1 failed"), (False, "it waited for this one in vain", "")],
+    [(True, "it failed; see its message", "process 1 failed"), (False, "it timed out waiting for this one", "")],
 )
-def test_a_process_that_leaves_alone_takes_the_others_along(launch, tmp_path, failed, why, last_words):
-    """The launch failed, unless it waited in vain: then the same command can go on."""
+def test_a_process_that_leaves_alone_ends_the_others(launch, tmp_path, failed, why, last_words):
+    """Let one process leave before the others.
+
+    If it failed, rank 0 writes its last words. If it only timed out, it does not, and the same command can resume.
+    """
     words = tmp_path / "last words"
     words.touch()
     first = f"pulse.last_words = Path({str(words)!r}).write_text\n{textwrap.dedent(BLOCKED)}"
@@ -139,18 +148,18 @@ def test_a_process_that_leaves_alone_takes_the_others_along(launch, tmp_path, fa
     code, line = ended(processes[0], 3 * SILENT_SECONDS)
     assert code == 1 and "lost process 1" in line and f"({why})" in line
     assert ended(processes[2], SILENT_SECONDS)[0] == 1
-    assert words.read_text() == last_words, "told before the process is ended"
+    assert words.read_text() == last_words, "last words are written before the process ends"
 
 
 @pytest.mark.long
-def test_an_end_without_goodbye_is_a_loss(launch):
+def test_an_exit_without_close_counts_as_a_loss(launch):
     processes = launch(BLOCKED, "raise RuntimeError('nobody closed')")
     code, line = ended(processes[0], 10)
     assert code == 1 and "lost process 1" in line
 
 
 @pytest.mark.long
-def test_connections_of_others_are_hung_up_on(launch, tmp_path):
+def test_foreign_connections_are_closed(launch, tmp_path):
     processes = launch(LATE, LATE)
     port, token, _ = json.loads((tmp_path / "meeting").read_text())
     for call in (b"GET / HTTP/1.0\r\n\r\n", b'["wrong", 1, "me"]\n', b"5\n", f'["{token}", 1, "twice"]\n'.encode()):
@@ -173,7 +182,7 @@ STUCK_SECONDS = 1.5
 
 
 def training(script: str) -> str:
-    """Return the script of a process that is in a training, and then does this."""
+    """Return a script that enters a training and then runs `script`."""
     return textwrap.dedent(TRAINING) + textwrap.dedent(script)
 
 
@@ -194,7 +203,7 @@ def test_a_training_that_stands_still_ends_all_processes(launch):
                 f"no progress for 0.025 min: process 0 on {host}: L00 epoch 2, computing step 18; "
                 f"process 1 on {host}: L01 epoch 2, reading the batch of step 18; "
                 f"process 2 on {host}: L02 epoch 2, computing step 18; ending. "
-                "The same command again continues from the last saved state.",
+                "Run the same command again to resume from the last saved state.",
             )
         ]
         * 3
@@ -213,14 +222,17 @@ UNHURRIED = {
 
 @pytest.mark.long
 @pytest.mark.parametrize("case", list(UNHURRIED))
-def test_what_may_take_its_time_ends_nobody(launch, case):
+def test_work_that_may_take_longer_than_the_limit_ends_no_process(launch, case):
     scripts = [f"{textwrap.dedent(script)}\npulse.place = None\npulse.close()" for script in UNHURRIED[case]]
     assert [ended(process, 30) for process in launch(*scripts, stuck_seconds=STUCK_SECONDS)] == [(0, "")] * 2
 
 
 @pytest.mark.long
 def test_the_watch_begins_when_all_have_done_their_first_step(launch):
-    """Process 0 has waited for longer than the limit when process 1 has done its first step."""
+    """Start the watch only when every process has finished a step.
+
+    Process 1 finishes its first step after process 0 has waited for longer than the limit.
+    """
     waits = training(f"time.sleep({LONG})\ntake_steps(3, 0.1)\npulse.close()")
     late = training(
         f"place.begun = False\ntime.sleep({LONG - 0.5})\nplace.begun = True\ntime.sleep(0.5)\npulse.close()"
@@ -229,8 +241,11 @@ def test_the_watch_begins_when_all_have_done_their_first_step(launch):
 
 
 @pytest.mark.long
-def test_a_launch_that_was_suspended_as_a_whole_goes_on(launch):
-    """Not even a training that has almost reached its limit is judged by the time of the suspension."""
+def test_a_launch_that_was_suspended_as_a_whole_continues(launch):
+    """Suspend all processes during steps of half the limit.
+
+    The suspension does not count.
+    """
     steps = training(f"take_steps(3, {STUCK_SECONDS})\npulse.close()")
     processes = launch(steps, steps, stuck_seconds=2 * STUCK_SECONDS)
     time.sleep(0.3)
@@ -242,7 +257,7 @@ def test_a_launch_that_was_suspended_as_a_whole_goes_on(launch):
     assert [ended(process, 30) for process in processes] == [(0, "")] * 2
 
 
-def test_messages_are_taken_whole_however_they_arrive():
+def test_messages_are_parsed_however_they_are_split():
     said = [
         (b".", "L03 epoch 2, computing step 18"),
         (b"x", ""),
@@ -259,13 +274,13 @@ def test_messages_are_taken_whole_however_they_arrive():
         assert taken == said and not received
 
 
-def test_a_connection_that_takes_no_more_loses_beats_and_nothing_else():
+def test_a_full_connection_drops_only_heartbeats():
     near, far = socket.socketpair()
     with near, far:
         near.setblocking(False)
         near.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         peer, sent = _Peer(1, 0.0, link=near), 0
-        verdict = frame(b"#", "v" * 300_000)  # more than it takes at once
+        verdict = frame(b"#", "v" * 300_000)  # larger than the socket's send buffer
         while not peer.unsent:
             peer.tell(frame(b".", "b" * 1000), needed=False)
             sent += 1
@@ -281,7 +296,7 @@ def test_a_connection_that_takes_no_more_loses_beats_and_nothing_else():
     assert {text for _, text in taken} == {"b" * 1000, "v" * 300_000}
 
 
-def test_a_place_is_said_from_the_end_of_the_first_step_on():
+def test_a_place_is_shown_only_after_the_first_step():
     place = Place("aws L03")
     said = [str(place)]
     for at in ((0, 0, READING), (0, 0, COMPUTING)):
@@ -302,7 +317,7 @@ def test_a_world_of_one_has_neither_thread_nor_socket():
     pulse.close()
 
 
-def test_an_unreachable_main_process_is_said_by_name(monkeypatch):
+def test_an_unreachable_main_process_is_an_error_with_its_address(monkeypatch):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -1,4 +1,7 @@
-"""A process that is lost before all have joined ends the others soon; one that only starts late ends nobody."""
+"""Test the join watch while processes start.
+
+Losing a process before all have joined ends the others. A late start does not.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,10 @@ JOINS, WAITS, FAILS = "time.sleep(0.5)", "time.sleep(600)", "raise RuntimeError(
 
 
 class Launch:
-    """A launcher's store and the processes that join through it; all forked from a process that has torch already."""
+    """A launcher's store and the processes that join through it.
+
+    All are forked from a process that has already imported torch.
+    """
 
     def __init__(self, place: Path) -> None:
         self.context = multiprocessing.get_context("forkserver")
@@ -49,7 +55,7 @@ class Launch:
             self.port = free.getsockname()[1]
 
     def start(self, name: str, code: str, **values: object) -> BaseProcess:
-        """Fork one, and wait until it has begun."""
+        """Fork a process, and wait until its code runs."""
         here = self.place / f"here-{name}"
         code = textwrap.dedent(code).format(port=self.port, here=str(here), **values)
         head = ["import os", "from pathlib import Path"]
@@ -64,12 +70,12 @@ class Launch:
         return process
 
     def begin(self, *scripts: str, local: bool = False) -> list[BaseProcess]:
-        """Start the store, then a process for each script that has one."""
+        """Start the store, then one process per nonempty script."""
         self.start("store", STORE)
         return [self.add(rank, len(scripts), script, local=local) for rank, script in enumerate(scripts) if script]
 
     def add(self, rank: int, size: int, script: str, *, local: bool = False) -> BaseProcess:
-        """Start one process, which has begun to join."""
+        """Start one process, and wait until it has begun to join."""
         values = {"rank": rank, "size": size, "local_rank": rank if local else 0, "script": script}
         return self.start(str(rank), WORKER, silent_seconds=SILENT_SECONDS, **values)
 
@@ -77,7 +83,7 @@ class Launch:
         return str(self.place / f"said-{name}")
 
     def ended(self, rank: int, seconds: float) -> tuple[int | None, str]:
-        """Return exit code and standard error of a process that must end within `seconds`."""
+        """Return exit code and standard error; the process must end within `seconds`."""
         process = self.processes[str(rank)]
         process.join(seconds)
         return process.exitcode, Path(self.said_at(str(rank))).read_text().strip()
@@ -93,19 +99,22 @@ def launch(tmp_path) -> Iterator[Launch]:
 
 
 @pytest.mark.parametrize(("local", "lost"), [(False, 0), (False, 2), (True, 1)])
-def test_one_killed_while_it_waits_for_others_ends_all(launch: Launch, local: bool, lost: int):
-    """Also where the first process of a node alone looks at all the others."""
+def test_a_process_killed_while_it_waits_for_others_ends_all(launch: Launch, local: bool, lost: int):
+    """Kill one of three waiting processes.
+
+    With `local`, all are on one node, where only its first process watches the others.
+    """
     launch.begin(WAITS, WAITS, WAITS, local=local)[lost].kill()
     for rank in {0, 1, 2} - {lost}:
         assert launch.ended(rank, 4 * SILENT_SECONDS) == (
             1,
-            f"process {rank} of 3 on {socket.gethostname()} lost process {lost} (it began to join, then nothing came "
-            "from it for 1 s) before all had joined; ending. The same command again continues from the last saved "
+            f"process {rank} of 3 on {socket.gethostname()} lost process {lost} (it began to join, then sent "
+            "nothing for 1 s) before all had joined; ending. Run the same command again to resume from the last saved "
             "state.",
         )
 
 
-def test_one_that_begins_late_is_waited_for(launch: Launch):
+def test_a_process_that_starts_late_is_waited_for(launch: Launch):
     late = 4 * SILENT_SECONDS
     launch.begin(f"time.sleep({late + 2})", f"time.sleep({late + 2})", "")
     time.sleep(late)
@@ -113,7 +122,7 @@ def test_one_that_begins_late_is_waited_for(launch: Launch):
     assert [launch.ended(rank, 10) for rank in range(3)] == [(0, "")] * 3
 
 
-def test_one_that_begins_late_learns_of_a_loss_before(launch: Launch):
+def test_a_process_that_starts_late_detects_an_earlier_loss(launch: Launch):
     launch.begin(WAITS, "")[0].kill()
     time.sleep(2 * SILENT_SECONDS)
     launch.add(1, 2, WAITS)
@@ -121,20 +130,20 @@ def test_one_that_begins_late_learns_of_a_loss_before(launch: Launch):
     assert code == 1 and "lost process 0 (it began to join" in said
 
 
-def test_one_that_fails_to_join_ends_the_others(launch: Launch):
+def test_a_process_that_fails_to_join_ends_the_others(launch: Launch):
     launch.begin(WAITS, FAILS)
     assert "cannot join" in launch.ended(1, 10)[1]
     code, said = launch.ended(0, 4 * SILENT_SECONDS)
     assert code == 1 and "lost process 1" in said
 
 
-def test_who_has_joined_may_be_silent(launch: Launch):
+def test_a_process_that_has_joined_may_be_silent(launch: Launch):
     launch.begin(JOINS, f"time.sleep({4 * SILENT_SECONDS})")
     assert [launch.ended(rank, 10) for rank in range(2)] == [(0, "")] * 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
-def test_the_launcher_of_process_0_is_missed(launch: Launch, number: int):
+def test_the_loss_of_the_launcher_of_process_0_is_detected(launch: Launch, number: int):
     launch.begin(WAITS, WAITS)
     os.kill(launch.processes["store"].pid, number)
     for rank in range(2):

@@ -1,4 +1,7 @@
-"""Every setting that Accelerate reads from the environment: what changes bits is refused, agrees, or is recorded."""
+"""Test the treatment of every environment variable of Accelerate.
+
+Those that change bits are refused, must agree, or are recorded.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from harness.distributed.launcher_settings import REFUSED, check_launcher_precis
 from harness.distributed.world import World
 from tests.training.small_training import open_world
 
-# What happens to each variable. A later Accelerate that reads another one fails the first test.
+# The treatment of each variable. The first test fails if a later Accelerate reads further variables.
 CHANGES_BITS = {
     "ACCELERATE_USE_FSDP": ("refused", "true"),
     "ACCELERATE_USE_DEEPSPEED": ("refused", "true"),
@@ -51,17 +54,17 @@ CHANGES_NO_BITS = {
     "ACCELERATE_DEBUG_MODE",
     "ACCELERATE_DEBUG_RDV_FILE",
     "ACCELERATE_ENABLE_RICH",
-    "ACCELERATE_INIT_INCLUDE_BUFFERS",  # where weights are made: `init_empty_weights`, which is not used
+    "ACCELERATE_INIT_INCLUDE_BUFFERS",  # read only by `init_empty_weights`, which the harness does not use
     "ACCELERATE_LOG_LEVEL",
-    "ACCELERATE_NUM_PROCESSES",  # notebooks
+    "ACCELERATE_NUM_PROCESSES",  # read only by the notebook launcher
 }
 
 
 def variables() -> set[str]:
-    """Every ACCELERATE_… in the installed package's source."""
+    """Return all names ACCELERATE_… in the source of the installed package."""
     sources = Path(accelerate.__file__).parent.rglob("*.py")
     found = {name for path in sources for name in re.findall(r"ACCELERATE_[A-Z0-9_]+", path.read_text())}
-    return {name for name in found if not name.startswith("ACCELERATE_DEEPSPEED_")}  # read by DeepSpeed's plugin alone
+    return {name for name in found if not name.startswith("ACCELERATE_DEEPSPEED_")}  # read only by the DeepSpeed plugin
 
 
 def test_the_table_has_every_variable_of_accelerate():
@@ -70,7 +73,7 @@ def test_the_table_has_every_variable_of_accelerate():
 
 
 @pytest.mark.parametrize("variable", CHANGES_BITS)
-def test_what_changes_bits_is_refused_by_name_or_recorded(monkeypatch, variable):
+def test_settings_that_change_bits_are_refused_or_recorded(monkeypatch, variable):
     what, value = CHANGES_BITS[variable]
     monkeypatch.setenv(variable, value)
     if what.startswith("recorded as"):
@@ -83,38 +86,38 @@ def test_what_changes_bits_is_refused_by_name_or_recorded(monkeypatch, variable)
 
 @pytest.mark.parametrize("variable", REFUSED)
 @pytest.mark.parametrize("value", ["", "no", "NO", "false", "False", "0"])
-def test_a_setting_that_is_off_is_no_setting(variable, value):
+def test_a_disabled_setting_is_accepted(variable, value):
     check_launcher_settings({variable: value})
 
 
-def test_the_launchers_precision_may_be_the_recipes(monkeypatch):
+def test_the_launchers_precision_must_equal_the_recipes(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     for world in open_world("bf16"):
         assert world.precision == "bf16"
     with pytest.raises(ValueError, match="the launcher asks for bf16, the run for 'no'"):
-        World("auto")  # on a CPU
+        World("auto")  # becomes "no" on a CPU
 
 
 @pytest.mark.parametrize(
     ("asked", "mend"),
     [
-        ("fp8", "take it out of the launcher"),
-        ("BF16", "say --precision bf16 to the recipe"),
-        ("fp16", "say --precision fp16 to the recipe"),
+        ("fp8", "remove it from the launcher"),
+        ("BF16", "give the recipe --precision bf16"),
+        ("fp16", "give the recipe --precision fp16"),
         ("no", None),
         ("NO", None),
         ("", None),
     ],
 )
-def test_the_launchers_precision_is_met_with_advice_that_can_be_followed(asked, mend):
+def test_another_precision_of_the_launcher_is_refused_with_advice(asked, mend):
     refused = pytest.raises(ValueError, match=f"the launcher asks for {asked.lower()}, the run for 'no': {mend}")
     with nullcontext() if mend is None else refused:
         check_launcher_precision("no", {"ACCELERATE_MIXED_PRECISION": asked})
 
 
 CONFIGURED = {
-    "dynamo_config: {dynamo_backend: INDUCTOR}": "would compile the network",
-    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "would compile the network",
+    "dynamo_config: {dynamo_backend: INDUCTOR}": "a compiled network would get",
+    "dynamo_config: {dynamo_backend: EAGER, dynamo_mode: default}": "a compiled network would get",
     "mixed_precision: fp8\nfp8_config: {backend: TE}": "the launcher asks for fp8|fp8 is not supported",
     "mixed_precision: fp16": "the launcher asks for fp16",
     "mixed_precision: bf16": "the launcher asks for bf16",
@@ -125,8 +128,8 @@ CONFIGURED = {
 
 
 @pytest.mark.parametrize("text", CONFIGURED)
-def test_what_a_configuration_file_asks_for_is_refused_by_name(tmp_path, monkeypatch, text):
-    """The environment that `accelerate launch` would give its process, with a user's default_config.yaml."""
+def test_unsupported_configuration_files_are_refused(tmp_path, monkeypatch, text):
+    """Apply the environment that `accelerate launch` makes from a user's default_config.yaml."""
     monkeypatch.setattr("accelerate.utils.launch.is_fp8_available", lambda: True)
     environment = environment_of(tmp_path, text)
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
@@ -138,7 +141,7 @@ def test_what_a_configuration_file_asks_for_is_refused_by_name(tmp_path, monkeyp
         World("no")
 
 
-def test_a_usual_configuration_file_is_taken(tmp_path):
+def test_a_usual_configuration_file_is_accepted(tmp_path):
     check_launcher_settings(environment_of(tmp_path, "mixed_precision: 'no'\ndynamo_config: {dynamo_backend: 'NO'}"))
 
 
@@ -150,7 +153,7 @@ def environment_of(tmp_path: Path, text: str) -> dict[str, str]:
     args = launch.launch_command_parser().parse_args(["--config_file", str(file), "recipe.py"])
     args, _, _ = launch._validate_launch_command(args)
     if args.use_deepspeed:
-        args.deepspeed_fields_from_accelerate_config = ""  # set by the command that is not run here
+        args.deepspeed_fields_from_accelerate_config = ""  # normally set by the launch command, which does not run here
         return prepare_deepspeed_cmd_env(args)[1]
     if args.use_fsdp or args.use_megatron_lm:
         return launch.prepare_multi_gpu_env(args)

@@ -1,4 +1,4 @@
-"""The one optimizer loop, against textbook references written out here."""
+"""Test the training loop against reference implementations in this file."""
 
 import pytest
 import torch
@@ -12,7 +12,10 @@ from tests.training.small_training import EPOCHS, STEPS, Fixed, OnesNoise, netwo
 
 
 def textbook(model: nn.Module, optim: OptimConfig) -> dict[str, torch.Tensor]:
-    """Train with θ ⊙ m written into the forward pass, plain PyTorch otherwise."""
+    """Train in plain PyTorch with θ ⊙ m in the forward pass.
+
+    Return the masked parameters.
+    """
     mask = some_mask(model).tensors["0.weight"]
     params = dict(model.named_parameters())
     if optim.name == "sgd":

@@ -1,4 +1,4 @@
-"""Every network in the real loop: a few steps of AWS on photographs under a mask."""
+"""Train every network for a few steps of AWS under a mask."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.pruning import METHODS, NormState
 from harness.training.loop import train
 
 STEPS, BATCH = 3, 4
-# sizes that make a step fast
+# small widths and images, so that a step is fast
 WIDTHS = {"mlp_mixer": 32, "mlp_mixer_wide": 32, "shufflenet_cifar": 36, "vit_tiny": 16}
 WIDTHS |= dict.fromkeys(("mobilenet_v2_cifar", "vgg11_bn_cifar"), 8)
 WIDTHS |= dict.fromkeys(("efficientnet_b0_cifar", "efficientnet_b0_cifar_drop_connect"), 8)
@@ -24,7 +24,7 @@ IMAGE_SIZES = {"resnet50": 16, "resnet50_cifar": 8}
 
 
 class Photos:
-    """Squares cut out of scikit-learn's two photographs; the label says which."""
+    """Yield square crops of scikit-learn's two photographs; the label is the photograph."""
 
     steps_per_epoch = STEPS
 
@@ -42,17 +42,22 @@ class Photos:
 
 
 def trained(name: str, world: World, method: str = "aws") -> tuple[torch.nn.Module, Mask, ParamPartition]:
-    """Prune half of each layer of a fresh network at random, train it for a few steps, check that all of it moved."""
+    """Train a network under a random mask of half its weights.
+
+    Check that every parameter changed.
+    """
+    # Phase: a new network with a random mask
     torch.manual_seed(0)
     size = IMAGE_SIZES.get(name, 32)
     model = build_model(name, num_classes=2, channels=3, image_size=size, width=WIDTHS.get(name))
     partition = partition_of(name, model)
     params = dict(model.named_parameters())
     start = {parameter: value.detach().clone() for parameter, value in params.items()}
-    # not by magnitude, which would leave nothing of whole layers of these narrow networks
+    # a random mask, because pruning by magnitude would remove whole layers of these narrow networks
     mask = Mask({parameter: torch.rand(start[parameter].shape) < 0.5 for parameter in sorted(partition.prunable)})
     norm = sorted(partition.norm)
     state = NormState([params[n] for n in norm], [start[n] for n in norm])
+    # Phase: train
     train(
         model.to(memory_format=torch.channels_last),
         world=world,
@@ -65,6 +70,7 @@ def trained(name: str, world: World, method: str = "aws") -> tuple[torch.nn.Modu
         label=name,
         on_epoch=lambda report: None,
     )
+    # Phase: every parameter is finite and has changed
     mask.apply_(start)
     for parameter, value in params.items():
         assert value.isfinite().all()

@@ -1,4 +1,4 @@
-"""A training that was interrupted and goes on ends with the bits of one that ran through."""
+"""Test that a resumed training gives the bits of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, meth
     expected = run(through, world, **options)
     for stop_after in range(1, EPOCHS * STEPS + 1):
         memory = Memory(world, stop_after)
-        torch.manual_seed(99)  # the generator is wherever it is
+        torch.manual_seed(99)  # the global generator must not matter
         with pytest.raises(StoppedError, match="SIGTERM"):
             run(noisy(), world, **options, saver=memory)
         world.stop._signal, memory.stop_after = None, None
@@ -66,7 +66,10 @@ def test_every_step_draws_dropout_from_a_stream_of_its_own(world):
 
 
 def test_a_resume_under_another_mask_is_refused(world):
-    """What ranks weights may come out otherwise on another device: then the state belongs to another mask."""
+    """Resume with a different mask.
+
+    It may result from pruning on another device.
+    """
     memory, mask = Memory(world, stop_after=STEPS), some_mask(network())
     with pytest.raises(StoppedError):
         run(network(), world, saver=memory, mask=mask)

@@ -1,4 +1,4 @@
-"""Weight rewinding: θ_k is kept on the way, also over an interruption, and a training can begin at k."""
+"""Test weight rewinding: θ_k is kept, and training can start there."""
 
 import pytest
 import torch
@@ -16,8 +16,11 @@ def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("k", [1, STEPS, STEPS + 3])
-def test_without_momentum_to_begin_at_k_is_to_go_on(world, k):
-    """An optimizer without memory does not tell a training that goes on from one that begins at θ_k and k."""
+def test_without_momentum_a_training_from_k_equals_the_whole_training(world, k):
+    """Start a training at θ_k and step k.
+
+    Without momentum it equals the whole training.
+    """
     whole, point = network(), RewindPoint(k, STEPS)
     run(whole, world, optim=PLAIN, hook=point)
     rewound = network()
@@ -27,18 +30,18 @@ def test_without_momentum_to_begin_at_k_is_to_go_on(world, k):
     assert [report.epoch for report in reports] == list(range(k // STEPS, EPOCHS))
 
 
-def test_k_0_is_the_start(world):
+def test_k_0_keeps_the_initial_parameters(world):
     model, point = network(), RewindPoint(0, STEPS)
     before = state(model)
     run(model, world, hook=point, schedule=Schedule(0, "constant"))
     kept = point.params | point.buffers
-    # the start is that under the mask
+    # the pruned layer is kept as it is under the mask
     assert all(torch.equal(before[name], kept[name]) for name in before if name != "0.weight")
     assert torch.equal(kept["0.weight"], model[0].weight)
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 6])
-def test_an_interrupted_training_keeps_the_same(world, stop_after):
+def test_a_resumed_training_keeps_the_same_rewind_point(world, stop_after):
     whole, expected = network(), RewindPoint(3, STEPS)
     run(whole, world, hook=expected)
     memory = Memory(world, stop_after)

@@ -1,4 +1,7 @@
-"""A training that stands still while all its processes live ends the launch; a slow one does not."""
+"""Test the watch for stuck trainings.
+
+A training that makes no progress ends the launch. A slow one does not.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from tests.warm import REPOSITORY, torchrun
 
 STUCK_SECONDS = 3.0
 SOON = 8.0
-"""A launch must have ended so many seconds after the limit; its launcher alone takes up to one."""
+"""Seconds after the limit within which the launch must end. The launcher alone takes up to one."""
 
 SCRIPT = f"""
     import time
@@ -33,7 +36,7 @@ SCRIPT = f"""
         time.sleep(600)
 
     def slow(step, seconds):
-        '''Batches that come late from this step of the first epoch on.'''
+        '''Return batches that call `seconds` before this step of the first epoch.'''
         class Batches(Fixed):
             def epoch(self, noise, epoch, skip_steps=0):
                 for index, batch in enumerate(super().epoch(noise, epoch, skip_steps)):
@@ -45,7 +48,10 @@ SCRIPT = f"""
 
 
 def launch(where: Path, script: str) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Launch two processes; return how they ended, and how many seconds after a process began to hang."""
+    """Launch two processes; return their result and the seconds to end.
+
+    The seconds count from the moment a process hangs.
+    """
     program = textwrap.dedent(SCRIPT) + textwrap.dedent(script)
     env = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
     done = torchrun(2, where, "--no-python", sys.executable, "-c", program, **env)
@@ -93,7 +99,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
     assert done.returncode != 0
     host = socket.gethostname()
     each = "; ".join(f"process {rank} on {host}: aws L00 epoch 0, {place}" for rank, place in enumerate(places))
-    line = f"no progress for 0.05 min: {each}; ending. The same command again continues from the last saved state."
+    line = f"no progress for 0.05 min: {each}; ending. Run the same command again to resume from the last saved state."
     assert done.stderr.splitlines().count(line) == 2, done.stderr
     print(f"ended {seconds:.1f} s after it stood still, with {STUCK_SECONDS:g} s allowed")
     assert STUCK_SECONDS < seconds < STUCK_SECONDS + SOON
@@ -101,7 +107,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
 
 @pytest.mark.long
 def test_slow_work_ends_nothing(tmp_path):
-    """Work of rank 0 alone, a first batch of one rank, and every step after it."""
+    """Delay work of rank 0, a first batch and every later step."""
     done, _ = launch(
         tmp_path,
         f"""
@@ -113,7 +119,7 @@ def test_slow_work_ends_nothing(tmp_path):
         class Batches(Fixed):
             def epoch(self, noise, epoch, skip_steps=0):
                 for index, batch in enumerate(super().epoch(noise, epoch, skip_steps)):
-                    # the first is free; two of the others together take longer than the limit
+                    # the first batch is fast; two later ones together take longer than the limit
                     time.sleep({0.8 * STUCK_SECONDS} if world.rank == 1 and index else 0)
                     yield batch
 
@@ -127,8 +133,12 @@ def test_slow_work_ends_nothing(tmp_path):
 
 
 @pytest.mark.long
-def test_gradients_wait_in_a_group_of_their_own(tmp_path):
-    """All else has another, on the CPU, that waits for hours; both are left at the end."""
+def test_gradients_use_a_process_group_of_their_own(tmp_path):
+    """Check that other communication uses a second process group.
+
+    It is on the CPU and has a timeout of hours. Closing the world destroys both groups.
+    """
+    # Phase: count the group and device of every collective operation
     done, _ = launch(
         tmp_path,
         """
@@ -154,6 +164,7 @@ def test_gradients_wait_in_a_group_of_their_own(tmp_path):
         os.write(1, f"{limits} {dist.is_initialized()}\\n".encode())
         """,
     )
+    # Phase: timeouts of both groups in seconds, and no group left after closing
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[600.0, 21600.0] False\n" * 2
 

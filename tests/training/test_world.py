@@ -1,4 +1,4 @@
-"""Launches whose numbers could not be trusted are refused by name."""
+"""Test the world of processes: refused launches, lost processes and precision."""
 
 import os
 import re
@@ -24,7 +24,7 @@ def test_sharded_launches_are_refused(monkeypatch, name):
         World("no")
 
 
-def test_on_what_is_trained_is_said_once(world, monkeypatch, capfd):
+def test_the_device_is_announced_once(world, monkeypatch, capfd):
     monkeypatch.setattr(world, "_announced", False)
     world.announce()
     world.announce()
@@ -36,7 +36,7 @@ def test_unknown_precision_is_refused():
         World("fp8")
 
 
-def test_a_world_that_fell_apart_is_refused(monkeypatch):
+def test_a_launch_that_became_single_processes_is_refused(monkeypatch):
     from harness.distributed.world import _check_world
 
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -50,14 +50,15 @@ def test_processes_that_were_never_started_are_refused(monkeypatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     _check_world(1)
-    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # what is left of `--cpu --num_processes 2`
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # `accelerate launch --cpu --num_processes 2` sets it
     with pytest.raises(ValueError, match="asked for several processes"):
         _check_world(1)
 
 
 @pytest.mark.long
 def test_a_failure_on_any_rank_ends_all():
-    """Two processes; the second fails before the first collective operation of the first."""
+    """Let the second of two processes fail before the first collective operation."""
+    # Phase: run two processes that print their errors
     script = """
         import sys, os
         from harness.distributed.world import OtherRankFailedError, World
@@ -69,7 +70,7 @@ def test_a_failure_on_any_rank_ends_all():
         try:
             world.on_all(work)
         except (ValueError, OtherRankFailedError) as error:
-            # in one write, since both processes share the stream
+            # a single write, because both processes share the stream
             os.write(1, f"{world.rank} {type(error).__name__}: {error}\\n".encode())
         assert world.on_all(lambda: 7) == 7
         world.require_equal("the mask of level 3", "ab" * 32)
@@ -82,6 +83,7 @@ def test_a_failure_on_any_rank_ends_all():
     """
     done = torchrun(2, REPOSITORY, "--no-python", sys.executable, "-c", textwrap.dedent(script))
     assert done.returncode == 0, done.stderr
+    # Phase: each process reports its own error or that of the other
     assert sorted(re.findall(r"^\d.*$", done.stdout, re.M)) == [
         "0 OtherRankFailedError: process 1 of 2 failed; see its message",
         "0 the mask of level 4 differs between processes (rank 0 has 000000000000…)",
@@ -94,7 +96,10 @@ ON_CPU = {"PYTHONPATH": str(REPOSITORY), "ACCELERATE_USE_CPU": "true"}
 
 
 def two_nodes(script: str) -> list[list[str]]:
-    """Return the words of two launchers with a process of two each, as on two nodes."""
+    """Return the arguments of two launchers, as on two nodes.
+
+    Each starts one of two processes.
+    """
     shape = ["--nnodes", "2", "--master_addr", "127.0.0.1", "--master_port", str(free_port()), "--nproc_per_node", "1"]
     program = ["--no-python", sys.executable, "-c", textwrap.dedent(script)]
     return [[*shape, "--node_rank", node, *program] for node in ("0", "1")]
@@ -102,7 +107,11 @@ def two_nodes(script: str) -> list[list[str]]:
 
 @pytest.mark.long
 def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
-    """Process 1 is gone before it has loaded anything of the harness; its launcher ends, and that is seen."""
+    """Kill process 1 before it imports the harness.
+
+    Process 0 detects the end of its launcher.
+    """
+    # Phase: start two launchers
     nodes = two_nodes("""
         import os, signal, time
         if os.environ["RANK"] == "1":
@@ -121,6 +130,7 @@ def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
         )
         for words in nodes
     ]
+    # Phase: both end with an error
     try:
         said = [one.communicate(timeout=60)[1] for one in launchers]
     finally:
@@ -132,7 +142,11 @@ def test_a_process_lost_before_it_begins_to_join_ends_the_launch():
 
 @pytest.mark.long
 def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
-    """Two launchers, as on two nodes. Process 1 waits for process 0, which begins late, and is killed meanwhile."""
+    """Kill process 1 while it waits for process 0.
+
+    Process 0 starts late. Both launchers must end.
+    """
+    # Phase: process 1 writes its PID when it begins to join; process 0 waits for the file `go`
     script = f"""
         import os, time
         from pathlib import Path
@@ -158,12 +172,13 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
         world.World()
     """
     launchers = [launcher(tmp_path, *words, **ON_CPU) for words in two_nodes(script)]
+    # Phase: kill process 1, then let process 0 start
     try:
         until = time.monotonic() + 60
         while not (tmp_path / "pid").exists():
             assert time.monotonic() < until
             time.sleep(0.05)
-        time.sleep(0.5)  # it has begun to join, and waits
+        time.sleep(0.5)  # process 1 now waits for process 0
         os.kill(int((tmp_path / "pid").read_text()), signal.SIGKILL)
         (tmp_path / "go").touch()
         ended = [one.ended(30) for one in launchers]
@@ -172,7 +187,7 @@ def test_a_process_lost_before_all_have_joined_ends_the_launch(tmp_path):
             one.kill()
     assert [one.returncode for one in ended] == [1, 1]
     said = ended[0].stderr
-    # whichever notices first: the roll call, by itself or by the launcher, or gloo, whose connection is refused
+    # detected first by the join watch, or by gloo when its connection is refused
     noticed = ("lost process 1 (it began to join", "lost the launcher of a node (at", "could not join the others: ")
     assert "process 0 of 2 on" in said and any(words in said for words in noticed)
 
@@ -184,11 +199,11 @@ def test_precision_auto_is_bf16_where_the_cuda_device_has_it(world, monkeypatch,
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 and not including_emulation)
     monkeypatch.setattr(world, "device", torch.device("cuda" if cuda else "cpu"))
     assert world._best_precision() == becomes
-    monkeypatch.setattr(world, "any", lambda flag: True)  # another process's device has none
+    monkeypatch.setattr(world, "any", lambda flag: True)  # the device of another process lacks bf16
     assert world._best_precision() == "no"
 
 
-def test_precision_auto_is_recorded_as_what_it_became_and_said(capfd):
+def test_precision_auto_records_and_prints_the_chosen_precision(capfd):
     for world in open_world("auto"):
         assert world.precision == "no"
         assert str(world).startswith("1 process on cpu ") and str(world).endswith(", precision no (--precision auto)")
@@ -197,7 +212,7 @@ def test_precision_auto_is_recorded_as_what_it_became_and_said(capfd):
         assert str(world).endswith(", precision bf16 (--precision auto)")
 
 
-def test_cudnn_may_choose_its_kernels_by_speed_unless_asked_to_be_deterministic(monkeypatch):
+def test_cudnn_benchmarks_kernels_unless_deterministic(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     for _ in open_world("no"):
         assert torch.backends.cudnn.benchmark

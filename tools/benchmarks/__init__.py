@@ -1,1 +1,4 @@
-"""Benchmarks of `tools/bench.py` (functions that take `quick`) and of `sitting.py` (functions that take a World)."""
+"""Define the benchmarks.
+
+`tools/bench.py` runs the functions with a parameter `quick`, and `sitting.py` those with a World.
+"""

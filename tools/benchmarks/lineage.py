@@ -1,4 +1,4 @@
-"""Measure pruning, the size and loading of a signed mask, what lineage adds to a level, and `verify` of a search."""
+"""Measure pruning, signed-mask files, the overhead of a level, and `verify`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured, custom_from_mask, global_unstructured, remove
 
-import harness.cli.launch  # noqa: F401  # with all that a search calls
+import harness.cli.launch  # noqa: F401  # imports all modules that a search calls, so that they can be patched
 from harness.lineage import proof
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
@@ -38,7 +38,10 @@ FRACTION, SLACK_BYTES = 0.2, 64 * 1024
 
 
 def run(directory: str, *words: str) -> None:
-    """Run a command of this repository in a directory."""
+    """Run a script of this repository in a directory.
+
+    Raise RuntimeError with its stderr if it fails.
+    """
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, *words], cwd=directory, env=environment, capture_output=True, text=True)
     if done.returncode != 0:
@@ -47,7 +50,10 @@ def run(directory: str, *words: str) -> None:
 
 @contextlib.contextmanager
 def searched(levels: int) -> Iterator[str]:
-    """Search with ResNet-50; networks, masks and files have the full size, a level is a step on digits of 8×8."""
+    """Run a search with ResNet-50 and yield its directory.
+
+    Networks, masks and files have their full size. A level is a single step on 8×8 digits.
+    """
     with tempfile.TemporaryDirectory() as directory:
         run(directory, str(ROOT / "tools/prepare_data.py"), "digits", "--out", "data")
         words = [*ONE_EPOCH, str(levels), "--model.name", "resnet50", "--global-batch-size", "1024", "--offline"]
@@ -56,7 +62,7 @@ def searched(levels: int) -> Iterator[str]:
 
 
 def verify(quick: bool) -> Iterator[Row]:
-    """Time `verify` of a search of ResNet-50 with ten levels on local storage."""
+    """Time `verify` on a ResNet-50 search with ten levels in local storage."""
     levels, found = 1 if quick else 10, list[proof.Findings]()
     with searched(levels) as directory:
         store = open_store(Path(directory, "runs"), offline=True)
@@ -68,23 +74,28 @@ def verify(quick: bool) -> Iterator[Row]:
 
 
 def reload(quick: bool) -> Iterator[Row]:
-    """Time `load_signed_mask` of a ResNet-50 from an open SQLite store without local nodes; the first is held, too."""
+    """Time `load_signed_mask` for ResNet-50 from a SQLite store without local runs.
+
+    The value is the first load or the median, whichever is longer.
+    """
     with searched(1 if quick else 10) as directory:
         uri, nowhere = f"sqlite:///{directory}/mlflow.db", Path(directory, "none")
         store = open_store(Path(directory, "runs"), uri, "benchmark")
         run_id = store.deliver(max(store.local.directory.glob("level-*"), key=os.path.getmtime))
         open_store(nowhere, uri).run_id_of("0" * 64)
         took = [seconds(lambda: load_signed_mask(run_id, uri, nowhere)) for _ in range(3 if quick else 15)]
-    note = f"{len(took)} loads, the first {took[0]:.3f} s; held: the first or the median"
+    note = f"{len(took)} loads, the first {took[0]:.3f} s; the value is the larger of the first and the median"
     name, value = "load_signed_mask(run_id), ResNet-50, local store [s]", max(took[0], median(took))
     yield Row(name, value, Goal(most=0.3), note, (min(took), max(took)))
 
 
 def level_overhead(quick: bool) -> Iterator[Row]:
-    """Compare what a level does beside training, evaluation and BatchNorm with its wall time, in levels of one epoch.
+    """Measure the overhead of a level relative to its wall time.
 
-    Logging between epochs is no work.
+    Levels have one epoch. Overhead is all time outside of training, evaluation and BatchNorm re-estimation. Logging
+    between epochs counts as overhead, although it is called inside training.
     """
+    # Phase: timers around the functions of a level
     data = "digits" if quick else "fashion_mnist"
     begun, spent = list[float](), dict.fromkeys(("work", "logging", "committing", "delivery"), 0.0)
 
@@ -102,16 +113,18 @@ def level_overhead(quick: bool) -> Iterator[Row]:
 
         return call
 
+    # Phase: data, and one delivery in advance, because the first one imports MLflow and creates the database
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         run(directory, str(ROOT / "tools/prepare_data.py"), data, "--out", "data")
         enter, uri = stack.enter_context, f"sqlite:///{directory}/mlflow.db"
         enter(contextlib.chdir(directory))
         enter(patch.object(sys, "argv", [f"aws_{data}.py", *ONE_EPOCH, "1", "--model.name", "resnet20"]))
         enter(patch.dict(os.environ, MLFLOW_TRACKING_URI=uri))
-        # one delivery before: it loads MLflow and makes the database
         nodes, first = LocalNodes(Path(directory, "before")), LineageRecord("0" * 64, "level", "before")
         nodes.commit(first, lambda path: None)
         open_store(nodes.directory, uri).deliver(nodes.path(first))
+
+        # Phase: search with the timers
         enter(patch.object(LocalNodes, "commit", timed("committing", LocalNodes.commit)))
         enter(patch.object(LineageStore, "deliver", timed("delivery", LineageStore.deliver)))
         for module in [module for name, module in sys.modules.items() if name.startswith("harness.")]:
@@ -120,14 +133,16 @@ def level_overhead(quick: bool) -> Iterator[Row]:
                     enter(patch.object(module, name, timed("work", value)))
         runpy.run_path(str(ROOT / f"recipes/aws_{data}.py"), run_name="__main__")
         wall = time.perf_counter() - begun[0]
-    overhead = wall - spent["work"] + spent["logging"] + spent["delivery"]  # in full, though the next level goes on
+
+    # Phase: overhead; delivery counts in full, although the next level trains at the same time
+    overhead = wall - spent["work"] + spent["logging"] + spent["delivery"]
     note = ", ".join(f"{part} {took:.3f} s" for part, took in spent.items()) + f" of {wall:.1f} s for two levels"
     name = f"overhead / wall time of a level, {data}, ResNet-20, 1 epoch [s]"
     yield Row(name, overhead / wall, Goal(most=0.02), note, ours=overhead / 2, reference=wall / 2)
 
 
 def resnet50() -> tuple[nn.Module, dict[str, Tensor], Mask, Mask]:
-    """Return a fresh network, its parameters, the dense mask, and one of density 0.1."""
+    """Return (new network, its parameters, dense mask, mask of density 0.1)."""
     torch.manual_seed(0)
     model = build_model("resnet50", num_classes=1000, channels=3, image_size=224)
     params = {name: param.detach().clone() for name, param in model.named_parameters()}
@@ -136,7 +151,10 @@ def resnet50() -> tuple[nn.Module, dict[str, Tensor], Mask, Mask]:
 
 
 def prune(quick: bool) -> Iterator[Row]:
-    """Time `prune` against torch.nn.utils.prune.global_unstructured, both exact: the calls alone, without set-up."""
+    """Compare `prune` with torch.nn.utils.prune.global_unstructured.
+
+    Only the calls are timed, without their setup. Both results are checked to be exact.
+    """
     model, params, *masks = resnet50()
     names, kept = sorted(masks[0].tensors), dict[str, Mask]()
     places = [(model.get_submodule(name.removesuffix(".weight")), "weight") for name in names]
@@ -156,6 +174,7 @@ def prune(quick: bool) -> Iterator[Row]:
         model.load_state_dict(params, strict=False)
         return took
 
+    # Measure at both densities; `ours` and `theirs` read the loop variable.
     for what, mask in zip(("dense", "at density 0.1"), masks, strict=True):
         timed = in_turns({"ours": ours, "theirs": theirs}, 1 if quick else 15)
         for found in kept.values():
@@ -166,7 +185,10 @@ def prune(quick: bool) -> Iterator[Row]:
 
 
 def require_exact(params: dict[str, Tensor], before: Mask, after: Mask) -> None:
-    """Raise unless `after` keeps exactly the count asked for, of the live weights the largest."""
+    """Raise RuntimeError unless `after` keeps exactly the largest weights.
+
+    It must keep the required number of the weights that `before` keeps.
+    """
     live = torch.cat([params[name][was].abs() for name, was in before.tensors.items()])
     kept = torch.cat([after.tensors[name][was] for name, was in before.tensors.items()])
     right_count = after.num_remaining == int(kept.sum()) == int((1 - FRACTION) * before.num_remaining)
@@ -175,8 +197,11 @@ def require_exact(params: dict[str, Tensor], before: Mask, after: Mask) -> None:
 
 
 def mask_size(quick: bool) -> Iterator[Row]:
-    """Compare the bytes of a signed mask at density 0.1 with one bit a weight, one more for each kept, and 64 KiB."""
-    model, fresh, _, mask = resnet50()  # its biases are exactly zero, without a sign, and have to be listed
+    """Compare the size of a signed mask at density 0.1 with its limit.
+
+    The limit is one bit for each parameter, another bit for each parameter that is not pruned, and 64 KiB.
+    """
+    model, fresh, _, mask = resnet50()  # its biases are exactly zero, so the file must list them as having no sign
     trained = {name: param + 1e-3 * torch.randn_like(param) for name, param in fresh.items()}
     for what, params in (("trained", trained), ("fresh", fresh)):
         signed = SignedMask.of(params, mask, partition_of("resnet50", model).norm)

@@ -1,4 +1,7 @@
-"""Time loaders with one worker up to normalised float32 NCHW batches on the CPU, and JPEG decoders alone."""
+"""Time data loaders with one worker, and JPEG decoders.
+
+Loaders are timed up to normalised float32 NCHW batches on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +26,15 @@ from harness.distributed.world import World
 from harness.training.feed import normalize
 from tools.benchmarks.measure import Goal, Row, compared, in_turns, now, seconds
 
-NUM_LARGE, THREADS, HEIGHT, WIDTH = 512, 16, 375, 500  # the usual size of an image in ImageNet
-GOALS: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}  # times the DataLoader, by write mode
+NUM_LARGE, THREADS, HEIGHT, WIDTH = 512, 16, 375, 500  # 375×500 is a typical size of an ImageNet image
+GOALS: dict[Any, float] = {"jpg": 0.95, "proportion": 1.25, "raw": 1.8}  # speed relative to DataLoader, by write mode
 
 
 def loaders(quick: bool) -> Iterator[Row]:
-    """Time ours against torch's DataLoader and stock FFCV: 32×32 crops and flips, and 224 crops of JPEGs."""
+    """Compare the harness's loader with torch's DataLoader and unmodified FFCV.
+
+    The first part reads 32×32 images with crops and flips, the second one JPEGs with random 224×224 crops.
+    """
     from PIL import Image
     from torchvision import transforms
 
@@ -38,9 +44,10 @@ def loaders(quick: bool) -> Iterator[Row]:
         return in_turns({name: partial(next, way) for name, way in ways.items()}, 3 if quick else 5)
 
     torch_threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # normalisation must not borrow cores that the other side does not get
+    torch.set_num_threads(1)  # the DataLoader normalises on one core, so limit the other loaders to one, too
     with tempfile.TemporaryDirectory() as directory:
         place, number = Path(directory), 2_000 if quick else 20_000
+        # Phase: small images
         spec = replace(DATASETS["imagenet"], name="bench_photos", image_size=32, raw=RawSource(default=""))
         spec = DATASETS[spec.name] = replace(spec, augmentation=CropFlip(padding=4, flip=True))
         save(place / "small", number, 32, 32, "png", "test", 10)
@@ -51,6 +58,7 @@ def loaders(quick: bool) -> Iterator[Row]:
         name, note = "32×32 crop + flip, images/s against DataLoader", f"batch 128, {number} images an epoch"
         yield compared(name, found["ours"], found["DataLoader"], Goal(least=10), note)
 
+        # Phase: JPEGs, in each write mode
         spec, folder = DATASETS["imagenet"], place / "large"
         save(folder, NUM_LARGE, HEIGHT, WIDTH, "jpg", "val", 1)
         paths, crop = sorted((folder / "train").rglob("*.jpg")), transforms.RandomResizedCrop(224)
@@ -67,7 +75,19 @@ def loaders(quick: bool) -> Iterator[Row]:
 
 
 def save(folder: Path, number: int, height: int, width: int, ending: str, test: str, num_test: int) -> None:
-    """Write crops of scikit-learn's two photographs into folders of classes, the first `num_test` into split `test`."""
+    """Write random crops of two photographs as an image folder.
+
+    The photographs come with scikit-learn. There is one class.
+
+    Args:
+        folder: Directory to write to.
+        number: Number of images.
+        height: Height in pixels.
+        width: Width in pixels.
+        ending: File name extension, which sets the format.
+        test: Directory name of the test split.
+        num_test: Number of images in the test split, out of `number`.
+    """
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -81,13 +101,13 @@ def save(folder: Path, number: int, height: int, width: int, ending: str, test: 
 
 
 def speed(batches: Iterable[Tensor]) -> float:
-    """Return the images a second of an epoch."""
+    """Return images per second of one epoch."""
     started = now()
     return sum(map(len, batches)) / (now() - started)
 
 
 def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[float]:
-    """Time epochs of the harness's loader, with one worker."""
+    """Yield images per second of each epoch of the harness's loader."""
     loader = open_data(spec.name, directory, "ffcv").train_loader(global_batch_size=batch_size, num_workers=1)
     for epoch in count():
         batches = loader.epoch(SgdNoise(1, ("final",)), epoch)
@@ -95,7 +115,10 @@ def our_epochs(spec: DataSpec, directory: Path, batch_size: int) -> Iterator[flo
 
 
 def torch_epochs(images: Sequence[Any], read: Any, spec: DataSpec, batch_size: int, crop: Any) -> Iterator[float]:
-    """Time epochs of a DataLoader with one worker, kept between them, and torchvision's transforms."""
+    """Yield images per second of each epoch of a DataLoader.
+
+    It has one persistent worker and torchvision's transforms.
+    """
     from torchvision.transforms import Compose, Normalize, RandomHorizontalFlip, ToTensor
 
     augment = Compose([crop, RandomHorizontalFlip(), ToTensor(), Normalize(spec.mean, spec.std)])
@@ -107,7 +130,10 @@ def torch_epochs(images: Sequence[Any], read: Any, spec: DataSpec, batch_size: i
 
 
 def stock_epochs(spec: DataSpec, path: Path) -> Iterator[float]:
-    """Time FFCV's own decoder and flip, as in its ImageNet example, up to uint8 batches; then our normalisation."""
+    """Yield images per second of each epoch of unmodified FFCV.
+
+    The pipeline is that of FFCV's ImageNet example up to uint8 batches. The harness then normalises them.
+    """
     import ffcv
     from ffcv.fields.decoders import IntDecoder, RandomResizedCropRGBImageDecoder
     from ffcv.transforms import RandomHorizontalFlip, ToTensor
@@ -121,12 +147,15 @@ def stock_epochs(spec: DataSpec, path: Path) -> Iterator[float]:
 
 
 def decoding(world: World) -> Iterator[Row]:
-    """Count images a second of JPEG decoders on threads of the CPU, and of nvJPEG."""
+    """Measure JPEG decoders in images per second.
+
+    These are torchvision and Pillow on CPU threads, and nvJPEG.
+    """
     from torchvision.io import decode_jpeg, encode_jpeg
 
     on_gpu = world.device.type == "cuda"
     noise_1CHW = torch.rand(1, 3, HEIGHT // 4, WIDTH // 4, generator=torch.Generator().manual_seed(0))
-    smooth_1CHW = torch.nn.functional.interpolate(noise_1CHW, (HEIGHT, WIDTH), mode="bicubic")  # as a photograph is
+    smooth_1CHW = torch.nn.functional.interpolate(noise_1CHW, (HEIGHT, WIDTH), mode="bicubic")  # smooth like a photo
     jpeg, number = encode_jpeg((255 * smooth_1CHW[0].clamp(0, 1)).to(torch.uint8), 90), 2048 if on_gpu else 32
 
     def rate(name: str, decode: Callable[[int], object], threads: int = THREADS, images: int = 1) -> Row:
@@ -138,6 +167,6 @@ def decoding(world: World) -> Iterator[Row]:
     yield rate("torchvision", lambda _: decode_jpeg(jpeg))
     if on_gpu:
         yield rate("nvJPEG", lambda _: decode_jpeg([jpeg] * 256, device="cuda"), threads=1, images=256)
-    from PIL import Image  # last: a machine without it has the other rows
+    from PIL import Image  # imported last, so that the other rows need no Pillow
 
     yield rate("Pillow", lambda _: Image.open(io.BytesIO(jpeg.numpy())).convert("RGB").load())

@@ -1,4 +1,4 @@
-"""Rows and goals, timing in turns, tables, and a description of the machine: what all benchmarks share."""
+"""Provide rows, goals, timing, tables and a machine description."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ VERSIONS = ("python", "torch", "torchvision", "numpy", "accelerate", "ffcv", "sa
 
 @dataclass(frozen=True)
 class Goal:
-    """The least or the most that a value should be."""
+    """Lower and upper limit of a value, both included."""
 
     least: float = -float("inf")
     most: float = float("inf")
@@ -31,13 +31,16 @@ class Goal:
         return f"≤ {self.most:,g}" if self.most < float("inf") else f"≥ {self.least:,g}"
 
     def verdict(self, value: float | None) -> str:
-        """Return met, MISSED or not measured."""
+        """Return "met", "MISSED", or "not measured" for None."""
         return "not measured" if value is None else "met" if self.least <= value <= self.most else "MISSED"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. A `value` that is a ratio comes with its two sides and the interval it varied in."""
+    """One measurement.
+
+    For a ratio, `interval` is the smallest and largest ratio over all rounds. `ours` and `reference` are its two sides.
+    """
 
     name: str
     value: float
@@ -49,23 +52,34 @@ class Row:
 
     @property
     def verdict(self) -> str:
-        """Whether the goal is met; empty without one."""
+        """Verdict of the goal, or "" if there is no goal."""
         return self.goal.verdict(self.value) if self.goal else ""
 
     def cells(self) -> list[str]:
-        """Return the row as text; see HEADER."""
+        """Return the cells of the table row, in the order of HEADER."""
         sides, interval = map(number, (self.ours, self.reference, self.value)), map(number, self.interval or ())
         return [self.name, *sides, " … ".join(interval), str(self.goal or ""), self.verdict]
 
 
 Values = Sequence[float]
-HEADER = ["what", "ours", "reference", "value", "interval", "goal", ""]
+HEADER = ["benchmark", "ours", "reference", "value", "interval", "goal", ""]
 
 
 def compared(
     name: str, ours: Values, reference: Values, goal: Goal | None = None, note: str = "", *, faster: bool = False
 ) -> Row:
-    """Compare values measured in turns: the median ratio, least and most; `faster` turns the ratio of seconds round."""
+    """Return a row with the median ratio of paired measurements.
+
+    Its interval is the smallest and the largest ratio.
+
+    Args:
+        name: Name of the row.
+        ours: Measurements of the harness, one a round.
+        reference: Measurements of the reference, one a round.
+        goal: Goal for the median ratio.
+        note: Text for the report.
+        faster: The values are seconds. Return reference / ours instead of ours / reference.
+    """
     ratios = [other / mine if faster else mine / other for mine, other in zip(ours, reference, strict=True)]
     return Row(name, median(ratios), goal, note, (min(ratios), max(ratios)), median(ours), median(reference))
 
@@ -73,7 +87,18 @@ def compared(
 def in_turns(
     ways: Mapping[str, Callable[[], float]], rounds: int, warm: Callable[[], object] = lambda: None
 ) -> dict[str, list[float]]:
-    """Call each way to warm up, then `warm`, then each way once a round, in an order that turns round."""
+    """Measure several functions alternately.
+
+    Changes of the machine's load then affect all of them equally.
+
+    Args:
+        ways: {name: function that returns one measurement}.
+        rounds: Number of measurements of each function. The order is reversed in every second round.
+        warm: Called once after each function had one untimed call.
+
+    Returns:
+        {name: measurements}.
+    """
     for way in ways.values():
         way()
     warm()
@@ -85,32 +110,35 @@ def in_turns(
 
 
 def now() -> float:
-    """Return the time after all work that this process gave to a GPU is done."""
+    """Return the time in seconds, after pending GPU work is done."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Return how long a call takes."""
+    """Return the duration of a call in seconds, including its GPU work."""
     started = now()
     work()
     return now() - started
 
 
 def number(value: float | None) -> str:
-    """Write a number with four digits, or whole."""
+    """Format a number with four significant digits.
+
+    From 1000 on it is an integer. None gives "".
+    """
     return "" if value is None else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def table(lines: Sequence[Sequence[str]]) -> str:
-    """Return cells in aligned columns."""
+    """Format rows of cells as text with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
 def about() -> dict[str, str]:
-    """Describe date, hardware, system, versions and code."""
+    """Describe the date, hardware, system, package versions and code version."""
     code, machine = code_version(), hardware()
     parts = [machine["cpu"], f"{machine['cores']} cores, {torch.get_num_threads()} torch threads"]
     parts += [f"{machine['memory_gib']} GiB", *(machine["gpus"] or ["no GPU"])]

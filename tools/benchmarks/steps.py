@@ -1,4 +1,4 @@
-"""Time training steps and barriers on a CPU and on a GPU, and count where the loop waits for the GPU."""
+"""Time training steps and barriers, and count waits for the GPU."""
 
 from __future__ import annotations
 
@@ -43,24 +43,24 @@ WARM_UP_STEPS = 3
 OPTIM = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
 NOISE = SgdNoise(1, ("search", 1))
 Step = Callable[[Tensor, Tensor], None]
-BatchesOf = Callable[[int], Iterator[ImageBatch]]  # for a number of steps: normalised, on the device
+BatchesOf = Callable[[int], Iterator[ImageBatch]]  # takes the number of steps; normalised batches on the device
 State = Mapping[str, Tensor]
-Read = Callable[[], Iterable[ImageBatch]]  # of all batches, normalised
-BATCHES = (256, 32, 128, 64)  # in order of worth: one GPU alone, then each of 8 GPUs' share of the paper's 256
+Read = Callable[[], Iterable[ImageBatch]]  # returns all batches, normalised
+BATCHES = (256, 32, 128, 64)  # most important first: the paper's batch on one GPU, then its share on each of 8 GPUs
 DDP: dict[str, dict[str, Any]] = {
     "find_unused_parameters": {"find_unused_parameters": True},
     "… broadcast_buffers=False": {"find_unused_parameters": True, "broadcast_buffers": False},
-    "lean": {"broadcast_buffers": False, "gradient_as_bucket_view": True},  # keeps no unused parameters in mind
+    "lean": {"broadcast_buffers": False, "gradient_as_bucket_view": True},  # does not search for unused parameters
 }
 OWN = tuple(f"{ROOT / folder}/" for folder in ("harness", "tools", "tests"))
-WATCHED, SKIPPED = 40, WARM_UP_STEPS + 2  # the steps to warm up end with a wait, to start a clock
-MEETING = "hold"  # the loop's function in which all ranks agree: it has to wait, but only every second or 50 steps
+WATCHED, SKIPPED = 40, WARM_UP_STEPS + 2  # skip the wait after the warm-up steps, where the clock starts
+MEETING = "hold"  # function of the training loop that synchronises all ranks; its waits are rare and intended
 DATA, BATCH, BN_IMAGES = "fashion_mnist", 128, 10_000
 
 
 @dataclass(frozen=True)
 class Case:
-    """One network at one batch size, and how long it is timed."""
+    """One network at one batch size, with steps and rounds to time."""
 
     model: str
     batch_size: int
@@ -70,28 +70,38 @@ class Case:
     rounds: int
 
     def build(self) -> nn.Module:
+        """Build the network."""
         return build_model(self.model, num_classes=self.num_classes, channels=3, image_size=self.image_size)
 
     def spec(self, padding: int = 0) -> DataSpec:
-        """Return the entry of made-up RGB images that are cropped out of `padding` pixels and flipped."""
+        """Return the specification of random RGB images.
+
+        They are augmented by flips, and crops with `padding` pixels.
+        """
         half, crop = (0.5, 0.5, 0.5), CropFlip(padding, flip=True)
         return DataSpec("random", self.num_classes, 3, self.image_size, half, half, crop, RawSource("random"))
 
     def images(self, device: torch.device, number: int) -> ImageBatch:
-        """Return random (images_NHWC, labels_N) on the device, uint8."""
+        """Return random (uint8 images_NHWC, labels_N) on the device."""
         shape = number, self.image_size, self.image_size, 3
         images_NHWC = torch.randint(256, shape, dtype=torch.uint8, device=device)
         return images_NHWC, torch.randint(self.num_classes, (number,), device=device)
 
     def batches(self, device: torch.device, *, from_uint8: bool = False) -> BatchesOf:
-        """Return one batch as often as asked, normalised once, or from uint8 anew each time."""
+        """Return a source that repeats one batch.
+
+        It is normalised once, or with `from_uint8` at every step.
+        """
         images_NHWC, labels_N = self.images(device, self.batch_size)
         anew = partial(normalize, images_NHWC, self.spec())
         once_NCHW = anew()
         return lambda steps: ((anew() if from_uint8 else once_NCHW, labels_N) for _ in range(steps))
 
     def augmented(self, device: torch.device, num_images: int) -> BatchesOf:
-        """Return the batches of the memory loader: keyed by seed and epoch, cropped, flipped and normalised."""
+        """Return a source of shuffled and augmented batches.
+
+        They come from the memory loader, cropped, flipped and normalised.
+        """
         images_NHWC, labels_N = self.images(device, num_images)
         padding, spec = self.image_size // 8, self.spec(self.image_size // 8)
         split = ResidentSplit(spec, F.pad(images_NHWC, (0, 0, *4 * [padding])), labels_N)
@@ -105,24 +115,28 @@ class Case:
 
 
 class SparseNetwork:
-    """A half-trained network's θ ⊙ m, m and ψ_init, the same for every way and in every process."""
+    """A pruned network with its mask and ψ_init.
+
+    It is the same in every process. Its ψ differs from ψ_init, as in a trained network.
+    """
 
     def __init__(self, case: Case, world: World) -> None:
         torch.manual_seed(0)
         self.case, self.world, self._model = case, world, case.build().train()
         partition = partition_of(case.model, self._model)
         params = {name: param.detach() for name, param in self._model.named_parameters()}
-        self.initial = {name: params[name].clone().to(world.device) for name in sorted(partition.norm)}  # in one order
+        self.initial = {name: params[name].clone().to(world.device) for name in sorted(partition.norm)}
         self.mask: Mask = prune(params, Mask.dense(params, partition.prunable), 0.8)
         self.mask.apply_(params)
         for name in self.initial:
             params[name].add_(0.1 * torch.randn(params[name].shape))
 
     def model(self, layout: torch.memory_format = torch.channels_last) -> nn.Module:
+        """Return a copy of the network on the device."""
         return copy.deepcopy(self._model).to(self.world.device).to(memory_format=layout)
 
     def train(self, model: nn.Module, method: str, batches: Batches) -> None:
-        """Train for an epoch by the harness's own loop, all of it."""
+        """Train one epoch with the harness's complete training loop."""
         params = dict(model.named_parameters())
         norm = NormState([params[name] for name in self.initial], list(self.initial.values()))
         settings: dict[str, Any] = {"noise": NOISE, "optim": OPTIM, "schedule": Schedule(1, "constant")}
@@ -130,13 +144,19 @@ class SparseNetwork:
         train(model, world=self.world, batches=batches, on_epoch=lambda report: None, **settings)
 
     def way(self, method: str, batches: BatchesOf, compiled: str = "", case: Case | None = None) -> Callable[[], float]:
-        """Return a function that trains for the steps of the case, after some untimed ones, and returns images/s.
+        """Return a function that trains and returns images/s.
 
-        The method is one of the harness by its own loop, "plain" or "published". `compiled` is a mode of torch.compile;
-        on a CPU the network is traced alone. `case` has another batch size or number of steps than the network's.
+        It trains for the steps of a case, after untimed warm-up steps.
+
+        Args:
+            method: A pruning method, which uses the harness's loop, or "plain" or "published".
+            batches: Source of batches.
+            compiled: Mode of torch.compile, or "" for eager. On a CPU the network is only traced.
+            case: Batch size and number of steps, by default those of the network.
         """
+        # Phase: network and step function
         case, model = case or self.case, self.model()
-        if compiled:  # in place, so that parameters keep their names
+        if compiled:  # nn.Module.compile() works in place, so parameter names stay the same
             model.compile(**{"mode": compiled} if self.world.device.type == "cuda" else {"backend": "eager"})
         work: Callable[[Clocked], object] = partial(self.train, model, method)
         if method in ("plain", "published"):
@@ -144,6 +164,7 @@ class SparseNetwork:
             step = PublishedStep(self, random.Random(0).random) if published else plain_step(model, self.world)
             work = partial(Clocked.run, step=step)
 
+        # Phase: timing
         def rate() -> float:
             clocked = Clocked(batches, case.steps)
             work(clocked)
@@ -154,7 +175,10 @@ class SparseNetwork:
 
 @dataclass
 class Clocked:
-    """The batches of a loop; it times the loop that asks for them, from the first after the warm-up to the last."""
+    """Batches that time the loop that consumes them.
+
+    The clock runs from the first batch after the warm-up to the end.
+    """
 
     batches: BatchesOf
     steps: int
@@ -162,9 +186,14 @@ class Clocked:
 
     @property
     def steps_per_epoch(self) -> int:
+        """Number of steps, including the warm-up."""
         return WARM_UP_STEPS + self.steps
 
     def epoch(self, noise: SgdNoise, epoch: int, skip_steps: int = 0) -> Iterator[ImageBatch]:
+        """Yield all batches and set `seconds`.
+
+        The arguments are those of `TrainFeed.epoch` and are ignored.
+        """
         started = 0.0
         for index, batch in enumerate(self.batches(self.steps_per_epoch)):
             started = now() if index == WARM_UP_STEPS else started
@@ -172,13 +201,17 @@ class Clocked:
         self.seconds = now() - started
 
     def run(self, step: Step) -> float:
+        """Call `step` with every batch and return the seconds."""
         for batch in self.epoch(NOISE, 0):
             step(*batch)
         return self.seconds
 
 
 def plain_step(model: nn.Module, world: World) -> Step:
-    """Return the dense step everyone writes: autocast, forward, backward, the same fused optimizer."""
+    """Return a plain dense training step.
+
+    It has autocast, forward, backward, and the same fused optimizer as the harness.
+    """
     optimizer = build_optimizer(model.parameters(), OPTIM, fused=world.device.type == "cuda")
 
     def step(images_NCHW: Tensor, labels_N: Tensor) -> None:
@@ -186,16 +219,17 @@ def plain_step(model: nn.Module, world: World) -> Step:
             logits_NK = model(images_NCHW)
         F.cross_entropy(logits_NK.float(), labels_N).backward()
         optimizer.step()
-        # last, as in ours: gradients kept until the next turn would leave the memory to reuse to one side alone
+        # Last, as in the harness's loop. Otherwise gradients stay allocated while the other side is timed.
         optimizer.zero_grad()
 
     return step
 
 
 class PublishedStep:
-    """A step as the published scripts take it, written anew: layers see masks, norms see ψ_init and an α of their own.
+    """Training step like that of the paper's published scripts.
 
-    Float32 (cuDNN takes TF32), contiguous images; loss and correct predictions are fetched from the device each step.
+    Layers multiply weights by their mask, and each normalisation layer blends ψ with ψ_init by its own α. The step uses
+    float32 (cuDNN: TF32) and contiguous images. It fetches loss and correct predictions from the device at every step.
     """
 
     def __init__(self, network: SparseNetwork, draw: Callable[[], float]) -> None:
@@ -219,14 +253,14 @@ class PublishedStep:
 
 
 def masked(layer: Any, mask: Tensor, input: Tensor) -> Tensor:
-    """Convolve with, or multiply by, w * m."""
+    """Apply a convolution or linear layer with the masked weight w * m."""
     weight = layer.weight * mask
     convolves = isinstance(layer, nn.Conv2d)
     return layer._conv_forward(input, weight, layer.bias) if convolves else F.linear(input, weight, layer.bias)
 
 
 def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: Tensor) -> Tensor:
-    """Normalise with αψ + (1−α)ψ_init."""
+    """Apply BatchNorm with αψ + (1−α)ψ_init and a newly drawn α."""
     alpha = draw()
     weight, bias = (alpha * own + (1 - alpha) * old for own, old in zip((norm.weight, norm.bias), initial, strict=True))
     norm.num_batches_tracked.add_(1)
@@ -235,7 +269,7 @@ def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: 
 
 
 def step(quick: bool) -> Iterator[Row]:
-    """Time AWS, all of the real loop, against forward, backward and update of plain PyTorch."""
+    """Compare an AWS step of the harness with a plain step."""
     world = World()
     for name, batch_size, rounds in (("resnet20", 128, 20), ("resnet50_cifar", 16, 10)):
         case = Case(name, batch_size, 32, 100, steps=2 if quick else 10, rounds=2 if quick else rounds)
@@ -248,14 +282,17 @@ def step(quick: bool) -> Iterator[Row]:
 
 
 def large(world: World, batch_size: int) -> Case:
-    """Return ResNet-50 on ImageNet's images; on a CPU a network that runs in no time."""
+    """Return ResNet-50 with ImageNet-sized images, or a tiny case on a CPU."""
     if world.device.type == "cpu":
         return Case("resnet8", batch_size=2 + (batch_size == 256), image_size=16, num_classes=10, steps=1, rounds=1)
     return Case("resnet50", batch_size, 224, num_classes=1000, steps=10 if batch_size >= 128 else 20, rounds=3)
 
 
 def steps(world: World) -> Iterator[Row]:
-    """Time plain, lrr and aws at each batch size, from normalised and from uint8 images, then cudnn.benchmark."""
+    """Time plain, lrr and aws at each batch size.
+
+    Images are normalised or uint8. Some sizes are timed again with cudnn.benchmark.
+    """
     network = SparseNetwork(large(world, 256), world)
     torch.backends.cudnn.benchmark = False
     for batch_size in BATCHES:
@@ -267,7 +304,10 @@ def steps(world: World) -> Iterator[Row]:
 
 
 def compiled(world: World) -> Iterator[Row]:
-    """Time plain and aws by CUDA graphs at batch 32, by the default compiler at 256; count graphs made anew."""
+    """Time plain and aws with torch.compile, and count recompilations.
+
+    CUDA graphs are used at batch 32, and the default mode at 256.
+    """
     network = SparseNetwork(large(world, 256), world)
     for how, batch_size in (("reduce-overhead", 32), ("default", 256)):
         torch._dynamo.reset()
@@ -275,7 +315,15 @@ def compiled(world: World) -> Iterator[Row]:
 
 
 def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], how: str = "") -> Iterator[Row]:
-    """Time the methods in turns; yield images/s, and aws as a share of plain."""
+    """Time methods alternately; yield images/s, and aws / plain.
+
+    Args:
+        network: The network to train.
+        batch_size: Images per step.
+        mark: Suffix of the row names. With "uint8" in it, every step normalises its images.
+        methods: Methods to time, with aws and plain.
+        how: Mode of torch.compile, or "" for eager.
+    """
     case, mark = large(network.world, batch_size), f"{mark}, batch {batch_size}"
     batches = case.batches(network.world.device, from_uint8="uint8" in mark)
     ways = {method: network.way(method, batches, how, case) for method in methods}
@@ -287,17 +335,20 @@ def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[
 
 
 def counted_in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> tuple[dict[str, list[float]], int]:
-    """Time in turns; count the graphs that torch.compile makes after each way's first call, which has to make some."""
+    """Time as `in_turns` does, and count graphs compiled after the warm-up.
+
+    The count should be 0.
+    """
     before: list[int] = []
     timed = in_turns(ways, rounds, lambda: before.append(counters["stats"]["unique_graphs"]))
     return timed, counters["stats"]["unique_graphs"] - before[0]
 
 
 def ddp(world: World) -> Iterator[Row]:
-    """Time a plain step within DistributedDataParallel of a world of one, in ms."""
+    """Time a plain step in DistributedDataParallel with world size 1."""
     case = large(world, 32)
     network, clocked = SparseNetwork(case, world), Clocked(case.batches(world.device), case.steps)
-    store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # on a free port
+    store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)  # port 0 chooses a free port
     dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo", store=store, rank=0, world_size=1)
     models = {name: nn.parallel.DistributedDataParallel(network.model(), **settings) for name, settings in DDP.items()}
     steps = {name: plain_step(model, world) for name, model in ({"no DDP": network.model()} | models).items()}
@@ -307,7 +358,10 @@ def ddp(world: World) -> Iterator[Row]:
 
 
 def small(world: World) -> Iterator[Row]:
-    """Time aws on 32×32 images, eager and by CUDA graphs, against the published scripts' way, in images/s."""
+    """Compare aws with the published scripts' step on 32×32 images, in images/s.
+
+    aws runs eagerly and with CUDA graphs.
+    """
     on_cpu = world.device.type == "cpu"
     for name in ("resnet20", "mobilenet_v2_cifar"):
         case = Case(name, 2, 16, 10, steps=1, rounds=1) if on_cpu else Case(name, 128, 32, 100, steps=60, rounds=3)
@@ -321,22 +375,35 @@ def small(world: World) -> Iterator[Row]:
 
 
 def waits(world: World) -> Iterator[Row]:
-    """Count the waits for the device, by file and line, in 40 steps of aws through the feed."""
+    """Count host waits for the device in 40 steps of aws.
+
+    They are counted by file and line, with augmented batches.
+    """
     on_gpu = world.device.type == "cuda"
     sizes, steps = ("resnet20", 128, 32) if on_gpu else ("resnet8", 4, 16), WATCHED + SKIPPED - WARM_UP_STEPS
     case, seen = Case(*sizes, num_classes=10, steps=steps, rounds=1), Counter[str]()
     network, batches = SparseNetwork(case, world), case.augmented(world.device, 50_000 if on_gpu else 64)
-    network.way("aws", batches)()  # lets the device settle on its kernels
+    network.way("aws", batches)()  # warm-up, so that kernels are selected
     network.way("aws", watched(batches, seen))()
     meetings = seen.pop(MEETING, 0)
-    if on_gpu:  # a CPU has nothing to wait for
+    if on_gpu:  # there are no waits on a CPU
         yield Row("waits", seen.total(), note=", ".join(f"{times} × {place}" for place, times in seen.most_common(8)))
     yield Row("waits in meetings", meetings)
 
 
 def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, steps: int = WATCHED) -> BatchesOf:
-    """Count the waits that PyTorch warns of while the loop asks for `steps`, by our nearest line or as MEETING."""
+    """Wrap a source of batches so that it counts device waits.
 
+    PyTorch's synchronisation warnings tell the waits.
+
+    Args:
+        batches: The source.
+        seen: Counts by nearest source line of this repository, or under MEETING. Updated in place.
+        skipped: Steps before counting starts.
+        steps: Steps during which waits are counted.
+    """
+
+    # Phase: handler of PyTorch's synchronisation warnings
     def note(message: Warning | str, *where: object, **more: object) -> None:
         stack = [frame for frame in traceback.extract_stack() if frame.filename != __file__]
         own = [frame for frame in stack if frame.filename.startswith(OWN)] or stack
@@ -344,6 +411,7 @@ def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, step
             place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
             seen[MEETING if any(frame.name == MEETING for frame in own) else place] += 1
 
+    # Phase: batches with warnings enabled in between
     def batches_watched(number: int) -> Iterator[ImageBatch]:
         stream = batches(number)
         tell: Any = torch.cuda.set_sync_debug_mode if torch.cuda.is_available() else lambda mode: None
@@ -363,7 +431,7 @@ def watched(batches: BatchesOf, seen: Counter[str], skipped: int = SKIPPED, step
 
 @dataclass(frozen=True)
 class Question:
-    """Two networks, the points between them, and images that are read anew at each call."""
+    """Inputs to a barrier: two networks, the α, and image sources."""
 
     model: nn.Module
     states: tuple[State, State]
@@ -371,16 +439,20 @@ class Question:
     bn: Read
     plain_bn: Read
     test: Read
-    recorded: tuple[float, float] | None = None  # errors known from training, as in a comparison of two runs
+    recorded: tuple[float, float] | None = None  # errors at both ends in percent, if known from training
 
     def ours(self) -> list[float]:
+        """Return the errors in percent by α, computed by the harness."""
         settings: dict[str, Any] = {"alphas": self.alphas, "recorded_error_percent": self.recorded}
         settings |= {"bn_batches": [images for images, _ in self.bn()], "test_batches": list(self.test())}
         return list(barrier_curve(self.model, *self.states, **settings).error_percent)
 
     @torch.no_grad()
     def plain(self) -> list[float]:
-        """Take a new network for each α, a whole pass in training mode for BatchNorm, then the test set."""
+        """Return the same, computed by a simple implementation.
+
+        For each α it makes a new network, a full BatchNorm pass, and a pass over the test set.
+        """
         errors = []
         for alpha in self.alphas:
             model = copy.deepcopy(self.model).train()
@@ -397,25 +469,31 @@ class Question:
 
 
 def barrier(quick: bool) -> Iterator[Row]:
-    """Time eleven α of ResNet-20 on Fashion-MNIST, both ways from the memory loader; ours before and after plain."""
+    """Compare a ResNet-20 barrier on Fashion-MNIST with a simple implementation.
+
+    The barrier has eleven α. Both read from the memory loader. The harness is timed before and after the other, to
+    average out drift.
+    """
     from harness.data.prepare import prepare
 
     name, alphas, steps = ("resnet8", (0.0, 0.5, 1.0), 60) if quick else ("resnet20", ALPHAS, 150)
     with tempfile.TemporaryDirectory() as directory:
         prepare(DATA, Path(directory), None)
 
+        # Phase: two trainings with different SGD noise from one warm start, so that there is a barrier to measure
         def read(scope: str = "", seed: int = 0, steps: int | None = None) -> Iterator[ImageBatch]:
-            """Yield test batches, or those of a training: at most `steps`."""
+            """Yield test batches, or with a scope at most `steps` training batches."""
             source = open_data(DATA, Path(directory), "memory")
             train = source.train_loader(global_batch_size=BATCH).epoch(SgdNoise(seed, (scope,)), 0, num_steps=steps)
             for batch in train if scope else source.test_loader(batch_size=BATCH):
                 yield normalize(batch.images_NHWC, source.spec, channels_last=False), batch.labels_N
 
-        # two trainings under different noise from one warm start, so that there is a barrier to measure
         torch.manual_seed(0)
         model = build_model(name, num_classes=10, channels=1, image_size=28)
         warm = trained(model, read("warm-up", 0, steps // 3), model.state_dict())
         states = trained(model, read("final", 1, steps), warm), trained(model, read("final", 2, steps), warm)
+
+        # Phase: timing
         part = partial(read, "barrier", steps=-(-BN_IMAGES // BATCH))
         asked, found = Question(model, states, alphas, part, partial(read, "barrier"), read), list[list[float]]()
         took = [seconds(lambda: found.append(way())) for way in (asked.ours, asked.plain, asked.ours)]  # noqa: B023
@@ -427,7 +505,7 @@ def barrier(quick: bool) -> Iterator[Row]:
 
 
 def trained(model: nn.Module, batches: Iterable[ImageBatch], start: State) -> State:
-    """Train for the steps of the batches, from `start`; return a copy of the state."""
+    """Train from `start` on all batches; return the new state."""
     model.load_state_dict(start)
     optimizer = torch.optim.SGD(model.train().parameters(), lr=0.1, momentum=0.9)
     for images_NCHW, labels_N in batches:
@@ -438,7 +516,10 @@ def trained(model: nn.Module, batches: Iterable[ImageBatch], start: State) -> St
 
 
 def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Question:
-    """Ask about two random networks: the time does not depend on what they are. The images lie on the device."""
+    """Return the inputs to a barrier between two random networks.
+
+    The images are on the device. The time does not depend on the parameters.
+    """
     torch.manual_seed(0)
     model, other = (case.build().to(device) for _ in range(2))
     bn, test = ([case.images(device, case.batch_size) for _ in range(case.steps)] for _ in range(2))
@@ -452,7 +533,10 @@ def question(case: Case, device: torch.device, alphas: Sequence[float]) -> Quest
 
 
 def barrier_on_device(world: World) -> Iterator[Row]:
-    """Time eleven α of ResNet-50 both ways in turns, in seconds, with as many images for BatchNorm as for the test."""
+    """Compare a ResNet-50 barrier with a simple implementation, in seconds.
+
+    The barrier has eleven α. Both use as many images for BatchNorm as for the test.
+    """
     on_gpu = world.device.type == "cuda"
     case = Case("resnet50", 250, 224, 1000, steps=4, rounds=3) if on_gpu else Case("resnet8", 8, 16, 10, 2, 2)
     asked, found = question(case, world.device, ALPHAS), dict[str, list[float]]()
@@ -461,9 +545,9 @@ def barrier_on_device(world: World) -> Iterator[Row]:
         return seconds(lambda: found.update({name: way()}))
 
     took = in_turns({way.__name__: partial(timed, way.__name__, way) for way in (asked.ours, asked.plain)}, case.rounds)
-    # kernels may be chosen anew for each network: an image on a border between classes can fall on either side
+    # Tolerate a few images: other kernels may be selected for each network, and rounding can change a close decision.
     number = case.steps * case.batch_size
     apart = max(abs(x - y) for x, y in zip(found["ours"], found["plain"], strict=True)) / 100 * number
     if apart > max(2.0, 1e-3 * number):
-        raise RuntimeError(f"the ways find different errors: {found}")
+        raise RuntimeError(f"the two implementations give different errors: {found}")
     yield compared("ours / plain", took["ours"], took["plain"], note=f"{number} + {number} images", faster=True)

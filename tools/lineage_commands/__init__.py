@@ -1,1 +1,4 @@
-"""The commands of tools/lineage.py, by what a person wants: ask, move, …; each a dataclass whose fields are options."""
+"""Implement the commands of tools/lineage.py.
+
+Each command is a dataclass whose fields are its options.
+"""

@@ -1,4 +1,4 @@
-"""Commands that ask: what is there, what is it, where did it come from."""
+"""Commands that query the lineage: list, show, relate and compare runs."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class List:
         elif nodes:
             print_nodes(nodes)
         elif query == Query():
-            print(f"nothing yet in {self.place.runs} or MLflow: launch a recipe first")
+            print(f"no runs in {self.place.runs} or MLflow yet: launch a recipe first")
         else:
-            print("nothing like that; leave options away to see what there is")
+            print("no run matches; use fewer options to list more runs")
 
 
 @dataclass(frozen=True)
@@ -152,6 +152,8 @@ class Descendants:
 def _related(
     command: str, place: StoreOptions, text: str, related: Callable[[LineageStore, RunSummary], list[RunSummary]]
 ) -> None:
+    """Print the runs that `related` returns for the run that `text` names."""
+
     def ask(store: LineageStore) -> tuple[RunSummary, list[RunSummary]]:
         node = find_node(store, text)
         return node, related(store, node)

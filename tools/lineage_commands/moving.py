@@ -1,4 +1,4 @@
-"""Commands that move nodes: to MLflow, out to somebody else, and in from there."""
+"""Commands that copy runs: deliver to MLflow, export, bundle and import."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Sync:
         if self.place.json:
             print_json("sync", [], delivered=delivered)
         elif not delivered:
-            print("everything was delivered already")
+            print("all runs were delivered already")
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Export:
         if self.place.json:
             print_json("export", [], written=str(self.out), num_nodes=len(nodes))
         else:
-            print(f"{len(nodes)} nodes and {len(edges(nodes))} edges written to {self.out}")
+            print(f"{len(nodes)} runs and {len(edges(nodes))} edges written to {self.out}")
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Bundle:
 
     def run(self) -> None:
         if not self.run_ids:
-            raise ValueError("give one RUN_ID or more: `python tools/lineage.py list` shows what there is")
+            raise ValueError("give at least one RUN_ID: `python tools/lineage.py list` shows the runs")
 
         def ask(store: LineageStore) -> tuple[list[RunSummary], int]:
             nodes = [find_node(store, text) for text in self.run_ids]
@@ -99,9 +99,7 @@ class Bundle:
         if self.place.json:
             print_json("bundle", nodes, written=str(self.out), num_nodes=count, num_bytes=num_bytes)
         else:
-            print(
-                f"{count} nodes, {num_bytes / 1e6:.1f} MB written to {self.out}; its README.md says what to do with it"
-            )
+            print(f"{count} runs, {num_bytes / 1e6:.1f} MB written to {self.out}; its README.md explains how to use it")
 
 
 @dataclass(frozen=True)
@@ -131,7 +129,10 @@ class Import:
             print_json("import", [], imported=imported)
 
     def _deliver(self, store: LineageStore, directory: Path) -> str | None:
-        """Return the run ID, or None, with a warning, when it cannot be delivered now."""
+        """Deliver a run and return its run ID.
+
+        If the server is unreachable, warn and return None.
+        """
         if self.place.offline:
             return None
         try:

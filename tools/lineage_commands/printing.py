@@ -1,4 +1,4 @@
-"""Answers of tools/lineage.py: tables for a person, one shape of JSON for a program."""
+"""Print the answers of tools/lineage.py, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -12,31 +12,37 @@ from harness.lineage.browse.difference import Difference
 from harness.lineage.browse.listing import NUMBERS, SPARE, columns, short_id, tree_order
 from harness.lineage.nodes.graph import RunSummary
 
-JSON_FORMAT = 1  # of what --json prints; raise it when a reader would misread a newer one
+JSON_FORMAT = 1  # version of the --json output; increase it if an older reader would misread newer output
 
 
 def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
-    """Print {"format", "command", "nodes": [...]} and the other facts of this command's answer."""
+    """Print an answer as JSON.
+
+    The object has "format", "command", "nodes" and the fields in `more`.
+    """
     answer = {"format": JSON_FORMAT, "command": command, "nodes": [node.to_dict() for node in nodes], **more}
-    json.dump(answer, sys.stdout, indent=1, ensure_ascii=True)  # so that a terminal obeys no character of it
+    json.dump(answer, sys.stdout, indent=1, ensure_ascii=True)  # ASCII has no terminal control characters from names
     print()
 
 
 def print_nodes(nodes: Sequence[RunSummary]) -> None:
-    """Print a line for each node, and the meaning of the marks."""
+    """Print a table of runs, and a legend."""
     print_table([columns(node) for node in nodes], numbers=NUMBERS, whole=("run",), spare=SPARE)
     _print_legend(nodes)
 
 
 def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = False) -> None:
-    """Print a line for each node and its relations to its parents; the node with the key `marked` has a mark."""
+    """Print a table of runs with their relations to their parents.
+
+    The table has the given order, or is a tree. The run with the key `marked` gets a mark.
+    """
     ordered = list(tree_order(nodes)) if as_tree else [(0, node) for node in nodes]
     names = tree_texts((depth, node.name) for depth, node in ordered)
     rows = []
     for name, (_, node) in zip(names, ordered, strict=True):
         row = columns(node) | {"name": name}
         row["run"] += "  ◀" if node.key == marked else ""
-        row["came by"] = ", ".join(dict.fromkeys(parent.relation for parent in node.parents)) or "–"
+        row["relation"] = ", ".join(dict.fromkeys(parent.relation for parent in node.parents)) or "–"
         rows.append(row)
     number = next((number for number, (_, node) in enumerate(ordered) if node.key == marked), None)
     print_table(rows, numbers=NUMBERS, whole=("name", "run"), spare=SPARE, marked=number)
@@ -44,35 +50,41 @@ def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = F
 
 
 def _print_legend(nodes: Sequence[RunSummary]) -> None:
+    """Explain the marks in a table and name unusual runs.
+
+    These are unfinished runs, and runs whose θ_init an older version drew in another way.
+    """
     if any(node.run_id is None for node in nodes):
-        print_lines("", "* not in MLflow yet: the key of a local node; `python tools/lineage.py sync` delivers it")
+        print_lines("", "* key of a local run that is not in MLflow yet; `python tools/lineage.py sync` delivers it")
     if others := [node for node in nodes if node.drawn_before is not None]:
         names = ", ".join(short_id(node) for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        print_lines("", f"θ_init drawn the other way: {names}{more}; `show` says how")
+        print_lines("", f"θ_init drawn the other way: {names}{more}; `show` tells how")
     if names := ", ".join(short_id(node) for node in nodes if node.run_id and node.status != "FINISHED"):
         print_lines("", f"not finished: {names}; `python tools/lineage.py sync` completes an interrupted delivery")
 
 
 def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequence[RunSummary]) -> None:
-    """Print one node: its family, tags, last metrics and files."""
+    """Print one run: its IDs, parents, children, tags, last metrics and files."""
+    # Phase: IDs
     known = {other.key: other for other in parents}
     identity = [
         ("run", node.run_id or "not in MLflow yet"),
-        *(("origin", f"{run_id}  (its run where it was made)") for run_id in node.origin_run_ids),
+        *(("origin", f"{run_id}  (its run ID in its original store)") for run_id in node.origin_run_ids),
         ("key", node.key),
         ("date", columns(node)["date"]),
         *([("θ_init", f"drawn the other way: {node.drawn_before}")] if node.drawn_before else []),
     ]
     print_fields(identity, title=f"{node.name}  ({node.kind}, {node.status.lower()})")
 
+    # Phase: parents and children
     came_from = []
     for parent in node.parents:
         came = known.get(parent.key)
         came_from.append(
             (parent.relation, f"{came.name}  {short_id(came)}" if came else f"{parent.key[:16]}… (missing)")
         )
-    print_fields(came_from, title="came from" if came_from else "came from nothing")
+    print_fields(came_from, title="parents" if came_from else "no parents")
     made = [
         (
             ", ".join(parent.relation for parent in child.parents if parent.key == node.key),
@@ -80,15 +92,16 @@ def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequen
         )
         for child in children
     ]
-    print_fields(made, title="made from it" if made else "nothing was made from it yet")
+    print_fields(made, title="children" if made else "no children yet")
 
+    # Phase: tags, metrics and files
     metrics = {name: f"{value:.6g}" for name, value in node.metrics.items()}
     for title, values in (("tags", node.tags), ("metrics (last values)", metrics), ("files (SHA-256)", node.files)):
         print_fields(sorted(values.items()), title=title)
 
 
 def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) -> None:
-    """Print the nodes of a path beneath each other, and between two of them how one came from the other."""
+    """Print the runs on a path, with the relation between neighbours."""
     for number, node in enumerate(nodes):
         print_lines(f"{node.name}  {short_id(node)}")
         if number < len(steps):
@@ -97,17 +110,19 @@ def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) 
 
 
 def print_difference(a: RunSummary, b: RunSummary, difference: Difference) -> None:
-    """Print the differences, section by section, then those of the masks."""
+    """Print the differences between two runs and between their signed masks."""
     print_fields([("a", f"{a.name}  {short_id(a)}"), ("b", f"{b.name}  {short_id(b)}")])
     for title, rows in difference.sections.items():
         print_fields(((name, _value(one), "|", _value(other)) for name, (one, other) in rows.items()), title=title)
     if not difference.sections:
-        print_lines("no difference in settings, data, seeds, code and packages")
+        print_lines("no difference in settings, data, seeds, code or packages")
     print_lines("masks", style="bold")
     _print_masks(difference)
 
 
 def _print_masks(difference: Difference) -> None:
+    """Print the overlap and sign agreement of two signed masks."""
+    # Phase: masks that are equal or cannot be compared
     total = difference.total
     if difference.layers is None or total is None:
         print_lines(f"  {difference.why_no_masks}")
@@ -115,13 +130,14 @@ def _print_masks(difference: Difference) -> None:
     if not difference.differing_layers:
         print_lines(f"  equal: the same {total.kept_a:,} of {total.numel:,} weights with the same signs")
         return
-    from harness.masks.signs import overlap_by_chance  # imports torch, which a list of runs does without
+    from harness.masks.signs import overlap_by_chance  # imported late, because listing runs must not load torch
 
+    # Phase: all layers, then each differing layer
     chance = overlap_by_chance(difference.layers)
     print_lines(
-        f"  a keeps {total.kept_a:,}, b {total.kept_b:,} of {total.numel:,} weights, {total.kept_both:,} both: "
+        f"  of {total.numel:,} weights, a keeps {total.kept_a:,}, b keeps {total.kept_b:,}, both {total.kept_both:,}: "
         f"overlap {total.mask_overlap:.3f} ({chance:.3f} by chance)",
-        f"  signs agree in {total.agreeing:,} of these, {100 * total.sign_agreement:.2f} %",
+        f"  signs agree in {total.agreeing:,} of the weights kept by both, {100 * total.sign_agreement:.2f} %",
         "",
     )
     rows = [

@@ -1,4 +1,4 @@
-"""Commands that prove, and that clear away what nothing needs."""
+"""Commands that verify runs and delete files that are no longer needed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tools.lineage_commands.store_options import StoreOptions, Where
 if TYPE_CHECKING:
     from harness.lineage.proof import Findings
 
-# Proof and garbage import torch, so they are imported where they are used: a list of runs does without.
+# Verification and garbage collection import torch. They are imported late, so that listing runs stays fast.
 
 
 @dataclass(frozen=True)
@@ -40,12 +40,12 @@ class Verify:
         from harness.lineage.proof import verify
 
         if bool(self.run_id) == self.all:
-            raise ValueError("give a RUN_ID or --all: `python tools/lineage.py list` shows what there is")
+            raise ValueError("give either a RUN_ID or --all: `python tools/lineage.py list` shows the runs")
         try:
             store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
             findings = verify(store, asked, data_directory=self.data_directory, progress=bars)
-        except ConnectionError as error:  # local nodes alone would be half a proof
-            raise type(error)(f"{error}; --offline verifies the local nodes alone") from None
+        except ConnectionError as error:  # no fallback to local runs: the result would be incomplete
+            raise type(error)(f"{error}; --offline verifies only the local runs") from None
         if self.place.json:
             print_json("verify", [], **findings.to_dict())
         else:
@@ -71,6 +71,7 @@ class Gc:
     place: Where = StoreOptions()
 
     def run(self) -> None:
+        # Phase: find, and delete if asked
         from harness.runs.garbage import Policy, delete_garbage, find_garbage
 
         policy = Policy(self.keep_levels, self.older_than)
@@ -78,6 +79,8 @@ class Gc:
         stays: dict[Path, str] = {}
         if self.delete:
             stays = {item.path: why for item, why in delete_garbage(items, policy) if why is not None}
+
+        # Phase: report
         total = sum(item.num_bytes for item in items if item.path not in stays)
         if self.place.json:
             listed = [
@@ -101,13 +104,14 @@ class Gc:
 
 
 def _print(findings: Findings) -> None:
+    """Print problems with advice, then notes, then counts of all checks."""
     from harness.lineage.proof import CHECKS
 
     for problem in findings.problems:
         where = f"run {problem.run_id}" if problem.run_id else f"key {problem.key[:16] or '–'}"
         print_lines(f"PROBLEM  {problem.name}  ({where})", style="bold red")
         print_lines(f"  {problem.check}: {problem.what}", f"  → {problem.advice}")
-    # One line for each text of a note, however many runs it is about.
+    # Print equal notes about several runs only once.
     names: dict[str, list[str]] = {}
     for note in findings.notes:
         names.setdefault(note.what, []).append(note.name)
@@ -122,4 +126,5 @@ def _print(findings: Findings) -> None:
 
 
 def _more(names: Sequence[str], shown: int = 3) -> str:
+    """Return " and N more" if there are more names than shown."""
     return f" and {len(names) - shown} more" if len(names) > shown else ""

@@ -1,4 +1,4 @@
-"""Commands that show the lineage to a person: as a page, in the MLflow UI."""
+"""Commands that show the lineage as HTML or in the MLflow UI."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tools.lineage_commands.printing import print_json
 from tools.lineage_commands.store_options import StoreOptions, Where
 
 _log = logging.getLogger("harness.tools.lineage")
-_SECONDS_TO_START = 120  # 11 on an idle machine
+_SECONDS_TO_START = 120  # a start takes about 11 s on an idle machine
 
 
 @dataclass(frozen=True)
@@ -55,12 +55,12 @@ class Page:
         if self.run_ids and self.experiment is not None:
             raise ValueError("give run IDs or --experiment, not both")
         if self.out.exists() and not is_page(self.out):
-            raise FileExistsError(f"{self.out} is there and no page of this command: choose another --out")
+            raise FileExistsError(f"{self.out} exists and is not a page of this command: choose another --out")
         title, nodes = self.place.ask(self._nodes)
         html, problem = page(title, nodes, ui_root(self.ui or self.place.open().tracking_uri))
         write_atomically(self.out, html.encode(), durable=False)
         if problem:
-            _log.warning(f"{problem}; the page has the table alone")
+            _log.warning(f"{problem}; the page has only the table")
         if self.place.json:
             print_json("page", [], written=str(self.out), num_nodes=len(nodes), problem=problem)
         else:
@@ -95,7 +95,7 @@ class Ui:
     def run(self) -> None:
         store = self.place.open(self.experiment)
         if not store.server.readable():
-            raise LookupError(f"there is no MLflow store at {store.server.address or 'hand'}: launch a recipe first")
+            raise LookupError(f"there is no MLflow store at {store.server.address or 'any URI'}: launch a recipe first")
         root = ui_root(store.tracking_uri if store.server.is_remote else f"http://127.0.0.1:{self.port}")
         node = find_node(store, self.run_id) if self.run_id is not None else None
         view = open_runs(store, self.experiment, node)
@@ -107,20 +107,23 @@ class Ui:
             self._serve(store, f"{for_terminal(view.what)}:\n  {root}{view.address}")
 
     def _serve(self, store: LineageStore, message: str) -> None:
-        """Run the UI until it is interrupted; `message` is printed as soon as it answers."""
+        """Run the UI until interrupted; print `message` when it answers."""
+        # Phase: command
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", self.port)) == 0:
-                raise ValueError(f"port {self.port} is taken: give another --port, or --link if that is the UI already")
+                raise ValueError(f"port {self.port} is in use: give another --port, or --link if the UI already runs")
         command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", str(store.tracking_uri)]
         command += ["--host", "127.0.0.1", "--port", str(self.port), "--workers", "1"]
-        # MLflow's queues for background jobs are seven more processes, which nothing here uses
+        # Disable MLflow's background job queues: they would start seven more processes, and no feature here uses them.
         environment = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # ended either way, it takes the UI with it
+
+        # Phase: run; SIGTERM raises KeyboardInterrupt like Ctrl-C, so that the UI is stopped in both cases
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with tempfile.TemporaryFile("w+") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
             try:
                 self._wait_until_it_answers(process, log)
-                print(f"{message}\n(Ctrl-C ends it)", flush=True)
+                print(f"{message}\n(Ctrl-C stops the UI)", flush=True)
                 process.wait()
             except KeyboardInterrupt:
                 pass
@@ -130,6 +133,10 @@ class Ui:
                 process.wait()
 
     def _wait_until_it_answers(self, process: subprocess.Popen[bytes], log: IO[str]) -> None:
+        """Wait until the UI answers its health check.
+
+        Raise OSError with the last line of its log if it ends or times out.
+        """
         until = time.monotonic() + _SECONDS_TO_START
         while process.poll() is None and time.monotonic() < until:
             with contextlib.suppress(OSError):
@@ -137,5 +144,5 @@ class Ui:
                 return
             time.sleep(0.2)
         log.seek(0)
-        last = (log.read().strip().splitlines() or ["no word"])[-1]
+        last = (log.read().strip().splitlines() or ["it printed no message"])[-1]
         raise OSError(f"the MLflow UI did not start: {redact(last):.300}")

@@ -1,4 +1,7 @@
-"""The options that choose a store, and the answer from local nodes when the tracking server is away."""
+"""Define the options that choose a store.
+
+Fall back to local runs if the tracking server is unreachable.
+"""
 
 from __future__ import annotations
 
@@ -33,20 +36,23 @@ class StoreOptions:
     verbosity: VerbosityOption = None
 
     def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
-        """Open the store; `experiment` is the one that new runs are delivered to."""
+        """Open the store. New runs are delivered to `experiment`."""
         return open_store(self.runs, self.tracking_uri, experiment, offline=self.offline)
 
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
-        """Return the answer, from the local nodes alone (and saying so) when the tracking store is away.
+        """Call `question` with the store and return its answer.
 
-        A server that is there and lets nobody in is an error: ConnectionError.
+        If the server is unreachable, warn and use only the local runs.
+
+        Raises:
+            ConnectionError: The server is reachable, but refuses access.
         """
         try:
             return question(self.open())
         except RefusedError:
             raise
         except ConnectionError as error:
-            _log.warning(f"{error}; showing local nodes alone")
+            _log.warning(f"{error}; showing only local runs")
             return question(open_store(self.runs, offline=True))
 
 

@@ -1,1 +1,1 @@
-"""FFCV: its loader, kernels and .beton files. The library itself is `ffcv`, without `harness.data`."""
+"""Use FFCV: loader, kernels and .beton files. The library itself is the package `ffcv`."""

@@ -1,8 +1,10 @@
-"""FFCV's .beton file format, version 2: written here with a fixed layout, read by any FFCV loader.
+"""Write and read FFCV's .beton format, version 2, with a fixed layout.
 
-Layout: header, field descriptors, one metadata entry per sample, pages of data (a sample never crosses a page), and
-the allocation table. FFCV's own writer is not used: it never returns when a worker raises, its layout depends on which
-worker was first, and its "proportion" mode draws from an unseeded generator.
+Any FFCV loader reads these files. The layout is: header, field descriptors, one metadata entry per sample, data pages,
+allocation table. No sample crosses a page boundary.
+
+FFCV's own writer is not used, for three reasons. It hangs if a worker raises. Its layout depends on the order of the
+workers. Its "proportion" mode draws from an unseeded generator.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import numpy as np
 JPG, RAW = 0, 1  # ffcv.fields.rgb_image.IMAGE_MODES
 _VERSION = 2
 _INT_FIELD, _IMAGE_FIELD = 1, 2  # ffcv.types.TYPE_ID_HANDLER
-SMALL_PAGE_BYTES, LARGE_PAGE_BYTES = 1 << 21, 1 << 23  # FFCV's least and its default
+SMALL_PAGE_BYTES, LARGE_PAGE_BYTES = 1 << 21, 1 << 23  # FFCV's minimum and default
 
 _HEADER = np.dtype(
     [
@@ -36,10 +38,10 @@ _METADATA_START = _HEADER.itemsize + 2 * _FIELD.itemsize
 
 
 class BetonWriter:
-    """Writes images and labels one after the other; the file is valid only after `close`."""
+    """Writes images and labels in sequence. The file is valid only after `close`."""
 
     def __init__(self, path: Path, num_samples: int, page_bytes: int) -> None:
-        self._file = open(path, "wb")  # noqa: SIM115 (close() does it)
+        self._file = open(path, "wb")  # noqa: SIM115 (closed in close())
         self._page_bytes = page_bytes
         self._samples = np.zeros(num_samples, _SAMPLE)
         self._allocations = np.zeros(num_samples, _ALLOCATION)
@@ -49,9 +51,17 @@ class BetonWriter:
         self._next = self._data_start
 
     def append(self, mode: int, height: int, width: int, data: bytes, label: int) -> None:
-        """Write the next sample: raw RGB pixels (height·width·3 bytes) or a JPEG file's bytes.
+        """Write the next sample.
 
-        Raises ValueError if the sample is larger than a page.
+        Args:
+            mode: RAW or JPG.
+            height: Height in pixels.
+            width: Width in pixels.
+            data: Raw RGB pixels (height·width·3 bytes), or the bytes of a JPEG file.
+            label: Class number.
+
+        Raises:
+            ValueError: The sample is larger than a page.
         """
         size = len(data)
         if size > self._page_bytes:
@@ -59,6 +69,7 @@ class BetonWriter:
                 f"{size} bytes ({height}×{width} pixels) do not fit into a page of {self._page_bytes} bytes; "
                 "lower --max-resolution or store it as JPEG"
             )
+        # Start a new page if the sample does not fit into this one.
         left_in_page = -(self._next - self._data_start) % self._page_bytes
         if size > left_in_page:
             self._next += left_in_page
@@ -70,9 +81,13 @@ class BetonWriter:
         self._count += 1
 
     def close(self) -> None:
-        """Write header, metadata and allocation table, and make the file durable."""
+        """Write header, metadata and allocation table, and flush the file to disk.
+
+        Raises:
+            ValueError: The number of samples differs from the announced one.
+        """
         if self._count != len(self._samples):
-            raise ValueError(f"{self._count} samples were written, {len(self._samples)} announced")
+            raise ValueError(f"{self._count} samples were written, but {len(self._samples)} were announced")
         header = np.zeros(1, _HEADER)
         header[0] = (_VERSION, 2, self._page_bytes, self._count, self._next)
         fields = np.zeros(2, _FIELD)
@@ -100,7 +115,11 @@ class BetonWriter:
 
 
 def read_sizes(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return the heights and widths of all images, uint16 (N,); ValueError if the file is not a whole .beton file."""
+    """Return the heights and widths of all images, each uint16 (N,).
+
+    Raises:
+        ValueError: The file is not a complete .beton file.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
         header = np.frombuffer(file.read(_HEADER.itemsize).ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
@@ -108,14 +127,20 @@ def read_sizes(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if header["version"] != _VERSION or header["num_fields"] != 2:
             raise ValueError(f"{path} is not an FFCV file of format {_VERSION} with an image and a label")
         if int(header["alloc_table_ptr"]) + count * _ALLOCATION.itemsize != size:
-            raise ValueError(f"{path} has {size} bytes; it is cut off or was never finished")
+            raise ValueError(f"{path} has {size} bytes; it is truncated or was never finished")
         file.seek(_METADATA_START)
         samples = np.frombuffer(file.read(count * _SAMPLE.itemsize), _SAMPLE)
     return samples["f0"]["height"], samples["f0"]["width"]
 
 
 def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Return all images and labels of a file of equally large raw images: uint8 (N, H, W, 3), int64 (N,)."""
+    """Read all images and labels of a file of raw images.
+
+    All images must have the same size.
+
+    Returns:
+        Images, uint8 (N, H, W, 3), and labels, int64 (N,).
+    """
     content = np.memmap(path, np.uint8, "r")
     count = int(content[: _HEADER.itemsize].view(_HEADER)[0]["num_samples"])
     samples = content[_METADATA_START : _METADATA_START + count * _SAMPLE.itemsize].view(_SAMPLE)

@@ -1,6 +1,7 @@
-"""The compiled part of the FFCV loader: from the mapped file's bytes to augmented pixels, one pass per sample.
+"""Compiled kernels of the FFCV loader.
 
-A row is (index, key, augment?) uint64. `storage` is FFCV's (mapped file, sorted addresses, their sizes).
+They turn bytes of the mapped file into augmented pixels, in a single pass per sample. A row is (index, key, augment?),
+uint64. `storage` is FFCV's (mapped file, sorted addresses, their sizes).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from harness.data import augment
 from harness.data.ffcv.beton import JPG
 from harness.data.spec import Augmentation, CropFlip, ZoomFlip
 
-# No fastmath: the boxes must be those that plain Python computes.
+# No fastmath: boxes must equal those computed in plain Python.
 _draw = njit(nogil=True, inline="always")(augment.draw)
 _crop_flip = njit(nogil=True)(augment.crop_flip_formula(_draw))
 _resized_crop = njit(nogil=True)(augment.resized_crop_formula(_draw))
@@ -28,7 +29,7 @@ _FLIP = augment.FLIP
 
 
 def label_and_index(rows: Any, destination: Any, metadata: Any, storage: Any) -> Any:
-    """Write (label, index) of every row into destination int64 (N, 2)."""
+    """Write (label, index) of every row into `destination`, int64 (N, 2)."""
     for position in range(len(rows)):
         index = rows[position, 0]
         destination[position, 0] = metadata[index]
@@ -40,10 +41,17 @@ def label_and_index(rows: Any, destination: Any, metadata: Any, storage: Any) ->
 def decoder(
     augmentation: Augmentation, image_size: int, num_workers: int, scratch_bytes: int
 ) -> Callable[[Any, Any, Any, Any], Any]:
-    """Return decode(rows, destination, metadata, storage) for FFCV to call.
+    """Return the function decode(rows, destination, metadata, storage) that FFCV calls.
 
-    A thin function around a kernel that is compiled once per kind of augmentation, whatever the files.
+    It is a thin wrapper. The kernel inside is compiled once per kind of augmentation and reused for all files.
+
+    Args:
+        augmentation: Augmentation of the data set.
+        image_size: Height and width of the network's input, in pixels.
+        num_workers: Threads of the kernel.
+        scratch_bytes: Size of the largest decoded image.
     """
+    # Small images: shifted crop and flip.
     if isinstance(augmentation, CropFlip):
         padding, may_flip = augmentation.padding, np.uint64(augmentation.flip)
 
@@ -52,6 +60,7 @@ def decoder(
             return destination[: len(rows)]
 
         return decode_crop
+    # Small images: enlarged box and flip.
     if isinstance(augmentation, ZoomFlip):
         zoom_kernel = _zoom_kernel(parallel=num_workers > 1)
         scale, ratio, may_flip = augmentation.scale, augmentation.ratio, np.uint64(augmentation.flip)
@@ -62,6 +71,7 @@ def decoder(
             return destination[: len(rows)]
 
         return decode_zoom
+    # Images of any size: decode, then resize a box.
     box_kernel = _resized_crop_kernel(parallel=num_workers > 1)
     scale, ratio, size = augmentation.scale, augmentation.ratio, augmentation.size
     may_flip, test_resize = np.uint64(augmentation.flip), augmentation.test_resize
@@ -77,10 +87,9 @@ def decoder(
 
 @njit(nogil=True, error_model="numpy")
 def _crop_flip_batch(rows: Any, destination: Any, metadata: Any, file: Any, padding: Any, may_flip: Any) -> None:
-    """Crop and flip one batch, on one thread whatever num_workers is.
+    """Crop and flip one batch on a single thread, regardless of num_workers.
 
-    A small image takes some 3 µs: a batch of 128 is done before more threads would have been woken and waited for
-    (measured: two are no faster on idle cores, ten times slower on busy ones).
+    A small image takes about 3 µs. A batch of 128 finishes before other threads would have started.
     """
     height, width, channels = destination.shape[1:]
     for position in range(len(rows)):
@@ -96,9 +105,12 @@ def _crop_flip_batch(rows: Any, destination: Any, metadata: Any, file: Any, padd
 
 @njit(nogil=True, error_model="numpy")
 def _copy_window(source: Any, target: Any, down: Any, right: Any, flip: Any) -> None:
-    """Copy the window of source that begins at (down, right), black outside it, flipped if asked; RGB → C channels."""
+    """Copy the window of `source` that starts at (down, right).
+
+    It is flipped if requested. Pixels outside `source` become black. RGB is reduced to the channels of `target`.
+    """
     height, width, channels = target.shape
-    first, last = max(0, -right), min(width, width - right)  # target columns that see the source
+    first, last = max(0, -right), min(width, width - right)  # target columns inside the source
     for row in range(height):
         line = target[row]
         if not 0 <= row + down < height:
@@ -132,6 +144,8 @@ def _mirror(line: Any) -> None:
 
 @cache
 def _zoom_kernel(parallel: bool) -> Callable[..., None]:
+    """Return a compiled kernel for raw images of one size."""
+
     @njit(nogil=True, parallel=parallel, error_model="numpy")
     def kernel(
         rows: Any,
@@ -149,9 +163,11 @@ def _zoom_kernel(parallel: bool) -> Callable[..., None]:
         for worker in prange(num_workers):
             for position in range(worker, len(rows), num_workers):
                 index, key, target = rows[position, 0], rows[position, 1], destination[position]
+                # Locate the raw image in the mapped file.
                 start = np.int64(metadata[index]["data_ptr"])
                 pixels = file[start : start + size * size * 3].reshape(size, size, 3)
                 if rows[position, 2]:
+                    # Augment: enlarge a random box, and flip it.
                     top, left, height, width = _resized_crop(key, index, size, size, scale, ratio)
                     _enlarge(pixels[top : top + height, left : left + width], target, low, weight)
                     if _draw(key, index, _FLIP) & may_flip:
@@ -165,12 +181,16 @@ def _zoom_kernel(parallel: bool) -> Callable[..., None]:
 
 @njit(nogil=True, error_model="numpy")
 def _enlarge(source: Any, target: Any, low: Any, weight: Any) -> None:
-    """Enlarge source (h, w, 3) to target (S, S, C), bilinearly and exactly, halves rounded up."""
+    """Enlarge source (h, w, 3) bilinearly to target (S, S, C).
+
+    The result is exact, with halves rounded up.
+    """
     height, width = source.shape[:2]
     size, channels = target.shape[1:]
     one = 2 * size
     blended = np.empty((width, 3), np.int32)
     for row in range(size):
+        # Blend two source rows.
         lower = np.int32(weight[height, row])
         above = source[low[height, row]]
         below = source[min(low[height, row] + 1, height - 1)]
@@ -178,16 +198,19 @@ def _enlarge(source: Any, target: Any, low: Any, weight: Any) -> None:
             for channel in range(3):
                 blended[column, channel] = above[column, channel] * (one - lower) + below[column, channel] * lower
         for column in range(size):
+            # Blend two columns of the result.
             left, nearer = low[width, column], weight[width, column]
             right = min(left + 1, width - 1)
             for channel in range(channels):
                 total = blended[left, channel] * (one - nearer) + blended[right, channel] * nearer
-                # exact: the quotient of two such numbers is no nearer below a whole one than a double can tell
+                # Exact in float64: a quotient of integers this small cannot round up to the next integer.
                 target[row, column, channel] = np.uint8((total + one * one // 2) / (one * one))
 
 
 @cache
 def _resized_crop_kernel(parallel: bool) -> Callable[..., None]:
+    """Return a compiled kernel that decodes images and resizes boxes."""
+
     @njit(nogil=True, parallel=parallel, error_model="numpy")
     def kernel(
         rows: Any,
@@ -204,10 +227,11 @@ def _resized_crop_kernel(parallel: bool) -> Callable[..., None]:
     ) -> None:
         file, addresses, sizes = storage
         for worker in prange(num_workers):
-            # One scratch image per worker, not FFCV's one per sample and batch ahead.
+            # One scratch image per worker. FFCV's own decoder needs one per sample of every prefetched batch.
             scratch = np.empty(scratch_bytes, np.uint8)
             for position in range(worker, len(rows), num_workers):
                 index, key = rows[position, 0], rows[position, 1]
+                # Read or decode the stored image.
                 entry = metadata[index]
                 height, width = np.int64(entry["height"]), np.int64(entry["width"])
                 start = entry["data_ptr"]
@@ -218,6 +242,7 @@ def _resized_crop_kernel(parallel: bool) -> Callable[..., None]:
                     pixels = scratch[: height * width * 3].reshape(height, width, 3)
                 else:
                     pixels = stored.reshape(height, width, 3)
+                # Resize a random or the centre box, and flip it.
                 if rows[position, 2]:
                     top, left, box_height, box_width = _resized_crop(key, index, height, width, scale, ratio)
                 else:

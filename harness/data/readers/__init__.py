@@ -1,1 +1,1 @@
-"""Raw images as they come: archives, folders, IDX files, the hub."""
+"""Readers of raw images: archives, folders, IDX files, the Hugging Face hub."""

@@ -1,4 +1,4 @@
-"""Image folders: split/class/image."""
+"""Read image folders: split/class/image."""
 
 from __future__ import annotations
 
@@ -10,13 +10,18 @@ from harness.data.spec import DataSpec
 
 
 def is_image_folder(path: Path) -> bool:
-    """Whether `path` holds a split's directory with a directory for each class."""
+    """Return whether `path` has directories split/class."""
     splits = (entry for entry in path.iterdir() if entry.is_dir())
     return any(entry.is_dir() for split in splits for entry in split.iterdir())
 
 
 def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
-    """Read split/class/image files; classes are numbered in the order of their sorted names, as everywhere."""
+    """Read one split of an image folder. Classes are numbered in the order of sorted names.
+
+    Raises:
+        FileNotFoundError: A split has no directory.
+        ValueError: The splits have different classes.
+    """
     directory = _split_directory(spec, path, split)
     classes = _class_names(directory)
     for other in ("train", "test"):

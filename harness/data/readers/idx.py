@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and Fashion-MNIST: train-images-idx3-ubyte[.gz] and three more."""
+"""Read IDX files, the format of MNIST and Fashion-MNIST: train-images-idx3-ubyte[.gz] etc."""
 
 from __future__ import annotations
 
@@ -12,18 +12,23 @@ from harness.data.spec import DataSpec
 
 
 def is_idx_directory(path: Path) -> bool:
-    """Whether `path` holds the training images as an IDX file."""
+    """Return whether `path` has the training images as an IDX file."""
     return any((path / f"train-images-idx3-ubyte{ending}").exists() for ending in ("", ".gz"))
 
 
 def read_idx(spec: DataSpec, path: Path, split: str) -> RawSplit:
-    """Read one split of a directory of IDX files; ValueError for files that are damaged or do not fit each other."""
+    """Read one split of a directory of IDX files.
+
+    Raises:
+        FileNotFoundError: A file is missing.
+        ValueError: A file is damaged, or numbers of images and labels differ.
+    """
     stem = {"train": "train", "test": "t10k"}[split]
     images_path = _idx_file(path, f"{stem}-images-idx3-ubyte")
     labels_path = _idx_file(path, f"{stem}-labels-idx1-ubyte")
     images, labels = _read_idx(images_path, 3), _read_idx(labels_path, 1)
     if len(images) != len(labels):
-        raise ValueError(f"{images_path} holds {len(images)} images, {labels_path} {len(labels)} labels")
+        raise ValueError(f"{images_path} has {len(images)} images, but {labels_path} has {len(labels)} labels")
     return from_arrays(images, labels, [f"image {index} of {images_path}" for index in range(len(images))])
 
 
@@ -31,7 +36,7 @@ def _idx_file(path: Path, name: str) -> Path:
     for candidate in (path / name, path / f"{name}.gz"):
         if candidate.exists():
             return candidate
-    raise FileNotFoundError(f"{path} holds no {name} or {name}.gz")
+    raise FileNotFoundError(f"{path} has no {name} or {name}.gz")
 
 
 def _read_idx(path: Path, ndim: int) -> np.ndarray:
@@ -44,5 +49,5 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     shape = tuple(int(size) for size in np.frombuffer(content[4 : 4 + 4 * ndim], ">u4"))
     values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
     if values.size != int(np.prod(shape)):
-        raise ValueError(f"{path} holds {values.size} values, its header says {shape}: truncated?")
+        raise ValueError(f"{path} has {values.size} values, but its header says {shape}: truncated?")
     return values.reshape(shape)

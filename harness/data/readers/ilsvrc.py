@@ -1,15 +1,15 @@
-"""ImageNet (ILSVRC2012) as its authors give it: the two tars, or directories with the validation images in one heap.
+"""Read original ImageNet (ILSVRC2012): the two tars, or unpacked directories.
 
-Training images are one tar (or directory) for each wnid. The 50,000 validation images are numbered and not sorted by
-class; which class each has is read from whichever of these files lies beside them:
+Training images are one tar or directory per wnid. The 50,000 validation images are numbered and may lie in one
+directory, not sorted by class. Their classes are then read from the first of these files that is found:
 
-    ILSVRC2012_devkit_t12[.tar.gz]               the development kit: ground truth by number, wnids from meta.mat
-    valprep.sh                                   the common script of `mv <image> <wnid>/` lines; it is read, not run
-    LOC_val_solution.csv                         Kaggle's
-    imagenet_2012_validation_synset_labels.txt   TensorFlow's: a wnid a line, by number
     val_annotations.txt                          lines of `<image> <wnid>`
+    valprep.sh                                   the common script of `mv <image> <wnid>/` lines. It is not executed.
+    LOC_val_solution.csv                         Kaggle's file
+    imagenet_2012_validation_synset_labels.txt   TensorFlow's file: one wnid per line, by image number
+    ILSVRC2012_devkit_t12[.tar.gz]               development kit: class IDs by image number, wnids from meta.mat
 
-Tars are read where they are; nothing is unpacked.
+Tars are read in place, without unpacking.
 """
 
 from __future__ import annotations
@@ -34,15 +34,18 @@ _DEVKIT = "ILSVRC2012_devkit_t12"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _NUMBER = re.compile(r"_(\d{8})$")
 _MOST_BYTES = 2**28
-"""A file of the development kit that claims more is not believed."""
+"""Larger files in the development kit are skipped."""
 
 Classes = Callable[[str], str]
-"""From a validation image's file name to its wnid; LookupError if it has none."""
+"""Maps a validation image's file name to its wnid. Raises LookupError if it has none."""
 
 
 @dataclass(frozen=True)
 class _Image:
-    """One image file: the whole of `path`, or `size` bytes of a tar from `offset` on."""
+    """One image: a whole file, or part of a tar.
+
+    In a tar, the image has `size` bytes from `offset` on.
+    """
 
     wnid: str
     name: str
@@ -52,24 +55,33 @@ class _Image:
 
 
 def is_ilsvrc_directory(path: Path) -> bool:
-    """Whether `path` holds an original tar, or train/<wnid>/ beside a heap of validation images."""
+    """Return whether `path` has original ImageNet.
+
+    It has one of the tars, or a train directory and unsorted validation images.
+    """
     return any((path / name).is_file() for name in _TARS.values()) or (
         (path / "train").is_dir() and _is_heap(path / "val")
     )
 
 
 def read_ilsvrc(spec: DataSpec, path: Path, split: str) -> RawSplit:
-    """Read one split of a directory of tars, of image directories, or of one each.
+    """Read one split of original ImageNet. Each split may be a tar or a directory.
 
-    Classes are numbered in the order of their sorted wnids and samples come by class, then by name, so that every
-    layout of the same images has one content digest. Raises ValueError or FileNotFoundError.
+    Classes are numbered in the order of sorted wnids. Samples are sorted by class, then by name. All layouts of the
+    same images therefore have the same content digest.
+
+    Raises:
+        FileNotFoundError: Images, or the classes of validation images, are missing.
+        ValueError: A file is damaged, or the splits have different classes.
     """
+    # Check the classes of both splits, even for the training split, so that errors appear before the long work.
     train_wnids = _train_wnids(path)
-    images, note = _test_images(path)  # for the training split too, so that an error shows before the work
+    images, note = _test_images(path)
     test_wnids = sorted({image.wnid for image in images})
     check_same_classes(train_wnids, test_wnids, f"the training images of {path}", "its validation images")
     if split == "train":
         images, note = _train_images(path)
+    # Sort the images, and read each from its file or tar.
     labels = {wnid: label for label, wnid in enumerate(train_wnids)}
     images.sort(key=lambda image: (image.wnid, image.name))
 
@@ -93,7 +105,7 @@ def _train_wnids(path: Path) -> list[str]:
             return sorted(PurePosixPath(member.name).stem for member in _files(tar, path / _TARS["train"], (".tar",)))
     if (path / "train").is_dir():
         return sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir())
-    raise FileNotFoundError(f"{path} has neither {_TARS['train']} nor a directory train")
+    raise FileNotFoundError(f"{path} has neither {_TARS['train']} nor a directory named train")
 
 
 def _train_images(path: Path) -> tuple[list[_Image], str]:
@@ -103,7 +115,7 @@ def _train_images(path: Path) -> tuple[list[_Image], str]:
     images: list[_Image] = []
     with _tar(file) as outer:
         classes = list(_files(outer, file, (".tar",)))
-        desc = f"looking through {file.name}"
+        desc = f"Indexing {file.name}"
         for member in tqdm(classes, desc=desc, unit=" classes", leave=False, disable=is_quiet()):
             wnid, inside = PurePosixPath(member.name).stem, cast(BinaryIO, outer.extractfile(member))
             with _tar(file, inside) as inner:
@@ -125,7 +137,7 @@ def _test_images(path: Path) -> tuple[list[_Image], str]:
     elif directory.is_dir():
         return _in_class_directories(directory), "val/<wnid>"
     else:
-        raise FileNotFoundError(f"{path} has neither {_TARS['test']} nor a directory val")
+        raise FileNotFoundError(f"{path} has neither {_TARS['test']} nor a directory named val")
     classes, note = validation_classes(path)
     return [_Image(_class_of(classes, name, note), name, *place) for name, *place in heap], note  # type: ignore[arg-type]
 
@@ -134,7 +146,7 @@ def _class_of(classes: Classes, name: str, note: str) -> str:
     try:
         return classes(name)
     except LookupError:
-        raise ValueError(f"{note} does not say which class {name} has") from None
+        raise ValueError(f"{note} has no class for {name}") from None
 
 
 def _in_class_directories(directory: Path) -> list[_Image]:
@@ -152,7 +164,7 @@ def _is_image(path: Path) -> bool:
 
 
 def _is_heap(directory: Path) -> bool:
-    """Whether validation images lie in `directory` itself, as they come out of their tar."""
+    """Return whether images lie directly in `directory`, as after unpacking."""
     return directory.is_dir() and any(_is_image(entry) for entry in directory.iterdir())
 
 
@@ -166,9 +178,16 @@ def _tar(path: Path, file: BinaryIO | None = None) -> tarfile.TarFile:
 def _files(
     tar: tarfile.TarFile, path: Path, suffixes: tuple[str, ...], num_bytes: int | None = None
 ) -> Iterator[tarfile.TarInfo]:
-    """Yield the plain files with one of these suffixes; links are refused, and a tar that was cut off is found.
+    """Yield the regular files with one of these suffixes.
 
-    `num_bytes` is the size of a tar inside the tar `path`.
+    Args:
+        tar: The open tar.
+        path: Its file, for messages.
+        suffixes: Lower-case suffixes.
+        num_bytes: Size of `tar`, if it lies inside the tar `path`.
+
+    Raises:
+        ValueError: A member is a link, or the tar is truncated or damaged.
     """
     end = path.stat().st_size if num_bytes is None else num_bytes
     try:
@@ -176,31 +195,39 @@ def _files(
             if not member.name.lower().endswith(suffixes) or member.isdir():
                 continue
             if not member.isreg():
-                raise ValueError(f"{path}: {member.name} is a link or otherwise no plain file; not read")
+                raise ValueError(f"{path}: {member.name} is a link, or not a regular file; not read")
             if member.offset_data + member.size > end:
-                raise ValueError(f"{path}: {member.name} goes beyond the end of the file: cut off; download it again")
+                raise ValueError(f"{path} is truncated at {member.name}; download it again")
             yield member
     except (tarfile.TarError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}; download it again") from error
 
 
 def validation_classes(path: Path) -> tuple[Classes, str]:
-    """Return the classes of the validation images, read from the first known file in `path`, and that file's name.
+    """Read the validation classes from the first known file in `path`.
 
-    Raises FileNotFoundError that lists them if there is none, ValueError for one that cannot be understood.
+    Returns:
+        The lookup, and the name of the file.
+
+    Raises:
+        FileNotFoundError: There is no such file. The message lists the known names.
+        ValueError: The file cannot be parsed.
     """
     for name, read in _MAPPINGS.items():
         for directory in (path, path / "val"):
             if (directory / name).exists():
                 return read(directory / name), name
     raise FileNotFoundError(
-        f"the validation images of {path} lie in one heap, and nothing beside them says which class each has; put one "
-        f"of {', '.join(_MAPPINGS)} there"
+        f"the validation images of {path} are not sorted by class, and no file lists their classes; add one of "
+        f"{', '.join(_MAPPINGS)}"
     )
 
 
 def _by_number(wnids: list[str]) -> Classes:
-    """Return a lookup in which entry n is the class of ILSVRC2012_val_0000000n."""
+    """Return a lookup of classes by the number in the image's name.
+
+    The first entry is the class of ILSVRC2012_val_00000001.
+    """
 
     def wnid(name: str) -> str:
         number = _NUMBER.search(PurePosixPath(name).stem)
@@ -213,13 +240,13 @@ def _by_number(wnids: list[str]) -> Classes:
 
 def _by_name(pairs: list[tuple[str, str]], path: Path) -> Classes:
     if not pairs:
-        raise ValueError(f"{path} names no image with its wnid")
+        raise ValueError(f"{path} lists no image with its wnid")
     wnids = {PurePosixPath(name).stem: wnid for name, wnid in pairs}
     return lambda name: wnids[PurePosixPath(name).stem]
 
 
 def _pairs(pattern: str) -> Callable[[Path], Classes]:
-    """Return a reader of text in which `pattern` finds image and wnid."""
+    """Return a reader of text files in which `pattern` matches (image, wnid)."""
     return lambda path: _by_name(re.findall(pattern, path.read_text(), re.M), path)
 
 
@@ -230,7 +257,7 @@ def _wnid_a_line(path: Path) -> Classes:
 def _devkit_directory(path: Path) -> Classes:
     data = path / "data"
     if not (data / "meta.mat").is_file() or not (data / _GROUND_TRUTH).is_file():
-        raise ValueError(f"{path} is not the development kit: it has no data/meta.mat with data/{_GROUND_TRUTH}")
+        raise ValueError(f"{path} is not the development kit: it lacks data/meta.mat or data/{_GROUND_TRUTH}")
     return _devkit((data / "meta.mat").read_bytes(), (data / _GROUND_TRUTH).read_text(), path)
 
 
@@ -245,20 +272,23 @@ def _devkit_archive(path: Path) -> Classes:
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{path} cannot be read: {error}; download it again") from error
     if len(contents) != 2:
-        raise ValueError(f"{path} is not the development kit: it has no data/meta.mat with data/{_GROUND_TRUTH}")
+        raise ValueError(f"{path} is not the development kit: it lacks data/meta.mat or data/{_GROUND_TRUTH}")
     return _devkit(contents["meta.mat"], contents[_GROUND_TRUTH].decode(), path)
 
 
 def _devkit(meta: bytes, ground_truth: str, path: Path) -> Classes:
-    """Join the ground truth, by ILSVRC2012_ID, with the wnids of meta.mat (MATLAB's own format, no pickle)."""
+    """Join the ground truth, given as ILSVRC2012_ID, with the wnids in meta.mat.
+
+    meta.mat is in MATLAB's format and has no pickle.
+    """
     from scipy.io import loadmat
 
     try:
         synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
         wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
         return _by_number([wnids[int(number)] for number in ground_truth.split()])
-    except Exception as error:  # scipy raises many kinds
-        raise ValueError(f"{path}: meta.mat and {_GROUND_TRUTH} do not fit each other: {error!r}") from error
+    except Exception as error:  # scipy raises many types
+        raise ValueError(f"{path}: meta.mat and {_GROUND_TRUTH} do not match: {error!r}") from error
 
 
 _MAPPINGS: dict[str, Callable[[Path], Classes]] = {

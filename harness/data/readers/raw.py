@@ -1,4 +1,7 @@
-"""One split of raw images: undecoded samples in a fixed order, which every reader returns."""
+"""Define raw splits: undecoded samples in a fixed order.
+
+All readers return them.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,10 @@ class RawSample:
     """One undecoded sample."""
 
     image: np.ndarray | bytes | Path | Any
-    """uint8 pixels (H, W) or (H, W, 3), a file's bytes, its path, or a PIL image."""
+    """uint8 pixels (H, W) or (H, W, 3), the bytes of a file, its path, or a PIL image."""
     label: int
     where: str
-    """Names the sample in messages."""
+    """Location of the sample, for messages."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,17 @@ class RawSplit:
     num_samples: int
     samples: Callable[[], Iterator[RawSample]]
     notes: dict[str, Any]
-    """For the manifest."""
+    """Additional facts for the manifest."""
 
 
 def from_arrays(images: np.ndarray, labels: np.ndarray, where: Sequence[str]) -> RawSplit:
-    """Return a split of pixels that are in memory: uint8 (N, H, W) or (N, H, W, 3), whole numbers (N,), N names."""
+    """Return a split from arrays in memory.
+
+    Args:
+        images: uint8 (N, H, W) or (N, H, W, 3).
+        labels: Integers (N,).
+        where: N locations, for messages.
+    """
 
     def samples() -> Iterator[RawSample]:
         for image, label, name in zip(images, labels, where, strict=True):
@@ -46,16 +55,22 @@ def from_arrays(images: np.ndarray, labels: np.ndarray, where: Sequence[str]) ->
 
 
 def check_same_classes(train: Sequence[str], test: Sequence[str], train_name: str, test_name: str) -> None:
-    """Raise ValueError unless both splits have the same classes: labels are places in their sorted names."""
+    """Check that both splits have the same sorted class names.
+
+    Positions in this list are the labels.
+
+    Raises:
+        ValueError: The names differ.
+    """
     if list(train) == list(test):
         return
     odd = sorted(set(train) ^ set(test))
     listed = ", ".join(odd[:3]) + (f" and {len(odd) - 3} more" if len(odd) > 3 else "")
     raise ValueError(
-        f"{train_name} and {test_name} have different classes ({listed} in one alone); labels would not mean the same"
+        f"{train_name} and {test_name} have different classes ({listed} in only one); labels would not be comparable"
     )
 
 
 def split_names(spec: DataSpec, split: str) -> tuple[str, ...]:
-    """Return the names under which a raw data set may keep a split, the preferred first."""
+    """Return the possible names of a raw split, preferred name first."""
     return ("train",) if split == "train" else tuple(dict.fromkeys((*spec.raw.test_splits, "test")))

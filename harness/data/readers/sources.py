@@ -1,7 +1,9 @@
-"""Choose the reader that a source of raw images needs; scikit-learn's digits are read here.
+"""Choose the reader for a source of raw images.
 
-A reader gives samples in a fixed order, undecoded where possible; `harness.data.prepare` decodes them. A new format is
-a file beside this one, and a line in `_file_reader` or `_directory_reader`.
+scikit-learn's digits are read here.
+
+A reader returns samples in a fixed order, undecoded where possible. `harness.data.prepare` decodes them. To add a
+format, add a module here and an entry in `_file_reader` or `_directory_reader`.
 """
 
 from __future__ import annotations
@@ -25,12 +27,26 @@ _ARCHIVES = {".tar.gz": read_cifar, ".tgz": read_cifar, ".tar": read_cifar, ".zi
 
 
 def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
-    """Open one split ("train" or "test") of a raw source.
+    """Open one split of a raw source.
 
-    `source` is `scikit-learn` (digits), an original archive of CIFAR or Tiny-ImageNet or a directory as it holds,
-    ImageNet's tars, a directory with IDX files, an image folder (split/class/image), parquet files, a directory saved
-    by `datasets`, or a data set's name on the Hugging Face hub. Of a set that takes only some training images, these
-    are chosen by their position. Raises FileNotFoundError or ValueError that says what was looked for.
+    Sources are:
+    - `scikit-learn`, for digits
+    - an original archive of CIFAR or Tiny-ImageNet, or its unpacked directory
+    - a directory with ImageNet's tars, IDX files or parquet files
+    - an image folder (split/class/image)
+    - a directory that `datasets` saved
+    - the name of a data set on the Hugging Face hub
+
+    If the data set uses only part of the training images, a fixed hash of the position selects them.
+
+    Args:
+        spec: The data set.
+        source: The source.
+        split: train or test.
+
+    Raises:
+        FileNotFoundError: The source does not exist. The message says which kinds of source were tried.
+        ValueError: The source has an unknown format or is damaged.
     """
     raw = _opened(spec, source, split)
     return raw if split == "test" or spec.raw.num_train is None else _chosen(raw, spec.raw.num_train, source)
@@ -50,9 +66,9 @@ def _opened(spec: DataSpec, source: str, split: str) -> RawSplit:
 
 
 def _chosen(raw: RawSplit, num_samples: int, source: str) -> RawSplit:
-    """Return `num_samples` of the samples, in their order; which ones is fixed for ever."""
+    """Return `num_samples` of the samples in their order. Never change this selection."""
     if num_samples > raw.num_samples:
-        raise ValueError(f"{source} holds {raw.num_samples} training images; {num_samples} are needed")
+        raise ValueError(f"{source} has {raw.num_samples} training images; {num_samples} are needed")
     chosen = set(_keyed_order(raw.num_samples)[:num_samples].tolist())
 
     def samples() -> Iterator[RawSample]:
@@ -62,7 +78,7 @@ def _chosen(raw: RawSplit, num_samples: int, source: str) -> RawSplit:
 
 
 def _keyed_order(num_samples: int) -> np.ndarray:
-    """Return the positions 0 … num_samples − 1 in order of draw(0, i, 0)."""
+    """Return the positions 0 … num_samples − 1, sorted by draw(0, i, 0)."""
     positions = np.arange(num_samples, dtype=np.uint64)
     with np.errstate(over="ignore"):
         return np.argsort(draw(np.uint64(0), positions, np.uint64(0)), kind="stable")
@@ -72,24 +88,25 @@ def _no_source(spec: DataSpec, source: str) -> str:
     hint = ""
     if spec.name.startswith("fashion_mnist"):
         hint = " (Debian: apt install dataset-fashion-mnist; on the hub: --source zalando-datasets/fashion_mnist)"
-    return f"no directory {source}, and it is not the name of a hub data set (owner/name){hint}"
+    return f"{source} is neither a directory nor the name of a hub data set (owner/name){hint}"
 
 
 def _file_reader(spec: DataSpec, path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
     if path.suffix == ".parquet":
-        raise ValueError(f"{path} is one file; give the directory that holds the train and the test parquet files")
+        raise ValueError(f"{path} is one file; pass the directory of the train and test parquet files")
     if path.name.startswith("ILSVRC2012"):
-        raise ValueError(f"{path} is one of ImageNet's archives; give the directory that holds them all")
+        raise ValueError(f"{path} is one of ImageNet's archives; pass the directory that has all of them")
     for ending, reader in _ARCHIVES.items():
         if path.name.endswith(ending):
             return reader
     raise ValueError(
-        f"{path} is a file of no known kind; a --source that is one file is an archive as the data set's authors give "
-        f"it, ending in {', '.join(_ARCHIVES)}"
+        f"{path} has an unknown format; a --source that is a single file must be an original archive of the data set, "
+        f"ending in {', '.join(_ARCHIVES)}"
     )
 
 
 def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
+    # Detect the format by characteristic files.
     if is_idx_directory(path):
         return read_idx
     if is_cifar_directory(path):
@@ -104,23 +121,24 @@ def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
         return read_parquet
     if is_image_folder(path):
         return read_image_folder
+    # Nothing matches: list the known formats, and point to an archive in the directory.
     archives = [entry for entry in sorted(path.iterdir()) if entry.name.endswith(tuple(_ARCHIVES))]
-    hint = f"; if its {archives[0].name} is meant, say --source {archives[0]}" if archives else ""
+    hint = f"; to use its {archives[0].name}, pass --source {archives[0]}" if archives else ""
     raise ValueError(
-        f"{path} holds none of: IDX files (train-images-idx3-ubyte[.gz] …), an image folder (train/<class>/<image>), "
-        "parquet files (train*.parquet …), a directory saved by datasets (dataset_dict.json), what the archives of "
-        f"CIFAR (binary) or Tiny-ImageNet hold, ImageNet's tars{hint}"
+        f"{path} has none of: IDX files (train-images-idx3-ubyte[.gz] …), an image folder (train/<class>/<image>), "
+        "parquet files (train*.parquet …), a directory saved by datasets (dataset_dict.json), the unpacked archive of "
+        f"CIFAR (binary) or Tiny-ImageNet, ImageNet's tars{hint}"
     )
 
 
 def _digits(spec: DataSpec, split: str) -> RawSplit:
     if spec.name != "digits":
-        raise ValueError(f"scikit-learn is the source of digits; {spec.name} needs another --source")
+        raise ValueError(f"scikit-learn provides only digits; {spec.name} needs another --source")
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     images = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # 0 … 16 → 0 … 255
-    # Fixed for ever: the first 500 of the 1,797 in the keyed order are the test split.
+    # The first 500 of the 1,797 images in keyed order are the test split. Never change this.
     order = _keyed_order(len(images))
     chosen = np.sort(order[:500] if split == "test" else order[500:])
     return from_arrays(images[chosen], digits.target[chosen], [f"digit {index}" for index in chosen])

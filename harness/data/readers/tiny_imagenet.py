@@ -1,8 +1,7 @@
-"""Tiny-ImageNet as its authors give it: tiny-imagenet-200.zip, or the directory it holds.
+"""Read original Tiny-ImageNet: tiny-imagenet-200.zip, or its unpacked directory.
 
-Training images lie in train/<wnid>/images, validation images all in val/images with their classes in
-val/val_annotations.txt. Its test images have no labels and are not used. The zip is read where it is; nothing is
-unpacked.
+Training images are in train/<wnid>/images. All validation images are in val/images, and val/val_annotations.txt has
+their classes. The test images have no labels and are not used. The zip is read in place, without unpacking.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from harness.data.spec import DataSpec
 
 _ANNOTATIONS = "val/val_annotations.txt"
 _MOST_BYTES = 2**24
-"""A larger file is no image of 64×64 pixels."""
+"""Larger files cannot be images of 64×64 pixels and are refused."""
 
 
 @dataclass(frozen=True)
 class _Tree:
-    """The files of the data set by their path under tiny-imagenet-200/."""
+    """Files of the data set by their path under tiny-imagenet-200/."""
 
     where: str
     names: list[str]
@@ -37,19 +36,24 @@ class _Tree:
 
 
 def is_tiny_imagenet_directory(path: Path) -> bool:
-    """Whether `path` is laid out like tiny-imagenet-200/."""
+    """Return whether `path` has the layout of tiny-imagenet-200/."""
     return (path / _ANNOTATIONS).is_file()
 
 
 def read_tiny_imagenet(spec: DataSpec, path: Path, split: str) -> RawSplit:
-    """Read one split; classes are numbered in the order of their sorted wnids, as everywhere.
+    """Read one split. Classes are numbered in the order of sorted wnids.
 
-    Samples come by class, then by name, so that the zip, its directory and an image folder of val/<wnid>/ have one
-    content digest. Raises ValueError for a zip that is damaged, or holds links, and for images without a class.
+    Samples are sorted by class, then by name. The zip, its directory and an image folder of val/<wnid>/ therefore have
+    the same content digest.
+
+    Raises:
+        ValueError: The zip is damaged or has links, or an image has no class.
     """
+    # List the files and classes.
     tree = _directory(path) if path.is_dir() else _zip(path)
     classes = {wnid.strip(): label for label, wnid in enumerate(sorted(tree.lines("wnids.txt")))}
     images = [name for name in tree.names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    # Assign a class to each image of the split.
     if split == "train":
         found = [(name.split("/")[1], name) for name in images if name.startswith("train/")]
         unknown = sorted({wnid for wnid, _ in found} - set(classes))
@@ -67,16 +71,20 @@ def read_tiny_imagenet(spec: DataSpec, path: Path, split: str) -> RawSplit:
 
 
 def _annotated(tree: _Tree, images: list[str], classes: dict[str, int]) -> list[tuple[str, str]]:
-    """Return (wnid, file) of the validation images; each must have one line of known class, each line its image."""
+    """Return (wnid, file) for all validation images.
+
+    Raises:
+        ValueError: A line has no known class, an image has no line, or a line has no image.
+    """
     wnids: dict[str, str] = {}
     for number, line in enumerate(tree.lines(_ANNOTATIONS), start=1):
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in classes:
-            raise ValueError(f"{tree.where}:{_ANNOTATIONS}, line {number}, names no class of wnids.txt: {line[:60]!r}")
+            raise ValueError(f"{tree.where}:{_ANNOTATIONS}, line {number}, has no class of wnids.txt: {line[:60]!r}")
         wnids[f"val/images/{fields[0]}"] = fields[1]
     for names, others, problem in (
         (images, wnids, f"has no line in {_ANNOTATIONS}"),
-        (wnids, set(images), f"is missing, though {_ANNOTATIONS} lists it"),
+        (wnids, set(images), f"is missing, but {_ANNOTATIONS} lists it"),
     ):
         odd = [name for name in names if name not in others]
         if odd:
@@ -102,7 +110,7 @@ def _zip(path: Path) -> _Tree:
     def read(name: str) -> bytes:
         entry = entries[root + name]
         if stat.S_ISLNK(entry.external_attr >> 16) or entry.file_size > _MOST_BYTES:
-            raise ValueError(f"{path}: {entry.filename} is a link, or too large for what it should be; not read")
+            raise ValueError(f"{path}: {entry.filename} is a link, or too large for its kind of file; not read")
         try:
             return archive.read(entry)
         except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError) as error:

@@ -1,1 +1,1 @@
-"""Questions about the lineage: lists, relatives, differences."""
+"""Query the lineage: list, find, relate, compare and export runs."""

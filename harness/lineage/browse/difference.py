@@ -1,4 +1,4 @@
-"""In what two nodes differ: settings, data, seeds, code, packages, and then their signed masks, layer by layer."""
+"""Compare the settings, data, seeds, code and masks of two runs."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ if TYPE_CHECKING:
 _SEEDS = ("init_seed", "sgd_seed")
 _LAUNCH = ("launch", "argv", "command", "hardware")
 _PLACES = ("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit", "stuck_after")
-"""Of the settings, those that change no bit."""
+"""Settings that do not change the result. They are listed with the launch."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs between nodes a and b, by section and name: (a's, b's), None where one has no such thing.
+    """Hold the differences between runs a and b.
 
-    `layers` compares the signed masks, one row for each prunable tensor; where they cannot be compared it is None and
-    `why_no_masks` says why.
+    `sections` is {section: {name: (value of a, value of b)}}, with None for a missing value. `layers` has one row for
+    each prunable tensor of the signed masks. It is None if the masks cannot be compared, for the reason in
+    `why_no_masks`.
     """
 
     a: LineageRecord
@@ -36,18 +37,21 @@ class Difference:
 
     @property
     def total(self) -> LayerSigns | None:
-        """All layers counted together."""
+        """Counts over all layers, or None if the masks cannot be compared."""
         from harness.masks.signs import LayerSigns
 
         return None if self.layers is None else LayerSigns.total(self.layers)
 
     @property
     def differing_layers(self) -> list[LayerSigns]:
-        """The layers that do not keep the same weights with the same signs."""
+        """Layers in which the kept weights or their signs differ."""
         return [row for row in self.layers or [] if not row.kept_a == row.kept_b == row.kept_both == row.agreeing]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return JSON-able data: {"differences": {section: {name: [a's, b's]}}, "masks": {...}}."""
+        """Return JSON-serialisable data.
+
+        The form is {"differences": {section: {name: [value of a, value of b]}}, "masks": {...}}.
+        """
         sections = {title: {name: list(pair) for name, pair in rows.items()} for title, rows in self.sections.items()}
         if self.layers is None or self.total is None:
             return {"differences": sections, "masks": {"comparable": False, "why": self.why_no_masks}}
@@ -63,9 +67,11 @@ class Difference:
 
 
 def diff(store: LineageStore, a: Named, b: Named) -> Difference:
-    """Return in what two nodes differ.
+    """Compare two runs, given as summaries or by anything that `find_node` accepts.
 
-    Raises LookupError when the record of one cannot be found, ValueError when a record or mask was altered.
+    Raises:
+        LookupError: A run or its record cannot be found.
+        ValueError: A record or mask was altered.
     """
     a, b = find_node(store, a), find_node(store, b)
     first, second = store.record_of(a), store.record_of(b)
@@ -74,21 +80,29 @@ def diff(store: LineageStore, a: Named, b: Named) -> Difference:
 
 
 def differences(a: LineageRecord, b: LineageRecord) -> dict[str, dict[str, tuple[Any, Any]]]:
-    """Return what differs between two records, {section: {name: (a's, b's)}}; sections without any are left out."""
+    """Compare two records.
+
+    Returns:
+        {section: {name: (value of a, value of b)}}, without sections that have no difference.
+    """
     one, other = _sections(a), _sections(b)
     found = {title: _differing(one[title], other[title]) for title in one}
     return {title: rows for title, rows in found.items() if rows}
 
 
 def _sections(record: LineageRecord) -> dict[str, dict[str, Any]]:
-    """Return all that a record says of how it was made, by section."""
+    """Sort the content of a record into sections.
+
+    Return {section: {name: value}} of its tags, config, code versions and errors.
+    """
     config = _flat(record.config)
     settings: dict[str, Any] = {}
     launch: dict[str, Any] = {}
     data: dict[str, Any] = {}
-    # a training has seeds of its own, or none (retrain draws no θ_init), beside those of its search
+    # Phase: seeds. A final training has its own, which take precedence over those of its search.
     drawn = {name: config.get(name, config.get(f"search.{name}")) for name in _SEEDS if name not in record.tags}
     seeds = _of(record.tags, *_SEEDS) | {name: str(value) for name, value in drawn.items() if value is not None}
+    # Phase: split the flat config into settings, data and launch
     for name, value in config.items():
         section, _, rest = name.partition(".")
         inner = rest if section in ("search", "launch") else name
@@ -100,6 +114,7 @@ def _sections(record: LineageRecord) -> dict[str, dict[str, Any]]:
             data[inner.removeprefix("data.")] = value
         else:
             settings[inner] = value
+    # Phase: add values from tags, code versions and metrics
     data |= _of(record.tags, "data", "data_digest")
     code = _of(record.code, "commit", "dirty")
     parents = {parent.relation: parent.key for parent in record.parents}
@@ -117,10 +132,12 @@ def _sections(record: LineageRecord) -> dict[str, dict[str, Any]]:
 
 
 def _of(values: Mapping[str, str], *names: str) -> dict[str, Any]:
+    """Return the given names that exist, with their values."""
     return {name: values[name] for name in names if name in values}
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings, with names such as "search.data.name"."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, dict):
@@ -135,6 +152,7 @@ def _differing(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, tuple[An
 
 
 def _compare_masks(store: LineageStore, a: RunSummary, b: RunSummary) -> tuple[list[LayerSigns] | None, str]:
+    """Return (rows by layer, ""), or (None, reason) without comparable masks."""
     from harness.masks import SignedMask
     from harness.masks.signs import compare_signs
 
@@ -146,7 +164,7 @@ def _compare_masks(store: LineageStore, a: RunSummary, b: RunSummary) -> tuple[l
             masks.append(SignedMask.load(path))
     if masks[0].mask.shapes() != masks[1].mask.shapes():
         networks = " and ".join(node.tags.get("model", "unknown") for node in (a, b))
-        return None, f"they are of different networks ({networks}): their masks are not comparable"
+        return None, f"their networks differ ({networks}), so their masks cannot be compared"
     return compare_signs(*masks), ""
 
 

@@ -1,4 +1,4 @@
-"""The graph for other programs: JSON as `--json` prints it, and GraphML with typed attributes."""
+"""Export the lineage graph for other programs as JSON or GraphML."""
 
 from __future__ import annotations
 
@@ -21,16 +21,20 @@ _METRICS = ("density", "test_error_percent", "barrier")
 
 
 def edges(nodes: Iterable[RunSummary]) -> list[dict[str, str]]:
-    """Return {"from", "to", "relation"} of every parent and what was made from it, by key."""
+    """Return all parent edges.
+
+    Each is {"from": parent key, "to": child key, "relation": relation}.
+    """
     return [
         {"from": parent.key, "to": node.key, "relation": parent.relation} for node in nodes for parent in node.parents
     ]
 
 
 def to_networkx(nodes: Iterable[RunSummary]) -> networkx.DiGraph[str]:
-    """Return the graph with plain attributes (text, int, float), keys as nodes; a parent not given is kind `missing`.
+    """Convert runs to a networkx graph.
 
-    An edge has the relation, or several joined by commas where a node was made from one in several ways.
+    Keys are the nodes, and attributes have type str, int or float. Parents that are not among the runs become nodes of
+    kind `missing`. If a child uses one parent in several ways, its edge has all these relations, joined by commas.
     """
     import networkx
 
@@ -47,7 +51,17 @@ def to_networkx(nodes: Iterable[RunSummary]) -> networkx.DiGraph[str]:
 
 
 def write_export(nodes: Iterable[RunSummary], path: Path, form: str) -> None:
-    """Write the nodes and what came from what to a new file; FileExistsError when there is one."""
+    """Write the runs and their parent edges to a new file.
+
+    Args:
+        nodes: Runs to export.
+        path: File to create.
+        form: One of FORMATS.
+
+    Raises:
+        FileExistsError: `path` already exists.
+        ValueError: The format is unknown.
+    """
     nodes = list(nodes)
     if form not in FORMATS:
         raise ValueError(f"unknown format {form!r}; known: {', '.join(FORMATS)}")
@@ -62,7 +76,10 @@ def write_export(nodes: Iterable[RunSummary], path: Path, form: str) -> None:
 
 
 def _attributes(node: RunSummary) -> dict[str, Any]:
-    """Return what is known of a node; XML cannot hold control characters, so they are written out."""
+    """Return the node attributes of a run, without those that it lacks.
+
+    Control characters are escaped, because XML forbids them.
+    """
     tags = node.tags
     values: dict[str, Any] = {"kind": node.kind, "name": node.name, "status": node.status, "run_id": node.run_id}
     values |= {name: tags.get(name) for name in _TEXT_TAGS}

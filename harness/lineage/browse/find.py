@@ -1,4 +1,7 @@
-"""What a person asks of the lineage: the newest nodes, one node, its family; from MLflow and local nodes together."""
+"""Find runs by ID, by filter, or by their relation to others.
+
+Local runs and MLflow runs are merged by key.
+"""
 
 from __future__ import annotations
 
@@ -29,20 +32,29 @@ from harness.lineage.tracking.server import (
 _MINIMUM_DIGITS, _RUN_ID_DIGITS, _KEY_DIGITS = 4, 32, 64
 
 Named = RunSummary | str
-"""A node, or what `find_node` finds it by."""
+"""A run summary, or any text that `find_node` accepts."""
 
 
 def newest(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[RunSummary]:
-    """Return the newest nodes that `query` asks for, delivered or not, newest first; a few requests in all.
+    """Return the newest matching runs, newest first.
 
-    Raises LookupError when the query names an experiment that is not there, ValueError when the limit is below 1.
+    This takes only a few server requests.
+
+    Args:
+        store: Local runs and their MLflow copies.
+        limit: Largest number of runs, or None for all.
+        query: Filter; None matches all runs.
+
+    Raises:
+        LookupError: The query names an unknown experiment.
+        ValueError: The limit is below 1.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit {limit}: give 1 or more")
     query = query or Query()
     delivered = store.summaries(query.where, limit, query.experiment)
     index = LocalIndex(store.local)
-    # Runs that were not returned started before the last of these, so what is local and as new was not delivered.
+    # Runs beyond the limit started before the oldest returned one. Only newer local runs can belong to the result.
     horizon_ms = delivered[-1].started_ms if limit is not None and len(delivered) >= limit else 0
     known = {node.key for node in delivered}
     newer = [entry for key, entry in index.entries.items() if entry.started_ms >= horizon_ms and key not in known]
@@ -54,9 +66,15 @@ def newest(store: LineageStore, limit: int | None = 100, query: Query | None = N
 
 
 def find_node(store: LineageStore, text: Named) -> RunSummary:
-    """Return the node that a run ID or a key, or a unique beginning of one, or a `models:/` URI names.
+    """Find one run by its ID.
 
-    The run ID that an imported node had where it was made names it, too. LookupError when there is no such node.
+    Args:
+        store: Local runs and their MLflow copies.
+        text: An MLflow run ID, a key, a unique prefix of either, or a `models:/` URI. For imported runs also the run ID
+            in the original store. A RunSummary is returned as it is.
+
+    Raises:
+        LookupError: No run matches, or the prefix is ambiguous.
     """
     if isinstance(text, RunSummary):
         return text
@@ -67,14 +85,15 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
     ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
     found = next((nodes for way in ways if (nodes := way(store, text))), {})
     if not found:
-        raise LookupError(f"no run or node begins with {text!r}; `python tools/lineage.py list` shows what there is")
+        raise LookupError(f"no run ID or key begins with {text!r}; `python tools/lineage.py list` shows the runs")
     if len(found) > 1:
         names = ", ".join(f"{short_id(node, 12)} ({node.name})" for node in list(found.values())[:5])
-        raise LookupError(f"{text!r} is the beginning of more than one: {names}; give more digits")
+        raise LookupError(f"{text!r} matches more than one run: {names}; give more digits")
     return next(iter(found.values()))
 
 
 def _by_run_id(store: LineageStore, text: str) -> dict[str, RunSummary]:
+    """Find MLflow runs by a run ID or its prefix."""
     if len(text) > _RUN_ID_DIGITS:
         return {}
     condition = f"= '{text}'" if len(text) == _RUN_ID_DIGITS else f"LIKE '{text}%'"
@@ -82,13 +101,15 @@ def _by_run_id(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def _by_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
+    """Find MLflow runs by a key or its prefix."""
     condition = f"= '{text}'" if len(text) == _KEY_DIGITS else f"LIKE '{text}%'"
-    # Of several runs of one key the finished one is shown, of several finished ones the oldest.
+    # If several MLflow runs have one key, the last in this order wins: the oldest finished run.
     runs = store.summaries(f"tags.`{KEY_TAG}` {condition}", limit=20)
     return {node.key: node for node in sorted(runs, key=lambda node: (node.status == "FINISHED", -node.started_ms))}
 
 
 def _by_local_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
+    """Find local runs by a key or its prefix."""
     paths = [path for path in store.local.directories() if _digits(path).startswith(text[:16])]
     if not paths:
         return {}
@@ -98,6 +119,7 @@ def _by_local_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def _by_origin(store: LineageStore, text: str) -> dict[str, RunSummary]:
+    """Find imported runs by their original run ID or its prefix."""
     if len(text) > _RUN_ID_DIGITS:
         return {}
     runs = store.summaries(f"tags.`{ORIGIN_TAG}` LIKE '%{text}%'", limit=20)
@@ -110,7 +132,10 @@ def _by_origin(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def family(store: LineageStore, node: Named) -> list[RunSummary]:
-    """Return all nodes below the same topmost node: a search with its levels, trainings and analyses."""
+    """Return all runs with the same root, oldest first.
+
+    Usually this is a search with its levels, final trainings and analyses.
+    """
     node = find_node(store, node)
     index = LocalIndex(store.local)
     nodes = _family(store, index, _top(store, index, node))
@@ -118,7 +143,10 @@ def family(store: LineageStore, node: Named) -> list[RunSummary]:
 
 
 def relatives(store: LineageStore, node: Named) -> tuple[list[RunSummary], list[RunSummary]]:
-    """Return (parents, children) of a node, those in another family included; missing parents are left out."""
+    """Return (parents, children) of a run, from all searches.
+
+    Parents that cannot be found are left out.
+    """
     node = find_node(store, node)
     index = LocalIndex(store.local)
     near = _family(store, index, _top(store, index, node))
@@ -132,25 +160,32 @@ def relatives(store: LineageStore, node: Named) -> tuple[list[RunSummary], list[
 
 
 def ancestors(store: LineageStore, node: Named) -> list[RunSummary]:
-    """Return everything a node was made from, each after its own parents; a few requests for each search it leads to.
+    """Return all ancestors of a run, parents before children.
 
-    Parents that are neither local nor in MLflow are left out; `verify` names them.
+    This takes a few server requests for each search involved. Parents that are neither local nor in MLflow are left
+    out, and `verify` reports them.
     """
     node = find_node(store, node)
     return lineage_of(store, [node], up=True).ancestors(node.key)
 
 
 def descendants(store: LineageStore, node: Named) -> list[RunSummary]:
-    """Return everything made from a node, each after its own parents; a few requests for each search it leads to."""
+    """Return all descendants of a run, parents before children.
+
+    This takes a few server requests for each search involved.
+    """
     node = find_node(store, node)
     return lineage_of(store, [node], down=True).descendants(node.key)
 
 
 def way(store: LineageStore, start: Named, end: Named) -> list[RunSummary]:
-    """Return the nodes of a shortest way from `start` to `end`, along parents and children.
+    """Return a shortest path from `start` to `end`, both included.
 
-    A way that goes one way only, from what was used to what was made, is preferred. Raises LookupError when the two
-    have nothing in common.
+    A path from an ancestor to its descendant is preferred. Otherwise the path may change direction, such as through a
+    common ancestor.
+
+    Raises:
+        LookupError: A run cannot be found, or the two are not related.
     """
     start, end = find_node(store, start), find_node(store, end)
     graph = lineage_of(store, [start, end], up=True)
@@ -162,7 +197,10 @@ def way(store: LineageStore, start: Named, end: Named) -> list[RunSummary]:
 
 
 def path_steps(nodes: list[RunSummary]) -> list[dict[str, str]]:
-    """Return for each two neighbours of a way {"from", "to", "relation"}: keys, from what was used to what was made."""
+    """Return the edge between each two neighbours on a path.
+
+    Each edge is {"from": parent key, "to": child key, "relation": relation}, for either direction of the path.
+    """
     steps = []
     for one, other in pairwise(nodes):
         made, used = (other, one) if any(parent.key == one.key for parent in other.parents) else (one, other)
@@ -174,11 +212,21 @@ def path_steps(nodes: list[RunSummary]) -> list[dict[str, str]]:
 def lineage_of(
     store: LineageStore, nodes: list[RunSummary], *, up: bool = False, down: bool = False
 ) -> LineageGraph[RunSummary]:
-    """Return the graph of the families of `nodes`, and of the families that they came from or led to."""
+    """Return the graph of the families that `nodes` belong to.
+
+    A family is a root run and all runs nested below it.
+
+    Args:
+        store: Local runs and their MLflow copies.
+        nodes: Runs to start from.
+        up: Also include the families of ancestors.
+        down: Also include the families of descendants.
+    """
     index = LocalIndex(store.local)
     known = {node.key: node for node in nodes}
     waiting = list(dict.fromkeys(_top(store, index, node) for node in nodes))
     asked: set[str] = set()
+    # Load one family after another, and queue the families of runs related to it.
     while waiting:
         top = waiting.pop()
         if top in asked:
@@ -201,18 +249,22 @@ def _by_age(node: RunSummary) -> tuple[int, str]:
 
 
 def _digits(directory: Path) -> str:
-    """Return the first digits of a local node's key, which its directory is named by."""
+    """Return the key digits in the directory name of a run."""
     return directory.name.rpartition("-")[2]
 
 
 def _check_experiment(store: LineageStore, index: LocalIndex, name: str) -> None:
+    """Raise LookupError if neither MLflow nor any local run knows the experiment."""
     names = {*store.experiments(), *(entry.experiment for entry in index.entries.values() if entry.experiment)}
     if name not in names:
         raise LookupError(f"no experiment {name!r}; there are: {', '.join(sorted(names)) or 'none'}")
 
 
 def _undelivered(store: LineageStore, entries: list[IndexedRun], limit: int | None = None) -> list[IndexedRun]:
-    """Return those of the `limit` newest of `entries` that have no run; what is remembered of a run is asked for."""
+    """Keep the `limit` newest local runs that MLflow does not have.
+
+    A remembered run ID is looked up, because somebody may have deleted the run in MLflow.
+    """
     entries = sorted(entries, key=lambda entry: -entry.started_ms)[:limit]
     if not store.server.readable():
         return entries
@@ -222,13 +274,16 @@ def _undelivered(store: LineageStore, entries: list[IndexedRun], limit: int | No
 
 
 def _by_ids(store: LineageStore, run_ids: list[str]) -> dict[str, RunSummary]:
-    """Return {run ID: node} of those runs that exist, a hundred in a request."""
+    """Return {run ID: run} for the IDs that exist, in batched requests."""
     runs = (node for condition in id_conditions(run_ids) for node in store.summaries(condition))
     return {str(node.run_id): node for node in runs}
 
 
 def _top(store: LineageStore, index: LocalIndex, node: RunSummary) -> str:
-    """Return the key of a node's topmost node, through MLflow where local nodes lead to one that is only there."""
+    """Return the key of a run's root.
+
+    Ask MLflow if the local runs lead to a run that exists only there.
+    """
     top = node.root or node.key
     if node.run_id is None and top not in index.entries:
         for other in store.summaries(f"tags.`{KEY_TAG}` = '{top}'", limit=1):
@@ -237,7 +292,10 @@ def _top(store: LineageStore, index: LocalIndex, node: RunSummary) -> str:
 
 
 def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSummary]:
-    """Return the nodes below `top` by key, and itself; one request."""
+    """Return a root and all runs below it, by key.
+
+    This takes one request.
+    """
     nodes = {node.key: node for node in store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")}
     places = {top, *nodes}
     local = [entry for key, entry in index.entries.items() if key not in nodes and index.top(key) in places]
@@ -247,7 +305,10 @@ def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSu
 def _missing_parents(
     store: LineageStore, index: LocalIndex, known: dict[str, RunSummary], nodes: list[RunSummary]
 ) -> dict[str, RunSummary]:
-    """Return those parents of `nodes` that are not known yet, and exist."""
+    """Find the parents of `nodes` that are not in `known`.
+
+    Parents that exist nowhere are left out.
+    """
     children = [node for node in nodes if any(parent.key not in known for parent in node.parents)]
     missing = {parent.key for node in children for parent in node.parents} - known.keys()
     found = {
@@ -262,7 +323,7 @@ def _missing_parents(
 def _made_elsewhere(
     store: LineageStore, index: LocalIndex, known: dict[str, RunSummary], top: str
 ) -> dict[str, RunSummary]:
-    """Return what other families made from nodes of the family of `top`."""
+    """Return runs of other families with a parent in this family."""
     made = {node.key: node for node in store.summaries(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(top)}%'")}
     local = [entry for entry in index.entries.values() if not known.keys().isdisjoint(entry.parents)]
     found = _summaries(index, [entry for entry in local if entry.key not in made and entry.key not in known])
@@ -270,7 +331,7 @@ def _made_elsewhere(
 
 
 def _summaries(index: LocalIndex, entries: list[IndexedRun]) -> list[RunSummary]:
-    """Return what local nodes say of themselves; one that was altered is named in a warning and hides no other."""
+    """Summarise local runs; skip altered records with a warning."""
     origin = origins(index.nodes) if entries else {}
     summaries = []
     for entry in entries:

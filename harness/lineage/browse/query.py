@@ -1,4 +1,4 @@
-"""What a list is asked for: filters that a tracking server answers, and the same ones for local nodes."""
+"""Define run filters once, for the tracking server and for local runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness.lineage.nodes.index import IndexedRun
 from harness.lineage.nodes.record import KINDS
 
-_HALF_DIGIT = 0.0005  # densities are shown with three digits, and meant as they are shown
+_HALF_DIGIT = 0.0005  # densities are shown with three digits, so a filter must match the rounded value
 _WIDTH = re.compile(r"-w\d+$")
 _AGE = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
@@ -23,21 +23,27 @@ _COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, ">=": opera
 
 
 class _Filter(NamedTuple):
+    """One condition, with the names of its field in MLflow and locally."""
+
     in_mlflow: str
     of_local: str
-    """Name of the field of `IndexedRun`."""
+    """Field of `IndexedRun`."""
     comparison: str
+    """Key of _COMPARE."""
     value: str | float | None
-    """None: not asked for."""
+    """None disables the condition."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """Which nodes are asked for; None: any. `since_ms` is of the start; `density` is (least, most), both included.
+    """Filter for runs. All conditions must hold, and None disables a condition.
 
-    `kind` is one of the record's kinds, or how a ticket was used in a final training (signed_mask, mask, dense, …).
-    `network` is a model of any width (resnet20), or one of one width as it is shown (resnet20-w32).
-    Raises ValueError on a text that no name can be.
+    `kind` is one of KINDS, or a kind of final training (signed_mask, mask, dense, …). `network` is a model of any width
+    (resnet20) or of one width (resnet20-w32). `density` is (lowest, highest), both included. `since_ms` is the earliest
+    start, in ms since 1970.
+
+    Raises:
+        ValueError: `method`, `network` or `kind` has characters that no name has.
     """
 
     experiment: str | None = None
@@ -56,7 +62,7 @@ class Query:
 
     @cached_property
     def _filters(self) -> list[_Filter]:
-        """One row for each condition, from which both filters follow: MLflow's and that of local runs."""
+        """All active conditions, for both the MLflow and the local filter."""
         of_width = self.network is not None and _WIDTH.search(self.network)
         rows = [
             _Filter("tags.`method`", "method", "=", self.method),
@@ -73,11 +79,11 @@ class Query:
 
     @property
     def where(self) -> str:
-        """The filter in MLflow's language, the experiment aside; "" for everything."""
+        """The filter in MLflow's query syntax, without the experiment; "" matches all runs."""
         return " AND ".join(f"{row.in_mlflow} {row.comparison} {row.value!r}" for row in self._filters)
 
     def fits(self, run: IndexedRun) -> bool:
-        """Return whether a local run is asked for."""
+        """Return whether a local run matches all conditions, including the experiment."""
         if self.experiment is not None and run.experiment != self.experiment:
             return False
         pairs = ((getattr(run, row.of_local), row) for row in self._filters)
@@ -85,7 +91,14 @@ class Query:
 
 
 def parse_density(text: str) -> tuple[float, float]:
-    """Return (least, most) of '0.1..0.3' or '0.21', half of the third digit wider; ValueError on anything else."""
+    """Parse a density such as '0.21' or a range such as '0.1..0.3'.
+
+    Returns:
+        (lowest, highest), widened by half of the third decimal to match rounded values.
+
+    Raises:
+        ValueError: The text has another form, or the range is empty or outside of 0..1.
+    """
     least, separator, most = text.partition("..")
     try:
         low, high = float(least), float(most if separator else least)
@@ -97,7 +110,20 @@ def parse_density(text: str) -> tuple[float, float]:
 
 
 def parse_since(text: str, now: datetime | None = None) -> int:
-    """Return the time of '2026-01-31', '2026-01-31 14:00' or an age as '7d' (m, h, d, w) in milliseconds since 1970."""
+    """Parse a date or an age as a time.
+
+    Allowed are a date ('2026-01-31'), a date with time ('2026-01-31 14:00'), and an age ('7d'; units m, h, d, w).
+
+    Args:
+        text: The date or age, in local time.
+        now: Reference for ages, by default the current time.
+
+    Returns:
+        The time in ms since 1970.
+
+    Raises:
+        ValueError: The text has another form.
+    """
     if age := _AGE.fullmatch(text):
         then = (now or datetime.now()) - timedelta(**{_UNITS[age[2]]: int(age[1])})
     else:
@@ -105,6 +131,6 @@ def parse_since(text: str, now: datetime | None = None) -> int:
             then = datetime.fromisoformat(text)
         except ValueError:
             raise ValueError(
-                f"since {text!r}: give a date such as 2026-01-31, with a time if need be, or an age such as 7d or 12h"
+                f"since {text!r}: give a date such as 2026-01-31, optionally with a time, or an age such as 7d or 12h"
             ) from None
     return int(then.timestamp() * 1000)

@@ -1,1 +1,1 @@
-"""Nodes of the lineage: records, their files on disk, the graph."""
+"""Run records, local run directories, and the graph between runs."""

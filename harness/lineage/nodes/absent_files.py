@@ -1,6 +1,6 @@
-"""List the files of a committed node that are absent on purpose, and why; its record stays as it was.
+"""List the files that a committed run lacks on purpose, with reasons.
 
-They were deleted (`gc`), or left out when the node was given away (`bundle`).
+`gc` deletes such files, and `bundle` leaves them out of a copy. The run's record still lists them and never changes.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from harness.common.files import write_atomically
 
-ABSENT_FILES = "deleted.json"  # in the node's directory, so that it goes where the directory goes
+ABSENT_FILES = "deleted.json"  # inside the run's directory, so that it is copied and moved together with the run
 FORMAT = "harness.deleted/1"
 
 
 @dataclass(frozen=True)
 class AbsentFile:
-    """A file that a record lists and that was removed or left out on purpose."""
+    """One recorded file that was deleted or left out on purpose."""
 
     sha256: str
     num_bytes: int
     deleted_at: str
-    """ISO 8601, with the offset from UTC."""
+    """Time in ISO 8601 with the UTC offset."""
     why: str
 
     def __str__(self) -> str:
@@ -30,7 +30,17 @@ class AbsentFile:
 
 
 def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
-    """Return the absent files of a node by name; ValueError when the list is there but cannot be read."""
+    """Return the files that a run lacks on purpose, by file name.
+
+    Args:
+        directory: Directory of the run.
+
+    Returns:
+        An empty dict if the run has no such list.
+
+    Raises:
+        ValueError: The list exists but is damaged or has another format.
+    """
     path = directory / ABSENT_FILES
     try:
         content = json.loads(path.read_bytes())
@@ -40,10 +50,13 @@ def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
     except FileNotFoundError:
         return {}
     except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path} was altered: {error}; remove it") from None
+        raise ValueError(f"{path} was altered: {error}; delete this file") from None
 
 
 def write_absent_files(directory: Path, absent: dict[str, AbsentFile]) -> None:
-    """Write the list whole or not at all; it is on the disk when this returns, so that files may be deleted."""
+    """Write the list atomically and flush it to disk.
+
+    Afterwards the caller may safely delete the files.
+    """
     content = {"format": FORMAT, "files": {name: asdict(file) for name, file in sorted(absent.items())}}
     write_atomically(directory / ABSENT_FILES, json.dumps(content, indent=1, sort_keys=True).encode())

@@ -1,4 +1,4 @@
-"""Which code and which versions made a node."""
+"""Find the code version and package versions that a run records."""
 
 import functools
 import importlib.metadata
@@ -10,7 +10,7 @@ _PACKAGES = ("torch", "torchvision", "numpy", "accelerate", "ffcv", "safetensors
 
 
 def _git(*arguments: str, directory: Path) -> str | None:
-    """Return git's output, or None where there is no git or no repository."""
+    """Return git's output, or None if git fails or is missing."""
     try:
         done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
@@ -32,18 +32,19 @@ def _versions() -> dict[str, str]:
 def _code_version() -> tuple[tuple[str, str], ...]:
     root = Path(__file__).resolve().parents[3]
     commit, dirty = "unknown", "unknown"
-    # A harness installed into an environment that lies inside somebody's repository is not that repository's code.
+    # Compare the roots: an installed harness may lie inside another project's repository, whose commit says nothing.
     if _git("rev-parse", "--show-toplevel", directory=root) == str(root):
         commit = _git("rev-parse", "HEAD", directory=root) or "unknown"
-        # Untracked Python files count: a new method that is not committed yet still makes the numbers.
+        # Untracked files count as changes: an uncommitted new method can determine the results.
         changed = _git("status", "--porcelain", "--", "harness", "recipes", "tools", directory=root)
         dirty = "unknown" if changed is None else str(bool(changed)).lower()
     return (("commit", commit), ("dirty", dirty), *_versions().items(), ("machine", platform.machine()))
 
 
 def code_version() -> dict[str, str]:
-    """Return commit, dirty ("true", "false" or "unknown") and the versions of Python and the packages that compute.
+    """Return the git commit, package versions and machine type.
 
-    Read once per process: the code that runs is the code that was there when the process first asked.
+    `dirty` is "true", "false" or "unknown". The result is cached for the process, because later edits do not change the
+    code that is already imported.
     """
     return dict(_code_version())

@@ -1,4 +1,4 @@
-"""The lineage as a graph over plain nodes: what came from what, and what is shown under what."""
+"""Represent the lineage as a graph of runs and as a tree."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
     import networkx
 
 _OTHER = "kaiming_normal"
-"""The scheme that takes none of a network's own weights."""
+"""Initialisation scheme that does not use the network's default draw."""
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """One run as lists and trees show it, read from its tags alone: no artifact is opened.
+    """Summarise one run for lists and trees, without opening any artifact.
 
-    `root` is the key of the topmost node this one is shown under; `run_id` is None for a node not delivered yet.
-    `origin_run_ids` are those it had in the stores it was imported from.
+    This run is shown below the run with the key `nest_key`. The topmost run of that tree has the key `root`. `run_id`
+    is None if the run is not delivered yet. `origin_run_ids` are its run IDs in the stores that it was imported from.
     """
 
     key: str
@@ -41,11 +41,11 @@ class RunSummary:
     origin_run_ids: tuple[str, ...] = ()
     experiment_id: str | None = None
     absent: tuple[str, ...] = ()
-    """Files that the run lists and does not have, on purpose."""
+    """Files that the record lists, but that are deliberately missing in MLflow."""
 
     @classmethod
     def of(cls, record: LineageRecord, root: str | None = None) -> RunSummary:
-        """Return the summary of a node that is known locally only."""
+        """Summarise a run that exists only locally."""
         return cls(
             key=record.key,
             kind=record.kind,
@@ -64,19 +64,22 @@ class RunSummary:
 
     @property
     def drawn_before(self) -> str | None:
-        """In words how its network's own weights were drawn, if θ_init has them and they are drawn otherwise today."""
+        """Describe how an older version drew this run's initial parameters.
+
+        None if the current version draws them in the same way.
+        """
         draws = self.kind == "search" or (self.kind == "training" and "init_seed" in self.tags)
-        # of a search the name alone says by which scheme
+        # The name of a search tells its initialisation scheme. Other kinds have a tag.
         other = self.tags.get("initialisation") == _OTHER or self.name.endswith(f" from {_OTHER}")
         return drawn_before(self.tags.get("model", ""), self.tags) if draws and not other else None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary as JSON-able data."""
+        """Return the summary as JSON-serialisable data."""
         return asdict(self)
 
 
 class HasParents(Protocol):
-    """The fields that the graph needs; LineageRecord and RunSummary both have them."""
+    """Fields that the graph needs, present in LineageRecord and RunSummary."""
 
     @property
     def key(self) -> str: ...
@@ -92,37 +95,45 @@ N = TypeVar("N", bound=HasParents)
 
 
 class LineageGraph(Generic[N]):
-    """Nodes by key, with an edge from every parent to what was made from it.
+    """Directed graph of runs, with edges from parents to children.
 
-    Raises ValueError when two different nodes have one key. Parents that are not among the nodes are allowed here and
-    reported by `verify`.
+    Parents that are not in the graph are allowed. `verify` reports them.
+
+    Raises:
+        ValueError: Two different runs have the same key.
     """
 
     def __init__(self, nodes: Iterable[N]) -> None:
         self.nodes: dict[str, N] = {}
         for node in nodes:
             if self.nodes.setdefault(node.key, node) is not node:
-                raise ValueError(f"two nodes have the key {node.key[:16]}…: {self.nodes[node.key].name}, {node.name}")
+                raise ValueError(f"two runs have the key {node.key[:16]}…: {self.nodes[node.key].name}, {node.name}")
 
     def children(self, key: str) -> list[N]:
-        """Return the nodes made directly from this one, in the order given."""
+        """Return the direct children of a run, in the given order."""
         self._known(key)
         return [node for node in self.nodes.values() if any(parent.key == key for parent in node.parents)]
 
     def ancestors(self, key: str) -> list[N]:
-        """Return everything this node was made from, in an order in which each comes after its own parents."""
+        """Return all ancestors of a run, parents before children."""
         import networkx
 
         return self._sorted(networkx.ancestors(self._graph(key), key))
 
     def descendants(self, key: str) -> list[N]:
-        """Return everything made from this node, in an order in which each comes after its own parents."""
+        """Return all descendants of a run, parents before children."""
         import networkx
 
         return self._sorted(networkx.descendants(self._graph(key), key))
 
     def path(self, start: str, end: str) -> list[N]:
-        """Return the nodes of a shortest way from `start` to what was made from it; LookupError when there is none."""
+        """Return a shortest path from `start` down to its descendant `end`.
+
+        The path includes both runs.
+
+        Raises:
+            LookupError: A run is unknown, or `end` is not a descendant of `start`.
+        """
         import networkx
 
         self._known(end)
@@ -133,27 +144,36 @@ class LineageGraph(Generic[N]):
             raise LookupError(message) from None
 
     def way(self, start: str, end: str) -> list[N]:
-        """Return the nodes of a shortest way between two, along parents and children; LookupError if there is none."""
+        """Return a shortest path between two runs, ignoring edge directions.
+
+        The path includes both runs.
+
+        Raises:
+            LookupError: A run is unknown, or no path connects the two.
+        """
         import networkx
 
         self._known(end)
-        # through nodes that are there: an unknown parent in common says little
+        # Exclude unknown parents: a path through a missing run would explain little.
         graph = self._graph(start).subgraph(self.nodes).to_undirected()
         try:
             return [self.nodes[key] for key in networkx.shortest_path(graph, start, end)]
         except networkx.NetworkXNoPath:
-            message = f"{self.nodes[start].name} and {self.nodes[end].name} have nothing to do with each other"
+            message = f"{self.nodes[start].name} and {self.nodes[end].name} are not related"
             raise LookupError(message) from None
 
     def nested(self) -> Mapping[str | None, list[N]]:
-        """Return {key: nodes shown under it}; None holds the roots, and nodes whose place is not among the nodes."""
+        """Return {key: runs shown directly below it}.
+
+        The key None holds the roots, and the runs whose `nest_key` is not in the graph.
+        """
         places: dict[str | None, list[N]] = {}
         for node in self.nodes.values():
             places.setdefault(node.nest_key if node.nest_key in self.nodes else None, []).append(node)
         return places
 
     def verify(self) -> list[str]:
-        """Return one line for each parent that is missing and each cycle; an empty list when there is none."""
+        """Return one message for each missing parent and each cycle."""
         import networkx
 
         problems = [
@@ -164,12 +184,12 @@ class LineageGraph(Generic[N]):
         ]
         for cycle in networkx.simple_cycles(self._graph()):
             names = [self.nodes[key].name for key in cycle if key in self.nodes]
-            problems.append(f"cycle: {' → '.join([*names, names[0]])}; a node cannot come from itself")
+            problems.append(f"cycle: {' → '.join([*names, names[0]])}; a run cannot be its own ancestor")
         return problems
 
     def _known(self, key: str) -> None:
         if key not in self.nodes:
-            raise LookupError(f"no lineage node with key {key[:16]}… among {len(self.nodes)}")
+            raise LookupError(f"no run with key {key[:16]}… among {len(self.nodes)} runs")
 
     def _graph(self, key: str | None = None) -> networkx.DiGraph[str]:
         import networkx
@@ -185,6 +205,6 @@ class LineageGraph(Generic[N]):
         import networkx
 
         graph = self._graph().subgraph(keys)
-        # A cycle has no such order; verify reports it, and asking for relatives must still answer.
+        # A graph with a cycle has no topological order. `verify` reports the cycle, and queries must still answer.
         order = networkx.topological_sort(graph) if networkx.is_directed_acyclic_graph(graph) else graph.nodes
         return [self.nodes[key] for key in order if key in self.nodes]

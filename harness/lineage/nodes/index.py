@@ -1,7 +1,7 @@
-"""A list of the local nodes that can be read at once: thousands of records take a minute, this takes a moment.
+"""Cache the searchable fields of all local runs in one file.
 
-The file is made from the records and can be deleted at any time. What it says serves to find nodes; a node that is
-shown is read from its own record, digest checked.
+Listings then need not open thousands of records. The cache is rebuilt from the records and can be deleted at any time.
+It only serves to find runs. Code that shows a run reads its record and checks the digest.
 """
 
 from __future__ import annotations
@@ -22,28 +22,36 @@ _FORMAT = 2
 
 
 class IndexedRun(NamedTuple):
-    """The fields that find a local run; plain values, so that thousands are read in a moment."""
+    """Searchable fields of one local run, as plain JSON values."""
 
     directory: str
     changed_ns: int
+    """Modification time of record.json in ns. With `size` it tells whether the entry is stale."""
     size: int
+    """Size of record.json in bytes."""
     key: str
     kind: str
     started_ms: int
     nest_key: str | None
     parent_keys: str
-    """Separated by spaces."""
+    """Keys of all parents, separated by spaces."""
+    # The following fields are None if the run has no such tag, metric or setting.
     method: str | None
     model: str | None
     network: str | None
-    """With its width, if that is not the usual one."""
+    """Model name, with its width if that is not the default."""
     used_as: str | None
+    """Kind of final training, such as signed_mask."""
     level: str | None
     density: float | None
     experiment: str | None
 
     @classmethod
     def of(cls, directory: str, stamp: tuple[int, int], record: LineageRecord) -> IndexedRun:
+        """Return the entry of a run.
+
+        `stamp` is the (modification time in ns, size in bytes) of its record.json.
+        """
         search = record.config.get("search")
         experiment = search.get("experiment") if isinstance(search, dict) else None
         changed_ns, size = stamp
@@ -71,20 +79,27 @@ class IndexedRun(NamedTuple):
 
 
 class LocalIndex:
-    """The local nodes by key; a node whose record cannot be read is named in a warning and hides no other."""
+    """Map keys to local runs.
+
+    A run with an unreadable record is skipped with a warning.
+    """
 
     def __init__(self, nodes: LocalNodes) -> None:
         self.nodes = nodes
         self.entries: dict[str, IndexedRun] = {entry.key: entry for entry in _up_to_date(nodes.directory)}
 
     def record(self, key: str) -> LineageRecord:
-        """Return a node's record, its digest checked; ValueError when it was altered."""
+        """Return a run's record after checking its digest.
+
+        Raises:
+            ValueError: The record was altered.
+        """
         return read_record(self.nodes.directory / self.entries[key].directory)
 
     def top(self, key: str) -> str:
-        """Return the key of the topmost node this one is shown under, as far up as local nodes lead.
+        """Return the key of the root above a run.
 
-        Where a node in between is in MLflow alone, this is that node's key.
+        Only local runs are followed. If a run on the way up exists only in MLflow, return the key of that run.
         """
         passed = {key}
         while (entry := self.entries.get(key)) is not None and entry.nest_key is not None:
@@ -96,6 +111,10 @@ class LocalIndex:
 
 
 def _up_to_date(directory: Path) -> list[IndexedRun]:
+    """Return the entries of all local runs.
+
+    New and changed records are read, and the cache file is updated.
+    """
     stamps = _stamps(directory)
     entries = [entry for entry in _read(directory / INDEX) if stamps.get(entry.directory) == entry[1:3]]
     known, fresh = {entry.directory for entry in entries}, []
@@ -110,7 +129,10 @@ def _up_to_date(directory: Path) -> list[IndexedRun]:
 
 
 def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
-    """Return {directory name: (time of change in ns, bytes) of its record} of every committed node."""
+    """Return the stamp of every committed run's record.json by directory name.
+
+    A stamp is (modification time in ns, size in bytes).
+    """
     stamps = {}
     with contextlib.suppress(FileNotFoundError), os.scandir(directory) as found:
         for place in found:
@@ -122,7 +144,10 @@ def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def _read(path: Path) -> list[IndexedRun]:
-    """Return what the file says; nothing when there is none, or it is damaged, foreign or of another version."""
+    """Return the cached entries.
+
+    The list is empty if the file is missing, damaged or of another format.
+    """
     try:
         data = json.loads(path.read_bytes())
         return [IndexedRun(*row) for row in data["nodes"]] if data["format"] == _FORMAT else []
@@ -131,6 +156,6 @@ def _read(path: Path) -> list[IndexedRun]:
 
 
 def _write(path: Path, entries: list[IndexedRun]) -> None:
-    with contextlib.suppress(OSError):  # only a shortcut: a directory that cannot be written can still be listed
+    with contextlib.suppress(OSError):  # the cache is optional, so read-only directories can be listed too
         text = json.dumps({"format": _FORMAT, "nodes": entries}, separators=(",", ":"))
         write_atomically(path, text.encode(), durable=False)

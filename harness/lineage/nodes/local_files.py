@@ -1,4 +1,7 @@
-"""Lineage nodes as local directories, each written whole or not at all; training never waits for a server."""
+"""Commit runs atomically as local directories.
+
+Training therefore never waits for the tracking server.
+"""
 
 import contextlib
 import errno
@@ -18,15 +21,15 @@ from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_ab
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 
 RECORD = "record.json"
-SUMS = "SHA256SUMS"  # in the form of `sha256sum -c`, and it covers record.json too, which cannot hold its own digest
+SUMS = "SHA256SUMS"  # readable by `sha256sum -c`; it also covers record.json, which cannot contain its own digest
 CONFIG = "config.json"
-DETERMINANTS = "determinants.json"  # what the key is the digest of: canonical JSON, so the file's SHA-256 is the key
-RESERVED = {RECORD, SUMS, ABSENT_FILES}  # no artifact is called so
-DELIVERED = ".delivered"  # beside the nodes, so that a committed directory is never touched again
+DETERMINANTS = "determinants.json"  # all inputs to the key, in canonical JSON: the SHA-256 of this file is the key
+RESERVED = {RECORD, SUMS, ABSENT_FILES}  # artifacts must not have these names
+DELIVERED = ".delivered"  # beside the run directories, which never change after the commit
 
 
 def json_bytes(data: Any) -> bytes:
-    """Return readable JSON with sorted keys, equal bytes for equal data."""
+    """Serialise to indented JSON; equal data give equal bytes."""
     return (json.dumps(data, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
@@ -36,14 +39,22 @@ def file_names(directory: Path) -> list[str]:
 
 
 def read_sums(directory: Path) -> dict[str, str]:
-    """Return {file name: SHA-256} as SHA256SUMS lists them; ValueError when it is missing or no such list."""
+    """Parse SHA256SUMS of a run directory.
+
+    Returns:
+        {file name: SHA-256}, including record.json.
+
+    Raises:
+        ValueError: The list is missing or malformed.
+    """
     path = directory / SUMS
     try:
-        lines = path.read_bytes().decode().split("\n")  # splitlines() also splits at what a flipped bit makes of \n
+        # Not splitlines(): it accepts other line separators, so it would hide a flipped bit in "\n".
+        lines = path.read_bytes().decode().split("\n")
     except FileNotFoundError:
-        raise ValueError(f"{directory} is not a whole lineage node: it has no {SUMS}") from None
+        raise ValueError(f"{directory} is not a complete run directory: it has no {SUMS}") from None
     except UnicodeDecodeError:
-        raise ValueError(f"{path} was altered: it is no list of digests") from None
+        raise ValueError(f"{path} was altered: it is not a list of digests") from None
     if lines.pop() != "":
         raise ValueError(f"{path} was altered: it does not end in a line break")
     sums = {}
@@ -59,31 +70,41 @@ def read_sums(directory: Path) -> dict[str, str]:
 
 
 def check_digest(path: Path, expected: str) -> Path:
-    """Return `path` if its content has the SHA-256 `expected`; ValueError naming file, got and expected otherwise."""
+    """Return `path` if its content has the expected SHA-256.
+
+    Raises:
+        ValueError: The digest differs. The message has the file and both digests.
+    """
     got = sha256_file(path)
     if got != expected:
-        raise ValueError(f"{path} was altered: its SHA-256 is {got}, recorded was {expected}")
+        raise ValueError(f"{path} was altered: its SHA-256 is {got}, but {expected} was recorded")
     return path
 
 
 def read_record(directory: Path) -> LineageRecord:
-    """Return the record of a committed directory, its own digest checked (not those of the artifacts).
+    """Return the record of a committed run.
 
-    Raises ValueError when record.json is missing, altered, foreign or of a newer format.
+    The digest of record.json is checked, but not those of the artifacts.
+
+    Raises:
+        ValueError: record.json is missing, altered, malformed or of another format.
     """
     sums = read_sums(directory)
     path = directory / RECORD
     if RECORD not in sums or not path.is_file():
-        raise ValueError(f"{directory} is not a whole lineage node: it has no {RECORD}")
+        raise ValueError(f"{directory} is not a complete run directory: it has no {RECORD}")
     check_digest(path, sums[RECORD])
     record = LineageRecord.from_json(path.read_bytes())
     if {name: digest for name, digest in sums.items() if name != RECORD} != record.files:
-        raise ValueError(f"{directory / SUMS} was altered: it does not list the files that {RECORD} lists")
+        raise ValueError(f"{directory / SUMS} was altered: its files and digests differ from those in {RECORD}")
     return record
 
 
 def absent_files(directory: Path, record: LineageRecord) -> dict[str, AbsentFile]:
-    """Return the files of a committed directory that are not there on purpose, by name."""
+    """Return the files that a committed run lacks on purpose, by name.
+
+    An entry counts only if it has the recorded digest and the file does not exist.
+    """
     absent = read_absent_files(directory)
     return {
         name: absent[name]
@@ -93,9 +114,12 @@ def absent_files(directory: Path, record: LineageRecord) -> dict[str, AbsentFile
 
 
 def check_files(directory: Path, record: LineageRecord) -> None:
-    """Check every artifact of a committed directory against its digest; ValueError naming the first that differs.
+    """Check the digests of all artifacts of a committed run.
 
-    What is absent on purpose cannot be checked and is no error.
+    Files that are absent on purpose are skipped.
+
+    Raises:
+        ValueError: A file is missing or altered. The message names the first such file.
     """
     absent = absent_files(directory, record)
     for name in record.files:
@@ -104,12 +128,16 @@ def check_files(directory: Path, record: LineageRecord) -> None:
 
 
 def check_file(directory: Path, record: LineageRecord, name: str) -> Path:
-    """Return the path of one file of a committed directory; ValueError when it is altered or missing, saying why."""
+    """Check the digest of one committed file and return its path.
+
+    Raises:
+        ValueError: The file is altered, missing, or absent on purpose. The message gives the reason.
+    """
     path = directory / name
     if path.is_file():
         return check_digest(path, record.files[name])
     if file := absent_files(directory, record).get(name):
-        raise ValueError(f"{name} of {record.name} was {file}; it has to be made, or imported, again")
+        raise ValueError(f"{name} of {record.name} was {file}; make the run again or import it again")
     raise ValueError(f"{path} is missing; the record of {record.name} lists it")
 
 
@@ -118,7 +146,10 @@ def _bytes_below(directory: Path) -> int:
 
 
 def _os_error(error: Exception) -> OSError | None:
-    """Return the operating system's error behind `error`; safetensors wraps it into a message of its own."""
+    """Return the OSError behind `error`, or None.
+
+    safetensors has the errno only in the text of its own exception.
+    """
     if isinstance(error, OSError):
         return error
     code = re.search(r"os error (\d+)", str(error))
@@ -126,17 +157,20 @@ def _os_error(error: Exception) -> OSError | None:
 
 
 def _explain(error: OSError, action: str, directory: Path, partial: Path) -> OSError:
-    """Return an OSError of the same number whose one line says what could not be written where, with bytes."""
+    """Return an OSError with the same errno and a one-line message.
+
+    The message has the action, directory, reason, bytes written, free space and advice.
+    """
     written = _bytes_below(partial) if partial.is_dir() else 0
     nearest = next(p for p in (directory, *directory.parents) if p.exists())
     reason = os.strerror(error.errno) if error.errno else str(error)
     at = f" (at {error.filename})" if error.filename and not str(error.filename).startswith(str(directory)) else ""
     advice = {
-        errno.ENOSPC: "free some space and start the same command again: it continues",
-        errno.EDQUOT: "free some space and start the same command again: it continues",
+        errno.ENOSPC: "free some space and start the same command again: it resumes",
+        errno.EDQUOT: "free some space and start the same command again: it resumes",
         errno.EACCES: "make the directory writable, or choose another",
         errno.EROFS: "choose a directory on a writable file system",
-    }.get(error.errno or 0, "nothing of this node was kept")
+    }.get(error.errno or 0, "the partly written run was removed")
     free = shutil.disk_usage(nearest).free
     return OSError(
         error.errno or errno.EIO,
@@ -145,17 +179,24 @@ def _explain(error: OSError, action: str, directory: Path, partial: Path) -> OSE
 
 
 class LocalNodes:
-    """The committed nodes below one directory, as `<kind>-<first 16 digits of the key>` each."""
+    """Manage the committed runs below one directory.
+
+    Each run has its own directory, named `<kind>-<first 16 digits of the key>`.
+    """
 
     def __init__(self, directory: Path | str) -> None:
         self.directory = Path(directory)
 
     def path(self, record: LineageRecord) -> Path:
-        """Return the directory that is, or will be, the node of `record`."""
+        """Return the directory for a run, which may not exist yet."""
         return self.directory / f"{record.kind}-{record.key[:16]}"
 
     def find(self, key: str) -> Path | None:
-        """Return the directory of the committed node with this key, or None."""
+        """Return the directory of the committed run with this key, or None.
+
+        Raises:
+            ValueError: The run's record was altered.
+        """
         for kind in KINDS:
             directory = self.directory / f"{kind}-{key[:16]}"
             if (directory / RECORD).is_file() and read_record(directory).key == key:
@@ -163,13 +204,20 @@ class LocalNodes:
         return None
 
     def load(self, key: str) -> LineageRecord:
-        """Return the record of the committed node with this key; LookupError when there is none."""
+        """Return the record of the committed run with this key.
+
+        Raises:
+            LookupError: There is no such local run.
+            ValueError: The record was altered.
+        """
         return read_record(self._existing(key))
 
     def open_file(self, key: str, name: str) -> Path:
-        """Return the path of a node's file after checking its digest.
+        """Check the digest of one file and return its path.
 
-        Raises LookupError when there is no such node or file, ValueError (file, got, expected) when it was altered.
+        Raises:
+            LookupError: There is no such local run, or its record does not list the file.
+            ValueError: The file was altered or is missing.
         """
         directory = self._existing(key)
         record = read_record(directory)
@@ -178,31 +226,44 @@ class LocalNodes:
         return check_file(directory, record, name)
 
     def directories(self) -> Iterator[Path]:
-        """Yield the directory of every committed node, sorted by name."""
+        """Yield the directory of every committed run, sorted by name."""
         if self.directory.is_dir():
             for path in sorted(self.directory.iterdir()):
                 if path.name.split("-")[0] in KINDS and (path / RECORD).is_file():
                     yield path
 
     def records(self) -> list[LineageRecord]:
-        """Return the records of all committed nodes, oldest first; ValueError on an altered one."""
+        """Return the records of all committed runs, oldest first.
+
+        Raises:
+            ValueError: A record was altered.
+        """
         return sorted((read_record(path) for path in self.directories()), key=lambda r: (r.started_ms, r.name, r.key))
 
     def commit(
         self, record: LineageRecord, write: Callable[[Path], None], determinants: Mapping[str, Any] | None = None
     ) -> LineageRecord:
-        """Write a node whole or not at all, and return its record with the digests of its files.
+        """Write a run directory atomically.
 
-        `write(directory)` makes the artifact files in a temporary directory of the same file system; config.json is
-        added unless it writes one, and determinants.json if `determinants`, whose digest the key is, are given. An
-        existing key is not written again: its record is returned.
-        Raises OSError (one line with path and bytes) when the disk is full or not writable, ValueError when the key is
-        not the digest of the determinants.
+        If the key already exists, nothing is written.
+
+        Args:
+            record: The run without file digests.
+            write: Called with a temporary directory on the same file system. It writes the artifacts there. If it
+                writes no config.json, the record's config is written.
+            determinants: All inputs to the key, written to determinants.json. Their SHA-256 must be the key.
+
+        Returns:
+            The committed record with the digests of all files.
+
+        Raises:
+            OSError: The disk is full or not writable. The message is one line with the path and the bytes written.
+            ValueError: The key is not the digest of the determinants, or an artifact has a reserved name.
         """
         if (existing := self.find(record.key)) is not None:
             return read_record(existing)
         with self.room_for(record) as temporary:
-            # The artifacts, and beside them the settings and all that the key is the digest of.
+            # Phase: write the artifacts, the settings and the inputs to the key
             write(temporary)
             settings = json_bytes(record.config)
             if not (temporary / CONFIG).exists():
@@ -213,26 +274,30 @@ class LocalNodes:
             if taken := RESERVED & set(names):
                 raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
 
-            # The digest of every file.
+            # Phase: hash every file
             record = replace(record, files={name: sha256_file(temporary / name) for name in names})
             if determinants is not None and record.files[DETERMINANTS] != record.key:
                 raise ValueError(f"{record.name}: its key {record.key[:16]}… is not the digest of its determinants")
 
-            # The record after all the files that it lists, the list of digests last.
+            # Phase: write the record and the digest list, then publish
             (temporary / RECORD).write_bytes(json_bytes(record.to_dict()))
             write_sums(temporary, record)
-            as_read_back = replace(record, config=json.loads(settings))  # JSON makes lists of tuples
+            as_read_back = replace(record, config=json.loads(settings))  # JSON turns tuples into lists
             return self._publish(as_read_back, temporary)
 
     @contextlib.contextmanager
     def room_for(self, record: LineageRecord) -> Iterator[Path]:
-        """Give an empty directory of the same file system to prepare a node in; it is gone afterwards.
+        """Yield an empty temporary directory in which to prepare a run.
 
-        What a killed process left of such a directory is removed. Errors of the disk say what could not be written.
+        It is on the same file system as the committed runs. Delete it on exit, and delete those that killed processes
+        left behind on this host.
+
+        Raises:
+            OSError: The disk is full or not writable. The message has the run, the path and the bytes written.
         """
         prefix = f".tmp-{self.path(record).name}.{socket.gethostname()}."
         for path in self.directory.glob(".tmp-*"):
-            # A process commits one node at a time: a directory with our own number is an earlier process's.
+            # A process commits one run at a time. A directory with our own PID is from a dead process with that PID.
             process = path.name.removeprefix(prefix)
             if process.isdigit() and (int(process) == os.getpid() or not process_exists(int(process))):
                 shutil.rmtree(path, ignore_errors=True)
@@ -249,9 +314,17 @@ class LocalNodes:
             shutil.rmtree(temporary, ignore_errors=True)
 
     def import_directory(self, downloaded: Path, record_digest: str) -> Path:
-        """Make a committed node of a downloaded directory on the same file system; ValueError when it is not intact.
+        """Commit a downloaded run. It must lie on the same file system.
 
-        `record_digest` is the SHA-256 that record.json must have: the anchor from which every other digest follows.
+        Args:
+            downloaded: Directory with record.json and the artifacts. Files that the record does not list are deleted.
+            record_digest: Trusted SHA-256 of record.json, from which all other digests follow.
+
+        Returns:
+            The directory of the committed run.
+
+        Raises:
+            ValueError: A file is missing or altered, or has a reserved name.
         """
         check_digest(downloaded / RECORD, record_digest)
         record = LineageRecord.from_json((downloaded / RECORD).read_bytes())
@@ -267,11 +340,14 @@ class LocalNodes:
     def _existing(self, key: str) -> Path:
         directory = self.find(key)
         if directory is None:
-            raise LookupError(f"no lineage node with key {key[:16]}… in {self.directory.resolve()}")
+            raise LookupError(f"no run with key {key[:16]}… in {self.directory.resolve()}")
         return directory
 
     def _publish(self, record: LineageRecord, temporary: Path) -> LineageRecord:
-        """Force a node to the disk, give it its final name in one step, and return the record that stands there."""
+        """Flush a run to disk and rename it atomically.
+
+        Return the record that is then stored under its name.
+        """
         for path in (*temporary.rglob("*"), temporary):
             fsync(path)
         final = self.path(record)
@@ -281,7 +357,7 @@ class LocalNodes:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            # Another process was faster with the same key; equal keys mean equal results, so its node stays.
+            # Another process committed the same key first. Equal keys mean equal results, so keep its run.
             found = read_record(final)
             if found.key != record.key:
                 raise ValueError(f"{final} belongs to another key, {found.key}; move it away") from None
@@ -292,6 +368,6 @@ class LocalNodes:
 
 
 def write_sums(directory: Path, record: LineageRecord) -> None:
-    """Write the list of digests of a node whose record is written."""
+    """Write SHA256SUMS for a run whose record.json is already written."""
     sums = {**record.files, RECORD: sha256_file(directory / RECORD)}
     (directory / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))

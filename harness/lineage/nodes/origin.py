@@ -1,4 +1,7 @@
-"""Which run IDs an imported node had in the stores it came from; kept beside the nodes, as records never change."""
+"""Remember the original MLflow run IDs of imported runs.
+
+They are kept in a separate directory beside the runs, because committed records never change.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,10 @@ IMPORTED = ".imported"
 
 
 def remember_origin(nodes: LocalNodes, record: LineageRecord, run_ids: tuple[str, ...]) -> None:
-    """Note run IDs of `record` in other stores, beside those noted before."""
+    """Remember run IDs that a run has in other stores.
+
+    Earlier remembered IDs are kept.
+    """
     path = _path(nodes, nodes.path(record))
     path.parent.mkdir(parents=True, exist_ok=True)
     merged = list(dict.fromkeys((*_read(path).get(record.key, ()), *run_ids)))
@@ -23,12 +29,15 @@ def remember_origin(nodes: LocalNodes, record: LineageRecord, run_ids: tuple[str
 
 
 def origin_of(nodes: LocalNodes, directory: Path) -> tuple[str, ...]:
-    """Return the run IDs noted for the node in `directory`."""
+    """Return the original run IDs of the run in `directory`.
+
+    The tuple is empty if the run was not imported.
+    """
     return next(iter(_read(_path(nodes, directory)).values()), ())
 
 
 def origins(nodes: LocalNodes) -> dict[str, tuple[str, ...]]:
-    """Return {key: run IDs} of all imported nodes."""
+    """Return {key: original run IDs} of all imported runs."""
     found: dict[str, tuple[str, ...]] = {}
     with contextlib.suppress(FileNotFoundError):
         for path in (nodes.directory / IMPORTED).iterdir():
@@ -42,7 +51,7 @@ def _path(nodes: LocalNodes, directory: Path) -> Path:
 
 
 def _read(path: Path) -> dict[str, tuple[str, ...]]:
-    """Return {key: run IDs}; nothing where there is no such file or it is damaged."""
+    """Read {key: run IDs}; a missing or damaged file gives {}."""
     try:
         data = json.loads(path.read_bytes())
         ids = tuple(one for one in data["origin_run_ids"] if re.fullmatch("[0-9a-f]{32}", one))

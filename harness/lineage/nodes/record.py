@@ -1,4 +1,4 @@
-"""What a node of the lineage says about itself: plain data, no files, no server."""
+"""Define the record of a run as plain data, without I/O."""
 
 import json
 import math
@@ -7,19 +7,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-FORMAT = 1  # of the JSON form below; raise it when an older reader would misread a newer file
+FORMAT = 1  # version of the JSON form below; increase it if an older reader would misread newer files
 
-# Names of the files that a node may hold; methods name their own extra files.
+# Names of the files that a run may hold. Pruning methods define names for their own extra files.
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
 CORRECT = "correct.safetensors"
 
 KINDS = ("search", "level", "training", "analysis", "report")
-WITHOUT_MODEL = ("analysis", "report")  # they make numbers and pages, not a network
+WITHOUT_MODEL = ("analysis", "report")  # these kinds produce numbers and pages, but no network
 RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared", "reported")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_WORD = re.compile(r"[A-Za-z0-9_./ :-]{1,200}")  # what MLflow takes as the name of a metric or tag
-# A relative POSIX path in its shortest form, without "." and "..": it stays inside its directory.
+_WORD = re.compile(r"[A-Za-z0-9_./ :-]{1,200}")  # names of metrics and tags that MLflow accepts
+# A relative POSIX path without "." and ".." components, so that it cannot leave its directory.
 _FILE = re.compile(r"(?!(?:.*/)?\.{1,2}(?:/|$))(?=.{1,200}$)[A-Za-z0-9_. -]+(?:/[A-Za-z0-9_. -]+)*")
 _ALLOWED = {
     _SHA256: "expected a SHA-256 as 64 lower-case hex digits",
@@ -29,17 +29,17 @@ _ALLOWED = {
 
 
 def _check(value: object, expected: type | tuple[type, ...] | re.Pattern[str], what: str) -> None:
-    """Raise ValueError unless `value` is of the expected type, or a text of the expected form."""
+    """Raise ValueError unless `value` has the expected type or pattern."""
     if isinstance(expected, re.Pattern):
         if not isinstance(value, str) or not expected.fullmatch(value):
             raise ValueError(f"{what} {value!r:.80}: {_ALLOWED[expected]}")
-    elif not isinstance(value, expected) or isinstance(value, bool):  # a step of True is a mistake
+    elif not isinstance(value, expected) or isinstance(value, bool):  # bool is a subclass of int, but no valid number
         allowed = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
         raise ValueError(f"{what}: expected {allowed}, got {type(value).__name__} ({value!r:.60})")
 
 
 def _check_names(data: Mapping[str, Any], expected: set[str], what: str) -> None:
-    """Raise ValueError unless a JSON object has exactly the expected fields."""
+    """Raise ValueError if a JSON object has unknown or missing fields."""
     if unknown := sorted(data.keys() - expected):
         raise ValueError(f"{what}: unknown fields {unknown}; known: {sorted(expected)}")
     if missing := sorted(expected - data.keys()):
@@ -47,9 +47,12 @@ def _check_names(data: Mapping[str, Any], expected: set[str], what: str) -> None
 
 
 def check_file_name(name: str) -> str:
-    """Return `name` if it is a relative path that stays inside its directory; ValueError otherwise.
+    """Return `name` if it is a safe relative path.
 
-    Records are read from other people's stores, so a name must not be able to leave the directory it is put in.
+    Records may come from untrusted stores, so this prevents path traversal.
+
+    Raises:
+        ValueError: The name is absolute, contains "..", or has characters that are not allowed.
     """
     _check(name, _FILE, "file name")
     return name
@@ -57,7 +60,7 @@ def check_file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Parent:
-    """What a node was made from: the parent's key and how it was used."""
+    """Reference to a parent run: its key and its use, one of RELATIONS."""
 
     key: str
     relation: str
@@ -70,7 +73,10 @@ class Parent:
 
 @dataclass(frozen=True)
 class Metric:
-    """One measured number; `timestamp_ms` is when it was measured, so that sending it twice is one point."""
+    """One measured value.
+
+    `timestamp_ms` is the time of the measurement, not of the delivery. A repeated delivery is therefore idempotent.
+    """
 
     name: str
     value: float
@@ -78,13 +84,16 @@ class Metric:
     timestamp_ms: int
 
     def __post_init__(self) -> None:
-        # Checked where the metric is measured: at delivery it would be too late, after a day of training.
+        # Check names early: MLflow would reject a bad name only at delivery, after hours of training.
         for name, expected in (("name", _WORD), ("value", (float, int)), ("step", int), ("timestamp_ms", int)):
             _check(getattr(self, name), expected, f"{name} of metric {self.name}")
 
 
 def metric_rows(metrics: Sequence[Metric]) -> list[list[Any]]:
-    """Return [name, value, step, timestamp] of each; JSON has no NaN, so a non-finite value is its name as text."""
+    """Return [name, value, step, timestamp_ms] for each metric.
+
+    JSON has no NaN and no infinity, so these values become the strings "nan", "inf" and "-inf".
+    """
     values = [float(metric.value) for metric in metrics]
     return [
         [metric.name, value if math.isfinite(value) else str(value), metric.step, metric.timestamp_ms]
@@ -93,7 +102,11 @@ def metric_rows(metrics: Sequence[Metric]) -> list[list[Any]]:
 
 
 def metrics_of(rows: Any) -> list[Metric]:
-    """Return the metrics that `metric_rows` wrote; ValueError on anything else."""
+    """Parse the rows that `metric_rows` returned.
+
+    Raises:
+        ValueError: The rows have another form.
+    """
     _check(rows, list, "metrics")
     metrics = []
     for row in rows:
@@ -105,7 +118,7 @@ def metrics_of(rows: Any) -> list[Metric]:
     return metrics
 
 
-# Of the fields of a record that are plain values, what each must be.
+# Expected type or pattern of each plain field of a record.
 _EXPECTED: dict[str, type | re.Pattern[str]] = {
     "key": _SHA256,
     "name": str,
@@ -120,10 +133,11 @@ _EXPECTED: dict[str, type | re.Pattern[str]] = {
 
 @dataclass(frozen=True)
 class LineageRecord:
-    """A node of the lineage: what it is, what it came from, what it measured and the digests of what it made.
+    """Describe one run: its identity, parents, settings, metrics and file digests.
 
-    `key` is the SHA-256 of what determines the node's bits (for a level, the level digest); two runs with one key are
-    the same result. `files` maps each artifact's relative name to its SHA-256 and is filled by `LocalNodes.commit`.
+    `key` is the SHA-256 of everything that determines the run's bits (for a level, the level digest). Two runs with the
+    same key have the same result. `nested_under` is the key of the run that this one is shown below. `files` maps each
+    artifact's relative name to its SHA-256. `LocalNodes.commit` fills it.
     """
 
     key: str
@@ -153,14 +167,20 @@ class LineageRecord:
 
     @property
     def nest_key(self) -> str | None:
-        """Key of the node this one is shown under: as given, else the ticket, else the first node compared."""
+        """Key of the run above this one in trees; None for a root.
+
+        This is `nested_under` if it is given. Otherwise it is the ticket or previous level, or else the first parent.
+        """
         if self.nested_under is not None or self.kind in ("search", "report"):
             return self.nested_under
         order = {relation: rank for rank, relation in enumerate(("trained-from", "masked-by", "pruned-from"))}
         return min(self.parents, key=lambda parent: order.get(parent.relation, 9)).key if self.parents else None
 
     def last_metrics(self) -> dict[str, float]:
-        """Return each metric's value at its latest (step, time)."""
+        """Return {metric name: value at its highest step}.
+
+        The later time decides between equal steps.
+        """
         latest: dict[str, Metric] = {}
         for metric in self.metrics:
             seen = latest.get(metric.name)
@@ -169,7 +189,7 @@ class LineageRecord:
         return {name: float(metric.value) for name, metric in latest.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the record as JSON-able data; `from_dict` reads it back."""
+        """Return the record as JSON-serialisable data for `from_dict`."""
         data: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         data["parents"] = [{"key": parent.key, "relation": parent.relation} for parent in self.parents]
         data["metrics"] = metric_rows(self.metrics)
@@ -177,7 +197,11 @@ class LineageRecord:
 
     @classmethod
     def from_json(cls, text: bytes) -> "LineageRecord":
-        """Return the record that a file's bytes hold; ValueError as `from_dict`, and when they are no JSON."""
+        """Parse the content of a record.json file.
+
+        Raises:
+            ValueError: The content is not valid JSON, or `from_dict` rejects it.
+        """
         try:
             return cls.from_dict(json.loads(text))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -185,13 +209,17 @@ class LineageRecord:
 
     @classmethod
     def from_dict(cls, data: object) -> "LineageRecord":
-        """Return the record `to_dict` wrote; ValueError on a newer format, unknown or missing fields, wrong types."""
+        """Build a record from the data that `to_dict` returned.
+
+        Raises:
+            ValueError: The format is unknown, fields are unknown or missing, or a value has the wrong type.
+        """
         if not isinstance(data, dict) or "format" not in data:
             raise ValueError("not a lineage record: expected a JSON object with a field 'format'")
         if data["format"] != FORMAT:
             raise ValueError(
-                f"lineage record of format {data['format']!r}; this version reads format {FORMAT}: use the version "
-                "of the harness that wrote it, or a newer one"
+                f"lineage record of format {data['format']!r}; this version reads format {FORMAT}: use the harness "
+                "version that wrote it, or a newer one"
             )
         _check_names(data, {"format"} | {f.name for f in fields(cls)}, "lineage record")
         values = {name: value for name, value in data.items() if name != "format"}

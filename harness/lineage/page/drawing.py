@@ -1,4 +1,7 @@
-"""A picture of the lineage laid out and drawn by Graphviz, as SVG, coloured by accuracy."""
+"""Draw a picture of the lineage as SVG with Graphviz.
+
+Box colours show the test accuracy.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from harness.common.escape import for_terminal
 from harness.lineage.page.picture import Box, Picture
 
 _NUM_COLOURS = 7
-_COLOURS = f"ylgnbu{_NUM_COLOURS}"  # ColorBrewer's: told apart by the colour-blind, too, and in print
-_LIGHT_TEXT_FROM = 5  # on the darker of them
+_COLOURS = f"ylgnbu{_NUM_COLOURS}"  # ColorBrewer scheme, safe for colour-blind readers and in print
+_LIGHT_TEXT_FROM = 5  # darker colours, from this number on, get white text
 _SHAPES = {
     "data": {"shape": "cylinder", "fillcolor": "#eeeeee"},
     "theta_init": {"shape": "ellipse", "fillcolor": "#eeeeee"},
@@ -35,25 +38,36 @@ _LINES = {
 
 
 class DrawingError(OSError):
-    """A picture could not be drawn, for want of Graphviz or because it failed; the message says what to do."""
+    """Graphviz is missing or failed; the message gives the remedy."""
 
 
 def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None, most_inches: float | None = None) -> str:
-    """Return the picture as an SVG document; `addresses` gives keys of runs the address that their box leads to.
+    """Draw a picture with Graphviz.
 
-    It is made smaller if it would be wider than `most_inches` (of 96 pixels on a screen).
-    Raises DrawingError when Graphviz's `dot`, or the Python package that calls it, is missing or fails.
+    Args:
+        picture: Boxes, arrows and frames.
+        addresses: {run key: URL} to which the box of that run links.
+        most_inches: Largest width, at 96 pixels per inch. A wider picture is scaled down.
+
+    Returns:
+        An SVG document.
+
+    Raises:
+        DrawingError: `dot` or the Python package graphviz is missing, or `dot` fails.
     """
+    # `dot` is a separate program, and the Python package only calls it. Either may be missing.
     try:
         import graphviz
     except ImportError:
-        raise DrawingError("the graph was not drawn: `pip install graphviz` brings what calls dot") from None
+        raise DrawingError(
+            "the graph was not drawn: the Python package graphviz is missing; run `pip install graphviz`"
+        ) from None
     try:
         source = graphviz.Source(dot_source(picture, addresses, most_inches))
         return str(source.pipe(format="svg", encoding="utf-8", quiet=True))
     except graphviz.ExecutableNotFound:
         raise DrawingError(
-            "the graph was not drawn: there is no `dot` here; install Graphviz (Debian and Ubuntu: "
+            "the graph was not drawn: the program `dot` is missing; install Graphviz (Debian and Ubuntu: "
             "`apt-get install graphviz`)"
         ) from None
     except graphviz.CalledProcessError as error:
@@ -62,7 +76,11 @@ def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None, most_
 
 
 def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None, most_inches: float | None = None) -> str:
-    """Return the picture in Graphviz's language; names from other people's stores are text in it and nothing else."""
+    """Return the picture in the DOT language.
+
+    All names are escaped, since they may come from untrusted stores. The arguments are those of `draw_svg`.
+    """
+    # Phase: page style
     import graphviz
 
     font = {"fontname": "Arial", "fontsize": "10"}
@@ -73,6 +91,7 @@ def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None, mos
     )
     if most_inches is not None:
         graph.attr(size=f"{most_inches},1000")
+    # Phase: boxes outside and inside of frames
     addresses = addresses or {}
     scale = _Scale.of(picture)
     places = {name: frame for frame in picture.frames for name in frame.boxes}
@@ -87,6 +106,7 @@ def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None, mos
             inside.attr(**_link(frame.key, addresses))
             for name in frame.boxes:
                 inside.node(name, **_look(boxes[name], scale, addresses))
+    # Phase: arrows and legend
     for number, arrow in enumerate(picture.arrows):
         look = {"label": f" {arrow.relation} ", **_LINES.get(arrow.relation, {})}
         tip = _text(f"{boxes[arrow.head].lines[0]} {arrow.relation} {boxes[arrow.tail].lines[0]}")
@@ -100,6 +120,7 @@ def dot_source(picture: Picture, addresses: Mapping[str, str] | None = None, mos
 
 
 def _look(box: Box, scale: _Scale | None, addresses: Mapping[str, str]) -> dict[str, str]:
+    """Return the Graphviz attributes of a box."""
     text = _text("\n".join(line for line in box.lines if line))
     look = {"label": text, "tooltip": text, "id": box.name, "class": box.kind, **_SHAPES.get(box.kind, {})}
     if box.error_percent is not None and scale is not None:
@@ -110,11 +131,16 @@ def _look(box: Box, scale: _Scale | None, addresses: Mapping[str, str]) -> dict[
 
 
 def _link(key: str, addresses: Mapping[str, str]) -> dict[str, str]:
+    """Return the Graphviz attributes that link a box to its run."""
     return {"URL": _text(addresses[key]), "target": "_top"} if key in addresses else {}
 
 
 def _text(text: str) -> str:
-    """Return `text` as a DOT attribute that shows it: no escape, entity or markup, no character that XML refuses."""
+    """Escape `text` for a DOT attribute.
+
+    Backslashes, entities and markup then appear literally. Control characters, which XML forbids, are written as
+    escapes.
+    """
     import graphviz
 
     lines = (for_terminal(line).replace("&", "&amp;") for line in text.split("\n"))
@@ -123,19 +149,26 @@ def _text(text: str) -> str:
 
 
 class _Scale:
-    """Test errors as colours, the best the darkest, in equal steps between the least and the greatest."""
+    """Map test errors to colours; the best error is the darkest.
+
+    The steps between the smallest and the largest error are equal.
+    """
 
     def __init__(self, least: float, greatest: float) -> None:
         self.least, self.greatest = least, greatest
 
     @classmethod
     def of(cls, picture: Picture) -> _Scale | None:
+        """Return the scale of all errors in a picture, or None without errors."""
         errors = [box.error_percent for box in picture.boxes if box.error_percent is not None]
-        errors = [error for error in errors if error == error]  # without NaN
+        errors = [error for error in errors if error == error]  # drop NaN
         return cls(min(errors), max(errors)) if errors else None
 
     def colour(self, error: float) -> int:
-        """Return the number of a colour, 1 (worst) to 7."""
+        """Return the colour number of an error, from 1 (worst) to 7 (best).
+
+        NaN counts as worst.
+        """
         span = self.greatest - self.least
         if error != error:
             return 1
@@ -143,7 +176,10 @@ class _Scale:
         return 1 + min(int(share * _NUM_COLOURS), _NUM_COLOURS - 1)
 
     def legend(self) -> str:
-        """Return a table in Graphviz's markup; all that stands in it are numbers."""
+        """Return the legend as a table in Graphviz's HTML-like syntax.
+
+        It contains only numbers and therefore needs no escaping.
+        """
         step = (self.greatest - self.least) / _NUM_COLOURS
         cells = []
         for number in range(1, _NUM_COLOURS + 1) if step > 0 else [_NUM_COLOURS]:

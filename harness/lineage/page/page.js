@@ -1,5 +1,5 @@
 "use strict";
-// Text from the store enters the page through textContent alone.
+// Text from the store is only ever assigned to textContent, so it cannot become markup.
 const { runs, boxes, arrows } = JSON.parse(document.getElementById("data").textContent);
 const details = document.getElementById("details");
 const filter = document.getElementById("filter");
@@ -18,7 +18,7 @@ const make = (tag, text, parent) => {
 };
 const title = (name) => (runs[boxes[name].key] && boxes[name].kind !== "mask" ? runs[boxes[name].key].name : boxes[name].lines.join(" "));
 
-// --- What a box came from, and what was made from it ---
+// --- Ancestors and descendants of a box ---
 function reach(start, from, to) {
   const found = new Set([start]);
   for (const name of found)
@@ -48,7 +48,7 @@ function describe(name) {
     Object.assign(link, { href: run.link, target: "_blank", rel: "noopener" });
     parts.push(link);
   }
-  parts.push(...relatives("came from", name, 1, 0), ...relatives("made from it", name, 0, 1));
+  parts.push(...relatives("parents", name, 1, 0), ...relatives("children", name, 0, 1));
   if (run) for (const what of ["metrics", "tags", "files"]) parts.push(...list(what, run[what]));
   if (run && run.run) parts.push(...list("run ID", { "": run.run }));
   return parts;
@@ -107,7 +107,7 @@ for (const kind of kinds.filter((one) => Object.values(boxes).some((box) => box.
   });
 }
 
-// --- Pointing, moving, zooming ---
+// --- Pointing, panning, zooming ---
 for (const [name, shape] of shapes) {
   shape.addEventListener("mouseenter", () => kept || show(name));
   shape.addEventListener("mouseleave", () => kept || show(null));

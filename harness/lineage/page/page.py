@@ -1,7 +1,8 @@
-"""The lineage as one HTML file: the graph to point at, move and filter, and a table of all runs with links to MLflow.
+"""Write the lineage as one HTML file.
 
-The file is self-contained and loads nothing. Its content security policy lets its own script and style run, known by
-their digests, and nothing else: names and tags from other people's stores cannot do anything in it.
+It has an interactive graph, and a table of all runs with links to MLflow. The file is self-contained and loads nothing.
+Its content security policy permits only its own script and style, by their digests. Names and tags from untrusted
+stores therefore cannot run code in it.
 """
 
 from __future__ import annotations
@@ -27,36 +28,48 @@ from harness.lineage.page.picture import Picture, picture_of
 from harness.lineage.tracking.description import run_address
 
 LOCAL_UI = "http://127.0.0.1:5000"
-MOST_IN_ONE_PICTURE = 600  # runs; dot lays them out in a second, and nobody sees more at once
-_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "seeds", "came from", "date", "run")
+MOST_IN_ONE_PICTURE = 600  # runs; Graphviz lays them out in about a second, and more would be unreadable
+_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "seeds", "parents", "date", "run")
 
 
 def ui_root(address: str | None) -> str:
-    """Return the address under which the MLflow UI is reached, without user name and password, ending in "/".
+    """Return the URL of the MLflow UI, without credentials, ending in "/".
 
-    That of a tracking server is its own; of anything else, where `mlflow ui` listens. ValueError for no such address.
+    Args:
+        address: A tracking URI. If it is not an HTTP(S) URL, the default address of `mlflow ui` is returned.
+
+    Raises:
+        ValueError: The URL has no valid host.
     """
     if address is None or not address.startswith(("http://", "https://")):
         address = LOCAL_UI
     parts = urlsplit(address)
     if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", parts.netloc.rpartition("@")[2]):
-        raise ValueError(f"{redact(address)!r} is no address of an MLflow UI: give one such as {LOCAL_UI}")
+        raise ValueError(f"{redact(address)!r} is not the address of an MLflow UI: give one such as {LOCAL_UI}")
     path = re.sub(r"[^A-Za-z0-9._~/%-]", "", parts.path).rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], f"{path}/", "", ""))
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is a page written by this module."""
+    """Return whether this module wrote a file, so that it may be overwritten."""
     with open(path, "rb") as file:
         return file.read(400).startswith(_resource("page.html").partition("$")[0].encode())
 
 
 def page(title: str, nodes: Sequence[RunSummary], ui: str) -> tuple[str, str | None]:
-    """Return (HTML, None), or the HTML with the table alone and why the graph could not be drawn.
+    """Build the HTML page of some runs.
 
-    `ui` is an address as `ui_root` returns it. Nodes are drawn in one picture; of more than 600, each search with
-    what was made from it has its own.
+    All runs are drawn in one picture. Above 600 runs, each search with the runs below it has its own picture.
+
+    Args:
+        title: Heading of the page.
+        nodes: Runs to show, in any order.
+        ui: URL of the MLflow UI, as `ui_root` returns it.
+
+    Returns:
+        (HTML, None), or (HTML without the graph, reason) if the graph could not be drawn.
     """
+    # Phase: draw the graph
     nodes = [node for _, node in tree_order(sorted(nodes, key=lambda node: (node.started_ms, node.name)))]
     drawn: list[tuple[str, Picture]] = []
     figures, problem = [], None
@@ -67,6 +80,7 @@ def page(title: str, nodes: Sequence[RunSummary], ui: str) -> tuple[str, str | N
             drawn.append((name, picture))
     except DrawingError as error:
         drawn, figures, problem = [], [], str(error)
+    # Phase: fill the template
     style, script = _resource("page.css"), _resource("page.js")
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
@@ -86,7 +100,10 @@ def page(title: str, nodes: Sequence[RunSummary], ui: str) -> tuple[str, str | N
 
 
 def _parts(title: str, nodes: Sequence[RunSummary]) -> list[tuple[str, list[RunSummary]]]:
-    """Return what is drawn together: everything, or each search with what is nested under it and what that touches."""
+    """Split the runs into (title, runs) for each picture.
+
+    A small graph is one picture. Otherwise each root gets a picture with all runs below it and their parents.
+    """
     if len(nodes) <= MOST_IN_ONE_PICTURE:
         return [(title, list(nodes))] if nodes else []
     graph = LineageGraph(nodes)
@@ -102,6 +119,7 @@ def _parts(title: str, nodes: Sequence[RunSummary]) -> list[tuple[str, list[RunS
 
 
 def _top(graph: LineageGraph[RunSummary], key: str) -> str:
+    """Return the key of the topmost known run above a run."""
     passed = set()
     while (above := graph.nodes[key].nest_key) in graph.nodes and above not in passed:
         passed.add(key)
@@ -110,7 +128,7 @@ def _top(graph: LineageGraph[RunSummary], key: str) -> str:
 
 
 def _figure(title: str, svg: str) -> str:
-    """Return the SVG as part of the page: without its head, which is another document's."""
+    """Wrap an SVG document in a figure element, without its XML header."""
     return f"<figure><figcaption>{_shown(title)}</figcaption>{svg[svg.index('<svg') :]}</figure>"
 
 
@@ -119,7 +137,7 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
     head = "".join(f"<th>{name}</th>" for name in ("name", *_TABLE))
     rows = []
     for node in nodes:
-        cells = columns(node) | {"kind": node.kind, "came from": _came_from(node, names)}
+        cells = columns(node) | {"kind": node.kind, "parents": _came_from(node, names)}
         cells["barrier"] = f"{node.metrics['barrier']:.2f}" if "barrier" in node.metrics else "–"
         address = run_address(node)
         name = _shown(node.name)
@@ -130,12 +148,13 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
 
 
 def _came_from(node: RunSummary, names: dict[str, str]) -> str:
+    """Return the relation and name of each parent as text."""
     came = (f"{parent.relation} {names.get(parent.key, parent.key[:12] + '…')}" for parent in node.parents)
     return "; ".join(came) or "–"
 
 
 def _data(nodes: Iterable[RunSummary], pictures: Iterable[Picture], ui: str) -> dict[str, Any]:
-    """Return what the script shows of a box that is pointed at, and what is before and behind it."""
+    """Return the data for page.js: runs, boxes and arrows."""
     runs = {}
     for node in nodes:
         address = run_address(node)
@@ -165,11 +184,12 @@ def _counts(nodes: Sequence[RunSummary]) -> str:
 
 
 def _shown(text: str) -> str:
+    """Escape text for HTML, with credentials and control characters removed."""
     return escape(for_terminal(redact(text)))
 
 
 def _json(data: Any) -> str:
-    """Return JSON that can stand in a script element: nothing in it begins or ends an element."""
+    """Return JSON that is safe inside a script element: "<", ">" and "&" are escaped."""
     text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 

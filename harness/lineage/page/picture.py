@@ -1,7 +1,7 @@
-"""What is drawn of a lineage: boxes for data, θ_init, levels, masks, trainings, analyses; arrows say what happened.
+"""Choose the boxes and arrows of a picture, as plain data.
 
-Plain data; `drawing` lays it out. A run says what it was made from; the boxes of data, of a θ_init and of a signed mask
-stand for what its tags and files name.
+Boxes stand for data, initial parameters (θ_init), levels, signed masks, trainings and analyses. Arrows between runs
+follow their parent references. Boxes for data, θ_init and masks come from a run's tags and files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ from harness.lineage.nodes.record import SIGNED_MASK
 
 @dataclass(frozen=True)
 class Box:
-    """One thing; `key` is that of the run that made it, None where no run did."""
+    """One box.
+
+    `name` is unique in the picture, and `lines` is the text inside. `key` is the key of the run that made the object,
+    or None for data and missing runs. `error_percent` is the test error in percent, which sets the colour.
+    """
 
     name: str
     kind: str
@@ -28,7 +32,7 @@ class Box:
 
 @dataclass(frozen=True)
 class Arrow:
-    """What happened: `head` came from `tail` in the way of `relation`."""
+    """Arrow from the box `tail` to the box `head` made from it."""
 
     tail: str
     head: str
@@ -37,7 +41,10 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Frame:
-    """A search around its levels and masks."""
+    """Frame around the levels and masks of one search.
+
+    `boxes` has their names, and `key` is the search's key.
+    """
 
     title: str
     key: str
@@ -46,7 +53,7 @@ class Frame:
 
 @dataclass
 class Picture:
-    """Boxes by their place in the order of time, arrows between them, a frame for each search."""
+    """Boxes in order of time, arrows, and a frame for each search."""
 
     boxes: list[Box] = field(default_factory=list)
     arrows: list[Arrow] = field(default_factory=list)
@@ -54,9 +61,11 @@ class Picture:
 
 
 def picture_of(nodes: Iterable[RunSummary], prefix: str = "") -> Picture:
-    """Return the picture of some nodes; parents that are not among them are boxes of kind `missing`.
+    """Return the picture of some runs.
 
-    `prefix` begins every box's name, so that several pictures can stand on one page.
+    Args:
+        nodes: Runs to draw. Parents that are not among them become boxes of kind `missing`.
+        prefix: Prefix of all box names, so that names stay unique if a page has several pictures.
     """
     return _Drawer(sorted(nodes, key=lambda node: (node.started_ms, node.name, node.key)), prefix).draw()
 
@@ -66,7 +75,7 @@ class _Drawer:
         self.nodes = {node.key: node for node in nodes}
         self.prefix = prefix
         self.picture = Picture()
-        self.named: dict[tuple[str, ...], str] = {}  # what a box stands for → its name
+        self.named: dict[tuple[str, ...], str] = {}  # identity of the drawn object → name of its box
 
     def draw(self) -> Picture:
         for node in self.nodes.values():
@@ -75,7 +84,7 @@ class _Drawer:
                 if node.kind == "level" and SIGNED_MASK in node.files:
                     self._mask(node)
             elif not any(node.key == parent.key for other in self.nodes.values() for parent in other.parents):
-                self._theta_init(node, node.key)  # it has begun, and no level is finished
+                self._theta_init(node, node.key)  # an unfinished search without any level yet
         for node in self.nodes.values():
             if node.kind != "search":
                 self._arrows(node)
@@ -92,7 +101,7 @@ class _Drawer:
         key: str | None = None,
         error_percent: float | None = None,
     ) -> str:
-        """Return the name of the box that stands for something, made if there is none yet."""
+        """Return the name of an object's box; add it on first use."""
         if stands_for not in self.named:
             self.named[stands_for] = name = f"{self.prefix}n{len(self.named)}"
             self.picture.boxes.append(Box(name, kind, tuple(redact(line) for line in lines), key, error_percent))
@@ -104,6 +113,7 @@ class _Drawer:
             self.picture.arrows.append(arrow)
 
     def _arrows(self, node: RunSummary) -> None:
+        """Add all arrows that lead to the box of a run."""
         own = self.named["run", node.key]
         for parent in node.parents:
             self._arrow(self._source(parent.key, parent.relation), own, parent.relation)
@@ -118,10 +128,14 @@ class _Drawer:
             self._arrow(data, own, "trained-on")
 
     def _source(self, key: str, relation: str) -> str:
-        """Return the box of what a parent gave: a search its θ_init, a ticket its signed mask, others themselves."""
+        """Return the box at which the arrow from a parent starts.
+
+        For a search this is its θ_init, and for a level used as a mask its signed mask. Otherwise it is the parent's
+        own box.
+        """
         parent = self.nodes.get(key)
         if parent is None:
-            return self._box(("run", key), "missing", ("not here", f"{key[:12]}…"))
+            return self._box(("run", key), "missing", ("not found", f"{key[:12]}…"))
         if parent.kind == "search":
             return self._theta_init(parent, key)
         if relation == "masked-by" and parent.kind == "level" and SIGNED_MASK in parent.files:
@@ -129,7 +143,10 @@ class _Drawer:
         return self.named["run", key]
 
     def _theta_init(self, node: RunSummary, key: str | None = None) -> str:
-        """Return the box of the θ_init that a node's seed draws; equal networks, data and seeds give equal ones."""
+        """Return the box of a run's θ_init.
+
+        Runs with the same network, data set, seed and draw share one box.
+        """
         tags = node.tags
         network = tags.get("network", tags.get("model", "?"))
         drawn = drawn_before(tags.get("model", ""), tags)
@@ -141,7 +158,10 @@ class _Drawer:
         return any(parent.relation == "pruned-from" for parent in level.parents)
 
     def _rewind_point(self, level: RunSummary, file: str) -> str:
-        """Return the box of what a level was rewound to: θ_k where its search kept one, else θ_init."""
+        """Return the box of the parameters to which a level was rewound.
+
+        It is θ_k if a level of the same search has the given file, and otherwise θ_init.
+        """
         for node in self.nodes.values():
             if node.nest_key == level.nest_key and file in node.files:
                 known = ("rewind point", node.key) in self.named
@@ -153,6 +173,10 @@ class _Drawer:
         return self._theta_init(level)
 
     def _mask(self, level: RunSummary) -> str:
+        """Return the box of a level's signed mask.
+
+        The box and its arrow are added on first use.
+        """
         known = ("mask", level.key) in self.named
         mask = self._box(("mask", level.key), "mask", ("signed mask", f"of L{level.tags.get('level', '?')}"), level.key)
         if not known:
@@ -160,12 +184,16 @@ class _Drawer:
         return mask
 
     def _has_data_of_a_parent(self, node: RunSummary) -> bool:
-        """Whether it was trained on the data of a level or training that it came from, which says it already."""
+        """Return whether a parent was trained on the same data.
+
+        Another arrow from the data is then redundant.
+        """
         parents = [self.nodes[parent.key] for parent in node.parents if parent.key in self.nodes]
         trained = [parent for parent in parents if parent.kind in ("level", "training")]
         return any(parent.tags.get("data_digest") == node.tags["data_digest"] for parent in trained)
 
     def _frame(self, search: RunSummary) -> None:
+        """Add a frame around the levels and masks of a search."""
         levels = [node for node in self.nodes.values() if node.kind == "level" and node.nest_key == search.key]
         inside = [self.named["run", level.key] for level in levels]
         inside += [self.named["mask", level.key] for level in levels if ("mask", level.key) in self.named]
@@ -174,14 +202,17 @@ class _Drawer:
 
 
 def _rewinding(method: str) -> tuple[str, str]:
-    """Return the arrow to a method's levels, and the file of level 0 that it comes from; "" for none."""
-    from harness.pruning import METHODS  # here, because lists of runs do without torch
+    """Return (relation, file of the rewind point) of a pruning method.
+
+    Both are "" if the method does not rewind.
+    """
+    from harness.pruning import METHODS  # imported late, because listing runs must not load torch
 
     return (METHODS[method].drawn_arrow, METHODS[method].drawn_file) if method in METHODS else ("", "")
 
 
 def _lines(node: RunSummary) -> tuple[str, ...]:
-    """Return what stands in a run's box: what it is, and the number that matters."""
+    """Return the text in the box of a run."""
     tags, metrics = node.tags, node.metrics
     error = f"{metrics['test_error_percent']:.2f} % error" if "test_error_percent" in metrics else "no error measured"
     if node.kind == "level":

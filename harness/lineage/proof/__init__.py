@@ -1,8 +1,10 @@
-"""Proving a lineage: digests recomputed from the stored bytes, and every claim of the graph checked by science.
+"""Verify a lineage from the stored bytes.
 
-from harness.lineage.proof import verify
-findings = verify(open_store("runs"), run_id)
-print(*findings.problems, sep="\\n")
+All digests are recomputed, and masks, signs and starts are checked by computation. For example:
+
+    from harness.lineage.proof import verify
+    findings = verify(open_store("runs"), run_id)
+    print(*findings.problems, sep="\\n")
 """
 
 from harness.lineage.proof.findings import CHECKS, Findings, Note, Problem

@@ -1,4 +1,4 @@
-"""Bring the local directory and the MLflow run of a node together by key, and check the bytes of both."""
+"""Match local runs with MLflow runs and check their files."""
 
 from __future__ import annotations
 
@@ -22,52 +22,66 @@ from harness.lineage.tracking.server import KEY_TAG
 
 @dataclass
 class NodeCopies:
-    """One node: its local directory and record, its MLflow run, or both."""
+    """Copies of one run: local directory, MLflow run, or both."""
 
     key: str
-    """Of a local node whose record cannot be read: the digits its directory is named by."""
+    """The key. If the local record is unreadable, only the 16 digits in the directory name."""
     directory: Path | None = None
     record: LineageRecord | None = None
     run: RunSummary | None = None
 
     @property
     def name(self) -> str:
-        """As the record has it, else the run, else the directory."""
+        """Name in the record, else of the MLflow run or directory."""
         found = self.record or self.run
         return found.name if found else self.directory.name if self.directory else self.key[:16]
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's name for it."""
+        """MLflow run ID, or None if the run is only local."""
         return self.run.run_id if self.run else None
 
     @property
     def kind(self) -> str:
-        """Search, level, training, …; '' if nothing can be read."""
+        """Search, level, training, …; "" if neither record nor MLflow run is readable."""
         found = self.record or self.run
         return found.kind if found else ""
 
     @property
     def parents(self) -> tuple[Parent, ...]:
-        """What it says it came from."""
+        """Parents from the record, else from the MLflow run."""
         found = self.record or self.run
         return found.parents if found else ()
 
     @property
     def finished(self) -> bool:
-        """Whether it is whole somewhere: local nodes are, runs when they are marked so."""
+        """Whether one copy is complete.
+
+        A local copy is complete if its record is readable, and an MLflow run if its status is FINISHED.
+        """
         return self.record is not None or (self.run is not None and self.run.status == "FINISHED")
 
 
 def all_nodes(store: LineageStore, findings: Findings) -> dict[str, NodeCopies]:
-    """Return every node by key, local or in MLflow."""
+    """Return all local runs and MLflow runs by key.
+
+    Unreadable local records are added to `findings` as problems.
+    """
     return _together(store, _local_directories(store.local), store.summaries(), findings)
 
 
 def nodes_of(store: LineageStore, text: str, findings: Findings) -> dict[str, NodeCopies]:
-    """Return the node that `text` names with all it came from, and of a search all that is below it too.
+    """Return one run with all its ancestors, by key.
 
-    LookupError when there is no such node.
+    For a search, also return all runs below it.
+
+    Args:
+        store: Local runs and their MLflow copies.
+        text: A run ID, key or unique prefix, as for `find_node`.
+        findings: Receives a problem for each unreadable local record.
+
+    Raises:
+        LookupError: No run matches `text`.
     """
     try:
         node = find_node(store, text)
@@ -77,6 +91,8 @@ def nodes_of(store: LineageStore, text: str, findings: Findings) -> dict[str, No
         if not broken:
             raise
         return _together(store, broken, [], findings)
+
+    # Load one generation of parents after another.
     found: dict[str, NodeCopies] = {}
     while wanted:
         new = _together(store, _directories_of(store.local, wanted), _runs_of(store, wanted), findings)
@@ -91,7 +107,7 @@ def _known(store: LineageStore, key: str) -> bool:
 
 
 def _local_directories(local: LocalNodes) -> list[Path]:
-    """Return everything that is named like a node, whole or not."""
+    """Return all directories named like a committed run, even damaged ones."""
     if not local.directory.is_dir():
         return []
     named = re.compile(rf"({'|'.join(KINDS)})-[0-9a-f]{{16}}")
@@ -99,24 +115,32 @@ def _local_directories(local: LocalNodes) -> list[Path]:
 
 
 def _directories_of(local: LocalNodes, keys: Iterable[str]) -> list[Path]:
+    """Return the existing directories named after these keys, including damaged ones."""
     paths = (local.directory / f"{kind}-{key[:16]}" for key in keys for kind in KINDS)
     return [path for path in paths if path.is_dir()]
 
 
 def _runs_of(store: LineageStore, keys: Iterable[str]) -> list[RunSummary]:
-    """Return the runs of these keys, one request each: MLflow's filters have no OR, and no IN for tags."""
+    """Return the MLflow runs with these keys.
+
+    Each key takes one request, because MLflow filters have no OR and no IN for tags.
+    """
     return [run for key in sorted(keys) for run in store.summaries(f"tags.`{KEY_TAG}` = '{key}'")]
 
 
 def _together(
     store: LineageStore, directories: Iterable[Path], runs: Iterable[RunSummary], findings: Findings
 ) -> dict[str, NodeCopies]:
+    """Merge directories and MLflow runs by key; report unreadable and misplaced records."""
+    # Phase: MLflow runs; for equal keys a finished run goes before unfinished ones
     nodes: dict[str, NodeCopies] = {}
     by_digits: dict[str, list[RunSummary]] = defaultdict(list)
     for run in sorted(runs, key=lambda run: (run.status != "FINISHED", run.started_ms)):
         by_digits[run.key[:16]].append(run)
-        if run.key not in nodes:  # a finished one before an unfinished
+        if run.key not in nodes:
             nodes[run.key] = NodeCopies(run.key, run=run)
+
+    # Phase: local directories, matched by the digits in their name if the record is unreadable
     for directory in directories:
         digits = directory.name.rpartition("-")[2]
         try:
@@ -131,12 +155,16 @@ def _together(
         node = nodes.setdefault(record.key, NodeCopies(record.key))
         node.directory, node.record = directory, record
         named = directory.name == f"{record.kind}-{record.key[:16]}"
-        findings.add(node, [Finding("record", named, f"{directory} holds the record of {record.key[:16]}…")])
+        what = f"{directory} holds the record of another run, {record.kind} {record.key[:16]}…"
+        findings.add(node, [Finding("record", named, what)])
     return nodes
 
 
 def check_local(node: NodeCopies, findings: Findings) -> set[str]:
-    """Recompute the digest of every local file; return the names of those that are whole."""
+    """Check the digest of every local file; return the intact names.
+
+    Files that are absent on purpose get a note.
+    """
     assert node.directory is not None and node.record is not None
     try:
         deleted = read_absent_files(node.directory)
@@ -151,51 +179,58 @@ def check_local(node: NodeCopies, findings: Findings) -> set[str]:
             continue
         got = sha256_file(path) if path.is_file() else "missing"
         findings.num_bytes += path.stat().st_size if path.is_file() else 0
-        what = f"{path} was altered: its SHA-256 is {got}, recorded was {digest}"
+        what = f"{path} was altered: its SHA-256 is {got}, but {digest} was recorded"
         if findings.add(node, [Finding("files", got == digest, what if path.is_file() else f"{path} is missing")]):
             whole.add(name)
     return whole
 
 
 def _note_deleted(node: NodeCopies, name: str, digest: str, absent: AbsentFile, findings: Findings) -> None:
-    what = f"{name} is marked as deleted, but the mark is of another file ({absent.sha256[:16]}…)"
+    """Note a file that is absent on purpose.
+
+    Its entry in the list must have the recorded digest.
+    """
+    what = f"{name} is missing; deleted.json lists it, but with another digest ({absent.sha256[:16]}…)"
     if findings.add(node, [Finding("files", absent.sha256 == digest, what)]):
-        findings.note(node, f"{name} was {absent}; what follows from it cannot be proved here")
+        findings.note(node, f"{name} was {absent}; the checks that need it are skipped")
 
 
 def check_tags(node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
-    """Compare a finished run's tags and metrics in MLflow with the record."""
+    """Compare tags and metrics of a finished MLflow run with the record."""
     assert node.run is not None
     findings.add(node, _tag_findings(node.run, record, node.directory))
 
 
 def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
-    """Recompute the digest of every file that MLflow has of a finished run."""
+    """Recompute the digest of every file in MLflow of a finished run."""
     assert node.run is not None and node.run.run_id is not None
     absent = [name for name in node.run.absent if name in record.files]
     digests = {name: digest for name, digest in record.files.items() if name not in absent}
     if absent:
-        findings.note(node, f"{', '.join(absent)} was left out of the run in MLflow on purpose")
+        findings.note(node, f"the MLflow run lacks {', '.join(absent)} on purpose; only other copies can be checked")
     if node.directory is not None:
         digests[RECORD] = read_sums(node.directory)[RECORD]
     for name, digest, num_bytes in store.stored_digests(node.run.run_id, list(digests)):
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"
-        findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, recorded was {digests[name]}")])
+        findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, but {digests[name]} was recorded")])
 
 
 def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None) -> Iterator[Finding]:
+    """Compare each field, tag, digest and metric in MLflow with the record."""
     told = {"kind": run.kind, "parents": run.parents, "the run it is nested under": run.nest_key}
     wanted = {"kind": record.kind, "parents": record.parents, "the run it is nested under": record.nest_key}
     for name, value in wanted.items():
-        yield Finding("tags", told[name] == value, f"{name}: MLflow has {told[name]!r:.200}, the record {value!r:.200}")
+        what = f"{name}: MLflow has {told[name]!r:.200}, but the record has {value!r:.200}"
+        yield Finding("tags", told[name] == value, what)
     for name, value in run_tags(record).items():
         got = run.tags.get(name)
-        yield Finding("tags", got == value, f"tag {name} is {got!r:.120} in MLflow, {value!r:.120} in the record")
+        yield Finding("tags", got == value, f"tag {name} is {got!r:.120} in MLflow, but {value!r:.120} in the record")
     digests = record.files | ({RECORD: read_sums(directory)[RECORD]} if directory is not None else {})
     for name, digest in digests.items():
-        yield Finding("tags", run.files.get(name) == digest, f"the digest of {name} is {run.files.get(name)} in MLflow")
+        what = f"the digest of {name} is {run.files.get(name)} in MLflow, but {digest} in the record"
+        yield Finding("tags", run.files.get(name) == digest, what)
     for name, measured in record.last_metrics().items():
         logged = run.metrics.get(name)
-        same = logged == measured or str(logged) == str(measured)  # NaN is not equal to itself
-        yield Finding("tags", same, f"metric {name} is {logged} in MLflow, {measured} in the record")
+        same = logged == measured or str(logged) == str(measured)  # the strings also match for NaN
+        yield Finding("tags", same, f"metric {name} is {logged} in MLflow, but {measured} in the record")

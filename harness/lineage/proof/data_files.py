@@ -1,4 +1,4 @@
-"""Whether the prepared data files are still those that the runs were made from."""
+"""Check that the prepared data files are those that the runs used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from harness.lineage.proof.findings import Finding, Findings
 
 @dataclass(frozen=True)
 class _DataSet:
-    """One prepared data set, as some runs name it."""
+    """One prepared data set: its name, recorded digest and parent directory."""
 
     name: str
     digest: str
@@ -32,7 +32,14 @@ class _DataSet:
 def check_data(
     records: Iterable[LineageRecord], directory: Path | None, findings: Findings, *, progress: bool = False
 ) -> None:
-    """Hash the files of every data set that the records name; say so when a data set is not here."""
+    """Hash the files of every data set that the records name.
+
+    Args:
+        records: Records of the verified runs.
+        directory: Directory of the prepared data; by default the one that each run recorded.
+        findings: Receives the results, and a note for each data set that is not found.
+        progress: Show a progress bar.
+    """
     found: dict[_DataSet, None] = {}
     for record in records:
         name, digest = record.tags.get("data"), record.tags.get("data_digest")
@@ -44,10 +51,11 @@ def check_data(
         if home.is_dir():
             findings.add(data, _findings(data, home, findings, progress=progress))
         else:
-            findings.note(data, f"the data are not in {home}, so their digest was not checked (--data-directory)")
+            findings.note(data, f"its files were not checked: {home} does not exist; give --data-directory")
 
 
 def _findings(data: _DataSet, home: Path, findings: Findings, *, progress: bool) -> Iterator[Finding]:
+    """Check the manifests of a data set and the files in them."""
     manifests = []
     for split in SPLITS:
         try:
@@ -57,12 +65,13 @@ def _findings(data: _DataSet, home: Path, findings: Findings, *, progress: bool)
     if len(manifests) < len(SPLITS):
         return
     content = sha256_json([manifest.content_digest for manifest in manifests])
-    what = f"{home} holds content {content[:16]}…, the runs were made from {data.digest[:16]}…"
+    what = f"the content digest of {home} is {content[:16]}…, but the runs used data with {data.digest[:16]}…"
     yield Finding("data", content == data.digest, what)
     files = {name: record for manifest in manifests for name, record in manifest.files.items()}
     for name, record in tqdm(files.items(), desc=f"hashing {home}", leave=False, disable=None if progress else True):
         path = home / name
         if not path.is_file():
-            continue  # one loader's form alone is enough; opening the data says if it is the other that is wanted
+            continue  # files of one loader suffice; opening the data reports files that another loader lacks
         findings.num_bytes += path.stat().st_size
-        yield Finding("data", sha256_file(path) == record.sha256, f"{path} is not the file that its manifest describes")
+        what = f"{path} was altered: its SHA-256 differs from the one in its manifest"
+        yield Finding("data", sha256_file(path) == record.sha256, what)

@@ -1,4 +1,4 @@
-"""The table of checks, the outcome of each, and the problems with advice that a verification reports."""
+"""Define the checks of a verification, and collect problems, notes and counts."""
 
 from __future__ import annotations
 
@@ -10,63 +10,66 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that is proved, and what to do where it does not hold."""
+    """The property that a check proves, and the advice if it fails."""
 
     proves: str
     advice: str
 
 
-_AGAIN = "move the node's directory away and give the launch command of its record again"
-_DISTRUST = "do not use this run, nor what was made from it: " + _AGAIN
+_AGAIN = "move the run's directory away and repeat the launch command in its record"
+_DISTRUST = "do not use this run or its descendants: " + _AGAIN
 
-# The names stand in the table of docs/lineage.md, section "Proving"; a test plants a fault for each.
+# docs/lineage.md, section "Proving", lists these names. A test plants a fault for each.
 CHECKS: dict[str, Check] = {
     "record": Check(
-        "record.json and SHA256SUMS are whole and of this node",
-        "move the directory away: the next command that needs the node fetches it from MLflow, or makes it again",
+        "record.json and SHA256SUMS are intact and belong to this run",
+        "move the directory away: the next command that needs the run downloads it from MLflow or makes it again",
     ),
     "files": Check(
-        "every local file has the SHA-256 that was recorded",
-        "move the directory away: the next command that needs the node fetches it from MLflow, or makes it again",
+        "every local file has its recorded SHA-256",
+        "move the directory away: the next command that needs the run downloads it from MLflow or makes it again",
     ),
-    "key": Check("the key is the digest of what determines the run (determinants.json)", _DISTRUST),
-    "settings": Check("tags, config, parents and determinants say the same", _DISTRUST),
+    "key": Check("the key is the SHA-256 of determinants.json, the inputs that determine the run", _DISTRUST),
+    "settings": Check("tags, config, parents and determinants agree", _DISTRUST),
     "seeds": Check("seeds in tags, config and determinants agree, and a level has those of its search", _DISTRUST),
     "parents": Check(
-        "every parent is there, finished, and of the kind and level that the relation says",
-        "bring the parent's node here (its directory, or the tracking store it was delivered to); if it is lost, the "
-        "run is of unknown origin",
+        "every parent exists, is finished, and has the kind and level that the relation requires",
+        "restore the parent: copy its directory here, or use the tracking store that has it; without the parent, the "
+        "origin of this run cannot be verified",
     ),
-    "cycle": Check("no run comes from itself", "somebody edited the lineage: restore the records from a copy"),
+    "cycle": Check("no run is its own ancestor", "somebody edited the records: restore them from a copy"),
     "finished": Check("the MLflow run is finished", "`python tools/lineage.py sync` completes an interrupted delivery"),
     "tags": Check(
-        "tags, metrics, parents and digests in MLflow are those of the record",
-        "they were edited in MLflow: set them back, or delete the run there and deliver it again with "
+        "tags, metrics, parents and digests in MLflow equal those of the record",
+        "somebody edited them in MLflow: change them back, or delete the run there and deliver it again with "
         "`python tools/lineage.py sync`",
     ),
     "artifacts": Check(
-        "every file in MLflow has the SHA-256 that was recorded",
-        "delete the run in MLflow and deliver it again with `python tools/lineage.py sync`, if a local copy is whole",
+        "every file in MLflow has its recorded SHA-256",
+        "if the local copy is intact, delete the run in MLflow and deliver it again with "
+        "`python tools/lineage.py sync`",
     ),
     "theta_init": Check(
-        "θ_init has the digest that was recorded, and is what its seed draws",
-        "check out the commit and install the torch version that the record names; if it still differs, do not use "
-        "the search",
+        "θ_init has its recorded digest, and its seed draws the same tensors",
+        "check out the commit and install the torch version of the record, then verify again; if it still differs, do "
+        "not use the search",
     ),
-    "alpha": Check("the mean α of every epoch is what the seed draws, and plain trainings drew none", _DISTRUST),
-    "parameters": Check("checkpoint and mask have the network's tensors, and the mask its prunable ones", _DISTRUST),
-    "owner": Check("the files name this run's key, level, density and counts: they were made by it", _DISTRUST),
-    "nested": Check("the mask of a level lies within that of the level before", _DISTRUST),
-    "count": Check("exactly as many weights remain as the pruning fraction says", _DISTRUST),
-    "pruned": Check("the mask is what pruning the parent's checkpoint by magnitude gives", _DISTRUST),
-    "signs": Check("s = sign₀(θ ⊙ m) of the recorded checkpoint", _DISTRUST),
+    "alpha": Check("the mean α of every epoch follows from the seed, and plain trainings have none", _DISTRUST),
+    "parameters": Check(
+        "the checkpoint has the tensors of the network, and the mask covers the prunable ones", _DISTRUST
+    ),
+    "owner": Check("key, level, density and counts inside the files are those of this run", _DISTRUST),
+    "nested": Check("the mask of a level is a subset of the mask of the level before", _DISTRUST),
+    "count": Check("the number of remaining weights follows exactly from the pruning settings", _DISTRUST),
+    "pruned": Check("pruning the parent's checkpoint again gives the same mask", _DISTRUST),
+    "signs": Check("s = sign₀(θ ⊙ m) holds for the recorded checkpoint", _DISTRUST),
     "zeros": Check("pruned weights are +0.0", _DISTRUST),
-    "start": Check("training started from what parent, ticket and seed give", _DISTRUST),
+    "start": Check("the training started from the parameters that parent, ticket and seed give", _DISTRUST),
     "mask": Check("a final training has the mask of its ticket", _DISTRUST),
-    "compared": Check("a comparison's networks can be compared, and its figures follow from its curve", _DISTRUST),
-    "correct": Check("the images that were right give the recorded test errors", _DISTRUST),
+    "compared": Check("the networks of a comparison are comparable, and its figures follow from its curve", _DISTRUST),
+    "correct": Check("the correctly classified images give the recorded test errors", _DISTRUST),
     "data": Check(
-        "the prepared data files are those that the runs were made from",
+        "the prepared data files are the ones that the runs used",
         "prepare the data again: `python tools/prepare_data.py NAME --out DIRECTORY`",
     ),
 }
@@ -74,16 +77,20 @@ CHECKS: dict[str, Check] = {
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check: whether it holds, and the fault if it does not."""
+    """Result of one check.
+
+    `what` describes the fault, for the case that the check fails.
+    """
 
     check: str
+    """Key of CHECKS."""
     holds: bool
     what: str
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A check that failed: its run, the fault, and advice."""
+    """A failed check: run or data set, fault (`what`) and advice."""
 
     check: str
     name: str
@@ -99,7 +106,11 @@ class Problem:
 
 @dataclass(frozen=True)
 class Note:
-    """No fault: it could not be proved (not recorded, not here, deleted on purpose), or was done in another way."""
+    """A remark that is not a fault.
+
+    It names a check that was impossible, because data were not recorded, not found or deleted on purpose. Or it names a
+    computation that older versions did in another way.
+    """
 
     name: str
     key: str
@@ -107,7 +118,7 @@ class Note:
 
 
 class NodeIdentity(Protocol):
-    """Identify the node, or the data set, that findings are about."""
+    """Identify the run or data set of a finding."""
 
     @property
     def key(self) -> str: ...
@@ -119,18 +130,19 @@ class NodeIdentity(Protocol):
 
 @dataclass
 class Findings:
-    """The outcome of a verification."""
+    """Collect the results of a verification."""
 
     problems: list[Problem] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
-    """How often each check was made."""
+    """Number of times that each check was made."""
     num_nodes: int = 0
+    """Number of verified runs."""
     num_bytes: int = 0
-    """Bytes of files whose digests were recomputed."""
+    """Bytes that were hashed."""
 
     def add(self, subject: NodeIdentity, found: Iterable[Finding]) -> bool:
-        """Count the checks, keep those that failed as problems, and return whether all hold."""
+        """Count checks, collect failed ones as problems, and return whether all hold."""
         sound = True
         for finding in found:
             self.checked[finding.check] += 1
@@ -142,9 +154,9 @@ class Findings:
         return sound
 
     def note(self, subject: NodeIdentity, what: str) -> None:
-        """Keep what could not be proved."""
+        """Add a remark about a run or data set."""
         self.notes.append(Note(subject.name, subject.key, what))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the findings as JSON-able data."""
+        """Return the findings as JSON-serialisable data."""
         return asdict(self) | {"checked": {name: self.checked[name] for name in CHECKS if self.checked[name]}}

@@ -1,4 +1,4 @@
-"""What can be proved of a network's tensors: its mask, its signs, where its training started. No I/O."""
+"""Check a network's mask, signs, pruned weights and start, without I/O."""
 
 from __future__ import annotations
 
@@ -24,17 +24,19 @@ Params = Mapping[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class StoredNetwork:
-    """The tensors of one node that are here and have their recorded digests; a search has θ_init and no mask."""
+    """Tensors of one run whose files exist and have their recorded digests."""
 
     checkpoint: Checkpoint | None = None
+    """Trained parameters, or θ_init for a search."""
     signed_mask: SignedMask | None = None
+    """None for a search, and if the file is missing or altered."""
     further: Mapping[str, Checkpoint] = field(default_factory=dict)
-    """Further networks that a method keeps with a level, by file name."""
+    """Further tensor files that a pruning method keeps with a level, by file name."""
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """Which network, as the runs record it."""
+    """Model name and sizes, as a run records them."""
 
     name: str
     num_classes: int
@@ -42,11 +44,11 @@ class Architecture:
     image_size: int
     width: int | None
     former: bool = False
-    """Whether it is drawn as older runs drew it, where that was otherwise (`harness.config.redrawn`)."""
+    """Draw θ_init as older versions did (see `harness.config.redrawn`)."""
 
     @classmethod
     def of(cls, determinants: Mapping[str, Any]) -> Architecture:
-        """Read it from what determines a run."""
+        """Build from the determinants of a run."""
         model, spec = determinants["model"], determinants["spec"]
         sizes = spec["num_classes"], spec["channels"], spec["image_size"], model["width"]
         return cls(model["name"], *sizes, former=drawn_before(model["name"], determinants) is not None)
@@ -56,27 +58,30 @@ class Architecture:
         return sizes | {"width": self.width, "former": self.former}
 
     def theta_init(self, init_seed: int, scheme: str = NETWORKS_OWN) -> Checkpoint:
-        """Draw θ_init anew."""
+        """Draw θ_init from a seed, with the given initialisation scheme."""
         model = draw_model(self.name, init_seed=init_seed, scheme=scheme, **self._sizes())  # type: ignore[arg-type]
         return Checkpoint.of(model, level=0, epochs=0, level_digest="")
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width)."""
+        """Image shape as (channels, height, width)."""
         return self.channels, self.image_size, self.image_size
 
     def model(self) -> nn.Module:
-        """Build the network on the CPU, with any values."""
+        """Build the network on the CPU with arbitrary parameters.
+
+        The global random state is not changed.
+        """
         with torch.random.fork_rng(devices=[]):
             return build_model(self.name, **self._sizes())  # type: ignore[arg-type]
 
     @property
     def classifier(self) -> str:
-        """The name of the classifier's module."""
+        """Name of the classifier module."""
         return classifier_of(self.name)
 
     def skeleton(self) -> tuple[dict[str, torch.Size], ParamPartition]:
-        """Return the shapes of all tensors and the partition of the parameters, without memory for their values."""
+        """Return ({tensor name: shape}, parameter partition), without allocating memory for the tensors."""
         with torch.device("meta"):
             model = build_model(self.name, **self._sizes())  # type: ignore[arg-type]
         named = [*model.named_parameters(), *model.named_buffers()]
@@ -84,50 +89,71 @@ class Architecture:
 
 
 def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: bool = False) -> Iterator[Finding]:
-    """The tensors are the network's, and the mask covers exactly what can be pruned."""
+    """Check that checkpoint and mask fit the network.
+
+    Tensors must have the network's names and shapes. The mask must cover exactly the prunable weights.
+
+    Args:
+        architecture: The network that the run recorded.
+        network: Stored tensors of the run.
+        classifier_too: The pruning method may also mask the classifier.
+    """
+    # Phase: checkpoint
     shapes, partition = architecture.skeleton()
     if network.checkpoint is not None:
         own = {name: tensor.shape for name, tensor in network.checkpoint.state_dict.items()}
         differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
-        yield Finding("parameters", not differ, f"the checkpoint is not of {architecture.name}: {_some(differ)} differ")
+        what = f"the checkpoint does not fit {architecture.name}: names or shapes differ for {_some(differ)}"
+        yield Finding("parameters", not differ, what)
+
+    # Phase: signed mask
     if network.signed_mask is not None:
         mask = network.signed_mask
-        # a method may mask the classifier too
         differ = sorted(partition.prunable - mask.mask.tensors.keys())
         differ += sorted(mask.mask.tensors.keys() - partition.prunable) if not classifier_too else []
         differ += sorted(name for name, sign in mask.signs.items() if shapes.get(name) != sign.shape)
         yield Finding(
-            "parameters", not differ, f"the mask does not cover exactly the prunable weights: {_some(differ)}"
+            "parameters", not differ, f"the signed mask does not cover exactly the prunable weights: {_some(differ)}"
         )
         differ = sorted(mask.norm ^ partition.norm)
-        yield Finding("parameters", not differ, f"the mask names other normalisation parameters: {_some(differ)}")
+        what = f"the signed mask lists other normalisation parameters than the network has: {_some(differ)}"
+        yield Finding("parameters", not differ, what)
 
 
 def owner(record: LineageRecord, network: StoredNetwork) -> Iterator[Finding]:
-    """The files say themselves whose they are."""
+    """Check that key, level and counts inside the files match the run.
+
+    Otherwise somebody may have swapped files between runs.
+    """
     level = int(record.tags["level"])
     if (checkpoint := network.checkpoint) is not None:
         yield _same_owner("the checkpoint", checkpoint.level_digest, checkpoint.level, record.key, level)
     if (mask := network.signed_mask) is None:
         return
-    yield _same_owner("the mask", mask.metadata.get("level_digest"), mask.metadata.get("level"), record.key, level)
+    told_key, told_level = mask.metadata.get("level_digest"), mask.metadata.get("level")
+    yield _same_owner("the signed mask", told_key, told_level, record.key, level)
     metrics = record.last_metrics()
     counted = {"density": mask.density, "num_remaining": float(mask.mask.num_remaining)}
     for name, value in counted.items():
         told = {metrics[name]} if name in metrics else set()
         told |= {mask.metadata["density"]} if name == "density" and "density" in mask.metadata else set()
-        yield Finding("owner", told <= {value}, f"the mask's {name} is {value:g}, but {told} was recorded")
+        what = f"{name} of the signed mask is {value:g}, but {' and '.join(sorted(map(str, told)))} was recorded"
+        yield Finding("owner", told <= {value}, what)
     tag = record.tags.get("density")
-    yield Finding("owner", tag == f"{mask.density:.6f}", f"its density is {mask.density:.6f}, but its tag says {tag}")
+    what = f"the density of the signed mask is {mask.density:.6f}, but the tag density is {tag}"
+    yield Finding("owner", tag == f"{mask.density:.6f}", what)
 
 
 def _same_owner(what: str, key: object, level: object, own_key: str, own_level: int) -> Finding:
-    made = f"{what} was made by run {str(key)[:16]}… at level {level}, this is {own_key[:16]}… at level {own_level}"
+    made = f"{what} belongs to run {str(key)[:16]}… at level {level}, but this is {own_key[:16]}… at level {own_level}"
     return Finding("owner", (key, level) == (own_key, own_level), made)
 
 
 def signs(network: StoredNetwork) -> Iterator[Finding]:
-    """s = sign₀(θ ⊙ m), and pruned weights are +0.0."""
+    """Check that s = sign₀(θ ⊙ m), and that pruned weights are +0.0.
+
+    A pruned weight of −0.0 is a fault.
+    """
     checkpoint, mask = network.checkpoint, network.signed_mask
     if checkpoint is None or mask is None:
         return
@@ -137,46 +163,65 @@ def signs(network: StoredNetwork) -> Iterator[Finding]:
         for name, sign in expected.items()
         if name not in mask.signs or not torch.equal(sign, mask.signs[name])
     }
-    where = f"{sum(differ.values())} signs are not those of the checkpoint, in {_some(list(differ))}"
+    where = f"{sum(differ.values())} signs in the signed mask differ from the checkpoint, in {_some(list(differ))}"
     yield Finding("signs", not differ and expected.keys() == mask.signs.keys(), where)
     alive = {}
     for name, kept in mask.mask.tensors.items():
         bits = checkpoint.params[name].contiguous().view(_INTEGERS[checkpoint.params[name].element_size()])
-        if number := int(((bits != 0) & ~kept).sum()):  # −0.0 has a bit too
+        if number := int(((bits != 0) & ~kept).sum()):  # compare bits, because −0.0 == 0.0
             alive[name] = number
-    yield Finding("zeros", not alive, f"{sum(alive.values())} pruned weights are not +0.0, in {_some(list(alive))}")
+    what = f"{sum(alive.values())} pruned weights of the checkpoint are not +0.0, in {_some(list(alive))}"
+    yield Finding("zeros", not alive, what)
 
 
 _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def masks(record: LineageRecord, ctx: LevelContext, own: StoredNetwork, parent: StoredNetwork) -> Iterator[Finding]:
-    """The mask of a level follows from its parent's mask and checkpoint; level 0 is dense.
+    """Check that a level's mask follows from its parent.
 
-    `ctx` has the level's own mask. Raises NotHereError, after all that can be checked without it, for a network that
-    the ranking needs.
+    Level 0 must be dense.
+
+    Args:
+        record: Record of the level.
+        ctx: Inputs to the method's hooks, with the level's own mask.
+        own: Stored tensors of the level.
+        parent: Stored tensors of the parent level.
+
+    Raises:
+        NotHereError: The importance needs a tensor file that is missing. All other checks are yielded first.
     """
+    # Phase: level 0
     mask, level = ctx.mask, ctx.level
     if level == 0:
-        yield Finding("count", mask.num_remaining == mask.numel, f"level 0 prunes {mask.numel - mask.num_remaining}")
+        what = f"level 0 must be dense, but its mask prunes {mask.numel - mask.num_remaining} weights"
+        yield Finding("count", mask.num_remaining == mask.numel, what)
         return
+
+    # Phase: nested masks
     if parent.signed_mask is None:
         return
     before = parent.signed_mask.mask
     same = mask.shapes() == before.shapes()
     grown = sum(int((kept & ~before.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
-    yield Finding("nested", grown == 0, f"{grown} weights are kept that the level before had pruned")
+    what = f"the mask keeps {grown} weights that the level before had pruned" if same else "the mask shapes differ"
+    yield Finding("nested", grown == 0, what)
+
+    # Phase: number of remaining weights
     method = METHODS.get(record.tags["method"])
     pruning = method.pruning(ctx.config) if method else PruningSchedule.of(ctx.config)
     if pruning is None:
         found = mask.num_remaining
-        yield Finding("count", found == before.num_remaining, f"{found} of {before.num_remaining} weights remain")
+        what = f"{found} of {before.num_remaining} weights remain, but this level must not prune"
+        yield Finding("count", found == before.num_remaining, what)
         return
     for name, expected in pruning.counts(level, before).items():
         kept = [mask.tensors[name]] if name in mask.tensors else list(mask.tensors.values())
         found = sum(int(tensor.sum()) for tensor in kept)
-        what = f"{found} weights remain{f' in {name}' if name else ''}; {expected} should"
+        what = f"{found} weights remain{f' in {name}' if name else ''}, but {expected} must remain"
         yield Finding("count", found == expected, what)
+
+    # Phase: prune the parent again and compare
     if method is None:
         return
     if method.importance_file is None:
@@ -187,23 +232,36 @@ def masks(record: LineageRecord, ctx: LevelContext, own: StoredNetwork, parent: 
         raise NotHereError(method.importance_file)
     pruned = pruning.next_mask(importance, before, level)
     differ = sum(int((kept ^ mask.tensors[name]).sum()) for name, kept in pruned.tensors.items()) if same else -1
-    what = f"{differ} weights differ from what {record.tags['method']} chooses"
+    what = f"the mask differs in {differ} weights from the one that {record.tags['method']} chooses"
     yield Finding("pruned", differ == 0, what)
 
 
 def final_start(
     kind: str, ticket: StoredNetwork, theta_init: Params, *, init_seed: int, unpruned: UnprunedSigns, classifier: str
 ) -> tuple[str | None, Mask | None]:
-    """Return (digest of what a final training starts from, its mask); None for what cannot be told from what is here.
+    """Recompute the start of a final training.
 
-    `theta_init` is not looked at by `retrain`.
+    Args:
+        kind: Kind of final training.
+        ticket: Stored tensors of the ticket.
+        theta_init: The initial parameters; `retrain` ignores them.
+        init_seed: Seed of θ_init. It also feeds the random controls.
+        unpruned: Parameters outside of the mask whose signs are transferred.
+        classifier: Name of the classifier module.
+
+    Returns:
+        (digest of the start parameters, mask). An item is None if it cannot be recomputed from the stored files. The
+        mask is also None for `dense`.
     """
+    # No ticket is needed, or it lacks a file.
     if kind == "dense":
         return sha256_tensors(theta_init), None
     if ticket.signed_mask is None:
         return None, None
     if ticket.checkpoint is None and kind in ("retrain", "signed_mask_norm"):
         return None, ticket.signed_mask.mask
+
+    # Apply the same transfer as the training.
     weights = ticket.checkpoint.params if ticket.checkpoint is not None else {}
     names = transfer.unpruned_names(ticket.signed_mask, unpruned, classifier)
     params, mask = transfer.start(kind, dict(theta_init), weights, ticket.signed_mask, seed=init_seed, unpruned=names)
@@ -211,7 +269,15 @@ def final_start(
 
 
 def right_after_pruning(ticket: StoredNetwork, before: StoredNetwork) -> StoredNetwork:
-    """Return a ticket as it was before it was trained; empty where that cannot be told from what is here."""
+    """Return a ticket directly after pruning, before any training under its mask.
+
+    Args:
+        ticket: Stored tensors of the ticket.
+        before: Stored tensors of the level before.
+
+    Returns:
+        The pruned ticket, empty if a needed file is missing or altered.
+    """
     if ticket.signed_mask is None or before.checkpoint is None:
         return StoredNetwork()
     params, signed_mask = transfer.pruned_ticket(before.checkpoint.params, ticket.signed_mask)
@@ -219,24 +285,35 @@ def right_after_pruning(ticket: StoredNetwork, before: StoredNetwork) -> StoredN
 
 
 def without_classifier(ticket: StoredNetwork, classifier: str) -> StoredNetwork:
-    """Return a ticket as it goes over to another data set."""
+    """Return a ticket without mask and signs of its classifier.
+
+    This is the form that is transferred to another data set.
+    """
     if ticket.signed_mask is None:
         return ticket
     return StoredNetwork(ticket.checkpoint, transfer.without_classifier(ticket.signed_mask, classifier))
 
 
 def final_mask(own: StoredNetwork, expected: Mask | None, kind: str) -> Iterator[Finding]:
-    """A final training has the mask of its ticket (`random_mask`: the drawn one, `dense`: all ones)."""
+    """Check the mask of a final training.
+
+    Args:
+        own: Stored tensors of the training.
+        expected: Mask of its ticket, or the drawn one for `random_mask`. None skips the check.
+        kind: Kind of final training; `dense` must prune nothing.
+    """
     if own.signed_mask is None:
         return
     mask = own.signed_mask.mask
     if kind == "dense":
-        yield Finding("mask", mask.num_remaining == mask.numel, "a dense training has pruned weights")
+        yield Finding("mask", mask.num_remaining == mask.numel, "it is a dense training, but its mask prunes weights")
     elif expected is not None:
         same = mask.shapes() == expected.shapes()
         differ = sum(int((kept ^ expected.tensors[name]).sum()) for name, kept in mask.tensors.items()) if same else -1
-        yield Finding("mask", differ == 0, f"{differ} weights differ from the mask its ticket gives")
+        what = f"its mask differs from that of its ticket in {differ} weights" if same else "the mask shapes differ"
+        yield Finding("mask", differ == 0, what)
 
 
 def _some(names: list[str], most: int = 3) -> str:
+    """Return the first names and the number of the others, as text."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

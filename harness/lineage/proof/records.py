@@ -1,4 +1,4 @@
-"""What can be proved without a network: a record's key, that it says the same everywhere, its α and its errors."""
+"""Check the records of runs without loading a network."""
 
 from __future__ import annotations
 
@@ -19,26 +19,43 @@ Determinants = Mapping[str, Any]
 
 
 def key(record: LineageRecord) -> Iterator[Finding]:
-    """The key is the SHA-256 of determinants.json (whose bytes are checked among the files)."""
+    """Check that the key is the recorded SHA-256 of determinants.json.
+
+    The file check compares that SHA-256 with the file.
+    """
     if DETERMINANTS in record.files:
-        what = f"its key is {record.key[:16]}…, but the digest of {DETERMINANTS} is {record.files[DETERMINANTS][:16]}…"
+        what = f"its key is {record.key[:16]}…, but the SHA-256 of {DETERMINANTS} is {record.files[DETERMINANTS][:16]}…"
         yield Finding("key", record.files[DETERMINANTS] == record.key, what)
 
 
 def settings(record: LineageRecord, config: Any, determinants: Determinants | None) -> Iterator[Finding]:
-    """Tags, config (also as config.json has it), parents and determinants say the same."""
-    yield _same("settings", "config.json", config, "the record's config", record.config)
+    """Check that tags, config, parents and determinants agree.
+
+    Args:
+        record: Record of the run.
+        config: Content of config.json.
+        determinants: Content of determinants.json, or None if it is missing or altered.
+    """
+    yield _same("settings", "config.json", config, "the config in record.json is", record.config)
     yield from _tags_and_config(record)
     if determinants is not None:
         for what, determined, recorded in _determined(record, determinants):
-            yield _same("settings", f"{what} in {DETERMINANTS}", determined, "in the record", recorded)
+            yield _same("settings", f"{what} in {DETERMINANTS}", determined, "record.json has", recorded)
 
 
 def _same(check: str, what: str, got: Any, other: str, expected: Any) -> Finding:
-    return Finding(check, got == expected, f"{what} is {got!r:.120}, {other} {expected!r:.120}")
+    """Return the finding that two values are equal.
+
+    `what` and `other` introduce the two values in its message.
+    """
+    return Finding(check, got == expected, f"{what} is {got!r:.120}, but {other} {expected!r:.120}")
 
 
 def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
+    """Compare the tags with the config.
+
+    Records without search settings have no tags to compare.
+    """
     search, tags = record.config.get("search"), record.tags
     if search is None:
         return
@@ -50,11 +67,15 @@ def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
     if record.kind == "training":
         pairs["kind_of_training"] = record.config["kind"]
     for name, expected in pairs.items():
-        yield _same("settings", f"tag {name}", tags.get(name), "the config says", expected)
+        yield _same("settings", f"tag {name}", tags.get(name), "the config has", expected)
 
 
 def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, what the determinants say, what the rest of the record says)."""
+    """Yield each setting that determines the run, with both values.
+
+    A row is (name, value in determinants.json, value in record.json).
+    """
+    # Phase: settings of every kind of run
     search, tags = record.config["search"], record.tags
     yield "kind", known["kind"], record.kind
     yield "data", known["data"], tags.get("data_digest")
@@ -68,12 +89,12 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
     matmul = "float32_matmul_precision"
     yield matmul, known.get(matmul, "highest"), search.get(matmul, "highest")
     for name, value in known.get("optim", {}).items():
-        # trainings with the final schedule may have a learning rate of their own
-        own = record.config.get("optim", search["optim"])  # a method may have optimizers of its own
+        own = record.config.get("optim", search["optim"])  # a pruning method may have its own optimizers
+        # The search config can set another learning rate for final trainings.
         allowed = [own.get(name), search.get(f"final_{name}")]
         yield f"optim.{name}", value, value if value in allowed else allowed[0]
     if (redrawn := REDRAWN.get(known["model"]["name"])) is not None:
-        # a comparison trains nothing, and of all of them signed_init alone draws
+        # Among comparisons, only signed_init draws initial parameters, and it trains nothing.
         drawn = [INITIAL_WEIGHTS] if "start" in known else []
         for name in drawn if record.kind == "analysis" else redrawn.determinants:
             yield name, known.get(name), record.config.get(name)
@@ -81,6 +102,7 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
         launch = record.config["launch"]
         yield "world_size", known["world_size"], launch["world_size"]
         yield "dtype", known.get("dtype", "float32"), launch.get("dtype", "float32")
+    # Phase: settings of one kind of run
     if record.kind == "search":
         yield "method", known["method"], search["method"]
         yield "alpha", known.get("alpha", "uniform"), search.get("alpha", "uniform")
@@ -106,6 +128,7 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
 
 
 def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the rows of `_determined` that only levels have."""
     yield "level", known["level"], record.config["level"]
     yield "root", known["root"], record.nested_under
     yield "parent", known["parent"], record.parents[0].key if record.parents else None
@@ -124,23 +147,38 @@ def _determined_level(record: LineageRecord, known: Determinants) -> Iterator[tu
 
 
 def _schedule(determined: Mapping[str, Any], recorded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yield the rows of `_determined` for a learning-rate schedule."""
     for name, value in determined.items():
         yield f"schedule.{name}", value, recorded.get(name)
 
 
 def older_ways(record: LineageRecord) -> Iterator[str]:
-    """Yield what the version that made a run did otherwise than this one; a check takes that into account."""
+    """Yield a note for each computation that the current version does differently.
+
+    The checks allow for these differences, so they are no faults.
+    """
     if (before := RunSummary.of(record).drawn_before) is not None:
-        yield f"its θ_init was drawn the other way: {before}; today these have torch's default draw"
+        yield f"its θ_init was drawn the other way: {before}; current versions use torch's default draw"
     if record.kind == "analysis" and record.tags.get("bn_convention") == "ema" and "ema_start" not in record.tags:
-        yield "its ema statistics started the other way: from the interpolated ones; today from mean 0 and variance 1"
+        yield (
+            "its ema statistics started the other way: from the interpolated ones; current versions start from mean 0 "
+            "and variance 1"
+        )
     method = METHODS.get(record.tags.get("method", "")) if record.kind == "level" else None
     if method is not None and (other := method.departure(search_from_json(record.config["search"]))):
         yield other
 
 
 def seeds(record: LineageRecord, determinants: Determinants | None, search: LineageRecord | None) -> Iterator[Finding]:
-    """Tags, config and determinants have the same seeds; a level (given its `search`) has those of its search."""
+    """Check that all parts of a record have the same seeds.
+
+    These parts are tags, config and determinants. A level must also have the seeds of its search.
+
+    Args:
+        record: Record of the run.
+        determinants: Content of determinants.json, or None.
+        search: Record of the search that a level belongs to, or None.
+    """
     if record.kind not in ("search", "level", "training") or "search" not in record.config:
         return
     names = ("init_seed", "sgd_seed")
@@ -148,19 +186,27 @@ def seeds(record: LineageRecord, determinants: Determinants | None, search: Line
     configured = {name: given[name] for name in names}
     for name, value in configured.items():
         tag = None if value is None else str(value)
-        yield _same("seeds", f"tag {name}", record.tags.get(name), "the config says", tag)
+        yield _same("seeds", f"tag {name}", record.tags.get(name), "the config has", tag)
         if determinants is not None and record.kind != "level":
-            yield _same("seeds", f"{name} in {DETERMINANTS}", determinants[name], "the config says", value)
+            yield _same("seeds", f"{name} in {DETERMINANTS}", determinants[name], "the config has", value)
         if search is not None and record.kind == "level":
-            yield _same("seeds", f"tag {name}", record.tags.get(name), "its search says", search.tags.get(name))
+            yield _same("seeds", f"tag {name}", record.tags.get(name), "its search has", search.tags.get(name))
 
 
 def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
-    """The mean α of each of a level's `epochs` epochs; None if the record is older than that and cannot tell."""
+    """Check the recorded mean α of every epoch by drawing again.
+
+    Args:
+        record: Record of a level or final training.
+        epochs: Number of trained epochs of a level. Runs that draw no α ignore it.
+
+    Returns:
+        Findings, or None if the record is from a version that did not record the values needed.
+    """
     recorded = [metric for metric in record.metrics if metric.name == "alpha_mean"]
     method = METHODS.get(record.tags.get("method", ""))
     if record.kind != "level" or method is None or "alpha_mean" not in method.metrics:
-        return iter([Finding("alpha", not recorded, "a plain training drew α")])
+        return iter([Finding("alpha", not recorded, "it is a plain training, but it recorded a mean α")])
     if "data" not in record.config:
         return None
     num_steps = record.config["data"]["num_train"] // record.config["search"]["global_batch_size"]
@@ -169,16 +215,23 @@ def alpha(record: LineageRecord, epochs: int) -> Iterator[Finding] | None:
     expected = [alpha_mean(noise.alphas(epoch, num_steps)) for epoch in range(epochs)]
     by_epoch = [metric.value for metric in sorted(recorded, key=lambda metric: metric.step)]
     wrong = [epoch for epoch, pair in enumerate(zip(by_epoch, expected, strict=False)) if pair[0] != pair[1]]
-    what = f"{len(by_epoch)} epochs recorded a mean α, {epochs} were trained; those of epochs {wrong[:5]} differ"
+    what = f"mean α: {len(by_epoch)} values recorded for {epochs} epochs; wrong values in epochs {wrong[:5]}"
     return iter([Finding("alpha", by_epoch == expected, what)])
 
 
 def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Finding]:
-    """A comparison's figures follow from its curve (method, section 6)."""
+    """Check that the figures of a comparison follow from its error curve.
+
+    These are barrier, barrier_floor and barrier_above_line.
+
+    Args:
+        record: Record of the comparison.
+        content: Content of barrier.json, with errors in percent by α.
+    """
     errors, alphas = content["error_percent"], content["alphas"]
     metrics = record.last_metrics()
     logged = [m.value for m in sorted(record.metrics, key=lambda m: m.step) if m.name == "error_percent"]
-    yield _same("compared", "the curve", errors, "the metrics say", logged)
+    yield _same("compared", "the curve in barrier.json", errors, "the metrics are", logged)
     ends = errors[0], errors[-1]
     line = [alpha * ends[1] + (1 - alpha) * ends[0] for alpha in alphas]
     figures = {
@@ -188,46 +241,61 @@ def curve(record: LineageRecord, content: Mapping[str, Any]) -> Iterator[Finding
     }
     for name, value in figures.items():
         close = name in metrics and abs(metrics[name] - value) < 1e-9
-        yield Finding("compared", close, f"{name} is {metrics.get(name)}, the curve gives {value}")
+        yield Finding("compared", close, f"metric {name} is {metrics.get(name)}, but the curve gives {value}")
 
 
 def correct(record: LineageRecord, answers: Mapping[str, Tensor]) -> Iterator[Finding]:
-    """Which images were right, bool [N] or [K, N] by evaluation, gives the errors that were recorded."""
+    """Check that the correctly classified images give the recorded test errors.
+
+    Args:
+        record: Record of the run.
+        answers: Content of correct.safetensors by evaluation: bool [N], or [K, N] for the K points of a comparison.
+    """
     metrics = record.last_metrics()
     names = {"test": "test_error_percent", "test_recorded_bn": "test_error_percent_recorded_bn"}
     expected = {name: [metrics[metric]] for name, metric in names.items() if metric in metrics}
     points = [m.value for m in sorted(record.metrics, key=lambda m: m.step) if m.name == "error_percent"]
     expected |= {"points": points} if points else {}
-    yield _same("correct", "the evaluations", sorted(answers), "the metrics are of", sorted(expected))
+    what = "the list of evaluations in correct.safetensors"
+    yield _same("correct", what, sorted(answers), "the metrics have", sorted(expected))
     for name in answers.keys() & expected.keys():
         rows_KN = answers[name].reshape(-1, answers[name].shape[-1])
         errors = [100.0 * int((~row_N).sum()) / len(row_N) for row_N in rows_KN]
-        yield _same("correct", f"the error of {name!r} by its images", errors, "the metrics say", expected[name])
+        what = f"the error of {name!r} from correct.safetensors"
+        yield _same("correct", what, errors, "the metric is", expected[name])
 
 
 def initial_norm(ticket: LineageRecord, search: LineageRecord) -> Iterator[Finding]:
-    """A ticket is compared with its copy with ψ_init of the search it came from."""
-    yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is of", search.key)
+    """Check that a norm_init comparison used ψ_init of the ticket's search."""
+    yield _same("compared", "the ticket's search", ticket.nested_under, "ψ_init is from", search.key)
 
 
 def signed_init(record: LineageRecord, ticket: LineageRecord) -> Iterator[Finding]:
-    """A ticket is compared with its signs on a fresh θ_init of another seed than its search's."""
-    yield _same("compared", "kind of the ticket's run", ticket.kind, "expected", "level")
+    """Check the records of a signed_init comparison.
+
+    The ticket must be a level, and θ_init must have another seed than the ticket's search.
+    """
+    yield _same("compared", "kind of the ticket's run", ticket.kind, "it must be", "level")
     for what in ("data_digest", "model"):
-        yield _same("compared", f"{what} of the ticket", ticket.tags.get(what), "recorded", record.tags.get(what))
+        other = "the comparison recorded"
+        yield _same("compared", f"{what} of the ticket", ticket.tags.get(what), other, record.tags.get(what))
     seed = record.tags.get("init_seed")
-    yield _same("seeds", "tag init_seed", seed, "the config says", str(record.config.get("init_seed")))
-    yield Finding(
-        "seeds", seed != ticket.tags.get("init_seed"), f"init_seed {seed} is the search's own, not a fresh one"
-    )
+    yield _same("seeds", "tag init_seed", seed, "the config has", str(record.config.get("init_seed")))
+    what = f"init_seed {seed} is also that of the ticket's search, but a fresh θ_init needs another seed"
+    yield Finding("seeds", seed != ticket.tags.get("init_seed"), what)
 
 
 def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Finding]:
-    """The two networks answer the question that was asked of them."""
+    """Check that two networks are comparable for the comparison's question.
+
+    This concerns their data, model, start and seeds.
+    """
     for what in ("data_digest", "model"):
-        yield _same("compared", f"{what} of one", first.tags.get(what), "of the other", second.tags.get(what))
+        other = "that of the second is"
+        yield _same("compared", f"{what} of the first run", first.tags.get(what), other, second.tags.get(what))
     same_start = str(first.tags.get("start_digest") == second.tags.get("start_digest")).lower()
-    yield _same("compared", "tag same_start", record.tags.get("same_start"), "their start digests say", same_start)
+    yield _same("compared", "tag same_start", record.tags.get("same_start"), "the start digests give", same_start)
     if record.tags.get("question") == "stability":
         seeds = first.tags.get("sgd_seed"), second.tags.get("sgd_seed")
-        yield Finding("compared", seeds[0] != seeds[1], f"both have sgd_seed {seeds[0]}: stability compares two noises")
+        what = f"both runs have sgd_seed {seeds[0]}, but stability needs two different ones"
+        yield Finding("compared", seeds[0] != seeds[1], what)

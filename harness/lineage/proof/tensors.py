@@ -1,4 +1,7 @@
-"""Proofs that need a network's tensors and those of what it came from: each is read when it is needed."""
+"""Run the checks that need tensors of a run and its parents.
+
+Each network is loaded when it is needed.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +30,38 @@ from harness.pruning.method import NotHereError, StoredLevel
 
 _KNOWN = {CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT}
 _UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
-"""What older records say of the signs of biases and of the classifier."""
+"""Today's value of `unpruned_signs` for the bool that older records have."""
 _HELD = 2
-"""Networks in memory at a time: a level and its parent, or a ticket and a training of it."""
+"""Number of networks to keep in memory: a level and its parent, or a ticket and its final training."""
 
 
 class Tensors:
-    """Proves nodes by their networks, one after another, with the last few in memory."""
+    """Check the tensors of one run after another.
+
+    An LRU cache holds the last networks.
+    """
 
     def __init__(self, store: LineageStore, places: Mapping[str, NodeCopies], findings: Findings) -> None:
         self.store, self.places, self.findings = store, places, findings
         self.altered: set[tuple[str, str]] = set()
-        """Files, by key of their node and name, that are not what was recorded."""
+        """(run key, file name) of each missing or altered file."""
         self._networks: OrderedDict[str, StoredNetwork] = OrderedDict()
 
     def examine(self, place: NodeCopies, directory: Path, whole: set[str], determinants: dict[str, Any] | None) -> None:
-        """Check the tensors of one node: against one another, its record, and what it came from."""
+        """Check the tensors of one run.
+
+        Args:
+            place: Copies of the run.
+            directory: Directory with its files.
+            whole: Names of the intact files.
+            determinants: Content of determinants.json, or None if it is missing or altered.
+        """
         record = place.record
         assert record is not None
         if record.kind not in ("search", "level", "training"):
             return
+
+        # Phase: names and shapes; further checks need them
         network = self._remember(place.key, _read(directory, whole))
         architecture = _architecture(record, determinants)
         method = METHODS.get(record.tags.get("method", ""))
@@ -55,6 +70,8 @@ class Tensors:
         if not self.findings.add(place, fits):
             self._networks[place.key] = StoredNetwork()
             return
+
+        # Phase: checks for the kind of run
         if record.kind == "search":
             self._theta_init(place, record, network, architecture)
         else:
@@ -67,21 +84,26 @@ class Tensors:
     def _theta_init(
         self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
+        """Check that θ_init has its recorded digest and follows from its seed."""
         if network.checkpoint is None:
             return
         told, found = record.tags.get("theta_init_digest"), network.checkpoint.digest
-        what = f"its θ_init has the digest {found[:16]}…, recorded was {str(told)[:16]}…"
+        what = f"the digest of θ_init is {found[:16]}…, but {str(told)[:16]}… was recorded"
         sound = self.findings.add(place, [Finding("theta_init", found == told, what)])
         fresh = self._fresh(place, record, architecture, int(record.tags["init_seed"])) if sound else None
         if fresh is not None:
             drawn = fresh.digest
-            what = f"seed {record.tags['init_seed']} gives {drawn[:16]}…, but the search began from {found[:16]}…"
+            what = f"init_seed {record.tags['init_seed']} draws θ_init {drawn[:16]}…, but {found[:16]}… is stored"
             self._claim_drawn(place, record, "theta_init", drawn == found, what)
 
     def _fresh(
         self, place: NodeCopies, record: LineageRecord, architecture: Architecture | None, init_seed: int
     ) -> Checkpoint | None:
-        """Return the θ_init of a search or final training, made anew; None, with a note, where that cannot be done."""
+        """Make the θ_init of a search, final training or comparison again.
+
+        Return None, with a note, if the file that it was initialised from is missing or changed. Return None without a
+        note if the architecture is unknown.
+        """
         if architecture is None:
             return None
         begun = record.config.get("initialisation")
@@ -91,13 +113,16 @@ class Tensors:
             return architecture.theta_init(init_seed, begun["name"])
         network = self._trained_elsewhere(begun)
         if network is None or network.digest != begun["sha256"]:
-            what = f"{begun['name']}, which it was initialised from, is not here as it was then"
-            self.findings.note(place, f"{what}: its start cannot be proved")
+            what = f"its start was not checked: {begun['name']}, which it was initialised from, is missing or changed"
+            self.findings.note(place, what)
             return None
         return network.fitted(_draw(architecture, init_seed), architecture.classifier)[0]
 
     def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
-        """Return the network that a run was initialised from: a run's, or a file's if it is still there."""
+        """Return the network that a run was initialised from, or None.
+
+        It is read from another run or from a file.
+        """
         if begun["run"] is not None:
             held = self.network(begun["run"]).checkpoint
             return Pretrained(held.state_dict) if held else None
@@ -107,17 +132,22 @@ class Tensors:
             return None
 
     def _claim_drawn(self, place: NodeCopies, record: LineageRecord, check: str, holds: bool, what: str) -> None:
-        """A claim about fresh numbers of torch, which another version may draw otherwise."""
+        """Add a finding about newly drawn random numbers.
+
+        If it fails and the torch versions differ, add a note instead. Random number generators may differ between torch
+        versions.
+        """
         then, now = record.code.get("torch"), importlib.metadata.version("torch")
         if not holds and then != now:
-            self.findings.note(place, f"{what}; it was made with torch {then}, here is {now}, which explains it")
+            self.findings.note(place, f"{what}; it was made with torch {then}, and torch {now} may draw other numbers")
         else:
             self.findings.add(place, [Finding(check, holds, what)])
 
     def _level(
         self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
-        """Check a level's mask, α and start, with the hooks of its method."""
+        """Check a level with the hooks of its pruning method."""
+        # Phase: mask
         name = record.tags["method"]
         method, parent = METHODS.get(name), self.network(record.parents[0].key if record.parents else "")
         if network.signed_mask is not None:
@@ -142,30 +172,41 @@ class Tensors:
                 else (Finding(*statement) for statement in own)
             )
             self.findings.add(place, self._all_that_can_be_checked(place, record, found))
+
+        # Phase: α
         if network.checkpoint is not None:
             claims = records.alpha(record, record.config["schedule"]["epochs"])
             if claims is None:
-                self.findings.note(place, "the α it drew were not recorded by the version that made it")
+                self.findings.note(place, "its α was not checked: an older version made it and recorded no mean α")
             else:
                 self.findings.add(place, claims)
+
+        # Phase: start
         if method is None:
-            self.findings.note(place, f"method {name!r} is not known here: its start cannot be proved")
+            self.findings.note(place, f"its start was not checked: this version does not know the method {name!r}")
         elif network.signed_mask is not None:
-            with suppress(NotHereError):  # its node is named as missing already
+            with suppress(NotHereError):  # the missing run or file is already reported
                 self.findings.add(place, [_start_claim(record, method.start(ctx).digest)])
 
     def _all_that_can_be_checked(
         self, place: NodeCopies, record: LineageRecord, found: Iterable[Finding]
     ) -> Iterator[Finding]:
-        """Yield findings up to the first that needs a network which is not here; note a missing file of the level."""
+        """Yield findings until one needs a missing network.
+
+        Add a note if this is a tensor file of the level.
+        """
         try:
             yield from found
         except NotHereError as error:
             if str(error).endswith(".safetensors"):
-                self.findings.note(place, f"not checked: its mask, since {error} is not here")
+                self.findings.note(place, f"its mask was not checked: {error} is missing")
 
     def _kept_by_level_0(self, node: NodeCopies, name: str) -> Checkpoint:
-        """Return a network that level 0 keeps: see `LevelContext.read`."""
+        """Return a tensor file that level 0 keeps, for `LevelContext.read`.
+
+        Raises:
+            NotHereError: Level 0 or the file is missing.
+        """
         first = self._level_0(node)
         held = self.network(first.key).further.get(name) if first else None
         if held is None:
@@ -173,7 +214,10 @@ class Tensors:
         return held
 
     def _level_0(self, place: NodeCopies) -> NodeCopies | None:
-        """Return the level 0 that a level goes back to, by way of its parents."""
+        """Return the level 0 among a level's ancestors.
+
+        Return None if a parent is missing or there is a cycle.
+        """
         seen: set[str] = set()
         while place.record is None or place.record.tags.get("level") != "00":
             parent = place.parents[0].key if place.parents else ""
@@ -186,6 +230,8 @@ class Tensors:
     def _training(
         self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
     ) -> None:
+        """Check a final training's α, mask and start."""
+        # Phase: its ticket, and θ_init drawn again
         parents = [parent.key for parent in record.parents if parent.relation != "initialised-from"]
         kind, init_seed = record.config["kind"], record.config["init_seed"]
         self.findings.add(place, records.alpha(record, 0) or [])
@@ -201,6 +247,8 @@ class Tensors:
                 self.findings.add(place, networks.final_mask(network, known, kind))
                 return
             theta_init = fresh.params
+
+        # Phase: mask and start
         unpruned = record.config["unpruned_signs"]
         start, mask = networks.final_start(
             kind,
@@ -220,7 +268,16 @@ class Tensors:
     def signed_init(
         self, place: NodeCopies, record: LineageRecord, determinants: dict[str, Any] | None, ticket: str
     ) -> None:
-        """Check that a ticket was compared with its own signs on the θ_init of the recorded seed."""
+        """Check the recorded start of a signed_init comparison.
+
+        It must be the ticket's signed mask on the θ_init of the recorded seed.
+
+        Args:
+            place: Copies of the comparison.
+            record: Record of the comparison.
+            determinants: Content of its determinants.json, or None.
+            ticket: Key of the ticket.
+        """
         architecture, held = _architecture(record, determinants), self.network(ticket)
         fresh = self._fresh(place, record, architecture, record.config["init_seed"])
         if fresh is None or architecture is None:
@@ -233,7 +290,11 @@ class Tensors:
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
 
     def _ticket(self, record: LineageRecord, key: str, classifier: str) -> StoredNetwork:
-        """Return the ticket of a final training as it was used."""
+        """Return the ticket of a final training as it was used.
+
+        If the record says so, take the signs directly after pruning. Drop the classifier if the ticket was transferred
+        to another data set.
+        """
         ticket = self.network(key)
         if record.config.get("signs", "trained") == "pruned":
             place = self.places.get(key)
@@ -244,6 +305,7 @@ class Tensors:
     # ------------------------------------------------------------------ networks in memory
 
     def _remember(self, key: str, network: StoredNetwork) -> StoredNetwork:
+        """Cache a network and drop the least recently used ones."""
         self._networks[key] = network
         self._networks.move_to_end(key)
         while len(self._networks) > _HELD:
@@ -251,7 +313,10 @@ class Tensors:
         return network
 
     def network(self, key: str) -> StoredNetwork:
-        """Return a node's network, read again if it is no longer in memory; empty if it is not here or altered."""
+        """Return the network of a run, from memory or from its files.
+
+        Missing and altered files are left out.
+        """
         if key in self._networks:
             self._networks.move_to_end(key)
             return self._networks[key]
@@ -266,18 +331,26 @@ class Tensors:
 
     @contextmanager
     def _again(self, place: NodeCopies) -> Iterator[Path | None]:
+        """Yield the directory of a run, or None if it is unavailable.
+
+        A run that is only in MLflow is downloaded temporarily.
+        """
         if place.directory is not None or place.run is None or place.run.status != "FINISHED":
             yield place.directory if place.record is not None else None
             return
         with tempfile.TemporaryDirectory(prefix="verify-") as scratch:
             try:
                 yield LineageStore(self.store.tracking_uri, LocalNodes(scratch)).find(place.key)
-            except ValueError:  # said when it was examined
+            except ValueError:  # already reported by the artifact check of that run
                 yield None
 
 
 class _OnDemand:
-    """Stands for a network that is read when a hook first looks at it: NotHereError if it is not here."""
+    """Proxy for a network that is loaded on attribute access.
+
+    Raises:
+        NotHereError: The network is missing; raised on access.
+    """
 
     def __init__(self, name: str, read: Callable[[], Checkpoint | None]) -> None:
         self._name, self._read = name, read
@@ -290,18 +363,23 @@ class _OnDemand:
 
 
 def _on_demand(name: str, read: Callable[[], Checkpoint | None]) -> Checkpoint:
+    """Return the proxy, typed as the Checkpoint that it stands for."""
     return cast(Checkpoint, _OnDemand(name, read))
 
 
 def _start_claim(record: LineageRecord, start: str) -> Finding:
+    """Check that a training started from parameters with this digest."""
     told = record.tags.get("start_digest")
     return Finding(
-        "start", told == start, f"it started from {str(told)[:16]}…; parent, ticket and seed give {start[:16]}…"
+        "start", told == start, f"its start_digest is {str(told)[:16]}…, but parent, ticket and seed give {start[:16]}…"
     )
 
 
 def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) -> Architecture | None:
-    """Return the network of a run; an older one does not say how large its images are, but names its data set."""
+    """Return the architecture of a run, or None if it is unknown.
+
+    Older runs have no determinants. Their image size then follows from their data set.
+    """
     if determinants is not None:
         return Architecture.of(determinants)
     spec = DATASETS.get(record.tags.get("data", ""))
@@ -313,19 +391,19 @@ def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) ->
 
 
 def _read(directory: Path, whole: set[str]) -> StoredNetwork:
-    """Read the network of a node from those of its files that are whole."""
+    """Read the network of a run from its intact files."""
     name = THETA_INIT if THETA_INIT in whole else CHECKPOINT
     checkpoint = Checkpoint.load(directory / name) if name in whole and (directory / name).is_file() else None
     mask = SignedMask.load(directory / SIGNED_MASK) if SIGNED_MASK in whole else None
     others = (other for other in whole if other.endswith(".safetensors"))
     further = {}
     for other in set(others) - _KNOWN:
-        with suppress(ValueError):  # a file of another kind, which no method asks for
+        with suppress(ValueError):  # not a checkpoint, so no method needs it
             further[other] = Checkpoint.load(directory / other)
     return StoredNetwork(checkpoint, mask, further)
 
 
 @lru_cache(maxsize=1)
 def _draw(architecture: Architecture, init_seed: int) -> Checkpoint:
-    """Draw θ_init, once for all trainings of one seed."""
+    """Draw θ_init, cached for consecutive trainings with the same seed."""
     return architecture.theta_init(init_seed)

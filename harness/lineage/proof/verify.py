@@ -1,4 +1,4 @@
-"""Verification from beginning to end: every node's bytes are read once, level by level."""
+"""Verify runs: read the files of each run once, parents first."""
 
 from __future__ import annotations
 
@@ -32,15 +32,29 @@ def verify(
     data_directory: Path | None = None,
     progress: bool = False,
 ) -> Findings:
-    """Recompute every digest and check every claim of a run and all it came from; of everything if `run_id` is None.
+    """Verify a run and all its ancestors.
 
-    A search is verified with all that is below it. `run_id` is a run ID or key, or a unique beginning of one
-    (LookupError if there is none). Data files are looked for in `data_directory`, else where the runs found them.
-    ConnectionError when the tracking server is away. Nothing is written, and nothing in the files is executed.
+    This recomputes every digest and checks every claim in the records. It writes nothing, and executes no code from the
+    files.
+
+    Args:
+        store: Local runs and their MLflow copies.
+        run_id: A run ID, key or unique prefix. A search is verified with all runs below it. None verifies all runs.
+        data_directory: Directory of the prepared data, by default the one that each run recorded.
+        progress: Show progress bars.
+
+    Returns:
+        Problems, notes, and the number of times that each check was made.
+
+    Raises:
+        LookupError: No run matches `run_id`.
+        ConnectionError: The tracking server is unreachable.
     """
     findings = Findings()
     nodes = all_nodes(store, findings) if run_id is None else nodes_of(store, run_id, findings)
     check_origins(nodes, findings)
+
+    # Phase: each run
     examiner = _Examiner(store, nodes, findings)
     ordered = in_order(nodes)
     with tqdm(ordered, desc="verifying", unit="run", leave=False, disable=None if progress else True) as bar:
@@ -49,26 +63,29 @@ def verify(
             try:
                 examiner.examine(node)
             except (ValueError, LookupError, TypeError) as error:
-                # a record of the right form can still say what nobody can follow, and must not hide the others
-                what = f"what it says cannot be followed: {type(error).__name__}: {error}"
+                # A well-formed record can still hold contradictory values. Report it and go on with the other runs.
+                what = f"a check failed on the values in its record or files: {type(error).__name__}: {error}"
                 findings.add(node, [Finding("settings", False, what)])
+
+    # Phase: prepared data
     findings.num_nodes = len(nodes)
     check_data((node.record for node in ordered if node.record), data_directory, findings, progress=progress)
     return findings
 
 
 class _Examiner:
-    """Goes through the nodes in order."""
+    """Run all checks on one run at a time."""
 
     def __init__(self, store: LineageStore, nodes: dict[str, NodeCopies], findings: Findings) -> None:
         self.store, self.nodes, self.findings = store, nodes, findings
         self.tensors = Tensors(store, nodes, findings)
 
     def examine(self, node: NodeCopies) -> None:
-        """Check one node: its bytes, its record, its tensors."""
+        """Check the files, the record and the tensors of one run."""
         if node.run is not None:
             status = node.run.status
-            self.findings.add(node, [Finding("finished", status == "FINISHED", f"its MLflow run is {status}")])
+            what = f"the status of its MLflow run is {status}, not FINISHED"
+            self.findings.add(node, [Finding("finished", status == "FINISHED", what)])
         with self._at_hand(node) as directory:
             if directory is None:
                 return
@@ -85,7 +102,10 @@ class _Examiner:
 
     @contextmanager
     def _at_hand(self, node: NodeCopies) -> Iterator[Path | None]:
-        """Give the directory of a node; one that is in MLflow alone is fetched for as long as it is looked at."""
+        """Yield the directory of a run, or None if it is unreadable.
+
+        A run that is only in MLflow is downloaded temporarily.
+        """
         if node.directory is not None or node.run is None or node.run.status != "FINISHED":
             yield node.directory if node.record is not None else None
             return
@@ -93,7 +113,7 @@ class _Examiner:
             directory = None
             try:
                 directory = LineageStore(self.store.tracking_uri, LocalNodes(scratch)).find(node.key)
-            except ValueError as error:  # altered, missing
+            except ValueError as error:  # an altered or missing file
                 self.findings.add(node, [Finding("artifacts", False, str(error))])
             if directory is not None:
                 node.record = read_record(directory)
@@ -103,12 +123,16 @@ class _Examiner:
     # ------------------------------------------------------------------ records
 
     def _record(self, node: NodeCopies, directory: Path, whole: set[str]) -> dict[str, Any] | None:
-        """Check what the record says; return its determinants."""
+        """Check the record and return the content of determinants.json.
+
+        Return None if that file is missing or altered.
+        """
+        # Phase: key, settings and seeds
         record = node.record
         assert record is not None
         determinants = json.loads((directory / DETERMINANTS).read_bytes()) if DETERMINANTS in whole else None
         if DETERMINANTS not in record.files:
-            self.findings.note(node, "what its key is the digest of was not recorded by the version that made it")
+            self.findings.note(node, f"its key was not checked: an older version made it, without {DETERMINANTS}")
         self.findings.add(node, records.key(record))
         if CONFIG in whole and "search" in record.config:
             config = json.loads((directory / CONFIG).read_bytes())
@@ -117,6 +141,8 @@ class _Examiner:
             self.findings.note(node, way)
         search = self.nodes.get(record.nested_under or "")
         self.findings.add(node, records.seeds(record, determinants, search.record if search else None))
+
+        # Phase: test errors and comparisons
         if CORRECT in whole:
             try:
                 self.findings.add(node, records.correct(record, load_correct(directory / CORRECT)))
@@ -129,6 +155,7 @@ class _Examiner:
         return determinants
 
     def _comparison(self, node: NodeCopies, record: LineageRecord, determinants: dict[str, Any] | None) -> None:
+        """Check that the networks of a comparison answer its question."""
         pair = [self.nodes[parent.key] for parent in record.parents if parent.key in self.nodes]
         if record.tags.get("question") == "signed_init":
             for ticket in pair:
@@ -145,4 +172,4 @@ class _Examiner:
         masks = [self.tensors.network(other.key).signed_mask for other in pair]
         if masks[0] is not None and masks[1] is not None:
             same = masks[0].mask.equal(masks[1].mask)
-            self.findings.add(node, [Finding("compared", same, "the masks of the two differ")])
+            self.findings.add(node, [Finding("compared", same, "the two runs have different masks")])

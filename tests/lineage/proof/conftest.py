@@ -1,4 +1,4 @@
-"""Prepared digits, once for all tests of proofs."""
+"""Fixture: prepared digits, shared by all tests of `verify`."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A small made-up search with everything that can be proved, and ways to name what was found in it."""
+"""Make a synthetic search with planted faults, and summarise the findings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,18 @@ def make(
     model: ModelConfig = ModelConfig("resnet8", width=2),  # noqa: B008 (frozen)
     **settings: object,
 ) -> MadeSearch:
-    """Make a search of two levels (of another network: of none); `changes` are planted in it."""
+    """Make a search with final trainings and planted faults.
+
+    Args:
+        runs: Directory of the local runs.
+        data: Directory of the prepared data.
+        changes: Fault to plant in each run, by the run's short name.
+        finals: Kinds of the final trainings.
+        architecture: Network; any other than `ARCHITECTURE` gets level 0 only.
+        model: The same network in the search's settings.
+        settings: Further fields of `SearchConfig`.
+    """
+    # level 0 is enough for other networks, which are tested for their θ_init only
     config = SearchConfig(
         data=DataConfig("digits", directory=data),
         model=model,
@@ -50,5 +61,5 @@ def local(runs: Path) -> Findings:
 
 
 def found(findings: Findings) -> set[tuple[str, str]]:
-    """Return (check, first word of the node's name) of every problem."""
+    """Return each problem's check and the first word of its run's name."""
     return {(problem.check, problem.name.split()[0]) for problem in findings.problems}

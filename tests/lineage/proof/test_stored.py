@@ -1,4 +1,4 @@
-"""Planted faults in the stored bytes: local files, MLflow's files and tags, and the data."""
+"""Test `verify` on faults in local files, in MLflow and in data."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory, data: Path) -> MadeSearch:
 
 
 def copy_of(whole: MadeSearch, where: Path) -> Callable[[str], Path]:
-    """Copy the nodes to `where`; gives the directory of each by its short name."""
+    """Copy the local runs; return a function from short name to directory."""
     shutil.copytree(whole.nodes.directory, where, dirs_exist_ok=True)
     return lambda name: where / whole.directory(name).name
 
@@ -71,7 +71,10 @@ def test_a_changed_byte(whole: MadeSearch, tmp_path: Path, node: str, file: str,
 
 @pytest.mark.parametrize("file", ["record.json", "SHA256SUMS"])
 def test_a_changed_byte_of_the_record(whole: MadeSearch, tmp_path: Path, file: str) -> None:
-    """Nothing of the node can be believed then, so its children have no parent that says what it is."""
+    """Check that an altered record is reported first.
+
+    The rest of that run is unverifiable, so its children may report a missing parent too.
+    """
     directory = copy_of(whole, tmp_path)("L02")
     flip(directory / file)
     problems = local(tmp_path).problems
@@ -99,7 +102,10 @@ def test_masks_swapped_between_two_runs(whole: MadeSearch, tmp_path: Path) -> No
 
 
 def test_masks_swapped_with_all_digests_forged(whole: MadeSearch, tmp_path: Path) -> None:
-    """Whoever swaps files can write new digests too: what the files say of themselves, and the signs, tell."""
+    """Swap two masks and recompute all digests, as a forger could.
+
+    The key inside each file and the signs of the checkpoint still reveal the swap.
+    """
     place = copy_of(whole, tmp_path)
     held = (place("signed_mask") / SIGNED_MASK).read_bytes()
     (place("signed_mask") / SIGNED_MASK).write_bytes((place("mask") / SIGNED_MASK).read_bytes())
@@ -111,7 +117,7 @@ def test_masks_swapped_with_all_digests_forged(whole: MadeSearch, tmp_path: Path
 
 
 def forge_digests(directory: Path) -> None:
-    """Make record and list of digests agree with the files as they are."""
+    """Recompute the digests in record.json and SHA256SUMS from the present files."""
     from harness.common.digest import sha256_file
 
     record = json.loads((directory / "record.json").read_text())
@@ -140,7 +146,7 @@ def test_a_checkpoint_deleted_on_purpose_is_no_fault(whole: MadeSearch, tmp_path
     assert findings.checked["nested"] == 2 and findings.checked["pruned"] == 1
 
 
-def test_an_absence_noted_of_another_file_excuses_nothing(whole: MadeSearch, tmp_path: Path) -> None:
+def test_a_deletion_note_for_other_bytes_does_not_excuse_a_missing_file(whole: MadeSearch, tmp_path: Path) -> None:
     directory = copy_of(whole, tmp_path)("L01")
     write_absent_files(directory, {CHECKPOINT: AbsentFile(FOREIGN, 1, "2026-11-25T09:00:00+00:00", "made up")})
     (directory / CHECKPOINT).unlink()
@@ -163,7 +169,7 @@ def test_altered_data(whole: MadeSearch, tmp_path: Path, data: Path, file: str) 
     assert found(findings) == {("data", "digits")}
 
 
-def test_data_that_are_not_here_are_said_to_be_unchecked(whole: MadeSearch, tmp_path: Path) -> None:
+def test_a_missing_data_set_is_reported_as_unchecked(whole: MadeSearch, tmp_path: Path) -> None:
     findings = verify(open_store(whole.nodes.directory, offline=True), data_directory=tmp_path)
     assert findings.problems == [] and "data" not in findings.checked
     assert "not in" in findings.notes[0].what
@@ -209,7 +215,7 @@ def remove_file(store: LineageStore, run_id: str) -> None:
 
 
 def artifact(store: LineageStore, run_id: str, name: str) -> Path:
-    """Return where MLflow keeps a file: below the directory of the database, or of the server."""
+    """Return the path at which MLflow stores a file of a run."""
     client = store.server.client()
     model = client.get_run(run_id).outputs.model_outputs[0].model_id
     (found,) = store.local.directory.parent.rglob(f"{model}/artifacts/{name}")
@@ -231,7 +237,10 @@ IN_MLFLOW: dict[str, tuple[Callable[[LineageStore, str], None], set[str]]] = {
 
 @pytest.mark.long
 def test_faults_in_sqlite(store: LineageStore, data: Path) -> None:
-    """Two faults in each search of one store: each is found, in its level, by its check."""
+    """Check that `verify` finds each fault in MLflow.
+
+    Each search of the store has two faults.
+    """
     runs, planted = store.local.directory, {}
     faults = list(IN_MLFLOW)
     for seed, pair in enumerate(zip_longest(faults[::2], faults[1::2]), 2):
@@ -271,7 +280,7 @@ def test_faults_in_a_server_and_the_command_that_finds_them(tmp_path: Path, empt
         for check in ("tags", "artifacts", "files"):
             assert f"\n  {check}: " in told.stdout
         assert "3 problems found" in told.stdout
-        shutil.rmtree(runs)  # what is in MLflow alone is fetched, looked at, and not kept
+        shutil.rmtree(runs)  # `verify` downloads runs that are only in MLflow, and keeps no copy
         problems = verify(store).problems
         assert {"artifacts", "tags"} <= {problem.check for problem in problems}
         assert not runs.exists()
@@ -287,4 +296,4 @@ def test_the_command_says_what_was_checked(whole: MadeSearch, tmp_path: Path) ->
     content = json.loads(answer.stdout)
     assert content["problems"] == [] and content["num_nodes"] == 3 and content["checked"]["pruned"] == 1
     neither = warm(tmp_path, TOOL, *command)
-    assert neither.returncode == 1 and neither.stderr.startswith("error: give a RUN_ID or --all")
+    assert neither.returncode == 1 and neither.stderr.startswith("error: give either a RUN_ID or --all")

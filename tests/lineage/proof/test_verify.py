@@ -1,4 +1,7 @@
-"""Planted faults whose digests are all right: each is found by the check meant for it, and by no unrelated one."""
+"""Test `verify` on faults with matching digests.
+
+Exactly the right checks must report each fault.
+"""
 
 from __future__ import annotations
 
@@ -27,15 +30,15 @@ FINALS = ("signed_mask", "retrain", "mask")
 
 
 @pytest.mark.long
-def test_a_whole_search_holds_and_every_check_was_made(store: LineageStore, data: Path) -> None:
+def test_an_intact_search_passes_every_check(store: LineageStore, data: Path) -> None:
     search = make(store.local.directory, data, finals=(*FINALS, "dense", "random_mask", "random_signs"))
     list(store.sync())
     findings = verify(store)
     assert findings.problems == [] and findings.notes == []
-    assert set(findings.checked) == set(CHECKS), "a check that is never made proves nothing"
+    assert set(findings.checked) == set(CHECKS), "some checks never ran"
     assert findings.num_nodes == len(search.keys)
-    assert verify(store, search.keys["L01"]).num_nodes == 3, "a level with all it came from"
-    assert verify(store, search.keys["search"]).num_nodes == len(search.keys) - 1, "a search with all below it"
+    assert verify(store, search.keys["L01"]).num_nodes == 3, "a level with its ancestors"
+    assert verify(store, search.keys["search"]).num_nodes == len(search.keys) - 1, "a search with its descendants"
 
 
 @pytest.mark.long
@@ -46,11 +49,14 @@ def test_from_mlflow_alone(store: LineageStore, data: Path) -> None:
     findings = verify(store)
     assert findings.problems == [] and findings.num_nodes == len(search.keys)
     assert {"pruned", "signs", "start", "compared", "theta_init"} <= set(findings.checked)
-    assert not store.local.directory.exists(), "verifying leaves nothing behind"
+    assert not store.local.directory.exists(), "verify left a local run behind"
 
 
-def test_an_older_lineage_is_told_apart_from_a_wrong_one(tmp_path: Path, data: Path) -> None:
-    """Runs from before determinants, α and the images that were right were recorded."""
+def test_records_of_older_versions_give_notes_and_no_problems(tmp_path: Path, data: Path) -> None:
+    """Verify runs as older versions recorded them.
+
+    They lack determinants, α and per-image results.
+    """
 
     def old(draft: Draft) -> None:
         draft.key, draft.determinants = sha256_json(draft.name), {}
@@ -62,27 +68,32 @@ def test_an_older_lineage_is_told_apart_from_a_wrong_one(tmp_path: Path, data: P
     findings = local(tmp_path)
     assert found(findings) == set()
     assert {note.what.split(" was")[0] for note in findings.notes} == {
-        "what its key is the digest of",
-        "the α it drew were not recorded by the version that made it",
+        "its key",
+        "its α",
     }
-    assert findings.checked["pruned"] == 2 and findings.checked["start"] == 3, "all else is proved"
+    assert findings.checked["pruned"] == 2 and findings.checked["start"] == 3, "the other checks ran"
     assert "correct" not in findings.checked
 
 
-def test_another_torch_explains_what_it_draws(tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_torch_version_explains_another_theta_init(
+    tmp_path: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make(tmp_path, data, {"search": _other_theta_init}, finals=())
     assert ("theta_init", "made-up") in found(local(tmp_path))
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "99.0")
     findings = local(tmp_path)
     assert ("theta_init", "made-up") not in found(findings)
-    assert any("which explains it" in note.what for note in findings.notes)
+    assert any("may draw other numbers" in note.what for note in findings.notes)
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2_cifar", "efficientnet_b0_cifar"])
 @pytest.mark.parametrize("said", [False, True])
 @pytest.mark.parametrize("former", [False, True])
 def test_theta_init_is_redrawn_as_the_run_says(tmp_path: Path, data: Path, name: str, said: bool, former: bool) -> None:
-    """A run that does not say how it drew its network is an older one; forged either way, it is found out."""
+    """Check that θ_init is redrawn by the rule that the run records.
+
+    Runs without a recorded rule come from older versions. A network drawn by the other rule is a problem.
+    """
     architecture = Architecture(name, num_classes=10, channels=1, image_size=8, width=8, former=former)
 
     def say(draft: Draft) -> None:
@@ -100,7 +111,7 @@ def test_theta_init_is_redrawn_as_the_run_says(tmp_path: Path, data: Path, name:
     assert sorted(named) == ([] if said else ["made-up", "signed_mask"])
 
 
-def test_a_draw_that_the_record_does_not_tell_is_a_fault(tmp_path: Path, data: Path) -> None:
+def test_a_setting_in_the_key_but_not_in_the_record_is_a_problem(tmp_path: Path, data: Path) -> None:
     name, told = "mobilenet_v2_cifar", {"initial_weights": "torch_default"}
     architecture = Architecture(name, num_classes=10, channels=1, image_size=8, width=2)
     changes: dict[str, Change] = {"search": lambda draft: draft.determinants.update(told)}
@@ -112,7 +123,7 @@ def test_a_draw_that_the_record_does_not_tell_is_a_fault(tmp_path: Path, data: P
 
 
 def _other_theta_init(draft: Draft) -> None:
-    """θ_init of another seed, its digest recorded."""
+    """Store θ_init of another seed and record its digest."""
     other = ARCHITECTURE.theta_init(77)
     draft.params = other.params
     draft.tags["theta_init_digest"] = other.digest
@@ -123,19 +134,19 @@ def _undeclared_theta_init(draft: Draft) -> None:
 
 
 def _remask(draft: Draft, change: Callable[[Mask], None]) -> None:
-    """Change a node's mask and all that follows from it."""
+    """Change a run's mask, and its weights, signs and count to match."""
     assert draft.signed_mask is not None and draft.params is not None
     mask = Mask({name: kept.clone() for name, kept in draft.signed_mask.mask.tensors.items()})
     change(mask)
     mask.apply_(draft.params)
-    for name, kept in mask.tensors.items():  # a weight that is kept again has a value
+    for name, kept in mask.tensors.items():  # revived weights get a nonzero value
         draft.params[name][kept & (draft.params[name] == 0)] = 0.5
     draft.signed_mask = SignedMask.of(draft.params, mask, draft.signed_mask.norm)
     draft.metrics = [metric for metric in draft.metrics if metric.name != "num_remaining"]
 
 
 def _flip(kept: torch.Tensor, value: bool, index: int = 0) -> None:
-    """Give one weight that is not `value` that value."""
+    """Set one mask entry that differs from `value` to `value`."""
     where = (kept != value).nonzero()[index]
     kept[tuple(where)] = value
 
@@ -149,7 +160,7 @@ def _one_weight_too_few(draft: Draft) -> None:
 
 
 def _not_nested(draft: Draft) -> None:
-    """One weight comes back, another goes: the count stays right."""
+    """Revive one weight and prune another; the count stays the same."""
 
     def change(mask: Mask) -> None:
         _flip(mask.tensors["conv1.weight"], True)
@@ -159,7 +170,10 @@ def _not_nested(draft: Draft) -> None:
 
 
 def _another_weight(draft: Draft) -> None:
-    """Inside the parent's mask and of the right count, but not the smallest magnitudes."""
+    """Prune the right number of weights, but not the smallest.
+
+    The mask stays inside the parent's mask.
+    """
     assert draft.signed_mask is not None
     _remask(draft, lambda mask: _swap(mask.tensors["conv1.weight"]))
 
@@ -214,7 +228,10 @@ def _other_tag(name: str, value: str) -> Change:
 
 
 def _sgd_seed_everywhere(draft: Draft) -> None:
-    """The seed is changed wherever it stands: only what it draws tells."""
+    """Change the seed in tag and config.
+
+    Only the drawn values reveal it.
+    """
     draft.tags["sgd_seed"] = "5"
     draft.config["search"]["sgd_seed"] = 5
 
@@ -224,7 +241,7 @@ def _foreign_owner(draft: Draft) -> None:
 
 
 def _other_key(draft: Draft) -> None:
-    """Determinants of something else, written like any other file."""
+    """Give the run a key that does not match its determinants."""
     draft.key = FOREIGN
 
 
@@ -265,7 +282,7 @@ def _curve(draft: Draft) -> None:
 
 
 def _other_image(name: str, *where: int) -> Change:
-    """One image that was wrong is said to have been right."""
+    """Return a change that marks one misclassified image as correct."""
 
     def change(draft: Draft) -> None:
         assert not draft.correct[name][where]
@@ -282,11 +299,11 @@ def _no_fraction(draft: Draft) -> None:
     del draft.config["search"]["pruning_fraction"]
 
 
-# name of the fault: (node it is planted in, the fault, all that may be found)
+# name of the fault: (run to plant it in, the change, expected problems)
 CRAFTED: dict[str, tuple[str, Change, set[tuple[str, str]]]] = {
     "θ_init of another seed": ("search", _other_theta_init, {("theta_init", "made-up"), ("start", "L00")}),
     "θ_init is not the one recorded": ("search", _undeclared_theta_init, {("theta_init", "made-up"), ("start", "L00")}),
-    "settings that nobody can follow": ("L01", _no_fraction, {("settings", "L01")}),
+    "setting missing from the config": ("L01", _no_fraction, {("settings", "L01")}),
     "one weight too many": ("L01", _one_weight_too_many, {("count", "L01"), ("pruned", "L01"), ("start", "L01")}),
     "mask not nested": ("L02", _not_nested, {("nested", "L02"), ("pruned", "L02"), ("start", "L02")}),
     "mask of other magnitudes": ("L01", _another_weight, {("pruned", "L01"), ("start", "L01")}),
@@ -305,7 +322,7 @@ CRAFTED: dict[str, tuple[str, Change, set[tuple[str, str]]]] = {
     "α in a final training": ("retrain", _alpha_in_plain_training, {("alpha", "retrain")}),
     "wrong seed in a tag": ("L01", _other_tag("sgd_seed", "5"), {("seeds", "L01")}),
     "wrong init seed of a training": ("mask", _other_tag("init_seed", "5"), {("seeds", "mask")}),
-    "wrong sgd seed wherever it stands": ("L02", _sgd_seed_everywhere, {("seeds", "L02"), ("alpha", "L02")}),
+    "wrong sgd seed in tag and config": ("L02", _sgd_seed_everywhere, {("seeds", "L02"), ("alpha", "L02")}),
     "another method in a tag": ("L01", _other_tag("method", "lrr"), {("settings", "L01"), ("alpha", "L01")}),
     "other data in a tag": ("L01", _other_tag("data_digest", FOREIGN), {("settings", "L01"), ("data", "digits")}),
     "key of something else": ("mask", _other_key, {("key", "mask")}),
@@ -329,7 +346,7 @@ CRAFTED: dict[str, tuple[str, Change, set[tuple[str, str]]]] = {
     ),
     "one image more was right in a final training": ("mask", _other_image("test", 0), {("correct", "mask")}),
     "one image more was right at one α": ("lmc", _other_image("points", 1, 5), {("correct", "lmc:")}),
-    "images of one evaluation are lost": ("L01", _without_an_evaluation, {("correct", "L01")}),
+    "images of one evaluation are missing": ("L01", _without_an_evaluation, {("correct", "L01")}),
     "curve does not follow from the metrics": ("lmc", _curve, {("compared", "lmc:")}),
 }
 
@@ -343,7 +360,7 @@ def test_a_fault_with_right_digests(tmp_path: Path, data: Path, fault: str) -> N
     assert all(problem.advice and problem.what for problem in findings.problems)
 
 
-def test_runs_that_come_from_one_another(tmp_path: Path, data: Path) -> None:
+def test_a_cycle_of_parents_is_reported(tmp_path: Path, data: Path) -> None:
     keys = {name: sha256_json(name) for name in ("L01", "L02")}
 
     def forge(name: str, parent: str) -> Change:
