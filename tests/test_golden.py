@@ -300,24 +300,40 @@ def test_no_tensor_has_a_negative_zero() -> None:
 
 
 def test_the_classifier_stays_behind_with_its_mask_and_signs() -> None:
-    names = ("conv.weight", "fc.weight", "fc.bias", "fc2.weight", "bn.weight")
+    names = ("conv.weight", "fc.weight", "fc.bias", "fc2.weight", "fc2.bias", "bn.weight")
     theta = {name: torch.ones(2) for name in names}
     kept = torch.tensor([True, False])
     whole = SignedMask.of(theta, Mask(dict.fromkeys(("conv.weight", "fc.weight", "fc2.weight"), kept)), ["bn.weight"])
+    outside = {which: transfer.unpruned_names(whole, which, "fc") for which in ("both", "biases", "classifier", "none")}
+    assert outside == {
+        "both": {"fc.bias", "fc2.bias"},
+        "biases": {"fc2.bias"},
+        "classifier": {"fc.bias"},
+        "none": set(),
+    }
     rest = transfer.without_classifier(whole, "fc")
-    assert rest.signs.keys() == {"conv.weight", "fc2.weight", "bn.weight"}
+    assert rest.signs.keys() == {"conv.weight", "fc2.weight", "fc2.bias", "bn.weight"}
     assert rest.mask.tensors.keys() == {"conv.weight", "fc2.weight"}
     assert rest.norm == {"bn.weight"}
     assert all(torch.equal(rest.signs[name], whole.signs[name]) for name in rest.signs)
 
 
 def test_two_signed_masks_agree_only_where_both_keep_a_weight() -> None:
-    theta = {"w": torch.tensor([1.0, -1.0, 1.0, -1.0]), "b": torch.tensor([1.0, 1.0])}
-    other = {"w": torch.tensor([1.0, 1.0, -1.0, -1.0]), "b": torch.tensor([-1.0, -1.0])}
-    a = SignedMask.of(theta, Mask({"w": torch.tensor([True, True, True, False])}))
-    b = SignedMask.of(other, Mask({"w": torch.tensor([True, True, False, True])}))
+    theta = {"w": torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0]), "b": torch.tensor([1.0, 1.0])}
+    other = {"w": torch.tensor([1.0, 1.0, -1.0, -1.0, 1.0]), "b": torch.tensor([-1.0, -1.0])}
+    a = SignedMask.of(theta, Mask({"w": torch.tensor([True, True, True, False, False])}))
+    b = SignedMask.of(other, Mask({"w": torch.tensor([True, True, False, True, False])}))
     assert a.agreement(b) == 0.5, "biases have no mask and do not count"
     assert a.num_zero_signs == 0
+
+
+def test_a_ticket_right_after_pruning_has_no_pruned_weight() -> None:
+    before = {"w": torch.tensor([-1.0, -2.0, 3.0]), "b": torch.tensor([-4.0])}
+    ticket = SignedMask.of(before, Mask({"w": torch.tensor([True, False, True])}), ["b"])
+    params, signed = transfer.pruned_ticket(before, ticket)
+    assert bits(params["w"]) == [(-1.0, True), (0.0, False), (3.0, False)] and bits(params["b"]) == [(-4.0, True)]
+    assert signed.signs["w"].tolist() == [-1, 0, 1] and signed.norm == {"b"}
+    assert before["w"].tolist() == [-1.0, -2.0, 3.0]
 
 
 # ---------------------------------------------------------------------- augmentation
@@ -352,6 +368,10 @@ BOXES: list[tuple[int, int, int, tuple[float, float], tuple[float, float], tuple
     (2**64 - 1, 8, 8, (0.25, 0.25), (1.0, 1.0), (4, 4, 4, 4)),  # the last possible place
     (0, 8, 8, (0.25, 0.25), (1.0, 1.0), (0, 0, 4, 4)),
     (0, 8, 8, (0.001, 0.001), (1.0, 1.0), (0, 0, 8, 8)),  # a box of 0 pixels is none
+    (2**64 - 1, 8, 8, (0.5, 0.5), (2.0, 2.0), (4, 0, 4, 8)),  # as wide as the image, at the last place
+    (2**64 - 1, 8, 8, (0.5, 0.5), (0.5, 0.5), (0, 4, 8, 4)),  # as high as the image
+    (0, 8, 8, (1 / 64, 1 / 64), (1 / 16, 1 / 16), (0, 3, 8, 1)),  # a box of no width is none
+    (0, 8, 8, (1 / 64, 1 / 64), (16.0, 16.0), (3, 0, 1, 8)),  # a box of no height is none
     (0, 10, 4, (4.0, 4.0), (1.0, 1.0), (3, 0, 4, 4)),  # too tall: centred, with the smallest ratio
     (0, 4, 10, (4.0, 4.0), (1.0, 1.0), (0, 3, 4, 4)),  # too wide: centred, with the largest ratio
     (0, 4, 11, (4.0, 4.0), (0.5, 2.0), (0, 1, 4, 8)),

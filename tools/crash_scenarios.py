@@ -48,6 +48,9 @@ class Search(Protocol):
 
     def start(self) -> Process: ...
 
+    def workers(self, launch: Process) -> list[psutil.Process]:
+        """Return the processes of a launch that train."""
+
     @property
     def store(self) -> str: ...
 
@@ -66,7 +69,7 @@ def worker_alone(new: New, expected: Mapping[str, str], random: random.Random) -
     search = new("worker-alone")
     launch = search.start()
     wait_for(lambda: _states(search), launch)
-    workers = [process for process in _below(launch.pid) if _variable(process, "RANK") is not None]
+    workers = search.workers(launch)
     if len(workers) < 2:
         return ["the launch has fewer than two workers: give --processes 2"]
     random.choice(workers).kill()
@@ -80,9 +83,8 @@ def launcher_alone(new: New, expected: Mapping[str, str], random: random.Random)
     search = new("launcher-alone")
     launch = search.start()
     wait_for(lambda: _states(search), launch)
-    everything = [psutil.Process(launch.pid), *_below(launch.pid)]
-    launchers = [process for process in everything if _is_launcher(process)]
-    workers = [process for process in everything if _variable(process, "LOCAL_RANK") is not None]
+    workers = search.workers(launch)
+    launchers = [process for process in psutil.Process(launch.pid).children(recursive=True) if _is_launcher(process)]
     for process in launchers:
         process.kill()
     psutil.wait_procs(workers, timeout=PATIENCE_SECONDS)
@@ -110,13 +112,12 @@ def server_killed(new: New, expected: Mapping[str, str], random: random.Random) 
     search = new("server-killed")
     port = free_port()
     search.tracking_uri = f"http://127.0.0.1:{port}"
-    launch: Process | None = None
-    kills = 0
-    while launch is None or launch.poll() is None:
-        with tracking_server(search.where, port):
-            launch = launch or search.start()
-            with suppress(TimeoutError):
-                wait_for(lambda: launch is not None and launch.poll() is not None, None, random.uniform(1, 10))
+    with tracking_server(search.where, port):
+        launch = search.start()
+    kills = 1
+    while launch.poll() is None:
+        with tracking_server(search.where, port), suppress(TimeoutError):
+            wait_for(lambda: launch.poll() is not None, None, random.uniform(1, 10))
         kills += 1
     code = launch.wait(PATIENCE_SECONDS)
     with tracking_server(search.where, port):
@@ -189,7 +190,7 @@ if number:
 
 
 def io_errors(new: New, expected: Mapping[str, str], random: random.Random) -> list[str]:
-    """Let the n-th call that writes fail with EIO. The launch must say so in one line, and the same command continue."""
+    """Let the n-th call that writes fail with EIO. The launch must say so, and the same command must continue."""
     search = new("io-errors")
     (search.where / "site").mkdir()
     (search.where / "site" / "sitecustomize.py").write_text(SITE)
@@ -288,15 +289,13 @@ def _states(search: Search) -> list[Path]:
     return list((search.where / "runs").glob(".making-level-*/state-*"))
 
 
-def _below(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children(recursive=True)
-
-
-def _variable(process: psutil.Process, name: str) -> str | None:
-    with suppress(psutil.Error):
-        value: str | None = process.environ().get(name)
-        return value
-    return None
+def workers_below(pid: int) -> list[psutil.Process]:
+    """Return the processes below `pid` that a launcher gave a rank."""
+    found = []
+    for process in psutil.Process(pid).children(recursive=True):
+        with suppress(psutil.Error):
+            found += [process] if "LOCAL_RANK" in process.environ() else []
+    return found
 
 
 def _is_launcher(process: psutil.Process) -> bool:

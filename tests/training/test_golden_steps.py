@@ -14,11 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.masks import Mask
-from harness.training.loop import Remask
+from harness.training.loop import NonFiniteLossError, Remask
 from tests import golden_reference as reference
 from tests.training.small_training import BATCH, EPOCHS, STEPS, Fixed, Memory, network, noisy, run, some_mask
 
@@ -150,3 +151,10 @@ def test_each_step_sees_its_own_alpha(world: World) -> None:
     seen.clear()
     run(network(), world, view=view, begin=(1, 2))
     assert seen == alphas[1][2:]
+
+
+def test_the_first_of_several_bad_steps_is_named(world: World) -> None:
+    noise = SgdNoise(1, ("search", 0))
+    batches = Fixed(bad_step=int(noise.permutation(0, STEPS)[1]))
+    with pytest.raises(NonFiniteLossError, match=" epoch 0, step 1 "):
+        run(network(), world, batches=batches, noise=noise)

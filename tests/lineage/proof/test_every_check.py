@@ -400,7 +400,8 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
             L01=drafts._one_weight_too_many,
             signed_mask=drafts._one_weight_too_many,
         ),
-        at("networks", "masks count", "masks count #3", "masks pruned", "final_mask mask #2") | {"verify._comparison compared"},
+        at("networks", "masks count", "masks count #3", "masks pruned", "final_mask mask #2")
+        | {"verify._comparison compared"},
         {},
     ),
     "a mask of other magnitudes": (crafted(L01=drafts._another_weight), {"networks.masks pruned"}, {}),
