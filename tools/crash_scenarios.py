@@ -1,7 +1,7 @@
 """Disturb a small search in other ways than killing all its processes: `tools/crashtest.py --scenario NAME`.
 
-Each scenario gets `new(name)`, which makes a search in a fresh directory, and the digests of an undisturbed search.
-It returns everything that is wrong afterwards, in words. An empty list means that nothing was lost.
+Each scenario gets a function that makes a search in a fresh directory, and the digests of an undisturbed search.
+It returns one line for each problem that it finds. An empty list means that nothing was lost.
 """
 
 from __future__ import annotations

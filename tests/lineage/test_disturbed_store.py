@@ -1,7 +1,7 @@
 """Disturb a store as `tools/crashtest.py --scenario` does, in short forms without training.
 
-Two directories share one database, a database is restored from an older copy, a person changes runs in MLflow's pages,
-and a disk has errors. Nothing may be lost, and each node must have exactly one finished run.
+Two directories share one database. A database is restored from an older copy. A person changes runs in MLflow's pages.
+A disk has errors. Nothing may be lost, and each node must have exactly one finished run.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def test_an_error_of_the_disk_in_any_call_leaves_whole_nodes(tmp_path: Path) -> 
 
 
 def assert_whole(nodes: LocalNodes, paths: dict[str, Path]) -> None:
-    """Check that every run of the story is there with all files, and no other directory counts as a run."""
+    """Check that every run of the story is there with all its files, and no other run."""
     from harness.common.digest import sha256_file
 
     assert {path.name for path in nodes.directory.glob("*-*") if not path.name.startswith(".")} == {

@@ -1,7 +1,7 @@
 """Kill one worker of two: the launch ends, and the same command continues to the same bytes.
 
-This is the short form of `tools/crashtest.py --scenario worker`. The launcher killed alone, and a server that is lost
-between two calls, are in test_interrupted.py and test_server_faults.py.
+This is the short form of `tools/crashtest.py --scenario worker`. test_interrupted.py kills the launcher alone.
+test_server_faults.py loses the server between two calls.
 """
 
 from __future__ import annotations

@@ -72,6 +72,7 @@ def all_places() -> dict[tuple[str, int], str]:
 
 def record_places(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Return a set that receives the name of every place that finds a fault from now on."""
+    # Phase: the calls that make a finding
     named, failed = all_places(), set[str]()
 
     def noted(finding: findings.Finding, check: str, holds: bool, what: str) -> None:
@@ -84,6 +85,7 @@ def record_places(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         if not holds and place in named:
             failed.add(named[place])
 
+    # Phase: the rows of the compared tables
     def watched(*args: Any) -> Iterator[tuple[str, Any, Any]]:
         rows = determined(*args)
         for row in rows:

@@ -1,7 +1,7 @@
 """Plant a fault for every place in the proofs that makes a finding.
 
-`tests/lineage/proof/sites.py` lists the places from the source. A new check, or a new row of a compared table, makes
-`test_every_place_has_a_planted_fault` fail until `FAULTS` has a fault that this place finds.
+`tests/lineage/proof/sites.py` lists the places from the source. A new check or a new row of a compared table needs a
+fault in `FAULTS`. Until then `test_every_place_has_a_planted_fault` fails.
 """
 
 from __future__ import annotations
