@@ -143,6 +143,8 @@ def test_list(asked: Asked, options: str, expected: str) -> None:
     assert len(shown.splitlines()) == 1 + len(expected.split()) and ("no run matches" in shown) == (not expected)
     for name in expected.split():
         assert asked.run_id(name)[:8] in shown
+    # barriers have a column where there is one
+    assert ("barrier" in shown, "7.00" in shown) == (("lmc" in expected),) * 2
 
 
 def test_show_and_tree(asked: Asked) -> None:

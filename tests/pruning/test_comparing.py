@@ -116,7 +116,7 @@ def test_signed_init_requires_a_fresh_initialisation(experiment: Experiment, fou
     with pytest.raises(ValueError, match="init_seed 1 is the search's own"):
         signed_init(experiment, found, 1)
     training = trained(experiment, found, "mask", 2, 1)
-    with pytest.raises(ValueError, match="is a training; this question is of a search's level"):
+    with pytest.raises(ValueError, match="is a training; this comparison needs a level"):
         compare_signed_init(experiment.using("lrr"), training, 2, FEW)
 
 

@@ -259,7 +259,13 @@ TICKETS: list[Bad] = [
     Bad(
         "unknown beginning of a key", lambda place: None, "no run ID or key begins with 'fff", "ticket", ticket="fffff"
     ),
-    Bad("a search, not a level", lambda place: None, "is a search; this takes a level", "ticket", ticket="search"),
+    Bad(
+        "a search, not a level",
+        lambda place: None,
+        "is a search; this command needs a level",
+        "ticket",
+        ticket="search",
+    ),
     Bad(
         "the search's own initialisation", lambda place: None, "is the search's own", "ticket", options={"init_seed": 1}
     ),

@@ -86,7 +86,7 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
         monkeypatch.setattr(sys, "argv", [*words, "--list"])
         plan = FigureOptions(figure.name, dataset, network).plan
-        start = f"accelerate launch {' '.join(words)} --only "
+        start = f"python {' '.join(words)} --only "
         lines = commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
@@ -151,7 +151,7 @@ def test_smoke_differs_from_full_size_only_in_the_amount_of_training():
         assert penalties == [paper.gem_miner(level).penalty for level in ends]
         assert smoke.config.global_batch_size == 4 and "batch 4" in smoke.reduction
         assert smoke.finals.data == paper.finals.data and smoke.finals.final.epochs == 2
-    with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are 2 densities"):
+    with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are only 2 densities"):
         _ = FigureOptions("fig3", scale="smoke", levels=(1, 3)).plan
 
 
