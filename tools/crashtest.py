@@ -24,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -179,14 +180,14 @@ class SearchUnderTest:
             found |= {f"level {level} {name}": record["files"][name] for name in names}
         return found
 
-    def problems(self, expected: dict[str, str]) -> list[str]:
+    def problems(self, expected: Mapping[str, str]) -> list[str]:
         """Return all differences from the undisturbed search, and all faults in MLflow.
 
         Args:
             expected: The result of `files` for the undisturbed search.
         """
         files = self.files()
-        found = [f"{name} differs" for name in sorted(expected | files) if expected.get(name) != files.get(name)]
+        found = [f"{name} differs" for name in sorted(expected.keys() | files) if expected.get(name) != files.get(name)]
         runs = open_store(self.where / "runs", self.store).summaries()
         keys = [run.key for run in runs]
         found += [f"{run.name} is {run.status} in MLflow" for run in runs if run.status != "FINISHED"]

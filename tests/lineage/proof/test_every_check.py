@@ -222,6 +222,10 @@ class Answers:
         for name in names:
             yield name, self.digests.get(name, read_sums(directory)[name]), 0
 
+    def copy_digest(self, run_id: str, name: str) -> str | None:
+        (directory,) = self.local.directory.glob(f"*-{run_id[:16]}")
+        return self.digests.get(f"copy_of_{name}", read_sums(directory)[name])
+
 
 def answered(edit: Callable[[RunSummary], RunSummary] = lambda run: run, **digests: str | None) -> Plant:
     """Let the tracking server say something else of level 1, or have other files of every run."""
@@ -445,6 +449,11 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
         answered(signed_mask__safetensors=FOREIGN, record__json=FOREIGN, config__json=None),
         {"copies.check_artifacts artifacts"},
         {"artifacts": 8 + 8 + 6},
+    ),
+    "copies of masks in MLflow": (
+        answered(copy_of_signed_mask__safetensors=FOREIGN),
+        {"copies.check_artifacts artifacts #2"},
+        {"artifacts": 3},
     ),
     "an unfinished run": (answered(lambda run: replace(run, status="RUNNING")), {"verify.examine finished"}, {}),
     "an unfinished parent": (only_in_mlflow("L01", "RUNNING"), {"origins._parents parents #3"}, {"finished": 1}),
