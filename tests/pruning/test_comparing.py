@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from harness.config import ComparisonConfig
@@ -136,6 +138,8 @@ def test_a_copy_from_a_wrong_seed_is_found(
         patch.setattr(comparison, "_check_fresh", lambda *_: None)
         own = signed_init(experiment, found, 1)
     assert problems_of(experiment, own)[1] == {("seeds", "signed_init")}
+    for planted in (wrong, own):  # other tests verify the shared store
+        shutil.rmtree(planted.directory)
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,7 @@ def test_a_width_that_the_paper_does_not_show_is_a_reduction():
 
 
 def test_settings_that_a_figure_ignores_are_refused():
-    with pytest.raises(ValueError, match=r"--final-epochs, --lr: gem_miner shows a method with settings of its own"):
+    with pytest.raises(ValueError, match=r"--final-epochs, --lr: the method of gem_miner has its own settings"):
         _ = FigureOptions("gem_miner", changes=ChangedSettings(lr=0.01, final_epochs=3)).plan
     small = FigureOptions("gem_miner", changes=ChangedSettings(global_batch_size=32)).plan.scale
     assert small.config.global_batch_size == 32 and small.reduction == "global batch size 32 instead of 128"

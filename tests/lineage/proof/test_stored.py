@@ -172,7 +172,7 @@ def test_altered_data(whole: MadeSearch, tmp_path: Path, data: Path, file: str) 
 def test_a_missing_data_set_is_reported_as_unchecked(whole: MadeSearch, tmp_path: Path) -> None:
     findings = verify(open_store(whole.nodes.directory, offline=True), data_directory=tmp_path)
     assert findings.problems == [] and "data" not in findings.checked
-    assert "not in" in findings.notes[0].what
+    assert "does not exist" in findings.notes[0].what
 
 
 # ---------------------------------------------------------------------- MLflow
