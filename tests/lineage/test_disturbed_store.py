@@ -27,8 +27,8 @@ from tests.made_search import MadeSearch
 from tools.crash_scenarios import alias_is_right, delete_a_run, move_an_alias
 
 
-def one_level(runs: Path) -> MadeSearch:
-    """Commit a search of two levels with invented weights."""
+def small(runs: Path, levels: int = 1) -> MadeSearch:
+    """Commit a search with invented weights: level 0, and `levels` more."""
     config = SearchConfig(
         data=DataConfig("digits", directory=runs / "no data"),
         model=ModelConfig("resnet8", width=2),
@@ -36,7 +36,7 @@ def one_level(runs: Path) -> MadeSearch:
         final=Schedule(2, "step"),
         warmup_epochs=1,
         level_epochs=1,
-        num_levels=1,
+        num_levels=levels,
         global_batch_size=64,
     )
     return MadeSearch(LocalNodes(runs), config, ARCHITECTURE, FOREIGN).make()
@@ -56,7 +56,7 @@ def finished(store: LineageStore) -> Counter[str]:
 
 @pytest.mark.long
 def test_two_directories_deliver_to_one_database(store: LineageStore, tmp_path: Path) -> None:
-    searches = [one_level(tmp_path / name) for name in ("first", "second")]
+    searches = [small(tmp_path / name, levels=0) for name in ("first", "second")]
     assert searches[0].keys == searches[1].keys
     for search in searches:
         list(again(store, search.nodes.directory).sync())
@@ -67,7 +67,7 @@ def test_two_directories_deliver_to_one_database(store: LineageStore, tmp_path: 
 @pytest.mark.long
 @pytest.mark.xfail(strict=False, reason="without a lock around look-up and creation both can create a run")
 def test_two_directories_deliver_at_one_moment(store: LineageStore, tmp_path: Path) -> None:
-    searches = [one_level(tmp_path / name) for name in ("first", "second")]
+    searches = [small(tmp_path / name, levels=0) for name in ("first", "second")]
     stores = [again(store, search.nodes.directory) for search in searches]
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(lambda store: len(list(store.sync())), stores))
@@ -77,7 +77,7 @@ def test_two_directories_deliver_at_one_moment(store: LineageStore, tmp_path: Pa
 
 @pytest.mark.long
 def test_a_database_restored_from_an_older_copy_is_completed(store: LineageStore) -> None:
-    search = one_level(store.local.directory)
+    search = small(store.local.directory)
     database = store.local.directory.parent / "mlflow.db"
     store.deliver(search.directory("L00"))
     shutil.copy(database, database.with_name("copy.db"))
@@ -92,7 +92,7 @@ def test_a_database_restored_from_an_older_copy_is_completed(store: LineageStore
 
 @pytest.mark.long
 def test_a_run_deleted_in_mlflow_is_delivered_again(store: LineageStore) -> None:
-    search = one_level(store.local.directory)
+    search = small(store.local.directory)
     list(store.sync())
     deleted = delete_a_run(store.server.client())
     assert finished(store)[search.keys["L01"]] == 0
@@ -105,7 +105,7 @@ def test_a_run_deleted_in_mlflow_is_delivered_again(store: LineageStore) -> None
 @pytest.mark.long
 @pytest.mark.xfail(strict=False, reason="sync does not look at aliases of finished runs")
 def test_an_alias_moved_in_mlflow_is_moved_back(store: LineageStore) -> None:
-    one_level(store.local.directory)
+    small(store.local.directory)
     list(store.sync())
     moved = move_an_alias(store.server.client())
     assert not alias_is_right(store.server.client(), *moved)
