@@ -69,8 +69,8 @@ def test_two_directories_deliver_at_one_moment(store: LineageStore, tmp_path: Pa
     searches = [small(tmp_path / name, levels=0) for name in ("first", "second")]
     stores = [again(store, search.nodes.directory) for search in searches]
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda store: len(list(store.sync())), stores))
-    assert max(both) == len(searches[0].keys)
+        # the two share the work: the number that each delivers is not fixed
+        list(pool.map(lambda store: list(store.sync()), stores))
     assert finished(store) == Counter(searches[0].keys.values())
 
 
