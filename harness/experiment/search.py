@@ -22,6 +22,7 @@ after the warm-up.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -30,7 +31,7 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.common.digest import sha256_tensors
+from harness.common.digest import sha256_json, sha256_tensors
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
 from harness.experiment.describe import describe_level, describe_search, search_lock
@@ -39,8 +40,10 @@ from harness.experiment.trainer import Trainer, batch_gradients
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method, PruningSchedule, StartPoint
-from harness.runs.run import FinishedRun, TrainedRun
+from harness.runs.run import FinishedRun, RunDescription, TrainedRun
 from harness.runs.state_saver import StateSaver
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def search(experiment: Experiment) -> SearchResult:
         θ_init and the run of every level; `ticket` is the last one.
 
     Raises:
-        ValueError: Options that contradict one another, or weights that are not finite.
+        ValueError: Options that contradict one another, a level without any weight, or weights that are not finite.
         BusyError: Another launch makes the same search.
         StoppedError: The launch was asked to stop; the same command resumes.
 
@@ -82,6 +85,7 @@ def search(experiment: Experiment) -> SearchResult:
     method = METHODS[experiment.config.method]
     method.check(experiment.config)
     finding = Search(experiment, method)
+    finding.check_counts()
     with experiment.archive.alone("search", search_lock(experiment, finding.description), finding.description.name):
         finding.record_root()
         levels = method.search(finding)
@@ -121,6 +125,25 @@ class Search:
     def theta_init(self) -> Checkpoint:
         """θ_init, drawn from init_seed."""
         return self.experiment.theta_init(self.config.init_seed, self.begun)
+
+    def check_counts(self) -> None:
+        """Refuse a search with a level that keeps no weight at all, before the first training."""
+        pruning, config = self.method.pruning(self.config), self.config
+        if pruning is None or self.method.searches_one_density:
+            return
+        template = self.experiment.archive.template.params
+        numel = {name: template[name].numel() for name in self.prunable}
+        live = numel
+        for level in [step.level for step in steps(config, self.method) if step.prunes]:
+            live = pruning.counts_of(level, live, numel)
+            if sum(live.values()) == 0 and numel:
+                given = f"pruning_fraction {config.pruning_fraction}"
+                given = given if config.densities is None else f"density {config.densities[level - 1]}"
+                total = sum(numel.values())
+                raise ValueError(
+                    f"level {level} keeps none of the {total:,} prunable weights at {given}; a network needs weights: "
+                    f"choose densities above {1 / total:.1g}, or fewer levels"
+                )
 
     # ------------------------------------------------------------------ Algorithm 1
 
@@ -229,12 +252,26 @@ class Search:
         )
 
         def make(saver: StateSaver) -> TrainedRun:
+            if "count_rule" in determinants.get("pruning", {}):
+                self.experiment.world.on_main(lambda: self._note_older_count(description))
             psi_init, metrics = self.theta_init.params, self.method.metrics
             return self.trainer.train(
                 description, saver, start(), schedule=schedule, noise=noise, psi_init=psi_init, metrics=metrics, **how
             )
 
         return self.experiment.archive.run_or_load(description, make)
+
+    def _note_older_count(self, description: RunDescription) -> None:
+        """Say that a level which counts its weights by the older rule is not continued (rank 0)."""
+        own = dict(description.determinants)
+        rest = {name: value for name, value in own.pop("pruning").items() if name != "count_rule"}
+        older = sha256_json(own | ({"pruning": rest} if rest else {}))
+        if self.experiment.archive.knows(older):
+            _log.warning(
+                f"{description.name!r} is made anew: for pruning_fraction {self.config.pruning_fraction}, an older "
+                f"version computed the number of kept weights in floating point, one too few at times. Its run "
+                f"{older[:16]}… is not continued; --count-rule float continues it"
+            )
 
     def record_root(self) -> None:
         """Commit the search and its θ_init, or check that it began from the same one."""

@@ -4,19 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import Any, Self
 
 import numpy as np
 import torch
 
 from harness.common.tensors import check_fits
-from harness.config import Scope, SearchConfig
+from harness.config import CountRule, Scope, SearchConfig, count_rules_differ
 from harness.masks import Mask
 
 
 def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Mask:
-    """Keep the `int((1 − fraction) · live)` live weights with the largest |w|. See `keep_largest`."""
-    return prune_to(params, mask, int((1 - fraction) * mask.num_remaining))
+    """Keep the ⌊(1 − fraction) · live⌋ live weights with the largest |w|. See `keep_largest`."""
+    return prune_to(params, mask, num_kept(mask.num_remaining, fraction))
+
+
+def num_kept(live: int, fraction: float, rule: CountRule = "exact") -> int:
+    """Return how many of `live` weights remain after pruning a fraction f of them.
+
+    Args:
+        live: The number of weights before.
+        fraction: f. Its decimal digits are taken exactly: 0.8 means 4/5, not the nearest double.
+        rule: exact: ⌊(1 − f) · live⌋. float: the older `int((1 - f) * live)`, which keeps 1 of 10 weights for f = 0.8.
+    """
+    if rule == "float":
+        return int((1 - fraction) * live)
+    return live - ceil(Fraction(str(fraction)) * live)
 
 
 def prune_to(params: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
@@ -92,11 +107,13 @@ class PruningSchedule:
     densities: tuple[float, ...] | None = None
     scope: Scope = "global"
     one_shot: bool = False
+    count_rule: CountRule = "exact"
 
     @classmethod
     def of(cls, config: SearchConfig) -> Self:
         """Return the pruning schedule of a search."""
-        return cls(config.pruning_fraction, config.densities, config.pruning_scope, config.one_shot)
+        scope, rule = config.pruning_scope, config.count_rule
+        return cls(config.pruning_fraction, config.densities, scope, config.one_shot, rule)
 
     def density(self, level: int) -> float:
         """Return the target density of level `level` ≥ 1."""
@@ -105,8 +122,9 @@ class PruningSchedule:
     def counts(self, level: int, mask: Mask) -> dict[str, int]:
         """Return the number of weights that level `level` ≥ 1 keeps of `mask`.
 
-        Without explicit densities the count is ⌊(1 − fraction) · live⌋. With `one_shot`, this formula is applied
-        `level` times. An explicit density gives the nearest whole number of weights.
+        Without explicit densities the count is `num_kept`: ⌊(1 − fraction) · live⌋ in exact arithmetic. With
+        `one_shot`, this formula is applied `level` times. An explicit density gives the nearest whole number of
+        weights.
 
         Args:
             mask: The mask of the previous level.
@@ -117,24 +135,26 @@ class PruningSchedule:
         Raises:
             ValueError: An explicit density needs more weights than are live.
         """
-        # Phase: group the tensors that share a count.
-        groups = {name: [kept] for name, kept in mask.tensors.items()}
+        live = {name: int(tensor.sum()) for name, tensor in mask.tensors.items()}
+        return self.counts_of(level, live, {name: tensor.numel() for name, tensor in mask.tensors.items()})
+
+    def counts_of(self, level: int, live: Mapping[str, int], numel: Mapping[str, int]) -> dict[str, int]:
+        """Return the counts of `counts` from the numbers of live weights and of all weights, by tensor name."""
+        # Phase: add up the tensors that share a count.
         if self.scope == "global":
-            groups = {"": list(mask.tensors.values())}
+            live, numel = {"": sum(live.values())}, {"": sum(numel.values())}
 
         # Phase: compute the count of each group.
-        counts = {}
-        for name, tensors in groups.items():
-            live = sum(int(tensor.sum()) for tensor in tensors)
+        counts = dict(live)
+        for name in counts:
             if self.densities is None:
-                counts[name] = live
                 for _ in range(level if self.one_shot else 1):
-                    counts[name] = int((1 - self.fraction) * counts[name])
+                    counts[name] = num_kept(counts[name], self.fraction, self.count_rule)
                 continue
             density = self.densities[level - 1]
-            counts[name] = round(density * sum(tensor.numel() for tensor in tensors))
-            if counts[name] > live:
-                raise ValueError(f"density {density} keeps {counts[name]} weights, but only {live} are alive")
+            counts[name] = round(density * numel[name])
+            if counts[name] > live[name]:
+                raise ValueError(f"density {density} keeps {counts[name]} weights, but only {live[name]} are alive")
         return counts
 
     def next_mask(self, importance: Mapping[str, torch.Tensor], mask: Mask, level: int) -> Mask:
@@ -156,6 +176,8 @@ class PruningSchedule:
         unusual: dict[str, Any] = {}
         if self.densities is not None and level:
             unusual["density"] = self.densities[level - 1]
+        elif self.densities is None and self.count_rule == "exact" and count_rules_differ(self.fraction):
+            unusual["count_rule"] = "exact"
         if self.scope != "global":
             unusual["scope"] = self.scope
         if self.one_shot:

@@ -44,7 +44,7 @@ _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
 """Settings that final trainings heed; their parents say which ticket they use."""
 _OF_LEVELS = (
     *("optim", "global_batch_size", "accumulation_steps"),
-    *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
+    *("pruning_fraction", "count_rule", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that levels of every method heed."""
 _OF_DENSITIES = ("pruning_fraction", "densities")

@@ -34,6 +34,9 @@ from harness.runs.unfinished import Unfinished
 
 _log = logging.getLogger(__name__)
 
+_TAGGED = 100
+"""Number of layers that the tag `empty_layers` names."""
+
 
 class Archive:
     """The finished runs of one network, in the store of one launch."""
@@ -67,6 +70,7 @@ class Archive:
         self.delivery: DeliveryThread = beside.delivery if beside else DeliveryThread(store)
         self._made_here: set[str] = beside._made_here if beside else set()
         self._fetched: set[str] = beside._fetched if beside else set()
+        self._said_empty: set[str] = beside._said_empty if beside else set()
 
     # ------------------------------------------------------------------ making
 
@@ -124,6 +128,8 @@ class Archive:
         # Phase: build the record.
         measured.log(checkpoint.epochs, counts)
         shown = {"level": f"{description.level:02d}", "density": f"{counts['density']:.6f}"}
+        if empty := signed_mask.mask.empty_layers():
+            shown["empty_layers"] = ", ".join(empty[:_TAGGED]) + (", …" if len(empty) > _TAGGED else "")
         description = replace(description, tags=description.tags | {"start_digest": trained.start_digest} | shown)
         record = self.record(description, measured.metrics, measured.started_ms)
         metadata = {"level_digest": description.key, "level": description.level, "density": counts["density"]}
@@ -200,6 +206,32 @@ class Archive:
             if self.world.is_main:
                 claim.__exit__(None, None, None)
 
+    def check_weights(self, name: str, mask: Mask) -> None:
+        """Refuse a mask without any weight, and warn of layers without weights, once for each set of layers.
+
+        Args:
+            name: The name of the run, for the message.
+            mask: The mask that it trains under.
+
+        Raises:
+            ValueError: No weight is left.
+        """
+        if mask.numel and mask.num_remaining == 0:
+            raise ValueError(
+                f"{name!r} keeps none of the {mask.numel:,} prunable weights: choose a ticket of higher density"
+            )
+        self._warn_of_empty_layers(name, mask)
+
+    def _warn_of_empty_layers(self, name: str, mask: Mask) -> None:
+        empty = mask.empty_layers()
+        text = ", ".join(empty)
+        if text and text not in self._said_empty and self.world.is_main:
+            self._said_empty.add(text)
+            _log.warning(
+                f"{name!r} keeps no weight in {text} ({len(empty)} of {len(mask.tensors)} layers): only shortcuts and "
+                "biases pass these layers; a higher density, or the other --pruning-scope, may keep them"
+            )
+
     def stop_if_asked(self) -> None:
         """Raise StoppedError on every rank if any rank was asked to stop."""
         reason = self.world.stop.reason
@@ -223,6 +255,13 @@ class Archive:
             self._fetched.add(key)
         return fetched
 
+    def knows(self, key: str) -> bool:
+        """Return whether there is a finished run with this key, without fetching it (rank 0)."""
+        if self.store.local.find(key) is not None:
+            return True
+        asked = self.store.tracking_uri is not None and not self.delivery.away
+        return asked and run_id_of(self.store, key) is not None
+
     def _reuse(self, description: RunDescription) -> FinishedRun:
         run = self._load(description.key)
         if run.record is not None:
@@ -234,6 +273,7 @@ class Archive:
             )
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
+            self._warn_of_empty_layers(name, run.mask)
         return run
 
     def load(self, key: str, *, fitting: bool = True) -> FinishedRun:
@@ -279,8 +319,7 @@ class Archive:
     def _check_fits(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> None:
         shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
         own = {name: tensor.shape for name, tensor in self.template.state_dict.items()}
-        check_fits(shapes, own, f"run {key[:16]}…")
-        check_fits(own, shapes, "the network")
+        check_fits(shapes, own, f"run {key[:16]}…", exactly=True)
         params = {name: tensor.shape for name, tensor in self.template.params.items()}
         # Masks may also cover the classifier.
         maskable = {name: shape for name, shape in params.items() if name not in self.partition.norm}
