@@ -94,9 +94,10 @@ def _check_archive(path: Path) -> None:
 def _load_torch(path: Path) -> Any:
     """Return the content of a torch file. `weights_only` refuses pickled objects other than plain data and tensors."""
     try:
-        with warnings.catch_warnings():
+        # Pass the open file: by the path, some versions choose another reader according to its ending.
+        with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         # Damaged files raise many kinds of exception here: KeyError, struct.error, AssertionError, …
         said = str(error).strip() or "no message"
@@ -105,7 +106,7 @@ def _load_torch(path: Path) -> Any:
                 f"{path} is a TorchScript archive (torch.jit), which holds code; save the state_dict() of "
                 "torch.jit.load(path) with safetensors.torch.save_file, and give that file"
             ) from error
-        refused = re.search(r"(?:GLOBAL |global |class )([\w.]+\.[\w.]+)", said) if "nsupported" in said else None
+        refused = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", said) if "nsupported" in said else None
         if isinstance(error, UnpicklingError) and refused:
             raise ValueError(
                 f"{path} holds more than tensors ({refused[1]}); it is not loaded, because a pickle can run any code. "

@@ -163,7 +163,6 @@ class SearchConfig:
     """Deliver nothing to MLflow during this launch. `python tools/lineage.py sync` delivers later."""
 
     def __post_init__(self) -> None:
-        require_finite(self)
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
         require(0 < self.pruning_fraction < 1, f"pruning_fraction is {self.pruning_fraction}; it must lie in (0, 1)")
         known("count_rule", self.count_rule, get_args(CountRule))
@@ -174,6 +173,7 @@ class SearchConfig:
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")
+        require_finite(self)
 
     @property
     def counts_by(self) -> dict[str, str]:

@@ -26,7 +26,8 @@ def load_signed_mask(
 ) -> SignedMask:
     """Return the signed mask of a finished run.
 
-    The file's SHA-256 is checked against the recorded one. Of a level only the mask is read, never the checkpoint.
+    The file's SHA-256 is checked against the recorded one, also for a path in a run's directory.
+    Of a level only the mask is read, never the checkpoint.
 
     Args:
         run_id: A run ID, a `models:/` URI with a version or alias (models:/aws-digits-resnet20@s1-L07), the key of a
@@ -110,6 +111,9 @@ def _open(run_id: str | Path, name: str, tracking_uri: str | None, local_dir: Pa
         path = Path(run_id)
         if not path.is_file():
             raise LookupError(f"{text!r} is no run ID (32 hex digits), no node key (64), no models:/ URI and no file")
+        from harness.common.tensors import check_beside
+
+        check_beside(path)
         yield path
         return
     with open_store(local_dir, tracking_uri).open_file(text, name) as path:
