@@ -66,7 +66,9 @@ class Checkpoint:
             ValueError: Tensors are missing or have another shape. The message names them.
         """
         state = self.state_dict
-        own = named_as(state, model, buffers=True)
+        own: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+        if own.keys() != state.keys():  # the model may be wrapped
+            own = named_as(state, model, buffers=True)
         shapes, own_shapes = ({name: tensor.shape for name, tensor in one.items()} for one in (state, own))
         check_fits(shapes, own_shapes, "the checkpoint", exactly=True)
         for name, tensor in state.items():

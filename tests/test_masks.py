@@ -6,12 +6,13 @@ import logging
 import pytest
 import torch
 from accelerate import Accelerator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 
-from harness.common.digest import canonical_json, sha256_file
+from harness.common.digest import sha256_file
 from harness.lineage.reload import load_checkpoint, load_signed_mask
 from harness.masks import Mask, SignedMask, mask, same_contents
+from tests.mask_formats import as_format_1
 
 
 def network() -> nn.Sequential:
@@ -227,15 +228,6 @@ def small() -> SignedMask:
     kept = torch.rand(3, 7) < 0.6
     kept[0, 0] = True
     return SignedMask.of(params, Mask({"w": kept}), norm=["n"])
-
-
-def as_format_1(path, planes=None, **changes):
-    """Rewrite a mask file as older versions wrote it, with changed planes or header."""
-    content = path.read_bytes()
-    header = json.loads(json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]["harness"])
-    header = {name: value for name, value in header.items() if name != "sha256"}
-    header |= {"format": "harness.signed_mask/1"} | changes
-    save_file(load_file(path) | (planes or {}), path, {"harness": canonical_json(header)})
 
 
 def test_no_changed_byte_loads_as_another_mask(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -197,6 +198,7 @@ class SearchConfig:
         )
 
 
+@cache
 def count_rules_differ(fraction: float) -> bool:
     """Return whether int((1 − f)·n) in floating point can differ from the exact ⌊(1 − f)·n⌋.
 

@@ -132,17 +132,18 @@ class Search:
         if pruning is None or self.method.searches_one_density:
             return
         template = self.experiment.archive.template.params
-        numel = {name: template[name].numel() for name in self.prunable}
-        live = numel
+        mask = Mask({name: torch.ones(template[name].numel(), dtype=torch.bool) for name in self.prunable})
+        if pruning.scope == "global":
+            mask = Mask({"": torch.ones(mask.numel, dtype=torch.bool)})
         for level in [step.level for step in steps(config, self.method) if step.prunes]:
-            live = pruning.counts_of(level, live, numel)
-            if sum(live.values()) == 0 and numel:
+            counts = pruning.counts(level, mask)  # they depend on the numbers of live weights alone
+            mask = Mask({name: torch.arange(kept.numel()) < counts[name] for name, kept in mask.tensors.items()})
+            if mask.numel and mask.num_remaining == 0:
                 given = f"pruning_fraction {config.pruning_fraction}"
                 given = given if config.densities is None else f"density {config.densities[level - 1]}"
-                total = sum(numel.values())
                 raise ValueError(
-                    f"level {level} keeps none of the {total:,} prunable weights at {given}; a network needs weights: "
-                    f"choose densities above {1 / total:.1g}, or fewer levels"
+                    f"level {level} keeps none of the {mask.numel:,} prunable weights at {given}; a network needs some: "
+                    f"choose densities above {1 / mask.numel:.1g}, or fewer levels"
                 )
 
     # ------------------------------------------------------------------ Algorithm 1

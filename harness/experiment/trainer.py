@@ -73,7 +73,8 @@ class Trainer:
             choose: Takes the number of training images and returns the positions of those to use; None: all.
         """
         experiment, world, measured = self.experiment, self.experiment.world, saver.measured
-        experiment.archive.check_weights(description.name, start.mask)
+        if not all(kept.any() for kept in start.mask.tensors.values()):
+            experiment.archive.check_weights(description.name, start.mask)
         feed = experiment.train_feed
         if choose is not None:
             feed = feed.among(choose(experiment.source.num_train))
@@ -128,7 +129,8 @@ class Trainer:
 
         # Keep it, on several ranks with rank 0's BatchNorm statistics: those of each rank differ.
         mask = hook.finish(start.mask) if hook else start.mask
-        experiment.archive.check_weights(description.name, mask)
+        if hook and not all(kept.any() for kept in mask.tensors.values()):
+            experiment.archive.check_weights(description.name, mask)
         trained, level, key = start.epochs + epochs, description.level, description.key
         checkpoint = Checkpoint.of(model, level=level, epochs=trained, level_digest=key)
         networks = hook.networks(checkpoint) if hook else {}

@@ -68,11 +68,6 @@ class Mask:
         """Return the kept share of the prunable weights, 0..1."""
         return self.num_remaining / max(self.numel, 1)
 
-    def empty_layers(self) -> list[str]:
-        """Return the names of the layers that have weights, but keep none. The ending .weight is left out."""
-        empty = [name for name, tensor in self.tensors.items() if tensor.numel() and not bool(tensor.any())]
-        return [name.removesuffix(".weight") for name in empty]
-
     def issubset(self, other: Mask) -> bool:
         """Return whether `other` keeps every weight that this mask keeps.
 
@@ -260,7 +255,8 @@ class SignedMask:
 
         Equal signed masks have equal digests, whatever the format of their files.
         """
-        return sha256_json(self._contents() | {"planes": sha256_tensors(self._planes())})
+        kept = {f"{name}:kept": tensor for name, tensor in self.mask.tensors.items()}
+        return sha256_json({"norm": sorted(self.norm), "tensors": sha256_tensors(self.signs | kept)})
 
     def save(self, path: Path | str, metadata: Mapping[str, Any]) -> None:
         """Write the packed file. Equal signed masks give equal bytes.
@@ -272,18 +268,7 @@ class SignedMask:
             path: The file.
             metadata: Facts that the computation determines, such as level key, level and density. Never run IDs.
         """
-        planes = self._planes()
-        header = self._contents() | {"metadata": dict(metadata)}
-        header |= {"format": FORMAT, "sha256": _digest(header, planes)}
-        # Use a single key: safetensors writes several in random order, so the bytes would differ.
-        save_file(planes, os.fspath(path), {METADATA_KEY: canonical_json(header)})
-
-    def _contents(self) -> dict[str, Any]:
-        shapes = {name: list(sign.shape) for name, sign in self.signs.items()}
-        return {"norm": sorted(self.norm), "shapes": shapes}
-
-    def _planes(self) -> dict[str, torch.Tensor]:
-        """Pack mask bits, sign bits, and positions of zeros."""
+        # Pack mask bits, sign bits, and positions of zeros.
         tensors: dict[str, torch.Tensor] = {}
         for name, sign in self.signs.items():
             flat = sign.reshape(-1).numpy()
@@ -294,7 +279,14 @@ class SignedMask:
             tensors[f"{name}:sign"] = torch.from_numpy(np.packbits(flat > 0))
             if (zeros := np.flatnonzero(flat == 0)).size:
                 tensors[f"{name}:zero"] = torch.from_numpy(zeros.astype(np.int64))
-        return tensors
+        said = {
+            "norm": sorted(self.norm),
+            "shapes": {name: list(sign.shape) for name, sign in self.signs.items()},
+            "metadata": dict(metadata),
+        }
+        header = said | {"format": FORMAT, "sha256": sha256_json(said | {"planes": sha256_tensors(tensors)})}
+        # Use a single key: safetensors writes several in random order, so the bytes would differ.
+        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> SignedMask:
@@ -313,7 +305,9 @@ class SignedMask:
                 header = read_header(file.metadata(), FORMAT, path, _FORMAT_1)
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             older = header["format"] == _FORMAT_1
-            if older == ("sha256" in header) or (not older and header["sha256"] != _digest(header, packed)):
+            said = {name: header[name] for name in ("norm", "shapes", "metadata")}
+            digest = None if older else sha256_json(said | {"planes": sha256_tensors(packed)})
+            if header.get("sha256") != digest:
                 raise ValueError(f"{path} was altered: its contents do not have the digest in its header")
             found = cls._unpack(header, packed)
         if older and not recorded:
@@ -351,12 +345,6 @@ class SignedMask:
 def same_contents(a: Path | str, b: Path | str) -> bool:
     """Return whether two files hold the same signed mask, be they of format 1 or 2. Metadata are not compared."""
     return SignedMask.load(a).digest == SignedMask.load(b).digest
-
-
-def _digest(header: Mapping[str, Any], planes: Mapping[str, torch.Tensor]) -> str:
-    """Return the digest in the header: SHA-256 over the planes and all else that the file says."""
-    said = {name: header[name] for name in ("norm", "shapes", "metadata")}
-    return sha256_json(said | {"planes": sha256_tensors(planes)})
 
 
 _noted_format_1 = False

@@ -17,21 +17,9 @@ from harness.masks import Mask
 
 
 def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Mask:
-    """Keep the ⌊(1 − fraction) · live⌋ live weights with the largest |w|. See `keep_largest`."""
-    return prune_to(params, mask, num_kept(mask.num_remaining, fraction))
-
-
-def num_kept(live: int, fraction: float, rule: CountRule = "exact") -> int:
-    """Return how many of `live` weights remain after pruning a fraction f of them.
-
-    Args:
-        live: The number of weights before.
-        fraction: f. Its decimal digits are taken exactly: 0.8 means 4/5, not the nearest double.
-        rule: exact: ⌊(1 − f) · live⌋. float: the older `int((1 - f) * live)`, which keeps 1 of 10 weights for f = 0.8.
-    """
-    if rule == "float":
-        return int((1 - fraction) * live)
-    return live - ceil(Fraction(str(fraction)) * live)
+    """Keep the ⌊(1 − fraction) · live⌋ live weights with the largest |w|. See `PruningSchedule.counts`."""
+    importance = {name: param.detach().abs() for name, param in params.items()}
+    return PruningSchedule(fraction).next_mask(importance, mask, 1)
 
 
 def prune_to(params: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
@@ -122,9 +110,10 @@ class PruningSchedule:
     def counts(self, level: int, mask: Mask) -> dict[str, int]:
         """Return the number of weights that level `level` ≥ 1 keeps of `mask`.
 
-        Without explicit densities the count is `num_kept`: ⌊(1 − fraction) · live⌋ in exact arithmetic. With
-        `one_shot`, this formula is applied `level` times. An explicit density gives the nearest whole number of
-        weights.
+        Without explicit densities the count is ⌊(1 − fraction) · live⌋. The decimal digits of the fraction are taken
+        exactly: 0.8 means 4/5, not the nearest double. The older rule `int((1 - fraction) * live)` keeps 1 of 10
+        weights for 0.8. With `one_shot`, the formula is applied `level` times. An explicit density gives the nearest
+        whole number of weights.
 
         Args:
             mask: The mask of the previous level.
@@ -135,26 +124,25 @@ class PruningSchedule:
         Raises:
             ValueError: An explicit density needs more weights than are live.
         """
-        live = {name: int(tensor.sum()) for name, tensor in mask.tensors.items()}
-        return self.counts_of(level, live, {name: tensor.numel() for name, tensor in mask.tensors.items()})
-
-    def counts_of(self, level: int, live: Mapping[str, int], numel: Mapping[str, int]) -> dict[str, int]:
-        """Return the counts of `counts` from the numbers of live weights and of all weights, by tensor name."""
-        # Phase: add up the tensors that share a count.
+        # Phase: group the tensors that share a count.
+        groups = {name: [kept] for name, kept in mask.tensors.items()}
         if self.scope == "global":
-            live, numel = {"": sum(live.values())}, {"": sum(numel.values())}
+            groups = {"": list(mask.tensors.values())}
 
         # Phase: compute the count of each group.
-        counts = dict(live)
-        for name in counts:
+        counts = {}
+        for name, tensors in groups.items():
+            live = sum(int(tensor.sum()) for tensor in tensors)
             if self.densities is None:
+                fraction, exact = self.fraction, self.count_rule == "exact"
                 for _ in range(level if self.one_shot else 1):
-                    counts[name] = num_kept(counts[name], self.fraction, self.count_rule)
+                    live = live - ceil(Fraction(str(fraction)) * live) if exact else int((1 - fraction) * live)
+                counts[name] = live
                 continue
             density = self.densities[level - 1]
-            counts[name] = round(density * numel[name])
-            if counts[name] > live[name]:
-                raise ValueError(f"density {density} keeps {counts[name]} weights, but only {live[name]} are alive")
+            counts[name] = round(density * sum(tensor.numel() for tensor in tensors))
+            if counts[name] > live:
+                raise ValueError(f"density {density} keeps {counts[name]} weights, but only {live} are alive")
         return counts
 
     def next_mask(self, importance: Mapping[str, torch.Tensor], mask: Mask, level: int) -> Mask:

@@ -128,8 +128,9 @@ class Archive:
         # Phase: build the record.
         measured.log(checkpoint.epochs, counts)
         shown = {"level": f"{description.level:02d}", "density": f"{counts['density']:.6f}"}
-        if empty := signed_mask.mask.empty_layers():
-            shown["empty_layers"] = ", ".join(empty[:_TAGGED]) + (", …" if len(empty) > _TAGGED else "")
+        if empty := [name for name, kept in signed_mask.mask.tensors.items() if not kept.any()]:
+            layers = [name.removesuffix(".weight") for name in empty[:_TAGGED]]
+            shown["empty_layers"] = ", ".join(layers) + (", …" if len(empty) > _TAGGED else "")
         description = replace(description, tags=description.tags | {"start_digest": trained.start_digest} | shown)
         record = self.record(description, measured.metrics, measured.started_ms)
         metadata = {"level_digest": description.key, "level": description.level, "density": counts["density"]}
@@ -220,11 +221,8 @@ class Archive:
             raise ValueError(
                 f"{name!r} keeps none of the {mask.numel:,} prunable weights: choose a ticket of higher density"
             )
-        self._warn_of_empty_layers(name, mask)
-
-    def _warn_of_empty_layers(self, name: str, mask: Mask) -> None:
-        empty = mask.empty_layers()
-        text = ", ".join(empty)
+        empty = [layer for layer, kept in mask.tensors.items() if not kept.any()]
+        text = ", ".join(layer.removesuffix(".weight") for layer in empty)
         if text and text not in self._said_empty and self.world.is_main:
             self._said_empty.add(text)
             _log.warning(
@@ -264,6 +262,7 @@ class Archive:
 
     def _reuse(self, description: RunDescription) -> FinishedRun:
         run = self._load(description.key)
+        self.check_weights(description.name, run.mask)
         if run.record is not None:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
@@ -273,7 +272,6 @@ class Archive:
             )
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
-            self._warn_of_empty_layers(name, run.mask)
         return run
 
     def load(self, key: str, *, fitting: bool = True) -> FinishedRun:

@@ -19,7 +19,7 @@ from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.masks import Mask
 from harness.pruning import PruningSchedule, prune
 from harness.pruning.gem_miner import ScoreTraining
-from harness.pruning.magnitude import num_kept
+from harness.runs.run import FinishedRun
 from recipes.presets.small import digits
 from tests.pruning.searching import proved, tag
 
@@ -28,6 +28,22 @@ FRACTIONS = [*HUNDREDTHS, 0.001, 0.005, 0.125, 0.333, 0.6667, 0.995, 0.999, 1e-0
 ROUNDING = [0.06, 0.07, 0.3, 0.31, 0.32, 0.33, 0.34, 0.53, 0.54, 0.55, 0.56, 0.65, 0.66, 0.67, 0.68]
 ROUNDING += [0.77, 0.78, 0.79, 0.8, 0.81, 0.89, 0.9, 0.91, 0.92, 0.93]
 """The hundredths for which floating point keeps a weight too few of some numbers."""
+
+
+class Layer:
+    """Stands for a mask's tensor with `live` kept weights, of which only the numbers are asked."""
+
+    def __init__(self, live: int) -> None:
+        self.live = live
+
+    def sum(self) -> int:
+        return self.live
+
+    numel = sum
+
+
+def num_kept(live: int, fraction: float, rule: str = "exact") -> int:
+    return PruningSchedule(fraction, count_rule=rule).counts(1, Mask({"w": Layer(live)}))[""]
 
 
 @pytest.mark.parametrize("fraction", FRACTIONS)
@@ -49,14 +65,14 @@ def test_a_search_uses_the_exact_counts():
 @pytest.mark.parametrize("density", HUNDREDTHS)
 def test_densities_give_a_nearest_count(density):
     for numel in range(1, 500):
-        (count,) = PruningSchedule(0.2, (density,)).counts_of(1, {"w": numel}, {"w": numel}).values()
+        (count,) = PruningSchedule(0.2, (density,)).counts(1, Mask({"w": Layer(numel)})).values()
         assert abs(count - Fraction(str(density)) * numel) <= Fraction(1, 2)
 
 
 def test_the_rules_differ_where_the_criterion_says_so():
     """Compare it with the counts themselves: of numbers up to 2000, and of large ones near powers of two."""
     large = [2**power // 100 * 100 + 100 * step for power in range(12, 32) for step in range(-5, 6)]
-    numbers = [*range(1, 501), *(number for number in large if number < 2**32)]
+    numbers = [*range(5, 501, 5), *(number for number in large if number < 2**32)]
     found = [f for f in HUNDREDTHS if any(num_kept(n, f) != num_kept(n, f, "float") for n in numbers)]
     assert [f for f in HUNDREDTHS if count_rules_differ(f)] == ROUNDING
     assert set(found) <= set(ROUNDING) and {0.3, 0.8, 0.9, 0.55} <= set(found)
@@ -123,14 +139,18 @@ def test_an_older_search_is_verified_but_not_continued(experiment: Experiment, o
 
 
 def test_verification_finds_a_count_of_the_other_rule(experiment: Experiment) -> None:
-    faulty = patch("harness.pruning.magnitude.num_kept", lambda *given: num_kept(*given) - 1)
-    with faulty:
+    usual = PruningSchedule.counts
+    with patch.object(PruningSchedule, "counts", lambda *given: {n: count - 1 for n, count in usual(*given).items()}):
         made = search(untrained(experiment, pruning_fraction=0.8, init_seed=22))
     problems = [(problem.check, problem.what) for problem in proved(experiment, made.ticket).problems]
     assert [check for check, _ in problems] == ["count", "pruned"] * 2 and "must remain" in problems[0][1]
 
 
 # Layers without weights.
+
+
+def empty_layers(run: FinishedRun) -> list[str]:
+    return [name.removesuffix(".weight") for name, kept in run.mask.tensors.items() if not kept.any()]
 
 
 @pytest.mark.parametrize(
@@ -147,10 +167,10 @@ def test_layers_without_weights_are_named_once_and_tagged(experiment: Experiment
     own.archive._said_empty.clear()
     with caplog.at_level(logging.WARNING, logger="harness"):
         found = search(own)
-        empty = found.ticket.mask.empty_layers()
+        empty = empty_layers(found.ticket)
         said = [record.message for record in caplog.records if "keeps no weight in" in record.message]
         assert "conv1" in empty and ", ".join(empty) in said[-1]
-        assert len(said) == len({tuple(run.mask.empty_layers()) for run in found.levels} - {()})
+        assert len(said) == len({tuple(empty_layers(run)) for run in found.levels} - {()})
         assert tag(found.ticket, "empty_layers") == ", ".join(empty)
         assert "empty_layers" not in found.levels[0].record.tags
         caplog.clear()
