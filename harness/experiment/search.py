@@ -142,8 +142,8 @@ class Search:
                 given = f"pruning_fraction {config.pruning_fraction}"
                 given = given if config.densities is None else f"density {config.densities[level - 1]}"
                 raise ValueError(
-                    f"level {level} keeps none of the {mask.numel:,} prunable weights at {given}; a network needs some: "
-                    f"choose densities above {1 / mask.numel:.1g}, or fewer levels"
+                    f"level {level} keeps none of the {mask.numel:,} prunable weights at {given}; a network needs "
+                    f"weights: choose densities above {1 / mask.numel:.1g}, or fewer levels"
                 )
 
     # ------------------------------------------------------------------ Algorithm 1
