@@ -1,1 +1,1 @@
-"""Recipes for `accelerate launch`, one a file; their settings are in `presets`."""
+"""Recipes, one in each file. Launch them with `python` or `accelerate launch`. `presets` holds their settings."""

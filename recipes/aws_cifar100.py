@@ -1,17 +1,19 @@
-"""Find a winning sign on CIFAR-100: 15 prunings to density 0.035 (paper, Figures 2 to 6).
+"""Find a winning sign on CIFAR-100: 15 prunings to density 0.035.
 
-Networks   ResNet-50 (the default), MobileNetV2, ShuffleNet, EfficientNet-B0 (Figure 3), ResNet-32 (Figure 4),
-           VGG11-bn (Figure 6); --network NAME takes the paper's learning rate for it
-Expected   the paper's curves, of which it prints no numbers; we have not run this recipe to the end
-Time       160 epochs of search and 100 for each final training; not measured
-Hardware   one GPU; bf16 where it has it
+Figure     Figures 2 to 6 of the paper
+Networks   resnet50_cifar (default), mobilenet_v2_cifar, shufflenet_cifar, efficientnet_b0_cifar (Figure 3)
+           resnet32 (Figure 4), vgg11_bn_cifar (Figure 6)
+           --network NAME selects a network and the paper's learning rate for it
+Expected   the paper's curves, which have no printed numbers. This recipe has not been run to the end
+Time       160 epochs of search, 100 epochs for each final training. Hours are not measured
+Hardware   one GPU. bf16 is used if the GPU supports it
 Data       python tools/prepare_data.py cifar100 --source cifar-100-binary.tar.gz --out data
-Launch     accelerate launch recipes/aws_cifar100.py
-           accelerate launch recipes/aws_cifar100.py --network mobilenet_v2_cifar
-           accelerate launch recipes/aws_cifar100.py --network resnet32 --model.width 32 --method lrr
+Launch     python recipes/aws_cifar100.py
+           python recipes/aws_cifar100.py --network mobilenet_v2_cifar
+           python recipes/aws_cifar100.py --network resnet32 --model.width 32 --method lrr
 """
 
-from harness.cli.launch import run_search
+from harness.cli.commands import run_search
 from recipes.presets.paper import CIFAR100, cifar100
 
 if __name__ == "__main__":

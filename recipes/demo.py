@@ -1,32 +1,36 @@
-"""The whole story on scikit-learn's digits in one launch: find winning signs with AWS and LRR, use them, compare.
+"""Find winning signs with AWS and LRR on scikit-learn's digits, use them, and compare the results.
 
-Searches    aws and lrr, one each (init_seed 1), 9 prunings to density 0.134
-Finals      from each deepest ticket: retrain, signed_mask and mask; and dense; for two fresh initialisations
-            (retrain draws none: its two trials differ in sgd_seed)
-Compared    SGD-noise stability of signed_mask and of retrain; linear mode connectivity of signed_mask with retrain
+Searches    aws and lrr, one search each (init_seed 1), 9 prunings to density 0.134
+Finals      dense, and retrain, signed_mask and mask of each deepest ticket.
+            Two trials each: two fresh initialisations, or two sgd_seeds for retrain
+Compared    SGD-noise stability of signed_mask and of retrain. Linear mode connectivity of signed_mask with retrain
 Expected    test error in % of two trials: dense 1.10 ± 0.14; AWS: retrain and signed_mask 0.60, mask 1.40;
             LRR: retrain and signed_mask 1.00 ± 0.57, mask 1.20
 Time        5 minutes
 Hardware    one of two x86-64 cores
-Launch      make demo        (or: accelerate launch recipes/demo.py)
+Launch      make demo        (or: python recipes/demo.py)
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from harness.analysis.plots import Series, plot_accuracy, plot_barriers
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.cli.errors import clear_errors
-from harness.cli.launch import launch
-from harness.cli.options import parse
-from harness.cli.terminal import run_name, ui_command
+from harness.cli.options import answer_help, parse
 from harness.config import ComparisonConfig, Kind, SearchConfig
+from recipes.presets.small import digits_demo
+
+if __name__ == "__main__":
+    answer_help(SearchConfig, __doc__, digits_demo())  # before the imports that load torch
+
+from harness.analysis.plots import LinePanel, LineSeries, Series, plot_lines, plot_search
+from harness.cli.launch import launch
+from harness.cli.terminal import run_name, ui_command
 from harness.experiment.comparison import Comparison, Question, compare
 from harness.experiment.experiment import Experiment
 from harness.experiment.final import Trial, final_training
 from harness.experiment.search import SearchResult, search
 from harness.runs.run import FinishedRun
-from recipes.presets.small import digits_demo
 
 METHODS = ("aws", "lrr")
 INIT_SEEDS = (2, 3)
@@ -39,89 +43,124 @@ TRIALS = (
     *(Trial(kind, init_seed, SGD_SEEDS[0]) for kind in FRESH for init_seed in INIT_SEEDS),
 )
 TWIN = Trial("signed_mask", INIT_SEEDS[0], SGD_SEEDS[1])
-"""The first signed_mask trial under another noise, for its stability."""
+"""The first signed_mask trial with another noise, for its stability."""
 
 
 @dataclass
-class Story:
-    """The search, final trainings and comparisons of one method."""
+class MethodRuns:
+    """Search, final trainings and comparisons of one method."""
 
     result: SearchResult
     trials: dict[str, list[FinishedRun]] = field(default_factory=dict)
-    comparisons: dict[str, list[Comparison]] = field(default_factory=dict)
+    stability: dict[str, list[Comparison]] = field(default_factory=dict)
+    """Kind → comparison of two noises; empty on ranks other than 0."""
+    connectivity: list[Comparison] = field(default_factory=list)
+    """Each signed_mask trial with retrain."""
 
 
-def tell(experiment: Experiment, comparison: ComparisonConfig) -> Story:
-    """Search with the experiment's method, train the deepest ticket in every way, compare."""
+def run_method(experiment: Experiment, comparison: ComparisonConfig) -> MethodRuns:
+    """Search with the experiment's method, run all final trainings of the deepest ticket, compare them."""
+    # Phase: search and final trainings.
     result = search(experiment)
-    story = Story(result)
+    runs = MethodRuns(result)
     for trial in TRIALS:
-        story.trials.setdefault(trial.kind, []).append(final_training(experiment, trial, result.ticket))
+        runs.trials.setdefault(trial.kind, []).append(final_training(experiment, trial, result.ticket))
     twin = final_training(experiment, TWIN, result.ticket)
 
+    # Phase: comparisons.
     def barrier(question: Question, first: FinishedRun, second: FinishedRun) -> list[Comparison]:
         compared = compare(experiment, first, second, question, comparison)
         return [] if compared is None else [compared]
 
-    story.comparisons["stability retrain"] = barrier("stability", *story.trials["retrain"])
-    story.comparisons["stability signed_mask"] = barrier("stability", story.trials["signed_mask"][0], twin)
-    story.comparisons["lmc signed_mask–retrain"] = [
-        one for node in story.trials["signed_mask"] for one in barrier("lmc", node, story.trials["retrain"][0])
-    ]
-    return story
+    signed, retrained = runs.trials["signed_mask"], runs.trials["retrain"]
+    runs.stability["retrain"] = barrier("stability", *retrained)
+    runs.stability["signed_mask"] = barrier("stability", signed[0], twin)
+    runs.connectivity = [one for run in signed for one in barrier("lmc", run, retrained[0])]
+    return runs
 
 
-def errors(nodes: list[FinishedRun]) -> list[float]:
-    """Return the test error of each trial, percent."""
-    return [node.metric("test_error_percent") for node in nodes]
+def errors(runs: list[FinishedRun]) -> list[float]:
+    """Return the test error of each run, percent."""
+    return [run.metric("test_error_percent") for run in runs]
 
 
-def show(experiment: Experiment, dense: list[FinishedRun], stories: dict[str, Story], out: Path) -> None:
-    """Print the table, draw the plots and say where everything is (rank 0)."""
-    density = next(iter(stories.values())).result.ticket.signed_mask.density
+def show(experiment: Experiment, dense: list[FinishedRun], methods: dict[str, MethodRuns], out: Path) -> None:
+    """Print the tables, draw the plots and print the commands that browse the runs (rank 0)."""
+    # Phase: test errors.
+    density = next(iter(methods.values())).result.ticket.signed_mask.density
     epsilon = epsilon_from_dense(errors(dense))
     if max(errors(dense)) > WELL_TRAINED_PERCENT:
-        print(f"warning: the dense network is above {WELL_TRAINED_PERCENT} % error: nothing that follows means much")
+        print(f"warning: the dense network has more than {WELL_TRAINED_PERCENT} % error; the results mean little")
     print(
         f"\nTest error %, mean ± sd; finals at density {density:.3f}; "
         f"one search per method (init_seed {experiment.config.init_seed})\n"
-        f"This is speed, after {experiment.config.final.epochs} final epochs: longer trainings can end elsewhere.\n"
+        f"After {experiment.config.final.epochs} final epochs these are results on speed. Longer ones can differ.\n"
     )
-    print(f"{'':<22}" + "".join(f"{method:>24}" for method in stories))
+    print(f"{'':<22}" + "".join(f"{method:>24}" for method in methods))
     print(f"{'dense':<22}{Summary.of(errors(dense))!s:>24}")
     for kind in KINDS:
-        cells = (str(Summary.of(errors(story.trials[kind]))) for story in stories.values())
+        cells = (str(Summary.of(errors(runs.trials[kind]))) for runs in methods.values())
         print(f"{kind:<22}" + "".join(f"{cell:>24}" for cell in cells))
-    print(f"\nError barrier, percentage points (connected when ≤ ε = {epsilon:.2f}, the sd of dense over two seeds)\n")
-    for name in next(iter(stories.values())).comparisons:
-        cells = (", ".join(f"{one.curve.barrier:.2f}" for one in story.comparisons[name]) for story in stories.values())
-        print(f"{name:<22}" + "".join(f"{cell:>24}" for cell in cells))
-    plots = draw(dense, stories, out)
+
+    # Phase: barriers.
+    print(
+        "\nError barrier, percentage points: above the straight line, and in brackets the paper's\n"
+        f"Connected when the paper's is ≤ ε = {epsilon:.2f}, the sd of dense over two seeds\n"
+    )
+    found = {method: comparisons(runs) for method, runs in methods.items()}
+    for name in next(iter(found.values())):
+        cells = (", ".join(map(_barrier, of_method[name])) for of_method in found.values())
+        print(f"{name:<22}" + "".join(f"{cell:>28}" for cell in cells))
+
+    # Phase: plots, signed masks, browser.
+    plots = draw(dense, methods, out)
     print("\nPlots:\n  " + "\n  ".join(str(plot) for plot in plots if plot.suffix == ".png"))
     print("\nSigned masks (load_signed_mask(RUN_ID), or recipes/train_ticket.py --ticket RUN_ID):")
-    for method, story in stories.items():
-        print(f"  {method}  {run_name(story.result.ticket)}")
-    print(f"\nBrowse it all:\n  {ui_command(experiment)}")
+    for method, runs in methods.items():
+        print(f"  {method}  {run_name(runs.result.ticket)}")
+    print(f"\nBrowse the runs:\n  {ui_command(experiment)}")
 
 
-def draw(dense: list[FinishedRun], stories: dict[str, Story], out: Path) -> list[Path]:
-    """Plot accuracy by density (levels of the searches, and the final trainings) and the barrier curves."""
-    series = []
-    for method, story in stories.items():
-        levels = story.result.levels
-        by_density = {node.signed_mask.density: errors([node]) for node in levels}
-        series.append(Series("level of the search", method, by_density))
-        density = story.result.ticket.signed_mask.density
-        series += [Series(kind, method, {density: errors(story.trials[kind])}) for kind in KINDS]
-    curves = {
-        f"{name}, {method}" + (f", trial {number}" if len(found) > 1 else ""): one.curve
-        for method, story in stories.items()
-        for name, found in story.comparisons.items()
-        for number, one in enumerate(found, 1)
-    }
+def _barrier(comparison: Comparison) -> str:
+    return f"{comparison.curve.barrier_above_line:.2f} ({comparison.curve.barrier:.2f})"
+
+
+def comparisons(runs: MethodRuns) -> dict[str, list[Comparison]]:
+    """Return row of the printed table → comparisons."""
+    stable = {f"stability {kind}": found for kind, found in runs.stability.items()}
+    return stable | {"lmc signed_mask–retrain": runs.connectivity}
+
+
+def draw(dense: list[FinishedRun], methods: dict[str, MethodRuns], out: Path) -> list[Path]:
+    """Plot accuracy of levels and final trainings, and the lines between networks."""
+    # Phase: accuracy.
+    levels = [
+        Series("level", method, {level.signed_mask.density: errors([level]) for level in runs.result.levels})
+        for method, runs in methods.items()
+    ]
+    finals = [
+        Series(kind, method, {runs.result.ticket.signed_mask.density: errors(runs.trials[kind])})
+        for method, runs in methods.items()
+        for kind in KINDS
+    ]
     out.mkdir(parents=True, exist_ok=True)
-    accuracy = plot_accuracy(series, out / "accuracy_by_density", dense_error_percent=errors(dense))
-    return [*accuracy, *plot_barriers(curves, out / "barriers")]
+    title = "Test accuracy of ResNet-20 on the digits"
+    accuracy = plot_search(levels, finals, out / "accuracy_by_density", dense_error_percent=errors(dense), title=title)
+
+    # Phase: barriers.
+    stable = [
+        LineSeries(kind, method, [one.curve for one in found])
+        for method, runs in methods.items()
+        for kind, found in runs.stability.items()
+    ]
+    connected = [
+        LineSeries("signed_mask", method, [one.curve for one in runs.connectivity]) for method, runs in methods.items()
+    ]
+    panels = [
+        LinePanel("SGD-noise stability", ("second run, noise u'", "first run, noise u"), stable),
+        LinePanel("connectivity with retrain", ("retrain", "signed_mask"), connected),
+    ]
+    return [*accuracy, *plot_lines(panels, out / "barriers", title="Error barriers on the line between two networks")]
 
 
 def main() -> None:
@@ -130,18 +169,18 @@ def main() -> None:
         settings = parse(SearchConfig, __doc__, default=digits_demo())
         if settings.init_seed in INIT_SEEDS:
             raise ValueError(
-                f"init_seed {settings.init_seed} is one of the final trainings'; take another for the searches"
+                f"init_seed {settings.init_seed} belongs to the final trainings; choose another for the searches"
             )
         if settings.method != digits_demo().method:
-            raise ValueError("the demo runs every method; choose one with `recipes/aws_digits.py --method …`")
+            raise ValueError("the demo runs fixed methods; use `recipes/aws_digits.py --method …` for another one")
         with launch(settings) as experiment:
-            # dense first: if it is not well trained, nothing that follows means anything
+            # Dense comes first: its error tells whether the other results mean anything.
             dense = [
                 final_training(experiment, Trial("dense", init_seed, SGD_SEEDS[0]), None) for init_seed in INIT_SEEDS
             ]
-            stories = {method: tell(experiment.using(method), ComparisonConfig()) for method in METHODS}
+            methods = {method: run_method(experiment.using(method), ComparisonConfig()) for method in METHODS}
             if experiment.world.is_main:
-                show(experiment, dense, stories, Path("results") / "demo")
+                show(experiment, dense, methods, Path("results") / "demo")
 
 
 if __name__ == "__main__":

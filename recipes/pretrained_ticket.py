@@ -1,13 +1,15 @@
-"""Take a signed mask straight from a trained dense network: magnitude pruning in one shot, no training.
+"""Make a ticket from a trained dense network: one magnitude pruning, without training.
 
-The network comes from a safetensors file, a torch file of nothing but tensors (torchvision's are), or a logged run, and
-must be the harness's network of that name, tensor by tensor; a classifier of other classes is drawn. Level 0 is the
-network as it was given, level 1 the network after pruning: a ticket like any other, for recipes/train_ticket.py.
-
-For        tickets from networks that were trained elsewhere; not in the paper
-Time       no training: reading, one pruning, and an evaluation of each of the two levels
-Launch     accelerate launch recipes/pretrained_ticket.py resnet50.pth --data.name imagenet --model.name resnet50
-           accelerate launch recipes/pretrained_ticket.py RUN_ID --data.name digits --model.name resnet20 --density 0.2
+Figure     none. Use this recipe for networks that were trained elsewhere
+Networks   a safetensors file, a torch file of tensors (such as torchvision's), or a logged run
+           its tensors must match the harness's network of that name
+           a classifier with another number of classes is drawn anew
+Result     level 0 is the given network, level 1 the pruned one
+           level 1 is a ticket as any other, for recipes/train_ticket.py
+Time       seconds to minutes: one pruning, and an evaluation of both levels
+Hardware   a CPU, or one GPU
+Launch     python recipes/pretrained_ticket.py resnet50.pth --data.name imagenet --model.name resnet50
+           python recipes/pretrained_ticket.py RUN_ID --data.name digits --model.name resnet20 --density 0.2
 """
 
 from dataclasses import dataclass, field
@@ -17,40 +19,37 @@ from typing import Annotated
 import tyro
 
 from harness.cli.errors import clear_errors
-from harness.cli.launch import launch
 from harness.cli.options import parse
-from harness.cli.terminal import print_search
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
-from harness.experiment.search import search
 
 
 @dataclass(frozen=True)
 class PretrainedOptions:
-    """Which network, the share of it that stays, and the settings of the ticket's final trainings."""
+    """The network, the density of the ticket, and the settings of its final trainings."""
 
-    network: Annotated[str, tyro.conf.Positional]
-    """A file, or the run ID of a trained network."""
+    network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE_OR_RUN")]
+    """A .safetensors, .pth or .pt file, or the run ID of a trained network."""
     data: DataConfig
     model: ModelConfig
     density: float = 0.1
-    """Share of the prunable weights that stays."""
+    """Share of the prunable weights that the ticket keeps, 0..1. Larger tickets are closer to the dense network."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     final: Schedule = field(default_factory=lambda: Schedule(epochs=100, lr_schedule="step"))
     """Schedule of the ticket's final trainings."""
     global_batch_size: int = 128
-    """Images per optimizer step of the final trainings."""
+    """Images per optimizer step of the final trainings, over all processes."""
     init_seed: int = 1
-    """Draws a classifier that the network does not bring."""
+    """Seed of the classifier, if the network has none that fits."""
     runs: Path = Path("runs")
-    """Where finished runs are kept."""
+    """Directory of the local runs."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
     offline: bool = False
-    """Send nothing to MLflow now; `python tools/lineage.py sync` does it later."""
+    """Deliver nothing to MLflow. `python tools/lineage.py sync` delivers later."""
 
 
 def config(options: PretrainedOptions) -> SearchConfig:
-    """Return a search of one pruning and no epoch of training, whose θ_init is the trained network."""
+    """Return a search with one pruning and no epochs, whose θ_init is the trained network."""
     return SearchConfig(
         data=options.data,
         model=options.model,
@@ -71,9 +70,16 @@ def config(options: PretrainedOptions) -> SearchConfig:
 
 
 def main() -> None:
-    """Prune the network, record the ticket and print how to use it."""
-    with clear_errors(), launch(config(parse(PretrainedOptions, __doc__))) as experiment:
-        print_search(experiment, search(experiment))
+    """Prune the network, record the ticket, and print the command that trains it."""
+    with clear_errors():
+        options = parse(PretrainedOptions, __doc__)
+        # Imported after the options are read: these load torch, and `--help` must not.
+        from harness.cli.launch import launch
+        from harness.cli.terminal import print_search
+        from harness.experiment.search import search
+
+        with launch(config(options)) as experiment:
+            print_search(experiment, search(experiment))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from harness.config import TicketConfig
 from recipes.presets.small import digits
 
 SCRIPT = """
-from harness.cli.launch import clear_errors
+from harness.cli.errors import clear_errors
 with clear_errors():
     {body}
 """

@@ -6,14 +6,17 @@ import logging
 import re
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from tqdm import tqdm
 
+import harness.common.logging
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
 from harness.common.digest import sha256_json
-from harness.common.logging import is_quiet, show_messages
+from harness.common.logging import is_quiet, progress, show_messages
 from harness.config import SearchConfig, to_json
 from recipes.presets.small import digits
 
@@ -107,3 +110,55 @@ def test_verbosity_is_an_option_but_not_a_recorded_setting() -> None:
     silent = parse(SearchConfig, None, digits(), ["--num-levels", "3"])
     assert not is_quiet() and sha256_json(to_json(settings)) == sha256_json(to_json(silent))
     assert "verbosity" not in to_json(settings)
+
+
+def lines_of(
+    steps: list[tuple[float, int]], monkeypatch, capsys, *, done: int = 0, terminal: bool = False
+) -> list[str]:
+    """Return what a loop prints that finishes `n` steps at each time, in seconds."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(harness.common.logging.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
+    with progress("L01 d0.800 aws resnet8", 100, "steps") as bar:
+        for now, n in steps:
+            clock.now = now
+            bar.update(n)
+            bar.postfix = "loss 0.5"
+    return capsys.readouterr().err.splitlines()
+
+
+def test_without_a_terminal_progress_is_one_line_a_minute(monkeypatch, capsys) -> None:
+    show_messages("normal")
+    assert lines_of([(second / 2, 1) for second in range(100)], monkeypatch, capsys) == []  # 50 seconds
+    first, second = lines_of([(0.0, 0), (30.0, 30), (61.0, 31), (90.0, 10), (121.0, 20)], monkeypatch, capsys)
+    assert first == "L01 d0.800 aws resnet8  61/100 steps  loss 0.5  1 steps/s  00:39 left"
+    assert second == "L01 d0.800 aws resnet8  91/100 steps  loss 0.5  0.5 steps/s  00:18 left"
+
+
+def test_steps_before_an_interruption_do_not_count_for_the_rate(monkeypatch, capsys) -> None:
+    show_messages("normal")
+    (line,) = lines_of([(5.0, 40), (65.0, 30)], monkeypatch, capsys)
+    assert line == "L01 d0.800 aws resnet8  70/100 steps  loss 0.5  0.5 steps/s  01:00 left"
+
+
+def test_quiet_shows_no_progress(monkeypatch, capsys) -> None:
+    show_messages("quiet")
+    for terminal in (False, True):
+        assert lines_of([(0.0, 1), (100.0, 1)], monkeypatch, capsys, terminal=terminal) == []
+
+
+def test_a_terminal_gets_a_bar_with_rate_and_loss(monkeypatch, capsys) -> None:
+    show_messages("normal")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with progress("a loop", 3, "steps") as bar:
+        bar.postfix = "loss 0.5"
+        cast(Any, bar).refresh()
+    shown = capsys.readouterr().err
+    assert "a loop:   0%" in shown and "loss 0.5" in shown and "steps/s" in shown
+
+
+def test_other_ranks_show_warnings_alone(monkeypatch, capsys) -> None:
+    monkeypatch.setenv("RANK", "1")
+    show_messages("normal")
+    speak()
+    assert capsys.readouterr().err == "warning: a doubt\n"

@@ -18,13 +18,15 @@ import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 # With libopencv-dev installed, numba prefers TBB, and then FFCV's writer never exits.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-from tools.benchmarks.measure import HEADER, Row, about, table  # noqa: E402
+if TYPE_CHECKING:
+    from tools.benchmarks.measure import Row
 
 HOMES = {"step": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage", "barrier": "steps"}
 HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
@@ -34,9 +36,20 @@ HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
 def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=HOMES, default=list(HOMES), help="these benchmarks instead of all")
-    parser.add_argument("--quick", action="store_true", help="fewer repetitions and smaller tasks: wide intervals")
-    parser.add_argument("--json", type=Path, help="write rows, hardware and versions here as JSON too")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=HOMES,
+        default=list(HOMES),
+        metavar="NAME",
+        help=f"run these benchmarks only (choices: {', '.join(HOMES)}; default: all)",
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="use fewer repetitions and smaller tasks, for a first look; intervals become wide",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write rows, hardware and versions as JSON")
     return parser.parse_args(words)
 
 
@@ -50,6 +63,8 @@ def main(arguments: argparse.Namespace) -> int:
 
     Return 1 if a benchmark raised an error. A missed goal is no error.
     """
+    from tools.benchmarks.measure import HEADER, about, table  # loads torch, which `--help` must not
+
     # Phase: measure
     head = about() | {"run": "quick: not for quoting" if arguments.quick else "full"}
     print(table(list(head.items())) + "\n")

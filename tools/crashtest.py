@@ -28,12 +28,12 @@ from pathlib import Path
 from typing import NoReturn
 
 import psutil
-import tyro
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.files import FAULT_POINTS, FAULT_VARIABLE  # noqa: E402
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK  # noqa: E402
 from harness.lineage.store import open_store  # noqa: E402
@@ -295,4 +295,4 @@ def _new(place: Path, name: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(CrashTestOptions, description=__doc__)))
+    sys.exit(main(parse_command(CrashTestOptions, description=__doc__)))

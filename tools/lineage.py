@@ -15,11 +15,10 @@ import sys
 import warnings
 from typing import Any, Protocol
 
-import tyro
-
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
 from harness.cli.errors import reader_has_gone  # noqa: E402
+from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.escape import for_terminal  # noqa: E402
 from harness.common.logging import show_messages  # noqa: E402
 from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
@@ -63,8 +62,8 @@ COMMANDS: dict[str, Any] = {
 def main() -> None:
     """Run one command. Errors print one line and exit with code 1."""
     warnings.showwarning = lambda message, *_: _log.warning(str(message))
-    command: Command = tyro.extras.subcommand_cli_from_dict(COMMANDS, description=__doc__)
     try:
+        command: Command = parse_command(COMMANDS, description=__doc__)
         show_messages(command.place.verbosity)
         command.run()
     except (ValueError, LookupError, OSError) as error:

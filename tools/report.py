@@ -1,10 +1,11 @@
-"""Write a figure or table of the paper from runs that exist: plots, tables, a result page. Nothing is trained.
+"""Write the page of a figure, table or study from finished runs, without training.
 
     python tools/report.py fig3 --dataset cifar100 --network resnet50_cifar
     python tools/report.py fig3 --scale small --dataset fashion_mnist_small
-    python tools/report.py --study depth      # from the records under docs/results, without any store
+    python tools/report.py --study depth      # from the records under docs/results; needs no runs
 
-The page says which runs are missing, and `accelerate launch recipes/reproduce.py` with the same options makes them.
+The page has plots and tables, and lists missing runs. `accelerate launch recipes/reproduce.py` with the same options
+makes them.
 """
 
 from __future__ import annotations
@@ -13,27 +14,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.cli.errors import clear_errors
-from harness.cli.launch import store_of
 from harness.cli.options import parse
-from harness.reproduction.report import show
-from recipes.reproduce import RESULTS, FigureOptions, study_named, write_study_page
+from recipes.presets.figure_options import RESULTS, FigureOptions
 
 
 @dataclass(frozen=True)
 class ReportOptions(FigureOptions):
-    """Which figure to show."""
+    """Options of the report."""
 
     settings: tuple[str, ...] = ()
-    """The `settings` tag of the runs, where runs were made in several ways; of the dense runs, too, for `transfer`."""
+    """Tags `settings` of the runs, if several launches match. For `transfer`, also give the tag of the dense runs."""
     study: str | None = None
-    """Instead of FIGURE: a study of recipes/studies."""
+    """A study of recipes/studies, instead of FIGURE."""
     results: Path = RESULTS
-    """Where a study's records are, and its page goes."""
+    """Directory of a study's records and page."""
 
 
 if __name__ == "__main__":
     with clear_errors():
         asked = parse(ReportOptions, __doc__)
+        # Imported after the options are read: these load torch, and `--help` must not.
+        from harness.cli.launch import store_of
+        from harness.reproduction.report import show
+        from recipes.reproduce import study_named, write_study_page
+
         if bool(asked.figure) == bool(asked.study):
             raise ValueError("give a FIGURE or --study NAME")
         if asked.study:

@@ -31,32 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a script
 # With libopencv-dev installed, numba prefers TBB, and then FFCV's writer never exits.
 os.environ.setdefault("NUMBA_THREADING_LAYER", "omp")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import tyro  # noqa: E402
-from safetensors.numpy import load_file  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-import harness  # noqa: E402
-from harness.cli.resolve import resolve_initialisation  # noqa: E402
-from harness.common.logging import show_messages  # noqa: E402
-from harness.common.seeds import SgdNoise  # noqa: E402
-from harness.common.tables import print_table  # noqa: E402
-from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig  # noqa: E402
-from harness.data.augment import crop_flips  # noqa: E402
-from harness.data.prepare import prepare  # noqa: E402
-from harness.data.spec import CropFlip  # noqa: E402
-from harness.experiment.comparison import compare_initial_norm  # noqa: E402
-from harness.experiment.experiment import Experiment  # noqa: E402
-from harness.runs.run import FinishedRun  # noqa: E402
-from tools.selfcheck_reference import Draws, Purpose, Reference, Stage, Tensors  # noqa: E402
-
-TOLERANCE = 1e-10
-"""Largest allowed deviation, relative for values above 1 and absolute below. Masks and signs must be equal."""
-EXACT = ("masks", "signs")
-"""Quantities that must be equal."""
-SEARCH_SEED, FINAL_SEED, BARRIER_SEED = 1, 2, 0
-BARRIER = ComparisonConfig(num_alphas=5)
+from harness.cli.parser import parse_command  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -99,6 +74,36 @@ class SelfCheck:
             runs=where / "runs",
             offline=True,
         )
+
+
+if __name__ == "__main__":
+    asked = parse_command(SelfCheck, description=__doc__)  # before the slow imports
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from safetensors.numpy import load_file  # noqa: E402
+from safetensors.torch import save_file  # noqa: E402
+
+import harness  # noqa: E402
+from harness.cli.resolve import resolve_initialisation  # noqa: E402
+from harness.common.logging import show_messages  # noqa: E402
+from harness.common.seeds import SgdNoise  # noqa: E402
+from harness.common.tables import print_table  # noqa: E402
+from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig  # noqa: E402
+from harness.data.augment import crop_flips  # noqa: E402
+from harness.data.prepare import prepare  # noqa: E402
+from harness.data.spec import CropFlip  # noqa: E402
+from harness.experiment.comparison import compare_initial_norm  # noqa: E402
+from harness.experiment.experiment import Experiment  # noqa: E402
+from harness.runs.run import FinishedRun  # noqa: E402
+from tools.selfcheck_reference import Draws, Purpose, Reference, Stage, Tensors  # noqa: E402
+
+TOLERANCE = 1e-10
+"""Largest allowed deviation, relative for values above 1 and absolute below. Masks and signs must be equal."""
+EXACT = ("masks", "signs")
+"""Quantities that must be equal."""
+SEARCH_SEED, FINAL_SEED, BARRIER_SEED = 1, 2, 0
+BARRIER = ComparisonConfig(num_alphas=5)
 
 
 @dataclass
@@ -343,4 +348,4 @@ def main(asked: SelfCheck) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(tyro.cli(SelfCheck, description=__doc__)))
+    sys.exit(main(asked))

@@ -1,10 +1,10 @@
-"""Show pages of one figure side by side, made by recipes/reproduce.py under different settings, networks or data.
+"""Compare several pages of one figure in one table, with one column for each page.
 
     python tools/side_by_side.py results/claims-*
     python tools/side_by_side.py results/claims-digits-resnet20* --out results/weight_decay.md
 
-One column a page: accuracy, differences and barriers at the lowest density that all have. Into a pipe or file the table
-is Markdown.
+The pages come from recipes/reproduce.py with different settings, networks or data. The table shows accuracy,
+differences and barriers at the lowest density that all pages have. A pipe or a file receives Markdown.
 """
 
 from __future__ import annotations
@@ -20,24 +20,26 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
 from harness.common.tables import print_markdown
-from harness.reproduction.page import markdown
-from harness.reproduction.report import NUMBERS
-from harness.reproduction.side_by_side import side_by_side
 
 
 @dataclass(frozen=True)
 class Pages:
-    """The pages to show."""
+    """Options of the comparison."""
 
     pages: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Directories that recipes/reproduce.py or tools/report.py wrote."""
+    """Directories written by recipes/reproduce.py or tools/report.py."""
     out: Path | None = None
-    """Write the table there, too."""
+    """File for a copy of the table."""
 
 
 if __name__ == "__main__":
     with clear_errors():
         asked = parse(Pages, __doc__)
+        # Imported after the options are read: these load torch, and `--help` must not.
+        from harness.reproduction.page import markdown
+        from harness.reproduction.report import NUMBERS
+        from harness.reproduction.side_by_side import side_by_side
+
         names = [page.resolve().name for page in asked.pages]
         shared = len(os.path.commonprefix(names).rpartition("-")[0]) if len(names) > 1 else 0  # whole words
         columns = [name[shared:].strip("-") or name for name in names]

@@ -2,7 +2,7 @@
 
 A start is stable when 𝒜(θ, u) and 𝒜(θ, u') are linearly mode-connected (paper, section 3.1)."""
 
-from harness.cli.launch import compare_runs
+from harness.cli.commands import compare_runs
 
 if __name__ == "__main__":
     compare_runs("stability", __doc__)

@@ -80,7 +80,12 @@ def read(tree: Path) -> dict[str, list[str]]:
 
 
 def main(against: str = "HEAD", list: bool = False) -> None:
-    """Measure how far a reader walks through the code of a revision and of this one; `list` names all of this one."""
+    """Measure how far a reader walks through the code of a revision and of the working tree.
+
+    Args:
+        against: Revision to compare with. Choose an older one to see the growth since then.
+        list: Also print the names of all functions that the working tree enters.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         here, old = Path(__file__).resolve().parents[1], Path(scratch, "old")
         check_output(f"git archive --prefix old/ {against} | tar x -C {scratch}", shell=True, cwd=here)

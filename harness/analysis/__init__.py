@@ -1,1 +1,1 @@
-"""Analysis of finished networks: interpolation, error barriers, ψ, statistics over trials, plots."""
+"""Analysis of finished networks: interpolation, error barriers, norm parameters, statistics, plots."""

@@ -1,4 +1,4 @@
-"""Error along the line between two networks, and its barrier (method section 6).
+"""Test error on the line between two networks, and its barrier (method section 6).
 
 ε(θ, θ') = sup over α of error(αθ + (1 − α)θ') − (error(θ) + error(θ'))/2, in percentage points of test error.
 """
@@ -25,23 +25,26 @@ ALPHAS = tuple(i / 10 for i in range(11))
 
 @dataclass(frozen=True)
 class BarrierCurve:
-    """Test error at points αa + (1 − α)b, all evaluated under one BatchNorm convention.
+    """Test error at points αa + (1 − α)b, all under one BatchNorm convention.
 
-    α rises from 0 (network b) to 1 (network a), both included; errors are percent. Raises ValueError otherwise.
+    α rises from 0 (network b) to 1 (network a), both included. Errors are percentages.
+
+    Raises:
+        ValueError: α does not rise from 0 to 1, the number of errors differs, or the convention is unknown.
     """
 
     alphas: tuple[float, ...]
     error_percent: tuple[float, ...]
     recorded_error_a_percent: float
-    """Error of a with the BatchNorm statistics it was recorded with."""
+    """Error of a with its recorded BatchNorm statistics."""
     recorded_error_b_percent: float
     convention: str
-    """How BatchNorm statistics were re-estimated: "cumulative", "ema", or "none" (interpolated buffers)."""
+    """Re-estimation of BatchNorm statistics: "cumulative", "ema", or "none" (interpolated buffers)."""
     bn_images: int
-    """Training images used for that, at each point; 0 under "none" and for networks without BatchNorm."""
+    """Training images for the re-estimation at each point; 0 under "none" and without BatchNorm."""
     test_images: int
     correct_AN: Tensor | None = field(default=None, compare=False, repr=False)
-    """Which of N test images were right at each of A points, bool on the CPU; None for a curve from plain values."""
+    """Whether each of N test images is correct at each of A points (bool, CPU); None for a curve read from JSON."""
 
     def __post_init__(self) -> None:
         _check_alphas(self.alphas)
@@ -61,12 +64,12 @@ class BarrierCurve:
 
     @property
     def barrier(self) -> float:
-        """The paper's ε(a, b), percentage points; the sup includes the ends, so it is never below `floor`."""
+        """The paper's ε(a, b), percentage points; at least `floor`, since the sup includes the ends."""
         return max(self.error_percent) - (self.error_a_percent + self.error_b_percent) / 2
 
     @property
     def barrier_by_alpha(self) -> tuple[float, ...]:
-        """The paper's E_α(a, b) (equation 1) at each α: error_α − (error(a) + error(b))/2, percentage points."""
+        """The paper's E_α(a, b) at each α (equation 1): error_α − (error(a) + error(b))/2, percentage points."""
         middle = (self.error_a_percent + self.error_b_percent) / 2
         return tuple(error - middle for error in self.error_percent)
 
@@ -77,19 +80,19 @@ class BarrierCurve:
 
     @property
     def floor(self) -> float:
-        """|error(a) − error(b)| / 2: the barrier if no point between the ends is worse than they are."""
+        """|error(a) − error(b)| / 2: the barrier of a curve that never exceeds its worse end."""
         return abs(self.error_a_percent - self.error_b_percent) / 2
 
     @property
     def barrier_above_line(self) -> float:
-        """sup over α of error_α − (α·error(a) + (1 − α)·error(b)), percentage points; 0 at least."""
+        """sup over α of error_α − (α·error(a) + (1 − α)·error(b)), percentage points; never below 0."""
         return max(
             error - (alpha * self.error_a_percent + (1 - alpha) * self.error_b_percent)
             for alpha, error in zip(self.alphas, self.error_percent, strict=True)
         )
 
     def reversed(self) -> BarrierCurve:
-        """Return the same line with a and b exchanged."""
+        """Return the curve with a and b exchanged."""
         return replace(
             self,
             alphas=_mirrored(self.alphas),
@@ -100,17 +103,23 @@ class BarrierCurve:
         )
 
     def connected(self, epsilon: float) -> bool:
-        """Whether a and b are linearly mode-connected: barrier ≤ ε, the sd of the dense network's error over seeds."""
+        """Return whether a and b are linearly mode-connected: barrier ≤ ε.
+
+        The paper's ε is the sd of the dense network's error over seeds.
+        """
         return self.barrier <= epsilon
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values: the fields but for single images, and the barriers derived from them."""
+        """Return JSON values: all fields except `correct_AN`, and the barriers."""
         values = {name: getattr(self, name) for name in (*self._figures(), *_DERIVED)}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Return the curve that gave `values`; ValueError if a field is missing, unknown, or contradicts the others."""
+        """Return the curve that `to_dict` wrote.
+
+        Raises ValueError if a field is missing or unknown, or if a barrier contradicts the errors.
+        """
         own = set(cls._figures())
         missing, unknown = own - values.keys(), values.keys() - own - set(_DERIVED)
         if missing or unknown:
@@ -128,7 +137,7 @@ class BarrierCurve:
 
 
 def _mirrored(alphas: tuple[float, ...]) -> tuple[float, ...]:
-    """Return 1 − α in rising order; an even grid is its own mirror image, to the last bit."""
+    """Return 1 − α in rising order; an evenly spaced grid comes back bit for bit."""
     mirrored = tuple(1 - alpha for alpha in reversed(alphas))
     even = all(abs(one - other) < 1e-9 for one, other in zip(alphas, mirrored, strict=True))
     return alphas if even else mirrored
@@ -151,55 +160,56 @@ def barrier_curve(
     num_bn_batches: int | None = None,
     before_each: Callable[[], None] = lambda: None,
 ) -> BarrierCurve:
-    """Measure the test error at each point αa + (1 − α)b, with BatchNorm re-estimated at each.
+    """Measure the test error at each αa + (1 − α)b, with BatchNorm re-estimated.
 
-    Every float tensor is interpolated. Several `ranks` call this together, and all get the curve; its images are those
-    of rank 0, then those of rank 1, and so on. A barrier between networks with different masks compares unlike things:
-    the caller checks that the masks are equal.
+    Every float tensor is interpolated. All `ranks` call this together, and all get the curve. Its images are in rank
+    order. The caller checks that both networks have equal masks.
 
     Args:
-        model: Scratch space of the right architecture, which decides the device. Its state and memory format are
-            overwritten; its training flags stay.
-        state_a: Network at α = 1; like b it may lie on another device, as a checkpoint from a file does.
-        state_b: Network at α = 0.
-        bn_batches: Normalised training images (float NCHW) on the model's device; unused under "none" and without
-            BatchNorm. Like the test batches, they are gone through once for every α and must be the same each time:
-            give lists, if they fit in memory. A rank gives every W-th of `num_bn_batches` batches.
-        test_batches: Normalised test images with labels, on the model's device; a rank gives images that no other has.
+        model: Scratch model of the same architecture; it sets the device. Its state and memory format are
+            overwritten. Its training flags stay.
+        state_a: Network at α = 1, on any device.
+        state_b: Network at α = 0, on any device.
+        bn_batches: Normalised training images (float NCHW) on the model's device. Unused under "none" and without
+            BatchNorm. Rank r of W gives every W-th of the `num_bn_batches` batches. Both kinds of batches are iterated
+            once for every α and must be the same each time. Give lists if they fit in memory.
+        test_batches: Normalised test images with labels, on the model's device. Each rank gives its own images.
         alphas: Points of the line, rising from 0 to 1.
-        convention: How BatchNorm statistics are re-estimated (`reestimate_batchnorm`); none: interpolated buffers.
-        recorded_error_percent: Errors of a and b with their own BatchNorm statistics; None: they are measured here.
+        convention: Re-estimation of BatchNorm statistics (`reestimate_batchnorm`); "none" interpolates the buffers.
+        recorded_error_percent: Errors of a and b with their own BatchNorm statistics. By default they are measured.
         ranks: The processes that share the images.
-        num_bn_batches: Batches of all ranks together.
-        before_each: Called before each α by every rank, so that ranks can agree there.
+        num_bn_batches: Total over all ranks.
+        before_each: Called by every rank before each α, so that ranks can agree to stop.
 
     Raises:
-        ValueError: α that do not rise from 0 to 1, an unknown convention, no images, or states that do not fit.
+        ValueError: α does not rise from 0 to 1, the convention is unknown, there are no images, or the states do not
+            fit.
     """
+    # Phase: check the inputs and move both states to the device.
     _check_alphas(alphas)
     _check_convention(convention)
     check_same_tensors(state_a, state_b, ("state_a", "state_b"))
     check_same_tensors(state_a, model.state_dict(), ("state_a", "the model"))
-    model = model.to(memory_format=torch.channels_last)  # 1.3 times faster on CPU for a ResNet-20, and on tensor cores
+    model = model.to(memory_format=torch.channels_last)  # faster on CPUs and on tensor cores
     target = model.state_dict()  # shares memory with the model
-    # once, not for each α: checkpoints from a file lie on the CPU
     state_a, state_b = ranks.on_all(lambda: (_beside(target, state_a), _beside(target, state_b)))
     own = _OwnImages(model, bn_batches, test_batches)
 
     def correct_at(alpha: float, reestimate: bool) -> Tensor:
-        """Return which test images are right, of all ranks."""
+        """Return whether each test image of all ranks is correct."""
         before_each()
         interpolate_into(target, state_a, state_b, alpha)
-        # entered anew for each α: autocast may keep its copies of the weights for as long as it lasts
+        # Autocast caches casts of the weights until it exits, so each α needs its own.
         with ranks.autocast():
             if reestimate and convention != "none":
                 reestimate_batchnorm(model, own.bn(), convention, ranks=ranks, num_batches=num_bn_batches)
-            # no rank enters the sum before all can, so none is left waiting there
+            # `on_all` first: a rank that fails must not leave the others in the collective.
             correct_N = joined_over_ranks(ranks, ranks.on_all(own.correct))
         if len(correct_N) == 0:
             raise ValueError("test_batches gave no images; a barrier needs some")
         return correct_N
 
+    # Phase: measure the two ends and all points.
     with torch.inference_mode():
         ends = [] if recorded_error_percent else [correct_at(alpha, reestimate=False) for alpha in (1.0, 0.0)]
         points = [correct_at(alpha, reestimate=True) for alpha in alphas]
@@ -226,7 +236,7 @@ def _error_percent(points: Iterable[Tensor]) -> Iterator[float]:
 
 
 class _OwnImages:
-    """The images of this process, which must be the same at every α: a spent iterator is refused."""
+    """The images of one rank; every α must see the same, so an exhausted iterator is an error."""
 
     def __init__(
         self, model: nn.Module, bn_batches: Iterable[Tensor], test_batches: Iterable[tuple[Tensor, Tensor]]
@@ -237,7 +247,7 @@ class _OwnImages:
         self.num_test: int | None = None
 
     def bn(self) -> Iterator[Tensor]:
-        """Give the images for BatchNorm, and count them."""
+        """Yield the images for BatchNorm and count them."""
         num_images = 0
         for images_NCHW in self.bn_batches:
             num_images += len(images_NCHW)
@@ -245,7 +255,7 @@ class _OwnImages:
         self.num_bn = self._same("bn_batches", self.num_bn, num_images)
 
     def correct(self) -> Tensor:
-        """Test; return which images are right, bool on the CPU."""
+        """Return whether each test image is correct (bool, CPU)."""
         modes = [(module, module.training) for module in self.model.modules()]
         self.model.eval()
         correct = [torch.zeros(0, dtype=torch.bool, device=self.device)]
@@ -253,7 +263,7 @@ class _OwnImages:
             correct.append(self.model(images_NCHW).argmax(1) == labels_N)
         for module, training in modes:
             module.training = training
-        correct_N = torch.cat(correct).cpu()  # one wait for the device, not one a batch
+        correct_N = torch.cat(correct).cpu()  # one device synchronization for all batches
         self.num_test = self._same("test_batches", self.num_test, len(correct_N))
         return correct_N
 
@@ -261,8 +271,8 @@ class _OwnImages:
     def _same(name: str, before: int | None, now: int) -> int:
         if before not in (None, now):
             raise ValueError(
-                f"{name} gave {before} images at one α and {now} at the next; "
-                "every α must see the same images: give a list, or an object that can be gone through again"
+                f"{name} gave {before} images at one α and {now} at the next. "
+                "Every α must see the same images: pass a list or another re-iterable object"
             )
         return now
 
@@ -270,7 +280,7 @@ class _OwnImages:
 def _check_alphas(alphas: Sequence[float]) -> None:
     rising = all(low < high for low, high in zip(alphas, alphas[1:], strict=False))
     if len(alphas) < 2 or alphas[0] != 0.0 or alphas[-1] != 1.0 or not rising:
-        raise ValueError(f"α must rise from 0 to 1, both included (the ends are part of the sup), got {list(alphas)}")
+        raise ValueError(f"α must rise from 0 to 1, both included, got {list(alphas)}")
 
 
 def _check_convention(convention: str) -> None:

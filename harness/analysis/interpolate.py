@@ -9,11 +9,17 @@ from torch import Tensor
 
 
 def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Return αa + (1 − α)b of every float tensor; α = 1 gives a and α = 0 gives b, bit for bit.
+    """Return αa + (1 − α)b for every float tensor (method section 6).
 
-    `a` and `b` are state dicts: parameters of every kind of layer, and buffers. Integer buffers (BatchNorm's counter)
-    are a's. Method section 6. Raises ValueError for α outside 0..1, and naming every tensor that the two do not share
-    with equal shape and type.
+    α = 1 gives a and α = 0 gives b, bit for bit. Integer buffers, such as BatchNorm's counter, are those of a.
+
+    Args:
+        a: State dict: parameters and buffers.
+        b: State dict with the same names, shapes and dtypes.
+        alpha: In 0..1.
+
+    Raises:
+        ValueError: α is outside 0..1, or tensors differ; the message names each of them.
     """
     check_same_tensors(a, b)
     result = {name: torch.empty_like(tensor) for name, tensor in a.items()}
@@ -24,7 +30,10 @@ def interpolate(a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float) 
 def interpolate_into(
     target: Mapping[str, Tensor], a: Mapping[str, Tensor], b: Mapping[str, Tensor], alpha: float
 ) -> None:
-    """Write αa + (1 − α)b into the tensors of `target`, which keep their place in a model and their memory format."""
+    """Write αa + (1 − α)b into the tensors of `target`, in place.
+
+    `target` keeps its storage and memory format, so it can be a model's own state dict.
+    """
     if not 0.0 <= alpha <= 1.0:
         raise ValueError(f"α must be between 0 and 1, got {alpha}")
     with torch.no_grad():
@@ -36,7 +45,7 @@ def interpolate_into(
 
 
 def check_same_tensors(a: Mapping[str, Tensor], b: Mapping[str, Tensor], names: tuple[str, str] = ("a", "b")) -> None:
-    """Raise ValueError naming every tensor that is only in one, or whose shape or dtype differs."""
+    """Raise ValueError that names every tensor missing on one side or of another shape or dtype."""
     problems = [f"{name}: only in {names[0]}" for name in a if name not in b]
     problems += [f"{name}: only in {names[1]}" for name in b if name not in a]
     problems += [

@@ -1,4 +1,4 @@
-"""Distance of the normalisation parameters ψ from ψ_init; LRR's tickets need the trained ψ, AWS's should not."""
+"""Distance of the norm parameters ψ from ψ_init. LRR tickets need the trained ψ, AWS tickets should not."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 
 @dataclass(frozen=True)
 class NormParameters:
-    """Scales γ and shifts β of all normalisation layers together, against those of θ_init."""
+    """Scales γ and shifts β of all normalisation layers, compared with those of θ_init."""
 
     scale_mean: float
     scale_sd: float
-    """Over the channels (÷ n)."""
+    """Over channels, population sd (÷ n)."""
     initial_scale_mean: float
     negative_percent: float
-    """Of the scales."""
+    """Share of negative scales."""
     shift: float
     """Mean of |β − β_init|."""
 
@@ -25,14 +25,20 @@ class NormParameters:
     def of(
         cls, params: Mapping[str, torch.Tensor], initial: Mapping[str, torch.Tensor], names: Iterable[str]
     ) -> NormParameters:
-        """Compare a network's ψ with ψ_init; `names` are the parameters of ψ. ValueError for a network without scales.
+        """Compare a network's ψ with ψ_init.
 
-        As everywhere in PyTorch, a layer's scales are its `weight` and its shifts its `bias`.
+        Args:
+            params: Parameters of the network.
+            initial: Parameters at initialisation.
+            names: Names of ψ. A layer's scales are its `weight`, its shifts its `bias`.
+
+        Raises:
+            ValueError: The network has no scales.
         """
         names = sorted(names)
         scales = [name for name in names if name.endswith("weight")]
         if not scales:
-            raise ValueError("the network has no scales of normalisation layers to look at")
+            raise ValueError("the network has no scales of normalisation layers")
         gamma = torch.cat([params[name].flatten() for name in scales]).double()
         moved = [(params[name] - initial[name]).flatten() for name in names if name.endswith("bias")]
         return cls(

@@ -1,76 +1,98 @@
-"""Plots: accuracy over density, error along a line, a figure's panels side by side.
+"""Plots: accuracy by density, accuracy by epochs, and error on the line between two networks.
 
-Each is written as PNG and as SVG. Colours are Okabe and Ito's, told apart by the colour-blind, and no two series differ
-by colour alone.
+Every function writes a PNG and an SVG. All plots share the palette and the axis names of `harness.analysis.drawing`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.drawing import (
+    ACCURACY,
+    BARRIER,
+    DENSE_LOOK,
+    DENSITY,
+    ERROR,
+    GREY,
+    TRIAL_DOTS,
+    WEIGHTS,
+    DotRow,
+    Looks,
+    alpha_axis,
+    density_axis,
+    draw_rows,
+    draw_star,
+    is_clipped,
+    label_clipped,
+    label_star,
+    limits,
+    new_figure,
+    save,
+    set_title,
+    tick_text,
+    within_percent,
+    wrapped,
+)
 from harness.analysis.summary import Summary
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_BLUE, _GREEN, _ORANGE, _RED, _PURPLE = "#0072B2", "#009E73", "#E69F00", "#D55E00", "#CC79A7"
-_FURTHER = ("#56B4E9", "#000000", "#8B5A2B", "#B8A500")
-_COLOURS = (_BLUE, _RED, _GREEN, _PURPLE, _ORANGE, *_FURTHER[:2])
-_OF_THE_PAPER = {
-    ("retrain", "lrr"): _BLUE,
-    ("retrain", "aws"): _GREEN,
-    ("signed_mask", "lrr"): _ORANGE,
-    ("signed_mask", "aws"): _RED,
-    ("mask", "lrr"): _PURPLE,
-    ("mask", "aws"): _PURPLE,
-    # a ticket before it is trained any further has the colour of its solution
-    ("level", "lrr"): _BLUE,
-    ("level", "aws"): _GREEN,
-}
-"""(kind, method) → its colour in the paper's Figures 2, 3 and 6. Kept norm parameters are red or green there;
-here these are AWS's."""
+__all__ = [
+    "DENSITY",
+    "WEIGHTS",
+    "EpochSeries",
+    "Interval",
+    "LinePanel",
+    "LineSeries",
+    "Series",
+    "plot_accuracy",
+    "plot_barriers",
+    "plot_lines",
+    "plot_panels",
+    "plot_search",
+    "plot_study",
+]
+
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES = ("-", "--", "-.", ":")
-_KIND_ORDER = ("retrain", "signed_mask", "mask")  # these keep their marker in every plot
-_SIZE_INCHES = (7.2, 4.6)
-_PANEL_INCHES = (3.9, 3.4)
-_COLUMNS = 3
-SHORT_DENSITY = "density (kept share of prunable weights)"
-DENSITY = "density: kept share of the weights that may be pruned"
-WEIGHTS = "kept weights, those of the classifier included"
+_WIDTH_INCHES = 9.2
+"""Text of 10 points stays legible at the width of a page on GitHub."""
+_PANEL_HEIGHT_INCHES = 3.9
+_COLUMNS = 2
 
 
 @dataclass(frozen=True)
 class _OfTickets:
-    """One kind of training of one method's tickets: it looks the same in every figure."""
+    """One kind of training of one method's tickets; it looks the same in every figure."""
 
     kind: str
     method: str
 
     @property
     def label(self) -> str:
-        """As in the legend."""
+        """Its name in a legend."""
         return f"{self.kind} ({self.method})"
 
 
 @dataclass(frozen=True)
 class Series(_OfTickets):
-    """Test errors over density (0..1): error percent of each trial."""
+    """Test errors by density (0..1): percent of each trial."""
 
     error_percent: Mapping[float, Sequence[float]]
     printed_accuracy_percent: Mapping[float, float] = field(default_factory=dict)
-    """Density → a paper's printed accuracy, to stand beside ours."""
+    """Density → accuracy that a paper prints."""
 
 
 @dataclass(frozen=True)
 class LineSeries(_OfTickets):
-    """Error along the line between two networks: a curve for each trial."""
+    """Error on the line between two networks: one curve for each trial."""
 
     curves: Sequence[BarrierCurve]
     """All on one grid of α."""
@@ -78,7 +100,7 @@ class LineSeries(_OfTickets):
 
 @dataclass(frozen=True)
 class EpochSeries(_OfTickets):
-    """Accuracy over the epochs of the final trainings: percent of each trial."""
+    """Test accuracy by length of the final trainings: epochs → percent of each trial."""
 
     accuracy_percent: Mapping[int, Sequence[float]]
 
@@ -89,10 +111,24 @@ class LinePanel:
 
     title: str
     ends: tuple[str, str]
-    """The networks at α = 0 and at α = 1, in words."""
+    """Names of the networks at α = 0 and at α = 1."""
     series: Sequence[LineSeries]
     as_barrier: bool = True
-    """Draw the paper's E_α, the error less the mean of the ends' errors; otherwise the test error itself."""
+    """Draw the paper's E_α: the error minus the mean error of the two ends. If false, draw the test error."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A difference of test accuracy in percentage points, with its 95 % interval."""
+
+    label: str
+    epochs: int
+    """Epochs of the final trainings that it compares."""
+    mean: float
+    interval: tuple[float, float] | None
+    shown: bool = False
+    verdict: str = ""
+    """In words; empty for a hypothesis that is not judged."""
 
 
 def plot_accuracy(
@@ -100,24 +136,60 @@ def plot_accuracy(
     stem: Path,
     *,
     dense_error_percent: Sequence[float] = (),
-    title: str = "Test accuracy over density",
+    title: str = "Test accuracy",
     axis: str = DENSITY,
 ) -> list[Path]:
-    """Draw mean accuracy ± sd over density, every trial as a dot, the dense network as a line; return the two files.
+    """Draw mean accuracy ± sd with every trial, by density; return both files.
 
-    `axis` names what stands in the place of the density where that is something else. A paper's printed accuracy is a
-    star in the colour of its series.
+    Series at a single density become the rows of a dot plot. Several densities become an axis from dense (left) to
+    sparse, on a logarithmic scale. A star marks an accuracy that a paper prints.
 
-    Colours are the paper's where it has one; markers go by kind, line style and filling by method. Densities run from
-    dense (left) to sparse, on a logarithmic scale. The files are `stem` with .png and .svg. Raises ValueError for
-    nothing to draw.
+    Args:
+        series: One line or row each.
+        stem: Path of the files without .png and .svg.
+        dense_error_percent: Test error of each trial of the dense network.
+        title: Above the plot.
+        axis: Name of the horizontal axis of several densities; `WEIGHTS` for numbers of weights.
+
+    Raises:
+        ValueError: There is nothing to draw.
     """
+    # Phase: the height depends on rows or axis.
     _check_any(series, dense_error_percent)
-    with _figure(_SIZE_INCHES) as (figure, (axes,)):
-        _set_title(axes, title)
-        _draw_accuracy(axes, series, _Looks(series), dense_error_percent, upright=8, axis=axis)
-        _legend_beside(axes)
-        return _save(figure, stem)
+    densities = _densities(series)
+    rows = len(series) + bool(dense_error_percent)
+    height = 1.5 + 0.42 * rows if len(densities) <= 1 else 5.2
+    with new_figure((_WIDTH_INCHES, height)) as (figure, (axes,)):
+        set_title(axes, title + _at_density(densities, axis), 86)
+        _draw_accuracy(axes, series, Looks(series), dense_error_percent, upright=10, axis=axis)
+        _legend_below(figure, [axes], without_rows=len(densities) <= 1)
+        return save(figure, stem)
+
+
+def plot_search(
+    levels: Sequence[Series],
+    finals: Sequence[Series],
+    stem: Path,
+    *,
+    dense_error_percent: Sequence[float] = (),
+    title: str,
+) -> list[Path]:
+    """Draw the levels of searches by density, and below them the final trainings at one density; return both files.
+
+    Raises ValueError if there is nothing to draw.
+    """
+    _check_any(levels, dense_error_percent)
+    looks = Looks([*levels, *finals])
+    below = 1.2 + 0.32 * (len(finals) + 1)
+    size_inches = (_WIDTH_INCHES, _PANEL_HEIGHT_INCHES + 0.6 + below)
+    with new_figure(size_inches, rows=2, heights=(_PANEL_HEIGHT_INCHES, below)) as (figure, (above, rows)):
+        figure.suptitle(wrapped(title, 104), x=0.01, ha="left", fontsize=11)
+        set_title(above, "(a) levels of the search")
+        _draw_lines_by_density(above, levels, looks, dense_error_percent, upright=10, axis=DENSITY)
+        above.legend(loc="best", fontsize=9)
+        set_title(rows, f"(b) final trainings{_at_density(_densities(finals), DENSITY)}")
+        _draw_accuracy(rows, finals, looks, dense_error_percent, upright=10)
+        return save(figure, stem)
 
 
 def plot_panels(
@@ -128,151 +200,95 @@ def plot_panels(
     dense_error_percent: Sequence[float] = (),
     title: str,
 ) -> list[Path]:
-    """Draw accuracy over density as panel a, and beside it a panel for each question; return the two files.
+    """Draw accuracy as panel (a), and one further panel for each question; return both files.
 
-    Panel a is as `plot_accuracy` has it. In the others points are means over trials, and shaded areas their standard
-    deviation, as in the paper's Figures 2, 3 and 6. One network looks the same in all panels. The files are `stem` with
-    .png and .svg. Raises ValueError for nothing to draw, and for trials on different grids of α.
+    Panel (a) is that of `plot_accuracy`. The others show means over trials, standard deviations as shaded bands, and
+    single trials as thin lines. A network looks the same in all panels.
+
+    Raises:
+        ValueError: There is nothing to draw, or the trials of a series have different grids of α.
     """
     _check_any(series, dense_error_percent)
+    looks = Looks([*series, *(one for panel in panels for one in panel.series)])
     number = 1 + len(panels)
-    columns = min(number, _COLUMNS)
-    rows = -(-number // columns)
-    looks = _Looks([*series, *(one for panel in panels for one in panel.series)])
-    width, height = _PANEL_INCHES
-    with _figure((columns * width, rows * height + 0.9), rows, columns) as (figure, all_axes):
-        figure.suptitle(_wrapped(title, 45 * columns), x=0.01, ha="left", fontsize=11)
-        _set_title(all_axes[0], "(a) test accuracy")
-        _draw_accuracy(all_axes[0], series, looks, dense_error_percent, upright=5, axis=SHORT_DENSITY)
+    rows = -(-number // _COLUMNS)
+    size_inches = (_WIDTH_INCHES, rows * _PANEL_HEIGHT_INCHES + 1.0)
+    with new_figure(size_inches, rows, min(number, _COLUMNS)) as (figure, all_axes):
+        # Phase: panel (a).
+        figure.suptitle(wrapped(title, 104), x=0.01, ha="left", fontsize=11)
+        set_title(all_axes[0], f"(a) test accuracy{_at_density(_densities(series), DENSITY)}", 44)
+        _draw_accuracy(all_axes[0], series, looks, dense_error_percent, upright=6)
+
+        # Phase: one panel for each question, then one legend for all.
         for letter, axes, panel in zip("bcdefgh", all_axes[1:], panels, strict=False):
-            _set_title(axes, f"({letter}) {panel.title}")
+            set_title(axes, f"({letter}) {panel.title}", 44)
             _draw_panel(axes, panel, looks)
         _legend_of_all(figure, all_axes, number)
-        return _save(figure, stem)
+        return save(figure, stem)
 
 
-def _check_any(series: Sequence[Series], dense_error_percent: Sequence[float]) -> None:
-    if not series and not dense_error_percent:
-        raise ValueError("no trainings to draw")
+def plot_lines(panels: Sequence[LinePanel], stem: Path, *, title: str) -> list[Path]:
+    """Draw one panel for each question about two networks, as `plot_panels` does; return both files.
 
-
-class _Looks:
-    """Colour, marker, line and filling of each series of one figure, the same in all its panels."""
-
-    def __init__(self, series: Iterable[_OfTickets]) -> None:
-        pairs = dict.fromkeys((one.kind, one.method) for one in series)
-        self.kinds = [*_KIND_ORDER, *sorted({kind for kind, _ in pairs} - set(_KIND_ORDER))]
-        self.methods = list(dict.fromkeys(method for _, method in pairs))
-        self.others = [pair for pair in pairs if pair not in _OF_THE_PAPER]
-
-    def of(self, one: _OfTickets) -> dict[str, Any]:
-        """Return matplotlib's arguments."""
-        pair = one.kind, one.method
-        method = self.methods.index(one.method)
-        colour = _OF_THE_PAPER.get(pair) or _FURTHER[self.others.index(pair) % len(_FURTHER)]
-        return {
-            "color": colour,
-            "marker": _MARKERS[self.kinds.index(one.kind) % len(_MARKERS)],
-            "markerfacecolor": colour if method == 0 else "white",
-            "linestyle": _LINES[method % len(_LINES)],
-        }
-
-
-def _draw_accuracy(
-    axes: Axes,
-    series: Sequence[Series],
-    looks: _Looks,
-    dense_error_percent: Sequence[float],
-    *,
-    upright: int,
-    axis: str = DENSITY,
-) -> None:
-    """Draw accuracy over density; more than `upright` densities are written at an angle."""
-    if dense_error_percent:
-        _draw_dense(axes, Summary.of(100 - error for error in dense_error_percent))
-    densities = sorted({density for one in series for density in one.error_percent})
-    margin = _margin(densities)
-    for index, one in enumerate(series):
-        # trials of one density side by side, within the margin that the axis has
-        shift = margin ** (0.8 * (1 - 2 * index / max(len(series) - 1, 1))) if len(series) > 1 else 1.0
-        _draw_series(axes, one, looks.of(one), shift)
-    if any(one.printed_accuracy_percent for one in series):
-        axes.plot([], [], "*", color="#555555", markersize=11, markerfacecolor="none", label="printed in the paper")
-    _density_axis(axes, densities, margin, upright, axis)
-    axes.set_ylabel("test accuracy, %")
-
-
-def _draw_panel(axes: Axes, panel: LinePanel, looks: _Looks) -> None:
-    for one in panel.series:
-        grids = {curve.alphas for curve in one.curves}
-        if len(grids) != 1:
-            raise ValueError(f"{one.label}: its trials are on {len(grids)} grids of α; draw those of one grid")
-        (alphas,) = grids
-        trials = [curve.barrier_by_alpha if panel.as_barrier else curve.error_percent for curve in one.curves]
-        points = [Summary.of(errors) for errors in zip(*trials, strict=True)]
-        look = looks.of(one)
-        axes.plot(alphas, [point.mean for point in points], markersize=5, label=one.label, **look)
-        if points[0].sd is not None:
-            low, high = ([point.mean + side * (point.sd or 0.0) for point in points] for side in (-1, 1))
-            axes.fill_between(alphas, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    axes.set_xlabel("α: 0 is {}, 1 {}".format(*panel.ends))
-    axes.set_ylabel("error barrier $E_α$, points" if panel.as_barrier else "test error, %")
-    if not panel.as_barrier:
-        axes.set_ylim(bottom=0)
-
-
-def _legend_of_all(figure: Figure, all_axes: Sequence[Axes], number: int) -> None:
-    """Name each series of a figure once: in the first free place of its grid, else below the panels."""
-    found: dict[str, Any] = {}
-    for axes in all_axes[:number]:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            found.setdefault(label, handle)
-    free = all_axes[number:]
-    for axes in free:
-        axes.set_axis_off()
-    looks: dict[str, Any] = {"frameon": False, "fontsize": 9}
-    if free:
-        free[0].legend(found.values(), found.keys(), loc="center left", **looks)
-    else:
-        figure.legend(found.values(), found.keys(), loc="outside lower center", ncols=min(len(found), 4), **looks)
+    Raises ValueError if there is no panel, or if the trials of a series have different grids of α.
+    """
+    if not panels:
+        raise ValueError("no barrier curves to draw")
+    looks = Looks([one for panel in panels for one in panel.series])
+    rows = -(-len(panels) // _COLUMNS)
+    size_inches = (_WIDTH_INCHES, rows * _PANEL_HEIGHT_INCHES + 1.0)
+    with new_figure(size_inches, rows, min(len(panels), _COLUMNS)) as (figure, all_axes):
+        figure.suptitle(wrapped(title, 104), x=0.01, ha="left", fontsize=11)
+        for letter, axes, panel in zip("abcdefgh", all_axes, panels, strict=False):
+            set_title(axes, f"({letter}) {panel.title}", 44)
+            _draw_panel(axes, panel, looks)
+        _legend_of_all(figure, all_axes, len(panels))
+        return save(figure, stem)
 
 
 def plot_barriers(
-    curves: Mapping[str, BarrierCurve], stem: Path, *, title: str = "Test error on the line between two networks"
+    curves: Mapping[str, BarrierCurve],
+    stem: Path,
+    *,
+    ends: tuple[str, str] = ("second network", "first network"),
+    title: str = "Test error on the line between two networks",
 ) -> list[Path]:
-    """Draw the error at every αa + (1 − α)b, a line for each curve, its numbers in the legend; return the two files.
+    """Draw the test error at every αa + (1 − α)b, with the barriers in the legend; return both files.
 
-    The files are `stem` with .png and .svg. Raises ValueError for no curves.
+    A thin grey line joins the two ends of each curve. The barrier above the line is measured from there.
+
+    Args:
+        curves: Name → curve.
+        stem: Path of the files without .png and .svg.
+        ends: Names of b (α = 0) and a (α = 1).
+        title: Above the plot.
+
+    Raises:
+        ValueError: There is no curve.
     """
     if not curves:
         raise ValueError("no barrier curves to draw")
-    with _figure(_SIZE_INCHES) as (figure, (axes,)):
-        _set_title(axes, title)
+    # Phase: each curve, over the straight line between its ends; then the axes.
+    with new_figure((_WIDTH_INCHES, 4.8 + 0.45 * len(curves))) as (figure, (axes,)):
+        set_title(axes, title)
         for index, (name, curve) in enumerate(curves.items()):
+            straight = (curve.error_b_percent, curve.error_a_percent)
+            numbers = f"{curve.barrier_above_line:.2f} above the line, barrier {curve.barrier:.2f}"
+            axes.plot((0, 1), straight, color=GREY, linewidth=0.8, linestyle=":")
             axes.plot(
                 curve.alphas,
                 curve.error_percent,
                 color=_COLOURS[index % len(_COLOURS)],
                 marker=_MARKERS[index % len(_MARKERS)],
                 linestyle=_LINES[index % len(_LINES)],
-                markersize=5,
-                label=f"{_wrapped(name)}\n{curve.barrier_above_line:.2f} above the line, barrier {curve.barrier:.2f}",
+                markersize=6,
+                label=f"{wrapped(name, 76)}\n{numbers}",
             )
-        axes.set_xlabel("α: 0 is the second network, 1 the first")
-        axes.set_ylabel("test error, %")
+        alpha_axis(axes, ends, 46)
+        axes.set_ylabel(ERROR)
         axes.set_ylim(bottom=0)
-        _legend_beside(axes)
-        return _save(figure, stem)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference in percentage points with its 95 % interval."""
-
-    label: str
-    mean: float
-    interval: tuple[float, float] | None
-    verdict: str = ""
+        _legend_below(figure, [axes], columns=1 if len(curves) == 1 else 2)
+        return save(figure, stem)
 
 
 def plot_study(
@@ -284,142 +300,255 @@ def plot_study(
     title: str,
     margin: float,
 ) -> list[Path]:
-    """Draw accuracy over final epochs beside the differences of all hypotheses; return the two files.
+    """Draw accuracy and its differences, one column for each length; return both files.
 
-    Left, the mean of each kind and of the dense network with every trial as a dot, on a logarithmic axis of epochs.
-    Right, each difference with its interval; the grey band is "about equal", ± margin. The files are `stem` with .png
-    and .svg.
+    Above, a dot plot of all kinds and of the dense network. Below, each difference with its 95 % interval and a grey
+    band of ± margin. A filled dot is a shown hypothesis. A hollow dot is not shown or not judged.
+
+    Args:
+        series: The kinds; all have the same lengths.
+        dense_percent: Epochs → accuracy of each trial of the dense network. Other lengths than those of the kinds
+            become rows of the last column.
+        intervals: The differences; none leaves the lower part out.
+        stem: Path of the files without .png and .svg.
+        title: Above the plot.
+        margin: Percentage points within which two kinds are about equal.
     """
-    looks = _Looks(series)
-    lines: list[tuple[str, Mapping[int, Sequence[float]], dict[str, Any]]] = [
-        ("dense", dense_percent, {"color": "#555555", "linestyle": ":", "marker": "."}),
-        *((one.label, one.accuracy_percent, looks.of(one)) for one in series),
-    ]
-    size_inches = (15.0 if intervals else 7.2, max(4.8, 1.6 + 0.34 * len(intervals)))
-    with _figure(size_inches, columns=2 if intervals else 1) as (figure, all_axes):
-        axes = all_axes[0]
-        _set_title(axes, title)
-        for index, (label, accuracy_percent, look) in enumerate(lines):
-            epochs = sorted(accuracy_percent)
-            shift = 1.04 ** (index - (len(lines) - 1) / 2)  # trials of one length side by side
-            means = [Summary.of(accuracy_percent[one]).mean for one in epochs]
-            axes.plot([one * shift for one in epochs], means, label=label, **look)
-            for one in epochs:
-                values = list(accuracy_percent[one])
-                axes.plot([one * shift] * len(values), values, ".", color=look["color"], alpha=0.4, markersize=4)
-        axes.set_xscale("log")
-        ticks = sorted({one for _, accuracy_percent, _ in lines for one in accuracy_percent})
-        axes.set_xticks(ticks, map(str, ticks))
-        axes.minorticks_off()
-        axes.set_xlabel("epochs of the final training")
-        axes.set_ylabel("test accuracy, %")
-        axes.legend(fontsize=8, loc="lower right")
-        if intervals:
-            _draw_intervals(all_axes[1], intervals, margin)
-        return _save(figure, stem)
+    lengths = sorted({epochs for one in series for epochs in one.accuracy_percent} or dense_percent)
+    further = sorted(set(dense_percent) - set(lengths))
+    labels = list(dict.fromkeys(one.label for one in intervals))
+    heights = [1.1 + 0.36 * (1 + len(series) + len(further)), *([0.9 + 0.5 * len(labels)] if labels else [])]
+    size_inches = (10.0, sum(heights) + 0.9)
+    with new_figure(size_inches, len(heights), len(lengths), heights) as (figure, all_axes):
+        figure.suptitle(wrapped(title, 110), x=0.01, ha="left", fontsize=11)
+        # Phase: accuracy, kinds in rows.
+        for axes, epochs in zip(all_axes, lengths, strict=False):
+            set_title(axes, f"{epochs} final epochs")
+            rows = _rows_of_study(series, dense_percent, epochs, further if epochs == lengths[-1] else [])
+            blank = [DotRow("", (), DENSE_LOOK)] * (1 + len(series) + len(further) - len(rows))
+            draw_rows(axes, [*rows, *blank], dense_percent=dense_percent.get(epochs, ()))
+
+        # Phase: differences, hypotheses in rows.
+        for axes, epochs in zip(all_axes[len(lengths) :], lengths, strict=False):
+            _draw_intervals(axes, labels, [one for one in intervals if one.epochs == epochs], margin)
+
+        # Phase: columns share the names of their rows, except for dense networks of the last one alone.
+        for place, axes in enumerate(all_axes):
+            if place % len(lengths) and not (further and place == len(lengths) - 1):
+                axes.tick_params(left=False, labelleft=False)
+        return save(figure, stem)
 
 
-def _draw_intervals(axes: Axes, intervals: Sequence[Interval], margin: float) -> None:
-    rows = range(len(intervals))
-    axes.axvspan(-margin, margin, color="#555555", alpha=0.12, linewidth=0)
-    axes.axvline(0, color="#555555", linewidth=0.8)
-    for row, one in zip(rows, intervals, strict=True):
-        colour = _COLOURS[0] if one.verdict not in ("", "not shown") else "#777777"
+def _rows_of_study(
+    series: Sequence[EpochSeries], dense_percent: Mapping[int, Sequence[float]], epochs: int, further: Sequence[int]
+) -> list[DotRow]:
+    """Return the rows of one length; `further` are other lengths of the dense network."""
+    looks = Looks(series)
+    rows = [DotRow("dense", dense_percent.get(epochs, ()), DENSE_LOOK)]
+    rows += [DotRow(one.label, one.accuracy_percent.get(epochs, ()), looks.of(one)) for one in series]
+    return rows + [DotRow(f"dense, {length} epochs", dense_percent[length], DENSE_LOOK) for length in further]
+
+
+def _draw_intervals(axes: Axes, labels: Sequence[str], intervals: Sequence[Interval], margin: float) -> None:
+    """Draw one row for each label, with the differences of one length."""
+    # Reference: no difference, and the margin of "about equal".
+    axes.axvspan(-margin, margin, color=GREY, alpha=0.12, linewidth=0)
+    axes.axvline(0, color=GREY, linewidth=0.8)
+
+    # Rows: a filled dot for a shown hypothesis, else a hollow one.
+    for one in intervals:
+        row = labels.index(one.label)
+        colour = _COLOURS[0] if one.shown else GREY
         if one.interval is not None:
-            axes.plot(one.interval, [row, row], "-", color=colour)
-        axes.plot([one.mean], [row], "o", color=colour)
-        axes.annotate(one.verdict, (1.01, row), xycoords=("axes fraction", "data"), fontsize=8, va="center")
-    axes.set_yticks(rows, [one.label for one in intervals], fontsize=7)
-    axes.invert_yaxis()
-    axes.set_xlabel("difference of accuracy, percentage points")
-    axes.grid(visible=False)
+            axes.plot(one.interval, [row, row], "-", color=colour, linewidth=1.8)
+        axes.plot([one.mean], [row], "o", color=colour, markerfacecolor=colour if one.shown else "white", markersize=7)
+        axes.annotate(one.verdict, (1.0, row - 0.3), xycoords=("axes fraction", "data"), ha="right", va="center")
+
+    # Axes.
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.5, -0.5)
+    axes.set_xlabel("difference of test accuracy (points)")
+    axes.grid(visible=False, axis="y")
+    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
 
 
-def _draw_dense(axes: Axes, dense: Summary) -> None:
-    axes.axhline(dense.mean, color="#555555", linestyle=":", label="dense")
-    if dense.sd:
-        axes.axhspan(dense.mean - dense.sd, dense.mean + dense.sd, color="#555555", alpha=0.12, linewidth=0)
+def _check_any(series: Sequence[Series], dense_error_percent: Sequence[float]) -> None:
+    if not series and not dense_error_percent:
+        raise ValueError("no trainings to draw")
 
 
-def _draw_series(axes: Axes, one: Series, look: Mapping[str, Any], shift: float) -> None:
-    colour = look["color"]
-    densities = sorted(one.error_percent, reverse=True)
-    summaries = [Summary.of(100 - error for error in one.error_percent[density]) for density in densities]
-    for density in densities:
-        trials = one.error_percent[density]
-        axes.plot(
-            [density * shift] * len(trials), [100 - e for e in trials], ".", color=colour, alpha=0.5, markersize=4
-        )
-    axes.errorbar(
-        [density * shift for density in densities],
-        [summary.mean for summary in summaries],
-        yerr=[summary.sd or 0.0 for summary in summaries],
-        markersize=6,
-        capsize=3,
-        label=one.label,
-        **look,
-    )
-    for density, accuracy in one.printed_accuracy_percent.items():
-        axes.plot([density * shift], [accuracy], "*", color=colour, markersize=11, markerfacecolor="none", zorder=3)
+def _densities(series: Sequence[Series]) -> list[float]:
+    """Return the densities of all series, rising."""
+    return sorted({density for one in series for density in one.error_percent})
 
 
-def _margin(densities: Sequence[float]) -> float:
-    """Return the factor by which the axis exceeds the rising densities on either side."""
-    if len(densities) < 2:
-        return 1.25
-    return float((densities[-1] / densities[0]) ** min(0.06, 0.2 / len(densities)))
+def _at_density(densities: Sequence[float], axis: str) -> str:
+    """Return the end of a title that names the only density; empty for several."""
+    if len(densities) != 1:
+        return ""
+    text = tick_text(densities[0])
+    return f", {text} {axis}" if axis == WEIGHTS else f", density {text}"
 
 
-def _density_axis(axes: Axes, ticks: Sequence[float], margin: float, upright: int, label: str) -> None:
-    from matplotlib.ticker import NullFormatter, NullLocator
-
-    axes.set_xlabel(label)
-    if not ticks:
-        axes.set_xticks([])
+def _draw_accuracy(
+    axes: Axes,
+    series: Sequence[Series],
+    looks: Looks,
+    dense_error_percent: Sequence[float],
+    *,
+    upright: int,
+    axis: str = DENSITY,
+) -> None:
+    """Draw rows at one density, or lines over several."""
+    if len(_densities(series)) > 1:
+        _draw_lines_by_density(axes, series, looks, dense_error_percent, upright=upright, axis=axis)
         return
-    axes.set_xscale("log")
-    axes.set_xticks(ticks, [f"{tick:,.0f}" if tick >= 1 else f"{tick:.3g}" for tick in ticks])
-    if len(ticks) > upright:
-        axes.tick_params(axis="x", labelrotation=60)
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    room = margin**1.3  # the outermost trials keep clear of the axis
-    axes.set_xlim(ticks[-1] * room, ticks[0] / room)  # dense on the left, as in the paper
+    dense = [100 - error for error in dense_error_percent]
+    rows = [DotRow("dense", dense, DENSE_LOOK)] if dense else []
+    for one in series:
+        errors = next(iter(one.error_percent.values()), ())
+        printed = next(iter(one.printed_accuracy_percent.values()), None)
+        rows.append(DotRow(one.label, [100 - error for error in errors], looks.of(one), printed))
+    draw_rows(axes, rows, dense_percent=dense)
+    _label_extras(axes, series, [row.accuracy_percent for row in rows])
 
 
-@contextmanager
-def _figure(size_inches: tuple[float, float], rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, list[Axes]]]:
-    """Open a figure with a grid of axes outside pyplot: no global state, no display, equal input gives an equal SVG."""
-    import matplotlib
-    from matplotlib.figure import Figure
+def _draw_lines_by_density(
+    axes: Axes,
+    series: Sequence[Series],
+    looks: Looks,
+    dense_error_percent: Sequence[float],
+    *,
+    upright: int,
+    axis: str,
+) -> None:
+    """Draw accuracy over density; more than `upright` densities are written at an angle."""
+    # Reference: the dense network, its trials at the left edge.
+    dense = [100 - error for error in dense_error_percent]
+    if dense:
+        low, mean, high = limits(dense)
+        axes.axhline(mean, color=GREY, linestyle=":", label="dense")
+        axes.axhspan(low, high, color=GREY, alpha=0.12, linewidth=0)
+        left = [0.01] * len(dense)
+        axes.plot(left, dense, color=GREY, transform=axes.get_yaxis_transform(), clip_on=False, **TRIAL_DOTS)
 
-    style: Any = {"svg.hashsalt": "harness", "svg.fonttype": "path", "font.size": 10}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=size_inches, layout="constrained")
-        all_axes = [figure.add_subplot(rows, columns, place) for place in range(1, rows * columns + 1)]
-        for axes in all_axes:
-            axes.grid(axis="y", color="#dddddd", linewidth=0.6)
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.set_axisbelow(True)
-        yield figure, all_axes
+    # Series side by side at each density.
+    densities = _densities(series)
+    room = _room(densities)
+    slot = 2 / max(len(series), 1)
+    for index, one in enumerate(series):
+        shift = 1.0 if len(series) == 1 else 1 - slot * (index + 0.5)
+        _draw_series(axes, one, looks.of(one), room**shift, room ** -(0.35 * slot if len(series) > 1 else 0.2))
+
+    # Axes.
+    if densities:
+        density_axis(axes, densities, room**1.4, upright, axis)
+    else:
+        axes.set_xticks([])
+    axes.set_ylabel(ACCURACY)
+    axes.set_ylim(*within_percent(*axes.get_ylim()))
+    groups = [[100 - error for error in errors] for one in series for errors in one.error_percent.values()]
+    _label_extras(axes, series, [dense, *groups])
 
 
-def _set_title(axes: Axes, title: str) -> None:
-    axes.set_title(_wrapped(title, 70), fontsize=11, loc="left")
+def _label_extras(axes: Axes, series: Sequence[Series], groups: Sequence[Sequence[float]]) -> None:
+    """Add to the legend the paper's star and the note on clipped bars, where the plot has them."""
+    if any(one.printed_accuracy_percent for one in series):
+        label_star(axes)
+    if is_clipped(groups):
+        label_clipped(axes)
 
 
-def _legend_beside(axes: Axes) -> None:
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=9, borderaxespad=0.0)
+def _draw_series(axes: Axes, one: Series, look: Mapping[str, Any], shift: float, beside: float) -> None:
+    """Draw means, bars and trials of one series; `shift` and `beside` are factors on the axis of densities."""
+    densities = sorted(one.error_percent, reverse=True)
+    accuracy = {density: [100 - error for error in one.error_percent[density]] for density in densities}
+
+    # Means, with a bar where there is a spread.
+    bounds = [limits(accuracy[density]) for density in densities]
+    single = [len(accuracy[density]) == 1 for density in densities]
+    nan = float("nan")
+    bars = [
+        [nan if alone else mean - low for (low, mean, _), alone in zip(bounds, single, strict=True)],
+        [nan if alone else high - mean for (_, mean, high), alone in zip(bounds, single, strict=True)],
+    ]
+    places = [density * shift for density in densities]
+    means = [mean for _, mean, _ in bounds]
+    axes.errorbar(places, means, yerr=bars, markersize=6.5, capsize=3, label=one.label, clip_on=False, **look)
+
+    # Trials beside their mean, and the paper's number at it.
+    for density in densities:
+        if len(values := accuracy[density]) > 1:
+            places = [density * shift * beside] * len(values)
+            axes.plot(places, values, color=look["color"], clip_on=False, **TRIAL_DOTS)
+    for density, printed in one.printed_accuracy_percent.items():
+        draw_star(axes, density * shift, printed, look["color"])
 
 
-def _wrapped(text: str, width: int = 34) -> str:
-    import textwrap
+def _room(densities: Sequence[float]) -> float:
+    """Return the factor that separates a density from the outermost series drawn at it."""
+    gaps = [high / low for low, high in zip(densities, densities[1:], strict=False)]
+    return float(min(gaps) ** 0.3) if gaps else 1.25
 
-    return "\n".join(textwrap.wrap(text, width))
+
+def _draw_panel(axes: Axes, panel: LinePanel, looks: Looks) -> None:
+    """Draw the mean, the sd and the single trials of each series at every α."""
+    for one in panel.series:
+        # Values: one row for each trial.
+        grids = {curve.alphas for curve in one.curves}
+        if len(grids) != 1:
+            raise ValueError(f"{one.label}: its trials are on {len(grids)} grids of α; draw those of one grid")
+        (alphas,) = grids
+        trials = [curve.barrier_by_alpha if panel.as_barrier else curve.error_percent for curve in one.curves]
+        points = [Summary.of(errors) for errors in zip(*trials, strict=True)]
+
+        # Marks: the mean, then spread and trials if there are several.
+        look = looks.of(one)
+        axes.plot(alphas, [point.mean for point in points], markersize=5, label=one.label, **look)
+        if len(trials) > 1:
+            low, high = ([point.mean + side * (point.sd or 0.0) for point in points] for side in (-1, 1))
+            if not panel.as_barrier:
+                low, high = [max(value, 0.0) for value in low], [min(value, 100.0) for value in high]
+            # A hollow series has the paler band, so that two methods of one kind differ.
+            shade = 0.2 if look["markerfacecolor"] == look["color"] else 0.09
+            axes.fill_between(alphas, low, high, color=look["color"], alpha=shade, linewidth=0)
+            for errors in trials:
+                axes.plot(alphas, errors, color=look["color"], linestyle=look["linestyle"], linewidth=0.6, alpha=0.45)
+
+    # Axes.
+    alpha_axis(axes, panel.ends, 24)
+    axes.set_ylabel(BARRIER if panel.as_barrier else ERROR)
+    if not panel.as_barrier:
+        axes.set_ylim(bottom=0)
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
-    paths = [stem.with_name(stem.name + ending) for ending in (".png", ".svg")]
-    figure.savefig(paths[0], dpi=150)
-    figure.savefig(paths[1], metadata={"Date": None})
-    return paths
+def _handles(all_axes: Sequence[Axes]) -> dict[str, Any]:
+    """Return label → handle, each label once."""
+    found: dict[str, Any] = {}
+    for axes in all_axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    return found
+
+
+def _legend_below(figure: Figure, all_axes: Sequence[Axes], *, columns: int = 3, without_rows: bool = False) -> None:
+    """Put the legend below the plot; `without_rows` leaves out the labels that a dot plot has on its axis."""
+    found = _handles(all_axes)
+    if without_rows:
+        named = {label.get_text() for axes in all_axes for label in axes.get_yticklabels()}
+        found = {label: handle for label, handle in found.items() if label not in named}
+    if found:
+        place: Any = "outside lower center"
+        figure.legend(found.values(), found.keys(), loc=place, ncols=columns, frameon=False, fontsize=10)
+
+
+def _legend_of_all(figure: Figure, all_axes: Sequence[Axes], number: int) -> None:
+    """Name each series once: in the free cell of the grid, else below the panels."""
+    free = all_axes[number:]
+    for axes in free:
+        axes.set_axis_off()
+    if free:
+        found = _handles(all_axes[:number])
+        free[0].legend(found.values(), found.keys(), loc="center left", frameon=False, fontsize=10)
+    else:
+        _legend_below(figure, all_axes)

@@ -1,7 +1,7 @@
-"""Claims about paired trials: intervals, exact p-values, and one rule for what is shown.
+"""Claims about paired trials: intervals, exact p-values, and the rule for "shown".
 
-A trial is one repetition of an experiment with seeds of its own. Both sides of a contrast share its seeds, so their
-accuracies are compared within the trial. Densities of one search are no trials: average over them first.
+A trial is one repetition of an experiment with its own seeds. Both sides of a contrast share these seeds and are
+compared within the trial. Densities of one search are not trials. Average over them first.
 """
 
 from __future__ import annotations
@@ -16,29 +16,32 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Expectation = Literal["greater", "less", "differs", "equal", "not_worse"]
-"""Of a − b. Two of them have a margin m: equal is above −m and below m; not_worse is above −m."""
+"""Of a − b. Two have a margin m: "equal" lies between −m and m, "not_worse" above −m."""
 
 SIGNIFICANCE = 0.05
-"""Largest p, after Holm's correction, of a claim that is shown."""
+"""Largest p of a shown claim, after Holm's correction."""
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 20_250_424
 MOST_TRIALS = 40
-"""More have too many sign flips to count."""
+"""Limit of the exact test, which counts all sign flips."""
 _WITH_MARGIN = ("equal", "not_worse")
 _TIE = 1e-9
-"""Smaller differences, in points or relative to larger values, are float noise, which must not break ties."""
+"""Tolerance for ties: smaller differences are float noise, absolute in points or relative to larger values."""
 _DRAWS_AT_ONCE = 4_000_000
-"""Bounds the memory of a bootstrap: about 100 MB."""
+"""Limits the memory of a bootstrap to about 100 MB."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
 class Contrast:
-    """Differences a − b of accuracy, percentage points, by trial [T] and, where known, by test image [T, N].
+    """Differences of accuracy a − b by trial [T], and optionally by test image [T, N].
 
-    `images` holds (a right) − (b right): −1, 0 or 1, or a mean of these over densities. 100 × its row means are
-    `differences`. Raises ValueError for no trial, a number that is not finite, or rows that do not fit.
+    `differences` are percentage points. `images` holds (a correct) − (b correct): −1, 0 or 1, or a mean of these over
+    densities. 100 × its row means equal `differences`.
+
+    Raises:
+        ValueError: There is no trial, a number is not finite, or `images` does not fit `differences`.
     """
 
     differences: Floats
@@ -57,7 +60,7 @@ class Contrast:
 
     @classmethod
     def of(cls, differences: ArrayLike) -> Self:
-        """Return the contrast of trials [T] alone, in percentage points."""
+        """Return the contrast of differences by trial [T], percentage points."""
         return cls(np.asarray(differences, dtype=np.float64))
 
     @classmethod
@@ -80,22 +83,22 @@ class Contrast:
     def interval(self) -> tuple[float, float] | None:
         """95 % interval of the mean, percentage points; None for a single trial.
 
-        Two-way BCa bootstrap over trials and images, or over trials alone where no images are known. That one is too
-        narrow for few trials: of normal differences it holds the true mean in 73 % of cases with 3, 88 % with 8 and
-        92 % with 10. Verdicts rest on exact p-values instead.
+        This is a two-way BCa bootstrap over trials and images, or over trials only without images. The latter is too
+        narrow for few trials. For normal differences it covers the true mean in 73 % of cases with 3 trials, 88 % with
+        8 and 92 % with 10. Verdicts therefore also need an exact p-value.
         """
         return None if self.trials < 2 else bca_interval(self.mean, self._resampled_means(), self._influences())
 
     def _resampled_means(self) -> Floats:
         """Return the mean difference of each resample, percentage points [RESAMPLES].
 
-        Trials and images are drawn with replacement, independently of each other: Owen's pigeonhole bootstrap.
+        Trials and images are drawn independently, with replacement (Owen's pigeonhole bootstrap).
         """
         rng = np.random.default_rng(BOOTSTRAP_SEED)
         trial_counts = rng.multinomial(self.trials, np.full(self.trials, 1 / self.trials), size=RESAMPLES)
         if self.images is None:
             return trial_counts @ self.differences / self.trials
-        # images on which a and b never differ add 0: only the number of draws among the others matters
+        # Images on which a and b never differ add 0, so only draws among the others are simulated.
         differing = self.images[:, self.images.any(axis=0)]
         total, count = self.images.shape[1], differing.shape[1]
         draws = rng.binomial(total, count / total, size=RESAMPLES)
@@ -110,7 +113,7 @@ class Contrast:
         return 100 * means / (self.trials * total)
 
     def _influences(self) -> list[Floats]:
-        """Return the jackknife influence of each trial and of each image; of a mean it is the distance from it."""
+        """Return the jackknife influence of each trial and each image: its distance from the mean."""
         rows = [self.differences]
         if self.images is not None and self.images.shape[1] > 1:
             rows.append(100 * self.images.mean(axis=0))
@@ -118,21 +121,21 @@ class Contrast:
 
 
 def bca_interval(estimate: float, resampled: Floats, influences: Sequence[Floats]) -> tuple[float, float]:
-    """Return the 95 % interval that is bias-corrected and accelerated (Efron 1987).
+    """Return the bias-corrected and accelerated (BCa) 95 % interval (Efron 1987).
 
     Args:
-        estimate: Of the data.
-        resampled: Of each bootstrap resample.
-        influences: Jackknife influences of the elements of each sample that is resampled by itself. The acceleration
-            of several samples is that of Davison & Hinkley (1997, section 5.3.2), as in `scipy.stats.bootstrap`.
+        estimate: The statistic of the data.
+        resampled: The statistic of each bootstrap resample.
+        influences: Jackknife influences, one array for each sample that is resampled independently. The acceleration
+            of several samples follows Davison & Hinkley (1997, section 5.3.2), as in `scipy.stats.bootstrap`.
     """
     from scipy.special import ndtr, ndtri
 
-    # bias: where the estimate stands among the resampled ones, ties half below
+    # Bias: the rank of the estimate among the resamples, with ties counted half.
     tie = _TIE * max(1.0, float(np.abs(resampled).max()))
     below = float(np.mean((resampled < estimate - tie) + 0.5 * (np.abs(resampled - estimate) <= tie)))
     bias = ndtri(below)
-    # acceleration: skewness of the influences
+    # Acceleration: skewness of the influences.
     squares = sum(float((one**2).sum()) / len(one) ** 2 for one in influences)
     cubes = sum(float((one**3).sum()) / len(one) ** 3 for one in influences)
     acceleration = cubes / (6 * squares**1.5) if squares > tie**2 else 0.0
@@ -142,28 +145,29 @@ def bca_interval(estimate: float, resampled: Floats, influences: Sequence[Floats
 
 
 def sign_flip_p(differences: Floats) -> float:
-    """Return the exact two-sided p of "the mean is 0": the share of all 2^T sign flips with as large a |mean|.
+    """Return the exact two-sided p of "the mean is 0", by sign flips.
 
-    It assumes that the distribution of a difference is symmetric about 0 under that hypothesis, and no more.
+    It is the share of all 2^T sign flips with at least this |mean|. The only assumption is that, under the null
+    hypothesis, differences are symmetric about 0.
     """
     return min(1.0, 2 * _share_as_large(differences, abs(float(differences.sum()))))
 
 
 def not_worse_p(differences: Floats, margin: float) -> float:
-    """Return the exact one-sided p of "the mean is −margin or less": non-inferiority, by sign flips."""
+    """Return the exact one-sided p of "the mean is at most −margin" (non-inferiority), by sign flips."""
     shifted = differences + margin
     return _share_as_large(shifted, float(shifted.sum()))
 
 
 def equivalence_p(differences: Floats, margin: float) -> float:
-    """Return the exact p of "the mean is margin or more from 0": two one-sided tests (TOST), the larger p."""
+    """Return the exact p of "|mean| is at least margin": the larger p of two one-sided tests (TOST)."""
     return max(not_worse_p(differences, margin), not_worse_p(-differences, margin))
 
 
 def _share_as_large(values: Floats, least: float) -> float:
     """Return the share of the 2^T sign flips of `values` [T] whose sum is at least `least`.
 
-    Sums of the two halves are counted against each other: 2^(T/2) numbers instead of 2^T.
+    The sums of the two halves are computed separately and matched by binary search: 2^(T/2) numbers, not 2^T.
     """
     half = len(values) // 2
     left, right = _flipped_sums(values[:half]), np.sort(_flipped_sums(values[half:]))
@@ -180,14 +184,14 @@ def _flipped_sums(values: Floats) -> Floats:
 
 
 def smallest_p(trials: int, expects: Expectation = "differs") -> float:
-    """Return the smallest p that sign flips of so many trials can reach: 2/2^T, or 1/2^T where a margin is tested."""
+    """Return the smallest p that sign flips of T trials can reach: 2/2^T, or 1/2^T for a margin."""
     return 2.0**-trials if expects in _WITH_MARGIN else 2.0 ** (1 - trials)
 
 
 def needed_trials(tested: int) -> int:
-    """Return the trials that each contrast needs where a page tests so many claims.
+    """Return the trials that each contrast needs on a page with `tested` claims.
 
-    8 for up to 6 claims, else 10; above 25 claims, as many as Holm's correction leaves reachable.
+    It is 8 for up to 6 claims, else 10. Above 25 claims Holm's correction needs more trials to be reachable.
     """
     reachable = math.ceil(math.log2(2 * max(1, tested) / SIGNIFICANCE))
     return max(8 if tested <= 6 else 10, reachable)
@@ -195,7 +199,7 @@ def needed_trials(tested: int) -> int:
 
 @dataclass(frozen=True, eq=False)
 class Claim:
-    """What is said of a contrast before it is measured; `margin` (percentage points) as `check_margin` has it."""
+    """A claim about a contrast, made before it is measured; `margin` is in percentage points."""
 
     contrast: Contrast
     expects: Expectation
@@ -206,14 +210,14 @@ class Claim:
 
     @property
     def p(self) -> float:
-        """p of the opposite of the claim, before any correction."""
+        """p of the null hypothesis, uncorrected."""
         if self.margin is not None:
             test = equivalence_p if self.expects == "equal" else not_worse_p
             return test(self.contrast.differences, self.margin)
         return sign_flip_p(self.contrast.differences)
 
     def holds_in(self, interval: tuple[float, float] | None) -> bool:
-        """Whether the claim is true of every difference in an interval, percentage points."""
+        """Return whether the claim holds for every difference in an interval, percentage points."""
         if interval is None:
             return False
         low, high = interval
@@ -223,13 +227,13 @@ class Claim:
 
     @property
     def against(self) -> bool:
-        """Whether the difference has the other sign than the claimed one."""
+        """Whether the difference has the opposite sign of the claimed one."""
         mean = self.contrast.mean
         return (self.expects == "greater" and mean <= 0) or (self.expects == "less" and mean >= 0)
 
 
 def check_margin(expects: Expectation, margin: float | None) -> None:
-    """Raise a ValueError for equal or not_worse without a margin above 0, and for any other claim with a margin."""
+    """Raise ValueError if "equal" or "not_worse" lacks a margin above 0, or another claim has one."""
     if expects in _WITH_MARGIN:
         if margin is None or not 0 < margin < math.inf:
             raise ValueError(f"a claim {expects!r} needs a margin above 0, in percentage points, got {margin}")
@@ -250,34 +254,33 @@ def in_symbols(expects: Expectation, margin: float | None, a: str = "a", b: str 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the trials say of a claim."""
+    """The result of testing a claim."""
 
     word: str
     """"shown", "not shown" or "equal within m" (m in percentage points)."""
     reason: str
-    """Why it is not shown where the p alone does not say it; else empty."""
+    """Reason for "not shown" other than a large p; else empty."""
     difference: float
     """Mean of a − b, percentage points."""
     interval: tuple[float, float] | None
     """95 %, percentage points; None for a single trial."""
     trials: int
     by_images: bool
-    """Whether the interval is over trials and test images; else over trials alone."""
+    """Whether the interval is over trials and test images, not over trials only."""
     p: float
     holm_p: float
     """Corrected for all claims of the page."""
     tested: int
     """Number of claims of the page."""
     smallest_p: float
-    """That so many trials can reach, uncorrected."""
+    """Smallest p that the trials can reach, uncorrected."""
 
 
 def judge(claims: Sequence[Claim]) -> list[Verdict]:
-    """Return the verdict of each claim; give all claims of a page at once, since Holm's correction counts them.
+    """Return the verdict of each claim; pass all claims of a page together, for Holm's correction.
 
-    Shown: corrected p ≤ 0.05, so that it holds over trials; the interval over trials and images allows nothing else;
-    and the difference has the claimed direction. A contrast with too few trials
-    (`needed_trials`) shows nothing.
+    A shown claim has a corrected p of at most 0.05, the claimed direction, and enough trials (`needed_trials`). Its
+    interval excludes the opposite.
     """
     if not claims:
         return []
@@ -288,14 +291,15 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
 
 
 def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
+    # A small p is necessary; direction and interval must agree.
     contrast, word, reason = claim.contrast, "not shown", ""
     best = smallest_p(contrast.trials, claim.expects)
     if contrast.trials < needed_trials(tested):
         reason = f"too few trials, p ≥ {p_text(best)}"
     elif holm_p <= SIGNIFICANCE and claim.against:
-        reason = "it is the other way round"
+        reason = "the difference has the opposite sign"
     elif holm_p <= SIGNIFICANCE and not claim.holds_in(contrast.interval):
-        reason = "the interval allows the opposite" if claim.margin is None else "the interval reaches the margin"
+        reason = "the interval includes 0" if claim.margin is None else "the interval reaches the margin"
     elif holm_p <= SIGNIFICANCE:
         word = f"equal within {claim.margin:g}" if claim.expects == "equal" else "shown"
     return Verdict(
@@ -313,7 +317,7 @@ def _verdict(claim: Claim, holm_p: float, tested: int) -> Verdict:
 
 
 def family_in_words(verdicts: Sequence[Verdict]) -> str:
-    """Return what a page says below its verdicts: claims tested, smallest p, whether the trials are enough."""
+    """Summarise the tests below a page's verdicts: claims, smallest p, needed trials."""
     if not verdicts:
         return "No claim was tested."
     tested = verdicts[0].tested
@@ -321,19 +325,19 @@ def family_in_words(verdicts: Sequence[Verdict]) -> str:
     best = ", ".join(f"{p_text(smallest_p(count))} with {_trials_text(count)}" for count in counts)
     words = [
         "1 claim was tested." if tested == 1 else f"{tested} claims were tested.",
-        f"The smallest two-sided p that sign flips can reach, before Holm's correction: {best}.",
+        f"The smallest two-sided p of a sign-flip test, before Holm's correction: {best}.",
     ]
     needed = needed_trials(tested)
     if short := [count for count in counts if count < needed]:
-        shown = "Nothing can be shown" if short == counts else f"A contrast of {_trials_text(short[-1])} shows nothing"
-        words.append(f"{shown}: {needed} trials a contrast are needed.")
+        many = "No contrast has enough" if short == counts else f"Contrasts of {_trials_text(short[-1])} have too few"
+        words.append(f"Each contrast needs {needed} trials. {many}.")
         if not all(one.by_images for one in verdicts if one.trials in short):
-            words.append("Intervals over so few trials alone are too narrow.")
+            words.append("Intervals over so few trials are too narrow.")
     return " ".join(words)
 
 
 def p_text(p: float) -> str:
-    """Return a p as pages write it."""
+    """Format a p-value."""
     return f"{p:.3g}"
 
 

@@ -10,7 +10,7 @@ from typing import Self
 
 @dataclass(frozen=True)
 class Summary:
-    """Mean, sample standard deviation (n − 1; None for a single trial) and number of trials, in the values' unit."""
+    """Mean, sample sd (n − 1; None for a single trial) and number of trials."""
 
     mean: float
     sd: float | None
@@ -18,7 +18,7 @@ class Summary:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Self:
-        """Summarise one group; ValueError for an empty one."""
+        """Summarise a group; raise ValueError for an empty one."""
         values = list(values)
         if not values:
             raise ValueError("a group without trials has no mean")
@@ -30,13 +30,13 @@ class Summary:
 
 
 def epsilon_from_dense(error_percent: Sequence[float]) -> float:
-    """Return ε of linear mode connectivity: the sample sd of the dense test error over seeds, percentage points.
+    """Return ε of linear mode connectivity (method section 6), percentage points.
 
-    Raises ValueError for fewer than two runs, since one has no spread. Method section 6.
+    It is the sample sd of the dense test error over seeds. Raises ValueError for fewer than two runs.
     """
     if len(error_percent) < 2:
         raise ValueError(
-            f"ε is the spread of dense runs over seeds and needs at least 2 of them, got {len(error_percent)}; "
-            "train dense networks with further seeds"
+            f"ε is the sd of dense runs over seeds and needs at least 2 of them, got {len(error_percent)}; "
+            "train dense networks with more seeds"
         )
     return statistics.stdev(error_percent)

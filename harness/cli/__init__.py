@@ -1,1 +1,1 @@
-"""The command line: options, errors, names that a user types, tables in the terminal."""
+"""The command line: options, help, errors, names of runs, tables in the terminal."""

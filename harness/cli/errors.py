@@ -1,4 +1,4 @@
-"""Errors of a command line: one line on standard error and an exit code."""
+"""Errors of a command: one line on standard error, and an exit code."""
 
 from __future__ import annotations
 
@@ -7,35 +7,31 @@ import select
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 EXIT_STOPPED = 75
-"""Exit code of a launch that was asked to stop (sysexits.h: try again later).
+"""Exit code of a launch that was stopped by request (EX_TEMPFAIL of sysexits.h: retry later).
 
-Launchers make 1 of it: see `harness.distributed.status`.
+Launchers replace it with 1. `harness.distributed.status` keeps the reason.
 """
 
 
 @contextmanager
 def clear_errors() -> Iterator[None]:
-    """Turn errors that are the user's to mend into one line on standard error and exit code 1.
+    """Print an error that the user can fix as one line, and exit with code 1.
 
-    Set HARNESS_TRACEBACK=1 to see where they were raised.
+    HARNESS_TRACEBACK=1 shows the traceback instead. Exceptions that indicate a bug pass through.
     """
-    # Imported here: a tool that lists runs needs `reader_has_gone` and does without torch.
-    from harness.distributed.stop import StoppedError
-    from harness.distributed.world import OtherRankFailedError
-    from harness.training.loop import NonFiniteLossError
-
     try:
         yield
-    except OtherRankFailedError:
-        sys.exit(1)
-    except StoppedError as error:
-        print(f"stopped: {error}. Nothing is lost: the same command goes on from here", file=sys.stderr)
+    except _loaded("harness.distributed.world", "OtherRankFailedError"):
+        sys.exit(1)  # the other rank prints the error
+    except _loaded("harness.distributed.stop", "StoppedError") as error:
+        print(f"stopped: {error}. Finished work is saved. Run the same command to resume", file=sys.stderr)
         sys.exit(EXIT_STOPPED)
     except KeyError:
-        raise  # a bug of ours, not the user's to mend
-    except (ValueError, LookupError, OSError, NonFiniteLossError) as error:
+        raise  # a bug of the harness
+    except (ValueError, LookupError, OSError, _loaded("harness.training.loop", "NonFiniteLossError")) as error:
         if reader_has_gone(error):
             return
         if os.environ.get("HARNESS_TRACEBACK"):
@@ -44,13 +40,22 @@ def clear_errors() -> Iterator[None]:
         sys.exit(1)
 
 
-def reader_has_gone(error: Exception) -> bool:
-    """Return whether the reader of standard output has closed it, as `| head` does, which is no error."""
+class _NeverRaised(Exception):
+    """Stand-in for an exception class whose module is not loaded."""
+
+
+def _loaded(module: str, name: str) -> Any:
+    """Return an exception class without loading its module: `--help` and parse errors need no torch."""
+    return getattr(sys.modules.get(module), name, _NeverRaised)
+
+
+def reader_has_gone(error: BaseException) -> bool:
+    """Return whether the reader closed standard output, as `| head` does. This is no error."""
     if not isinstance(error, BrokenPipeError):
         return False
     ends = select.poll()
     ends.register(sys.stdout.fileno(), 0)
     gone = any(event & select.POLLERR for _, event in ends.poll(0))
     if gone:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # takes the output that Python still holds
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # discards output that Python still buffers
     return gone

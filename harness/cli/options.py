@@ -1,7 +1,8 @@
-"""Options of the commands: one dataclass each, whose fields are the options."""
+"""Options of the comparison tools, and the parser that all commands use. Each field of a dataclass is one option."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, make_dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar, cast, get_args
 
 import tyro
 
+from harness.cli.parser import parse_command
 from harness.common.logging import VARIABLE, Verbosity, show_messages
 from harness.config import ComparisonConfig, TicketConfig
 
@@ -17,8 +19,9 @@ VerbosityOption = Annotated[
     Verbosity | None,
     tyro.conf.arg(
         metavar="|".join(get_args(Verbosity)),
-        help="Messages on standard error: quiet (warnings alone, no progress bars), normal, or verbose. "
-        f"If not given: the environment variable {VARIABLE}, or normal.",
+        help="Messages on standard error. quiet: warnings only, no progress. normal: one line for each finished run. "
+        "verbose: also details, each with its time and module.",
+        help_behavior_hint=f"(default: environment variable {VARIABLE}, or normal)",
     ),
 ]
 
@@ -29,42 +32,51 @@ def parse(
     default: Config | None = None,
     arguments: Sequence[str] | None = None,
 ) -> Config:
-    """Read the command line (or `arguments`) into `kind`, whose fields are the options, and show messages.
+    """Parse a command line into a dataclass, and start to show messages.
 
-    --verbosity is an option of every command and no field of its settings, so that no key or record can hold it.
+    Every command has --verbosity. It is no field of the settings, so no key or record depends on it.
     """
     settings: Any = Annotated[kind, tyro.conf.arg(name="")]
     fields: list[Any] = [("settings", settings), ("verbosity", VerbosityOption, None)]
     command: Any = make_dataclass("Command", fields)
-    start = {} if default is None else {"default": command(default)}
-    asked = tyro.cli(command, description=description, args=arguments, **start)
+    start = None if default is None else command(default)
+    asked = parse_command(command, description=description, arguments=arguments, default=start)
     show_messages(asked.verbosity)
     return cast(Config, asked.settings)
 
 
+def answer_help(kind: type[Config], description: str | None, default: Config | None = None) -> None:
+    """Print help and exit if the command line asks for it.
+
+    A script calls this before its slow imports, such as torch.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        parse(kind, description, default)
+
+
 @dataclass(frozen=True, kw_only=True)
 class OneRun:
-    """A logged run, and how it is compared."""
+    """A finished run, and the settings of its comparison."""
 
     first: Annotated[str, tyro.conf.Positional]
-    """Run ID of a level (of a final training too, where two runs are compared)."""
+    """Run ID or key of a level, or a unique prefix of it. With two runs, final trainings are allowed too."""
     comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
     json: bool = False
-    """Print the result as JSON on standard output."""
+    """Print the result as JSON instead of a table, for another program."""
     data_directory: Path | None = None
-    """Instead of the data directory recorded with the first run."""
+    """Directory of prepared data sets. Change it if the data moved. Default: as recorded with the first run."""
     loader: Literal["ffcv", "memory"] | None = None
-    """Instead of the loader recorded with the first run."""
+    """Data loader. Use memory without FFCV. Default: as recorded with the first run."""
     runs: Path = Path("runs")
-    """Where finished runs are kept."""
+    """Directory of local runs."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
     offline: bool = False
-    """Use local runs alone and send nothing to MLflow now."""
+    """Use local runs only and deliver nothing to MLflow. `python tools/lineage.py sync` delivers later."""
 
     @property
     def ticket(self) -> TicketConfig:
-        """Return the settings that open the first run's experiment."""
+        """Return the settings that open the experiment of the first run."""
         return TicketConfig(
             self.first,
             data_directory=self.data_directory,
@@ -77,33 +89,33 @@ class OneRun:
 
 @dataclass(frozen=True, kw_only=True)
 class TicketAndSeed(OneRun):
-    """A logged level, the fresh θ_init that its signs are put on, and how the two are compared."""
+    """A level, the seed of a fresh θ_init for its signs, and the settings of the comparison."""
 
     init_seed: int = 2
-    """Draws the fresh θ_init; never the search's own."""
+    """Seed of the fresh θ_init. It must differ from the search's own."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPair(OneRun):
-    """Two logged trainings of one ticket, and how they are compared."""
+    """Two trainings of one ticket, and the settings of their comparison."""
 
     second: Annotated[str, tyro.conf.Positional]
-    """Run ID of the other."""
+    """Run ID or key of the second run, or a unique prefix of it."""
     epsilon: float | None = None
-    """Say whether they are connected: whether the barrier is at most this many points."""
+    """Largest barrier, in percentage points, at which the runs count as connected. Default: no verdict."""
     dense: tuple[str, ...] = ()
-    """Run IDs of dense trainings (two or more): epsilon is the sd of their test errors, as in the paper."""
+    """Run IDs of two or more dense trainings. ε becomes the sd of their test errors, as in the paper."""
 
     def __post_init__(self) -> None:
         if self.epsilon is not None and self.dense:
-            raise ValueError("give --epsilon or --dense, not both")
+            raise ValueError("--epsilon and --dense exclude each other: give one of them")
         if len(self.dense) == 1:
-            raise ValueError("--dense needs two or more runs: the sd of one test error is not defined")
+            raise ValueError("--dense needs two or more runs: one test error has no sd")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StabilityPair(RunPair):
-    """Two logged trainings of one start under different sgd_seeds, and how they are compared."""
+    """Two trainings from one start with different sgd_seeds, and the settings of their comparison."""
 
     cross_init: bool = False
-    """Compare different starts too; the authors' scripts do."""
+    """Also compare trainings from different starts, as the authors' scripts do."""

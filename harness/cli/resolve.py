@@ -1,6 +1,6 @@
-"""Names that a user typed → objects, once: runs, initialisations, the settings of a ticket.
+"""Resolve names that a user typed: runs, initialisations, the settings of a ticket.
 
-Below the command line everything takes objects.
+Code below the command line takes the resolved objects.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ _log = logging.getLogger(__name__)
 
 
 def resolve_record(store: LineageStore, text: str) -> LineageRecord:
-    """Return the record that a run ID or key, or a unique beginning of one, names.
+    """Return the record of the run with this run ID or key, or with a unique prefix of one.
 
     Raises:
-        LookupError: There is no such run, or it is not finished.
+        LookupError: The run is unknown or not finished.
     """
     if len(text) == 32:
         try:
-            return store.load(text)  # says best what is wrong with a whole run ID
+            return store.load(text)  # its errors about a complete run ID are the most precise
         except ConnectionError as error:
-            _log.warning(f"{error}; looking among local runs alone")
+            _log.warning(f"{error}; searching local runs only")
     key = text if len(text) == 64 else find_node(store, text).key
     if find(store, key) is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
+        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
     return store.local.load(key)
 
 
 def resolve_key(experiment: Experiment, text: str) -> str:
-    """Return the key of the run that `text` names, on every rank."""
+    """Return the key of the named run on every rank."""
     world = experiment.world
     return world.share_text(world.on_main(lambda: resolve_record(experiment.store, text).key) or "")
 
 
 def resolve_initialisation(world: World, store: LineageStore, text: str) -> Initialisation:
-    """Return the initialisation that `text` names, on every rank: a scheme, a file, or a run ID or key.
+    """Return the named initialisation on every rank: a scheme, a file, or a run ID or key.
 
     Raises:
-        LookupError: There is no such run.
-        ValueError: The file cannot be read, or the run has no network.
+        LookupError: The run is unknown.
+        ValueError: The file is unreadable, or the run has no network.
     """
     if text in SCHEMES:
         return Initialisation(text, scheme=text)
@@ -62,7 +62,7 @@ def resolve_initialisation(world: World, store: LineageStore, text: str) -> Init
 
 
 def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
-    """Return the network, and the key of its run; "" for a file."""
+    """Return the network and the key of its run. The key of a file is ""."""
     path = Path(text)
     if path.is_file():
         return read_network(path), ""
@@ -73,7 +73,7 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     except LookupError as error:
         raise LookupError(f"{error} (--initialisation takes {', '.join(SCHEMES)}, a run ID or a file)") from None
     if find(store, key) is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` shows what there is")
+        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
     record = store.local.load(key)
     names = [name for name in (THETA_INIT, CHECKPOINT) if name in record.files]
     if not names:
@@ -84,22 +84,25 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
 def resolve_ticket(
     world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
 ) -> tuple[str, SearchConfig]:
-    """Return the key of the run that `config.ticket` names, and the settings for an experiment with it.
+    """Return the key of the run `config.ticket`, and the settings of an experiment with it.
 
     Raises:
-        ValueError: The run is of none of `kinds`.
+        ValueError: The run has none of the `kinds`.
     """
+    # Phase: rank 0 reads the record, and shares it.
 
     def read() -> str:
         record = resolve_record(store, config.ticket)
         if record.kind not in kinds:
             raise ValueError(
-                f"run {config.ticket} ({record.name}) is a {record.kind}; this takes a {' or a '.join(kinds)}: "
-                "`python tools/lineage.py list` shows what there is"
+                f"run {config.ticket} ({record.name}) is a {record.kind}; this command needs a {' or a '.join(kinds)}; "
+                "`python tools/lineage.py list` lists the runs"
             )
         return json.dumps([record.key, record.config["search"]])
 
     key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
+
+    # Phase: override the recorded settings with those of the command.
     search = search_from_json(recorded)
     data = search.data if config.data is None else replace(search.data, name=config.data)
     if config.data_directory is not None:

@@ -1,4 +1,4 @@
-"""Results of a launch, printed for a person."""
+"""Output of the commands on standard output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from harness.runs.run import FinishedRun
 
 
 def print_search(experiment: Experiment, result: SearchResult) -> None:
-    """Print a line for each level and how to use the deepest ticket (rank 0)."""
+    """Print the levels as a table, and the commands that use the ticket (rank 0)."""
     if not experiment.world.is_main:
         return
     rows = [
@@ -28,8 +28,9 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
         for node in result.levels
     ]
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
+    launcher = "python" if experiment.world.size == 1 else "accelerate launch"
     print(
-        "\nTrain this signed mask on a fresh initialisation:\n  accelerate launch recipes/train_ticket.py "
+        f"\nTrain this signed mask on a fresh initialisation:\n  {launcher} recipes/train_ticket.py "
         f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{_store_options(experiment)}\n"
         "Browse the runs:\n  "
         f"{ui_command(experiment)}"
@@ -37,7 +38,7 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
 
 
 def _store_options(experiment: Experiment) -> str:
-    """Return the options that name the store of a launch, where they are not the defaults."""
+    """Return the options of the launch's store that differ from their defaults."""
     config, usual = experiment.config, TicketConfig("")
     words = [] if config.runs == usual.runs else ["--runs", str(config.runs)]
     words += [] if config.experiment == usual.experiment else ["--experiment", config.experiment]
@@ -46,7 +47,7 @@ def _store_options(experiment: Experiment) -> str:
 
 
 def print_training(experiment: Experiment, node: FinishedRun) -> None:
-    """Print what a final training reached (rank 0)."""
+    """Print the test error of a final training (rank 0)."""
     if not experiment.world.is_main or node.record is None:
         return
     error = node.metric("test_error_percent")
@@ -54,7 +55,7 @@ def print_training(experiment: Experiment, node: FinishedRun) -> None:
 
 
 def print_comparison(question: Question, result: Comparison, epsilon: float | None, *, as_json: bool) -> None:
-    """Print a barrier curve and, given ε, whether the two are connected."""
+    """Print a barrier curve. With ε, also print whether the networks are connected."""
     curve, run = result.curve, result.run_id or result.key
     verdict = {} if epsilon is None else {"epsilon": epsilon, "connected": curve.connected(epsilon)}
     if as_json:
@@ -74,7 +75,7 @@ def print_comparison(question: Question, result: Comparison, epsilon: float | No
 
 
 def run_name(node: FinishedRun) -> str:
-    """Return a node's MLflow run ID, or its key where it has not been delivered yet; tools take either."""
+    """Return the MLflow run ID, or the key of a run that is not delivered yet. Tools accept both."""
     return node.run_id or node.key
 
 

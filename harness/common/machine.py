@@ -9,6 +9,7 @@ import shlex
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -138,7 +139,7 @@ Sample = tuple[str, float, int]
 
 
 @contextmanager
-def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[], list[Sample]]]:
+def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[deque[Sample]]:
     """Sample the machine's load in a thread, as MLflow system metrics.
 
     Sampling uses neither torch nor a random generator, so it does not change a training's bits.
@@ -148,19 +149,12 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
         wanted: Whether to sample at all.
 
     Yields:
-        A function that returns the samples taken since its last call.
+        A queue of samples. The caller removes those that it has read.
     """
-    samples: list[Sample] = []
-    lock, ended = threading.Lock(), threading.Event()
-
-    def take() -> list[Sample]:
-        with lock:
-            taken = samples.copy()
-            samples.clear()
-        return taken
-
+    samples: deque[Sample] = deque()  # its operations are atomic, so the threads need no lock
+    ended = threading.Event()
     if not wanted:
-        yield take
+        yield samples
         return
     # Import NVML here, not in the thread: concurrent imports could see a partly initialised module.
     readers = [_load, *_gpu_readers()]
@@ -170,14 +164,14 @@ def sampled_load(since_s: float, *, wanted: bool = True) -> Iterator[Callable[[]
         while not ended.wait(max(LEAST_SECONDS, (time.time() - since_s) * SHARE_OF_ELAPSED)):
             now_ms = int(time.time() * 1000)
             values = {name: value for read in readers for name, value in read().items()}
-            with lock:
-                samples.extend((f"system/{name}", value, now_ms) for name, value in values.items())
+            for name, value in values.items():
+                samples.append((f"system/{name}", value, now_ms))
 
     # Sample until the caller leaves the context.
     thread = threading.Thread(target=work, name="load-sampler", daemon=True)
     thread.start()
     try:
-        yield take
+        yield samples
     finally:
         ended.set()
         thread.join()

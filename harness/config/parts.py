@@ -64,13 +64,14 @@ class DataConfig:
     """The data set and its loader."""
 
     name: str
-    """Name in harness.data.DATASETS, e.g. digits, cifar100, imagenet."""
+    """Name of a prepared data set."""
     directory: Path = Path("data")
-    """Directory of prepared data sets, the --out of tools/prepare_data.py."""
+    """Directory of prepared data sets, the --out of tools/prepare_data.py. Change it if the data are elsewhere."""
     loader: Literal["ffcv", "memory"] = "ffcv"
     """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. Both give the same batches."""
     num_workers: int = 1
-    """Loader threads per process. -1 divides the cores among the processes. Never changes a result."""
+    """Loader threads per process. -1 divides the cores among the processes. Raise it if the GPU waits for images.
+    Results do not depend on it."""
 
     def __post_init__(self) -> None:
         workers = self.num_workers
@@ -82,9 +83,10 @@ class ModelConfig:
     """The network."""
 
     name: str
-    """Name in harness.models.MODELS, e.g. resnet20, resnet50_cifar, mlp_mixer."""
+    """Name of the network."""
     width: int | None = None
-    """Channels of the first stage, for networks of adjustable width. Default: the network's own."""
+    """Channels of the first stage, for networks of adjustable width. Use it to compare widths, as Figure 4 does.
+    Default: the network's own."""
 
     def __post_init__(self) -> None:
         width = self.width
@@ -96,16 +98,17 @@ class OptimConfig:
     """The optimizer. Every level creates a new one."""
 
     name: Literal["sgd", "adam"] = "sgd"
+    """Algorithm. The paper uses adam for ResNet-50 and MLP-Mixer on ImageNet, and sgd otherwise."""
     lr: float = 0.1
-    """Learning rate before the schedule."""
+    """Learning rate before the schedule. Lower it if the loss becomes non-finite."""
     momentum: float = 0.9
-    """SGD only."""
+    """sgd only: momentum, in [0, 1)."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Adam only."""
+    """adam only: decay rates of the two moving averages, in [0, 1)."""
     weight_decay: float = 5e-4
-    """Coupled L2 penalty on all parameters, as in the paper."""
+    """Coupled L2 penalty on all parameters, as in the paper. Lower it for short schedules on small data sets."""
     max_grad_norm: float | None = None
-    """Clip the gradient of the kept parameters to this 2-norm. Default: no clipping."""
+    """Clip the gradient of the kept parameters to this 2-norm. Try 1 if training diverges. Default: no clipping."""
 
     def __post_init__(self) -> None:
         require_finite(self, "optim.")
@@ -127,6 +130,7 @@ class Schedule:
     """Length and learning-rate schedule of one training. The rate changes once per epoch."""
 
     epochs: int
+    """Epochs of the training. Fewer epochs favour methods that converge fast."""
     lr_schedule: LrSchedule
     """constant. step: ×0.1 at each milestone. cosine: falls towards 0.001 of the initial rate."""
     lr_milestones_epochs: tuple[int, ...] | None = None

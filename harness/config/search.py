@@ -110,9 +110,9 @@ class SearchConfig:
     global_batch_size: int
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     method: str = "aws"
-    """Pruning method, a name in harness.pruning.METHODS, e.g. aws, lrr, imp, wr, random, dense."""
+    """Pruning method. aws is the paper's, lrr its main baseline."""
     pruning_fraction: float = 0.2
-    """Share of the remaining prunable weights that each level removes."""
+    """Share of the remaining prunable weights that each level removes, 0..1. Larger steps need fewer levels."""
     densities: tuple[float, ...] | None = None
     """Density of each level from level 1 on. Replaces pruning_fraction."""
     count_rule: CountRule = "exact"
@@ -134,21 +134,21 @@ class SearchConfig:
     gem_miner: GemMinerConfig = GemMinerConfig()
     """gem_miner only: its own schedules. They replace warm-up and level epochs."""
     init_seed: int = 1
-    """Seed of the search's θ_init."""
+    """Seed of the search's θ_init. Change it for another trial."""
     initialisation: str = NETWORKS_OWN
     """Initialisation of θ_init: network (its own), kaiming_normal, constant, or a trained network (run ID or file)."""
     sgd_seed: int = 1
-    """Seed of the noise u: data order, augmentation, α."""
+    """Seed of the noise u: data order, augmentation, α. Change it for another trial."""
     precision: Precision = "no"
     """Mixed precision. auto selects bf16 on a CUDA device that supports it, else no. Runs record the selection."""
     float32_matmul_precision: MatmulPrecision = "highest"
     """Precision of float32 matrix products. high and medium are faster but less exact (TF32, bf16) on some devices."""
     accumulation_steps: int = 1
-    """Micro-batches per optimizer step."""
+    """Micro-batches per optimizer step. Raise it if a batch does not fit into the device's memory."""
     sync_batchnorm: bool = False
     """Compute BatchNorm statistics over the images of all processes. Needs GPUs."""
     deterministic: bool = False
-    """Use deterministic CUDA algorithms. CPU runs are always deterministic."""
+    """Use deterministic CUDA algorithms, for equal bits on every repetition. CPU runs are always deterministic."""
     checkpoint_every: float = 10
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
@@ -157,11 +157,12 @@ class SearchConfig:
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
     training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
     runs: Path = Path("runs")
-    """Directory of local runs. They stay there after delivery to MLflow."""
+    """Directory of local runs. They stay there after delivery to MLflow. Use one per project."""
     experiment: str = "signed-tickets"
     """Name of the MLflow experiment."""
     offline: bool = False
-    """Deliver nothing to MLflow during this launch. `python tools/lineage.py sync` delivers later."""
+    """Deliver nothing to MLflow during this launch, for example without a network. `python tools/lineage.py sync`
+    delivers later."""
 
     def __post_init__(self) -> None:
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")

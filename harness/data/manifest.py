@@ -14,17 +14,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from harness.common.digest import canonical_json, sha256_file, sha256_json
 from harness.common.files import write_atomically
-from harness.common.logging import is_quiet
 
 _log = logging.getLogger(__name__)
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")
-_PROGRESS_BYTES = 1 << 30
+_ANNOUNCED_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -125,8 +122,9 @@ def _check_size(path: Path, record: FileRecord) -> None:
 
 def _check_digest(path: Path, record: FileRecord) -> None:
     if _remembered(path) != {**_identity(path), "sha256": record.sha256}:
-        _log.debug(f"Hashing {path}: {record.num_bytes:,} bytes")
-        digest = _sha256_with_progress(path, record.num_bytes)
+        size = record.num_bytes
+        _log.log(logging.INFO if size >= _ANNOUNCED_BYTES else logging.DEBUG, f"Hashing {path}: {size:,} bytes")
+        digest = sha256_file(path)
         if digest != record.sha256:
             raise ValueError(
                 f"{path} was altered: its SHA-256 is {digest[:12]}…, but its manifest says {record.sha256[:12]}…; "
@@ -165,13 +163,3 @@ def _note(path: Path) -> Path:
 def _identity(path: Path) -> dict[str, int]:
     status = path.stat()
     return {"num_bytes": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
-
-
-def _sha256_with_progress(path: Path, size: int) -> str:
-    if size < _PROGRESS_BYTES:
-        return sha256_file(path)
-    desc = f"checking {path.name} ({size / 1e9:.0f} GB, once)"
-    with tqdm(total=1, desc=desc, bar_format="{desc}", disable=is_quiet()) as bar:
-        digest = sha256_file(path)
-        bar.update()
-    return digest

@@ -20,11 +20,10 @@ from typing import Any, Literal
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import fsync, reach
-from harness.common.logging import is_quiet
+from harness.common.logging import progress
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
@@ -262,15 +261,17 @@ def _write_beton(
     )
     page_bytes = SMALL_PAGE_BYTES if spec.fixed_size else LARGE_PAGE_BYTES
     # Write and hash every sample.
-    with BetonWriter(path, raw.num_samples, page_bytes) as writer:
-        stored = _encoded(spec, raw, options, num_workers)
-        desc = f"{spec.name} {split}"
-        for where, image in tqdm(stored, total=raw.num_samples, desc=desc, unit=" images", disable=is_quiet()):
+    with (
+        BetonWriter(path, raw.num_samples, page_bytes) as writer,
+        progress(f"{spec.name} {split}", raw.num_samples, "images") as bar,
+    ):
+        for where, image in _encoded(spec, raw, options, num_workers):
             try:
                 writer.append(image.mode, image.height, image.width, image.data, image.label)
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             digest.update(image.digest)
+            bar.update()
     # Read the file back.
     if len(read_sizes(path)[0]) != raw.num_samples:
         raise ValueError(f"{path} does not have the {raw.num_samples} samples that were written")

@@ -1,1 +1,1 @@
-"""What a launch does: searches, final trainings, comparisons."""
+"""The work of a launch: searches, final trainings, comparisons."""

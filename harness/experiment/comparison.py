@@ -1,12 +1,13 @@
-"""Two networks compared along the line between them.
+"""Comparisons of two networks along the straight line between them.
 
-SGD-noise stability and linear mode connectivity are questions of two finished trainings. The other two are of a ticket
-and a copy of it, before either is trained any further: with ψ_init, or with its signs on a fresh θ_init.
+SGD-noise stability and linear mode connectivity compare two finished trainings. The other two comparisons take a ticket
+and a copy of it, without further training. The copy has ψ_init, or the ticket's signs on a fresh θ_init.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import torch
 from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json
+from harness.common.logging import progress
 from harness.common.seeds import SgdNoise
 from harness.common.tensors import save_correct
 from harness.config import ComparisonConfig
@@ -28,19 +30,21 @@ from harness.lineage.nodes.record import CORRECT, THETA_INIT, LineageRecord, Met
 from harness.masks import transfer
 from harness.pruning import StartPoint
 from harness.runs.delivery_thread import DeliveryThread
-from harness.runs.run import FinishedRun
+from harness.runs.run import FinishedRun, closing_line
 from harness.training.feed import ImageBatch, TrainFeed
+
+_log = logging.getLogger(__name__)
 
 BARRIER = "barrier.json"
 Item = TypeVar("Item")
 Question = Literal["stability", "lmc", "norm_init", "signed_init"]
 HELD_PIXELS = 64 * 64
-"""Images up to this size are normalised once and held; larger ones stream anew for every α."""
+"""Pixels of the largest images that stay in memory. Larger images are streamed again for every α."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A finished comparison; on rank 0 alone."""
+    """A finished comparison. It exists on rank 0 only."""
 
     key: str
     curve: BarrierCurve
@@ -49,7 +53,7 @@ class Comparison:
 
     @property
     def run_id(self) -> str | None:
-        """MLflow's name for it, once it is delivered; None where it cannot be now."""
+        """The MLflow run ID once the run is delivered, or None if it cannot be delivered now."""
         return self.delivery.run_id(self.key)
 
 
@@ -62,20 +66,20 @@ def compare(
     *,
     cross_init: bool = False,
 ) -> Comparison | None:
-    """Return the barrier between two trainings, computed once and recorded; None on ranks other than 0.
+    """Return the barrier between two trainings, or None on ranks other than 0.
 
-    All ranks call it and share the work.
+    All ranks call this and share the images. A recorded comparison is loaded instead of repeated.
 
     Args:
-        experiment: The data and network of both.
-        first: A run; the end α = 0 of the line.
-        second: Another run with the same mask; the end α = 1.
-        question: "lmc" (linear mode connectivity), or "stability" (SGD noise: one start, two sgd_seeds).
+        experiment: Data and network of both runs.
+        first: A run. It is the end α = 1 of the line.
+        second: Another run with the same mask. It is the end α = 0.
+        question: "lmc" (linear mode connectivity) or "stability" (SGD noise: one start, two sgd_seeds).
         config: The grid of α and the BatchNorm convention.
-        cross_init: Let stability compare different starts, too, as the authors' scripts do.
+        cross_init: Allow stability to compare different starts, as the authors' scripts do.
 
     Raises:
-        ValueError: The two cannot answer the question.
+        ValueError: The runs do not fit the question.
         StoppedError: A rank was asked to stop.
 
     Example:
@@ -87,16 +91,21 @@ def compare(
         >>> result.curve.barrier >= result.curve.floor
         True
     """
+    # Only rank 0 has the records.
     experiment.world.on_main(lambda: _check_comparable(first, second, question, cross_init))
     return _compare(experiment, first, second, question, config)
 
 
 def compare_initial_norm(experiment: Experiment, ticket: FinishedRun, config: ComparisonConfig) -> Comparison | None:
-    """Return the barrier between a ticket [φ, ψ] and its copy [φ, ψ_init] (paper, Figure 1); None except on rank 0.
+    """Return the barrier between a ticket [φ, ψ] and its copy [φ, ψ_init] (paper, Figure 1).
 
-    It is what AWS is made to keep low: where it is high, initialising the normalisation layers leaves the basin. ψ_init
-    is that of the θ_init that the search recorded, whatever it began from. ValueError for a run that is no level of a
-    search, LookupError where the search is neither here nor in MLflow. All ranks call it and share the work.
+    AWS is designed to keep this barrier low. If it is high, resetting the norm parameters leaves the ticket's basin.
+    ψ_init comes from the θ_init that the search recorded. All ranks call this and share the images. Ranks other than 0
+    get None.
+
+    Raises:
+        ValueError: The run is not a level of a search, or the network has no normalisation layers.
+        LookupError: The search is neither among the local runs nor on the server.
     """
     world = experiment.world
     initial = world.share(world.on_main(lambda: _initial_norm(experiment, ticket.record)) or {})
@@ -107,11 +116,14 @@ def compare_initial_norm(experiment: Experiment, ticket: FinishedRun, config: Co
 def compare_signed_init(
     experiment: Experiment, ticket: FinishedRun, init_seed: int, config: ComparisonConfig
 ) -> Comparison | None:
-    """Return the barrier between a ticket and abs(θ_init) ⊙ s, its signs on a fresh θ_init; None except on rank 0.
+    """Return the barrier between a level's network and abs(θ_init) ⊙ s, its signs s on a fresh θ_init.
 
-    Neither is trained any further (paper, Figure 1: the yellow and the red ball). The copy is the start of the final
-    training `signed_mask` with this `init_seed`: the same digest, ψ = ψ_init. ValueError for a run that is no level of
-    a search, and for the search's own init_seed. All ranks call it and share the work.
+    Neither network is trained further (paper, Figure 1: the yellow and the red ball). The copy equals the start of the
+    final training `signed_mask` with this `init_seed`, with ψ = ψ_init. All ranks call this and share the images. Ranks
+    other than 0 get None.
+
+    Raises:
+        ValueError: The run is not a level of a search, or `init_seed` is the search's own.
     """
     experiment.world.on_main(lambda: _check_fresh(ticket.record, init_seed))
     fresh = experiment.theta_init(init_seed)
@@ -134,7 +146,7 @@ def _check_fresh(ticket: LineageRecord | None, init_seed: int) -> None:
 def _check_level(ticket: LineageRecord | None) -> None:
     assert ticket is not None
     if ticket.kind != "level":
-        raise ValueError(f"{ticket.name!r} is a {ticket.kind}; this question is of a search's level")
+        raise ValueError(f"{ticket.name!r} is a {ticket.kind}; this comparison needs a level of a search")
 
 
 def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[str, torch.Tensor]:
@@ -144,7 +156,9 @@ def _initial_norm(experiment: Experiment, ticket: LineageRecord | None) -> dict[
         raise ValueError(f"{experiment.common.network} has no normalisation layers to initialise")
     search = ticket.nested_under or ""
     if experiment.archive.find(search, []) is None:
-        raise LookupError(f"the search of {ticket.name!r} (key {search[:16]}…) is neither here nor in MLflow")
+        raise LookupError(
+            f"the search of {ticket.name!r} (key {search[:16]}…) is neither among the local runs nor on the server"
+        )
     theta_init = Checkpoint.load(experiment.store.local.open_file(search, THETA_INIT))
     return {name: theta_init.params[name] for name in experiment.partition.norm}
 
@@ -157,26 +171,32 @@ def _compare(
     config: ComparisonConfig,
     drawn: Mapping[str, Any] | None = None,
 ) -> Comparison | None:
-    """Return the recorded barrier; if there is none, all ranks compute it. Rank 0 looks it up and records it.
+    """Load the recorded comparison, or compute and record it. Rank 0 reads and writes the record.
 
-    `drawn` are further determinants: how the second network was drawn.
+    Args:
+        drawn: Additional inputs to the key that describe how the second network was drawn.
     """
+    # Phase: all ranks derive the same key.
     world, archive = experiment.world, experiment.archive
     batch_size, recorded = json.loads(world.share_text(json.dumps(world.on_main(lambda: _in_records(first, second)))))
     determinants = comparison_determinants(experiment, first, second, question, config, batch_size) | dict(drawn or {})
     key = sha256_json(determinants)
 
     def is_recorded() -> bool:
-        found = archive.find(key, [first.key, second.key]) is not None
-        if found:
-            archive.delivery.send(key)
-        return found
+        if archive.find(key, [first.key, second.key]) is None:
+            return False
+        _log.info(closing_line(experiment.store.local.load(key), f"loaded from {experiment.store.local.directory}"))
+        archive.delivery.send(key)
+        return True
 
     def commit(curve: BarrierCurve, started_ms: int) -> None:
         description = describe_comparison(experiment, first, second, question, config, determinants)
         record = archive.record(description, _metrics(curve), started_ms)
-        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name))
+        ends = _end_names(question, first, second)
+        archive.commit(record, determinants, lambda directory: _write(directory, curve, record.name, ends))
+        _log.info(closing_line(record))
 
+    # Phase: compute on all ranks unless rank 0 has the record.
     if not world.main_says(is_recorded):
         started_ms = int(time.time() * 1000)
         curve = _curve(experiment, first, second, config, batch_size, recorded)
@@ -196,25 +216,24 @@ def _metrics(curve: BarrierCurve) -> list[Metric]:
 
 
 def _load(experiment: Experiment, key: str, first: FinishedRun) -> Comparison:
-    """Read a recorded barrier, with `first` as its a."""
+    """Read a recorded barrier, oriented so that `first` is at α = 1."""
     local = experiment.store.local
     path = local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
     if local.load(key).parents[0].key != first.key:
-        curve = curve.reversed()  # it was computed when the two were named the other way round
+        curve = curve.reversed()  # recorded with the runs in the other order
     return Comparison(key, curve, path.parent, experiment.archive.delivery)
 
 
 def _in_records(first: FinishedRun, second: FinishedRun) -> tuple[int, tuple[float, float] | None]:
-    """Return what a comparison takes from the records: images in a batch, and test errors (None: not measured)."""
-    # the copy of a ticket was never evaluated
+    """Return batch size and recorded test errors of both runs (rank 0). The copy of a ticket has no test error."""
     measured = first.key != second.key
     recorded = (_recorded_error_percent(first), _recorded_error_percent(second)) if measured else None
     return _batch_size(first, second), recorded
 
 
 def _batch_size(first: FinishedRun, second: FinishedRun) -> int:
-    """Images a batch of BatchNorm estimation has: that of the trainings, the smaller where they differ."""
+    """Return the batch size for BatchNorm estimation: that of the trainings, or the smaller one if they differ."""
     assert first.record is not None and second.record is not None
     return min(int(node.record.config["search"]["global_batch_size"]) for node in (first, second) if node.record)
 
@@ -223,7 +242,7 @@ def _check_comparable(first: FinishedRun, second: FinishedRun, question: Questio
     assert first.record is not None and second.record is not None
     names = f"{first.record.name!r} and {second.record.name!r}"
     if first.key == second.key:
-        raise ValueError(f"{names} are the same run; a barrier needs two")
+        raise ValueError(f"{names} are the same run; a comparison needs two")
     for what in ("data_digest", "model"):
         if first.record.tags.get(what) != second.record.tags.get(what):
             raise ValueError(f"{names} differ in {what}: they cannot be compared")
@@ -260,7 +279,7 @@ def _curve(
     num_batches = min(-(-num_images // batch_size), source.num_train // batch_size)
 
     def begin() -> tuple[torch.nn.Module, Iterable[torch.Tensor], Iterable[ImageBatch]]:
-        """Make ready what is this rank's own: a network to work in, and its share of the images."""
+        """Return this rank's network and its share of the images."""
         model = experiment.fresh_model().to(world.device)
         bn_images, test_images = _BatchNormImages(experiment, num_batches, batch_size), experiment.test_feed
         if experiment.spec.image_size**2 <= HELD_PIXELS:
@@ -268,37 +287,48 @@ def _curve(
         return model, _Heeding(bn_images, world), _Heeding(test_images, world)
 
     model, bn_batches, test_batches = world.on_all(begin)
-    return barrier_curve(
-        model,
-        first.checkpoint.state_dict,
-        second.checkpoint.state_dict,
-        bn_batches=bn_batches,
-        test_batches=test_batches,
-        alphas=config.alphas,
-        convention=config.bn_convention,
-        recorded_error_percent=recorded_error_percent,
-        ranks=world,
-        num_bn_batches=num_batches,
-        # one process has nobody to ask
-        before_each=world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked,
-    )
+    # Phase: measure every α. One process checks for a stop itself, several first agree.
+    check_stop = world.stop.heed if world.size == 1 else experiment.archive.stop_if_asked
+    points = len(config.alphas) + (0 if recorded_error_percent else 2)
+
+    def before_each() -> None:
+        check_stop()
+        bar.update()
+
+    with progress("barrier", points, "points", shown=experiment.shows_progress) as bar:
+        return barrier_curve(
+            model,
+            first.checkpoint.state_dict,
+            second.checkpoint.state_dict,
+            bn_batches=bn_batches,
+            test_batches=test_batches,
+            alphas=config.alphas,
+            convention=config.bn_convention,
+            recorded_error_percent=recorded_error_percent,
+            ranks=world,
+            num_bn_batches=num_batches,
+            before_each=before_each,
+        )
 
 
 def _recorded_error_percent(node: FinishedRun) -> float:
-    """Return the test error that was logged with the BatchNorm statistics of the checkpoint."""
+    """Return the test error measured with the BatchNorm statistics of the checkpoint, in percent."""
     assert node.record is not None
     metrics = node.record.last_metrics()
     return metrics.get("test_error_percent_recorded_bn", metrics["test_error_percent"])
 
 
 class _BatchNormImages:
-    """This rank's training images for BatchNorm: batches r, r + W, … of those that a key chooses, in its order."""
+    """Training images of this rank for BatchNorm estimation.
+
+    A key draws the batches and their order. Rank r of W ranks gets batches r, r + W, r + 2W, …
+    """
 
     def __init__(self, experiment: Experiment, num_batches: int, batch_size: int) -> None:
         config, world = experiment.config, experiment.world
         loader = experiment.source.train_loader(
             global_batch_size=batch_size,
-            rank=0,  # a batch is one rank's, and whole
+            rank=0,  # each rank reads whole batches
             world_size=1,
             num_workers=loader_threads(config.data.num_workers, world.local_size),
             device=world.device,
@@ -315,7 +345,10 @@ class _BatchNormImages:
 
 
 class _Heeding(Generic[Item]):
-    """Batches between which one process can be stopped; several must first agree, and do so before each α."""
+    """Iterable that checks for a stop request before each batch.
+
+    Only a single process checks here. Several ranks must agree first, which they do before each α.
+    """
 
     def __init__(self, batches: Iterable[Item], world: World) -> None:
         self.batches, self.world = batches, world
@@ -327,10 +360,17 @@ class _Heeding(Generic[Item]):
             yield batch
 
 
-def _write(directory: Path, curve: BarrierCurve, title: str) -> None:
+def _end_names(question: Question, first: FinishedRun, second: FinishedRun) -> tuple[str, str]:
+    """Return names of the networks at α = 0 (second) and at α = 1 (first)."""
+    assert first.record is not None and second.record is not None
+    copies = {"norm_init": "its copy with ψ_init", "signed_init": "its signs on a fresh θ_init"}
+    return copies.get(question, second.record.name), first.record.name
+
+
+def _write(directory: Path, curve: BarrierCurve, title: str, ends: tuple[str, str]) -> None:
     from harness.analysis.plots import plot_barriers
 
     (directory / BARRIER).write_text(json.dumps(curve.to_dict(), indent=1) + "\n")
     if curve.correct_AN is not None:
         save_correct(directory / CORRECT, {"points": curve.correct_AN})
-    plot_barriers({title: curve}, directory / "barrier")
+    plot_barriers({title: curve}, directory / "barrier", ends=ends)

@@ -1,7 +1,8 @@
-"""The description of a run before it is made: key, name, tags, parents and configuration. One function a kind.
+"""Describe a run before it is made: key, name, tags, parents and configuration. One function per kind.
 
-A new column of the run list begins as a tag here: in `common` for every run, or in the function of one kind. To show
-it, see `harness/lineage/browse/listing.py` for the terminal and `harness/lineage/tracking/ui.py` for MLflow.
+A new column of the list of runs is a tag. Set it here, in `common` for every run, or in the function of one kind. To
+show it in the terminal, add it to `harness/lineage/browse/listing.py`. To show it in MLflow, add it to `_TAGS` in
+`harness/lineage/tracking/delivery.py` and to the view in `harness/lineage/tracking/view.py`.
 """
 
 from __future__ import annotations
@@ -33,37 +34,40 @@ class CommonDescription:
     """The parts of a description that all runs of a launch share."""
 
     determinants: dict[str, Any]
-    """Inputs to every key, seeds and method aside. Options added later appear only when they differ from their default,
-    so that old keys stay valid."""
+    """Inputs to every key, except seeds and method.
+
+    Options added after v1 appear only if they differ from their default, so that old keys stay valid.
+    """
     config: dict[str, Any]
     tags: dict[str, str]
     network: str
-    """Name of the network, with its width where that is not its own."""
+    """Name of the network, with its width if that is not the default."""
     method: str = ""
-    """Name of the method, with the distribution of α where that is not the paper's."""
+    """Name of the method, with the distribution of α if that is not the paper's."""
     alpha: dict[str, str] = field(default_factory=dict)
-    """Tag and input to a search's key: the distribution of α, where that is not the paper's."""
+    """Tag and input to a search's key: the distribution of α, if that is not the paper's."""
     drawn: dict[str, str] = field(default_factory=dict)
-    """Tag of the runs that draw a network which older runs drew otherwise, and of the levels below them."""
+    """Tag of runs, and of their levels, whose network is initialised otherwise than in earlier versions."""
 
 
 def common(experiment: Experiment) -> CommonDescription:
-    """Describe what all runs of a launch share."""
+    """Describe the common part of all runs of a launch."""
+    # Phase: inputs to the keys.
     config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.config.model
     width, matmul = width_of(model.name, model.width), config.float32_matmul_precision
     network = model.name if width == width_of(model.name, None) else f"{model.name}-w{width}"
-    # DDP adds gradients up in buckets: a + b = b + a, but three can be added two ways. Runs of three or more processes
-    # without this entry were made when each training kept the buckets that DDP begins with.
+    # DDP sums gradients in buckets. With three or more processes, the order of a sum changes its bits. Runs without
+    # this entry kept the initial buckets of DDP.
     order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
-    # Runs of these networks without the entries drew θ_init otherwise, or were trained with drop-connect.
+    # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
     redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
-    # All floats are of torch's default dtype. Only tools/selfcheck.py sets another one, float64.
+    # All floats have torch's default dtype. Only tools/selfcheck.py changes it, to float64.
     dtype = str(torch.get_default_dtype()).removeprefix("torch.")
     other_dtype = {} if dtype == "float32" else {"dtype": dtype}
     determinants = {
         "format": 2,
         "data": source.content_digest,
-        # without the place of its raw files: their content has a digest
+        # without the path of the raw files, because the digest covers their content
         "spec": {name: value for name, value in asdict(experiment.spec).items() if name != "raw"},
         "model": {"name": model.name, "width": width},
         "optim": config.optim.determinants(),
@@ -78,6 +82,8 @@ def common(experiment: Experiment) -> CommonDescription:
         **redrawn,
         **other_dtype,
     }
+
+    # Phase: the recorded configuration.
     launch = {"world_size": world.size, **order_of_sums, **other_dtype, "device": world.device_name}
     recorded = {
         "search": to_json(config),
@@ -85,11 +91,12 @@ def common(experiment: Experiment) -> CommonDescription:
         "launch": launch | {"threads": torch.get_num_threads()},
         "hardware": hardware(world.device),
         "command": redact(launch_command()),
-        "argv": [redact(word) for word in sys.argv],  # a record is given away, passwords are not
+        "argv": [redact(word) for word in sys.argv],  # records are shared, so they have no passwords
         **redrawn,
     }
-    # Short hash of every setting except seeds, method and kind: runs with equal hashes are trials of one setting. An
-    # initialisation counts by its name: a ticket is used where the file it once came from is not.
+
+    # Phase: tags. `settings` is a short hash of every setting except seeds, method and kind. Runs with equal hashes are
+    # trials of one setting. An initialisation counts by name, because its file may no longer exist.
     schedules = {"final": config.final.determinants(), "warmup": config.warmup_epochs, "level": config.level_epochs}
     begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
     alpha: dict[str, str] = {} if config.alpha == "uniform" else {"alpha": config.alpha}
@@ -102,7 +109,7 @@ def common(experiment: Experiment) -> CommonDescription:
 
 
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
-    """Return how levels are pruned; options added later only where they differ from their default."""
+    """Return the pruning settings that enter keys. Those added after v1 appear only if not at their default."""
     own: dict[str, Any] = {"pruning_fraction": config.pruning_fraction}
     if config.densities is not None:
         own = {"densities": config.densities}
@@ -111,14 +118,14 @@ def pruning_settings(config: SearchConfig) -> dict[str, Any]:
 
 
 def search_lock(experiment: Experiment, root: RunDescription) -> str:
-    """Return the key under which one launch at a time makes a search; its number of levels is no part of it."""
+    """Return the key of the lock that lets one launch at a time make a search, of any number of levels."""
     config = experiment.config
     schedules = {"warmup_epochs": config.warmup_epochs, "level_epochs": config.level_epochs}
     return sha256_json(experiment.common.determinants | {"search": root.key} | schedules | pruning_settings(config))
 
 
 def describe_search(experiment: Experiment, begun: Initialisation, theta_init_digest: str = "") -> RunDescription:
-    """Describe the root of a search. The number of levels is no part of its key: a longer search goes on."""
+    """Describe the root of a search. Its key excludes the number of levels, so that a longer search resumes it."""
     config, shared = experiment.config, experiment.common
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
     name = f"{shared.method} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
@@ -155,11 +162,15 @@ def describe_level(
 
     Args:
         root: Key of the search.
-        density: Of its mask, for the name.
-        phase: Sets several trainings of one level apart, e.g. "again"; "" for the usual one.
+        level: Number of prunings.
+        schedule: Epochs and learning rate.
+        parent: The search, or the level before.
+        density: Density of the mask, for the name.
+        phase: Distinguishes several trainings of one level, e.g. "again". "" is the usual one.
         determinants: Further inputs to its key.
         recorded: Further entries of its configuration.
     """
+    # Phase: inputs to the key, tags and the name.
     config, shared = experiment.config, experiment.common
     own = {"kind": "level", "root": root, "level": level, "schedule": schedule.determinants(), "parent": parent.key}
     tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
@@ -186,7 +197,18 @@ def describe_training(
     begun: Initialisation | None,
     transferred: bool,
 ) -> RunDescription:
-    """Describe a final training: `ticket` used as `trial` says, from a start with this digest under `mask`."""
+    """Describe a final training.
+
+    Args:
+        experiment: Network, data and schedule.
+        trial: The use of the ticket, and the seeds.
+        ticket: The level, or None for a dense training.
+        mask: The mask of the training.
+        start_digest: Digest of the initial parameters.
+        begun: The initialisation, if it is not the network's own.
+        transferred: Whether the ticket is of another data set.
+    """
+    # Phase: inputs to the key, and the recorded configuration.
     config, shared = experiment.config, experiment.common
     own = {
         "kind": "training",
@@ -208,6 +230,7 @@ def describe_training(
         **(begun.recorded if begun else {}),
     }
 
+    # Phase: parents and tags.
     parents = []
     if ticket is not None:
         parents.append(Parent(ticket.key, "trained-from" if trial.kind == "retrain" else "masked-by"))
@@ -216,11 +239,12 @@ def describe_training(
 
     tags = shared.tags | {"kind_of_training": trial.kind, "sgd_seed": str(trial.sgd_seed)}
     unusual = trial.unusual | ({"transferred": "true"} if transferred else {})
-    if unusual:  # such a training is no trial of the usual one
+    if unusual:  # a trial of another setting
         tags |= unusual | {"settings": sha256_json({"settings": tags["settings"]} | unusual)[:12]}
     tags |= {} if trial.drawn is None else {"init_seed": str(trial.drawn)} | shared.drawn
     tags |= {} if ticket is None else {"method": config.method, **shared.alpha}
 
+    # Phase: the name.
     level = ticket.checkpoint.level if ticket else 0
     found = [f"L{level:02d} d{mask.density:.3f} {shared.method}"] if ticket else []
     words = [trial.kind, *found, shared.network]
@@ -244,7 +268,17 @@ def describe_comparison(
     config: ComparisonConfig,
     determinants: dict[str, Any],
 ) -> RunDescription:
-    """Describe a comparison of two runs with these `determinants` (rank 0, which has their records)."""
+    """Describe a comparison of two runs. Called on rank 0, which has the records.
+
+    Args:
+        experiment: Network, data and precision.
+        first: One run.
+        second: The other. The same run for a ticket against a changed copy of itself.
+        question: The name of the comparison.
+        config: Points on the line, and BatchNorm statistics.
+        determinants: Inputs to the key.
+    """
+    # Phase: the pair, for the name and the parents.
     assert first.record is not None and second.record is not None
     shared = experiment.common
     tags, ticket = first.record.tags, first.mask.density
@@ -253,17 +287,19 @@ def describe_comparison(
     pair = [] if first.key == second.key else [_short_name(first.record), "|", _short_name(second.record)]
     others = [Parent(second.key, "compared")]
     drawn = {name: determinants[name] for name in ("init_seed", "start") if name in determinants}
-    if drawn:  # a ticket against its signs on a fresh θ_init, which no run holds
+    if drawn:  # a ticket against its signs on a fresh θ_init, which is not a run
         others, pair = [], [f"i{drawn['init_seed']}"]
-    elif first.key == second.key:  # a ticket against its copy with ψ_init
+    elif first.key == second.key:  # a ticket against its copy with the initial norm parameters ψ_init
         assert first.record.nested_under is not None
         others = [Parent(first.record.nested_under, "initialised-from")]
     same = {"same_start": str(tags.get("start_digest") == second.record.tags.get("start_digest")).lower()}
     precision = experiment.config.precision
+
+    # Phase: the description.
     return RunDescription(
         determinants=determinants,
         kind="analysis",
-        # what differs first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'
+        # the difference first: 'lmc signed_mask i2 s1 | retrain s1 L09 d0.134 aws resnet20'
         name=" ".join([question, *pair, *words, shared.network]),
         parents=(Parent(first.key, "compared"), *others),
         config=shared.config | {"question": question, "comparison": asdict(config)} | drawn,
@@ -285,10 +321,10 @@ def comparison_determinants(
     config: ComparisonConfig,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Return the inputs to a barrier's key; the keys of the two networks say how they were trained."""
+    """Return the inputs to a comparison's key. The keys of the two runs cover their trainings."""
     shared = experiment.common.determinants
     measured = {name: shared[name] for name in ("format", "data", "spec", "model")}
-    if shared["precision"] != "no":  # older keys have none
+    if shared["precision"] != "no":  # old keys have no entry
         measured["precision"] = shared["precision"]
     measured |= {name: shared[name] for name in ("float32_matmul_precision", "dtype") if name in shared}
     num_images = config.num_bn_images(experiment.source.num_train)
@@ -298,10 +334,10 @@ def comparison_determinants(
         "pair": sorted({first.key, second.key}),
         "alphas": config.alphas,
         "bn_convention": config.bn_convention,
-        # ema without its start began from the interpolated statistics
+        # without an entry, ema starts from the interpolated statistics
         **config.ema_start,
         "bn_images": num_images,
-        # BatchNorm statistics depend on how many images a batch has
+        # BatchNorm statistics depend on the batch size
         "batch": batch_size if num_images else None,
     }
 

@@ -1,6 +1,6 @@
-"""Data, network and settings of one launch, and the archive that its runs go to.
+"""Data, network and settings of one launch, and the archive of its runs.
 
-Searches, final trainings and comparisons are functions of an Experiment.
+Searches, final trainings and comparisons are functions that take an Experiment.
 """
 
 from __future__ import annotations
@@ -38,22 +38,25 @@ _SHARED |= {"sync_batchnorm", "deterministic"}
 
 @dataclass(frozen=True)
 class Initialisation:
-    """One way to θ_init: a scheme of SCHEMES, or else `network`, from the run `key` or from a file."""
+    """Source of θ_init: a scheme of SCHEMES, or a trained network from a run or a file."""
 
     text: str
-    """As the user named it."""
+    """The name that the user gave."""
     scheme: str = NETWORKS_OWN
     network: Pretrained | None = None
     digest: str | None = None
     """SHA-256 of the network's tensors."""
     key: str | None = None
-    """Key of the run it was taken from."""
+    """Key of the run that has the network. None for a file."""
 
     @classmethod
     def of(cls, named: str | Initialisation) -> Initialisation:
-        """Return the initialisation itself, or that of a scheme's name; ValueError for any other text.
+        """Return the initialisation, or the one with this scheme name.
 
-        Run IDs and files are resolved by `harness.cli.resolve`.
+        `harness.cli.resolve` resolves run IDs and files.
+
+        Raises:
+            ValueError: The text names no scheme.
         """
         if isinstance(named, Initialisation):
             return named
@@ -61,20 +64,20 @@ class Initialisation:
             try:
                 known("initialisation", named, list(SCHEMES))
             except ValueError as error:
-                hint = "a run ID or file is read first, by harness.cli.resolve.resolve_initialisation"
+                hint = "resolve run IDs and files with harness.cli.resolve.resolve_initialisation first"
                 raise ValueError(f"{error}; {hint}") from None
         return cls(named, scheme=named)
 
     @property
     def determinants(self) -> dict[str, Any]:
-        """Inputs to θ_init beside the seed; {} for the network's own."""
+        """Inputs to θ_init besides the seed. {} for the network's own initialisation."""
         if self.digest is not None:
             return {"initialisation": {"sha256": self.digest}}
         return {} if self.scheme == NETWORKS_OWN else {"initialisation": self.scheme}
 
     @property
     def recorded(self) -> dict[str, Any]:
-        """Entries of a run's record; {} for the network's own."""
+        """Entries of a run's record. {} for the network's own initialisation."""
         if self.digest is None and self.scheme == NETWORKS_OWN:
             return {}
         return {"initialisation": {"name": self.text, "sha256": self.digest, "run": self.key}}
@@ -96,16 +99,16 @@ class Experiment:
 
         Args:
             world: The processes of the launch.
-            store: Where its runs go.
+            store: The store of its runs.
             config: The settings.
-            initialisation: The resolved `config.initialisation`; a search needs it unless that is a scheme's name.
-            beside: Another experiment of the launch.
+            initialisation: The resolved `config.initialisation`. A search needs it unless that names a scheme.
+            beside: Another experiment of the same launch. Both share its delivery thread.
         """
         known("data set", config.data.name, list(DATASETS))
         known("model", config.model.name, list(MODELS))
         known("method", config.method, list(METHODS))
         if config.precision == "auto":
-            config = replace(config, precision=world.precision)  # keys and records hold what it became
+            config = replace(config, precision=world.precision)  # keys and records have the selected precision
         self.world, self.store, self.config = world, store, config
         self.shows_progress = world.is_main and not is_quiet()
         self._initialisation = initialisation
@@ -114,21 +117,21 @@ class Experiment:
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
 
-        # Data: all processes must have the same.
+        # Phase: open the data. All processes must have equal data.
         files = config.data.name, config.data.directory, config.data.loader
-        vouched = world.first_on_node(lambda: verify_data(*files))  # 150 GB are hashed once a node
+        vouched = world.first_on_node(lambda: verify_data(*files))  # hash ImageNet's 150 GB once per node
         self.source = world.on_all(lambda: open_data(*files, vouched=vouched))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
         self.train_feed, self.test_feed = world.on_all(self._feeds)
 
-        # Network: a blank one is copied for every training.
+        # Phase: build the network that every training copies.
         model = self.fresh_model()
         self.partition = partition_of(config.model.name, model)
         self.classifier = classifier_of(config.model.name)
         if config.sync_batchnorm:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        # channels_last is 1.3 times faster for a ResNet-20 on CPU too
+        # channels_last is 1.3 times faster for a ResNet-20, also on a CPU.
         self.blank = model.to(memory_format=torch.channels_last)
         self._check_batchnorm()
 
@@ -158,8 +161,8 @@ class Experiment:
         share = config.global_batch_size // world.size
         if share < config.accumulation_steps:
             raise ValueError(
-                f"accumulation_steps is {config.accumulation_steps}, but a process has {share} images of each batch; "
-                "it must have one for each"
+                f"accumulation_steps is {config.accumulation_steps}, but a process has only {share} images of a batch; "
+                "each micro-batch needs one"
             )
         threads = loader_threads(config.data.num_workers, world.local_size)
         ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
@@ -170,25 +173,25 @@ class Experiment:
         return TrainFeed(train_loader, self.spec, world.device), TestFeed(test_loader, self.spec, world.device)
 
     def beside(self, config: SearchConfig, initialisation: Initialisation | None = None) -> Experiment:
-        """Return an experiment of other settings, on other data if they say so, in the same launch and store."""
+        """Return an experiment with other settings, possibly on other data, in the same launch and store."""
         return Experiment(self.world, self.store, config, initialisation, beside=self)
 
     def using(
         self, method: str | None = None, *, initialisation: str | Initialisation | None = None, **changes: Any
     ) -> Experiment:
-        """Return this experiment with other search settings; data, loaders and processes are shared.
+        """Return this experiment with other search settings. Data, loaders and processes are shared.
 
         Args:
             method: Another name of METHODS.
             initialisation: Another scheme or resolved initialisation.
-            changes: Fields of SearchConfig; None leaves one as it is.
+            changes: Fields of SearchConfig. None keeps a field.
 
         Raises:
-            ValueError: A field that the shared parts were made from.
+            ValueError: The shared parts depend on a changed field.
         """
         changes = {name: value for name, value in changes.items() if value is not None}
         if fixed := sorted(changes.keys() & _SHARED):
-            raise ValueError(f"{', '.join(fixed)} cannot be changed in a launch: data and processes are shared")
+            raise ValueError(f"{', '.join(fixed)} cannot change within a launch, because data and processes are shared")
         if method is not None:
             changes["method"] = known("method", method, list(METHODS))
         other = copy(self)
@@ -201,16 +204,16 @@ class Experiment:
 
     @cached_property
     def common(self) -> describe.CommonDescription:
-        """Determinants, configuration and tags that every run of this launch has."""
+        """Determinants, configuration and tags that all runs of this launch share."""
         return describe.common(self)
 
     @property
     def initialisation(self) -> Initialisation:
-        """The initialisation of the search; ValueError if the configuration names a run or file that was not read."""
+        """The initialisation of the search. Raises ValueError for an unresolved run or file."""
         return self._initialisation or Initialisation.of(self.config.initialisation)
 
     def fresh_model(self) -> torch.nn.Module:
-        """Build the network on the CPU; torch's generator gives its values."""
+        """Build the network on the CPU. Torch's global generator draws its values."""
         return build_model(self.config.model.name, **self._sizes)
 
     @property
@@ -220,9 +223,9 @@ class Experiment:
         return sizes | {"width": self.config.model.width}
 
     def theta_init(self, init_seed: int, initialisation: str | Initialisation = NETWORKS_OWN) -> Checkpoint:
-        """Return θ_init, on the CPU, leaving torch's own generator as it was.
+        """Return θ_init on the CPU. The state of torch's generator does not change.
 
-        Of an initialisation from a trained network the seed draws only a classifier that does not fit.
+        If θ_init comes from a trained network, the seed only draws a classifier that does not fit.
         """
         begun = Initialisation.of(initialisation)
         model = draw_model(self.config.model.name, init_seed=init_seed, scheme=begun.scheme, **self._sizes)
@@ -232,10 +235,10 @@ class Experiment:
             return fresh
         fitted, kept_fresh = begun.network.fitted(fresh, self.classifier)
         if kept_fresh and self.world.is_main:
-            _log.info(f"note: {', '.join(kept_fresh)} are drawn: {begun.text} has none that fit")
+            _log.info(f"note: {', '.join(kept_fresh)} are drawn, because {begun.text} has no tensors that fit")
         return fitted
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:
-    """Return how many loader threads a process takes; −1 shares the machine's cores out over its processes."""
+    """Return the loader threads of a process. −1 divides the machine's cores among its processes."""
     return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)

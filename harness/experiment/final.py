@@ -1,4 +1,4 @@
-"""Final trainings: a ticket used on a fresh initialisation with the full schedule, and the dense network beside it."""
+"""Final trainings: a ticket on a fresh initialisation with the full schedule, or the dense network."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.trainer import Trainer
 from harness.masks import Mask, SignedMask, transfer
 from harness.pruning import METHODS, StartPoint
-from harness.runs.run import FinishedRun, TrainedRun
-from harness.runs.state_saver import StateSaver
+from harness.runs.run import FinishedRun
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One final training of a ticket: how it is used, and the two seeds.
+    """Kind and seeds of one final training.
 
     Example:
         >>> harness.Trial("retrain", init_seed=2, sgd_seed=1).drawn is None
@@ -30,23 +29,23 @@ class Trial:
 
     kind: Kind
     init_seed: int
-    """Draws the fresh θ_init; without influence on `retrain`, which draws none."""
+    """Seed of the fresh θ_init. `retrain` ignores it, because it draws none."""
     sgd_seed: int
     unpruned_signs: UnprunedSigns = "both"
-    """Whether the signs of biases and of the classifier are transferred too."""
+    """Parameters outside the mask whose signs are transferred too."""
     signs: SignsTaken = "trained"
-    """Whether the ticket is θ_T after training under m_T, or θ_{T−1} ⊙ m_T, right after pruning."""
+    """trained: use θ_T after training under m_T. pruned: use θ_{T−1} ⊙ m_T, right after pruning."""
     initialisation: str | Initialisation = NETWORKS_OWN
-    """The fresh θ_init: a scheme's name, or a resolved initialisation."""
+    """Initialisation of the fresh θ_init: the name of a scheme, or a resolved initialisation."""
 
     @property
     def drawn(self) -> int | None:
-        """The init_seed; None for `retrain`, which draws no θ_init, so that another seed makes no second run."""
+        """The init_seed, or None for `retrain`. So `retrain` with another init_seed is the same run."""
         return None if self.kind == "retrain" else self.init_seed
 
     @property
     def unusual(self) -> dict[str, str]:
-        """The uses of the ticket, and of θ_init, that are not the defaults."""
+        """Settings of the ticket and of θ_init that differ from their defaults."""
         usual = {field.name: field.default for field in fields(self)}
         begun = self.initialisation if isinstance(self.initialisation, str) else self.initialisation.text
         own: dict[str, str] = {"unpruned_signs": self.unpruned_signs, "signs": self.signs, "initialisation": begun}
@@ -56,24 +55,24 @@ class Trial:
 def final_training(
     experiment: Experiment, trial: Trial, ticket: FinishedRun | None = None, *, same_init: bool = False
 ) -> FinishedRun:
-    """Train `ticket` used as `trial` says with the full schedule, under plain 𝒜 (method, section 4).
+    """Run one final training: the full schedule under plain 𝒜 (paper, section 4).
 
-    A ticket of another data set is used without its classifier, which is drawn. Of a method whose levels are full
-    trainings, `retrain` is the ticket's own run, which is returned.
+    A ticket of another data set gets a new classifier. For methods whose levels are full trainings, `retrain` returns
+    the run of the ticket itself. A finished run is loaded instead of repeated.
 
     Args:
         experiment: Network, data and schedule.
-        trial: The use and the seeds.
-        ticket: A level of a search; `dense` needs none and ignores one.
-        same_init: Allow the search's own init_seed: a sign that wins on its own initialisation alone is no winning
+        trial: Kind and seeds.
+        ticket: A level of a search. `dense` ignores it.
+        same_init: Allow the search's own init_seed. A sign that wins only on its own initialisation is not a winning
             sign.
 
     Raises:
-        ValueError: No ticket, the search's own init_seed, a network of another shape, `retrain` on another data set, or
-            `retrain` of a full training with another sgd_seed or schedule than its own.
+        ValueError: The ticket is missing or has another shape. `init_seed` is the search's own. `retrain` has another
+            data set than the ticket. `retrain` of a full training has another sgd_seed or schedule.
 
     Returns:
-        The finished run; `metric("test_error_percent")` is its top-1 error (rank 0).
+        The finished run. `metric("test_error_percent")` is its top-1 test error (rank 0).
 
     Example:
         >>> trial = harness.Trial("signed_mask", init_seed=2, sgd_seed=1)
@@ -89,11 +88,11 @@ def final_training(
     elif ticket is None:
         raise ValueError(f"kind {trial.kind!r} needs a ticket")
 
-    # Take θ_T and s_T as the trial says, without the classifier for another data set.
+    # Phase: take θ_T and s_T, without the classifier for another data set.
     used = None if ticket is None else take(experiment, ticket, trial.signs)
     if used is not None and used.transferred and trial.kind == "retrain":
         raise ValueError(
-            "retrain goes on from the ticket's own weights, on its own data set; on another take signed_mask"
+            "retrain continues from the ticket's weights on its own data set; use signed_mask on another data set"
         )
     if ticket is not None and trial.kind == "retrain" and trial.signs == "trained":
         own = METHODS[config.method].retraining(ticket)
@@ -108,7 +107,7 @@ def final_training(
     if ticket is not None and same_init and trial.init_seed == config.init_seed and begun.text == NETWORKS_OWN:
         experiment.world.on_main(lambda: _check_same_draw(ticket))
 
-    # Make the start point: a fresh θ_init with the signs and the mask of the ticket.
+    # Phase: make the start point, a fresh θ_init with the signs and the mask of the ticket.
     fresh = experiment.theta_init(trial.init_seed)
     usual = trial.drawn is None or begun.text == NETWORKS_OWN
     theta_init = fresh if usual else experiment.theta_init(trial.init_seed, begun)
@@ -119,10 +118,10 @@ def final_training(
         params, mask = transfer.start(
             trial.kind, theta_init.params, used.params, used.signed_mask, seed=trial.init_seed, unpruned=names
         )
-    # running statistics start fresh, whatever the ticket's or a trained initialisation's were
+    # Running statistics always start fresh. Those of the ticket or of a trained initialisation are not used.
     start = StartPoint(params, fresh.buffers, mask, epochs_spent=ticket.checkpoint.epochs if ticket else 0)
 
-    # Train it: plain SGD, no interpolation.
+    # Phase: train it without interpolation, or load the finished run.
     transferred = used is not None and used.transferred
     description = describe_training(
         experiment,
@@ -134,33 +133,34 @@ def final_training(
         transferred=transferred,
     )
 
-    def make(saver: StateSaver) -> TrainedRun:
-        noise = SgdNoise(trial.sgd_seed, ("final",))
-        return Trainer(experiment).train(
+    noise = SgdNoise(trial.sgd_seed, ("final",))
+    return experiment.archive.run_or_load(
+        description,
+        lambda saver: Trainer(experiment).train(
             description, saver, start, schedule=config.final, noise=noise, psi_init=theta_init.params
-        )
-
-    return experiment.archive.run_or_load(description, make)
+        ),
+    )
 
 
 def _check_same_draw(ticket: FinishedRun) -> None:
-    """Refuse the search's own seed where it draws another θ_init today than it did then (rank 0)."""
+    """Raise ValueError if the search's init_seed draws another θ_init today than it did then (rank 0)."""
     assert ticket.record is not None
     record = ticket.record
     if (before := drawn_before(record.tags["model"], record.config)) is not None:
         raise ValueError(
-            f"the search of {record.name!r} drew its θ_init the other way ({before}), and its seed draws another one "
-            f"today; --initialisation {(record.nested_under or '')[:16]} takes that of the search itself"
+            f"the search of {record.name!r} drew its θ_init differently ({before}), so its seed draws another one "
+            f"today; --initialisation {(record.nested_under or '')[:16]} uses the search's own θ_init"
         )
 
 
 def _check_own_retraining(experiment: Experiment, trial: Trial, ticket: FinishedRun) -> None:
-    """Refuse another sgd_seed or schedule than the level was trained with (rank 0)."""
+    """Raise ValueError if sgd_seed or schedule differ from those of the level's training (rank 0)."""
     assert ticket.record is not None
     config, name, search = experiment.config, ticket.record.name, ticket.record.config["search"]
     for setting, asked, own in (
         ("sgd_seed", trial.sgd_seed, search["sgd_seed"]),
         ("final epochs", config.final.epochs, search["final"]["epochs"]),
+        ("lr_schedule", config.final.lr_schedule, search["final"]["lr_schedule"]),
     ):
         if asked != own:
             raise ValueError(
@@ -171,19 +171,20 @@ def _check_own_retraining(experiment: Experiment, trial: Trial, ticket: Finished
 
 @dataclass(frozen=True)
 class Ticket:
-    """[θ_T, s_T] of a level, as it is used."""
+    """[θ_T, s_T] of a level, prepared for a final training."""
 
     params: dict[str, torch.Tensor]
     signed_mask: SignedMask
     transferred: bool
-    """Whether it goes to another data set than its own, without its classifier."""
+    """Whether the final training uses another data set. Then the ticket has no classifier."""
 
 
 def take(experiment: Experiment, run: FinishedRun, signs: SignsTaken) -> Ticket:
     """Return the ticket of a level for a final training on the experiment's data set.
 
-    Raises ValueError where the level was not pruned from another (`signs` = pruned), and for a network of another
-    shape than the experiment's, the classifier aside.
+    Raises:
+        ValueError: With `signs` = pruned, the level was not pruned from another one. Or the ticket does not fit the
+            experiment's network. The classifier is not compared.
     """
     params, signed_mask = run.checkpoint.params, run.signed_mask
     if signs == "pruned":
@@ -200,22 +201,22 @@ def take(experiment: Experiment, run: FinishedRun, signs: SignsTaken) -> Ticket:
 
 
 def check_carries_over(experiment: Experiment, network: Mapping[str, torch.Tensor]) -> None:
-    """Raise a ValueError that names what keeps another data set's network, its classifier aside, from being used."""
+    """Raise ValueError if a network of another data set does not fit. The classifier is not compared."""
     theirs = {n: tensor.shape for n, tensor in network.items() if not n.startswith(f"{experiment.classifier}.")}
     own = {name: tensor.shape for name, tensor in experiment.archive.template.params.items()}
     check_fits(theirs, own, f"a ticket that goes over to {experiment.config.data.name}")
 
 
 def _pruned_from(experiment: Experiment, run: FinishedRun) -> str:
-    """Return the key of the level whose pruning made this one's mask."""
+    """Return the key of the level that was pruned to make this mask."""
 
     def read() -> str:
         assert run.record is not None
         found = [parent.key for parent in run.record.parents if parent.relation == "pruned-from"]
         if not found:
             raise ValueError(
-                f"{run.record.name!r} was not pruned from another level: it has no signs right after pruning; "
-                "take signs=trained"
+                f"{run.record.name!r} was not pruned from another level, so it has no signs right after pruning; "
+                "use signs=trained"
             )
         return found[0]
 

@@ -1,6 +1,7 @@
 """Algorithm 1: the level loop that finds a winning sign.
 
-The paper's lines (method: `harness/pruning/<method>.py`; AWS is `aws.py`, and LRR, from which it derives, `lrr.py`):
+A method is a file `harness/pruning/<method>.py`. AWS is `aws.py`. It derives from LRR, which is `lrr.py`. The lines of
+the algorithm are implemented here:
 
     –      θ₀, m₀ = 1                         `Search.theta_init`, `Mask.dense`; level 0, the warm-up, is of section 4.1
     1, 10  for t = 1 … T                      `steps`, the loop of `Search.levels`
@@ -15,9 +16,9 @@ The paper's lines (method: `harness/pruning/<method>.py`; AWS is `aws.py`, and L
     –      level t starts from θₜ₋₁ ⊙ mₜ      `method.start`
     11     return sign₀(θ_T ⊙ m_T)            `SearchResult.ticket.signed_mask`
 
-The paper prunes at the end of a level (its mₜ is our mₜ₊₁), and trains no more after the last pruning. Here each level
-begins with the pruning that makes its mask, so that its ticket is trained under it. `--order paper` does it as printed,
-after the warm-up.
+The paper prunes at the end of a level, so its mₜ is our mₜ₊₁. It does not train after the last pruning. Here each level
+starts with the pruning that makes its mask. So every ticket is trained under its own mask. `--order paper` follows the
+printed order after the warm-up.
 """
 
 from __future__ import annotations
@@ -40,17 +41,16 @@ from harness.experiment.trainer import Trainer, batch_gradients
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method, PruningSchedule, StartPoint
-from harness.runs.run import FinishedRun, RunDescription, TrainedRun
-from harness.runs.state_saver import StateSaver
+from harness.runs.run import FinishedRun, RunDescription
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """A finished search: θ_init and its levels, level 0 (the dense warm-up) first.
+    """θ_init and the levels of a finished search. Level 0, the dense warm-up, comes first.
 
-    One-shot pruning has level 0 and level T alone; a method that searches one density has level T.
+    One-shot pruning has only levels 0 and T. A method that searches one density has only level T.
     """
 
     theta_init: Checkpoint
@@ -58,23 +58,23 @@ class SearchResult:
 
     @property
     def ticket(self) -> FinishedRun:
-        """[θ_T, m_T] after training under m_T; its `signed_mask` is sign₀(θ_T ⊙ m_T), line 11."""
+        """[θ_T, m_T] after training under m_T. Its `signed_mask` is sign₀(θ_T ⊙ m_T) (line 11)."""
         return self.levels[-1]
 
 
 def search(experiment: Experiment) -> SearchResult:
-    """Find a signed mask by iterative pruning (paper, Algorithm 1); finished levels are loaded, not repeated.
+    """Find a signed mask by iterative pruning (paper, Algorithm 1). Finished levels are loaded.
 
     Args:
-        experiment: An open experiment (`harness.launch`); its settings name the method, the seeds and the levels.
+        experiment: An open experiment (`harness.launch`). Its settings define method, seeds and levels.
 
     Returns:
-        θ_init and the run of every level; `ticket` is the last one.
+        θ_init and the run of every level. `ticket` is the last level.
 
     Raises:
-        ValueError: Options that contradict one another, a level without any weight, or weights that are not finite.
+        ValueError: Options contradict each other, a level keeps no weight, or weights are not finite.
         BusyError: Another launch makes the same search.
-        StoppedError: The launch was asked to stop; the same command resumes.
+        StoppedError: The launch was asked to stop. The same command resumes it.
 
     Example:
         >>> with harness.launch(config) as experiment:
@@ -82,6 +82,7 @@ def search(experiment: Experiment) -> SearchResult:
         >>> [round(run.mask.density, 2) for run in found.levels]
         [1.0, 0.8, 0.64]
     """
+    # The lock lets one launch at a time make this search.
     method = METHODS[experiment.config.method]
     method.check(experiment.config)
     finding = Search(experiment, method)
@@ -99,11 +100,11 @@ class Step:
     level: int
     schedule: Schedule
     prunes: bool
-    """Whether its mask is a new one."""
+    """Whether the training starts with a pruning."""
     phase: str = ""
-    """A word that sets it apart from the usual training of its level, in name, tag and state."""
+    """Word that distinguishes several trainings of one level in name, tag and state. "" for the usual one."""
     continues_warmup: bool = False
-    """order=paper: level 0 is trained on before the first pruning."""
+    """order=paper: level 0 is trained further before the first pruning."""
 
 
 class Search:
@@ -114,7 +115,7 @@ class Search:
         self.norm, self.prunable = experiment.partition.norm, experiment.partition.prunable
         self.classifier = experiment.classifier
         self.trainer = Trainer(experiment)
-        # a method may ask for another initialisation than the configured one; it then names a scheme
+        # A method may override the configured initialisation with a scheme.
         wanted = method.initialisation(self.config)
         self.begun = experiment.initialisation if wanted == self.config.initialisation else Initialisation.of(wanted)
         self.description = describe_search(experiment, self.begun)
@@ -123,7 +124,7 @@ class Search:
 
     @cached_property
     def theta_init(self) -> Checkpoint:
-        """θ_init, drawn from init_seed."""
+        """θ_init, drawn with init_seed."""
         return self.experiment.theta_init(self.config.init_seed, self.begun)
 
     def check_counts(self) -> None:
@@ -149,15 +150,17 @@ class Search:
     # ------------------------------------------------------------------ Algorithm 1
 
     def levels(self) -> list[FinishedRun]:
-        """Run Algorithm 1: prune and train, T times, after the dense warm-up (level 0)."""
+        """Run Algorithm 1: after the dense warm-up (level 0), prune and train T times."""
         config, method = self.config, self.method
         pruning = method.pruning(config)
         for step in steps(config, method):
-            parent = self._done[-1] if self._done else None  # [θₜ₋₁, mₜ₋₁]; before the first level θ_init
-
+            # Phase: parent [θₜ₋₁, mₜ₋₁] and density of this level. The parent of level 0 is the search itself.
+            parent = self._done[-1] if self._done else None
             mask = parent.signed_mask.mask if parent else Mask.dense(self.theta_init.params, self.prunable)
             prunes = pruning if step.prunes else None
             kept = sum(prunes.counts(step.level, mask).values()) if prunes else mask.num_remaining
+
+            # Phase: prune and train, or load the finished level.
             ctx = self.context(step.level, mask, step.phase)
             relation = "trained-from" if step.continues_warmup else "pruned-from" if parent else "initialised-from"
             fraction = config.pruning_fraction if prunes and config.densities is None else None
@@ -181,10 +184,10 @@ class Search:
         return self._done
 
     def _pruned_start(self, ctx: LevelContext, prunes: PruningSchedule | None) -> StartPoint:
-        """Prune, and return the point that the level trains from; called only if the level is made."""
+        """Prune and return the start point of a level. A finished level does not call this."""
         method, world, kept = self.method, self.experiment.world, {}
         if prunes is not None:
-            # Line 8: mₜ keeps an exact number of the weights of mₜ₋₁: the most important (LRR, AWS: largest |θₜ₋₁|).
+            # Line 8: mₜ keeps an exact number of weights of mₜ₋₁. LRR and AWS keep the largest |θₜ₋₁|.
             importance = method.importance(ctx)
             ctx = replace(ctx, mask=prunes.next_mask(importance, ctx.mask, ctx.level))
             if world.size > 1:
@@ -194,10 +197,10 @@ class Search:
         # Level t starts from θₜ₋₁ ⊙ mₜ (LRR, AWS), with a new optimizer and schedule (line 9).
         return replace(method.start(ctx), keeps=kept)
 
-    # ------------------------------------------------------------------ parts that every method uses
+    # ------------------------------------------------------------------ used by every method
 
     def context(self, level: int, mask: Mask, phase: str = "") -> LevelContext:
-        """Return all that the method may look at for a level."""
+        """Return the inputs of a method for one level."""
         archive, spec, done = self.experiment.archive, self.experiment.spec, self._done
         return LevelContext(
             self.config,
@@ -227,19 +230,20 @@ class Search:
         recorded: Mapping[str, Any],
         **how: Any,
     ) -> FinishedRun:
-        """Train one level and commit it, or load it if it is finished.
+        """Train and commit one level, or load the finished one.
 
         Args:
-            ctx: The level; of it, number and phase.
-            density: Of its mask.
+            ctx: Inputs of the method. The description takes level and phase from it.
+            density: Density of the level's mask.
             schedule: Epochs and learning rate.
-            parent: Key of the run it is made from, and how.
-            start: Prunes and returns the start point; called only if the level is made.
+            parent: Key of the parent run, and the relation to it.
+            start: Prunes and returns the start point. A finished level does not call it.
             noise: u.
-            determinants: Further inputs to its key.
-            recorded: Further entries of its configuration.
-            how: Further arguments of `Trainer.train`.
+            determinants: Additional inputs to the key.
+            recorded: Additional entries of the recorded configuration.
+            how: Additional arguments of `Trainer.train`.
         """
+        # Phase: describe the run, which gives its key.
         description = describe_level(
             self.experiment,
             self.root,
@@ -252,22 +256,23 @@ class Search:
             recorded=recorded,
         )
 
-        def make(saver: StateSaver) -> TrainedRun:
-            if "count_rule" in determinants.get("pruning", {}):
-                self.experiment.world.on_main(lambda: self._note_older_count(description))
-            psi_init, metrics = self.theta_init.params, self.method.metrics
-            return self.trainer.train(
-                description, saver, start(), schedule=schedule, noise=noise, psi_init=psi_init, metrics=metrics, **how
-            )
+        if "count_rule" in determinants.get("pruning", {}):
+            self.experiment.world.on_main(lambda: self._note_older_count(description))
 
-        return self.experiment.archive.run_or_load(description, make)
+        # Phase: load the run with this key, or train it.
+        how |= {"schedule": schedule, "noise": noise, "metrics": self.method.metrics}
+        return self.experiment.archive.run_or_load(
+            description,
+            lambda saver: self.trainer.train(description, saver, start(), psi_init=self.theta_init.params, **how),
+        )
 
     def _note_older_count(self, description: RunDescription) -> None:
-        """Say that a level which counts its weights by the older rule is not continued (rank 0)."""
+        """Say that a level is made anew if its only finished run counts weights by the older rule (rank 0)."""
+        archive = self.experiment.archive
         own = dict(description.determinants)
         rest = {name: value for name, value in own.pop("pruning").items() if name != "count_rule"}
         older = sha256_json(own | ({"pruning": rest} if rest else {}))
-        if self.experiment.archive.knows(older):
+        if archive.knows(older) and not archive.knows(description.key):
             _log.warning(
                 f"{description.name!r} is made anew: for pruning_fraction {self.config.pruning_fraction}, an older "
                 f"version computed the number of kept weights in floating point, one too few at times. Its run "
@@ -275,7 +280,7 @@ class Search:
             )
 
     def record_root(self) -> None:
-        """Commit the search and its θ_init, or check that it began from the same one."""
+        """Commit the search and its θ_init. If it is committed already, check that θ_init is equal."""
         experiment, archive = self.experiment, self.experiment.archive
         description = describe_search(experiment, self.begun, self.theta_init.digest)
 
@@ -285,7 +290,7 @@ class Search:
                 archive.commit(
                     record, description.determinants, lambda directory: theta_init.save(directory / THETA_INIT)
                 )
-                archive.delivery.settle()  # what is wrong with the store is said now, not after the first level
+                archive.delivery.settle()  # report a broken store before the first level, not after it
                 return
             recorded = experiment.store.local.load(description.key).tags["theta_init_digest"]
             if recorded != self.theta_init.digest:
@@ -299,7 +304,7 @@ class Search:
 
 
 def steps(config: SearchConfig, method: Method) -> list[Step]:
-    """Return the trainings of a search, in order; each begins with the pruning that makes its mask, if it has one."""
+    """Return the trainings of a search, in order. A training with `prunes` starts with a pruning."""
     last = config.num_levels
     prunes = method.pruning(config) is not None
     prunings = [last] if config.one_shot else list(range(1, last + 1))
@@ -309,6 +314,6 @@ def steps(config: SearchConfig, method: Method) -> list[Step]:
     ]
     if config.order == "default":
         return found
-    # as printed: train, then prune; the last pruning is followed by no training
+    # The printed order: train, then prune. No training follows the last pruning.
     again = Step(0, method.schedule(config, 1), False, phase="again", continues_warmup=True)
     return [found[0], again, *found[1:-1], Step(last, Schedule(0, "constant"), prunes, phase="untrained")]

@@ -1,4 +1,4 @@
-"""One training from a start point to a trained run: 𝒜(θ ⊙ m, u), then its evaluation."""
+"""One training and its evaluation: 𝒜(θ ⊙ m, u), from a start point to a trained run."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from functools import partial
 import numpy as np
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.logging import progress
 from harness.common.machine import sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
@@ -29,12 +29,12 @@ from harness.training.feed import TrainFeed
 from harness.training.loop import EpochReport, train
 
 BN_IMAGES = 10_000
-"""Training images that BatchNorm statistics are re-estimated from."""
+"""Training images for the re-estimation of BatchNorm statistics."""
 
 
 @dataclass(frozen=True)
 class Trainer:
-    """Trains the network of an experiment."""
+    """Runs the trainings of an experiment."""
 
     experiment: Experiment
 
@@ -55,22 +55,22 @@ class Trainer:
         frozen: Collection[str] = (),
         choose: Callable[[int], np.ndarray] | None = None,
     ) -> TrainedRun:
-        """Train from `start` and evaluate.
+        """Train from a start point, then evaluate.
 
         Args:
-            description: The run that this training makes; gives the checkpoint its key and level.
-            saver: Resumes an interrupted training; its `measured` gets the measurements.
+            description: The run to make. The checkpoint gets its key and level.
+            saver: Saves and resumes the training. Its `measured` receives the metrics.
             start: θ ⊙ m and buffers.
             schedule: Epochs and learning rate.
             noise: u.
-            psi_init: θ_init, whose normalisation parameters the view may use.
-            view: Takes ψ and ψ_init; returns the view of each step.
-            metrics: Fields of EpochReport to log beside the usual ones.
-            reestimate: Evaluate with fresh BatchNorm statistics, too.
-            optim: Instead of the experiment's optimizer.
-            hook: Goes along with the training; may give another mask and more networks to keep.
+            psi_init: θ_init. The view may use its norm parameters.
+            view: Takes ψ and ψ_init. Returns the forward view of each step.
+            metrics: Fields of EpochReport to log in addition to the usual ones.
+            reestimate: Evaluate with re-estimated BatchNorm statistics, too.
+            optim: Optimizer settings. None means those of the experiment.
+            hook: Method hook. It may return another mask and additional networks.
             frozen: Names of parameters that are not trained.
-            choose: Takes the number of training images and returns the positions of those to use; None: all.
+            choose: Takes the number of training images and returns the positions to use. None means all images.
         """
         experiment, world, measured = self.experiment, self.experiment.world, saver.measured
         if not all(kept.any() for kept in start.mask.tensors.values()):
@@ -79,7 +79,7 @@ class Trainer:
         if choose is not None:
             feed = feed.among(choose(experiment.source.num_train))
 
-        # Put the network at the start point, and let the method see ψ and ψ_init.
+        # Phase: load the start point, and give the method ψ and ψ_init.
         model = deepcopy(experiment.blank).to(world.device)
         Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(model)
         params = dict(model.named_parameters())
@@ -88,27 +88,25 @@ class Trainer:
         norm = sorted(experiment.partition.norm)
         state = NormState([params[name] for name in norm], [psi_init[name].to(world.device) for name in norm])
         signs = {name: (start.weights or start.params)[name].sign() for name in start.mask.tensors}
-        flipped = _FlippedSigns(params, signs, start.mask) if world.is_main and start.weights is None else None
+        flipped = flipped_signs(params, signs, start.mask) if world.is_main and start.weights is None else None
         begin = divmod(start.begin_steps, feed.steps_per_epoch)
-        epochs = schedule.epochs - begin[0]  # one that is begun half-way counts
+        epochs = schedule.epochs - begin[0]  # an epoch that starts half-way counts
 
         def on_epoch(report: EpochReport) -> None:
             usual = ("train_loss", "train_error_percent", "lr", "images_per_second", *metrics)
             values = {name: getattr(report, name) for name in usual}
             if flipped is not None:
-                values["flipped_signs"] = flipped.share()
-            measured.log(start.epochs + report.epoch - begin[0] + 1, values, samples())
+                values["flipped_signs"] = flipped()
+            taken = [samples.popleft() for _ in range(len(samples))]
+            measured.log(start.epochs + report.epoch - begin[0] + 1, values, taken)
+            bar.postfix = f"loss {report.train_loss:.3g}"
 
-        # Train, with a progress bar and the load of the machine on rank 0.
-        bar = tqdm(
-            total=schedule.epochs * feed.steps_per_epoch,
-            initial=start.begin_steps,
-            desc=description.name,
-            unit="step",
-            leave=False,
-            disable=not experiment.shows_progress,
-        )
-        with bar, sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples:
+        # Phase: train. Rank 0 shows progress and samples the machine's load.
+        steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
+        with (
+            progress(description.name, steps, "steps", done=start.begin_steps, shown=shown) as bar,
+            sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples,
+        ):
             train(
                 model,
                 world=world,
@@ -127,7 +125,7 @@ class Trainer:
                 hook=hook,
             )
 
-        # Keep it, on several ranks with rank 0's BatchNorm statistics: those of each rank differ.
+        # Phase: make the checkpoint. BatchNorm statistics differ between ranks, so rank 0's are used.
         mask = hook.finish(start.mask) if hook else start.mask
         if hook and not all(kept.any() for kept in mask.tensors.values()):
             experiment.archive.check_weights(description.name, mask)
@@ -141,7 +139,7 @@ class Trainer:
             world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
         checkpoint.load_into_(model)
 
-        # Measure it.
+        # Phase: evaluate.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
         measured.log(checkpoint.epochs, {"epochs_total": spent + epochs})
         correct = self._evaluate(model, checkpoint.epochs, measured, noise, feed if reestimate else None)
@@ -151,23 +149,31 @@ class Trainer:
     def _evaluate(
         self, model: torch.nn.Module, step: int, measured: Measurements, noise: SgdNoise, train_feed: TrainFeed | None
     ) -> dict[str, torch.Tensor]:
-        """Log error and loss on the test split; given training images, of fresh BatchNorm statistics from them.
+        """Log error and loss on the test split.
 
-        Return which images were right, by evaluation.
+        With `train_feed`, re-estimate BatchNorm statistics first, and also log the error before.
+
+        Returns:
+            Correct answers, bool [N], by the name of the evaluation.
         """
         experiment, world = self.experiment, self.experiment.world
         feed = experiment.test_feed
         found = evaluate(model, feed, world, num_images=feed.num_images)
         correct = {}
         if train_feed is not None:
-            # an AWS level's running statistics were gathered under random α; they are not those of ψ
+            # The running statistics of an AWS level come from forward passes with random α, not from ψ itself.
             measured_before, correct["test_recorded_bn"] = found.error_percent, found.correct_N
             steps = -(-BN_IMAGES // experiment.config.global_batch_size)
             order = SgdNoise(noise.sgd_seed, ("batchnorm",))
-            batches = train_feed.epoch(order, 0, num_steps=min(steps, train_feed.steps_per_epoch))
-            with world.autocast():
-                reestimate_batchnorm(model, (images_NCHW for images_NCHW, _ in batches), "cumulative")
-            if world.size > 1:  # every rank saw its share of the images
+            steps = min(steps, train_feed.steps_per_epoch)
+            batches = train_feed.epoch(order, 0, num_steps=steps)
+            with (
+                progress("BatchNorm statistics", steps, "batches", shown=experiment.shows_progress) as bar,
+                world.autocast(),
+            ):
+                images = ((images_NCHW, bar.update())[0] for images_NCHW, _ in batches)
+                reestimate_batchnorm(model, images, "cumulative")
+            if world.size > 1:  # each rank saw only its share of the images
                 with torch.no_grad():
                     for buffer in (buffer for buffer in model.buffers() if buffer.is_floating_point()):
                         buffer.copy_(world.sum(buffer) / world.size)
@@ -177,41 +183,44 @@ class Trainer:
         return correct | {"test": found.correct_N}
 
 
-class _FlippedSigns:
-    """Counts, on the network's device, the kept weights whose sign differs from the start: one number is fetched."""
+def flipped_signs(
+    params: Mapping[str, torch.nn.Parameter], signs: Mapping[str, torch.Tensor], mask: Mask
+) -> Callable[[], float]:
+    """Return a function that measures the share of kept weights whose sign differs from the start, 0..1.
 
-    def __init__(self, params: Mapping[str, torch.nn.Parameter], signs: Mapping[str, torch.Tensor], mask: Mask) -> None:
-        self._weights: list[torch.Tensor] = [params[name] for name in signs]
-        # laid out like the weights: a comparison over mismatched strides takes twice the time
-        like = partial(torch.empty_like, requires_grad=False)
-        self._signs = [like(params[name], dtype=torch.int8).copy_(sign) for name, sign in signs.items()]
-        self._kept = [like(params[name], dtype=torch.bool).copy_(mask.tensors[name]) for name in signs]
-        self._num_kept = max(mask.num_remaining, 1)
+    It counts on the network's device and fetches one number.
 
-    @torch.no_grad()
-    def share(self) -> float:
-        """Return the share of the kept weights, 0..1."""
-        differ = [
-            ((weight.sign() != sign) & kept).sum()
-            for weight, sign, kept in zip(self._weights, self._signs, self._kept, strict=True)
-        ]
-        return float(torch.stack(differ).sum()) / self._num_kept
+    Args:
+        params: Parameters of the network, which change in place while it trains.
+        signs: Signs of the prunable tensors at the start, −1, 0 or 1.
+        mask: m.
+    """
+    # The copies have the layout of the weights. A comparison over mismatched strides takes twice the time.
+    like = partial(torch.empty_like, requires_grad=False)
+    weights = [params[name].detach() for name in signs]
+    starts = [like(params[name], dtype=torch.int8).copy_(sign) for name, sign in signs.items()]
+    kept = [like(params[name], dtype=torch.bool).copy_(mask.tensors[name]) for name in signs]
+    tensors, num_kept = list(zip(weights, starts, kept, strict=True)), max(mask.num_remaining, 1)
+    return lambda: (
+        float(torch.stack([((now.sign() != then) & own).sum() for now, then, own in tensors]).sum()) / num_kept
+    )
 
 
 def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], mask: Mask) -> dict[str, torch.Tensor]:
     """Return the gradients of the mean loss of one global batch at θ ⊙ m.
 
-    The batch is the first one of the sgd_seed's stream "ranking", augmented as in training. Computed without mixed
-    precision, in as many micro-batches as in training; BatchNorm uses the statistics of each, on each rank.
+    The batch is the first one of the stream "ranking" of sgd_seed, augmented as in training. The gradients use float32
+    and the micro-batches of training. BatchNorm uses the statistics of each micro-batch on each rank.
 
     Args:
-        experiment: Network, data and processes; all ranks call this.
+        experiment: Network, data and processes. All ranks call this.
         params: θ, all parameters by name.
-        mask: m; gradients of pruned weights are those at weight 0.
+        mask: m. Gradients of pruned weights are those at weight 0.
 
     Returns:
-        A tensor for each parameter, on the CPU, the mean over ranks.
+        One CPU tensor for each parameter: the mean over ranks.
     """
+    # Phase: load θ ⊙ m into a fresh copy of the network.
     world = experiment.world
     model = deepcopy(experiment.blank).to(world.device).train()
     own = dict(model.named_parameters())
@@ -219,6 +228,8 @@ def batch_gradients(experiment: Experiment, params: Mapping[str, torch.Tensor], 
         for name, tensor in params.items():
             own[name].copy_(tensor)
         mask.apply_({name: own[name] for name in mask.tensors})
+
+    # Phase: go through the batch, and average over ranks.
     noise, parts = SgdNoise(experiment.config.sgd_seed, ("ranking",)), experiment.config.accumulation_steps
     images_NCHW, labels_N = next(experiment.train_feed.epoch(noise, 0, num_steps=1))
     torch.manual_seed(noise.key("dropout", 0) >> 1)

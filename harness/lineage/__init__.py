@@ -1,4 +1,4 @@
-"""Where every result came from: nodes as plain records, local directories, and MLflow runs filled from them.
+"""Lineage of all results: records, local runs, and the MLflow runs that are filled from them.
 
 Example:
     >>> from harness import lineage
@@ -6,7 +6,7 @@ Example:
     >>> [run.kind for run in lineage.ancestors(store, run_id)]
     ['search', 'level', 'level']
 
-Functions take a run ID or key, or a unique beginning of one, and return plain objects with `to_dict()`.
+Functions take a run ID or key, or a unique prefix of one. They return plain objects with `to_dict()`.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -78,7 +78,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name from its home on first use: asking for a list needs no torch."""
+    """Import a public name on first use, so that listing runs does not import torch."""
     if name not in _HOME_OF:
         raise AttributeError(f"module 'harness.lineage' has no attribute {name!r}; public: {', '.join(__all__)}")
     import importlib

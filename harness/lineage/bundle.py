@@ -1,8 +1,8 @@
-"""A directory to give away: some runs with everything they came from, to be checked, imported and verified elsewhere.
+"""Bundles: directories that share runs and all their ancestors, to be imported and verified in another store.
 
-bundle.json lists the nodes and the SHA-256 of each record; a record lists the SHA-256 of each file. Checkpoints may be
-left out: the record stays as it is, so that what is there can still be checked, and a list says which files are absent.
-Whoever reads a bundle believes neither its listing nor its links.
+`bundle.json` lists the runs and the SHA-256 of each record. A record lists the SHA-256 of each file. A bundle may omit
+checkpoints. Records do not change then, and another file lists the omitted ones. The reader of a bundle does not trust
+it: it validates every name and digest, and refuses links.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ _MOST_BYTES = 64 << 20  # of a file of text
 
 @dataclass(frozen=True)
 class BundledRun:
-    """One node of a bundle; `run_ids` are its names in the stores it has been in, the newest first."""
+    """A run of a bundle. `run_ids` are its MLflow run IDs in all stores that held it, newest first."""
 
     directory: str
     key: str
@@ -60,19 +60,21 @@ class BundledRun:
 
     @classmethod
     def from_dict(cls, data: object) -> BundledRun:
-        """Return the item that a manifest lists; ValueError on anything that is no such item."""
+        """Parse an item of a manifest; ValueError if it is malformed."""
+        # Phase: check fields and types.
         names = ("directory", "key", "kind", "name", "record_sha256", "run_ids")
         if not isinstance(data, dict) or set(data) != set(names) or not isinstance(data["run_ids"], list):
             raise ValueError(f"an item of {MANIFEST} must have exactly the fields {', '.join(names)}")
         texts = [data[name] for name in names[:-1]] + data["run_ids"]
         if not all(isinstance(text, str) for text in texts):
             raise ValueError(f"an item of {MANIFEST} holds something other than text")
+
+        # Phase: check the values. The directory's name follows from kind and key.
         item = cls(**{**data, "run_ids": tuple(data["run_ids"])})
         good = item.kind in KINDS and all(re.fullmatch("[0-9a-f]{64}", text) for text in (item.key, item.record_sha256))
-        # the name of the directory follows from the rest: nothing is left to choose
         good = good and item.directory == f"{NODES}/{item.kind}-{item.key[:16]}"
         if not good or not all(re.fullmatch("[0-9a-f]{32}", run_id) for run_id in item.run_ids):
-            raise ValueError(f"an item of {MANIFEST} is no node: {item!r:.300}")
+            raise ValueError(f"an item of {MANIFEST} is not a run: {item!r:.300}")
         return item
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,7 +83,7 @@ class BundledRun:
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of one node of a bundle: new, there already, or completed with files that were left out before."""
+    """The outcome of importing one run: new, there already, or completed with omitted files."""
 
     item: BundledRun
     directory: Path
@@ -89,7 +91,7 @@ class Imported:
 
 
 def with_ancestors(store: LineageStore, nodes: Iterable[RunSummary]) -> list[RunSummary]:
-    """Return the nodes and everything they came from, each after that; LookupError when something is missing."""
+    """Return runs and all their ancestors, each after its parents; LookupError if one is missing."""
     found: dict[str, RunSummary] = {}
     for node in nodes:
         for other in [*ancestors(store, node), node]:
@@ -97,22 +99,36 @@ def with_ancestors(store: LineageStore, nodes: Iterable[RunSummary]) -> list[Run
     for node in list(found.values()):
         for key in [*(parent.key for parent in node.parents), *([node.nest_key] if node.nest_key else [])]:
             if key not in found:
-                raise LookupError(f"{node.name} came from node {key[:16]}…, which is neither local nor in MLflow")
+                raise LookupError(f"{node.name} has the parent {key[:16]}…, which is neither local nor in MLflow")
     return list(found.values())
 
 
 def write_bundle(
     store: LineageStore, nodes: Iterable[Named], out: Path, *, checkpoints: bool = False
 ) -> list[BundledRun]:
-    """Write a bundle of `nodes` and all they came from to a new directory, whole or not at all; return its items.
+    """Write a bundle of runs and all their ancestors to a new directory, atomically.
 
-    Raises FileExistsError when `out` is there, LookupError when an ancestor cannot be found, ValueError when a file was
-    altered.
+    Args:
+        store: The store of the runs.
+        nodes: The runs.
+        out: The new directory.
+        checkpoints: Include checkpoints and θ_init, which are by far the largest files.
+
+    Returns:
+        The items of the bundle.
+
+    Raises:
+        FileExistsError: `out` exists.
+        LookupError: An ancestor is missing.
+        ValueError: A file was altered.
     """
+    # Phase: find the runs.
     if out.exists():
-        raise FileExistsError(f"{out} is there already: give a new directory")
+        raise FileExistsError(f"{out} exists: give a new directory")
     out.parent.mkdir(parents=True, exist_ok=True)
     asked = [find_node(store, node) for node in nodes]
+
+    # Phase: write to a temporary directory, and rename it.
     temporary = out.parent / f".tmp-{out.name}.{socket.gethostname()}.{os.getpid()}"
     try:
         items = []
@@ -128,8 +144,10 @@ def write_bundle(
 
 
 def _write_node(store: LineageStore, node: RunSummary, directory: Path, *, checkpoints: bool) -> BundledRun:
+    """Write one run of a bundle, and return its item."""
+    # Phase: copy the record and the files.
     with store.open_file_of(node, RECORD) as path:
-        shutil.copyfile(path, directory / RECORD)  # its bytes, not what we would write today: they have a digest
+        shutil.copyfile(path, directory / RECORD)  # the original bytes, because their digest is recorded
     record = LineageRecord.from_json((directory / RECORD).read_bytes())
     absent = _unavailable(store, node, record)
     for name, digest in record.files.items():
@@ -139,6 +157,8 @@ def _write_node(store: LineageStore, node: RunSummary, directory: Path, *, check
             (directory / name).parent.mkdir(parents=True, exist_ok=True)
             with store.open_file_of(node, name) as path:
                 shutil.copyfile(path, directory / name)
+
+    # Phase: list the omitted files, and check the digests.
     if absent:
         write_absent_files(directory, absent)
     write_sums(directory, record)
@@ -149,7 +169,7 @@ def _write_node(store: LineageStore, node: RunSummary, directory: Path, *, check
 
 
 def _unavailable(store: LineageStore, node: RunSummary, record: LineageRecord) -> dict[str, AbsentFile]:
-    """Return the files that are not here on purpose, neither locally nor in MLflow."""
+    """Return the files that were deliberately deleted or omitted, locally and in MLflow."""
     local = store.local.find(node.key)
     absent = absent_files(local, record) if local is not None else {}
     if node.run_id is None:
@@ -165,7 +185,7 @@ def _left_out(digest: str, why: str) -> AbsentFile:
 
 
 def _write_manifest(directory: Path, items: list[BundledRun], asked: list[str]) -> None:
-    """Write the list of nodes, what to do with it, and the digests of all files in the form of `sha256sum -c`."""
+    """Write the manifest, the README, and the digests of all files in the format of `sha256sum -c`."""
     data = {"format": FORMAT, "asked": asked, "nodes": [item.to_dict() for item in items]}
     (directory / MANIFEST).write_bytes(json_bytes(data))
     (directory / README).write_text(_readme(directory, items, asked), encoding="utf-8")
@@ -176,88 +196,94 @@ def _write_manifest(directory: Path, items: list[BundledRun], asked: list[str]) 
 
 
 def _readme(directory: Path, items: list[BundledRun], asked: list[str]) -> str:
+    """Return the README of a bundle."""
     rows, absent = [], []
     for item in items:
         mask = f"`{item.directory}/{SIGNED_MASK}`" if (directory / item.directory / SIGNED_MASK).is_file() else "–"
         name = for_terminal(item.name).replace("|", "/").replace("`", "'")
-        rows.append(f"| `{name}`{' **asked for**' if item.key in asked else ''} | {item.kind} | {mask} |")
+        rows.append(f"| `{name}`{' **requested**' if item.key in asked else ''} | {item.kind} | {mask} |")
         absent += [f"{item.directory}/{name}" for name in read_absent_files(directory / item.directory)]
-    left_out = "Every file that the records list is here."
+    left_out = "The bundle is complete."
     if absent:
         left_out = (
-            f"{len(absent)} files that the records list (checkpoints, mostly) are not here on purpose; "
-            f"`{ABSENT_FILES}` in each node's directory says which and why. "
-            "What follows from them cannot be proved from this bundle."
+            f"The bundle deliberately omits {len(absent)} of the files, mostly checkpoints. "
+            f"`{ABSENT_FILES}` in a run's directory lists them with the reason. "
+            "`verify` skips the checks that need them."
         )
     first = next((item for item in items if item.key in asked and item.run_ids), None)
     example = first.run_ids[0] if first else asked[0]
     return _README.format(rows="\n".join(rows), left_out=left_out, example=example, count=len(items))
 
 
-_README = """# Runs of signed-tickets, with everything they came from
+_README = """# Runs of signed-tickets, with all their ancestors
 
-{count} nodes, each a directory with its files, its settings and its record (`record.json`: seeds, code version,
-parents, metrics, and the SHA-256 of every file). {left_out}
+{count} runs. Each is a directory with its files, its settings and its record. The record, `record.json`, has the seeds,
+code version, parents and metrics, and the SHA-256 of every file. {left_out}
 
-| node | kind | signed mask |
+| run | kind | signed mask |
 |---|---|---|
 {rows}
 
-Check that nothing was altered on the way:
+Check the files for corruption:
 
     sha256sum -c --quiet SHA256SUMS
 
-Bring them into a store of your own, where they are verified and browsed like your own runs (MLFLOW_TRACKING_URI, or
-sqlite:///mlflow.db in the working directory; run IDs of the origin keep naming them):
+Import the runs into your own store, to verify and browse them like your own runs. The store is MLFLOW_TRACKING_URI, or
+else sqlite:///mlflow.db in the working directory. The original run IDs stay valid:
 
     python tools/lineage.py import THIS_DIRECTORY
     python tools/lineage.py verify {example}
 
-Or use a signed mask as it is:
+Or load a signed mask directly:
 
     from harness import load_signed_mask
     mask = load_signed_mask("THIS_DIRECTORY/nodes/…/signed_mask.safetensors")
     mask.apply_(model)
 
-The files are safetensors, JSON, images and text; nothing in here is a program, and reading it runs none.
+All files are safetensors, JSON, images or text. Loading them runs no code.
 """
 
 
-# ---------------------------------------------------------------------- reading somebody else's
+# ---------------------------------------------------------------------- import
 
 
 def read_bundle(directory: Path) -> list[BundledRun]:
-    """Return what a bundle says it holds; ValueError when it is no bundle, or one of a newer format."""
+    """Return the items of a bundle; ValueError if it is malformed or has another format."""
     path = directory / MANIFEST
     if not path.is_file():
-        raise ValueError(f"{directory} is no bundle: it has no {MANIFEST}")
+        raise ValueError(f"{directory} is not a bundle: it has no {MANIFEST}")
     try:
         data = json.loads(_plain_file(directory, MANIFEST, _MOST_BYTES).read_bytes())
         found, nodes = data["format"], data["nodes"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is no list of nodes: {error}") from None
+        raise ValueError(f"{path} is not a list of runs: {error}") from None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r:.60}; this version of the harness reads {FORMAT}")
     if not isinstance(nodes, list):
-        raise ValueError(f"{path} is no list of nodes")
+        raise ValueError(f"{path} is not a list of runs")
     items = [BundledRun.from_dict(node) for node in nodes]
     if len({item.directory for item in items}) < len(items):
-        raise ValueError(f"{path} lists a node twice")
+        raise ValueError(f"{path} lists a run twice")
     return items
 
 
 def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
-    """Make the nodes of a bundle local ones, checking every digest, and yield what became of each.
+    """Import the runs of a bundle as local runs, and yield the outcome of each.
 
-    Nothing is written before all of it was checked; killed in the middle, whole nodes are there, and the same command
-    goes on. A node that is there already stays; files that it had been given without are added.
-    Raises ValueError when anything was altered, leads out of the bundle, or contradicts a node that is there.
+    The whole bundle is checked before the first write. Each run is committed atomically, so an interrupted import
+    resumes. Existing runs are kept, and get the files that they lack.
+
+    Raises:
+        ValueError: A file was altered, a link or name leaves the bundle, or a local run with the same key differs.
     """
+    # Phase: check the whole bundle.
     items = read_bundle(directory)
     records = {item.key: _check_item(directory, item) for item in items}
     known = {item.key: store.local.find(item.key) for item in items}
     for item in items:
         _check_against_own(store, item, directory / item.directory, records[item.key], known[item.key], records)
+
+    # Phase: import run by run.
     for item in items:
         own = known[item.key]
         remember_origin(store.local, records[item.key], item.run_ids)
@@ -270,12 +296,12 @@ def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
 
 
 def _check_item(directory: Path, item: BundledRun) -> LineageRecord:
-    """Return the record of an item after checking all its files; nothing outside of the bundle is opened."""
+    """Return the record of an item after checking all its files. No file outside of the bundle is opened."""
     place = directory / item.directory
     path = _plain_file(directory, f"{item.directory}/{RECORD}", _MOST_BYTES)
     record = LineageRecord.from_json(check_digest(path, item.record_sha256).read_bytes())
     if (record.key, record.kind) != (item.key, item.kind):
-        raise ValueError(f"{path} is the record of another node, {record.kind} {record.key[:16]}…")
+        raise ValueError(f"{path} is the record of another run, {record.kind} {record.key[:16]}…")
     if (place / ABSENT_FILES).exists() or (place / ABSENT_FILES).is_symlink():
         _plain_file(directory, f"{item.directory}/{ABSENT_FILES}", _MOST_BYTES)
     absent = absent_files(place, record)
@@ -294,10 +320,13 @@ def _check_against_own(
     own: Path | None,
     records: dict[str, LineageRecord],
 ) -> None:
-    """Refuse a bundle that contradicts what is here, or lacks what its nodes came from."""
+    """Raise ValueError if a run differs from the local one with its key, or a parent is missing."""
+    # Phase: compare with the local run.
     taken = store.local.path(record)
     if own is None and taken.exists():
-        raise ValueError(f"{taken} is there and belongs to another node; move it away, or import elsewhere (--runs)")
+        raise ValueError(
+            f"{taken} exists and belongs to another run; move it away, or import into another directory (--runs)"
+        )
     if own is not None:
         mine = read_record(own)
         other = [name for name in RESULTS if name in mine.files and mine.files[name] != record.files.get(name)]
@@ -305,14 +334,16 @@ def _check_against_own(
             other = []
         if other:
             raise ValueError(
-                f"{item.name} is here already with another {' and '.join(other)}, though its key is the same: two "
-                "machines or versions came to other bits. Nothing was imported; import into a store of its own "
+                f"{item.name} is already local with another {' and '.join(other)} under the same key: two machines or "
+                "versions computed different bits. Nothing was imported. Import into another store instead "
                 "(--runs, --tracking-uri)"
             )
+
+    # Phase: find all parents.
     needed = [parent.key for parent in record.parents] + ([record.nest_key] if record.nest_key else [])
     for key in needed:
         if key not in records and store.local.find(key) is None and store.run_id_of(key) is None:
-            raise ValueError(f"{item.name} came from node {key[:16]}…, which is neither in the bundle nor here")
+            raise ValueError(f"{item.name} has the parent {key[:16]}…, which is neither in the bundle nor local")
 
 
 def _same_mask(own: Path, place: Path) -> bool:
@@ -327,7 +358,7 @@ def _same_mask(own: Path, place: Path) -> bool:
 
 
 def _bring(store: LineageStore, place: Path, record: LineageRecord, item: BundledRun) -> Path:
-    """Copy one node and commit it; a copy that was interrupted is removed first."""
+    """Copy one run and commit it. The remains of an interrupted copy are removed first."""
     with store.local.room_for(record) as temporary:
         absent = absent_files(place, record)
         for name in [*record.files, RECORD, *([ABSENT_FILES] if absent else [])]:
@@ -338,12 +369,15 @@ def _bring(store: LineageStore, place: Path, record: LineageRecord, item: Bundle
 
 
 def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord) -> list[str]:
-    """Add files that the own node lacks on purpose and the bundle has; return their names."""
+    """Add the files that a local run deliberately lacks and the bundle has; return their names."""
+    # Phase: choose the files.
     mine = read_record(own)
     lacking, theirs = absent_files(own, mine), absent_files(place, record)
     added = [name for name in lacking if record.files.get(name) == mine.files[name] and name not in theirs]
     if not added:
         return []
+
+    # Phase: copy each file atomically, then update the list of absent files.
     with store.local.room_for(record) as temporary:
         for number, name in enumerate(added):
             copy = temporary / str(number)
@@ -352,20 +386,20 @@ def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord
             fsync(copy)
             (own / name).parent.mkdir(parents=True, exist_ok=True)
             os.replace(copy, own / name)
-            fsync((own / name).parent)  # before the list says that the file is there
+            fsync((own / name).parent)  # durable before the list changes
     write_absent_files(own, {name: file for name, file in lacking.items() if name not in added})
     return added
 
 
 def _plain_file(directory: Path, name: str, most_bytes: int | None = None) -> Path:
-    """Return the path of a regular file below `directory` that no link leads to; ValueError otherwise."""
+    """Return the path of a regular file below `directory`; ValueError if a part of the path is a link."""
     path = directory
     for part in check_file_name(name).split("/"):
         path = path / part
         if path.is_symlink():
-            raise ValueError(f"{path} is a link; a bundle has none")
+            raise ValueError(f"{path} is a link; links are not allowed in a bundle")
     if not path.is_file():
-        raise ValueError(f"{path} is missing, or no file")
+        raise ValueError(f"{path} is missing, or not a file")
     if most_bytes is not None and path.stat().st_size > most_bytes:
         raise ValueError(f"{path} has {path.stat().st_size:,} bytes; at most {most_bytes:,} are read")
     return path

@@ -1,4 +1,4 @@
-"""Signed masks, checkpoints and networks by run ID, model version, node key or file."""
+"""Load signed masks, checkpoints and networks by run ID, model version, key or file."""
 
 from __future__ import annotations
 
@@ -26,29 +26,30 @@ def load_signed_mask(
 ) -> SignedMask:
     """Return the signed mask of a finished run.
 
-    The file's SHA-256 is checked against the recorded one, also for a path in a run's directory.
-    Of a level only the mask is read, never the checkpoint.
+    Only the mask is read, not the checkpoint. Its SHA-256 is checked against the recorded one, also for a path in a
+    run's directory.
 
     Args:
-        run_id: A run ID, a `models:/` URI with a version or alias (models:/aws-digits-resnet20@s1-L07), the key of a
-            node, or the path of a file.
-        tracking_uri: Where run IDs and URIs are looked up; MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
-        local_dir: Where keys are looked up first.
+        run_id: A run ID, a key, the path of a file, or a `models:/` URI with a version or alias, such as
+            models:/aws-digits-resnet20@s1-L07.
+        tracking_uri: Tracking server for run IDs and URIs. None takes MLFLOW_TRACKING_URI, or else
+            sqlite:///mlflow.db.
+        local_dir: Directory of local runs, where keys are looked up first.
 
     Returns:
-        The signs of all parameters by name: int8 −1, 0 or +1, each in the shape of its parameter.
+        The signs of all parameters by name: int8 of −1, 0 or +1, in the shape of the parameter.
 
     Raises:
         LookupError: There is no such run, version, file or mask.
         ValueError: The run is not finished, or the file was altered.
-        ConnectionError: The server cannot be reached.
+        ConnectionError: The server is unreachable.
 
     Example:
         >>> mask = harness.load_signed_mask(run_id)
         >>> sorted(mask.signs["fc.weight"].unique().tolist())
         [-1, 1]
     """
-    from harness.masks import SignedMask
+    from harness.masks import SignedMask  # imports torch, which lists of runs do not need
 
     with _open(run_id, SIGNED_MASK, tracking_uri, local_dir) as path:
         return SignedMask.load(path)
@@ -57,7 +58,7 @@ def load_signed_mask(
 def load_checkpoint(
     run_id: str | Path, tracking_uri: str | None = None, local_dir: Path | str = DEFAULT_DIRECTORY
 ) -> Checkpoint:
-    """Return parameters and buffers of a finished run; arguments and errors as `load_signed_mask`.
+    """Return parameters and buffers of a finished run; arguments and errors as in `load_signed_mask`.
 
     Example:
         >>> checkpoint = harness.load_checkpoint(run_id)
@@ -75,8 +76,9 @@ def load_network(
 ) -> nn.Module:
     """Return the trained network of a finished run, on the CPU, in evaluation mode.
 
-    It takes normalised float images (N, channels, height, width) and returns logits (N, classes). Arguments and errors
-    as `load_signed_mask`; the path of a file is a LookupError, since a file does not say which network it is of.
+    The network takes normalised float images (N, channels, height, width) and returns logits (N, classes). Arguments
+    and errors are those of `load_signed_mask`. The path of a file raises LookupError, because a file does not name its
+    network.
 
     Example:
         >>> model = harness.load_network(run_id)
@@ -86,7 +88,7 @@ def load_network(
     from harness.lineage.proof.networks import Architecture
 
     if Path(run_id).is_file():
-        raise LookupError(f"{run_id} is a file, which does not say which network it is of; give a run ID or a key")
+        raise LookupError(f"{run_id} is a file, and a file does not name its network; give a run ID or a key")
     with _open(run_id, DETERMINANTS, tracking_uri, local_dir) as path:
         model = Architecture.of(json.loads(path.read_bytes())).model()
     load_checkpoint(run_id, tracking_uri, local_dir).load_into_(model)
@@ -95,6 +97,8 @@ def load_network(
 
 @contextlib.contextmanager
 def _open(run_id: str | Path, name: str, tracking_uri: str | None, local_dir: Path | str) -> Iterator[Path]:
+    """Yield the path of a file of the run that `run_id` names."""
+    # Phase: a key.
     text = str(run_id)
     if re.fullmatch("[0-9a-f]{64}", text):
         local = LocalNodes(local_dir)
@@ -103,18 +107,20 @@ def _open(run_id: str | Path, name: str, tracking_uri: str | None, local_dir: Pa
             return
         found = open_store(local_dir, tracking_uri).run_id_of(text)
         if found is None:
-            raise LookupError(f"no node with key {text[:16]}… in {local.directory.resolve()} or a finished MLflow run")
+            raise LookupError(f"no run with key {text[:16]}… in {local.directory.resolve()}, nor a finished MLflow run")
         text = found
+    # Phase: a model URI, or the path of a file.
     elif is_model_uri(text):
         text = open_store(local_dir, tracking_uri).run_id_of_model(text)
     elif not re.fullmatch("[0-9a-f]{32}", text):
         path = Path(run_id)
         if not path.is_file():
-            raise LookupError(f"{text!r} is no run ID (32 hex digits), no node key (64), no models:/ URI and no file")
+            raise LookupError(f"{text!r} is not a run ID (32 hex digits), key (64 hex digits), models:/ URI or file")
         from harness.common.tensors import check_beside
 
         check_beside(path)
         yield path
         return
+    # Phase: an MLflow run.
     with open_store(local_dir, tracking_uri).open_file(text, name) as path:
         yield path

@@ -1,4 +1,4 @@
-"""The lineage of one place: local nodes and the MLflow store they are delivered to, asked as one."""
+"""Query local runs and their MLflow copies through one interface, and deliver local runs."""
 
 from __future__ import annotations
 
@@ -46,15 +46,22 @@ def open_store(
     *,
     offline: bool = False,
 ) -> LineageStore:
-    """Return the store over `local_dir` and a tracking URI (None: the default one; `offline`: local nodes alone)."""
+    """Return the store over a directory of local runs and a tracking server.
+
+    Args:
+        local_dir: Directory of local runs.
+        tracking_uri: Tracking server. None takes MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
+        experiment: MLflow experiment of new runs.
+        offline: Use no tracking server.
+    """
     uri = None if offline else tracking_uri or default_tracking_uri()
     return LineageStore(uri, LocalNodes(local_dir), experiment)
 
 
 class LineageStore:
-    """Local nodes and the MLflow store they are delivered to; `tracking_uri=None` means local nodes alone.
+    """Local runs and the tracking server that they are delivered to (None: no server).
 
-    Nothing is asked of the server before the first call that needs it.
+    Connects to the server on first use.
     """
 
     def __init__(self, tracking_uri: str | None, local: LocalNodes, experiment: str = DEFAULT_EXPERIMENT) -> None:
@@ -65,13 +72,13 @@ class LineageStore:
         self.overviews = Overviews(self.server, self.summaries)
 
     def apart(self) -> LineageStore:
-        """Return the same store over a connection of its own, for another thread."""
+        """Return a copy with its own connection, for use in another thread."""
         return LineageStore(self.tracking_uri, self.local, self.server.experiment)
 
     def require(self) -> None:
-        """Raise ConnectionError, within half a minute, if the tracking server that was asked for gives no answer."""
+        """Raise ConnectionError if the tracking server does not answer within half a minute."""
         if self.tracking_uri is None or self.server.is_file:
-            return  # a SQLite file is made when it is first written
+            return  # a SQLite file is created on the first write
         try:
             with self.server.talking("begin"):
                 self.server.client().search_experiments(max_results=1)
@@ -82,12 +89,17 @@ class LineageStore:
                 f"{error}. Start it, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
             ) from None
 
-    # ------------------------------------------------------------------ asking
+    # ------------------------------------------------------------------ queries
 
     def find(self, key: str) -> Path | None:
-        """Return the directory of the node with this key: the local one, or else fetched from its finished run.
+        """Return the local run with this key, fetched from MLflow if need be; None if neither has it.
 
-        Raises ValueError when what was found is altered, ConnectionError when it is not here and the server is away.
+        Returns:
+            Its directory.
+
+        Raises:
+            ValueError: The run was altered.
+            ConnectionError: The run is not local, and the server is unreachable.
         """
         directory = self.local.find(key)
         if directory is not None or not self.server.readable():
@@ -101,7 +113,9 @@ class LineageStore:
     def load(self, run_id: str) -> LineageRecord:
         """Return the record of a finished run.
 
-        Raises LookupError when there is no such run, ValueError when it is unfinished, foreign or altered.
+        Raises:
+            LookupError: There is no such run.
+            ValueError: The run is unfinished, altered, or not of the harness.
         """
         with self.server.talking(f"read run {run_id}"):
             run = self.server.finished(run_id)
@@ -113,25 +127,27 @@ class LineageStore:
 
     @contextlib.contextmanager
     def open_file(self, run_id: str, name: str) -> Iterator[Path]:
-        """Give the path of one file of a finished run, its digest checked; read it, do not keep or write it.
+        """Yield the path of one file of a finished run, after checking its digest. Only read it, inside the block.
 
-        Raises LookupError when there is no such run or file, ValueError when the run is unfinished or the file altered.
+        Raises:
+            LookupError: There is no such run or file.
+            ValueError: The run is unfinished, or the file was altered.
         """
         with contextlib.ExitStack() as stack:
             with self.server.talking(f"read run {run_id}"):
                 path = stack.enter_context(self.server.artifact(self.server.finished(run_id), name))
-            yield path  # outside of talking: what goes wrong while reading the file is the reader's
+            yield path  # outside of `talking`, so that errors of the caller stay as they are
 
     def record_of(self, node: RunSummary) -> LineageRecord:
-        """Return the record of a listed node, local or not; errors as `load`."""
+        """Return the record of a listed run, local or in MLflow; errors as in `load`."""
         with self.open_file_of(node, RECORD) as path:
             return LineageRecord.from_json(path.read_bytes())
 
     @contextlib.contextmanager
     def open_file_of(self, node: RunSummary, name: str) -> Iterator[Path]:
-        """Give the path of one file of a listed node, or its record, its digest checked; the local one if it is there.
+        """Yield the path of one file or the record of a listed run; errors as in `open_file`.
 
-        Errors as `open_file`.
+        The local copy is preferred. The digest is checked.
         """
         directory = self.local.find(node.key)
         in_mlflow = node.run_id is not None and name not in node.absent
@@ -144,15 +160,25 @@ class LineageStore:
                 yield path
 
     def stored_digests(self, run_id: str, names: Sequence[str]) -> Iterator[tuple[str, str | None, int]]:
-        """Yield (name, SHA-256, bytes) of files of a finished run as MLflow has them now; (name, None, 0) if missing.
+        """Recompute the digests of a finished run's files in MLflow; errors as in `load`.
 
-        One file at a time is fetched, and none is kept. Errors as `load`.
+        Files are fetched one at a time and not kept.
+
+        Yields:
+            (name, SHA-256, bytes) of each file, or (name, None, 0) if it is missing.
         """
         with self.server.talking(f"read run {run_id}"):
             repository = self.server.repository(self.server.finished(run_id))
             for name in names:
                 with opened(repository, name) as path:
                     yield (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
+
+    def copy_digest(self, run_id: str, name: str) -> str | None:
+        """Recompute the SHA-256 of the copy of a file among a run's own artifacts; None if there is no copy."""
+        with self.server.talking(f"read run {run_id}"):
+            repository = self.server.repository(self.server.finished(run_id), own=True)
+            with opened(repository, name) as path:
+                return None if path is None else sha256_file(path)
 
     def run_id_of(self, key: str) -> str | None:
         """Return the ID of the finished run with this key, or None."""
@@ -163,34 +189,40 @@ class LineageStore:
             return run.info.run_id if run is not None and run.info.status == "FINISHED" else None
 
     def run_id_of_model(self, uri: str) -> str:
-        """Return the run that a `models:/` URI (version, alias or logged model) leads to; LookupError if none does."""
+        """Return the ID of the run behind a `models:/` URI (version, alias or logged model); LookupError if none."""
         if not self.server.readable():
             raise LookupError(f"no MLflow store to look {uri} up in")
         with self.server.talking(f"look {uri} up"):
             return self.delivery.registry.run_id(uri)
 
     def experiments(self) -> list[str]:
-        """Return the names of all experiments of the tracking store."""
+        """Return the names of all experiments on the server."""
         if not self.server.readable():
             return []
         with self.server.talking("list experiments"):
             return list(self.server.experiments())
 
     def summaries(self, where: str = "", limit: int | None = None, experiment: str | None = None) -> list[RunSummary]:
-        """Return what runs say of themselves, newest first, read in pages, one request each.
+        """Return summaries of the runs of the harness in MLflow, newest first, in one request per 1,000.
 
-        `where` is an MLflow run filter; `experiment` is a name, None: all. Runs that others logged are left out.
+        Args:
+            where: MLflow run filter.
+            limit: Maximum number of runs. None returns all.
+            experiment: Name of an experiment. None searches all.
         """
         if not self.server.readable():
             return []
-        # A comparison with LIKE '%' is true for every run that has the tag; a filter on our own tags needs no such one.
+
+        # Phase: restrict the filter to runs of the harness, unless it names their tags. LIKE '%' tests for a tag.
         ours = [] if "harness." in where or "run_id" in where else [f"tags.`{KEY_TAG}` LIKE '%'"]
         condition = " AND ".join([*ours, *([where] if where else [])])
         found: list[RunSummary] = []
+
+        # Phase: read page by page.
         with self.server.talking("list runs"):
             ids = self.server.experiment_ids()
             if experiment is not None:
-                anew = experiment not in self.server.experiments()  # another process may have made it since
+                anew = experiment not in self.server.experiments()  # another process may have created it
                 ids = [number for name, number in self.server.experiments(anew=anew).items() if name == experiment]
             token: str | None = None
             while ids and (limit is None or len(found) < limit):
@@ -204,14 +236,17 @@ class LineageStore:
                     break
         return found
 
-    # ------------------------------------------------------------------ delivering
+    # ------------------------------------------------------------------ delivery
 
     def deliver(self, directory: Path) -> str:
-        """Bring a committed node into MLflow and return its run ID; what is there already is not sent again.
+        """Deliver a committed local run, parents first, and return its MLflow run ID. Idempotent.
 
-        Parents are delivered first. Killed anywhere and called again, it leaves one complete run without doubled
-        points. Raises ConnectionError when the server cannot be reached (the node stays safe on disk), ValueError
-        when a file was altered, LookupError when a parent is neither local nor in MLflow.
+        A retry after a crash at any point leaves exactly one complete run, without duplicate points.
+
+        Raises:
+            ConnectionError: The server is unreachable. The local run is not affected.
+            ValueError: A file was altered.
+            LookupError: A parent is neither local nor in MLflow.
         """
         run_id = self._deliver(directory)
         self.overviews.draw_if_due()
@@ -227,21 +262,21 @@ class LineageStore:
         return str(run.info.run_id)
 
     def show(self) -> None:
-        """Draw on the root runs of their searches what was delivered since they were drawn last.
+        """Redraw the stale overviews of searches. Failures are warnings.
 
-        `deliver` does so at most once a minute, so whoever has delivered several nodes calls this at the end. Problems
-        are warnings: nothing but the picture is lost.
+        `deliver` does this at most once a minute, so call it after the last of several deliveries.
         """
         self.overviews.draw()
 
     def delivered(self, directory: Path) -> str | None:
-        """Return the run ID remembered for a node; the run may have been deleted since."""
+        """Return the cached run ID of a local run. The run may have been deleted since."""
         return self.delivery.remembered(directory)
 
     def sync(self) -> Iterator[tuple[Path, str]]:
-        """Deliver every local node, oldest first, and yield (directory, run ID) of each that was not there yet.
+        """Deliver all local runs, oldest first, and redraw the overviews of all searches.
 
-        Then every search's root run shows its whole graph.
+        Yields:
+            (directory, run ID) of each run that was incomplete or missing in MLflow.
         """
         records = {path: read_record(path) for path in self.local.directories()}
         for directory in sorted(records, key=lambda path: (records[path].started_ms, path)):
@@ -253,20 +288,20 @@ class LineageStore:
         self.show()
 
     def tidy(self) -> None:
-        """Delete runs that exist twice because a request was repeated; ConnectionError if the server is away."""
+        """Delete duplicates that retried requests created; ConnectionError if the server is unreachable."""
         if self.server.readable():
-            with self.server.talking("look for runs that were made twice"):
+            with self.server.talking("look for duplicate runs"):
                 remove_duplicate_runs(self.server)
 
     def _fetch(self, run: Run) -> Path:
-        """Make a local node of a finished run, every digest checked; the run's tags are the anchor."""
+        """Copy a finished run to a local run, and check every digest. The run's tags have the digest of the record."""
         with contextlib.ExitStack() as stack:
             self.local.directory.mkdir(parents=True, exist_ok=True)
             place = stack.enter_context(tempfile.TemporaryDirectory(dir=self.local.directory, prefix=".tmp-fetch-"))
             target = Path(place) / "node"
             target.mkdir()
             repository = self.server.repository(run)
-            # Names come from a record whose digest is checked, so no listing of a foreign server is believed.
+            # File names come from the checked record. The listing of a foreign server is not trusted.
             digest = tag(run, DIGEST_TAG + RECORD)
             check_digest(download(repository, RECORD, target), digest)
             record = LineageRecord.from_json((target / RECORD).read_bytes())

@@ -61,7 +61,7 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2Cifar(nn.Module):
-    """MobileNetV2 for small images. See the module docstring."""
+    """MobileNetV2 with stride 1 in the stem and the 24-channel stage; `width` scales all channels."""
 
     def __init__(self, num_classes: int, channels: int, width: int) -> None:
         super().__init__()

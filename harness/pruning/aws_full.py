@@ -14,7 +14,8 @@ from harness.pruning.lrr_full import refuse_short_levels
 class FullAWS(AWS):
     """AWS whose levels, level 0 included, use the schedule of the final trainings.
 
-    The levels draw α, as the short levels of `aws` do. A `retrain` run uses no α, so a level cannot stand in for it.
+    The levels draw α, as the short levels of `aws` do. So `--kind retrain` trains anew,
+    without α. (For `lrr_full` it returns the level.)
     """
 
     heeds: ClassVar[tuple[str, ...]] = ("final", "alpha")

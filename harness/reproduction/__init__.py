@@ -1,1 +1,1 @@
-"""The paper's figures and tables: the runs that each needs, how they are made and found, and its page."""
+"""The paper's figures and tables: their runs, how to make and find them, and their pages."""

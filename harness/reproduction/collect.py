@@ -1,4 +1,4 @@
-"""Find the runs of a plan among the logged ones, by their settings and seeds."""
+"""Find the runs of a plan by their recorded settings and seeds."""
 
 from __future__ import annotations
 
@@ -41,38 +41,41 @@ from harness.reproduction.figure_plan import FigurePlan, Pair, Training
 from harness.reproduction.results import Provenance, Results
 
 _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
-"""Settings that final trainings heed; their parents say which ticket they use."""
+"""Settings that affect final trainings; the ticket is known from the parents."""
 _OF_LEVELS = (
     *("optim", "global_batch_size", "accumulation_steps"),
     *("pruning_fraction", "count_rule", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
-"""Settings that levels of every method heed."""
+"""Settings that affect levels of every method."""
 _OF_DENSITIES = ("pruning_fraction", "densities")
 _TRAINING = "training"
 _UNUSUAL_USES = ("unpruned_signs", "signs", "initialisation", "transferred")
-"""Tags of final trainings that use their tickets in another than the usual way."""
+"""Tags of final trainings that use their tickets in an unusual way."""
 
 _Group = tuple[str, str]
 """(method, tag `settings`) of levels, or ("training", tag) of final trainings."""
 _Groups = Mapping[_Group, int]
-"""Group → epochs of the final trainings that its launch had in mind; of trainings, their own."""
+"""Group → epochs of the final trainings in the settings of its launch."""
 
 
 def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (), *, strict: bool = True) -> Results:
-    """Return the finished runs of a plan; this needs no training and no data.
+    """Return the finished runs of a plan; this needs neither training nor data.
 
-    Runs are found by their recorded settings, in any launch. Precision, data and number of processes can differ between
-    runs of the same settings. `settings` then chooses: it holds the tags `settings` of the wanted runs.
+    Runs of any launch are found by their recorded settings. Runs with equal settings can still differ in precision,
+    data and number of processes. `settings` then selects one of them.
 
     Args:
-        strict: Whether a run must have one of the tags in `settings`.
+        store: Where the runs are.
+        plan: The plan.
+        settings: Tags `settings` of the wanted runs.
+        strict: Whether each run must have one of these tags.
 
     Raises:
         LookupError: There is no run, or (`strict`) none with such a tag.
-        ValueError: Runs were made in several ways, or two runs fit one place in the plan.
+        ValueError: The choice is ambiguous, or two runs match one entry of the plan.
     """
+    # Phase: finished runs of this network, on the data of the searches and of the final trainings.
     scale = plan.scale
-    # finished runs of this network, on the data of the tickets and of the final trainings
     nodes = [
         node
         for node in newest(store, None, Query(network=scale.config.model.name))
@@ -80,16 +83,17 @@ def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (
         and node.tags.get("data") in (scale.config.data.name, scale.finals.data.name)
     ]
     found = _groups_by_signature(store, nodes, plan, scale.config)
-    there = _groups_by_signature(store, nodes, plan, scale.used_on) if scale.used_on else found
-    known = {tag for signatures in (found, there) for groups in signatures.values() for _, tag in groups}
+    used = _groups_by_signature(store, nodes, plan, scale.used_on) if scale.used_on else found
+    known = {tag for signatures in (found, used) for groups in signatures.values() for _, tag in groups}
     if not known:
         raise LookupError(f"no finished run of {_subject(scale.config)}; `recipes/reproduce.py` makes them")
     if strict and settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
-    # all numbers of one page come from launches of one signature
+
+    # Phase: one launch signature for all numbers of a page.
     groups = dict(_of_one_signature(found, settings, scale.config, of_levels=True))
     if scale.used_on:
-        groups |= _of_one_signature(there, settings, scale.used_on, of_levels=False)
+        groups |= _of_one_signature(used, settings, scale.used_on, of_levels=False)
     return RunLookup(store, plan, nodes, groups).results()
 
 
@@ -104,7 +108,7 @@ def _wanted_usage_tags(plan: FigurePlan, training: Training) -> dict[str, str]:
 
 
 def _finder(node: RunSummary) -> Curve:
-    """Return the curve of a search's own levels; its tag `alpha` is there where α is not the paper's."""
+    """Return the curve of a level; its tag `alpha` exists only if α is not the paper's."""
     return Curve(node.tags["method"], "level", alpha=cast(AlphaDistribution, node.tags.get("alpha", "uniform")))
 
 
@@ -117,7 +121,7 @@ def _group(node: RunSummary) -> _Group | None:
 def _groups_by_signature(
     store: LineageStore, nodes: Iterable[RunSummary], plan: FigurePlan, config: SearchConfig
 ) -> dict[str, _Groups]:
-    """Return launch signature → levels and trainings with the data and settings of `config`; seeds may differ."""
+    """Return launch signature → levels and trainings with the data and settings of `config`, with any seeds."""
     one_of_each = {group: node for node in nodes if node.tags["data"] == config.data.name and (group := _group(node))}
     signatures: dict[str, dict[_Group, int]] = defaultdict(dict)
     for group, node in one_of_each.items():
@@ -129,19 +133,19 @@ def _groups_by_signature(
 
 
 def _wanted_settings(plan: FigurePlan, config: SearchConfig, kind: str) -> list[SearchConfig]:
-    """Return `config` with every length of a final training; of a method's levels, with every distribution of α."""
+    """Return `config` with every length of final trainings, or with every α of a method's levels."""
     if kind == _TRAINING:
         return [replace(config, final=replace(config.final, epochs=epochs)) for epochs in plan.lengths]
-    # the level matters to settings that are no part of the tag
+    # Any level will do: settings that depend on it are not part of the tag.
     return [plan.search_config(curve, 0) for curve in plan.figure.curves if curve.method == kind]
 
 
 def _of_one_signature(
     signatures: dict[str, _Groups], given: Collection[str], config: SearchConfig, *, of_levels: bool
 ) -> _Groups:
-    """Return the groups of the only signature with levels (or trainings), or of the one that `given` tags name.
+    """Return the groups of the only signature with levels (or trainings), or of the one with `given` tags.
 
-    Raises ValueError if several remain.
+    Raises ValueError if several signatures match.
     """
 
     def among(signatures: dict[str, _Groups], fits: Callable[[_Group], bool]) -> dict[str, _Groups]:
@@ -152,8 +156,8 @@ def _of_one_signature(
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {_subject(config)} were made in {len(chosen)} ways (another number of processes, precision, data "
-            f"or draw of θ_init); tell `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
+            f"runs of {_subject(config)} were made in {len(chosen)} ways (number of processes, precision, data or draw "
+            f"of θ_init differ); select with `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
         )
     return next(iter(chosen.values()), {})
 
@@ -163,17 +167,17 @@ def _subject(config: SearchConfig) -> str:
 
 
 def _fits(recorded: dict[str, Any], config: SearchConfig, kind: str) -> bool:
-    """Whether levels of a method, or final trainings, were made with the settings of `config` that they heed."""
+    """Return whether levels or final trainings were made with all settings of `config` that affect them."""
     own = to_json(config)
     names = _OF_TRAININGS if kind == _TRAINING else (*_OF_LEVELS, *METHODS[kind].heeds)
     if kind != _TRAINING and METHODS[kind].searches_one_density:
-        names = tuple(name for name in names if name not in _OF_DENSITIES)  # `_is_wanted` looks at the level's own
+        names = tuple(name for name in names if name not in _OF_DENSITIES)  # `_is_wanted` checks each level
     width = recorded["model"]["width"] == own["model"]["width"]
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
 
 def _launch_signature(record: LineageRecord) -> str:
-    """Return the part of a launch that is no setting of a figure and yet moves its numbers."""
+    """Return the parts of a launch that affect results but are no settings of a figure."""
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
     search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
@@ -192,14 +196,14 @@ def _commit(record: LineageRecord) -> str:
 
 
 def _refuse_several(name: str, nodes: Sequence[RunSummary]) -> None:
-    """Raise a ValueError if more than one run fits a place in the plan."""
+    """Raise ValueError if several runs match one entry of the plan."""
     if len(nodes) > 1:
         ids = ", ".join(node.run_id or node.key[:16] for node in nodes)
-        raise ValueError(f"{len(nodes)} runs answer to {name}: {ids}; keep one of them in the store")
+        raise ValueError(f"{len(nodes)} runs match {name}: {ids}; keep one of them in the store")
 
 
 def _last(place: tuple[str, ...], nodes: Sequence[RunSummary]) -> RunSummary:
-    """Return the run that ends a level of several: Gem-Miner's fine-tuning comes after its scores."""
+    """Return the last run of a level; Gem-Miner's level has a score run, then a fine-tuning run."""
     before = {parent.key for node in nodes for parent in node.parents}
     last = [node for node in nodes if node.key not in before]
     finder, init_seed, sgd_seed, level = place
@@ -208,7 +212,7 @@ def _last(place: tuple[str, ...], nodes: Sequence[RunSummary]) -> RunSummary:
 
 
 class RunLookup:
-    """The runs of a plan, by the tags and parents that tell them apart."""
+    """Index of a plan's runs by tags and parents."""
 
     def __init__(
         self,
@@ -217,13 +221,16 @@ class RunLookup:
         nodes: Sequence[RunSummary],
         groups: _Groups,
     ) -> None:
-        """Sort the runs of `groups`, and every search and comparison, by their places in the plan."""
+        """Index the runs of `groups` and all searches and comparisons by their entries in the plan."""
+        # Phase: empty indexes.
         self.store, self.plan = store, plan
+        self._records: dict[str, LineageRecord] = {}
         found_on, used_on = plan.scale.config.data.name, plan.scale.finals.data.name
         self.seeds = [{str(plan.search_seed(trial))} for trial in plan.trials]
         levels: dict[tuple[str, ...], list[RunSummary]] = defaultdict(list)
         self.trainings: dict[tuple[Any, ...], list[RunSummary]] = defaultdict(list)
         self.analyses: dict[tuple[str, frozenset[str]], list[RunSummary]] = defaultdict(list)
+        # Phase: sort each run into the index of its kind.
         for node in nodes:
             tags = node.tags
             epochs = groups.get(_group(node) or ("", ""))
@@ -236,13 +243,15 @@ class RunLookup:
                 self.trainings[ticket, used, tags.get("init_seed"), tags["sgd_seed"], epochs].append(node)
             elif node.kind == "analysis":
                 self.analyses[tags["question"], frozenset(p.key for p in node.parents)].append(node)
+        # Phase: one run for each level.
         self.levels = {place: _last(place, found) for place, found in levels.items()}
         self.made = [(int(level), node) for (*_, level), found in levels.items() for node in found]
-        """Level and run; Gem-Miner makes a level in two runs."""
+        """(level, run); Gem-Miner has two runs for each level."""
         self.searches = {node.key: node for node in nodes if node.kind == "search"}
 
     def _is_wanted(self, node: RunSummary) -> bool:
-        """Whether a level is of one of the plan's searches, also by the settings that only its method heeds."""
+        """Return whether a level belongs to a search of the plan, by seeds, method and the method's settings."""
+        # Phase: method, seeds and level.
         curve, seeds = _finder(node), {node.tags["init_seed"], node.tags["sgd_seed"]}
         if curve.finder not in self.plan.figure.finders or seeds not in self.seeds:
             return False
@@ -250,9 +259,11 @@ class RunLookup:
         config, own_settings = self.plan.search_config(curve, level), method.own_settings
         if method.searches_one_density and level not in self.plan.scale.all_levels:
             return False
+
+        # Phase: settings of the method itself.
         if not own_settings(config, 1_000_000):
             return True
-        recorded = self.store.record_of(node).config
+        recorded = self._record(node).config
         search, num_train = search_from_json(recorded["search"]), recorded["data"]["num_train"]
         wanted = own_settings(config, num_train // config.global_batch_size)
         if method.searches_one_density:
@@ -261,17 +272,23 @@ class RunLookup:
                 return False
         try:
             return own_settings(search, num_train // search.global_batch_size) == wanted
-        except ValueError:  # settings that this version refuses, such as a rewind point beyond the training
+        except ValueError:  # settings that are invalid now, such as a rewind point beyond the training
             return False
 
     def results(self) -> Results:
-        """Return all finished runs of the plan, with the numbers that are read from their files."""
-        trained = {one: node for one in self.plan.trainings() if (node := self.training(one)) is not None}
+        """Return all finished runs of the plan, with the numbers in their files."""
+        # Phase: trainings. MLflow has no constants among its metrics, so read all metrics from the records.
+        trained = {
+            one: replace(node, metrics=self._record(node).last_metrics())
+            for one in self.plan.trainings()
+            if (node := self.training(one)) is not None
+        }
         compared = {}
         for pair in self.plan.pairs():
             node = self.comparison(pair, trained)
             if node is not None:
                 compared[pair] = (node, self._curve(node, trained[pair.first]))
+        # Phase: tickets, their densities and their signs.
         tickets = {one: node for one in trained if one.curve is not None and (node := self.ticket(one)) is not None}
         densities: dict[tuple[str, int], list[float]] = defaultdict(list)
         for one, node in tickets.items():
@@ -284,6 +301,8 @@ class RunLookup:
             if (shares := self._kept_signs(curve, level))
         }
         searches = dict.fromkeys(node.nest_key for node in tickets.values() if node.nest_key is not None)
+
+        # Phase: norm parameters, provenance, results for single images.
         norm: dict[str, list[NormParameters]] = defaultdict(list)
         for pair in compared:
             if pair.question == "norm_init" and pair.first.curve is not None:
@@ -298,11 +317,17 @@ class RunLookup:
         }
         return Results(self.plan, trained, compared, densities, kept_signs, norm, provenance, tuple(searches), correct)
 
+    def _record(self, node: RunSummary) -> LineageRecord:
+        """Return the record of a run, read once."""
+        if node.key not in self._records:
+            self._records[node.key] = self.store.record_of(node)
+        return self._records[node.key]
+
     def _provenance(self, shown: list[RunSummary]) -> Provenance:
         deepest = max(self.plan.scale.all_levels)
         levels = [node for level, node in self.made if level <= deepest]
         nodes = {node.key: node for node in [*levels, *shown]}.values()
-        records = sorted((self.store.record_of(node) for node in nodes), key=lambda record: record.started_ms)
+        records = sorted((self._record(node) for node in nodes), key=lambda record: record.started_ms)
         return Provenance(
             minutes=sum(record.finished_ms - record.started_ms for record in records) / 60_000,
             hardware=_distinct(hardware_of(record) for record in records),
@@ -318,7 +343,7 @@ class RunLookup:
         return self.levels.get((training.curve.finder, seed, seed, f"{training.level:02d}"))
 
     def training(self, training: Training) -> RunSummary | None:
-        """Return the run of a final training, or the level itself for kind "level"."""
+        """Return the run of a final training; kind "level" returns the level itself."""
         ticket = None if training.curve is None else self.ticket(training)
         if training.curve is not None and ticket is None:
             return None
@@ -331,24 +356,24 @@ class RunLookup:
         return self._only(str(training), found, lambda record: record.get("unpruned_signs", True) in (True, "both"))
 
     def comparison(self, pair: Pair, trained: dict[Training, RunSummary]) -> RunSummary | None:
-        """Return the run of a comparison, made with the default settings."""
+        """Return the run of a comparison with default settings."""
         if pair.first not in trained or pair.second not in trained:
             return None
         first, second = trained[pair.first], trained[pair.second]
-        # ψ_init is the search's, so that is the other parent
+        # The search holds ψ_init, so it is the other parent.
         keys = frozenset((first.key, second.nest_key or "" if pair.question == "norm_init" else second.key))
         ours = json.loads(json.dumps(asdict(ComparisonConfig())))
         seed = None if pair.init_seed is None else str(pair.init_seed)
         found = [node for node in self.analyses[pair.question, keys] if node.tags.get("init_seed") == seed]
-        # under mixed precision an older comparison has no tag `precision`: it was made in float32
+        # Under mixed precision, comparisons without the tag `precision` were made in float32. Prefer the others.
         found = [node for node in found if "precision" in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
 
     def _kept_signs(self, curve: Curve, level: int) -> list[float]:
-        """Return, for each search, the agreement of a level's signs with those of the level before."""
+        """Return, for each search, the share of a level's signs that agree with the previous level."""
         shares: list[float] = []
         if METHODS[curve.method].searches_one_density:
-            return shares  # its levels do not come from one another
+            return shares  # each level has its own search
         for seed in dict.fromkeys(str(self.plan.search_seed(trial)) for trial in self.plan.trials):
             pair = [self.levels.get((curve.finder, seed, seed, f"{t:02d}")) for t in (level, level - 1)]
             if pair[0] is not None and pair[1] is not None:
@@ -374,18 +399,18 @@ class RunLookup:
             return SignedMask.load(path)
 
     def _correct(self, node: RunSummary) -> NDArray[np.bool_]:
-        """Return which test images the network has right, as its test error counts them."""
+        """Return whether each test image is correct, as the test error counts it."""
         with self.store.open_file_of(node, CORRECT) as path:
             return load_correct(path)["test"].numpy()
 
     def _only(self, name: str, found: list[RunSummary], usual: Any) -> RunSummary | None:
-        """Return the one run that was made in the usual way: options of the same seeds make other runs."""
-        fitting = [node for node in found if usual(self.store.record_of(node).config)] if len(found) > 1 else found
+        """Return the run with usual options; runs with equal seeds can differ in their options."""
+        fitting = [node for node in found if usual(self._record(node).config)] if len(found) > 1 else found
         _refuse_several(name, fitting)
         return fitting[0] if fitting else None
 
     def _curve(self, node: RunSummary, first: RunSummary) -> BarrierCurve:
-        """Return the curve of a comparison with `first` as its a, which a hand-made comparison can have as its b."""
+        """Return the curve of a comparison with `first` as a; a comparison made by hand can have it as b."""
         with self.store.open_file_of(node, BARRIER) as path:
             curve = BarrierCurve.from_dict(json.loads(path.read_text()))
         return curve if node.parents[0].key == first.key else curve.reversed()

@@ -1,4 +1,4 @@
-"""What the runs of a plan cost: epochs of each chain, and hours at a rate that is given or measured."""
+"""Cost of a plan: epochs of each chain, and hours at a given or measured rate."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from harness.reproduction.study_records import ChainRecords
 
 @dataclass(frozen=True)
 class Rate:
-    """Time of an epoch, all its optimizer steps included."""
+    """Time per epoch."""
 
     seconds_per_epoch: float
     source: str
-    """In words."""
+    """Origin of the number, in words."""
 
 
 def given_rate(seconds_per_epoch: float) -> Rate:
-    """Return a rate that a user gives; ValueError unless it is above 0."""
+    """Return a rate that the user gives; raise ValueError unless it is above 0."""
     if seconds_per_epoch <= 0:
         raise ValueError(f"--seconds-per-epoch {seconds_per_epoch:g}: give a number above 0")
     return Rate(seconds_per_epoch, "given")
 
 
 def measured_rate(plan: FigurePlan, nodes: LocalNodes, recorded: Iterable[ChainRecords] = ()) -> Rate | None:
-    """Return the median rate of finished trainings, their evaluation included; None if there is none.
+    """Return the median rate of finished trainings, evaluation included; None if there is none.
 
     Args:
-        plan: Its network, data and batch are those of the trainings that count.
+        plan: Trainings count if they have its network, data and batch size.
         nodes: Finished runs.
-        recorded: Finished chains of the plan, of which the final trainings count.
+        recorded: Finished chains of the plan; their final trainings count.
     """
     rates = [*_of_runs(plan, nodes), *_of_records(plan, recorded)]
-    return Rate(median(rates), f"measured: the median of {len(rates)} finished trainings") if rates else None
+    return Rate(median(rates), f"measured, median of {len(rates)} finished trainings") if rates else None
 
 
 def _of_runs(plan: FigurePlan, nodes: LocalNodes) -> Iterator[float]:
@@ -47,7 +47,7 @@ def _of_runs(plan: FigurePlan, nodes: LocalNodes) -> Iterator[float]:
         if record.kind not in ("level", "training"):
             continue
         search = record.config["search"]
-        # one training loss is logged an epoch
+        # Trainings log one loss per epoch.
         epochs = sum(metric.name == "train_loss" for metric in record.metrics)
         if epochs and (record.tags["data"], search["model"], search["global_batch_size"]) in wanted:
             yield (record.finished_ms - record.started_ms) / 1000 / epochs
@@ -61,14 +61,15 @@ def _of_records(plan: FigurePlan, recorded: Iterable[ChainRecords]) -> Iterator[
 
 
 def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished: Collection[str] = ()) -> list[str]:
-    """Return lines of text: epochs and comparisons of each chain and in all, and hours if there is a rate.
+    """Return a table as lines of text: epochs, comparisons and, at a known rate, hours of each chain.
 
     Args:
         plan: The plan.
-        chains: Which of its chains to count.
-        rate: Time of an epoch.
-        finished: Chains that need no more time.
+        chains: Its chains to count.
+        rate: Time per epoch; None leaves out the hours.
+        finished: Chains that are already recorded; the last row leaves them out.
     """
+    # Phase: one row for each chain, and the sum.
     left = [chain for chain in chains if chain not in finished]
     epochs = {chain: plan.epochs(chain) for chain in chains}
     compared = [pair.first.chain for pair in plan.pairs()]
@@ -81,7 +82,9 @@ def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished
             yield f"{number * rate.seconds_per_epoch / 3600:.2f}"
 
     rows += [[*row(chain, [chain]), *(["recorded"] if chain in finished else [])] for chain in chains]
-    rows.append([*row("all" if len(left) == len(chains) else "left to do", left)])
+    rows.append([*row("all" if len(left) == len(chains) else "remaining", left)])
+
+    # Phase: aligned lines, with the rate below.
     widths = [max(map(len, column)) for column in zip(*(cells[: len(rows[0])] for cells in rows), strict=True)]
     lines = [
         "  ".join([cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=False))])
@@ -89,7 +92,7 @@ def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished
         for cells in rows
     ]
     if rate is None:
-        said = f"no finished training of {plan.subject} says how long an epoch takes: give --seconds-per-epoch"
+        said = f"hours unknown: there is no finished training of {plan.subject}; give --seconds-per-epoch"
     else:
-        said = f"hours at {rate.seconds_per_epoch:.3g} seconds an epoch ({rate.source}), without comparisons"
+        said = f"hours at {rate.seconds_per_epoch:.3g} seconds per epoch ({rate.source}), without comparisons"
     return [*lines, said]

@@ -1,4 +1,4 @@
-"""The paper's figures and tables, and ours: the curves and comparisons of each."""
+"""Curves, comparisons and claims of the paper's figures and tables, and of further figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import cast, get_args
 
 from harness.analysis.statistics import Expectation, check_margin, in_symbols
 from harness.config import NETWORKS_OWN, AlphaDistribution, Kind, known
-from harness.pruning import METHODS
 
 DENSE = "dense"
 PAPER = "Oh, Baik & Lee, Find a Winning Sign: Sign Is All We Need to Win the Lottery, ICLR 2025"
@@ -19,9 +18,11 @@ GEM_MINERS_PAPER = "Sreenivasan et al., Rare Gems: Finding Lottery Tickets at In
 class Curve:
     """One line of an accuracy plot: the tickets of one method, used in one way.
 
-    `kind` is one of the final trainings' (`harness.config.Kind`), or "level": the search's own network at that level.
-    `initialisation` is the scheme that draws θ_init, one of `harness.models.initialise.SCHEMES`. `alpha` is the
-    distribution of AWS's α, one of `harness.config.AlphaDistribution`.
+    Args:
+        method: Name of the pruning method.
+        kind: Kind of final training (`harness.config.Kind`), or "level": the search's network at that level.
+        initialisation: Scheme that draws θ_init, one of `harness.models.initialise.SCHEMES`.
+        alpha: Distribution of AWS's α, one of `harness.config.AlphaDistribution`.
     """
 
     method: str
@@ -31,12 +32,12 @@ class Curve:
 
     @property
     def use(self) -> str:
-        """How the tickets are used, whichever method found them."""
+        """Kind and initialisation, without the method."""
         return self.kind if self.initialisation == NETWORKS_OWN else f"{self.kind} from {self.initialisation}"
 
     @property
     def finder(self) -> str:
-        """The method, with the distribution of α where that is not the paper's: all that sets searches apart."""
+        """Method, with the distribution of α unless it is the paper's; searches differ in nothing else."""
         return self.method if self.alpha == "uniform" else f"{self.method} α={self.alpha}"
 
     def __str__(self) -> str:
@@ -44,10 +45,12 @@ class Curve:
 
     @classmethod
     def parse(cls, text: str) -> Curve:
-        """Return the curve of such a text as `signed_mask (aws)` or `retrain (aws α=zero)`; ValueError otherwise."""
+        """Parse a text such as `signed_mask (aws)` or `retrain (aws α=zero)`; raise ValueError for others."""
         found = re.fullmatch(r"(\w+)(?: from (\w+))? \((\w+)(?: α=(\w+))?\)", text)
         if found is None:
             raise ValueError(f"{text!r} is no curve; write 'signed_mask (aws)' or 'retrain (aws α=zero)'")
+        from harness.pruning import METHODS  # loads torch, which the names of figures do not need
+
         kind, scheme, method, alpha = found.groups()
         known("kind", kind, [*get_args(Kind), "level"])
         known("method", method, list(METHODS))
@@ -57,9 +60,9 @@ class Curve:
 
 @dataclass(frozen=True)
 class FigureClaim:
-    """What the paper says of two curves, or what we ask of them; None is the dense network.
+    """A claim of the paper about two curves, or a question; None is the dense network.
 
-    It is tested once, by the difference of accuracy a − b, mean over all densities of the figure.
+    It is tested once, by the difference of accuracy a − b averaged over all densities of the figure.
     """
 
     first: Curve | None
@@ -67,16 +70,16 @@ class FigureClaim:
     says: str
     expects: Expectation
     margin: float | None = None
-    """Percentage points, of "equal" and "not_worse"; named before any run."""
+    """Percentage points, for "equal" and "not_worse"; fixed before any run."""
     dense_at_ticket_cost: bool = False
-    """Whether the dense network is the one that is trained for as many epochs as its deepest ticket costs."""
+    """Whether the dense network is trained for as many epochs as its deepest ticket costs."""
 
     def __post_init__(self) -> None:
         check_margin(self.expects, self.margin)
 
     @property
     def tested(self) -> str:
-        """The statement as a formula, in percentage points."""
+        """The claim as a formula, in percentage points."""
         return in_symbols(self.expects, self.margin)
 
 
@@ -87,37 +90,37 @@ class Figure:
     name: str
     title: str
     subjects: dict[str, tuple[str, ...]]
-    """Data set → the networks it is shown for, the first the default."""
+    """Data set → networks; the first one is the default."""
     curves: tuple[Curve, ...]
     claims: tuple[FigureClaim, ...]
     stability: tuple[Curve, ...] = ()
-    """Whose SGD-noise stability is shown."""
+    """Curves with SGD-noise stability."""
     connectivity: tuple[Curve, ...] = ()
-    """Whose linear mode connectivity with `retrain` of the same ticket is shown."""
+    """Curves with linear mode connectivity to `retrain` of the same ticket."""
     initial_norm: tuple[str, ...] = ()
-    """Methods whose tickets are compared with their copies with ψ_init, before any training."""
+    """Methods whose tickets are compared with their copies with ψ_init, before any final training."""
     signed_init: tuple[str, ...] = ()
-    """Methods whose tickets are compared with their signs on a fresh θ_init, before any training."""
+    """Methods whose tickets are compared with their signs on a fresh θ_init, before any final training."""
     source: str | None = PAPER
-    """The paper that shows it or says it in its text; None: none does."""
+    """The paper with this figure or claim; None for our own."""
     widths: tuple[int, ...] = ()
-    """Channels of the network's first stage where it is shown in several widths; otherwise it is shown in its own."""
+    """Channels of the network's first stage, for a figure with several widths; empty for the network's own."""
     dense_at_ticket_cost: bool = False
-    """Whether the dense network is also trained for as many epochs as its deepest ticket has cost, search included."""
+    """Whether the dense network is also trained at the total cost of its deepest ticket, search included."""
     equal_weights: bool = False
-    """Whether a method whose masks cover the classifier is searched at other densities, so that its tickets have as
-    many weights as those of the other methods, which keep the whole classifier."""
+    """Whether tickets of all methods have equal numbers of weights. A method that prunes the classifier is then
+    searched at other densities than methods that keep it."""
     transfers: bool = False
-    """Whether final trainings are on another data set than the one the tickets are found on."""
+    """Whether final trainings use another data set than the searches."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods of its curves, each once."""
+        """Methods of the curves, each once."""
         return tuple(dict.fromkeys(curve.method for curve in self.curves))
 
     @property
     def finders(self) -> tuple[str, ...]:
-        """The methods of its curves, each once for every distribution of α."""
+        """Methods of the curves, each once for every distribution of α."""
         return tuple(dict.fromkeys(curve.finder for curve in self.curves))
 
 
@@ -147,7 +150,7 @@ _LRR, _AWS, _LRR_FULL, _AWS_FULL, _IMP, _WR, _GEM_MINER = (
 _LEVEL = "level"
 _CONSTANT = Curve(_AWS, _SIGNED, "constant")
 _MARGIN = 1.0
-"""Percentage points of accuracy within which two curves are "about equal"."""
+"""Margin of "about equal", percentage points of accuracy."""
 
 
 def _greater(first: Curve, second: Curve | None, says: str) -> FigureClaim:
@@ -173,7 +176,7 @@ _AGAINST_DENSE = _question(Curve(_AWS, _SIGNED), None, "our question: does it re
 _AGAINST_LONGER_DENSE = replace(
     _AGAINST_DENSE, says="our question: and with as many epochs as its ticket costs?", dense_at_ticket_cost=True
 )
-"""The paper's dense network has the epochs of a final training alone."""
+"""The paper trains its dense network only as long as a final training."""
 _SHORT = "about equal: short levels at a constant rate do"
 _BEATS = _greater(Curve(_AWS, _SIGNED), Curve(_LRR, _SIGNED), "better")
 _LAGS = _less(Curve(_LRR, _SIGNED), Curve(_LRR, _RETRAIN), "far worse")
@@ -390,5 +393,5 @@ FIGURES: dict[str, Figure] = {
 
 
 def figure_named(name: str) -> Figure:
-    """Return a figure or table by its name; ValueError with the known names otherwise."""
+    """Return a figure or table by name; raise ValueError with the known names for others."""
     return FIGURES[known("figure", name, list(FIGURES))]

@@ -1,4 +1,4 @@
-"""The trainings and comparisons of one figure, as plain data: a launch makes them, and a report looks them up."""
+"""The trainings and comparisons of one figure, as plain data for launches and reports."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ FINAL_SEEDS_FROM = 100
 
 @dataclass(frozen=True)
 class Scale:
-    """How large a figure is made for one data set and network."""
+    """Settings, levels and trials of a figure for one data set and network."""
 
     config: SearchConfig
-    """Of the searches, and of the final trainings unless `used_on` says otherwise."""
+    """Settings of the searches, and of the final trainings unless `used_on` is given."""
     levels: tuple[int, ...]
-    """Levels whose tickets are trained, the points of a curve."""
+    """Levels with final trainings; the points of a curve."""
     barrier_level: int | None = None
-    """Level whose tickets are compared (the paper's density 0.09 is level 11); None: nothing is."""
+    """Level of the comparisons (the paper's density 0.09 is level 11); None for no comparisons."""
     trials: int = 3
     first_trial: int = 1
     further_epochs: tuple[int, ...] = ()
-    """Every final training is made at these lengths, too; the usual one is `finals.final.epochs`."""
+    """Further lengths of every final training; the usual length is `finals.final.epochs`."""
     used_on: SearchConfig | None = None
-    """Data set and settings of the final trainings, where the tickets go to another data set."""
+    """Data set and settings of the final trainings, if they use another data set than the searches."""
     penalties: Mapping[int, float] = field(default_factory=dict)
-    """Level → λ of Gem-Miner, which its authors choose for a density; of other levels it is `config`'s."""
+    """Level → λ of Gem-Miner at the authors' densities; other levels use the λ of `config`."""
     reduction: str | None = None
-    """In words, how it differs from the paper's settings; None for those themselves."""
+    """Difference from the paper's settings, in words; None for the paper's settings."""
     variant: str = ""
-    """End of the name of its page's directory, if levels or single settings differ from the scale's."""
+    """Suffix of the page's directory, for levels or settings that differ from the scale's."""
 
     def __post_init__(self) -> None:
         if not self.levels or min(self.levels) < 1:
-            raise ValueError(f"levels are {self.levels}; give those whose tickets are trained, from 1 up")
+            raise ValueError(f"levels are {self.levels}; give levels of 1 and above")
         densities = self.config.densities
         if densities is not None and max(self.levels) > len(densities):
-            raise ValueError(f"levels are {self.levels}; there are {len(densities)} densities, one for each level")
+            raise ValueError(f"levels are {self.levels}; there are only {len(densities)} densities, one for each level")
         if self.trials < 1:
             raise ValueError(f"trials is {self.trials}; it must be 1 or more")
 
@@ -60,7 +60,7 @@ class Scale:
         return self.used_on or self.config
 
     def density(self, level: int) -> float:
-        """Return the density that a level aims at."""
+        """Return the target density of a level."""
         return PruningSchedule.of(self.config).density(level)
 
     def gem_miner(self, level: int) -> GemMinerConfig:
@@ -70,7 +70,7 @@ class Scale:
 
     @property
     def all_levels(self) -> tuple[int, ...]:
-        """Levels from which anything is trained, in order."""
+        """Levels with final trainings or comparisons, rising."""
         return tuple(sorted({*self.levels, *([] if self.barrier_level is None else [self.barrier_level])}))
 
 
@@ -83,18 +83,18 @@ class Training:
     level: int
     search_seed: int
     twin: bool = False
-    """A second training of the same start under another noise, for its stability."""
+    """Whether it is the second training of its start, with another noise, for SGD-noise stability."""
     epochs: int | None = None
-    """Of this training, where that is not the usual number."""
+    """Length, if it is not the usual one."""
 
     @property
     def in_words(self) -> str:
-        """The curve (or dense), with the number of epochs where that is not the usual one."""
+        """The curve (or dense), with the number of epochs unless it is the usual one."""
         return str(self.curve or DENSE) + (f", {self.epochs} epochs" if self.epochs else "")
 
     @property
     def kind(self) -> str:
-        """How the ticket is used."""
+        """Kind of final training, "level" or "dense"."""
         return DENSE if self.curve is None else self.curve.kind
 
     @property
@@ -104,22 +104,22 @@ class Training:
 
     @property
     def init_seed(self) -> int | None:
-        """Draws the fresh θ_init; None for those that draw none."""
+        """Seed of the fresh θ_init; None for kinds without one."""
         return None if self.kind in ("retrain", "level") else FINAL_SEEDS_FROM + self.trial
 
     @property
     def sgd_seed(self) -> int:
-        """Draws u; kinds compared within a trial see the same."""
+        """Seed of the noise u, shared by all kinds of a trial."""
         return FINAL_SEEDS_FROM + self.trial if self.twin else self.trial
 
     @property
     def chain(self) -> str:
-        """Name of its chain: all runs made from one search, which one launch must make one after another."""
+        """Name of its chain: all runs from one search, which one launch makes in sequence."""
         return f"dense-t{self.trial}" if self.curve is None else f"{self._finder}-s{self.search_seed}"
 
     @property
     def _finder(self) -> str:
-        """As names of files have it, without spaces and Greek letters."""
+        """The finder without spaces and Greek letters, for file names."""
         return "" if self.curve is None else self.curve.finder.replace(" α=", "-alpha_")
 
     def __str__(self) -> str:
@@ -137,11 +137,11 @@ class Pair:
     question: Literal["stability", "lmc", "norm_init", "signed_init"]
     first: Training
     second: Training
-    """The same as `first` where a ticket is compared with a copy of it: with ψ_init, or its signs on a fresh θ_init."""
+    """Equal to `first` if a ticket is compared with its copy (ψ_init, or its signs on a fresh θ_init)."""
 
     @property
     def init_seed(self) -> int | None:
-        """Draws the fresh θ_init of signed_init, that of the trial's final trainings; None for other questions."""
+        """Seed of the fresh θ_init of signed_init, as in the final trainings; None for other questions."""
         return FINAL_SEEDS_FROM + self.first.trial if self.question == "signed_init" else None
 
     def __str__(self) -> str:
@@ -175,7 +175,7 @@ class FigurePlan:
         return 1 if self.shared_search else trial
 
     def search_config(self, curve: Curve, level: int) -> SearchConfig:
-        """Return the settings of the search that finds a curve's tickets; of one density, that of `level`."""
+        """Return the settings of the search for a curve's ticket at `level`."""
         config = replace(self.scale.config, alpha=curve.alpha, gem_miner=self.scale.gem_miner(level))
         if not (self.figure.equal_weights and METHODS[curve.method].masks_classifier):
             return config
@@ -199,7 +199,7 @@ class FigurePlan:
         return prunable, params[f"{classifier_of(config.model.name)}.weight"].numel()
 
     def weights(self, level: int) -> int:
-        """Return how many weights a ticket of a level aims at, all weights of the classifier included."""
+        """Return the target number of weights of a level, the whole classifier included."""
         prunable, classifier = self.num_weights
         return round(self.scale.density(level) * prunable) + classifier
 
@@ -210,34 +210,35 @@ class FigurePlan:
         return {epochs or usual for epochs in (*self.scale.lengths, *self.dense_lengths)}
 
     def dense(self, epochs: int | None = None) -> list[Training]:
-        """Return the dense trainings of one length, one a trial."""
+        """Return the dense trainings of one length, one for each trial."""
         return [Training(trial, None, 0, self.search_seed(trial), epochs=epochs) for trial in self.trials]
 
     @property
     def dense_lengths(self) -> tuple[int | None, ...]:
-        """Epochs of the dense trainings: the usual lengths, then all that the deepest ticket costs with the longest."""
+        """Epochs of the dense trainings: the usual lengths, then the total cost of the deepest ticket."""
         lengths, cost = self.scale.lengths, self.dense_at_ticket_cost
         return lengths if cost is None else (*lengths, cost)
 
     @property
     def dense_at_ticket_cost(self) -> int | None:
-        """Epochs of the dense network that costs as much as the deepest ticket; None: the figure has none."""
+        """Total epochs of the deepest ticket, a length of the dense network; None if the figure has none."""
         if not self.figure.dense_at_ticket_cost:
             return None
         return self.ticket_epochs(max(self.scale.lengths, key=lambda one: one or self.scale.finals.final.epochs))
 
     def ticket_epochs(self, epochs: int | None) -> int:
-        """Return the epochs of the deepest ticket of the first method, search included, trained for so many more."""
+        """Return the total epochs of the first method's deepest ticket: its search and a final training."""
         search = self._epochs_of_search(self.figure.curves[0], {max(self.scale.levels)})
         return search + (epochs or self.scale.finals.final.epochs)
 
     def of_curve(self, curve: Curve, level: int, *, twin: bool = False, epochs: int | None = None) -> list[Training]:
-        """Return one training a trial of a curve's ticket at `level`; a search's own level has one length."""
+        """Return one training for each trial of a curve's ticket at `level`; kind "level" has one length."""
         length = None if curve.kind == "level" else epochs
         return [Training(trial, curve, level, self.search_seed(trial), twin, length) for trial in self.trials]
 
     def pairs(self) -> list[Pair]:
         """Return every comparison, by length, curve and trial."""
+        # Phase: comparisons of final trainings.
         level = self.scale.barrier_level
         if level is None:
             return []
@@ -250,6 +251,8 @@ class FigurePlan:
                 retrain = replace(curve, kind="retrain", initialisation=NETWORKS_OWN)
                 ends = (self.of_curve(one, level, epochs=epochs) for one in (curve, retrain))
                 pairs += [Pair("lmc", *two) for two in zip(*ends, strict=True)]
+
+        # Phase: comparisons of tickets with their copies.
         for method in self.figure.initial_norm:
             pairs += [Pair("norm_init", one, one) for one in self.of_curve(Curve(method, "level"), level)]
         for method in self.figure.signed_init:
@@ -257,7 +260,7 @@ class FigurePlan:
         return pairs
 
     def trainings(self) -> list[Training]:
-        """Return every final training once: dense, then by curve and level, then those that only comparisons need."""
+        """Return every final training once: dense, then by curve and level, then twins for comparisons."""
         shown = [
             one
             for curve in self.figure.curves
@@ -270,14 +273,14 @@ class FigurePlan:
         return list(dict.fromkeys([*dense, *shown, *compared]))
 
     def chains(self) -> dict[str, list[Training]]:
-        """Return the trainings of each chain, by its name."""
+        """Return name → trainings of each chain."""
         chains: dict[str, list[Training]] = {}
         for training in self.trainings():
             chains.setdefault(training.chain, []).append(training)
         return chains
 
     def epochs(self, chain: str) -> int:
-        """Return the epochs of a chain's search and final trainings, about its cost."""
+        """Return the epochs of a chain's search and final trainings."""
         trainings = self.chains()[chain]
         usual = self.scale.finals.final.epochs
         finals = sum(one.epochs or usual for one in trainings if one.kind != "level")
@@ -290,7 +293,10 @@ class FigurePlan:
         return sum(method.search_epochs(self.search_config(curve, level), level) for level in searched)
 
     def shard(self, index: int, count: int) -> list[str]:
-        """Return the chains of share `index` (1 … count), about equal in epochs; ValueError for no such share."""
+        """Return the chains of share `index` (1 … count); shares have about equal epochs.
+
+        Raises ValueError for an index outside 1 … count.
+        """
         if not 1 <= index <= count:
             raise ValueError(f"shard {index}/{count}: give i/n with 1 ≤ i ≤ n")
         loads = [0] * count
@@ -302,10 +308,7 @@ class FigurePlan:
         return shares[index - 1]
 
     def names(self, chains: Collection[str] | None = None) -> Iterator[str]:
-        """Yield the name of each of its runs, in an order in which each can run after those before it.
-
-        `chains` leaves out all runs of others.
-        """
+        """Yield the names of its runs, parents first; `chains` restricts them to these chains."""
         wanted = {name: found for name, found in self.chains().items() if chains is None or name in chains}
         for chain, trainings in wanted.items():
             if trainings[0].curve is not None:

@@ -1,4 +1,4 @@
-"""Make the runs of a plan: every search, final training and comparison that is not finished."""
+"""Make all unfinished runs of a plan: searches, final trainings and comparisons."""
 
 from __future__ import annotations
 
@@ -18,47 +18,50 @@ from harness.runs.run import FinishedRun
 
 @dataclass(frozen=True)
 class MadeChain:
-    """All runs made from one search, or one trial's dense trainings."""
+    """All runs from one search, or the dense trainings of one trial."""
 
     name: str
     levels: tuple[FinishedRun, ...]
-    """Of the search, level 0 first; none for dense trainings."""
+    """Levels of the search from level 0; empty for dense trainings."""
     trained: Mapping[Training, FinishedRun]
     compared: Mapping[Pair, Comparison | None]
 
 
 class FigureRunner:
-    """Makes the runs of a plan in one launch; finished ones are loaded, so a second launch only reads.
+    """Make the runs of a plan in one launch; finished runs are cache hits.
 
-    `used_on` is the experiment of the final trainings, where tickets go to another data set than their own.
+    Args:
+        experiment: The experiment of the searches.
+        plan: The plan.
+        used_on: The experiment of the final trainings, if they use another data set; by default `experiment`.
     """
 
     def __init__(self, experiment: Experiment, plan: FigurePlan, used_on: Experiment | None = None) -> None:
         self.experiment, self.plan, self.used_on = experiment, plan, used_on or experiment
-        check_carries_over(self.used_on, experiment.archive.template.params)  # before anything is searched
+        check_carries_over(self.used_on, experiment.archive.template.params)  # fail before the first search
         self._levels: dict[str, list[FinishedRun]] = {}
         self._trained: dict[Training, FinishedRun] = {}
 
     @property
     def settings(self) -> set[str]:
-        """The tags `settings` of the runs that it makes, for `collect`."""
+        """Tags `settings` of its runs, for `collect`."""
         return {one.common.tags["settings"] for one in (self.experiment, self.used_on)}
 
     def make(self, chains: Iterable[str], on_chain: Callable[[MadeChain], None] = lambda made: None) -> None:
-        """Make whole chains, one after another, with the comparisons within each; `on_chain` is told of each."""
+        """Make whole chains one by one, with their comparisons; call `on_chain` after each."""
         all_chains = self.plan.chains()
         for chain in chains:
             trained = {training: self.train(training) for training in all_chains[chain]}
             compared = {pair: self.compare(pair) for pair in self.plan.pairs() if pair.first.chain == chain}
             on_chain(MadeChain(chain, tuple(self._levels.get(chain, ())), trained, compared))
-            self._levels.pop(chain, None)  # networks of a search are large, and no other chain needs them
+            self._levels.pop(chain, None)  # free memory: no other chain needs these networks
             self._trained = {one: node for one, node in self._trained.items() if one.chain != chain}
 
     def make_only(self, names: Collection[str]) -> None:
-        """Make single runs by name, and the runs they need; LookupError for a name that is not in the plan."""
+        """Make single runs by name with their parents; raise LookupError for a name outside the plan."""
         unknown = sorted(set(names) - set(self.plan.names()))
         if unknown:
-            raise LookupError(f"no run {', '.join(unknown)} in this plan; --list shows their names")
+            raise LookupError(f"no run {', '.join(unknown)} in this plan; --list prints all names")
         for chain, trainings in self.plan.chains().items():
             if f"{chain}-search" in names:
                 self.search(trainings)
@@ -75,7 +78,7 @@ class FigureRunner:
             self.ticket(training)
 
     def levels(self, training: Training) -> list[FinishedRun]:
-        """Make or load the search of a training's chain, to the deepest level that the chain needs."""
+        """Make or load the search of a training's chain, down to its deepest level."""
         assert training.curve is not None
         chain = training.chain
         if chain not in self._levels:
@@ -93,7 +96,7 @@ class FigureRunner:
         return self.levels(training)[training.level]
 
     def train(self, training: Training) -> FinishedRun:
-        """Make one final training, or return the level itself for kind "level"."""
+        """Make or load one final training; kind "level" returns the level itself."""
         if training in self._trained:
             return self._trained[training]
         if training.kind == "level":
@@ -109,7 +112,7 @@ class FigureRunner:
         return node
 
     def compare(self, pair: Pair) -> Comparison | None:
-        """Make one comparison; None except on rank 0."""
+        """Make or load one comparison; return None on ranks other than 0."""
         experiment = self._of(self.used_on, pair.first)
         first, second = self.train(pair.first), self.train(pair.second)
         if pair.question == "norm_init":
@@ -120,12 +123,12 @@ class FigureRunner:
 
     @staticmethod
     def _of(experiment: Experiment, training: Training, num_levels: int | None = None) -> Experiment:
-        """Return an experiment with the search in mind that a training's ticket is from."""
+        """Return the experiment with method, seeds and α of the search behind a training."""
         seed, curve = training.search_seed, training.curve
         method, alpha = (None, None) if curve is None else (curve.method, curve.alpha)
         return experiment.using(method, init_seed=seed, sgd_seed=seed, alpha=alpha, num_levels=num_levels)
 
     def _trial(self, training: Training) -> Trial:
-        # a kind that draws no θ_init has no seed of one
+        # Kinds without a fresh θ_init have no init_seed.
         seeds = (training.init_seed or 0, training.sgd_seed)
         return Trial(cast(Kind, training.kind), *seeds, initialisation=training.initialisation)

@@ -1,4 +1,4 @@
-"""The result page of a figure: Markdown for people, CSV for programs, made from `Results` alone."""
+"""The result page of a figure: Markdown for readers, CSV for programs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 
 from harness.analysis.barrier import BarrierCurve
+from harness.analysis.drawing import is_clipped
 from harness.analysis.statistics import family_in_words, p_text
 from harness.analysis.summary import Summary
 from harness.config import SearchConfig
@@ -21,13 +22,15 @@ from harness.reproduction.study_results import GAIN_POINTS
 RUNS = "## Runs"
 EXPLORATORY = "**Exploratory: no plan was committed before these runs.**"
 NOT_SHOWN = "The paper does not show this."
-NO_NUMBERS = "The paper prints no numbers of this: there are none to compare with."
-NO_SUCH_NUMBERS = "The paper's numbers are of other data, networks or densities: there are none to compare with."
+NO_NUMBERS = "The paper prints no numbers for this figure."
+NO_SUCH_NUMBERS = "The paper prints numbers only for other data, networks or densities."
 
 
 def page(results: Results, images: Sequence[str]) -> str:
-    """Return the page, with `images` (file names beside it) shown first."""
+    """Return the page as Markdown; `images` are names of files in its directory."""
     parts = [
+        f"# {results.plan.figure.title}",
+        _answer(results),
         _head(results),
         *(f"![{results.plan.figure.title}]({image})" for image in images),
         _caption(results) if images else "",
@@ -46,15 +49,22 @@ def page(results: Results, images: Sequence[str]) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
+def _answer(results: Results) -> str:
+    """Return the verdicts on all claims, those that are shown first; empty without claims."""
+    found: dict[str, list[str]] = {}
+    for claim in sorted(results.claims, key=lambda one: one.verdict.word == "not shown"):
+        found.setdefault(claim.verdict.word, []).append(" − ".join(claim.sides))
+    return "\n".join(f"- **{word}:** {'; '.join(sides)}." for word, sides in found.items())
+
+
 def _head(results: Results) -> str:
     plan = results.plan
-    searches = "one search for all trials" if plan.shared_search else "a search of its own for each trial"
+    searches = "one search for all trials" if plan.shared_search else "one search for each trial"
     trials = "1 trial" if plan.scale.trials == 1 else f"{plan.scale.trials} trials, {searches}"
     lines = [
-        f"# {plan.figure.title}",
+        EXPLORATORY,
         f"{plan.subject}; {trials}. {plan.figure.source or f'Not in {PAPER}'}.",
         _schedules(plan),
-        EXPLORATORY,
     ]
     if plan.scale.reduction:
         lines.append(f"**This is a reduction, not a reproduction of the paper's numbers:** {plan.scale.reduction}.")
@@ -62,36 +72,50 @@ def _head(results: Results) -> str:
 
 
 def _caption(results: Results) -> str:
-    parts = ["(a) test accuracy over density: means, standard deviations (bars) and single trials (dots)"]
-    parts += [f"({letter}) {panel.title}" for letter, panel in zip("bcdefgh", results.panels, strict=False)]
-    lines = [f"{'; '.join(parts)}."]
+    """Return the sentences that explain the plot."""
+    # Panel (a).
+    lines = [
+        "(a) Test accuracy: means, standard deviations (bars) and single trials (small dots). Colour and marker stand "
+        "for the kind, filling for the method."
+    ]
+    groups = [[*results.errors(point.curve, point.level, point.length).values()] for point in results.points]
+    if is_clipped([100 - error for error in group] for group in groups):
+        lines.append("Bars are clipped at 100 %.")
+    lines.append("Density is the kept share of the prunable weights.")
+
+    # The panels of lines between networks.
+    lines += [f"({letter}) {panel.title}." for letter, panel in zip("bcdefgh", results.panels, strict=False)]
     if results.panels:
         lines.append(
-            f"On the lines between two networks, at density {results.barrier_density:.4f}, points are means over "
-            "trials and shaded areas standard deviations."
+            f"The lines between two networks are at density {results.barrier_density:.4f}: means over trials, standard "
+            "deviations (shaded) and single trials (thin lines)."
         )
     for letter, panel in zip("bcdefgh", results.panels, strict=False):
         if panel.title == QUESTIONS["lmc"] and any(one.kind == "retrain" for one in panel.series):
-            lines.append(f"In ({letter}), `retrain` is its own stability, for reference.")
+            lines.append(f"In ({letter}), `retrain` shows its own stability as a reference.")
     if any(panel.as_barrier for panel in results.panels):
-        lines.append("The barrier E_α is the error at α less the mean of the ends' errors.")
+        lines.append("The barrier E_α is the error at α minus the mean error of the two ends.")
     return " ".join(lines)
 
 
 def _schedules(plan: FigurePlan) -> str:
+    """Return optimizer and epochs of searches and final trainings."""
+    # Phase: one line, or one for each data set.
     scale, config, finals = plan.scale, plan.scale.config, plan.scale.finals
     scored = [method for method in plan.figure.methods if METHODS[method].searches_one_density]
-    search = f"warm-up {config.warmup_epochs} epochs, {config.level_epochs} a level"
-    final = f"{finals.final.epochs} epochs in a final training ({finals.final.lr_schedule})"
+    search = f"warm-up {config.warmup_epochs} epochs, {config.level_epochs} epochs per level"
+    final = f"{finals.final.epochs} epochs per final training ({finals.final.lr_schedule})"
     if scale.used_on is not None:
         lines = [f"{_optim(config)}; {search}.", f"On {finals.data.name}: {_optim(finals)}; {final}."]
     elif len(scored) == len(plan.figure.methods):  # only the dense network has the schedule of final trainings
         lines = [f"dense: {_optim(config)}; {finals.final.epochs} epochs ({finals.final.lr_schedule})."]
     else:
         lines = [f"{_optim(config)}; {search}, {final}."]
+
+    # Phase: methods with schedules of their own.
     whole = [method for method in plan.figure.methods if "final" in METHODS[method].heeds]
     if whole:
-        lines.append(f"{', '.join(whole)}: each level has the epochs and the schedule of a final training.")
+        lines.append(f"{', '.join(whole)}: each level has the length and the schedule of a final training.")
     return "\n\n".join([*lines, *(f"{method}: {_scoring(scale)}." for method in scored)])
 
 
@@ -102,12 +126,12 @@ def _scoring(scale: Scale) -> str:
         lambdas = next(iter(penalties.values()))
     else:
         lambdas = ", ".join(f"{penalty} at density {density}" for density, penalty in penalties.items())
-    scores = f"{gem.score_epochs} epochs of scores, learning rate {gem.lr:g}, λ {lambdas}"
+    scores = f"{gem.score_epochs} epochs of score training, learning rate {gem.lr:g}, λ {lambdas}"
     scores += "" if gem.num_train is None else f", {gem.num_train:,} training images"
     return (
-        f"batch {scale.config.global_batch_size}; {scores}, the lowest frozen every {gem.freeze_every_epochs} epochs; "
-        f"{gem.finetune.epochs} of fine-tuning ({gem.finetune.lr_schedule}), learning rate {gem.finetune_lr:g}, weight "
-        f"decay {gem.finetune_weight_decay:g}"
+        f"batch {scale.config.global_batch_size}; {scores}, lowest scores frozen every {gem.freeze_every_epochs} "
+        f"epochs; {gem.finetune.epochs} epochs of fine-tuning ({gem.finetune.lr_schedule}), learning rate "
+        f"{gem.finetune_lr:g}, weight decay {gem.finetune_weight_decay:g}"
     )
 
 
@@ -118,7 +142,7 @@ def _optim(config: SearchConfig) -> str:
 
 
 def accuracy_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: each curve at each density, ours, the paper's, the difference."""
+    """Return head and rows: each curve at each density, with the paper's number where it prints one."""
     weights = ["weights"] if results.prunes_classifier else []
     head = ["trained from", "density", *weights, "accuracy %", "sd", "trials", "signs turned %", "epochs"]
     with_paper = any(point.paper for point in results.points)
@@ -151,13 +175,13 @@ def _sd(summary: Summary | Printed) -> str:
 
 def _notes(results: Results) -> str:
     lines = [
-        "Accuracy is the mean over all trials, never the best; sd is the sample's (n − 1). Signs turned: of the kept "
-        "weights, those whose sign is no longer the start's. Epochs: all that were spent for one such network, its "
-        "search included; a ticket has cost more than the dense network of the usual length.",
+        "Accuracy is the mean over all trials. sd is the sample standard deviation (n − 1). Signs turned: the share of "
+        "kept weights whose sign differs from the sign at the start. Epochs: the total for one network, search "
+        "included. A ticket costs more epochs than the dense network of the usual length.",
     ]
     if results.plan.scale.used_on:
         where = (results.plan.scale.config.data.name, results.plan.scale.finals.data.name)
-        lines.append("Of the epochs of a ticket those of its search are on {}, the rest on {}.".format(*where))
+        lines.append("A ticket's search is on {}, its final training on {}.".format(*where))
     if (gain := results.dense_gain) is not None:
         lines.append(_dense_gain(results.plan, gain))
     if results.prunes_classifier:
@@ -169,43 +193,48 @@ def _notes(results: Results) -> str:
 
 def _dense_gain(plan: FigurePlan, gain: float) -> str:
     usual, epochs = plan.scale.finals.final.epochs, plan.dense_at_ticket_cost
-    text = f"With {epochs} epochs, as many as its deepest ticket costs, the dense network gains {signed(gain)} points."
+    text = f"With {epochs} epochs, the cost of its deepest ticket, the dense network gains {signed(gain)} points."
     if gain > GAIN_POINTS:
-        text += f" With {usual} it is not trained to the end: what is ahead of it there can be faster, and no better."
+        text += f" With {usual} epochs it is not trained to the end. A kind ahead of it may only be faster."
     return text
 
 
 def _weights(results: Results) -> list[str]:
-    """Return what densities and weights count, where a method prunes the classifier and others keep it."""
+    """Explain the counts of weights where only some methods prune the classifier."""
     plan = results.plan
     classifier = f"{plan.num_weights[1]:,}"
     lines = [
-        "Weights: the kept weights of convolutions and linear layers, those of the classifier included; biases and "
-        "normalisation parameters are left out."
+        "Weights: the kept weights of convolutions and linear layers, classifier included. Biases and normalisation "
+        "parameters are not counted."
     ]
     for curve in plan.figure.curves:
+        # Phase: methods that keep the classifier need no note.
         if not METHODS[curve.method].masks_classifier:
             continue
         if curve.kind != "level":
             lines.append(
-                f"{curve} takes the signs that the search of {curve.method} ends with, fine-tuning included. “Signs "
-                "turned” of its level says how many of them are not those of the frozen weights."
+                f"{curve} uses the signs at the end of the search of {curve.method}, after fine-tuning. “Signs turned” "
+                "of its level compares them with the signs of the frozen weights."
             )
             continue
-        text = f"The density of {curve} counts the classifier, as no other does"
+
+        # Phase: its density with and without the classifier.
+        text = f"The density of {curve} counts the classifier; the other densities do not"
         found = {level: results.density_without_classifier(curve, level) for level in plan.scale.levels}
         both = [f"{rest:.4f} at {results.density(level, curve):.4f}" for level, rest in found.items() if rest]
-        lines.append(f"{text}; without: {', '.join(both)}." if both else f"{text}.")
+        lines.append(f"{text}. Without the classifier: {', '.join(both)}." if both else f"{text}.")
+
+        # Phase: what the comparison is matched by.
         if plan.figure.equal_weights:
             lines.append(
-                f"Compared are tickets of equal numbers of weights; the plot is over this number. {curve.method} is "
-                f"searched at densities that give it as many as the others have, which keep all {classifier} weights "
-                "of the classifier. Its search can end with less, as the column says."
+                f"The compared tickets have equal numbers of weights, which are the plot's axis. {curve.method} is "
+                f"searched at densities that match the other methods, which keep all {classifier} weights of the "
+                "classifier. Its search can end with fewer weights, as the column shows."
             )
         elif len(plan.figure.methods) > 1:
             lines.append(
-                f"The others keep all {classifier} weights of the classifier: at one density they have more weights. "
-                "The figure `fig4_equal` compares equal numbers."
+                f"The other methods keep all {classifier} weights of the classifier. At equal density they have more "
+                "weights. The figure `fig4_equal` compares equal numbers."
             )
     return lines
 
@@ -217,8 +246,8 @@ def _why_no_numbers(figure: Figure) -> str:
 
 
 def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: each statement or question about two curves, its one contrast, and the verdict."""
-    says = "paper: a is … b" if results.plan.figure.source else "of a against b"
+    """Return head and rows: each claim about two curves, its contrast and its verdict."""
+    says = "paper: a is … b" if results.plan.figure.source else "question"
     head = ["a", "b", says, "tested", "accuracy a − b", "95 % interval", "trials", "p (Holm)", "verdict"]
     rows = []
     for claim in results.claims:
@@ -235,7 +264,7 @@ def claims_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def differences_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: accuracy a − b of each statement by density, percentage points."""
+    """Return head and rows: accuracy a − b of each claim by density, percentage points."""
     densities = list(dict.fromkeys(density for claim in results.claims for density in claim.by_density))
     rows = []
     for claim in results.claims:
@@ -245,12 +274,12 @@ def differences_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def signed(points: float) -> str:
-    """Return a difference in percentage points as pages write it."""
+    """Format a difference in percentage points."""
     return f"{round(points, 2) + 0.0:+.2f}"  # + 0.0: no −0.00
 
 
 def interval_text(interval: Sequence[float] | None) -> str:
-    """Return a 95 % interval as pages write it; nothing for None, of a single trial."""
+    """Format a 95 % interval; None, of a single trial, gives an empty text."""
     return "" if interval is None else f"[{interval[0]:+.2f}, {interval[1]:+.2f}]"
 
 
@@ -258,45 +287,45 @@ def _claims(results: Results) -> str:
     figure = results.plan.figure
     if not figure.claims:
         return ""
-    title = "## What the paper says of it" if figure.source else "## What is asked of it"
+    title = "## Claims of the paper" if figure.source else "## Questions"
     if not results.claims:
-        return f"{title}\n\nNo trial has two curves that are compared yet."
+        return f"{title}\n\nNo trial has both curves of any claim yet."
     parts = [title, markdown(*claims_table(results)), _how_tested(results)]
     if any(len(claim.by_density) > 1 for claim in results.claims):
-        parts += ["By density, without a verdict:", markdown(*differences_table(results))]
+        parts += ["Differences by density, without verdicts:", markdown(*differences_table(results))]
     return "\n\n".join(parts)
 
 
 def _how_tested(results: Results) -> str:
+    """Return how contrasts, intervals and p-values are computed."""
     claims = results.claims
     lines = [
-        "Each row is one contrast: the difference of accuracy, percentage points, trial by trial, mean over the "
-        "densities that both curves have. Both sides of a trial have the same search seeds and noise, and the same "
-        "fresh initialisation where they draw one.",
+        "Each row is one contrast: the difference of accuracy in percentage points, paired by trial, averaged over the "
+        "densities that both curves have. Both sides of a trial share search seeds, noise and fresh initialisation.",
         f"The interval is a BCa bootstrap over {_resampled(claims)}.",
-        "p is exact, by sign flips over trials, and corrected by Holm for all claims of this page. “Shown” is p ≤ "
-        "0.05, the stated direction, and an interval that allows nothing else. |a − b| < m is tested against both ends "
-        "of the margin, a > b − m against its lower end.",
+        "The p-values are exact sign-flip tests over trials, with Holm's correction for all claims of this page. "
+        "“Shown” needs p ≤ 0.05, the stated direction, and an interval that excludes the opposite. |a − b| < m is "
+        "tested against both ends of the margin, a > b − m against its lower end.",
         family_in_words([claim.verdict for claim in claims]),
     ]
     if results.plan.shared_search:
-        lines.append("All trials share one search: nothing here speaks of another search's tickets.")
+        lines.append("All trials share one search, so the results hold for its tickets only.")
     return "\n\n".join(lines)
 
 
 def _resampled(claims: Sequence[Judged]) -> str:
-    """Return what the intervals are resampled over."""
+    """Return the units that the intervals resample, in words."""
     alone = [" − ".join(claim.sides) for claim in claims if not claim.verdict.by_images]
     if not alone:
         return "trials and test images"
-    why = "since not all of their runs store which test images were right"
+    why = "because some runs lack results for single test images"
     if len(alone) == len(claims):
-        return f"trials alone, {why}"
-    return f"trials and test images, but over trials alone in {'; '.join(alone)}, {why}"
+        return f"trials only, {why}"
+    return f"trials and test images, but over trials only in {'; '.join(alone)}, {why}"
 
 
 def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the barrier of each question about trainings and each curve, percentage points."""
+    """Return head and rows: the barriers between trainings by question and curve, percentage points."""
     head = ["question", "trained from", "above the line", "sd", "trials", "barrier", "floor", "connected"]
     epsilon = results.epsilon
     rows = []
@@ -311,8 +340,8 @@ def barriers_table(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def before_training_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the test errors of tickets and their copies, before either is trained any further."""
-    head = ["ticket and copy", "of", "copy − ticket", "sd", "trials"]
+    """Return head and rows: test errors of tickets and their copies, before any final training."""
+    head = ["comparison", "ticket", "copy − ticket", "sd", "trials"]
     head += ["ticket error %", "copy error %", "above the line"]
     rows = []
     for question, name, found in _comparisons(results, before_training=True):
@@ -328,40 +357,43 @@ def before_training_table(results: Results) -> tuple[list[str], list[list[str]]]
 
 
 def _comparisons(results: Results, *, before_training: bool) -> Iterator[tuple[str, str, list[BarrierCurve]]]:
-    """Yield the question in words, the trainings compared, and the curve of each trial."""
+    """Yield the question, the compared trainings, and the curve of each trial."""
     for question, curves in results.barriers.items():
         if (question in BEFORE_TRAINING) == before_training:
             yield from ((QUESTIONS[question], name, found) for name, found in curves.items())
 
 
 def _barriers(results: Results) -> list[str]:
+    """Return headings, tables and explanations of the lines between networks; empty if there are none."""
     epsilon, density = results.epsilon, results.barrier_density
     if density is None:
         return []
-    known = "unknown: it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
+    known = "unknown, because it needs two dense trials" if epsilon is None else f"{epsilon:.2f}"
+    # Phase: trainings, then tickets.
     parts = []
     if (table := barriers_table(results))[1]:
         parts += [
             f"## Error barriers at density {density:.4f}",
             markdown(*table),
             "Percentage points of test error. Above the line: the largest excess over the straight line between the "
-            "errors of the two ends. Barrier: the largest excess over their mean, as in the paper. Floor: half their "
-            "difference, which no barrier is below. Connected: barrier ≤ ε, the sd of the dense error over trials "
-            f"({known}).",
+            "errors of the two ends. Barrier: the paper's, the largest excess over the mean error of the two ends. "
+            "Floor: half the difference of the two errors, which no barrier is below. Connected: barrier ≤ ε. ε is the "
+            f"sd of the dense error over trials ({known}).",
         ]
     if (table := before_training_table(results))[1]:
         parts += [
-            f"## Tickets and their copies before training, at density {density:.4f}",
+            f"## Tickets and their copies before any final training, at density {density:.4f}",
             markdown(*table),
-            "Test errors; the difference is in percentage points. Above the line: the largest excess over the straight "
-            "line between the errors of the two.",
+            "The difference is in percentage points of test error. Above the line: the largest excess over the "
+            "straight line between the errors of the ticket and the copy.",
         ]
     return parts
 
 
 def norm_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: the normalisation parameters of each method's tickets, mean over the searches."""
-    head = ["method", "scales, mean", "… at θ_init", "scales, sd", "negative %", "shifts moved by", "searches"]
+    """Return head and rows: normalisation parameters of each method's tickets, mean over searches."""
+    head = ["method", "scales, mean", "scales at θ_init, mean", "scales, sd", "negative scales %"]
+    head += ["mean change of shifts", "searches"]
     rows = []
     for method, found in results.norm.items():
         columns = (
@@ -379,14 +411,14 @@ def _norm(results: Results) -> str:
     if not results.norm:
         return ""
     told = (
-        "Of all channels together, in the tickets that are compared above with their copies with ψ_init, mean over the "
-        "searches; the sd is over the channels of a ticket, and shifts are counted without their sign."
+        "Over all channels of the tickets that are compared with their copies with ψ_init, mean over searches. The sd "
+        "is over the channels of a ticket. The change of a shift is absolute."
     )
     return f"## Normalisation parameters of the tickets\n\n{markdown(*norm_table(results))}\n\n{told}"
 
 
 def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: how many signs each method keeps from one level to the next, by density."""
+    """Return head and rows: share of signs that each method keeps from level to level, by density."""
     levels = results.plan.scale.levels
     rows = []
     for finder in results.plan.figure.finders:
@@ -399,8 +431,8 @@ def signs_table(results: Results) -> tuple[list[str], list[list[str]]]:
 def _signs(results: Results) -> str:
     if not results.kept_signs:
         return ""
-    told = "Share of a level's kept weights that have the sign they had a level before, mean over the searches."
-    return f"## Signs from level to level, by density\n\n{markdown(*signs_table(results))}\n\n{told}"
+    told = "Share of a level's kept weights that have the sign of the previous level, mean over searches."
+    return f"## Signs kept from level to level, by density\n\n{markdown(*signs_table(results))}\n\n{told}"
 
 
 def _missing(results: Results) -> str:
@@ -408,24 +440,24 @@ def _missing(results: Results) -> str:
         return ""
     names = results.missing
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
-    return f"**Not finished: {len(names)} runs** ({shown}). The means above are over the trials that are."
+    return f"**Not finished: {len(names)} runs** ({shown}). The means are over finished trials."
 
 
 def _provenance(results: Results) -> str:
     made = results.provenance
-    lines = [f"{len(results.nodes)} runs and their searches: {made.minutes:.0f} minutes in all, as the clock went."]
+    lines = [f"{len(results.nodes)} runs and their searches, {made.minutes:.0f} minutes of wall time."]
     for name, found in (("Hardware", made.hardware), ("Precision", made.precision), ("Code", made.code)):
         if found:
             lines.append(f"{name}: {'; '.join(found)}.")
     if made.commands:
-        # where the clone lay is nobody's business
+        # Commands are portable without the path of the clone.
         commands = [re.sub(r"\S*/(?=(recipes|tools)/)", "", command) for command in made.commands]
-        lines.append("Launched by:\n\n```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
+        lines.append("Commands:\n\n```\n" + "\n".join(dict.fromkeys(commands)) + "\n```")
     return "\n\n".join(lines)
 
 
 def runs_table(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: every run the page rests on, by its name in the plan."""
+    """Return head and rows: every run of the page, by its name in the plan."""
     rows = [
         [str(one), node.run_id or node.key[:16], "test error %", f"{node.metrics['test_error_percent']:.2f}"]
         for one, node in results.trained.items()
@@ -434,17 +466,17 @@ def runs_table(results: Results) -> tuple[list[str], list[list[str]]]:
         before = pair.question in BEFORE_TRAINING
         number = signed(curve.error_difference) if before else f"{curve.barrier_above_line:.2f}"
         rows.append([str(pair), node.run_id or node.key[:16], "copy − ticket" if before else "above the line", number])
-    return ["run of the plan", "run ID", "of", "value"], rows
+    return ["run of the plan", "run ID", "measure", "value"], rows
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table as Markdown."""
+    """Format a table as Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table as CSV."""
+    """Format a table as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([head, *rows])
     return text.getvalue()

@@ -1,4 +1,4 @@
-"""The numbers that papers print for their figures and tables."""
+"""Numbers that the papers print in their figures and tables."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from harness.reproduction.figure import Curve
 _NETWORKS = {"ResNet50": "resnet50", "MobileNetV2": "mobilenet_v2", "MLP-Mixer": "mlp_mixer"}
 _TABLES = ("table1", "table2")
 _GEM_MINER = {0.0372: 83.4, 0.0144: 77.89, 0.0059: 66.15}
-"""Density, with the classifier (1.4 % is 1.44 in its authors' configurations) → % of ResNet-20 on CIFAR-10."""
+"""Density with the classifier → accuracy of ResNet-20 on CIFAR-10, percent.
+
+The printed 1.4 % is 1.44 % in its authors' configurations.
+"""
 
 
 @dataclass(frozen=True)
 class Printed:
-    """Test accuracy as printed, percent: mean and standard deviation over the trials."""
+    """Printed test accuracy, percent: mean and sd over trials."""
 
     mean: float
     sd: float | None = None
 
 
 def prints_numbers(figure: str) -> bool:
-    """Whether anything is printed for a figure: most are plots without numbers."""
+    """Return whether a paper prints numbers for a figure; most figures are plots without numbers."""
     return figure in (*_TABLES, "gem_miner")
 
 
 def printed(figure: str, data: str, network: str, curve: Curve | None, density: float) -> Printed | None:
-    """Return the printed number of a curve (None: dense) at the density (0..1) aimed at; None if there is none.
+    """Return the printed number of a curve (None: dense) at a target density (0..1); None if there is none.
 
-    Tables 1 and 2 have densities rounded up to two digits.
+    Tables 1 and 2 round densities up to two digits.
     """
     kind = "dense" if curve is None else f"{curve.method}_{curve.kind}"
     if figure in _TABLES and data == "imagenet":
@@ -42,7 +45,7 @@ def printed(figure: str, data: str, network: str, curve: Curve | None, density: 
 
 
 def rounded_up(density: float) -> float:
-    """Return a density as the paper prints it: 0.8⁶ = 0.262 is its 0.27."""
+    """Round a density up to two digits, as the paper does: it prints 0.8⁶ = 0.262 as 0.27."""
     return math.ceil(round(100 * density, 6)) / 100
 
 

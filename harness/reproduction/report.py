@@ -1,4 +1,4 @@
-"""A figure's page written to a directory and recorded as a node of the lineage, made from the searches it rests on."""
+"""Write a figure's page to a directory and commit it as a run, with the searches as its parents."""
 
 from __future__ import annotations
 
@@ -29,11 +29,19 @@ from harness.runs.delivery_thread import deliver
 
 PAGE = "page.md"
 NUMBERS = "results.json"
-"""All that the page says, for programs."""
+"""The page's numbers, for programs."""
 
 
 def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: Path, *, strict: bool = True) -> None:
-    """Collect a plan's runs, write its page below `out`, record it in the lineage, and print it and where it is."""
+    """Collect a plan's runs, write and print its page, and commit it as a run.
+
+    Args:
+        store: Where the runs are.
+        plan: The figure and its scale.
+        settings: Tags `settings` of the wanted runs (`collect`).
+        out: Parent of the page's directory.
+        strict: Whether each run must have one of these tags.
+    """
     results = collect(store, plan, settings, strict=strict)
     config = plan.scale.config
     width = f"-w{config.model.width}" if config.model.width else ""
@@ -45,7 +53,7 @@ def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: 
 
 
 def write_report(results: Results, directory: Path) -> list[Path]:
-    """Write page, tables and plots into `directory` and return them; ValueError when no training is finished."""
+    """Write page, tables and plots, and return their paths; raise ValueError if no training is finished."""
     if not results.trained:
         raise ValueError(f"no run of this plan is finished; missing: {', '.join(results.missing[:5])} …")
     directory.mkdir(parents=True, exist_ok=True)
@@ -69,13 +77,16 @@ def write_report(results: Results, directory: Path) -> list[Path]:
 
 
 def commit_report(store: LineageStore, results: Results) -> str:
-    """Record the page as a node, hand it to MLflow, and return its key; the same runs make the same node."""
+    """Commit the page as a run, deliver it to MLflow, and return its key; equal runs give an equal key."""
+    # Phase: key and numbers.
     determinants = _determinants(results)
     key = sha256_json(determinants)
     plan, config = results.plan, results.plan.scale.config
     penalties = {str(level): penalty for level, penalty in plan.scale.penalties.items()}
     now = int(time.time() * 1000)
     metrics = [Metric(_metric_name(point), point.accuracy_percent.mean, point.level, now) for point in results.points]
+
+    # Phase: record, local commit, delivery.
     record = LineageRecord(
         key=key,
         kind="report",
@@ -112,15 +123,16 @@ def commit_report(store: LineageStore, results: Results) -> str:
 def _metric_name(point: Point) -> str:
     curve = point.curve
     name = DENSE if curve is None else f"{curve.finder} {curve.use}"
-    # MLflow allows no comma; an α=… of the finder is written out
+    # MLflow allows neither commas nor "=" in metric names.
     name += f" {point.length} epochs" if point.length else ""
     return f"accuracy_percent/{name.replace(' α=', ' alpha ')}"
 
 
 def _sources(results: Results) -> list[str]:
-    """Return the searches and the dense runs; all other runs were made from them, and results.json names them.
+    """Return the keys of the searches and of the dense runs, the page's parents.
 
-    A page can rest on hundreds of runs, and a node names its parents in a tag of limited length.
+    All other runs descend from them and are listed in results.json. A page can have hundreds of runs, but a tag that
+    lists parents has limited length.
     """
     dense = [node.key for one, node in results.trained.items() if one.curve is None]
     return [*results.searches, *dense]
@@ -141,7 +153,7 @@ def _determinants(results: Results) -> dict[str, Any]:
 
 
 def _draw(results: Results, directory: Path) -> list[Path]:
-    """Draw accuracy over density, with the comparisons as further panels where there are any."""
+    """Draw accuracy by density, with one more panel for each question of the comparisons."""
     title = f"{results.plan.figure.title.split(':')[0]}: {results.plan.subject}"
     series, dense, stem = results.series, list(results.errors(None, 0).values()), directory / "figure"
     if not results.panels:
@@ -152,7 +164,7 @@ def _draw(results: Results, directory: Path) -> list[Path]:
 
 
 def _numbers(results: Results) -> dict[str, Any]:
-    """Return all that the page says, in full precision, for programs."""
+    """Return the page's numbers in full precision."""
     return {
         "figure": results.plan.figure.name,
         "reduction": results.plan.scale.reduction,

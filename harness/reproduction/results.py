@@ -1,4 +1,4 @@
-"""Results of a plan: errors and barriers by curve, level and trial, and their statistics."""
+"""Results of a plan: errors and barriers by curve, level and trial, with statistics."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ QUESTIONS = {
     "signed_init": "ticket and abs(θ_init) ⊙ s",
 }
 BEFORE_TRAINING = ("norm_init", "signed_init")
-"""Questions about a ticket and a copy of it, before either is trained any further."""
+"""Questions about a ticket and its copy, before any final training."""
 _ENDS = {
-    "stability": ("under noise u'", "under u"),
-    "lmc": ("retrain", "as in the legend"),
-    "norm_init": ("the copy", "the ticket"),
-    "signed_init": ("abs(θ_init) ⊙ s", "the ticket"),
+    "stability": ("second run, noise u'", "first run, noise u"),
+    "lmc": ("retrain", "kind in the legend"),
+    "norm_init": ("copy with ψ_init", "ticket"),
+    "signed_init": ("abs(θ_init) ⊙ s", "ticket"),
 }
-"""The networks at α = 0 and at α = 1."""
+"""Names of the networks at α = 0 and at α = 1."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Point:
     """One curve (None: dense) at one density and one length of the final trainings."""
 
     name: str
-    """The curve in words, with the length where that is not the usual one."""
+    """The curve in words, with the number of epochs unless it is the usual one."""
     curve: Curve | None
     level: int
     length: int | None
@@ -52,11 +52,11 @@ class Point:
     density: float
     accuracy_percent: Summary
     flipped_percent: Summary | None
-    """Of the kept weights, those whose sign training turned."""
+    """Share of the kept weights whose sign training turned."""
     weights: Summary | None
-    """Kept weights, those of the classifier included; None if no method of the figure prunes the classifier."""
+    """Kept weights, classifier included; None if no method of the figure prunes the classifier."""
     epochs: float
-    """All that were spent for one such network, search included."""
+    """Total for one network, search included."""
     paper: Printed | None
 
     @property
@@ -67,15 +67,15 @@ class Point:
 
 @dataclass(frozen=True)
 class Judged:
-    """A statement of the figure and what the trials say of it."""
+    """A claim of the figure and its verdict."""
 
     statement: FigureClaim
     sides: tuple[str, str]
     """Names of a and b."""
     by_density: Mapping[float, float]
-    """Density → accuracy of a − b, percentage points, mean over the trials that have both."""
+    """Density → accuracy a − b, percentage points, mean over the trials that have both."""
     verdict: Verdict
-    """On the mean over all these densities, one number a trial."""
+    """On the mean over these densities, one number for each trial."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Provenance:
     """Wall-clock minutes of all runs together, searches included."""
     hardware: tuple[str, ...]
     precision: tuple[str, ...]
-    """Of the trainings, in words."""
+    """Precisions of the trainings, in words."""
     code: tuple[str, ...]
     """Commits, the newest last; + for uncommitted changes."""
     commands: tuple[str, ...]
@@ -100,27 +100,28 @@ class Results:
     trained: Mapping[Training, RunSummary]
     compared: Mapping[Pair, tuple[RunSummary, BarrierCurve]]
     densities: Mapping[tuple[str, int], list[float]]
-    """(finder, level) → density of each ticket that anything was trained from."""
+    """(finder, level) → density of each ticket that has final trainings."""
     kept_signs: Mapping[tuple[str, int], list[float]]
-    """(finder, level) → of each search, the share of the kept weights with the sign of the level before, 0..1."""
+    """(finder, level) → share of kept weights with the sign of the previous level (0..1), for each search."""
     norm: Mapping[str, list[NormParameters]]
-    """Method → of each search whose ticket was compared with its copy with ψ_init, how far its ψ had moved."""
+    """Method → ψ of each ticket that was compared with its copy with ψ_init."""
     provenance: Provenance
     searches: tuple[str, ...]
-    """Keys of the searches they came from."""
+    """Keys of the searches of all tickets."""
     correct: Mapping[str, NDArray[np.bool_]] = field(default_factory=dict)
-    """Key of a run → which test images [N] its network has right, for runs that store it."""
+    """Key of a run → whether each of N test images is correct, for runs that store it."""
 
     def density(self, level: int, curve: Curve | None = None) -> float:
-        """Return the density of a curve's tickets, or of a level: as recorded, else as aimed at.
+        """Return the recorded density of a curve's tickets or of a level; before any run, the target density.
 
-        It is the mean over trials: Gem-Miner's tickets of one level can differ in it, so they give no level its own.
+        It is the mean over trials. Gem-Miner's tickets of one level can differ in density, so they do not define the
+        density of a level.
         """
         every = [one for one in self.plan.figure.curves if not METHODS[one.method].searches_one_density]
         places = [(one.finder, level) for one in (every if curve is None else [curve])]
         recorded = (found for place in places if (found := self.densities.get(place)))
         found = next(recorded, [self.plan.scale.density(level)])
-        return found[0] if len({*found}) == 1 else fmean(found)  # a mean of equal numbers can be off by a last bit
+        return found[0] if len({*found}) == 1 else fmean(found)  # fmean of equal numbers can differ in the last bit
 
     @property
     def missing(self) -> list[str]:
@@ -130,38 +131,38 @@ class Results:
 
     @property
     def nodes(self) -> list[RunSummary]:
-        """Every run the results rest on, once."""
+        """Every run of the results, once."""
         nodes = [*self.trained.values(), *(node for node, _ in self.compared.values())]
         return list({node.key: node for node in nodes}.values())
 
     def _finished(self, trainings: list[Training]) -> dict[int, RunSummary]:
-        """Return trial → run of those that are finished.
+        """Return trial → run of the finished trainings.
 
-        One run is one trial: levels of a search that several trials share are the first's.
+        One run counts as one trial. A level that several trials share belongs to the first of them.
         """
         found = {self.trained[one].key: one for one in reversed(trainings) if one in self.trained}
         return {one.trial: self.trained[one] for one in reversed(found.values())}
 
     def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
-        """Return trial → a metric of those that are finished and have it."""
+        """Return trial → a metric of the finished trainings that have it."""
         metrics = {trial: node.metrics for trial, node in self._finished(trainings).items()}
         return {trial: values[name] for trial, values in metrics.items() if name in values}
 
     def _trainings(self, curve: Curve | None, level: int, epochs: int | None = None) -> list[Training]:
-        """Return the trainings of a curve (None: dense) of one length, by default the usual one."""
+        """Return the trainings of a curve (None: dense) of one length, by default the usual length."""
         return self.plan.dense(epochs) if curve is None else self.plan.of_curve(curve, level, epochs=epochs)
 
     def errors(self, curve: Curve | None, level: int, epochs: int | None = None) -> dict[int, float]:
-        """Return trial → test error, percent; a level of the dense network (None) is the network itself."""
+        """Return trial → test error of a curve (None: dense), percent."""
         return self.metric(self._trainings(curve, level, epochs), "test_error_percent")
 
     def density_without_classifier(self, curve: Curve, level: int) -> float | None:
-        """Return the mean over trials where a method's own density counts the classifier, as Gem-Miner's does."""
+        """Return the mean over trials for a method whose density counts the classifier, such as Gem-Miner."""
         found = self.metric(self.plan.of_curve(curve, level), "density_without_classifier")
         return Summary.of(found.values()).mean if found else None
 
     def printed(self, curve: Curve | None, level: int) -> Printed | None:
-        """Return the printed number of a curve (None: dense) at a level; None for a network of another width."""
+        """Return the paper's number of a curve (None: dense) at a level; None for a network of another width."""
         scale, model = self.plan.scale, self.plan.scale.config.model
         if width_of(model.name, model.width) != width_of(model.name, None):
             return None
@@ -170,13 +171,13 @@ class Results:
 
     @property
     def has_printed(self) -> bool:
-        """Whether anything of the plan, finished or not, has a number to stand beside."""
+        """Whether the paper prints a number for any point of the plan."""
         wanted = [(curve, level) for curve in self.plan.figure.curves for level in self.plan.scale.levels]
         return any(self.printed(*one) for one in [(None, 0), *wanted])
 
     @cached_property
     def points(self) -> list[Point]:
-        """Dense, then each curve by length and level; points without a finished trial are left out."""
+        """Dense, then each curve by length and level, without points that have no finished trial."""
         plan = self.plan
         wanted: list[tuple[Curve | None, int, int | None]] = [(None, 0, epochs) for epochs in plan.dense_lengths]
         for curve in plan.figure.curves:
@@ -211,19 +212,19 @@ class Results:
 
     @property
     def prunes_classifier(self) -> bool:
-        """Whether a method of the figure prunes the classifier, too: densities then count different weights."""
+        """Whether a method of the figure prunes the classifier, so that densities count different weights."""
         return any(METHODS[method].masks_classifier for method in self.plan.figure.methods)
 
     @property
     def dense_gain(self) -> float | None:
-        """Points of accuracy that the dense network gains with as many epochs as its ticket costs; None if unknown."""
+        """Accuracy that the dense network gains at the cost of its ticket, percentage points; None if unknown."""
         epochs = self.plan.dense_at_ticket_cost
         usual, longer = (list(self.errors(None, 0, length).values()) for length in (None, epochs))
         return Summary.of(usual).mean - Summary.of(longer).mean if epochs and usual and longer else None
 
     @cached_property
     def claims(self) -> list[Judged]:
-        """The statements that a trial has both curves of, judged together."""
+        """The verdicts on all claims that have a trial with both curves."""
         measured = [(one, *found) for one in self.plan.figure.claims if (found := self._measure(one)) is not None]
         verdicts = judge([Claim(contrast, one.expects, one.margin) for one, contrast, _ in measured])
         return [
@@ -242,12 +243,12 @@ class Results:
         return first[0].in_words, second[0].in_words
 
     def _measure(self, statement: FigureClaim) -> tuple[Contrast, dict[float, float]] | None:
-        """Return the contrast of a statement and its differences by density; None before a trial has both curves.
+        """Return the contrast of a claim and its differences by density; None if no trial has both curves.
 
-        Densities of one search are not independent, so a trial counts once, by its mean over the densities that any
-        trial has both curves at. A trial that lacks one of them is left out.
+        Densities of one search are not independent. A trial therefore counts once, by its mean over all densities at
+        which any trial has both curves. Trials that lack one of these densities are left out.
         """
-        # level → trial → run of a, run of b
+        # Phase: pairs of runs, level → trial → (run of a, run of b).
         pairs: dict[int, dict[int, tuple[RunSummary, RunSummary]]] = {}
         for level in self.plan.scale.levels:
             first, second = map(self._finished, self._of_claim(statement, level))
@@ -256,6 +257,8 @@ class Results:
         trials = sorted(set.intersection(*map(set, pairs.values()))) if pairs else []
         if not trials:
             return None
+
+        # Phase: differences by trial and by density.
         by_level = {level: {trial: _difference(*runs) for trial, runs in both.items()} for level, both in pairs.items()}
         differences = [[found[trial] for trial in trials] for found in by_level.values()]  # [levels, T]
         by_density = {self.density(level): Summary.of(found.values()).mean for level, found in by_level.items()}
@@ -264,7 +267,7 @@ class Results:
     def _images(
         self, pairs: Mapping[int, Mapping[int, tuple[RunSummary, RunSummary]]], trials: list[int]
     ) -> NDArray[np.float64] | None:
-        """Return by how much a is right more often than b, [T, N], mean over levels; None unless all runs store it."""
+        """Return (a correct) − (b correct), mean over levels [T, N]; None unless all runs store it."""
         chosen = [[both[trial] for trial in trials] for both in pairs.values()]
         if not all(node.key in self.correct for level in chosen for runs in level for node in runs):
             return None
@@ -274,13 +277,13 @@ class Results:
 
     @property
     def epsilon(self) -> float | None:
-        """ε, the sd of the dense error over trials, percentage points; None for fewer than two."""
+        """ε, the sd of the dense error over trials, percentage points; None for fewer than two trials."""
         dense = list(self.errors(None, 0).values())
         return epsilon_from_dense(dense) if len(dense) > 1 else None
 
     @cached_property
     def barriers(self) -> dict[str, dict[str, list[BarrierCurve]]]:
-        """Question → trainings compared, in words → barrier curve of each finished trial."""
+        """Question → compared trainings, in words → barrier curve of each finished trial."""
         groups: dict[str, dict[str, list[BarrierCurve]]] = {}
         for pair, (_, curve) in self.compared.items():
             groups.setdefault(pair.question, {}).setdefault(pair.first.in_words, []).append(curve)
@@ -288,15 +291,15 @@ class Results:
 
     @property
     def barrier_density(self) -> float | None:
-        """Density of the tickets that are compared; None before any comparison is finished."""
+        """Density of the compared tickets; None before any comparison is finished."""
         level = self.plan.scale.barrier_level
         return self.density(level) if self.compared and level is not None else None
 
     @property
     def panels(self) -> list[LinePanel]:
-        """The comparisons at the usual length as the plot takes them, a panel for each question.
+        """The comparisons at the usual length, one panel of the plot for each question.
 
-        The panel of connectivity has the stability of `retrain`, too: the paper's blue reference (section 4.2).
+        The panel of connectivity also shows the stability of `retrain`, the paper's reference (section 4.2).
         """
         groups: dict[str, dict[Curve, list[BarrierCurve]]] = {}
         for pair, (_, curve) in self.compared.items():
@@ -317,7 +320,7 @@ class Results:
 
     @property
     def series(self) -> list[Series]:
-        """The curves as the accuracy plot takes them."""
+        """The curves of the accuracy plot."""
         return [
             Series(
                 curve.use,
@@ -330,10 +333,10 @@ class Results:
         ]
 
     def _place(self, curve: Curve, level: int) -> float:
-        """Return where a point stands on the plot: at the number of weights where these are equal, else the density."""
+        """Return the horizontal position of a point: its density, or its weights where these are equal."""
         return self.plan.weights(level) if self.plan.figure.equal_weights else self.density(level, curve)
 
 
 def _difference(first: RunSummary, second: RunSummary) -> float:
-    """Return by how much the first's test accuracy is higher, percentage points."""
+    """Return the test accuracy of the first minus that of the second, percentage points."""
     return second.metrics["test_error_percent"] - first.metrics["test_error_percent"]

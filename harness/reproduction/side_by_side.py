@@ -1,4 +1,4 @@
-"""Pages of one figure side by side: one column of results for each."""
+"""Several pages of one figure in one table, one column for each page."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ Numbers = Mapping[str, Any]
 
 
 def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows of the table: pages by the name of their column, all at their lowest common density.
+    """Return head and rows of the table, at the lowest density that all pages have.
 
-    Differences and barriers are in percentage points of accuracy and error; [lowest, highest] is a 95 % interval.
-    Raises ValueError when there are no pages, pages of several figures or of an earlier version, or no density that all
-    have.
+    Differences and barriers are percentage points. [low, high] is a 95 % interval.
+
+    Args:
+        pages: Name of the column → numbers of the page.
+
+    Raises:
+        ValueError: There are no pages, they show several figures or have an old format, or they share no density.
     """
     figures = {numbers["figure"] for numbers in pages.values()}
     if len(figures) != 1:
-        raise ValueError(f"these pages show {', '.join(sorted(figures)) or 'nothing'}; give pages of one figure")
+        raise ValueError(f"these pages show {', '.join(sorted(figures)) or 'no figure'}; give pages of one figure")
     if old := [name for name, numbers in pages.items() if any("verdict" not in one for one in numbers["claims"])]:
-        raise ValueError(f"{', '.join(old)}: written by an earlier version; write it anew with tools/report.py")
+        raise ValueError(f"{', '.join(old)}: the format is old; rewrite the page with tools/report.py")
     density = _lowest_common_density(list(pages.values()))
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for name, numbers in pages.items():
@@ -39,7 +43,7 @@ def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str
 def _lowest_common_density(pages: Sequence[Numbers]) -> float:
     common = set.intersection(*({_rounded(point) for point in numbers["points"]} - {1.0} for numbers in pages))
     if not common:
-        raise ValueError("these pages have no density in common; make one of them with --levels of the others")
+        raise ValueError("these pages have no density in common; rerun one of them with the --levels of the others")
     return min(common)
 
 
@@ -48,31 +52,32 @@ def _rounded(entry: Mapping[str, Any]) -> float:
 
 
 def _column(numbers: Numbers, density: float) -> dict[str, str]:
-    """Return a page's column by row name."""
+    """Return row name → cell of a page's column."""
+    # Phase: accuracy.
     epsilon = numbers["epsilon"]
     column = {"trials": str(max(point["accuracy_percent"]["count"] for point in numbers["points"]))}
-    # a method whose masks cover the classifier can have another density at the same level
+    # Match by level, since a method that prunes the classifier can have another density at the same level.
     levels = {point["level"] for point in numbers["points"] if _rounded(point) in (1.0, density)}
     for point in numbers["points"]:
         if point["level"] in levels:
             column[f"accuracy %: {point['curve']}"] = _spread(Summary(**point["accuracy_percent"]))
+    # Phase: claims.
     for claim in numbers["claims"]:
         name = f"{claim['first']} − {claim['second']}"
         for one in claim["by_density"]:
             if _rounded(one) == density:
                 column[name] = signed(one["difference"])
-        column[f"{name}, all densities of its page"] = _judged(claim["verdict"])
+        column[f"{name}, mean over densities of the page"] = _judged(claim["verdict"])
+    # Phase: barriers and norm parameters.
     column["ε"] = "" if epsilon is None else f"{epsilon:.2f}"
     barriers: dict[str, list[float]] = defaultdict(list)
     for one in numbers["barriers"].values():
         name = f"{QUESTIONS[one['question']]}: {one['curve']}"
         if one["question"] in BEFORE_TRAINING:
-            # α = 0 is the copy, 1 the ticket
-            barriers[f"error of the copy − the ticket's, {name}"].append(
-                one["error_percent"][0] - one["error_percent"][-1]
-            )
+            # α = 0 is the copy, α = 1 the ticket.
+            barriers[f"error increase, {name}"].append(one["error_percent"][0] - one["error_percent"][-1])
             continue
-        for number, word in (("barrier_above_line", "above the line"), ("barrier", "barrier"), ("floor", "its floor")):
+        for number, word in (("barrier_above_line", "above the line"), ("barrier", "barrier"), ("floor", "floor")):
             barriers[f"{word}, {name}"].append(one[number])
     for method, found in numbers.get("norm", {}).items():
         scales = [Summary.of(one[name] for one in found).mean for name in ("scale_mean", "scale_sd")]

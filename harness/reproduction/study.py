@@ -1,7 +1,7 @@
-"""A study: a plan that is written down and committed before its runs are made.
+"""A study: a plan that is committed before its runs are made.
 
-A plan is a TOML file (recipes/studies/). It names the question, the regime, the trials and their seeds, the margin of
-"about equal", every hypothesis with its direction, and when the study ends.
+A plan is a TOML file in recipes/studies/. It names the question, the regime, the trials and their seeds. It also fixes
+the margin of "about equal", every hypothesis with its direction, and the stopping rule.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from harness.pruning import METHODS
+from harness.pruning.method import Method
 from harness.reproduction.figure import DENSE, Curve, Figure
 from harness.reproduction.figure_plan import FigurePlan, Scale
 
 Measure = Literal["accuracy", "stability", "connectivity", "norm_init"]
-"""Test accuracy in percent; or the error barrier of a comparison, in points above the line between its ends (norm_init:
-the difference of the errors of a ticket and its copy with ψ_init)."""
+"""accuracy: test accuracy, percent. stability, connectivity: the barrier above the line, points.
+norm_init: the error of a ticket's copy with ψ_init minus the error of the ticket, points."""
 Expectation = Literal["greater", "less", "differs", "equal", "not_worse"]
-"""Of first − second. equal: within the margin on both sides; not_worse: above minus the margin."""
+"""Of first − second. "equal" lies within ± margin, "not_worse" above −margin."""
 
 _TOP = {"title", "question", "regime", "curves", "hypotheses", "margin_points", "stopping"}
 _OPTIONAL = {"stability", "connectivity", "initial_norm", "beside", "notes"}
@@ -29,10 +31,10 @@ _REGIME = {"scale", "dataset", "network", "level", "first_trial", "trials", "fin
 
 @dataclass(frozen=True)
 class Hypothesis:
-    """One claim of a study, tested at each of `epochs` as a contrast of its own."""
+    """One claim of a study, tested separately at each of `epochs`."""
 
     name: str
-    """Short, as pages cite it: a, b, …"""
+    """Short name for pages: a, b, …"""
     says: str
     of: Measure
     first: Curve | None
@@ -40,14 +42,14 @@ class Hypothesis:
     second: Curve | None
     expects: Expectation
     epochs: tuple[int, ...]
-    """Final epochs at which it is tested."""
+    """Lengths of the final trainings at which it is tested."""
     dense_epochs: int | None = None
-    """Epochs of the dense network where one side is dense; None: as many as the other side's."""
+    """Epochs of a dense side; by default those of the other side."""
 
 
 @dataclass(frozen=True)
 class Study:
-    """A plan as it was committed."""
+    """A committed plan."""
 
     name: str
     title: str
@@ -55,23 +57,26 @@ class Study:
     plan: FigurePlan
     hypotheses: tuple[Hypothesis, ...]
     margin_points: float
-    """Two kinds are about equal within so many points of accuracy."""
+    """Margin of "about equal", percentage points of accuracy."""
     stopping: str
     beside: tuple[str, ...]
-    """Studies whose runs of the same trials and regime are used, too."""
+    """Further studies with the same trials and regime, whose runs are also used."""
     path: Path
     sha256: str
-    """Of the file."""
+    """SHA-256 of the file."""
     notes: str = ""
 
     @property
     def final_epochs(self) -> tuple[int, ...]:
-        """Lengths of the final trainings, the shortest first."""
+        """Lengths of the final trainings, rising."""
         usual = self.plan.scale.finals.final.epochs
         return tuple(sorted(length or usual for length in self.plan.scale.lengths))
 
     def units(self, index: int = 1, count: int = 1) -> list[str]:
-        """Return the chains of share `index` of `count`: whole trials, in order. ValueError for no such share."""
+        """Return the chains of share `index` of `count`, as whole trials in order.
+
+        Raises ValueError for an index outside 1 … count.
+        """
         if not 1 <= index <= count:
             raise ValueError(f"shard {index}/{count}: give i/n with 1 ≤ i ≤ n")
         trials = list(self.plan.trials)[index - 1 :: count]
@@ -83,11 +88,11 @@ def read_study(path: Path, scales: Mapping[str, Callable[[Figure, str, str], Sca
     """Read a plan.
 
     Args:
-        path: The TOML file; its name without the ending is the study's.
-        scales: Name of a scale → a function of (figure, data set, network) that returns its settings.
+        path: The TOML file; its stem names the study.
+        scales: Name of a scale → function (figure, data set, network) → settings.
 
     Raises:
-        ValueError: The file is no plan; the message has its name and what is wrong.
+        ValueError: The plan is invalid; the message names the file and the error.
     """
     text = path.read_bytes()
     try:
@@ -104,7 +109,7 @@ def _study(
     regime = values["regime"]
     _check_names("regime", regime, _REGIME)
 
-    # Which trainings and comparisons, as a figure would have them.
+    # Phase: trainings and comparisons, as a figure.
     figure = Figure(
         name=path.stem,
         title=values["title"],
@@ -120,7 +125,7 @@ def _study(
     usual, *further = sorted(regime["final_epochs"])
     scale = scales[regime["scale"]](figure, regime["dataset"], regime["network"])
     if usual != scale.finals.final.epochs:
-        raise ValueError(f"final_epochs begin with {usual}; the scale's are {scale.finals.final.epochs}")
+        raise ValueError(f"final_epochs begin with {usual}, but the scale has {scale.finals.final.epochs}")
     scale = replace(
         scale,
         levels=(regime["level"],),
@@ -130,8 +135,9 @@ def _study(
         further_epochs=tuple(further),
     )
     plan = FigurePlan(figure, scale)
+    _check_retraining(plan)
 
-    # What is claimed of them.
+    # Phase: hypotheses.
     hypotheses = tuple(_hypothesis(one, (usual, *further)) for one in values["hypotheses"])
     return Study(
         name=path.stem,
@@ -148,15 +154,36 @@ def _study(
     )
 
 
+def _check_retraining(plan: FigurePlan) -> None:
+    """Raise ValueError for `retrain` of a full training at a second length or with a second noise.
+
+    A level of IMP or WR is a full training, so its `retrain` is the level itself and exists only once.
+    """
+    for one in plan.trainings():
+        curve = one.curve
+        if curve is None or curve.kind != "retrain":
+            continue
+        # Methods whose levels are full trainings override `retraining`.
+        if type(METHODS[curve.method]).retraining is Method.retraining:
+            continue
+        if one.twin or one.epochs is not None:
+            second = "noise" if one.twin else f"length ({one.epochs} epochs)"
+            raise ValueError(
+                f"{curve} has no second {second}: levels of {curve.method} are full trainings, and retrain is the "
+                f"level itself; use 'level ({curve.method})'"
+            )
+
+
 def _hypothesis(values: dict[str, Any], lengths: tuple[int, ...]) -> Hypothesis:
+    # Phase: check the fields, then parse both sides.
     name = f"hypothesis {values.get('name', '?')}"
     _check_names(name, values, {"name", "says", "of", "first", "second", "expects"}, {"epochs", "dense_epochs"})
     for field, allowed in (("of", get_args(Measure)), ("expects", get_args(Expectation))):
         if values[field] not in allowed:
-            raise ValueError(f"{name}: {field} is {values[field]!r}; it is one of {', '.join(allowed)}")
+            raise ValueError(f"{name}: {field} is {values[field]!r}; allowed: {', '.join(allowed)}")
     epochs = tuple(values.get("epochs", lengths))
     if not set(epochs) <= set(lengths):
-        raise ValueError(f"{name}: epochs are {epochs}; the final trainings have {lengths}")
+        raise ValueError(f"{name}: epochs are {epochs}, but the final trainings have {lengths}")
     first, second = (None if side == DENSE else Curve.parse(side) for side in (values["first"], values["second"]))
     return Hypothesis(
         values["name"],

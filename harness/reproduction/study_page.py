@@ -1,18 +1,21 @@
-"""The page of a study: its plan, how far it is, whether it was trained to the end, and what is shown."""
+"""The page of a study: verdicts first, then accuracy, hypotheses, barriers and runs."""
 
 from __future__ import annotations
 
 import json
+import textwrap
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from harness.analysis.drawing import is_clipped
 from harness.analysis.plots import EpochSeries, Interval, plot_study
 from harness.analysis.statistics import family_in_words, in_symbols, p_text
 from harness.analysis.summary import Summary
+from harness.config import SearchConfig
 from harness.reproduction.figure import Curve
 from harness.reproduction.page import csv_text, interval_text, markdown, signed
-from harness.reproduction.study import Hypothesis
+from harness.reproduction.study import Hypothesis, Measure
 from harness.reproduction.study_results import (
     FIXED_EPSILON,
     GAIN_POINTS,
@@ -23,14 +26,19 @@ from harness.reproduction.study_results import (
 
 _MEASURES = {
     "accuracy": "accuracy",
-    "stability": "barrier between two noises",
-    "connectivity": "barrier to the retrained ticket",
-    "norm_init": "error of the copy with ψ_init − the ticket's",
+    "stability": "barrier, SGD-noise stability",
+    "connectivity": "barrier, connectivity with retrain",
+    "norm_init": "error increase with ψ_init",
 }
+_SCOPES = {"end": "After full training", "speed": "Speed only", "tickets": "Tickets before any final training"}
+"""What a hypothesis is about, as headings of the verdicts."""
 
 
 def write_page(results: StudyResults, directory: Path) -> list[Path]:
-    """Write page, tables, numbers and figure into `directory` and return them; ValueError if no trial is finished."""
+    """Write the page, its tables, numbers and plots, and return their paths.
+
+    Raises ValueError if no trial is finished.
+    """
     if not results.trials:
         raise ValueError(f"no trial of the study {results.study.name} is finished: nothing to show")
     directory.mkdir(parents=True, exist_ok=True)
@@ -47,24 +55,24 @@ def write_page(results: StudyResults, directory: Path) -> list[Path]:
 
 
 def page(results: StudyResults, image: str) -> str:
-    """Return the page as Markdown, with `image` (a file beside it)."""
-    study, parts = results.study, []
-    longest = study.final_epochs[-1]
-    if results.is_untrained(longest):
-        parts.append(
-            f"**The dense network is not trained to the end after {longest} epochs: nothing is claimed against it.**"
-        )
-    parts += [
+    """Return the page as Markdown; `image` is a file in its directory."""
+    study = results.study
+    parts = [
+        # The answer.
         f"# {study.title}",
-        *_in_short(results),
-        _plan(results),
+        _status(results),
+        *_verdicts(results),
+        # The question and its plan.
         study.question,
+        _plan(results),
         study.notes,
-        f"![Accuracy over epochs, and differences]({image})",
-        "## Is it trained to the end?",
-        _trained(results),
+        # The numbers.
+        f"![Test accuracy and differences by length of the final trainings]({image})",
+        _caption(results),
         "## Test accuracy",
         markdown(*accuracy_table(results)),
+        "## Is the dense network trained to the end?",
+        _trained(results),
         "## Hypotheses",
         markdown(*hypotheses_table(results)),
         _family(results),
@@ -75,62 +83,101 @@ def page(results: StudyResults, image: str) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _in_short(results: StudyResults) -> list[str]:
-    """Return what is shown and what is not, that of speed apart from the end; nothing before all is judged."""
-    found: dict[str, dict[str, list[str]]] = {"the end": {}, "speed": {}, "tickets": {}}
-    for one in results.judged:
-        if one.verdict is not None:
-            told = f"{one.hypothesis.says} ({one.hypothesis.name}, {one.epochs} epochs)"
-            if one.hypothesis.of == "norm_init":
-                told = f"{one.hypothesis.says} ({one.hypothesis.name})"
-            found[_speaks_of(results, one)].setdefault(_verdict(one), []).append(told)
-    heads = {"the end": "At the end of training", "speed": "Of speed alone", "tickets": "Of the tickets themselves"}
-    return [
-        "\n".join([f"**{heads[of]}**", "", *(f"- {word}: {'; '.join(says)}." for word, says in sorted(words.items()))])
-        for of, words in found.items()
-        if words
-    ]
-
-
-def _plan(results: StudyResults) -> str:
-    study, scale = results.study, results.study.plan.scale
-    trials = study.plan.trials
-    lines = [
-        f"{study.plan.subject}, density {scale.density(scale.levels[0]):.4f}; trials {trials[0]} to {trials[-1]}, each "
-        "with a search of its own; final trainings of "
-        + " and ".join(f"{epochs} epochs" for epochs in study.final_epochs)
-        + ".",
-        f"**Plan:** `recipes/studies/{study.path.name}`, SHA-256 {study.sha256}, "
-        + (f"commit {results.commit}" if results.commit else "not committed")
-        + f". Stopping rule: {study.stopping}",
-        "**Departures from the plan:** " + (" ".join(results.departures) or "none."),
-    ]
-    done = len(results.trials)
+def _status(results: StudyResults) -> str:
+    """Return how far the study is, and whether its dense network is trained to the end."""
+    lines = []
+    longest = results.study.final_epochs[-1]
+    done, planned = len(results.trials), len(results.study.plan.trials)
     if not results.is_complete:
-        lines.append(f"**{done} of {len(trials)} trials are finished: numbers so far, and nothing is judged.**")
+        lines.append(
+            f"**{done} of {planned} trials are finished. The numbers are provisional. No hypothesis is judged.**"
+        )
+    if results.is_untrained(longest):
+        lines.append(
+            f"**The dense network is not trained to the end after {longest} epochs. No claim is made against it.**"
+        )
     return "\n\n".join(lines)
 
 
+def _verdicts(results: StudyResults) -> list[str]:
+    """Return the verdicts by scope, as lists; empty until all trials are finished."""
+    found: dict[str, dict[str, list[str]]] = {scope: {} for scope in _SCOPES}
+    for one in results.judged:
+        if one.verdict is not None:
+            said = one.hypothesis
+            length = "" if said.of == "norm_init" else f", {one.epochs} epochs"
+            found[_scope(results, one)].setdefault(_verdict(one), []).append(f"{said.says} ({said.name}{length})")
+    lists = {
+        scope: [f"- {word}: {'; '.join(says)}." for word, says in sorted(words.items())]
+        for scope, words in found.items()
+    }
+    return ["\n".join([f"**{_SCOPES[scope]}**", "", *lines]) for scope, lines in lists.items() if lines]
+
+
+def _plan(results: StudyResults) -> str:
+    """Return the regime, the plan with its commit and stopping rule, and the departures from it."""
+    study, scale = results.study, results.study.plan.scale
+    trials = study.plan.trials
+    lengths = " and ".join(f"{epochs} epochs" for epochs in study.final_epochs)
+    commit = f"commit {results.commit}" if results.commit else "not committed"
+    return "\n\n".join(
+        [
+            f"**Setting:** {study.plan.subject}, density {scale.density(scale.levels[0]):.4f}. Trials {trials[0]} to "
+            f"{trials[-1]}, each with its own search. Final trainings of {lengths}. Precision: "
+            f"{_precision(scale.finals)}.",
+            f"**Plan:** `recipes/studies/{study.path.name}`, SHA-256 {study.sha256}, {commit}.",
+            f"**Stopping rule:** {study.stopping}",
+            "**Departures from the plan:** " + (" ".join(results.departures) or "none."),
+        ]
+    )
+
+
+def _precision(config: SearchConfig) -> str:
+    """Return the precision that the plan asks for, in words."""
+    return "float32" if config.precision == "no" else f"{config.precision} mixed precision"
+
+
+def _caption(results: StudyResults) -> str:
+    """Return the sentences that explain the plot."""
+    lines = [
+        "Above: test accuracy, mean ± sd. Small dots are single trials. Colour and marker stand for the kind, filling "
+        "for the method. The dotted line and the grey band repeat the dense network."
+    ]
+    if any(one.hypothesis.of == "accuracy" for one in results.judged):
+        lines.append(
+            f"Below: differences with their 95 % intervals. The grey band is ± {results.study.margin_points:g} point. "
+            "The columns have different scales."
+        )
+    if results.is_complete:
+        lines.append("Filled dots are hypotheses that are shown.")
+    lengths = [(curve, epochs) for curve in curves_of(results) for epochs in results.study.final_epochs]
+    lengths += [(None, epochs) for epochs in results.dense_epochs]
+    if is_clipped(results.accuracies(*one) for one in lengths):
+        lines.append("Error bars are clipped at 100 %.")
+    return " ".join(lines)
+
+
 def _trained(results: StudyResults) -> str:
+    """Return the dense network at each length, and the rule."""
     rows = []
     for epochs in results.dense_epochs:
         gain = results.dense_gain(epochs)
         found = Summary.of(results.accuracies(None, epochs))
-        verdict = "" if gain is None else "no: speed alone" if results.is_untrained(epochs) else "yes"
+        verdict = "" if gain is None else "no: speed only" if results.is_untrained(epochs) else "yes"
         rows.append([str(epochs), _mean(found), "" if gain is None else signed(gain), verdict])
-    table = markdown(["epochs", "dense accuracy %", "gained by the next length", "trained to the end"], rows)
+    table = markdown(["epochs", "dense accuracy %", "gain at the next length", "trained to the end"], rows)
     told = (
-        f"The dense network counts as untrained at a length if the next longer one gains more than {GAIN_POINTS:g} "
-        "point. At such a length differences are of speed, not of the end; nor are they where a compared kind itself "
-        "gains as much. The longest one is all that a ticket costs, its search included."
+        f"The dense network counts as untrained at a length if the next length gains more than {GAIN_POINTS:g} point. "
+        "Differences at such a length are about speed only. So are differences where a compared kind gains as much. "
+        "The longest length is the total cost of a ticket, search included."
     )
     return f"{table}\n\n{told}"
 
 
 def accuracy_table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: mean and sd of each kind at each length, percent."""
+    """Return head and rows: accuracy of each kind at each length, percent, mean ± sd."""
     lengths = results.study.final_epochs
-    head = ["trained from", *(f"{epochs} epochs" for epochs in lengths), f"gained from {lengths[0]} to {lengths[-1]}"]
+    head = ["trained from", *(f"{epochs} epochs" for epochs in lengths), f"gain from {lengths[0]} to {lengths[-1]}"]
     rows = []
     for curve in curves_of(results):
         found = [results.accuracies(curve, epochs) for epochs in lengths]
@@ -141,7 +188,7 @@ def accuracy_table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
 
 
 def curves_of(results: StudyResults) -> list[Curve | None]:
-    """Return dense, the curves of the plan, and those that its hypotheses name of the studies beside it."""
+    """Return dense, the plan's curves, and curves of studies beside it that hypotheses name."""
     named = [
         curve
         for one in results.study.hypotheses
@@ -157,8 +204,8 @@ def _mean(summary: Summary) -> str:
 
 
 def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]:
-    """Return head and rows: each hypothesis at each length, its contrast and verdict."""
-    head = ["", "hypothesis", "of", "first", "second", "epochs", "speaks of", "tested", "first − second"]
+    """Return head and rows: each hypothesis at each length, with its contrast and verdict."""
+    head = ["", "hypothesis", "measure", "first", "second", "epochs", "about", "tested", "first − second"]
     head += ["95 % interval", "p (Holm)", "verdict"]
     rows = []
     for one in results.judged:
@@ -168,7 +215,7 @@ def hypotheses_table(results: StudyResults) -> tuple[list[str], list[list[str]]]
         rows.append(
             [
                 *(said.name, said.says, _MEASURES[said.of], _side(said, said.first), _side(said, said.second)),
-                *(str(one.epochs) if said.of != "norm_init" else "none", _speaks_of(results, one)),
+                *(str(one.epochs) if said.of != "norm_init" else "none", _scope(results, one)),
                 *(in_symbols(said.expects, margin, "first", "second"), signed(one.contrast.mean)),
                 *(interval_text(one.contrast.interval), p, _verdict(one)),
             ]
@@ -182,10 +229,11 @@ def _side(said: Hypothesis, curve: Curve | None) -> str:
     return f"dense ({said.dense_epochs} epochs)" if said.dense_epochs else "dense"
 
 
-def _speaks_of(results: StudyResults, one: JudgedHypothesis) -> str:
+def _scope(results: StudyResults, one: JudgedHypothesis) -> str:
+    """Return a key of `_SCOPES`."""
     if one.hypothesis.of == "norm_init":
         return "tickets"
-    return "speed" if results.is_of_speed(one.hypothesis, one.epochs) else "the end"
+    return "speed" if results.is_of_speed(one.hypothesis, one.epochs) else "end"
 
 
 def _verdict(one: JudgedHypothesis) -> str:
@@ -197,67 +245,68 @@ def _verdict(one: JudgedHypothesis) -> str:
 def _family(results: StudyResults) -> str:
     verdicts = [one.verdict for one in results.judged if one.verdict is not None]
     told = [
-        "Differences are in percentage points, of one trial each; p is exact, by sign flips over trials, and corrected "
-        "after Holm for all rows of this table, judged or not. Intervals of accuracy are bootstrapped over trials and "
-        "test images, those of barriers over trials alone."
+        "Differences are in percentage points, paired by trial. The p-values are exact sign-flip tests over trials, "
+        "with Holm's correction for all rows of this table. Intervals of accuracy are bootstrapped over trials and "
+        "test images. Intervals of barriers are bootstrapped over trials only."
     ]
     alone = [one for one in results.judged if one.hypothesis.of == "accuracy" and one.contrast.images is None]
     if alone:
         rows = ", ".join(f"{one.hypothesis.name} at {one.epochs} epochs" for one in alone)
-        told.append(f"Over trials alone, too, since not all of their runs keep single test images: {rows}.")
+        told.append(f"Bootstrapped over trials only, because some runs lack results for single test images: {rows}.")
     return "\n\n".join([*told, *([family_in_words(verdicts)] if verdicts else [])])
 
 
 def _barriers(results: StudyResults) -> list[str]:
+    """Return heading, table and explanation of the error barriers; empty if there is none."""
     study, figure = results.study, results.study.plan.figure
-    wanted: list[tuple[str, Curve, int]] = []
+    wanted: list[tuple[Measure, Curve, int]] = []
     for epochs in study.final_epochs:
         wanted += [("stability", curve, epochs) for curve in figure.stability]
         wanted += [("connectivity", curve, epochs) for curve in figure.connectivity]
     wanted += [("norm_init", Curve(method, "level"), study.final_epochs[0]) for method in figure.initial_norm]
-    rows = []
-    for measure, curve, epochs in wanted:
-        found = results.barriers(measure, curve, epochs)
-        if not found:
-            continue
-        curves = [run.curve for run in found if run.curve is not None]
-        before = measure == "norm_init"  # of tickets: no final training has a spread
-        spreads: list[float | None] = (
-            [None, None] if before else [results.epsilon(replace(curve, kind="retrain"), epochs), None]
-        )
-        if not before and not results.is_untrained(epochs) and not results.is_untrained(study.final_epochs[-1]):
-            spreads[1] = results.epsilon(None, epochs)
-        # the paper's barrier, but of a copy with ψ_init the difference itself
-        judged_by = [
-            abs(barrier_points(run, measure)) if before else one.barrier for run, one in zip(found, curves, strict=True)
-        ]
-        rows.append(
-            [
-                *(_MEASURES[measure], str(curve), "none" if before else str(epochs)),
-                _mean(Summary.of([barrier_points(run, measure) for run in found])),
-                *(_mean(Summary.of([getattr(one, name) for one in curves])) for name in ("barrier", "floor")),
-                f"{sum(one <= FIXED_EPSILON for one in judged_by)} of {len(curves)}",
-                *(
-                    f"{sum(one <= most for one in judged_by)} ({most:.2f})" if most is not None else ""
-                    for most in spreads
-                ),
-            ]
-        )
+    rows = [row for one in wanted if (row := _barrier_row(results, *one))]
     if not rows:
         return []
     head = ["comparison", "trained from", "epochs", "above the line", "barrier", "floor"]
     head += [f"within {FIXED_EPSILON:g} point", "within ε of retrain", "within ε of dense"]
     told = (
-        "Percentage points of test error, mean and sd over trials. Above the line: the largest excess over the "
-        "straight line between the two ends; for a copy with ψ_init the difference of the two errors itself. Barrier: "
-        "the paper's, which is at least half the difference of the two ends (floor). ε is the sd of the error of "
-        "`retrain` over trials, or of the dense network of the same length (the paper's) where that is trained to the "
-        "end; in how many trials the barrier, or the difference of the errors, is within it."
+        "Percentage points of test error, mean ± sd over trials. Above the line: the largest excess over the straight "
+        "line between the two ends. Barrier: the paper's, the largest excess over the mean of the two ends. Floor: "
+        "half the difference of the two ends, which no barrier is below. For ψ_init the first column is the error of "
+        "the copy with ψ_init minus the error of the ticket. ε is the sd of the error over trials, of `retrain` or of "
+        "the dense network (the paper's choice). The dense ε needs a dense network that is trained to the end. The "
+        "last three columns count the trials whose barrier, or difference, is within the bound."
     )
     dense, longest = results.epsilon(None, study.final_epochs[-1]), study.final_epochs[-1]
     if dense is not None and not results.is_untrained(longest):
-        told += f" The paper's ε, the sd of the dense error over trials, is {dense:.2f} after {longest} epochs."
+        told += f" The paper's ε is {dense:.2f} after {longest} epochs."
     return ["## Error barriers", markdown(head, rows), told]
+
+
+def _barrier_row(results: StudyResults, measure: Measure, curve: Curve, epochs: int) -> list[str]:
+    """Return the row of one comparison; empty if no trial has it."""
+    found = results.barriers(measure, curve, epochs)
+    curves = [run.curve for run in found if run.curve is not None]
+    if not curves:
+        return []
+
+    # Bounds: tickets before any final training have no ε.
+    is_copy, longest = measure == "norm_init", results.study.final_epochs[-1]
+    bounds: list[float | None] = [None, None]
+    if not is_copy:
+        bounds[0] = results.epsilon(replace(curve, kind="retrain"), epochs)
+        if not results.is_untrained(epochs) and not results.is_untrained(longest):
+            bounds[1] = results.epsilon(None, epochs)
+
+    # Bounds apply to the paper's barrier, or to the difference itself for a copy with ψ_init.
+    points = [barrier_points(run, measure) for run in found]
+    bounded = [abs(point) for point in points] if is_copy else [one.barrier for one in curves]
+    return [
+        *(_MEASURES[measure], str(curve), "none" if is_copy else str(epochs), _mean(Summary.of(points))),
+        *(_mean(Summary.of([getattr(one, name) for one in curves])) for name in ("barrier", "floor")),
+        f"{sum(one <= FIXED_EPSILON for one in bounded)} of {len(curves)}",
+        *("" if most is None else f"{sum(one <= most for one in bounded)} ({most:.2f})" for most in bounds),
+    ]
 
 
 def _provenance(results: StudyResults) -> str:
@@ -266,47 +315,45 @@ def _provenance(results: StudyResults) -> str:
     hours = sum(run.finished_ms - run.started_ms for run in {run.key: run for run in runs}.values()) / 3_600_000
     commits = sorted({run.commit[:12] + run.commit[40:] for run in runs})
     lines = [
-        f"{len(runs)} runs in {len(chains)} chains: {hours:.1f} hours in all, as the clock went. The records of each, "
-        "with one bit for each test image, stand in `runs/`; every chain was verified before it was recorded.",
+        f"{len(runs)} runs in {len(chains)} chains, {hours:.1f} hours of wall time. `runs/` holds the record of each "
+        "run, with one bit for each test image. Every chain was verified before it was recorded.",
         f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}. Code: {', '.join(commits)}.",
-        f"Made by `python recipes/reproduce.py --study {results.study.name}`; the same command makes trials that are "
-        "missing and writes this page anew. With `--again CHAIN --runs mine --offline` it makes one recorded chain, a "
-        "file of `runs/`, once more and prints each number beside the recorded one.",
+        f"Command: `python recipes/reproduce.py --study {results.study.name}`. It runs missing trials and rewrites "
+        "this page. With `--again CHAIN --runs mine --offline` it repeats one recorded chain, a file of `runs/`, and "
+        "prints each new number beside the recorded one.",
     ]
     return "\n\n".join(lines)
 
 
 def _draw(results: StudyResults, stem: Path) -> list[Path]:
-    """Draw accuracy over final epochs, and the difference of each hypothesis."""
+    """Draw accuracy and the differences of all hypotheses by length of the final trainings."""
     series = []
     for curve in curves_of(results):
         if curve is not None:
             points = {epochs: results.accuracies(curve, epochs) for epochs in results.study.final_epochs}
             series += [EpochSeries(curve.use, curve.finder, points)] if all(points.values()) else []
     dense = {epochs: results.accuracies(None, epochs) for epochs in results.dense_epochs}
-    intervals = [
-        Interval(_label(results, one), one.contrast.mean, one.contrast.interval, _short(one))
-        for one in results.judged
-        if one.hypothesis.of == "accuracy"
-    ]
+    intervals = [_interval(results, one) for one in results.judged if one.hypothesis.of == "accuracy"]
     title, margin = results.study.title, results.study.margin_points
     return plot_study(series, dense, intervals, stem, title=title, margin=margin)
 
 
-def _label(results: StudyResults, one: JudgedHypothesis) -> str:
-    said = one.hypothesis
+def _interval(results: StudyResults, one: JudgedHypothesis) -> Interval:
+    """Return the plot's interval of a hypothesis; its formula names the row."""
+    said, verdict = one.hypothesis, one.verdict
     margin = results.study.margin_points if said.expects in ("equal", "not_worse") else None
-    speaks_of = f": {_speaks_of(results, one)}" if results.is_complete else ""
     formula = in_symbols(said.expects, margin, _side(said, said.first), _side(said, said.second))
-    return f"({said.name}) {formula}\nafter {one.epochs} epochs{speaks_of}"
-
-
-def _short(one: JudgedHypothesis) -> str:
-    return "" if one.verdict is None else one.verdict.word
+    # A space that no line breaks at keeps a kind and its method together.
+    whole = f"({said.name}) {formula}".replace(" (aws", "\u00a0(aws").replace(" (lrr", "\u00a0(lrr")
+    label = "\n".join(textwrap.wrap(whole, 30))
+    word = "" if verdict is None else verdict.word
+    speed = f"{word}, speed" if word and _scope(results, one) == "speed" else word
+    is_shown = verdict is not None and verdict.word != "not shown"
+    return Interval(label, one.epochs, one.contrast.mean, one.contrast.interval, is_shown, speed)
 
 
 def _numbers(results: StudyResults) -> dict[str, Any]:
-    """Return all that the page says, in full precision, for programs."""
+    """Return the page's numbers in full precision."""
     lengths = results.study.final_epochs
     return {
         "study": results.study.name,

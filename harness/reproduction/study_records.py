@@ -1,7 +1,7 @@
-"""The finished runs of a study as small text files: committed beside the code, they count without any checkpoint.
+"""Finished runs of a study as small text files in the repository, without checkpoints.
 
-One file holds one chain: a search with all that was made from it, or the dense trainings of a trial. Each run is a line
-with its key, parents, seeds, digests and numbers, and with one bit for each test image.
+One file holds one chain: a search with its final trainings and comparisons, or the dense trainings of a trial. Each run
+is one line with key, parents, seeds, digests, numbers, and one bit for each test image.
 """
 
 from __future__ import annotations
@@ -39,29 +39,29 @@ class RunLine:
     """One finished run, without its tensors."""
 
     name: str
-    """Its name in the plan, e.g. aws-L11-signed_mask-e100-t11; levels are called aws-s11-L03."""
+    """Name in the plan, e.g. aws-L11-signed_mask-e100-t11; a level is e.g. aws-s11-L03."""
     key: str
     run: str
-    """As the run is called in the lineage."""
+    """Name of the run's record."""
     parents: tuple[tuple[str, str], ...]
-    """(key, relation) of each."""
+    """(key, relation) of each parent."""
     tags: Mapping[str, str]
     files: Mapping[str, str]
     """File → SHA-256."""
     metrics: Mapping[str, float]
     """Last values."""
     commit: str
-    """Of the code; + for uncommitted changes."""
+    """Commit of the code; + for uncommitted changes."""
     started_ms: int
     finished_ms: int
     curve: BarrierCurve | None = None
-    """Of a comparison."""
+    """Only for a comparison."""
     correct: str = ""
-    """Base64 of one bit for each test image (`numpy.packbits`), in rows one after another for a comparison's points."""
+    """Base64 of one bit for each test image (`numpy.packbits`), with one row for each point of a comparison."""
     num_images: int = 0
 
     def right(self) -> np.ndarray | None:
-        """Return which test images were right: bool [N], or [K, N] for a comparison; None if it was not kept."""
+        """Return whether each test image is correct: bool [N], or [K, N] for a comparison; None if not stored."""
         if not self.correct:
             return None
         packed = np.frombuffer(base64.b64decode(self.correct, validate=True), dtype=np.uint8)
@@ -69,13 +69,13 @@ class RunLine:
         return rows if self.curve is not None else rows[0]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the line as JSON-ready values, without empty fields."""
+        """Return JSON values, without empty fields."""
         values = dict(vars(self)) | {"curve": self.curve.to_dict() if self.curve else None}
         return {name: value for name, value in values.items() if value not in (None, "", 0) or name == "key"}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> RunLine:
-        """Return the line that `to_dict` wrote."""
+        """Return the run that `to_dict` wrote."""
         parents = tuple((key, relation) for key, relation in values["parents"])
         curve = BarrierCurve.from_dict(values["curve"]) if "curve" in values else None
         return cls(**{**values, "parents": parents, "curve": curve})
@@ -83,22 +83,22 @@ class RunLine:
 
 @dataclass(frozen=True)
 class ChainRecords:
-    """All runs made from one search, or one trial's dense trainings."""
+    """All runs from one search, or the dense trainings of one trial."""
 
     study: str
     plan_sha256: str
-    """Of the plan as it was when they were made."""
+    """SHA-256 of the plan when the runs were made."""
     chain: str
     subject: str
     code: Mapping[str, str]
-    """Commit and versions that finished the chain."""
+    """Commit and versions at the end of the chain."""
     hardware: str
     verified: tuple[str, ...]
-    """All that `verify` printed of them before they were written."""
+    """Output of `verify` before the file was written."""
     runs: tuple[RunLine, ...] = field(repr=False)
 
     def save(self, path: Path) -> None:
-        """Write the file: the head, then a run a line."""
+        """Write the file: the head, then one run per line."""
         head = {"format": FORMAT} | {name: value for name, value in vars(self).items() if name != "runs"}
         lines = [json.dumps(run.to_dict(), ensure_ascii=False) for run in self.runs]
         text = json.dumps(head, indent=1, ensure_ascii=False)[:-2] + ',\n "runs": [\n' + ",\n".join(lines) + "\n]}\n"
@@ -107,11 +107,14 @@ class ChainRecords:
 
     @classmethod
     def load(cls, path: Path) -> ChainRecords:
-        """Read a file; ValueError with its name if it is none, or if a run's images do not add up to its error."""
+        """Read a file.
+
+        Raises ValueError with the file's name if it is invalid, or if a run's images contradict its error.
+        """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
-                raise ValueError(f"format {values['format']!r}; this version reads {FORMAT}")
+                raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
             runs = tuple(map(RunLine.from_dict, values["runs"]))
             for run in runs:
                 _check(run)
@@ -122,13 +125,16 @@ class ChainRecords:
 
 
 def _check(run: RunLine) -> None:
-    """Raise ValueError unless the error is a number, and the kept images give it."""
+    """Raise ValueError unless key, error and stored images of a run agree."""
+    # Phase: key and error.
     if run.files.get("determinants.json", run.key) != run.key:
         raise ValueError(f"the key of {run.name} is not the digest of its determinants")
     if run.curve is None and not 0 <= run.metrics.get("test_error_percent", math.nan) <= 100:
         raise ValueError(f"{run.name} has no test error")
     if run.curve is not None and run.metrics.get("barrier", run.curve.barrier) != run.curve.barrier:
         raise ValueError(f"the errors of {run.name} give a barrier of {run.curve.barrier}, not as recorded")
+
+    # Phase: images.
     if (right := run.right()) is None:
         return
     errors = 100 * (1 - np.atleast_2d(right).mean(axis=1))
@@ -141,6 +147,7 @@ def run_line(
     name: str, record: LineageRecord, correct: np.ndarray | None, curve: BarrierCurve | None = None
 ) -> RunLine:
     """Return the line of a finished run; `correct` is bool [N], or [K, N] for a comparison."""
+    # One plus sign marks uncommitted changes.
     changed = "+" if record.code.get("dirty") == "true" else ""
     return RunLine(
         name=name,
@@ -160,14 +167,14 @@ def run_line(
 
 
 def directory_of(study: str, results: Path) -> Path:
-    """Return where the records of a study are kept."""
+    """Return the directory of a study's records."""
     return results / "studies" / study / "runs"
 
 
 def finished_chains(study: Study, results: Path) -> dict[str, ChainRecords]:
-    """Return the chains of a study's plan whose runs are all recorded, by name.
+    """Return name → records of each chain of the plan whose runs are all recorded.
 
-    Raises ValueError for a file that holds no records, or others than the plan's of its name.
+    Raises ValueError for a file that is invalid or contradicts the plan.
     """
     directory, found = directory_of(study.name, results), {}
     for chain in study.plan.chains():
@@ -176,8 +183,8 @@ def finished_chains(study: Study, results: Path) -> dict[str, ChainRecords]:
             records = ChainRecords.load(path)
             if wrong := list(_misfits(study, chain, records)):
                 raise ValueError(
-                    f"{path} does not hold the chain {chain} of the study {study.name}: {'; '.join(wrong[:5])}. Take "
-                    "the file as it was committed, or remove it and make the chain again"
+                    f"{path} does not hold the chain {chain} of the study {study.name}: {'; '.join(wrong[:5])}. "
+                    "Restore the committed file, or remove it and rerun the chain"
                 )
             if not set(wanted_names(study.plan, chain)) - {run.name for run in records.runs}:
                 found[chain] = records
@@ -185,7 +192,8 @@ def finished_chains(study: Study, results: Path) -> dict[str, ChainRecords]:
 
 
 def _misfits(study: Study, chain: str, records: ChainRecords) -> Iterator[str]:
-    """Yield in which points the records of a chain are not those that the plan names, in words."""
+    """Yield each contradiction between the records of a chain and the plan, in words."""
+    # Phase: the head, and unique names.
     head = {"study": study.name, "chain": chain, "subject": study.plan.subject}
     for name, value in head.items():
         if (said := getattr(records, name)) != value:
@@ -195,22 +203,23 @@ def _misfits(study: Study, chain: str, records: ChainRecords) -> Iterator[str]:
     runs = {run.name: run for run in records.runs}
     if len(runs) < len(records.runs):
         yield "two runs have one name"
-    # Tags say what a run was made with; its name alone could be anything.
+    # Phase: trainings. Tags hold the settings of a run; the name alone proves nothing.
     for training in study.plan.chains()[chain]:
         if (run := runs.get(str(training))) is not None:
             ticket = runs.get(f"{chain}-L{training.level:02d}")
-            # of a method whose levels are full trainings, `retrain` is the level itself
+            # If levels are full trainings, `retrain` is the level itself.
             is_level = training.kind == "level" or (ticket is not None and run.key == ticket.key)
             wanted = tags_of(study.plan, training, is_level=is_level)
             other = {tag: run.tags.get(tag) for tag, value in wanted.items() if run.tags.get(tag) != value}
             yield from (f"{tag} of {run.name} is {said} instead of {wanted[tag]}" for tag, said in other.items())
             if ticket is not None and ticket.key not in (run.key, *(key for key, _ in run.parents)):
                 yield f"{run.name} is not made from {ticket.name}"
-            # the names of the usual length do not say it, and a changed scale would keep them
+            # Names omit the usual length, so a changed scale would go unnoticed.
             spent = run.metrics.get("epochs_total", 0.0) - (ticket.metrics.get("epochs_total", 0.0) if ticket else 0.0)
             length = 0 if is_level else training.epochs or study.final_epochs[0]
             if spent != length and (ticket is not None or training.curve is None):
                 yield f"{run.name} was trained for {spent:g} epochs instead of {length}"
+    # Phase: comparisons.
     for pair in study.plan.pairs():
         if (run := runs.get(str(pair))) is not None:
             ends = {runs[str(end)].key for end in (pair.first, pair.second) if str(end) in runs}
@@ -219,7 +228,7 @@ def _misfits(study: Study, chain: str, records: ChainRecords) -> Iterator[str]:
 
 
 def tags_of(plan: FigurePlan, training: Training, *, is_level: bool = False) -> dict[str, str]:
-    """Return tags that a training of a plan has: its data, network, ticket and seeds; `is_level`: a search's level."""
+    """Return the expected tags of a training: data, network, ticket and seeds; `is_level` for a search's level."""
     config, curve = plan.scale.config, training.curve
     init_seed, sgd_seed = (training.search_seed,) * 2 if is_level else (training.init_seed, training.sgd_seed)
     tags = {"data": config.data.name, "model": config.model.name, "level": f"{training.level:02d}"}
@@ -231,30 +240,37 @@ def tags_of(plan: FigurePlan, training: Training, *, is_level: bool = False) -> 
 
 
 def wanted_names(plan: FigurePlan, chain: str) -> Iterator[str]:
-    """Yield the names of the trainings and comparisons that a chain consists of."""
+    """Yield the names of a chain's trainings and comparisons."""
     yield from map(str, plan.chains()[chain])
     yield from (str(pair) for pair in plan.pairs() if pair.first.chain == chain)
 
 
 def record_chain(experiment: Experiment, study: Study, made: MadeChain, results: Path) -> Path:
-    """Verify the runs of a chain and write its records; ValueError, and nothing is written, if anything is wrong.
+    """Verify the runs of a chain and write its records (rank 0 only).
 
     Args:
-        experiment: Of the launch that made them; rank 0 alone calls it.
+        experiment: The experiment that made the chain.
         study: The plan.
         made: The chain.
         results: Directory of all results, e.g. docs/results.
+
+    Returns:
+        Path of the file.
+
+    Raises:
+        ValueError: Verification failed; no file is written.
     """
+    # Phase: verify each search with its descendants, or each run of a chain without a search.
     store, records = experiment.store, _records(experiment.store, made)
-    # Prove them first: a search with all that is below it, or each run by itself.
     searches = dict.fromkeys(record.nested_under for record in records.values() if record.nested_under)
     found = Findings()
     for key in searches or [record.key for record in records.values()]:
         _add(found, verify(store, key, data_directory=experiment.config.data.directory))
     if found.problems:
         told = "\n".join(map(str, found.problems[:5]))
-        raise ValueError(f"{made.name}: {len(found.problems)} problems were found, so nothing is recorded:\n{told}")
+        raise ValueError(f"{made.name} is not recorded, because verify found {len(found.problems)} problems:\n{told}")
 
+    # Phase: write.
     lines = [_line(store, name, record) for name, record in records.items()]
     first = next(iter(records.values()))
     kept = ChainRecords(
@@ -280,21 +296,21 @@ def _records(store: LineageStore, made: MadeChain) -> dict[str, LineageRecord]:
 
 
 def check_made_anew(nodes: LocalNodes, recorded: ChainRecords, directory: Path) -> None:
-    """Raise ValueError if a directory of runs holds a recorded run itself: to load it would prove nothing."""
+    """Raise ValueError if a directory holds the recorded run itself, since a cache hit would prove nothing."""
     for run in recorded.runs:
         if nodes.find(run.key) is not None and nodes.load(run.key).started_ms == run.started_ms:
             raise ValueError(
-                f"{directory} holds {run.name} as it was recorded, and it would not be made again: give --runs a "
-                "directory of its own, and --offline, so that nothing is fetched"
+                f"{directory} holds the recorded run {run.name}, so it would be a cache hit; give --runs an empty "
+                "directory, and --offline, so that no run is downloaded"
             )
 
 
 def compare_again(store: LineageStore, recorded: ChainRecords, made: MadeChain) -> list[dict[str, str]]:
-    """Return a row for each run of a chain that was made again: its number as recorded, the new one, and its bits."""
-    here = {name: _line(store, name, record) for name, record in _records(store, made).items()}
+    """Return a row for each run of a repeated chain: recorded number, new number, and files with equal bits."""
+    repeated = {name: _line(store, name, record) for name, record in _records(store, made).items()}
     rows = []
     for then in recorded.runs:
-        now = here[then.name]
+        now = repeated[then.name]
         name = "barrier" if then.curve is not None else "test_error_percent"
         files = [one for one in then.files if one.endswith(".safetensors") or one == BARRIER]
         equal = [one for one in files if then.files[one] == now.files.get(one)]
@@ -303,7 +319,7 @@ def compare_again(store: LineageStore, recorded: ChainRecords, made: MadeChain) 
                 "run": then.name,
                 "number": name.replace("_percent", ", %").replace("_", " "),
                 "recorded": f"{then.metrics[name]:.2f}",
-                "here": f"{now.metrics[name]:.2f}",
+                "repeated": f"{now.metrics[name]:.2f}",
                 "files with equal bits": f"{len(equal)} of {len(files)}",
             }
         )

@@ -1,4 +1,4 @@
-"""The recorded runs of a study, sorted by what they measure, and the verdicts on its hypotheses."""
+"""Recorded runs of a study by measure, and the verdicts on its hypotheses."""
 
 from __future__ import annotations
 
@@ -18,60 +18,59 @@ from harness.reproduction.study import Hypothesis, Study
 from harness.reproduction.study_records import ChainRecords, RunLine, finished_chains, wanted_names
 
 GAIN_POINTS = 1.0
-"""The dense network is untrained at a length if the next longer one gains more than so many points."""
+"""The dense network is untrained at a length if the next length gains more than this, percentage points."""
 _TIE = 1e-9
-"""A mean of accuracies is off by float noise, which makes no gain larger than the bound."""
+"""Tolerance for float noise in mean accuracies, points."""
 FIXED_EPSILON = 1.0
-"""Points within which two networks count as connected, whatever the spread over seeds is."""
+"""A bound on connected networks that is independent of the spread over seeds, points."""
 _QUESTIONS = {"stability": "stability", "connectivity": "lmc", "norm_init": "norm_init"}
 
 
 @dataclass(frozen=True)
 class JudgedHypothesis:
-    """A hypothesis at one length, and what the trials say of it."""
+    """A hypothesis at one length, with its verdict."""
 
     hypothesis: Hypothesis
     epochs: int
     contrast: Contrast
     verdict: Verdict | None
-    """None: not all trials are finished, or the dense network it is compared with is untrained."""
+    """None if trials are missing, or if its dense network is untrained."""
     why_not: str = ""
-    """Why there is none."""
+    """Reason for a missing verdict."""
 
 
 @dataclass(frozen=True)
 class StudyResults:
-    """A study with the runs that are recorded.
+    """A study with its recorded runs.
 
-    Raises ValueError for runs that are of other data than the rest, or of one name and two keys.
+    Raises ValueError for runs on different data, or for one name with two keys.
     """
 
     study: Study
     chains: Mapping[str, ChainRecords]
-    """Its own chains that are whole."""
+    """Its own complete chains."""
     commit: str
-    """The commit of its plan; "" if it is not committed."""
+    """Commit of the plan; empty if it is not committed."""
     committed_ms: int
     beside: tuple[StudyResults, ...] = ()
-    """The studies whose runs it uses, too."""
+    """Further studies whose runs it also uses."""
 
     def __post_init__(self) -> None:
         keys: dict[str, str] = {}
         data: dict[tuple[str | None, int], str] = {}
         for run in (run for chain in self.all_chains for run in chain.runs):
             if keys.setdefault(run.name, run.key) != run.key:
-                raise ValueError(f"{run.name} is recorded as two different runs, of {self.study.name} and beside it")
+                raise ValueError(f"{run.name} is recorded as two different runs, in {self.study.name} and beside it")
             if run.num_images and run.curve is None:
                 data.setdefault((run.tags.get("data_digest"), run.num_images), run.name)
         if len(data) > 1:
-            raise ValueError(f"{' and '.join(data.values())} are not of the same data, so nothing is compared")
+            raise ValueError(f"{' and '.join(data.values())} have different data, so they cannot be compared")
 
     @classmethod
     def read(cls, study: Study, results: Path, beside: Mapping[str, Study]) -> StudyResults:
-        """Read all records of a study and of those beside it.
+        """Read all records of a study and of the studies beside it.
 
-        Raises:
-            ValueError: A study beside it has another regime, or a file holds no records.
+        Raises ValueError if a study beside it has another regime, or if a file is invalid.
         """
         others = []
         for name in study.beside:
@@ -94,21 +93,21 @@ class StudyResults:
 
     @property
     def finished(self) -> dict[str, ChainRecords]:
-        """The chains of its plan that need not be made: all their runs are recorded, here or beside it."""
+        """Chains of the plan with all runs recorded, by this study or one beside it."""
         every = {chain.chain: chain for chain in reversed(self.all_chains)}
         plan = self.study.plan
         return {name: every[name] for name in plan.chains() if {*wanted_names(plan, name)} <= self.runs.keys()}
 
     @cached_property
     def trials(self) -> list[int]:
-        """The trials whose runs are all there, those of the studies beside it too."""
+        """Trials with all runs recorded, including runs of studies beside it."""
         return [trial for trial in self.study.plan.trials if not self._missing(trial)]
 
     def _missing(self, trial: int) -> list[str]:
         plan = self.study.plan
         own = [name for name, found in plan.chains().items() if found[0].trial == trial]
         wanted = [name for chain in own for name in wanted_names(plan, chain)]
-        for hypothesis in self.study.hypotheses:  # of the studies beside it, what is compared
+        for hypothesis in self.study.hypotheses:  # they can name runs of studies beside it
             for epochs in hypothesis.epochs:
                 wanted += [self._name(hypothesis, side, epochs, trial) for side in ("first", "second")]
         return [name for name in wanted if name not in self.runs]
@@ -118,14 +117,14 @@ class StudyResults:
         """Whether every trial of the plan is finished."""
         return len(self.trials) == len(self.study.plan.trials)
 
-    # ------------------------------------------------------------------ runs by what they measure
+    # ------------------------------------------------------------------ runs by measure
 
     def length(self, epochs: int) -> int | None:
-        """Return a number of final epochs as trainings name it: None for the usual one."""
+        """Return the number of final epochs as `Training.epochs`: None for the usual one."""
         return None if epochs == self.study.plan.scale.finals.final.epochs else epochs
 
     def training(self, curve: Curve | None, epochs: int, trial: int) -> Training:
-        """Return the training of a curve (None: dense) at so many final epochs in a trial."""
+        """Return the training of a curve (None: dense) at a length, in one trial."""
         plan, length = self.study.plan, self.length(epochs)
         level = plan.scale.levels[0]
         of_all = plan.dense(length) if curve is None else plan.of_curve(curve, level, epochs=length)
@@ -141,7 +140,7 @@ class StudyResults:
     def pair_name(self, measure: str, curve: Curve | None, epochs: int, trial: int) -> str:
         """Return the name of a comparison in the plan."""
         one = self.training(curve, epochs, trial)
-        return str(Pair(_QUESTIONS[measure], one, one))  # type: ignore[arg-type]  # its name has the first alone
+        return str(Pair(_QUESTIONS[measure], one, one))  # type: ignore[arg-type]  # the name needs only the first
 
     def accuracies(self, curve: Curve | None, epochs: int) -> list[float]:
         """Return the test accuracy, percent, of each finished trial."""
@@ -154,7 +153,7 @@ class StudyResults:
         return [self.runs[name] for name in names if name in self.runs]
 
     def epsilon(self, curve: Curve | None, epochs: int) -> float | None:
-        """Return the sample sd of a kind's test error over trials, points; None for fewer than two."""
+        """Return the sample sd of a kind's test error over trials, points; None for fewer than two trials."""
         found = self.accuracies(curve, epochs)
         return statistics.stdev(found) if len(found) > 1 else None
 
@@ -162,26 +161,27 @@ class StudyResults:
 
     @cached_property
     def dense_epochs(self) -> list[int]:
-        """Lengths of the dense trainings, the shortest first."""
+        """Lengths of the dense trainings, rising."""
         usual = self.study.plan.scale.finals.final.epochs
         return sorted(length or usual for length in self.study.plan.dense_lengths)
 
     def dense_gain(self, epochs: int) -> float | None:
-        """Return the points that the dense network gains from this length to the next one; None after the longest."""
+        """Return the gain of the dense network from this length to the next, points; None for the longest."""
         later = [length for length in self.dense_epochs if length > epochs]
         if not later or not self.trials:
             return None
         return statistics.fmean(self.accuracies(None, later[0])) - statistics.fmean(self.accuracies(None, epochs))
 
     def is_untrained(self, epochs: int) -> bool:
-        """Whether the dense network is untrained at this length."""
+        """Return whether the dense network is untrained at this length."""
         gain = self.dense_gain(epochs)
         return gain is not None and gain > GAIN_POINTS + _TIE
 
     def is_of_speed(self, hypothesis: Hypothesis, epochs: int) -> bool:
-        """Whether a difference at this length is one of speed.
+        """Return whether a difference at this length is about speed only.
 
-        So it is where the dense network is untrained, and where one of the two sides itself goes on to gain as much.
+        It is if the dense network is untrained there, or if either side gains more than `GAIN_POINTS` at the next
+        length.
         """
         later = [length for length in self.study.final_epochs if length > epochs]
         gains = [
@@ -195,7 +195,7 @@ class StudyResults:
     # ------------------------------------------------------------------ hypotheses
 
     def contrast(self, hypothesis: Hypothesis, epochs: int) -> Contrast:
-        """Return first − second of every finished trial: accuracy, or points of error along a line."""
+        """Return first − second of every finished trial: accuracy, or barrier points."""
         names = [[self._name(hypothesis, side, epochs, trial) for side in ("first", "second")] for trial in self.trials]
         pairs = [(self.runs[first], self.runs[second]) for first, second in names]
         if hypothesis.of != "accuracy":
@@ -209,7 +209,8 @@ class StudyResults:
 
     @cached_property
     def judged(self) -> list[JudgedHypothesis]:
-        """Every hypothesis at every length that it names; one family of tests."""
+        """Every hypothesis at each of its lengths, as one family of tests."""
+        # Phase: contrasts, without verdicts until all trials are finished.
         if not self.trials:
             return []
         places = [(one, epochs) for one in self.study.hypotheses for epochs in one.epochs]
@@ -219,6 +220,8 @@ class StudyResults:
             return [
                 JudgedHypothesis(*place, contrast, None, why) for place, contrast in zip(places, contrasts, strict=True)
             ]
+
+        # Phase: verdicts, except against an untrained dense network.
         margin = self.study.margin_points
         claims = [
             Claim(contrast, one.expects, margin if one.expects in ("equal", "not_worse") else None)
@@ -237,42 +240,46 @@ class StudyResults:
 
     @cached_property
     def departures(self) -> list[str]:
-        """Everything in which the runs are not what the plan says, in sentences; those of studies beside it, too."""
+        """Departures of the runs from the plan, in sentences, including those of studies beside it."""
+        # Phase: the plan and its date.
         found = []
         own = self.chains
         if not self.commit:
             found.append(
-                "It is not known when the plan was committed: it has changed since, or this is no whole git clone "
-                "(`git fetch --unshallow` makes it one)."
+                "The commit date of the plan is unknown. It has uncommitted changes, or the git clone is shallow (run "
+                "`git fetch --unshallow`)."
             )
         changed = sorted(name for name, chain in own.items() if chain.plan_sha256 != self.study.sha256)
         if changed:
-            found.append(f"Made under another version of the plan: {', '.join(changed)}.")
+            found.append(f"Run under another version of the plan: {', '.join(changed)}.")
         early = sorted(
             name
             for name, chain in own.items()
             if self.commit and min(run.started_ms for run in chain.runs) < self.committed_ms
         )
         if early:
-            found.append(f"Begun before this version of the plan was committed: {', '.join(early)}.")
+            found.append(f"Started before this version of the plan was committed: {', '.join(early)}.")
+
+        # Phase: code, settings and missing images.
         unclean = sorted({run.name for chain in own.values() for run in chain.runs if run.commit.endswith("+")})
         if unclean:
-            found.append(f"Made by code with uncommitted changes: {', '.join(unclean[:5])}, {len(unclean)} in all.")
+            found.append(f"Run with uncommitted changes of the code: {', '.join(unclean[:5])}, {len(unclean)} in all.")
         if unlike := self._other_settings():
             told = f"{', '.join(unlike[:5])}, {len(unlike)} in all"
-            found.append(f"Made with other settings than the first of their length: {told}.")
+            found.append(f"Settings differ from the first run of the same length: {told}.")
         runs = [run for chain in own.values() for run in chain.runs if run.curve is None]
         if partial := sorted(run.name for run in runs if not run.correct):
             found.append(
-                f"Without a record of single test images: {', '.join(partial[:5])}, {len(partial)} in all. Contrasts "
-                "with them are compared by trials alone."
+                f"No results for single test images: {', '.join(partial[:5])}, {len(partial)} in all. Their contrasts "
+                "are compared by trials only."
             )
         return found + [f"{other.study.name}: {sentence}" for other in self.beside for sentence in other.departures]
 
     def _other_settings(self) -> list[str]:
-        """Return the trainings whose settings are not those of the first one of their length, α and initialisation.
+        """Return trainings whose settings differ from the first with equal length, α and initialisation.
 
-        The tag holds all settings but seeds, method and kind: precision, batch, number of processes.
+        The tag `settings` covers everything except seeds, method and kind, such as precision, batch size and number of
+        processes.
         """
         first: dict[tuple[str, str, int | None], str | None] = {}
         unlike = []
@@ -286,19 +293,20 @@ class StudyResults:
 
 
 def barrier_points(run: RunLine, measure: str) -> float:
-    """Return what a comparison is judged by, percentage points.
+    """Return the number that hypotheses compare, percentage points.
 
-    Of a ticket and its copy with ψ_init it is the error that the copy has more (below 0: it has less); else the largest
-    excess over the straight line between the two ends.
+    For norm_init it is the error of the copy minus the error of the ticket. For other measures it is the barrier above
+    the line.
     """
     assert run.curve is not None
     return run.curve.error_difference if measure == "norm_init" else run.curve.barrier_above_line
 
 
 def plan_commit(path: Path) -> tuple[str, int]:
-    """Return the commit that last changed a plan, and when, in ms.
+    """Return the last commit of a plan and its time in ms.
 
-    ("", 0) if it has changed since, if there is none, or in a shallow clone, whose oldest commit seems to change all.
+    Returns ("", 0) if the plan has uncommitted changes or no commit. Shallow clones also give ("", 0), because their
+    oldest commit seems to change every file.
     """
 
     def git(*words: str) -> str:

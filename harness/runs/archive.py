@@ -28,7 +28,7 @@ from harness.lineage.tracking.description import LAYERS
 from harness.masks import Mask, SignedMask
 from harness.models import ParamPartition
 from harness.runs.delivery_thread import DeliveryThread
-from harness.runs.run import FinishedRun, RunDescription, TrainedRun
+from harness.runs.run import FinishedRun, RunDescription, TrainedRun, closing_line
 from harness.runs.state_saver import EnvironmentCheck, SavingInterval, StateSaver, environment
 from harness.runs.unfinished import Unfinished
 
@@ -107,6 +107,8 @@ class Archive:
             signed_mask = SignedMask.of(trained.checkpoint.params, trained.mask, self.partition.norm)
             record = self.world.on_main(lambda: self._commit(description, trained, signed_mask))
             self.world.on_main(unfinished.discard)
+        if record is not None:
+            _log.info(closing_line(record))
         return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
 
     def _commit(self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask) -> LineageRecord:
@@ -267,8 +269,9 @@ class Archive:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
             _log.info(
-                f"{name!r} is finished: "
-                + (f"fetched from MLflow at {server} into {local}" if fetched else f"loaded from {local}")
+                closing_line(
+                    run.record, f"loaded from MLflow at {server} into {local}" if fetched else f"loaded from {local}"
+                )
             )
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)

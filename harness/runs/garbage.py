@@ -120,7 +120,10 @@ def delete_garbage(items: Iterable[Garbage], policy: Policy) -> Iterator[tuple[G
 
 
 def _temporaries(directory: Path) -> Iterator[Garbage]:
-    """Yield partial commits and downloads whose process is dead."""
+    """Yield partial commits of dead processes.
+
+    Downloads, and commits of other hosts, count once they are older than FOREIGN_DAYS.
+    """
     for path in sorted(directory.iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
         if match and match["host"] == socket.gethostname():

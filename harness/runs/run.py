@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
@@ -97,6 +98,25 @@ def layer_table(
         shape = "×".join(str(size) for size in kept.shape)
         rows.append([name, shape, kept.numel(), num_kept, num_kept / kept.numel(), *shares])
     return {"columns": list(LAYER_COLUMNS), "data": rows}
+
+
+def closing_line(record: LineageRecord, origin: str = "") -> str:
+    """Return the line that the terminal keeps of a finished run.
+
+    Args:
+        record: Its record. The line shows the last value of each metric.
+        origin: How a finished run was loaded. "" shows the time that it took to make.
+    """
+    values = {metric.name: metric.value for metric in record.metrics}  # recorded in the order of time
+    shown = (
+        ("test error {:.2f} %", "test_error_percent"),
+        ("loss {:.3g}", "train_loss"),
+        ("barrier {:.2f} points", "barrier"),
+    )
+    seconds = round((record.finished_ms - record.started_ms) / 1000)
+    took = f"{seconds} s" if seconds < 120 else str(timedelta(seconds=seconds))
+    parts = [text.format(values[name]) for text, name in shown if name in values]
+    return "  ".join([record.name, *parts, origin or took, f"run {record.key[:12]}…"])
 
 
 @dataclass(frozen=True)

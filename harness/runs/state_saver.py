@@ -32,7 +32,10 @@ class SavingInterval:
 
 
 class EnvironmentCheck:
-    """Warns once about each difference in code, threads or device. These may change bits but enter no key."""
+    """Warn once about each difference between a resumed or reused run and this launch.
+
+    Code, threads and device may change bits but enter no key.
+    """
 
     def __init__(self, code: Mapping[str, str]) -> None:
         self.code = dict(code)

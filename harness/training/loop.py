@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -160,7 +160,8 @@ def train(
     wrapped.train()
     several = world.size > 1
     step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps, unrehearsed=several)
-    meeting = _Meeting(world, saver, label)
+    most_steps = min(MEETING_STEPS, (saver.most_steps if saver else None) or MEETING_STEPS)
+    meeting = _Meeting(world, saver, label, most_steps)
     first, skipped = (state.epoch, state.step) if state else begin
     per_epoch = batches.steps_per_epoch
     on_steps((first - begin[0]) * per_epoch + skipped - begin[1])
@@ -200,17 +201,21 @@ def train(
             on_epoch(tally.report(epoch, lr, alpha_mean(alphas)))
 
 
+@dataclass
 class _Meeting:
     """A periodic meeting of all ranks, about once a second.
 
     The ranks agree whether the loss is finite, whether to save and whether to stop.
     """
 
-    def __init__(self, world: World, saver: SavesStates | None, label: str) -> None:
-        self.world, self.saver, self.label = world, saver, label
-        self.most_steps = min(MEETING_STEPS, (saver.most_steps if saver else None) or MEETING_STEPS)
-        self.steps_until = self.gap = 1
-        self.held_at = time.perf_counter()
+    world: World
+    saver: SavesStates | None
+    label: str
+    most_steps: int
+    """Upper bound of the steps between two meetings."""
+    steps_until: int = 1
+    gap: int = 1
+    held_at: float = field(default_factory=time.perf_counter)
 
     def due(self, index: int, steps_per_epoch: int) -> bool:
         """Return whether the ranks meet after this step. All ranks get the same answer without communication."""

@@ -1,6 +1,6 @@
-"""How large each figure is made: the paper's settings, and reductions of them that a CPU can carry.
+"""Scales of the figures: the paper's settings, and reductions for a CPU.
 
-Every page made with a reduction names it; its numbers are no reproduction of the paper's.
+A page names its reduction. The numbers of a reduction do not reproduce the paper's.
 """
 
 from dataclasses import replace
@@ -13,14 +13,14 @@ from recipes.presets.small import digits_figure, fashion_mnist_figure
 
 ODD_LEVELS = (1, 3, 5, 7, 9, 11, 13, 15)
 GEM_MINER_LEVELS = (5, 8, 11, 14, 18)
-"""Gem-Miner learns each density anew; its authors show 5 and 2 % of ResNet-32 on CIFAR-100."""
+"""Gem-Miner trains each density separately. Its authors show 5 and 2 % for ResNet-32 on CIFAR-100."""
 AUTHORS_PENALTIES = {0.0372: 3e-5, 0.0144: 1e-4, 0.0059: 1e-4}
-"""Density → λ of Gem-Miner's authors for ResNet-20 on CIFAR-10: resnet20_sparsity_…_unflagT_real.yml of their code."""
+"""Density → λ of Gem-Miner's authors for ResNet-20 on CIFAR-10 (resnet20_sparsity_…_unflagT_real.yml)."""
 AUTHORS_IMAGES = 45_000
-"""Of CIFAR's 50,000 training images, Gem-Miner's authors keep 5,000 for validation."""
+"""Training images of Gem-Miner's authors. They keep 5,000 of CIFAR's 50,000 for validation."""
 TABLE2_LEVELS = {"resnet50": (6, 7, 8, 9), "mobilenet_v2": (4, 5, 6, 7), "mlp_mixer": (7, 8, 9, 10)}
 TABLE1_LEVELS = {"resnet50": (6, 9), "mobilenet_v2": (4, 7), "mlp_mixer": (7, 10)}
-SMOKE_BATCH = 4  # that many images are enough, for up to four processes
+SMOKE_BATCH = 4  # smallest batch for up to four processes
 PAPER = {"cifar100": cifar100, "tiny_imagenet": tiny_imagenet}
 SMALL = {"digits": digits_figure, "fashion_mnist_small": fashion_mnist_figure}
 TRANSFER = {
@@ -29,11 +29,11 @@ TRANSFER = {
     "digits": "fashion_mnist_small",
     "fashion_mnist_small": "digits",
 }
-"""Data set of the tickets → data set of their final trainings, in the figure that transfers them."""
+"""Data set of the tickets → data set of their final trainings, for the figure `transfer`."""
 
 
 def paper(figure: Figure, dataset: str, network: str) -> Scale:
-    """Return the paper's settings; the levels of the plots are ours, since it does not list them."""
+    """Return the paper's settings. The paper does not list the levels of its plots, so these are ours."""
     if dataset == "imagenet":
         return Scale(imagenet(network), (TABLE1_LEVELS if figure.name == "table1" else TABLE2_LEVELS)[network])
     images = GemMinerConfig(num_train=AUTHORS_IMAGES)
@@ -48,17 +48,17 @@ def paper(figure: Figure, dataset: str, network: str) -> Scale:
 
 
 def by_authors(config: SearchConfig, gem_miner: GemMinerConfig) -> Scale:
-    """Return Gem-Miner as its authors have it: densities, λ of each, and epochs (150 and 150 for each density)."""
+    """Return the settings of Gem-Miner's authors: densities, λ of each, and 150 + 150 epochs for each density."""
     levels = tuple(range(1, len(AUTHORS_PENALTIES) + 1))
     own = replace(config, densities=tuple(AUTHORS_PENALTIES), num_levels=len(levels), gem_miner=gem_miner)
     return Scale(own, levels, penalties=dict(zip(levels, AUTHORS_PENALTIES.values(), strict=True)))
 
 
 def small(figure: Figure, dataset: str, network: str) -> Scale:
-    """Return three levels, three trials and short schedules, on a data set that a CPU can carry.
+    """Return three levels, three trials and short schedules, on a data set for a CPU.
 
-    The figure `gem_miner` keeps its authors' epochs, 900 in a trial: some ten minutes for the digits, hours for
-    Fashion-MNIST.
+    The figure `gem_miner` keeps its authors' epochs, 900 in a trial. They take about ten minutes for the digits, and
+    hours for Fashion-MNIST.
     """
     config = SMALL[known("data set of --scale small", dataset, list(SMALL))](network)
     if figure.name == "gem_miner":
@@ -73,11 +73,12 @@ def small(figure: Figure, dataset: str, network: str) -> Scale:
 
 
 def smoke(figure: Figure, dataset: str, network: str) -> Scale:
-    """Return one trial of everything: an epoch a level, the figure's first and last density in two prunings.
+    """Return one trial with one epoch a level, and the figure's first and last density in two prunings.
 
-    On the paper's data sets a batch is small, too. A handful of images, prepared from the original archives as all of
-    them would be, then goes through on a CPU.
+    Batches are small on the paper's data sets, too. So a CPU can run the figure on a few images, which are prepared
+    from the original archives.
     """
+    # Phase: the first and last density of the usual scale.
     usual = (small if dataset in SMALL else paper)(figure, dataset, network)
     ends = usual.levels[0], usual.levels[-1]
 
@@ -93,10 +94,11 @@ def smoke(figure: Figure, dataset: str, network: str) -> Scale:
             gem_miner=GemMinerConfig(score_epochs=2, freeze_every_epochs=1, finetune=Schedule(1, "constant")),
         )
 
+    # Phase: the shortened scale, with its description for the page.
     config = short(usual.config)
     words = (
-        f"an epoch a level, two a final training, batch {config.global_batch_size}, two densities, one trial: "
-        "shows that the command goes through, and nothing else"
+        f"one epoch a level, two in a final training, batch {config.global_batch_size}, two densities, one trial: "
+        "a dry run of the command, without meaning for accuracy"
     )
     return Scale(
         config,

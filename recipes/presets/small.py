@@ -1,4 +1,4 @@
-"""Settings for data that a CPU can carry: scikit-learn's digits and Fashion-MNIST. None of them is in the paper."""
+"""Settings for a CPU: scikit-learn's digits and Fashion-MNIST. The paper uses neither."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from harness.config import DataConfig, GemMinerConfig, ModelConfig, OptimConfig,
 
 
 def digits() -> SearchConfig:
-    """Return settings under which the dense network is well trained before it is pruned."""
+    """Return settings that train the dense network well before the first pruning."""
     return SearchConfig(
         data=DataConfig(name="digits"),
         model=ModelConfig(name="resnet20"),
@@ -20,23 +20,23 @@ def digits() -> SearchConfig:
 
 
 def digits_demo() -> SearchConfig:
-    """Return shorter schedules: all 36 trainings of the demo take five minutes on two cores."""
+    """Return shorter schedules. The 36 trainings of the demo take five minutes on two cores."""
     return replace(digits(), level_epochs=6, final=Schedule(epochs=20, lr_schedule="step"))
 
 
 def digits_figure(network: str) -> SearchConfig:
-    """Return the demo's schedules: one trial of `claims` takes some six minutes of one core."""
+    """Return the demo's schedules. One trial of `claims` takes about six minutes on one core."""
     return replace(
         digits_demo(),
         model=ModelConfig(name=network),
         data=DataConfig(name="digits", loader="memory"),
-        # 96 epochs: as many as a ticket costs at level 11
+        # 96 epochs, the cost of a ticket at level 11
         gem_miner=GemMinerConfig(score_epochs=81, finetune=Schedule(15, "step")),
     )
 
 
 def fashion_mnist() -> SearchConfig:
-    """Return the paper's CIFAR settings with a shorter schedule, since the data are easier."""
+    """Return the paper's CIFAR settings with a shorter schedule, because the data are easier."""
     return SearchConfig(
         data=DataConfig(name="fashion_mnist"),
         model=ModelConfig(name="resnet20"),
@@ -50,7 +50,7 @@ def fashion_mnist() -> SearchConfig:
 
 
 def fashion_mnist_figure(network: str) -> SearchConfig:
-    """Return settings for 8,000 images of 14×14: one trial of `claims` takes some 45 minutes of one core."""
+    """Return settings for figures on 8,000 images of 14×14. A trial of `claims` takes about 45 minutes on one core."""
     return SearchConfig(
         data=DataConfig(name="fashion_mnist_small", loader="memory"),
         model=ModelConfig(name=network),
@@ -60,6 +60,6 @@ def fashion_mnist_figure(network: str) -> SearchConfig:
         num_levels=11,
         final=Schedule(epochs=12, lr_schedule="step"),
         global_batch_size=64,
-        # 51 epochs: as many as a ticket costs at level 11
+        # 51 epochs, the cost of a ticket at level 11
         gem_miner=GemMinerConfig(score_epochs=36, finetune=Schedule(15, "step")),
     )

@@ -12,9 +12,21 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from harness.analysis import plots
+from harness.analysis import drawing, plots
 from harness.analysis.barrier import ALPHAS, BarrierCurve
-from harness.analysis.plots import LinePanel, LineSeries, Series, plot_accuracy, plot_barriers, plot_panels
+from harness.analysis.plots import (
+    EpochSeries,
+    Interval,
+    LinePanel,
+    LineSeries,
+    Series,
+    plot_accuracy,
+    plot_barriers,
+    plot_lines,
+    plot_panels,
+    plot_search,
+    plot_study,
+)
 
 CURVE = BarrierCurve(ALPHAS, tuple(9.0 + i * (10 - i) for i in range(11)), 9.0, 9.0, "cumulative", 100, 100)
 SERIES = [
@@ -106,12 +118,18 @@ TICKETS = LinePanel("ticket and copy", ("copy", "ticket"), [LineSeries("level", 
 
 
 @pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Figure:
-    """Return the Matplotlib figure of several panels, without saving it."""
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Return Matplotlib figures instead of saving them."""
     kept: list[Figure] = []
-    monkeypatch.setattr(plots, "_save", lambda figure, stem: kept.append(figure))
+    monkeypatch.setattr(plots, "save", lambda figure, stem: kept.append(figure))
+    return kept
+
+
+@pytest.fixture
+def drawn(figures: list[Figure], tmp_path: Path) -> Figure:
+    """A figure of panels."""
     plot_panels(SERIES, [STABILITY, TICKETS], tmp_path / "x", dense_error_percent=[8.8], title="Figure 3")
-    return kept[0]
+    return figures[0]
 
 
 def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
@@ -119,11 +137,13 @@ def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
 
     It subtracts the mean of both ends' errors, 7 %, from each error.
     """
-    _, stability, tickets = drawn.axes
-    for one, line in zip(STABILITY.series, stability.lines, strict=True):
+    _, stability, tickets, *_ = drawn.axes
+    means = [line for line in stability.lines if not line.get_label().startswith("_")]
+    for one, line in zip(STABILITY.series, means, strict=True):
         errors = np.array([curve.error_percent for curve in one.curves]) - 7
         assert line.get_xydata() == pytest.approx(np.stack([(0.0, 0.5, 1.0), errors.mean(0)], 1))
-    # a single trial has no shaded area
+    # a single trial has neither thin lines nor a shaded area
+    assert len(stability.lines) == len(means) + 2 * 3
     areas = [area.get_paths()[0].vertices for area in stability.collections]
     assert len(areas) == 2
     for vertices, heights in zip(areas, ([0, 1, 5], [43, 54, 56]), strict=True):
@@ -132,28 +152,97 @@ def test_panels_show_mean_and_sd_over_trials_at_every_alpha(drawn: Figure):
     assert list(tickets.lines[0].get_ydata()) == pytest.approx([4, 8, 10])
 
 
-def test_colours_are_the_papers_in_every_panel_and_networks_are_named_once(drawn: Figure):
-    """Check the colours in the captions of Figures 2 and 3.
-
-    `retrain` is blue for LRR and green for AWS. `signed_mask` is orange for LRR and red for AWS.
-    """
-    accuracy, stability, _ = drawn.axes
-    shown = [to_hex(line.get_color()) for line in stability.lines]
-    blue, orange, red = shown
-    assert (blue, orange, red) == ("#0072b2", "#e69f00", "#d55e00")
+def test_colour_is_the_kind_and_filling_the_method_in_every_panel(drawn: Figure):
+    accuracy, stability, *_ = drawn.axes
     handles = dict(zip(*reversed(accuracy.get_legend_handles_labels()), strict=True))
-    of_aws = {label: to_hex(handles[label].lines[0].get_color()) for label in ("retrain (aws)", "signed_mask (aws)")}
-    assert of_aws == {"retrain (aws)": "#009e73", "signed_mask (aws)": red}
-    (legend,) = drawn.legends
+    of_accuracy = handles["signed_mask (aws)"].lines[0]
+    lines = {line.get_label(): line for line in stability.lines}
+    of_stability = [lines[f"signed_mask ({method})"] for method in ("aws", "lrr")]
+    assert {to_hex(line.get_color()) for line in (of_accuracy, *of_stability)} == {"#d55e00"}
+    assert to_hex(lines["retrain (lrr)"].get_color()) == "#0072b2"
+    assert [to_hex(line.get_markerfacecolor()) for line in (of_accuracy, *of_stability)] == [
+        "#d55e00",
+        "#d55e00",
+        "#ffffff",
+    ]
+
+
+def test_a_figure_names_each_network_once(drawn: Figure):
+    (legend,) = (axes.get_legend() for axes in drawn.axes if axes.get_legend()) if not drawn.legends else drawn.legends
     names = [text.get_text() for text in legend.get_texts()]
     assert len(names) == len(set(names)) and {"dense", "signed_mask (aws)", "retrain (lrr)", "level (lrr)"} < set(names)
 
 
+def test_the_ends_of_alpha_have_the_names_of_the_networks(figures: list[Figure], tmp_path: Path):
+    plot_barriers({"x": CURVE}, tmp_path / "x", ends=("second run", "first run"))
+    plot_lines([STABILITY], tmp_path / "y", title="lines")
+    for figure, (zero, one) in zip(figures, (("second run", "first run"), ("u'", "u")), strict=True):
+        labels = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+        assert (labels[0], labels[-1]) == (f"0\n{zero}", f"1\n{one}")
+        assert figure.axes[0].get_xlabel() == "α"
+
+
+def test_no_mark_is_above_100_percent(figures: list[Figure], tmp_path: Path):
+    """Mean ± sd of 100, 100 and 97 % reaches 100.7 %."""
+    near = {density: [0.0, 0.0, 3.0] for density in (0.5, 0.1)}
+    plot_accuracy([Series("retrain", "aws", near)], tmp_path / "x", dense_error_percent=[0.0, 3.0])
+    plot_accuracy([Series("retrain", "aws", {0.5: near[0.5]})], tmp_path / "y", dense_error_percent=[0.0, 3.0])
+    lines, rows = (figure.axes[0] for figure in figures)
+    assert (lines.get_ylim()[1], rows.get_xlim()[1]) == (100, 100)
+    (bars,) = lines.containers
+    assert max(end for bar in bars.lines[2][0].get_segments() for _, end in bar) == 100
+    assert (
+        max(end for container in rows.containers for bar in container.lines[2][0].get_segments() for end, _ in bar)
+        == 100
+    )
+    for figure in figures:
+        (legend,) = figure.legends
+        assert drawing.CLIPPED in [text.get_text() for text in legend.get_texts()]
+
+
+def test_one_density_is_a_dot_plot_with_every_trial(figures: list[Figure], tmp_path: Path):
+    one = [Series(kind, "aws", {0.134: [10.0, 12.0]}) for kind in ("retrain", "mask")]
+    plot_accuracy(one, tmp_path / "x", dense_error_percent=[8.0, 9.0], title="ResNet-8")
+    (axes,) = figures[0].axes
+    assert axes.get_title(loc="left") == "ResNet-8, density 0.134" and axes.get_xlabel() == drawing.ACCURACY
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["dense", "retrain (aws)", "mask (aws)"]
+    dots = [list(line.get_xdata()) for line in axes.lines if line.get_marker() == "."]
+    assert dots == [[92.0, 91.0], [90.0, 88.0], [90.0, 88.0]]
+    assert figures[0].legends == []
+
+
+def test_a_search_has_its_levels_above_and_its_final_trainings_below(tmp_path):
+    levels = [Series("level", "aws", {1.0: [9.0], 0.512: [8.0], 0.134: [10.0]})]
+    stem = tmp_path / "search"
+    finals = [Series("retrain", "aws", {0.134: [10.0, 11.0]})]
+    text = check_files(plot_search(levels, finals, stem, dense_error_percent=[8.0, 9.0], title="x"), stem)
+    words = ("(a) levels of the search", "(b) final trainings, density 0.134", "level (aws)", "retrain (aws)")
+    assert [word for word in words if f"<!-- {word} -->" not in text] == []
+
+
+def test_a_study_has_a_column_for_each_length(figures: list[Figure], tmp_path: Path):
+    series = [EpochSeries("mask", "aws", {20: [70.0, 80.0], 100: [97.0, 98.0]})]
+    dense = {20: [60.0], 100: [97.0], 176: [98.0]}
+    shown = Interval("(b) mask > dense", 100, 2.0, (1.0, 3.0), True, "shown")
+    plot_study(
+        series, dense, [Interval("(b) mask > dense", 20, 15.0, None), shown], tmp_path / "x", title="x", margin=1
+    )
+    columns = figures[0].axes
+    assert [axes.get_title(loc="left") for axes in columns[:2]] == ["20 final epochs", "100 final epochs"]
+    rows = [[label.get_text() for label in axes.get_yticklabels()] for axes in columns[:2]]
+    assert rows == [["dense", "mask (aws)", ""], ["dense", "mask (aws)", "dense, 176 epochs"]]
+    marks = [next(line for line in axes.lines if line.get_marker() == "o") for axes in columns[2:]]
+    assert [(*mark.get_xdata(), to_hex(mark.get_markerfacecolor())) for mark in marks] == [
+        (15.0, "#ffffff"),
+        (2.0, "#0072b2"),
+    ]
+
+
 def test_every_series_of_a_figure_has_a_distinct_style():
-    """Use more series than the paper has colours."""
+    """Include kinds and methods without a fixed style."""
     kinds = ("retrain", "signed_mask", "mask", "signed_mask_norm", "random_signs", "level")
     series = [Series(kind, method, {}) for kind in kinds for method in ("lrr", "aws", "aws α=zero")]
-    looks = plots._Looks(series)
+    looks = drawing.Looks(series)
     assert len({tuple(looks.of(one).values()) for one in series}) == len(series)
 
 
@@ -179,3 +268,5 @@ def test_nothing_to_draw_is_refused(tmp_path):
         plot_accuracy([], tmp_path / "x")
     with pytest.raises(ValueError, match="no barrier curves"):
         plot_barriers({}, tmp_path / "x")
+    with pytest.raises(ValueError, match="no barrier curves"):
+        plot_lines([], tmp_path / "x", title="x")

@@ -227,7 +227,7 @@ def test_verdicts_follow_the_claim(differences, expects, margin, word):
     (verdict,) = judge([Claim(Contrast.of(differences), expects, margin)])
     assert (verdict.word, verdict.trials, verdict.by_images) == (word, 10, False)
     sure_but_opposite = word == "not shown" and expects in ("greater", "less") and differences is not NOISE
-    assert verdict.reason == ("it is the other way round" if sure_but_opposite else "")
+    assert verdict.reason == ("the difference has the opposite sign" if sure_but_opposite else "")
 
 
 def test_an_interval_that_reaches_the_margin_says_so():
@@ -264,12 +264,12 @@ def test_a_family_of_claims_in_words():
     assert family_in_words([]) == "No claim was tested."
     words = family_in_words(judge([Claim(few, "greater"), Claim(enough, "greater")]))
     assert words == (
-        "2 claims were tested. The smallest two-sided p that sign flips can reach, before Holm's correction: 0.25 with "
-        "3 trials, 0.00781 with 8 trials. A contrast of 3 trials shows nothing: 8 trials a contrast are needed. "
-        "Intervals over so few trials alone are too narrow."
+        "2 claims were tested. The smallest two-sided p of a sign-flip test, before Holm's correction: 0.25 with "
+        "3 trials, 0.00781 with 8 trials. Each contrast needs 8 trials. Contrasts of 3 trials have too few. "
+        "Intervals over so few trials are too narrow."
     )
-    assert "Nothing can be shown" in family_in_words(judge([Claim(few, "less")]))
-    assert "needed" not in family_in_words(judge([Claim(enough, "less")]))
+    assert "No contrast has enough" in family_in_words(judge([Claim(few, "less")]))
+    assert "needs" not in family_in_words(judge([Claim(enough, "less")]))
 
 
 def test_invalid_contrasts_and_claims_are_refused():

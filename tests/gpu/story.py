@@ -266,7 +266,7 @@ def compared(question: str, where: Path, way: Way, *nodes: FinishedRun) -> dict[
 
 def tool(name: str, way: Way, *arguments: str) -> str:
     """Run a tool in this process and return its standard output."""
-    pictures = SimpleNamespace(plot_barriers=lambda curves, path: None)  # plots need Matplotlib
+    pictures = SimpleNamespace(plot_barriers=lambda curves, path, ends: None)  # plots need Matplotlib
     with (
         _process(way),
         patch.object(sys, "argv", [str(TOOLS / name), *arguments]),

@@ -130,7 +130,7 @@ def gate() -> Iterator[str]:
 def test_a_bearer_token_is_checked_and_never_shown(
     nobody: None, gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for status, said in ((401, "or MLFLOW_TRACKING_TOKEN"), (403, "this user may not do that")):
+    for status, said in ((401, "or MLFLOW_TRACKING_TOKEN"), (403, "this user lacks the permission")):
         monkeypatch.setattr(Gate, "status", status)
         monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "n0ne")
         with pytest.raises(RefusedError, match=said) as refused:

@@ -143,6 +143,8 @@ def test_list(asked: Asked, options: str, expected: str) -> None:
     assert len(shown.splitlines()) == 1 + len(expected.split()) and ("no run matches" in shown) == (not expected)
     for name in expected.split():
         assert asked.run_id(name)[:8] in shown
+    # barriers have a column where there is one
+    assert ("barrier" in shown, "7.00" in shown) == (("lmc" in expected),) * 2
 
 
 def test_show_and_tree(asked: Asked) -> None:
@@ -195,7 +197,7 @@ def test_diff(asked: Asked) -> None:
     )  # nested: b keeps only weights that a keeps
     assert masks["mask_overlap"] == masks["kept_b"] / masks["kept_a"]
     text = asked.ask("diff", asked.run_id("L01"), asked.run_id("L02"))
-    assert f"{masks['kept_both']:,} both" in text and "signs agree" in text and "layer3.0.conv2.weight" in text
+    assert f"both {masks['kept_both']:,}" in text and "signs agree" in text and "layer3.0.conv2.weight" in text
     seeds = asked.json("diff", asked.run_id("signed_mask"), asked.run_id("retrain"))["differences"]["seeds"]
     assert seeds == {"init_seed": ["2", None]}
 
@@ -212,7 +214,7 @@ def test_verify_gc_and_export(asked: Asked, tmp_path: Path) -> None:
     assert written["num_nodes"] == len(NAMES)
     assert len(json.loads((tmp_path / "graph.json").read_text())["edges"]) == 7
     told = asked.ask("export", "--format", "graphml", "--out", str(tmp_path / "graph.graphml"))
-    assert told.startswith("7 nodes and 7 edges written")
+    assert told.startswith("7 runs and 7 edges written")
     assert set(networkx.read_graphml(tmp_path / "graph.graphml")) == set(asked.search.keys.values())
 
 
@@ -221,7 +223,7 @@ def test_bundle_and_import_into_another_store(asked: Asked, empty_store: Path, t
     shutil.copytree(asked.where / "runs", tmp_path / "runs")
     told = asked.json("bundle", run_id, "--checkpoints", "--out", str(out), runs=tmp_path / "none")  # from the server
     assert told["num_nodes"] == 5 and told["written"] == str(out)
-    assert "5 nodes, " in asked.ask("bundle", run_id, "--out", str(tmp_path / "again"))
+    assert "5 runs, " in asked.ask("bundle", run_id, "--out", str(tmp_path / "again"))
     shutil.copy(empty_store, tmp_path / "mlflow.db")
     theirs = {"runs": tmp_path / "their runs", "tracking-uri": f"sqlite:///{tmp_path}/mlflow.db"}
     taken = asked.json("import", str(out), **theirs)["imported"]

@@ -105,7 +105,7 @@ def test_without_checkpoints(store: LineageStore, theirs: LineageStore, tmp_path
     for _ in range(2):
         mask = load_signed_mask(node.run_id or "", theirs.tracking_uri, theirs.local.directory)
         assert torch.equal(mask.signs["conv.weight"], signed_mask(2).signs["conv.weight"])
-        with pytest.raises(ValueError, match="checkpoint.safetensors.* on purpose"):
+        with pytest.raises(ValueError, match="checkpoint.safetensors.*deliberately left out"):
             load_checkpoint(node.run_id or "", theirs.tracking_uri, theirs.local.directory)
         with pytest.raises(ValueError, match="removed on purpose on .*made with --checkpoints"):
             load_checkpoint(key_of("level 2"), theirs.tracking_uri, theirs.local.directory)
@@ -153,7 +153,7 @@ def test_another_result_under_the_same_key_is_refused(
 
     theirs.local.commit(LineageRecord(record.key, "level", "mine"), other)
     before = tree(theirs.local.directory)
-    with pytest.raises(ValueError, match="here already with another signed_mask.safetensors.*Nothing was imported"):
+    with pytest.raises(ValueError, match="already local with another signed_mask.safetensors.*Nothing was imported"):
         take(theirs, out)
     assert tree(theirs.local.directory) == before
     # equal files under a different record, from an independent run with this key: the local record stays
@@ -202,14 +202,14 @@ def test_a_killed_import_leaves_only_whole_runs_and_resumes(
 def test_a_failed_export_leaves_no_bundle(store: LineageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     commit_story(store.local)
     (tmp_path / "there").mkdir()
-    with pytest.raises(FileExistsError, match="is there already"):
+    with pytest.raises(FileExistsError, match="exists: give"):
         bundle(store, tmp_path / "there", "level 1")
     path = store.local.find(key_of("level 1")) or Path()
     (path / "signed_mask.safetensors").write_bytes(b"altered")
     with pytest.raises(ValueError, match="was altered"):
         bundle(store, tmp_path / "bundle", "level 1")
     shutil.rmtree(path)
-    with pytest.raises(LookupError, match=f"came from node {key_of('level 1')[:16]}…, which is neither"):
+    with pytest.raises(LookupError, match=f"has the parent {key_of('level 1')[:16]}…, which is neither"):
         bundle(store, tmp_path / "bundle", "level 2")
     assert sorted(path.name for path in tmp_path.iterdir() if "bundle" in path.name) == []
 

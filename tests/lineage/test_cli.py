@@ -99,7 +99,7 @@ def test_ambiguous_short_and_odd_ids(store: LineageStore) -> None:
     store.deliver(paths["level 0"])
     with pytest.raises(LookupError, match="at least 4"):
         find_node(store, "ab")
-    with pytest.raises(LookupError, match="is no run ID"):
+    with pytest.raises(LookupError, match="is not a run ID"):
         find_node(store, "a%' OR '1'='1")
     twin = store.summaries()[0]
     monkey = pytest.MonkeyPatch()

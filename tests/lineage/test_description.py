@@ -45,7 +45,7 @@ def test_a_level_links_to_its_parents_and_children(store: LineageStore) -> None:
     found = notes(store)
 
     def link(name: str) -> str:
-        return f"](#/experiments/{experiment}/runs/{ids[name]})"
+        return f"](#/experiments/{experiment}/runs/{ids[name]}?workflowType=machine_learning)"
 
     came, _, made = found[key_of("level 1")].split("\n")[:3]
     assert came.startswith("**From** [aws resnet20 L00 d1.000" + link("level 0")) and "(pruned-from)" in came
@@ -87,7 +87,7 @@ def test_names_and_tags_are_only_text() -> None:
         html = MarkdownIt("commonmark", {"html": True}).enable("table").render(text)
         assert "<script" not in html and "<img" not in html and "<h1" not in html and "<b>" not in html
         targets = set(re.findall('href="([^"]*)"', html))
-        assert targets == {f"#/experiments/7/runs/{'0' * 32}"}
+        assert targets == {f"#/experiments/7/runs/{'0' * 32}?workflowType=machine_learning"}
         assert html.count("alert(1)") >= 4 and "&lt;/pre&gt;&lt;script&gt;" in html  # the text is visible
 
 

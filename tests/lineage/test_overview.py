@@ -12,9 +12,10 @@ from mlflow import MlflowClient
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking import overview
-from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE
+from harness.lineage.tracking.description import NOTE_TAG, PAGE, PICTURE, WORKFLOW
 from harness.lineage.tracking.overview import DRAWN_TAG
-from harness.lineage.tracking.ui import VIEW_TAG, open_runs
+from harness.lineage.tracking.ui import open_runs
+from harness.lineage.tracking.view import VIEW_TAG
 from tests.free_port import free_port
 from tests.lineage.lineage_story import START_MS, commit_story, key_of
 from tests.tracking_server import server
@@ -49,11 +50,12 @@ def test_the_root_run_carries_the_graph(store: LineageStore) -> None:
         name: run_id for name, run_id in ids.items() if name != "search"
     }  # includes dense, a parent of the comparison
     for run_id in others.values():
-        assert f"/runs/{run_id})" in note and f"/runs/{run_id}" in page
-    levels = re.findall(r"\[(L\d\d)\]\(\S*/([0-9a-f]{32})\)", note.split("\n")[0])
+        assert f"/runs/{run_id}?{WORKFLOW})" in note and f"/runs/{run_id}?{WORKFLOW}" in page
+    assert f"/artifacts/{PAGE}?{WORKFLOW})" in note
+    levels = re.findall(r"\[(L\d\d)\]\(\S*/([0-9a-f]{32})\S*\)", note.split("\n")[0])
     assert levels == [(f"L0{number}", ids[f"level {number}"]) for number in range(3)]
     assert {"L02, density 0.640", "signed_mask", "dense", "comparison", " pruned-from ", " masked-by "} <= texts(svg)
-    links = set(re.findall(r'xlink:href="\./#/experiments/\d+/runs/([0-9a-f]{32})"', svg))
+    links = set(re.findall(rf'xlink:href="\./#/experiments/\d+/runs/([0-9a-f]{{32}})\?{WORKFLOW}"', svg))
     assert links == set(ids.values())
 
 

@@ -217,7 +217,9 @@ def test_the_page_links_to_runs_and_holds_every_run(store: LineageStore) -> None
     ids = {store.deliver(path) for path in paths.values()}
     html, _ = page("all", newest(store), ui_root("http://user:secret@host:8080/mlflow/"))
     assert "secret" not in html and "user:" not in html
-    linked = re.findall(r'<a href="http://host:8080/mlflow/#/experiments/\d+/runs/([0-9a-f]{32})"', html)
+    linked = re.findall(
+        r'<a href="http://host:8080/mlflow/#/experiments/\d+/runs/([0-9a-f]{32})\?workflowType=machine_learning"', html
+    )
     assert set(linked) == ids and len(linked) == len(paths)
     data = json.loads(re.search('<script id="data"[^>]*>(.*?)</script>', html, re.DOTALL)[1])
     assert data["runs"].keys() == {key_of(name) for name in paths}

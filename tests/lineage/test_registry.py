@@ -113,7 +113,7 @@ def test_a_kill_at_any_call_leaves_one_version_and_its_alias(
         (f"models:/{NAME}/9", "does not have it"),
         ("models:/aws-digits-resnet2@s1-L00", f"no registered model .*there are: {NAME}"),
         ("models:/m-" + "0" * 32, "no logged model"),
-        ("models:/../x", "is no model: give"),
+        ("models:/../x", "is not a model URI: give"),
     ],
 )
 def test_an_unknown_model_uri_is_a_one_line_error(store: LineageStore, uri: str, complaint: str) -> None:

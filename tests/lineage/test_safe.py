@@ -124,10 +124,10 @@ def test_a_link_in_a_local_store_is_not_followed_out_of_it(store: LineageStore, 
     path = files_of(store, run_id) / "signed_mask.safetensors"
     path.rename(tmp_path / "secret")  # the same bytes, so that the digest matches
     path.symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match="is a link out of the run's files"):
+    with pytest.raises(ValueError, match="links to a path outside of the run's files"):
         load_signed_mask(run_id, store.tracking_uri, tmp_path / "none")
     load_checkpoint(run_id, store.tracking_uri, tmp_path / "none")
-    with pytest.raises(ValueError, match="is a link out of the run's files"):
+    with pytest.raises(ValueError, match="links to a path outside of the run's files"):
         store.find(key_of("level 0"))
 
 

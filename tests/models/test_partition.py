@@ -173,5 +173,5 @@ def test_a_classifier_without_parameters_is_refused():
 
 
 def test_overlapping_sets_are_refused():
-    with pytest.raises(ValueError, match="in two sets: a"):
+    with pytest.raises(ValueError, match="these have two: a"):
         ParamPartition(frozenset({"a"}), frozenset({"a"}), frozenset({"b"}))

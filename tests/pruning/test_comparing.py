@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from harness.config import ComparisonConfig
@@ -116,7 +118,7 @@ def test_signed_init_requires_a_fresh_initialisation(experiment: Experiment, fou
     with pytest.raises(ValueError, match="init_seed 1 is the search's own"):
         signed_init(experiment, found, 1)
     training = trained(experiment, found, "mask", 2, 1)
-    with pytest.raises(ValueError, match="is a training; this question is of a search's level"):
+    with pytest.raises(ValueError, match="is a training; this comparison needs a level"):
         compare_signed_init(experiment.using("lrr"), training, 2, FEW)
 
 
@@ -136,6 +138,8 @@ def test_a_copy_from_a_wrong_seed_is_found(
         patch.setattr(comparison, "_check_fresh", lambda *_: None)
         own = signed_init(experiment, found, 1)
     assert problems_of(experiment, own)[1] == {("seeds", "signed_init")}
+    for planted in (wrong, own):  # other tests verify the shared store
+        shutil.rmtree(planted.directory)
 
 
 @pytest.mark.parametrize(

@@ -210,5 +210,5 @@ def test_a_network_that_contradicts_its_scores_is_found(
 def test_unsupported_options_are_refused(own: Experiment, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         search(own.using("gem_miner", **options))
-    with pytest.raises(ValueError, match=r"gem_miner\.score_epochs is 5 and freeze_every_epochs 5"):
+    with pytest.raises(ValueError, match=r"gem_miner\.score_epochs is 5 and freeze_every_epochs is 5"):
         GemMinerConfig(score_epochs=5)

@@ -185,7 +185,7 @@ def test_aws_full_with_a_constant_rate_is_aws(experiment: Experiment) -> None:
 def test_another_search_in_the_same_launch_changes_only_its_settings(experiment: Experiment) -> None:
     other = experiment.using("imp", init_seed=None, sgd_seed=3, num_levels=None).config
     assert (other.method, other.init_seed, other.sgd_seed, other.num_levels) == ("imp", 1, 3, 2), "None changes nothing"
-    with pytest.raises(ValueError, match="global_batch_size cannot be changed in a launch"):
+    with pytest.raises(ValueError, match="global_batch_size cannot change within a launch"):
         experiment.using(global_batch_size=8)
 
 

@@ -149,7 +149,7 @@ def test_a_comparison_that_claims_the_old_rule_is_found(
 
 def test_theta_init_of_an_old_search_is_loaded_not_drawn(experiment: Experiment, old: Made) -> None:
     own, root = untrained(experiment), old.root
-    with pytest.raises(ValueError, match=f"drew its θ_init the other way .* --initialisation {root[:16]} takes that"):
+    with pytest.raises(ValueError, match=f"drew its θ_init differently .* --initialisation {root[:16]} uses"):
         final_training(own, Trial("mask", 1, 1), old.found.ticket, same_init=True)
     trial = Trial("mask", 1, 1, initialisation=resolved(own, root))
     masked = final_training(own, trial, old.found.ticket, same_init=True)

@@ -201,7 +201,7 @@ def test_a_ticket_of_another_data_set_can_be_used(
     assert tag(node, "start_digest") == sha256_tensors({name: t + 0.0 for name, t in expected.items()})
     assert node.mask.equal(found.ticket.mask) and node.record is not None and node.record.config["transferred"]
     holds(experiment, node)
-    with pytest.raises(ValueError, match="retrain goes on from the ticket's own weights"):
+    with pytest.raises(ValueError, match="retrain continues from the ticket's weights"):
         final_training(other_data, Trial("retrain", 2, 1), ticket)
     with pytest.raises(ValueError, match="fc.weight: the network has"):
         other_data.archive.load(found.ticket.key)

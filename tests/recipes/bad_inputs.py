@@ -259,7 +259,13 @@ TICKETS: list[Bad] = [
     Bad(
         "unknown beginning of a key", lambda place: None, "no run ID or key begins with 'fff", "ticket", ticket="fffff"
     ),
-    Bad("a search, not a level", lambda place: None, "is a search; this takes a level", "ticket", ticket="search"),
+    Bad(
+        "a search, not a level",
+        lambda place: None,
+        "is a search; this command needs a level",
+        "ticket",
+        ticket="search",
+    ),
     Bad(
         "the search's own initialisation", lambda place: None, "is the search's own", "ticket", options={"init_seed": 1}
     ),
@@ -279,7 +285,7 @@ SETTINGS: list[Bad] = [
     _setting("not prepared in", directory="nowhere"),
     _setting("5000", global_batch_size=5000),
     _setting("global_batch_size is 0", global_batch_size=0),
-    _setting("a process has 64 images", accumulation_steps=65),
+    _setting("a process has only 64 images", accumulation_steps=65),
     _setting("accumulation_steps is 0", accumulation_steps=0),
     _setting("num_levels is -1", num_levels=-1),
     _setting("pruning_fraction is 1.0", pruning_fraction=1.0),

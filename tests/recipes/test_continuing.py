@@ -12,8 +12,8 @@ import pytest
 from harness.cli.launch import launch
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
-from harness.distributed.stop import StoppedError, StopRequest
-from harness.distributed.world import World
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest, World
 from harness.experiment.search import search
 from harness.lineage.nodes.code import code_version
 
@@ -100,10 +100,10 @@ def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path,
     first = levels(here)
     assert "is finished" not in capsys.readouterr().err
     assert levels(here) == first
-    assert f"is finished: loaded from {tmp_path}/here" in capsys.readouterr().err
+    assert f"  loaded from {tmp_path}/here  run " in capsys.readouterr().err
     assert levels(there) == first
     said = capsys.readouterr().err
-    assert f"is finished: fetched from MLflow at sqlite:///{tmp_path}/mlflow.db into {tmp_path}/there" in said
+    assert f"  loaded from MLflow at sqlite:///{tmp_path}/mlflow.db into {tmp_path}/there" in said
 
 
 class OfTwo:

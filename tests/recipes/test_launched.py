@@ -101,7 +101,7 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     assert back["recorded_error_a_percent"] == there["recorded_error_b_percent"]
     # a final training is refused as a ticket
     refused = recipe(where, "train_ticket.py", "--ticket", found["retrain", 1], ok=False)
-    assert "is a training; this takes a level" in refused
+    assert "is a training; this command needs a level" in refused
     # stability needs two trainings from the same start
     refused = tool(where, "stability.py", found["signed_mask", 2], found["retrain", 1], *memory, ok=False)
     assert refused.startswith("error: ") and "Traceback" not in refused

@@ -124,8 +124,8 @@ def test_barrier_tables_lead_with_the_excess_above_the_line(made_up, plan):
     lmc = next(row for row in tables[0] if row["question"].startswith("conn") and row["trained from"] == str(AWS))
     assert list(lmc)[2] == "above the line"
     assert (lmc["above the line"], lmc["sd"], lmc["barrier"], lmc["floor"]) == ("5.00", "0.00", "10.00", "10.00")
-    copies = next(row for row in tables[1] if row["of"] == "level (lrr)")
-    assert [row["ticket and copy"] for row in tables[1][::2]] == [
+    copies = next(row for row in tables[1] if row["ticket"] == "level (lrr)")
+    assert [row["comparison"] for row in tables[1][::2]] == [
         "ticket and its copy with ψ_init",
         "ticket and abs(θ_init) ⊙ s",
     ]
@@ -155,7 +155,7 @@ def test_final_trainings_of_several_lengths_are_told_apart(made_up, plan):
     assert [point.name for point in results.points][: len(names)] == names
     text = page(results, [])
     assert "| dense | 1.0000 | 94.97 |" in text and "| dense, 25 epochs | 1.0000 | 95.47 |" in text
-    assert "With 25 epochs, as many as its deepest ticket costs, the dense network gains +0.50 points.\n" in text
+    assert "With 25 epochs, the cost of its deepest ticket, the dense network gains +0.50 points.\n" in text
     # a plan with one length collects only that length
     assert collect(store_of(made), replace(plan, figure=figure_named("fig2"))).plan.dense_lengths == (None,)
     usual = collect(store_of(made), plan)
@@ -203,7 +203,7 @@ def test_initialisations_are_told_apart(made_up, plan):
     assert (
         "| signed_mask from constant (aws) | 0.8000 | 92.28 |" in text
     )  # 100 − (7 + 0.6 + 0.1), minus the mean of 0.01 and 0.04 over the trials
-    assert "What is asked of it" in text and "The paper does not show this." in text
+    assert "## Questions" in text and "The paper does not show this." in text
     # errors 7.6 and 7.0 plus equal terms of each trial
     assert "| does one magnitude for all weights of a tensor do as well? | a ≠ b | -0.60 | [-0.60, -0.60] | 2 |" in text
     # a figure with the usual initialisation collects only those trainings
@@ -226,7 +226,7 @@ def test_tickets_are_found_on_one_data_set_and_used_on_another(made_up, plan):
     assert {node.tags["data"] for node in results.trained.values()} == {"fashion_mnist_small"}
     text = page(results, [])
     assert "resnet8 on digits, used on fashion_mnist_small; 2 trials" in text
-    assert "On fashion_mnist_small: sgd" in text and "7 epochs in a final training" in text
+    assert "On fashion_mnist_small: sgd" in text and "7 epochs per final training" in text
     assert store.local.load(commit_report(store, results)).config["scale"]["used_on"]["final"]["epochs"] == 7
     # a training with another number of processes on the second data set
     made.settings_there = "0ff5"
@@ -279,8 +279,8 @@ def test_gem_miners_ticket_on_another_initialisation_is_asked_about(made_up, pla
     # synthetic errors: 7 + 0.1 · level + 0.01 or 0.04 for the trial, against 50 + level
     assert claim_of(results, signed, own).verdict.difference == pytest.approx(52 - 7.225)
     text = page(results, [])
-    assert "signed_mask (gem_miner) takes the signs that the search of gem_miner ends with" in text
-    assert "The others keep all 640 weights of the classifier: at one density they have more weights." in text
+    assert "signed_mask (gem_miner) uses the signs at the end of the search of gem_miner" in text
+    assert "The other methods keep all 640 weights of the classifier. At equal density they have more weights." in text
     # 1000 − level weights are kept; AWS has the classifier's weights in addition
     assert "| signed_mask (aws) | 0.5120 | 1,637 |" in text and "| level (gem_miner) | 0.5120 | 997 |" in text
 
@@ -315,7 +315,7 @@ def test_gem_miner_is_compared_at_equal_numbers_of_weights(made_up, plan):
     assert sorted(results.series[0].error_percent) == [equal.weights(3), equal.weights(1)]
     assert results.series[0].error_percent.keys() == results.series[-1].error_percent.keys()
     text = page(results, [])
-    assert "Compared are tickets of equal numbers of weights; the plot is over this number." in text
+    assert "The compared tickets have equal numbers of weights, which are the plot's axis." in text
     assert "Not in Oh, Baik & Lee" in text and "| is it better with as many weights? | a ≠ b |" in text
 
 
@@ -344,9 +344,15 @@ def test_gem_miners_own_numbers_stand_beside_those_of_its_authors(made_up, plan)
     ]
     text = page(results, [])
     assert "| level (gem_miner) | 0.0371 |  | 85.00 |  | 1 |  | nan | 83.40 |  | +1.60 |" in text
-    assert "gem_miner: batch 64; 150 epochs of scores, learning rate 0.1, λ 3e-05 at density 0.0372, 0.0001 at" in text
-    assert "0.0144, the lowest frozen every 5 epochs; 150 of fine-tuning (step), learning rate 0.01, weight dec" in text
-    assert "Sreenivasan et al., Rare Gems" in text and "What the paper says" not in text and "; 1 trial. " in text
+    assert (
+        "gem_miner: batch 64; 150 epochs of score training, learning rate 0.1, λ 3e-05 at density 0.0372, 0.0001 at"
+        in text
+    )
+    assert (
+        "0.0144, lowest scores frozen every 5 epochs; 150 epochs of fine-tuning (step), learning rate 0.01, weight dec"
+        in text
+    )
+    assert "Sreenivasan et al., Rare Gems" in text and "Claims of the paper" not in text and "; 1 trial. " in text
     assert store.local.load(commit_report(store, results)).config["scale"]["penalties"] == {"1": 3e-5, "2": 1e-4}
 
 
@@ -371,7 +377,7 @@ def test_an_unfinished_table_is_not_said_to_lack_published_numbers(made_up, plan
     made.levels("aws", 1, 1)
     made.training(table.of_curve(AWS, 1)[0])
     text = page(collect(store_of(made), table), [])
-    assert "Not finished" in text and "none to compare with" not in text
+    assert "Not finished" in text and "The paper prints n" not in text
 
 
 def test_levels_that_trials_share_are_one_trial(made_up, plan):
@@ -405,7 +411,7 @@ def test_the_page_says_if_the_papers_numbers_do_not_apply(made_up, plan):
     made = type(made_up)(made_up.nodes.directory, table)
     made.everything()
     text = page(collect(store_of(made), table), [])
-    assert "are of other data, networks or densities" in text and "prints no numbers" not in text
+    assert "only for other data, networks or densities" in text and "prints no numbers" not in text
 
 
 @pytest.mark.parametrize(
@@ -426,14 +432,14 @@ def test_runs_are_matched_by_their_methods_own_settings(made_up, plan, figure, m
     assert found.trained[one].name == f"{method} 1 L1"
     again = replace(plan.scale.config, rewind_to=1_297 // 64, rewind_unit="steps")  # equal to the plan's one epoch
     made.commit("again", "level", tags, config={"search": to_json(again)})
-    with pytest.raises(ValueError, match=f"2 runs answer to level 01 of {method}, init_seed 1, sgd_seed 1: .*keep one"):
+    with pytest.raises(ValueError, match=f"2 runs match level 01 of {method}, init_seed 1, sgd_seed 1: .*keep one"):
         collect(store_of(made), made.plan)
 
 
 def test_two_runs_for_one_training_are_refused(made_up, plan):
     made_up.everything()
     made_up.training(plan.of_curve(AWS, 1)[0], note="the same again")
-    with pytest.raises(ValueError, match="2 runs answer to aws-L01-signed_mask-t1"):
+    with pytest.raises(ValueError, match="2 runs match aws-L01-signed_mask-t1"):
         collect(store_of(made_up), plan)
 
 
@@ -555,7 +561,7 @@ def test_the_page_states_hardware_time_and_commands(made_up, plan):
     made_up.everything()
     text = page(collect(store_of(made_up), plan), [])
     # 4 searches of 4 levels, 38 trainings, 10 comparisons
-    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches: 192 minutes in all" in text
+    assert f"{len(plan.trainings()) + len(plan.pairs())} runs and their searches, 192 minutes of wall time" in text
     assert "Hardware: A chip, 2 cores" in text and "Precision: float32." in text and "Code: c0ffee." in text
     assert text.count("python recipes/reproduce.py fig3\n") == 1
 
@@ -582,10 +588,10 @@ def test_a_report_has_page_tables_plots_and_run(made_up, plan, tmp_path: Path):
     # one picture, whose panels the caption explains
     assert text.count("![") == text.count("](figure.png)") == 1
     assert (
-        "(b) SGD-noise stability; (c) connectivity with retrain. On the lines between two networks, at density 0.6400,"
+        "(b) SGD-noise stability. (c) connectivity with retrain. The lines between two networks are at density 0.6400:"
         in text
     )
-    assert "In (c), `retrain` is its own stability, for reference." in text
+    assert "In (c), `retrain` shows its own stability as a reference." in text
     # Phase: the report as a local run
     key = commit_report(store, results)
     assert commit_report(store, results) == key  # equal runs give the same report
@@ -599,7 +605,7 @@ def test_a_report_has_page_tables_plots_and_run(made_up, plan, tmp_path: Path):
 
 @pytest.mark.long
 def test_a_shared_search_is_said_and_recorded(made_up, plan):
-    for shared, words in ((False, "a search of its own for each trial"), (True, "one search for all trials")):
+    for shared, words in ((False, "one search for each trial"), (True, "one search for all trials")):
         own = replace(plan, shared_search=shared)
         made = type(made_up)(made_up.nodes.directory / words, own)
         made.everything()
@@ -658,7 +664,7 @@ def test_a_claim_is_one_contrast_of_all_densities(made_up, plan):
     )  # −1 in all trials, exactly the margin
     text = page(results, [])
     assert "5 claims were tested. The smallest two-sided p" in text and "0.00781 with 8 trials." in text
-    assert "needed" not in text and "over trials alone, since" in text
+    assert "Each contrast needs" not in text and "over trials only, because" in text
 
 
 def test_three_trials_are_too_few_and_the_page_says_so(made_up, plan):
@@ -668,7 +674,7 @@ def test_three_trials_are_too_few_and_the_page_says_so(made_up, plan):
     assert {claim.verdict.word for claim in results.claims} == {"not shown"}
     text = page(results, [])
     assert "not shown: too few trials, p ≥ 0.25 |" in text and "not shown: too few trials, p ≥ 0.125 |" in text
-    assert "Nothing can be shown: 8 trials a contrast are needed." in text
+    assert "Each contrast needs 8 trials. No contrast has enough." in text
     assert "**Exploratory: no plan was committed before these runs.**" in text
 
 
@@ -722,7 +728,7 @@ def test_per_image_results_are_used_where_all_runs_store_them(made_up, plan, mon
     results = collect(store_of(made), made.plan)
     alone = [claim for claim in results.claims if not claim.verdict.by_images]
     assert len(alone) == 3 and all(LRR in (one.statement.first, one.statement.second) for one in alone)
-    assert f"but over trials alone in {AWS} − {LRR}; {LRR} − " in page(results, [])
+    assert f"but over trials only in {AWS} − {LRR}; {LRR} − " in page(results, [])
 
 
 def test_a_statement_can_be_about_the_dense_network(made_up, plan):
@@ -749,6 +755,6 @@ def test_a_statement_can_be_about_the_dense_network_at_the_cost_of_a_ticket(made
     text = page(collect(store_of(made_up), plan), [])
     says = "our question: and with as many epochs as its ticket costs?"
     assert f"| {AWS} | dense, 9 epochs | {says} | a ≠ b | -3.70 |" in text
-    assert "the dense network gains +1.50 points. With 4 it is not trained to the end" in text
+    assert "the dense network gains +1.50 points. With 4 epochs it is not trained to the end" in text
     tickets = [c.sides for c in results.claims if {*c.sides} == {"retrain (aws)", "retrain (lrr)"}]
     assert tickets == [("retrain (aws)", "retrain (lrr)")]

@@ -27,12 +27,12 @@ def test_epochs_and_hours_of_each_chain_and_of_all(plan):
     assert cells[-2][:3] == ["all", str(total), str(of_chains)] and float(cells[-2][3]) == pytest.approx(
         total / 40, abs=0.0051
     )
-    assert lines[-1] == "hours at 90 seconds an epoch (given), without comparisons"
+    assert lines[-1] == "hours at 90 seconds per epoch (given), without comparisons"
     # finished chains are marked as recorded and left out of the sum
     left = costs(plan, chains, None, finished=chains[:1])
     rest = total - plan.epochs(chains[0])
-    assert left[1].endswith("recorded") and left[-2].split()[:4] == ["left", "to", "do", f"{rest:,}"]
-    assert left[-1].endswith("how long an epoch takes: give --seconds-per-epoch")
+    assert left[1].endswith("recorded") and left[-2].split()[:2] == ["remaining", f"{rest:,}"]
+    assert left[-1].endswith("; give --seconds-per-epoch")
     with pytest.raises(ValueError, match="--seconds-per-epoch 0: give a number above 0"):
         given_rate(0)
 
@@ -56,7 +56,7 @@ def test_the_rate_is_measured_from_finished_trainings_of_the_same_network_data_a
     training("not trained", 50, 0)
     rate = measured_rate(plan, made_up.nodes)
     assert rate is not None and rate.seconds_per_epoch == 3
-    assert rate.source == "measured: the median of 3 finished trainings"
+    assert rate.source == "measured, median of 3 finished trainings"
 
 
 def test_the_rate_is_measured_from_records_in_a_fresh_clone(plan, tmp_path: Path):
@@ -81,7 +81,7 @@ def test_listed_commands_can_be_pasted_and_costs_go_beside_them(monkeypatch, cap
     show_list(asked, None)
     printed = capsys.readouterr()
     chains = asked.plan.shard(1, 3)
-    start = "accelerate launch recipes/reproduce.py fig3 --scale small --out there --only "
+    start = "python recipes/reproduce.py fig3 --scale small --out there --only "
     assert printed.out.splitlines() == [start + name for name in asked.plan.names(chains)]
     assert all(line.startswith("# ") for line in printed.err.splitlines()) and "# all " in printed.err
     listed = [{line.split(" --only ")[1] for line in commands(asked.plan, [chain])} for chain in asked.plan.chains()]
@@ -93,9 +93,7 @@ def test_a_study_lists_a_command_for_each_trial_that_is_not_recorded(monkeypatch
     monkeypatch.setattr(sys, "argv", ["recipes/reproduce.py", "--study", name, "--list"])
     study = study_named(name)
     trials = len(study.plan.trials)
-    lines = [
-        f"accelerate launch recipes/reproduce.py --study {name} --shard {n}/{trials}" for n in range(1, trials + 1)
-    ]
+    lines = [f"python recipes/reproduce.py --study {name} --shard {n}/{trials}" for n in range(1, trials + 1)]
     show_list(ReproductionOptions(study=name, results=tmp_path, runs=tmp_path), study)
     printed = capsys.readouterr()
     assert printed.out.splitlines() == lines

@@ -86,7 +86,7 @@ def test_every_full_size_command_begins_with_the_papers_settings(monkeypatch):
         words = ["recipes/reproduce.py", figure.name, "--dataset", dataset, "--network", network]
         monkeypatch.setattr(sys, "argv", [*words, "--list"])
         plan = FigureOptions(figure.name, dataset, network).plan
-        start = f"accelerate launch {' '.join(words)} --only "
+        start = f"python {' '.join(words)} --only "
         lines = commands(plan)
         assert all(line.startswith(start) for line in lines)
         listed, scale = [line.removeprefix(start) for line in lines], plan.scale
@@ -151,7 +151,7 @@ def test_smoke_differs_from_full_size_only_in_the_amount_of_training():
         assert penalties == [paper.gem_miner(level).penalty for level in ends]
         assert smoke.config.global_batch_size == 4 and "batch 4" in smoke.reduction
         assert smoke.finals.data == paper.finals.data and smoke.finals.final.epochs == 2
-    with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are 2 densities"):
+    with pytest.raises(ValueError, match=r"levels are \(1, 3\); there are only 2 densities"):
         _ = FigureOptions("fig3", scale="smoke", levels=(1, 3)).plan
 
 
@@ -184,7 +184,7 @@ def test_a_width_that_the_paper_does_not_show_is_a_reduction():
 
 
 def test_settings_that_a_figure_ignores_are_refused():
-    with pytest.raises(ValueError, match=r"--final-epochs, --lr: gem_miner shows a method with settings of its own"):
+    with pytest.raises(ValueError, match=r"--final-epochs, --lr: the method of gem_miner has its own settings"):
         _ = FigureOptions("gem_miner", changes=ChangedSettings(lr=0.01, final_epochs=3)).plan
     small = FigureOptions("gem_miner", changes=ChangedSettings(global_batch_size=32)).plan.scale
     assert small.config.global_batch_size == 32 and small.reduction == "global batch size 32 instead of 128"

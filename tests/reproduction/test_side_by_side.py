@@ -41,11 +41,11 @@ def test_a_column_has_the_numbers_of_its_page(results: Results, tmp_path: Path):
     assert column["accuracy %: signed_mask (aws)"] == f"{accuracy.mean:.2f} ± {accuracy.sd:.2f}"
     for row in claims_table(results)[1]:
         name, judged = f"{row[0]} − {row[1]}", f"{row[4]} {row[5]}, not shown"
-        assert column[f"{name}, all densities of its page"] == judged and row[8].startswith("not shown")
+        assert column[f"{name}, mean over densities of the page"] == judged and row[8].startswith("not shown")
     differences = {tuple(row[:2]): row[3] for row in differences_table(results)[1]}  # density 0.5120
     assert {what: column[" − ".join(what)] for what in differences} == differences and len(differences) == 8
     rows = [row for row in column if row.endswith(", SGD-noise stability: signed_mask (aws)")]
-    assert [row.split(", ")[0] for row in rows] == ["above the line", "barrier", "its floor"]
+    assert [row.split(", ")[0] for row in rows] == ["above the line", "barrier", "floor"]
     # 20 − 7.21 and 20 − 7.24, because both ends have equal errors
     assert [column[row] for row in rows] == ["12.77 ± 0.02", "12.77 ± 0.02", "0.00 ± 0.00"]
     assert column["ε"] == f"{results.epsilon:.2f}" and column["trials"] == "2"
@@ -72,7 +72,7 @@ def test_of_a_ticket_and_its_copy_the_difference_of_errors_is_shown(made_up, pla
     numbers = _numbers(collect(open_store(made.nodes.directory, offline=True), made.plan))
     column = dict(side_by_side({"claims": numbers})[1])
     copies = {row: cell for row, cell in column.items() if "level (" in row}
-    row = "error of the copy − the ticket's, ticket and {}: level ({})"
+    row = "error increase, ticket and {}: level ({})"
     assert copies == {
         row.format(copy, method): "32.50 ± 2.12"  # 31 and 34
         for copy in ("its copy with ψ_init", "abs(θ_init) ⊙ s")
@@ -86,7 +86,7 @@ def test_pages_that_cannot_be_compared_are_refused(results: Results, tmp_path: P
         with pytest.raises(ValueError, match="give pages of one figure"):
             side_by_side(pages)
     old = {"first": "a", "second": "b", "density": 0.8, "difference": {"mean": 1.0, "interval": None}}
-    with pytest.raises(ValueError, match="a: written by an earlier version; write it anew with tools/report.py"):
+    with pytest.raises(ValueError, match="a: the format is old; rewrite the page with tools/report.py"):
         side_by_side({"a": numbers | {"claims": [old]}, "b": numbers})
     dense = [point for point in numbers["points"] if point["curve"] == "dense"]
     with pytest.raises(ValueError, match="no density in common"):

@@ -172,7 +172,7 @@ def test_a_chain_made_again_has_the_recorded_bits(tiny, tmp_path):
         ["aws-s11"], lambda again: rows.extend(compare_again(experiment.store, recorded, again))
     )
     assert [row["run"] for row in rows] == [run.name for run in recorded.runs]
-    assert all(row["recorded"] == row["here"] for row in rows)
+    assert all(row["recorded"] == row["repeated"] for row in rows)
     assert {row["files with equal bits"] for row in rows if "retrain" in row["run"]} == {"3 of 3"}
     # a different checkpoint is detected
     other = replace(recorded.runs[-4], files={**recorded.runs[-4].files, "checkpoint.safetensors": "0" * 64})
@@ -257,7 +257,7 @@ def test_records_copied_to_another_trial_are_refused(tiny, tmp_path):
     text = path.read_text().replace("dense-t11", "dense-t12").replace("-t11", "-t12")
     path.with_name("dense-t12.json").write_text(text)
     with pytest.raises(
-        ValueError, match=r"dense-t12\.json.*sgd_seed of dense-t12 is 11 instead of 12.*make the chain again"
+        ValueError, match=r"dense-t12\.json.*sgd_seed of dense-t12 is 11 instead of 12.*rerun the chain"
     ):
         finished_chains(tiny[1], tmp_path)
 
@@ -265,7 +265,7 @@ def test_records_copied_to_another_trial_are_refused(tiny, tmp_path):
 def test_reproducing_a_chain_needs_a_directory_without_the_recorded_runs(tiny, tmp_path):
     recorded = ChainRecords.load(made(tiny, "dense-t11", tmp_path))
     nodes = tiny[0].store.local
-    with pytest.raises(ValueError, match="would not be made again: give --runs a directory of its own"):
+    with pytest.raises(ValueError, match="would be a cache hit; give --runs an empty directory"):
         check_made_anew(nodes, recorded, tmp_path)
     check_made_anew(LocalNodes(tmp_path / "none"), recorded, tmp_path)
     later = replace(recorded, runs=tuple(replace(run, started_ms=run.started_ms - 1) for run in recorded.runs))
@@ -295,13 +295,15 @@ def test_runs_that_fail_verification_are_not_recorded(tiny, tmp_path, monkeypatc
         ('title = "A small study"', "", "the plan lacks title"),
         ("trials = 2", "trails = 2", "regime lacks trials"),
         ("level = 1", "level = 1\nseed = 3", "regime has unknown fields seed"),
-        ("final_epochs = [2, 3]", "final_epochs = [3]", "final_epochs begin with 3; the scale's are 2"),
+        ("final_epochs = [2, 3]", "final_epochs = [3]", "final_epochs begin with 3, but the scale has 2"),
         ("retrain (aws)", "retrain aws", "'retrain aws' is no curve"),
         ("retrain (aws)", "retrain (awz)", "unknown method 'awz'"),
         ("α=zero", "α=null", "unknown distribution of α 'null'"),
         ('expects = "equal"', 'expects = "equal"\nepochs = [7]', r"hypothesis a: epochs are \(7,\)"),
-        ('expects = "equal"', 'expects = "better"', "expects is 'better'; it is one of greater"),
+        ('expects = "equal"', 'expects = "better"', "expects is 'better'; allowed: greater"),
         ("margin_points = 1.0", "margin_points = ", "changed.toml"),
+        ('"retrain (aws)", "signed', '"retrain (imp)", "signed', r"retrain \(imp\) has no second length \(3 epochs\)"),
+        ('stability = ["signed_mask (aws)"]', 'stability = ["retrain (wr)"]', r"retrain \(wr\) has no second noise"),
     ],
 )
 def test_an_invalid_plan_is_an_error_with_its_file_name(tiny, tmp_path, before, after, told):

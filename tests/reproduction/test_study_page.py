@@ -164,16 +164,16 @@ def test_a_complete_study_is_judged_by_its_plan(tmp_path):
     text = (tmp_path / "page" / "page.md").read_text()
     assert text.startswith(f"# {study.title}") and study.sha256 in text and "c" * 40 in text
     assert "**Departures from the plan:** none." in text and "17 claims were tested" in text
-    assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed alone" in text
+    assert "| 20 | 59.78 ± 0.18 |" in text and "no: speed only" in text
     # the sides are called first and second, because hypotheses have names such as a and b
     assert "| 20 | speed | first > second | " in text and "| dense (176 epochs) | 100 |" in text
     # the summary separates differences in speed from those at the end of training
-    end, speed = text.split("**At the end of training**")[1].split("**Of speed alone**")
+    end, speed = text.split("**After full training**")[1].split("**Speed only**")
     better = "AWS's sign is better than LRR's"
     assert f"{better} (c, 20 epochs)" in speed.split("- shown:")[1].split("\n")[0]
     assert f"{better} (c, 100 epochs)" in end and f"{better} (c, 100 epochs)" not in end.split("- shown:")[1]
     # ε is shown only for lengths at which the dense network is fully trained
-    rows = [line for line in text.splitlines() if line.startswith("| barrier between two noises | retrain (aws)")]
+    rows = [line for line in text.splitlines() if line.startswith("| barrier, SGD-noise stability | retrain (aws)")]
     assert [line.split("|")[-2].strip() for line in rows] == ["", "0 (0.18)"]
 
 
@@ -181,7 +181,7 @@ def test_the_page_is_written_from_the_records_alone(tmp_path, capsys):
     records(study_named("depth"), tmp_path)
     write_study_page(study_named("depth"), tmp_path)
     assert {path.name for path in (tmp_path / "studies" / "depth").iterdir()} >= {"page.md", "study.png", "runs"}
-    assert "speed alone" in capsys.readouterr().out
+    assert "speed only" in capsys.readouterr().out
 
 
 def test_an_incomplete_study_is_not_judged(tmp_path):
@@ -190,7 +190,10 @@ def test_an_incomplete_study_is_not_judged(tmp_path):
     results = read(study, tmp_path)
     assert [one.verdict for one in results.judged] == [None] * 17
     text = page(results, "x.png")
-    assert "9 of 10 trials are finished: numbers so far, and nothing is judged" in text and "shown" not in text
+    assert (
+        "9 of 10 trials are finished. The numbers are provisional. No hypothesis is judged." in text
+        and "shown" not in text
+    )
     with pytest.raises(ValueError, match="no trial of the study end is finished"):
         write_page(read(study_named("end"), tmp_path), tmp_path / "page")
 
@@ -203,11 +206,11 @@ def test_nothing_is_claimed_against_an_untrained_dense_network(tmp_path):
     of_dense = [one for one in results.judged if one.hypothesis.name == "dense"]
     assert len(of_dense) == 2 and all(one.verdict is None and "untrained" in one.why_not for one in of_dense)
     text = page(results, "x.png")
-    assert text.startswith("**The dense network is not trained to the end after 100 epochs")
-    assert "**At the end of training**" not in text and "| the end |" not in text
-    rows = [line for line in text.splitlines() if line.startswith("| barrier between two noises")]
+    assert text.split("\n\n")[1].startswith("**The dense network is not trained to the end after 100 epochs")
+    assert "**After full training**" not in text and "| end |" not in text
+    rows = [line for line in text.splitlines() if line.startswith("| barrier, SGD-noise stability")]
     assert {line.split("|")[-2].strip() for line in rows} == {""}
-    assert "The paper's ε, the sd of the dense error" not in text
+    assert "The paper's ε is" not in text
 
 
 def test_a_study_reuses_the_runs_of_a_related_study(tmp_path):
@@ -233,9 +236,9 @@ def test_departures_from_the_plan_are_listed(tmp_path):
     results = replace(read(depth, tmp_path), committed_ms=2_100_000_000_000)
     text = " ".join(results.departures)
     assert "another version of the plan: aws-s12." in text
-    assert "Begun before this version of the plan was committed: aws-s11" in text
-    assert "uncommitted changes: " in text
-    assert "not known when the plan was committed" in " ".join(replace(results, commit="").departures)
+    assert "Started before this version of the plan was committed: aws-s11" in text
+    assert "uncommitted changes of the code: " in text
+    assert "commit date of the plan is unknown" in " ".join(replace(results, commit="").departures)
 
 
 def change(study: Study, results: Path, chain: str, of: str, **values: object) -> None:
@@ -264,7 +267,7 @@ def test_runs_of_other_data_are_not_compared(tmp_path):
     records(depth, tmp_path, trials=1)
     tags = next(iter(finished_chains(depth, tmp_path)["dense-t11"].runs)).tags
     change(depth, tmp_path, "dense-t11", "dense-t11", tags={**tags, "data_digest": "f" * 64})
-    with pytest.raises(ValueError, match="are not of the same data"):
+    with pytest.raises(ValueError, match="have different data"):
         read(depth, tmp_path)
 
 
@@ -276,8 +279,8 @@ def test_runs_without_per_image_results_are_compared_by_trials(tmp_path):
     by_images = {(one.hypothesis.name, one.epochs): one.contrast.images is not None for one in results.judged}
     assert by_images["b", 20] and not by_images["b", 100]
     text = page(results, "x.png")
-    assert "not all of their runs keep single test images: b at 100 epochs." in text
-    assert "Without a record of single test images: aws-L11-mask-e100-t12, 1 in all." in text
+    assert "some runs lack results for single test images: b at 100 epochs." in text
+    assert "No results for single test images: aws-L11-mask-e100-t12, 1 in all." in text
 
 
 def test_other_settings_within_a_study_are_a_departure(tmp_path):
@@ -286,7 +289,7 @@ def test_other_settings_within_a_study_are_a_departure(tmp_path):
     kept = finished_chains(depth, tmp_path)["aws-s12"]
     tags = next(run.tags for run in kept.runs if run.name == "aws-L11-mask-t12")
     change(depth, tmp_path, "aws-s12", "aws-L11-mask-t12", tags={**tags, "settings": "bf16"})
-    assert "other settings than the first of their length: aws-L11-mask-t12, 1 in all" in " ".join(
+    assert "differ from the first run of the same length: aws-L11-mask-t12, 1 in all" in " ".join(
         read(depth, tmp_path).departures
     )
 
@@ -321,7 +324,7 @@ def test_a_copy_is_judged_by_the_difference_of_errors(tmp_path):
     for trial in (11, 12):
         curve = BarrierCurve((0.0, 1.0), (6.6, 5.0), 5.0, 6.6, "cumulative", 1000, IMAGES)
         change(depth, tmp_path, f"aws-s{trial}", "norm_init", curve=curve)
-    row = next(line for line in page(read(depth, tmp_path), "x.png").splitlines() if "ticket's | level (aws)" in line)
+    row = next(line for line in page(read(depth, tmp_path), "x.png").splitlines() if "ψ_init | level (aws)" in line)
     assert "| 1.60 ± 0.00 | 0.80 ± 0.00 | 0.80 ± 0.00 | 0 of 2 |" in row
 
 
@@ -334,12 +337,12 @@ def test_a_copy_that_is_better_than_its_ticket_counts_below_zero():
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"trials": 3}, "--trials: a study's settings stand in its plan"),
-        ({"changes": ChangedSettings(final_epochs=5)}, "--final-epochs: a study's"),
+        ({"trials": 3}, "--trials: the plan .* sets this"),
+        ({"changes": ChangedSettings(final_epochs=5)}, "--final-epochs: the plan"),
         ({"only": ("dense-t11",), "precision": "bf16"}, "--only, --precision: "),
         ({"figure": "fig3"}, "give a FIGURE"),
-        ({"again": "aws-s11", "shard": "1/2"}, "leave out --shard"),
-        ({"study": None, "figure": "fig3", "again": "aws-s11"}, "give --study NAME, too"),
+        ({"again": "aws-s11", "shard": "1/2"}, "remove --shard"),
+        ({"study": None, "figure": "fig3", "again": "aws-s11"}, "--again needs --study NAME"),
     ],
 )
 def test_options_that_a_study_ignores_are_refused(changed, told):

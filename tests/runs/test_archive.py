@@ -69,7 +69,7 @@ def test_reuse_under_other_settings_warns_once_with_the_difference(archive: Arch
     archive.run_or_load(description(), make(archive, made))
     archive.run_or_load(description(), make(archive, made))
     said = capsys.readouterr().err
-    assert "warning" not in said and f"'a run' is finished: loaded from {archive.store.local.directory}" in said
+    assert "warning" not in said and f"loaded from {archive.store.local.directory}" in said
     for _ in range(2):
         archive.run_or_load(description(threads=2), make(archive, made))
     warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]

@@ -364,7 +364,7 @@ def budget(text: str) -> float:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Run all parts within the budget and write the report.
+    """Run all parts within `--seconds` and write the report.
 
     Returns:
         0 if the device works and no part failed or crashed. Parts stopped by their time limit are no failure.

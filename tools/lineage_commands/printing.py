@@ -27,7 +27,7 @@ def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
 
 def print_nodes(nodes: Sequence[RunSummary]) -> None:
     """Print a table of runs, and a legend."""
-    print_table([columns(node) for node in nodes], numbers=NUMBERS, whole=("run",), spare=SPARE)
+    print_table(_rows(nodes), numbers=NUMBERS, whole=("run",), spare=SPARE)
     _print_legend(nodes)
 
 
@@ -39,14 +39,23 @@ def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = F
     ordered = list(tree_order(nodes)) if as_tree else [(0, node) for node in nodes]
     names = tree_texts((depth, node.name) for depth, node in ordered)
     rows = []
-    for name, (_, node) in zip(names, ordered, strict=True):
-        row = columns(node) | {"name": name}
+    for name, (_, node), cells in zip(names, ordered, _rows([node for _, node in ordered]), strict=True):
+        row = cells | {"name": name}
         row["run"] += "  ◀" if node.key == marked else ""
         row["relation"] = ", ".join(dict.fromkeys(parent.relation for parent in node.parents)) or "–"
         rows.append(row)
     number = next((number for number, (_, node) in enumerate(ordered) if node.key == marked), None)
     print_table(rows, numbers=NUMBERS, whole=("name", "run"), spare=SPARE, marked=number)
     _print_legend(nodes)
+
+
+def _rows(nodes: Sequence[RunSummary]) -> list[dict[str, str]]:
+    """Return the cells of each run, without the column of barriers if no run has one."""
+    rows = [columns(node) for node in nodes]
+    if not any("barrier" in node.metrics for node in nodes):
+        for row in rows:
+            del row["barrier"]
+    return rows
 
 
 def _print_legend(nodes: Sequence[RunSummary]) -> None:

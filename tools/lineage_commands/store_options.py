@@ -28,7 +28,7 @@ class StoreOptions:
     runs: Path = DEFAULT_DIRECTORY
     """Directory of the local nodes."""
     tracking_uri: str | None = None
-    """MLflow store; default MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
+    """URI of the MLflow store. Default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
     offline: bool = False
     """Look at local nodes alone."""
     json: bool = False

@@ -23,9 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, cast
 
-from tqdm import tqdm
-
-from harness.common.logging import is_quiet
+from harness.common.logging import progress
 from harness.data.readers.raw import IMAGE_SUFFIXES, RawSample, RawSplit, check_same_classes
 from harness.data.spec import DataSpec
 
@@ -115,14 +113,15 @@ def _train_images(path: Path) -> tuple[list[_Image], str]:
     images: list[_Image] = []
     with _tar(file) as outer:
         classes = list(_files(outer, file, (".tar",)))
-        desc = f"Indexing {file.name}"
-        for member in tqdm(classes, desc=desc, unit=" classes", leave=False, disable=is_quiet()):
-            wnid, inside = PurePosixPath(member.name).stem, cast(BinaryIO, outer.extractfile(member))
-            with _tar(file, inside) as inner:
-                images += [
-                    _Image(wnid, PurePosixPath(m.name).name, file, member.offset_data + m.offset_data, m.size)
-                    for m in _files(inner, file, tuple(IMAGE_SUFFIXES), member.size)
-                ]
+        with progress(f"indexing {file.name}", len(classes), "classes") as bar:
+            for member in classes:
+                wnid, inside = PurePosixPath(member.name).stem, cast(BinaryIO, outer.extractfile(member))
+                with _tar(file, inside) as inner:
+                    images += [
+                        _Image(wnid, PurePosixPath(m.name).name, file, member.offset_data + m.offset_data, m.size)
+                        for m in _files(inner, file, tuple(IMAGE_SUFFIXES), member.size)
+                    ]
+                bar.update()
     return images, file.name
 
 

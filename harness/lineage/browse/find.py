@@ -18,6 +18,7 @@ from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.index import IndexedRun, LocalIndex
 from harness.lineage.nodes.origin import origins
 from harness.lineage.store import LineageStore
+from harness.lineage.tracking.delivery import MODEL_METRICS
 from harness.lineage.tracking.registry import is_model_uri
 from harness.lineage.tracking.server import (
     FAMILIES_TAG,
@@ -109,7 +110,7 @@ def _by_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
 
 
 def _by_local_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
-    """Find local runs by a key or its prefix."""
+    """Return the local runs with this key or prefix: {key: run}."""
     paths = [path for path in store.local.directories() if _digits(path).startswith(text[:16])]
     if not paths:
         return {}
@@ -337,7 +338,19 @@ def _summaries(index: LocalIndex, entries: list[IndexedRun]) -> list[RunSummary]
     for entry in entries:
         try:
             node = RunSummary.of(index.record(entry.key), index.top(entry.key))
+            if node.kind == "search":
+                node = replace(node, metrics=_metrics_of_search(index, node.key))
             summaries.append(replace(node, origin_run_ids=origin.get(entry.key, ())))
         except ValueError as error:
             warnings.warn(str(error), stacklevel=3)
     return summaries
+
+
+def _metrics_of_search(index: LocalIndex, key: str) -> dict[str, float]:
+    """Return the final metrics of the deepest local level of a search, as its MLflow run has them."""
+    levels = [entry for entry in index.entries.values() if entry.nest_key == key and entry.kind == "level"]
+    if not levels:
+        return {}
+    deepest = max(levels, key=lambda entry: (entry.level or "", entry.started_ms))
+    metrics = index.record(deepest.key).last_metrics()
+    return {name: metrics[name] for name in MODEL_METRICS if name in metrics}

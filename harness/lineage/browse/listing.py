@@ -1,4 +1,4 @@
-"""The order of a tree of nodes, and the columns of a list of them."""
+"""Columns of the list of runs, and the order of the tree of runs."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from datetime import datetime
 
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 
-NUMBERS = ("level", "density", "test error")
-"""Columns that are set flush right."""
+NUMBERS = ("level", "density", "test error", "barrier")
+"""Columns that are aligned right."""
 SPARE = ("seeds", "method", "density", "level", "date")
-"""Columns that a narrow terminal does without; a run's name holds most of them."""
+"""Columns that a narrow terminal drops, in this order. The name of a run has most of their contents."""
 
 
 def tree_order(nodes: Sequence[RunSummary]) -> Iterator[tuple[int, RunSummary]]:
-    """Yield (depth, node) so that the nodes nested under a node follow it."""
+    """Yield (depth, run), each run before the runs nested under it."""
     nested = LineageGraph(nodes).nested()
     seen: set[str] = set()
 
     def below(key: str | None, depth: int) -> Iterator[tuple[int, RunSummary]]:
         for node in nested.get(key, []):
-            if node.key not in seen:  # a planted cycle must not hang the tree
+            if node.key not in seen:  # a forged cycle must not loop
                 seen.add(node.key)
                 yield depth, node
                 yield from below(node.key, depth + 1)
@@ -29,12 +29,12 @@ def tree_order(nodes: Sequence[RunSummary]) -> Iterator[tuple[int, RunSummary]]:
 
 
 def short_id(node: RunSummary, digits: int = 8) -> str:
-    """Return the beginning of a run ID, or of the key if MLflow lacks the run."""
+    """Return the first digits of a run ID. Without a run ID, return those of the key with "*"."""
     return node.run_id[:digits] if node.run_id else f"{node.key[:digits]}*"
 
 
 def _three_digits(density: str) -> str:
-    """Return a density to three digits; a tag that somebody edited stands as it is."""
+    """Return a density with three digits. An unreadable tag is returned as it is."""
     try:
         return f"{float(density):.3f}"
     except ValueError:
@@ -42,16 +42,18 @@ def _three_digits(density: str) -> str:
 
 
 def columns(node: RunSummary) -> dict[str, str]:
-    """Return the texts of a node by the name of their column; '–' where it has no such fact."""
+    """Return the cells of a run by column; "–" marks a missing value."""
     tags = node.tags
     error = node.metrics.get("test_error_percent")
-    density = tags.get("density")
+    barrier = node.metrics.get("barrier")
+    density = tags.get("density") or str(node.metrics.get("density", ""))
     return {
         "name": node.name,
         "method": " ".join(tags[tag] for tag in ("method", "kind_of_training") if tag in tags) or "–",
         "level": tags.get("level", "–"),
         "density": _three_digits(density) if density else "–",
         "test error": f"{error:.2f} %" if error is not None else "–",
+        "barrier": f"{barrier:.2f}" if barrier is not None else "–",
         "seeds": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
         "run": short_id(node),
         "date": datetime.fromtimestamp(node.started_ms / 1000).strftime("%Y-%m-%d %H:%M") if node.started_ms else "–",

@@ -19,7 +19,12 @@ _AGE = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
-_COMPARE: dict[str, Callable[[Any, Any], bool]] = {"=": operator.eq, ">=": operator.ge, "<=": operator.le}
+_COMPARE: dict[str, Callable[[Any, Any], bool]] = {
+    "=": operator.eq,
+    "!=": operator.ne,
+    ">=": operator.ge,
+    "<=": operator.le,
+}
 
 
 class _Filter(NamedTuple):
@@ -73,6 +78,8 @@ class Query:
             _Filter("tags.`level`", "level", "=", f"{self.level:02d}" if self.level is not None else None),
             _Filter("metrics.density", "density", ">=", self.density[0] if self.density else None),
             _Filter("metrics.density", "density", "<=", self.density[1] if self.density else None),
+            # in MLflow, a search has the density of its deepest level
+            _Filter("tags.`harness.kind`", "kind", "!=", "search" if self.density else None),
             _Filter("attributes.start_time", "started_ms", ">=", self.since_ms),
         ]
         return [row for row in rows if row.value is not None]

@@ -101,9 +101,9 @@ def read_record(directory: Path) -> LineageRecord:
 
 
 def absent_files(directory: Path, record: LineageRecord) -> dict[str, AbsentFile]:
-    """Return the files that a committed run lacks on purpose, by name.
+    """Return the files that `gc` or `bundle` removed from a committed run, by name.
 
-    An entry counts only if it has the recorded digest and the file does not exist.
+    `deleted.json` lists them. An entry counts only if it has the recorded digest and the file does not exist.
     """
     absent = read_absent_files(directory)
     return {

@@ -135,9 +135,9 @@ _EXPECTED: dict[str, type | re.Pattern[str]] = {
 class LineageRecord:
     """Describe one run: its identity, parents, settings, metrics and file digests.
 
-    `key` is the SHA-256 of everything that determines the run's bits (for a level, the level digest). Two runs with the
-    same key have the same result. `nested_under` is the key of the run that this one is shown below. `files` maps each
-    artifact's relative name to its SHA-256. `LocalNodes.commit` fills it.
+    `key` is the SHA-256 of all recorded inputs (`determinants.json`). On one machine and build, equal keys give equal
+    results. `nested_under` is the key of the run that this one is shown below; if None, see `nest_key`. `files` maps
+    each artifact's relative name to its SHA-256. `LocalNodes.commit` fills it.
     """
 
     key: str

@@ -138,7 +138,6 @@ def _table(nodes: Sequence[RunSummary], ui: str) -> str:
     rows = []
     for node in nodes:
         cells = columns(node) | {"kind": node.kind, "parents": _came_from(node, names)}
-        cells["barrier"] = f"{node.metrics['barrier']:.2f}" if "barrier" in node.metrics else "–"
         address = run_address(node)
         name = _shown(node.name)
         shown = f'<a href="{escape(ui + address)}" target="_blank" rel="noopener">{name}</a>' if address else name

@@ -13,10 +13,11 @@ from harness.lineage.browse.find import family, find_node
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record, read_sums
-from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
+from harness.lineage.nodes.record import KINDS, SIGNED_MASK, LineageRecord, Parent
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
-from harness.lineage.tracking.delivery import run_tags
+from harness.lineage.tracking.delivery import all_tags, run_metrics, run_tags
+from harness.lineage.tracking.description import LAYERS
 from harness.lineage.tracking.server import KEY_TAG
 
 
@@ -214,6 +215,11 @@ def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"
         findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, but {digests[name]} was recorded")])
+    if record.kind == "level" and SIGNED_MASK in digests:
+        copy = store.copy_digest(node.run.run_id, SIGNED_MASK)
+        if copy is not None:  # earlier versions made no copy
+            what = f"the copy of {SIGNED_MASK} beside {LAYERS} in MLflow is altered: its SHA-256 is {copy}"
+            findings.add(node, [Finding("artifacts", copy == digests[SIGNED_MASK], what)])
 
 
 def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None) -> Iterator[Finding]:
@@ -223,14 +229,21 @@ def _tag_findings(run: RunSummary, record: LineageRecord, directory: Path | None
     for name, value in wanted.items():
         what = f"{name}: MLflow has {told[name]!r:.200}, but the record has {value!r:.200}"
         yield Finding("tags", told[name] == value, what)
-    for name, value in run_tags(record).items():
+    # Earlier versions sent more tags and metrics than this one requires. Present ones must match too.
+    required = run_tags(record)
+    for name, value in all_tags(record).items():
         got = run.tags.get(name)
+        if got is None and name not in required:
+            continue
         yield Finding("tags", got == value, f"tag {name} is {got!r:.120} in MLflow, but {value!r:.120} in the record")
     digests = record.files | ({RECORD: read_sums(directory)[RECORD]} if directory is not None else {})
     for name, digest in digests.items():
         what = f"the digest of {name} is {run.files.get(name)} in MLflow, but {digest} in the record"
         yield Finding("tags", run.files.get(name) == digest, what)
+    sent = {metric.name for metric in run_metrics(record)}
     for name, measured in record.last_metrics().items():
         logged = run.metrics.get(name)
+        if logged is None and name not in sent:
+            continue
         same = logged == measured or str(logged) == str(measured)  # the strings also match for NaN
         yield Finding("tags", same, f"metric {name} is {logged} in MLflow, but {measured} in the record")

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tqdm import tqdm
-
 from harness.common.digest import sha256_file, sha256_json
+from harness.common.logging import progress as show_progress
 from harness.data.manifest import SPLITS, Manifest
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding, Findings
@@ -68,10 +67,12 @@ def _findings(data: _DataSet, home: Path, findings: Findings, *, progress: bool)
     what = f"the content digest of {home} is {content[:16]}…, but the runs used data with {data.digest[:16]}…"
     yield Finding("data", content == data.digest, what)
     files = {name: record for manifest in manifests for name, record in manifest.files.items()}
-    for name, record in tqdm(files.items(), desc=f"hashing {home}", leave=False, disable=None if progress else True):
-        path = home / name
-        if not path.is_file():
-            continue  # files of one loader suffice; opening the data reports files that another loader lacks
-        findings.num_bytes += path.stat().st_size
-        what = f"{path} was altered: its SHA-256 differs from the one in its manifest"
-        yield Finding("data", sha256_file(path) == record.sha256, what)
+    with show_progress(f"hashing {home}", len(files), "files", shown=progress) as bar:
+        for name, record in files.items():
+            bar.update()
+            path = home / name
+            if not path.is_file():
+                continue  # files of one loader suffice; opening the data reports files that another loader lacks
+            findings.num_bytes += path.stat().st_size
+            same = sha256_file(path) == record.sha256
+            yield Finding("data", same, f"{path} was altered: its SHA-256 differs from the one in its manifest")

@@ -290,7 +290,7 @@ def signed_init(record: LineageRecord, ticket: LineageRecord) -> Iterator[Findin
 
 
 def comparable(record: LineageRecord, first: LineageRecord, second: LineageRecord) -> Iterator[Finding]:
-    """Check that two networks are comparable for the comparison's question.
+    """Yield findings: the two networks are comparable for the comparison's question.
 
     This concerns their data, model, start and seeds.
     """

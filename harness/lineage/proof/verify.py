@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from harness.common.logging import progress as show_progress
 from harness.common.tensors import load_correct
 from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS, LocalNodes, read_record
 from harness.lineage.nodes.record import CORRECT, LineageRecord
@@ -57,9 +56,10 @@ def verify(
     # Phase: each run
     examiner = _Examiner(store, nodes, findings)
     ordered = in_order(nodes)
-    with tqdm(ordered, desc="verifying", unit="run", leave=False, disable=None if progress else True) as bar:
-        for node in bar:
-            bar.set_postfix_str(node.name[:40], refresh=False)
+    with show_progress("verifying", len(ordered), "runs", shown=progress) as bar:
+        for node in ordered:
+            bar.update()
+            bar.postfix = node.name[:40]
             try:
                 examiner.examine(node)
             except (ValueError, LookupError, TypeError) as error:

@@ -1,8 +1,11 @@
-"""How a node becomes a run of MLflow: created, filled, marked finished last; what is there already is not sent again.
+"""Deliver local runs to MLflow. Delivery is idempotent: a retry adds only the missing parts.
 
-Every node is one run. Its files are one logged model named "network" (an analysis or a report: run artifacts), which
-takes the parents' logged models as inputs. The node's key, kind, parents and digests are tags, so that lists and trees
-need no artifact. READY on the model and FINISHED on the run are set last: they are the commit marks.
+- A local run becomes one MLflow run. Its files become one logged model named "network". Comparisons and reports have no
+  network, so their files are run artifacts.
+- The parents' logged models are inputs of the run.
+- Tags hold the key, kind, parents and digests. Lists and trees are built from tags, without reading artifacts.
+- Tags, parameters and metrics that nothing reads are not sent. All of them are in the artifact `record.json`.
+- FINISHED on the run and READY on the model are set last. They mark a complete delivery.
 """
 
 from __future__ import annotations
@@ -18,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import redact
 from harness.common.files import reach, write_atomically
+from harness.config import INITIAL_WEIGHTS
 from harness.lineage.nodes.local_files import (
     DELIVERED,
+    DETERMINANTS,
     RECORD,
     LocalNodes,
     absent_files,
@@ -29,13 +34,15 @@ from harness.lineage.nodes.local_files import (
     read_sums,
 )
 from harness.lineage.nodes.origin import origin_of
-from harness.lineage.nodes.record import WITHOUT_MODEL, LineageRecord
+from harness.lineage.nodes.record import SIGNED_MASK, WITHOUT_MODEL, LineageRecord, Metric
 from harness.lineage.tracking.description import (
     LAYERS,
+    MODEL_NAME,
     NOTE_TAG,
     Relative,
     command_of,
     describe,
+    describe_model,
     hardware_of,
     is_own_note,
     note_tags,
@@ -62,19 +69,32 @@ from harness.lineage.tracking.server import (
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
-MODEL_NAME = "network"  # fixed, so that runs:/<run id>/network/signed_mask.safetensors works for every run
+# Tags of a record that are sent: filters, lists, pages, figures, `gc` or columns of the UI read them.
+_TAGS = (
+    *("method", "alpha", "model", "network", "data", "data_digest", "settings", INITIAL_WEIGHTS),
+    *("level", "density", "init_seed", "sgd_seed", "kind_of_training", "question", "precision"),
+    *("unpruned_signs", "signs", "initialisation", "transferred"),
+)
+_CODE_TAGS = ("commit", "dirty")
+_MODEL_TAGS = ("method", "level", "kind_of_training", "init_seed", "sgd_seed")
 
-_TAG_CHARACTERS = 8000  # MLflow cuts longer ones without a word
-_PARAM_CHARACTERS = 6000
-_METRICS_PER_CALL, _PARAMS_PER_CALL = 800, 100  # at most 1000 of all together
-_DIGEST_CHARACTERS = 36  # of a data set; MLflow takes no more
-_OF_THE_MODEL = ("test_error_percent", "density", "flipped_signs")
+# Metrics that are not sent: the settings determine them, or they count a property of the result once.
+_CONSTANTS = ("epochs_total", "exact_zeros_kept", "negative_norm_scales")
+
+# Limits of MLflow. It cuts longer tags and parameters silently.
+_TAG_CHARACTERS, _PARAM_CHARACTERS = 8000, 6000
+_METRICS_PER_CALL, _PARAMS_PER_CALL = 800, 100  # at most 1000 entities per call
+_DIGEST_CHARACTERS = 36  # of a data set
+
+MODEL_METRICS = ("test_error_percent", "density", "flipped_signs")
+"""Metrics whose last value is also logged for the run's model, and for the search of a level."""
 _OF_THE_USER = ("test_error_percent", "barrier")
+_TABLE_DIGITS = 4
 
 
 @dataclass(frozen=True)
 class LoggedMetric:
-    """One metric as it is logged, maybe for a model, maybe measured on a data set."""
+    """A point of a metric, with the logged model and the data set that it belongs to, if any."""
 
     name: str
     value: float
@@ -85,18 +105,18 @@ class LoggedMetric:
 
 
 class Delivery:
-    """Brings local nodes to one server, parents first."""
+    """Deliver local runs to one server, parents first."""
 
     def __init__(self, server: Server, local: LocalNodes) -> None:
         self.server, self.local = server, local
         self.registry = Registry(server)
-        self.completed: set[str] = set()  # run IDs that this object finished
-        self.touched: set[str] = set()  # topmost nodes below which, or from which, something was finished
+        self.completed: set[str] = set()  # IDs of the runs that this object finished
+        self.touched: set[str] = set()  # root keys whose overview is stale
 
     def deliver(self, directory: Path, record: LineageRecord) -> Run:
-        """Return the finished run of a committed node, made or completed if need be, its parents' before it.
+        """Return the finished MLflow run of a committed local run, and deliver missing parts and parents first.
 
-        Killed anywhere and called again, it leaves one complete run without doubled points.
+        A retry after a crash at any point leaves exactly one complete run, without duplicate points.
         """
         run = self._known_run(directory, record.key)
         if run is None or run.info.status != "FINISHED":
@@ -110,12 +130,12 @@ class Delivery:
         return run
 
     def remembered(self, directory: Path) -> str | None:
-        """Return the run ID remembered for a node; the run may have been deleted since."""
+        """Return the cached run ID of a local run. The run may have been deleted since."""
         found = self._memory(directory)[1].get(self.server.address)
         return found if isinstance(found, str) else None
 
     def _memory(self, directory: Path) -> tuple[Path, dict[str, Any]]:
-        """Return the file beside a node's directory that remembers its runs, and {address: run ID} as it says."""
+        """Return the cache file of a local run, and its content, {server address: run ID}."""
         path = directory.parent / DELIVERED / f"{directory.name}.json"
         try:
             remembered = json.loads(path.read_bytes())
@@ -124,16 +144,16 @@ class Delivery:
         return path, remembered if isinstance(remembered, dict) else {}
 
     def _remember(self, directory: Path, run_id: str) -> None:
-        """Note the run ID beside the node; only a shortcut, checked before it is believed."""
+        """Cache the run ID of a local run. Readers check it before use."""
         path, remembered = self._memory(directory)
         if remembered.get(self.server.address) == run_id:
             return
-        with contextlib.suppress(OSError):  # a full disk here must not make a whole delivery look like a failed one
+        with contextlib.suppress(OSError):  # the cache is optional, so a full disk is no failure of the delivery
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, json_bytes({**remembered, self.server.address: run_id}), durable=False)
 
     def _known_run(self, directory: Path, key: str) -> Run | None:
-        """Return the run of this key, by the remembered ID if that still holds, else by the tag."""
+        """Return the run with this key: by its cached ID if that is still valid, else by its tag."""
         remembered = self.remembered(directory)
         if remembered is not None:
             run = self.server.get_run(remembered)
@@ -142,18 +162,19 @@ class Delivery:
         return self.server.run_with(key)
 
     def _parent_run(self, record: LineageRecord, key: str) -> Run:
-        """Return the finished run of a parent, delivering it from its local node first if need be."""
+        """Return the finished run of a parent, and deliver it first if it is local."""
         directory = self.local.find(key)
         if directory is not None:
             return self.deliver(directory, read_record(directory))
         run = self.server.run_with(key)
         if run is None or run.info.status != "FINISHED":
-            place = f"{self.local.directory.resolve()} nor a finished run in {redact(self.server.tracking_uri or '')}"
-            raise LookupError(f"{record.name} was made from node {key[:16]}…, which is neither in {place}")
+            stores = f"{self.local.directory.resolve()} nor a finished run in {redact(self.server.tracking_uri or '')}"
+            raise LookupError(f"{record.name}: its parent {key[:16]}… is neither in {stores}")
         return run
 
     def _create_run(self, directory: Path, record: LineageRecord, used: dict[str, Run]) -> Run:
-        """Create the run with all its tags in one call: a run without its key could not be found again."""
+        """Create the run with all its tags in one call, since a retry finds it by its key."""
+        # Phase: collect identity, digests, and relatives.
         above = used[record.nest_key] if record.nest_key is not None else None
         digests = {**record.files, RECORD: read_sums(directory)[RECORD]}
         tags = {
@@ -170,15 +191,18 @@ class Delivery:
             **({ORIGIN_TAG: " ".join(origin)} if (origin := origin_of(self.local, directory)) else {}),
             **({ABSENT_TAG: json.dumps(sorted(absent))} if (absent := absent_files(directory, record)) else {}),
         }
-        tags = {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
+        tags = _clean(tags)
+
+        # Phase: create the run.
         client, experiment = self.server.client(), self.server.own_experiment()
         return client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
 
     def _complete(self, run: Run, directory: Path, record: LineageRecord, used: dict[str, Run]) -> Run:
-        """Add what the run does not have yet, and mark it finished last."""
+        """Add the missing parts of a run, and mark it finished last."""
+        # Phase: upload the files.
         client, run_id = self.server.client(), run.info.run_id
         reach("run-created")
-        params = _params(record.config)
+        params = _params(_determinants(directory))
         model = None
         if record.kind in WITHOUT_MODEL:
             client.log_artifacts(run_id, str(directory))
@@ -189,13 +213,15 @@ class Delivery:
                 reach("files-sent")
                 client.finalize_logged_model(model.model_id, "READY")
             self._log_output(run_id, model)
-        if LAYERS in record.files:
-            client.log_artifact(run_id, str(directory / LAYERS))  # a run's page shows tables of its own files alone
+        self._log_own_files(run_id, directory, record)
+
+        # Phase: log inputs, metrics, parameters and the description. A description on an unfinished run is a person's.
         self._log_inputs(run_id, record, used)
-        # an unfinished run has a description only where somebody wrote one since
         note = {} if NOTE_TAG in run.data.tags else note_tags(_note(run, record, used))
         self._log_batch(run_id, _logged_metrics(record, model, used), params, note)
         self._tell_relatives(run, record, model, used)
+
+        # Phase: remove models that repeated requests created, and mark the run finished.
         if self.server.is_remote and model is not None:
             remove_models(self.server, run, keep=model.model_id)
         reach("before-finished")
@@ -203,8 +229,19 @@ class Delivery:
         self.completed.add(run_id)
         return client.get_run(run_id)
 
+    def _log_own_files(self, run_id: str, directory: Path, record: LineageRecord) -> None:
+        """Copy a level's mask and the table of its layers to the run's own artifacts, where a reader looks first.
+
+        The table is rounded. The logged model has the original files, which `verify` checks.
+        """
+        client = self.server.client()
+        if LAYERS in record.files:
+            client.log_text(run_id, _rounded_table((directory / LAYERS).read_text()), LAYERS)
+        if record.kind == "level" and SIGNED_MASK in record.files:
+            client.log_artifact(run_id, str(directory / SIGNED_MASK))
+
     def _tell_relatives(self, run: Run, record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> None:
-        """Show the run where it came from: in its parents' descriptions, its search's charts, the registry."""
+        """Add the run to its parents' descriptions, its search's metrics and the model registry."""
         for key in dict.fromkeys(parent.key for parent in record.parents):
             self._add_child(used[key])
         if record.kind == "level" and model is not None:
@@ -214,10 +251,10 @@ class Delivery:
             self.registry.register(run.info.run_id, model, record)
 
     def _add_child(self, parent: Run) -> None:
-        """Name everything made from a run in its description, and leave the rest of that as it is."""
+        """Update the line of children in a parent's description."""
         note, key = parent.data.tags.get(NOTE_TAG, ""), parent.data.tags[KEY_TAG]
         if parent.data.tags["harness.kind"] == "search" and is_own_note(parent.data.tags):
-            return  # it is written anew with the graph
+            return  # the overview rewrites it with the graph
         children = [Relative(child, relation_to(child, key)) for child in self.server.children_of(key)]
         changed = with_children(note, children)
         if changed != note:
@@ -230,11 +267,12 @@ class Delivery:
         params: Mapping[str, str] | None = None,
         tags: Mapping[str, str] | None = None,
     ) -> None:
-        """Log everything in as few calls as MLflow allows."""
-        from mlflow.entities import Metric, Param, RunTag
+        """Log points, parameters and tags in as few calls as MLflow allows."""
+        from mlflow.entities import Metric as Point
+        from mlflow.entities import Param, RunTag
 
-        # With the time of measurement, not of sending: MLflow keeps a point that comes twice once.
-        metrics = [Metric(p.name, p.value, p.timestamp_ms, p.step, model_id=p.model_id, **p.data_set) for p in points]
+        # Points carry the time of the measurement. MLflow then drops the duplicates of a retry.
+        metrics = [Point(p.name, p.value, p.timestamp_ms, p.step, model_id=p.model_id, **p.data_set) for p in points]
         batches = zip_longest(
             _chunks(metrics, _METRICS_PER_CALL),
             _chunks([Param(name, value) for name, value in (params or {}).items()], _PARAMS_PER_CALL),
@@ -245,19 +283,19 @@ class Delivery:
             self.server.client().log_batch(run_id, some_metrics, some_params, some_tags, synchronous=True)
 
     def _logged_model(self, run: Run, record: LineageRecord, params: dict[str, str]) -> LoggedModel:
-        """Return the run's logged model, created (PENDING) if an interrupted delivery had not come so far."""
+        """Return the run's logged model, and create it with status PENDING if it is missing."""
         client, run_id = self.server.client(), run.info.run_id
         found = client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run_id}'")
         for model in found:
             if model.name == MODEL_NAME:
                 return model
-        tags = {KEY_TAG: record.key, **record.tags, **{DIGEST_TAG + name: d for name, d in record.files.items()}}
-        tags = {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
+        tags = {KEY_TAG: record.key, **{name: record.tags[name] for name in _MODEL_TAGS if name in record.tags}}
+        tags[NOTE_TAG] = describe_model(record.name, run_id, record.files)
         return client.create_logged_model(
             run.info.experiment_id,
             name=MODEL_NAME,
             source_run_id=run_id,
-            tags=tags,
+            tags=_clean(tags),
             params=params,
             model_type=record.kind,
         )
@@ -266,17 +304,20 @@ class Delivery:
         from mlflow.entities import LoggedModelOutput
 
         client = self.server.client()
-        if model.model_id not in outputs(client.get_run(run_id)):  # sent twice, it raises
+        if model.model_id not in outputs(client.get_run(run_id)):  # MLflow raises on a repeated output
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
 
     def _log_inputs(self, run_id: str, record: LineageRecord, used: dict[str, Run]) -> None:
-        """Say natively what the run was made from: the parents' logged models and the data set."""
+        """Log the inputs of a run that are not logged yet: the parents' logged models and the data set."""
+        # Phase: read the inputs that a former attempt logged.
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
 
         client = self.server.client()
         run = client.get_run(run_id)
         known_models = {given.model_id for given in run.inputs.model_inputs} if run.inputs else set()
         known_data = {given.dataset.name for given in run.inputs.dataset_inputs} if run.inputs else set()
+
+        # Phase: log the others.
         wanted = {model_id: None for parent in record.parents for model_id in outputs(used[parent.key])}
         models = [LoggedModelInput(model_id) for model_id in wanted if model_id not in known_models]
         datasets = []
@@ -290,9 +331,21 @@ class Delivery:
 
 
 def run_tags(record: LineageRecord) -> dict[str, str]:
-    """Return the tags of a run that its record alone gives, as they stand in MLflow."""
-    tags = record.tags | {f"code.{name}": value for name, value in record.code.items()}
-    return {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
+    """Return the tags of a record that its MLflow run must have."""
+    wanted = {*_TAGS, *(f"code.{name}" for name in _CODE_TAGS)}
+    return {name: value for name, value in all_tags(record).items() if name in wanted}
+
+
+def all_tags(record: LineageRecord) -> dict[str, str]:
+    """Return all tags of a record as MLflow holds them. Earlier versions of the harness sent all."""
+    return _clean(record.tags | {f"code.{name}": value for name, value in record.code.items()})
+
+
+def run_metrics(record: LineageRecord) -> list[Metric]:
+    """Return the points of a record that its MLflow run must have: those of metrics that are no constants."""
+    rates = {metric.value for metric in record.metrics if metric.name == "lr"}
+    left_out = (*_CONSTANTS, "lr") if len(rates) < 2 else _CONSTANTS
+    return [metric for metric in record.metrics if metric.name not in left_out]
 
 
 def _used_keys(record: LineageRecord) -> list[str]:
@@ -301,7 +354,7 @@ def _used_keys(record: LineageRecord) -> list[str]:
 
 
 def _family_tags(record: LineageRecord, used: dict[str, Run]) -> dict[str, str]:
-    """Return what lets a node's relatives be found in few requests, also when they belong to other searches."""
+    """Return the tags that find a run's relatives in other searches with few requests."""
     parents = dict.fromkeys(used[parent.key].info.run_id for parent in record.parents)
     roots = [run.data.tags[ROOT_TAG] for run in used.values()]
     families = dict.fromkeys(family_digits(root) for root in roots + [record.key] * (record.nest_key is None))
@@ -316,17 +369,15 @@ def _note(run: Run, record: LineageRecord, used: dict[str, Run]) -> str:
 
 
 def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> list[LoggedMetric]:
-    """Return every point, the last ones for the run's own model too, and one for each model that was used.
+    """Return all points of a run: its own, the last ones again for its model, and one for each input model.
 
-    A model's page lists the runs that logged a metric for it.
+    The page of a model lists the runs that logged a metric for it.
     """
-    points = [
-        LoggedMetric(metric.name, float(metric.value), metric.step, metric.timestamp_ms) for metric in record.metrics
-    ]
+    points = [LoggedMetric(one.name, float(one.value), one.step, one.timestamp_ms) for one in run_metrics(record)]
     data, digest = record.tags.get("data"), record.tags.get("data_digest")
     data_set = {"dataset_name": data, "dataset_digest": digest[:_DIGEST_CHARACTERS]} if data and digest else {}
     if model is not None:
-        own = _last(record, _OF_THE_MODEL)
+        own = _last(record, MODEL_METRICS)
         points += [replace(point, model_id=model.model_id, data_set=data_set) for point in own]
     models = dict.fromkeys(one for parent in record.parents for one in outputs(used[parent.key]))
     for point in _last(record, _OF_THE_USER):
@@ -335,15 +386,18 @@ def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict
 
 
 def _level_metrics(record: LineageRecord) -> list[LoggedMetric]:
-    """Return a level's last numbers as points of its search, by level."""
+    """Return a level's final metrics as points of its search, with the level as step.
+
+    MLflow's table shows the last step, so the search's row has the error and density of its deepest level.
+    """
     level = record.tags.get("level", "")
     if not level.isdecimal():
         return []
-    return [replace(point, name=f"levels/{point.name}", step=int(level)) for point in _last(record, _OF_THE_MODEL)]
+    return [replace(point, step=int(level)) for point in _last(record, MODEL_METRICS)]
 
 
 def _last(record: LineageRecord, names: Sequence[str]) -> list[LoggedMetric]:
-    """Return the last point of each of these metrics that the record has."""
+    """Return the last point of each named metric that the record has."""
     last = []
     for name in names:
         found = [metric for metric in record.metrics if metric.name == name]
@@ -354,7 +408,7 @@ def _last(record: LineageRecord, names: Sequence[str]) -> list[LoggedMetric]:
 
 
 def _mlflow_tags(record: LineageRecord) -> dict[str, str]:
-    """Return what MLflow's own pages look for: source, commit, tables; and how the run was launched, on what."""
+    """Return the tags that MLflow's own pages read, and the launch command and hardware for the description."""
     tags = {"mlflow.source.git.commit": record.code.get("commit", "unknown")}
     argv = record.config.get("argv")
     if isinstance(argv, list) and argv:
@@ -370,17 +424,50 @@ def _shorten(value: str, limit: int) -> str:
     return value if len(value) <= limit else value[: limit - len(note)] + note
 
 
-def _params(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return a nested config as flat names with dots, which MLflow shows and compares side by side."""
+def _clean(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return tags without credentials, cut to MLflow's limit."""
+    return {name: _shorten(redact(value), _TAG_CHARACTERS) for name, value in tags.items()}
+
+
+def _determinants(directory: Path) -> dict[str, Any]:
+    """Return the inputs of a run's key. Runs of early versions did not record them and have none."""
+    path = directory / DETERMINANTS
+    inputs = json.loads(path.read_bytes()) if path.is_file() else {}
+    if not isinstance(inputs, dict):  # forged, which `verify` reports
+        return {}
+    # the kind is a tag, and the format says nothing about the run
+    return {name: value for name, value in inputs.items() if name not in ("kind", "format")}
+
+
+def _params(determinants: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested inputs of a key as flat names with dots, so that MLflow can compare them side by side.
+
+    Digests and keys of other runs are left out: tags hold them.
+    """
     flat: dict[str, str] = {}
-    for name, value in config.items():
+    for name, value in determinants.items():
         name = re.sub(r"[^A-Za-z0-9_./ -]", "_", f"{prefix}{name}")
         if isinstance(value, dict) and value:
             flat |= _params(value, f"{name}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value)
+            continue
+        text = value if isinstance(value, str) else json.dumps(value)
+        if not re.search("[0-9a-f]{64}", text):
             flat[name] = _shorten(redact(text), _PARAM_CHARACTERS)
     return flat
+
+
+def _rounded_table(text: str) -> str:
+    """Return a JSON table with its numbers rounded for a reader. A malformed table is returned as it is."""
+
+    def rounded(value: Any) -> Any:
+        return round(value, _TABLE_DIGITS) if isinstance(value, float) else value
+
+    try:
+        table = json.loads(text)
+        rows = [[rounded(value) for value in row] for row in table["data"]]
+        return json.dumps({**table, "data": rows})
+    except (ValueError, KeyError, TypeError):
+        return text
 
 
 def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -1,10 +1,10 @@
-"""What MLflow shows as a run's description: Markdown with links first, since it is folded after four lines."""
+"""Descriptions of runs in MLflow, as Markdown. MLflow folds them after four lines, so links come first."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from harness.common.escape import code_block, for_markdown
@@ -12,11 +12,14 @@ from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord
 
 NOTE_TAG = "mlflow.note.content"
-NOTE_DIGEST_TAG = "harness.note_sha256"  # of the description as this harness wrote it: another one is a person's
-NOTE_CHARACTERS = 8000  # MLflow cuts a longer note without a word
+NOTE_DIGEST_TAG = "harness.note_sha256"  # of the description as the harness wrote it, to detect edits by a person
+NOTE_CHARACTERS = 8000  # MLflow cuts longer descriptions silently
 PICTURE = "lineage/graph.svg"
 PAGE = "lineage/index.html"
 LAYERS = "layers.json"
+WORKFLOW = "workflowType=machine_learning"  # without it, MLflow 3.17 opens its GenAI pages
+
+MODEL_NAME = "network"  # the same for every run, because runs:/<run ID>/network/<file> is an address
 
 _MADE = "**Made from it** "
 _MOST_CHILDREN = 12
@@ -34,33 +37,60 @@ _USED_FILES = {
 
 @dataclass(frozen=True)
 class Relative:
-    """A node next to another one, and how the later came from the earlier."""
+    """A parent or child of a run, and the relation between the two."""
 
     node: RunSummary
     relation: str
 
 
-def run_address(node: RunSummary) -> str | None:
-    """Return where the MLflow UI shows a node's run, from the UI's own root on; None if it has no run."""
+def run_address(node: RunSummary, artifact: str = "") -> str | None:
+    """Return the address of a run's page, relative to the root of the MLflow UI.
+
+    Args:
+        node: The run.
+        artifact: Path of an artifact to open. "" opens the overview.
+
+    Returns:
+        The address, or None if MLflow does not have the run.
+    """
     if node.run_id is None or not re.fullmatch("[0-9a-zA-Z]+", f"{node.experiment_id}{node.run_id}"):
         return None
-    return f"#/experiments/{node.experiment_id}/runs/{node.run_id}"
+    path = f"/artifacts/{artifact}" if artifact else ""
+    return f"#/experiments/{node.experiment_id}/runs/{node.run_id}{path}?{WORKFLOW}"
 
 
 def link(node: RunSummary) -> str:
-    """Return a node's name as a Markdown link to its run."""
+    """Return a run's name as a Markdown link to its page."""
     address = run_address(node)
     return f"[{for_markdown(node.name)}]({address})" if address else for_markdown(node.name)
 
 
 def describe(node: RunSummary, parents: Sequence[Relative]) -> str:
-    """Return the description of one run; `with_children` adds what is made from it later."""
-    came = ", ".join(f"{link(one.node)} ({one.relation})" for one in parents) or "nothing: this is where it begins"
+    """Return the description of a new run. `with_children` adds its children later."""
+    came = ", ".join(f"{link(one.node)} ({one.relation})" for one in parents) or "nothing (it has no parents)"
     return _fit([f"**From** {came}", _MADE + "nothing yet", _sentence(node), _files(node, parents), _launch(node)])
 
 
+def describe_model(name: str, run_id: str, files: Collection[str]) -> str:
+    """Return the description of a run's logged model: the run's name, and the lines that load the model.
+
+    Args:
+        name: Name of the run.
+        run_id: ID of the run.
+        files: Names of the model's files.
+    """
+    if CHECKPOINT in files:
+        lines = ["import harness", "", f'network = harness.load_network("{run_id}")']
+        lines += [f'signed_mask = harness.load_signed_mask("{run_id}")'] if SIGNED_MASK in files else []
+    else:  # the initial parameters of a search
+        loaded = f'download_artifacts("runs:/{run_id}/{MODEL_NAME}/{THETA_INIT}")'
+        lines = ["from harness.checkpoint import Checkpoint", "from mlflow.artifacts import download_artifacts"]
+        lines += ["", f"theta_init = Checkpoint.load({loaded})"]
+    return f"**{for_markdown(name)}**\n\n{code_block(chr(10).join(lines))}"
+
+
 def with_children(note: str, children: Sequence[Relative]) -> str:
-    """Return a description with its line of children written anew; one without that line as it is."""
+    """Return a description with its line of children replaced. Without such a line it stays as it is."""
     links = [f"{link(one.node)} ({one.relation})" for one in children]
     shown = links[:_MOST_CHILDREN] + ([f"{len(links) - _MOST_CHILDREN} more"] if len(links) > _MOST_CHILDREN else [])
     line = _MADE + (", ".join(shown) or "nothing yet")
@@ -70,40 +100,45 @@ def with_children(note: str, children: Sequence[Relative]) -> str:
 
 
 def note_tags(note: str) -> dict[str, str]:
-    """Return the tags of a description that this harness writes."""
+    """Return the tags of a description: its text and its digest."""
     return {NOTE_TAG: note, NOTE_DIGEST_TAG: hashlib.sha256(note.encode()).hexdigest()}
 
 
 def is_own_note(tags: Mapping[str, str]) -> bool:
-    """Whether a run has the description that this harness wrote, not one that a person wrote or changed."""
+    """Return whether the harness wrote the current description, and no person edited it."""
     return NOTE_TAG in tags and note_tags(tags[NOTE_TAG]).items() <= tags.items()
 
 
 def relation_to(child: RunSummary, key: str) -> str:
-    """Return how a child came from the node with this key."""
+    """Return the relations of a child to its parent with this key, separated by commas."""
     return ", ".join(dict.fromkeys(parent.relation for parent in child.parents if parent.key == key))
 
 
 def describe_search(root: RunSummary, family: Sequence[RunSummary], *, has_picture: bool) -> str:
-    """Return the description of a search: its levels as links, the whole graph, and a table of all that is in it."""
+    """Return the description of a search: links to its levels, the graph, and a table of all runs."""
+    # Phase: link the levels.
     own = [node for node in family if node.kind == "level" and node.nest_key == root.key]
     levels = sorted(own, key=lambda node: node.tags.get("level", ""))
     others = [node for node in family if node.kind != "search" and node not in own]
     numbers = " ".join(_short_link(node, f"L{node.tags.get('level', '?')}") for node in levels) or "no level yet"
     parts = [f"**Levels** {numbers}", _sentence(root)]
+
+    # Phase: embed the graph.
     if has_picture:
-        page = f"{run_address(root)}/artifacts/{PAGE}"
+        page = run_address(root, PAGE)
         parts.append(
-            f"![what came from what](get-artifact?path={PICTURE}&run_uuid={root.run_id})\n\n"
-            f"The same to point at and filter: download [{PAGE}]({page}), or `python tools/lineage.py page`."
+            f"![lineage graph](get-artifact?path={PICTURE}&run_uuid={root.run_id})\n\n"
+            f"Interactive graph: download [{PAGE}]({page}), or run `python tools/lineage.py page`."
         )
+
+    # Phase: fill the rest of the room with the table.
     launch = _launch(root)
     room = NOTE_CHARACTERS - sum(len(part) + 2 for part in [*parts, launch]) - 200
     return _fit([*parts, _family_table([*levels, *others], room), launch])
 
 
 def _fit(parts: Sequence[str]) -> str:
-    """Return the parts as paragraphs, whole ones left out at the end if the note would be cut."""
+    """Return the parts as paragraphs. Parts that do not fit MLflow's limit are left out."""
     text = ""
     for part in parts:
         if part and len(text) + len(part) + 2 <= NOTE_CHARACTERS:
@@ -112,7 +147,7 @@ def _fit(parts: Sequence[str]) -> str:
 
 
 def command_of(record: LineageRecord) -> str:
-    """Return the line that launched a run, ready to paste, as far as it was recorded."""
+    """Return the shell command that launched a run; "" if it was not recorded."""
     import shlex
 
     command = record.config.get("command")
@@ -125,7 +160,7 @@ def command_of(record: LineageRecord) -> str:
 
 
 def hardware_of(record: LineageRecord) -> str:
-    """Return the machine in a line, e.g. 'AMD EPYC, 2 cores, 24 GiB, 1 × NVIDIA H100'."""
+    """Return the machine in one line, e.g. 'AMD EPYC, 2 cores, 24 GiB, 1 × NVIDIA H100'."""
     found = record.config.get("hardware")
     if not isinstance(found, dict):
         return ""
@@ -150,27 +185,32 @@ def precision_of(record: LineageRecord) -> str:
 
 
 def _sentence(node: RunSummary) -> str:
+    """Return one sentence with the subject, results and seeds of a run."""
+    # Phase: words that several kinds share.
     tags, metrics = node.tags, node.metrics
     network, data = for_markdown(tags.get("network", tags.get("model", "?"))), for_markdown(tags.get("data", "?"))
     method = for_markdown(tags.get("method", "?"))
     seeds = ", ".join(f"{name} {for_markdown(tags[name])}" for name in ("init_seed", "sgd_seed") if name in tags)
     error = f"test error **{metrics['test_error_percent']:.2f} %**" if "test_error_percent" in metrics else ""
     left = f"{100 * float(metrics['density']):.2f} % of the prunable weights remain" if "density" in metrics else ""
+
+    # Phase: the subject, by kind.
     if node.kind == "search":
-        what = f"Search with **{method}** for winning signs in {network} on {data}"
+        subject = f"Search with **{method}** for winning signs in {network} on {data}"
+        left = f"deepest level: {left}" if left else ""
     elif node.kind == "level":
-        what = f"Level {for_markdown(tags.get('level', '?'))} of a search with **{method}** in {network} on {data}"
+        subject = f"Level {for_markdown(tags.get('level', '?'))} of a search with **{method}** in {network} on {data}"
     elif node.kind == "training":
         used = f" of a ticket of {method}" if "method" in tags else ""
-        what = f"Final training **{for_markdown(tags.get('kind_of_training', '?'))}**{used}, {network} on {data}"
+        subject = f"Final training **{for_markdown(tags.get('kind_of_training', '?'))}**{used}, {network} on {data}"
     elif node.kind == "report":
-        what = f"Report on {len(node.parents)} runs"
+        subject = f"Report on {len(node.parents)} runs"
     else:
-        what = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
+        subject = f"Comparison **{for_markdown(tags.get('question', '?'))}** of two trainings of {network} on {data}"
         if "barrier" in metrics:
             error = f"barrier **{metrics['barrier']:.2f}** percentage points"
     drawn = f"θ_init drawn the other way: {node.drawn_before}" if node.drawn_before else ""
-    return "; ".join(part for part in (what, left, error, seeds, drawn) if part) + "."
+    return "; ".join(part for part in (subject, left, error, seeds, drawn) if part) + "."
 
 
 def _files(node: RunSummary, parents: Sequence[Relative]) -> str:
@@ -188,7 +228,7 @@ def _files(node: RunSummary, parents: Sequence[Relative]) -> str:
 
 
 def _row(*cells: str) -> str:
-    """Return a row of a table; MLflow sets cells without any space between them."""
+    """Return a row of a table, with spaces at the end of cells, since MLflow adds none."""
     return f"| {'&emsp; | '.join(cell.replace(' ', '&nbsp;') for cell in cells)} |"
 
 
@@ -201,7 +241,7 @@ def _file(name: str, files: Mapping[str, str]) -> tuple[str, str]:
 
 
 def _digest(text: str) -> str:
-    """Return the beginning of a digest, as much as MLflow's page has room for; the whole stands in the run's tags."""
+    """Return a digest in Markdown, shortened to fit MLflow's page. Tags hold all digits."""
     return f"`{_hex(text)[:_DIGITS]}…`"
 
 
@@ -210,14 +250,15 @@ def _hex(text: str) -> str:
 
 
 def _launch(node: RunSummary) -> str:
+    """Return the launch command, code and hardware of a run, and the line that loads its mask."""
     tags = node.tags
     parts = []
     if "launch.command" in tags:
         parts.append(f"Launched as\n\n{code_block(_wrapped(tags['launch.command']))}")
     commit, dirty = tags.get("code.commit", "unknown"), tags.get("code.dirty", "unknown")
-    state = {"true": "**with changes that were not committed**", "false": "clean"}.get(dirty, "state unknown")
-    hardware = f" on {for_markdown(tags['launch.hardware'])}" if "launch.hardware" in tags else ""
-    parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}{hardware}.")
+    state = {"true": "**with uncommitted changes**", "false": "clean"}.get(dirty, "state unknown")
+    hardware = f" Hardware: {for_markdown(tags['launch.hardware'])}." if "launch.hardware" in tags else ""
+    parts.append(f"Code at commit `{re.sub('[^0-9a-z]', '', commit)}`, {state}.{hardware}")
     if SIGNED_MASK in node.files and node.run_id:
         parts.append(
             code_block(f'from harness import load_signed_mask\n\nmask = load_signed_mask("{_hex(node.run_id)}")')
@@ -226,7 +267,7 @@ def _launch(node: RunSummary) -> str:
 
 
 def _wrapped(command: str) -> str:
-    """Return a command in lines that fit on MLflow's page, still ready to paste; as it is where that is not sure."""
+    """Return a command wrapped to the width of MLflow's page. A command that shlex changes stays as it is."""
     import shlex
 
     try:
@@ -249,7 +290,7 @@ def _short_link(node: RunSummary, text: str) -> str:
 
 
 def _family_table(nodes: Sequence[RunSummary], room: int) -> str:
-    """Return a table of as many nodes as there is room for; the page has them all."""
+    """Return a table of as many runs as fit into `room` characters. The HTML page has all."""
     head = "\n".join(_head("run", "came by", "density", "result"))
     rows: list[str] = []
     for number, node in enumerate(nodes):
@@ -263,7 +304,7 @@ def _family_table(nodes: Sequence[RunSummary], room: int) -> str:
 
 
 def _density(node: RunSummary) -> str:
-    return f"{node.metrics['density']:.4f}" if "density" in node.metrics else ""
+    return f"{node.metrics['density']:.3f}" if "density" in node.metrics else ""
 
 
 def _result(node: RunSummary) -> str:

@@ -1,4 +1,4 @@
-"""Delete runs and models that exist twice: MLflow's client repeats a request whose answer did not come."""
+"""Delete duplicate runs and models. MLflow's client creates them when it retries a request that timed out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def remove_duplicate_runs(server: Server) -> int:
-    """Delete unfinished runs of nodes that have a finished run, with their models; return how many.
+    """Delete unfinished runs whose key has a finished run, and their models. Return the number of deleted runs.
 
-    Another process that is just filling one is told so by the server, and finds the finished one when it tries again.
+    A process that is still delivering such a run gets an error from the server. Its retry finds the finished run.
     """
     if not server.is_remote:
         return 0
@@ -29,7 +29,7 @@ def remove_duplicate_runs(server: Server) -> int:
 
 
 def remove_models(server: Server, run: Run, keep: str | None) -> None:
-    """Delete the logged models of a run that are not ready, except `keep`."""
+    """Delete the logged models of a run that are not READY, except `keep`."""
     client = server.client()
     for model in client.search_logged_models([run.info.experiment_id], f"source_run_id = '{run.info.run_id}'"):
         if model.model_id != keep and str(model.status) != "READY":

@@ -1,8 +1,8 @@
-"""The whole of a search on its root run's page in MLflow: the graph as a picture, the same as a page, a table of links.
+"""Overview of a search on its root run's page in MLflow: the graph as a picture and as HTML, and a table of links.
 
-It is drawn from what MLflow has of the search and of what it touches, after deliveries and at most once a minute while
-a launch delivers run after run. It only shows what the runs say themselves: one that is missing or old costs no result,
-and `python tools/lineage.py sync` draws it anew.
+An overview is drawn from the runs that MLflow has: the search's own, and their relatives in other searches. During a
+launch it is drawn at most once a minute. It holds no results of its own, so a stale or missing one loses nothing.
+`python tools/lineage.py sync` redraws it.
 """
 
 from __future__ import annotations
@@ -22,34 +22,39 @@ from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, fami
 
 _log = logging.getLogger(__name__)
 
-DRAWN_TAG = "harness.overview"  # digest of what the picture was drawn from
+DRAWN_TAG = "harness.overview"  # digest of the drawn graph, to skip an unchanged one
 
 _SECONDS_BETWEEN = 60
-_INCHES = 8.5  # a wider picture would push the column beside it off MLflow's page
-_MOST_DRAWN = 600  # runs; beyond, the picture would show nothing
+_INCHES = 8.5  # a wider picture pushes the right column off MLflow's page
+_MOST_DRAWN = 600  # runs; a larger picture is unreadable
 
 
 class Overviews:
-    """The searches whose root runs do not show yet what was delivered; drawn when it is time, or when asked."""
+    """Stale overviews of searches, drawn when due or on request."""
 
     def __init__(self, server: Server, ask: Callable[[str], list[RunSummary]]) -> None:
-        """`ask` returns the runs that fit a filter in MLflow's language."""
+        """Collect stale overviews.
+
+        Args:
+            server: The tracking server.
+            ask: Returns the runs that match an MLflow filter.
+        """
         self.server, self.ask = server, ask
         self.waiting: dict[str, None] = {}
         self._drawn_at: float | None = None
         self._told: set[str] = set()
 
     def touch(self, roots: Iterable[str]) -> None:
-        """Note that something was delivered below these topmost nodes."""
+        """Mark the overviews of these root keys as stale."""
         self.waiting |= dict.fromkeys(roots)
 
     def draw_if_due(self) -> None:
-        """Draw what is waiting unless that was done a moment ago."""
+        """Draw stale overviews, at most once a minute."""
         if self._drawn_at is None or time.monotonic() - self._drawn_at >= _SECONDS_BETWEEN:
             self.draw()
 
     def draw(self) -> None:
-        """Draw what is waiting; what goes wrong is said once and costs nothing but the picture."""
+        """Draw all stale overviews. A failure is logged once and loses nothing but the picture."""
         while self.waiting:
             root = next(iter(self.waiting))
             del self.waiting[root]
@@ -57,7 +62,7 @@ class Overviews:
                 with self.server.talking("show the graph"):
                     self._draw(root)
             except (OSError, ValueError, LookupError) as error:
-                self._say(f"{error}; the runs themselves are delivered, and `python tools/lineage.py sync` draws it")
+                self._say(f"{error}; the runs are delivered, and `python tools/lineage.py sync` draws the graph")
         self._drawn_at = time.monotonic()
 
     def _say(self, problem: str) -> None:
@@ -66,6 +71,7 @@ class Overviews:
             _log.warning(problem)
 
     def _draw(self, root: str) -> None:
+        # Phase: collect the runs, and skip an unchanged graph.
         run = self.server.run_with(root)
         if run is None or run.info.status != "FINISHED" or run.data.tags.get("harness.kind") != "search":
             return
@@ -76,6 +82,8 @@ class Overviews:
         source = _digest(dot_source(picture, addresses, _INCHES))
         if run.data.tags.get(DRAWN_TAG) == source:
             return
+
+        # Phase: upload the picture and the page.
         client, problem = self.server.client(), None
         try:
             client.log_text(run.info.run_id, draw_svg(picture, addresses, _INCHES), PICTURE)
@@ -83,6 +91,8 @@ class Overviews:
             client.log_text(run.info.run_id, html, PAGE)
         except DrawingError as error:
             problem = error
+
+        # Phase: update the description, also where the graph could not be drawn.
         has_picture = problem is None or DRAWN_TAG in run.data.tags
         self._describe(run.info.run_id, run.data.tags, describe_search(top, nodes, has_picture=has_picture))
         if problem is not None:
@@ -90,12 +100,12 @@ class Overviews:
         client.set_tag(run.info.run_id, DRAWN_TAG, source)
 
     def _describe(self, run_id: str, tags: Mapping[str, str], note: str) -> None:
-        """Write the description, unless a person has written there."""
+        """Replace the description, unless a person edited it."""
         if is_own_note(tags):
             self.server.set_tags(run_id, note_tags(redact(note)))
 
     def _around(self, root: str) -> list[RunSummary]:
-        """Return the runs below a search, oldest first, those elsewhere made from them, and what these came from."""
+        """Return the runs of a search, their children in other searches, and the parents of all, oldest first."""
         found = {node.key: node for node in self._finished(f"tags.`{ROOT_TAG}` = '{root}'")}
         near = self._finished(f"tags.`{FAMILIES_TAG}` LIKE '%{family_digits(root)}%'")
         found |= {node.key: node for node in near if any(parent.key in found for parent in node.parents)}

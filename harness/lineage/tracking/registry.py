@@ -1,6 +1,6 @@
-"""Every level's model as a version of a registered model named for method, data and network, with a telling alias.
+"""Register every level's model as a version of a registered model, with an alias for its seeds and level.
 
-`models:/aws-digits-resnet20@s1-L07` is level 7 of the search with both seeds 1; version numbers only count.
+`models:/aws-digits-resnet20@s1-L07` is level 7 of the AWS search with init_seed 1 and sgd_seed 1.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion, RegisteredModel
 
 _URI = re.compile(r"models:/(?P<name>[^/@]+)(?:/(?P<version>\d+)|@(?P<alias>[^/@]+))")
-_VERSION_TAGS = ("level", "density", "init_seed", "sgd_seed")
+_VERSION_TAGS = ("level", "init_seed", "sgd_seed")
 _VERSIONS_TAG = "mlflow.modelVersions"
 _LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]+)")
 
 
 def model_name(record: LineageRecord) -> str:
-    """Return the name of the registered model a level is a version of, e.g. aws-digits-resnet20."""
+    """Return the name of a level's registered model, e.g. aws-digits-resnet20."""
     tags = record.tags
     words = (tags.get("method", "?"), tags.get("data", "?"), tags.get("network", tags.get("model", "?")))
     return re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(words))
 
 
 def alias_of(record: LineageRecord) -> str:
-    """Return the alias that says which level of which search: s1-L07, or i1-s2-L07 where the seeds differ."""
+    """Return the alias of a level: s1-L07, or i1-s2-L07 if init_seed and sgd_seed differ."""
     init_seed, sgd_seed = record.tags.get("init_seed", "?"), record.tags.get("sgd_seed", "?")
     seeds = f"s{sgd_seed}" if init_seed == sgd_seed else f"i{init_seed}-s{sgd_seed}"
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{seeds}-L{record.tags.get('level', '00')}")
 
 
 def is_model_uri(text: str) -> bool:
-    """Whether `text` names a model version, an alias or a logged model."""
+    """Return whether `text` is the URI of a model version, an alias or a logged model."""
     return text.startswith("models:/")
 
 
@@ -50,20 +50,24 @@ class Registry:
         self._created: set[str] = set()
 
     def register(self, run_id: str, model: LoggedModel, record: LineageRecord) -> None:
-        """Make a level's logged model a version, once, and give it its alias."""
+        """Register a level's logged model, and set its alias. Idempotent."""
         name = model_name(record)
         self._create(name, record)
         version = self._version(name, run_id, model, record)
         self._give_alias(name, version, record)
 
     def run_id(self, uri: str) -> str:
-        """Return the run behind a `models:/` URI; LookupError, naming what there is, when there is none."""
+        """Return the ID of the run that made a model.
+
+        Raises:
+            LookupError: The `models:/` URI names no model. The message lists similar names.
+        """
         logged = _LOGGED_MODEL.fullmatch(uri)
         if logged:
             return self._run_of_logged_model(logged[1])
         parts = _URI.fullmatch(uri)
         if parts is None:
-            raise LookupError(f"{uri!r} is no model: give models:/NAME@ALIAS, models:/NAME/VERSION or a run ID")
+            raise LookupError(f"{uri!r} is not a model URI: give models:/NAME@ALIAS, models:/NAME/VERSION or a run ID")
         registered = self._registered(parts["name"])
         version = self._find_version(registered, parts["version"], parts["alias"], uri)
         if not version.run_id:
@@ -78,9 +82,9 @@ class Registry:
         tags = record.tags
         network = tags.get("network", tags.get("model", "?"))
         description = (
-            f"Signed masks that {tags.get('method')} found in {network} on {tags.get('data')}, a version for each "
-            "level of each search. Aliases say which: s1-L07 is level 7 of the search with both seeds 1, i1-s2-L07 of "
-            "init_seed 1 and sgd_seed 2; version numbers only count."
+            f"Signed masks that {tags.get('method')} found in {network} on {tags.get('data')}. Each version is one "
+            "level of one search. Aliases name seeds and level: s1-L07 is level 7 of the search with init_seed 1 and "
+            "sgd_seed 1, and i1-s2-L07 has init_seed 1 and sgd_seed 2. Version numbers follow the order of delivery."
         )
         try:
             self.server.client().create_registered_model(name, description=description)
@@ -90,29 +94,37 @@ class Registry:
         self._created.add(name)
 
     def _version(self, name: str, run_id: str, model: LoggedModel, record: LineageRecord) -> str:
+        """Return the number of a level's version, and create the version if it is missing."""
+        # Phase: find or create the version.
         client = self.server.client()
         found = [one for one in client.search_model_versions(f"run_id = '{run_id}'") if one.name == name]
         if found:
             version = str(found[0].version)
         else:
-            # Without a server, MLflow looks the model up in its global store, whatever the client's is.
+            # Without a server, MLflow ignores the client's store and looks models up in its global store.
             remote = self.server.is_remote
             source = f"models:/{model.model_id}" if remote else model.artifact_location
             tags = {KEY_TAG: record.key}
             tags |= {word: record.tags[word] for word in _VERSION_TAGS if word in record.tags}
-            # A server believes such a source only beside the ID itself.
+            if (density := record.last_metrics().get("density")) is not None:
+                tags["density"] = f"{density:.3f}"
+            # A server accepts such a source only together with the model ID.
             model_id = model.model_id if remote else None
+            # a table shows it as plain text
+            description = f'{record.name}: harness.load_signed_mask("{run_id}")'
             made = client.create_model_version(
-                name, source, run_id=run_id, tags=tags, description=record.name, model_id=model_id
+                name, source, run_id=run_id, tags=tags, description=description, model_id=model_id
             )
             version = str(made.version)
-        if _VERSIONS_TAG not in model.tags:  # what the pages of the model and of the run show
+
+        # Phase: link the version on the pages of the model and of the run.
+        if _VERSIONS_TAG not in model.tags:
             versions = json.dumps([{"name": name, "version": version}])
             client.set_logged_model_tags(model.model_id, {_VERSIONS_TAG: versions})
         return version
 
     def _give_alias(self, name: str, version: str, record: LineageRecord) -> None:
-        """Give the version its alias; one that another search has stays there, and this one's gets a suffix."""
+        """Set the alias of a version. If another search owns the alias, add a suffix to this one."""
         client = self.server.client()
         alias = alias_of(record)
         owner = self._alias_owner(name, alias)
@@ -133,7 +145,7 @@ class Registry:
             raise
 
     def _is_another(self, owner: ModelVersion, record: LineageRecord) -> bool:
-        """Whether a version is that of another result whose run still stands."""
+        """Return whether a version belongs to another key, and its run still exists."""
         run = self.server.get_run(owner.run_id) if owner.run_id else None
         return run is not None and run.data.tags.get(KEY_TAG) != record.key
 
@@ -159,7 +171,7 @@ class Registry:
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            raise LookupError(f"no version {uri}: {model.name} does not have it (any more)") from None
+            raise LookupError(f"no version {uri}: {model.name} does not have it") from None
 
     def _run_of_logged_model(self, model_id: str) -> str:
         from mlflow.exceptions import MlflowException
@@ -173,7 +185,7 @@ class Registry:
 
 
 def _known(given: str, names: list[str]) -> str:
-    """Return what to try instead, nearest first."""
+    """Return a hint with the existing names, the most similar first."""
     if not names:
         return "; there is none yet"
     near = difflib.get_close_matches(given, names, n=5, cutoff=0.3) or sorted(names)[:5]

@@ -1,6 +1,7 @@
-"""The MLflow server or file that a store talks to: its address, a quiet client, its runs and their files.
+"""Connection to an MLflow server or SQLite file: address, client, experiments, runs and artifacts.
 
-Whatever a server that is away, broken or full raises becomes one ConnectionError of one line, without credentials.
+Inside `Server.talking`, every error of an unreachable, broken or full server becomes a ConnectionError. Its message is
+one line without credentials.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from harness.common.files import process_exists, reach
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
+from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -34,45 +36,49 @@ KEY_TAG = "harness.key"
 DIGEST_TAG = "harness.sha256."
 PARENTS_TAG = "harness.parents"
 ROOT_TAG = "harness.root"
-PARENT_RUNS_TAG = "harness.parent_run_ids"  # so that parents in other families are found in one request
-FAMILIES_TAG = "harness.families"  # where a node touches more than its own: a root's first digits each
-ORIGIN_TAG = "harness.origin_run_id"  # of an imported node
-ABSENT_TAG = "harness.absent"  # files that the run lists and does not have, on purpose
+PARENT_RUNS_TAG = "harness.parent_run_ids"
+"""Run IDs of the parents, to fetch them in one request."""
+FAMILIES_TAG = "harness.families"
+"""First digits of the root keys of all searches that a run has relatives in."""
+ORIGIN_TAG = "harness.origin_run_id"
+"""Run IDs of an imported run in the stores that it came from."""
+ABSENT_TAG = "harness.absent"
+"""Listed files that were deliberately not delivered."""
 
 _PROBE_SECONDS = 5
 _REFUSALS = {
     401: "it does not know this user and password (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
     "or MLFLOW_TRACKING_TOKEN",
-    403: "this user may not do that (403): ask who runs the server for the permission",
+    403: "this user lacks the permission (403): ask the administrator of the server for it",
 }
-_FRESH_SECONDS = 5.0  # a server that was silent for longer is probed first: MLflow's own calls hang for minutes
+_FRESH_SECONDS = 5.0  # after a longer pause the server is probed first, because MLflow's calls can hang for minutes
 _FAMILY_DIGITS = 16
 _IDS_PER_REQUEST = 100
 
 
 def default_tracking_uri() -> str:
-    """Return MLFLOW_TRACKING_URI, or a SQLite file in the working directory."""
+    """Return MLFLOW_TRACKING_URI, or else a SQLite file in the working directory."""
     return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
 
 
 class RefusedError(ConnectionError):
-    """A server that is there, but lets this user not in, or not do this."""
+    """The server is reachable, but rejects the user or the action."""
 
 
 def sqlite_path(tracking_uri: str | None) -> Path | None:
-    """Return the file of a SQLite tracking URI, None for any other."""
+    """Return the file of a SQLite tracking URI, or None for another URI."""
     if tracking_uri is None or not tracking_uri.startswith("sqlite:///"):
         return None
     return Path(urlsplit(tracking_uri).path.removeprefix("/"))
 
 
 def family_digits(root: str) -> str:
-    """Return how a family is named in a tag that may name hundreds."""
+    """Return the short name of a search in FAMILIES_TAG, which can list hundreds."""
     return root[:_FAMILY_DIGITS]
 
 
 def id_conditions(run_ids: Iterable[str]) -> Iterator[str]:
-    """Yield filters that together ask for the runs with these IDs, a hundred in a request."""
+    """Yield MLflow filters for the runs with these IDs, 100 per request."""
     ids = sorted(set(run_ids))
     for start in range(0, len(ids), _IDS_PER_REQUEST):
         chosen = ", ".join(f"'{run_id}'" for run_id in ids[start : start + _IDS_PER_REQUEST])
@@ -80,13 +86,13 @@ def id_conditions(run_ids: Iterable[str]) -> Iterator[str]:
 
 
 class Server:
-    """A tracking URI (None: no server) and the experiment that new runs go to.
+    """A tracking URI (None: no server) and the experiment of new runs.
 
-    Nothing is asked of it before the first call that needs it. Errors are those of MLflow outside of `talking`.
+    Connects on first use. Outside of `talking`, errors are MLflow's own.
     """
 
     def __init__(self, tracking_uri: str | None, experiment: str, local_directory: Path) -> None:
-        """`local_directory` is where nodes stay while the server is away; messages name it."""
+        """Create an unconnected server. Messages name `local_directory`, where undelivered runs stay."""
         self.tracking_uri, self.experiment, self.local_directory = tracking_uri, experiment, local_directory
         self._connected: MlflowClient | None = None
         self._experiments: dict[str, str] | None = None
@@ -94,36 +100,43 @@ class Server:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a SQLite file, which is made when it is first written."""
+        """Whether the URI is a SQLite file. The file is created on the first write."""
         return sqlite_path(self.tracking_uri) is not None
 
     @property
     def is_remote(self) -> bool:
-        """Whether a server stands between us and the store."""
+        """Whether the URI is an HTTP server."""
         return (self.tracking_uri or "").startswith(("http://", "https://"))
 
     @property
     def address(self) -> str:
-        """The tracking URI without credentials, and the same from every working directory."""
+        """The tracking URI without credentials, independent of the working directory."""
         database = sqlite_path(self.tracking_uri)
         return f"sqlite:///{database.resolve()}" if database else redact(self.tracking_uri or "")
 
     def readable(self) -> bool:
-        """Whether there can be anything to read: making a new database (8 s) only to find it empty helps nobody."""
+        """Return whether there can be runs to read. A missing SQLite file is not created, which takes 8 s."""
         database = sqlite_path(self.tracking_uri)
         return self.tracking_uri is not None and (database is None or database.exists()) and _mlflow_installed()
 
     def client(self) -> MlflowClient:
-        """Return the client; ConnectionError when there is no MLflow to talk to."""
+        """Return the client, connected.
+
+        Raises:
+            ConnectionError: There is no tracking URI, MLflow is not installed, or the server is unreachable.
+        """
+        # Phase: probe a server after a pause.
         if self.is_remote and time.monotonic() - self._answered_at > _FRESH_SECONDS and _mlflow_installed():
             _probe(self.tracking_uri or "")
             self._answered_at = time.monotonic()
+
+        # Phase: connect on first use.
         if self._connected is None:
             if self.tracking_uri is None:
-                raise ConnectionError(f"no tracking store was asked for; nodes stay in {self.local_directory}")
+                raise ConnectionError(f"no tracking URI is set; runs stay in {self.local_directory}")
             if not _mlflow_installed():
                 raise ConnectionError(
-                    f"mlflow is not installed, so nodes stay in {self.local_directory}; "
+                    f"mlflow is not installed, so runs stay in {self.local_directory}; "
                     "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
                 )
             database = sqlite_path(self.tracking_uri)
@@ -133,13 +146,13 @@ class Server:
         return self._connected
 
     def preload(self) -> None:
-        """Import MLflow now rather than at the first call."""
+        """Import MLflow before the first call."""
         if self.tracking_uri is not None and _mlflow_installed():
             _quiet_mlflow()
 
     @contextlib.contextmanager
     def talking(self, action: str) -> Iterator[None]:
-        """Turn whatever a store that is away, broken or full raises into one ConnectionError of one line."""
+        """Turn every error of the server into a ConnectionError of one line: "cannot `action`: …"."""
         try:
             yield
             self._answered_at = time.monotonic()
@@ -148,7 +161,7 @@ class Server:
         except Exception as error:
             if not isinstance(error, ConnectionError) and not _from_store(error):
                 raise
-            # so that the next call asks anew, and quickly
+            # reconnect, and probe first, at the next call
             self._connected, self._experiments, self._answered_at = None, None, -math.inf
             reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
             where = redact(self.tracking_uri or "")
@@ -156,15 +169,15 @@ class Server:
                 raise RefusedError(f"cannot {action}: MLflow at {where}: {refused}") from error
             if re.search(r"table \w+ already exists", reason):
                 reason = (
-                    "its tables are half made, since something was killed while it made them; move the file away and "
-                    "`python tools/lineage.py sync` fills a new one from the local nodes"
+                    "its tables are incomplete, because a process was killed while it created them; move the file "
+                    "away, and `python tools/lineage.py sync` fills a new one from the local runs"
                 )
             raise ConnectionError(f"cannot {action}: MLflow at {where or 'nowhere'}: {reason:.300}") from error
 
     # ------------------------------------------------------------------ experiments
 
     def experiments(self, *, anew: bool = False) -> dict[str, str]:
-        """Return {name: ID} of all experiments; those that were remembered unless asked for `anew`."""
+        """Return {name: ID} of all experiments, from a cache unless `anew`."""
         if self._experiments is None or anew:
             found: dict[str, str] = {}
             token: str | None = None
@@ -179,22 +192,24 @@ class Server:
 
     def experiment_ids(self) -> list[str]:
         """Return the IDs of all experiments."""
-        # All of them: a key says what determines the result, so one run of it serves every experiment.
+        # Runs are shared by all experiments: runs with equal keys have equal results.
         return list(self.experiments().values())
 
     def own_experiment(self) -> str:
-        """Return the ID of the experiment, created if missing."""
+        """Return the ID of the experiment, and create it if it is missing."""
         client = self.client()
         experiment = client.get_experiment_by_name(self.experiment)
         if experiment is None:
             self._experiments = None
-            return client.create_experiment(self.experiment, artifact_location=self._artifact_location())
+            # the menu "Views" lists the view from the first visit on
+            tags = {VIEW_TAG + VIEW: saved_view(), "mlflow.note.content": EXPERIMENT_NOTE}
+            return client.create_experiment(self.experiment, artifact_location=self._artifact_location(), tags=tags)
         if experiment.lifecycle_stage != "active":
             raise ValueError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
         return str(experiment.experiment_id)
 
     def _artifact_location(self) -> str | None:
-        """Return where a SQLite store keeps its files: beside the database, wherever the process was started."""
+        """Return the artifact directory of a SQLite store: beside the database, not in the working directory."""
         database = sqlite_path(self.tracking_uri)
         if database is None:
             return None
@@ -203,7 +218,7 @@ class Server:
     # ------------------------------------------------------------------ runs
 
     def get_run(self, run_id: str) -> Run | None:
-        """Return an undeleted run, or None."""
+        """Return a run, or None if it does not exist or was deleted."""
         from mlflow.exceptions import MlflowException
 
         try:
@@ -215,7 +230,12 @@ class Server:
         return run if run.info.lifecycle_stage == "active" else None
 
     def finished(self, run_id: str) -> Run:
-        """Return a finished run of this harness; LookupError or ValueError with one clear line otherwise."""
+        """Return a finished run of this harness.
+
+        Raises:
+            LookupError: There is no such run.
+            ValueError: The run is unfinished, or the harness did not log it.
+        """
         where = redact(self.tracking_uri or str(self.local_directory))
         run = (self.get_run(run_id) or self._imported(run_id)) if self.readable() else None
         if run is None:
@@ -230,7 +250,7 @@ class Server:
         return run
 
     def _imported(self, run_id: str) -> Run | None:
-        """Return the run of a node that had this ID in the store it was imported from."""
+        """Return the run that had this ID in the store that it was imported from."""
         if not re.fullmatch("[0-9a-f]{32}", run_id):
             return None
         condition = f"tags.`{ORIGIN_TAG}` LIKE '%{run_id}%'"
@@ -238,23 +258,23 @@ class Server:
         return self.client().get_run(found[0].info.run_id) if found else None
 
     def run_with(self, key: str) -> Run | None:
-        """Return the run with this key, a finished one before an unfinished, the oldest of equals."""
+        """Return the run with this key. Of several, a finished one is preferred, then the oldest."""
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{KEY_TAG}` = '{key}'", max_results=20, order_by=["start_time ASC"]
         )
         run = min(runs, key=lambda run: run.info.status != "FINISHED", default=None)
-        # A search gives no inputs and outputs in every version of MLflow; the run itself does.
+        # In some versions of MLflow, search results have no inputs and outputs.
         return None if run is None else self.client().get_run(run.info.run_id)
 
     def children_of(self, key: str) -> list[RunSummary]:
-        """Return what was made directly from the node with this key, oldest first, unfinished deliveries too."""
+        """Return the children of the run with this key, oldest first, including unfinished deliveries."""
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{PARENTS_TAG}` LIKE '%{key}%'", max_results=1000, order_by=["start_time ASC"]
         )
         return [summary_of(run) for run in runs]
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags of a run, all of them or none."""
+        """Set all tags of a run in one atomic request."""
         from mlflow.entities import RunTag
 
         entities = [RunTag(name, value) for name, value in tags.items()]
@@ -262,17 +282,22 @@ class Server:
 
     # ------------------------------------------------------------------ files
 
-    def repository(self, run: Run) -> ArtifactRepository:
-        """Return where the run's files lie: its logged model, or the run itself for an analysis."""
+    def repository(self, run: Run, *, own: bool = False) -> ArtifactRepository:
+        """Return the repository of a run's files: its logged model, or else (or if `own`) its own artifacts."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
-        made = outputs(run) or outputs(self.client().get_run(run.info.run_id))
+        made = [] if own else outputs(run) or outputs(self.client().get_run(run.info.run_id))
         location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
         return get_artifact_repository(location, tracking_uri=self.tracking_uri)
 
     @contextlib.contextmanager
     def artifact(self, run: Run, name: str) -> Iterator[Path]:
-        """Give the path of one file of a run, its digest checked; LookupError when the run has no such file."""
+        """Yield the path of one file of a run, after checking its digest.
+
+        Raises:
+            LookupError: The run lists no such file.
+            ValueError: The file is missing or altered.
+        """
         expected = run.data.tags.get(DIGEST_TAG + name)
         if expected is None:
             names = [tag.removeprefix(DIGEST_TAG) for tag in run.data.tags if tag.startswith(DIGEST_TAG)]
@@ -280,7 +305,7 @@ class Server:
             raise LookupError(message)
         with opened(self.repository(run), name) as path:
             if path is None and name in absent_names(run):
-                raise ValueError(f"{name} was left out of run {run.info.run_id} ({run.info.run_name}) on purpose")
+                raise ValueError(f"{name} was deliberately left out of run {run.info.run_id} ({run.info.run_name})")
             if path is None:
                 raise ValueError(f"{name} is missing from the tracking store's files; the run lists it")
             yield check_digest(path, expected)
@@ -292,7 +317,7 @@ def outputs(run: Run) -> list[str]:
 
 
 def summary_of(run: Run) -> RunSummary:
-    """Return what a run says of itself in tags and metrics."""
+    """Return the summary of a run, from its tags and metrics."""
     tags = run.data.tags
     hidden = ("harness.", "mlflow.")
     return RunSummary(
@@ -317,7 +342,7 @@ def summary_of(run: Run) -> RunSummary:
 
 
 def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
-    """Return the parents as tags say; none where somebody edited them beyond reading, which `verify` reports."""
+    """Return the parents that a run's tags name. Unreadable tags give none, and `verify` reports them."""
     try:
         return tuple(Parent(key, relation) for relation, key in json.loads(tags.get(PARENTS_TAG, "[]")))
     except (ValueError, TypeError, RecursionError):
@@ -325,7 +350,7 @@ def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
 
 
 def absent_names(run: Run) -> tuple[str, ...]:
-    """Return the names of the files that were left out of a run on purpose when it was delivered."""
+    """Return the names of the files that a delivery deliberately left out."""
     try:
         names = json.loads(run.data.tags.get(ABSENT_TAG, "[]"))
         return tuple(check_file_name(name) for name in names)
@@ -334,7 +359,7 @@ def absent_names(run: Run) -> tuple[str, ...]:
 
 
 def tag(run: Run, name: str) -> str:
-    """Return a tag that every run of this harness has; ValueError when somebody removed it."""
+    """Return a tag that every run of the harness has; ValueError if it was removed."""
     value = run.data.tags.get(name)
     if value is None:
         raise ValueError(f"run {run.info.run_id} ({run.info.run_name}) lost its tag {name!r}")
@@ -342,11 +367,20 @@ def tag(run: Run, name: str) -> str:
 
 
 def download(repository: ArtifactRepository, name: str, target: Path | None) -> Path:
-    """Return the path of one file, copied below `target` if given; ValueError when it is missing.
+    """Return the path of one file of a repository.
 
-    The name is checked and no listing of the server is asked for, so nothing is written outside of `target`; of a
-    local store nothing is read that a link puts outside of the run's files.
+    The name is validated, and no listing of the server is used. So no file is written outside of `target`, and no link
+    in a local store is followed out of the run's files.
+
+    Args:
+        repository: The run's files.
+        name: Relative path of the file.
+        target: Directory to copy the file to. None returns a local store's own file.
+
+    Raises:
+        MissingFileError: The repository does not have the file.
     """
+    # Phase: a local store.
     from mlflow.exceptions import MlflowException
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
     from requests import HTTPError
@@ -356,14 +390,16 @@ def download(repository: ArtifactRepository, name: str, target: Path | None) -> 
         if isinstance(repository, LocalArtifactRepository):
             home = Path(repository.artifact_dir)
             if not (home / name).resolve().is_relative_to(home.resolve()):
-                raise ValueError(f"{home / name} is a link out of the run's files: it is not read")
+                raise ValueError(f"{home / name} links to a path outside of the run's files, so it is not read")
             path = Path(repository.get_local_path(name))
             if target is None:
                 return path
+
+        # Phase: a server.
         assert target is not None
         destination = target / name
         destination.parent.mkdir(parents=True, exist_ok=True)
-        # Not download_artifacts: that asks the server whether the name is a directory, and what is in it.
+        # download_artifacts would trust the server's listing of directories
         repository._download_file(name, str(destination))  # type: ignore[no-untyped-call]
         return destination
     except (MlflowException, FileNotFoundError, HTTPError) as error:
@@ -374,16 +410,16 @@ def download(repository: ArtifactRepository, name: str, target: Path | None) -> 
 
 
 class MissingFileError(ValueError):
-    """A file that a run lists is not among its files."""
+    """The store lacks a file that the run lists."""
 
 
 @contextlib.contextmanager
 def opened(repository: ArtifactRepository, name: str) -> Iterator[Path | None]:
-    """Give the path of one file for as long as it is read, None when it is missing; never write to it."""
+    """Yield the path of one file for reading, or None if it is missing. Do not write to the path."""
     from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
     with tempfile.TemporaryDirectory() as directory:
-        # A local store hands out its own file: no copy, and nobody writes to it.
+        # the path of a local store is the stored file itself
         target = None if isinstance(repository, LocalArtifactRepository) else Path(directory)
         try:
             path = download(repository, name, target)
@@ -394,7 +430,7 @@ def opened(repository: ArtifactRepository, name: str) -> Iterator[Path | None]:
 
 
 def _status_of(error: Exception) -> int | None:
-    """Return the HTTP status that a server's refusal came with; MLflow has it in its message alone."""
+    """Return the HTTP status of an error, parsed from MLflow's message if need be; None if there is none."""
     response = getattr(error, "response", None)
     if response is not None:
         return int(response.status_code)
@@ -403,7 +439,7 @@ def _status_of(error: Exception) -> int | None:
 
 
 def _from_store(error: Exception) -> bool:
-    """Whether an exception comes from MLflow or from what it stands on, rather than from our own mistake."""
+    """Return whether an exception comes from MLflow or one of its libraries, and not from a bug here."""
     roots = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
     return isinstance(error, OSError) or bool(roots & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"})
 
@@ -415,15 +451,15 @@ def _mlflow_installed() -> bool:
 
 
 def _quiet_client(tracking_uri: str) -> MlflowClient:
-    """Return a client that reports nothing home, draws no bars, prints no links and gives up in seconds."""
+    """Return a client without telemetry, progress bars and printed links, and with short timeouts."""
     return _quiet_mlflow()(tracking_uri=tracking_uri)
 
 
 def _quiet_mlflow() -> type[MlflowClient]:
-    """Import MLflow, told beforehand what it reads when it is imported or first used."""
+    """Import MLflow after setting the environment variables that it reads at import or first use."""
     for name, value in (
         ("MLFLOW_DISABLE_TELEMETRY", "true"),
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # the default of 7 is four minutes a call
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2"),  # the default of 7 takes four minutes per call
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "30"),
         ("MLFLOW_LOGGING_LEVEL", "WARNING"),
         ("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false"),
@@ -439,7 +475,7 @@ def _quiet_mlflow() -> type[MlflowClient]:
 
 
 def _make_database(path: Path) -> None:
-    """Make an MLflow database whole or not at all: one that is killed half-way can never be opened again."""
+    """Create an MLflow database atomically, because MLflow cannot open an incomplete one."""
     for leftover in path.parent.glob(f".{path.name}.{socket.gethostname()}.*"):
         process = leftover.name.rpartition(".")[2]
         if process.isdigit() and not process_exists(int(process)):
@@ -455,7 +491,7 @@ def _make_database(path: Path) -> None:
 
 
 def _rename_to_new(source: Path, target: Path) -> None:
-    """Give a file a name that is not taken; FileExistsError, and nothing overwritten, if it is."""
+    """Rename a file without overwriting; FileExistsError if `target` exists."""
     try:
         os.link(source, target)
     except FileExistsError:
@@ -467,7 +503,7 @@ def _rename_to_new(source: Path, target: Path) -> None:
 
 
 def _probe(tracking_uri: str) -> None:
-    """Ask a server for a sign of life; any answer is one. MLflow's own retries would take minutes to give up."""
+    """Raise ConnectionError unless a server answers within seconds. MLflow's own retries take minutes."""
     if not tracking_uri.startswith(("http://", "https://")):
         return
     import requests

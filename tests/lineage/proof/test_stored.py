@@ -172,7 +172,7 @@ def test_altered_data(whole: MadeSearch, tmp_path: Path, data: Path, file: str) 
 def test_a_missing_data_set_is_reported_as_unchecked(whole: MadeSearch, tmp_path: Path) -> None:
     findings = verify(open_store(whole.nodes.directory, offline=True), data_directory=tmp_path)
     assert findings.problems == [] and "data" not in findings.checked
-    assert "not in" in findings.notes[0].what
+    assert "does not exist" in findings.notes[0].what
 
 
 # ---------------------------------------------------------------------- MLflow
@@ -206,6 +206,11 @@ def change_file(store: LineageStore, run_id: str) -> None:
     flip(artifact(store, run_id, SIGNED_MASK))
 
 
+def change_copy(store: LineageStore, run_id: str) -> None:
+    (copy,) = store.local.directory.parent.rglob(f"{run_id}/artifacts/{SIGNED_MASK}")
+    flip(copy)
+
+
 def change_record(store: LineageStore, run_id: str) -> None:
     flip(artifact(store, run_id, "record.json"))
 
@@ -230,6 +235,7 @@ IN_MLFLOW: dict[str, tuple[Callable[[LineageStore, str], None], set[str]]] = {
     "another error logged": (log_another_error, {"tags"}),
     "run not finished": (reopen, {"finished"}),
     "changed byte": (change_file, {"artifacts"}),
+    "changed byte of the mask beside the layers": (change_copy, {"artifacts"}),
     "changed byte of the record": (change_record, {"artifacts"}),
     "missing file": (remove_file, {"artifacts"}),
 }

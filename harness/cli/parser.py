@@ -1,0 +1,175 @@
+"""The command-line parser that all commands share: tyro with readable help.
+
+Help shows `X | None` as X, lists the names that an option accepts, and keeps lists of entries on lines of their own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, is_dataclass, replace
+from itertools import zip_longest
+from types import NoneType
+from typing import Annotated, Any, Union, cast, get_args, get_origin
+
+import tyro
+from tyro.constructors import (
+    ConstructorRegistry,
+    PrimitiveConstructorSpec,
+    PrimitiveTypeInfo,
+    StructConstructorSpec,
+    StructFieldSpec,
+)
+
+from harness.cli.names import datasets, methods, networks
+
+SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
+"""Pairs of option names with one meaning. A command that accepts one name accepts the other."""
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """How help presents one field."""
+
+    metavar: str
+    names: Callable[[], Sequence[str]] = tuple
+    """Returns the names that the field accepts."""
+    aliases: tuple[str, ...] = ()
+
+
+_FIELDS = {
+    ("DataConfig", "name"): _Shown("NAME", datasets, ("--dataset",)),
+    ("ModelConfig", "name"): _Shown("NAME", networks, ("--network",)),
+    ("SearchConfig", "method"): _Shown("NAME", methods),
+    ("TicketConfig", "data"): _Shown("NAME", datasets, ("--data.name", "--dataset")),
+    ("TicketConfig", "ticket"): _Shown("RUN"),
+    ("FigureOptions", "dataset"): _Shown("NAME", aliases=("--data.name",)),
+    ("FigureOptions", "network"): _Shown("NAME", aliases=("--model.name",)),
+    ("List", "network"): _Shown("NAME", aliases=("--model.name",)),
+    ("OneRun", "first"): _Shown("RUN"),
+    ("RunPair", "first"): _Shown("RUN_A"),
+    ("RunPair", "second"): _Shown("RUN_B"),
+    **{(name, "run_id"): _Shown("RUN") for name in ("Show", "Tree", "Ancestors", "Descendants", "Verify", "Ui")},
+    **{(name, "run_ids"): _Shown("RUN ...") for name in ("Page", "Export", "Bundle")},
+    ("Path", "start"): _Shown("RUN_A"),
+    ("Path", "end"): _Shown("RUN_B"),
+    ("Diff", "first"): _Shown("RUN_A"),
+    ("Diff", "second"): _Shown("RUN_B"),
+    ("Import", "directory"): _Shown("DIRECTORY"),
+    ("Pages", "pages"): _Shown("DIRECTORY ..."),
+}
+"""Fields, by class and name, whose help shows more than their type."""
+
+
+def parse_command(
+    command: Any, *, description: str | None, arguments: Sequence[str] | None = None, default: Any = None
+) -> Any:
+    """Parse a command line.
+
+    Args:
+        command: Dataclass, function, or mapping from subcommand names to dataclasses.
+        description: Text above the options. A line with an entry, such as `Time   5 minutes`, stays a line.
+        arguments: Words to parse. None means those of the process.
+        default: Default instance of the dataclass.
+
+    Raises:
+        ValueError: Two names of one option have different values.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    check_synonyms(words)
+    with _registry():
+        if isinstance(command, dict):
+            return tyro.extras.subcommand_cli_from_dict(command, description=laid_out(description), args=words)
+        start = {} if default is None else {"default": default}
+        return tyro.cli(command, description=laid_out(description), args=words, **start)
+
+
+def check_synonyms(words: Sequence[str]) -> None:
+    """Raise ValueError if two names of one option have different values."""
+    values: dict[str, str] = {}
+    for word, following in zip_longest(words, words[1:], fillvalue=""):
+        name, equals, value = word.partition("=")
+        values[name.replace("_", "-")] = value if equals else following
+    for pair in SYNONYMS:
+        first, second = (values.get(name) for name in pair)
+        if None not in (first, second) and first != second:
+            raise ValueError(
+                f"{pair[0]} {first} and {pair[1]} {second} differ; they are one option, so give one of them"
+            )
+
+
+def laid_out(text: str | None) -> str:
+    """Return a docstring in which every entry and every command stays on its own line in tyro's help.
+
+    tyro joins a line with the one before it if it begins with a letter. So these lines get two leading spaces, and so
+    do the lines that continue them.
+    """
+    lines, moved = [], False
+    for line in (text or "").split("\n"):
+        begins = re.match(r"\S+( \S+)? {2,}\S|\$ |python |accelerate ", line) is not None
+        moved = begins or (moved and line.startswith(" "))
+        lines.append(f"  {line}" if moved else line)
+    return "\n".join(lines)
+
+
+def _registry() -> ConstructorRegistry:
+    """Return the rules that make help readable."""
+    registry = ConstructorRegistry()
+    registry.primitive_rule(_optional)
+    inside = False
+
+    @registry.struct_rule
+    def described(info: Any) -> Any:
+        nonlocal inside
+        if inside or not is_dataclass(info.type):
+            return None
+        inside = True  # the default rules must see the type, and not this rule again
+        try:
+            spec = ConstructorRegistry.get_struct_spec(info)
+        finally:
+            inside = False
+        if not isinstance(spec, StructConstructorSpec):
+            return spec
+        owners = [one.__name__ for one in cast(type, info.type).__mro__]
+        return replace(spec, fields=tuple(_described(owners, one) for one in spec.fields))
+
+    return registry
+
+
+def _described(owners: Sequence[str], spec: StructFieldSpec) -> StructFieldSpec:
+    """Return the field with the metavar, names and aliases of `_FIELDS`, and its help as one paragraph."""
+    text = spec.helptext() if callable(spec.helptext) else spec.helptext
+    text = " ".join((text or "").split())
+    shown = next((_FIELDS[owner, spec.name] for owner in owners if (owner, spec.name) in _FIELDS), None)
+    if shown is None:
+        return replace(spec, helptext=text)
+    if names := shown.names():
+        text = f"{text} Choices: {', '.join(names)}."
+    argument = tyro.conf.arg(metavar=shown.metavar, aliases=shown.aliases or None)
+    return replace(spec, helptext=text, type=cast(Any, Annotated[spec.type, argument]))
+
+
+def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Parse and show `X | None` as X. The word None on the command line stays None."""
+    options = get_args(info.type) if get_origin(info.type) is Union or "|" in str(info.type) else ()
+    if NoneType not in options:
+        return None
+    rest: Any = Union.__getitem__(tuple(option for option in options if option is not NoneType))
+    spec = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(rest, set(info.markers)))
+    if not isinstance(spec, PrimitiveConstructorSpec):
+        return None
+
+    def from_words(words: list[str]) -> Any:
+        return None if words == ["None"] else spec.instance_from_str(words)
+
+    def to_words(value: Any) -> list[str]:
+        return ["unset"] if value is None else spec.str_from_instance(value)
+
+    return replace(
+        spec,
+        choices=None if spec.choices is None else (*spec.choices, "None"),
+        instance_from_str=from_words,
+        str_from_instance=to_words,
+        is_instance=lambda value: value is None or spec.is_instance(value),
+    )

@@ -1,0 +1,207 @@
+"""Options of `recipes/reproduce.py` and `tools/report.py`. This module imports no torch, so that `--help` is fast."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from harness.config import Precision, SearchConfig, known
+from harness.reproduction.figure import FIGURES, Figure, figure_named
+
+if TYPE_CHECKING:
+    from harness.reproduction.figure_plan import FigurePlan, Scale
+
+_REPOSITORY = Path(__file__).resolve().parents[2]
+STUDIES = _REPOSITORY / "recipes" / "studies"
+RESULTS = _REPOSITORY / "docs" / "results"
+if not RESULTS.is_dir():  # installed without the repository
+    RESULTS = Path("results")
+
+
+@dataclass(frozen=True)
+class ChangedSettings:
+    """Settings that override those of --scale, to test how a claim depends on them."""
+
+    lr: float | None = None
+    """Learning rate before the schedule. Overrides --scale."""
+    weight_decay: float | None = None
+    """Weight decay, coupled L2. Overrides --scale."""
+    warmup_epochs: int | None = None
+    """Epochs of the dense warm-up (level 0). Overrides --scale."""
+    level_epochs: int | None = None
+    """Epochs of each level. Overrides --scale."""
+    final_epochs: int | None = None
+    """Epochs of each final training. Overrides --scale."""
+    global_batch_size: int | None = None
+    """Images per optimizer step over all processes. Overrides --scale. Raise the 4 images of smoke if more than 4
+    processes share them."""
+
+    def applied(self, figure: Figure, scale: Scale) -> Scale:
+        """Return the scale with these settings. Its reduction and its variant name them.
+
+        Raises:
+            ValueError: No method of the figure uses one of these settings.
+        """
+        from harness.pruning import METHODS
+
+        # Phase: refuse settings that change no run of the figure.
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if not given:
+            return scale
+        unheeded = sorted(given.keys() - {"global_batch_size"})
+        if unheeded and all(METHODS[method].searches_one_density for method in figure.methods):
+            options = ", ".join(f"--{name.replace('_', '-')}" for name in unheeded)
+            raise ValueError(f"{options}: the method of {figure.name} has its own settings and ignores these options")
+        config, optim_names = scale.config, ("lr", "weight_decay")
+
+        # Phase: apply them to the settings of searches and of final trainings on another data set.
+        def changed(config: SearchConfig) -> SearchConfig:
+            optim = replace(config.optim, **{name: given[name] for name in optim_names if name in given})
+            final = replace(config.final, epochs=given.get("final_epochs", config.final.epochs))
+            rest = {name: value for name, value in given.items() if name not in (*optim_names, "final_epochs")}
+            return replace(config, optim=optim, final=final, **rest)
+
+        own = vars(config.optim) | vars(config) | {"final_epochs": scale.finals.final.epochs}
+        words = [f"{name.replace('_', ' ')} {value:g} instead of {own[name]:g}" for name, value in given.items()]
+        return replace(
+            scale,
+            config=changed(config),
+            used_on=changed(scale.used_on) if scale.used_on else None,
+            reduction="; ".join([*([scale.reduction] if scale.reduction else []), *words]),
+            variant=scale.variant + "".join(f"-{name.replace('_', '-')}-{value:g}" for name, value in given.items()),
+        )
+
+
+@dataclass(frozen=True)
+class FigureOptions:
+    """The figure, its data set and network, and its scale."""
+
+    figure: Annotated[
+        tyro.conf.Positional[str],
+        tyro.conf.arg(
+            metavar="FIGURE",
+            help=f"Figure or table to make. Choices: {', '.join(FIGURES)}.",
+            help_behavior_hint="(required without --study)",
+        ),
+    ] = ""
+    dataset: str | None = None
+    """Data set of the figure. The default is the first one that the figure has. With --scale small or smoke also
+    digits or fashion_mnist_small."""
+    network: str | None = None
+    """Network of the figure. The default is the first one that the figure has for the data set, or resnet20 on the
+    small data sets."""
+    scale: Literal["paper", "small", "smoke"] = "paper"
+    """Size of the runs. paper: the paper's settings. small: a reduction for a CPU, named on the page. smoke: two
+    densities, one epoch each, to test that everything runs; batches of 4 on the paper's data sets."""
+    width: int | None = None
+    """Channels of the network's first stage. Figure 4 uses 16 and 32. The default is the network's own width."""
+    trials: int | None = None
+    """Repetitions with different seeds. The default is that of --scale (3; smoke: 1)."""
+    changes: Annotated[ChangedSettings, tyro.conf.OmitArgPrefixes] = ChangedSettings()
+    levels: tuple[int, ...] | None = None
+    """Levels whose tickets get final trainings. Overrides --scale. Choose fewer levels for a faster figure."""
+    shared_search: bool = False
+    """Use one search for all trials, as the authors' scripts do. It saves time, but hides the spread of searches."""
+    runs: Path = Path("runs")
+    """Directory of the local runs."""
+    experiment: str = "signed-tickets"
+    """Name of the MLflow experiment."""
+    offline: bool = False
+    """Use local runs only and deliver nothing to MLflow. `python tools/lineage.py sync` delivers later."""
+    out: Path = Path("results")
+    """Parent directory of the page, its tables and plots. The figure gets a directory of its own in it."""
+
+    @property
+    def plan(self) -> FigurePlan:
+        """The plan of the runs to make.
+
+        Raises:
+            ValueError: The figure does not have this data set, network or level.
+        """
+        from harness.reproduction.figure_plan import FigurePlan
+        from recipes.presets.figures import SCALES
+
+        # Phase: the scale's settings for this data set and network.
+        figure = figure_named(self.figure)
+        dataset, network = self._subject(figure)
+        scale = SCALES[self.scale](figure, dataset, network)
+
+        # Phase: override them with the options. The page names reductions.
+        model = replace(scale.config.model, width=self.width)
+        reductions = [scale.reduction] if scale.reduction else []
+        if self.width is not None and self.width not in figure.widths:
+            reductions.append(f"width {self.width}")
+        scale = replace(
+            scale,
+            trials=scale.trials if self.trials is None else self.trials,
+            levels=self.levels or scale.levels,
+            variant="-".join(["", "levels", *map(str, self.levels)]) if self.levels else "",
+            config=replace(scale.config, model=model),
+            used_on=replace(scale.used_on, model=model) if scale.used_on else None,
+            reduction="; ".join(reductions) or None,
+        )
+        return FigurePlan(figure, self.changes.applied(figure, scale), self.shared_search)
+
+    def _subject(self, figure: Figure) -> tuple[str, str]:
+        """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
+        if self.scale != "paper":
+            from recipes.presets.figures import SMALL
+
+            dataset = known("data set", self.dataset or next(iter(SMALL)), [*SMALL, *figure.subjects])
+            return dataset, self.network or ("resnet20" if dataset in SMALL else figure.subjects[dataset][0])
+        dataset = known(
+            f"data set of {figure.name}", self.dataset or next(iter(figure.subjects)), list(figure.subjects)
+        )
+        networks = figure.subjects[dataset]
+        return dataset, known(f"network of {figure.name} on {dataset}", self.network or networks[0], list(networks))
+
+
+@dataclass(frozen=True)
+class ReproductionOptions(FigureOptions):
+    """The figure or study to make, and the share of its runs."""
+
+    study: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Make the runs and the page of the plan recipes/studies/NAME.toml, instead of a FIGURE. Chains that are recorded
+    under --results are not made again. --shard then selects trials."""
+    results: Annotated[Path, tyro.conf.arg(help_behavior_hint="(default: docs/results)")] = RESULTS
+    """Directory of the studies' records and pages."""
+    again: Annotated[str | None, tyro.conf.arg(metavar="CHAIN")] = None
+    """With --study: make a recorded chain again, such as aws-s11, and print each number beside the recorded one. The
+    directory --runs must not contain it. On the same kind of CPU the bits are equal."""
+    list: bool = False
+    """Print one launch command for each run, or for each trial of a study, and make no run. The cost in epochs and
+    hours goes to standard error."""
+    seconds_per_epoch: float | None = None
+    """With --list: seconds of one epoch, to estimate hours. The default is measured from finished runs in --runs."""
+    shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
+    """Make the I-th of N shares of the runs, such as 1/4, and no page. Use it to spread a figure over machines."""
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
+    """Make these runs, named as --list names them, and the runs that they need."""
+    data_directory: Path = Path("data")
+    """Directory in which tools/prepare_data.py stored the data."""
+    loader: Literal["ffcv", "memory"] | None = None
+    """Loader of the images. Overrides --scale. Both give the same batches."""
+    num_workers: int | None = None
+    """Loader threads of each process. Overrides --scale. Results do not depend on it."""
+    precision: Precision = "no"
+    """Mixed precision. no: float32, as in the paper. auto: bf16 if the CUDA device supports it. The page names it."""
+
+    def config(self, config: SearchConfig) -> SearchConfig:
+        """Return the plan's settings with this launch's paths, loader and precision."""
+        data = replace(
+            config.data,
+            directory=self.data_directory,
+            loader=self.loader or config.data.loader,
+            num_workers=config.data.num_workers if self.num_workers is None else self.num_workers,
+        )
+        return replace(
+            config,
+            data=data,
+            precision=self.precision,
+            runs=self.runs,
+            experiment=self.experiment,
+            offline=self.offline,
+        )

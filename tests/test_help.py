@@ -1,0 +1,127 @@
+"""`--help` of every command is fast, laid out in lines, and complete. New commands are found by themselves."""
+
+from __future__ import annotations
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from harness.cli.parser import check_synonyms
+from tools.lineage import COMMANDS
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CPU_SECONDS = 1.0
+SLOW_LIBRARIES = ("torch", "mlflow", "matplotlib", "accelerate", "ffcv")
+RUN = """
+import runpy, sys, time
+sys.argv = sys.argv[1:]
+sys.path.insert(0, {tools!r} if "/tools/" in sys.argv[0] else {recipes!r})
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit as end:
+    loaded = [name for name in {slow} if name in sys.modules]
+    print(f"code {{end.code}} cpu {{time.process_time()}} loaded {{','.join(loaded)}}", file=sys.stderr)
+"""
+ENTRY = re.compile(r"^(\w[\w ]{0,11}?) {2,}(\S.*)$", re.M)
+"""An entry of a docstring's list, such as `Time       5 minutes`."""
+
+
+def scripts() -> list[Path]:
+    """Return the files of recipes/ and tools/ that are commands."""
+    files = [*REPOSITORY.glob("recipes/*.py"), *REPOSITORY.glob("tools/*.py")]
+    return sorted(file for file in files if '__name__ == "__main__"' in file.read_text(encoding="utf-8"))
+
+
+COMMAND_LINES = [
+    *((str(file.relative_to(REPOSITORY)),) for file in scripts()),
+    *(("tools/lineage.py", name) for name in COMMANDS),
+]
+
+
+@cache
+def asked(command: tuple[str, ...]) -> tuple[str, float, str]:
+    """Return the help of a command, its CPU seconds, and the slow libraries that it loaded."""
+    slow, tools, recipes = SLOW_LIBRARIES, str(REPOSITORY / "tools"), str(REPOSITORY / "recipes")
+    code = RUN.format(slow=slow, tools=tools, recipes=recipes)
+    words = [sys.executable, "-c", code, str(REPOSITORY / command[0]), *command[1:], "--help"]
+    environment = {**os.environ, "COLUMNS": "120", "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run(words, capture_output=True, text=True, env=environment, timeout=120)
+    found = re.search(r"code (\S+) cpu (\S+) loaded (.*)", done.stderr)
+    assert found is not None and found[1] in ("0", "None"), done.stdout + done.stderr
+    return done.stdout, float(found[2]), found[3]
+
+
+def every_command(function):
+    """Run a test once for each command."""
+    return pytest.mark.long(pytest.mark.parametrize("command", COMMAND_LINES, ids=" ".join)(function))
+
+
+def test_the_table_has_every_command():
+    assert len(scripts()) >= 20 and len(COMMAND_LINES) == len(scripts()) + len(COMMANDS)
+
+
+@every_command
+def test_help_is_fast_and_loads_no_slow_library(command):
+    _, seconds, loaded = asked(command)
+    if seconds >= CPU_SECONDS:  # the first run compiles the source files
+        asked.cache_clear()
+        _, seconds, loaded = asked(command)
+    assert (loaded, seconds < CPU_SECONDS) == ("", True), f"{seconds} s, loads {loaded or 'none of the libraries'}"
+
+
+@every_command
+def test_every_entry_of_the_text_has_a_line(command):
+    text = asked(command)[0]
+    lines = {" ".join(line.split()) for line in text.splitlines()}
+    docstring = ast.get_docstring(ast.parse((REPOSITORY / command[0]).read_text(encoding="utf-8"))) or ""
+    entries = [f"{name} {rest}" for name, rest in ENTRY.findall(docstring)] if len(command) == 1 else []
+    missing = [entry for entry in entries if " ".join(entry.split()) not in lines]
+    assert not missing, text
+
+
+@every_command
+def test_every_argument_says_what_it_takes(command):
+    text = asked(command)[0]
+    assert "{None}" not in text
+    positional = re.search(r"positional arguments(.*?)╰", text, re.S)
+    assert positional is None or not re.search(r"\b(STR|PATH)\b", positional[1]), text
+
+
+@every_command
+def test_every_option_has_a_sentence(command):
+    """An option whose text begins with its default has no sentence of its own."""
+    text = asked(command)[0]
+    bare = re.findall(r"^│ (--?\S+(?: \S+)*) *│\n│ +\((?:default|required)", text, re.M)
+    bare += re.findall(r"^│ (--?\S+(?: \S+)*) {2,}\((?:default|required)", text, re.M)
+    assert not bare, text
+
+
+RECIPES = [command for command in COMMAND_LINES if command[0].startswith("recipes/aws_")]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command", RECIPES, ids=" ".join)
+def test_a_recipe_lists_the_choices_of_method_network_and_data_set(command):
+    text = " ".join(asked(command)[0].replace("│", " ").split())
+    from harness.data import DATASETS
+    from harness.models import MODELS
+    from harness.pruning import METHODS
+
+    datasets = [name for name in DATASETS if not name.startswith("noise_")]  # tests register data sets
+    for names in (datasets, MODELS, METHODS):
+        assert f"Choices: {', '.join(names)}." in text
+    for entry in ("Figure", "Networks", "Expected", "Time", "Hardware", "Data", "Launch"):
+        assert f" {entry} " in text
+
+
+@pytest.mark.parametrize("words", [["--network", "a", "--model.name", "b"], ["--data.name=a", "--dataset", "b"]])
+def test_two_names_of_one_option_may_not_differ(words):
+    check_synonyms([word.replace("b", "a") for word in words])
+    with pytest.raises(ValueError, match=r"differ; they are one option"):
+        check_synonyms(words)
