@@ -291,7 +291,7 @@ SETTINGS: list[Bad] = [
     _setting("pruning_fraction is 1.0", pruning_fraction=1.0),
     _setting("pruning_fraction is 0.0", pruning_fraction=0.0),
     _setting("count_rule", count_rule="rounded"),
-    _setting("level 1 keeps none of the", densities=(1e-6,)),
+    _setting("level 1 keeps none of the", densities=(1e-6,), num_levels=1),
     _setting("model.width is 0; it must be 1 or more", model=("resnet8", 0)),
     _setting(r"width 1000000 of resnet8 is too large: [0-9,]+ parameters", model=("resnet8", 1_000_000)),
     _setting("global_batch_size 1 over 1 .* leaves 1 image", model=("vgg11_bn_cifar", None), global_batch_size=1),
