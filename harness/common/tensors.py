@@ -160,12 +160,13 @@ def _short(value: Any) -> str:
 
 
 @contextmanager
-def reading(path: Path | str, what: str) -> Iterator[None]:
+def reading(path: Path | str, what: str, advice: str = "; download it again") -> Iterator[None]:
     """Turn every error within the block into one line that names the file.
 
     Args:
         path: The file that the block reads.
         what: The kind of file, e.g. "checkpoint file".
+        advice: End of the message about a damaged file.
 
     Raises:
         FileNotFoundError: The file does not exist.
@@ -183,7 +184,7 @@ def reading(path: Path | str, what: str) -> Iterator[None]:
             raise  # it already names the file
         # A damaged file can make a parser raise any exception.
         said = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        raise ValueError(f"{path} is not a complete {what} ({said:.200}); download it again") from error
+        raise ValueError(f"{path} is not a complete {what} ({said:.200}){advice}") from error
 
 
 def check_beside(path: Path) -> bool:

@@ -66,6 +66,15 @@ def environment(code: Mapping[str, str], config: Mapping[str, Any]) -> dict[str,
     return dict(code) | {name: str(value) for name, value in known.items() if value is not None}
 
 
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raise ValueError or KeyError for a header that `StateSaver.save` does not write."""
+    kinds = {"epoch": int, "step": int, "seconds": float, "scaler": dict, "started_ms": int, "circumstances": dict}
+    for name, kind in kinds.items():
+        if type(header[name]) not in (kind, int if kind is float else kind):
+            raise ValueError(f"its {name} is {header[name]!r:.60}")
+    metrics_of(header["metrics"])
+
+
 class StateSaver:
     """Saves and loads the states of one training. Implements `harness.training.resume.SavesStates`."""
 
@@ -119,7 +128,7 @@ class StateSaver:
         Returns:
             None if there is no state.
         """
-        found = self.world.on_main(self.unfinished.newest)
+        found = self.world.on_main(lambda: self.unfinished.newest(_check_header))
         if not self.world.main_says(lambda: found is not None):
             return None
         header = json.loads(self.world.share_text(json.dumps(found[0] if found else None)))

@@ -17,7 +17,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -25,11 +25,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import process_exists, reach, write_atomically
+from harness.common.tensors import reading
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -152,12 +153,21 @@ class Unfinished:
         for other in earlier:
             other.unlink(missing_ok=True)
 
-    def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
+    def newest(
+        self, check: Callable[[dict[str, Any]], object] = lambda header: None
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning.
+
+        Args:
+            check: Raises ValueError for a header that the training cannot use.
+        """
         for path in self._states():
             try:
-                return self._read(path)
-            except ValueError as error:
+                header, tensors = self._read(path)
+                with reading(path, "state", advice=""):
+                    check(header)
+                return header, tensors
+            except (ValueError, OSError) as error:
                 _log.warning(f"{error}; trying an earlier state")
         return None
 
@@ -326,12 +336,9 @@ class Unfinished:
         assert match is not None
         if sha256_file(path) != match[3]:
             raise ValueError(f"the state {path} was altered or truncated")
-        try:
-            with safe_open(os.fspath(path), "pt") as file:
-                header = json.loads((file.metadata() or {})[_METADATA_KEY])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-        except (SafetensorError, KeyError) as error:
-            raise ValueError(f"the state {path} cannot be read ({error})") from error
+        with reading(path, "state", advice=""), safe_open(os.fspath(path), "pt") as file:
+            header = dict(json.loads((file.metadata() or {})[_METADATA_KEY]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         if header.get("format") != FORMAT or header.get("key") != self.key:
             raise ValueError(f"the state {path} belongs to another run or has another format")
         return header, tensors

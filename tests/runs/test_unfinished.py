@@ -13,12 +13,14 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
 import harness.runs.unfinished
 from harness.common.digest import sha256_json
+from harness.runs.state_saver import _check_header
 from harness.runs.unfinished import BusyError, Unfinished
 
 KEY = sha256_json("a run")
@@ -213,3 +215,28 @@ def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
         owner.write_text(json.dumps({"host": host, "pid": pid}))
         os.utime(owner, (time.time() - since,) * 2)
         assert bool(other.nearly_the_same(changed)) == named
+
+
+GOOD = {"epoch": 0, "step": 1, "seconds": 0.5, "scaler": {}, "metrics": [], "started_ms": 1, "circumstances": {}}
+ODD = [{name: value} for name in GOOD for value in (None, "x", ["x"], {"x": 1}, True, 1e400) if value != GOOD[name]]
+ODD = [
+    change for change in ODD if change not in ({"scaler": {"x": 1}}, {"circumstances": {"x": 1}}, {"seconds": 1e400})
+]
+ODD += [{"metrics": [[]]}, {"metrics": [["loss", {}, 1, 1]]}, {"metrics": [3]}, {"format": 9}, {"key": "0"}]
+
+
+@pytest.mark.parametrize("change", ODD, ids=str)
+def test_a_state_with_an_odd_header_is_skipped(tmp_path: Path, caplog, change):
+    one = unfinished(tmp_path)
+    with one.claimed({}), caplog.at_level("WARNING", logger="harness"):
+        one.save(GOOD, state(1), (0, 1))
+        name, content = saved(tmp_path)[0].name, saved(tmp_path)[0].read_bytes()
+        write = patch("harness.runs.unfinished.canonical_json", json.dumps)  # which writes infinity, too
+        with write:
+            one.save(GOOD | {"step": 2} | change, state(2), (0, 2))
+        newest = saved(tmp_path)[-1]
+        (newest.parent / name).write_bytes(content)
+        header, tensors = one.newest(_check_header) or ({}, {})
+        assert header["step"] == 1 and torch.equal(tensors["param.w"], state(1)["param.w"])
+        (said,) = [record.message for record in caplog.records]
+        assert str(newest) in said and said.endswith("trying an earlier state") and "\n" not in said
