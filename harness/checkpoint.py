@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from harness.common.digest import canonical_json, sha256_tensors
+from harness.common.files import write_tensors
 from harness.common.foreign import read_tensors
 from harness.common.tensors import METADATA_KEY, check_beside, check_fits, listed, named_as, read_header, reading
 
@@ -84,7 +84,7 @@ class Checkpoint:
             "params": sorted(self.params),
         }
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
-        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
+        write_tensors(path, tensors, {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> Checkpoint:

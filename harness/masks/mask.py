@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from harness.common.digest import canonical_json, sha256_json, sha256_tensors
+from harness.common.files import write_tensors
 from harness.common.tensors import METADATA_KEY, check_beside, check_fits, named_as, read_header, reading
 
 if TYPE_CHECKING:
@@ -286,7 +286,7 @@ class SignedMask:
         }
         header = said | {"format": FORMAT, "sha256": sha256_json(said | {"planes": sha256_tensors(tensors)})}
         # Use a single key: safetensors writes several in random order, so the bytes would differ.
-        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
+        write_tensors(path, tensors, {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> SignedMask:

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,15 +15,15 @@ import textwrap
 import threading
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
 
 import harness.runs.unfinished
 from harness.common.digest import sha256_json
-from harness.runs.state_saver import _check_header
-from harness.runs.unfinished import BusyError, Unfinished
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest
+from harness.runs.unfinished import BusyError, MovedError, Unfinished
 
 KEY = sha256_json("a run")
 
@@ -122,14 +124,14 @@ def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(
         pass
 
 
-def foreign(one: Unfinished) -> Path:
+def foreign(one: Unfinished, pid: int = 7) -> Path:
     """Write the owner file of a process on another host.
 
     Its file lock is not visible on this host.
     """
     one.directory.mkdir()
     owner = one.directory / "owner.json"
-    owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00", "token": "x"}))
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": pid, "since": "2026-01-01T00:00:00", "token": "x"}))
     return owner
 
 
@@ -217,26 +219,60 @@ def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
         assert bool(other.nearly_the_same(changed)) == named
 
 
-GOOD = {"epoch": 0, "step": 1, "seconds": 0.5, "scaler": {}, "metrics": [], "started_ms": 1, "circumstances": {}}
-ODD = [{name: value} for name in GOOD for value in (None, "x", ["x"], {"x": 1}, True, 1e400) if value != GOOD[name]]
-ODD = [
-    change for change in ODD if change not in ({"scaler": {"x": 1}}, {"circumstances": {"x": 1}}, {"seconds": 1e400})
-]
-ODD += [{"metrics": [[]]}, {"metrics": [["loss", {}, 1, 1]]}, {"metrics": [3]}, {"format": 9}, {"key": "0"}]
-
-
-@pytest.mark.parametrize("change", ODD, ids=str)
-def test_a_state_with_an_odd_header_is_skipped(tmp_path: Path, caplog, change):
+@pytest.mark.parametrize("hours", [-5, 0, 5])
+def test_a_dead_holder_is_waited_for_by_the_own_clock(tmp_path: Path, monkeypatch, hours: float):
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 0.2)
     one = unfinished(tmp_path)
-    with one.claimed({}), caplog.at_level("WARNING", logger="harness"):
-        one.save(GOOD, state(1), (0, 1))
-        name, content = saved(tmp_path)[0].name, saved(tmp_path)[0].read_bytes()
-        write = patch("harness.runs.unfinished.canonical_json", json.dumps)  # which writes infinity, too
-        with write:
-            one.save(GOOD | {"step": 2} | change, state(2), (0, 2))
-        newest = saved(tmp_path)[-1]
-        (newest.parent / name).write_bytes(content)
-        header, tensors = one.newest(_check_header) or ({}, {})
-        assert header["step"] == 1 and torch.equal(tensors["param.w"], state(1)["param.w"])
-        (said,) = [record.message for record in caplog.records]
-        assert str(newest) in said and said.endswith("trying an earlier state") and "\n" not in said
+    owner = foreign(one, pid=1000 + int(hours))
+    os.utime(owner, (time.time() + 3600 * hours,) * 2)  # the clock of its host is wrong
+    began = time.monotonic()
+    with one.claimed({}):
+        assert 0.2 <= time.monotonic() - began < 5
+    # A further claim of the same dead process is not waited for.
+    other = unfinished(tmp_path, sha256_json("another"))
+    foreign(other, pid=1000 + int(hours))
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 60.0)
+    with other.claimed({}):
+        assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_living_holder_is_noticed_whatever_its_clock_says(tmp_path: Path, monkeypatch, hours: float):
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 2.0)
+    one = unfinished(tmp_path)
+    owner = foreign(one, pid=2000 + int(hours))
+    then = time.time() + 3600 * hours
+    os.utime(owner, (then, then))
+    beat = threading.Timer(0.1, os.utime, (owner, (then + 10, then + 10)))
+    beat.start()
+    with pytest.raises(BusyError, match="heartbeat continues"), one.claimed({}):
+        pass
+    beat.join()
+
+
+def test_waiting_for_a_holder_heeds_a_request_to_stop(tmp_path: Path):
+    one = unfinished(tmp_path)
+    foreign(one, pid=3000)
+    request = StopRequest()
+    with request.listening():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(StoppedError), one.claimed({}):
+            pass
+    assert json.loads((one.directory / "owner.json").read_text())["pid"] == 3000
+
+
+@pytest.mark.parametrize("gone", ["runs", "directory", "owner.json"])
+def test_a_moved_or_deleted_directory_is_named(tmp_path: Path, monkeypatch, gone: str):
+    monkeypatch.setattr(harness.runs.unfinished, "HEARTBEAT_SECONDS", 0.05)
+    runs = tmp_path / "runs"
+    one = Unfinished(runs, "level", KEY, "L03 d0.512 aws resnet20")
+    path = {"runs": runs, "directory": one.directory}.get(gone, one.directory / gone)
+    with one.claimed({}):
+        path.rename(tmp_path / "moved")
+        until = time.monotonic() + 10
+        while gone != "owner.json" and not one.is_gone and time.monotonic() < until:
+            time.sleep(0.01)
+        assert one.is_gone is (gone != "owner.json")
+        with pytest.raises(MovedError, match=f"^{re.escape(str(path))} is gone: it was moved or deleted while 'L03"):
+            one.save({"epoch": 0}, state(1), (0, 1))
+    assert not runs.exists() or gone != "runs"
