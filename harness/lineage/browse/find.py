@@ -17,6 +17,7 @@ from harness.lineage.browse.query import Query
 from harness.lineage.nodes.contents import suspects
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.index import IndexedRun, LocalIndex
+from harness.lineage.nodes.local_files import RECORD, read_sums
 from harness.lineage.nodes.origin import origins
 from harness.lineage.nodes.record import SIGNED_MASK
 from harness.lineage.store import LineageStore
@@ -73,9 +74,10 @@ def _own_contents(store: LineageStore, index: LocalIndex, node: RunSummary) -> R
     """Return an MLflow run, or the local run with its key if that has other contents."""
     entry = index.entries.get(node.key)
     names = suspects(entry.files, node.files) if entry is not None else []
-    if entry is None or not names:
+    directory = store.local.directory / entry.directory if entry is not None else store.local.directory
+    if entry is None or not names or read_sums(directory)[RECORD] == node.files.get(RECORD):
         return node
-    other = store.delivery.remembered_other(store.local.directory / entry.directory)
+    other = store.delivery.remembered_other(directory)
     # A signed mask can have the same content in another format.
     if other is None and names == [SIGNED_MASK]:
         return node
