@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
-from harness.cli.errors import reader_has_gone  # noqa: E402
+from harness.cli.errors import interrupted, reader_has_gone  # noqa: E402
 from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.escape import for_terminal  # noqa: E402
 from harness.common.logging import show_messages  # noqa: E402
@@ -72,6 +72,8 @@ def main() -> None:
         command: Command = parse_command(COMMANDS, description=__doc__)
         show_messages(command.place.verbosity)
         command.run()
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
     except (ValueError, LookupError, OSError) as error:
         if reader_has_gone(error):
             return

@@ -24,6 +24,7 @@ from tyro.constructors import (
 )
 
 from harness.cli.names import datasets, methods, networks
+from harness.common.escape import accept_any_text
 
 SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
 """Pairs of option names with one meaning. A command that accepts one name accepts the other."""
@@ -77,6 +78,7 @@ def parse_command(
     Raises:
         ValueError: Two names of one option have different values.
     """
+    accept_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
     check_synonyms(words)
     with _registry():

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal
 from harness.common.files import fsync
+from harness.common.process import Process
 from harness.lineage.browse.find import Named, ancestors, find_node
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
 from harness.lineage.nodes.contents import differing, suspects
@@ -135,7 +135,7 @@ def write_bundle(
     asked = [find_node(store, node) for node in nodes]
 
     # Phase: write to a temporary directory, and rename it.
-    temporary = out.parent / f".tmp-{out.name}.{socket.gethostname()}.{os.getpid()}"
+    temporary = out.parent / f".tmp-{out.name}.{Process.current().suffix}"
     try:
         items = []
         for node in with_ancestors(store, asked):

@@ -87,17 +87,31 @@ class LineageStore:
         return LineageStore(self.tracking_uri, self.local, self.server.experiment)
 
     def require(self) -> None:
-        """Raise ConnectionError if the tracking server does not answer within half a minute."""
-        if self.tracking_uri is None or self.server.is_file:
+        """Check at the start of a launch that the tracking server answers and takes new runs.
+
+        Raises:
+            RefusedError: It does not take them, for example because the experiment was deleted.
+            ConnectionError: It does not answer within half a minute, or is busy.
+        """
+        if self.tracking_uri is None or (self.server.is_file and not self.server.readable()):
             return  # a SQLite file is created on the first write
+        with self.beginning(), self.server.talking("begin"):
+            self.server.check_own_experiment()
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Add advice to errors of the tracking server while nothing is trained yet.
+
+        What the server holds is unknown then. It must not count as missing, since finished runs would be made again.
+        """
         try:
-            with self.server.talking("begin"):
-                self.server.client().search_experiments(max_results=1)
+            yield
         except RefusedError as error:
             raise RefusedError(f"{error}. Or pass --offline, and `python tools/lineage.py sync` later") from None
         except ConnectionError as error:
+            mend = "Try again later" if self.server.is_file else "Is the server up? Start it"
             raise ConnectionError(
-                f"{error}. Start it, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
+                f"{error}. {mend}, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
             ) from None
 
     # ------------------------------------------------------------------ queries

@@ -215,7 +215,7 @@ class Delivery:
             return self.deliver(directory, read_record(directory))
         run = self.server.run_with(key)
         if run is None or run.info.status != "FINISHED":
-            stores = f"{self.local.directory.resolve()} nor a finished run in {redact(self.server.tracking_uri or '')}"
+            stores = f"{self.local.directory.resolve()} nor a finished run in {self.server.address}"
             raise LookupError(f"{record.name}: its parent {key[:16]}… is neither in {stores}")
         return run
 
