@@ -74,9 +74,12 @@ def _own_contents(store: LineageStore, index: LocalIndex, node: RunSummary) -> R
     """Return an MLflow run, or the local run with its key if that has other contents."""
     entry = index.entries.get(node.key)
     names = suspects(entry.files, node.files) if entry is not None else []
-    directory = store.local.directory / entry.directory if entry is not None else store.local.directory
-    if entry is None or not names or read_sums(directory)[RECORD] == node.files.get(RECORD):
+    if entry is None or not names:
         return node
+    directory = store.local.directory / entry.directory
+    with contextlib.suppress(ValueError):  # the list is altered
+        if read_sums(directory).get(RECORD) == node.files.get(RECORD):
+            return node  # a copy; only the tag of a digest was edited
     other = store.delivery.remembered_other(directory)
     # A signed mask can have the same content in another format.
     if other is None and names == [SIGNED_MASK]:
