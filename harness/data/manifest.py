@@ -92,7 +92,8 @@ class Manifest:
                 raise TypeError(f"{field} is no object")
         if type(self.num_samples) is not int or self.num_samples < 1:
             raise TypeError("num_samples is no positive integer")
-        if not isinstance(self.source.get("given"), str) or not isinstance(self.source.get("columns", {}), dict):
+        given = self.source.get("given", "")  # null if the data came from no source
+        if not isinstance(given, str | None) or not isinstance(self.source.get("columns", {}), dict):
             raise TypeError("source.given is no text, or source.columns no object")
         for name, record in self.files.items():
             if not isinstance(record.sha256, str) or type(record.num_bytes) is not int or Path(name).name != name:
