@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 
@@ -31,16 +32,17 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
         for node in result.levels
     ]
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
+    launcher, options = launcher_of(experiment.world), _store_options(experiment)
     print(
-        f"\nTrain this signed mask on a fresh initialisation:\n  {launcher_of(experiment.world)} recipes/train_ticket.py "
-        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{_store_options(experiment)}\n"
+        f"\nTrain this signed mask on a fresh initialisation:\n  {launcher} recipes/train_ticket.py "
+        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{options}\n"
         "Browse the runs:\n  "
         f"{ui_command(experiment)}"
     )
 
 
 def launcher_of(world: World) -> str:
-    """Return the words that launch a script as this one was launched, such as `accelerate launch --config_file FILE`."""
+    """Return the launcher of this process and its options, such as `accelerate launch --config_file FILE`."""
     if world.size == 1:
         return "python"
     command = shlex.split(launch_command())
@@ -60,12 +62,22 @@ def _store_options(experiment: Experiment) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def print_training(experiment: Experiment, node: FinishedRun) -> None:
-    """Print the test error of a final training (rank 0)."""
+def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> None:
+    """Print the test error of a final training, and the commands that use it (rank 0)."""
     if not experiment.world.is_main or node.record is None:
         return
-    error = node.metric("test_error_percent")
-    print(f"{node.record.name}: test error {error:.2f} %  run {run_name(node)}")
+    # Phase: the result.
+    error, run = node.metric("test_error_percent"), run_name(node)
+    print(f"{node.record.name}: test error {error:.2f} %  run {run}")
+
+    # Phase: the next commands. The second training has the options of this one, and another seed.
+    launcher, options = launcher_of(experiment.world), _store_options(experiment)
+    own = re.sub(r" --sgd[-_]seed[ =]\S+", "", shlex.join(sys.argv))
+    print(
+        f"\nMeasure SGD-noise stability with a second training:\n  {launcher} {own} --sgd-seed {sgd_seed + 1}\n"
+        f"  {launcher} tools/stability.py {run} RUN_OF_THE_SECOND{options}\n"
+        f"Show the runs that it came from:\n  python tools/lineage.py tree {run}"
+    )
 
 
 def print_comparison(question: Question, result: Comparison, epsilon: float | None, *, as_json: bool) -> None:
@@ -80,17 +92,18 @@ def print_comparison(question: Question, result: Comparison, epsilon: float | No
     # Phase: the curve. Its end rows name the two networks.
     copied = question in ("norm_init", "signed_init")
     at_0, at_1 = ("the copy", "the ticket") if copied else ("RUN_B", "RUN_A")
-    labels = {0: result.ends[0] if copied else f"{at_0}: {result.ends[0]}", len(curve.alphas) - 1: f"{at_1}: {result.ends[1]}"}
-    points = enumerate(zip(curve.alphas, curve.error_percent, strict=True))
+    first, last = result.ends[0] if copied else f"{at_0}: {result.ends[0]}", f"{at_1}: {result.ends[1]}"
+    networks = [first, *[""] * (len(curve.alphas) - 2), last]
+    points = zip(curve.alphas, curve.error_percent, networks, strict=True)
     rows = [
-        {"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}", "network": labels.get(number, "")}
-        for number, (alpha, error) in points
+        {"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}", "network": network}
+        for alpha, error, network in points
     ]
     print_table(rows, numbers=("alpha", "test error %"))
     if curve.bn_images:
         print(
-            f"BatchNorm statistics re-estimated from {curve.bn_images:,} training images. With the recorded statistics, "
-            f"test errors are {curve.recorded_error_a_percent:.2f} % ({at_1}) "
+            f"BatchNorm statistics re-estimated from {curve.bn_images:,} training images. "
+            f"With the recorded statistics, test errors are {curve.recorded_error_a_percent:.2f} % ({at_1}) "
             f"and {curve.recorded_error_b_percent:.2f} % ({at_0})"
         )
 

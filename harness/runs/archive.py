@@ -59,6 +59,8 @@ class Archive:
         """
         self.world, self.store, self.partition, self.template = world, store, partition, template
         self.saving = saving
+        self.closing_level = logging.INFO
+        """Level of the log line about each new run."""
 
         # Phase: share or create the state that all archives of a launch have in common.
         self.environment_check: EnvironmentCheck = (
@@ -67,6 +69,7 @@ class Archive:
         self.delivery: DeliveryThread = beside.delivery if beside else DeliveryThread(store)
         self._made_here: set[str] = beside._made_here if beside else set()
         self._fetched: set[str] = beside._fetched if beside else set()
+        self._noted: set[str] = beside._noted if beside else set()
 
     # ------------------------------------------------------------------ making
 
@@ -104,7 +107,7 @@ class Archive:
             record = self.world.on_main(lambda: self._commit(description, trained, signed_mask))
             self.world.on_main(unfinished.discard)
         if record is not None:
-            _log.info(closing_line(record))
+            _log.log(self.closing_level, closing_line(record))
         return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
 
     def _commit(self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask) -> LineageRecord:
@@ -195,7 +198,9 @@ class Archive:
         claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
-            for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if config else []) or []:
+            asks = bool(config) and not self._noted  # one note a launch is enough
+            for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if asks else []) or []:
+                self._noted.add(line)
                 _log.info(f"note: {line}")
             yield
         finally:

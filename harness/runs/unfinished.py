@@ -45,7 +45,7 @@ _NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
 _METADATA_KEY = "harness"
 _NO_MATTER = (
-    *("argv", "command", "hardware.", "level", "schedule.", "launch.threads", "launch.device"),
+    *("argv", "command", "hardware.", "schedule.", "launch.threads", "launch.device"),
     *("search.runs", "search.experiment", "search.offline", "search.num_levels", "search.checkpoint_"),
     *("search.data.directory", "search.data.num_workers", "search.stuck_after"),
 )
@@ -189,10 +189,10 @@ class Unfinished:
                 self.discard()
 
     def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
-        """Describe other unfinished runs of this kind that differ from `config` in 1 to `most` settings.
+        """Describe other unfinished runs of this kind and level that differ from `config` in 1 to `most` settings.
 
-        Each line has the run's name, and old and new value of each setting. Runs that another process is making right
-        now are omitted, because two such runs at once are usually intended.
+        Each line has the run's name, and old and new value of each option. Runs with another seed are omitted, because
+        they are intended. So are runs that another process is making right now.
         """
         # Phase: find unfinished runs without a living holder.
         kind, found = self.directory.name.rpartition("-")[0], []
@@ -206,9 +206,13 @@ class Unfinished:
                 draft = json.loads(path.read_bytes())
                 theirs = _flat(draft["config"])
                 differ = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
-                if 0 < len(differ) <= most:
-                    changes = ", ".join(f"{name} {theirs.get(name)} → {ours.get(name)}" for name in differ)
-                    found.append(f"{draft['name']!r} is unfinished and differs only in {changes}")
+                other_run = any(name == "level" or name.endswith("seed") for name in differ)
+                if 0 < len(differ) <= most and not other_run:
+                    changes = ", ".join(f"{_option(name)} {theirs.get(name)} → {ours.get(name)}" for name in differ)
+                    found.append(
+                        f"{draft['name']!r} is unfinished and differs only in {changes}; run its command again to "
+                        "resume it, or delete it with `python tools/lineage.py gc`"
+                    )
         return found
 
     def _lock(self) -> FileLock | None:
@@ -386,6 +390,11 @@ def _is_held(directory: Path) -> bool:
     pid = int(owner.get("pid", 0))
     alive = owner.get("host") != socket.gethostname() or (pid != os.getpid() and process_exists(pid))
     return bool(alive and silent < DEAD_AFTER_SECONDS)
+
+
+def _option(name: str) -> str:
+    """Return a setting as the command line names it."""
+    return "processes" if name == "launch.world_size" else "--" + name.removeprefix("search.").replace("_", "-")
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

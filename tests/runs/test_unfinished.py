@@ -185,19 +185,22 @@ def test_without_file_locks_a_live_process_on_this_host_blocks(tmp_path: Path, m
 
 
 def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
-    # Phase: compare settings; level, command and hardware are ignored
+    # Phase: compare settings; command and hardware are ignored, another level or seed is another run
     def config(**optim: float) -> dict:
         search = {"optim": {"lr": 0.1, "momentum": 0.9} | optim, "runs": "runs", "num_levels": 9}
         return {"search": search, "level": 0, "argv": ["a"], "command": "a", "hardware": {"cores": 2}}
 
     other = unfinished(tmp_path, sha256_json("another"))
-    changed = config(lr=0.05) | {"level": 3, "argv": ["b"], "command": "b", "hardware": {"cores": 8}}
+    changed = config(lr=0.05) | {"argv": ["b"], "command": "b", "hardware": {"cores": 8}}
     with unfinished(tmp_path).claimed(config()):
         pass
     assert other.nearly_the_same(changed) == [
-        "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
+        "'L03 d0.512 aws resnet20' is unfinished and differs only in --optim.lr 0.1 → 0.05; run its command again to "
+        "resume it, or delete it with `python tools/lineage.py gc`"
     ]
     assert other.nearly_the_same(config()) == []
+    assert other.nearly_the_same(changed | {"level": 3}) == []
+    assert other.nearly_the_same(changed | {"search": changed["search"] | {"init_seed": 7}}) == []
     # `stuck_after` is ignored: it changes no bit, and earlier versions did not record it
     assert other.nearly_the_same(config() | {"search": config()["search"] | {"stuck_after": 8.0}}) == []
     # Phase: a run that a live process holds is not reported
