@@ -152,6 +152,11 @@ def _processes(
     """Join the other processes, listen for stop signals, and write the status file."""
     world = World(precision, deterministic=deterministic, stuck_after=config.stuck_after)
     try:
+        if world.is_main:
+            try:
+                config.runs.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(f"cannot create {config.runs}: {error.strerror}; choose another --runs") from error
         with world.stop.listening(), reported(config.runs, world) if world.is_main else nullcontext():
             yield world
     finally:

@@ -69,7 +69,6 @@ class Archive:
         self.delivery: DeliveryThread = beside.delivery if beside else DeliveryThread(store)
         self._made_here: set[str] = beside._made_here if beside else set()
         self._fetched: set[str] = beside._fetched if beside else set()
-        self._noted: set[str] = beside._noted if beside else set()
 
     # ------------------------------------------------------------------ making
 
@@ -198,9 +197,7 @@ class Archive:
         claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
-            asks = bool(config) and not self._noted  # one note a launch is enough
-            for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if asks else []) or []:
-                self._noted.add(line)
+            for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if config else []) or []:
                 _log.info(f"note: {line}")
             yield
         finally:
