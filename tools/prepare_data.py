@@ -31,6 +31,13 @@ class PrepareOptions:
     Hugging Face hub. If not given: scikit-learn for digits, Debian's dataset-fashion-mnist in
     /usr/share/datasets/fashion-mnist, and on the hub uoft-cs/cifar10, uoft-cs/cifar100, zh-plus/tiny-imagenet and
     ILSVRC/imagenet-1k."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of the images in parquet files and data sets of the hub. Default: img for CIFAR, else image."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of the labels. Default: fine_label for cifar100, else label."""
+    allow_missing_classes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Accept a source that lacks classes, such as a small sample to try things out. Results do not compare with those
+    of the published data set."""
     out: Path = Path("data")
     """Directory of all data sets; files go to OUT/NAME."""
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
@@ -44,7 +51,18 @@ class PrepareOptions:
 def main(options: PrepareOptions) -> None:
     """Prepare both splits and say where they are."""
     images = options.images if options.images != ImageOptions() else None
-    for manifest in prepare(options.name, options.out, options.source, images, options.num_workers, options.overwrite):
+    manifests = prepare(
+        options.name,
+        options.out,
+        options.source,
+        images,
+        options.num_workers,
+        options.overwrite,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        allow_missing_classes=options.allow_missing_classes,
+    )
+    for manifest in manifests:
         content = manifest.content_digest[:16]
         print(f"{manifest.name} {manifest.split}: {manifest.num_samples} images, content {content}")
     print(f"in {options.out / options.name}")
