@@ -78,7 +78,7 @@ def main() -> None:
         from harness.cli.terminal import print_search
         from harness.experiment.search import search
 
-        with launch(config(options)) as experiment:
+        with launch(config(options), searches=True) as experiment:
             print_search(experiment, search(experiment))
 
 

@@ -80,7 +80,7 @@ def run_search(description: str | None, default: SearchConfig | Sequence[SearchC
         from harness.cli.terminal import print_search
         from harness.experiment.search import search
 
-        with launch(settings) as experiment:
+        with launch(settings, searches=True) as experiment:
             print_search(experiment, search(experiment))
 
 

@@ -5,6 +5,7 @@ The parts are closed in the reverse order.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -51,13 +52,14 @@ def _dense_error(experiment: Experiment, text: str) -> float:
 
 
 @contextmanager
-def launch(config: SearchConfig) -> Iterator[Experiment]:
+def launch(config: SearchConfig, *, searches: bool = False) -> Iterator[Experiment]:
     """Open the experiment of one launch: processes, store, data and network.
 
     At the end of the block, the runs are delivered to MLflow and the process group is closed.
 
     Args:
         config: The settings of a search, and of the final trainings that use it.
+        searches: The launch is one search, so that the first log line shows its method and number of levels.
 
     Yields:
         The experiment for `search`, `final_training` and `compare`.
@@ -78,7 +80,8 @@ def launch(config: SearchConfig) -> Iterator[Experiment]:
         world.on_main(store.require)
         begun = resolve_initialisation(world, store, config.initialisation)
         experiment = Experiment(world, store, config, begun)
-        world.announce()
+        work, levels = f"{experiment.common.network} on {config.data.name}", 1 if config.one_shot else config.num_levels
+        world.announce(f"{config.method}, {work}, 1 + {levels} levels" if searches else work, config.runs)
         with experiment.archive.delivery.working():
             yield experiment
 
@@ -122,7 +125,10 @@ def launch_ticket(
 def train_ticket(config: TicketConfig) -> None:
     """Run one final training of a ticket and print its test error (paper, section 4)."""
     with launch_ticket(config) as (experiment, ticket):
-        experiment.world.announce()
+        settings = experiment.config
+        length = f"{settings.final.epochs} epoch{'s' * (settings.final.epochs != 1)}"
+        work = f"{config.kind}, {experiment.common.network} on {settings.data.name}, {length}"
+        experiment.world.announce(work, config.runs)
         begun: str | Initialisation = NETWORKS_OWN
         if config.kind != "retrain":  # retrain draws no θ_init
             begun = resolve_initialisation(experiment.world, experiment.store, config.initialisation)
@@ -134,7 +140,9 @@ def train_ticket(config: TicketConfig) -> None:
             signs=config.signs,
             initialisation=begun,
         )
-        print_training(experiment, final_training(experiment, trial, ticket, same_init=config.same_init))
+        experiment.archive.closing_level = logging.DEBUG  # the command prints the result itself
+        trained = final_training(experiment, trial, ticket, same_init=config.same_init)
+        print_training(experiment, trained, config.sgd_seed)
 
 
 @contextmanager
@@ -144,6 +152,11 @@ def _processes(
     """Join the other processes, listen for stop signals, and write the status file."""
     world = World(precision, deterministic=deterministic, stuck_after=config.stuck_after)
     try:
+        if world.is_main:
+            try:
+                config.runs.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise OSError(f"cannot create {config.runs}: {error.strerror}; choose another --runs") from error
         with world.stop.listening(), reported(config.runs, world) if world.is_main else nullcontext():
             yield world
     finally:

@@ -59,7 +59,7 @@ class OneRun:
     """A finished run, and the settings of its comparison."""
 
     first: Annotated[str, tyro.conf.Positional]
-    """Run ID or key of a level, or a unique prefix of it. With two runs, final trainings are allowed too."""
+    """Run ID or key of a level of a search, or a unique prefix of it."""
     comparison: Annotated[ComparisonConfig, tyro.conf.OmitArgPrefixes] = ComparisonConfig()
     json: bool = False
     """Print the result as JSON instead of a table, for another program."""

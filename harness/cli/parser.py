@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import zip_longest
 from types import NoneType
-from typing import Annotated, Any, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -25,6 +25,7 @@ from tyro.constructors import (
 
 from harness.cli.names import datasets, methods, networks
 from harness.common.escape import accept_any_text
+from harness.config import known
 
 SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
 """Pairs of option names with one meaning. A command that accepts one name accepts the other."""
@@ -32,14 +33,17 @@ SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
 
 @dataclass(frozen=True)
 class _Shown:
-    """How help presents one field."""
+    """How help presents one field. Without a metavar, it shows the field's type."""
 
-    metavar: str
+    metavar: str | None
     names: Callable[[], Sequence[str]] = tuple
     """Returns the names that the field accepts."""
     aliases: tuple[str, ...] = ()
+    text: str | None = None
+    """Help instead of the field's own, for a subclass in which it means more."""
 
 
+_RUN_OF_PAIR = "Run ID or key of a level or a final training, or a unique prefix of it. It is the end α = "
 _FIELDS = {
     ("DataConfig", "name"): _Shown("NAME", datasets, ("--dataset",)),
     ("ModelConfig", "name"): _Shown("NAME", networks, ("--network",)),
@@ -50,8 +54,21 @@ _FIELDS = {
     ("FigureOptions", "network"): _Shown("NAME", aliases=("--model.name",)),
     ("List", "network"): _Shown("NAME", aliases=("--model.name",)),
     ("OneRun", "first"): _Shown("RUN"),
-    ("RunPair", "first"): _Shown("RUN_A"),
-    ("RunPair", "second"): _Shown("RUN_B"),
+    ("RunPair", "first"): _Shown("RUN_A", text=f"{_RUN_OF_PAIR}1."),
+    ("RunPair", "second"): _Shown("RUN_B", text=f"{_RUN_OF_PAIR}0."),
+    ("RunPair", "dense"): _Shown("RUN ..."),
+    ("List", "method"): _Shown("NAME", methods),
+    ("List", "kind"): _Shown("NAME"),
+    ("List", "density"): _Shown("RANGE"),
+    ("List", "since"): _Shown("DATE|AGE"),
+    ("ComparisonConfig", "bn_images"): _Shown("N|all"),
+    ("*", "experiment"): _Shown("NAME"),
+    ("*", "initialisation"): _Shown("SCHEME|RUN|FILE"),
+    ("*", "tracking_uri"): _Shown("URL"),
+    ("*", "ui"): _Shown("URL"),
+    ("*", "settings"): _Shown("TAG ..."),
+    ("*", "study"): _Shown("NAME"),
+    ("*", "rev"): _Shown("REVISION"),
     **{(name, "run_id"): _Shown("RUN") for name in ("Show", "Tree", "Ancestors", "Descendants", "Verify", "Ui")},
     **{(name, "run_ids"): _Shown("RUN ...") for name in ("Page", "Export", "Bundle")},
     ("Path", "start"): _Shown("RUN_A"),
@@ -61,7 +78,11 @@ _FIELDS = {
     ("Import", "directory"): _Shown("DIRECTORY"),
     ("Pages", "pages"): _Shown("DIRECTORY ..."),
 }
-"""Fields, by class and name, whose help shows more than their type."""
+"""Fields, by class and name, whose help shows more than their type. The class "*" is any."""
+
+_MAIN: tuple[str, ...] = ("method", "num_levels", "init_seed", "sgd_seed", "warmup_epochs", "level_epochs")
+_MAIN += ("global_batch_size", "pruning_fraction", "runs", "experiment", "offline", "precision", "model", "data")
+"""Fields of a search that its help shows first, in this order."""
 
 
 def parse_command(
@@ -124,6 +145,7 @@ def _registry() -> ConstructorRegistry:
     """Return the rules that make help readable."""
     registry = ConstructorRegistry()
     registry.primitive_rule(_optional)
+    registry.primitive_rule(_choice)
     inside = False
 
     @registry.struct_rule
@@ -138,8 +160,11 @@ def _registry() -> ConstructorRegistry:
             inside = False
         if not isinstance(spec, StructConstructorSpec):
             return spec
-        owners = [one.__name__ for one in cast(type, info.type).__mro__]
-        return replace(spec, fields=tuple(_described(owners, one) for one in spec.fields))
+        owners = [*(one.__name__ for one in cast(type, info.type).__mro__), "*"]
+        fields = [_described(owners, one) for one in spec.fields]
+        if "SearchConfig" in owners:
+            fields.sort(key=lambda field: _MAIN.index(field.name) if field.name in _MAIN else len(_MAIN))
+        return replace(spec, fields=tuple(fields))
 
     return registry
 
@@ -148,13 +173,33 @@ def _described(owners: Sequence[str], spec: StructFieldSpec) -> StructFieldSpec:
     """Return the field with the metavar, names and aliases of `_FIELDS`, and its help as one paragraph."""
     text = spec.helptext() if callable(spec.helptext) else spec.helptext
     text = " ".join((text or "").split())
-    shown = next((_FIELDS[owner, spec.name] for owner in owners if (owner, spec.name) in _FIELDS), None)
-    if shown is None:
+    if "Command" in owners:  # the fields of `harness.cli.options.parse` have annotations of their own
         return replace(spec, helptext=text)
+    shown = next((_FIELDS[owner, spec.name] for owner in owners if (owner, spec.name) in _FIELDS), _Shown(None))
+    text = shown.text or text
     if names := shown.names():
         text = f"{text} Choices: {', '.join(names)}."
-    argument = tyro.conf.arg(metavar=shown.metavar, aliases=shown.aliases or None)
+    argument = tyro.conf.arg(metavar=shown.metavar, aliases=shown.aliases or None, help_behavior_hint=_default_hint)
     return replace(spec, helptext=text, type=cast(Any, Annotated[spec.type, argument]))
+
+
+def _default_hint(default: str) -> str:
+    """Return the words of help about a default. A default without a value is explained by the option's text."""
+    return "" if default in ("unset", "", "''", "None") else f"(default: {default})"
+
+
+def _choice(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
+    """Parse a choice of words. An unknown word raises an error that suggests the closest one."""
+    names = get_args(info.type)
+    if get_origin(info.type) is not Literal or not all(isinstance(name, str) for name in names):
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(names) + "}",
+        instance_from_str=lambda words: known("value", words[0], names),
+        is_instance=lambda value: value in names,
+        str_from_instance=lambda value: [value],
+    )
 
 
 def _optional(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
+import sys
 
+from harness.common.machine import launch_command
 from harness.common.tables import print_table
 from harness.config import TicketConfig
+from harness.distributed.world import World
 from harness.experiment.comparison import Comparison, Question
 from harness.experiment.experiment import Experiment
 from harness.experiment.search import SearchResult
@@ -28,13 +32,25 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
         for node in result.levels
     ]
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
-    launcher = "python" if experiment.world.size == 1 else "accelerate launch"
+    launcher, options = launcher_of(experiment.world), _store_options(experiment)
     print(
         f"\nTrain this signed mask on a fresh initialisation:\n  {launcher} recipes/train_ticket.py "
-        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{_store_options(experiment)}\n"
+        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{options}\n"
         "Browse the runs:\n  "
         f"{ui_command(experiment)}"
     )
+
+
+def launcher_of(world: World) -> str:
+    """Return the launcher of this process and its options, such as `accelerate launch --config_file FILE`."""
+    if world.size == 1:
+        return "python"
+    command = shlex.split(launch_command())
+    if sys.argv[0] in command and command[0] != "python":
+        return shlex.join(command[: command.index(sys.argv[0])])
+    # Accelerate starts several CPU processes only with a configuration file.
+    file = "--config_file recipes/launch/cpu_2_processes.yaml " if world.device.type == "cpu" else ""
+    return f"accelerate launch {file}--num_processes {world.size}"
 
 
 def _store_options(experiment: Experiment) -> str:
@@ -46,31 +62,61 @@ def _store_options(experiment: Experiment) -> str:
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 
-def print_training(experiment: Experiment, node: FinishedRun) -> None:
-    """Print the test error of a final training (rank 0)."""
+def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> None:
+    """Print the test error of a final training, and the commands that use it (rank 0)."""
     if not experiment.world.is_main or node.record is None:
         return
-    error = node.metric("test_error_percent")
-    print(f"{node.record.name}: test error {error:.2f} %  run {run_name(node)}")
+    # Phase: the result.
+    error, run = node.metric("test_error_percent"), run_name(node)
+    print(f"{node.record.name}: test error {error:.2f} %  run {run}")
+
+    # Phase: the next commands. The second training has the options of this one, and another seed.
+    launcher, options = launcher_of(experiment.world), _store_options(experiment)
+    own = re.sub(r" --sgd[-_]seed[ =]\S+", "", shlex.join(sys.argv))
+    print(
+        f"\nMeasure SGD-noise stability with a second training:\n  {launcher} {own} --sgd-seed {sgd_seed + 1}\n"
+        f"  {launcher} tools/stability.py {run} RUN_OF_THE_SECOND{options}\n"
+        f"Show the runs that it came from:\n  python tools/lineage.py tree {run}"
+    )
 
 
 def print_comparison(question: Question, result: Comparison, epsilon: float | None, *, as_json: bool) -> None:
     """Print a barrier curve. With ε, also print whether the networks are connected."""
+    # Phase: JSON.
     curve, run = result.curve, result.run_id or result.key
     verdict = {} if epsilon is None else {"epsilon": epsilon, "connected": curve.connected(epsilon)}
     if as_json:
         print(json.dumps({"question": question, "run": run, **curve.to_dict(), **verdict}))
         return
-    points = zip(curve.alphas, curve.error_percent, strict=True)
-    rows = [{"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}"} for alpha, error in points]
+
+    # Phase: the curve. Its end rows name the two networks.
+    copied = question in ("norm_init", "signed_init")
+    at_0, at_1 = ("the copy", "the ticket") if copied else ("RUN_B", "RUN_A")
+    first, last = result.ends[0] if copied else f"{at_0}: {result.ends[0]}", f"{at_1}: {result.ends[1]}"
+    networks = [first, *[""] * (len(curve.alphas) - 2), last]
+    points = zip(curve.alphas, curve.error_percent, networks, strict=True)
+    rows = [
+        {"alpha": f"{alpha:.2f}", "test error %": f"{error:.2f}", "network": network}
+        for alpha, error, network in points
+    ]
     print_table(rows, numbers=("alpha", "test error %"))
-    if question in ("norm_init", "signed_init"):
+    if curve.bn_images:
+        print(
+            f"BatchNorm statistics re-estimated from {curve.bn_images:,} training images. "
+            f"With the recorded statistics, test errors are {curve.recorded_error_a_percent:.2f} % ({at_1}) "
+            f"and {curve.recorded_error_b_percent:.2f} % ({at_0})"
+        )
+
+    # Phase: barrier and verdict.
+    if copied:
         print(f"error of the copy (α = 0) − the ticket's {curve.error_difference:+.2f} points")
-    print(f"above the straight line {curve.barrier_above_line:.2f} points")
-    print(f"barrier {curve.barrier:.2f} points (at least {curve.floor:.2f} by definition: half the ends' difference)")
+    print(f"excess over the straight line: {curve.barrier_above_line:.2f} points")
+    print(f"barrier {curve.barrier:.2f} points, {curve.floor:.2f} of them from the difference of the two ends")
     if epsilon is not None:
         word, sign = ("connected", "≤") if verdict["connected"] else ("not connected", ">")
         print(f"{word}: barrier {curve.barrier:.2f} {sign} ε = {epsilon:.2f}")
+    elif not copied:
+        print("connected? give --epsilon or --dense")
     print(f"plot {result.directory / 'barrier.png'}\nrun  {run}")
 
 

@@ -109,7 +109,7 @@ class SearchConfig:
     level_epochs: int
     """Epochs of each pruning level, at a constant learning rate."""
     num_levels: int
-    """T, the number of prunings. The final density is (1 − pruning_fraction)^T, or the T-th of densities."""
+    """T, the number of prunings. The final density is (1 − --pruning-fraction)^T, or the T-th of --densities."""
     global_batch_size: int
     """Images per optimizer step, over all processes and accumulated micro-batches."""
     method: str = "aws"
@@ -117,9 +117,9 @@ class SearchConfig:
     pruning_fraction: float = 0.2
     """Share of the remaining prunable weights that each level removes, 0..1. Larger steps need fewer levels."""
     densities: tuple[float, ...] | None = None
-    """Density of each level from level 1 on. Replaces pruning_fraction."""
+    """Density of each level from level 1 on. Replaces --pruning-fraction."""
     count_rule: CountRule = "exact"
-    """How pruning_fraction f gives the number of weights that n live ones leave. exact: ⌊(1 − f)·n⌋ for f as written.
+    """How --pruning-fraction f gives the number of weights that n live ones leave. exact: ⌊(1 − f)·n⌋ for f as written.
     float: int((1 - f) * n) in floating point, as in older versions. It can keep one weight too few, e.g. for 0.8."""
     pruning_scope: Scope = "global"
     """global compares weights across all layers. layer prunes the same share of each layer."""
@@ -133,7 +133,7 @@ class SearchConfig:
     rewind_to: int = 1
     """wr only: k, the epoch or step to which parameters, schedule and data order rewind."""
     rewind_unit: RewindUnit = "epochs"
-    """wr only: the unit of rewind_to."""
+    """wr only: the unit of --rewind-to."""
     gem_miner: GemMinerConfig = GemMinerConfig()
     """gem_miner only: its own schedules. They replace warm-up and level epochs."""
     init_seed: int = 1
@@ -155,7 +155,7 @@ class SearchConfig:
     checkpoint_every: float = 10
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
-    """Unit of checkpoint_every."""
+    """Unit of --checkpoint-every."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
     training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
@@ -169,7 +169,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
-        require(0 < self.pruning_fraction < 1, f"pruning_fraction is {self.pruning_fraction}; it must lie in (0, 1)")
+        fraction = self.pruning_fraction
+        require(0 < fraction < 1, f"--pruning-fraction {fraction}: must be above 0 and below 1")
         known("count_rule", self.count_rule, get_args(CountRule))
         self._check_densities()
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
@@ -194,8 +195,9 @@ class SearchConfig:
         if (densities := self.densities) is None:
             return
         falling = all(before > after for before, after in zip((1.0, *densities), densities, strict=False))
-        ok = falling and all(0 < density < 1 for density in densities)
-        require(ok, f"densities are {densities}; they must fall from level to level, within (0, 1)")
+        given = f"--densities {' '.join(map(str, densities))}"
+        require(all(0 < density < 1 for density in densities), f"{given}: each density must be above 0 and below 1")
+        require(falling, f"{given}: densities must fall from level to level")
         require(
             self.num_levels <= len(densities),
             f"densities has {len(densities)} levels, but num_levels is {self.num_levels}; "

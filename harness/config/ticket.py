@@ -30,7 +30,10 @@ class TicketConfig:
     ticket: str
     """Run ID of a level, or a unique prefix of it."""
     kind: Kind = "signed_mask"
-    """The parts of the ticket that the final training uses."""
+    """Start of the final training. dense: θ_init without a ticket. retrain: parameters and mask of the ticket.
+    signed_mask: mask and signs, magnitudes of θ_init. mask: mask and θ_init. signed_mask_norm: signed_mask with ψ of
+    the ticket. signed_mask_norm_const: signed_mask with constant ψ. random_signs: mask and random signs. random_mask:
+    θ_init and a random mask of equal density per layer."""
     init_seed: int = 2
     """Seed of the fresh θ_init. Must differ from the search's own unless --same-init is given."""
     sgd_seed: int = 1

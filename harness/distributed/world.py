@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast, get_args
 
@@ -259,16 +260,21 @@ class World:
 
     def __str__(self) -> str:
         """Describe the number of processes, device, threads and precision."""
-        processes = "1 process" if self.size == 1 else f"{self.size} processes"
-        each = "" if self.device.type == "cuda" else f", threads in each: {torch.get_num_threads()}"
+        processes, model = "1 process" if self.size == 1 else f"{self.size} processes", self.device_name
+        placed = f"{processes} on {model}"
+        if self.device.type == "cpu":
+            threads = torch.get_num_threads()
+            each = f", {threads} thread{'s' * (threads > 1)}{' each' * (self.size > 1)}"
+            placed = f"{processes.replace(' ', ' CPU ')} ({model.removeprefix('cpu ')}){each}"
         usual = self.precision == "no" and self.device.type == "cpu" and not self._chosen_by
         precision = "" if usual else f", precision {self.precision}{self._chosen_by}"
-        return f"{processes} on {self.device_name}{each}{precision}"
+        return f"{placed}{precision}"
 
-    def announce(self) -> None:
-        """Log once on which devices the launch runs, so that a missing GPU is noticed early."""
+    def announce(self, work: str = "", runs: Path | None = None) -> None:
+        """Log once the work of the launch, its devices and its directory of runs, so that errors are noticed early."""
         if self.is_main and not self._announced:
-            _log.info(str(self))
+            parts = [work, str(self), f"runs in {runs}{os.sep}" if runs else ""]
+            _log.info("; ".join(part for part in parts if part))
         self._announced = True
 
     @staticmethod

@@ -50,6 +50,8 @@ class Comparison:
     curve: BarrierCurve
     directory: Path
     delivery: DeliveryThread
+    ends: tuple[str, str] = ("", "")
+    """Names of the networks at α = 0 and at α = 1."""
 
     @property
     def run_id(self) -> str | None:
@@ -201,7 +203,7 @@ def _compare(
         started_ms = int(time.time() * 1000)
         curve = _curve(experiment, first, second, config, batch_size, recorded)
         world.on_main(lambda: commit(curve, started_ms))
-    return world.on_main(lambda: _load(experiment, key, first))
+    return world.on_main(lambda: _load(experiment, key, first, _end_names(question, first, second)))
 
 
 def _metrics(curve: BarrierCurve) -> list[Metric]:
@@ -215,14 +217,14 @@ def _metrics(curve: BarrierCurve) -> list[Metric]:
     return metrics + [Metric("error_percent", error, step, now_ms) for step, error in enumerate(curve.error_percent)]
 
 
-def _load(experiment: Experiment, key: str, first: FinishedRun) -> Comparison:
+def _load(experiment: Experiment, key: str, first: FinishedRun, ends: tuple[str, str]) -> Comparison:
     """Read a recorded barrier, oriented so that `first` is at α = 1."""
     local = experiment.store.local
     path = local.open_file(key, BARRIER)
     curve = BarrierCurve.from_dict(json.loads(path.read_text()))
     if local.load(key).parents[0].key != first.key:
         curve = curve.reversed()  # recorded with the runs in the other order
-    return Comparison(key, curve, path.parent, experiment.archive.delivery)
+    return Comparison(key, curve, path.parent, experiment.archive.delivery, ends)
 
 
 def _in_records(first: FinishedRun, second: FinishedRun) -> tuple[int, tuple[float, float] | None]:

@@ -105,7 +105,7 @@ class Experiment:
             beside: Another experiment of the same launch. Both share its delivery thread.
         """
         known("data set", config.data.name, list(DATASETS))
-        known("model", config.model.name, list(MODELS))
+        known("network", config.model.name, list(MODELS))
         known("method", config.method, list(METHODS))
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records have the selected precision

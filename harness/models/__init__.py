@@ -206,4 +206,4 @@ def width_of(name: str, width: int | None) -> int | None:
 
 
 def _spec(name: str) -> ModelSpec:
-    return MODELS[known("model", name, list(MODELS))]
+    return MODELS[known("network", name, list(MODELS))]

@@ -62,6 +62,8 @@ class Archive:
         """
         self.world, self.store, self.partition, self.template = world, store, partition, template
         self.saving = saving
+        self.closing_level = logging.INFO
+        """Level of the log line about each new run."""
 
         # Phase: share or create the state that all archives of a launch have in common.
         self.environment_check: EnvironmentCheck = (
@@ -108,7 +110,7 @@ class Archive:
             record = self.world.on_main(lambda: self._commit(description, trained, signed_mask, unfinished))
             self.world.on_main(unfinished.discard)
         if record is not None:
-            _log.info(closing_line(record))
+            _log.log(self.closing_level, closing_line(record))
         return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
 
     def _commit(

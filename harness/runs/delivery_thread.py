@@ -75,7 +75,8 @@ class DeliveryThread:
                 self._changed.wait(0.2)
                 if tell_at is not None and time.monotonic() > tell_at:
                     _log.info(
-                        f"waiting for MLflow to accept {len(self._waiting)} run(s); nothing is lost if you stop now"
+                        f"writing {len(self._waiting)} run(s) to MLflow ({self._own.server.address}); you can stop, "
+                        f"the runs are in {self._own.local.directory}"
                     )
                     tell_at = None
 

@@ -116,7 +116,7 @@ def closing_line(record: LineageRecord, origin: str = "") -> str:
     seconds = round((record.finished_ms - record.started_ms) / 1000)
     took = f"{seconds} s" if seconds < 120 else str(timedelta(seconds=seconds))
     parts = [text.format(values[name]) for text, name in shown if name in values]
-    return "  ".join([record.name, *parts, origin or took, f"run {record.key[:12]}…"])
+    return "  ".join([record.name, *parts, origin or took, f"key {record.key[:12]}…"])
 
 
 @dataclass(frozen=True)

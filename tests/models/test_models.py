@@ -158,7 +158,7 @@ def test_mixer_mixes_tokens_with_tokens_and_channels_with_channels():
 def test_an_unknown_name_lists_known_names_and_the_nearest():
     with pytest.raises(
         ValueError,
-        match=r"unknown model 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, effi",
+        match=r"unknown network 'res-net20' \(did you mean 'resnet20'\?\); known: efficientnet_b0_cifar, effi",
     ):
         build_model("res-net20", num_classes=10, channels=3, image_size=32)
 

@@ -280,7 +280,7 @@ def _setting(words: str, **options: Any) -> Bad:
 
 SETTINGS: list[Bad] = [
     _setting("unknown method 'lrrr'.*did you mean 'lrr'", method="lrrr"),
-    _setting("unknown model 'resnet21'", model=("resnet21", None)),
+    _setting("unknown network 'resnet21'", model=("resnet21", None)),
     _setting("unknown data set 'digit'", data="digit"),
     _setting("not prepared in", directory="nowhere"),
     _setting("5000", global_batch_size=5000),
@@ -288,8 +288,8 @@ SETTINGS: list[Bad] = [
     _setting("a process has only 64 images", accumulation_steps=65),
     _setting("accumulation_steps is 0", accumulation_steps=0),
     _setting("num_levels is -1", num_levels=-1),
-    _setting("pruning_fraction is 1.0", pruning_fraction=1.0),
-    _setting("pruning_fraction is 0.0", pruning_fraction=0.0),
+    _setting("--pruning-fraction 1.0: must be", pruning_fraction=1.0),
+    _setting("--pruning-fraction 0.0: must be", pruning_fraction=0.0),
     _setting("count_rule", count_rule="rounded"),
     _setting("level 1 keeps none of the", densities=(1e-6,), num_levels=1),
     _setting("model.width is 0; it must be 1 or more", model=("resnet8", 0)),

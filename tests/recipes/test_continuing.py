@@ -100,7 +100,7 @@ def test_finished_levels_say_where_they_come_from(data: Path, empty_store: Path,
     first = levels(here)
     assert "is finished" not in capsys.readouterr().err
     assert levels(here) == first
-    assert f"  loaded from {tmp_path}/here  run " in capsys.readouterr().err
+    assert f"  loaded from {tmp_path}/here  key " in capsys.readouterr().err
     assert levels(there) == first
     said = capsys.readouterr().err
     assert f"  loaded from MLflow at sqlite:///{tmp_path}/mlflow.db into {tmp_path}/there" in said

@@ -166,7 +166,7 @@ def test_a_launch_told_to_stop_saves_its_state_and_resumes(prepared, tmp_path, p
     (before,) = making.glob("state-*")
     processes_again = processes if processes > 1 else 0
     said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes_again, ok=False, HARNESS_KILL_AT="step:9")
-    assert re.search(rf"^{processes} process(es)? on cpu \w+, threads in each: 1$", said, re.M)
+    assert re.search(rf"; {processes} CPU process(es)? \(\w+\), 1 thread( each)?; runs in runs/$", said, re.M)
     assert "resumes at epoch" in said and next(making.glob("state-*")).name > before.name
 
 

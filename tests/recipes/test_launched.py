@@ -92,7 +92,7 @@ def test_train_ticket_then_stability_and_lmc(searched, trained):
     ends = (curve["error_percent"][0] + curve["error_percent"][-1]) / 2
     assert curve["barrier"] == pytest.approx(max(curve["error_percent"]) - ends)
     text = tool(where, "lmc.py", found["signed_mask", 1], found["retrain", 1], *memory, "--epsilon", "100")
-    assert text.index("above the straight line") < text.index("barrier ") < text.index("connected: barrier")
+    assert text.index("excess over the straight line") < text.index("barrier ") < text.index("connected: barrier")
     assert (where / re.search(r"plot (.*)", text)[1]).is_file()
     # with the two networks swapped, the same run is reused and its curve reversed
     there = json.loads((where / re.search(r"plot (.*)", text)[1]).with_name("barrier.json").read_text())
@@ -319,7 +319,7 @@ def test_an_unreachable_server_is_refused_unless_offline(prepared, tmp_path):
     ("options", "message"),
     [
         (["--method", "lrrr"], "unknown method 'lrrr' (did you mean 'lrr'?); known: aws, "),
-        (["--model.name", "resnet21"], "unknown model 'resnet21'"),
+        (["--model.name", "resnet21"], "unknown network 'resnet21'"),
         (["--data.directory", "nowhere"], "python tools/prepare_data.py digits --out nowhere"),
         (["--global-batch-size", "5000"], "5000"),
     ],

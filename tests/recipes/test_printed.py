@@ -11,7 +11,7 @@ from tests.recipes.launching import REPOSITORY, TINY, elsewhere
 from tests.warm import warm
 
 RECIPE = str(REPOSITORY / "recipes" / "aws_digits.py")
-CLOSING = re.compile(r"^L0(\d) d\d\.\d{3} aws \S+  test error [\d.]+ %  loss \S+  (.*)  run [0-9a-f]{12}…$", re.M)
+CLOSING = re.compile(r"^L0(\d) d\d\.\d{3} aws \S+  test error [\d.]+ %  loss \S+  (.*)  key [0-9a-f]{12}…$", re.M)
 
 
 def printed(where: Path, *options: str, code: int = 0) -> tuple[str, str]:

@@ -27,12 +27,12 @@ def record(seconds: float, **metrics: float) -> LineageRecord:
 )
 def test_a_made_run_shows_error_loss_and_time(seconds: float, took: str) -> None:
     line = closing_line(record(seconds, test_error_percent=1.004, train_loss=0.0412))
-    assert line == f"L03 d0.512 aws resnet8  test error 1.00 %  loss 0.0412  {took}  run a59fa59fa59f…"
+    assert line == f"L03 d0.512 aws resnet8  test error 1.00 %  loss 0.0412  {took}  key a59fa59fa59f…"
 
 
 def test_a_loaded_run_shows_its_origin_instead_of_the_time() -> None:
     line = closing_line(record(12, test_error_percent=1.0), "loaded from runs")
-    assert line == "L03 d0.512 aws resnet8  test error 1.00 %  loaded from runs  run a59fa59fa59f…"
+    assert line == "L03 d0.512 aws resnet8  test error 1.00 %  loaded from runs  key a59fa59fa59f…"
 
 
 def test_a_comparison_shows_its_barrier() -> None:

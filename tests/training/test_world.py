@@ -28,7 +28,7 @@ def test_the_device_is_announced_once(world, monkeypatch, capfd):
     monkeypatch.setattr(world, "_announced", False)
     world.announce()
     world.announce()
-    assert re.fullmatch(r"1 process on cpu \w+, threads in each: \d+\n", capfd.readouterr().err)
+    assert re.fullmatch(r"1 CPU process \(\w+\), \d+ threads?\n", capfd.readouterr().err)
 
 
 def test_unknown_precision_is_refused():
@@ -206,7 +206,7 @@ def test_precision_auto_is_bf16_where_the_cuda_device_has_it(world, monkeypatch,
 def test_precision_auto_records_and_prints_the_chosen_precision(capfd):
     for world in open_world("auto"):
         assert world.precision == "no"
-        assert str(world).startswith("1 process on cpu ") and str(world).endswith(", precision no (--precision auto)")
+        assert str(world).startswith("1 CPU process (") and str(world).endswith(", precision no (--precision auto)")
         world._use("bf16", world.accelerator)
         world._chosen_by = " (--precision auto)"
         assert str(world).endswith(", precision bf16 (--precision auto)")
