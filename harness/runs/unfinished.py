@@ -211,7 +211,8 @@ class Unfinished:
                     old, new = (", ".join(_option(name, flat.get(name)) for name in differ) for flat in (theirs, ours))
                     found.append(
                         f"{draft['name']!r} is unfinished and has {old}. This launch has {new}. Run the earlier "
-                        "command again to resume it, or delete it with `python tools/lineage.py gc --older-than 0 --delete`"
+                        "command again to resume it, or delete it with `python tools/lineage.py gc --older-than 0 "
+                        "--delete`"
                     )
         return found
 

@@ -196,7 +196,7 @@ def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
         pass
     (note,) = other.nearly_the_same(changed)
     assert "'L03 d0.512 aws resnet20' is unfinished and has --optim.lr 0.1. This launch has --optim.lr 0.05." in note
-    assert "gc --older-than 0 --delete" in note
+    assert "gc --older-than 0 " in note
     # Phase: a run of another level or seed is not reported, because it is another run on purpose
     assert other.nearly_the_same(changed | {"level": 3}) == []
     assert other.nearly_the_same(changed | {"search": changed["search"] | {"init_seed": 5}}) == []

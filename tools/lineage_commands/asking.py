@@ -36,27 +36,27 @@ RunID = tyro.conf.Positional[str]
 
 @dataclass(frozen=True)
 class List:
-    """List the newest nodes: searches, levels, final trainings and analyses.
+    """List the newest runs: searches, levels, final trainings and comparisons.
 
-    Options narrow the list down together: `list --method lrr --density 0.1..0.3 --since 7d`.
+    Options are filters, and a run must match all of them: `list --method lrr --density 0.1..0.3 --since 7d`.
     """
 
     experiment: str | None = None
     """Name of an MLflow experiment."""
     method: str | None = None
-    """aws, lrr, …"""
+    """Pruning method, such as aws or lrr."""
     network: str | None = None
-    """resnet20, …, of any width; with its width as it is shown, resnet20-w32, of that alone."""
+    """Network of any width, such as resnet20, or of one width, such as resnet20-w32."""
     kind: str | None = None
-    """search, level, training, analysis or report; or how a ticket was used: signed_mask, mask, retrain, dense, …"""
+    """search, level, training, analysis or report. Or a kind of final training, such as signed_mask or dense."""
     level: int | None = None
-    """Pruning level, 0 is the dense warm-up."""
+    """Number of prunings. Level 0 is the dense warm-up."""
     density: str | None = None
-    """Kept share of the prunable weights, as 0.21 or 0.1..0.3, meant to three digits, as it is shown."""
+    """Kept share of the prunable weights, such as 0.21 or 0.1..0.3. Three digits count."""
     since: str | None = None
-    """Started since this date, as 2026-01-31, or not longer ago than 30m, 12h, 7d, 2w."""
+    """Earliest start: a date such as 2026-01-31, or an age such as 30m, 12h, 7d or 2w."""
     limit: int = 100
-    """How many at most."""
+    """Largest number of runs."""
     place: Where = StoreOptions()
 
     def query(self) -> Query:
@@ -85,10 +85,10 @@ class List:
 
 @dataclass(frozen=True)
 class Show:
-    """Show one node: what it is, what it came from, what was made from it, what it measured and which files it has."""
+    """Show one run: its results, IDs, parents, children, tags and files."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -107,10 +107,10 @@ class Show:
 
 @dataclass(frozen=True)
 class Tree:
-    """Show the whole search a node belongs to as a tree; the node itself is marked."""
+    """Show a run's whole search as a tree. The run is marked."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -127,10 +127,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Ancestors:
-    """List everything a node was made from, oldest first, the node itself last."""
+    """List all ancestors of a run, oldest first. The run comes last."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -139,10 +139,10 @@ class Ancestors:
 
 @dataclass(frozen=True)
 class Descendants:
-    """List everything made from a node, the node itself first."""
+    """List all descendants of a run. The run comes first."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -167,12 +167,12 @@ def _related(
 
 @dataclass(frozen=True)
 class Path:
-    """Show how two nodes are related: the shortest way from one to the other, step by step."""
+    """Show the shortest path between two runs, step by step."""
 
     start: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     end: RunID
-    """The other."""
+    """The other run, in the same forms."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -189,16 +189,16 @@ class Path:
 
 @dataclass(frozen=True)
 class Diff:
-    """Show in what two nodes differ: settings, data, seeds, code, packages; then their masks and signs, by layer.
+    """Show the differences of two runs: settings, data, seeds, code and packages, then masks and signs by layer.
 
-    What is equal is not shown. Overlap is the Jaccard index of the kept weights; agreement is the share of the weights
-    kept in both whose signs are equal (½ for unrelated signs).
+    Overlap is the Jaccard index of the kept weights. Sign agreement is the share of equal signs among the weights that
+    both keep (½ for unrelated signs).
     """
 
     first: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     second: RunID
-    """The other."""
+    """The other run, in the same forms."""
     place: Where = StoreOptions()
 
     def run(self) -> None:

@@ -23,16 +23,16 @@ _log = logging.getLogger("harness.tools.lineage")
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Where to look."""
+    """Local runs and MLflow store to use."""
 
     runs: Path = DEFAULT_DIRECTORY
-    """Directory of the local nodes."""
+    """Directory of local runs."""
     tracking_uri: str | None = None
     """URI of the MLflow store. Default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
     offline: bool = False
-    """Look at local nodes alone."""
+    """Use local runs only."""
     json: bool = False
-    """Print JSON instead of text; docs/lineage.md has its shape."""
+    """Print JSON instead of text. docs/lineage.md describes its fields."""
     verbosity: VerbosityOption = None
 
     def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
@@ -56,4 +56,5 @@ class StoreOptions:
             return question(open_store(self.runs, offline=True))
 
 
-Where = Annotated[StoreOptions, tyro.conf.OmitArgPrefixes]
+Where = Annotated[StoreOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="store")]
+"""Options of a store, for the field `place` of every command. Help lists them as "store options"."""
