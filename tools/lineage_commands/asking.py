@@ -18,8 +18,11 @@ from harness.lineage.browse.find import (
     relatives,
     way,
 )
+from harness.lineage.browse.listing import short_id
+from harness.lineage.browse.progress import unfinished_searches
 from harness.lineage.browse.query import Query, parse_density, parse_since
 from harness.lineage.nodes.graph import RunSummary
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import LineageStore
 from tools.lineage_commands.printing import (
     print_difference,
@@ -73,10 +76,11 @@ class List:
     def run(self) -> None:
         query = self.query()
         nodes = self.place.ask(lambda store: newest(store, self.limit, query))
+        unfinished = unfinished_searches(LocalNodes(self.place.runs), nodes) if not self.place.json else {}
         if self.place.json:
             print_json("list", nodes)
         elif nodes:
-            print_nodes(nodes)
+            print_nodes(nodes, unfinished)
         elif query == Query():
             print(f"no runs in {self.place.runs} or MLflow yet: launch a recipe first")
         else:
@@ -202,12 +206,27 @@ class Diff:
     place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> tuple[RunSummary, RunSummary, Difference]:
+        def ask(store: LineageStore) -> tuple[RunSummary, RunSummary, Difference, dict[str, str]]:
             a, b = find_node(store, self.first), find_node(store, self.second)
-            return a, b, diff(store, a, b)
+            difference = diff(store, a, b)
+            return a, b, difference, {} if self.place.json else _names_of_parents(store, difference)
 
-        a, b, difference = self.place.ask(ask)
+        a, b, difference, names = self.place.ask(ask)
         if self.place.json:
             print_json("diff", [a, b], **difference.to_dict())
         else:
-            print_difference(a, b, difference)
+            print_difference(a, b, difference, names)
+
+
+def _names_of_parents(store: LineageStore, difference: Difference) -> dict[str, str]:
+    """Return the name and short run ID of each parent or ticket that differs, by key."""
+    sections = difference.sections
+    pairs = [*sections.get("came from", {}).values(), sections.get("settings", {}).get("ticket", ())]
+    names = {}
+    for key in {key for pair in pairs for key in pair if isinstance(key, str)}:
+        try:
+            parent = find_node(store, key)
+            names[key] = f"{parent.name} {short_id(parent)}"
+        except LookupError:
+            names[key] = f"{key[:16]}… (missing)"
+    return names
