@@ -42,11 +42,15 @@ class StoreOptions:
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
         """Call `question` with the store and return its answer.
 
-        If the server is unreachable, warn and use only the local runs.
+        If the server is unreachable, warn and use only the local runs. If the directory of a given --runs does not
+        exist, warn and use only MLflow.
 
         Raises:
             ConnectionError: The server is reachable, but refuses access.
         """
+        if self.runs != DEFAULT_DIRECTORY and not self.runs.is_dir():
+            rest = "" if self.offline else "; showing MLflow only"
+            _log.warning(f"{self.runs} does not exist{rest}")
         try:
             return question(self.open())
         except RefusedError:
