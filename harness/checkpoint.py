@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from harness.common.digest import canonical_json, sha256_tensors
+from harness.common.files import write_tensors
 from harness.common.tensors import METADATA_KEY, check_fits, read_header
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Checkpoint:
             "params": sorted(self.params),
         }
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict.items()}
-        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
+        write_tensors(path, tensors, {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> Checkpoint:

@@ -22,7 +22,6 @@ Pages are written to results/ and to the lineage. `python tools/report.py` write
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Collection, Sequence
@@ -31,6 +30,7 @@ from pathlib import Path
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
+from harness.common.launched import launcher_number
 from harness.common.logging import progress
 from harness.common.tables import print_markdown, print_table
 from harness.config import known
@@ -195,7 +195,7 @@ def write_study_page(study: Study, results: Path) -> None:
     """Write the page of a study from its records. This needs neither runs nor data."""
     directory = directory_of(study.name, results).parent
     write_page(read_results(study, results), directory)
-    print_markdown((directory / "page.md").read_text())
+    print_markdown((directory / "page.md").read_text(encoding="utf-8"))
     print(f"page, tables and figure: {directory}")
 
 
@@ -217,7 +217,7 @@ def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str
 
 def is_first_process() -> bool:
     """Return whether this process prints and writes pages. Valid before, during and after `launch`."""
-    return int(os.environ.get("RANK", 0)) == 0
+    return launcher_number("RANK", 0) == 0
 
 
 def check_options(options: ReproductionOptions) -> None:

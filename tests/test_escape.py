@@ -1,6 +1,11 @@
-"""Test that untrusted text cannot control the terminal."""
+"""Test that untrusted text cannot control the terminal, and that no secret of a URI is shown or stored."""
 
-from harness.common.escape import for_terminal
+import io
+import sys
+
+import pytest
+
+from harness.common.escape import accept_any_text, for_terminal, redact, redact_word
 
 
 def test_control_characters_are_escaped() -> None:
@@ -14,3 +19,56 @@ def test_control_characters_are_escaped() -> None:
 def test_letters_of_any_language_are_unchanged() -> None:
     for text in ("aws resnet20 L07 d0.210", "θ_init – Übung 符号 ✓", ""):
         assert for_terminal(text) == text
+
+
+URIS = [
+    ("postgresql://u:S3C@h/db", "postgresql://***@h/db"),
+    ("postgresql://u:S3/C r@T@h:5432/db", "postgresql://***@h:5432/db"),
+    ("mysql+pymysql://u:S?C#x@h/db", "mysql+pymysql://***@h/db"),
+    ("redis://:S3C@h", "redis://***@h"),
+    ("https://S3C@h/x", "https://***@h/x"),
+    ("postgresql://h/db?user=u&password=S3C&ssl=1", "postgresql://h/db?user=u&password=***&ssl=1"),
+    ("postgresql://h/db?sslpassword=S3%20C", "postgresql://h/db?sslpassword=***"),
+    ("https://h:5000/?token=S3 C", "https://h:5000/?token=***"),
+    ("https://h/?api_key=S3C;access_token=T0K&x=y", "https://h/?api_key=***;access_token=***&x=y"),
+    ("mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Du%3BPWD%3DS3C&a=b", "mssql+pyodbc:///?odbc_connect=***&a=b"),
+    ("mssql+pyodbc:///?odbc_connect=DRIVER={X};PWD={S3;C}", "mssql+pyodbc:///?odbc_connect=***"),
+    ("DRIVER={SQL};UID=me;PWD={S3;C};X=1", "DRIVER={SQL};UID=me;PWD=***;X=1"),
+    ("PWD%3DS3C%3BX%3D1", "PWD%3D***%3BX%3D1"),
+]
+
+
+@pytest.mark.parametrize(("uri", "shown"), URIS, ids=[shown for _, shown in URIS])
+def test_secrets_of_a_uri_are_removed(uri: str, shown: str) -> None:
+    assert redact_word(uri) == shown
+    # Inside of a message the rest must stay. A space ends a secret of the query there, and not in a word.
+    message = redact(f"cannot begin: MLflow at {uri}: no answer, see http://other/x")
+    assert message.startswith("cannot begin: MLflow at ") and message.endswith(" no answer, see http://other/x")
+    assert "S3C" not in message and "T0K" not in message
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sqlite:////a/b@c.db",
+        "http://127.0.0.1:5000: refused; ask a@b.org",
+        "see http://h:5000/x, then mail a@b.org",
+        "--num-tokens 3 tokenizer=x",
+        "models:/aws@L03",
+        "lr=0.1 key 1234",
+    ],
+)
+def test_text_without_secrets_is_unchanged(text: str) -> None:
+    assert redact(text) == text
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])
+def test_any_text_can_be_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch, encoding: str) -> None:
+    stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr(sys, "stdout", stream)
+    accept_any_text()
+    print("θ – 符号 \udce4 a")
+    stream.flush()
+    written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+    assert written.endswith(" a\n") and r"\udce4" in written
+    assert (r"\u7b26" in written) is (encoding != "utf-8")

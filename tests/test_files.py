@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from harness.common.files import process_exists, write_atomically
+from harness.common.files import write_atomically
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -49,9 +49,18 @@ def test_a_kill_before_the_rename_keeps_the_old_content(tmp_path: Path) -> None:
     assert path.read_bytes() == b"new"
 
 
-@pytest.mark.long
-def test_a_process_exists_until_it_has_ended() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    assert process_exists(child.pid) and process_exists(1)
-    child.communicate()
-    assert not any(map(process_exists, (child.pid, 0, -1, 10**30)))
+def test_a_link_stays_and_its_target_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    link, target = tmp_path / "link", tmp_path / "there" / "a.json"
+    link.symlink_to(target)
+    for content in (b"new", b"newer"):  # a dangling link, then one to a file
+        write_atomically(link, content)
+        assert link.is_symlink() and target.read_bytes() == content
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a.json", "link", "there"]
+
+
+def test_a_device_stays_and_is_written_to(tmp_path: Path) -> None:
+    link = tmp_path / "null"
+    link.symlink_to("/dev/null")
+    write_atomically(link, b"data")
+    assert link.is_symlink() and Path("/dev/null").is_char_device()

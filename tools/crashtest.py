@@ -4,6 +4,8 @@ python tools/crashtest.py                              (20 kills, some ten minut
 
 python tools/crashtest.py --kills 100 --processes 2 --json kills.json
 
+python tools/crashtest.py --scenario worker launcher --processes 2
+
 A small search on digits runs once undisturbed. Then it runs in fresh directories, is killed with SIGKILL and started
 again until it is finished. Checkpoints and signed masks must have the same bytes, and MLflow exactly one finished run
 for each node. Says after each search where it was killed, and at the end how many kills of how many were survived, by
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +40,7 @@ from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.files import FAULT_POINTS, FAULT_VARIABLE  # noqa: E402
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK  # noqa: E402
 from harness.lineage.store import open_store  # noqa: E402
+from tools.crash_scenarios import SCENARIOS, Process, workers_below  # noqa: E402
 
 SEARCH = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
 SEARCH += ["--num-levels", "2", "--checkpoint-every", "3", "--checkpoint-unit", "steps"]
@@ -67,6 +71,8 @@ class CrashTestOptions:
     """Chooses the points and times."""
     keep: bool = False
     """Keep the directories."""
+    scenario: tuple[str, ...] = ()
+    """Run these scenarios of `tools/crash_scenarios.py` instead, each once. "all" stands for all of them."""
     json: Path | None = None
     """Write the counts there, too, after every search."""
 
@@ -118,6 +124,12 @@ class SearchUnderTest:
 
     where: Path
     processes: int
+    tracking_uri: str | None = None
+    """MLflow's address. None: a database in `where`."""
+    more: list[str] = field(default_factory=list)
+    """Further options of the search."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Further environment variables."""
 
     def start(self, fault: str | None = None) -> subprocess.Popen[bytes]:
         """Start data preparation and the search in a new session.
@@ -131,22 +143,26 @@ class SearchUnderTest:
         shape += ["--multi_gpu", "--main_process_port", "0"] if self.processes > 1 else []
         accelerate = str(Path(sys.executable).with_name("accelerate"))
         prepare = [sys.executable, str(ROOT / "tools" / "prepare_data.py"), "digits", "--out", "data"]
-        search = [accelerate, "launch", "-q", *shape, str(ROOT / "recipes" / "aws_digits.py"), *SEARCH]
+        search = [accelerate, "launch", "-q", *shape, str(ROOT / "recipes" / "aws_digits.py"), *SEARCH, *self.more]
         script = " && ".join(shlex.join(command) for command in (prepare, search))
 
         # Phase: start
         environment = {name: value for name, value in os.environ.items() if name != FAULT_VARIABLE}
         environment |= {"OMP_NUM_THREADS": "1", "MLFLOW_TRACKING_URI": self.store}
-        environment |= {FAULT_VARIABLE: fault} if fault else {}
+        environment |= ({FAULT_VARIABLE: fault} if fault else {}) | self.environment
         with open(self.where / "log", "ab") as log:
             return subprocess.Popen(
                 ["bash", "-c", script], cwd=self.where, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
+    def workers(self, launch: Process) -> list[psutil.Process]:
+        """Return the processes of a launch that train."""
+        return workers_below(launch.pid)
+
     @property
     def store(self) -> str:
         """Tracking URI of this search."""
-        return f"sqlite:///{self.where / 'mlflow.db'}"
+        return self.tracking_uri or f"sqlite:///{self.where / 'mlflow.db'}"
 
     def finished(self) -> bool:
         """Return whether the last launch finished."""
@@ -164,14 +180,14 @@ class SearchUnderTest:
             found |= {f"level {level} {name}": record["files"][name] for name in names}
         return found
 
-    def problems(self, expected: dict[str, str]) -> list[str]:
+    def problems(self, expected: Mapping[str, str]) -> list[str]:
         """Return all differences from the undisturbed search, and all faults in MLflow.
 
         Args:
             expected: The result of `files` for the undisturbed search.
         """
         files = self.files()
-        found = [f"{name} differs" for name in sorted(expected | files) if expected.get(name) != files.get(name)]
+        found = [f"{name} differs" for name in sorted(expected.keys() | files) if expected.get(name) != files.get(name)]
         runs = open_store(self.where / "runs", self.store).summaries()
         keys = [run.key for run in runs]
         found += [f"{run.name} is {run.status} in MLflow" for run in runs if run.status != "FINISHED"]
@@ -194,6 +210,8 @@ def main(options: CrashTestOptions) -> int:
         return 1
     length = time.monotonic() - started
     expected = reference.files()
+    if options.scenario:
+        return _scenarios(options, place, expected, generator)
 
     # Phase: searches that are killed
     points = [f"{point}:{n}" for point in FAULT_POINTS for n in [generator.randint(1, _passed(point))]]
@@ -218,6 +236,28 @@ def main(options: CrashTestOptions) -> int:
     if not options.keep:
         shutil.rmtree(place)
     return 0
+
+
+def _scenarios(options: CrashTestOptions, place: Path, expected: dict[str, str], generator: random.Random) -> int:
+    """Run scenarios one after another. Return 0 if nothing was lost in any."""
+    names = list(SCENARIOS) if options.scenario == ("all",) else list(options.scenario)
+    if unknown := [name for name in names if name not in SCENARIOS]:
+        raise SystemExit(f"error: unknown scenario {unknown[0]!r}; known: all, {', '.join(SCENARIOS)}")
+    found: dict[str, list[str]] = {}
+    for name in names:
+        started = time.monotonic()
+        found[name] = SCENARIOS[name](
+            lambda directory: SearchUnderTest(_new(place, directory), options.processes), expected, generator
+        )
+        print(f"{name} ({time.monotonic() - started:.0f} s): {'; '.join(found[name]) or 'nothing lost'}", flush=True)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"processes": options.processes, "problems": found}, indent=1) + "\n")
+    lost = any(found.values())
+    if lost:
+        print(f"see {place}")
+    elif not options.keep:
+        shutil.rmtree(place)
+    return int(lost)
 
 
 def _kill_until_finished(

@@ -9,22 +9,20 @@ RUN is a run ID, a key, or a unique prefix of either. Every command has --json a
 
 from __future__ import annotations
 
+import importlib
 import logging
 import pathlib
 import sys
 import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for tools.lineage_commands
 
-from harness.cli.errors import reader_has_gone  # noqa: E402
+from harness.cli.errors import interrupted, reader_has_gone  # noqa: E402
 from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.escape import for_terminal  # noqa: E402
 from harness.common.logging import show_messages  # noqa: E402
-from tools.lineage_commands.asking import Ancestors, Descendants, Diff, List, Path, Show, Tree  # noqa: E402
-from tools.lineage_commands.moving import Bundle, Export, Import, Sync  # noqa: E402
-from tools.lineage_commands.proving import Gc, Verify  # noqa: E402
-from tools.lineage_commands.showing import Page, Ui  # noqa: E402
 from tools.lineage_commands.store_options import StoreOptions  # noqa: E402
 
 _log = logging.getLogger("harness.tools.lineage")
@@ -40,23 +38,31 @@ class Command(Protocol):
 
 
 # To add a command, write its dataclass in tools/lineage_commands/ and add it here.
-COMMANDS: dict[str, Any] = {
-    "list": List,
-    "show": Show,
-    "tree": Tree,
-    "ancestors": Ancestors,
-    "descendants": Descendants,
-    "path": Path,
-    "diff": Diff,
-    "page": Page,
-    "ui": Ui,
-    "sync": Sync,
-    "export": Export,
-    "bundle": Bundle,
-    "import": Import,
-    "verify": Verify,
-    "gc": Gc,
+_HOMES = {
+    "asking": ("list", "show", "tree", "ancestors", "descendants", "path", "diff"),
+    "showing": ("page", "ui"),
+    "moving": ("sync", "relocate", "export", "bundle", "import"),
+    "proving": ("verify", "gc"),
 }
+
+
+class Commands(Mapping[str, Any]):
+    """The dataclass of each command. Only the modules of the used ones are imported."""
+
+    def __getitem__(self, name: str) -> Any:
+        home = next((home for home, names in _HOMES.items() if name in names), None)
+        if home is None:
+            raise KeyError(name)
+        return getattr(importlib.import_module(f"tools.lineage_commands.{home}"), name.capitalize())
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for names in _HOMES.values() for name in names)
+
+    def __len__(self) -> int:
+        return sum(map(len, _HOMES.values()))
+
+
+COMMANDS = Commands()
 
 
 def main() -> None:
@@ -66,6 +72,8 @@ def main() -> None:
         command: Command = parse_command(COMMANDS, description=__doc__)
         show_messages(command.place.verbosity)
         command.run()
+    except KeyboardInterrupt:
+        sys.exit(interrupted())
     except (ValueError, LookupError, OSError) as error:
         if reader_has_gone(error):
             return

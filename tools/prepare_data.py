@@ -41,6 +41,12 @@ class PrepareOptions:
     source: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
     """Source of the raw images: see above. Every data set also accepts a directory with train/<class>/<image> and
     val/<class>/<image>, with parquet files or from save_to_disk of Hugging Face datasets, or a name on the hub."""
+    image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of the images in parquet files and data sets of the hub. Default: img for CIFAR, else image."""
+    label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Column of the labels. Default: fine_label for cifar100, else label."""
+    allow_missing_classes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Accept a source that lacks classes, such as a small sample. Its results do not compare with published ones."""
     out: Path = Path("data")
     """Directory of all data sets. The files are written to OUT/NAME."""
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
@@ -56,7 +62,17 @@ def main(options: PrepareOptions) -> None:
     directory = options.out / options.name
     before = _changed_at(directory)
     images = options.images if options.images != ImageOptions() else None
-    manifests = prepare(options.name, options.out, options.source, images, options.num_workers, options.overwrite)
+    manifests = prepare(
+        options.name,
+        options.out,
+        options.source,
+        images,
+        options.num_workers,
+        options.overwrite,
+        image_column=options.image_column,
+        label_column=options.label_column,
+        allow_missing_classes=options.allow_missing_classes,
+    )
     # Print one line if both splits were kept.
     if _changed_at(directory) == before:
         counts = ", ".join(f"{manifest.num_samples} images in {manifest.split}" for manifest in manifests)

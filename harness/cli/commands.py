@@ -6,7 +6,6 @@ This module imports no torch. Each command reads its options before it loads the
 from __future__ import annotations
 
 import logging
-import os
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 from harness.cli.errors import clear_errors
 from harness.cli.names import networks
 from harness.cli.options import OneRun, RunPair, StabilityPair, TicketAndSeed, parse
+from harness.common.launched import launcher_number
 from harness.config import SearchConfig, TicketConfig, known
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def parse_network(
     note = f"This recipe has settings for the networks {', '.join(names)}.\nThe defaults below are those of"
     text = f"{description or ''}\n{note} {preset.model.name}. `--network NAME --help` shows another network's."
     settings = parse(SearchConfig, text, preset, arguments)
-    if int(os.environ.get("RANK", 0)) == 0:
+    if launcher_number("RANK", 0) == 0:
         _log.info(f"settings: {_in_short(settings)}")
         if name not in names:
             _log.warning(f"this recipe has no settings for {name}; it uses those of {preset.model.name}")

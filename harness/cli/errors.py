@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,8 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:  # before a launch listens for signals, or after it
+        sys.exit(interrupted())
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
         sys.exit(1)  # the other rank prints the error
     except _loaded("harness.distributed.stop", "StoppedError") as error:
@@ -38,6 +41,12 @@ def clear_errors() -> Iterator[None]:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def interrupted() -> int:
+    """Print that Ctrl-C ended the command, and return its exit code."""
+    print("stopped: got SIGINT", file=sys.stderr)
+    return 128 + signal.SIGINT
 
 
 class _NeverRaised(Exception):

@@ -5,9 +5,10 @@ Help shows `X | None` as X, lists the names that an option accepts, and keeps li
 
 from __future__ import annotations
 
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import zip_longest
 from types import NoneType
@@ -23,6 +24,7 @@ from tyro.constructors import (
 )
 
 from harness.cli.names import datasets, methods, networks
+from harness.common.escape import accept_any_text
 
 SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
 """Pairs of option names with one meaning. A command that accepts one name accepts the other."""
@@ -76,11 +78,16 @@ def parse_command(
     Raises:
         ValueError: Two names of one option have different values.
     """
+    accept_any_text()
     words = list(sys.argv[1:] if arguments is None else arguments)
     check_synonyms(words)
     with _registry():
-        if isinstance(command, dict):
-            return tyro.extras.subcommand_cli_from_dict(command, description=laid_out(description), args=words)
+        if isinstance(command, Mapping):
+            if words and words[0] in command and not {"-h", "--help"} & set(words):
+                # Building the parsers of all other subcommands would take most of the time of a short command.
+                prog = f"{os.path.basename(sys.argv[0])} {words[0]}"
+                return tyro.cli(command[words[0]], prog=prog, args=words[1:])
+            return tyro.extras.subcommand_cli_from_dict(dict(command), description=laid_out(description), args=words)
         start = {} if default is None else {"default": default}
         return tyro.cli(command, description=laid_out(description), args=words, **start)
 

@@ -18,7 +18,6 @@ from harness.lineage.browse.find import find_node
 from harness.lineage.nodes.record import CHECKPOINT, THETA_INIT, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.models.initialise import SCHEMES
-from harness.runs.archive import find
 
 _log = logging.getLogger(__name__)
 
@@ -35,7 +34,9 @@ def resolve_record(store: LineageStore, text: str) -> LineageRecord:
         except ConnectionError as error:
             _log.warning(f"{error}; searching local runs only")
     key = text if len(text) == 64 else find_node(store, text).key
-    if find(store, key) is None:
+    with store.beginning():
+        directory = store.find(key)
+    if directory is None:
         raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
     return store.local.load(key)
 
@@ -65,14 +66,21 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     """Return the network and the key of its run. The key of a file is ""."""
     path = Path(text)
     if path.is_file():
-        return read_network(path), ""
+        try:
+            return read_network(path), ""
+        except (ValueError, OSError):
+            raise
+        except Exception as error:  # a file of another kind can fail in the parser in any way
+            raise ValueError(f"{path} holds no network ({type(error).__name__}: {error})") from error
     if path.suffix in (".safetensors", ".pth", ".pt"):
         raise FileNotFoundError(f"no file {path}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
     try:
         key = find_node(store, text).key
     except LookupError as error:
         raise LookupError(f"{error} (--initialisation takes {', '.join(SCHEMES)}, a run ID or a file)") from None
-    if find(store, key) is None:
+    with store.beginning():
+        directory = store.find(key)
+    if directory is None:
         raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
     record = store.local.load(key)
     names = [name for name in (THETA_INIT, CHECKPOINT) if name in record.files]

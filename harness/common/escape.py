@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import unicodedata
 
 # Unicode categories. A terminal executes control characters (Cc), and format characters (Cf) can reverse text. The
@@ -10,9 +11,40 @@ import unicodedata
 _DANGEROUS = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 
 
+# A user name and password before the last @ of a URI. A password may contain slashes, spaces and @. So everything up to
+# the last @ before the next URI is removed, even other text. A port is an exception: "http://host:5000/path, mail a@b"
+# has no password.
+_AFTER_USER = r"(?:(?!://)[^\n])*@"
+_USER_AND_PASSWORD = re.compile(rf"://(?:[^/\s@:]*:(?!\d{{1,5}}(?:/[^\s@]*)?\W?\s){_AFTER_USER}|[^/\s]*@)")
+_USER_AND_PASSWORD_OF_WORD = re.compile(rf"://(?:[^/@]*:{_AFTER_USER}|[^/]*@)")
+
+# NAME=VALUE in a query, a connection string or a command, also percent-encoded (PWD%3Dx%3B).
+_SECRET_WORDS = "password|passwd|passphrase|pwd|token|secret|credentials?|api[_-]?key|access[_-]?key|signature"
+_SECRET = re.compile(
+    rf"(?P<name>\bodbc_connect(?P<whole>)|\b\w*?(?:{_SECRET_WORDS})(?:_\w+)?)(?P<equals>[\s\ue000]?=[\s\ue000]?|%3D)"
+    r"(?P<value>(?(whole)[^&\s]+|(?:\{[^}\n]*\}|\"[^\"\n]*\"|'[^'\n]*'|(?:(?!%3B|%26)[^&;\s\"'<>])+)))",
+    re.IGNORECASE,
+)
+
+
 def redact(text: str) -> str:
-    """Remove the user name and password from every URI in `text`."""
-    return re.sub(r"://[^/\s]*@", "://***@", text)
+    """Return `text` without the secrets of any URI or connection string in it.
+
+    A secret is a user name and password before the host. The values of names such as password, token, secret and
+    odbc_connect are secrets, too.
+    """
+    if "://" in text:
+        text = _USER_AND_PASSWORD.sub("://***@", text)
+    if "=" not in text and "%3" not in text:
+        return text
+    return _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)
+
+
+def redact_word(word: str) -> str:
+    """Return a URI, or one word of a command, without secrets. No space in it ends a secret."""
+    word = _USER_AND_PASSWORD_OF_WORD.sub("://***@", word)
+    # A private-use character stands for each space meanwhile, since a space ends a secret in other texts.
+    return redact(word.replace(" ", "\ue000")).replace("\ue000", " ")
 
 
 def for_terminal(text: str) -> str:
@@ -47,3 +79,10 @@ def code_block(text: str) -> str:
     fence = "`" * max(3, longest + 1)
     lines = "\n".join(for_terminal(line) for line in text.split("\n"))
     return f"{fence}\n{lines}\n{fence}"
+
+
+def accept_any_text() -> None:
+    r"""Let standard output print any character. One that its encoding lacks appears as \u2013, and ends no command."""
+    reconfigure = getattr(sys.stdout, "reconfigure", None)
+    if reconfigure is not None:  # a notebook or a test may have replaced it
+        reconfigure(errors="backslashreplace")

@@ -1,12 +1,20 @@
-"""Write files atomically, look up processes, and define crash points for tests."""
+"""Read files with bounds, write files atomically, and define crash points for tests."""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import importlib
 import os
 import signal
+import stat
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+"""Error numbers of file systems that have no locks."""
 FAULT_VARIABLE = "HARNESS_KILL_AT"
 """Environment variable that selects a crash point, for tests (see `reach`)."""
 FAULT_POINTS = (
@@ -38,6 +46,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
 
     Readers see either the old or the new content.
 
+    A symbolic link stays, and its target is replaced. A FIFO or device also stays, and is written to.
+
     Args:
         path: The file. Its directory must exist.
         data: The complete new content.
@@ -47,6 +57,10 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
     Raises:
         OSError: The disk is full or not writable. The old content is unchanged.
     """
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     # Write a temporary file in the same directory, then rename it.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
@@ -64,17 +78,74 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         temporary.unlink(missing_ok=True)
 
 
-def process_exists(pid: int) -> bool:
-    """Return whether this machine has a process with this ID."""
-    if pid <= 0:
-        return False
+def write_tensors(
+    path: Path | str, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None, *, durable: bool = False
+) -> None:
+    """Write a safetensors file atomically, with the permissions of the user's umask.
+
+    All tensor files are written here. `save_file` of safetensors creates files that only their owner can read. The
+    bytes are the same.
+
+    Args:
+        path: The file. Its directory must exist.
+        tensors: Contiguous tensors of torch, or arrays of NumPy, by name.
+        metadata: Strings for the header. Use one key at most: several are written in random order.
+        durable: Flush content and name to disk before returning.
+
+    Raises:
+        OSError: The disk is full or not writable. An existing file is unchanged.
+    """
+    # Prepared data are arrays. Preparing them must not import torch.
+    are_arrays = all(type(tensor).__module__ == "numpy" for tensor in tensors.values())
+    library = importlib.import_module("safetensors.numpy" if are_arrays else "safetensors.torch")
+    content = library.save(dict(tensors), dict(metadata) if metadata else None)
+    write_atomically(Path(path), content, durable=durable)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """Return the content of a regular file of limited size.
+
+    Args:
+        path: The file.
+        most: Largest size in bytes.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a regular file, or it is larger. The message names the file.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):  # opening a named pipe would wait for a writer
+        raise ValueError(f"{path} is not a regular file; not read")
+    if status.st_size > most:
+        raise ValueError(f"{path} has {status.st_size:,} bytes; at most {most:,} are read")
+    return path.read_bytes()
+
+
+def is_special(path: Path) -> bool:
+    """Return whether `path` is, or links to, something other than a regular file, such as a FIFO or /dev/null."""
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
         return False
-    except PermissionError:  # the process belongs to another user
-        return True
-    return True
+
+
+def write_without_waiting(path: Path, data: bytes) -> None:
+    """Write to a FIFO or device in place. Without a reader, or with a full pipe, nothing is written.
+
+    Raises:
+        OSError: The path cannot be written, for example because it is a directory.
+    """
+    with contextlib.suppress(BlockingIOError, BrokenPipeError):
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a FIFO without a reader
+                return
+            raise
+        try:
+            os.write(descriptor, data)
+        finally:
+            os.close(descriptor)
 
 
 def reach(point: str) -> None:

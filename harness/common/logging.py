@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, get_args
 from tqdm import tqdm
 
 from harness.common.escape import for_terminal
+from harness.common.launched import launcher_number
 
 Verbosity = Literal["quiet", "normal", "verbose"]
 VARIABLE = "HARNESS_LOG"
@@ -45,7 +46,7 @@ def show_messages(verbosity: Verbosity | None = None) -> None:
     for handler in [handler for handler in logger.handlers if isinstance(handler, _AroundBars)]:
         logger.removeHandler(handler)
     logger.addHandler(_AroundBars(chosen))
-    other_rank = os.environ.get("RANK", "0") != "0"
+    other_rank = launcher_number("RANK", 0) != 0
     logger.setLevel(logging.WARNING if other_rank and chosen == "normal" else _LEVELS[chosen])
     logger.propagate = False  # otherwise a configured root logger prints each message a second time
 

@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from harness.common.escape import redact_word
+
 try:
     import psutil
 except ModuleNotFoundError:  # psutil is optional
@@ -32,16 +34,16 @@ samples, not 400,000."""
 
 
 def launch_command() -> str:
-    """Return the shell command that started this process.
+    """Return the shell command that started this process, without passwords and tokens.
 
     It begins with `accelerate launch` if that is the parent process.
     """
-    script = [sys.argv[0], *sys.argv[1:]]
+    script = [redact_word(word) for word in sys.argv]
     if psutil is None:
         return shlex.join(["python", *script])
     try:
         above = psutil.Process().parent()
-        words = above.cmdline() if above else []
+        words = [redact_word(word) for word in above.cmdline()] if above else []
     except psutil.Error:
         words = []
     names = [Path(word).name for word in words[:3]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import sys
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -41,6 +42,9 @@ def print_table(
         spare: Columns to drop on a terminal that is too narrow, in this order.
         marked: Index of the row that a terminal shows in bold.
     """
+    if not sys.stdout.isatty():
+        print(_plain_table(rows, numbers))
+        return
     try:
         console = _console()
     except ImportError:  # rich is optional: a search runs without it
@@ -86,6 +90,9 @@ def print_lines(*lines: str, style: str = "") -> None:
         lines: Texts. A terminal wraps lines that are too long.
         style: A style of rich, used on a terminal.
     """
+    if not sys.stdout.isatty():
+        print(*(for_terminal(line).rstrip() for line in lines), sep="\n")
+        return
     from rich.text import Text
 
     console = _console()
@@ -118,6 +125,29 @@ def tree_texts(names: Iterable[tuple[int, str]]) -> list[str]:
         above.append(above[-1].add(_text(name, no_wrap=True)))
     console = _console(width=_NEVER_WRAPS)
     return ["".join(segment.text for segment in line) for line in console.render_lines(root, pad=False)]
+
+
+def _plain_table(rows: Sequence[Mapping[str, str]], numbers: Collection[str]) -> str:
+    """Return the table that a pipe gets. It is that of rich without colours, in a fraction of the time."""
+    names = list(rows[0])
+    lines = [names, *([row[name] for name in names] for row in rows)]
+    cells = [[for_terminal(cell) for cell in line] for line in lines]
+    widths = [max(map(_columns_of, column)) for column in zip(*cells, strict=True)]
+
+    def padded(name: str, cell: str, width: int) -> str:
+        room = " " * (width - _columns_of(cell))
+        return room + cell if name in numbers else cell + room
+
+    filled = ([*map(padded, names, line, widths)] for line in cells)
+    return "\n".join("  ".join(line).rstrip() for line in filled)
+
+
+def _columns_of(text: str) -> int:
+    """Return the number of columns that a terminal needs for a text. East Asian characters take two."""
+    if text.isascii():
+        return len(text)
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.combining(character) > 0 for character in text)
 
 
 def _table(

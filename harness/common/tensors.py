@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from harness.common.digest import canonical_json
+from harness.common.files import write_tensors
 
 METADATA_KEY = "harness"
 """The only metadata key in our safetensors files. safetensors writes several keys in random order."""
@@ -81,7 +81,7 @@ def save_correct(path: Path | str, correct: Mapping[str, torch.Tensor]) -> None:
     held = {name: tensor.cpu().contiguous().numpy() for name, tensor in correct.items()}
     packed = {name: torch.from_numpy(np.packbits(bits, axis=-1)) for name, bits in held.items()}
     header = canonical_json({"format": CORRECT_FORMAT, "num_images": sizes.pop()})
-    save_file(packed, os.fspath(path), {METADATA_KEY: header})
+    write_tensors(path, packed, {METADATA_KEY: header})
 
 
 def load_correct(path: Path | str) -> dict[str, torch.Tensor]:

@@ -140,3 +140,26 @@ class Schedule:
             floor = 1e-3
             return floor + (1 - floor) * (1 + cos(pi * epoch / self.epochs)) / 2
         raise ValueError(f"lr_schedule {self.lr_schedule!r} has no formula; add one to Schedule.lr_factor")
+
+
+MOST_NAME_CHARACTERS = 256
+"""Length of an experiment's name that every database of MLflow can store."""
+
+
+def require_experiment_name(name: str) -> None:
+    """Raise ValueError for the name of an MLflow experiment that MLflow or a terminal does not accept."""
+    require(bool(name.strip()), f"experiment is {name!r}; it must not be empty: leave it out to use the default")
+    require(
+        len(name) <= MOST_NAME_CHARACTERS,
+        f"experiment has {len(name)} characters ({name[:20]!r}…); at most {MOST_NAME_CHARACTERS} are allowed",
+    )
+    require(name.isprintable(), f"experiment is {name!r}; control characters are not allowed")
+
+
+def readable_experiment_name(recorded: str) -> str:
+    """Return a recorded name, or an allowed one in place of a name that would be refused today."""
+    try:
+        require_experiment_name(recorded)
+    except ValueError:
+        return "".join(filter(str.isprintable, recorded))[:MOST_NAME_CHARACTERS].strip() or "unnamed"
+    return recorded

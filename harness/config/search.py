@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -14,7 +15,9 @@ from harness.config.parts import (
     Precision,
     Schedule,
     known,
+    readable_experiment_name,
     require,
+    require_experiment_name,
     require_minutes,
 )
 
@@ -162,6 +165,7 @@ class SearchConfig:
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
         require_minutes("stuck_after", self.stuck_after)
+        require_experiment_name(self.experiment)
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")
@@ -205,6 +209,8 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
             gem = {"freezing": "exact"} | values["gem_miner"]  # older records without this field used exact
             parts["gem_miner"] = GemMinerConfig(**gem | {"finetune": _schedule(Schedule(**gem["finetune"]))})
         rest = {name: value for name, value in values.items() if name not in parts}
+        with contextlib.suppress(KeyError):
+            rest["experiment"] = readable_experiment_name(rest["experiment"])
         config = SearchConfig(**parts, **rest)
     except (KeyError, TypeError) as error:
         raise ValueError(f"this search config was written by another version of the harness: {error}") from error

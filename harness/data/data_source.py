@@ -11,6 +11,7 @@ from harness.common.digest import sha256_json
 from harness.config import known
 from harness.data.loaders import EvalLoader, SplitReader, TrainLoader, TrainOrder, eval_share
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
+from harness.data.published import warn_of_other_count
 from harness.data.spec import DataSpec, data_spec
 
 if TYPE_CHECKING:
@@ -101,6 +102,9 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
     """
     spec, manifests, files = _prepared(name, directory, loader)
     check_files(files, vouched)
+    # The process that vouched for the files has warned already.
+    if not vouched:
+        _warn_of_other_counts(spec, manifests, directory)
     paths = dict(zip(SPLITS, files, strict=True))
     return DataSource(
         spec=spec,
@@ -116,8 +120,14 @@ def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
 
     Returns a token that proves it. Pass the token to `open_data` as `vouched`. Raises the same errors as `open_data`.
     """
-    _, _, files = _prepared(name, directory, loader)
+    spec, manifests, files = _prepared(name, directory, loader)
+    _warn_of_other_counts(spec, manifests, directory)
     return check_files(files)
+
+
+def _warn_of_other_counts(spec: DataSpec, manifests: dict[str, Manifest], directory: Path | str) -> None:
+    for split, manifest in manifests.items():
+        warn_of_other_count(spec, split, manifest.num_samples, manifest.source, str(Path(directory) / spec.name))
 
 
 def _prepared(

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file, sha256_json
-from harness.common.files import write_atomically
+from harness.common.files import read_bounded, write_atomically
 
 _log = logging.getLogger(__name__)
 
 FORMAT = "harness.data/1"
 SPLITS = ("train", "test")
 _ANNOUNCED_BYTES = 1 << 30
+_MOST_BYTES = 1 << 20
+"""Larger files are no manifests."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +63,40 @@ class Manifest:
             ValueError: The file is not a manifest of this format. The message names the file.
         """
         try:
-            content = json.loads(path.read_text())
+            content = json.loads(read_bounded(path, _MOST_BYTES))
             if content.pop("format") != FORMAT:
                 raise KeyError("format")
             content["files"] = {name: FileRecord(**record) for name, record in content["files"].items()}
-            return cls(**content)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            manifest = cls(**content)
+            manifest._check_types()
+            return manifest
+        except OSError:
+            raise
+        except Exception as error:  # json raises RecursionError for deep nesting
+            problem = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{error}"
             raise ValueError(
-                f"{path} is not a manifest of format {FORMAT} ({error}); prepare the data again"
+                f"{path} is not a manifest of format {FORMAT} ({problem[:200]}); prepare the data again"
             ) from error
+
+    def _check_types(self) -> None:
+        """Check the types of all fields, since JSON holds any.
+
+        Raises:
+            TypeError: A field has another type. The message names the field.
+        """
+        for field in ("name", "split", "content_digest"):
+            if not isinstance(getattr(self, field), str):
+                raise TypeError(f"{field} is no text")
+        for field in ("options", "source"):
+            if not isinstance(getattr(self, field), dict):
+                raise TypeError(f"{field} is no object")
+        if type(self.num_samples) is not int or self.num_samples < 1:
+            raise TypeError("num_samples is no positive integer")
+        if not isinstance(self.source.get("given"), str) or not isinstance(self.source.get("columns", {}), dict):
+            raise TypeError("source.given is no text, or source.columns no object")
+        for name, record in self.files.items():
+            if not isinstance(record.sha256, str) or type(record.num_bytes) is not int or Path(name).name != name:
+                raise TypeError(f"files.{name[:60]} has no sha256 and num_bytes, or is no file name")
 
 
 def check_file(path: Path, record: FileRecord) -> None:
@@ -151,8 +178,9 @@ def remember(path: Path, sha256: str) -> None:
 
 
 def _remembered(path: Path) -> Any:
-    with suppress(OSError, ValueError):
-        return json.loads(_note(path).read_text())
+    # The note can be deleted at any time, so a damaged one is as good as none.
+    with suppress(OSError, ValueError, RecursionError):
+        return json.loads(read_bounded(_note(path), _MOST_BYTES))
     return None
 
 

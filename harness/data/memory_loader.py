@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from harness.data.augment import crop_flips, enlargement, flips, resized_crop_boxes
@@ -35,11 +36,28 @@ class ResidentSplit:
 
     @classmethod
     def load(cls, spec: DataSpec, path: Path, device: torch.device) -> ResidentSplit:
-        """Load a split's safetensors file onto the device."""
-        tensors = load_file(path)
+        """Load a split's safetensors file onto the device.
+
+        Raises:
+            ValueError: The file is damaged, or its images or labels are not those of the data set.
+        """
+        # Check all that gathering pixels relies on.
+        try:
+            tensors = load_file(path)
+            images, labels = tensors["images_NHWC"], tensors["labels"]
+        except (SafetensorError, KeyError, OSError) as error:
+            raise ValueError(f"{path} cannot be read ({error}); prepare the data again") from error
+        shape = (len(labels), spec.image_size, spec.image_size, spec.channels)
+        if images.shape != shape or labels.ndim != 1 or (images.dtype, labels.dtype) != (torch.uint8, torch.int64):
+            raise ValueError(
+                f"{path} has images {tuple(images.shape)} {images.dtype} and labels {tuple(labels.shape)} "
+                f"{labels.dtype}; {spec.name} needs {shape} torch.uint8 and torch.int64; prepare the data again"
+            )
+        if len(labels) == 0 or int(labels.min()) < 0 or int(labels.max()) >= spec.num_classes:
+            raise ValueError(f"{path} has labels outside 0 to {spec.num_classes - 1}; prepare the data again")
         padding = spec.augmentation.padding if isinstance(spec.augmentation, CropFlip) else 0
-        padded = F.pad(tensors["images_NHWC"], (0, 0, padding, padding, padding, padding))
-        return cls(spec, padded.to(device), tensors["labels"].to(device), padding)
+        padded = F.pad(images, (0, 0, padding, padding, padding, padding))
+        return cls(spec, padded.to(device), labels.to(device), padding)
 
     @property
     def num_samples(self) -> int:
@@ -61,10 +79,13 @@ class ResidentSplit:
             draws = boxes_N4, flips(key, indices_N) & augmentation.flip
         indices, *drawn = (_on_device(values, device) for values in (indices_N, *draws))
         augmented = self.crop if isinstance(augmentation, CropFlip) else self.zoom
+        inner = slice(self.padding, self.padding + self.spec.image_size)
         for start in range(0, len(indices_N), batch_size):
             rows = slice(start, start + batch_size)
             chosen = indices[rows].clone()  # the caller may keep the batch
-            images = augmented(chosen, *(values[rows] for values in drawn)) if drawn else self.plain(chosen)
+            # Images without augmentation are the stored ones, without their black frame.
+            draw = [values[rows] for values in drawn]
+            images = augmented(chosen, *draw) if draw else self.padded_NHWC[chosen, inner, inner]
             yield Batch(images, self.labels_N[chosen], chosen)
 
     def crop(self, indices: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
@@ -115,11 +136,6 @@ class ResidentSplit:
         above = pixels(ups, lefts) * (one - nearer) + pixels(ups, rights) * nearer
         below = pixels(downs, lefts) * (one - nearer) + pixels(downs, rights) * nearer
         return ((above * (one - lower) + below * lower + one * one // 2) // (one * one)).to(torch.uint8)
-
-    def plain(self, indices: torch.Tensor) -> torch.Tensor:
-        """Return the samples unaugmented, uint8 (N, H, W, C)."""
-        padding, size = self.padding, self.spec.image_size
-        return self.padded_NHWC[indices, padding : padding + size, padding : padding + size]
 
 
 @cache

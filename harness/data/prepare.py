@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import logging
 import os
 import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,14 +24,17 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import fsync, reach
+from harness.common.files import NO_LOCKS, reach, write_tensors
 from harness.common.logging import progress
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
-from harness.data.readers.raw import RawSample, RawSplit
+from harness.data.published import check_classes, count_notes, warn_of_other_count
+from harness.data.readers.raw import RawSample, RawSplit, SourceError, read_file, reason
 from harness.data.readers.sources import read_split
 from harness.data.spec import DataSpec, data_spec
+
+_log = logging.getLogger(__name__)
 
 WriteMode = Literal["raw", "jpg", "proportion"]
 
@@ -90,6 +95,10 @@ def prepare(
     options: ImageOptions | None = None,
     num_workers: int | None = None,
     overwrite: bool = False,
+    *,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    allow_missing_classes: bool = False,
 ) -> list[Manifest]:
     """Write both splits of a data set to out/name.
 
@@ -102,6 +111,9 @@ def prepare(
         options: Storage options, only for images of varying size.
         num_workers: Encoding threads. Default: all available cores.
         overwrite: Replace finished splits, even if source or options differ.
+        image_column: Column of the images, for parquet files and data sets of the hub. Default: see RawSource.
+        label_column: Column of the labels.
+        allow_missing_classes: Accept a source that lacks classes. The loss is logged, and noted in the manifest.
 
     Returns:
         The manifests of both splits.
@@ -123,31 +135,87 @@ def prepare(
     workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     if workers < 1:
         raise ValueError(f"--num-workers is {num_workers}; it must be at least 1")
+    # Keep or write each split, under a lock.
+    with _locked(directory):
+        recorded = _recorded_source(directory)
+        given = source or recorded.get("given") or spec.raw.default
+        asked = {"image_column": image_column, "label_column": label_column}
+        columns = {name: column for name, column in asked.items() if column is not None}
+        if not columns and _absolute(given) == recorded.get("given"):
+            columns = recorded.get("columns", {})
+        raw = spec.raw
+        raw = replace(
+            raw,
+            image_column=columns.get("image_column", raw.image_column),
+            label_column=columns.get("label_column", raw.label_column),
+        )
+        spec = replace(spec, raw=raw)
+        request = _Request(given, columns, chosen, workers, overwrite, allow_missing_classes)
+        return [
+            _kept(spec, directory, split, request) or _write_split(spec, directory, split, request) for split in SPLITS
+        ]
+
+
+@dataclass(frozen=True)
+class _Request:
+    """Arguments of a preparation."""
+
+    source: str
+    columns: dict[str, str]
+    """Columns that differ from those of RawSource, by its field."""
+    options: dict[str, Any]
+    num_workers: int
+    overwrite: bool
+    allow_missing_classes: bool
+
+
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Lock the directory. If its file system has no locks, say so and go on without one.
+
+    Raises:
+        ValueError: Another process holds the lock.
+        OSError: The directory cannot be written. The message names it.
+    """
+    lock = FileLock(directory / ".lock", timeout=0, fallback_to_soft=False)
     try:
-        # Keep or write each split, under a lock.
-        with FileLock(directory / ".lock", timeout=0):
-            given = source or _recorded_source(directory) or spec.raw.default
-            return [
-                _kept(spec, directory, split, given, chosen, overwrite)
-                or _write_split(spec, directory, split, given, chosen, workers)
-                for split in SPLITS
-            ]
+        lock.acquire()
     except Timeout:
         raise ValueError(f"another process is preparing {directory}; wait for it") from None
+    except (OSError, NotImplementedError) as error:
+        number = getattr(error, "errno", None) or errno.ENOSYS
+        if number not in NO_LOCKS:
+            raise OSError(number, f"cannot lock {directory}: {os.strerror(number)}; give another --out") from error
+        _log.warning(
+            f"the file system of {directory} has no locks ({os.strerror(number)}); going on without one. Do not start "
+            "a second preparation there, or give another --out"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
 
 
-def _recorded_source(directory: Path) -> str | None:
-    """Return the source of an existing split, or None. It is the default for the other split."""
+def _recorded_source(directory: Path) -> dict[str, Any]:
+    """Return the source of an existing split, or {}. It is the default for the other split."""
     for split in SPLITS:
-        path = directory / f"{split}.json"
-        if path.exists():
-            return str(Manifest.load(path).source["given"])
-    return None
+        if manifest := _existing(directory, split):
+            return manifest.source
+    return {}
 
 
-def _kept(
-    spec: DataSpec, directory: Path, split: str, source: str, options: dict[str, Any], overwrite: bool
-) -> Manifest | None:
+def _existing(directory: Path, split: str) -> Manifest | None:
+    """Return the manifest of a finished split, or None. A damaged manifest is as good as none."""
+    try:
+        return Manifest.load(directory / f"{split}.json")
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        _log.warning(f"{error}: its split is written again")
+        return None
+
+
+def _kept(spec: DataSpec, directory: Path, split: str, request: _Request) -> Manifest | None:
     """Return the manifest of a split that can be kept, or None.
 
     A split is kept if it is finished and undamaged, and has the same source and options.
@@ -155,14 +223,14 @@ def _kept(
     Raises:
         ValueError: The split is finished, but its source or options differ.
     """
-    path = directory / f"{split}.json"
-    if overwrite or not path.exists():
+    manifest = None if request.overwrite else _existing(directory, split)
+    if manifest is None:
         return None
-    manifest = Manifest.load(path)
     # Refuse another source or other options.
     for what, old, new in (
-        ("source", manifest.source["given"], _absolute(source)),
-        ("options", manifest.options, options),
+        ("source", manifest.source["given"], _absolute(request.source)),
+        ("columns", manifest.source.get("columns", {}), request.columns),
+        ("options", manifest.options, request.options),
     ):
         if old != new:
             raise ValueError(
@@ -176,6 +244,7 @@ def _kept(
     except ValueError as error:
         print(f"{error.args[0].split(';')[0]}; writing it again")
         return None
+    warn_of_other_count(spec, split, manifest.num_samples, manifest.source, str(directory))
     return manifest
 
 
@@ -188,9 +257,7 @@ def _absolute(source: str) -> str:
     return str(path.resolve()) if path.exists() else source
 
 
-def _write_split(
-    spec: DataSpec, directory: Path, split: str, source: str, options: dict[str, Any], num_workers: int
-) -> Manifest:
+def _write_split(spec: DataSpec, directory: Path, split: str, request: _Request) -> Manifest:
     """Write one split.
 
     The data go to temporary files, which are then renamed. The manifest is written last.
@@ -199,16 +266,20 @@ def _write_split(
         ValueError: The split has no images, or one of them is invalid.
         OSError: The disk is full. No file of this split is kept.
     """
-    # Open the source, and invalidate an old split by removing its manifest.
+    # Open and check the source, and invalidate an old split by removing its manifest.
+    source = request.source
     raw = read_split(spec, source, split)
     if raw.num_samples == 0:
         raise ValueError(f"the {split} split of {source} holds no images")
+    notes = raw.notes | count_notes(spec, raw, split) | ({"columns": request.columns} if request.columns else {})
+    notes |= check_classes(spec, raw, source, split, allow_missing=request.allow_missing_classes)
+    warn_of_other_count(spec, split, raw.num_samples, notes, str(directory))
     (directory / f"{split}.json").unlink(missing_ok=True)
     partial = {name: directory / f".{name}.partial" for name in _file_names(spec, split)}
     # Write and hash temporary files, then rename them.
     try:
         _check_space(spec, directory, raw.num_samples)
-        digest = _write_beton(spec, partial[f"{split}.beton"], split, raw, options, num_workers)
+        digest = _write_beton(spec, partial[f"{split}.beton"], split, raw, request.options, request.num_workers)
         if spec.fixed_size:
             _write_tensors(spec, partial[f"{split}.beton"], partial[f"{split}.safetensors"])
         records = {name: FileRecord(sha256_file(path), path.stat().st_size) for name, path in partial.items()}
@@ -229,8 +300,8 @@ def _write_split(
         split=split,
         num_samples=raw.num_samples,
         content_digest=digest,
-        options=options,
-        source={"given": _absolute(source), **raw.notes},
+        options=request.options,
+        source={"given": _absolute(source), **notes},
         files=records,
     )
     manifest.save(directory / f"{split}.json")
@@ -311,19 +382,21 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     """Decode, check and encode one sample.
 
     Raises:
-        ValueError: The sample is damaged or does not fit the data set. The message names it.
+        SourceError: The sample is damaged or does not fit the data set. The message names it.
     """
     # Check label, content and size.
     if not 0 <= sample.label < spec.num_classes:
-        raise ValueError(f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}")
+        raise SourceError(
+            f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}"
+        )
+    raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding if spec.fixed_size else None
     try:
-        pixels, jpeg = _decode(sample.image)
-    except Exception as error:
-        raise ValueError(f"{sample.where} cannot be read as an image: {error}") from error
-    height, width = pixels.shape[:2]
-    raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding
-    if spec.fixed_size and (height, width) != (raw_size, raw_size):
-        raise ValueError(f"{sample.where} has {height}×{width} pixels; {spec.name} images have {raw_size}×{raw_size}")
+        pixels, jpeg = _decode(sample.image, raw_size)
+    except _WrongSizeError as error:
+        size = f"{error.height}×{error.width}"
+        raise SourceError(f"{sample.where} has {size} pixels; {spec.name} images have {raw_size}×{raw_size}") from None
+    except Exception as error:  # Pillow raises many types
+        raise SourceError(f"{sample.where} cannot be read as an image: {reason(error)}") from error
     # Pad and shrink as the data set or the options require.
     if spec.raw.padding:
         around = 2 * (spec.raw.padding,)
@@ -336,7 +409,7 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         pixels, jpeg = _shrink(pixels, limit), None
         height, width = pixels.shape[:2]
     if max(height, width) > 65_535:
-        raise ValueError(f"{sample.where} has {height}×{width} pixels; the format allows 65535, set --max-resolution")
+        raise SourceError(f"{sample.where} has {height}×{width} pixels; the format allows 65535, set --max-resolution")
     # Encode.
     if not _as_jpeg(options, index):
         mode, data = RAW, np.ascontiguousarray(pixels).tobytes()
@@ -370,21 +443,55 @@ def _as_jpeg(options: dict[str, Any], index: int) -> bool:
     return share < float(options["proportion"])
 
 
-def _decode(image: np.ndarray | bytes | Path | Any) -> tuple[np.ndarray, bytes | None]:
+class _WrongSizeError(Exception):
+    """An image does not have the size of the data set's images."""
+
+    def __init__(self, height: int, width: int) -> None:
+        super().__init__(height, width)
+        self.height, self.width = height, width
+
+
+def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[np.ndarray, bytes | None]:
     """Return RGB pixels, uint8 (H, W, 3), and the bytes of an RGB JPEG.
 
     For other images, the second value is None.
-    """
-    from PIL import Image
 
+    Args:
+        image: See RawSample.
+        side: Required height and width. None: any. It is checked before an image is decoded.
+
+    Raises:
+        _WrongSizeError: The image has another size.
+        Exception: The image cannot be decoded. Pillow raises many types.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    # Pixels and Pillow's images.
     if isinstance(image, np.ndarray):
+        _check_size(image.shape[0], image.shape[1], side)
         return (image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)), None
     if isinstance(image, Image.Image):
+        _check_size(image.height, image.width, side)
         return _rgb(image), None
-    content = image.read_bytes() if isinstance(image, Path) else image
-    with Image.open(io.BytesIO(content)) as opened:
+    # Files.
+    content = read_file(image) if isinstance(image, Path) else image
+    if not isinstance(content, bytes):
+        raise TypeError(f"expected the bytes of a file, got {type(content).__name__}")
+    if not content:
+        raise ValueError("it is empty (0 bytes)")
+    try:
+        opened = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError(f"it begins with {content[:12]!r}, as no kind of image does") from None
+    with opened:
+        _check_size(opened.height, opened.width, side)
         is_rgb_jpeg = opened.format == "JPEG" and opened.mode == "RGB"
         return _rgb(opened), (content if is_rgb_jpeg else None)
+
+
+def _check_size(height: int, width: int, side: int | None) -> None:
+    if side is not None and (height, width) != (side, side):
+        raise _WrongSizeError(height, width)
 
 
 def _rgb(image: Any) -> np.ndarray:
@@ -432,8 +539,6 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
     Raises:
         ValueError: The data set has one channel, but an image is in colour.
     """
-    from safetensors.numpy import save
-
     from harness.data.ffcv.beton import read_raw
 
     images_NHWC, labels_N = read_raw(beton)
@@ -441,6 +546,4 @@ def _write_tensors(spec: DataSpec, beton: Path, path: Path) -> None:
         if (images_NHWC != images_NHWC[..., :1]).any():
             raise ValueError(f"{spec.name} has one channel, but its images are in colour")
         images_NHWC = np.ascontiguousarray(images_NHWC[..., :1])
-    # safetensors' save_file would create a file that only its owner can read.
-    path.write_bytes(save({"images_NHWC": images_NHWC, "labels": labels_N}))
-    fsync(path)
+    write_tensors(path, {"images_NHWC": images_NHWC, "labels": labels_N}, durable=True)

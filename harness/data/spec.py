@@ -77,6 +77,10 @@ class RawSource:
     """Preparation replaces each block of shrink × shrink pixels by its mean, after padding."""
     num_train: int | None = None
     """Number of training images, chosen by key. Default: all."""
+    published: tuple[int, int] | None = None
+    """Images in the training and the test split of the published data set. None: unknown."""
+    class_names: tuple[str, ...] = ()
+    """Published names of the classes by label. Empty: unknown. Only for messages."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +113,9 @@ _FASHION_MNIST = "/usr/share/datasets/fashion-mnist"  # directory of Debian's pa
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # as in the paper's scripts
 
+_FASHION_MNIST_COUNTS, _CIFAR_COUNTS = (60_000, 10_000), (50_000, 10_000)
+_CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+
 
 DATASETS: dict[str, DataSpec] = {
     spec.name: spec
@@ -121,7 +128,7 @@ DATASETS: dict[str, DataSpec] = {
             mean=(0.3053,),
             std=(0.3762,),
             augmentation=CropFlip(padding=1, flip=False),
-            raw=RawSource(default="scikit-learn"),
+            raw=RawSource(default="scikit-learn", published=(1_297, 500)),
         ),
         DataSpec(
             name="fashion_mnist",
@@ -131,7 +138,7 @@ DATASETS: dict[str, DataSpec] = {
             mean=(0.2860,),
             std=(0.3530,),
             augmentation=CropFlip(padding=2, flip=True),
-            raw=RawSource(default=_FASHION_MNIST),
+            raw=RawSource(default=_FASHION_MNIST, published=_FASHION_MNIST_COUNTS),
         ),
         DataSpec(
             name="fashion_mnist_32",  # for networks that expect CIFAR's 32×32
@@ -141,7 +148,7 @@ DATASETS: dict[str, DataSpec] = {
             mean=(0.2190,),
             std=(0.3318,),
             augmentation=CropFlip(padding=2, flip=True),
-            raw=RawSource(default=_FASHION_MNIST, padding=2),
+            raw=RawSource(default=_FASHION_MNIST, published=_FASHION_MNIST_COUNTS, padding=2),
         ),
         DataSpec(
             name="fashion_mnist_small",  # for CPU studies: half the size, 8,000 of 60,000 training images
@@ -151,7 +158,7 @@ DATASETS: dict[str, DataSpec] = {
             mean=(0.2847,),
             std=(0.3295,),
             augmentation=CropFlip(padding=1, flip=True),
-            raw=RawSource(default=_FASHION_MNIST, shrink=2, num_train=8_000),
+            raw=RawSource(default=_FASHION_MNIST, published=_FASHION_MNIST_COUNTS, shrink=2, num_train=8_000),
         ),
         DataSpec(
             name="cifar10",
@@ -161,7 +168,9 @@ DATASETS: dict[str, DataSpec] = {
             mean=_CIFAR_MEAN,
             std=_CIFAR_STD,
             augmentation=CropFlip(padding=4, flip=True),
-            raw=RawSource(default="uoft-cs/cifar10", image_column="img"),
+            raw=RawSource(
+                default="uoft-cs/cifar10", image_column="img", published=_CIFAR_COUNTS, class_names=_CIFAR10_CLASSES
+            ),
         ),
         DataSpec(
             name="cifar100",
@@ -171,7 +180,9 @@ DATASETS: dict[str, DataSpec] = {
             mean=_CIFAR_MEAN,
             std=_CIFAR_STD,
             augmentation=CropFlip(padding=4, flip=True),
-            raw=RawSource(default="uoft-cs/cifar100", image_column="img", label_column="fine_label"),
+            raw=RawSource(
+                default="uoft-cs/cifar100", image_column="img", label_column="fine_label", published=_CIFAR_COUNTS
+            ),
         ),
         DataSpec(
             name="tiny_imagenet",
@@ -182,7 +193,9 @@ DATASETS: dict[str, DataSpec] = {
             std=_IMAGENET_STD,
             augmentation=ZoomFlip(scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3), flip=True),
             # Its original "test" split has no labels.
-            raw=RawSource(default="zh-plus/tiny-imagenet", test_splits=("valid", "val", "validation")),
+            raw=RawSource(
+                default="zh-plus/tiny-imagenet", test_splits=("valid", "val", "validation"), published=(100_000, 10_000)
+            ),
         ),
         DataSpec(
             name="imagenet",
@@ -193,7 +206,9 @@ DATASETS: dict[str, DataSpec] = {
             std=_IMAGENET_STD,
             augmentation=ResizedCropFlip(size=224, scale=(0.08, 1.0), ratio=(3 / 4, 4 / 3), flip=True, test_resize=256),
             # Its original "test" split has no labels.
-            raw=RawSource(default="ILSVRC/imagenet-1k", test_splits=("validation", "val", "valid")),
+            raw=RawSource(
+                default="ILSVRC/imagenet-1k", test_splits=("validation", "val", "valid"), published=(1_281_167, 50_000)
+            ),
         ),
     )
 }

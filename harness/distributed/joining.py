@@ -20,6 +20,7 @@ from typing import NoReturn
 
 from torch.distributed import PrefixStore, Store, TCPStore
 
+from harness.common.launched import launcher_number
 from harness.distributed import launcher_watch
 from harness.distributed.heartbeat import SILENT_SECONDS, end_process
 
@@ -42,8 +43,8 @@ class JoinWatch:
 
     def __init__(self, *, silent_seconds: float = SILENT_SECONDS) -> None:
         """Read rank and world size from the environment. The watch starts when the block is entered."""
-        self._rank, self._size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self._looks_at_all = os.environ.get("LOCAL_RANK", "0") == "0"
+        self._rank, self._size = launcher_number("RANK", 0), launcher_number("WORLD_SIZE", 1)
+        self._looks_at_all = launcher_number("LOCAL_RANK", 0) == 0
         self._silent_seconds, self._host = silent_seconds, socket.gethostname()
         self._begun, self._left = threading.Event(), threading.Event()
         self._joined = False
@@ -89,7 +90,7 @@ class JoinWatch:
                 self._end(f"the launcher of process 0 ({str(error).splitlines()[0]})")
 
     def _store(self) -> Store:
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        address, port = os.environ["MASTER_ADDR"], launcher_number("MASTER_PORT", 0)
         patience = timedelta(seconds=self._silent_seconds)
         store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
         # The store survives when the launcher restarts its processes, so each start has its own prefix.

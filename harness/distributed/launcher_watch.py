@@ -48,7 +48,9 @@ def _launchers() -> frozenset[tuple[str, int]]:
         One connection for each node. The set is empty unless this is rank 0 of several nodes. It is also empty if
         there are more or fewer connections than nodes, because some are then not from launchers, or are missing.
     """
-    nodes = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+    # Importing this module must not fail: `World` checks the value later, and names it.
+    value = os.environ.get("GROUP_WORLD_SIZE", "")
+    nodes = int(value) if value.isdecimal() else 1
     keeps_store = os.environ.get("RANK") == "0" and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     found = connections() if keeps_store and nodes > 1 else None
     return found if found is not None and len(found) == nodes else frozenset()

@@ -6,42 +6,46 @@ Launchers lose the exit codes of their processes. A script that requeues jobs re
 from __future__ import annotations
 
 import json
+import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from harness.common.escape import redact
-from harness.common.files import process_exists, write_atomically
+from harness.common.escape import redact, redact_word
+from harness.common.files import is_special, write_atomically, write_without_waiting
+from harness.common.process import Process
 from harness.distributed.heartbeat import lost_peer, stood_still
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 
 VARIABLE = "HARNESS_STATUS"
 State = Literal["running", "finished", "preempted", "failed"]
+_log = logging.getLogger(__name__)
 
 
 def _is_anothers(path: Path) -> bool:
     """Return whether the file belongs to another launch that is running on this host."""
     try:
-        written = json.loads(path.read_bytes())
-        same_host, pid = written["host"] == socket.gethostname(), int(written["pid"])
-    except (OSError, ValueError, KeyError, TypeError):
+        written = {} if is_special(path) else json.loads(path.read_bytes())
+        owner = Process.of(written)
+    except (OSError, ValueError, RecursionError):
         return False
-    return written.get("status") == "running" and same_host and pid != os.getpid() and process_exists(pid)
+    if owner is None or written.get("status") != "running" or owner.is_current:
+        return False
+    return owner.alive is True
 
 
 @contextmanager
 def reported(runs: Path, world: World) -> Iterator[None]:
     """Keep the status file up to date while the block runs (rank 0 only).
 
-    The path is HARNESS_STATUS, or else `runs`/status.json. If the process is killed by SIGKILL, the status stays
-    "running". The same command can resume in this case, too. The file of another running launch on this host is not
-    overwritten.
+    The path is HARNESS_STATUS, or else `runs`/status.json. A link, FIFO or device stays there. If the process is
+    killed by SIGKILL, the status stays "running". The same command can resume in this case, too. The file of another
+    running launch on this host is not overwritten.
     """
     # Phase: report "running", unless the file belongs to another running launch.
     path = Path(os.environ.get(VARIABLE) or runs / "status.json")
@@ -51,6 +55,7 @@ def reported(runs: Path, world: World) -> Iterator[None]:
         return
     _write(path, "running", "", since)
     world.before_ending(lambda reason: _write(path, "failed", reason, since))
+    world.stop.last_words = lambda reason: _write(path, "preempted", reason, since)
 
     # Phase: run the block and report its outcome.
     try:
@@ -70,18 +75,26 @@ def reported(runs: Path, world: World) -> Iterator[None]:
 
 
 def _write(path: Path, status: State, reason: str, since: str) -> None:
+    # Phase: describe this process and its state.
     content = {
         "status": status,
-        "reason": reason,
-        "host": socket.gethostname(),
-        "pid": os.getpid(),
+        "reason": redact(reason),
+        **Process.current().record,
         "since": since,
-        "argv": [redact(word) for word in sys.argv],
+        "argv": [redact_word(word) for word in sys.argv],
     }
-    text = json.dumps(content, indent=1) + "\n"
+    data = (json.dumps(content, indent=1) + "\n").encode()
+
+    # Phase: write. A status file must not end a training, so errors are warnings.
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, text.encode(), durable=False)
-    except OSError:  # a status file must not end a training, and other writes report disk problems
-        with suppress(OSError):
-            path.write_text(text)  # on a full disk, overwriting in place may still succeed
+        if is_special(path):
+            write_without_waiting(path, data)
+            return
+        if status == "running":  # later, a missing directory was moved or deleted, and must not come back empty
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, data, durable=False)
+    except OSError as error:
+        try:
+            path.write_bytes(data)  # on a full disk, overwriting in place may still succeed
+        except OSError:
+            _log.warning(f"cannot write the status file {path}: {error.strerror or error}")

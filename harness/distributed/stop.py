@@ -1,4 +1,4 @@
-"""The exception that ends a launch by request. It imports no torch."""
+"""The exception of a launch that was asked to stop. `harness.distributed.world` has the request itself."""
 
 from __future__ import annotations
 

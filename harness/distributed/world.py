@@ -11,13 +11,15 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any, TypeVar, cast, get_args
 
 import torch
 
+from harness.common.launched import check_launcher_numbers, launcher_number
+from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
 from harness.distributed.joining import JoinWatch
@@ -43,11 +45,18 @@ class OtherRankFailedError(RuntimeError):
     """Another process failed and has printed its own error."""
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Signals that Slurm, spot instances and `kill` send before they take the machine away."""
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask to stop.
+
+Slurm, spot instances and `kill` send the first two, Ctrl-C the third, and a closed terminal the fourth.
+"""
 
 INSIST_SECONDS = 10.0
 """A signal repeated after this time has its default effect."""
+ECHO_SECONDS = 0.2
+"""One Ctrl-C can arrive twice within this time, for example under `timeout`."""
+LAUNCHED_ECHO_SECONDS = 2.0
+"""As ECHO_SECONDS, under a launcher. It passes Ctrl-C on to its workers, which also get it from the terminal."""
 
 # Accelerate's and torch's launchers set these for their workers. Without a launcher, a new parent process only means
 # that the terminal was closed.
@@ -60,7 +69,10 @@ class StopRequest:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._since = 0.0
-        self._parent = os.getppid() if any(name in os.environ for name in _LAUNCHED) else None
+        self._launched = any(name in os.environ for name in _LAUNCHED)
+        self._parent = os.getppid() if self._launched else None
+        self.last_words: Callable[[str], None] = lambda reason: None
+        """Called with the reason before a repeated signal ends this process at once."""
 
     @property
     def reason(self) -> str | None:
@@ -79,24 +91,35 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Store signals instead of dying while the block runs.
+        """Store signals instead of dying while the block runs. Waits of the main thread heed them.
 
-        A signal that is repeated after INSIST_SECONDS has its default effect.
+        A second Ctrl-C ends the process at once. Another signal that is repeated after INSIST_SECONDS has its default
+        effect.
         """
-        before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        # `nohup` lets its command ignore SIGHUP. That must stay so.
+        keeps_running = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        heard = [number for number in SIGNALS if not (keeps_running and number == signal.SIGHUP)]
+        before = {number: signal.signal(number, self._remember) for number in heard}
         try:
-            yield
+            with heeding(self.heed):
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        # The launcher and the batch system may both send the signal. An immediate repetition is ignored.
-        if self._signal is not None and time.monotonic() - self._since > INSIST_SECONDS:
+        # Phase: store the first signal.
+        if self._signal is None:
+            self._signal, self._since = number, time.monotonic()
+            return
+
+        # Phase: end at once if the signal is repeated. The launcher and the batch system may both send the first one.
+        echo = LAUNCHED_ECHO_SECONDS if self._launched else ECHO_SECONDS
+        if time.monotonic() - self._since > (echo if number == signal.SIGINT else INSIST_SECONDS):
+            with suppress(Exception):
+                self.last_words(f"{self.reason}, then {signal.Signals(number).name} again")
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
-        elif self._signal is None:
-            self._signal, self._since = number, time.monotonic()
 
 
 class World:
@@ -120,6 +143,7 @@ class World:
                 fp8. Or the world size is not the requested one, about which the launcher does not warn.
         """
         # Phase: check and apply the settings.
+        check_launcher_numbers()
         check_launcher_settings(os.environ)
         if precision is not None:
             _check_precision(precision)
@@ -224,7 +248,7 @@ class World:
     @property
     def local_size(self) -> int:
         """Return the number of processes of this launch on this node."""
-        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return launcher_number("LOCAL_WORLD_SIZE", 1)
 
     @property
     def device_name(self) -> str:
@@ -373,7 +397,7 @@ class World:
         Args:
             work: Returns a SHA-256 in hex.
         """
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        local_rank = launcher_number("LOCAL_RANK", 0)
         word = self.on_all(lambda: "" if local_rank else work())
         if self.size == 1:
             return word
@@ -400,7 +424,7 @@ def _has_accelerate() -> bool:
 def _joined() -> Any:
     """Join the other processes through Accelerate. Without Accelerate, only a single process is supported."""
     if not _has_accelerate():
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launcher_number("WORLD_SIZE", 1) > 1:
             raise ValueError("several processes need Accelerate, which is not installed: pip install accelerate")
         return SingleProcessState()
     from accelerate import PartialState
@@ -446,10 +470,10 @@ def _set_timeout(timeout: timedelta, group: torch.distributed.ProcessGroup) -> N
 
 
 def _check_world(size: int) -> None:
-    asked = os.environ.get("WORLD_SIZE", "1")
+    asked = launcher_number("WORLD_SIZE", 1)
     # `accelerate launch --cpu --num_processes 2` starts only one process. Its only trace is MASTER_ADDR.
     split = "WORLD_SIZE" not in os.environ and {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys()
-    if split or int(asked) != size:
+    if split or asked != size:
         raise ValueError(
             f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On a "
             "CPU, use `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from harness.common.digest import sha256_json
-from harness.common.escape import redact
+from harness.common.escape import redact_word
 from harness.common.machine import hardware, launch_command
 from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, REDRAWN, ComparisonConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.record import LineageRecord, Parent
@@ -90,8 +90,8 @@ def common(experiment: Experiment) -> CommonDescription:
         "data": {"num_train": source.num_train, "num_test": source.num_test},
         "launch": launch | {"threads": torch.get_num_threads()},
         "hardware": hardware(world.device),
-        "command": redact(launch_command()),
-        "argv": [redact(word) for word in sys.argv],  # records are shared, so they have no passwords
+        "command": launch_command(),
+        "argv": [redact_word(word) for word in sys.argv],  # a record is given away, passwords are not
         **redrawn,
     }
 

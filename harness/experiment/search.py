@@ -250,7 +250,7 @@ class Search:
                 archive.commit(
                     record, description.determinants, lambda directory: theta_init.save(directory / THETA_INIT)
                 )
-                archive.delivery.settle()  # report a broken store before the first level, not after it
+                archive.delivery.check()  # report a broken store before the first level, not after it
                 return
             recorded = experiment.store.local.load(description.key).tags["theta_init_digest"]
             if recorded != self.theta_init.digest:

@@ -11,8 +11,8 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,8 +21,10 @@ from typing import Any
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal
 from harness.common.files import fsync
+from harness.common.process import Process
 from harness.lineage.browse.find import Named, ancestors, find_node
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
+from harness.lineage.nodes.contents import differing, suspects
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import (
     RECORD,
@@ -43,7 +45,6 @@ from harness.lineage.store import LineageStore
 MANIFEST, README, NODES = "bundle.json", "README.md", "nodes"
 FORMAT = "harness.bundle/1"
 CHECKPOINTS = (CHECKPOINT, THETA_INIT)
-RESULTS = (SIGNED_MASK, *CHECKPOINTS)
 _MOST_BYTES = 64 << 20  # of a file of text
 
 
@@ -100,6 +101,11 @@ def with_ancestors(store: LineageStore, nodes: Iterable[RunSummary]) -> list[Run
         for key in [*(parent.key for parent in node.parents), *([node.nest_key] if node.nest_key else [])]:
             if key not in found:
                 raise LookupError(f"{node.name} has the parent {key[:16]}…, which is neither local nor in MLflow")
+            if node.run_id is not None and found[key].other_run_id in node.parent_run_ids:
+                raise LookupError(
+                    f"{node.name} in MLflow was made from run {found[key].other_run_id}, but the local run with its "
+                    "key has other contents: give --runs another directory"
+                )
     return list(found.values())
 
 
@@ -129,7 +135,7 @@ def write_bundle(
     asked = [find_node(store, node) for node in nodes]
 
     # Phase: write to a temporary directory, and rename it.
-    temporary = out.parent / f".tmp-{out.name}.{socket.gethostname()}.{os.getpid()}"
+    temporary = out.parent / f".tmp-{out.name}.{Process.current().suffix}"
     try:
         items = []
         for node in with_ancestors(store, asked):
@@ -281,7 +287,7 @@ def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
     records = {item.key: _check_item(directory, item) for item in items}
     known = {item.key: store.local.find(item.key) for item in items}
     for item in items:
-        _check_against_own(store, item, records[item.key], known[item.key], records)
+        _check_against_own(store, directory, item, known[item.key], records)
 
     # Phase: import run by run.
     for item in items:
@@ -313,10 +319,15 @@ def _check_item(directory: Path, item: BundledRun) -> LineageRecord:
 
 
 def _check_against_own(
-    store: LineageStore, item: BundledRun, record: LineageRecord, own: Path | None, records: dict[str, LineageRecord]
+    store: LineageStore,
+    directory: Path,
+    item: BundledRun,
+    own: Path | None,
+    records: dict[str, LineageRecord],
 ) -> None:
     """Raise ValueError if a run differs from the local one with its key, or a parent is missing."""
     # Phase: compare with the local run.
+    record = records[item.key]
     taken = store.local.path(record)
     if own is None and taken.exists():
         raise ValueError(
@@ -324,7 +335,12 @@ def _check_against_own(
         )
     if own is not None:
         mine = read_record(own)
-        other = [name for name in RESULTS if name in mine.files and mine.files[name] != record.files.get(name)]
+        place = directory / item.directory
+        other = differing(
+            suspects(mine.files, record.files),
+            lambda name: nullcontext(check_file(own, mine, name)),
+            lambda name: nullcontext(check_file(place, record, name)),
+        )
         if other:
             raise ValueError(
                 f"{item.name} is already local with another {' and '.join(other)} under the same key: two machines or "

@@ -5,21 +5,24 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.digest import sha256_file
 from harness.lineage.nodes.absent_files import ABSENT_FILES
+from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_digest, read_record
+from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_digest, read_record, read_sums
 from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.tracking.addresses import Addresses, repair_all
 from harness.lineage.tracking.delivery import Delivery
-from harness.lineage.tracking.duplicates import remove_duplicate_runs
+from harness.lineage.tracking.duplicates import merge_equal_runs, remove_duplicate_runs
 from harness.lineage.tracking.overview import Overviews
 from harness.lineage.tracking.server import (
     DIGEST_TAG,
     KEY_TAG,
+    MissingFileError,
     RefusedError,
     Server,
     absent_names,
@@ -58,6 +61,14 @@ def open_store(
     return LineageStore(uri, LocalNodes(local_dir), experiment)
 
 
+class SyncError(ValueError):
+    """Some runs cannot be delivered. `problems` has one line for each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
 class LineageStore:
     """Local runs and the tracking server that they are delivered to (None: no server).
 
@@ -76,17 +87,31 @@ class LineageStore:
         return LineageStore(self.tracking_uri, self.local, self.server.experiment)
 
     def require(self) -> None:
-        """Raise ConnectionError if the tracking server does not answer within half a minute."""
-        if self.tracking_uri is None or self.server.is_file:
+        """Check at the start of a launch that the tracking server answers and takes new runs.
+
+        Raises:
+            RefusedError: It does not take them, for example because the experiment was deleted.
+            ConnectionError: It does not answer within half a minute, or is busy.
+        """
+        if self.tracking_uri is None or (self.server.is_file and not self.server.readable()):
             return  # a SQLite file is created on the first write
+        with self.beginning(), self.server.talking("begin"):
+            self.server.check_own_experiment()
+
+    @contextlib.contextmanager
+    def beginning(self) -> Iterator[None]:
+        """Add advice to errors of the tracking server while nothing is trained yet.
+
+        What the server holds is unknown then. It must not count as missing, since finished runs would be made again.
+        """
         try:
-            with self.server.talking("begin"):
-                self.server.client().search_experiments(max_results=1)
+            yield
         except RefusedError as error:
             raise RefusedError(f"{error}. Or pass --offline, and `python tools/lineage.py sync` later") from None
         except ConnectionError as error:
+            mend = "Try again later" if self.server.is_file else "Is the server up? Start it"
             raise ConnectionError(
-                f"{error}. Start it, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
+                f"{error}. {mend}, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
             ) from None
 
     # ------------------------------------------------------------------ queries
@@ -106,9 +131,27 @@ class LineageStore:
             return directory
         with self.server.talking("look for a node"):
             run = self.server.run_with(key)
-            if run is None or run.info.status != "FINISHED":
+            if run is None or run.info.status != "FINISHED" or self._has_other_parents(run):
                 return None
             return self._fetch(run)
+
+    def _has_other_parents(self, run: Run) -> bool:
+        """Return whether a parent of an MLflow run has a local run with other contents. This is logged.
+
+        The run then belongs to a network of another machine, and must not continue the local one.
+        """
+        summary = summary_of(run)
+        for parent_id in summary.parent_run_ids:
+            other = self.server.get_run(parent_id)
+            directory = self.local.find(other.data.tags[KEY_TAG]) if other and KEY_TAG in other.data.tags else None
+            if other is None or directory is None:
+                continue
+            try:
+                self.delivery.check_contents(other, directory, read_record(directory))
+            except OtherContentsError as error:
+                _log.warning(f"{run.info.run_name!r} in MLflow is not used, because of its parent {error}")
+                return True
+        return False
 
     def load(self, run_id: str) -> LineageRecord:
         """Return the record of a finished run.
@@ -119,9 +162,9 @@ class LineageStore:
         """
         with self.server.talking(f"read run {run_id}"):
             run = self.server.finished(run_id)
-            directory = self.local.find(run.data.tags[KEY_TAG])
-            if directory is not None:
-                return read_record(directory)
+            local = self._local_copy(run, RECORD)
+            if local is not None:
+                return read_record(local.parent)
             with self.server.artifact(run, RECORD) as path:
                 return LineageRecord.from_json(path.read_bytes())
 
@@ -135,8 +178,20 @@ class LineageStore:
         """
         with contextlib.ExitStack() as stack:
             with self.server.talking(f"read run {run_id}"):
-                path = stack.enter_context(self.server.artifact(self.server.finished(run_id), name))
+                run = self.server.finished(run_id)
+                path = self._local_copy(run, name) or stack.enter_context(self.server.artifact(run, name))
             yield path  # outside of `talking`, so that errors of the caller stay as they are
+
+    def _local_copy(self, run: Run, name: str) -> Path | None:
+        """Return the path of the local copy of an MLflow run's file, or None if there is no intact equal copy."""
+        digest = run.data.tags.get(DIGEST_TAG + name)
+        try:
+            directory = self.local.find(run.data.tags[KEY_TAG])
+            if directory is None or digest is None or read_sums(directory).get(name) != digest:
+                return None
+            return check_digest(directory / name, digest)
+        except (ValueError, OSError):  # the local copy is altered or deleted: MLflow's copy may be intact
+            return None
 
     def record_of(self, node: RunSummary) -> LineageRecord:
         """Return the record of a listed run, local or in MLflow; errors as in `load`."""
@@ -150,8 +205,14 @@ class LineageStore:
         The local copy is preferred. The digest is checked.
         """
         directory = self.local.find(node.key)
-        in_mlflow = node.run_id is not None and name not in node.absent
-        if directory is not None and not (in_mlflow and name in absent_files(directory, read_record(directory))):
+        if directory is not None and node.run_id is not None:
+            # Use MLflow's file if the local one was deleted on purpose, or belongs to another making of the run.
+            record = read_record(directory)
+            digest = read_sums(directory)[RECORD] if name == RECORD else record.files.get(name)
+            gone = name not in node.absent and name in absent_files(directory, record)
+            if gone or node.files.get(name, digest) != digest:
+                directory = None
+        if directory is not None:
             yield directory / RECORD if name == RECORD else self.local.open_file(node.key, name)
         elif node.run_id is None:
             raise LookupError(f"{node.name} ({node.key[:16]}…) is no longer in {self.local.directory}")
@@ -168,7 +229,11 @@ class LineageStore:
             (name, SHA-256, bytes) of each file, or (name, None, 0) if it is missing.
         """
         with self.server.talking(f"read run {run_id}"):
-            repository = self.server.repository(self.server.finished(run_id))
+            try:
+                repository = self.server.repository(self.server.finished(run_id))
+            except MissingFileError:  # the logged model was deleted
+                yield from ((name, None, 0) for name in names)
+                return
             for name in names:
                 with opened(repository, name) as path:
                     yield (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
@@ -277,21 +342,80 @@ class LineageStore:
 
         Yields:
             (directory, run ID) of each run that was incomplete or missing in MLflow.
+
+        Raises:
+            SyncError: Some runs cannot be delivered. All others are.
+            ConnectionError: The server is unreachable.
         """
-        records = {path: read_record(path) for path in self.local.directories()}
+        # Phase: restore a deleted experiment, because no other can have its name.
+        if self.server.readable():
+            with self.server.talking("look for the experiment"):
+                if self.server.restore_experiment():
+                    _log.warning(f"experiment {self.server.experiment!r} was deleted in MLflow: restored with its runs")
+
+        # Phase: read all records. A problem with one run does not keep the others from being delivered.
+        records: dict[Path, LineageRecord] = {}
+        problems: dict[str, None] = {}
+        for path in self.local.directories():
+            try:
+                records[path] = read_record(path)
+            except ValueError as error:
+                problems[str(error)] = None
+
+        # Phase: deliver them, oldest first.
         for directory in sorted(records, key=lambda path: (records[path].started_ms, path)):
-            run_id = self._deliver(directory)
+            try:
+                run_id = self._deliver(directory)
+            except KeyError:  # a bug, not a missing parent (both are LookupErrors)
+                raise
+            except (ValueError, LookupError) as error:
+                problems[str(error)] = None
+                continue
             if run_id in self.delivery.completed:
                 yield directory, run_id
-        self.tidy()
+
+        # Phase: remove duplicates, repair what people changed, and redraw the overviews.
+        problems |= dict.fromkeys(self.tidy())
+        problems |= dict.fromkeys(self._repair({record.key: path for path, record in records.items()}))
         self.overviews.touch(record.key for record in records.values() if record.kind == "search")
         self.show()
+        if problems:
+            raise SyncError(list(problems))
 
-    def tidy(self) -> None:
-        """Delete duplicates that retried requests created; ConnectionError if the server is unreachable."""
-        if self.server.readable():
-            with self.server.talking("look for duplicate runs"):
-                remove_duplicate_runs(self.server)
+    def tidy(self) -> list[str]:
+        """Delete duplicate runs in MLflow, and return the problems; ConnectionError if the server is unreachable."""
+        if not self.server.readable():
+            return []
+        with self.server.talking("look for duplicate runs"), self.server.alone():
+            remove_duplicate_runs(self.server)
+            return merge_equal_runs(self.server, self.summaries("attributes.status = 'FINISHED'"))
+
+    def _repair(self, directories: Mapping[str, Path]) -> list[str]:
+        """Repair the addresses of all finished runs in MLflow, and return the problems that are left.
+
+        Args:
+            directories: {key: local run}.
+        """
+        if not self.server.readable():
+            return []
+        summaries = self.summaries("attributes.status = 'FINISHED'")
+        with self.server.talking("repair the addresses of the runs"), self.server.alone():
+            addresses = Addresses(self.delivery, summaries)
+            oldest_first = sorted(summaries, key=lambda node: (node.started_ms, node.name))
+            places = {node.key: directories.get(node.key) for node in oldest_first}
+            for key, path in places.items():
+                if path is not None and self.delivery.remembered_other(path) is not None:
+                    places[key] = None  # the local run has other contents
+            repaired, left = repair_all(addresses, places)
+        for line in repaired:
+            _log.info(f"repaired: {line}")
+        if repaired:
+            self.overviews.touch(str(node.root) for node in summaries if node.root)
+        return left
+
+    def addresses(self, summaries: Iterable[RunSummary]) -> Addresses:
+        """Return the addresses of these runs in MLflow, to be checked."""
+        return Addresses(self.delivery, summaries)
 
     def _fetch(self, run: Run) -> Path:
         """Copy a finished run to a local run, and check every digest. The run's tags have the digest of the record."""

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from harness.common.digest import canonical_json
+from harness.common.files import write_tensors
 from harness.common.tensors import METADATA_KEY, check_fits, read_header
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class SignedMask:
             "metadata": dict(metadata),
         }
         # Use a single key: safetensors writes several in random order, so the bytes would differ.
-        save_file(tensors, os.fspath(path), {METADATA_KEY: canonical_json(header)})
+        write_tensors(path, tensors, {METADATA_KEY: canonical_json(header)})
 
     @classmethod
     def load(cls, path: Path | str) -> SignedMask:

@@ -50,7 +50,7 @@ def rounded_up(density: float) -> float:
 
 
 def _table2() -> dict[tuple[str, str, float], Printed]:
-    text = files("harness.reproduction").joinpath("table2_imagenet.csv").read_text()
+    text = files("harness.reproduction").joinpath("table2_imagenet.csv").read_text(encoding="utf-8")
     return {
         (_NETWORKS[row["model"]], row["kind"], float(row["remaining_params"])): Printed(
             float(row["top1_percent"]), float(row["std"])

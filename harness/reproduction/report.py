@@ -48,7 +48,7 @@ def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: 
     directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}{plan.scale.variant}"
     write_report(results, directory)
     key = commit_report(store, results)
-    print_markdown((directory / PAGE).read_text().split(RUNS)[0])
+    print_markdown((directory / PAGE).read_text(encoding="utf-8").split(RUNS)[0])
     print(f"page, tables and plots: {directory}\nrun: {run_id_of(store, key) or key}")
 
 

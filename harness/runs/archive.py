@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,23 @@ class Archive:
             saver = StateSaver(self.world, unfinished, description, self.saving, self.environment_check)
             trained = make(saver)
             signed_mask = SignedMask.of(trained.checkpoint.params, trained.mask, self.partition.norm)
-            record = self.world.on_main(lambda: self._commit(description, trained, signed_mask))
+            record = self.world.on_main(lambda: self._commit(description, trained, signed_mask, unfinished))
             self.world.on_main(unfinished.discard)
         if record is not None:
             _log.info(closing_line(record))
         return FinishedRun(key, trained.checkpoint, signed_mask, record, self.delivery if self.world.is_main else None)
 
-    def _commit(self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask) -> LineageRecord:
-        """Commit a trained run: its files, then its record (rank 0)."""
+    def _commit(
+        self, description: RunDescription, trained: TrainedRun, signed_mask: SignedMask, unfinished: Unfinished
+    ) -> LineageRecord:
+        """Commit a trained run: its files, then its record (rank 0).
+
+        Raises:
+            MovedError: The directory of the runs is gone. The commit would create it again at the old path.
+        """
         # Phase: count weights for the metrics.
+        if not unfinished.directory.is_dir():
+            raise unfinished.loss()
         checkpoint, measured = trained.checkpoint, trained.measured
         norm_weights = [name for name in self.partition.norm if name.endswith("weight")]
         counts = {
@@ -220,14 +228,31 @@ class Archive:
     def find(self, key: str, parents: Sequence[str]) -> Path | None:
         """Return the directory of a finished run, or None if there is none (rank 0).
 
-        If the run is not local, it is fetched from the tracking server. The server is skipped if it is down. It is also
-        skipped if a parent was made in this launch, since no other launch can then have made this child.
+        If the run is not local, it is fetched from the tracking server. The server is skipped if a parent was made in
+        this launch, since no other launch can then have made this child. Once this launch has made a run, the server
+        is also skipped while it is down.
+
+        Raises:
+            ConnectionError: The server is down, and this launch has made no run yet. Whether the run exists is unknown
+                then, so it must not be made again.
         """
+        # Phase: look at local runs, and skip the server if it cannot have the run, or is down.
         here = self.store.local.find(key)
         offline = self.store.tracking_uri is None
-        if here is not None or offline or self.delivery.away or not self._made_here.isdisjoint(parents):
+        if here is not None or offline or not self._made_here.isdisjoint(parents):
             return here
-        fetched = find(self.store, key)
+        if self._made_here and self.delivery.away:
+            return here
+
+        # Phase: ask the server.
+        try:
+            with nullcontext() if self._made_here else self.store.beginning():
+                fetched = self.store.find(key)
+        except ConnectionError as error:
+            if not self._made_here:
+                raise
+            _log.warning(f"{error}; {key[:16]}… is searched among local runs only")
+            return here
         if fetched is not None:
             self._fetched.add(key)
         return fetched
@@ -306,15 +331,6 @@ class Archive:
         counts = self.world.share({"counts": torch.tensor([held.level, held.epochs])})["counts"].tolist()
         params, buffers = self.world.share(held.params), self.world.share(held.buffers)
         return Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
-
-
-def find(store: LineageStore, key: str) -> Path | None:
-    """Return the directory of a finished run, or None. If the server is unreachable, search only local runs."""
-    try:
-        return store.find(key)
-    except ConnectionError as error:
-        _log.warning(f"{error}; searching local runs only")
-        return store.local.find(key)
 
 
 def run_id_of(store: LineageStore, key: str) -> str | None:

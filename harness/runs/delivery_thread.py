@@ -9,7 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from harness.common.waiting import heed
 from harness.lineage.store import LineageStore
+from harness.lineage.tracking.server import RefusedError
 
 _log = logging.getLogger(__name__)
 
@@ -22,16 +24,20 @@ _TELL_AFTER_SECONDS = 3.0
 class DeliveryThread:
     """Delivers committed runs to the tracking server of one launch, in the order of `send` (rank 0).
 
-    If the server is unreachable, a warning is logged and the runs stay queued. The next `send` retries them, and so
-    does `python tools/lineage.py sync`. Some errors are permanent, such as an altered file or a deleted experiment. The
-    next method call in the training's thread raises them.
+    A delivery never ends a training. If the server is unreachable or busy, a warning is logged and the runs stay
+    queued. The next `send` retries them, and so does `python tools/lineage.py sync`. The same happens to runs that the
+    server refuses, for example because somebody deleted the experiment. Some errors are permanent, such as an altered
+    file. If runs are still refused at the end of `working`, or an error was permanent, `working` raises it.
     """
 
     def __init__(self, store: LineageStore) -> None:
         self._own = store.apart()  # a connection of its own, for use in another thread
         self._waiting: list[str] = []
         self._delivered: dict[str, str] = {}
+        self._refused: dict[str, RefusedError] = {}
+        """Runs that the server refused, by key, in the order of `send`."""
         self._failure: Exception | None = None
+        self._warned: set[str] = set()
         self.away = self._busy = False
         """`away`: the server was unreachable at the last attempt. The next `send` retries."""
         self._changed = threading.Condition()
@@ -41,9 +47,9 @@ class DeliveryThread:
         """Queue a committed run for delivery and return at once."""
         if self._own.tracking_uri is None:
             return  # offline: no server is configured
-        self._raise_failure()
         self._start()
         with self._changed:
+            self._retry_refused()
             if key not in self._waiting and key not in self._delivered:
                 self._waiting.append(key)
             self._busy = bool(self._waiting)
@@ -55,47 +61,74 @@ class DeliveryThread:
         return self._delivered.get(key)
 
     def settle(self, seconds: float | None = None) -> None:
-        """Wait until the queue is delivered or the server is unreachable, for at most `seconds` (None: no limit)."""
+        """Wait until the queue is delivered or the server is unreachable, for at most `seconds` (None: no limit).
+
+        Raises:
+            StoppedError: This process was asked to stop, and there is no limit.
+        """
         end = None if seconds is None else time.monotonic() + seconds
         tell_at: float | None = time.monotonic() + _TELL_AFTER_SECONDS
         with self._changed:
             while self._busy and (end is None or time.monotonic() < end):
+                if end is None:
+                    heed()
                 self._changed.wait(0.2)
                 if tell_at is not None and time.monotonic() > tell_at:
                     _log.info(
                         f"waiting for MLflow to accept {len(self._waiting)} run(s); nothing is lost if you stop now"
                     )
                     tell_at = None
-        self._raise_failure()
+
+    def check(self) -> None:
+        """Wait for the queue, and raise what no later attempt mends.
+
+        Raises:
+            RefusedError: The server refuses runs.
+            Exception: A run cannot be delivered, for example because a file was altered.
+        """
+        self.settle()
+        with self._changed:
+            failure, self._failure = self._failure, None
+            refused, number = next(iter(self._refused.values()), None), len(self._refused)
+        if failure is not None:
+            raise failure
+        if refused is not None:
+            raise RefusedError(
+                f"{refused}; {number} run(s) are not in MLflow: `python tools/lineage.py sync` delivers them then"
+            )
 
     @contextmanager
     def working(self) -> Iterator[None]:
-        """Wait for pending deliveries at the end of the block.
+        """Wait for pending deliveries at the end of the block, and raise what no later attempt mends.
 
         If the block fails or is stopped, wait for at most STOPPING_SECONDS.
         """
+        # Phase: run the block. Its own error is more informative than one of a delivery.
         try:
             yield
         except BaseException:
-            self._failure = None  # the block's own error is more informative
             self.settle(STOPPING_SECONDS)
             self._show()
             raise
+
+        # Phase: retry, since the server may be reachable again.
         with self._changed:
-            self._busy = bool(self._waiting)  # retry, since the server may be reachable again
+            self._retry_refused()
+            self._busy = bool(self._waiting)
             self._changed.notify_all()
         self.settle()
         self._show()
+        self.check()
+
+    def _retry_refused(self) -> None:
+        """Queue refused runs again, before all others. Call it with the lock held."""
+        self._waiting[:0] = [key for key in self._refused if key not in self._waiting]
+        self._refused.clear()
 
     def _show(self) -> None:
         """Update the lineage graphs of the delivered runs in MLflow, if the server is reachable."""
         if not self._busy and not self.away:
             self._own.show()
-
-    def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
 
     def _start(self) -> None:
         if self._thread is None:
@@ -106,7 +139,6 @@ class DeliveryThread:
 
     def _at_exit(self) -> None:
         """Deliver the queue at interpreter exit, for callers that do not use `working`."""
-        self._failure = None
         self.settle()
         self._show()
 
@@ -123,31 +155,46 @@ class DeliveryThread:
         # Phase: deliver.
         run_id, away = None, False
         failure: Exception | None = None
+        refused: RefusedError | None = None
         try:
             directory = self._own.local.find(key)
             if directory is not None:  # None: deleted in the meantime
                 run_id = self._own.deliver(directory)
                 if self.away:
                     self._own.tidy()  # reachable again: delete runs that repeated requests created twice
+        except RefusedError as error:
+            refused = error
+            self._warn(f"{error}. Nothing is lost: the launch continues, and ends with an error if this stays so")
         except ConnectionError as error:
             away = True
             _log.warning(f"{error}; nothing is lost: `python tools/lineage.py sync` delivers it later")
-        except KeyError as error:  # a bug, not a missing parent (both are LookupErrors)
-            failure = error
-        except LookupError as error:  # a parent is neither local nor on the server; training must continue
-            _log.warning(f"{error}; the run stays local")
+        except LookupError as error:
+            if isinstance(error, KeyError):  # a bug, not a missing parent (both are LookupErrors)
+                failure = error
+            else:  # a parent is neither local nor on the server; training must continue
+                _log.warning(f"{error}; the run stays local")
         except Exception as error:
             failure = error
+        if failure is not None:
+            self._warn(f"cannot deliver a run: {failure}; the launch continues, and ends with this error")
 
         # Phase: record the outcome. Undelivered runs stay queued while the server is unreachable.
         with self._changed:
-            self.away, self._failure = away, failure or self._failure
+            self.away, self._failure = away, self._failure or failure
             if run_id is not None:
                 self._delivered[key] = run_id
+            if refused is not None:
+                self._refused[key] = refused
             if not away:
                 self._waiting.remove(key)
             self._busy = bool(self._waiting) and not away
             self._changed.notify_all()
+
+    def _warn(self, text: str) -> None:
+        """Log a warning once, though each delivery may have it."""
+        if text not in self._warned:
+            self._warned.add(text)
+            _log.warning(text)
 
 
 def deliver(store: LineageStore, key: str) -> str | None:
@@ -157,4 +204,5 @@ def deliver(store: LineageStore, key: str) -> str | None:
     """
     thread = DeliveryThread(store)
     thread.send(key)
+    thread.check()
     return thread.run_id(key)

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +18,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from harness.common.files import fsync, process_exists
+from harness.common.files import fsync
+from harness.common.process import Process
 from harness.lineage.browse.find import newest
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files, write_absent_files
 from harness.lineage.nodes.graph import RunSummary
@@ -30,11 +30,11 @@ from harness.runs.unfinished import BusyError, Unfinished
 
 SECONDS_PER_DAY = 86_400
 FOREIGN_DAYS = 1.0
-"""Age after which partial files from another host count as abandoned, since its processes cannot be checked."""
+"""Age after which partial files of another host or container count as abandoned: its processes cannot be checked."""
 
 KeepLevels = Literal["all", "tickets"] | int
 
-_TEMPORARY = re.compile(rf"\.tmp-(?:{'|'.join(KINDS)})-[0-9a-f]{{16}}\.(?P<host>.+)\.(?P<process>\d+)")
+_TEMPORARY = re.compile(rf"\.tmp-(?:{'|'.join(KINDS)})-[0-9a-f]{{16}}\.(?P<process>.+)")
 _FETCHED = re.compile(r"\.tmp-fetch-\w+")
 _MAKING = re.compile(rf"\.making-(?P<kind>{'|'.join(KINDS)})-(?P<digits>[0-9a-f]{{16}})")
 
@@ -126,13 +126,11 @@ def _temporaries(directory: Path) -> Iterator[Garbage]:
     """
     for path in sorted(directory.iterdir()):
         match = _TEMPORARY.fullmatch(path.name)
-        if match and match["host"] == socket.gethostname():
-            dead = not process_exists(int(match["process"]))
-        elif match or _FETCHED.fullmatch(path.name):
-            dead = _days_since(path) > FOREIGN_DAYS
-        else:
+        maker = Process.of_suffix(match["process"]) if match else None
+        if maker is None and not _FETCHED.fullmatch(path.name):
             continue
-        if dead:
+        alive = maker.alive if maker else None
+        if alive is False or (alive is None and _days_since(path) > FOREIGN_DAYS):
             yield Garbage(path, _num_bytes(path), path.name, "left by an interrupted commit or download")
 
 

@@ -13,10 +13,12 @@ from harness.config import SaveUnit
 from harness.distributed.world import World
 from harness.lineage.nodes.record import metric_rows, metrics_of
 from harness.runs.run import Measurements, RunDescription
-from harness.runs.unfinished import Unfinished
+from harness.runs.unfinished import NotSavedError, Unfinished
 from harness.training.resume import TrainingState
 
 _log = logging.getLogger(__name__)
+WARNING_SECONDS = 60.0
+"""Least time between two warnings that a state cannot be saved."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,24 @@ def environment(code: Mapping[str, str], config: Mapping[str, Any]) -> dict[str,
     return dict(code) | {name: str(value) for name, value in known.items() if value is not None}
 
 
+_HEADER: dict[str, type | tuple[type, ...]] = {
+    "epoch": int,
+    "step": int,
+    "seconds": (int, float),
+    "scaler": dict,
+    "started_ms": int,
+    "circumstances": dict,
+}
+
+
+def _check_header(header: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the header of a state has all fields, with values of the right types."""
+    for name, expected in _HEADER.items():
+        if not isinstance(header.get(name), expected):
+            raise ValueError(f"its header has {name} = {header.get(name)!r:.60}")
+    metrics_of(header.get("metrics"))
+
+
 class StateSaver:
     """Saves and loads the states of one training. Implements `harness.training.resume.SavesStates`."""
 
@@ -84,10 +104,13 @@ class StateSaver:
         by_steps = interval.unit == "steps" and interval.every
         self.most_steps = max(1, int(interval.every)) if by_steps else None
         self._saved_at = 0, time.monotonic()
+        self._warned_at = -WARNING_SECONDS
 
     def due(self, epoch: int, steps: int) -> bool:
         """Return whether it is time to save, after `steps` steps of `epoch`."""
         (steps_then, then), interval = self._saved_at, self.interval
+        if self.unfinished.is_gone:
+            return True  # `save` says so: without the directory, the training would be lost at its end
         if interval.every <= 0:
             return False
         if interval.unit == "minutes":
@@ -96,7 +119,10 @@ class StateSaver:
         return done >= interval.every * (interval.steps_per_epoch if interval.unit == "epochs" else 1)
 
     def save(self, state: TrainingState) -> None:
-        """Save rank 0's `state` together with the metrics so far. All ranks must call this."""
+        """Save rank 0's `state` together with the metrics so far. All ranks must call this.
+
+        A state that cannot be written is a warning. The next one is saved when it is due. The last one must be saved.
+        """
 
         def write() -> None:
             header = {
@@ -108,10 +134,21 @@ class StateSaver:
                 "started_ms": self.measured.started_ms,
                 "circumstances": self.environment_check.now(self.description.config),
             }
-            self.unfinished.save(header, state.tensors, (state.epoch, state.step))
+            try:
+                self.unfinished.save(header, state.tensors, (state.epoch, state.step))
+            except NotSavedError as error:
+                if state.is_last:
+                    raise
+                self._warn(f"{error.problem}. The training continues, and saves again when the next state is due")
 
         self.world.on_main(write)
         self._saved_at = state.epoch * self.interval.steps_per_epoch + state.step, time.monotonic()
+
+    def _warn(self, text: str) -> None:
+        """Log a warning at most once a minute, since states may be due after every step."""
+        if time.monotonic() - self._warned_at > WARNING_SECONDS:
+            self._warned_at = time.monotonic()
+            _log.warning(text)
 
     def load(self) -> TrainingState | None:
         """Return the newest intact state on every rank, and restore the metrics saved with it.
@@ -119,7 +156,7 @@ class StateSaver:
         Returns:
             None if there is no state.
         """
-        found = self.world.on_main(self.unfinished.newest)
+        found = self.world.on_main(lambda: self.unfinished.newest(_check_header))
         if not self.world.main_says(lambda: found is not None):
             return None
         header = json.loads(self.world.share_text(json.dumps(found[0] if found else None)))

@@ -2,22 +2,21 @@
 
 Each unfinished run has a directory `.making-<kind>-<first 16 digits of its key>` beside the finished runs. A process
 claims it by a file lock, which the operating system releases when the process dies. A heartbeat file protects it from
-processes on hosts that do not share locks.
+processes on hosts that do not share locks. Only a change of this file counts as a sign of life: its time comes from the
+clock of another host.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
 import re
 import secrets
 import shutil
-import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from hashlib import sha256
@@ -29,7 +28,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import process_exists, reach, write_atomically
+from harness.common.files import NO_LOCKS, reach, write_atomically
+from harness.common.process import Process, own_process
+from harness.common.waiting import wait_until
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -39,9 +40,8 @@ _log = logging.getLogger(__name__)
 FORMAT = "harness.state/1"
 HEARTBEAT_SECONDS = 10.0
 DEAD_AFTER_SECONDS = 60.0
-"""A holder on another host counts as dead if its last heartbeat is older than this."""
+"""A holder on another host counts as dead if its heartbeat file has not changed for this long."""
 
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 _LOCK, _OWNER, _DRAFT = "lock", "owner.json", "draft.json"
 _METADATA_KEY = "harness"
 _NO_MATTER = (
@@ -52,8 +52,23 @@ _NO_MATTER = (
 _STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
 
 
+_silent: set[Process] = set()
+"""Processes of other hosts that were found dead by their silence. Their further claims are not waited for."""
+
+
 class BusyError(ValueError):
     """Another launch is making the same run."""
+
+
+class MovedError(ValueError):
+    """The directory of the runs was moved or deleted while a run was being made."""
+
+
+class NotSavedError(OSError):
+    """A state could not be written. The earlier states are intact."""
+
+    problem = ""
+    """The message without advice."""
 
 
 class Unfinished:
@@ -67,6 +82,9 @@ class Unfinished:
             parents: Keys of the parent runs. `gc` keeps their checkpoints while this run is unfinished.
         """
         self.directory = runs / f".making-{kind}-{key[:16]}"
+        self._absolute = self.directory.absolute()  # for messages, even if the working directory is deleted
+        self.is_gone = False
+        """Whether the heartbeat has found that the claimed directory is gone."""
         self.key, self.name, self.parents = key, name, tuple(parents)
         self._token: str | None = None
         """Token of the claim that this object holds."""
@@ -115,6 +133,7 @@ class Unfinished:
         """Update the heartbeat until the claim ends."""
         while not done.wait(HEARTBEAT_SECONDS):
             with suppress(OSError):
+                self.is_gone = not self.directory.is_dir()
                 if self._is_mine():  # after a long suspension, another process may have taken over the claim
                     os.utime(self.directory / _OWNER)
 
@@ -126,11 +145,12 @@ class Unfinished:
 
         Raises:
             BusyError: Another launch has taken over the claim.
-            OSError: The state cannot be written. The message has the path, and needed and free bytes.
+            MovedError: The directory is gone.
+            NotSavedError: The state cannot be written. The message has the path, and needed and free bytes.
         """
         # Phase: serialise the state.
         if not self._is_mine():
-            raise self._busy("this process was suspended, and its claim was taken over")
+            raise self.loss()
         metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
         data = save(tensors, metadata)
         epoch, step = position
@@ -141,24 +161,51 @@ class Unfinished:
         try:
             write_atomically(path, data, fault_point="state-written")
         except OSError as error:
-            free = shutil.disk_usage(self.directory.parent).free
-            raise OSError(
+            if not self._is_mine():
+                raise self.loss() from error
+            problem = f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it "
+            problem += f"needs {len(data):,} bytes, {_free_bytes(path):,} are free"
+            failure = NotSavedError(
                 error.errno,
-                f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it needs "
-                f"{len(data):,} bytes, {free:,} are free. The earlier state is intact: free some space and start the "
-                "same command again to resume",
-            ) from error
+                f"{problem}. The earlier state is intact: free some space and start the same command again to resume",
+            )
+            failure.problem = problem
+            raise failure from error
         reach("state-renamed")
         for other in earlier:
-            other.unlink(missing_ok=True)
+            with suppress(OSError):  # the new state is saved, and `newest` prefers it
+                other.unlink(missing_ok=True)
 
-    def newest(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
-        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning."""
+    def loss(self) -> ValueError:
+        """Return why this process no longer holds the claim: MovedError or BusyError."""
+        expected = (self._absolute.parent, self._absolute, self._absolute / _OWNER)
+        gone = next((path for path in expected if not path.exists()), None)
+        if gone is None:
+            return self._busy("this process was suspended, and its claim was taken over")
+        return MovedError(
+            f"{gone} is gone: it was moved or deleted while {self.name!r} was being made. If it was moved, move it "
+            "back. Then start the same command again: it resumes from the last saved state"
+        )
+
+    def newest(
+        self, check: Callable[[dict[str, Any]], None] | None = None
+    ) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return (header, tensors) of the newest intact state, or None. Corrupt states are skipped with a warning.
+
+        Args:
+            check: Raises an exception if a header lacks something, or has a value of another type.
+        """
         for path in self._states():
             try:
-                return self._read(path)
-            except ValueError as error:
-                _log.warning(f"{error}; trying an earlier state")
+                header, tensors = self._read(path)
+                if check is not None:
+                    check(header)
+                return header, tensors
+            except OSError:
+                raise
+            except Exception as error:  # whatever is in the file, an earlier state is looked for
+                what = str(error) if str(path) in str(error) else f"the state {path} cannot be read: {error!r:.200}"
+                _log.warning(f"{what}; trying an earlier state")
         return None
 
     def saved_at(self) -> datetime | None:
@@ -202,7 +249,7 @@ class Unfinished:
 
         # Phase: compare their settings.
         for path in others:
-            with suppress(OSError, ValueError, KeyError):
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 draft = json.loads(path.read_bytes())
                 theirs = _flat(draft["config"])
                 differ = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
@@ -242,7 +289,7 @@ class Unfinished:
                     raise
                 continue
             except OSError as error:
-                if error.errno in _NO_LOCKS:
+                if error.errno in NO_LOCKS:
                     return None
                 raise self._cannot_write(error) from error
         raise AssertionError("unreachable")
@@ -250,33 +297,36 @@ class Unfinished:
     def _wait_for_the_holder(self, *, locked: bool) -> None:
         """Raise BusyError if the recorded holder is alive, since locks of another host may not be visible.
 
-        If the holder is on another host, wait up to DEAD_AFTER_SECONDS for its next heartbeat.
+        If the holder may be on another host, wait up to DEAD_AFTER_SECONDS for a change of its heartbeat file. The wait
+        is measured by this process's own clock.
         """
-        # Phase: return if there is no holder, or its heartbeat is old.
-        if (
-            not (self.directory / _OWNER).exists()
-            or (age := self._heartbeat_age()) is None
-            or age >= DEAD_AFTER_SECONDS
-        ):
+        # Phase: return if the holder is known to be dead.
+        if not (self.directory / _OWNER).exists():
             return
-
-        # Phase: check a holder on this host by its process ID.
-        owner = _owner_of(self.directory)
-        if owner.get("host") == socket.gethostname():
-            # If we hold the lock, the recorded holder must be dead. Without locks, look for its process.
-            if locked or owner.get("pid") == os.getpid() or not process_exists(int(owner.get("pid", 0))):
+        content, beat_at = _owner_of(self.directory), _beat_at(self.directory)
+        owner = Process.of(content)
+        if owner is not None:
+            alive = owner.alive
+            # A lock of this kernel is released by the death of its holder.
+            if alive is False or owner in _silent or owner.is_current or (locked and owner.on_this_kernel):
                 return
-            raise self._busy("its process is alive")
+            if alive:
+                raise self._busy("its process is alive")
 
-        # Phase: watch the heartbeat of a holder on another host.
+        # Phase: watch the heartbeat of a holder whose process cannot be looked up here.
         _log.info(
-            f"{self.name!r} is claimed on {owner.get('host')}: last heartbeat {age:.0f} s ago; waiting for the next one"
+            f"{self.name!r} is claimed on {content.get('host', 'an unknown host')}: waiting up to "
+            f"{DEAD_AFTER_SECONDS:g} s for its next heartbeat"
         )
-        last = _beat_at(self.directory)
-        while (age := self._heartbeat_age()) is not None and age < DEAD_AFTER_SECONDS:
-            if _beat_at(self.directory) != last:
+
+        def has_changed() -> bool:
+            return _beat_at(self.directory) != beat_at or _owner_of(self.directory) != content
+
+        if wait_until(has_changed, DEAD_AFTER_SECONDS, pause=min(1.0, DEAD_AFTER_SECONDS / 10)):
+            if _beat_at(self.directory) is not None:
                 raise self._busy("its heartbeat continues")
-            time.sleep(min(1.0, DEAD_AFTER_SECONDS / 10))
+        elif owner is not None:
+            _silent.add(owner)
 
     def _take(self, config: dict[str, Any], dead: str | None) -> None:
         """Write this process's claim in place of a dead one. Only one of several competing processes succeeds.
@@ -287,7 +337,7 @@ class Unfinished:
         # Phase: remove partial files and the dead claim.
         now = datetime.now().astimezone().isoformat(timespec="seconds")
         token = secrets.token_hex(16)
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": now, "token": token}
+        owner = {**own_process(os.getpid()).record, "since": now, "token": token}
         mark = self.directory / f".{_OWNER}.{token}"
         try:
             for path in self.directory.iterdir():
@@ -313,7 +363,7 @@ class Unfinished:
         return _owner_of(self.directory).get("token") == self._token
 
     def _cannot_write(self, error: OSError) -> OSError:
-        free = shutil.disk_usage(next(path for path in self.directory.parents if path.exists())).free
+        free = _free_bytes(self.directory)
         return OSError(
             error.errno,
             f"cannot write to {self.directory.parent}: {os.strerror(error.errno or 0)} ({free:,} bytes are free); make "
@@ -337,7 +387,7 @@ class Unfinished:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, KeyError) as error:
             raise ValueError(f"the state {path} cannot be read ({error})") from error
-        if header.get("format") != FORMAT or header.get("key") != self.key:
+        if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("key") != self.key:
             raise ValueError(f"the state {path} belongs to another run or has another format")
         return header, tensors
 
@@ -349,22 +399,10 @@ class Unfinished:
             "resumes from its last state"
         )
 
-    def _heartbeat_age(self) -> float | None:
-        """Return the seconds since the holder's last heartbeat; None without a holder.
 
-        Both times come from the clock of the file system, so that the hosts' clocks may differ.
-        """
-        last = _beat_at(self.directory)
-        if last is None:
-            return None
-        probe = self.directory / f".probe-{secrets.token_hex(8)}"
-        try:
-            probe.touch()
-            return probe.stat().st_mtime - last
-        except OSError as error:
-            raise self._cannot_write(error) from error
-        finally:
-            probe.unlink(missing_ok=True)
+def _free_bytes(path: Path) -> int:
+    """Return the free bytes of the file system that `path` is, or would be, on."""
+    return shutil.disk_usage(next(above for above in path.absolute().parents if above.exists())).free
 
 
 def _owner_of(directory: Path) -> dict[str, Any]:
@@ -383,14 +421,11 @@ def _beat_at(directory: Path) -> float | None:
 
 
 def _is_held(directory: Path) -> bool:
-    """Return whether another process seems to be making a run, judged by its heartbeat and process ID."""
-    owner, beat_at = _owner_of(directory), _beat_at(directory)
-    if beat_at is None:
+    """Return whether another process seems to be making a run, judged by its heartbeat and identity."""
+    owner, beat_at = Process.of(_owner_of(directory)), _beat_at(directory)
+    if beat_at is None or owner is None or owner.is_current or owner.alive is False:
         return False
-    silent = time.time() - beat_at
-    pid = int(owner.get("pid", 0))
-    alive = owner.get("host") != socket.gethostname() or (pid != os.getpid() and process_exists(pid))
-    return bool(alive and silent < DEAD_AFTER_SECONDS)
+    return time.time() - beat_at < DEAD_AFTER_SECONDS
 
 
 def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -244,7 +244,14 @@ class _Meeting:
             sums = self.world.sum(tally.sums)
             held = tensors() | {TALLY: sums.cpu()} if self.world.is_main else {}
             self.saver.save(
-                TrainingState(epoch, steps, time.perf_counter() - tally.started, held, self.world.scaler_state())
+                TrainingState(
+                    epoch,
+                    steps,
+                    time.perf_counter() - tally.started,
+                    held,
+                    self.world.scaler_state(),
+                    is_last=minus_stop < 0,
+                )
             )
         if minus_stop < 0:
             raise StoppedError(stop or "another process was asked to stop")

@@ -33,6 +33,8 @@ class TrainingState:
     """
     scaler: dict[str, Any]
     """State of the fp16 loss scaler. Empty in other precisions."""
+    is_last: bool = False
+    """Whether the training stops after it is saved. Then a state that cannot be saved is an error."""
 
 
 class SavesStates(Protocol):

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from tests.data.photo_files import image_folder, photo_crops, save
 
 TOOL = Path(__file__).parents[2] / "tools" / "prepare_data.py"
 RAW = ImageOptions(write_mode="raw")
+sample = partial(prepare, allow_missing_classes=True)
+"""Prepare a source that has images of few classes."""
 
 
 def jpeg(pixels: np.ndarray, mode: str = "RGB", quality: int = 95) -> bytes:
@@ -87,7 +90,7 @@ def test_idx_files(tmp_path: Path, zipped: bool) -> None:
     images = {stem: generator.integers(0, 256, (7, 28, 28), dtype=np.uint8) for stem in ("train", "t10k")}
     for stem, values in images.items():
         write_idx(tmp_path / "idx", values, np.arange(7, dtype=np.uint8), stem, zipped)
-    prepare("fashion_mnist", tmp_path, str(tmp_path / "idx"))
+    sample("fashion_mnist", tmp_path, str(tmp_path / "idx"))
     for split, stem in (("train", "train"), ("test", "t10k")):
         stored, labels = read_raw(tmp_path / "fashion_mnist" / f"{split}.beton")
         assert (stored == images[stem][..., None]).all()
@@ -103,8 +106,8 @@ def test_a_small_data_set_has_block_means_of_chosen_images(
     """
     spec = DATASETS["fashion_mnist_small"]
     monkeypatch.setitem(DATASETS, spec.name, replace(spec, raw=replace(spec.raw, num_train=12)))
-    prepare(spec.name, tmp_path / "small", str(fashion))
-    prepare("fashion_mnist", tmp_path / "whole", str(fashion))
+    sample(spec.name, tmp_path / "small", str(fashion))
+    sample("fashion_mnist", tmp_path / "whole", str(fashion))
 
     def images(where: str, split: str) -> torch.Tensor:
         name = spec.name if where == "small" else "fashion_mnist"
@@ -145,7 +148,7 @@ def test_the_proportion_of_jpeg_images_is_respected(tmp_path: Path) -> None:
 
     raw = image_folder(tmp_path / "raw", photo_crops(201, 16, 16), 1, 1, ".png")
     for proportion in (0.0, 0.3, 1.0):
-        prepare("boxes", tmp_path, str(raw), ImageOptions(proportion=proportion), overwrite=True)
+        sample("boxes", tmp_path, str(raw), ImageOptions(proportion=proportion), overwrite=True)
         modes = Reader(str(tmp_path / "boxes" / "train.beton")).metadata["f0"]["mode"]
         share = (modes == 0).mean()
         assert abs(share - proportion) < 0.12
@@ -155,10 +158,10 @@ def test_the_proportion_of_jpeg_images_is_respected(tmp_path: Path) -> None:
 def test_longest_side_is_capped(tmp_path: Path) -> None:
     crops = [photo_crops(1, *size)[0] for size in ((300, 200), (200, 300), (100, 50), (400, 3))]
     raw = image_folder(tmp_path / "raw", [crops[0], *crops], 1, 1, ".png")
-    prepare("boxes", tmp_path, str(raw), ImageOptions(write_mode="raw", max_resolution=150))
+    sample("boxes", tmp_path, str(raw), ImageOptions(write_mode="raw", max_resolution=150))
     heights, widths = read_sizes(tmp_path / "boxes" / "train.beton")
     assert list(zip(heights.tolist(), widths.tolist(), strict=True)) == [(150, 100), (100, 150), (100, 50), (150, 1)]
-    prepare("boxes", tmp_path / "all", str(raw), ImageOptions(write_mode="raw", max_resolution=0))
+    sample("boxes", tmp_path / "all", str(raw), ImageOptions(write_mode="raw", max_resolution=0))
     assert read_sizes(tmp_path / "all" / "boxes" / "train.beton")[0].max() == 400
 
 
@@ -166,7 +169,7 @@ def test_kept_jpegs_are_the_same_bytes(tmp_path: Path) -> None:
     crops = photo_crops(3, 60, 80)
     raw = image_folder(tmp_path / "raw", crops, 1, 1, ".jpg")
     gray = save(crops[0], raw / "train" / "class0" / "gray.jpg", mode="L")
-    prepare("boxes", tmp_path, str(raw), ImageOptions(write_mode="jpg", keep_jpeg=True))
+    sample("boxes", tmp_path, str(raw), ImageOptions(write_mode="jpg", keep_jpeg=True))
     stored = (tmp_path / "boxes" / "train.beton").read_bytes()
     for path in sorted((raw / "train" / "class0").glob("0*.jpg")):
         assert path.read_bytes() in stored
@@ -215,7 +218,7 @@ def test_every_mode_and_source_gives_rgb(tmp_path: Path, kind: str) -> None:
                 (source / "data").mkdir(parents=True, exist_ok=True)
                 dataset.to_parquet(str(source / "data" / f"{split}-00000-of-00001.parquet"))
     # Phase: prepare it and compare the pixels
-    prepare("boxes", tmp_path / "out", str(source), RAW)
+    sample("boxes", tmp_path / "out", str(source), RAW)
     stored, labels = read_raw(tmp_path / "out" / "boxes" / "train.beton")
     for name, pixels in zip(names, stored, strict=True):
         if name == "sixteen.png":
@@ -308,6 +311,7 @@ def test_a_killed_preparation_can_be_repeated(tmp_path: Path, fashion: Path) -> 
     (fashion / "train-images-idx3-ubyte.gz").unlink()
     (fashion / "train-labels-idx1-ubyte.gz").unlink()
     command = [sys.executable, str(TOOL), "fashion_mnist", "--source", str(fashion), "--out", str(tmp_path / "out")]
+    command += ["--allow-missing-classes"]
     home = tmp_path / "out" / "fashion_mnist"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while not leftovers(home) if home.exists() else True:
@@ -319,7 +323,7 @@ def test_a_killed_preparation_can_be_repeated(tmp_path: Path, fashion: Path) -> 
     with pytest.raises(FileNotFoundError, match="is not prepared"):
         open_data("fashion_mnist", tmp_path / "out", "ffcv")
     write_idx(fashion, images[:50], np.zeros(50, np.uint8), "train", zipped=False)
-    assert prepare("fashion_mnist", tmp_path / "out", str(fashion))[0].num_samples == 50
+    assert sample("fashion_mnist", tmp_path / "out", str(fashion))[0].num_samples == 50
     assert leftovers(home) == []
 
 
@@ -350,13 +354,13 @@ def test_wrong_sizes_labels_and_colours_are_refused(tmp_path: Path, fashion: Pat
     images = np.zeros((3, 30, 28), np.uint8)
     write_idx(fashion, images, np.zeros(3, np.uint8), "train", zipped=True)
     with pytest.raises(ValueError, match=r"image 0 of .* has 30×28 pixels; fashion_mnist images have 28×28"):
-        prepare("fashion_mnist", tmp_path, str(fashion))
+        sample("fashion_mnist", tmp_path, str(fashion))
     write_idx(fashion, images[:, :28], np.array([0, 9, 10], np.uint8), "train", zipped=True)
     with pytest.raises(ValueError, match=r"image 2 of .* has label 10; fashion_mnist has labels 0 to 9"):
-        prepare("fashion_mnist", tmp_path, str(fashion))
+        sample("fashion_mnist", tmp_path, str(fashion))
     raw = image_folder(tmp_path / "raw", photo_crops(4, 28, 28), 2, 1, ".png")
     with pytest.raises(ValueError, match="one channel, but its images are in colour"):
-        prepare("fashion_mnist", tmp_path, str(raw))
+        sample("fashion_mnist", tmp_path, str(raw))
 
 
 def test_truncated_idx_files_are_refused(tmp_path: Path, fashion: Path) -> None:
@@ -402,7 +406,7 @@ def test_missing_columns_are_named(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has the columns img, label; boxes needs 'image'"):
         prepare("boxes", tmp_path, str(tmp_path / "raw"))
     (tmp_path / "raw" / "train.parquet").write_bytes(b"PAR1 no")
-    with pytest.raises(ValueError, match="a parquet file cannot be read"):
+    with pytest.raises(ValueError, match=r"train\.parquet cannot be read"):
         prepare("boxes", tmp_path, str(tmp_path / "raw"))
 
 

@@ -140,7 +140,7 @@ def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def test_list(asked: Asked, options: str, expected: str) -> None:
     assert asked.names(asked.json("list", *options.split())["nodes"]) == expected.split()
     shown = asked.ask("list", *options.split())
-    assert len(shown.splitlines()) == 1 + len(expected.split()) and ("no run matches" in shown) == (not expected)
+    assert len(shown.splitlines()) == 3 + len(expected.split()) and ("no run matches" in shown) == (not expected)
     for name in expected.split():
         assert asked.run_id(name)[:8] in shown
     # barriers have a column where there is one

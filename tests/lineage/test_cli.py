@@ -69,7 +69,7 @@ def test_list_sync_list(
     assert "all runs were delivered already" in capsys.readouterr().out
     ask(tool, store, monkeypatch, "list", "--limit", "2")
     out = capsys.readouterr().out
-    assert len(out.splitlines()) == 3 and "*" not in out
+    assert len(out.splitlines()) == 5 and "*" not in out and out.splitlines()[-1].startswith("read: local runs in ")
     assert "3.00 %" in out and "1/1" in out
 
 

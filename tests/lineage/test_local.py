@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import socket
 import subprocess
 from dataclasses import replace
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from harness.common.digest import sha256_json
+from harness.common.process import Process
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import LocalNodes, read_record
 from harness.lineage.nodes.record import FORMAT, LineageRecord, Metric, Parent
@@ -104,6 +106,21 @@ def test_only_directories_of_dead_processes_of_this_machine_are_removed(tmp_path
         (tmp_path / directory).mkdir()
     nodes.commit(make_record(), write_two_files)
     assert {path.name for path in tmp_path.glob(".tmp-*")} == set(kept)
+
+
+def test_a_directory_that_another_process_may_be_writing_stays(tmp_path: Path) -> None:
+    nodes, own = LocalNodes(tmp_path), Process.current()
+    name = f".tmp-{nodes.path(make_record()).name}"
+    for changes, stays in (
+        ({"started": "1"}, False),  # the number was given to another process
+        ({"namespace": "1", "pid": 2**22 + 1}, True),  # another container has numbers of its own
+        ({"boot": "00000000", "pid": 2**22 + 1}, True),  # another machine
+    ):
+        directory = tmp_path / f"{name}.{replace(own, **changes).suffix}"
+        directory.mkdir()
+        nodes.commit(make_record(), write_two_files)
+        assert directory.exists() is stays, changes
+        shutil.rmtree(nodes.path(make_record()))
 
 
 @pytest.mark.parametrize("name", ["record.json", "SHA256SUMS", "deleted.json"])

@@ -73,9 +73,7 @@ def test_altered_mask_is_refused(store: LineageStore) -> None:
         content = bytearray(path.read_bytes())
         content[-1] ^= 1
         path.write_bytes(content)
-    with pytest.raises(
-        ValueError, match=r"signed_mask.safetensors was altered: .* \w+, but \w+ was recorded"
-    ):
+    with pytest.raises(ValueError, match=r"signed_mask.safetensors was altered: .* \w+, but \w+ was recorded"):
         load_signed_mask(run_id, store.tracking_uri)
 
 

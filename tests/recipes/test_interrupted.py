@@ -14,7 +14,7 @@ import pytest
 from filelock import FileLock
 
 from harness.lineage.store import open_store
-from tests.recipes.launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, tool
+from tests.recipes.launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe, run_ids, run_warm, tool
 from tests.warm import Running, warm
 
 pytestmark = pytest.mark.long
@@ -168,6 +168,21 @@ def test_a_launch_told_to_stop_saves_its_state_and_resumes(prepared, tmp_path, p
     said = recipe(where, "aws_digits.py", *long, *SAVING, processes=processes_again, ok=False, HARNESS_KILL_AT="step:9")
     assert re.search(rf"^{processes} process(es)? on cpu \w+, threads in each: 1$", said, re.M)
     assert "resumes at epoch" in said and next(making.glob("state-*")).name > before.name
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGHUP, marks=SLOW)])
+def test_ctrl_c_and_a_closed_terminal_save_and_end_with_the_same_bytes_after_resuming(pristine, tmp_path, number):
+    where = elsewhere(pristine[0], tmp_path)
+    command = [str(REPOSITORY / "recipes" / "aws_digits.py"), *TINY, *LIGHT, *SAVING, "--offline"]
+    launch = Running(where, *command, log=where / "log")
+    _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
+    launch.send_signal(number)
+    assert launch.wait(120) == 75
+    said = (where / "log").read_text()
+    assert said.count("stopped: got ") == 1 and signal.Signals(number).name in said and "Traceback" not in said
+    assert json.loads((where / "runs" / "status.json").read_text())["status"] == "preempted"
+    said = run_warm(where, *command)
+    assert files(where) == files(pristine[0])
 
 
 def test_a_second_launch_of_the_same_search_is_refused_and_names_the_first(prepared, tmp_path):

@@ -303,7 +303,7 @@ def test_an_unreachable_server_is_refused_unless_offline(prepared, tmp_path):
     where = elsewhere(prepared, tmp_path)
     away = {"MLFLOW_TRACKING_URI": "http://127.0.0.1:9", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     refused = recipe(where, "aws_digits.py", *TINY, ok=False, **away)
-    assert "is the server up?" in refused and "--offline" in refused and "Traceback" not in refused
+    assert "Is the server up?" in refused and "--offline" in refused and "Traceback" not in refused
     output = recipe(where, "aws_digits.py", *TINY, *LIGHT, "--num-levels", "1", "--offline", **away)
     keys = re.findall(r"[0-9a-f]{64}", output)
     assert len(set(keys)) == 2 and len(nodes(where, "level")) == 2

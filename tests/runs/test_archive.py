@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,11 +19,13 @@ from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.lineage.nodes.record import CORRECT, Parent
 from harness.lineage.store import LineageStore, open_store
+from harness.lineage.tracking.server import RefusedError
 from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.runs.archive import Archive
 from harness.runs.run import RunDescription, TrainedRun
 from harness.runs.state_saver import SavingInterval, StateSaver
+from harness.runs.unfinished import MovedError
 from harness.training.resume import TrainingState
 
 
@@ -167,3 +171,75 @@ def test_the_server_is_not_queried_for_children_of_runs_of_this_launch(archive: 
     child = RunDescription({"a": "child"}, "training", "child", (Parent(first.key, "masked-by"),), {}, {})
     archive.run_or_load(child, make(archive, made))
     assert set(asked) == {first.key} and made == ["a run", "child"]
+
+
+def full_disk(*arguments: object, **options: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_state_that_cannot_be_saved_is_a_warning_until_the_launch_is_told_to_stop(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def train(saver: StateSaver) -> TrainedRun:
+        # Phase: save one state, then fail while the disk is full.
+        saver.save(TrainingState(0, 1, 0.0, {"w": torch.ones(2)}, {}))
+        with monkeypatch.context() as patch:
+            patch.setattr("harness.runs.unfinished.write_atomically", full_disk)
+            for step in (2, 3):
+                saver.save(TrainingState(0, step, 0.0, {"w": torch.zeros(2)}, {}))
+            warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+            assert len(warnings) == 1 and "cannot save the state of 'a run'" in warnings[0]
+            assert "needs" in warnings[0] and "The training continues" in warnings[0]
+            with pytest.raises(OSError, match="cannot save the state.*The earlier state is intact.*start the same"):
+                saver.save(TrainingState(0, 4, 0.0, {}, {}, is_last=True))
+
+        # Phase: the earlier state is whole, and the next one is saved.
+        state = saver.load()
+        assert state is not None and state.step == 1 and torch.equal(state.tensors["w"], torch.ones(2))
+        saver.save(TrainingState(0, 5, 0.0, {"w": torch.ones(2)}, {}))
+        state = saver.load()
+        assert state is not None and state.step == 5
+        return make(archive, [])(saver)
+
+    archive.run_or_load(description(), train)
+
+
+def test_runs_that_are_moved_during_a_training_are_not_made_anew_at_the_old_path(archive: Archive, tmp_path: Path):
+    runs = tmp_path / "runs"
+    archive.store.local.directory = runs
+
+    def moves(saver: StateSaver) -> TrainedRun:
+        assert not saver.due(0, 1)
+        runs.rename(tmp_path / "moved")
+        saver.unfinished.is_gone = True  # as the heartbeat notices
+        assert saver.due(0, 1)
+        return make(archive, [])(saver)
+
+    with pytest.raises(MovedError, match=f"{runs} is gone"):
+        archive.run_or_load(description(), moves)
+    assert not runs.exists()
+
+
+@pytest.mark.parametrize("error", [ConnectionError("busy"), RefusedError("refused")], ids=repr)
+@pytest.mark.parametrize("away", [False, True])
+def test_an_unknown_run_is_not_made_again_at_the_start_but_later(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, away: bool
+):
+    def fails(self: LineageStore, key: str) -> None:
+        raise error
+
+    made: list[str] = []
+    monkeypatch.setattr(LineageStore, "find", fails)
+    monkeypatch.setattr(archive.delivery, "send", lambda key: None)
+    monkeypatch.setattr(archive.store, "tracking_uri", "http://localhost:1")
+    archive.delivery.away = away
+    # Phase: nothing is made yet, so this is an error.
+    with pytest.raises(type(error), match=f"{error}.*--offline"):
+        archive.run_or_load(description(), make(archive, made))
+    assert made == []
+
+    # Phase: this launch has made a run, so the training continues.
+    archive._made_here.add("another")
+    archive.run_or_load(description(), make(archive, made))
+    assert made == ["a run"]
+    assert away or f"{error}; {description().key[:16]}… is searched among local runs only" in capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -10,8 +12,11 @@ from pathlib import Path
 import pytest
 
 from harness.common.digest import sha256_json
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore, open_store
+from harness.lineage.tracking.server import RefusedError
 from harness.runs.delivery_thread import DeliveryThread
 
 KEYS = [sha256_json(f"run {number}") for number in range(4)]
@@ -128,17 +133,49 @@ def test_a_missing_parent_is_a_warning_and_blocks_no_other_run(courier: Delivery
     assert mlflow.taken == short(1)
 
 
-def test_a_permanent_error_is_raised_in_the_training(courier: DeliveryThread, mlflow: Store):
-    def altered(name: str) -> None:
-        raise ValueError("checkpoint.safetensors was altered")
+REFUSALS = [RefusedError("experiment 'a' was deleted"), ValueError("checkpoint.safetensors was altered"), KeyError("x")]
 
-    mlflow.act = altered
-    courier.send(KEYS[0])
-    with pytest.raises(ValueError, match="was altered"):
+
+@pytest.mark.parametrize("error", REFUSALS, ids=repr)
+def test_no_error_of_a_delivery_ends_a_training_but_the_launch_fails_at_its_end(
+    courier: DeliveryThread, mlflow: Store, capsys: pytest.CaptureFixture[str], error: Exception
+):
+    def refuse(name: str) -> None:
+        raise error
+
+    mlflow.act = refuse
+    with pytest.raises(type(error), match="deleted.*2 run|altered|x"), courier.working():
+        courier.send(KEYS[0])
         courier.settle()
-    mlflow.act = lambda name: None
-    courier.send(KEYS[1])
-    assert courier.run_id(KEYS[1]) is not None
+        courier.send(KEYS[1])
+        assert courier.run_id(KEYS[1]) is None
+    assert capsys.readouterr().err.count("warning: ") == 1  # not for each run
+
+
+def test_refused_runs_are_delivered_when_the_server_takes_them_again(courier: DeliveryThread, mlflow: Store):
+    def deleted(name: str) -> None:
+        raise RefusedError("experiment 'a' was deleted")
+
+    mlflow.act = deleted
+    with courier.working():
+        courier.send(KEYS[0])
+        courier.settle()
+        with pytest.raises(RefusedError):
+            courier.check()  # as at the start of a search
+        mlflow.act = lambda name: None  # it was restored
+        courier.send(KEYS[1])
+    assert mlflow.taken == short(0, 1)
+
+
+def test_waiting_for_the_server_heeds_a_request_to_stop(courier: DeliveryThread, mlflow: Store):
+    answers = threading.Event()
+    mlflow.act = lambda name: answers.wait(60) and None
+    courier.send(KEYS[0])
+    request = StopRequest()
+    with request.listening(), pytest.raises(StoppedError):
+        threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        courier.settle()
+    answers.set()
 
 
 def test_offline_starts_no_thread(tmp_path: Path):

@@ -9,10 +9,12 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from harness.common.process import Process
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT
@@ -191,6 +193,26 @@ def test_a_run_that_is_being_made_stays(search: MadeSearch) -> None:
         ((item, why),) = delete(search, Policy())
         assert item.path == held.directory and "already being made" in (why or "")
         assert held.directory.is_dir()
+
+
+def test_a_commit_that_may_be_at_work_stays(search: MadeSearch) -> None:
+    for changes, is_dead in (
+        ({}, False),
+        ({"started": "1"}, True),  # the number was given to another process
+        ({"namespace": "1"}, None),  # another container: its commit may be at work
+        ({"boot": "00000000"}, None),
+        ({"boot": "00000000", "pid": 2**22 + 1}, None),
+    ):
+        maker = replace(Process.current(), **changes)
+        path = search.nodes.directory / f".tmp-level-{'1' * 16}.{maker.suffix}"
+        path.mkdir()
+        found = [item.path for item in find_garbage(offline(search), Policy())]
+        assert found == ([path] if is_dead else []), changes
+        # A day without a change is a sign of death where the process cannot be looked up.
+        age(path, days=2)
+        found = [item.path for item in find_garbage(offline(search), Policy())]
+        assert found == ([] if is_dead is False else [path]), changes
+        path.rmdir()
 
 
 @pytest.mark.long

@@ -6,6 +6,8 @@ import errno
 import json
 import os
 import random
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +21,9 @@ import torch
 
 import harness.runs.unfinished
 from harness.common.digest import sha256_json
-from harness.runs.unfinished import BusyError, Unfinished
+from harness.distributed.stop import StoppedError
+from harness.distributed.world import StopRequest
+from harness.runs.unfinished import BusyError, MovedError, Unfinished
 
 KEY = sha256_json("a run")
 
@@ -120,14 +124,14 @@ def test_a_second_launch_is_told_who_holds_the_run_and_a_dead_one_is_taken_over(
         pass
 
 
-def foreign(one: Unfinished) -> Path:
+def foreign(one: Unfinished, pid: int = 7) -> Path:
     """Write the owner file of a process on another host.
 
     Its file lock is not visible on this host.
     """
     one.directory.mkdir()
     owner = one.directory / "owner.json"
-    owner.write_text(json.dumps({"host": "elsewhere", "pid": 7, "since": "2026-01-01T00:00:00", "token": "x"}))
+    owner.write_text(json.dumps({"host": "elsewhere", "pid": pid, "since": "2026-01-01T00:00:00", "token": "x"}))
     return owner
 
 
@@ -216,3 +220,62 @@ def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
         owner.write_text(json.dumps({"host": host, "pid": pid}))
         os.utime(owner, (time.time() - since,) * 2)
         assert bool(other.nearly_the_same(changed)) == named
+
+
+@pytest.mark.parametrize("hours", [-5, 0, 5])
+def test_a_dead_holder_is_waited_for_by_the_own_clock(tmp_path: Path, monkeypatch, hours: float):
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 0.2)
+    one = unfinished(tmp_path)
+    owner = foreign(one, pid=1000 + int(hours))
+    os.utime(owner, (time.time() + 3600 * hours,) * 2)  # the clock of its host is wrong
+    began = time.monotonic()
+    with one.claimed({}):
+        assert 0.2 <= time.monotonic() - began < 5
+    # A further claim of the same dead process is not waited for.
+    other = unfinished(tmp_path, sha256_json("another"))
+    foreign(other, pid=1000 + int(hours))
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 60.0)
+    with other.claimed({}):
+        assert time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("hours", [-5, 5])
+def test_a_living_holder_is_noticed_whatever_its_clock_says(tmp_path: Path, monkeypatch, hours: float):
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 2.0)
+    one = unfinished(tmp_path)
+    owner = foreign(one, pid=2000 + int(hours))
+    then = time.time() + 3600 * hours
+    os.utime(owner, (then, then))
+    beat = threading.Timer(0.1, os.utime, (owner, (then + 10, then + 10)))
+    beat.start()
+    with pytest.raises(BusyError, match="heartbeat continues"), one.claimed({}):
+        pass
+    beat.join()
+
+
+def test_waiting_for_a_holder_heeds_a_request_to_stop(tmp_path: Path):
+    one = unfinished(tmp_path)
+    foreign(one, pid=3000)
+    request = StopRequest()
+    with request.listening():
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        with pytest.raises(StoppedError), one.claimed({}):
+            pass
+    assert json.loads((one.directory / "owner.json").read_text())["pid"] == 3000
+
+
+@pytest.mark.parametrize("gone", ["runs", "directory", "owner.json"])
+def test_a_moved_or_deleted_directory_is_named(tmp_path: Path, monkeypatch, gone: str):
+    monkeypatch.setattr(harness.runs.unfinished, "HEARTBEAT_SECONDS", 0.05)
+    runs = tmp_path / "runs"
+    one = Unfinished(runs, "level", KEY, "L03 d0.512 aws resnet20")
+    path = {"runs": runs, "directory": one.directory}.get(gone, one.directory / gone)
+    with one.claimed({}):
+        path.rename(tmp_path / "moved")
+        until = time.monotonic() + 10
+        while gone != "owner.json" and not one.is_gone and time.monotonic() < until:
+            time.sleep(0.01)
+        assert one.is_gone is (gone != "owner.json")
+        with pytest.raises(MovedError, match=f"^{re.escape(str(path))} is gone: it was moved or deleted while 'L03"):
+            one.save({"epoch": 0}, state(1), (0, 1))
+    assert not runs.exists() or gone != "runs"

@@ -15,6 +15,7 @@ import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
+from harness.common.launched import NUMBERS, check_launcher_numbers, launcher_number
 from harness.distributed.launcher_settings import REFUSED, check_launcher_precision, check_launcher_settings
 from harness.distributed.world import World
 from tests.training.small_training import open_world
@@ -158,3 +159,31 @@ def environment_of(tmp_path: Path, text: str) -> dict[str, str]:
     if args.use_fsdp or args.use_megatron_lm:
         return launch.prepare_multi_gpu_env(args)
     return launch.prepare_simple_launcher_cmd_env(args)[1]
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": " ", "MASTER_PORT": ""}, None),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, None),
+        ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'; it must be a whole number from 1"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
+        ({"WORLD_SIZE": "1.5"}, "WORLD_SIZE is '1.5'"),
+        ({"RANK": "-1"}, "RANK is '-1'; it must be a whole number from 0"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE is 2: ranks start at 0"),
+        ({"LOCAL_RANK": "zero"}, "LOCAL_RANK is 'zero'"),
+        ({"LOCAL_WORLD_SIZE": "٣"}, "LOCAL_WORLD_SIZE is"),
+        ({"GROUP_WORLD_SIZE": "1,2"}, "GROUP_WORLD_SIZE is '1,2'"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is '99999'; it must be a whole number from 0 to 65,535"),
+    ],
+)
+def test_numbers_of_the_launcher(monkeypatch, variables: dict[str, str], said: str | None):
+    for name in NUMBERS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with nullcontext() if said is None else pytest.raises(ValueError, match=said):
+        check_launcher_numbers()
+    if said is None:  # Accelerate and torch read the variables themselves, and know no empty number
+        assert all(os.environ.get(name, "0") for name in NUMBERS)
+        assert launcher_number("RANK", 0) == 0 and launcher_number("WORLD_SIZE", 1) == 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import tyro
 
+from harness.common.tables import print_lines
 from harness.lineage.browse.difference import Difference, diff
 from harness.lineage.browse.find import (
     ancestors,
@@ -14,6 +15,7 @@ from harness.lineage.browse.find import (
     family,
     find_node,
     newest,
+    newest_local,
     path_steps,
     relatives,
     way,
@@ -60,6 +62,9 @@ class List:
     """Earliest start: a date such as 2026-01-31, or an age such as 30m, 12h, 7d or 2w."""
     limit: int = 100
     """Largest number of runs."""
+    mlflow: bool = False
+    """Also read MLflow: runs of other machines, and later changes in MLflow. --tracking-uri implies it. By default,
+    MLflow is read only if there is no local run."""
     place: Where = StoreOptions()
 
     def query(self) -> Query:
@@ -74,17 +79,32 @@ class List:
         )
 
     def run(self) -> None:
-        query = self.query()
-        nodes = self.place.ask(lambda store: newest(store, self.limit, query))
-        unfinished = unfinished_searches(LocalNodes(self.place.runs), nodes) if not self.place.json else {}
+        # Phase: find the runs
+        query, read = self.query(), [f"local runs in {self.place.runs}"]
+
+        def ask(store: LineageStore) -> list[RunSummary]:
+            del read[1:]
+            wanted = self.mlflow or self.place.tracking_uri is not None
+            any_local = next(store.local.directories(), None) is not None
+            if store.tracking_uri is None or (any_local and not wanted):
+                return newest_local(store, self.limit, query)
+            nodes = newest(store, self.limit, query)
+            read.append(f"MLflow at {store.server.address}")
+            return nodes
+
+        nodes = self.place.ask(ask)
+
+        # Phase: print them; the last line says what was read
         if self.place.json:
             print_json("list", nodes)
-        elif nodes:
-            print_nodes(nodes, unfinished)
+            return
+        if nodes:
+            print_nodes(nodes, unfinished_searches(LocalNodes(self.place.runs), nodes))
         elif query == Query():
             print(f"no runs in {self.place.runs} or MLflow yet: launch a recipe first")
         else:
             print("no run matches; use fewer options to list more runs")
+        print_lines("", f"read: {' and '.join(read)}" + ("" if read[1:] else "; --mlflow reads MLflow, too"))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,9 @@ from harness.common.escape import for_terminal
 from harness.lineage.browse.export import edges, write_export
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.bundle import import_bundle, write_bundle
+from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
+from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore, SyncError
 from tools.lineage_commands.printing import print_json
 from tools.lineage_commands.store_options import StoreOptions, Where
 
@@ -30,15 +32,55 @@ class Sync:
     place: Where = StoreOptions()
 
     def run(self) -> None:
-        delivered = []
-        for directory, run_id in self.place.open(self.experiment).sync():
-            delivered.append({"directory": str(directory), "run_id": run_id})
-            if not self.place.json:
-                print(f"{directory.name} → run {run_id}")
+        # Phase: deliver all runs that can be delivered
+        delivered: list[dict[str, str]] = []
+        problems: list[str] = []
+        try:
+            for directory, run_id in self.place.open(self.experiment).sync():
+                delivered.append({"directory": str(directory), "run_id": run_id})
+                if not self.place.json:
+                    print(f"{directory.name} → run {run_id}")
+        except SyncError as error:
+            problems = error.problems
+
+        # Phase: report; problems give exit code 1
         if self.place.json:
-            print_json("sync", [], delivered=delivered)
-        elif not delivered:
-            print("all runs were delivered already")
+            print_json("sync", [], delivered=delivered, problems=problems)
+        else:
+            for problem in problems:
+                print(f"error: {for_terminal(problem)}", file=sys.stderr)
+            if not delivered and not problems:
+                print("all runs were delivered already")
+        if problems:
+            sys.exit(1)
+
+
+@dataclass(frozen=True)
+class Relocate:
+    """Write the present paths of all files into an MLflow SQLite database that was moved or copied.
+
+    The harness finds the files of a moved store without it. The MLflow UI needs it.
+    """
+
+    place: Where = StoreOptions()
+
+    def run(self) -> None:
+        from harness.lineage.tracking.moved import relocate
+        from harness.lineage.tracking.server import sqlite_path
+
+        uri = self.place.open().tracking_uri
+        done = relocate(uri, sqlite_path(uri))
+        if self.place.json:
+            print_json("relocate", [], files=str(done.files), changed=done.changed, missing=list(done.lost))
+        else:
+            what = f"{done.changed} paths changed to {done.files}" if done.changed else "all paths are right already"
+            print(f"{done.database}: {what}")
+        if done.lost:
+            more = f" and {len(done.lost) - 3} more" if len(done.lost) > 3 else ""
+            raise LookupError(
+                f"the files of {len(done.lost)} runs are missing: {', '.join(done.lost[:3])}{more}; move them "
+                f"to {done.files}, or `python tools/lineage.py sync` sends them again from the local runs"
+            )
 
 
 @dataclass(frozen=True)
@@ -139,4 +181,7 @@ class Import:
             return store.deliver(directory)
         except ConnectionError as error:
             _log.warning(f"{error}; `python tools/lineage.py sync` delivers it later")
+            return None
+        except OtherContentsError as error:
+            _log.warning(f"{error}; the imported run stays local")
             return None

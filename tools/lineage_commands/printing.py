@@ -80,8 +80,12 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
 
     These are unfinished runs, and runs whose θ_init an older version drew in another way.
     """
-    if any(node.run_id is None for node in nodes):
+    if any(node.run_id is None and node.other_run_id is None for node in nodes):
         print_lines("", "* key of a local run that is not in MLflow yet; `python tools/lineage.py sync` delivers it")
+    if others := [node for node in nodes if node.other_run_id is not None]:
+        names = ", ".join(f"{short_id(node)} ({node.other_run_id})" for node in others[:3])
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        print_lines("", f"≠ an MLflow run has this key, but other contents: {names}{more}; `verify` tells more")
     if others := [node for node in nodes if node.drawn_before is not None]:
         names = ", ".join(short_id(node) for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""

@@ -9,6 +9,7 @@ workers. Its "proportion" mode draws from an unseeded generator.
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 from types import TracebackType
@@ -90,10 +91,7 @@ class BetonWriter:
             raise ValueError(f"{self._count} samples were written, but {len(self._samples)} were announced")
         header = np.zeros(1, _HEADER)
         header[0] = (_VERSION, 2, self._page_bytes, self._count, self._next)
-        fields = np.zeros(2, _FIELD)
-        for field, (type_id, name) in zip(fields, ((_IMAGE_FIELD, b"image"), (_INT_FIELD, b"label")), strict=True):
-            field["type_id"] = type_id
-            field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+        fields = _fields()
         self._file.seek(self._next)
         self._file.write(self._allocations.tobytes())
         self._file.seek(0)
@@ -114,23 +112,110 @@ class BetonWriter:
             self._file.close()
 
 
+def _fields() -> np.ndarray:
+    """Return the descriptors of the two fields, an image and a label."""
+    fields = np.zeros(2, _FIELD)
+    for field, (type_id, name) in zip(fields, ((_IMAGE_FIELD, b"image"), (_INT_FIELD, b"label")), strict=True):
+        field["type_id"] = type_id
+        field["name"][: len(name)] = np.frombuffer(name, np.uint8)
+    return fields
+
+
 def read_sizes(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Return the heights and widths of all images, each uint16 (N,).
 
     Raises:
         ValueError: The file is not a complete .beton file.
     """
+    samples, _ = _read_tables(path)
+    return samples["f0"]["height"], samples["f0"]["width"]
+
+
+def check_beton(path: Path, num_classes: int, image_size: int | None) -> None:
+    """Check all that a loader relies on: places, sizes and labels of all samples.
+
+    The loader's kernels are compiled without bounds. A wrong size would let them read foreign memory.
+
+    Args:
+        path: The file.
+        num_classes: Number of classes. Labels are below it.
+        image_size: Height and width of all images, which are stored raw. None: any, also as JPEG.
+
+    Raises:
+        ValueError: The file is not a complete .beton file of such images. The message names it and the first bad image.
+    """
+    # Read both tables, and bring the allocation table into the order of the samples.
+    samples, allocations = _read_tables(path)
+    images, end = samples["f0"], path.stat().st_size - allocations.nbytes
+    by_place, order = np.argsort(allocations["ptr"]), np.argsort(images["data_ptr"])
+    if not np.array_equal(allocations["ptr"][by_place], images["data_ptr"][order]):
+        raise ValueError(f"{path} has images at other places than its allocation table; prepare the data again")
+    sizes = np.zeros(len(samples), np.uint64)
+    sizes[order] = allocations["size"][by_place]
+    # Compare sizes in pixels and bytes.
+    height, width = (images[side].astype(np.uint64) for side in ("height", "width"))
+    raw = images["mode"] == RAW
+    problems = {
+        "lies outside the file": (images["data_ptr"] >= end) | (sizes > end - np.minimum(images["data_ptr"], end)),
+        "has no pixels": (height == 0) | (width == 0) | (sizes == 0),
+        "is stored in an unknown mode": ~raw & (images["mode"] != JPG),
+        "has another number of bytes than pixels": raw & (height * width * 3 != sizes),
+        f"has a label that is not in 0 to {num_classes - 1}": (samples["f1"] < 0) | (samples["f1"] >= num_classes),
+    }
+    if image_size is not None:
+        problems[f"does not have {image_size}×{image_size} raw pixels"] = (
+            ~raw | (height != image_size) | (width != image_size)
+        )
+    for problem, bad in problems.items():
+        if bad.any():
+            raise ValueError(f"{path}: image {int(bad.argmax())} {problem}; prepare the data again")
+    # A JPEG has its own size. Compare that of the largest images, which determine the memory of the decoder.
+    for index in {int(height.argmax()), int(width.argmax())}:
+        if not raw[index]:
+            _check_jpeg(path, index, samples[index]["f0"], int(sizes[index]))
+
+
+def _check_jpeg(path: Path, index: int, image: np.void, size: int) -> None:
+    from PIL import Image
+
+    with open(path, "rb") as file:
+        file.seek(int(image["data_ptr"]))
+        content = file.read(size)
+    try:
+        found = Image.open(io.BytesIO(content)).size
+    except Exception as error:  # Pillow raises many types
+        raise ValueError(f"{path}: image {index} is no JPEG; prepare the data again") from error
+    if found != (image["width"], image["height"]):
+        raise ValueError(
+            f"{path}: image {index} is a JPEG of {found[1]}×{found[0]} pixels, but the file says "
+            f"{image['height']}×{image['width']}; prepare the data again"
+        )
+
+
+def _read_tables(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Return the metadata (N,) and the allocation table (N,).
+
+    Raises:
+        ValueError: The file is not a complete .beton file.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
+        # Check the header before its numbers are used.
         header = np.frombuffer(file.read(_HEADER.itemsize).ljust(_HEADER.itemsize, b"\0"), _HEADER)[0]
-        count = int(header["num_samples"])
-        if header["version"] != _VERSION or header["num_fields"] != 2:
+        count, table = int(header["num_samples"]), int(header["alloc_table_ptr"])
+        fields = np.frombuffer(file.read(2 * _FIELD.itemsize).ljust(2 * _FIELD.itemsize, b"\0"), _FIELD)
+        same = all(np.array_equal(fields[part], _fields()[part]) for part in ("type_id", "name"))
+        if header["version"] != _VERSION or header["num_fields"] != 2 or not same:
             raise ValueError(f"{path} is not an FFCV file of format {_VERSION} with an image and a label")
-        if int(header["alloc_table_ptr"]) + count * _ALLOCATION.itemsize != size:
+        if table + count * _ALLOCATION.itemsize != size or _METADATA_START + count * _SAMPLE.itemsize > table:
             raise ValueError(f"{path} has {size} bytes; it is truncated or was never finished")
-        file.seek(_METADATA_START)
+        # Read the tables.
         samples = np.frombuffer(file.read(count * _SAMPLE.itemsize), _SAMPLE)
-    return samples["f0"]["height"], samples["f0"]["width"]
+        file.seek(table)
+        allocations = np.frombuffer(file.read(count * _ALLOCATION.itemsize), _ALLOCATION)
+    if not count:
+        raise ValueError(f"{path} has no images; prepare the data again")
+    return samples, allocations
 
 
 def read_raw(path: Path) -> tuple[np.ndarray, np.ndarray]:

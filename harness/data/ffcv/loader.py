@@ -46,6 +46,7 @@ from ffcv.transforms import ToTensor  # noqa: E402
 from ffcv.traversal_order.base import TraversalOrder  # noqa: E402
 
 from harness.data.ffcv import kernels as ffcv_kernels  # noqa: E402
+from harness.data.ffcv.beton import check_beton  # noqa: E402
 
 torch.set_num_threads(_torch_threads)
 
@@ -148,6 +149,7 @@ class BetonReader:
     """
 
     def __init__(self, path: Path, spec: DataSpec, num_workers: int) -> None:
+        check_beton(path, spec.num_classes, spec.image_size if spec.fixed_size else None)
         # FFCV has no argument for the class of its memory map, so patch it.
         with patch.object(ffcv_loader_module, "OSCacheManager", MappedFile):
             self._loader = ffcv.Loader(

@@ -7,19 +7,25 @@ downloaded archive, without unpacking it, or its unpacked directory.
 
 from __future__ import annotations
 
+import io
 import tarfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from harness.data.readers.raw import RawSplit, from_arrays
+from harness.data.readers.raw import (
+    MissingSourceError,
+    RawSplit,
+    SourceError,
+    from_arrays,
+    read_file,
+    reading,
+    unpacked,
+)
 from harness.data.spec import DataSpec
 
 _PIXELS = 3 * 32 * 32
-_MOST_BYTES = 2**30
-"""Larger files are not from CIFAR and are refused."""
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,17 @@ def read_cifar(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split from the archive cifar-…-binary.tar.gz or its unpacked directory.
 
     Raises:
-        FileNotFoundError: The directory lacks files.
-        ValueError: The source is the Python version or another data set, has links, or is damaged or truncated.
+        MissingSourceError: The directory lacks files.
+        SourceError: The source is the Python version or another data set, has links, or is damaged or truncated.
     """
     layout = _LAYOUTS.get(spec.name)
     if layout is None:
-        raise ValueError(f"{path} is a source of CIFAR; {spec.name} needs another --source")
+        raise SourceError(f"{path} is a source of CIFAR; {spec.name} needs another --source")
     contents = _from_directory(layout, path, split) if path.is_dir() else _from_archive(layout, path, split)
     record = layout.label_bytes + _PIXELS
     for name, content in contents.items():
         if not content or len(content) % record:
-            raise ValueError(f"{name} has {len(content)} bytes, not a multiple of {record}-byte records: truncated?")
+            raise SourceError(f"{name} has {len(content)} bytes, not a multiple of {record}-byte records: truncated?")
     where = [
         f"image {index} of {name}" for name, content in contents.items() for index in range(len(content) // record)
     ]
@@ -81,11 +87,11 @@ def read_cifar(spec: DataSpec, path: Path, split: str) -> RawSplit:
 def _from_directory(layout: _Layout, path: Path, split: str) -> dict[str, bytes]:
     names = [entry.name for entry in path.iterdir()]
     if layout.pickled[1] <= set(names):
-        raise ValueError(_refused(layout, path))
+        raise SourceError(_refused(layout, path))
     missing = [name for name in layout.files[split] if name not in names]
     if missing:
-        raise FileNotFoundError(f"{path} has no {', '.join(missing)}; it has {', '.join(sorted(names)[:8])}")
-    return {str(path / name): (path / name).read_bytes() for name in layout.files[split]}
+        raise MissingSourceError(f"{path} has no {', '.join(missing)}; it has {', '.join(sorted(names)[:8])}")
+    return {str(path / name): read_file(path / name) for name in layout.files[split]}
 
 
 def _from_archive(layout: _Layout, path: Path, split: str) -> dict[str, bytes]:
@@ -94,26 +100,24 @@ def _from_archive(layout: _Layout, path: Path, split: str) -> dict[str, bytes]:
     wanted = {PurePosixPath(layout.directory, name): f"{path}:{name}" for name in layout.files[split]}
     contents: dict[str, bytes] = {}
     seen: list[PurePosixPath] = []
-    try:
-        with tarfile.open(path, "r:*") as archive:
-            for member in archive:
-                name = PurePosixPath(member.name)
-                seen.append(name)
-                if name in wanted:
-                    if not member.isreg() or member.size > _MOST_BYTES:
-                        raise ValueError(f"{path}: {member.name} is a link, or not a regular file of CIFAR; not read")
-                    file = archive.extractfile(member)
-                    assert file is not None
-                    contents[wanted[name]] = file.read()
-    except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; download it again") from error
+    content = unpacked(path)
+    with reading(path), tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+        for member in archive:
+            name = PurePosixPath(member.name)
+            seen.append(name)
+            if name in wanted:
+                if not member.isreg():
+                    raise SourceError(f"{path}: {member.name} is a link, or not a regular file of CIFAR; not read")
+                file = archive.extractfile(member)
+                assert file is not None
+                contents[wanted[name]] = file.read()
     # Check that the archive is the binary version and complete.
     if any(name.parts[:1] == (layout.pickled[0],) for name in seen):
-        raise ValueError(_refused(layout, path))
+        raise SourceError(_refused(layout, path))
     missing = [str(name) for name, where in wanted.items() if where not in contents]
     if missing:
         found = ", ".join(map(str, seen[:4]))
-        raise ValueError(f"{path} has no {', '.join(missing)}; it has {found or 'no files'}{' …' * (len(seen) > 4)}")
+        raise SourceError(f"{path} has no {', '.join(missing)}; it has {found or 'no files'}{' …' * (len(seen) > 4)}")
     return {where: contents[where] for where in wanted.values()}
 
 

@@ -5,40 +5,49 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from harness.data.readers.raw import IMAGE_SUFFIXES, RawSample, RawSplit, check_same_classes, split_names
+import numpy as np
+
+from harness.data.readers.raw import (
+    MissingSourceError,
+    RawSample,
+    RawSplit,
+    SourceError,
+    check_same_classes,
+    class_directories,
+    image_files,
+    split_names,
+)
 from harness.data.spec import DataSpec
 
 
 def is_image_folder(path: Path) -> bool:
     """Return whether `path` has directories split/class."""
-    splits = (entry for entry in path.iterdir() if entry.is_dir())
-    return any(entry.is_dir() for split in splits for entry in split.iterdir())
+    return any(class_directories(path / split) for split in class_directories(path))
 
 
 def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of an image folder. Classes are numbered in the order of sorted names.
 
     Raises:
-        FileNotFoundError: A split has no directory.
-        ValueError: The splits have different classes.
+        MissingSourceError: A split has no directory.
+        SourceError: The splits have different classes, or are the same directory.
     """
-    directory = _split_directory(spec, path, split)
-    classes = _class_names(directory)
-    for other in ("train", "test"):
-        with_other = _split_directory(spec, path, other)
-        check_same_classes(classes, _class_names(with_other), str(directory), str(with_other))
-    files = [
-        (file, label)
-        for label, name in enumerate(classes)
-        for file in sorted((directory / name).rglob("*"))
-        if file.suffix.lower() in IMAGE_SUFFIXES
-    ]
+    # Check the classes of both splits.
+    directories = {name: _split_directory(spec, path, name) for name in ("train", "test")}
+    train, test = directories.values()
+    if train.samefile(test):
+        raise SourceError(f"{train} and {test} are the same directory; the test images would be training images")
+    directory, other = directories[split], test if split == "train" else train
+    classes = class_directories(directory)
+    check_same_classes(classes, class_directories(other), str(directory), str(other))
+    files = [(file, label) for label, name in enumerate(classes) for file in image_files(directory / name)]
 
     def samples() -> Iterator[RawSample]:
         for file, label in files:
             yield RawSample(file, label, str(file))
 
-    return RawSplit(len(files), samples, {"num_classes": len(classes)})
+    labels = np.array([label for _, label in files], np.int64)
+    return RawSplit(labels, samples, {"num_classes": len(classes)}, tuple(classes))
 
 
 def _split_directory(spec: DataSpec, path: Path, split: str) -> Path:
@@ -46,8 +55,4 @@ def _split_directory(spec: DataSpec, path: Path, split: str) -> Path:
     for name in names:
         if (path / name).is_dir():
             return path / name
-    raise FileNotFoundError(f"{path} has no directory {' or '.join(names)} for the {split} split")
-
-
-def _class_names(directory: Path) -> list[str]:
-    return sorted(entry.name for entry in directory.iterdir() if entry.is_dir())
+    raise MissingSourceError(f"{path} has no directory {' or '.join(names)} for the {split} split")

@@ -1,52 +1,108 @@
-"""Read parquet files, saved directories and hub data sets with `datasets`."""
+"""Read parquet files with PyArrow, and saved directories and hub data sets with `datasets`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from harness.data.readers.raw import RawSample, RawSplit, split_names
+import numpy as np
+
+from harness.data.readers.raw import (
+    MissingSourceError,
+    RawSample,
+    RawSplit,
+    SourceError,
+    reading,
+    reason,
+    split_names,
+    visible,
+)
 from harness.data.spec import DataSpec
+
+_ROWS = 256
+"""Rows of a parquet file that are read at once."""
 
 
 def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of a directory of parquet files, in sorted order.
 
     Raises:
-        FileNotFoundError: No file belongs to the split.
-        ValueError: A file cannot be read, or a column is missing.
+        MissingSourceError: No file belongs to the split.
+        SourceError: A file cannot be read or belongs to both splits, or a column is missing.
     """
     import pyarrow.parquet as parquet
-    from datasets import load_dataset
 
+    # Check the columns of all files, and read their labels.
     files = _parquet_files(spec, path, split)
-    try:
-        num_samples = sum(parquet.ParquetFile(file).metadata.num_rows for file in files)
-    except Exception as error:
-        raise ValueError(f"{path}: a parquet file cannot be read: {error}") from error
-    # Stream the rows: otherwise `datasets` would first copy all data to disk.
-    rows = load_dataset("parquet", data_files={"train": [str(file) for file in files]}, split="train", streaming=True)
-    return _from_rows(spec, rows, num_samples, f"{path} {split}", {"files": len(files)})
+    labels: list[int] = []
+    names: Sequence[str] = ()
+    for file in files:
+        with reading(file):
+            opened = parquet.ParquetFile(file)
+            _check_columns(spec, opened.schema_arrow.names, str(file))
+            column = opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
+            labels += _integers(column, str(file))
+            names = names or _recorded_names(spec, opened.schema_arrow.metadata)
+
+    # Stream the images.
+    def images() -> Iterator[Any]:
+        for file in files:
+            with reading(file):
+                for batch in parquet.ParquetFile(file).iter_batches(_ROWS, columns=[spec.raw.image_column]):
+                    yield from batch[spec.raw.image_column].to_pylist()
+
+    return _split(spec, images, labels, names, f"{path} {split}", {"files": len(files)})
+
+
+def _recorded_names(spec: DataSpec, metadata: dict[bytes, bytes] | None) -> list[str]:
+    """Return the class names that `datasets` recorded in a parquet file, or []."""
+    with suppress(Exception):  # they are only for messages
+        features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
+        return list(map(str, features[spec.raw.label_column]["names"]))
+    return []
+
+
+def has_parquet(path: Path) -> bool:
+    """Return whether `path` has a parquet file that is not hidden."""
+    return bool(visible(path.rglob("*.parquet"), path))
 
 
 def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
-    """Return the files whose name or directory contains the split's name.
+    """Return the files of a split.
 
-    Examples are train-00000-of-… and test/0000.parquet. The first matching name is used.
+    The name of a file decides, as in train-00000-of-00001.parquet. If it names no split, its directories decide, from
+    the nearest on, as in test/0000.parquet.
+
+    Raises:
+        MissingSourceError: No file belongs to the split.
+        SourceError: A file belongs to both splits.
     """
-    everything = sorted(path.rglob("*.parquet"))
+    # Find the names of splits that decide for each file.
+    train, test = split_names(spec, "train"), split_names(spec, "test")
+    named: dict[Path, set[str]] = {}
+    for file in visible(path.rglob("*.parquet"), path):
+        parts = [file.stem, *reversed(file.relative_to(path).parts[:-1])]
+        named[file] = next((found for part in parts if (found := _words(part) & {*train, *test})), set())
+        if named[file] & {*train} and named[file] & {*test}:
+            raise SourceError(
+                f"{file} would belong to both splits: its name has {' and '.join(sorted(named[file]))}; rename it, "
+                "for example to train-0.parquet or test-0.parquet"
+            )
+    # The first name with a file is used.
     names = split_names(spec, split)
     for name in names:
-        chosen = [file for file in everything if name in _words(file.relative_to(path))]
+        chosen = [file for file, found in named.items() if name in found]
         if chosen:
             return chosen
-    raise FileNotFoundError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
+    raise MissingSourceError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
 
 
-def _words(path: Path) -> set[str]:
-    text = str(path.with_suffix("")).lower()
-    for mark in "/-_.":
+def _words(name: str) -> set[str]:
+    text = name.lower()
+    for mark in "-_.":
         text = text.replace(mark, " ")
     return set(text.split())
 
@@ -55,19 +111,19 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of a DatasetDict that `datasets` saved.
 
     Raises:
-        ValueError: The directory cannot be read, or lacks the split or a column.
+        SourceError: The directory cannot be read, or lacks the split or a column.
     """
     from datasets import DatasetDict, load_from_disk
 
-    try:
+    with reading(path, "save it again"):
         saved = load_from_disk(str(path))
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read as a directory saved by datasets: {error}") from error
-    if not isinstance(saved, DatasetDict):
-        wanted = " or ".join(spec.raw.test_splits)
-        raise ValueError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
-    rows = saved[_split_name(spec, list(saved), split, str(path))]
-    return _from_rows(spec, rows, len(rows), f"{path} {split}", {})
+        if not isinstance(saved, DatasetDict):
+            wanted = " or ".join(spec.raw.test_splits)
+            raise SourceError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
+        rows = saved[_split_name(spec, list(saved), split, str(path))]
+        # Check all offsets in the mapped files. Damaged ones would let Arrow read outside of them, and crash.
+        rows.data.validate(full=True)
+        return _from_rows(spec, rows, f"{path} {split}", {})
 
 
 def read_hub(spec: DataSpec, source: str, split: str) -> RawSplit:
@@ -79,22 +135,22 @@ def read_hub(spec: DataSpec, source: str, split: str) -> RawSplit:
         split: train or test.
 
     Raises:
-        ValueError: The data set is not accessible, or lacks the split or a column.
+        SourceError: The data set is not accessible, or lacks the split or a column.
     """
     from datasets import get_dataset_split_names, load_dataset
 
     try:
         name = _split_name(spec, get_dataset_split_names(source), split, source)
         rows = load_dataset(source, split=name)
-    except ValueError:
+    except SourceError:
         raise
     except Exception as error:  # datasets and huggingface_hub raise many types
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
-            f"{source} is not a local directory and could not be loaded from the Hugging Face hub: {first_line} "
+        raise SourceError(
+            f"{source} is not a local directory and could not be loaded from the Hugging Face hub: {reason(error)} "
             "(check the connection; for gated data, accept the terms and run `hf auth login`; or pass a local --source)"
         ) from error
-    return _from_rows(spec, rows, len(rows), f"{source} {name}", {"fingerprint": getattr(rows, "_fingerprint", None)})
+    with reading(f"{source} {name}"):
+        return _from_rows(spec, rows, f"{source} {name}", {"fingerprint": getattr(rows, "_fingerprint", None)})
 
 
 def _split_name(spec: DataSpec, names: list[str], split: str, where: str) -> str:
@@ -103,32 +159,70 @@ def _split_name(spec: DataSpec, names: list[str], split: str, where: str) -> str
         if name in names:
             return name
     found = ", ".join(map(str, names))
-    raise ValueError(f"{where} has the splits {found}; the {split} split needs {' or '.join(wanted)}")
+    raise SourceError(f"{where} has the splits {found}; the {split} split needs {' or '.join(wanted)}")
 
 
-def _from_rows(spec: DataSpec, rows: Any, num_samples: int, where: str, notes: dict[str, Any]) -> RawSplit:
-    # Check the columns, and disable decoding.
-    from datasets import Image
-
-    columns = rows.column_names or list(next(iter(rows)))
-    for column in (spec.raw.image_column, spec.raw.label_column):
+def _check_columns(spec: DataSpec, columns: Sequence[str], where: str) -> None:
+    for option, column in (("--image-column", spec.raw.image_column), ("--label-column", spec.raw.label_column)):
         if column not in columns:
-            raise ValueError(f"{where} has the columns {', '.join(columns)}; {spec.name} needs {column!r}")
-    if rows.features is not None and isinstance(rows.features[spec.raw.image_column], Image):
-        rows = rows.cast_column(spec.raw.image_column, Image(decode=False))
+            raise SourceError(
+                f"{where} has the columns {', '.join(columns)}; {spec.name} needs {column!r}, or pass {option}"
+            )
 
-    # Name each sample by its position, and by its file if known.
+
+def _integers(labels: Sequence[Any], where: str) -> list[int]:
+    for index, label in enumerate(labels):
+        if not isinstance(label, int):
+            raise SourceError(f"image {index} of {where} has the label {label!r:.60}; labels must be integers")
+    return list(labels)
+
+
+def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> RawSplit:
+    """Return a split from the rows of `datasets`.
+
+    Raises:
+        SourceError: A column is missing, or a label is not an integer.
+    """
+    from datasets import ClassLabel, Image
+
+    # Check the columns and the labels, and disable decoding.
+    _check_columns(spec, rows.column_names, where)
+    labels = _integers(list(rows[spec.raw.label_column]), where)
+    kind, column = rows.features[spec.raw.label_column], spec.raw.image_column
+    names = kind.names if isinstance(kind, ClassLabel) else ()
+    if isinstance(rows.features[column], Image):
+        rows = rows.cast_column(column, Image(decode=False))
+    return _split(spec, lambda: (row[column] for row in rows.select_columns([column])), labels, names, where, notes)
+
+
+def _split(
+    spec: DataSpec,
+    images: Callable[[], Iterator[Any]],
+    labels: Sequence[int],
+    names: Sequence[str],
+    where: str,
+    notes: dict[str, Any],
+) -> RawSplit:
+    """Return a split whose samples are named by position, and by file if it is known.
+
+    Args:
+        spec: The data set.
+        images: Returns an iterator of images: the bytes of files, or {"bytes", "path"}.
+        labels: Their labels.
+        names: Class names by label. Names that the data set does not have are dropped.
+        where: Location of the images, for messages.
+        notes: Facts for the manifest.
+    """
+
+    # Name each sample, and find its bytes or its file.
     def samples() -> Iterator[RawSample]:
-        for index, row in enumerate(rows):
-            image = row[spec.raw.image_column]
-            name = f"image {index} of {where}"
-            if isinstance(image, dict):
-                if image.get("path"):
-                    name += f" ({image['path']})"
-                image = image["bytes"] if image.get("bytes") is not None else Path(image["path"])
-            label = row[spec.raw.label_column]
-            if not isinstance(label, int):
-                raise ValueError(f"{name} has the label {label!r}; labels must be integers")
-            yield RawSample(image, label, name)
+        with reading(where):
+            for index, (image, label) in enumerate(zip(images(), labels, strict=True)):
+                name = f"image {index} of {where}"
+                if isinstance(image, dict):
+                    if image.get("path"):
+                        name += f" ({image['path']})"
+                    image = image["bytes"] if image.get("bytes") is not None else Path(image["path"])
+                yield RawSample(image, label, name)
 
-    return RawSplit(num_samples, samples, notes)
+    return RawSplit(np.array(labels, np.int64), samples, notes, tuple(names[: spec.num_classes]))

@@ -21,18 +21,37 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
+
+import numpy as np
 
 from harness.common.logging import progress
-from harness.data.readers.raw import IMAGE_SUFFIXES, RawSample, RawSplit, check_same_classes
+from harness.data.readers.matlab import read_synsets
+from harness.data.readers.raw import (
+    IMAGE_SUFFIXES,
+    MOST_BYTES,
+    MissingSourceError,
+    RawSample,
+    RawSplit,
+    SourceError,
+    as_text,
+    check_same_classes,
+    class_directories,
+    image_files,
+    is_hidden,
+    read_file,
+    read_text,
+    reading,
+    reason,
+    unpacked,
+    visible,
+)
 from harness.data.spec import DataSpec
 
 _TARS = {"train": "ILSVRC2012_img_train.tar", "test": "ILSVRC2012_img_val.tar"}
 _DEVKIT = "ILSVRC2012_devkit_t12"
 _GROUND_TRUTH = "ILSVRC2012_validation_ground_truth.txt"
 _NUMBER = re.compile(r"_(\d{8})$")
-_MOST_BYTES = 2**28
-"""Larger files in the development kit are skipped."""
 
 Classes = Callable[[str], str]
 """Maps a validation image's file name to its wnid. Raises LookupError if it has none."""
@@ -69,8 +88,8 @@ def read_ilsvrc(spec: DataSpec, path: Path, split: str) -> RawSplit:
     same images therefore have the same content digest.
 
     Raises:
-        FileNotFoundError: Images, or the classes of validation images, are missing.
-        ValueError: A file is damaged, or the splits have different classes.
+        MissingSourceError: Images, or the classes of validation images, are missing.
+        SourceError: A file is damaged, or the splits have different classes.
     """
     # Check the classes of both splits, even for the training split, so that errors appear before the long work.
     train_wnids = _train_wnids(path)
@@ -94,16 +113,17 @@ def read_ilsvrc(spec: DataSpec, path: Path, split: str) -> RawSplit:
                     content, where = tars[image.path].read(image.size), f"{image.path}:{image.name}"
                 yield RawSample(content, labels[image.wnid], where)
 
-    return RawSplit(len(images), samples, {"num_classes": len(train_wnids), "layout": note})
+    split_labels = np.array([labels[image.wnid] for image in images], np.int64)
+    return RawSplit(split_labels, samples, {"num_classes": len(train_wnids), "layout": note}, tuple(train_wnids))
 
 
 def _train_wnids(path: Path) -> list[str]:
     if (path / _TARS["train"]).is_file():
         with _tar(path / _TARS["train"]) as tar:
-            return sorted(PurePosixPath(member.name).stem for member in _files(tar, path / _TARS["train"], (".tar",)))
+            return sorted({PurePosixPath(member.name).stem for member in _files(tar, path / _TARS["train"], (".tar",))})
     if (path / "train").is_dir():
-        return sorted(entry.name for entry in (path / "train").iterdir() if entry.is_dir())
-    raise FileNotFoundError(f"{path} has neither {_TARS['train']} nor a directory named train")
+        return class_directories(path / "train")
+    raise MissingSourceError(f"{path} has neither {_TARS['train']} nor a directory named train")
 
 
 def _train_images(path: Path) -> tuple[list[_Image], str]:
@@ -132,29 +152,25 @@ def _test_images(path: Path) -> tuple[list[_Image], str]:
             members = list(_files(tar, file, tuple(IMAGE_SUFFIXES)))
         heap = [(PurePosixPath(m.name).name, file, m.offset_data, m.size) for m in members]
     elif _is_heap(directory):
-        heap = [(entry.name, entry, 0, -1) for entry in sorted(directory.iterdir()) if _is_image(entry)]
+        heap = [(entry.name, entry, 0, -1) for entry in visible(directory.iterdir()) if _is_image(entry)]
     elif directory.is_dir():
         return _in_class_directories(directory), "val/<wnid>"
     else:
-        raise FileNotFoundError(f"{path} has neither {_TARS['test']} nor a directory named val")
-    classes, note = validation_classes(path)
-    return [_Image(_class_of(classes, name, note), name, *place) for name, *place in heap], note  # type: ignore[arg-type]
+        raise MissingSourceError(f"{path} has neither {_TARS['test']} nor a directory named val")
+    classes, file = validation_classes(path)
+    return [_Image(_class_of(classes, name, file), name, *place) for name, *place in heap], file.name  # type: ignore[arg-type]
 
 
-def _class_of(classes: Classes, name: str, note: str) -> str:
+def _class_of(classes: Classes, name: str, file: Path) -> str:
     try:
         return classes(name)
     except LookupError:
-        raise ValueError(f"{note} has no class for {name}") from None
+        raise SourceError(f"{file} has no class for {name}") from None
 
 
 def _in_class_directories(directory: Path) -> list[_Image]:
     return [
-        _Image(entry.name, file.name, file)
-        for entry in directory.iterdir()
-        if entry.is_dir()
-        for file in entry.rglob("*")
-        if _is_image(file)
+        _Image(wnid, file.name, file) for wnid in class_directories(directory) for file in image_files(directory / wnid)
     ]
 
 
@@ -164,14 +180,12 @@ def _is_image(path: Path) -> bool:
 
 def _is_heap(directory: Path) -> bool:
     """Return whether images lie directly in `directory`, as after unpacking."""
-    return directory.is_dir() and any(_is_image(entry) for entry in directory.iterdir())
+    return directory.is_dir() and any(_is_image(entry) for entry in visible(directory.iterdir()))
 
 
 def _tar(path: Path, file: BinaryIO | None = None) -> tarfile.TarFile:
-    try:
+    with reading(path):
         return tarfile.open(path, "r:", fileobj=file)
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{path} cannot be read as a tar: {error}; download it again") from error
 
 
 def _files(
@@ -186,37 +200,37 @@ def _files(
         num_bytes: Size of `tar`, if it lies inside the tar `path`.
 
     Raises:
-        ValueError: A member is a link, or the tar is truncated or damaged.
+        SourceError: A member is a link, or the tar is truncated or damaged.
     """
     end = path.stat().st_size if num_bytes is None else num_bytes
-    try:
+    with reading(path):
         for member in tar:
-            if not member.name.lower().endswith(suffixes) or member.isdir():
+            if not member.name.lower().endswith(suffixes) or member.isdir() or is_hidden(PurePosixPath(member.name)):
                 continue
             if not member.isreg():
-                raise ValueError(f"{path}: {member.name} is a link, or not a regular file; not read")
+                raise SourceError(f"{path}: {member.name} is a link, or not a regular file; not read")
             if member.offset_data + member.size > end:
-                raise ValueError(f"{path} is truncated at {member.name}; download it again")
+                raise SourceError(f"{path} is truncated at {member.name}; download it again")
+            if member.size > MOST_BYTES and ".tar" not in suffixes:
+                raise SourceError(f"{path}: {member.name} has {member.size:,} bytes; at most {MOST_BYTES:,} are read")
             yield member
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; download it again") from error
 
 
-def validation_classes(path: Path) -> tuple[Classes, str]:
+def validation_classes(path: Path) -> tuple[Classes, Path]:
     """Read the validation classes from the first known file in `path`.
 
     Returns:
-        The lookup, and the name of the file.
+        The lookup, and the file.
 
     Raises:
-        FileNotFoundError: There is no such file. The message lists the known names.
-        ValueError: The file cannot be parsed.
+        MissingSourceError: There is no such file. The message lists the known names.
+        SourceError: The file cannot be parsed.
     """
     for name, read in _MAPPINGS.items():
         for directory in (path, path / "val"):
             if (directory / name).exists():
-                return read(directory / name), name
-    raise FileNotFoundError(
+                return read(directory / name), directory / name
+    raise MissingSourceError(
         f"the validation images of {path} are not sorted by class, and no file lists their classes; add one of "
         f"{', '.join(_MAPPINGS)}"
     )
@@ -239,40 +253,42 @@ def _by_number(wnids: list[str]) -> Classes:
 
 def _by_name(pairs: list[tuple[str, str]], path: Path) -> Classes:
     if not pairs:
-        raise ValueError(f"{path} lists no image with its wnid")
+        raise SourceError(f"{path} lists no image with its wnid")
     wnids = {PurePosixPath(name).stem: wnid for name, wnid in pairs}
     return lambda name: wnids[PurePosixPath(name).stem]
 
 
 def _pairs(pattern: str) -> Callable[[Path], Classes]:
     """Return a reader of text files in which `pattern` matches (image, wnid)."""
-    return lambda path: _by_name(re.findall(pattern, path.read_text(), re.M), path)
+    return lambda path: _by_name(re.findall(pattern, read_text(path), re.M), path)
 
 
 def _wnid_a_line(path: Path) -> Classes:
-    return _by_number(path.read_text().split())
+    wnids = read_text(path).split()
+    for number, wnid in enumerate(wnids, start=1):
+        if not re.fullmatch(r"n\d{8}", wnid):
+            raise SourceError(f"{path}, line {number}, is no wnid: {wnid!r:.60}")
+    return _by_number(wnids)
 
 
 def _devkit_directory(path: Path) -> Classes:
     data = path / "data"
     if not (data / "meta.mat").is_file() or not (data / _GROUND_TRUTH).is_file():
-        raise ValueError(f"{path} is not the development kit: it lacks data/meta.mat or data/{_GROUND_TRUTH}")
-    return _devkit((data / "meta.mat").read_bytes(), (data / _GROUND_TRUTH).read_text(), path)
+        raise SourceError(f"{path} is not the development kit: it lacks data/meta.mat or data/{_GROUND_TRUTH}")
+    return _devkit(read_file(data / "meta.mat"), read_text(data / _GROUND_TRUTH), path)
 
 
 def _devkit_archive(path: Path) -> Classes:
     contents: dict[str, bytes] = {}
-    try:
-        with tarfile.open(path, "r:*") as tar:
-            for member in tar:
-                name = PurePosixPath(member.name)
-                if name.name in ("meta.mat", _GROUND_TRUTH) and member.isreg() and member.size < _MOST_BYTES:
-                    contents[name.name] = cast(BinaryIO, tar.extractfile(member)).read()
-    except (tarfile.TarError, EOFError, OSError) as error:
-        raise ValueError(f"{path} cannot be read: {error}; download it again") from error
+    archive = unpacked(path)
+    with reading(path), tarfile.open(fileobj=io.BytesIO(archive), mode="r:") as tar:
+        for member in tar:
+            name = PurePosixPath(member.name)
+            if name.name in ("meta.mat", _GROUND_TRUTH) and member.isreg():
+                contents[name.name] = cast(BinaryIO, tar.extractfile(member)).read()
     if len(contents) != 2:
-        raise ValueError(f"{path} is not the development kit: it lacks data/meta.mat or data/{_GROUND_TRUTH}")
-    return _devkit(contents["meta.mat"], contents[_GROUND_TRUTH].decode(), path)
+        raise SourceError(f"{path} is not the development kit: it lacks data/meta.mat or data/{_GROUND_TRUTH}")
+    return _devkit(contents["meta.mat"], as_text(contents[_GROUND_TRUTH], f"{path}:{_GROUND_TRUTH}"), path)
 
 
 def _devkit(meta: bytes, ground_truth: str, path: Path) -> Classes:
@@ -280,14 +296,11 @@ def _devkit(meta: bytes, ground_truth: str, path: Path) -> Classes:
 
     meta.mat is in MATLAB's format and has no pickle.
     """
-    from scipy.io import loadmat
-
     try:
-        synsets: Any = loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"]
-        wnids = {int(number): str(wnid) for number, wnid in zip(synsets["ILSVRC2012_ID"], synsets["WNID"], strict=True)}
+        wnids = read_synsets(meta)
         return _by_number([wnids[int(number)] for number in ground_truth.split()])
-    except Exception as error:  # scipy raises many types
-        raise ValueError(f"{path}: meta.mat and {_GROUND_TRUTH} do not match: {error!r}") from error
+    except (ValueError, KeyError) as error:
+        raise SourceError(f"{path}: meta.mat and {_GROUND_TRUTH} do not match: {reason(error)}") from error
 
 
 _MAPPINGS: dict[str, Callable[[Path], Classes]] = {

@@ -9,6 +9,7 @@ format, add a module here and an entry in `_file_reader` or `_directory_reader`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy as np
 from harness.data.augment import draw
 from harness.data.readers.cifar import is_cifar_directory, read_cifar
 from harness.data.readers.folder import is_image_folder, read_image_folder
-from harness.data.readers.hub import read_arrow, read_hub, read_parquet
+from harness.data.readers.hub import has_parquet, read_arrow, read_hub, read_parquet
 from harness.data.readers.idx import is_idx_directory, read_idx
 from harness.data.readers.ilsvrc import is_ilsvrc_directory, read_ilsvrc
-from harness.data.readers.raw import RawSample, RawSplit, from_arrays
+from harness.data.readers.raw import MissingSourceError, RawSample, RawSplit, SourceError, from_arrays, reading, visible
 from harness.data.readers.tiny_imagenet import is_tiny_imagenet_directory, read_tiny_imagenet
 from harness.data.spec import DataSpec
 
@@ -45,11 +46,19 @@ def read_split(spec: DataSpec, source: str, split: str) -> RawSplit:
         split: train or test.
 
     Raises:
-        FileNotFoundError: The source does not exist. The message says which kinds of source were tried.
-        ValueError: The source has an unknown format or is damaged.
+        MissingSourceError: The source does not exist. The message says which kinds of source were tried.
+        SourceError: The source has an unknown format or is damaged.
     """
-    raw = _opened(spec, source, split)
-    return raw if split == "test" or spec.raw.num_train is None else _chosen(raw, spec.raw.num_train, source)
+    # Any other exception of a reader becomes one line, while opening as well as while reading samples.
+    with reading(source, "check the source"):
+        raw = _opened(spec, source, split)
+
+    def samples() -> Iterator[RawSample]:
+        with reading(source, "check the source"):
+            yield from raw.samples()
+
+    found = replace(raw, samples=samples)
+    return found if split == "test" or spec.raw.num_train is None else _chosen(found, spec.raw.num_train, source)
 
 
 def _opened(spec: DataSpec, source: str, split: str) -> RawSplit:
@@ -61,20 +70,22 @@ def _opened(spec: DataSpec, source: str, split: str) -> RawSplit:
     if path.is_dir():
         return _directory_reader(path)(spec, path, split)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
-        raise FileNotFoundError(_no_source(spec, source))
+        raise MissingSourceError(_no_source(spec, source))
     return read_hub(spec, source, split)
 
 
 def _chosen(raw: RawSplit, num_samples: int, source: str) -> RawSplit:
     """Return `num_samples` of the samples in their order. Never change this selection."""
     if num_samples > raw.num_samples:
-        raise ValueError(f"{source} has {raw.num_samples} training images; {num_samples} are needed")
-    chosen = set(_keyed_order(raw.num_samples)[:num_samples].tolist())
+        raise SourceError(f"{source} has {raw.num_samples} training images; {num_samples} are needed")
+    positions = np.sort(_keyed_order(raw.num_samples)[:num_samples])
+    chosen = set(positions.tolist())
 
     def samples() -> Iterator[RawSample]:
         return (sample for index, sample in enumerate(raw.samples()) if index in chosen)
 
-    return RawSplit(num_samples, samples, raw.notes | {"chosen": f"{num_samples} of {raw.num_samples}, by key"})
+    notes = raw.notes | {"chosen": f"{num_samples} of {raw.num_samples}, by key"}
+    return RawSplit(raw.labels[positions], samples, notes, raw.class_names, raw.num_samples)
 
 
 def _keyed_order(num_samples: int) -> np.ndarray:
@@ -93,13 +104,13 @@ def _no_source(spec: DataSpec, source: str) -> str:
 
 def _file_reader(spec: DataSpec, path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
     if path.suffix == ".parquet":
-        raise ValueError(f"{path} is one file; pass the directory of the train and test parquet files")
+        raise SourceError(f"{path} is one file; pass the directory of the train and test parquet files")
     if path.name.startswith("ILSVRC2012"):
-        raise ValueError(f"{path} is one of ImageNet's archives; pass the directory that has all of them")
+        raise SourceError(f"{path} is one of ImageNet's archives; pass the directory that has all of them")
     for ending, reader in _ARCHIVES.items():
         if path.name.endswith(ending):
             return reader
-    raise ValueError(
+    raise SourceError(
         f"{path} has an unknown format; a --source that is a single file must be an original archive of the data set, "
         f"ending in {', '.join(_ARCHIVES)}"
     )
@@ -117,14 +128,14 @@ def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
         return read_ilsvrc
     if any((path / name).exists() for name in ("dataset_dict.json", "state.json", "dataset_info.json")):
         return read_arrow
-    if next(path.rglob("*.parquet"), None) is not None:
+    if has_parquet(path):
         return read_parquet
     if is_image_folder(path):
         return read_image_folder
     # Nothing matches: list the known formats, and point to an archive in the directory.
-    archives = [entry for entry in sorted(path.iterdir()) if entry.name.endswith(tuple(_ARCHIVES))]
+    archives = [entry for entry in visible(path.iterdir()) if entry.name.endswith(tuple(_ARCHIVES))]
     hint = f"; to use its {archives[0].name}, pass --source {archives[0]}" if archives else ""
-    raise ValueError(
+    raise SourceError(
         f"{path} has none of: IDX files (train-images-idx3-ubyte[.gz] …), an image folder (train/<class>/<image>), "
         "parquet files (train*.parquet …), a directory saved by datasets (dataset_dict.json), the unpacked archive of "
         f"CIFAR (binary) or Tiny-ImageNet, ImageNet's tars{hint}"
@@ -133,7 +144,7 @@ def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
 
 def _digits(spec: DataSpec, split: str) -> RawSplit:
     if spec.name != "digits":
-        raise ValueError(f"scikit-learn provides only digits; {spec.name} needs another --source")
+        raise SourceError(f"scikit-learn provides only digits; {spec.name} needs another --source")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -14,9 +14,11 @@ from pathlib import Path
 
 from harness.lineage.browse.listing import short_id
 from harness.lineage.browse.query import Query
+from harness.lineage.nodes.contents import suspects
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.index import IndexedRun, LocalIndex
 from harness.lineage.nodes.origin import origins
+from harness.lineage.nodes.record import SIGNED_MASK
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.delivery import MODEL_METRICS
 from harness.lineage.tracking.registry import is_model_uri
@@ -57,6 +59,7 @@ def newest(store: LineageStore, limit: int | None = 100, query: Query | None = N
     index = LocalIndex(store.local)
     # Runs beyond the limit started before the oldest returned one. Only newer local runs can belong to the result.
     horizon_ms = delivered[-1].started_ms if limit is not None and len(delivered) >= limit else 0
+    delivered = [_own_contents(store, index, node) for node in delivered]
     known = {node.key for node in delivered}
     newer = [entry for key, entry in index.entries.items() if entry.started_ms >= horizon_ms and key not in known]
     asked = [entry for entry in newer if query.fits(entry)]
@@ -64,6 +67,52 @@ def newest(store: LineageStore, limit: int | None = 100, query: Query | None = N
     if not nodes and query.experiment is not None:
         _check_experiment(store, index, query.experiment)
     return sorted(nodes, key=lambda node: (-node.started_ms, node.name))[:limit]
+
+
+def _own_contents(store: LineageStore, index: LocalIndex, node: RunSummary) -> RunSummary:
+    """Return an MLflow run, or the local run with its key if that has other contents."""
+    entry = index.entries.get(node.key)
+    names = suspects(entry.files, node.files) if entry is not None else []
+    if entry is None or not names:
+        return node
+    other = store.delivery.remembered_other(store.local.directory / entry.directory)
+    # A signed mask can have the same content in another format.
+    if other is None and names == [SIGNED_MASK]:
+        return node
+    return next((replace(own, other_run_id=node.run_id) for own in _summaries(index, [entry])), node)
+
+
+def newest_local(store: LineageStore, limit: int | None = 100, query: Query | None = None) -> list[RunSummary]:
+    """Return the newest matching local runs, newest first, from the index alone.
+
+    Run IDs are those of the last delivery. Neither records nor MLflow are read. Arguments and errors as in `newest`.
+    """
+    # Phase: choose the runs.
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit {limit}: give 1 or more")
+    query = query or Query()
+    index = LocalIndex(store.local)
+    entries = [entry for entry in index.entries.values() if query.fits(entry)]
+    if not entries and query.experiment is not None:
+        names = {entry.experiment for entry in index.entries.values() if entry.experiment}
+        if query.experiment not in names:
+            raise LookupError(f"no experiment {query.experiment!r}; there are: {', '.join(sorted(names)) or 'none'}")
+    chosen = sorted(entries, key=lambda entry: (-entry.started_ms, entry.name))[:limit]
+
+    # Phase: add what other files know of them.
+    origin = origins(store.local)
+    nodes = []
+    for entry in chosen:
+        node = entry.summary(index.top(entry.key))
+        if node.kind == "search":
+            node = replace(node, metrics=_metrics_of_search(index, node.key))
+        directory = store.local.directory / entry.directory
+        run_id = store.delivered(directory)
+        other = store.delivery.remembered_other(directory) if run_id is None else None
+        status = "FINISHED" if run_id is not None else node.status
+        ids = origin.get(entry.key, ())
+        nodes.append(replace(node, run_id=run_id, status=status, other_run_id=other, origin_run_ids=ids))
+    return nodes
 
 
 def find_node(store: LineageStore, text: Named) -> RunSummary:
@@ -109,6 +158,8 @@ def _by_key(store: LineageStore, text: str) -> dict[str, RunSummary]:
     condition = f"= '{text}'" if len(text) == _KEY_DIGITS else f"LIKE '{text}%'"
     # If several MLflow runs have one key, the last in this order wins: the oldest finished run.
     runs = store.summaries(f"tags.`{KEY_TAG}` {condition}", limit=20)
+    index = LocalIndex(store.local) if runs else None
+    runs = [_own_contents(store, index, node) for node in runs] if index is not None else []
     return {node.key: node for node in sorted(runs, key=lambda node: (node.status == "FINISHED", -node.started_ms))}
 
 
@@ -300,7 +351,8 @@ def _family(store: LineageStore, index: LocalIndex, top: str) -> dict[str, RunSu
 
     This takes one request.
     """
-    nodes = {node.key: node for node in store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")}
+    delivered = store.summaries(f"tags.`{ROOT_TAG}` = '{top}'")
+    nodes = {node.key: _own_contents(store, index, node) for node in delivered}
     places = {top, *nodes}
     local = [entry for key, entry in index.entries.items() if key not in nodes and index.top(key) in places]
     return nodes | {node.key: node for node in _summaries(index, local)}
@@ -354,6 +406,5 @@ def _metrics_of_search(index: LocalIndex, key: str) -> dict[str, float]:
     levels = [entry for entry in index.entries.values() if entry.nest_key == key and entry.kind == "level"]
     if not levels:
         return {}
-    deepest = max(levels, key=lambda entry: (entry.level or "", entry.started_ms))
-    metrics = index.record(deepest.key).last_metrics()
+    metrics = max(levels, key=lambda entry: (entry.level or "", entry.started_ms)).metrics
     return {name: metrics[name] for name in MODEL_METRICS if name in metrics}

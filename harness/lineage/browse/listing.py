@@ -29,8 +29,13 @@ def tree_order(nodes: Sequence[RunSummary]) -> Iterator[tuple[int, RunSummary]]:
 
 
 def short_id(node: RunSummary, digits: int = 8) -> str:
-    """Return the first digits of a run ID. Without a run ID, return those of the key with "*"."""
-    return node.run_id[:digits] if node.run_id else f"{node.key[:digits]}*"
+    """Return the first digits of a run ID. Without a run ID, return those of the key with "*".
+
+    "≠" marks a local run whose key has other contents in MLflow.
+    """
+    if node.run_id:
+        return node.run_id[:digits]
+    return f"{node.key[:digits]}{'*' if node.other_run_id is None else '≠'}"
 
 
 def _three_digits(density: str) -> str:
@@ -39,6 +44,14 @@ def _three_digits(density: str) -> str:
         return f"{float(density):.3f}"
     except ValueError:
         return density
+
+
+def _date(started_ms: int) -> str:
+    """Return a time in ms since 1970 as local date and time; "–" if it is unknown or beyond the calendar."""
+    try:
+        return datetime.fromtimestamp(started_ms / 1000).strftime("%Y-%m-%d %H:%M") if started_ms else "–"
+    except (ValueError, OverflowError, OSError):
+        return "–"
 
 
 def columns(node: RunSummary) -> dict[str, str]:
@@ -57,5 +70,5 @@ def columns(node: RunSummary) -> dict[str, str]:
         "barrier": f"{barrier:.2f}" if barrier is not None else "–",
         "init/sgd seed": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
         "run": short_id(node),
-        "date": datetime.fromtimestamp(node.started_ms / 1000).strftime("%Y-%m-%d %H:%M") if node.started_ms else "–",
+        "date": _date(node.started_ms),
     }

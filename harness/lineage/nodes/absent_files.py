@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from harness.common.files import write_atomically
 
@@ -46,11 +47,20 @@ def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
         content = json.loads(path.read_bytes())
         if content["format"] != FORMAT:
             raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}")
-        return {name: AbsentFile(**file) for name, file in content["files"].items()}
+        return {str(name): _checked(file) for name, file in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} was altered: {error}; delete this file") from None
+
+
+def _checked(file: dict[str, Any]) -> AbsentFile:
+    """Return one entry of the list; TypeError if a value has another type."""
+    found = AbsentFile(**file)
+    texts = (found.sha256, found.deleted_at, found.why)
+    if not all(isinstance(text, str) for text in texts) or not isinstance(found.num_bytes, int):
+        raise TypeError(f"an entry has a value of another type: {file!r:.100}")
+    return found
 
 
 def write_absent_files(directory: Path, absent: dict[str, AbsentFile]) -> None:

@@ -12,7 +12,8 @@ _PACKAGES = ("torch", "torchvision", "numpy", "accelerate", "ffcv", "safetensors
 def _git(*arguments: str, directory: Path) -> str | None:
     """Return git's output, or None if git fails or is missing."""
     try:
-        done = subprocess.run(["git", "-C", str(directory), *arguments], capture_output=True, text=True, timeout=30)
+        command = ["git", "-C", str(directory), *arguments]
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=30)
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None

@@ -42,6 +42,8 @@ class RunSummary:
     experiment_id: str | None = None
     absent: tuple[str, ...] = ()
     """Files that the record lists, but that are deliberately missing in MLflow."""
+    other_run_id: str | None = None
+    """MLflow run with the same key and other contents than this local run, if there is one."""
 
     @classmethod
     def of(cls, record: LineageRecord, root: str | None = None) -> RunSummary:

@@ -1,24 +1,26 @@
 """Cache the searchable fields of all local runs in one file.
 
 Listings then need not open thousands of records. The cache is rebuilt from the records and can be deleted at any time.
-It only serves to find runs. Code that shows a run reads its record and checks the digest.
+`list` prints its content. All other code that shows a run reads its record and checks the digest.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.common.files import write_atomically
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record
-from harness.lineage.nodes.record import KINDS, LineageRecord
+from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
 
 INDEX = ".index.json"
-_FORMAT = 2
+_FORMAT = 3
 
 
 class IndexedRun(NamedTuple):
@@ -45,6 +47,16 @@ class IndexedRun(NamedTuple):
     level: str | None
     density: float | None
     experiment: str | None
+    # The following fields are shown, but not searched.
+    name: str
+    finished_ms: int
+    parent_relations: str
+    """Relations to the parents, separated by spaces."""
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    """Last values."""
+    files: dict[str, str]
+    """SHA-256 by file name."""
 
     @classmethod
     def of(cls, directory: str, stamp: tuple[int, int], record: LineageRecord) -> IndexedRun:
@@ -71,6 +83,31 @@ class IndexedRun(NamedTuple):
             level=record.tags.get("level"),
             density=record.last_metrics().get("density"),
             experiment=experiment if isinstance(experiment, str) else None,
+            name=record.name,
+            finished_ms=record.finished_ms,
+            parent_relations=" ".join(parent.relation for parent in record.parents),
+            tags=record.tags,
+            metrics=record.last_metrics(),
+            files=record.files,
+        )
+
+    def summary(self, root: str) -> RunSummary:
+        """Return the summary of the run, without reading its record."""
+        pairs = zip(self.parents, self.parent_relations.split(), strict=True)
+        return RunSummary(
+            key=self.key,
+            kind=self.kind,
+            name=self.name,
+            parents=tuple(Parent(key, relation) for key, relation in pairs),
+            nest_key=self.nest_key,
+            root=root,
+            tags=self.tags,
+            metrics=self.metrics,
+            files=self.files,
+            run_id=None,
+            status="LOCAL",
+            started_ms=self.started_ms,
+            finished_ms=self.finished_ms,
         )
 
     @property
@@ -146,16 +183,23 @@ def _stamps(directory: Path) -> dict[str, tuple[int, int]]:
 def _read(path: Path) -> list[IndexedRun]:
     """Return the cached entries.
 
-    The list is empty if the file is missing, damaged or of another format.
+    The list is empty if the file is missing, damaged, edited or of another format. So the content of an entry is what
+    this version wrote, and needs no further checks.
     """
     try:
-        data = json.loads(path.read_bytes())
-        return [IndexedRun(*row) for row in data["nodes"]] if data["format"] == _FORMAT else []
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        head, _, rows = path.read_bytes().partition(b"\n")
+        if json.loads(head) != _head(rows):
+            return []
+        return [IndexedRun(*row) for row in json.loads(rows)]
+    except (OSError, ValueError, TypeError, RecursionError):
         return []
+
+
+def _head(rows: bytes) -> dict[str, Any]:
+    return {"format": _FORMAT, "sha256": hashlib.sha256(rows).hexdigest()}
 
 
 def _write(path: Path, entries: list[IndexedRun]) -> None:
     with contextlib.suppress(OSError):  # the cache is optional, so read-only directories can be listed too
-        text = json.dumps({"format": _FORMAT, "nodes": entries}, separators=(",", ":"))
-        write_atomically(path, text.encode(), durable=False)
+        rows = json.dumps(entries, separators=(",", ":")).encode()
+        write_atomically(path, json.dumps(_head(rows)).encode() + b"\n" + rows, durable=False)

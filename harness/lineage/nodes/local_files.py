@@ -9,14 +9,14 @@ import json
 import os
 import re
 import shutil
-import socket
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import fsync, process_exists, reach
+from harness.common.files import fsync, reach
+from harness.common.process import Process, own_process
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
 
@@ -94,7 +94,10 @@ def read_record(directory: Path) -> LineageRecord:
     if RECORD not in sums or not path.is_file():
         raise ValueError(f"{directory} is not a complete run directory: it has no {RECORD}")
     check_digest(path, sums[RECORD])
-    record = LineageRecord.from_json(path.read_bytes())
+    try:
+        record = LineageRecord.from_json(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if {name: digest for name, digest in sums.items() if name != RECORD} != record.files:
         raise ValueError(f"{directory / SUMS} was altered: its files and digests differ from those in {RECORD}")
     return record
@@ -295,13 +298,13 @@ class LocalNodes:
         Raises:
             OSError: The disk is full or not writable. The message has the run, the path and the bytes written.
         """
-        prefix = f".tmp-{self.path(record).name}.{socket.gethostname()}."
-        for path in self.directory.glob(".tmp-*"):
-            # A process commits one run at a time. A directory with our own PID is from a dead process with that PID.
-            process = path.name.removeprefix(prefix)
-            if process.isdigit() and (int(process) == os.getpid() or not process_exists(int(process))):
+        prefix, own = f".tmp-{self.path(record).name}.", own_process(os.getpid())
+        for path in self.directory.glob(f"{prefix}*"):
+            # A process commits one run at a time, so a directory with its own name is left over.
+            maker = Process.of_suffix(path.name.removeprefix(prefix))
+            if maker is not None and (maker.is_current or maker.alive is False):
                 shutil.rmtree(path, ignore_errors=True)
-        temporary = self.directory / f"{prefix}{os.getpid()}"
+        temporary = self.directory / f"{prefix}{own.suffix}"
         try:
             temporary.mkdir(parents=True)
             yield temporary

@@ -39,7 +39,7 @@ def origin_of(nodes: LocalNodes, directory: Path) -> tuple[str, ...]:
 def origins(nodes: LocalNodes) -> dict[str, tuple[str, ...]]:
     """Return {key: original run IDs} of all imported runs."""
     found: dict[str, tuple[str, ...]] = {}
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for path in (nodes.directory / IMPORTED).iterdir():
             if path.suffix == ".json":
                 found |= _read(path)
@@ -55,6 +55,6 @@ def _read(path: Path) -> dict[str, tuple[str, ...]]:
     try:
         data = json.loads(path.read_bytes())
         ids = tuple(one for one in data["origin_run_ids"] if re.fullmatch("[0-9a-f]{32}", one))
-        return {str(data["key"]): ids}
-    except (OSError, ValueError, KeyError, TypeError):
+        return {data["key"]: ids} if isinstance(data["key"], str) else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

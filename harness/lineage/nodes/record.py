@@ -18,6 +18,7 @@ WITHOUT_MODEL = ("analysis", "report")  # these kinds produce numbers and pages,
 RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared", "reported")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_TOO_LARGE = 2**63  # MLflow and file formats have 64-bit integers
 _WORD = re.compile(r"[A-Za-z0-9_./ :-]{1,200}")  # names of metrics and tags that MLflow accepts
 # A relative POSIX path without "." and ".." components, so that it cannot leave its directory.
 _FILE = re.compile(r"(?!(?:.*/)?\.{1,2}(?:/|$))(?=.{1,200}$)[A-Za-z0-9_. -]+(?:/[A-Za-z0-9_. -]+)*")
@@ -33,9 +34,15 @@ def _check(value: object, expected: type | tuple[type, ...] | re.Pattern[str], w
     if isinstance(expected, re.Pattern):
         if not isinstance(value, str) or not expected.fullmatch(value):
             raise ValueError(f"{what} {value!r:.80}: {_ALLOWED[expected]}")
+    elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _TOO_LARGE:
+        raise ValueError(f"{what}: the integer is too large")
     elif not isinstance(value, expected) or isinstance(value, bool):  # bool is a subclass of int, but no valid number
         allowed = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
         raise ValueError(f"{what}: expected {allowed}, got {type(value).__name__} ({value!r:.60})")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"not a lineage record: it has the number {name}, which JSON does not have")
 
 
 def _check_names(data: Mapping[str, Any], expected: set[str], what: str) -> None:
@@ -203,8 +210,8 @@ class LineageRecord:
             ValueError: The content is not valid JSON, or `from_dict` rejects it.
         """
         try:
-            return cls.from_dict(json.loads(text))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            return cls.from_dict(json.loads(text, parse_constant=_refuse_constant))
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, OverflowError) as error:
             raise ValueError(f"not a lineage record: {type(error).__name__}: {error}") from None
 
     @classmethod

@@ -5,6 +5,7 @@ Box colours show the test accuracy.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from harness.common.escape import for_terminal
@@ -161,16 +162,16 @@ class _Scale:
     def of(cls, picture: Picture) -> _Scale | None:
         """Return the scale of all errors in a picture, or None without errors."""
         errors = [box.error_percent for box in picture.boxes if box.error_percent is not None]
-        errors = [error for error in errors if error == error]  # drop NaN
+        errors = [error for error in errors if math.isfinite(error)]
         return cls(min(errors), max(errors)) if errors else None
 
     def colour(self, error: float) -> int:
         """Return the colour number of an error, from 1 (worst) to 7 (best).
 
-        NaN counts as worst.
+        NaN and infinity count as worst.
         """
         span = self.greatest - self.least
-        if error != error:
+        if not math.isfinite(error):
             return 1
         share = (self.greatest - error) / span if span > 0 else 1.0
         return 1 + min(int(share * _NUM_COLOURS), _NUM_COLOURS - 1)

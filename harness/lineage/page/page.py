@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-from harness.common.escape import for_terminal, redact
+from harness.common.escape import for_terminal, redact, redact_word
 from harness.lineage.browse.listing import columns, tree_order
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.page.drawing import DrawingError, draw_svg
@@ -45,7 +45,7 @@ def ui_root(address: str | None) -> str:
         address = LOCAL_UI
     parts = urlsplit(address)
     if not parts.hostname or not re.fullmatch(r"[A-Za-z0-9.:\[\]_-]+", parts.netloc.rpartition("@")[2]):
-        raise ValueError(f"{redact(address)!r} is not the address of an MLflow UI: give one such as {LOCAL_UI}")
+        raise ValueError(f"{redact_word(address)!r} is not the address of an MLflow UI: give one such as {LOCAL_UI}")
     path = re.sub(r"[^A-Za-z0-9._~/%-]", "", parts.path).rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], f"{path}/", "", ""))
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from harness.common.digest import sha256_file
 from harness.lineage.browse.find import family, find_node
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
+from harness.lineage.nodes.contents import differing, suspects
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record, read_sums
+from harness.lineage.nodes.local_files import RECORD, LocalNodes, check_file, read_record, read_sums
 from harness.lineage.nodes.record import KINDS, SIGNED_MASK, LineageRecord, Parent
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
+from harness.lineage.tracking.addresses import Addresses
 from harness.lineage.tracking.delivery import all_tags, run_metrics, run_tags
 from harness.lineage.tracking.description import LAYERS
 from harness.lineage.tracking.server import KEY_TAG
@@ -30,6 +33,8 @@ class NodeCopies:
     directory: Path | None = None
     record: LineageRecord | None = None
     run: RunSummary | None = None
+    repeats: list[RunSummary] = field(default_factory=list)
+    """Further MLflow runs with this key."""
 
     @property
     def name(self) -> str:
@@ -140,6 +145,8 @@ def _together(
         by_digits[run.key[:16]].append(run)
         if run.key not in nodes:
             nodes[run.key] = NodeCopies(run.key, run=run)
+        else:
+            nodes[run.key].repeats.append(run)
 
     # Phase: local directories, matched by the digits in their name if the record is unreadable
     for directory in directories:
@@ -199,7 +206,45 @@ def _note_deleted(node: NodeCopies, name: str, digest: str, absent: AbsentFile, 
 def check_tags(node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
     """Compare tags and metrics of a finished MLflow run with the record."""
     assert node.run is not None
-    findings.add(node, _tag_findings(node.run, record, node.directory))
+    findings.add(node, _tag_findings(node.run, record, node.directory if record is node.record else None))
+
+
+def other_making(store: LineageStore, node: NodeCopies) -> LineageRecord | None:
+    """Return the record of an MLflow run that another launch made under the key of a local run; None if it is a copy.
+
+    Two launches on two machines, or before and after a loss of `runs/`, can make one run twice.
+    """
+    assert node.run is not None and node.run.run_id is not None
+    theirs = node.run.files.get(RECORD)
+    if node.directory is None or theirs in (None, read_sums(node.directory)[RECORD]):
+        return None
+    try:
+        with store.open_file(node.run.run_id, RECORD) as path:
+            record = LineageRecord.from_json(path.read_bytes())
+    except (ValueError, LookupError):  # altered; the other checks report it
+        return None
+    return record if (record.key, record.kind) == (node.key, node.kind) else None
+
+
+def check_contents(store: LineageStore, node: NodeCopies, findings: Findings, *, made_twice: bool) -> None:
+    """Compare the tensors of a local run and of the MLflow run with its key."""
+    assert node.directory is not None and node.record is not None and node.run is not None
+    directory, record, run_id = node.directory, node.record, str(node.run.run_id)
+    files = differing(
+        suspects(record.files, node.run.files),
+        lambda name: nullcontext(check_file(directory, record, name)),
+        lambda name: store.open_file(run_id, name),
+    )
+    what = f"MLflow run {run_id} has the same key, but other tensors in {' and '.join(files)}"
+    if findings.add(node, [Finding("contents", not files, what)]) and made_twice:
+        findings.note(node, f"made twice with the same bits: the local run, and by another launch MLflow run {run_id}")
+
+
+def check_addresses(addresses: Addresses, node: NodeCopies, findings: Findings) -> None:
+    """Check the addresses of a run in MLflow."""
+    wrong = list(addresses.wrong(node.key, node.directory if node.record is not None else None, missing=False))
+    if node.run is not None or wrong:
+        findings.add(node, [Finding("addresses", False, one.what) for one in wrong] or [Finding("addresses", True, "")])
 
 
 def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
@@ -210,7 +255,8 @@ def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord
     if absent:
         findings.note(node, f"the MLflow run lacks {', '.join(absent)} on purpose; only other copies can be checked")
     if node.directory is not None:
-        digests[RECORD] = read_sums(node.directory)[RECORD]
+        own = record is node.record
+        digests[RECORD] = read_sums(node.directory)[RECORD] if own else node.run.files[RECORD]
     for name, digest, num_bytes in store.stored_digests(node.run.run_id, list(digests)):
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"

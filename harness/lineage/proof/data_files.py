@@ -43,7 +43,11 @@ def check_data(
     for record in records:
         name, digest = record.tags.get("data"), record.tags.get("data_digest")
         if name and digest and "search" in record.config:
-            recorded = Path(record.config["search"]["data"]["directory"])
+            try:
+                recorded = Path(record.config["search"]["data"]["directory"])
+            except (KeyError, TypeError):
+                findings.note(_DataSet(name, digest, Path()), f"{record.name} does not say where its files were")
+                continue
             found[_DataSet(name, digest, directory or recorded)] = None
     for data in found:
         home = data.directory / data.name

@@ -49,6 +49,15 @@ CHECKS: dict[str, Check] = {
         "if the local copy is intact, delete the run in MLflow and deliver it again with "
         "`python tools/lineage.py sync`",
     ),
+    "contents": Check(
+        "the local run and the MLflow run with its key have the same tensors",
+        "two machines or versions computed different bits: deliver one of the two to another store, or delete its run "
+        "in MLflow; do not compare runs made from the one with runs made from the other",
+    ),
+    "addresses": Check(
+        "aliases, model versions, nesting, links and files in MLflow name what they should",
+        "`python tools/lineage.py sync` repairs it from the local runs",
+    ),
     "theta_init": Check(
         "θ_init has its recorded digest, and its seed draws the same tensors",
         "check out the commit and install the torch version of the record, then verify again; if it still differs, do "
@@ -86,6 +95,11 @@ class Finding:
     """Key of CHECKS."""
     holds: bool
     what: str
+
+
+def contradiction(error: Exception) -> Finding:
+    """Return the failed check of a well-formed record with contradictory values, on which another check failed."""
+    return Finding("settings", False, f"a check failed on the values in its record or files: {error!r:.300}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import networkx
 
 from harness.lineage.nodes.record import Parent
 from harness.lineage.proof.copies import NodeCopies
-from harness.lineage.proof.findings import Finding, Findings
+from harness.lineage.proof.findings import Finding, Findings, contradiction
 
 _FROM = {
     ("search", "initialised-from"): ("search", "level", "training"),
@@ -33,7 +33,10 @@ _LAST = ("analysis", "report")
 def check_origins(places: Mapping[str, NodeCopies], findings: Findings) -> None:
     """Check the parents of all runs, and that there is no cycle."""
     for place in places.values():
-        findings.add(place, _parents(place, places))
+        try:
+            findings.add(place, list(_parents(place, places)))
+        except Exception as error:  # report it, and check the other runs
+            findings.add(place, [contradiction(error)])
     graph: networkx.DiGraph[str] = networkx.DiGraph()
     graph.add_nodes_from(places)
     graph.add_edges_from((parent.key, place.key) for place in places.values() for parent in place.parents)

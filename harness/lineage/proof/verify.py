@@ -14,9 +14,19 @@ from harness.common.tensors import load_correct
 from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS, LocalNodes, read_record
 from harness.lineage.nodes.record import CORRECT, LineageRecord
 from harness.lineage.proof import records
-from harness.lineage.proof.copies import NodeCopies, all_nodes, check_artifacts, check_local, check_tags, nodes_of
+from harness.lineage.proof.copies import (
+    NodeCopies,
+    all_nodes,
+    check_addresses,
+    check_artifacts,
+    check_contents,
+    check_local,
+    check_tags,
+    nodes_of,
+    other_making,
+)
 from harness.lineage.proof.data_files import check_data
-from harness.lineage.proof.findings import Finding, Findings
+from harness.lineage.proof.findings import Finding, Findings, contradiction
 from harness.lineage.proof.origins import check_origins, in_order
 from harness.lineage.proof.tensors import Tensors
 from harness.lineage.store import LineageStore
@@ -62,10 +72,11 @@ def verify(
             bar.postfix = node.name[:40]
             try:
                 examiner.examine(node)
-            except (ValueError, LookupError, TypeError) as error:
-                # A well-formed record can still hold contradictory values. Report it and go on with the other runs.
-                what = f"a check failed on the values in its record or files: {type(error).__name__}: {error}"
-                findings.add(node, [Finding("settings", False, what)])
+            except ConnectionError:  # an answer would be incomplete
+                raise
+            except Exception as error:
+                # Report contradictory values, and go on with the other runs.
+                findings.add(node, [contradiction(error)])
 
     # Phase: prepared data
     findings.num_nodes = len(nodes)
@@ -79,6 +90,8 @@ class _Examiner:
     def __init__(self, store: LineageStore, nodes: dict[str, NodeCopies], findings: Findings) -> None:
         self.store, self.nodes, self.findings = store, nodes, findings
         self.tensors = Tensors(store, nodes, findings)
+        runs = [run for node in nodes.values() if node.run is not None for run in (node.run, *node.repeats)]
+        self.addresses = store.addresses(runs) if store.server.readable() else None
 
     def examine(self, node: NodeCopies) -> None:
         """Check the files, the record and the tensors of one run."""
@@ -86,6 +99,9 @@ class _Examiner:
             status = node.run.status
             what = f"the status of its MLflow run is {status}, not FINISHED"
             self.findings.add(node, [Finding("finished", status == "FINISHED", what)])
+        if self.addresses is not None:
+            with self.store.server.talking("check the addresses of the runs"):
+                check_addresses(self.addresses, node, self.findings)
         with self._at_hand(node) as directory:
             if directory is None:
                 return
@@ -94,9 +110,12 @@ class _Examiner:
             whole = check_local(local, self.findings)
             self.tensors.altered |= {(node.key, name) for name in node.record.files if name not in whole}
             if node.run is not None and node.run.status == "FINISHED":
-                check_tags(node, node.record, self.findings)
+                # MLflow's copy is compared with its own record if another launch made it.
+                other = other_making(self.store, node)
+                check_tags(node, other or node.record, self.findings)
                 if node.directory is not None:
-                    check_artifacts(self.store, node, node.record, self.findings)
+                    check_artifacts(self.store, node, other or node.record, self.findings)
+                    check_contents(self.store, node, self.findings, made_twice=other is not None)
             determinants = self._record(node, directory, whole)
             self.tensors.examine(node, directory, whole, determinants)
 

@@ -22,18 +22,21 @@ from typing import TYPE_CHECKING, Any
 from harness.common.escape import redact
 from harness.common.files import reach, write_atomically
 from harness.config import INITIAL_WEIGHTS
+from harness.lineage.nodes.contents import conflict, differing, suspects
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import (
     DELIVERED,
     DETERMINANTS,
     RECORD,
     LocalNodes,
     absent_files,
+    check_file,
     check_files,
     json_bytes,
     read_record,
     read_sums,
 )
-from harness.lineage.nodes.origin import origin_of
+from harness.lineage.nodes.origin import origin_of, remember_origin
 from harness.lineage.nodes.record import SIGNED_MASK, WITHOUT_MODEL, LineageRecord, Metric
 from harness.lineage.tracking.description import (
     LAYERS,
@@ -50,6 +53,7 @@ from harness.lineage.tracking.description import (
     with_children,
 )
 from harness.lineage.tracking.duplicates import remove_models
+from harness.lineage.tracking.moved import send_directory, send_file, send_text
 from harness.lineage.tracking.registry import Registry
 from harness.lineage.tracking.server import (
     ABSENT_TAG,
@@ -91,6 +95,9 @@ MODEL_METRICS = ("test_error_percent", "density", "flipped_signs")
 _OF_THE_USER = ("test_error_percent", "barrier")
 _TABLE_DIGITS = 4
 
+OTHER = "other"
+"""In the cache of run IDs: this run has the key, but other contents."""
+
 
 @dataclass(frozen=True)
 class LoggedMetric:
@@ -112,6 +119,7 @@ class Delivery:
         self.registry = Registry(server)
         self.completed: set[str] = set()  # IDs of the runs that this object finished
         self.touched: set[str] = set()  # root keys whose overview is stale
+        self._differing: dict[str, list[str]] = {}  # names of differing files by run ID, from earlier comparisons
 
     def deliver(self, directory: Path, record: LineageRecord) -> Run:
         """Return the finished MLflow run of a committed local run, and deliver missing parts and parents first.
@@ -121,30 +129,68 @@ class Delivery:
         run = self._known_run(directory, record.key)
         if run is None or run.info.status != "FINISHED":
             check_files(directory, record)
-            used = {key: self._parent_run(record, key) for key in _used_keys(record)}
-            if run is None:
-                run = self._create_run(directory, record, used)
-            run = self._complete(run, directory, record, used)
-            self.touched |= {one.data.tags[ROOT_TAG] for one in (run, *used.values())}
+            with self.server.alone():
+                # Another process that shares a SQLite file may have delivered the run while this one waited.
+                if self.server.is_file:
+                    self.server.experiments(anew=True)
+                    run = self.server.run_with(record.key)
+                if run is None or run.info.status != "FINISHED":
+                    run = self._fill(run, directory, record)
+        self.check_contents(run, directory, record)
         self._remember(directory, run.info.run_id)
         return run
 
+    def _fill(self, run: Run | None, directory: Path, record: LineageRecord) -> Run:
+        """Create a run if it is None, and add all missing parts. Parents are delivered first."""
+        used = {key: self._parent_run(record, key) for key in _used_keys(record)}
+        if run is None:
+            run = self._create_run(directory, record, used)
+        run = self._complete(run, directory, record, used)
+        self.touched |= {one.data.tags[ROOT_TAG] for one in (run, *used.values())}
+        return run
+
+    def check_contents(self, run: Run, directory: Path, record: LineageRecord) -> None:
+        """Raise OtherContentsError if a finished run of this key has other tensors than the local run."""
+        run_id = run.info.run_id
+        names = suspects(record.files, summary_of(run).files)
+        if names and run_id not in self._differing:
+            self._differing[run_id] = differing(
+                names,
+                lambda name: contextlib.nullcontext(check_file(directory, record, name)),
+                lambda name: self.server.artifact(run, name),
+            )
+        if names and (files := self._differing[run_id]):
+            self._remember(directory, {OTHER: run_id})
+            raise conflict(record.name, run_id, files)
+
     def remembered(self, directory: Path) -> str | None:
         """Return the cached run ID of a local run. The run may have been deleted since."""
-        found = self._memory(directory)[1].get(self.server.address)
+        memory = self._memory(directory)[1]
+        found = memory.get(self.server.address)
+        if found is None and self.server.is_file:
+            # A SQLite file that was moved here has the runs that it had at its old path.
+            name = self.server.address.rpartition("/")[2]
+            old = [one for one in memory if re.fullmatch(rf"sqlite:///(.*/)?{re.escape(name)}", one)]
+            found = next((memory[one] for one in old if not Path(one.removeprefix("sqlite:///")).exists()), None)
         return found if isinstance(found, str) else None
+
+    def remembered_other(self, directory: Path) -> str | None:
+        """Return the cached ID of the run that has the key of a local run, but other contents."""
+        found = self._memory(directory)[1].get(self.server.address)
+        other = found.get(OTHER) if isinstance(found, dict) else None
+        return other if isinstance(other, str) else None
 
     def _memory(self, directory: Path) -> tuple[Path, dict[str, Any]]:
         """Return the cache file of a local run, and its content, {server address: run ID}."""
         path = directory.parent / DELIVERED / f"{directory.name}.json"
         try:
             remembered = json.loads(path.read_bytes())
-        except (FileNotFoundError, ValueError):
+        except (OSError, ValueError, RecursionError):  # the cache can be deleted at any time
             remembered = {}
         return path, remembered if isinstance(remembered, dict) else {}
 
-    def _remember(self, directory: Path, run_id: str) -> None:
-        """Cache the run ID of a local run. Readers check it before use."""
+    def _remember(self, directory: Path, run_id: str | dict[str, str]) -> None:
+        """Cache the run ID of a local run, or {OTHER: run ID}. Readers check it before use."""
         path, remembered = self._memory(directory)
         if remembered.get(self.server.address) == run_id:
             return
@@ -168,7 +214,7 @@ class Delivery:
             return self.deliver(directory, read_record(directory))
         run = self.server.run_with(key)
         if run is None or run.info.status != "FINISHED":
-            stores = f"{self.local.directory.resolve()} nor a finished run in {redact(self.server.tracking_uri or '')}"
+            stores = f"{self.local.directory.resolve()} nor a finished run in {self.server.address}"
             raise LookupError(f"{record.name}: its parent {key[:16]}… is neither in {stores}")
         return run
 
@@ -188,7 +234,7 @@ class Delivery:
             **_mlflow_tags(record),
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
             **_family_tags(record, used),
-            **({ORIGIN_TAG: " ".join(origin)} if (origin := origin_of(self.local, directory)) else {}),
+            **({ORIGIN_TAG: " ".join(origin)} if (origin := self._earlier_run_ids(directory, record)) else {}),
             **({ABSENT_TAG: json.dumps(sorted(absent))} if (absent := absent_files(directory, record)) else {}),
         }
         tags = _clean(tags)
@@ -197,28 +243,33 @@ class Delivery:
         client, experiment = self.server.client(), self.server.own_experiment()
         return client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
 
+    def _earlier_run_ids(self, directory: Path, record: LineageRecord) -> tuple[str, ...]:
+        """Return all IDs that runs with this key had, and remember them: deleted runs, other stores, imports.
+
+        These IDs were given out, so they must still find the run.
+        """
+        known = origin_of(self.local, directory)
+        remembered = [found for found in self._memory(directory)[1].values() if isinstance(found, str)]
+        given = [one for one in remembered if re.fullmatch("[0-9a-f]{32}", one)]
+        for run in self.server.deleted_runs_with(record.key):
+            given += [run.info.run_id, *summary_of(run).origin_run_ids]
+        if set(given) - set(known):
+            remember_origin(self.local, record, tuple(given))
+        return tuple(dict.fromkeys((*known, *given)))
+
     def _complete(self, run: Run, directory: Path, record: LineageRecord, used: dict[str, Run]) -> Run:
         """Add the missing parts of a run, and mark it finished last."""
         # Phase: upload the files.
         client, run_id = self.server.client(), run.info.run_id
         reach("run-created")
-        params = _params(_determinants(directory))
-        model = None
-        if record.kind in WITHOUT_MODEL:
-            client.log_artifacts(run_id, str(directory))
-        else:
-            model = self._logged_model(run, record, params)
-            if str(model.status) != "READY":
-                client.log_model_artifacts(model.model_id, str(directory))
-                reach("files-sent")
-                client.finalize_logged_model(model.model_id, "READY")
-            self._log_output(run_id, model)
-        self._log_own_files(run_id, directory, record)
+        model = self.send_files(run, directory, record)
 
         # Phase: log inputs, metrics, parameters and the description. A description on an unfinished run is a person's.
-        self._log_inputs(run_id, record, used)
+        self.log_inputs(run_id, record, used)
+        models = list(dict.fromkeys(one for parent in record.parents for one in self.models_of(used[parent.key])))
+        params = _params(_determinants(directory))
         note = {} if NOTE_TAG in run.data.tags else note_tags(_note(run, record, used))
-        self._log_batch(run_id, _logged_metrics(record, model, used), params, note)
+        self._log_batch(run_id, _logged_metrics(record, model, models), params, note)
         self._tell_relatives(run, record, model, used)
 
         # Phase: remove models that repeated requests created, and mark the run finished.
@@ -229,16 +280,52 @@ class Delivery:
         self.completed.add(run_id)
         return client.get_run(run_id)
 
-    def _log_own_files(self, run_id: str, directory: Path, record: LineageRecord) -> None:
+    def send_files(
+        self, run: Run, directory: Path, record: LineageRecord, *, again: bool = False
+    ) -> LoggedModel | None:
+        """Upload a local run's files to its logged model, or to the run itself if it makes no network.
+
+        Args:
+            run: The MLflow run.
+            directory: The local run.
+            record: Its record.
+            again: Upload to a complete model, too, because files are missing there.
+
+        Returns:
+            The logged model.
+        """
+        model = None
+        if record.kind in WITHOUT_MODEL:
+            send_directory(self.server, run, None, directory)
+        else:
+            model = self._logged_model(run, record, _params(_determinants(directory)))
+            ready = str(model.status) == "READY"
+            if again or not ready:
+                send_directory(self.server, run, model, directory)
+                reach("files-sent")
+            if not ready:
+                self.server.client().finalize_logged_model(model.model_id, "READY")
+            self._log_output(run.info.run_id, model)
+        self._log_own_files(run, directory, record)
+        return model
+
+    def models_of(self, run: Run) -> list[str]:
+        """Return the IDs of a run's logged models that were not deleted."""
+        made = outputs(run)
+        if len(made) < 2:
+            return made
+        model = self.server.model_of(made)
+        return [] if model is None else [model.model_id]
+
+    def _log_own_files(self, run: Run, directory: Path, record: LineageRecord) -> None:
         """Copy a level's mask and the table of its layers to the run's own artifacts, where a reader looks first.
 
         The table is rounded. The logged model has the original files, which `verify` checks.
         """
-        client = self.server.client()
         if LAYERS in record.files:
-            client.log_text(run_id, _rounded_table((directory / LAYERS).read_text()), LAYERS)
+            send_text(self.server, run, _rounded_table((directory / LAYERS).read_text()), LAYERS)
         if record.kind == "level" and SIGNED_MASK in record.files:
-            client.log_artifact(run_id, str(directory / SIGNED_MASK))
+            send_file(self.server, run, directory / SIGNED_MASK)
 
     def _tell_relatives(self, run: Run, record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> None:
         """Add the run to its parents' descriptions, its search's metrics and the model registry."""
@@ -248,7 +335,7 @@ class Delivery:
             search = used[record.nest_key] if record.nest_key is not None else None
             if search is not None:
                 self._log_batch(search.info.run_id, _level_metrics(record))
-            self.registry.register(run.info.run_id, model, record)
+            self.registry.register(model, replace(summary_of(run), name=record.name, metrics=record.last_metrics()))
 
     def _add_child(self, parent: Run) -> None:
         """Update the line of children in a parent's description."""
@@ -256,9 +343,10 @@ class Delivery:
         if parent.data.tags["harness.kind"] == "search" and is_own_note(parent.data.tags):
             return  # the overview rewrites it with the graph
         children = [Relative(child, relation_to(child, key)) for child in self.server.children_of(key)]
-        changed = with_children(note, children)
+        changed = redact(with_children(note, children))
         if changed != note:
-            self.server.client().set_tag(parent.info.run_id, NOTE_TAG, redact(changed))
+            own = is_own_note(parent.data.tags)
+            self.server.set_tags(parent.info.run_id, note_tags(changed) if own else {NOTE_TAG: changed})
 
     def _log_batch(
         self,
@@ -307,7 +395,7 @@ class Delivery:
         if model.model_id not in outputs(client.get_run(run_id)):  # MLflow raises on a repeated output
             client.log_outputs(run_id, [LoggedModelOutput(model.model_id, 0)])
 
-    def _log_inputs(self, run_id: str, record: LineageRecord, used: dict[str, Run]) -> None:
+    def log_inputs(self, run_id: str, record: LineageRecord | RunSummary, used: Mapping[str, Run]) -> None:
         """Log the inputs of a run that are not logged yet: the parents' logged models and the data set."""
         # Phase: read the inputs that a former attempt logged.
         from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelInput
@@ -318,7 +406,7 @@ class Delivery:
         known_data = {given.dataset.name for given in run.inputs.dataset_inputs} if run.inputs else set()
 
         # Phase: log the others.
-        wanted = {model_id: None for parent in record.parents for model_id in outputs(used[parent.key])}
+        wanted = {model_id: None for parent in record.parents for model_id in self.models_of(used[parent.key])}
         models = [LoggedModelInput(model_id) for model_id in wanted if model_id not in known_models]
         datasets = []
         data, digest = record.tags.get("data"), record.tags.get("data_digest")
@@ -362,13 +450,13 @@ def _family_tags(record: LineageRecord, used: dict[str, Run]) -> dict[str, str]:
     return tags | ({FAMILIES_TAG: " ".join(families)} if len(families) > 1 else {})
 
 
-def _note(run: Run, record: LineageRecord, used: dict[str, Run]) -> str:
+def _note(run: Run, record: LineageRecord, used: Mapping[str, Run]) -> str:
     node = replace(summary_of(run), metrics=record.last_metrics())
     parents = [Relative(summary_of(used[parent.key]), parent.relation) for parent in record.parents]
     return redact(describe(node, parents))
 
 
-def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict[str, Run]) -> list[LoggedMetric]:
+def _logged_metrics(record: LineageRecord, model: LoggedModel | None, models: Sequence[str]) -> list[LoggedMetric]:
     """Return all points of a run: its own, the last ones again for its model, and one for each input model.
 
     The page of a model lists the runs that logged a metric for it.
@@ -379,7 +467,6 @@ def _logged_metrics(record: LineageRecord, model: LoggedModel | None, used: dict
     if model is not None:
         own = _last(record, MODEL_METRICS)
         points += [replace(point, model_id=model.model_id, data_set=data_set) for point in own]
-    models = dict.fromkeys(one for parent in record.parents for one in outputs(used[parent.key]))
     for point in _last(record, _OF_THE_USER):
         points += [replace(point, name=f"used_for_{point.name}", model_id=one, data_set=data_set) for one in models]
     return points

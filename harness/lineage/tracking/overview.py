@@ -14,10 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from harness.common.escape import redact
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
-from harness.lineage.page.page import page, ui_root
-from harness.lineage.page.picture import picture_of
 from harness.lineage.tracking.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
+from harness.lineage.tracking.moved import send_text
 from harness.lineage.tracking.server import FAMILIES_TAG, ROOT_TAG, Server, family_digits, id_conditions
 
 _log = logging.getLogger(__name__)
@@ -71,6 +69,11 @@ class Overviews:
             _log.warning(problem)
 
     def _draw(self, root: str) -> None:
+        # Drawing is imported late, so that short commands stay fast.
+        from harness.lineage.page.drawing import DrawingError, dot_source, draw_svg
+        from harness.lineage.page.page import page, ui_root
+        from harness.lineage.page.picture import picture_of
+
         # Phase: collect the runs, and skip an unchanged graph.
         run = self.server.run_with(root)
         if run is None or run.info.status != "FINISHED" or run.data.tags.get("harness.kind") != "search":
@@ -86,9 +89,9 @@ class Overviews:
         # Phase: upload the picture and the page.
         client, problem = self.server.client(), None
         try:
-            client.log_text(run.info.run_id, draw_svg(picture, addresses, _INCHES), PICTURE)
+            send_text(self.server, run, draw_svg(picture, addresses, _INCHES), PICTURE)
             html, _ = page(top.name, nodes, ui_root(self.server.tracking_uri))
-            client.log_text(run.info.run_id, html, PAGE)
+            send_text(self.server, run, html, PAGE)
         except DrawingError as error:
             problem = error
 

@@ -10,8 +10,9 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.tracking.server import KEY_TAG, Server
+from harness.lineage.tracking.server import KEY_TAG, Server, summary_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -23,14 +24,14 @@ _VERSIONS_TAG = "mlflow.modelVersions"
 _LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]+)")
 
 
-def model_name(record: LineageRecord) -> str:
+def model_name(record: LineageRecord | RunSummary) -> str:
     """Return the name of a level's registered model, e.g. aws-digits-resnet20."""
     tags = record.tags
     words = (tags.get("method", "?"), tags.get("data", "?"), tags.get("network", tags.get("model", "?")))
     return re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(words))
 
 
-def alias_of(record: LineageRecord) -> str:
+def alias_of(record: LineageRecord | RunSummary) -> str:
     """Return the alias of a level: s1-L07, or i1-s2-L07 if init_seed and sgd_seed differ."""
     init_seed, sgd_seed = record.tags.get("init_seed", "?"), record.tags.get("sgd_seed", "?")
     seeds = f"s{sgd_seed}" if init_seed == sgd_seed else f"i{init_seed}-s{sgd_seed}"
@@ -42,19 +43,74 @@ def is_model_uri(text: str) -> bool:
     return text.startswith("models:/")
 
 
+def _with_suffix(alias: str, node: RunSummary) -> str:
+    """Return the alias of a level whose plain alias another search owns."""
+    return f"{alias}-{node.tags.get('settings', node.key)[:6]}"
+
+
 class Registry:
     """The registered models of one server."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
         self._created: set[str] = set()
+        self._read: dict[str, tuple[dict[str, str], dict[str, str]]] = {}
 
-    def register(self, run_id: str, model: LoggedModel, record: LineageRecord) -> None:
+    def register(self, model: LoggedModel, node: RunSummary) -> None:
         """Register a level's logged model, and set its alias. Idempotent."""
-        name = model_name(record)
-        self._create(name, record)
-        version = self._version(name, run_id, model, record)
-        self._give_alias(name, version, record)
+        name = model_name(node)
+        self._read.pop(name, None)
+        self._create(name, node)
+        version = self._version(name, str(node.run_id), model, node)
+        self._give_alias(name, version, node)
+
+    def forget(self) -> None:
+        """Read versions and aliases anew at the next `fault`: people can change them."""
+        self._read.clear()
+
+    def fault(self, model: LoggedModel, node: RunSummary) -> str | None:
+        """Return what is wrong with a level's version and alias in one line, or None. `register` mends it."""
+        # Phase: find the level's version. Earlier versions of the harness registered no models.
+        name, alias = model_name(node), alias_of(node)
+        versions, aliases = self._contents(name)
+        version = versions.get(str(node.run_id))
+        if version is None:
+            registered = _VERSIONS_TAG in model.tags
+            return f"it has no version in the registered model {name}; the version was deleted" if registered else None
+
+        # Phase: find the alias. It has a suffix if another search owns the plain one.
+        for wanted in (alias, _with_suffix(alias, node)):
+            named = aliases.get(wanted)
+            if named == version:
+                return None
+            owner = self._alias_owner(name, wanted) if named is not None else None
+            if owner is None or not self._is_another(owner, node, alias):
+                what = "no version" if named is None else f"version {named}"
+                return f"models:/{name}@{wanted} names {what}, but this run is version {version}"
+        return None
+
+    def _contents(self, name: str) -> tuple[dict[str, str], dict[str, str]]:
+        """Return {run ID: version} and {alias: version} of a registered model, from a cache."""
+        from mlflow.exceptions import MlflowException
+
+        if name not in self._read:
+            client = self.server.client()
+            versions: dict[str, str] = {}
+            token: str | None = None
+            while True:
+                page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
+                versions |= {str(one.run_id): str(one.version) for one in page}
+                token = page.token
+                if not token:
+                    break
+            try:
+                aliases = {alias: str(one) for alias, one in client.get_registered_model(name).aliases.items()}
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                aliases = {}
+            self._read[name] = versions, aliases
+        return self._read[name]
 
     def run_id(self, uri: str) -> str:
         """Return the ID of the run that made a model.
@@ -74,7 +130,7 @@ class Registry:
             raise LookupError(f"{uri} has no run: it was not registered by this harness")
         return str(version.run_id)
 
-    def _create(self, name: str, record: LineageRecord) -> None:
+    def _create(self, name: str, record: RunSummary) -> None:
         from mlflow.exceptions import MlflowException
 
         if name in self._created:
@@ -93,7 +149,7 @@ class Registry:
                 raise
         self._created.add(name)
 
-    def _version(self, name: str, run_id: str, model: LoggedModel, record: LineageRecord) -> str:
+    def _version(self, name: str, run_id: str, model: LoggedModel, record: RunSummary) -> str:
         """Return the number of a level's version, and create the version if it is missing."""
         # Phase: find or create the version.
         client = self.server.client()
@@ -106,7 +162,7 @@ class Registry:
             source = f"models:/{model.model_id}" if remote else model.artifact_location
             tags = {KEY_TAG: record.key}
             tags |= {word: record.tags[word] for word in _VERSION_TAGS if word in record.tags}
-            if (density := record.last_metrics().get("density")) is not None:
+            if (density := record.metrics.get("density")) is not None:
                 tags["density"] = f"{density:.3f}"
             # A server accepts such a source only together with the model ID.
             model_id = model.model_id if remote else None
@@ -118,18 +174,18 @@ class Registry:
             version = str(made.version)
 
         # Phase: link the version on the pages of the model and of the run.
-        if _VERSIONS_TAG not in model.tags:
-            versions = json.dumps([{"name": name, "version": version}])
+        versions = json.dumps([{"name": name, "version": version}])
+        if model.tags.get(_VERSIONS_TAG) != versions:
             client.set_logged_model_tags(model.model_id, {_VERSIONS_TAG: versions})
         return version
 
-    def _give_alias(self, name: str, version: str, record: LineageRecord) -> None:
+    def _give_alias(self, name: str, version: str, record: RunSummary) -> None:
         """Set the alias of a version. If another search owns the alias, add a suffix to this one."""
         client = self.server.client()
         alias = alias_of(record)
         owner = self._alias_owner(name, alias)
-        if owner is not None and owner.version != version and self._is_another(owner, record):
-            alias = f"{alias}-{record.tags.get('settings', record.key)[:6]}"
+        if owner is not None and str(owner.version) != version and self._is_another(owner, record, alias):
+            alias = _with_suffix(alias, record)
             owner = self._alias_owner(name, alias)
         if owner is None or str(owner.version) != version:
             client.set_registered_model_alias(name, alias, version)
@@ -144,10 +200,15 @@ class Registry:
                 return None
             raise
 
-    def _is_another(self, owner: ModelVersion, record: LineageRecord) -> bool:
-        """Return whether a version belongs to another key, and its run still exists."""
+    def _is_another(self, owner: ModelVersion, record: RunSummary, alias: str) -> bool:
+        """Return whether a version is a run of another key, which exists and whose own alias this is.
+
+        An alias that a person moved to the version of another level is not owned by it.
+        """
         run = self.server.get_run(owner.run_id) if owner.run_id else None
-        return run is not None and run.data.tags.get(KEY_TAG) != record.key
+        if run is None or run.data.tags.get(KEY_TAG) in (None, record.key):
+            return False
+        return alias_of(summary_of(run)) == alias
 
     def _registered(self, name: str) -> RegisteredModel:
         from mlflow.exceptions import MlflowException

@@ -1,7 +1,12 @@
 """Connection to an MLflow server or SQLite file: address, client, experiments, runs and artifacts.
 
-Inside `Server.talking`, every error of an unreachable, broken or full server becomes a ConnectionError. Its message is
-one line without credentials.
+Inside `Server.talking`, every error of the store becomes one of two exceptions. Its message is one line without
+credentials.
+
+* ConnectionError: the store is unreachable, busy, broken or full. A later attempt may succeed. What the store holds is
+  unknown meanwhile, and never counts as "not there".
+* RefusedError: the store answers, and will refuse each later attempt too, until somebody acts. Examples are a deleted
+  experiment, a missing permission, a missing database driver and an outdated database schema.
 """
 
 from __future__ import annotations
@@ -12,24 +17,28 @@ import logging
 import math
 import os
 import re
-import socket
+import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
-from harness.common.escape import redact
-from harness.common.files import process_exists, reach
+from harness.common.escape import redact, redact_word
+from harness.common.files import reach
+from harness.common.process import Process
+from harness.common.waiting import wait_until
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import check_digest
 from harness.lineage.nodes.record import Parent, check_file_name
+from harness.lineage.tracking.moved import FILES, present_location, present_place
 from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
 if TYPE_CHECKING:
+    from filelock import FileLock
     from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import Experiment, LoggedModel, Run
     from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
 KEY_TAG = "harness.key"
@@ -46,11 +55,24 @@ ABSENT_TAG = "harness.absent"
 """Listed files that were deliberately not delivered."""
 
 _PROBE_SECONDS = 5
+BUSY_SECONDS = 20.0
+"""How long a SQLite file that another process has locked is waited for. MLflow waits as long for its writes."""
+_DELIVERY_SECONDS = 120  # longest wait for the delivery of another process to the same SQLite file
 _REFUSALS = {
     401: "it does not know this user and password (401): set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, "
     "or MLFLOW_TRACKING_TOKEN",
     403: "this user lacks the permission (403): ask the administrator of the server for it",
 }
+# MLflow's codes for requests that it refuses each time.
+_REFUSING_CODES = {
+    *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
+    *("FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"),
+}
+_TEMPORARY_STATUS = {408, 409, 425, 429}
+# The pip package of a database driver, where its name differs from the module's.
+_DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+_SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]*)")
+_CONNECTING_ATTEMPTS = 3  # MLflow's 10 take two minutes
 _FRESH_SECONDS = 5.0  # after a longer pause the server is probed first, because MLflow's calls can hang for minutes
 _FAMILY_DIGITS = 16
 _IDS_PER_REQUEST = 100
@@ -62,14 +84,14 @@ def default_tracking_uri() -> str:
 
 
 class RefusedError(ConnectionError):
-    """The server is reachable, but rejects the user or the action."""
+    """The store answers, but rejects the user or the action. No later attempt succeeds until somebody acts."""
 
 
 def sqlite_path(tracking_uri: str | None) -> Path | None:
     """Return the file of a SQLite tracking URI, or None for another URI."""
-    if tracking_uri is None or not tracking_uri.startswith("sqlite:///"):
-        return None
-    return Path(urlsplit(tracking_uri).path.removeprefix("/"))
+    # As SQLAlchemy reads it: only "?" ends the path. Other signs, such as "#" and "%", belong to the name.
+    match = _SQLITE.match(tracking_uri or "")
+    return None if match is None else Path(match[1])
 
 
 def family_digits(root: str) -> str:
@@ -97,6 +119,7 @@ class Server:
         self._connected: MlflowClient | None = None
         self._experiments: dict[str, str] | None = None
         self._answered_at = -math.inf
+        self._lock: FileLock | None = None
 
     @property
     def is_file(self) -> bool:
@@ -112,7 +135,7 @@ class Server:
     def address(self) -> str:
         """The tracking URI without credentials, independent of the working directory."""
         database = sqlite_path(self.tracking_uri)
-        return f"sqlite:///{database.resolve()}" if database else redact(self.tracking_uri or "")
+        return f"sqlite:///{database.resolve()}" if database else redact_word(self.tracking_uri or "")
 
     def readable(self) -> bool:
         """Return whether there can be runs to read. A missing SQLite file is not created, which takes 8 s."""
@@ -123,12 +146,20 @@ class Server:
         """Return the client, connected.
 
         Raises:
-            ConnectionError: There is no tracking URI, MLflow is not installed, or the server is unreachable.
+            ConnectionError: There is no tracking URI, MLflow is not installed, or the store is unreachable or busy.
+            RefusedError: The address is not valid.
         """
-        # Phase: probe a server after a pause.
-        if self.is_remote and time.monotonic() - self._answered_at > _FRESH_SECONDS and _mlflow_installed():
-            _probe(self.tracking_uri or "")
-            self._answered_at = time.monotonic()
+        # Phase: check the address, and probe the store after a pause. MLflow's own retries would take minutes.
+        database = sqlite_path(self.tracking_uri)
+        if database is not None and (database.name in ("", ":memory:") or database.is_dir()):
+            raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
+        if time.monotonic() - self._answered_at > _FRESH_SECONDS and _mlflow_installed():
+            if self.is_remote:
+                _probe(self.tracking_uri or "")
+                self._answered_at = time.monotonic()
+            elif database is not None and database.exists():
+                _probe_file(database)
+                self._answered_at = time.monotonic()
 
         # Phase: connect on first use.
         if self._connected is None:
@@ -139,10 +170,12 @@ class Server:
                     f"mlflow is not installed, so runs stay in {self.local_directory}; "
                     "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
                 )
-            database = sqlite_path(self.tracking_uri)
-            if database is not None and not database.exists():
-                _make_database(database)
-            self._connected = _quiet_client(self.tracking_uri)
+            try:
+                if database is not None and not database.exists():
+                    _make_database(database)
+                self._connected = _quiet_client(self.tracking_uri)
+            except ValueError:  # SQLAlchemy's message would show parts of a password
+                raise RefusedError("this is no valid address of a database or server") from None
         return self._connected
 
     def preload(self) -> None:
@@ -152,27 +185,39 @@ class Server:
 
     @contextlib.contextmanager
     def talking(self, action: str) -> Iterator[None]:
-        """Turn every error of the server into a ConnectionError of one line: "cannot `action`: …"."""
+        """Turn every error of the store into one of one line: "cannot `action`: …".
+
+        Raises:
+            RefusedError: The store refuses the action each time.
+            ConnectionError: A later attempt may succeed.
+        """
         try:
             yield
             self._answered_at = time.monotonic()
         except (ValueError, LookupError):
             raise
         except Exception as error:
-            if not isinstance(error, ConnectionError) and not _from_store(error):
+            # Phase: let errors of the harness pass. Otherwise reconnect, and probe first, at the next call.
+            refusal = _refusal(error)
+            if refusal is None and not isinstance(error, ConnectionError) and not _from_store(error):
                 raise
-            # reconnect, and probe first, at the next call
             self._connected, self._experiments, self._answered_at = None, None, -math.inf
-            reason = redact(str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__)
-            where = redact(self.tracking_uri or "")
-            if (refused := _REFUSALS.get(_status_of(error) or 0)) is not None:
-                raise RefusedError(f"cannot {action}: MLflow at {where}: {refused}") from error
+
+            # Phase: say what happened.
+            uri = self.tracking_uri or ""
+            where = f"cannot {action}: MLflow at {redact_word(uri) or 'nowhere'}"
+            reason = refusal or _first_line(error)
+            reason = redact(reason.replace(uri, redact_word(uri)) if uri else reason)
+            if refusal is not None:
+                raise RefusedError(f"{where}: {reason:.600}") from error
             if re.search(r"table \w+ already exists", reason):
                 reason = (
                     "its tables are incomplete, because a process was killed while it created them; move the file "
                     "away, and `python tools/lineage.py sync` fills a new one from the local runs"
                 )
-            raise ConnectionError(f"cannot {action}: MLflow at {where or 'nowhere'}: {reason:.300}") from error
+            elif re.search(r"database( table)? is (locked|busy)", reason):
+                reason = "it is busy: another process is writing to it (database is locked)"
+            raise ConnectionError(f"{where}: {reason:.300}{_proxy_note(uri)}") from error
 
     # ------------------------------------------------------------------ experiments
 
@@ -204,16 +249,38 @@ class Server:
             # the menu "Views" lists the view from the first visit on
             tags = {VIEW_TAG + VIEW: saved_view(), "mlflow.note.content": EXPERIMENT_NOTE}
             return client.create_experiment(self.experiment, artifact_location=self._artifact_location(), tags=tags)
-        if experiment.lifecycle_stage != "active":
-            raise ValueError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
+        self._check_not_deleted(experiment)
         return str(experiment.experiment_id)
+
+    def check_own_experiment(self) -> None:
+        """Ask the store for the experiment of new runs, without creating it.
+
+        Raises:
+            RefusedError: The experiment was deleted.
+        """
+        experiment = self.client().get_experiment_by_name(self.experiment)
+        if experiment is not None:
+            self._check_not_deleted(experiment)
+
+    def _check_not_deleted(self, experiment: Experiment) -> None:
+        if experiment.lifecycle_stage == "deleted":
+            raise RefusedError(f"experiment {self.experiment!r} was deleted in MLflow: restore it or name another one")
+
+    def restore_experiment(self) -> bool:
+        """Restore the experiment and its runs if it was deleted in MLflow. Return whether it was."""
+        experiment = self.client().get_experiment_by_name(self.experiment)
+        if experiment is None or experiment.lifecycle_stage == "active":
+            return False
+        self.client().restore_experiment(experiment.experiment_id)
+        self._experiments = None
+        return True
 
     def _artifact_location(self) -> str | None:
         """Return the artifact directory of a SQLite store: beside the database, not in the working directory."""
         database = sqlite_path(self.tracking_uri)
         if database is None:
             return None
-        return str(database.resolve().parent / "mlruns" / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
+        return str(database.resolve().parent / FILES / re.sub(r"[^A-Za-z0-9_.-]", "-", self.experiment))
 
     # ------------------------------------------------------------------ runs
 
@@ -236,7 +303,7 @@ class Server:
             LookupError: There is no such run.
             ValueError: The run is unfinished, or the harness did not log it.
         """
-        where = redact(self.tracking_uri or str(self.local_directory))
+        where = redact_word(self.tracking_uri or str(self.local_directory))
         run = (self.get_run(run_id) or self._imported(run_id)) if self.readable() else None
         if run is None:
             raise LookupError(f"no run {run_id!r} in {where}; `python tools/lineage.py list` shows the runs there")
@@ -266,6 +333,43 @@ class Server:
         # In some versions of MLflow, search results have no inputs and outputs.
         return None if run is None else self.client().get_run(run.info.run_id)
 
+    def deleted_runs_with(self, key: str) -> list[Run]:
+        """Return the finished runs with this key that were deleted in MLflow."""
+        from mlflow.entities import ViewType
+
+        condition = f"tags.`{KEY_TAG}` = '{key}' AND attributes.status = 'FINISHED'"
+        return list(self.client().search_runs(self.experiment_ids(), condition, ViewType.DELETED_ONLY, max_results=100))
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Exclude other processes from delivering to the same SQLite file while the block runs. Reentrant.
+
+        So equal runs of two launches are delivered once. Servers and file systems without locks exclude nobody.
+
+        Raises:
+            ConnectionError: Another process delivers for too long.
+        """
+        database = sqlite_path(self.tracking_uri)
+        if database is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        if self._lock is None:
+            path = database.resolve()
+            self._lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+        try:
+            self._lock.acquire(timeout=_DELIVERY_SECONDS)
+        except Timeout:
+            raise ConnectionError(f"another process is still delivering after {_DELIVERY_SECONDS} s") from None
+        except OSError:  # no locks on this file system, or no permission: deliver as without other processes
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._lock.release()
+
     def children_of(self, key: str) -> list[RunSummary]:
         """Return the children of the run with this key, oldest first, including unfinished deliveries."""
         runs = self.client().search_runs(
@@ -286,9 +390,36 @@ class Server:
         """Return the repository of a run's files: its logged model, or else (or if `own`) its own artifacts."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        location = run.info.artifact_uri
         made = [] if own else outputs(run) or outputs(self.client().get_run(run.info.run_id))
-        location = self.client().get_logged_model(made[0]).artifact_location if made else run.info.artifact_uri
+        if made:
+            model = self.model_of(made)
+            if model is None:
+                raise MissingFileError(
+                    f"the logged model of run {run.info.run_id} ({run.info.run_name}) was deleted in MLflow; "
+                    "`python tools/lineage.py sync` sends its files again"
+                )
+            location = model.artifact_location
+        location = present_location(location, sqlite_path(self.tracking_uri))
         return get_artifact_repository(location, tracking_uri=self.tracking_uri)
+
+    def present(self, recorded: str) -> Path | None:
+        """Return where files of a recorded location lie in a moved SQLite store; None if it was not moved."""
+        database = sqlite_path(self.tracking_uri)
+        place = present_place(recorded, database) if database is not None else None
+        return None if place is None else Path(present_location(recorded, database))
+
+    def model_of(self, model_ids: Sequence[str]) -> LoggedModel | None:
+        """Return the first of these logged models that was not deleted, or None."""
+        from mlflow.exceptions import MlflowException
+
+        for model_id in model_ids:
+            try:
+                return self.client().get_logged_model(model_id)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+        return None
 
     @contextlib.contextmanager
     def artifact(self, run: Run, name: str) -> Iterator[Path]:
@@ -444,6 +575,42 @@ def _from_store(error: Exception) -> bool:
     return isinstance(error, OSError) or bool(roots & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"})
 
 
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _refusal(error: Exception) -> str | None:
+    """Return why the store will refuse each later attempt too; None if a later attempt may succeed."""
+    # Phase: errors of this module, and of a server.
+    if isinstance(error, RefusedError):
+        return str(error)
+    status = _status_of(error)
+    if status in _REFUSALS:
+        return _REFUSALS[status]
+    if status is not None and 400 <= status < 500 and status not in _TEMPORARY_STATUS | {404}:
+        return f"{_first_line(error)}; does an MLflow server run at this address?"
+
+    # Phase: what a database needs.
+    if isinstance(error, ImportError):
+        name = (error.name or "").partition(".")[0]
+        package = _DRIVERS.get(name, name)
+        return f"this address needs the Python package {name or 'of its driver'} ({error}): `pip install '{package}'`"
+    if "out-of-date database schema" in str(error):
+        return (
+            f"{_first_line(error).partition('. ')[0]}: this MLflow has another version than the one that wrote the "
+            "database. Back the database up and run `mlflow db upgrade` with its address, or install that version"
+        )
+
+    # Phase: requests and addresses that cannot work.
+    names = {f"{cls.__module__.split('.')[0]}.{cls.__name__}" for cls in type(error).__mro__}
+    if names & {"sqlalchemy.ArgumentError", "sqlalchemy.NoSuchModuleError"}:
+        return "this is no valid address of a database"
+    if getattr(error, "error_code", None) in _REFUSING_CODES:
+        return _first_line(error)
+    return None
+
+
 def _mlflow_installed() -> bool:
     import importlib.util
 
@@ -452,7 +619,13 @@ def _mlflow_installed() -> bool:
 
 def _quiet_client(tracking_uri: str) -> MlflowClient:
     """Return a client without telemetry, progress bars and printed links, and with short timeouts."""
-    return _quiet_mlflow()(tracking_uri=tracking_uri)
+    client = _quiet_mlflow()
+    if not tracking_uri.startswith(("http://", "https://")):
+        from mlflow.store.db import utils
+
+        if hasattr(utils, "MAX_RETRY_COUNT"):
+            utils.MAX_RETRY_COUNT = _CONNECTING_ATTEMPTS
+    return client(tracking_uri=tracking_uri)
 
 
 def _quiet_mlflow() -> type[MlflowClient]:
@@ -470,17 +643,17 @@ def _quiet_mlflow() -> type[MlflowClient]:
         logging.getLogger(logger).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.ERROR)  # several lines for each attempt to connect
     return MlflowClient
 
 
 def _make_database(path: Path) -> None:
     """Create an MLflow database atomically, because MLflow cannot open an incomplete one."""
-    for leftover in path.parent.glob(f".{path.name}.{socket.gethostname()}.*"):
-        process = leftover.name.rpartition(".")[2]
-        if process.isdigit() and not process_exists(int(process)):
+    for leftover in path.parent.glob(f".{path.name}.*"):
+        maker = Process.of_suffix(leftover.name.removeprefix(f".{path.name}."))
+        if maker is not None and maker.alive is False:
             leftover.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{Process.current().suffix}")
     try:
         _quiet_client(f"sqlite:///{temporary}").search_experiments(max_results=1)
         reach("database-made")
@@ -504,14 +677,64 @@ def _rename_to_new(source: Path, target: Path) -> None:
 
 def _probe(tracking_uri: str) -> None:
     """Raise ConnectionError unless a server answers within seconds. MLflow's own retries take minutes."""
-    if not tracking_uri.startswith(("http://", "https://")):
-        return
     import requests
 
     try:
         requests.get(tracking_uri.rstrip("/") + "/health", timeout=_PROBE_SECONDS)
     except requests.Timeout:
-        raise ConnectionError(f"no answer within {_PROBE_SECONDS} s; is the server up?") from None
+        raise ConnectionError(f"no answer within {_PROBE_SECONDS} s") from None
+    except requests.exceptions.InvalidURL as error:
+        raise RefusedError(f"this is no valid address ({_first_line(error)})") from None
     except requests.RequestException as error:
         reason = getattr(error.args[0], "reason", error) if error.args else error
-        raise ConnectionError(f"{str(reason).split(': ', 1)[-1]}; is the server up?") from None
+        raise ConnectionError(str(reason).split(": ", 1)[-1].rstrip(".)'\"")) from None
+
+
+def _proxy_note(tracking_uri: str) -> str:
+    """Return a sentence that names the proxy that requests to the server go through; empty without one."""
+    if not tracking_uri.startswith(("http://", "https://")):
+        return ""
+    from requests.utils import get_environ_proxies, select_proxy, urlparse
+
+    # Phase: find the proxy as `requests` does, which heeds NO_PROXY.
+    try:
+        proxy = select_proxy(tracking_uri, get_environ_proxies(tracking_uri))
+        address = urlparse(tracking_uri)
+    except ValueError:
+        return ""
+    if not proxy:
+        return ""
+
+    # Phase: find the variable that names it.
+    names = [f"{address.scheme}_proxy", "all_proxy"]
+    variables = [name for both in names for name in (both, both.upper()) if os.environ.get(name)]
+    variable = variables[0] if variables else "the system's settings"
+    return (
+        f". It was asked through the proxy {redact_word(proxy)} (from {variable}); if it is reachable without, add "
+        f"{address.hostname} to NO_PROXY"
+    )
+
+
+def _probe_file(path: Path) -> None:
+    """Wait until a SQLite file can be read.
+
+    Raises:
+        ConnectionError: Another process keeps it locked for BUSY_SECONDS.
+        RefusedError: It cannot be opened, or is no SQLite database.
+    """
+
+    def is_free() -> bool:
+        try:
+            address = f"file:{quote(str(path))}?mode=rw"  # a missing file must not be created
+            with contextlib.closing(sqlite3.connect(address, timeout=0, uri=True)) as connection:
+                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error) or "busy" in str(error):
+                return False
+            raise RefusedError(f"{path} cannot be opened ({error})") from None
+        except sqlite3.DatabaseError as error:
+            raise RefusedError(f"{path} is no SQLite database ({error})") from None
+        return True
+
+    if not wait_until(is_free, BUSY_SECONDS, pause=0.2):
+        raise ConnectionError(f"database is locked, for longer than {BUSY_SECONDS:g} s")

@@ -1,0 +1,110 @@
+"""Compare raw and prepared data sets with the published ones.
+
+Labels are positions in the list of classes. A missing or additional class would silently renumber others, so another
+set of classes is refused. Another number of images is one line on standard error, and a note in the manifest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from harness.data.readers.raw import RawSplit, SourceError
+from harness.data.spec import DataSpec
+
+_log = logging.getLogger(__name__)
+_MOST_NAMES = 5
+
+
+def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, allow_missing: bool) -> dict[str, Any]:
+    """Check that a raw split has images of all classes of the data set, and of no others.
+
+    Args:
+        spec: The data set.
+        raw: The split.
+        source: Its source, for messages.
+        split: train or test.
+        allow_missing: Accept a split that lacks classes.
+
+    Returns:
+        Notes for the manifest: the missing classes, if there are any.
+
+    Raises:
+        SourceError: Classes are missing, or there are too many. The message names them.
+    """
+    where, num_classes = f"the {split} split of {source}", spec.num_classes
+    # Refuse more classes than the data set has.
+    if len(raw.class_names) > num_classes:
+        foreign = sorted(set(raw.class_names) - set(spec.raw.class_names)) if spec.raw.class_names else []
+        listed = f"not among them: {_listed(foreign)}" if foreign else f"the source has {_listed(raw.class_names)}"
+        raise SourceError(
+            f"{where} has {len(raw.class_names)} classes; {spec.name} has {num_classes}; {listed}. Remove or rename "
+            "the directories that are no classes"
+        )
+    for index in np.flatnonzero((raw.labels < 0) | (raw.labels >= num_classes))[:1]:
+        raise SourceError(
+            f"image {index} of {where} has label {raw.labels[index]}; {spec.name} has labels 0 to {num_classes - 1}"
+        )
+    # Name the classes without images.
+    missing = np.setdiff1d(np.arange(num_classes), raw.labels).tolist()
+    if not missing:
+        return {}
+    names = _missing_names(spec, raw, missing)
+    text = f"{where} has images of {num_classes - len(missing)} of the {num_classes} classes of {spec.name}; {names}"
+    if not allow_missing:
+        raise SourceError(
+            f"{text}. Complete the source, or pass --allow-missing-classes to try things out with a sample"
+        )
+    _log.warning(f"{text}. Results do not compare with published ones")
+    return {"num_missing_classes": len(missing)}
+
+
+def _missing_names(spec: DataSpec, raw: RawSplit, missing: Sequence[int]) -> str:
+    published, own = spec.raw.class_names, raw.class_names
+    if 0 < len(own) < spec.num_classes:  # directories are missing, so their positions do not name them
+        absent = [name for name in published if name not in own] if set(own) <= set(published) else []
+        empty = [own[label] for label in missing if label < len(own)]
+        return f"missing: {_listed(absent + empty)}" if absent else f"the source has {_listed(own)}"
+    names = own or published
+    if len(names) < spec.num_classes:
+        return f"missing: labels {_listed([str(label) for label in missing])}"
+    return f"missing: {_listed([names[label] for label in missing])}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(names[:_MOST_NAMES]) + more
+
+
+def count_notes(spec: DataSpec, raw: RawSplit, split: str) -> dict[str, Any]:
+    """Return notes for the manifest if a raw split has another number of images than the published one."""
+    published = _published(spec, split)
+    found = raw.num_samples if raw.num_source is None else raw.num_source
+    return {} if published in (None, found) else {"num_source": found, "num_published": published}
+
+
+def warn_of_other_count(spec: DataSpec, split: str, num_samples: int, notes: dict[str, Any], where: str) -> None:
+    """Say in one line that a prepared split has another number of images than the published one.
+
+    Args:
+        spec: The data set.
+        split: train or test.
+        num_samples: Images in the prepared split.
+        notes: Notes in its manifest. Manifests of earlier versions have none about the count.
+        where: Directory of the split, for the message.
+    """
+    published = _published(spec, split)
+    chosen = spec.raw.num_train if split == "train" else None
+    found = notes.get("num_source", published if num_samples == chosen else num_samples)
+    if published not in (None, found):
+        _log.warning(
+            f"{where}: the {split} split of {spec.name} has {found:,} images, the published one {published:,}. Results "
+            "do not compare with those of the published data set"
+        )
+
+
+def _published(spec: DataSpec, split: str) -> int | None:
+    return None if spec.raw.published is None else spec.raw.published[split == "test"]

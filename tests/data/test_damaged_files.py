@@ -1,0 +1,308 @@
+"""Test every parser of data against damaged files.
+
+A parser either reads the file or refuses it in one line that names it. It never ends in another kind of exception.
+"""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from harness.common.files import write_tensors
+from harness.data.ffcv.beton import JPG, RAW, BetonWriter, check_beton
+from harness.data.manifest import FileRecord, Manifest, check_file, remember
+from harness.data.memory_loader import ResidentSplit
+from harness.data.prepare import _store
+from harness.data.readers.sources import read_split
+from harness.data.spec import DATASETS, DataSpec
+from tests.data.archive_files import (
+    ImageNetFiles,
+    cifar10_archive,
+    cifar100_files,
+    jpeg,
+    tar_of,
+    tiny_imagenet_files,
+    tiny_imagenet_zip,
+    write_tree,
+)
+from tests.data.photo_files import BOXES
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow warns of tags that it skips
+SPECS = {name: replace(DATASETS[name], num_classes=3) for name in ("tiny_imagenet", "imagenet")}
+LABELS = ("val_annotations.txt", "valprep.sh", "LOC_val_solution.csv", "imagenet_2012_validation_synset_labels.txt")
+
+
+@dataclass(frozen=True)
+class Parser:
+    """One parser, with a whole input for it."""
+
+    root: Path
+    """Directory of the input. Every message names a path in it."""
+    files: list[Path]
+    """The files to damage."""
+    read: Callable[[], object]
+    """Reads the input."""
+
+
+def _noise(number: int, height: int, width: int) -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (height, width, 3), dtype=np.uint8) for _ in range(number)]
+
+
+def _raw(spec: DataSpec, root: Path, source: Path | None = None, files: str | list[str] = "*") -> Parser:
+    """Return the parser of a raw source: it opens both splits and reads all samples."""
+
+    def read() -> None:
+        for split in ("train", "test"):
+            for _ in read_split(spec, str(source or root), split).samples():
+                pass
+
+    patterns = [files] if isinstance(files, str) else files
+    return Parser(root, [file for one in patterns for file in sorted(root.rglob(one)) if file.is_file()], read)
+
+
+def cifar_archive(root: Path) -> Parser:
+    images = np.stack(_noise(10, 32, 32))
+    return _raw(DATASETS["cifar10"], root, cifar10_archive(root / "cifar.tar.gz", images[:5], images[5:]))
+
+
+def cifar_directory(root: Path) -> Parser:
+    images = np.stack(_noise(6, 32, 32))
+    source = write_tree(root, cifar100_files(images[:4], images[4:])) / "cifar-100-binary"
+    return _raw(DATASETS["cifar100"], root, source, "*.bin")
+
+
+def tiny_zip(root: Path) -> Parser:
+    crops = _noise(6, 8, 8)
+    return _raw(
+        SPECS["tiny_imagenet"], root, tiny_imagenet_zip(root / "t.zip", tiny_imagenet_files(crops[:3], crops[3:]))
+    )
+
+
+def tiny_directory(root: Path) -> Parser:
+    crops = _noise(6, 8, 8)
+    write_tree(root, tiny_imagenet_files(crops[:3], crops[3:]))
+    return _raw(SPECS["tiny_imagenet"], root, None, ["wnids.txt", "val_annotations.txt"])
+
+
+def _imagenet(root: Path, labels: str, tars: bool) -> Parser:
+    files = ImageNetFiles(_noise(6, 8, 8)[:3], _noise(6, 8, 8)[3:])
+    train, val = (files.train_tar(), files.val_tar()) if tars else (files.train_directories(), files.val_heap())
+    write_tree(root, train | val | files.labels(labels))
+    damaged = ["*.tar", "*.gz"] if tars else [labels, "meta.mat", "*ground_truth.txt"]
+    return _raw(SPECS["imagenet"], root, None, damaged)
+
+
+def idx(root: Path, pack: Callable[[bytes], bytes] = bytes, ending: str = "") -> Parser:
+    for stem in ("train", "t10k"):
+        for kind, shape in (("images-idx3", (4, 28, 28)), ("labels-idx1", (4,))):
+            content = bytes([0, 0, 8, len(shape)]) + np.array(shape, ">u4").tobytes() + bytes(int(np.prod(shape)))
+            (root / f"{stem}-{kind}-ubyte{ending}").write_bytes(pack(content))
+    return _raw(DATASETS["fashion_mnist"], root)
+
+
+def parquet(root: Path) -> Parser:
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = {"img": [{"bytes": b"an image", "path": "a.png"}] * 4, "label": list(range(4))}
+    for split in ("train", "test"):
+        pyarrow.parquet.write_table(pyarrow.table(rows), root / f"{split}.parquet")
+    return _raw(DATASETS["cifar10"], root)
+
+
+def arrow(root: Path) -> Parser:
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_dict({"img": [b"an image"] * 4, "label": list(range(4))})
+    DatasetDict(train=rows, test=rows).save_to_disk(str(root))
+    return _raw(DATASETS["cifar10"], root)
+
+
+def images(root: Path) -> Parser:
+    """Decode images of several formats."""
+    (root / "val" / "a").mkdir(parents=True)
+    (folder := root / "train" / "a").mkdir(parents=True)
+    for ending in ("png", "jpg", "gif", "bmp", "webp", "tiff", "ppm"):
+        Image.fromarray(_noise(1, 9, 8)[0]).save(folder / f"a.{ending}")
+
+    def read() -> None:
+        for sample in read_split(BOXES, str(root), "train").samples():
+            _store(BOXES, sample, 0, {"write_mode": "raw"})
+
+    return Parser(root, sorted(folder.iterdir()), read)
+
+
+def manifest(root: Path) -> Parser:
+    path = root / "train.json"
+    record = {"train.beton": FileRecord("0" * 64, 3)}
+    Manifest("digits", "train", 2, "0" * 64, {"write_mode": "raw"}, {"given": "scikit-learn"}, record).save(path)
+    return Parser(root, [path], lambda: Manifest.load(path))
+
+
+def note(root: Path) -> Parser:
+    """Read the note beside a verified file. It can be deleted at any time, so no damage of it is an error."""
+    path, digest = root / "a", "ca978112ca1bbdcafac231b39a23dc4da786eff8147c4e72b9807785afee48bb"
+    path.write_bytes(b"a")
+    remember(path, digest)
+    return Parser(root, [root / ".a.verified"], lambda: check_file(path, FileRecord(digest, 1)))
+
+
+def beton(root: Path) -> Parser:
+    from ffcv.reader import Reader
+
+    with BetonWriter(root / "a.beton", 4, 1 << 21) as writer:
+        for label, pixels in enumerate(_noise(2, 8, 8)):
+            writer.append(RAW, 8, 8, pixels.tobytes(), label)
+            writer.append(JPG, 8, 8, jpeg(pixels), label)
+
+    def read() -> None:
+        check_beton(root / "a.beton", 2, None)
+        Reader(str(root / "a.beton"))
+
+    return Parser(root, [root / "a.beton"], read)
+
+
+def tensors(root: Path) -> Parser:
+    spec = DATASETS["digits"]
+    write_tensors(root / "a.safetensors", {"images_NHWC": np.zeros((4, 8, 8, 1), np.uint8), "labels": np.arange(4)})
+    return Parser(root, [root / "a.safetensors"], lambda: ResidentSplit.load(spec, root / "a.safetensors", "cpu"))
+
+
+PARSERS: dict[str, Callable[[Path], Parser]] = {
+    "cifar archive": cifar_archive,
+    "cifar directory": cifar_directory,
+    "tiny zip": tiny_zip,
+    "tiny directory": tiny_directory,
+    "idx": idx,
+    "idx.gz": functools.partial(idx, pack=functools.partial(gzip.compress, mtime=0), ending=".gz"),
+    "imagenet tars": functools.partial(_imagenet, labels="ILSVRC2012_devkit_t12.tar.gz", tars=True),
+    "imagenet devkit": functools.partial(_imagenet, labels="ILSVRC2012_devkit_t12", tars=False),
+    **{f"imagenet {name}": functools.partial(_imagenet, labels=name, tars=False) for name in LABELS},
+    "parquet": parquet,
+    "arrow": arrow,
+    "images": images,
+    "manifest": manifest,
+    "note": note,
+    "beton": beton,
+    "tensors": tensors,
+}
+DAMAGE: dict[str, Callable[[bytes], bytes]] = {
+    "empty": lambda content: b"",
+    "one byte": lambda content: content[:1],
+    "half": lambda content: content[: len(content) // 2],
+    "cut by one": lambda content: content[:-1],
+    "longer": lambda content: content + content,
+    "zeros": lambda content: bytes(len(content)),
+    "ones": lambda content: b"\xff" * len(content),
+    "UTF-16": lambda content: content.decode("latin-1").encode("utf-16"),
+    "latin-1": lambda content: "é".encode("latin-1") * len(content),
+    "a page": lambda content: b"<!DOCTYPE html>\n<html>404 not found</html>\n",
+    "a pointer": lambda content: b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "a gzip": lambda content: gzip.compress(content),
+    "a gzip of a gzip": lambda content: gzip.compress(gzip.compress(content)),
+    "a zip": lambda content: b"PK\x05\x06" + bytes(18),
+    "a tar in a tar": lambda content: tar_of([("a.tar", tar_of([("b.tar", content)]))]),
+    "a number": lambda content: b"5",
+    "a list": lambda content: b"[[1, 2], {}]",
+    "null": lambda content: b"null",
+    "deep nesting": lambda content: b"[" * 100_000,
+    "an endless number": lambda content: b"1" * 10_000,
+}
+
+
+def outcome(parser: Parser) -> str:
+    """Read the input. Return "" or the message, and assert that it is one line with a path of the input."""
+    try:
+        parser.read()
+    except (ValueError, OSError) as error:
+        message = str(error)
+        assert "\n" not in message and len(message) < 1000, message
+        assert str(parser.root) in message, message
+        return message
+    return ""
+
+
+@pytest.fixture(scope="module")
+def parsers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Parser]:
+    @functools.cache
+    def make(name: str) -> Parser:
+        root = tmp_path_factory.mktemp(name.replace(" ", "-")) / "input"
+        root.mkdir()
+        parser = PARSERS[name](root)
+        assert parser.files and outcome(parser) == ""
+        return parser
+
+    return make
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_every_kind_of_damage_is_one_line_that_names_the_file(parsers, name: str) -> None:
+    parser = parsers(name)
+    for path in parser.files:
+        whole, refused = path.read_bytes(), 0
+        for damage in DAMAGE.values():
+            path.write_bytes(damage(whole))
+            refused += bool(outcome(parser))
+        path.unlink()
+        refused += bool(outcome(parser))
+        path.unlink(missing_ok=True)  # the note was written again
+        path.mkdir()
+        refused += bool(outcome(parser))
+        path.rmdir()
+        path.write_bytes(whole)
+        assert refused == 0 if name == "note" else refused >= 1, path
+    assert outcome(parser) == ""
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """Return content with one to four random changes: flipped bits, and removed, repeated or replaced parts."""
+    changed = bytearray(content)
+    for _ in range(chance.choice((1, 1, 1, 4))):
+        start = chance.randrange(len(changed) + 1)
+        stop = min(len(changed), start + chance.choice((1, 2, 8, 100)))
+        kind = chance.randrange(6)
+        if kind <= 1 and start < len(changed):
+            changed[start] ^= 1 << chance.randrange(8)
+        elif kind == 2:
+            del changed[start:stop]
+        elif kind == 3:
+            changed[start:start] = changed[start:stop]
+        elif kind == 4:
+            changed[start:stop] = bytes([chance.choice((0, 1, 127, 255))]) * (stop - start)
+        else:
+            changed[start:stop] = chance.randbytes(stop - start)
+    return bytes(changed)
+
+
+def attack(parser: Parser, number: int) -> None:
+    """Read the input `number` times with random damage. The seed in a failed assertion's frame repeats it."""
+    for seed in range(number):
+        chance = random.Random(seed)
+        path = chance.choice(parser.files)
+        whole = path.read_bytes()
+        path.write_bytes(damaged(whole, chance))
+        try:
+            outcome(parser)
+        finally:
+            path.write_bytes(whole)
+    assert outcome(parser) == ""
+
+
+@pytest.mark.parametrize("name", PARSERS)
+def test_random_damage_is_one_line_that_names_the_file(parsers, name: str) -> None:
+    attack(parsers(name), 200)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PARSERS)
+def test_much_random_damage_is_one_line_that_names_the_file(parsers, name: str) -> None:
+    attack(parsers(name), 5_000)
