@@ -78,6 +78,8 @@ def main() -> None:
         if reader_has_gone(error):
             return
         text = str(error.args[0] if isinstance(error, KeyError) else error)
+        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) and error.filename:
+            text = f"cannot open {error.filename}: {error.strerror}"
         print(f"error: {for_terminal(text)}", file=sys.stderr)
         sys.exit(1)
 

@@ -100,7 +100,7 @@ def test_unfinished_searches_and_several_data_sets(
     paths = commit_story(store.local)
     ask(tool, store, monkeypatch, "list", "--offline")
     out = capsys.readouterr().out
-    assert "unfinished" not in out and "data" not in out.splitlines()[0].split()
+    assert "unfinished searches" not in out and "data" not in out.splitlines()[0].split()
     # Phase: a launch with two more levels was interrupted
     draft = {"name": "L04", "parents": [key_of("level 2")], "config": {"search": {"num_levels": 4}}}
     making = paths["search"].parent / ".making-level-0123456789abcdef"

@@ -57,9 +57,9 @@ class Sync:
 
 @dataclass(frozen=True)
 class Relocate:
-    """Write the present paths of all files into an MLflow SQLite database that was moved or copied.
+    """Correct the file paths in an MLflow SQLite database that was moved or copied.
 
-    The harness finds the files of a moved store without it. The MLflow UI needs it.
+    Only the MLflow UI needs this. The harness finds the files of a moved store by itself.
     """
 
     place: Where = StoreOptions()

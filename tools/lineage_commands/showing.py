@@ -56,6 +56,8 @@ class Page:
             raise ValueError("give run IDs or --experiment, not both")
         if self.out.exists() and not is_page(self.out):
             raise FileExistsError(f"{self.out} exists and is not a page of this command: choose another --out")
+        if not self.out.parent.is_dir():
+            raise FileNotFoundError(f"cannot create {self.out}: {self.out.parent} is not a directory")
         title, nodes = self.place.ask(self._nodes)
         html, problem = page(title, nodes, ui_root(self.ui or self.place.open().tracking_uri))
         write_atomically(self.out, html.encode(), durable=False)
