@@ -1,10 +1,10 @@
-"""List runs and show where they came from, from MLflow and the local nodes together.
+"""List, relate, compare, share and verify runs: local ones and those in MLflow.
 
 $ python tools/lineage.py list
-$ python tools/lineage.py tree RUN_ID
-$ python tools/lineage.py show RUN_ID
+$ python tools/lineage.py tree RUN
+$ python tools/lineage.py show RUN
 
-A RUN_ID is an MLflow run ID, a node's key, or a unique beginning of either. Every command takes --json.
+RUN is a run ID, a key, or a unique prefix of either. Every command has --json and its own --help.
 """
 
 from __future__ import annotations
@@ -78,6 +78,8 @@ def main() -> None:
         if reader_has_gone(error):
             return
         text = str(error.args[0] if isinstance(error, KeyError) else error)
+        if isinstance(error, FileNotFoundError | NotADirectoryError | PermissionError) and error.filename:
+            text = f"cannot open {error.filename}: {error.strerror}"
         print(f"error: {for_terminal(text)}", file=sys.stderr)
         sys.exit(1)
 

@@ -1,12 +1,26 @@
-"""Prepare a data set: raw images become FFCV files with a content digest, and tensors for the in-memory loader.
+"""Prepare a data set: write its images as FFCV files, with a content digest, and as tensors.
 
-For example `digits`; `cifar100 --source cifar-100-binary.tar.gz`; `imagenet --source DIRECTORY --max-resolution 400`.
-Archives are read as they were downloaded; nothing is unpacked, and pickled ones are refused. A finished split is kept,
-an unfinished one begun again. --write-mode and what follows it shape ImageNet's files alone.
+$ python tools/prepare_data.py digits
+$ python tools/prepare_data.py cifar100 --source cifar-100-binary.tar.gz
+$ python tools/prepare_data.py imagenet --source DIRECTORY --max-resolution 400
+
+Each data set has these sources besides the general ones:
+
+digits          scikit-learn (default)
+fashion_mnist*  directory of IDX files; default: Debian's /usr/share/datasets/fashion-mnist
+cifar10         binary archive or its directory; default: uoft-cs/cifar10 on the hub
+cifar100        binary archive or its directory; default: uoft-cs/cifar100 on the hub
+tiny_imagenet   zip or its directory; default: zh-plus/tiny-imagenet on the hub
+imagenet        directory with both tars and the development kit, or with train/<wnid>/<image> and val/<image>;
+                default: ILSVRC/imagenet-1k on the hub
+
+The tool reads archives without unpacking them. It refuses pickled archives. It keeps finished splits, and starts
+unfinished ones again. --write-mode and the options below it apply to imagenet only.
 """
 
 from __future__ import annotations
 
+import shlex
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,35 +35,32 @@ from harness.data.spec import DATASETS
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """Which data set to prepare, from which source, to which directory."""
+    """Data set, source and directory."""
 
     name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME", help=f"One of: {', '.join(DATASETS)}.")]
     source: Annotated[str | None, tyro.conf.arg(metavar="SOURCE")] = None
-    """Where the raw images are: CIFAR's binary archive or Tiny-ImageNet's zip, or the directory it holds; a directory
-    with ImageNet's two tars and its development kit, or with train/<wnid>/<image> and val/<image>; one with IDX files,
-    train/<class>/<image> and val/<class>/<image>, parquet files, or what datasets saved; or a data set's name on the
-    Hugging Face hub. If not given: scikit-learn for digits, Debian's dataset-fashion-mnist in
-    /usr/share/datasets/fashion-mnist, and on the hub uoft-cs/cifar10, uoft-cs/cifar100, zh-plus/tiny-imagenet and
-    ILSVRC/imagenet-1k."""
+    """Source of the raw images: see above. Every data set also accepts a directory with train/<class>/<image> and
+    val/<class>/<image>, with parquet files or from save_to_disk of Hugging Face datasets, or a name on the hub."""
     image_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Column of the images in parquet files and data sets of the hub. Default: img for CIFAR, else image."""
     label_column: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     """Column of the labels. Default: fine_label for cifar100, else label."""
     allow_missing_classes: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Accept a source that lacks classes, such as a small sample to try things out. Results do not compare with those
-    of the published data set."""
+    """Accept a source that lacks classes, such as a small sample. Its results do not compare with published ones."""
     out: Path = Path("data")
-    """Directory of all data sets; files go to OUT/NAME."""
+    """Directory of all data sets. The files are written to OUT/NAME."""
     images: Annotated[ImageOptions, tyro.conf.arg(name="")] = field(default_factory=ImageOptions)
     """How ImageNet's images are stored."""
     num_workers: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Encoding threads; all available cores if not given. The files do not depend on it."""
+    """Encoding threads. The files do not depend on their number. Default: all available cores."""
     overwrite: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     """Replace finished splits."""
 
 
 def main(options: PrepareOptions) -> None:
-    """Prepare both splits and say where they are."""
+    """Prepare both splits, and print their directory and the next command."""
+    directory = options.out / options.name
+    before = _changed_at(directory)
     images = options.images if options.images != ImageOptions() else None
     manifests = prepare(
         options.name,
@@ -62,10 +73,32 @@ def main(options: PrepareOptions) -> None:
         label_column=options.label_column,
         allow_missing_classes=options.allow_missing_classes,
     )
+    # Print one line if both splits were kept.
+    if _changed_at(directory) == before:
+        counts = ", ".join(f"{manifest.num_samples} images in {manifest.split}" for manifest in manifests)
+        print(f"{options.name} is already prepared in {directory}: {counts}")
+        return
     for manifest in manifests:
         content = manifest.content_digest[:16]
         print(f"{manifest.name} {manifest.split}: {manifest.num_samples} images, content {content}")
-    print(f"in {options.out / options.name}")
+    print(f"in {directory}")
+    print(f"now run: {_next_command(options)}")
+
+
+def _changed_at(directory: Path) -> dict[str, int]:
+    """Return the modification time in ns of each manifest by file name."""
+    return {path.name: path.stat().st_mtime_ns for path in sorted(directory.glob("*.json"))}
+
+
+def _next_command(options: PrepareOptions) -> str:
+    """Return the command of a search on the prepared data set."""
+    own = Path(__file__).resolve().parents[1] / "recipes" / f"aws_{options.name}.py"
+    words = ["python", f"recipes/{own.name}"]
+    if not own.exists():
+        words = ["python", "recipes/aws_fashion_mnist.py", "--dataset", options.name]
+    if options.out != PrepareOptions.out:
+        words += ["--data.directory", str(options.out)]
+    return shlex.join(words)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,10 @@ def prepare(
         raise ValueError(f"{name} images all have the same size and are stored raw; storage options do not apply")
     chosen = {"write_mode": "raw"} if spec.fixed_size else (options or ImageOptions()).effective()
     directory = out / name
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(f"cannot create {directory}: {os.strerror(error.errno or 0)}; give another --out") from error
     workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     if workers < 1:
         raise ValueError(f"--num-workers is {num_workers}; it must be at least 1")
@@ -241,7 +244,6 @@ def _kept(spec: DataSpec, directory: Path, split: str, request: _Request) -> Man
     except ValueError as error:
         print(f"{error.args[0].split(';')[0]}; writing it again")
         return None
-    print(f"{spec.name} {split}: {manifest.num_samples} images already exist, kept")
     warn_of_other_count(spec, split, manifest.num_samples, manifest.source, str(directory))
     return manifest
 

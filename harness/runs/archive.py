@@ -73,6 +73,7 @@ class Archive:
         self._made_here: set[str] = beside._made_here if beside else set()
         self._fetched: set[str] = beside._fetched if beside else set()
         self._said_empty: set[str] = beside._said_empty if beside else set()
+        self._notes: list[str] = beside._notes if beside else []
 
     # ------------------------------------------------------------------ making
 
@@ -212,8 +213,7 @@ class Archive:
         claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
-            for line in self.world.on_main(lambda: unfinished.nearly_the_same(config) if config else []) or []:
-                _log.info(f"note: {line}")
+            self.world.on_main(lambda: self._note_similar(unfinished, config))
             yield
         finally:
             if self.world.is_main:
@@ -241,6 +241,13 @@ class Archive:
                 f"{name!r} keeps no weight in {text} ({len(empty)} of {len(mask.tensors)} layers): only shortcuts and "
                 "biases pass these layers; a higher density, or the other --pruning-scope, may keep them"
             )
+
+    def _note_similar(self, unfinished: Unfinished, config: dict[str, Any]) -> None:
+        """Log similar unfinished runs, once in a launch (rank 0)."""
+        if config and not self._notes:
+            self._notes += unfinished.nearly_the_same(config)
+            for line in self._notes:
+                _log.info(f"note: {line}")
 
     def stop_if_asked(self) -> None:
         """Raise StoppedError on every rank if any rank was asked to stop."""

@@ -236,10 +236,10 @@ class Unfinished:
                 self.discard()
 
     def nearly_the_same(self, config: dict[str, Any], most: int = 3) -> list[str]:
-        """Describe other unfinished runs of this kind that differ from `config` in 1 to `most` settings.
+        """Describe other unfinished runs of this kind and level that differ from `config` in 1 to `most` settings.
 
-        Each line has the run's name, and old and new value of each setting. Runs that another process is making right
-        now are omitted, because two such runs at once are usually intended.
+        Each text has the run's name, the differing options, and how to resume or delete it. Runs of other seeds or
+        tickets are omitted. So are runs that another process is making right now. Both are usually intended.
         """
         # Phase: find unfinished runs without a living holder.
         kind, found = self.directory.name.rpartition("-")[0], []
@@ -253,9 +253,14 @@ class Unfinished:
                 draft = json.loads(path.read_bytes())
                 theirs = _flat(draft["config"])
                 differ = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
-                if 0 < len(differ) <= most:
-                    changes = ", ".join(f"{name} {theirs.get(name)} → {ours.get(name)}" for name in differ)
-                    found.append(f"{draft['name']!r} is unfinished and differs only in {changes}")
+                other_run = draft["config"].get("level") != config.get("level") or any(map(_names_a_run, differ))
+                if 0 < len(differ) <= most and not other_run:
+                    old, new = (", ".join(_option(name, flat.get(name)) for name in differ) for flat in (theirs, ours))
+                    found.append(
+                        f"{draft['name']!r} is unfinished and has {old}. This launch has {new}. Run the earlier "
+                        "command again to resume it, or delete it with `python tools/lineage.py gc --older-than 0 "
+                        "--delete`"
+                    )
         return found
 
     def _lock(self) -> FileLock | None:
@@ -432,3 +437,19 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, str]:
         elif not f"{prefix}{name}".startswith(_NO_MATTER):
             flat[f"{prefix}{name}"] = json.dumps(value)
     return flat
+
+
+def _names_a_run(name: str) -> bool:
+    """Return whether runs that differ in this setting are different runs on purpose."""
+    return name == "ticket" or name.endswith("_seed")
+
+
+def _option(name: str, value: str | None) -> str:
+    """Return a flat setting and its JSON value as the user gives them, such as `--level-epochs 20`."""
+    given = "none" if value in (None, "null") else str(value).strip('"')
+    if name == "launch.world_size":
+        return "1 process" if given == "1" else f"{given} processes"
+    prefix, _, rest = name.partition(".")
+    option = rest if prefix == "search" else name
+    is_option = prefix == "search" or name == "kind"
+    return f"--{option.replace('_', '-')} {given}" if is_option else f"{name} {given}"

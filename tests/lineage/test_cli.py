@@ -9,6 +9,7 @@ from types import ModuleType
 import pytest
 
 from harness.lineage.browse.find import find_node, newest, relatives
+from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.store import LineageStore
 from tests.lineage.lineage_story import commit_story, key_of
 from tests.lineage.lineage_tool import TOOL, ask
@@ -34,7 +35,8 @@ def test_tree_and_show_from_a_shell(store: LineageStore) -> None:
         "density",
         "test",
         "error",
-        "seeds",
+        "init/sgd",
+        "seed",
         "run",
         "date",
         "relation",
@@ -80,11 +82,45 @@ def test_show(
     out = capsys.readouterr().out
     for expected in (run_id, key_of("lmc"), "signed_mask resnet20 s1", "dense resnet20 s1", "figures/curve.svg"):
         assert expected in out
+    assert "results" not in out  # the story's comparison has no metrics
+    ask(tool, store, monkeypatch, "show", key_of("level 2"))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("results") and lines[2].split() == ["test_error_percent", "6"]
     ask(tool, store, monkeypatch, "show", key_of("signed_mask")[:12], "--json")
     shown = json.loads(capsys.readouterr().out)
     assert shown["node"] == shown["nodes"][0]["key"] == key_of("signed_mask")
     assert shown["parents"] == [key_of("level 2")] and shown["children"] == [key_of("lmc")]
     assert {node["key"] for node in shown["nodes"]} == {key_of(name) for name in ("signed_mask", "level 2", "lmc")}
+
+
+def test_unfinished_searches_and_several_data_sets(
+    tool: ModuleType, store: LineageStore, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Phase: a finished search, without a column of data sets
+    paths = commit_story(store.local)
+    ask(tool, store, monkeypatch, "list", "--offline")
+    out = capsys.readouterr().out
+    assert "unfinished searches" not in out and "data" not in out.splitlines()[0].split()
+    # Phase: a launch with two more levels was interrupted
+    draft = {"name": "L04", "parents": [key_of("level 2")], "config": {"search": {"num_levels": 4}}}
+    making = paths["search"].parent / ".making-level-0123456789abcdef"
+    making.mkdir()
+    (making / "draft.json").write_text(json.dumps(draft))
+    # Phase: a search of another data set, without levels
+    other = LineageRecord(
+        key_of("other"),
+        "search",
+        "aws other",
+        started_ms=1,
+        finished_ms=2,
+        tags={"data": "cifar10"},
+        config={"search": {"num_levels": 9}},
+    )
+    store.local.commit(other, lambda directory: None)
+    ask(tool, store, monkeypatch, "list", "--offline")
+    out = capsys.readouterr().out
+    assert "data" in out.splitlines()[0].split() and "cifar10" in out
+    assert "unfinished searches: aws resnet20 digits s1 (level 2 of 4), aws other (level – of 9); run" in out
 
 
 def test_children_in_another_family_are_found(store: LineageStore) -> None:

@@ -189,18 +189,21 @@ def test_without_file_locks_a_live_process_on_this_host_blocks(tmp_path: Path, m
 
 
 def test_an_unfinished_run_with_one_different_setting_is_named(tmp_path: Path):
-    # Phase: compare settings; level, command and hardware are ignored
+    # Phase: compare settings; command and hardware are ignored
     def config(**optim: float) -> dict:
         search = {"optim": {"lr": 0.1, "momentum": 0.9} | optim, "runs": "runs", "num_levels": 9}
         return {"search": search, "level": 0, "argv": ["a"], "command": "a", "hardware": {"cores": 2}}
 
     other = unfinished(tmp_path, sha256_json("another"))
-    changed = config(lr=0.05) | {"level": 3, "argv": ["b"], "command": "b", "hardware": {"cores": 8}}
+    changed = config(lr=0.05) | {"argv": ["b"], "command": "b", "hardware": {"cores": 8}}
     with unfinished(tmp_path).claimed(config()):
         pass
-    assert other.nearly_the_same(changed) == [
-        "'L03 d0.512 aws resnet20' is unfinished and differs only in search.optim.lr 0.1 → 0.05"
-    ]
+    (note,) = other.nearly_the_same(changed)
+    assert "'L03 d0.512 aws resnet20' is unfinished and has --optim.lr 0.1. This launch has --optim.lr 0.05." in note
+    assert "gc --older-than 0 " in note
+    # Phase: a run of another level or seed is not reported, because it is another run on purpose
+    assert other.nearly_the_same(changed | {"level": 3}) == []
+    assert other.nearly_the_same(changed | {"search": changed["search"] | {"init_seed": 5}}) == []
     assert other.nearly_the_same(config()) == []
     # `stuck_after` is ignored: it changes no bit, and earlier versions did not record it
     assert other.nearly_the_same(config() | {"search": config()["search"] | {"stuck_after": 8.0}}) == []

@@ -20,8 +20,11 @@ from harness.lineage.browse.find import (
     relatives,
     way,
 )
+from harness.lineage.browse.listing import short_id
+from harness.lineage.browse.progress import unfinished_searches
 from harness.lineage.browse.query import Query, parse_density, parse_since
 from harness.lineage.nodes.graph import RunSummary
+from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import LineageStore
 from tools.lineage_commands.printing import (
     print_difference,
@@ -38,30 +41,30 @@ RunID = tyro.conf.Positional[str]
 
 @dataclass(frozen=True)
 class List:
-    """List the newest nodes: searches, levels, final trainings and analyses.
+    """List the newest runs: searches, levels, final trainings and comparisons.
 
-    Options narrow the list down together: `list --method lrr --density 0.1..0.3 --since 7d`.
+    Options are filters, and a run must match all of them: `list --method lrr --density 0.1..0.3 --since 7d`.
     """
 
     experiment: str | None = None
     """Name of an MLflow experiment."""
     method: str | None = None
-    """aws, lrr, …"""
+    """Pruning method, such as aws or lrr."""
     network: str | None = None
-    """resnet20, …, of any width; with its width as it is shown, resnet20-w32, of that alone."""
+    """Network of any width, such as resnet20, or of one width, such as resnet20-w32."""
     kind: str | None = None
-    """search, level, training, analysis or report; or how a ticket was used: signed_mask, mask, retrain, dense, …"""
+    """search, level, training, analysis or report. Or a kind of final training, such as signed_mask or dense."""
     level: int | None = None
-    """Pruning level, 0 is the dense warm-up."""
+    """Number of prunings. Level 0 is the dense warm-up."""
     density: str | None = None
-    """Kept share of the prunable weights, as 0.21 or 0.1..0.3, meant to three digits, as it is shown."""
+    """Kept share of the prunable weights, such as 0.21 or 0.1..0.3. Three digits count."""
     since: str | None = None
-    """Started since this date, as 2026-01-31, or not longer ago than 30m, 12h, 7d, 2w."""
+    """Earliest start: a date such as 2026-01-31, or an age such as 30m, 12h, 7d or 2w."""
     limit: int = 100
-    """How many at most."""
+    """Largest number of runs."""
     mlflow: bool = False
-    """Read MLflow, too: runs of other machines, and changes that people made there. So does --tracking-uri. Without
-    either, MLflow is read only if there is no local run."""
+    """Also read MLflow: runs of other machines, and later changes in MLflow. --tracking-uri implies it. By default,
+    MLflow is read only if there is no local run."""
     place: Where = StoreOptions()
 
     def query(self) -> Query:
@@ -96,7 +99,7 @@ class List:
             print_json("list", nodes)
             return
         if nodes:
-            print_nodes(nodes)
+            print_nodes(nodes, unfinished_searches(LocalNodes(self.place.runs), nodes))
         elif query == Query():
             print(f"no runs in {self.place.runs} or MLflow yet: launch a recipe first")
         else:
@@ -106,10 +109,10 @@ class List:
 
 @dataclass(frozen=True)
 class Show:
-    """Show one node: what it is, what it came from, what was made from it, what it measured and which files it has."""
+    """Show one run: its results, IDs, parents, children, tags and files."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -128,10 +131,10 @@ class Show:
 
 @dataclass(frozen=True)
 class Tree:
-    """Show the whole search a node belongs to as a tree; the node itself is marked."""
+    """Show a run's whole search as a tree. The run is marked."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -148,10 +151,10 @@ class Tree:
 
 @dataclass(frozen=True)
 class Ancestors:
-    """List everything a node was made from, oldest first, the node itself last."""
+    """List all ancestors of a run, oldest first. The run comes last."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -160,10 +163,10 @@ class Ancestors:
 
 @dataclass(frozen=True)
 class Descendants:
-    """List everything made from a node, the node itself first."""
+    """List all descendants of a run. The run comes first."""
 
     run_id: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -188,12 +191,12 @@ def _related(
 
 @dataclass(frozen=True)
 class Path:
-    """Show how two nodes are related: the shortest way from one to the other, step by step."""
+    """Show the shortest path between two runs, step by step."""
 
     start: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     end: RunID
-    """The other."""
+    """The other run, in the same forms."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -210,25 +213,40 @@ class Path:
 
 @dataclass(frozen=True)
 class Diff:
-    """Show in what two nodes differ: settings, data, seeds, code, packages; then their masks and signs, by layer.
+    """Show the differences of two runs: settings, data, seeds, code and packages, then masks and signs by layer.
 
-    What is equal is not shown. Overlap is the Jaccard index of the kept weights; agreement is the share of the weights
-    kept in both whose signs are equal (½ for unrelated signs).
+    Overlap is the Jaccard index of the kept weights. Sign agreement is the share of equal signs among the weights that
+    both keep (½ for unrelated signs).
     """
 
     first: RunID
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     second: RunID
-    """The other."""
+    """The other run, in the same forms."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
-        def ask(store: LineageStore) -> tuple[RunSummary, RunSummary, Difference]:
+        def ask(store: LineageStore) -> tuple[RunSummary, RunSummary, Difference, dict[str, str]]:
             a, b = find_node(store, self.first), find_node(store, self.second)
-            return a, b, diff(store, a, b)
+            difference = diff(store, a, b)
+            return a, b, difference, {} if self.place.json else _names_of_parents(store, difference)
 
-        a, b, difference = self.place.ask(ask)
+        a, b, difference, names = self.place.ask(ask)
         if self.place.json:
             print_json("diff", [a, b], **difference.to_dict())
         else:
-            print_difference(a, b, difference)
+            print_difference(a, b, difference, names)
+
+
+def _names_of_parents(store: LineageStore, difference: Difference) -> dict[str, str]:
+    """Return the name and short run ID of each parent or ticket that differs, by key."""
+    sections = difference.sections
+    pairs = [*sections.get("came from", {}).values(), sections.get("settings", {}).get("ticket", ())]
+    names = {}
+    for key in {key for pair in pairs for key in pair if isinstance(key, str)}:
+        try:
+            parent = find_node(store, key)
+            names[key] = f"{parent.name} {short_id(parent)}"
+        except LookupError:
+            names[key] = f"{key[:16]}… (missing)"
+    return names

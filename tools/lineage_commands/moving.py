@@ -25,10 +25,10 @@ _log = logging.getLogger("harness.tools.lineage")
 
 @dataclass(frozen=True)
 class Sync:
-    """Deliver every local node that MLflow does not have yet, or not wholly."""
+    """Deliver all local runs that are missing or incomplete in MLflow."""
 
     experiment: str = DEFAULT_EXPERIMENT
-    """MLflow experiment to deliver to."""
+    """MLflow experiment that receives the runs."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -57,9 +57,9 @@ class Sync:
 
 @dataclass(frozen=True)
 class Relocate:
-    """Write the present paths of all files into an MLflow SQLite database that was moved or copied.
+    """Correct the file paths in an MLflow SQLite database that was moved or copied.
 
-    The harness finds the files of a moved store without it. The MLflow UI needs it.
+    Only the MLflow UI needs this. The harness finds the files of a moved store by itself.
     """
 
     place: Where = StoreOptions()
@@ -85,17 +85,17 @@ class Relocate:
 
 @dataclass(frozen=True)
 class Export:
-    """Write the graph for another program: JSON, or GraphML with typed attributes for Gephi, yEd, networkx.
+    """Write the graph of runs for another program: JSON, or GraphML for Gephi, yEd and networkx.
 
-    Of the families of some runs and of all they came from; of everything there is, if no run is given.
+    The graph has the searches of the given runs and of all their ancestors. Without a RUN, it has all runs.
     """
 
     run_ids: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Run IDs or node keys, or unique beginnings."""
+    """Run IDs, keys, or unique prefixes of either. `list` shows them."""
     format: Literal["json", "graphml"] = "json"
-    """What to write."""
+    """File format."""
     out: Path = Path("lineage.json")
-    """New file to write to."""
+    """New file."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -115,22 +115,22 @@ class Export:
 
 @dataclass(frozen=True)
 class Bundle:
-    """Write some runs and everything they came from to a directory that somebody else can check, import and verify.
+    """Write runs and all their ancestors to a directory that others can import and verify.
 
-    Masks, settings and records are in it, checkpoints only if asked for: they are a hundred times as large.
+    It has masks, settings and records. Checkpoints are a hundred times as large, so they need --checkpoints.
     """
 
     run_ids: tyro.conf.Positional[tuple[str, ...]]
-    """Run IDs or node keys, or unique beginnings."""
+    """Run IDs, keys, or unique prefixes of either. `list` shows them."""
     out: Path
-    """New directory to write to."""
+    """New directory."""
     checkpoints: bool = False
-    """Put checkpoints and θ_init in, too; without them signs cannot be proved against parameters."""
+    """Include checkpoints and θ_init. Without them, `verify` cannot compare signs with parameters."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
         if not self.run_ids:
-            raise ValueError("give at least one RUN_ID: `python tools/lineage.py list` shows the runs")
+            raise ValueError("give at least one RUN: `python tools/lineage.py list` shows the runs")
 
         def ask(store: LineageStore) -> tuple[list[RunSummary], int]:
             nodes = [find_node(store, text) for text in self.run_ids]
@@ -146,15 +146,15 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Import:
-    """Take in a bundle that somebody made: every digest is checked, nothing of it is executed, nothing overwritten.
+    """Import a bundle. All digests are checked. No file is executed or overwritten.
 
-    Afterwards the runs can be browsed, verified and used like your own; their run IDs at the origin keep naming them.
+    All commands then accept the imported runs, also by their original run IDs.
     """
 
     directory: tyro.conf.Positional[Path]
-    """The bundle."""
+    """Directory of the bundle."""
     experiment: str = DEFAULT_EXPERIMENT
-    """MLflow experiment to deliver to."""
+    """MLflow experiment that receives the runs."""
     place: Where = StoreOptions()
 
     def run(self) -> None:

@@ -12,6 +12,8 @@ from harness.lineage.browse.difference import Difference
 from harness.lineage.browse.listing import NUMBERS, SPARE, columns, short_id, tree_order
 from harness.lineage.nodes.graph import RunSummary
 
+_TITLES = {"what": "kind", "came from": "parents"}
+"""Headings of sections of `diff` that have another name in its JSON output."""
 JSON_FORMAT = 1  # version of the --json output; increase it if an older reader would misread newer output
 
 
@@ -25,10 +27,20 @@ def print_json(command: str, nodes: Sequence[RunSummary], **more: Any) -> None:
     print()
 
 
-def print_nodes(nodes: Sequence[RunSummary]) -> None:
-    """Print a table of runs, and a legend."""
-    print_table(_rows(nodes), numbers=NUMBERS, whole=("run",), spare=SPARE)
+def print_nodes(nodes: Sequence[RunSummary], unfinished: Mapping[str, str]) -> None:
+    """Print a table of runs, and a legend.
+
+    Args:
+        nodes: The runs.
+        unfinished: Progress of unfinished searches by key, such as "5 of 9".
+    """
+    rows = _rows(nodes)
+    for node, row in zip(nodes, rows, strict=True):
+        row["level"] = unfinished.get(node.key, row["level"])
+    print_table(rows, numbers=NUMBERS, whole=("run",), spare=SPARE)
     _print_legend(nodes)
+    if names := ", ".join(f"{node.name} (level {unfinished[node.key]})" for node in nodes if node.key in unfinished):
+        print_lines("", f"unfinished searches: {names}; run the same command again to resume")
 
 
 def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = False) -> None:
@@ -50,11 +62,16 @@ def print_related(nodes: Sequence[RunSummary], marked: str, *, as_tree: bool = F
 
 
 def _rows(nodes: Sequence[RunSummary]) -> list[dict[str, str]]:
-    """Return the cells of each run, without the column of barriers if no run has one."""
+    """Return the cells of each run, without columns that tell nothing.
+
+    These are the barriers if no run has one, and the data set if all runs have the same.
+    """
     rows = [columns(node) for node in nodes]
-    if not any("barrier" in node.metrics for node in nodes):
-        for row in rows:
-            del row["barrier"]
+    no_barriers = not any("barrier" in node.metrics for node in nodes)
+    same_data = len({node.tags["data"] for node in nodes if "data" in node.tags}) <= 1
+    for row in rows:
+        for name in ("barrier",) * no_barriers + ("data",) * same_data:
+            del row[name]
     return rows
 
 
@@ -78,7 +95,14 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
 
 
 def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequence[RunSummary]) -> None:
-    """Print one run: its IDs, parents, children, tags, last metrics and files."""
+    """Print one run: its results, IDs, parents, children, tags and files."""
+    # Phase: results, errors and barriers first. Metrics of the machine are only in the JSON output.
+    print_lines(f"{node.name}  ({node.kind}, {node.status.lower()})", style="bold")
+    results = [name for name in node.metrics if not name.startswith("system/")]
+    results.sort(key=lambda name: (not ("error" in name or "barrier" in name), name))
+    if results:
+        print_fields(((name, f"{node.metrics[name]:.6g}") for name in results), title="results (last values)")
+
     # Phase: IDs
     known = {other.key: other for other in parents}
     identity = [
@@ -88,7 +112,7 @@ def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequen
         ("date", columns(node)["date"]),
         *([("θ_init", f"drawn the other way: {node.drawn_before}")] if node.drawn_before else []),
     ]
-    print_fields(identity, title=f"{node.name}  ({node.kind}, {node.status.lower()})")
+    print_fields(identity, title="IDs")
 
     # Phase: parents and children
     came_from = []
@@ -107,10 +131,11 @@ def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequen
     ]
     print_fields(made, title="children" if made else "no children yet")
 
-    # Phase: tags, metrics and files
-    metrics = {name: f"{value:.6g}" for name, value in node.metrics.items()}
-    for title, values in (("tags", node.tags), ("metrics (last values)", metrics), ("files (SHA-256)", node.files)):
+    # Phase: tags and files
+    for title, values in (("tags", node.tags), ("files (SHA-256)", node.files)):
         print_fields(sorted(values.items()), title=title)
+    if len(results) < len(node.metrics):
+        print_lines("--json also shows system metrics")
 
 
 def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) -> None:
@@ -122,11 +147,20 @@ def print_path(nodes: Sequence[RunSummary], steps: Sequence[Mapping[str, str]]) 
             print_lines(f"  ↓ {steps[number]['relation']}" if down else f"  ↑ was {steps[number]['relation']}")
 
 
-def print_difference(a: RunSummary, b: RunSummary, difference: Difference) -> None:
-    """Print the differences between two runs and between their signed masks."""
-    print_fields([("a", f"{a.name}  {short_id(a)}"), ("b", f"{b.name}  {short_id(b)}")])
+def print_difference(a: RunSummary, b: RunSummary, difference: Difference, names: Mapping[str, str]) -> None:
+    """Print the differences between two runs and between their signed masks.
+
+    Args:
+        a: One run.
+        b: The other.
+        difference: Their differences.
+        names: Name and run ID of parents by key.
+    """
+    print_fields((letter, node.name, _seeds(node), short_id(node)) for letter, node in (("a", a), ("b", b)))
     for title, rows in difference.sections.items():
-        print_fields(((name, _value(one), "|", _value(other)) for name, (one, other) in rows.items()), title=title)
+        shown = {name: pair for name, pair in rows.items() if name != "argv" or "command" not in rows}
+        fields = ((name, _value(one, names), "|", _value(other, names)) for name, (one, other) in shown.items())
+        print_fields(fields, title=_TITLES.get(title, title))
     if not difference.sections:
         print_lines("no difference in settings, data, seeds, code or packages")
     print_lines("masks", style="bold")
@@ -169,5 +203,12 @@ def _print_masks(difference: Difference) -> None:
         print_lines("", f"the other {equal} layers are equal")
 
 
-def _value(value: object) -> str:
+def _seeds(node: RunSummary) -> str:
+    """Return the seeds of a run, such as "init_seed 1, sgd_seed 2"."""
+    return ", ".join(f"{name} {node.tags[name]}" for name in ("init_seed", "sgd_seed") if name in node.tags)
+
+
+def _value(value: object, names: Mapping[str, str]) -> str:
+    if isinstance(value, str):
+        return names.get(value, value)
     return "–" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -23,24 +23,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verify:
-    """Recompute every digest and check every claim of the lineage; exit code 1 if anything does not hold.
+    """Recompute all digests and check all recorded relations of runs. The exit code is 1 if a check fails.
 
-    A run is verified with all it came from, a search with all that is below it too.
+    A run is verified with all its ancestors. A search is verified with all its levels and final trainings, too.
     """
 
     run_id: tyro.conf.Positional[str] = ""
-    """Run ID or node key, or a unique beginning of one."""
+    """Run ID, key, or a unique prefix of either. `list` shows them."""
     all: bool = False
-    """Verify everything there is."""
+    """Verify all runs."""
     data_directory: Path | None = None
-    """Where the prepared data are; default: where the runs found them."""
+    """Directory of prepared data sets. Default: as recorded with each run."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
         from harness.lineage.proof import verify
 
         if bool(self.run_id) == self.all:
-            raise ValueError("give either a RUN_ID or --all: `python tools/lineage.py list` shows the runs")
+            raise ValueError("give either a RUN or --all: `python tools/lineage.py list` shows the runs")
         try:
             store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
             findings = verify(store, asked, data_directory=self.data_directory, progress=bars)
@@ -56,18 +56,19 @@ class Verify:
 
 @dataclass(frozen=True)
 class Gc:
-    """Say what can be deleted from the directory of runs, and why; --delete does it.
+    """List local files that can be deleted, with reasons. --delete deletes them.
 
-    Records, signed masks, final trainings, and what anything was made from stay. MLflow's copies are left alone.
+    Records, signed masks, final trainings and the parents of other runs are kept. Copies in MLflow are kept, too.
     """
 
     keep_levels: Literal["all", "tickets"] | int = "all"
-    """Checkpoints of levels to keep: all; tickets: level 0, the deepest, and those that something was made from or
-    compared; N: every N-th as well. A level without its checkpoint keeps its mask, and cannot be trained from."""
+    """Checkpoints of levels to keep. all: every one. tickets: level 0, the deepest level, and levels that other runs
+    use. N: tickets and every N-th level. A level without a checkpoint keeps its mask, but cannot be trained further."""
     older_than: float | None = None
-    """Only checkpoints older than so many days, and also states of unfinished runs that old; they would begin anew."""
+    """Minimum age in days. Only older checkpoints are deleted, and also older states of unfinished runs. Such a run
+    starts over."""
     delete: bool = False
-    """Delete what is listed."""
+    """Delete the listed files."""
     place: Where = StoreOptions()
 
     def run(self) -> None:

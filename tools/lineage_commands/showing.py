@@ -35,20 +35,20 @@ _SECONDS_TO_START = 120  # a start takes about 11 s on an idle machine
 
 @dataclass(frozen=True)
 class Page:
-    """Write what came from what as one HTML file: the graph to point at and filter, a table, links to MLflow.
+    """Write the lineage as one HTML file: a graph with filters, a table, and links to MLflow.
 
-    Of the searches that some runs belong to and all they came from; of a whole experiment; else of everything there is.
-    The file loads nothing, so it can be opened anywhere and given away.
+    It shows the searches of the given runs and of all their ancestors, or an experiment. By default it shows all runs.
+    The file needs no network, so it can be opened anywhere.
     """
 
     run_ids: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Run IDs or node keys, or unique beginnings."""
+    """Run IDs, keys, or unique prefixes of either. `list` shows them."""
     experiment: str | None = None
     """Name of an MLflow experiment."""
     out: Path = Path("lineage.html")
-    """File to write to; an older page there is replaced."""
+    """HTML file. An older page is replaced."""
     ui: str | None = None
-    """Address of the MLflow UI for the links; default the tracking server, or http://127.0.0.1:5000."""
+    """Address of the MLflow UI for the links. Default: the tracking server, or http://127.0.0.1:5000."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -56,6 +56,8 @@ class Page:
             raise ValueError("give run IDs or --experiment, not both")
         if self.out.exists() and not is_page(self.out):
             raise FileExistsError(f"{self.out} exists and is not a page of this command: choose another --out")
+        if not self.out.parent.is_dir():
+            raise FileNotFoundError(f"cannot create {self.out}: {self.out.parent} is not a directory")
         title, nodes = self.place.ask(self._nodes)
         html, problem = page(title, nodes, ui_root(self.ui or self.place.open().tracking_uri))
         write_atomically(self.out, html.encode(), durable=False)
@@ -76,20 +78,20 @@ class Page:
 
 @dataclass(frozen=True)
 class Ui:
-    """Start the MLflow UI on the store and print the link that opens the runs as a tree, with the columns that matter.
+    """Start the MLflow UI, and print a link to the runs as a tree with the main columns.
 
-    Of an experiment, or of the search that a run belongs to. Where MLFLOW_TRACKING_URI names a server, its link is
-    printed and nothing is started. The columns are saved as a view of the experiment, in an experiment tag.
+    The link shows an experiment, or the search of one run. If MLFLOW_TRACKING_URI names a server, only its link is
+    printed. The columns are saved as a view, in a tag of the experiment.
     """
 
     run_id: tyro.conf.Positional[str | None] = None
-    """Run ID or node key, or a unique beginning of one: show its search alone."""
+    """Run ID, key, or a unique prefix of either. Only its search is shown."""
     experiment: str = DEFAULT_EXPERIMENT
     """Name of an MLflow experiment."""
     port: int = 5000
-    """Where the UI listens, on this machine alone."""
+    """Port of the UI. It accepts connections from this machine only."""
     link: bool = False
-    """Only print the link; start nothing."""
+    """Print the link and start no UI."""
     place: Where = StoreOptions()
 
     def run(self) -> None:

@@ -23,16 +23,16 @@ _log = logging.getLogger("harness.tools.lineage")
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """Where to look."""
+    """Local runs and MLflow store to use."""
 
     runs: Path = DEFAULT_DIRECTORY
-    """Directory of the local nodes."""
+    """Directory of local runs."""
     tracking_uri: str | None = None
     """URI of the MLflow store. Default: MLFLOW_TRACKING_URI, or sqlite:///mlflow.db in the working directory."""
     offline: bool = False
-    """Look at local nodes alone."""
+    """Use local runs only."""
     json: bool = False
-    """Print JSON instead of text; docs/lineage.md has its shape."""
+    """Print JSON instead of text. docs/lineage.md describes its fields."""
     verbosity: VerbosityOption = None
 
     def open(self, experiment: str = DEFAULT_EXPERIMENT) -> LineageStore:
@@ -42,11 +42,15 @@ class StoreOptions:
     def ask(self, question: Callable[[LineageStore], Answer]) -> Answer:
         """Call `question` with the store and return its answer.
 
-        If the server is unreachable, warn and use only the local runs.
+        If the server is unreachable, warn and use only the local runs. If the directory of a given --runs does not
+        exist, warn and use only MLflow.
 
         Raises:
             ConnectionError: The server is reachable, but refuses access.
         """
+        if self.runs != DEFAULT_DIRECTORY and not self.runs.is_dir():
+            rest = "" if self.offline else "; showing MLflow only"
+            _log.warning(f"{self.runs} does not exist{rest}")
         try:
             return question(self.open())
         except RefusedError:
@@ -56,4 +60,5 @@ class StoreOptions:
             return question(open_store(self.runs, offline=True))
 
 
-Where = Annotated[StoreOptions, tyro.conf.OmitArgPrefixes]
+Where = Annotated[StoreOptions, tyro.conf.OmitArgPrefixes, tyro.conf.arg(name="store")]
+"""Options of a store, for the field `place` of every command. Help lists them as "store options"."""

@@ -136,7 +136,10 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
     if is_model_uri(text):
         text = store.run_id_of_model(text)
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
-        raise LookupError(f"{text!r} is not a run ID or key: give at least {_MINIMUM_DIGITS} of its hex digits")
+        raise LookupError(
+            f"{text!r} is not a run ID (hexadecimal, at least {_MINIMUM_DIGITS} digits); "
+            "`python tools/lineage.py list` shows them"
+        )
     ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
     found = next((nodes for way in ways if (nodes := way(store, text))), {})
     if not found:

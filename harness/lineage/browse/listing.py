@@ -9,7 +9,7 @@ from harness.lineage.nodes.graph import LineageGraph, RunSummary
 
 NUMBERS = ("level", "density", "test error", "barrier")
 """Columns that are aligned right."""
-SPARE = ("seeds", "method", "density", "level", "date")
+SPARE = ("init/sgd seed", "method", "density", "level", "date")
 """Columns that a narrow terminal drops, in this order. The name of a run has most of their contents."""
 
 
@@ -63,11 +63,12 @@ def columns(node: RunSummary) -> dict[str, str]:
     return {
         "name": node.name,
         "method": " ".join(tags[tag] for tag in ("method", "kind_of_training") if tag in tags) or "–",
+        "data": tags.get("data", "–"),
         "level": tags.get("level", "–"),
         "density": _three_digits(density) if density else "–",
         "test error": f"{error:.2f} %" if error is not None else "–",
         "barrier": f"{barrier:.2f}" if barrier is not None else "–",
-        "seeds": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
+        "init/sgd seed": f"{tags.get('init_seed', '–')}/{tags.get('sgd_seed', '–')}",
         "run": short_id(node),
         "date": _date(node.started_ms),
     }

@@ -29,7 +29,7 @@ from harness.lineage.tracking.description import run_address
 
 LOCAL_UI = "http://127.0.0.1:5000"
 MOST_IN_ONE_PICTURE = 600  # runs; Graphviz lays them out in about a second, and more would be unreadable
-_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "seeds", "parents", "date", "run")
+_TABLE = ("kind", "method", "level", "density", "test error", "barrier", "init/sgd seed", "parents", "date", "run")
 
 
 def ui_root(address: str | None) -> str:

@@ -302,4 +302,4 @@ def test_the_command_says_what_was_checked(whole: MadeSearch, tmp_path: Path) ->
     content = json.loads(answer.stdout)
     assert content["problems"] == [] and content["num_nodes"] == 3 and content["checked"]["pruned"] == 1
     neither = warm(tmp_path, TOOL, *command)
-    assert neither.returncode == 1 and neither.stderr.startswith("error: give either a RUN_ID or --all")
+    assert neither.returncode == 1 and neither.stderr.startswith("error: give either a RUN or --all")
