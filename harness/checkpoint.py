@@ -1,33 +1,28 @@
-"""Read and write checkpoints, and read networks from other code.
+"""Read and write checkpoints, and take over networks from other code.
 
 A checkpoint is a safetensors file with the keys of a plain state dict. `safetensors.torch.load_file` and
-`load_state_dict` read it without this harness. Networks from other code are safetensors files, or torch files (.pth,
-.pt) that hold only tensors. Pickled code is never executed.
+`load_state_dict` read it without this harness. `harness.common.foreign` reads files from other code.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from harness.common.digest import canonical_json, sha256_tensors
 from harness.common.files import write_tensors
-from harness.common.tensors import METADATA_KEY, check_fits, read_header
+from harness.common.foreign import read_tensors
+from harness.common.tensors import METADATA_KEY, check_beside, check_fits, listed, named_as, read_header, reading
 
 if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = "harness.checkpoint/1"
-_WRAPPERS = ("module.", "_orig_mod.")  # name prefixes that DDP and torch.compile add
-_INSIDE = ("state_dict", "model_state_dict", "model")  # keys under which a file may nest its state dict
 
 
 @dataclass(frozen=True)
@@ -65,16 +60,17 @@ class Checkpoint:
 
     @torch.no_grad()
     def load_into_(self, model: nn.Module) -> None:
-        """Copy this checkpoint into `model` in place.
+        """Copy this checkpoint into `model` in place. The model may be wrapped, e.g. by DDP.
 
         Raises:
-            ValueError: Tensors are missing or have another shape. The message names each of them.
+            ValueError: Tensors are missing or have another shape. The message names them.
         """
-        own = dict(model.named_parameters()) | dict(model.named_buffers())
         state = self.state_dict
+        own: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
+        if own.keys() != state.keys():  # the model may be wrapped
+            own = named_as(state, model, buffers=True)
         shapes, own_shapes = ({name: tensor.shape for name, tensor in one.items()} for one in (state, own))
-        check_fits(shapes, own_shapes, "the checkpoint")
-        check_fits(own_shapes, shapes, "the network", "the checkpoint")
+        check_fits(shapes, own_shapes, "the checkpoint", exactly=True)
         for name, tensor in state.items():
             own[name].copy_(tensor)
 
@@ -98,17 +94,19 @@ class Checkpoint:
             FileNotFoundError: The file does not exist.
             ValueError: The file is truncated, altered or in another format. The message names the file.
         """
-        try:
+        with reading(path, "checkpoint file"):
             with safe_open(os.fspath(path), "pt") as file:
                 header = read_header(file.metadata(), FORMAT, path)
-                names = set(header["params"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            params = {name: tensors.pop(name) for name in list(tensors) if name in names}
-            return cls(params, tensors, header["level"], header["epochs"], header["level_digest"])
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no checkpoint at {path}") from None
-        except (SafetensorError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} is not a complete checkpoint file ({error}); download it again") from error
+            # Check the header before it is used: an altered one can hold anything.
+            names, level, epochs, digest = (header[name] for name in ("params", "level", "epochs", "level_digest"))
+            if not isinstance(names, list) or {type(level), type(epochs)} != {int} or not isinstance(digest, str):
+                raise ValueError("its header has values of other types")
+            if absent := [name for name in names if name not in tensors]:
+                raise ValueError(f"it lacks {len(absent)} of its parameters")
+            params = {name: tensors[name] for name in list(tensors) if name in set(names)}
+            buffers = {name: tensor for name, tensor in tensors.items() if name not in params}
+        return cls(params, buffers, level, epochs, digest)
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,8 @@ class Pretrained:
             The filled copy, and the names of the tensors that stayed fresh.
 
         Raises:
-            ValueError: Any other tensor is missing, unknown or has another shape. The message names it.
+            ValueError: Any other tensor is missing, unknown, not finite, or has another shape or kind of values. The
+                message names it.
         """
         # Choose the tensors that stay fresh.
         own = fresh.state_dict
@@ -145,58 +144,40 @@ class Pretrained:
         kept_fresh = [] if same_head else head
         kept_fresh += [name for name in own if name.endswith("num_batches_tracked") and name not in self.tensors]
         # Check the remaining tensors in both directions.
+        given = {
+            name: tensor.shape
+            for name, tensor in self.tensors.items()
+            if not name.startswith(f"{classifier}.") or (same_head and name in own)
+        }
         needed = {name: tensor.shape for name, tensor in own.items() if name not in kept_fresh}
-        check_fits(needed, {name: tensor.shape for name, tensor in self.tensors.items()}, "the network", "the file")
-        given = {name: t.shape for name, t in self.tensors.items() if not name.startswith(f"{classifier}.")}
-        check_fits(given, {name: tensor.shape for name, tensor in own.items()}, "the file")
+        check_fits(given, needed, "the file", exactly=True)
 
         def taken(name: str, value: torch.Tensor) -> torch.Tensor:
             return value if name in kept_fresh else self.tensors[name].to(value.dtype).clone() + 0  # −0.0 → +0.0
 
+        # Check the values: a conversion from integers or complex numbers would change them silently.
+        kinds = [
+            f"{name} is {str(self.tensors[name].dtype).removeprefix('torch.')}"
+            for name in needed
+            if own[name].is_floating_point() and not self.tensors[name].is_floating_point()
+        ]
+        if kinds:
+            raise ValueError(f"the file does not fit the network: {listed(kinds)}; floating-point tensors are expected")
         # Fill a copy of the fresh network.
         params = {name: taken(name, value) for name, value in fresh.params.items()}
         buffers = {name: taken(name, value) for name, value in fresh.buffers.items()}
+        if broken := [name for name, value in (params | buffers).items() if not bool(torch.isfinite(value).all())]:
+            raise ValueError(f"the file has NaN or infinite values in {listed(broken)}: the network is not usable")
         return Checkpoint(params, buffers, fresh.level, fresh.epochs, fresh.level_digest), kept_fresh
 
 
 def read_network(path: Path) -> Pretrained:
     """Read the tensors of a .safetensors or torch file.
 
-    Removes the name prefixes that DDP and torch.compile add. The state dict of a torch file may be nested under
-    `state_dict`, `model_state_dict` or `model`.
+    A file in the directory of a run is checked against the run's record. See `harness.common.foreign` for the forms.
 
     Raises:
         ValueError: The file is damaged, or a torch file holds more than tensors.
     """
-    # safetensors files cannot hold anything but tensors.
-    if path.suffix == ".safetensors":
-        try:
-            return Pretrained(_plain(load_file(path)))
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a complete safetensors file ({error}); download it again") from error
-    try:
-        # In torch files, `weights_only` refuses every other pickled object.
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise ValueError(
-            f"{path} is truncated or holds more than tensors; it is not loaded, because a pickle can run any code. "
-            "Save its state_dict alone, preferably with safetensors.torch.save_file"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} cannot be read as a torch file ({error}); download it again") from error
-    # Unwrap a nested state dict.
-    for name in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ValueError(f"{path} holds no state dict: expected named tensors, got {type(found).__name__}")
-    return Pretrained(_plain(found))
-
-
-def _plain(tensors: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    plain = {}
-    for name, tensor in tensors.items():
-        for prefix in _WRAPPERS:
-            name = name.removeprefix(prefix)
-        plain[name] = tensor
-    return plain
+    check_beside(path)
+    return Pretrained(read_tensors(path))

@@ -7,6 +7,8 @@ import pytest
 from harness.config import (
     ComparisonConfig,
     DataConfig,
+    GemMinerConfig,
+    ModelConfig,
     OptimConfig,
     Schedule,
     TicketConfig,
@@ -98,3 +100,35 @@ def test_an_unknown_name_lists_known_names_and_the_nearest():
 def test_bad_values_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+INFINITE = {
+    "optim.lr": lambda x: OptimConfig(lr=x),
+    "optim.weight_decay": lambda x: OptimConfig(weight_decay=x),
+    "optim.momentum": lambda x: OptimConfig(momentum=x),
+    "optim.betas": lambda x: OptimConfig("adam", betas=(0.9, x)),
+    "optim.max_grad_norm": lambda x: OptimConfig(max_grad_norm=x),
+    "gem_miner.lr": lambda x: GemMinerConfig(lr=x),
+    "gem_miner.finetune_lr": lambda x: GemMinerConfig(finetune_lr=x),
+    "gem_miner.penalty": lambda x: GemMinerConfig(penalty=x),
+    "gem_miner.finetune_weight_decay": lambda x: GemMinerConfig(finetune_weight_decay=x),
+    "gem_miner.momentum": lambda x: GemMinerConfig(momentum=x),
+    "checkpoint_every": lambda x: replace(digits(), checkpoint_every=x),
+    "stuck_after": lambda x: replace(digits(), stuck_after=x),
+    "pruning_fraction": lambda x: replace(digits(), pruning_fraction=x),
+    "densities": lambda x: replace(digits(), densities=(x,), num_levels=1),
+}
+
+
+@pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
+@pytest.mark.parametrize("name", INFINITE)
+def test_infinite_settings_are_refused_by_name(name, number):
+    with pytest.raises(ValueError, match=f"^{name} (is|are) .*{number}.*; (it|they|each) must") as caught:
+        INFINITE[name](number)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("width", [0, -1])
+def test_a_width_below_one_is_refused(width):
+    with pytest.raises(ValueError, match=f"model.width is {width}; it must be 1 or more"):
+        ModelConfig("resnet8", width=width)

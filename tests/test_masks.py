@@ -1,10 +1,18 @@
 """Test masks and signed masks: algebra, the file format, and use in any PyTorch training loop."""
 
+import json
+import logging
+
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
 from torch import nn
 
-from harness.masks import Mask, SignedMask
+from harness.common.digest import sha256_file
+from harness.lineage.reload import load_checkpoint, load_signed_mask
+from harness.masks import Mask, SignedMask, mask, same_contents
+from tests.mask_formats import as_format_1
 
 
 def network() -> nn.Sequential:
@@ -59,8 +67,6 @@ def test_truncated_file_is_refused_by_name(tmp_path, keep):
 
 
 def test_foreign_file_is_refused(tmp_path):
-    from safetensors.torch import save_file
-
     save_file({"w": torch.zeros(3)}, tmp_path / "w.safetensors")
     with pytest.raises(ValueError, match="not written by this harness"):
         SignedMask.load(tmp_path / "w.safetensors")
@@ -92,8 +98,8 @@ def test_every_tensor_that_does_not_fit_is_named():
     with pytest.raises(ValueError) as caught:
         mask.apply_(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(8)))
     text = str(caught.value)
-    assert "0.weight: the network has (4, 3, 3, 3), the signed mask has (8, 3, 3, 3)" in text
-    assert "4.weight: not in the network" in text
+    assert "0.weight is (4, 3, 3, 3) in the network and (8, 3, 3, 3) in the signed mask" in text
+    assert "the network has no 4.weight, 4.bias (2 of 6)" in text and "\n" not in text
 
 
 @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
@@ -123,3 +129,183 @@ def test_agreement_counts_only_common_weights():
     a = SignedMask.of({"w": torch.tensor([1.0, -1.0, 1.0, 1.0])}, Mask({"w": torch.tensor([1, 1, 1, 0]).bool()}))
     b = SignedMask.of({"w": torch.tensor([1.0, 1.0, 1.0, -1.0])}, Mask({"w": torch.tensor([1, 1, 0, 1]).bool()}))
     assert a.agreement(a) == 1.0 and a.agreement(b) == 0.5
+
+
+def steps_without_life(mask: SignedMask, model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> bool:
+    """Train a few steps and return whether every pruned weight stayed 0."""
+    pruned = ~mask.mask.tensors["0.weight"]
+    for _ in range(steps):
+        nn.functional.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.randint(5, (4,))).backward()
+        optimizer.step()
+    return not any(bool(p[pruned].any()) for p in model.parameters() if p.shape == pruned.shape)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+@pytest.mark.parametrize("order", ["keep, prepare", "prepare, keep", "apply, prepare, keep"])
+def test_keep_works_with_optimizers_that_accelerate_prepares(kind, order):
+    signs, model, accelerator = signed(), network(), Accelerator(cpu=True)
+    optimizer = kind(model.parameters(), lr=0.1, weight_decay=0.1)
+    if order != "prepare, keep":
+        signs.apply_(model)
+    if order == "keep, prepare":
+        signs.keep(optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    if order == "prepare, keep":
+        signs.apply_(model)
+    if order != "keep, prepare":
+        signs.keep(optimizer)
+    assert steps_without_life(signs, model, optimizer)
+
+
+def test_keep_follows_parameters_to_another_dtype():
+    signs, model = signed(), network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+    signs.apply_(model).keep(optimizer)
+    assert steps_without_life(signs, model.double().float(), optimizer)
+    model.to(torch.bfloat16)
+    for param in model.parameters():
+        param.grad = torch.ones_like(param)
+    optimizer.step()
+    assert not model[0].weight[~signs.mask.tensors["0.weight"]].any()
+
+
+def test_keep_names_what_is_no_optimizer():
+    with pytest.raises(TypeError, match="takes an optimizer of torch or one that wraps it, got <class 'int'>"):
+        signed().keep(3)
+
+
+class Inside(nn.Module):
+    """A wrapper that adds a prefix to all names, as DDP does."""
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        super().__init__()
+        self.add_module(name, model)
+
+
+WRAPPED = {
+    "DataParallel": nn.DataParallel,
+    "as DDP": lambda model: Inside(model, "module"),
+    "compiled": lambda model: Inside(model, "_orig_mod"),
+    "compiled DDP": lambda model: Inside(Inside(model, "module"), "_orig_mod"),
+    "DDP of compiled": lambda model: Inside(Inside(model, "_orig_mod"), "module"),
+    "twice": lambda model: Inside(Inside(Inside(model, "module"), "_orig_mod"), "module"),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+def test_apply_takes_a_wrapped_network(wrap):
+    signs, model, plain = signed(), network(), network()
+    signs.apply_(plain)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    signs.apply_(wrap(model)).keep(optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "words"),
+    [
+        (lambda params: {f"net.{n}": p for n, p in params.items()}, "its names begin with 'net.': give the unwrapped"),
+        (lambda params: {f"a.b.{n}": p for n, p in params.items()}, "its names begin with 'a.b.'"),
+    ],
+)
+def test_an_unknown_prefix_is_named_in_one_line(wrap, words):
+    with pytest.raises(ValueError, match=words) as caught:
+        signed().signed(wrap(dict(network().named_parameters())))
+    assert "\n" not in str(caught.value)
+    wrapped = SignedMask.of(wrap(dict(network().named_parameters())), Mask({}))
+    with pytest.raises(ValueError, match="but the same names without '.*': remove this prefix"):
+        wrapped.signed(dict(network().named_parameters()))
+
+
+# The file format.
+
+
+def small() -> SignedMask:
+    """Return a signed mask with kept zeros and padding bits in each plane."""
+    torch.manual_seed(2)
+    params = {"w": torch.randn(3, 7), "n": torch.tensor([1.0, 0.0, -1.0])}
+    params["w"][0, :2] = 0.0
+    kept = torch.rand(3, 7) < 0.6
+    kept[0, 0] = True
+    return SignedMask.of(params, Mask({"w": kept}), norm=["n"])
+
+
+def test_no_changed_byte_loads_as_another_mask(tmp_path):
+    path, signs = tmp_path / "s.safetensors", small()
+    signs.save(path, {"level": 1})
+    content = path.read_bytes()
+    payload = 8 + int.from_bytes(content[:8], "little")
+    for position in [*range(0, payload, 4), *range(payload, len(content))]:
+        changed = bytearray(content)
+        changed[position] ^= 0x01 if position % 8 else 0xFF
+        path.write_bytes(changed)
+        with pytest.raises(ValueError, match=r"s\.safetensors (was altered|is not|was not|has format)"):
+            SignedMask.load(path)
+
+
+def test_both_formats_hold_the_same_mask_and_older_ones_are_noted_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(mask, "_noted_format_1", False)
+    new, old, other = (tmp_path / f"{name}.safetensors" for name in ("new", "old", "other"))
+    for path in (new, old):
+        small().save(path, {"level": 1})
+    as_format_1(old)
+    SignedMask(small().signs, small().mask).save(other, {"level": 1})
+    with caplog.at_level(logging.INFO, logger="harness"):
+        assert SignedMask.load(old).digest == SignedMask.load(new).digest == small().digest
+        assert same_contents(old, new) and not same_contents(new, other)
+    assert new.read_bytes() != old.read_bytes()
+    (note,) = [record.message for record in caplog.records]
+    assert note.startswith(f"note: {old} has format harness.signed_mask/1, without a digest")
+
+
+ODD = {
+    "unknown plane": ({"x:kept": torch.zeros(1, dtype=torch.uint8)}, {}),
+    "bits after the last": ({"w:kept": torch.full((3,), 255, dtype=torch.uint8)}, {}),
+    "kept plane of floats": ({"w:kept": torch.zeros(3)}, {}),
+    "kept plane too long": ({"w:kept": torch.zeros(4, dtype=torch.uint8)}, {}),
+    "negative zero position": ({"n:zero": torch.tensor([-2])}, {}),
+    "zero position too large": ({"n:zero": torch.tensor([3])}, {}),
+    "zeros twice": ({"n:zero": torch.tensor([1, 1])}, {}),
+    "zero with a sign": ({"n:zero": torch.tensor([0])}, {}),
+    "zero plane of floats": ({"n:zero": torch.tensor([1.0])}, {}),
+    "shapes no mapping": ({}, {"shapes": [3]}),
+    "shape no list": ({}, {"shapes": {"w": 3, "n": [3]}}),
+    "shape negative": ({}, {"shapes": {"w": [-3, -7], "n": [3]}}),
+    "shape huge": ({}, {"shapes": {"w": [2**40, 2**40], "n": [3]}}),
+    "shape of text": ({}, {"shapes": {"w": ["3", "7"], "n": [3]}}),
+    "norm a number": ({}, {"norm": 5}),
+    "metadata a list": ({}, {"metadata": [1]}),
+    "format a list": ({}, {"format": [["harness"] * 99]}),
+    "format 2 without digest": ({}, {"format": "harness.signed_mask/2"}),
+    "format 1 with digest": ({}, {"sha256": "0" * 64}),
+}
+
+
+@pytest.mark.parametrize(("planes", "header"), ODD.values(), ids=ODD)
+def test_odd_planes_and_headers_are_refused_in_one_line(tmp_path, planes, header):
+    path = tmp_path / "odd.safetensors"
+    small().save(path, {})
+    as_format_1(path, planes, **header)
+    with pytest.raises(ValueError, match=r"odd\.safetensors") as caught:
+        SignedMask.load(path)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("load", [SignedMask.load, load_signed_mask, load_checkpoint])
+@pytest.mark.parametrize("record", ["of the file", "of another file", "broken", "foreign"])
+def test_the_record_beside_a_file_is_checked(tmp_path, load, record):
+    from harness.checkpoint import Checkpoint
+
+    path = tmp_path / "x.safetensors"
+    if load is load_checkpoint:
+        Checkpoint({"w": torch.ones(3)}, {}, 0, 0, "").save(path)
+    else:
+        small().save(path, {})
+    text = {"of the file": json.dumps({"files": {path.name: sha256_file(path)}}), "broken": "{"}
+    text |= {"of another file": json.dumps({"files": {path.name: "0" * 64}}), "foreign": "[]"}
+    (tmp_path / "record.json").write_text(text[record])
+    if record in ("of the file", "foreign"):
+        load(path)
+        return
+    with pytest.raises(ValueError, match=r"x\.safetensors (was altered: its SHA-256|cannot be checked: .*was altered)"):
+        load(path)

@@ -8,10 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord, Metric, Parent
+from harness.masks import Mask, SignedMask
 from harness.pruning import METHODS
+from tests.mask_formats import as_format_1
 from tools import same_bits
 from tools.same_bits import ROOT, Maker, NoAnswerError, compare, export, launches
 
@@ -101,6 +104,17 @@ def test_one_altered_byte_is_found(stores, name):
     (found,) = report.moved
     assert found.startswith(f"second: bytes of {name} differ")
     assert report.verdict() == "NOT EQUAL: differences: 1"
+
+
+def test_masks_of_both_formats_are_compared_by_their_planes(stores):
+    signs = SignedMask.of({"w": torch.tensor([1.0, -1.0, 0.0])}, Mask({"w": torch.tensor([True, True, False])}))
+    paths = [_node(store) / "signed_mask.safetensors" for store in stores]
+    for path in paths:
+        signs.save(path, {"level": 1})
+    as_format_1(paths[0])
+    assert compare(*stores).verdict() == "EQUAL: no number moved"
+    as_format_1(paths[0], {"w:sign": torch.tensor([64], dtype=torch.uint8)})
+    assert any("bytes of signed_mask.safetensors differ" in text for text in compare(*stores).moved)
 
 
 def test_a_missing_file_is_found_and_a_new_file_is_named(stores):

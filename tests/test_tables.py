@@ -66,7 +66,7 @@ def test_tables_are_complete_without_rich(capsys: pytest.CaptureFixture[str], mo
         monkeypatch.setitem(sys.modules, name, None)
     print_rows()
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head == "name  number  run  why" and lines[0] == "  ".join(ROWS[0].values())
+    assert head.split() == ["name", "number", "run", "why"] and lines[0].split() == " ".join(ROWS[0].values()).split()
     assert len(lines) == 2 and ID in lines[1] and "\x1b" not in lines[1]
 
 

@@ -114,6 +114,8 @@ def server_killed(new: New, expected: Mapping[str, str], random: random.Random) 
     search.tracking_uri = f"http://127.0.0.1:{port}"
     with tracking_server(search.where, port):
         launch = search.start()
+        # a launch needs the server at its start, and no longer once it trains
+        wait_for(lambda: _states(search), launch)
     kills = 1
     while launch.poll() is None:
         with tracking_server(search.where, port), suppress(TimeoutError):

@@ -39,11 +39,14 @@ def sha256_file(path: Path | str) -> str:
 def sha256_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the hex SHA-256 over tensors' names, dtypes, shapes and bytes.
 
-    Tensors are sorted by name.
+    Tensors are sorted by name. All dtypes are hashed, also those that NumPy lacks, such as bfloat16.
     """
+    # Imported here: lists of runs use this module without torch.
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).numpy().tobytes())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -75,7 +75,7 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
     return {
         "cpu": cpu_name(),
         "cores": cores,
-        "memory_gib": round(_memory_bytes() / _GIB, 1),
+        "memory_gib": round(memory_bytes() / _GIB, 1),
         "gpus": gpus,
     } | ({"cuda": cuda_facts()} if device is not None and device.type == "cuda" else {})
 
@@ -131,7 +131,8 @@ def _driver_version() -> str | None:
     return None
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Return the size of this machine's memory."""
     return psutil.virtual_memory().total if psutil else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

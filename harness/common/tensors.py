@@ -4,24 +4,37 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from harness.common.digest import canonical_json
+from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import write_tensors
+
+if TYPE_CHECKING:
+    from torch import nn
 
 METADATA_KEY = "harness"
 """The only metadata key in our safetensors files. safetensors writes several keys in random order."""
 CORRECT_FORMAT = "harness.correct/1"
+_NAMED = 5
+"""Number of tensors of each kind that an error names."""
+_ADDED_ANYWHERE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that torch.compile, FSDP and activation checkpointing add. DDP and DataParallel add `module`."""
 
 
 def check_fits(
-    expected: Mapping[str, torch.Size], given: Mapping[str, torch.Size], what: str, other: str = "the network"
+    expected: Mapping[str, torch.Size],
+    given: Mapping[str, torch.Size],
+    what: str,
+    other: str = "the network",
+    *,
+    exactly: bool = False,
 ) -> None:
     """Check that every expected tensor exists with the expected shape.
 
@@ -30,22 +43,103 @@ def check_fits(
         given: Existing shapes by name.
         what: Source of the expected shapes, for the message.
         other: Source of the existing shapes, for the message.
+        exactly: Whether further existing tensors are an error, too.
 
     Raises:
-        ValueError: Tensors are missing or have another shape. The message names each of them.
+        ValueError: Tensors are missing or have another shape. The message is one line. It names up to five tensors of
+            each kind and gives their number.
     """
-    problems = [f"{name}: not in {other}" for name in expected if name not in given]
-    problems += [
-        f"{name}: {other} has {tuple(given[name])}, {what} has {tuple(shape)}"
-        for name, shape in expected.items()
-        if name in given and given[name] != shape
-    ]
-    if problems:
-        raise ValueError(f"{what} does not fit {other}:\n  " + "\n  ".join(problems))
+    # Phase: find what is missing on either side, and the cause that both sides together show.
+    missing = [name for name in expected if name not in given]
+    further = [name for name in given if name not in expected] if exactly else []
+    wrong = [name for name, shape in expected.items() if name in given and given[name] != shape]
+    if not (missing or further or wrong):
+        return
+    why_missing = _cause(missing, given, other, none=len(missing) == len(expected))
+    why_further = _cause(further, expected, what, none=len(further) == len(given))
+
+    # Phase: say it, the cause before its consequences.
+    problems = [f"{other} has no {_some(missing, len(expected))}{why_missing}"] if missing and not why_further else []
+    problems += [f"{what} has no {_some(further, len(given))}{why_further}"] if further and not why_missing else []
+    shapes = [f"{name} is {tuple(given[name])} in {other} and {tuple(expected[name])} in {what}" for name in wrong]
+    problems += [_some(shapes, len(expected))] if wrong else []
+    raise ValueError(f"{what} does not fit {other}: " + "; ".join(problems))
 
 
-def read_header(metadata: Mapping[str, str] | None, expected_format: str, path: Path | str) -> dict[str, Any]:
-    """Return the JSON header of one of our safetensors files.
+def listed(texts: Sequence[str]) -> str:
+    """Return the first texts, and how many more there are."""
+    more = f" and {len(texts) - _NAMED} more" if len(texts) > _NAMED else ""
+    return ", ".join(texts[:_NAMED]) + more
+
+
+def _some(texts: Sequence[str], total: int) -> str:
+    """Return the first texts, and the number of all if there are several."""
+    shown = ", ".join(texts[:_NAMED]) + (", …" if len(texts) > _NAMED else "")
+    return f"{shown} ({len(texts)} of {total})" if len(texts) > 1 else shown
+
+
+def _cause(missing: Sequence[str], holder: Iterable[str], who: str, *, none: bool) -> str:
+    """Explain why `holder`, the names of `who`, lacks the names `missing`; "" if the names do not tell.
+
+    `none` tells whether it has none of the names that were looked for.
+    """
+    if not missing:
+        return ""
+    # Phase: a wrapper prefix on all names of one side.
+    first, names = missing[0], set(holder)
+    before = [name.removesuffix(first) for name in names if none and name.endswith(f".{first}")]
+    for prefix in before:
+        if all(prefix + name in names for name in missing):
+            return f"; its names begin with {prefix!r}: give the unwrapped network, or remove this prefix"
+    parts = first.split(".")
+    for prefix in (".".join(parts[:cut]) + "." for cut in range(1, len(parts)) if none):
+        if all(name.startswith(prefix) and name.removeprefix(prefix) in names for name in missing):
+            return f", but the same names without {prefix!r}: remove this prefix"
+
+    # Phase: the tensors that a reparametrisation stores in place of the weight.
+    stem, _, leaf = first.rpartition(".")
+    inside = f"{stem}.parametrizations.{leaf}.".removeprefix(".")
+    stored = sorted(name for name in names if name.startswith((f"{first}_", inside)))
+    if not stored:
+        return ""
+    found = f"; it has {' and '.join(stored[:_NAMED])}"
+    if f"{first}_mask" in names:
+        return (
+            f"{found}: {who} was pruned by torch.nn.utils.prune. Call prune.remove(module, {leaf!r}) for each pruned "
+            "layer, which multiplies the two, and save again"
+        )
+    return f"{found}: a reparametrised weight. Remove the reparametrisation and save again"
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a parameter without what DDP, DataParallel, torch.compile and FSDP add, in any order."""
+    parts = [part for part in name.split(".") if part not in _ADDED_ANYWHERE]
+    while len(parts) > 1 and parts[0] == "module":
+        del parts[0]
+    return ".".join(parts)
+
+
+def named_as(names: Iterable[str], model: nn.Module, *, buffers: bool = False) -> dict[str, torch.Tensor]:
+    """Return a network's tensors by name; by their plain names if only these are among `names`.
+
+    So a network that DDP, DataParallel or torch.compile wraps is taken like the network itself.
+
+    Args:
+        names: The expected names.
+        model: The network, wrapped or not.
+        buffers: Whether to return buffers, too.
+    """
+    own: dict[str, torch.Tensor] = dict(model.named_parameters())
+    own |= dict(model.named_buffers()) if buffers else {}
+    if all(name in own for name in names):
+        return own
+    return {plain_name(name): tensor for name, tensor in own.items()}
+
+
+def read_header(
+    metadata: Mapping[str, str] | None, expected_format: str, path: Path | str, *older: str
+) -> dict[str, Any]:
+    """Return the JSON header of one of our safetensors files, in the expected format or an `older` one.
 
     Raises:
         ValueError: The file has no such header, or another format or version.
@@ -53,11 +147,67 @@ def read_header(metadata: Mapping[str, str] | None, expected_format: str, path: 
     try:
         header = json.loads((metadata or {})[METADATA_KEY])
         found = header["format"]
-    except (KeyError, TypeError, json.JSONDecodeError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         raise ValueError(f"{path} was not written by this harness (expected format {expected_format})") from None
-    if found != expected_format:
-        raise ValueError(f"{path} has format {found}; this version of the harness reads {expected_format}")
+    if found not in (expected_format, *older):
+        known = " and ".join((expected_format, *older))
+        raise ValueError(f"{path} has format {_short(found)}; this version of the harness reads {known}")
     return dict(header)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.60}" if isinstance(value, str) else f"{value!r:.60}"
+
+
+@contextmanager
+def reading(path: Path | str, what: str, advice: str = "; download it again") -> Iterator[None]:
+    """Turn every error within the block into one line that names the file.
+
+    Args:
+        path: The file that the block reads.
+        what: The kind of file, e.g. "checkpoint file".
+        advice: End of the message about a damaged file.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        OSError: The file cannot be opened.
+        ValueError: The content is damaged.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        raise FileNotFoundError(f"no {what.removesuffix(' file')} at {path}") from None
+    except OSError as error:
+        raise OSError(f"{path} cannot be read: {error.strerror or error}") from error
+    except Exception as error:
+        if isinstance(error, ValueError) and str(error).startswith(str(path)):
+            raise  # it already names the file
+        # A damaged file can make a parser raise any exception.
+        said = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
+        raise ValueError(f"{path} is not a complete {what} ({said:.200}){advice}") from error
+
+
+def check_beside(path: Path) -> bool:
+    """Check a file of a run against the record.json beside it.
+
+    Returns:
+        Whether there is a record that lists the file.
+
+    Raises:
+        ValueError: The file or the record was altered.
+    """
+    record = path.parent / "record.json"
+    if not record.is_file():
+        return False
+    try:
+        expected = json.loads(record.read_bytes())["files"][path.name]
+    except (KeyError, TypeError):  # a record of something else
+        return False
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be checked: {record} was altered ({error})") from None
+    if (got := sha256_file(path)) != expected:
+        raise ValueError(f"{path} was altered: its SHA-256 is {got}, {record} says {expected!r:.70}")
+    return True
 
 
 def save_correct(path: Path | str, correct: Mapping[str, torch.Tensor]) -> None:
@@ -94,15 +244,10 @@ def load_correct(path: Path | str) -> dict[str, torch.Tensor]:
         FileNotFoundError: The file does not exist.
         ValueError: The file is altered, truncated or in another format. The message names the file.
     """
-    try:
-        # Read the header and the packed bits.
-        with safe_open(os.fspath(path), "pt") as file:
-            header = read_header(file.metadata(), CORRECT_FORMAT, path)
-            packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"no file of correct images at {path}") from None
-    except (SafetensorError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a complete file of correct images ({error})") from None
+    # Read the header and the packed bits.
+    with reading(path, "file of correct images"), safe_open(os.fspath(path), "pt") as file:
+        header = read_header(file.metadata(), CORRECT_FORMAT, path)
+        packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
     # Check the header, then unpack and check each tensor.
     num_images = header.get("num_images")
     if type(num_images) is not int or num_images < 1 or not packed:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
-from math import cos, inf, pi
+from math import cos, inf, isfinite, pi
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,6 +43,22 @@ def require_minutes(name: str, minutes: float) -> None:
     require(0 <= minutes < inf, f"{name} is {minutes}; it must be a finite number of minutes, and not negative")
 
 
+def require_finite(config: Any, prefix: str = "") -> None:
+    """Raise a ValueError that names the first field of a config that is infinite or NaN.
+
+    Args:
+        config: A dataclass of settings. Their JSON form has no such numbers.
+        prefix: The name of the config in options, e.g. "optim.".
+    """
+    for field in fields(config):
+        value = getattr(config, field.name)
+        for number in value if isinstance(value, tuple) else (value,):
+            require(
+                not isinstance(number, float) or isfinite(number),
+                f"{prefix}{field.name} is {value}; it must be a finite number",
+            )
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """The data set and its loader."""
@@ -72,6 +88,10 @@ class ModelConfig:
     """Channels of the first stage, for networks of adjustable width. Use it to compare widths, as Figure 4 does.
     Default: the network's own."""
 
+    def __post_init__(self) -> None:
+        width = self.width
+        require(width is None or width >= 1, f"model.width is {width}; it must be 1 or more")
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -91,6 +111,7 @@ class OptimConfig:
     """Clip the gradient of the kept parameters to this 2-norm. Try 1 if training diverges. Default: no clipping."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "optim.")
         require(self.lr > 0, f"optim.lr is {self.lr}; it must be positive")
         require(self.weight_decay >= 0, f"optim.weight_decay is {self.weight_decay}; it must not be negative")
         require(0 <= self.momentum < 1, f"optim.momentum is {self.momentum}; it must lie in [0, 1)")

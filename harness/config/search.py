@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -18,6 +20,7 @@ from harness.config.parts import (
     readable_experiment_name,
     require,
     require_experiment_name,
+    require_finite,
     require_minutes,
 )
 
@@ -28,6 +31,7 @@ RewindUnit = Literal["epochs", "steps"]
 AlphaDistribution = Literal["uniform", "zero", "bernoulli", "half_to_one"]
 """Distribution of AWS's α. uniform: U(0, 1). zero: always 0. bernoulli: 0 or 1 with equal probability. half_to_one:
 U(½, 1)."""
+CountRule = Literal["exact", "float"]
 Freezing = Literal["authors", "exact"]
 NETWORKS_OWN = "network"
 """Name of a network's own initialisation."""
@@ -64,6 +68,8 @@ class GemMinerConfig:
     """Momentum of both trainings."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "gem_miner.")
+        require(self.lr > 0 and self.finetune_lr > 0, "gem_miner.lr and gem_miner.finetune_lr must be positive")
         enough = self.score_epochs > self.freeze_every_epochs >= 1
         require(
             enough,
@@ -112,6 +118,9 @@ class SearchConfig:
     """Share of the remaining prunable weights that each level removes, 0..1. Larger steps need fewer levels."""
     densities: tuple[float, ...] | None = None
     """Density of each level from level 1 on. Replaces pruning_fraction."""
+    count_rule: CountRule = "exact"
+    """How pruning_fraction f gives the number of weights that n live ones leave. exact: ⌊(1 − f)·n⌋ for f as written.
+    float: int((1 - f) * n) in floating point, as in older versions. It can keep one weight too few, e.g. for 0.8."""
     pruning_scope: Scope = "global"
     """global compares weights across all layers. layer prunes the same share of each layer."""
     one_shot: bool = False
@@ -161,6 +170,7 @@ class SearchConfig:
     def __post_init__(self) -> None:
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
         require(0 < self.pruning_fraction < 1, f"pruning_fraction is {self.pruning_fraction}; it must lie in (0, 1)")
+        known("count_rule", self.count_rule, get_args(CountRule))
         self._check_densities()
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
@@ -169,6 +179,16 @@ class SearchConfig:
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")
+        require_finite(self)
+
+    @property
+    def counts_by(self) -> dict[str, str]:
+        """Return the entry of keys and records that names the rule of the counts.
+
+        It is empty where both rules give equal counts, and for the older rule. So old keys and records stay valid.
+        """
+        by_fraction = self.densities is None and self.count_rule == "exact"
+        return {"count_rule": "exact"} if by_fraction and count_rules_differ(self.pruning_fraction) else {}
 
     def _check_densities(self) -> None:
         if (densities := self.densities) is None:
@@ -183,8 +203,24 @@ class SearchConfig:
         )
 
 
+@cache
+def count_rules_differ(fraction: float) -> bool:
+    """Return whether int((1 − f)·n) in floating point can differ from the exact ⌊(1 − f)·n⌋.
+
+    Let D be the double 1 − f, and E = p/q the exact value for f as written. Products are rounded to the nearest double.
+    For n·q < 2⁵² the rounding cannot lift a product to the next integer. So the rules can only differ where E·n is an
+    integer and the double D·n lies below it: this happens for some n if and only if E − D > 2⁻⁵⁴·E. With
+    q ≤ 2²⁰ (six decimals) this covers all n < 2³². For longer fractions the answer is True.
+    """
+    exact = 1 - Fraction(str(fraction))
+    return exact.denominator > 2**20 or exact - Fraction(1 - fraction) > exact / 2**54
+
+
 def to_json(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to JSON values. Paths become strings and tuples become lists."""
+    """Convert a config dataclass to JSON values. Paths become strings and tuples become lists.
+
+    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`).
+    """
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
@@ -193,7 +229,10 @@ def to_json(config: Any) -> dict[str, Any]:
             return [plain(item) for item in value]
         return str(value) if isinstance(value, Path) else value
 
-    return dict(plain(asdict(config)))
+    values = asdict(config)
+    if isinstance(config, SearchConfig) and not config.counts_by:
+        del values["count_rule"]
+    return dict(plain(values))
 
 
 def search_from_json(values: dict[str, Any]) -> SearchConfig:
@@ -212,6 +251,8 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
         with contextlib.suppress(KeyError):
             rest["experiment"] = readable_experiment_name(rest["experiment"])
         config = SearchConfig(**parts, **rest)
+        if "count_rule" not in values and config.counts_by:  # a record of an older version
+            config = replace(config, count_rule="float")
     except (KeyError, TypeError) as error:
         raise ValueError(f"this search config was written by another version of the harness: {error}") from error
     return _with_types(config)

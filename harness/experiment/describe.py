@@ -114,7 +114,7 @@ def pruning_settings(config: SearchConfig) -> dict[str, Any]:
     if config.densities is not None:
         own = {"densities": config.densities}
     usual = {"pruning_scope": "global", "one_shot": False, "order": "default"}
-    return own | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
+    return own | config.counts_by | {name: value for name in usual if (value := getattr(config, name)) != usual[name]}
 
 
 def search_lock(experiment: Experiment, root: RunDescription) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -133,10 +133,28 @@ class Experiment:
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # channels_last is 1.3 times faster for a ResNet-20, also on a CPU.
         self.blank = model.to(memory_format=torch.channels_last)
+        self._check_batchnorm()
 
         saving = SavingInterval(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
         other: Archive | None = beside.archive if beside else None
         self.archive: Archive = Archive(world, store, self.partition, self.theta_init(0), saving, beside=other)
+
+    def _check_batchnorm(self) -> None:
+        """Refuse micro-batches of one image where BatchNorm then has one value a channel, which has no variance."""
+        config, world = self.config, self.world
+        if config.global_batch_size // world.size // config.accumulation_steps > 1 or config.sync_batchnorm:
+            return
+        image_1CHW = torch.zeros(1, self.spec.channels, self.spec.image_size, self.spec.image_size)
+        try:
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
+                deepcopy(self.blank).train()(image_1CHW)
+        except ValueError as error:
+            raise ValueError(
+                f"global_batch_size {config.global_batch_size} over {world.size} processes and accumulation_steps "
+                f"{config.accumulation_steps} leaves 1 image in a micro-batch, and BatchNorm of {config.model.name} "
+                "one value a channel, which has no variance; give a larger --global-batch-size or fewer "
+                f"--accumulation-steps ({error})"
+            ) from error
 
     def _feeds(self) -> tuple[TrainFeed, TestFeed]:
         config, world = self.config, self.world

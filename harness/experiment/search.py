@@ -23,6 +23,7 @@ printed order after the warm-up.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -31,7 +32,7 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
-from harness.common.digest import sha256_tensors
+from harness.common.digest import sha256_json, sha256_tensors
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
 from harness.experiment.describe import describe_level, describe_search, search_lock
@@ -40,7 +41,9 @@ from harness.experiment.trainer import Trainer, batch_gradients
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method, PruningSchedule, StartPoint
-from harness.runs.run import FinishedRun
+from harness.runs.run import FinishedRun, RunDescription
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def search(experiment: Experiment) -> SearchResult:
         θ_init and the run of every level. `ticket` is the last level.
 
     Raises:
-        ValueError: Options contradict each other, or weights are not finite.
+        ValueError: Options contradict each other, a level keeps no weight, or weights are not finite.
         BusyError: Another launch makes the same search.
         StoppedError: The launch was asked to stop. The same command resumes it.
 
@@ -83,6 +86,7 @@ def search(experiment: Experiment) -> SearchResult:
     method = METHODS[experiment.config.method]
     method.check(experiment.config)
     finding = Search(experiment, method)
+    finding.check_counts()
     with experiment.archive.alone("search", search_lock(experiment, finding.description), finding.description.name):
         finding.record_root()
         levels = method.search(finding)
@@ -122,6 +126,26 @@ class Search:
     def theta_init(self) -> Checkpoint:
         """θ_init, drawn with init_seed."""
         return self.experiment.theta_init(self.config.init_seed, self.begun)
+
+    def check_counts(self) -> None:
+        """Refuse a search with a level that keeps no weight at all, before the first training."""
+        pruning, config = self.method.pruning(self.config), self.config
+        if pruning is None or self.method.searches_one_density:
+            return
+        template = self.experiment.archive.template.params
+        mask = Mask({name: torch.ones(template[name].numel(), dtype=torch.bool) for name in self.prunable})
+        if pruning.scope == "global":
+            mask = Mask({"": torch.ones(mask.numel, dtype=torch.bool)})
+        for level in [step.level for step in steps(config, self.method) if step.prunes]:
+            counts = pruning.counts(level, mask)  # they depend on the numbers of live weights alone
+            mask = Mask({name: torch.arange(kept.numel()) < counts[name] for name, kept in mask.tensors.items()})
+            if mask.numel and mask.num_remaining == 0:
+                given = f"pruning_fraction {config.pruning_fraction}"
+                given = given if config.densities is None else f"density {config.densities[level - 1]}"
+                raise ValueError(
+                    f"level {level} keeps none of the {mask.numel:,} prunable weights at {given}; a network needs "
+                    f"weights: choose densities above {1 / mask.numel:.1g}, or fewer levels"
+                )
 
     # ------------------------------------------------------------------ Algorithm 1
 
@@ -232,12 +256,28 @@ class Search:
             recorded=recorded,
         )
 
+        if "count_rule" in determinants.get("pruning", {}):
+            self.experiment.world.on_main(lambda: self._note_older_count(description))
+
         # Phase: load the run with this key, or train it.
         how |= {"schedule": schedule, "noise": noise, "metrics": self.method.metrics}
         return self.experiment.archive.run_or_load(
             description,
             lambda saver: self.trainer.train(description, saver, start(), psi_init=self.theta_init.params, **how),
         )
+
+    def _note_older_count(self, description: RunDescription) -> None:
+        """Say that a level is made anew if its only finished run counts weights by the older rule (rank 0)."""
+        archive = self.experiment.archive
+        own = dict(description.determinants)
+        rest = {name: value for name, value in own.pop("pruning").items() if name != "count_rule"}
+        older = sha256_json(own | ({"pruning": rest} if rest else {}))
+        if archive.knows(older) and not archive.knows(description.key):
+            _log.warning(
+                f"{description.name!r} is made anew: for pruning_fraction {self.config.pruning_fraction}, an older "
+                f"version computed the number of kept weights in floating point, one too few at times. Its run "
+                f"{older[:16]}… is not continued; --count-rule float continues it"
+            )
 
     def record_root(self) -> None:
         """Commit the search and its θ_init. If it is committed already, check that θ_init is equal."""

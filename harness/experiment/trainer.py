@@ -73,6 +73,8 @@ class Trainer:
             choose: Takes the number of training images and returns the positions to use. None means all images.
         """
         experiment, world, measured = self.experiment, self.experiment.world, saver.measured
+        if not all(kept.any() for kept in start.mask.tensors.values()):
+            experiment.archive.check_weights(description.name, start.mask)
         feed = experiment.train_feed
         if choose is not None:
             feed = feed.among(choose(experiment.source.num_train))
@@ -125,6 +127,8 @@ class Trainer:
 
         # Phase: make the checkpoint. BatchNorm statistics differ between ranks, so rank 0's are used.
         mask = hook.finish(start.mask) if hook else start.mask
+        if hook and not all(kept.any() for kept in mask.tensors.values()):
+            experiment.archive.check_weights(description.name, mask)
         trained, level, key = start.epochs + epochs, description.level, description.key
         checkpoint = Checkpoint.of(model, level=level, epochs=trained, level_digest=key)
         networks = hook.networks(checkpoint) if hook else {}

@@ -26,7 +26,8 @@ def load_signed_mask(
 ) -> SignedMask:
     """Return the signed mask of a finished run.
 
-    Only the mask is read, not the checkpoint. Its SHA-256 is checked against the recorded one.
+    Only the mask is read, not the checkpoint. Its SHA-256 is checked against the recorded one, also for a path in a
+    run's directory.
 
     Args:
         run_id: A run ID, a key, the path of a file, or a `models:/` URI with a version or alias, such as
@@ -115,6 +116,9 @@ def _open(run_id: str | Path, name: str, tracking_uri: str | None, local_dir: Pa
         path = Path(run_id)
         if not path.is_file():
             raise LookupError(f"{text!r} is not a run ID (32 hex digits), key (64 hex digits), models:/ URI or file")
+        from harness.common.tensors import check_beside
+
+        check_beside(path)
         yield path
         return
     # Phase: an MLflow run.

@@ -208,9 +208,10 @@ class LineageStore:
         if directory is not None and node.run_id is not None:
             # Use MLflow's file if the local one was deleted on purpose, or belongs to another making of the run.
             record = read_record(directory)
-            digest = read_sums(directory)[RECORD] if name == RECORD else record.files.get(name)
+            own, theirs = read_sums(directory), node.files
             gone = name not in node.absent and name in absent_files(directory, record)
-            if gone or node.files.get(name, digest) != digest:
+            is_copy = theirs.get(RECORD, own[RECORD]) == own[RECORD] or theirs.get(name) == own.get(name)
+            if gone or not is_copy:
                 directory = None
         if directory is not None:
             yield directory / RECORD if name == RECORD else self.local.open_file(node.key, name)

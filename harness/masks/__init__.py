@@ -1,5 +1,5 @@
 """Masks and signed masks, their comparison, and their use."""
 
-from harness.masks.mask import Mask, SignedMask
+from harness.masks.mask import Mask, SignedMask, same_contents
 
-__all__ = ["Mask", "SignedMask"]
+__all__ = ["Mask", "SignedMask", "same_contents"]

@@ -7,25 +7,31 @@ mask (paper, section 3.2: s = sign₀(θ ⊙ m)).
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 import weakref
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from harness.common.digest import canonical_json
+from harness.common.digest import canonical_json, sha256_json, sha256_tensors
 from harness.common.files import write_tensors
-from harness.common.tensors import METADATA_KEY, check_fits, read_header
+from harness.common.tensors import METADATA_KEY, check_beside, check_fits, named_as, read_header, reading
 
 if TYPE_CHECKING:
     from torch import nn
 
-FORMAT = "harness.signed_mask/1"
+_log = logging.getLogger(__name__)
+
+FORMAT = "harness.signed_mask/2"
+"""Version 2 has a digest of its contents in the header. Its planes are those of version 1."""
+_FORMAT_1 = "harness.signed_mask/1"
 
 
 @dataclass(frozen=True)
@@ -181,26 +187,34 @@ class SignedMask:
     def apply_(self, model: nn.Module, *, norm: bool = False, unpruned: bool | Collection[str] = True) -> SignedMask:
         """Set the model's parameters to abs(θ) ⊙ s in place. Returns self.
 
-        See `signed` for the arguments.
+        The model may be wrapped by DDP, DataParallel or torch.compile. See `signed` for the arguments.
         """
-        params = dict(model.named_parameters())
+        params = named_as(self.signs, model)
         for name, value in self.signed(params, norm=norm, unpruned=unpruned).items():
             params[name].copy_(value)
         self._bound.clear()
-        self._bound.update({name: weakref.ref(params[name]) for name in self.mask.tensors})
+        bound = {name: cast("nn.Parameter", params[name]) for name in self.mask.tensors}
+        self._bound.update({name: weakref.ref(param) for name, param in bound.items()})
         return self
 
     def keep(self, optimizer: torch.optim.Optimizer) -> torch.utils.hooks.RemovableHandle:
         """Apply θ ← θ ⊙ m after each step of `optimizer`.
 
-        This keeps the model of the last `apply_` sparse. Signs can still flip during training.
+        This keeps the model of the last `apply_` sparse. Signs can still flip during training. The optimizer may be
+        prepared by Accelerate before or afterwards.
 
         Returns:
             A handle. Remove it to stop.
 
         Raises:
+            TypeError: The argument is not an optimizer.
             ValueError: `apply_` was not called, or the optimizer holds no weight of that model.
         """
+        # Unwrap: a wrapper such as AcceleratedOptimizer has no hooks of its own. It calls the inner optimizer's step.
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise TypeError(f"mask.keep takes an optimizer of torch or one that wraps it, got {type(optimizer)}")
         # Find the masked weights that the optimizer updates.
         owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
         bound = [(name, ref()) for name, ref in self._bound.items()]
@@ -211,12 +225,15 @@ class SignedMask:
                 "call mask.apply_(model) first, then mask.keep(optimizer) with that model's optimizer"
             )
         # Convert the masks once. The hook then needs a single fused multiplication.
-        floats = [(param, mask.to(param.device, param.dtype)) for param, mask in kept]
-        params, masks = [param for param, _ in floats], [mask for _, mask in floats]
+        params: list[torch.Tensor] = [param for param, _ in kept]
+        masks = [mask.to(param.device, param.dtype) for param, mask in kept]
 
         def remask(*_: Any) -> None:
+            for index, param in enumerate(params):  # prepare() or half() may have moved the parameters since
+                if masks[index].device != param.device or masks[index].dtype != param.dtype:
+                    masks[index] = kept[index][1].to(param.device, param.dtype)
             with torch.no_grad():
-                torch._foreach_mul_(params, masks)  # type: ignore[arg-type]  # the stub lacks this overload
+                torch._foreach_mul_(params, masks)
 
         return optimizer.register_step_post_hook(remask)
 
@@ -232,10 +249,20 @@ class SignedMask:
             agree += int(((self.signs[name] == other.signs[name]) & both).sum())
         return agree / common if common else float("nan")
 
+    @property
+    def digest(self) -> str:
+        """Return the SHA-256 over signs, mask and the names of norm parameters.
+
+        Equal signed masks have equal digests, whatever the format of their files.
+        """
+        kept = {f"{name}:kept": tensor for name, tensor in self.mask.tensors.items()}
+        return sha256_json({"norm": sorted(self.norm), "tensors": sha256_tensors(self.signs | kept)})
+
     def save(self, path: Path | str, metadata: Mapping[str, Any]) -> None:
         """Write the packed file. Equal signed masks give equal bytes.
 
-        The file holds one mask bit per prunable weight, and one sign bit per kept parameter.
+        The file holds one mask bit per prunable weight, and one sign bit per kept parameter. Its header has a digest of
+        all its contents.
 
         Args:
             path: The file.
@@ -252,12 +279,12 @@ class SignedMask:
             tensors[f"{name}:sign"] = torch.from_numpy(np.packbits(flat > 0))
             if (zeros := np.flatnonzero(flat == 0)).size:
                 tensors[f"{name}:zero"] = torch.from_numpy(zeros.astype(np.int64))
-        header = {
-            "format": FORMAT,
+        said = {
             "norm": sorted(self.norm),
             "shapes": {name: list(sign.shape) for name, sign in self.signs.items()},
             "metadata": dict(metadata),
         }
+        header = said | {"format": FORMAT, "sha256": sha256_json(said | {"planes": sha256_tensors(tensors)})}
         # Use a single key: safetensors writes several in random order, so the bytes would differ.
         write_tensors(path, tensors, {METADATA_KEY: canonical_json(header)})
 
@@ -265,25 +292,34 @@ class SignedMask:
     def load(cls, path: Path | str) -> SignedMask:
         """Read a signed mask that `save` wrote.
 
+        The contents are checked against the digest in the header. A file in the directory of a run is also checked
+        against the run's record. Files of version 1 have no digest in the header, which a log message notes once.
+
         Raises:
             FileNotFoundError: The file does not exist.
             ValueError: The file is truncated, altered or in another format. The message names the file.
         """
-        try:
+        recorded = check_beside(Path(path))
+        with reading(path, "signed-mask file"):
             with safe_open(os.fspath(path), "pt") as file:
-                header = read_header(file.metadata(), FORMAT, path)
+                header = read_header(file.metadata(), FORMAT, path, _FORMAT_1)
                 packed = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            return cls._unpack(header, packed)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"no signed mask at {path}") from None
-        except (SafetensorError, KeyError, IndexError, TypeError) as error:
-            raise ValueError(f"{path} is not a complete signed-mask file ({error}); download it again") from error
+            older = header["format"] == _FORMAT_1
+            said = {name: header[name] for name in ("norm", "shapes", "metadata")}
+            digest = None if older else sha256_json(said | {"planes": sha256_tensors(packed)})
+            if header.get("sha256") != digest:
+                raise ValueError(f"{path} was altered: its contents do not have the digest in its header")
+            found = cls._unpack(header, packed)
+        if older and not recorded:
+            _note_format_1(path)
+        return found
 
     @classmethod
     def _unpack(cls, header: dict[str, Any], packed: dict[str, torch.Tensor]) -> SignedMask:
-        signs, kept_sets = {}, {}
+        """Return the signed mask of a file; ValueError for contents that `save` does not write."""
+        signs, kept_sets, left = {}, {}, set(packed)
         for name, shape in header["shapes"].items():
-            numel = int(np.prod(shape, dtype=np.int64))
+            numel = math.prod(shape)
             kept = None
             if f"{name}:kept" in packed:
                 kept = _unpack_bits(packed[f"{name}:kept"], numel)
@@ -291,13 +327,38 @@ class SignedMask:
             count = numel if kept is None else int(kept.sum())
             values = _unpack_bits(packed[f"{name}:sign"], count).astype(np.int8) * np.int8(2) - np.int8(1)
             if f"{name}:zero" in packed:
-                values[packed[f"{name}:zero"].numpy()] = 0
+                positions = packed[f"{name}:zero"].numpy()
+                if positions.min(initial=0) < 0 or (np.diff(positions) <= 0).any() or (values[positions] > 0).any():
+                    raise ValueError(f"the zeros of {name} are altered")
+                values[positions] = 0
             if kept is not None:
                 spread = np.zeros(numel, dtype=np.int8)
                 spread[kept] = values
                 values = spread
             signs[name] = torch.from_numpy(values.reshape(shape))
-        return cls(signs, Mask(kept_sets), frozenset(header["norm"]), header["metadata"])
+            left -= {f"{name}:{plane}" for plane in ("kept", "sign", "zero")}
+        if left:
+            raise ValueError(f"unknown planes {sorted(left)[:3]}")
+        return cls(signs, Mask(kept_sets), frozenset(header["norm"]), dict(header["metadata"]))
+
+
+def same_contents(a: Path | str, b: Path | str) -> bool:
+    """Return whether two files hold the same signed mask, be they of format 1 or 2. Metadata are not compared."""
+    return SignedMask.load(a).digest == SignedMask.load(b).digest
+
+
+_noted_format_1 = False
+
+
+def _note_format_1(path: Path | str) -> None:
+    """Say once that a file without digest cannot be checked."""
+    global _noted_format_1
+    if not _noted_format_1:
+        _noted_format_1 = True
+        _log.info(
+            f"note: {path} has format {_FORMAT_1}, without a digest of its contents: an altered file of this format "
+            "may go unnoticed. Its run's ID checks it, and `save` writes format 2"
+        )
 
 
 def _names(unpruned: bool | Collection[str], name: str) -> bool:
@@ -305,6 +366,9 @@ def _names(unpruned: bool | Collection[str], name: str) -> bool:
 
 
 def _unpack_bits(packed: torch.Tensor, count: int) -> np.ndarray:
-    if packed.numel() != (count + 7) // 8:
-        raise KeyError(f"{packed.numel()} bytes of packed bits for {count} values")
-    return np.unpackbits(packed.numpy(), count=count).astype(bool)
+    if packed.ndim != 1 or packed.dtype != torch.uint8 or packed.numel() != (count + 7) // 8:
+        raise ValueError(f"{packed.dtype} {tuple(packed.shape)} of packed bits for {count} values")
+    bits = np.unpackbits(packed.numpy())
+    if bits[count:].any():
+        raise ValueError(f"bits after the {count} values")
+    return bits[:count].astype(bool)

@@ -69,8 +69,7 @@ def compare_signs(a: SignedMask, b: SignedMask) -> list[LayerSigns]:
     Raises:
         ValueError: The two have different tensors or shapes.
     """
-    check_fits(a.mask.shapes(), b.mask.shapes(), "the first signed mask", "the second")
-    check_fits(b.mask.shapes(), a.mask.shapes(), "the second signed mask", "the first")
+    check_fits(a.mask.shapes(), b.mask.shapes(), "the first signed mask", "the second", exactly=True)
     rows = []
     for name, kept_a in a.mask.tensors.items():
         kept_b = b.mask.tensors[name]

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
+from harness.common.machine import memory_bytes
 from harness.common.seeds import derive_seed
 from harness.config import known
 from harness.models import initialise
@@ -34,6 +35,9 @@ __all__ = [
     "partition_of",
     "width_of",
 ]
+
+
+_FLOAT_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,7 @@ def build_model(
         former: Whether to use the initialisation of older runs, where it changed (`harness.config.redrawn`).
 
     Raises:
-        ValueError: The name is unknown, a size is not positive, or the network's width is fixed.
+        ValueError: The name is unknown, a size is not positive, or the network's width is fixed or too large.
 
     Example:
         >>> build_model("resnet20", num_classes=10, channels=3, image_size=32).fc.out_features
@@ -119,7 +123,28 @@ def build_model(
         if value < 1:
             raise ValueError(f"{size} of {name} must be at least 1, got {value}")
     build = spec.former if former and spec.former is not None else spec.build
+    if width is not None and width > (width_of(name, None) or 0):
+        _check_memory(name, build, sizes)
     return build(**sizes)
+
+
+def _check_memory(name: str, build: Callable[..., nn.Module], sizes: dict[str, int]) -> None:
+    """Raise ValueError for a width whose network cannot be trained in this machine's memory.
+
+    A training holds θ_init, the network, its gradient and the optimizer's state.
+    """
+    memory, width = memory_bytes(), sizes["width"]
+    too_wide = f"width {width} of {name} is too large"
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):  # shapes without values
+            numel = sum(param.numel() for param in build(**sizes).parameters())
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise ValueError(f"{too_wide}: {str(error).splitlines()[0]:.120}; give a smaller --model.width") from None
+    if 4 * _FLOAT_BYTES * numel > memory:
+        raise ValueError(
+            f"{too_wide}: {numel:,} parameters need {4 * _FLOAT_BYTES * numel:,} bytes in training, this machine has "
+            f"{memory:,}; give a smaller --model.width"
+        )
 
 
 def draw_model(

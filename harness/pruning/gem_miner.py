@@ -328,6 +328,8 @@ class ScoreTraining(TrainingHook):
         numel = sum(weight.numel() for weight in self.weights.values())
         freezings = num_freezings(gem.score_epochs, gem.freeze_every_epochs)
         self.share, self.counts = share(density, freezings), kept_counts(numel, density, freezings)
+        if (self.counts if self.exact else most_kept(numel, density, freezings))[-1] <= 0:
+            raise ValueError(f"gem_miner keeps none of {numel:,} weights at density {density:.3g}; choose a higher one")
         self.mask = Mask.dense(self.weights, self.weights)
         """q: marks the weights that are not frozen to 0."""
 

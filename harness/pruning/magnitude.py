@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
 from typing import Any, Self
 
 import numpy as np
 import torch
 
 from harness.common.tensors import check_fits
-from harness.config import Scope, SearchConfig
+from harness.config import CountRule, Scope, SearchConfig, count_rules_differ
 from harness.masks import Mask
 
 
 def prune(params: Mapping[str, torch.Tensor], mask: Mask, fraction: float) -> Mask:
-    """Keep the `int((1 − fraction) · live)` live weights with the largest |w|. See `keep_largest`."""
-    return prune_to(params, mask, int((1 - fraction) * mask.num_remaining))
+    """Keep the ⌊(1 − fraction) · live⌋ live weights with the largest |w|. See `PruningSchedule.counts`."""
+    importance = {name: param.detach().abs() for name, param in params.items()}
+    return PruningSchedule(fraction).next_mask(importance, mask, 1)
 
 
 def prune_to(params: Mapping[str, torch.Tensor], mask: Mask, count: int) -> Mask:
@@ -92,11 +95,13 @@ class PruningSchedule:
     densities: tuple[float, ...] | None = None
     scope: Scope = "global"
     one_shot: bool = False
+    count_rule: CountRule = "exact"
 
     @classmethod
     def of(cls, config: SearchConfig) -> Self:
         """Return the pruning schedule of a search."""
-        return cls(config.pruning_fraction, config.densities, config.pruning_scope, config.one_shot)
+        scope, rule = config.pruning_scope, config.count_rule
+        return cls(config.pruning_fraction, config.densities, scope, config.one_shot, rule)
 
     def density(self, level: int) -> float:
         """Return the target density of level `level` ≥ 1."""
@@ -105,8 +110,10 @@ class PruningSchedule:
     def counts(self, level: int, mask: Mask) -> dict[str, int]:
         """Return the number of weights that level `level` ≥ 1 keeps of `mask`.
 
-        Without explicit densities the count is ⌊(1 − fraction) · live⌋. With `one_shot`, this formula is applied
-        `level` times. An explicit density gives the nearest whole number of weights.
+        Without explicit densities the count is ⌊(1 − fraction) · live⌋. The decimal digits of the fraction are taken
+        exactly: 0.8 means 4/5, not the nearest double. The older rule `int((1 - fraction) * live)` keeps 1 of 10
+        weights for 0.8. With `one_shot`, the formula is applied `level` times. An explicit density gives the nearest
+        whole number of weights.
 
         Args:
             mask: The mask of the previous level.
@@ -127,9 +134,10 @@ class PruningSchedule:
         for name, tensors in groups.items():
             live = sum(int(tensor.sum()) for tensor in tensors)
             if self.densities is None:
-                counts[name] = live
+                fraction, exact = self.fraction, self.count_rule == "exact"
                 for _ in range(level if self.one_shot else 1):
-                    counts[name] = int((1 - self.fraction) * counts[name])
+                    live = live - ceil(Fraction(str(fraction)) * live) if exact else int((1 - fraction) * live)
+                counts[name] = live
                 continue
             density = self.densities[level - 1]
             counts[name] = round(density * sum(tensor.numel() for tensor in tensors))
@@ -156,6 +164,8 @@ class PruningSchedule:
         unusual: dict[str, Any] = {}
         if self.densities is not None and level:
             unusual["density"] = self.densities[level - 1]
+        elif self.densities is None and self.count_rule == "exact" and count_rules_differ(self.fraction):
+            unusual["count_rule"] = "exact"
         if self.scope != "global":
             unusual["scope"] = self.scope
         if self.one_shot:

@@ -44,7 +44,7 @@ _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
 """Settings that affect final trainings; the ticket is known from the parents."""
 _OF_LEVELS = (
     *("optim", "global_batch_size", "accumulation_steps"),
-    *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
+    *("pruning_fraction", "count_rule", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that affect levels of every method."""
 _OF_DENSITIES = ("pruning_fraction", "densities")

@@ -34,6 +34,9 @@ from harness.runs.unfinished import Unfinished
 
 _log = logging.getLogger(__name__)
 
+_TAGGED = 100
+"""Number of layers that the tag `empty_layers` names."""
+
 
 class Archive:
     """The finished runs of one network, in the store of one launch."""
@@ -68,6 +71,7 @@ class Archive:
         self._made_here: set[str] = beside._made_here if beside else set()
         self._fetched: set[str] = beside._fetched if beside else set()
         self._notes: list[str] = beside._notes if beside else []
+        self._said_empty: set[str] = beside._said_empty if beside else set()
 
     # ------------------------------------------------------------------ making
 
@@ -135,6 +139,9 @@ class Archive:
         # Phase: build the record.
         measured.log(checkpoint.epochs, counts)
         shown = {"level": f"{description.level:02d}", "density": f"{counts['density']:.6f}"}
+        if empty := [name for name, kept in signed_mask.mask.tensors.items() if not kept.any()]:
+            layers = [name.removesuffix(".weight") for name in empty[:_TAGGED]]
+            shown["empty_layers"] = ", ".join(layers) + (", …" if len(empty) > _TAGGED else "")
         description = replace(description, tags=description.tags | {"start_digest": trained.start_digest} | shown)
         record = self.record(description, measured.metrics, measured.started_ms)
         metadata = {"level_digest": description.key, "level": description.level, "density": counts["density"]}
@@ -217,6 +224,29 @@ class Archive:
             for line in self._notes:
                 _log.info(f"note: {line}")
 
+    def check_weights(self, name: str, mask: Mask) -> None:
+        """Refuse a mask without any weight, and warn of layers without weights, once for each set of layers.
+
+        Args:
+            name: The name of the run, for the message.
+            mask: The mask that it trains under.
+
+        Raises:
+            ValueError: No weight is left.
+        """
+        if mask.numel and mask.num_remaining == 0:
+            raise ValueError(
+                f"{name!r} keeps none of the {mask.numel:,} prunable weights: choose a ticket of higher density"
+            )
+        empty = [layer for layer, kept in mask.tensors.items() if not kept.any()]
+        text = ", ".join(layer.removesuffix(".weight") for layer in empty)
+        if text and text not in self._said_empty and self.world.is_main:
+            self._said_empty.add(text)
+            _log.warning(
+                f"{name!r} keeps no weight in {text} ({len(empty)} of {len(mask.tensors)} layers): only shortcuts and "
+                "biases pass these layers; a higher density, or the other --pruning-scope, may keep them"
+            )
+
     def stop_if_asked(self) -> None:
         """Raise StoppedError on every rank if any rank was asked to stop."""
         reason = self.world.stop.reason
@@ -257,8 +287,16 @@ class Archive:
             self._fetched.add(key)
         return fetched
 
+    def knows(self, key: str) -> bool:
+        """Return whether there is a finished run with this key, without fetching it (rank 0)."""
+        if self.store.local.find(key) is not None:
+            return True
+        asked = self.store.tracking_uri is not None and not self.delivery.away
+        return asked and run_id_of(self.store, key) is not None
+
     def _reuse(self, description: RunDescription) -> FinishedRun:
         run = self._load(description.key)
+        self.check_weights(description.name, run.mask)
         if run.record is not None:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
@@ -314,8 +352,7 @@ class Archive:
     def _check_fits(self, key: str, checkpoint: Checkpoint, signed_mask: SignedMask) -> None:
         shapes = {name: tensor.shape for name, tensor in checkpoint.state_dict.items()}
         own = {name: tensor.shape for name, tensor in self.template.state_dict.items()}
-        check_fits(shapes, own, f"run {key[:16]}…")
-        check_fits(own, shapes, "the network")
+        check_fits(shapes, own, f"run {key[:16]}…", exactly=True)
         params = {name: tensor.shape for name, tensor in self.template.params.items()}
         # Masks may also cover the classifier.
         maskable = {name: shape for name, shape in params.items() if name not in self.partition.norm}

@@ -119,7 +119,15 @@ def _fold_(
             # momentum=None would read each layer's counter and so synchronise with the device
             for layer in layers:
                 layer.momentum = 1 / weight
-            model(images_NCHW)
+            try:
+                model(images_NCHW)
+            except ValueError as error:
+                if len(images_NCHW) > 1:
+                    raise
+                raise ValueError(
+                    "BatchNorm statistics need more than one value a channel, but a batch has 1 image; choose another "
+                    f"number of images, e.g. with --bn-images ({error})"
+                ) from error
             num_batches += 1
     return num_batches, weight
 

@@ -25,6 +25,7 @@ from harness.lineage.proof import Findings
 from harness.lineage.proof.copies import all_nodes, check_artifacts, check_local, check_tags
 from harness.lineage.store import LineageStore, open_store
 from tests.lineage.lineage_story import checkpoint, commit_story, key_of, signed_mask
+from tests.mask_formats import as_format_1
 from tests.warm import warm
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
@@ -163,6 +164,16 @@ def test_another_result_under_the_same_key_is_refused(
     theirs.local.commit(mine, lambda directory: [shutil.copy(level / name, directory) for name in names] and None)
     assert take(theirs, out)["aws resnet20 L01 d0.800"] == "there already"
     assert theirs.local.load(record.key).name == "mine"
+
+    # the same mask in a file of the older format is no difference
+    def as_before(directory: Path) -> None:
+        for name in names:
+            shutil.copy(level / name, directory)
+        as_format_1(directory / names[0])
+
+    shutil.rmtree(theirs.local.directory)
+    theirs.local.commit(mine, as_before)
+    assert take(theirs, out)["aws resnet20 L01 d0.800"] == "there already"
 
 
 @pytest.mark.long

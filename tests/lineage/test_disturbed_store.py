@@ -65,13 +65,12 @@ def test_two_directories_deliver_to_one_database(store: LineageStore, tmp_path: 
 
 
 @pytest.mark.long
-@pytest.mark.xfail(strict=False, reason="without a lock around look-up and creation both can create a run")
 def test_two_directories_deliver_at_one_moment(store: LineageStore, tmp_path: Path) -> None:
     searches = [small(tmp_path / name, levels=0) for name in ("first", "second")]
     stores = [again(store, search.nodes.directory) for search in searches]
     with ThreadPoolExecutor(2) as pool:
-        both = list(pool.map(lambda store: len(list(store.sync())), stores))
-    assert max(both) == len(searches[0].keys)
+        # the two share the work: the number that each delivers is not fixed
+        list(pool.map(lambda store: list(store.sync()), stores))
     assert finished(store) == Counter(searches[0].keys.values())
 
 
@@ -103,7 +102,6 @@ def test_a_run_deleted_in_mlflow_is_delivered_again(store: LineageStore) -> None
 
 
 @pytest.mark.long
-@pytest.mark.xfail(strict=False, reason="sync does not look at aliases of finished runs")
 def test_an_alias_moved_in_mlflow_is_moved_back(store: LineageStore) -> None:
     small(store.local.directory)
     list(store.sync())

@@ -175,6 +175,15 @@ def test_an_unknown_name_lists_known_names_and_the_nearest():
         ("vit_tiny", {"width": 129}, "width 129 of vit_tiny is not divisible by its 2 heads"),
         ("shufflenet_cifar", {"width": 100}, "a multiple of 12 above 24, got 100"),
         ("mobilenet_v2", {"width": 16}, "width of mobilenet_v2 cannot be set"),
+        (
+            "resnet8",
+            {"width": 10**6},
+            r"width 1000000 of resnet8 is too large: [0-9,]+ parameters need .* --model.width",
+        ),
+        ("mobilenet_v2_cifar", {"width": 10**6}, "width 1000000 of mobilenet_v2_cifar is too large"),
+        ("mlp_mixer_small", {"width": 10**6}, "width 1000000 of mlp_mixer_small is too large"),
+        ("resnet20", {"width": 10**10}, "width 10000000000 of resnet20 is too large"),
+        ("resnet20", {"width": 10**19}, "width 10000000000000000000 of resnet20 is too large"),
     ],
 )
 def test_invalid_sizes_are_refused(name, sizes, message):

@@ -147,9 +147,9 @@ def renamed(name: str) -> Callable[[Place], None]:
     def spoil(place: Place) -> None:
         path = place.node / name
         data = path.read_bytes()
-        kind = b"checkpoint" if name == CHECKPOINT else b"signed_mask"
-        assert data.count(b"harness." + kind + b"/1") == 1
-        path.write_bytes(data.replace(b"harness." + kind + b"/1", b"harness." + kind + b"/2"))
+        now, newer = (b"checkpoint/1", b"checkpoint/2") if name == CHECKPOINT else (b"signed_mask/2", b"signed_mask/3")
+        assert data.count(b"harness." + now) == 1
+        path.write_bytes(data.replace(b"harness." + now, b"harness." + newer))
         place.reseal()
 
     return spoil
@@ -196,15 +196,15 @@ def other_split(name: str) -> Callable[[Place], None]:
 LEVEL_FILES: list[Bad] = [
     *_damaged("checkpoint", lambda place: place.node / CHECKPOINT, f"{CHECKPOINT} was altered"),
     Bad("missing", lambda place: missing(place.node / CHECKPOINT), f"{CHECKPOINT} is missing", "checkpoint"),
-    Bad("of another network", other_checkpoint, r"does not fit.*\n.*network has \(2", "checkpoint"),
+    Bad("of another network", other_checkpoint, r"does not fit.*\(2.* in the network", "checkpoint"),
     Bad("of a newer format", renamed(CHECKPOINT), "has format harness.checkpoint/2; this version", "checkpoint"),
     Bad("cut, digests new", resealed(CHECKPOINT, cut), "not a complete checkpoint", "checkpoint"),
     Bad("pickled, digests new", resealed(CHECKPOINT, pickled), "not a complete checkpoint", "checkpoint"),
     Bad("foreign, digests new", resealed(CHECKPOINT, foreign), "not written by this harness", "checkpoint"),
     *_damaged("signed mask", lambda place: place.node / MASK, f"{MASK} was altered"),
     Bad("missing", lambda place: missing(place.node / MASK), f"{MASK} is missing", "signed mask"),
-    Bad("of another network", other_mask, r"does not fit.*\n.*network has \(2", "signed mask"),
-    Bad("of a newer format", renamed(MASK), "has format harness.signed_mask/2; this version", "signed mask"),
+    Bad("of another network", other_mask, r"does not fit.*\(2.* in the network", "signed mask"),
+    Bad("of a newer format", renamed(MASK), "has format harness.signed_mask/3; this version", "signed mask"),
     Bad("cut, digests new", resealed(MASK, cut), "not a complete signed-mask", "signed mask"),
     Bad("pickled, digests new", resealed(MASK, pickled), "not a complete signed-mask", "signed mask"),
     Bad("foreign, digests new", resealed(MASK, foreign), "not written by this harness", "signed mask"),
@@ -290,6 +290,11 @@ SETTINGS: list[Bad] = [
     _setting("num_levels is -1", num_levels=-1),
     _setting("pruning_fraction is 1.0", pruning_fraction=1.0),
     _setting("pruning_fraction is 0.0", pruning_fraction=0.0),
+    _setting("count_rule", count_rule="rounded"),
+    _setting("level 1 keeps none of the", densities=(1e-6,), num_levels=1),
+    _setting("model.width is 0; it must be 1 or more", model=("resnet8", 0)),
+    _setting(r"width 1000000 of resnet8 is too large: [0-9,]+ parameters", model=("resnet8", 1_000_000)),
+    _setting("global_batch_size 1 over 1 .* leaves 1 image", model=("vgg11_bn_cifar", None), global_batch_size=1),
     _setting("epochs must not be negative", level_epochs=-1),
     _setting("checkpoint_every is -1", checkpoint_every=-1),
     _setting("--sync-batchnorm needs GPUs", sync_batchnorm=True),

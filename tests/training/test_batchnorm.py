@@ -213,3 +213,12 @@ def test_no_batches_on_any_rank_is_an_error_and_keeps_the_old_statistics(model):
     ends = on_ranks(2, lambda ranks: reestimate_batchnorm(model, [], "cumulative", ranks=ranks, num_batches=0))
     assert ["no batches" in str(end) for end in ends] == [True, True]
     assert torch.equal(model.bn1.running_mean, before)
+
+
+@pytest.mark.parametrize("convention", ["cumulative", "ema"])
+def test_a_batch_of_one_value_a_channel_names_the_option(convention):
+    model = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(4))
+    batches = [torch.randn(2, 4), torch.randn(1, 4)]
+    with pytest.raises(ValueError, match="a batch has 1 image; choose another number of images, e.g. with --bn-images"):
+        reestimate_batchnorm(model, batches, convention)
+    assert not model[1].training or model.training, "modes are restored"

@@ -17,6 +17,7 @@ from harness.lineage.browse.query import Query
 from harness.lineage.nodes.contents import suspects
 from harness.lineage.nodes.graph import LineageGraph, RunSummary
 from harness.lineage.nodes.index import IndexedRun, LocalIndex
+from harness.lineage.nodes.local_files import RECORD, read_sums
 from harness.lineage.nodes.origin import origins
 from harness.lineage.nodes.record import SIGNED_MASK
 from harness.lineage.store import LineageStore
@@ -75,7 +76,11 @@ def _own_contents(store: LineageStore, index: LocalIndex, node: RunSummary) -> R
     names = suspects(entry.files, node.files) if entry is not None else []
     if entry is None or not names:
         return node
-    other = store.delivery.remembered_other(store.local.directory / entry.directory)
+    directory = store.local.directory / entry.directory
+    with contextlib.suppress(ValueError):  # the list is altered
+        if read_sums(directory).get(RECORD) == node.files.get(RECORD):
+            return node  # a copy; only the tag of a digest was edited
+    other = store.delivery.remembered_other(directory)
     # A signed mask can have the same content in another format.
     if other is None and names == [SIGNED_MASK]:
         return node

@@ -226,17 +226,24 @@ def other_making(store: LineageStore, node: NodeCopies) -> LineageRecord | None:
     return record if (record.key, record.kind) == (node.key, node.kind) else None
 
 
-def check_contents(store: LineageStore, node: NodeCopies, findings: Findings, *, made_twice: bool) -> None:
-    """Compare the tensors of a local run and of the MLflow run with its key."""
+def check_contents(store: LineageStore, node: NodeCopies, other: LineageRecord | None, findings: Findings) -> None:
+    """Compare the tensors of a local run and of the MLflow run with its key.
+
+    Args:
+        store: Local runs and their MLflow copies.
+        node: The run.
+        other: The record of the MLflow run if another launch made it. A copy of the local run needs no comparison.
+        findings: Receives the result.
+    """
     assert node.directory is not None and node.record is not None and node.run is not None
     directory, record, run_id = node.directory, node.record, str(node.run.run_id)
     files = differing(
-        suspects(record.files, node.run.files),
+        suspects(record.files, other.files) if other is not None else [],
         lambda name: nullcontext(check_file(directory, record, name)),
         lambda name: store.open_file(run_id, name),
     )
     what = f"MLflow run {run_id} has the same key, but other tensors in {' and '.join(files)}"
-    if findings.add(node, [Finding("contents", not files, what)]) and made_twice:
+    if findings.add(node, [Finding("contents", not files, what)]) and other is not None:
         findings.note(node, f"made twice with the same bits: the local run, and by another launch MLflow run {run_id}")
 
 

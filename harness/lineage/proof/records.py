@@ -165,6 +165,10 @@ def older_ways(record: LineageRecord) -> Iterator[str]:
             "and variance 1"
         )
     method = METHODS.get(record.tags.get("method", "")) if record.kind == "level" else None
+    pruned = record.kind == "level" and any(parent.relation == "pruned-from" for parent in record.parents)
+    if pruned and (config := search_from_json(record.config["search"])).count_rule == "float":
+        fraction = config.pruning_fraction
+        yield f"it keeps int((1 - {fraction}) * n) of n weights in floating point; current versions count exactly"
     if method is not None and (other := method.departure(search_from_json(record.config["search"]))):
         yield other
 

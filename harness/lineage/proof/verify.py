@@ -115,7 +115,7 @@ class _Examiner:
                 check_tags(node, other or node.record, self.findings)
                 if node.directory is not None:
                     check_artifacts(self.store, node, other or node.record, self.findings)
-                    check_contents(self.store, node, self.findings, made_twice=other is not None)
+                    check_contents(self.store, node, other, self.findings)
             determinants = self._record(node, directory, whole)
             self.tensors.examine(node, directory, whole, determinants)
 

@@ -151,8 +151,9 @@ class Delivery:
 
     def check_contents(self, run: Run, directory: Path, record: LineageRecord) -> None:
         """Raise OtherContentsError if a finished run of this key has other tensors than the local run."""
-        run_id = run.info.run_id
-        names = suspects(record.files, summary_of(run).files)
+        run_id, theirs = run.info.run_id, summary_of(run).files
+        # An equal record means a copy. Then a person edited the tag of a digest, which `verify` reports.
+        names = [] if theirs.get(RECORD) == read_sums(directory)[RECORD] else suspects(record.files, theirs)
         if names and run_id not in self._differing:
             self._differing[run_id] = differing(
                 names,

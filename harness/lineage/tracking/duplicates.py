@@ -59,7 +59,7 @@ def merge_equal_runs(server: Server, runs: Iterable[RunSummary]) -> list[str]:
                 problems.append(str(conflict(f"{other.name} (run {other.run_id})", str(oldest.run_id), files)))
                 continue
             ids = dict.fromkeys((*summary_of(first).origin_run_ids, str(other.run_id), *other.origin_run_ids))
-            server.set_tags(first.info.run_id, {ORIGIN_TAG: " ".join(ids)})
+            server.set_tags(first.info.run_id, {ORIGIN_TAG: " ".join(one for one in ids if one != oldest.run_id)})
             server.client().delete_run(second.info.run_id)
             _log.info(f"{other.name}: deleted run {other.run_id}, which repeats run {oldest.run_id}")
     return problems

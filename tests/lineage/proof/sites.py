@@ -20,7 +20,9 @@ import harness.lineage.proof
 from harness.lineage.proof import findings, records
 
 ROOT = Path(harness.lineage.proof.__file__).parent
-MAKERS = ("Finding", "_same", "_same_owner", "_start_claim", "_claim_drawn")
+FIXED = {"_same_owner": "owner", "_start_claim": "start", "contradiction": "settings"}
+"""Makers of one check only, and this check."""
+MAKERS = ("Finding", "_same", "_claim_drawn", *FIXED)
 """Functions that make a finding for their caller. The caller is the place."""
 TABLES = ("_determined", "_determined_level", "_schedule")
 """Generators of the rows (name, one value, the other value) that `records.settings` compares."""
@@ -49,8 +51,10 @@ def _check_of(call: ast.Call) -> str | None:
     name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")
     if name not in MAKERS:
         return None
-    if name in ("_same_owner", "_start_claim"):
-        return {"_same_owner": "owner", "_start_claim": "start"}[name]
+    if name in FIXED:
+        return FIXED[name]
+    if any(isinstance(argument, ast.Constant) and argument.value is True for argument in call.args):
+        return None  # only counts: it never reports a fault
     # the check is the first text among the arguments: `_claim_drawn` has node and record before it
     texts = [argument.value for argument in call.args if isinstance(argument, ast.Constant)]
     return str(texts[0]) if texts else "of the method"

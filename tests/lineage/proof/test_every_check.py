@@ -11,8 +11,10 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -45,7 +47,7 @@ class Bench:
 
 
 Plant = Callable[[Bench], Findings]
-NEVER = {"verify._at_hand artifacts #2": "counts files whose digests were checked when they were fetched"}
+NEVER: dict[str, str] = {}
 """Places that report no fault, and why."""
 ELSEWHERE: dict[str, str] = {}
 """Places whose fault another test plants: file::test. Prefer a row of FAULTS."""
@@ -207,6 +209,17 @@ class Answers:
 
     def __init__(self, runs: Path, edit: Callable[[RunSummary], RunSummary], digests: dict[str, str | None]) -> None:
         self.local, self.edit, self.digests = LocalNodes(runs), edit, digests
+        self.server = SimpleNamespace(readable=lambda: False, talking=lambda what: nullcontext())
+        self.wrong_addresses: list[str] = []
+
+    def addresses(self, runs: object) -> SimpleNamespace:
+        faults = [SimpleNamespace(what=what) for what in self.wrong_addresses]
+        return SimpleNamespace(wrong=lambda key, directory, missing: faults)
+
+    @contextmanager
+    def open_file(self, run_id: str, name: str) -> Iterator[Path]:
+        raise LookupError(f"no {name}")
+        yield self.local.directory
 
     def summaries(self, *_: object) -> list[RunSummary]:
         found = []
@@ -267,6 +280,14 @@ def only_in_mlflow(name: str, status: str) -> Plant:
         return verify(cast(LineageStore, store))
 
     return plant
+
+
+def wrong_addresses(bench: Bench) -> Findings:
+    """Let an alias and a link name another run. tests/lineage/test_changed_store.py has real ones."""
+    store = Answers(bench.whole.nodes.directory, lambda run: run, {})
+    store.server.readable = lambda: True
+    store.wrong_addresses = ["an alias", "a link"]
+    return verify(cast(LineageStore, store))
 
 
 # ---------------------------------------------------------------------- the table
@@ -442,8 +463,9 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
     "other data": (of_data(other_data), at("data_files", "_findings data #2", "_findings data #3"), {"data": 2}),
     "facts in MLflow": (
         answered(said_otherwise),
-        at("copies", "_tag_findings tags", *(f"_tag_findings tags #{number}" for number in (2, 3, 4))),
-        {"tags": 8},
+        at("copies", "_tag_findings tags", *(f"_tag_findings tags #{number}" for number in (2, 3, 4)))
+        | {"copies.check_contents contents"},
+        {"tags": 8, "contents": 1},
     ),
     "files in MLflow": (
         answered(signed_mask__safetensors=FOREIGN, record__json=FOREIGN, config__json=None),
@@ -454,6 +476,12 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
         answered(copy_of_signed_mask__safetensors=FOREIGN),
         {"copies.check_artifacts artifacts #2"},
         {"artifacts": 3},
+    ),
+    "addresses in MLflow": (wrong_addresses, {"copies.check_addresses addresses"}, {"addresses": 2 * 8}),
+    "parents that cannot be followed": (
+        edited(L01=altered(lambda record: record["config"].update(search=5))),
+        {"origins.check_origins settings"},
+        {},
     ),
     "an unfinished run": (answered(lambda run: replace(run, status="RUNNING")), {"verify.examine finished"}, {}),
     "an unfinished parent": (only_in_mlflow("L01", "RUNNING"), {"origins._parents parents #3"}, {"finished": 1}),
