@@ -26,7 +26,7 @@ PATIENCE_SECONDS = 1800.0
 """Timeout of a launch. Most end in seconds, but a busy machine can be many times slower."""
 
 
-class Process(Protocol):
+class CrashedLaunch(Protocol):
     """A launch that runs: a `subprocess.Popen`, or `tests.warm.Running`."""
 
     pid: int
@@ -35,7 +35,7 @@ class Process(Protocol):
     def wait(self, timeout: float = ..., /) -> int: ...
 
 
-class Search(Protocol):
+class ScenarioSearch(Protocol):
     """A search in a directory of its own, started again and again with one command."""
 
     where: Path
@@ -46,9 +46,9 @@ class Search(Protocol):
     environment: dict[str, str]
     """Further environment variables of the command."""
 
-    def start(self) -> Process: ...
+    def start(self) -> CrashedLaunch: ...
 
-    def workers(self, launch: Process) -> list[psutil.Process]:
+    def workers(self, launch: CrashedLaunch) -> list[psutil.Process]:
         """Return the processes of a launch that train."""
 
     @property
@@ -57,7 +57,7 @@ class Search(Protocol):
     def problems(self, expected: Mapping[str, str]) -> list[str]: ...
 
 
-New = Callable[[str], Search]
+New = Callable[[str], ScenarioSearch]
 Scenario = Callable[[New, Mapping[str, str], random.Random], list[str]]
 
 
@@ -219,13 +219,13 @@ SCENARIOS: dict[str, Scenario] = {
 # ---------------------------------------------------------------------- what they share
 
 
-def finish(search: Search) -> list[str]:
+def finish(search: ScenarioSearch) -> list[str]:
     """Run the command to its end."""
     code = search.start().wait(PATIENCE_SECONDS)
     return [] if code == 0 else [f"the launch ended with {code}; see {search.where / 'log'}"]
 
 
-def deliver(search: Search) -> list[str]:
+def deliver(search: ScenarioSearch) -> list[str]:
     """Run `tools/lineage.py sync`."""
     command = [sys.executable, str(ROOT / "tools" / "lineage.py"), "sync"]
     place = ["--runs", str(search.where / "runs"), "--tracking-uri", search.store]
@@ -233,7 +233,7 @@ def deliver(search: Search) -> list[str]:
     return [] if done.returncode == 0 else [f"sync ended with {done.returncode}: {done.stderr.strip()[-200:]}"]
 
 
-def wait_for(ready: Callable[[], object], launch: Process | None, seconds: float = PATIENCE_SECONDS) -> None:
+def wait_for(ready: Callable[[], object], launch: CrashedLaunch | None, seconds: float = PATIENCE_SECONDS) -> None:
     """Wait until `ready()`. RuntimeError if the launch ends before it, TimeoutError after `seconds`."""
     until = time.monotonic() + seconds
     while not ready():
@@ -277,7 +277,7 @@ def _answers(port: int) -> bool:
     return False
 
 
-def _client(search: Search) -> Any:
+def _client(search: ScenarioSearch) -> Any:
     from mlflow import MlflowClient
 
     return MlflowClient(search.store)
@@ -287,7 +287,7 @@ def _experiments(client: Any) -> list[str]:
     return [experiment.experiment_id for experiment in client.search_experiments()]
 
 
-def _states(search: Search) -> list[Path]:
+def _states(search: ScenarioSearch) -> list[Path]:
     return list((search.where / "runs").glob(".making-level-*/state-*"))
 
 

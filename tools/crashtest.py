@@ -40,7 +40,7 @@ from harness.cli.parser import parse_command  # noqa: E402
 from harness.common.files import FAULT_POINTS, FAULT_VARIABLE  # noqa: E402
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK  # noqa: E402
 from harness.lineage.store import open_store  # noqa: E402
-from tools.crash_scenarios import SCENARIOS, Process, workers_below  # noqa: E402
+from tools.crash_scenarios import SCENARIOS, CrashedLaunch, workers_below  # noqa: E402
 
 SEARCH = ["--model.name", "resnet8", "--model.width", "4", "--warmup-epochs", "2", "--level-epochs", "1"]
 SEARCH += ["--num-levels", "2", "--checkpoint-every", "3", "--checkpoint-unit", "steps"]
@@ -155,7 +155,7 @@ class SearchUnderTest:
                 ["bash", "-c", script], cwd=self.where, env=environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def workers(self, launch: Process) -> list[psutil.Process]:
+    def workers(self, launch: CrashedLaunch) -> list[psutil.Process]:
         """Return the processes of a launch that train."""
         return workers_below(launch.pid)
 

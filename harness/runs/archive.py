@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,7 @@ class Archive:
         claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
-            self.world.on_main(lambda: self._note_similar(unfinished, config))
+            self.world.on_main(partial(self._note_similar, unfinished, config))
             yield
         finally:
             if self.world.is_main:

@@ -131,6 +131,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
     Raises:
         LookupError: No run matches, or the prefix is ambiguous.
     """
+    # Phase: read the ID.
     if isinstance(text, RunSummary):
         return text
     if is_model_uri(text):
@@ -140,6 +141,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
             f"{text!r} is not a run ID (hexadecimal, at least {_MINIMUM_DIGITS} digits); "
             "`python tools/lineage.py list` shows them"
         )
+    # Phase: try each kind of ID in turn.
     ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
     found = next((nodes for way in ways if (nodes := way(store, text))), {})
     if not found:

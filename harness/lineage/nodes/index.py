@@ -64,6 +64,7 @@ class IndexedRun(NamedTuple):
 
         `stamp` is the (modification time in ns, size in bytes) of its record.json.
         """
+        # A record can hold values of any type: only a text names an experiment.
         search = record.config.get("search")
         experiment = search.get("experiment") if isinstance(search, dict) else None
         changed_ns, size = stamp

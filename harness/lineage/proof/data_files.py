@@ -39,6 +39,7 @@ def check_data(
         findings: Receives the results, and a note for each data set that is not found.
         progress: Show a progress bar.
     """
+    # Phase: the data sets of the records, each once.
     found: dict[_DataSet, None] = {}
     for record in records:
         name, digest = record.tags.get("data"), record.tags.get("data_digest")
@@ -49,6 +50,7 @@ def check_data(
                 findings.note(_DataSet(name, digest, Path()), f"{record.name} does not say where its files were")
                 continue
             found[_DataSet(name, digest, directory or recorded)] = None
+    # Phase: hash their files.
     for data in found:
         home = data.directory / data.name
         if home.is_dir():

@@ -295,6 +295,7 @@ class Delivery:
         Returns:
             The logged model.
         """
+        # A logged model gets all files before it becomes READY, so a killed delivery is resumed.
         model = None
         if record.kind in WITHOUT_MODEL:
             send_directory(self.server, run, None, directory)
