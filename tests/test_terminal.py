@@ -60,7 +60,6 @@ def test_of_a_ticket_and_its_copy_the_difference_of_errors_comes_first(
 @pytest.mark.parametrize(
     ("size", "command", "launcher"),
     [
-        (1, "python a.py --offline", "python"),
         (2, "accelerate launch --config_file c.yaml a.py --offline", "accelerate launch --config_file c.yaml"),
         (4, "python a.py", "accelerate launch --num_processes 4"),
     ],

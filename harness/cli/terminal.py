@@ -32,7 +32,8 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
         for node in result.levels
     ]
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
-    launcher, options = launcher_of(experiment.world), _store_options(experiment)
+    launcher = launcher_of(experiment.world) if experiment.world.size > 1 else "python"
+    options = _store_options(experiment)
     print(
         f"\nTrain this signed mask on a fresh initialisation:\n  {launcher} recipes/train_ticket.py "
         f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{options}\n"
@@ -43,8 +44,6 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
 
 def launcher_of(world: World) -> str:
     """Return the launcher of this process and its options, such as `accelerate launch --config_file FILE`."""
-    if world.size == 1:
-        return "python"
     command = shlex.split(launch_command())
     if sys.argv[0] in command and command[0] != "python":
         return shlex.join(command[: command.index(sys.argv[0])])
@@ -71,7 +70,8 @@ def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> 
     print(f"{node.record.name}: test error {error:.2f} %  run {run}")
 
     # Phase: the next commands. The second training has the options of this one, and another seed.
-    launcher, options = launcher_of(experiment.world), _store_options(experiment)
+    launcher = launcher_of(experiment.world) if experiment.world.size > 1 else "python"
+    options = _store_options(experiment)
     own = re.sub(r" --sgd[-_]seed[ =]\S+", "", shlex.join(sys.argv))
     print(
         f"\nMeasure SGD-noise stability with a second training:\n  {launcher} {own} --sgd-seed {sgd_seed + 1}\n"

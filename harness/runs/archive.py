@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +213,12 @@ class Archive:
         claim = unfinished.claimed(config)
         self.world.on_main(claim.__enter__)
         try:
-            self.world.on_main(partial(self._note_similar, unfinished, config))
+            known = len(self._notes)  # the notes of one run are enough for a launch
+            self.world.on_main(
+                lambda: self._notes.extend([] if known or not config else unfinished.nearly_the_same(config))
+            )
+            for line in self._notes[known:]:
+                _log.info(f"note: {line}")
             yield
         finally:
             if self.world.is_main:
@@ -242,13 +246,6 @@ class Archive:
                 f"{name!r} keeps no weight in {text} ({len(empty)} of {len(mask.tensors)} layers): only shortcuts and "
                 "biases pass these layers; a higher density, or the other --pruning-scope, may keep them"
             )
-
-    def _note_similar(self, unfinished: Unfinished, config: dict[str, Any]) -> None:
-        """Log similar unfinished runs, once in a launch (rank 0)."""
-        if config and not self._notes:
-            self._notes += unfinished.nearly_the_same(config)
-            for line in self._notes:
-                _log.info(f"note: {line}")
 
     def stop_if_asked(self) -> None:
         """Raise StoppedError on every rank if any rank was asked to stop."""
