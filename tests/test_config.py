@@ -123,7 +123,7 @@ INFINITE = {
 @pytest.mark.parametrize("number", [float("inf"), -float("inf"), float("nan")])
 @pytest.mark.parametrize("name", INFINITE)
 def test_infinite_settings_are_refused_by_name(name, number):
-    with pytest.raises(ValueError, match=f"^{name} (is|are) .*{number}.*; (it|they|each) must") as caught:
+    with pytest.raises(ValueError, match=f"^(--)?{name.replace('_', '[-_]')} .*{number}.* must") as caught:
         INFINITE[name](number)
     assert "\n" not in str(caught.value)
 

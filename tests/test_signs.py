@@ -53,9 +53,9 @@ def test_the_overlap_of_an_empty_layer_is_nan():
 
 
 def test_masks_of_different_networks_are_refused():
-    with pytest.raises(ValueError, match="y: not in the second"):
+    with pytest.raises(ValueError, match="the second has no y"):
         compare_signs(A, signed_mask(x=[1.0] * 8))
-    with pytest.raises(ValueError, match="y: not in the first"):
+    with pytest.raises(ValueError, match="the first signed mask has no y"):
         compare_signs(signed_mask(x=[1.0] * 8), A)
 
 

@@ -44,7 +44,7 @@ _OF_TRAININGS = ("optim", "final", "global_batch_size", "accumulation_steps")
 """Settings that affect final trainings; the ticket is known from the parents."""
 _OF_LEVELS = (
     *("optim", "global_batch_size", "accumulation_steps"),
-    *("pruning_fraction", "count_rule", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
+    *("pruning_fraction", "densities", "pruning_scope", "one_shot", "order", "initialisation"),
 )
 """Settings that affect levels of every method."""
 _OF_DENSITIES = ("pruning_fraction", "densities")
@@ -173,6 +173,8 @@ def _fits(recorded: dict[str, Any], config: SearchConfig, kind: str) -> bool:
     if kind != _TRAINING and METHODS[kind].searches_one_density:
         names = tuple(name for name in names if name not in _OF_DENSITIES)  # `_is_wanted` checks each level
     width = recorded["model"]["width"] == own["model"]["width"]
+    if recorded.get("count_rule") != own.get("count_rule"):  # recorded only where the rules can differ
+        return False
     return bool(width and all(recorded.get(name, own[name]) == own[name] for name in names))
 
 

@@ -250,7 +250,7 @@ def test_ui_of_a_server_starts_nothing_and_links_to_it(asked: Asked) -> None:
 
 def test_every_command_has_a_test(asked: Asked) -> None:
     tried = {"list", "show", "tree", "ancestors", "descendants", "path", "diff"}
-    tried |= {"verify", "gc", "export", "bundle", "import", "sync", "page", "ui"}
+    tried |= {"verify", "gc", "export", "bundle", "import", "sync", "page", "ui", "relocate"}
     assert set(asked.tool.COMMANDS) == tried
 
 

@@ -165,7 +165,7 @@ def test_lists_pages_and_descriptions_mark_old_runs(experiment: Experiment, old:
         nodes[title] = family(experiment.store, root)
         print_node(root, [], [])
         assert (WAY in capsys.readouterr().out) == (title == "old")
-        print_nodes(nodes[title])
+        print_nodes(nodes[title], {})
         assert ("θ_init drawn the other way: " in capsys.readouterr().out) == (title == "old")
         told = [WAY in describe(node, []) for node in nodes[title] if node.kind in ("search", "training")]
         assert sum(told) == (3 if title == "old" else 0), "marked are the search and two of three final trainings"
