@@ -104,7 +104,7 @@ RESUMED = f"{SMALL} --init-seed 3 --num-levels 1 --checkpoint-every 3 --checkpoi
 
 
 def launches() -> Iterator[Launch]:
-    """Yield all launches for one store, in order."""
+    """Yield the commands that fill one directory of runs, in the order they need."""
     for method, levels in SEARCHES.items():
         yield Launch(method, "recipes/aws_digits.py", f"{SMALL} --method {method} --num-levels {levels}")
     yield Launch("gem_miner", "recipes/aws_digits.py", f"{SMALL} --method gem_miner --num-levels 1 {GEM_MINER}")

@@ -144,12 +144,12 @@ class Results:
         return {one.trial: self.trained[one] for one in reversed(found.values())}
 
     def metric(self, trainings: list[Training], name: str) -> dict[int, float]:
-        """Return trial → a metric of the finished trainings that have it."""
+        """Return {trial: metric}. Unfinished trainings and those without the metric are left out."""
         metrics = {trial: node.metrics for trial, node in self._finished(trainings).items()}
         return {trial: values[name] for trial, values in metrics.items() if name in values}
 
     def _trainings(self, curve: Curve | None, level: int, epochs: int | None = None) -> list[Training]:
-        """Return the trainings of a curve (None: dense) of one length, by default the usual length."""
+        """Return the trainings of a curve (None: dense), one a trial. Default length: `final.epochs` of the plan."""
         return self.plan.dense(epochs) if curve is None else self.plan.of_curve(curve, level, epochs=epochs)
 
     def errors(self, curve: Curve | None, level: int, epochs: int | None = None) -> dict[int, float]:

@@ -88,7 +88,7 @@ class StudyResults:
 
     @cached_property
     def runs(self) -> dict[str, RunLine]:
-        """Every recorded run by its name in the plan."""
+        """Recorded runs by name in the plan, those of studies beside this one included."""
         return {run.name: run for chain in reversed(self.all_chains) for run in chain.runs}
 
     @property

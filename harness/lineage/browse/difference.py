@@ -37,7 +37,7 @@ class Difference:
 
     @property
     def total(self) -> LayerSigns | None:
-        """Counts over all layers, or None if the masks cannot be compared."""
+        """Kept weights and agreeing signs over all layers, or None if the masks cannot be compared."""
         from harness.masks.signs import LayerSigns
 
         return None if self.layers is None else LayerSigns.total(self.layers)

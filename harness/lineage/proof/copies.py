@@ -255,7 +255,7 @@ def check_addresses(addresses: Addresses, node: NodeCopies, findings: Findings) 
 
 
 def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord, findings: Findings) -> None:
-    """Recompute the digest of every file in MLflow of a finished run."""
+    """Add a finding for each recorded file: MLflow's copy has the recorded SHA-256."""
     assert node.run is not None and node.run.run_id is not None
     absent = [name for name in node.run.absent if name in record.files]
     digests = {name: digest for name, digest in record.files.items() if name not in absent}
