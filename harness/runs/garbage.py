@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness.common.files import fsync
 from harness.common.process import Process
@@ -159,10 +159,10 @@ def _discard(path: Path) -> None:
         raise BusyError(f"another launch is accessing {path}")
 
 
-def _draft(path: Path) -> dict[str, str]:
+def _draft(path: Path) -> dict[str, Any]:
     try:
         draft = json.loads((path / "draft.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return draft if isinstance(draft, dict) else {}
 
@@ -204,9 +204,11 @@ def _needed(nodes: list[RunSummary], directory: Path) -> set[str]:
     # Phase: collect parents of unfinished runs.
     for path in directory.glob(".making-*"):
         draft = _draft(path)
-        if draft and "parents" not in draft:  # written by an earlier version: its parents are unknown, so keep all
+        parents = draft.get("parents") if draft else []
+        # An earlier version wrote none, and a damaged draft may have others: they are unknown, so keep all.
+        if not isinstance(parents, list) or not all(isinstance(key, str) for key in parents):
             return {node.key for node in nodes}
-        needed |= set(draft.get("parents", ()))
+        needed |= set(parents)
     return needed
 
 

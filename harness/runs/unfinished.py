@@ -149,22 +149,22 @@ class Unfinished:
             NotSavedError: The state cannot be written. The message has the path, and needed and free bytes.
         """
         # Phase: serialise the state.
-        if not self._is_mine():
+        if self._is_lost():
             raise self.loss()
         metadata = {_METADATA_KEY: canonical_json({"format": FORMAT, "key": self.key, **header})}
         data = save(tensors, metadata)
         epoch, step = position
         path = self.directory / f"state-{epoch:06}-{step:09}-{sha256(data).hexdigest()}.safetensors"
-        earlier = [other for other in self._states() if other != path]
 
         # Phase: write it, then delete the earlier states.
         try:
+            earlier = [other for other in self._states() if other != path]
             write_atomically(path, data, fault_point="state-written")
         except OSError as error:
-            if not self._is_mine():
+            if self._is_lost():
                 raise self.loss() from error
             problem = f"cannot save the state of {self.name!r} in {path.parent}: {os.strerror(error.errno or 0)}; it "
-            problem += f"needs {len(data):,} bytes, {_free_bytes(path):,} are free"
+            problem += f"needs {len(data):,} bytes, {_free_bytes(path)} are free"
             failure = NotSavedError(
                 error.errno,
                 f"{problem}. The earlier state is intact: free some space and start the same command again to resume",
@@ -362,11 +362,21 @@ class Unfinished:
     def _is_mine(self) -> bool:
         return _owner_of(self.directory).get("token") == self._token
 
+    def _is_lost(self) -> bool:
+        """Return whether another process has the claim, or it is gone. An unreadable file proves neither."""
+        try:
+            (self.directory / _OWNER).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return True
+        except OSError:
+            return False
+        return not self._is_mine()
+
     def _cannot_write(self, error: OSError) -> OSError:
         free = _free_bytes(self.directory)
         return OSError(
             error.errno,
-            f"cannot write to {self.directory.parent}: {os.strerror(error.errno or 0)} ({free:,} bytes are free); make "
+            f"cannot write to {self.directory.parent}: {os.strerror(error.errno or 0)} ({free} bytes are free); make "
             "space or choose another --runs, then start the same command again",
         )
 
@@ -393,23 +403,29 @@ class Unfinished:
 
     def _busy(self, why: str) -> BusyError:
         owner = _owner_of(self.directory)
-        who = f"process {owner['pid']} on {owner['host']} since {owner['since']}" if owner else "another process"
+        since = f" since {owner['since']}" if "since" in owner else ""
+        who = f"process {owner['pid']} on {owner['host']}{since}" if Process.of(owner) else "another process"
         return BusyError(
             f"{self.name!r} is already being made by {who} ({why}). Wait for it, or stop it: the same command then "
             "resumes from its last state"
         )
 
 
-def _free_bytes(path: Path) -> int:
-    """Return the free bytes of the file system that `path` is, or would be, on."""
-    return shutil.disk_usage(next(above for above in path.absolute().parents if above.exists())).free
+def _free_bytes(path: Path) -> str:
+    """Return the number of free bytes of the file system that `path` is, or would be, on; "?" if it is unknown."""
+    try:
+        return f"{shutil.disk_usage(next(above for above in path.absolute().parents if above.exists())).free:,}"
+    except OSError:
+        return "?"
 
 
 def _owner_of(directory: Path) -> dict[str, Any]:
+    """Return the recorded claim of a run; {} if there is none, or if it is no JSON object."""
     try:
-        return dict(json.loads((directory / _OWNER).read_bytes()))
-    except (OSError, ValueError):
+        owner = json.loads((directory / _OWNER).read_bytes())
+    except (OSError, ValueError, RecursionError):
         return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _beat_at(directory: Path) -> float | None:

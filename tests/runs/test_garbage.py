@@ -127,8 +127,11 @@ def test_parents_of_unfinished_runs_are_kept(search: MadeSearch) -> None:
     assert levels(search, find_garbage(offline(search), Policy("tickets"))) == ["L01", "L03"], (
         "an interrupted run can resume"
     )
-    draft.write_text(json.dumps({"name": "of an earlier version", "config": {}}))
-    assert find_garbage(offline(search), Policy("tickets")) == []
+    for parents in ({}, {"parents": 3}, {"parents": [[]]}, {"parents": None}):  # of an earlier version, or damaged
+        draft.write_text(json.dumps({"name": "a training", "config": {}, **parents}))
+        assert find_garbage(offline(search), Policy("tickets")) == []
+    draft.write_text("[" * 100_000)
+    assert levels(search, find_garbage(offline(search), Policy("tickets"))) != []
 
 
 @pytest.mark.long

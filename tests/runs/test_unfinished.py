@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -23,7 +24,7 @@ import harness.runs.unfinished
 from harness.common.digest import sha256_json
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import StopRequest
-from harness.runs.unfinished import BusyError, MovedError, Unfinished
+from harness.runs.unfinished import BusyError, MovedError, NotSavedError, Unfinished
 
 KEY = sha256_json("a run")
 
@@ -89,6 +90,44 @@ def test_a_full_disk_leaves_the_earlier_state(tmp_path: Path, monkeypatch):
         monkeypatch.undo()
         assert (one.newest() or ({}, {}))[0]["step"] == 1
         assert not list(one.directory.glob(".state*"))
+
+
+@pytest.mark.parametrize(
+    ("where", "failing"),
+    [
+        ("the list of states", [(Path, "iterdir")]),
+        ("the directory", [(Path, "is_dir")]),
+        ("the disk's free space", [(os, "fsync"), (shutil, "disk_usage")]),
+        ("the whole disk", [(os, "fsync"), (Path, "read_bytes"), (Path, "exists")]),
+    ],
+)
+def test_a_disk_that_fails_for_a_moment_takes_no_claim_away(tmp_path: Path, monkeypatch, where: str, failing: list):
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    one = unfinished(tmp_path)
+    with one.claimed({}):
+        one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
+        with monkeypatch.context() as patch:
+            for owner, name in failing:
+                patch.setattr(owner, name, fails)
+            with pytest.raises(NotSavedError, match="Input/output error"):
+                one.save({"epoch": 0, "step": 2}, state(2), (0, 2))
+        one.save({"epoch": 0, "step": 3}, state(3), (0, 3))
+        assert (one.newest() or ({}, {}))[0]["step"] == 3
+
+
+@pytest.mark.parametrize("text", ["3", "[1]", "null", "{}", '{"pid": 1}', '{"host": "h", "pid": []}', "[" * 100_000])
+def test_an_odd_claim_is_no_claim_and_its_directory_is_found_busy_by_its_lock(tmp_path: Path, monkeypatch, text: str):
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 0.05)
+    one, other = unfinished(tmp_path), unfinished(tmp_path, sha256_json("another run"))
+    with one.claimed({"a": 1}):
+        (one.directory / "owner.json").write_text(text)
+        with pytest.raises(BusyError, match="already being made by another process"), unfinished(tmp_path).claimed({}):
+            pass
+    assert len(other.nearly_the_same({"a": 2})) == 1
+    with one.claimed({"a": 1}):
+        one.save({"epoch": 0, "step": 1}, state(1), (0, 1))
 
 
 def hold(tmp_path: Path) -> subprocess.Popen[str]:
