@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from harness.common.waiting import heed
 from harness.lineage.store import LineageStore
@@ -111,6 +111,8 @@ class DeliveryThread:
             self.settle(STOPPING_SECONDS)
             self._show()
             raise
+        finally:
+            atexit.unregister(self._at_exit)  # a launch that was stopped must not wait again, without a limit
 
         # Phase: retry, since the server may be reachable again.
         with self._changed:
@@ -139,9 +141,10 @@ class DeliveryThread:
             atexit.register(self._at_exit)
 
     def _at_exit(self) -> None:
-        """Deliver the queue at interpreter exit, for callers that do not use `working`."""
-        self.settle()
-        self._show()
+        """Deliver the queue at interpreter exit, for callers that do not use `working`. Ctrl-C ends the wait."""
+        with suppress(KeyboardInterrupt):
+            self.settle()
+            self._show()
 
     def _work(self) -> None:
         while True:

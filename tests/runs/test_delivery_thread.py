@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import threading
@@ -112,11 +113,15 @@ def test_a_failing_launch_waits_briefly_and_raises_its_own_error(courier: Delive
     monkeypatch.setattr("harness.runs.delivery_thread.STOPPING_SECONDS", 0.2)
     answers = threading.Event()
     mlflow.act = lambda name: answers.wait(60) and None
+    at_exit: list[object] = []
+    monkeypatch.setattr(atexit, "register", at_exit.append)
+    monkeypatch.setattr(atexit, "unregister", at_exit.remove)
     began = time.monotonic()
     with pytest.raises(ValueError, match="its own"), courier.working():
         courier.send(KEYS[0])
+        assert at_exit
         raise ValueError("its own")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 5 and not at_exit
     answers.set()
 
 
