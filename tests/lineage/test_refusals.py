@@ -66,7 +66,11 @@ OLD = MlflowException("Detected out-of-date database schema (found version a, bu
         (OLD, True, r"\(found version a, but expected b\): .*`mlflow db upgrade`"),
         (MlflowException("Invalid experiment name: ''", INVALID_PARAMETER_VALUE), True, "Invalid experiment name"),
         (MlflowException("The experiment 1 must be in the 'active' state", INVALID_STATE), True, "must be in the 'act"),
-        (MlflowException("API request failed with error code 405 != 200"), True, "does an MLflow server run at this"),
+        (
+            MlflowException("API request failed with error code 405 != 200"),
+            True,
+            "check that an MLflow server runs at this",
+        ),
         (ArgumentError("Could not parse"), True, "no valid address of a database"),
         (NoSuchModuleError("Can't load plugin: x"), True, "no valid address of a database"),
         (RefusedError("experiment 'a' was deleted"), True, "experiment 'a' was deleted"),
@@ -192,6 +196,8 @@ def test_names_of_experiments_are_checked_with_the_settings(name: str, said: str
         ),
         ({"HTTP_PROXY": "http://127.0.0.1:9"}, "from HTTP_PROXY"),
         ({"ALL_PROXY": "http://127.0.0.1:9"}, "from ALL_PROXY"),
+        ({"http_proxy": "http://"}, r"missing the host\. It was asked through the proxy http:// \(from http_proxy"),
+        ({"http_proxy": "ftp://127.0.0.1:9"}, r"scheme ftp.*the proxy ftp://127.0.0.1:9 \(from http_proxy"),
         ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.2"}, None),
         ({"https_proxy": "http://127.0.0.1:9"}, None),
         ({}, None),
@@ -212,3 +218,17 @@ def test_a_proxy_is_named(
         store.require()
     text = str(raised.value)
     assert ("proxy" in text) is (said is not None) and "S3C" not in text and "?." not in text
+
+
+@pytest.mark.parametrize("status", [403, 404, 407])
+def test_a_proxy_that_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, status: int) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    server = Server("http://server.test:5000", "test", tmp_path)
+    said = r"from http_proxy\).*add server.test to NO_PROXY"
+    with pytest.raises(ConnectionError, match=said) as raised, server.talking("begin"):
+        raise MlflowException(f"API request failed with error code {status} != 200")
+    assert "?." not in str(raised.value)
+    with pytest.raises(RefusedError, match="was deleted$"), server.talking("begin"):
+        raise RefusedError("experiment 'test' was deleted")

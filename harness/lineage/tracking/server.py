@@ -209,7 +209,8 @@ class Server:
             reason = refusal or _first_line(error)
             reason = redact(reason.replace(uri, redact_word(uri)) if uri else reason)
             if refusal is not None:
-                raise RefusedError(f"{where}: {reason:.600}") from error
+                note = "" if _status_of(error) is None else _proxy_note(uri)  # the proxy may have refused it
+                raise RefusedError(f"{where}: {reason:.600}{note}") from error
             if re.search(r"table \w+ already exists", reason):
                 reason = (
                     "its tables are incomplete, because a process was killed while it created them; move the file "
@@ -589,7 +590,7 @@ def _refusal(error: Exception) -> str | None:
     if status in _REFUSALS:
         return _REFUSALS[status]
     if status is not None and 400 <= status < 500 and status not in _TEMPORARY_STATUS | {404}:
-        return f"{_first_line(error)}; does an MLflow server run at this address?"
+        return f"{_first_line(error)}; check that an MLflow server runs at this address"
 
     # Phase: what a database needs.
     if isinstance(error, ImportError):
@@ -684,6 +685,8 @@ def _probe(tracking_uri: str) -> None:
     except requests.Timeout:
         raise ConnectionError(f"no answer within {_PROBE_SECONDS} s") from None
     except requests.exceptions.InvalidURL as error:
+        if "proxy url" in str(error).lower():
+            raise ConnectionError(_first_line(error).rstrip(".")) from None
         raise RefusedError(f"this is no valid address ({_first_line(error)})") from None
     except requests.RequestException as error:
         reason = getattr(error.args[0], "reason", error) if error.args else error
