@@ -22,6 +22,7 @@ import torch
 from harness.analysis import plots
 from harness.config import Schedule
 from harness.distributed import world as world_module
+from harness.distributed.stop import StoppedError
 from harness.experiment.experiment import Experiment
 from harness.masks import SignedMask, transfer
 from harness.pruning import LevelContext, NormState, PruningSchedule, StartPoint
@@ -231,6 +232,17 @@ def test_several_processes_are_refused(monkeypatch: Patch, capsys) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert selfcheck.main(SMALL) == 2
     assert "no answer: the self-check needs one process" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (StoppedError("got SIGINT"), 75)], ids=repr)
+def test_an_interrupted_check_ends_with_one_line(monkeypatch: Patch, capsys, raised: BaseException, code: int) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise raised
+
+    monkeypatch.setenv("WORLD_SIZE", "")  # as a scheduler leaves it
+    monkeypatch.setattr(selfcheck, "check", interrupted)
+    assert selfcheck.main(SMALL) == code
+    assert capsys.readouterr().err == "stopped: got SIGINT\n"
 
 
 def test_the_reference_does_not_import_the_harness() -> None:

@@ -85,7 +85,9 @@ from safetensors.numpy import load_file  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 import harness  # noqa: E402
+from harness.cli.errors import EXIT_STOPPED, interrupted  # noqa: E402
 from harness.cli.resolve import resolve_initialisation  # noqa: E402
+from harness.common.launched import launcher_number  # noqa: E402
 from harness.common.logging import show_messages  # noqa: E402
 from harness.common.seeds import SgdNoise  # noqa: E402
 from harness.common.tables import print_table  # noqa: E402
@@ -93,6 +95,7 @@ from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfi
 from harness.data.augment import crop_flips  # noqa: E402
 from harness.data.prepare import prepare  # noqa: E402
 from harness.data.spec import CropFlip  # noqa: E402
+from harness.distributed.stop import StoppedError  # noqa: E402
 from harness.experiment.comparison import compare_initial_norm  # noqa: E402
 from harness.experiment.experiment import Experiment  # noqa: E402
 from harness.runs.run import FinishedRun  # noqa: E402
@@ -337,13 +340,18 @@ def main(asked: SelfCheck) -> int:
         flush=True,
     )
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if launcher_number("WORLD_SIZE", 1) > 1:
             raise ValueError("the self-check needs one process: run `python tools/selfcheck.py` without a launcher")
         with tempfile.TemporaryDirectory(prefix="selfcheck-") as where:
             found = check(asked, Path(where))
     except (ValueError, OSError, ImportError) as error:
         print(f"no answer: {error}", file=sys.stderr)
         return 2
+    except StoppedError as error:  # by Ctrl-C during a training, which listens for signals
+        print(f"stopped: {error}", file=sys.stderr)
+        return EXIT_STOPPED
+    except KeyboardInterrupt:
+        return interrupted()
     return report(found)
 
 
