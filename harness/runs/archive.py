@@ -30,7 +30,7 @@ from harness.models import ParamPartition
 from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun, RunDescription, TrainedRun, closing_line
 from harness.runs.state_saver import EnvironmentCheck, SavingInterval, StateSaver, environment
-from harness.runs.unfinished import Unfinished
+from harness.runs.unfinished import MovedError, Unfinished
 
 _log = logging.getLogger(__name__)
 
@@ -189,6 +189,7 @@ class Archive:
         Args:
             write: Writes the run's files into the given directory.
         """
+        self._check_not_moved(record.parents)
         committed = self.store.local.commit(record, write, determinants)
         self._made_here.add(record.key)
         if self.store.tracking_uri is not None:
@@ -265,8 +266,10 @@ class Archive:
         Raises:
             ConnectionError: The server is down, and this launch has made no run yet. Whether the run exists is unknown
                 then, so it must not be made again.
+            MovedError: The run has parents, and the directory of the runs is gone.
         """
         # Phase: look at local runs, and skip the server if it cannot have the run, or is down.
+        self._check_not_moved(parents)
         here = self.store.local.find(key)
         offline = self.store.tracking_uri is None
         if here is not None or offline or not self._made_here.isdisjoint(parents):
@@ -286,6 +289,15 @@ class Archive:
         if fetched is not None:
             self._fetched.add(key)
         return fetched
+
+    def _check_not_moved(self, parents: Sequence[object]) -> None:
+        """Raise MovedError if the directory is gone. Parents were read from it, or committed to it."""
+        directory = self.store.local.directory
+        if parents and not directory.is_dir():
+            raise MovedError(
+                f"{directory} is gone: it was moved or deleted during this launch. If it was moved, move it back. "
+                "Then start the same command again"
+            )
 
     def knows(self, key: str) -> bool:
         """Return whether there is a finished run with this key, without fetching it (rank 0)."""

@@ -220,6 +220,20 @@ def test_runs_that_are_moved_during_a_training_are_not_made_anew_at_the_old_path
     assert not runs.exists()
 
 
+def test_runs_that_are_moved_between_two_runs_do_not_come_back_at_the_old_path(archive: Archive, tmp_path: Path):
+    runs = tmp_path / "runs"
+    archive.store.local.directory = runs
+    first = archive.run_or_load(description(), make(archive, []))
+    runs.rename(tmp_path / "moved")
+    child = RunDescription({"a": "child"}, "training", "child", (Parent(first.key, "masked-by"),), {}, {})
+    made: list[str] = []
+    with pytest.raises(MovedError, match=f"{runs} is gone"):
+        archive.run_or_load(child, make(archive, made))
+    with pytest.raises(MovedError, match=f"{runs} is gone"):  # a comparison has no claim
+        archive.commit(archive.record(child), child.determinants, lambda directory: None)
+    assert not made and not runs.exists()
+
+
 @pytest.mark.parametrize("error", [ConnectionError("busy"), RefusedError("refused")], ids=repr)
 @pytest.mark.parametrize("away", [False, True])
 def test_an_unknown_run_is_not_made_again_at_the_start_but_later(
