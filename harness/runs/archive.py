@@ -189,7 +189,8 @@ class Archive:
         Args:
             write: Writes the run's files into the given directory.
         """
-        self._check_not_moved(record.parents)
+        if record.parents and not self.store.local.directory.is_dir():
+            raise _moved(self.store.local.directory)
         committed = self.store.local.commit(record, write, determinants)
         self._made_here.add(record.key)
         if self.store.tracking_uri is not None:
@@ -269,7 +270,8 @@ class Archive:
             MovedError: The run has parents, and the directory of the runs is gone.
         """
         # Phase: look at local runs, and skip the server if it cannot have the run, or is down.
-        self._check_not_moved(parents)
+        if parents and not self.store.local.directory.is_dir():
+            raise _moved(self.store.local.directory)
         here = self.store.local.find(key)
         offline = self.store.tracking_uri is None
         if here is not None or offline or not self._made_here.isdisjoint(parents):
@@ -289,15 +291,6 @@ class Archive:
         if fetched is not None:
             self._fetched.add(key)
         return fetched
-
-    def _check_not_moved(self, parents: Sequence[object]) -> None:
-        """Raise MovedError if the directory is gone. Parents were read from it, or committed to it."""
-        directory = self.store.local.directory
-        if parents and not directory.is_dir():
-            raise MovedError(
-                f"{directory} is gone: it was moved or deleted during this launch. If it was moved, move it back. "
-                "Then start the same command again"
-            )
 
     def knows(self, key: str) -> bool:
         """Return whether there is a finished run with this key, without fetching it (rank 0)."""
@@ -380,6 +373,14 @@ class Archive:
         counts = self.world.share({"counts": torch.tensor([held.level, held.epochs])})["counts"].tolist()
         params, buffers = self.world.share(held.params), self.world.share(held.buffers)
         return Checkpoint(params, buffers, int(counts[0]), int(counts[1]), key)
+
+
+def _moved(directory: Path) -> MovedError:
+    """Return the error of a directory of runs that is gone, though it had the parents of a run."""
+    return MovedError(
+        f"{directory} is gone: it was moved or deleted during this launch. If it was moved, move it back. Then start "
+        "the same command again"
+    )
 
 
 def run_id_of(store: LineageStore, key: str) -> str | None:
