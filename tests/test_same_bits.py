@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -251,3 +254,10 @@ def test_a_difference_sets_the_exit_code(stores, monkeypatch, capsys):
     assert same_bits.main(same_bits.TwoVersions()) == 1
     said = capsys.readouterr().out
     assert "DIFFERENT second: bytes of layers.json differ" in said
+
+
+def test_help_is_printed_on_a_terminal_without_unicode() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, same_bits.__file__, "--help"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -497,4 +497,5 @@ def main(arguments: TwoVersions) -> int:
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr] # a terminal may lack characters
     sys.exit(main(tyro.cli(TwoVersions, description=__doc__)))
