@@ -256,6 +256,7 @@ def test_a_difference_sets_the_exit_code(stores, monkeypatch, capsys):
     assert "DIFFERENT second: bytes of layers.json differ" in said
 
 
+@pytest.mark.long
 def test_help_is_printed_on_a_terminal_without_unicode() -> None:
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     command = [sys.executable, same_bits.__file__, "--help"]
