@@ -42,6 +42,17 @@ def test_files_give_the_same_network(tmp_path, form):
     assert fresh == [] and fitted.digest == checkpoint().digest
 
 
+@pytest.mark.parametrize("first", [b" <", b"<", b"\x1f\x8b"], ids=["space and <", "<", "gzip"])
+def test_the_length_of_a_header_is_no_other_kind_of_file(tmp_path, first):
+    save_file(checkpoint().state_dict, path := tmp_path / "net.safetensors")
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    length = int.from_bytes(first.ljust(2, b"\x40"), "little")
+    header = content[8:end].ljust(length)  # a header may end in spaces
+    path.write_bytes(length.to_bytes(8, "little") + header + content[end:])
+    assert read_network(path).digest == checkpoint().digest
+
+
 def test_a_torchvision_state_dict_is_accepted():
     reference = torchvision_resnet50(num_classes=7)
     ours = build_model("resnet50", num_classes=5, channels=3, image_size=224)
