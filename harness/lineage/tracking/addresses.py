@@ -26,6 +26,7 @@ from harness.lineage.tracking.server import (
     MissingFileError,
     absent_names,
     outputs,
+    root_of,
     summary_of,
 )
 
@@ -107,15 +108,16 @@ class Addresses:
         if node.nest_key is not None and above is None:
             return  # `verify` reports missing parents
         expected = {_ABOVE_TAG: above.info.run_id if above is not None else None}
-        expected[ROOT_TAG] = above.data.tags.get(ROOT_TAG) if above is not None else node.key
+        if (root := root_of(node, self.run_with)) is not None:
+            expected[ROOT_TAG] = root
         for name, value in expected.items():
             found = run.data.tags.get(name)
             if found == value:
                 continue
             what = "nested under run" if name == _ABOVE_TAG else "in the tree of"
-            repair = partial(self.server.set_tags, run.info.run_id, {name: value}) if value is not None else None
-            if value is None:
-                repair = partial(self.server.client().delete_tag, run.info.run_id, name)
+            repair = partial(self.server.client().delete_tag, run.info.run_id, name)
+            if value is not None:
+                repair = partial(self.server.set_tags, run.info.run_id, {name: value})
             yield WrongAddress(f"it is {what} {found or 'none'}, not {value or 'none'}", repair)
 
     def _parents(self, run: Run, node: RunSummary) -> Iterator[WrongAddress]:

@@ -20,7 +20,7 @@ import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -470,6 +470,26 @@ def summary_of(run: Run) -> RunSummary:
         parent_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(PARENT_RUNS_TAG, ""))),
         origin_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(ORIGIN_TAG, ""))),
     )
+
+
+def root_of(node: RunSummary, run_with: Callable[[str], Run | None]) -> str | None:
+    """Return the key of the root above a run, without its root tag, which people can edit.
+
+    Args:
+        node: The run.
+        run_with: Returns the run with a key.
+
+    Returns:
+        The key. None if a run on the way up is missing.
+    """
+    passed = {node.key}
+    while node.nest_key is not None and node.nest_key not in passed:
+        above = run_with(node.nest_key)
+        if above is None:
+            return None
+        node = summary_of(above)
+        passed.add(node.key)
+    return node.key
 
 
 def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
