@@ -93,6 +93,10 @@ def pruned_by_torch(tensors):
             "but the same names without 'net.model.': remove this prefix|its names begin with 'net.model.'",
         ),
         (
+            lambda t: [t.pop(name) for name in list(t)] and t.update(torch.nn.Linear(3, 4).state_dict()),
+            r"the network has no weight, bias \(2 of 2\); the file has no conv1.weight, .* \(35 of 35\)$",
+        ),
+        (
             pruned_by_torch,
             r"has no conv1.weight; it has conv1.weight_mask and conv1.weight_orig: the file was pruned by",
         ),
@@ -162,6 +166,8 @@ def test_digests_of_usual_dtypes_are_unchanged():
         str(dtype): torch.arange(6).to(dtype).reshape(2, 3).T for dtype in (torch.float32, torch.int64, torch.bool)
     }
     tensors |= {"none": torch.zeros(0, 3), "one": torch.tensor(2.5, dtype=torch.float16)}
+    complexes = torch.tensor([1 + 2j])
+    assert sha256_tensors({"a": complexes.conj()}) == sha256_tensors({"a": torch.tensor([1 - 2j])})
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + tensor.numpy().tobytes())
@@ -208,6 +214,7 @@ REFUSED = {
     "a module": (torch.nn.Linear(1, 1), "holds more than tensors .torch.nn.modules.linear.Linear"),
     "scripted": (scripted, "is a TorchScript archive"),
     "web page": (b"\n<!DOCTYPE html><html>", "is a web page"),
+    "web page with a byte order mark": (b"\xef\xbb\xbf<html>", "is a web page"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "gzip": (b"\x1f\x8b\x08", "is compressed with gzip"),
     "Keras": (b"\x89HDF\r\n", "is an HDF5 file"),

@@ -57,7 +57,7 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     is_safetensors = head[8:9] == b"{"
     has_header = is_safetensors and int.from_bytes(head[:8], "little") <= size
     for magic, advice in _NO_NETWORKS.items():
-        if not has_header and head.lstrip().startswith(magic):
+        if not has_header and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(magic):
             raise ValueError(f"{path} {advice}")
     is_torch = head.startswith((b"PK\x03\x04", b"\x80"))
     is_safetensors |= path.suffix == ".safetensors" and not is_torch
