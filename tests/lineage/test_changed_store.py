@@ -357,6 +357,25 @@ def test_what_people_change_is_reported_and_repaired(delivered: Path, tmp_path: 
     assert find_node(store, given["search"]).key == key_of("search")
 
 
+def test_edited_relations_do_not_spread(delivered: Path, tmp_path: Path) -> None:
+    """`sync` takes a run's relations from its local record, not from the tags that it checks."""
+    copy_of(delivered, tmp_path)
+    store = store_in(tmp_path)
+    changes = Changes(store)
+    links = ("mlflow.parentRunId", "harness.root", "harness.parent_run_ids")
+    before = {name: changes.client.get_run(changes.run_id(name)).data.tags for name in ("level 0", "level 1", "dense")}
+    changes.client.delete_tag(changes.run_id("level 0"), "harness.nested_under")
+    changes.client.delete_tag(changes.run_id("level 0"), "harness.kind")
+    changes.client.set_tag(changes.run_id("level 1"), "harness.parents", "[[1]]")
+    changes.client.delete_tag(changes.run_id("dense"), "harness.key")
+    list(store_in(tmp_path).sync())
+    for name in ("level 0", "level 1"):
+        after = changes.client.get_run(changes.run_id(name)).data.tags
+        assert {link: after.get(link) for link in links} == {link: before[name].get(link) for link in links}
+    said = {problem.check for problem in stored_problems(store_in(tmp_path))}
+    assert said == {"tags"}, "a person must decide about edited tags"
+
+
 def test_a_deleted_run_is_delivered_again_from_a_directory_that_takes_no_notes(delivered: Path, tmp_path: Path) -> None:
     copy_of(delivered, tmp_path)
     store = store_in(tmp_path)

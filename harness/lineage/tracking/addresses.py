@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,7 +27,6 @@ from harness.lineage.tracking.server import (
     absent_names,
     outputs,
     root_of,
-    summary_of,
 )
 
 if TYPE_CHECKING:
@@ -74,6 +73,10 @@ class Addresses:
             self._runs[key] = run if run is not None and run.info.status == "FINISHED" else None
         return self._runs[key]
 
+    def _summary_with(self, key: str) -> RunSummary | None:
+        run = self.run_with(key)
+        return None if run is None else self.delivery.summary(run)
+
     def wrong(self, key: str, directory: Path | None, *, missing: bool = True) -> Iterator[WrongAddress]:
         """Yield the wrong addresses of a finished run.
 
@@ -94,9 +97,7 @@ class Addresses:
             yield WrongAddress(f"MLflow has more finished runs with its key: {', '.join(others)}", None)
 
         # Phase: its relatives and its files
-        node = summary_of(run)
-        if directory is not None:
-            node = replace(node, tags={**node.tags, **read_record(directory).tags})  # people can edit tags in MLflow
+        node = self.delivery.summary(run)
         yield from self._nesting(run, node)
         yield from self._parents(run, node)
         yield from self._files(run, node, directory, missing=missing)
@@ -108,7 +109,7 @@ class Addresses:
         if node.nest_key is not None and above is None:
             return  # `verify` reports missing parents
         expected = {_ABOVE_TAG: above.info.run_id if above is not None else None}
-        if (root := root_of(node, self.run_with)) is not None:
+        if (root := root_of(node, self._summary_with)) is not None:
             expected[ROOT_TAG] = root
         for name, value in expected.items():
             found = run.data.tags.get(name)
@@ -176,8 +177,7 @@ class Addresses:
             raise MissingFileError(f"{record.name}: {', '.join(gone)} is missing in MLflow, and was deleted locally")
         model = self.delivery.send_files(run, directory, record, again=True)
         if record.kind == "level" and model is not None:
-            node = replace(summary_of(run), tags={**summary_of(run).tags, **record.tags})
-            self.delivery.registry.register(model, node)
+            self.delivery.registry.register(model, self.delivery.summary(run))
         self._runs.pop(record.key, None)  # read its new model when the children are checked
 
     def _description(self, run: Run) -> Iterator[WrongAddress]:

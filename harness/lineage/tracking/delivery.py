@@ -152,7 +152,25 @@ class Delivery:
 
     def _root(self, run: Run) -> str:
         """Return the key of the root above a run, also if a person removed the tag."""
-        return run.data.tags.get(ROOT_TAG) or root_of(summary_of(run), self.server.run_with) or run.data.tags[KEY_TAG]
+        found = run.data.tags.get(ROOT_TAG) or root_of(self.summary(run), self._summary_with)
+        return found or str(run.data.tags[KEY_TAG])
+
+    def _summary_with(self, key: str) -> RunSummary | None:
+        run = self.server.run_with(key)
+        return None if run is None else self.summary(run)
+
+    def summary(self, run: Run) -> RunSummary:
+        """Return the summary of a run. Its local record is preferred, because people can edit tags in MLflow."""
+        node = summary_of(run)
+        try:
+            directory = self.local.find(node.key)
+            if directory is None:
+                return node
+            record = read_record(directory)
+        except ValueError:  # altered, which `verify` reports
+            return node
+        tags = {**node.tags, **record.tags}
+        return replace(node, kind=record.kind, parents=record.parents, nest_key=record.nest_key, tags=tags)
 
     def check_contents(self, run: Run, directory: Path, record: LineageRecord) -> None:
         """Raise OtherContentsError if a finished run of this key has other tensors than the local run."""

@@ -375,7 +375,7 @@ class Server:
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{PARENTS_TAG}` LIKE '%{key}%'", max_results=1000, order_by=["start_time ASC"]
         )
-        return [summary_of(run) for run in runs]
+        return [summary_of(run) for run in runs if KEY_TAG in run.data.tags]
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set all tags of a run in one atomic request."""
@@ -472,22 +472,22 @@ def summary_of(run: Run) -> RunSummary:
     )
 
 
-def root_of(node: RunSummary, run_with: Callable[[str], Run | None]) -> str | None:
+def root_of(node: RunSummary, find: Callable[[str], RunSummary | None]) -> str | None:
     """Return the key of the root above a run, without its root tag, which people can edit.
 
     Args:
         node: The run.
-        run_with: Returns the run with a key.
+        find: Returns the run with a key.
 
     Returns:
         The key. None if a run on the way up is missing.
     """
     passed = {node.key}
     while node.nest_key is not None and node.nest_key not in passed:
-        above = run_with(node.nest_key)
+        above = find(node.nest_key)
         if above is None:
             return None
-        node = summary_of(above)
+        node = above
         passed.add(node.key)
     return node.key
 
