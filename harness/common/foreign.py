@@ -115,7 +115,7 @@ def _load_torch(path: Path) -> Any:
                 f"{path} holds more than tensors ({refused[1]}); it is not loaded, because a pickle can run any code. "
                 "Save its state_dict alone, preferably with safetensors.torch.save_file"
             ) from error
-        line = said.rpartition("WeightsUnpickler error:")[2].strip().splitlines()[0][:160]
+        line = (said.rpartition("WeightsUnpickler error:")[2].strip() or said).splitlines()[0][:160]
         if line.startswith("Weights only load failed"):
             line = "its pickle is damaged"
         raise ValueError(

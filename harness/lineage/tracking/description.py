@@ -291,7 +291,7 @@ def _short_link(node: RunSummary, text: str) -> str:
 
 def _family_table(nodes: Sequence[RunSummary], room: int) -> str:
     """Return a table of as many runs as fit into `room` characters. The HTML page has all."""
-    head = "\n".join(_head("run", "came by", "density", "result"))
+    head = "\n".join(_head("run", "relation", "density", "result"))
     rows: list[str] = []
     for number, node in enumerate(nodes):
         came = ", ".join(dict.fromkeys(parent.relation for parent in node.parents))
