@@ -42,6 +42,17 @@ def test_files_give_the_same_network(tmp_path, form):
     assert fresh == [] and fitted.digest == checkpoint().digest
 
 
+@pytest.mark.parametrize("first", [b" <", b"<", b"\x1f\x8b"], ids=["space and <", "<", "gzip"])
+def test_the_length_of_a_header_is_no_other_kind_of_file(tmp_path, first):
+    save_file(checkpoint().state_dict, path := tmp_path / "net.safetensors")
+    content = path.read_bytes()
+    end = 8 + int.from_bytes(content[:8], "little")
+    length = int.from_bytes(first.ljust(2, b"\x40"), "little")
+    header = content[8:end].ljust(length)  # a header may end in spaces
+    path.write_bytes(length.to_bytes(8, "little") + header + content[end:])
+    assert read_network(path).digest == checkpoint().digest
+
+
 def test_a_torchvision_state_dict_is_accepted():
     reference = torchvision_resnet50(num_classes=7)
     ours = build_model("resnet50", num_classes=5, channels=3, image_size=224)
@@ -80,6 +91,10 @@ def pruned_by_torch(tensors):
         (
             lambda t: [t.update({f"net.model.{name}": t.pop(name)}) for name in list(t)],
             "but the same names without 'net.model.': remove this prefix|its names begin with 'net.model.'",
+        ),
+        (
+            lambda t: [t.pop(name) for name in list(t)] and t.update(torch.nn.Linear(3, 4).state_dict()),
+            r"the network has no weight, bias \(2 of 2\); the file has no conv1.weight, .* \(35 of 35\)$",
         ),
         (
             pruned_by_torch,
@@ -151,6 +166,8 @@ def test_digests_of_usual_dtypes_are_unchanged():
         str(dtype): torch.arange(6).to(dtype).reshape(2, 3).T for dtype in (torch.float32, torch.int64, torch.bool)
     }
     tensors |= {"none": torch.zeros(0, 3), "one": torch.tensor(2.5, dtype=torch.float16)}
+    complexes = torch.tensor([1 + 2j])
+    assert sha256_tensors({"a": complexes.conj()}) == sha256_tensors({"a": torch.tensor([1 - 2j])})
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode() + tensor.numpy().tobytes())
@@ -197,6 +214,7 @@ REFUSED = {
     "a module": (torch.nn.Linear(1, 1), "holds more than tensors .torch.nn.modules.linear.Linear"),
     "scripted": (scripted, "is a TorchScript archive"),
     "web page": (b"\n<!DOCTYPE html><html>", "is a web page"),
+    "web page with a byte order mark": (b"\xef\xbb\xbf<html>", "is a web page"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "gzip": (b"\x1f\x8b\x08", "is compressed with gzip"),
     "Keras": (b"\x89HDF\r\n", "is an HDF5 file"),

@@ -53,11 +53,14 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     size = path.stat().st_size
     if not head:
         raise ValueError(f"{path} is empty; download it again")
+    # The first 8 bytes of a safetensors file are the length of its header. They can look like another kind of file.
+    is_safetensors = head[8:9] == b"{"
+    has_header = is_safetensors and int.from_bytes(head[:8], "little") <= size
     for magic, advice in _NO_NETWORKS.items():
-        if head.lstrip().startswith(magic):
+        if not has_header and head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(magic):
             raise ValueError(f"{path} {advice}")
     is_torch = head.startswith((b"PK\x03\x04", b"\x80"))
-    is_safetensors = head[8:9] == b"{" or (path.suffix == ".safetensors" and not is_torch)
+    is_safetensors |= path.suffix == ".safetensors" and not is_torch
 
     # Phase: read it. safetensors files cannot hold anything but tensors.
     if is_safetensors:

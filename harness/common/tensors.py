@@ -85,11 +85,12 @@ def _cause(missing: Sequence[str], holder: Iterable[str], who: str, *, none: boo
     """
     if not missing:
         return ""
-    # Phase: a wrapper prefix on all names of one side.
+    # Phase: a wrapper prefix on the names of one side. A single layer of many can have the same names, too.
     first, names = missing[0], set(holder)
     before = [name.removesuffix(first) for name in names if none and name.endswith(f".{first}")]
     for prefix in before:
-        if all(prefix + name in names for name in missing):
+        most = 2 * sum(name.startswith(prefix) for name in names) >= len(names)
+        if most and all(prefix + name in names for name in missing):
             return f"; its names begin with {prefix!r}: give the unwrapped network, or remove this prefix"
     parts = first.split(".")
     for prefix in (".".join(parts[:cut]) + "." for cut in range(1, len(parts)) if none):

@@ -303,11 +303,12 @@ def test_a_damaged_manifest_is_no_dead_end(digits_directory: Path, tmp_path: Pat
         ("cifar10_train/part.0", "cifar10_valid/part.0"),
         ("default/partial-train/0000", "default/partial-test/0000"),
         (".cache/../train", "test"),
+        ("TRAIN-0.PARQUET", "test"),
     ],
 )
 def test_the_name_of_a_parquet_file_decides_before_its_directories(tmp_path: Path, train: str, test: str) -> None:
     (tmp_path / "raw" / ".cache").mkdir(parents=True)
-    parquet(tmp_path / "raw" / f"{train}.parquet", [*range(10)] * 2)
+    parquet(tmp_path / "raw" / (train if train.endswith(".PARQUET") else f"{train}.parquet"), [*range(10)] * 2)
     parquet(tmp_path / "raw" / f"{test}.parquet", [*range(10)])
     parquet(tmp_path / "raw" / ".cache" / "train-9.parquet", [0])
     found = prepare("cifar10", tmp_path, str(tmp_path / "raw"))

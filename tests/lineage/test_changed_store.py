@@ -24,6 +24,7 @@ from harness.common.digest import sha256_file
 from harness.lineage.browse.find import find_node, newest, newest_local
 from harness.lineage.nodes.contents import OtherContentsError, differing, suspects
 from harness.lineage.nodes.local_files import RECORD, SUMS, LocalNodes, read_record
+from harness.lineage.nodes.origin import IMPORTED
 from harness.lineage.proof import verify
 from harness.lineage.proof.findings import Problem
 from harness.lineage.store import LineageStore, SyncError, open_store
@@ -270,6 +271,12 @@ class Changes:
     def link_elsewhere(self, name: str) -> None:
         self.client.set_tag(self.run_id(name), "harness.parent_run_ids", self.run_id("search"))
 
+    def lose_the_root(self, name: str) -> None:
+        self.client.delete_tag(self.run_id(name), "harness.root")
+
+    def edit_the_root(self, name: str) -> None:
+        self.client.set_tag(self.run_id(name), "harness.root", "0" * 64)
+
     def delete_model(self, name: str) -> None:
         (made,) = self.client.get_run(self.run_id(name)).outputs.model_outputs
         self.client.delete_logged_model(made.model_id)
@@ -299,6 +306,12 @@ ROUNDS = [
         (Changes.delete_version, "level 1", f"it has no version in the registered model {NAME}"),
     ],
     [
+        # the runs below keep their right tags, and the deleted one is delivered anew below a search without the tag
+        (Changes.lose_the_root, "search", "it is in the tree of none"),
+        (Changes.edit_the_root, "level 0", f"it is in the tree of {'0' * 64}"),
+        (Changes.delete_run, "level 1", "was deleted, alone or with its experiment"),
+    ],
+    [
         (Changes.delete_registered_model, "level 0", f"it has no version in the registered model {NAME}"),
         (Changes.delete_run, "level 1", "was deleted, alone or with its experiment"),
         (Changes.delete_run, "search", "was deleted, alone or with its experiment"),
@@ -316,6 +329,8 @@ def test_what_people_change_is_reported_and_repaired(delivered: Path, tmp_path: 
     given = {name: changes.run_id(name) for name in ("search", "level 0", "level 1", "signed_mask", "dense", "lmc")}
     list(store.sync())
     assert stored_problems(store) == []
+    tree = f"tags.`harness.root` = '{key_of('search')}'"
+    num_runs = len(store.summaries(tree))
 
     # Phase: change, report, repair
     for rows in ROUNDS:
@@ -328,6 +343,7 @@ def test_what_people_change_is_reported_and_repaired(delivered: Path, tmp_path: 
             assert any("sync" in problem.advice for problem in about)
         list(store_in(tmp_path).sync())
         assert stored_problems(store_in(tmp_path)) == [], rows
+        assert len(store.summaries(tree)) == num_runs, rows
 
     # Phase: all IDs that were given out, and all aliases, name the same networks; descriptions have no dead links
     for level in (0, 1):
@@ -339,6 +355,37 @@ def test_what_people_change_is_reported_and_repaired(delivered: Path, tmp_path: 
     assert changes.run_id("level 1") in levels
     assert all(changes.client.get_run(run_id).info.lifecycle_stage == "active" for run_id in levels)
     assert find_node(store, given["search"]).key == key_of("search")
+
+
+def test_edited_relations_do_not_spread(delivered: Path, tmp_path: Path) -> None:
+    """`sync` takes a run's relations from its local record, not from the tags that it checks."""
+    copy_of(delivered, tmp_path)
+    store = store_in(tmp_path)
+    changes = Changes(store)
+    links = ("mlflow.parentRunId", "harness.root", "harness.parent_run_ids")
+    before = {name: changes.client.get_run(changes.run_id(name)).data.tags for name in ("level 0", "level 1", "dense")}
+    changes.client.delete_tag(changes.run_id("level 0"), "harness.nested_under")
+    changes.client.delete_tag(changes.run_id("level 0"), "harness.kind")
+    changes.client.set_tag(changes.run_id("level 1"), "harness.parents", "[[1]]")
+    changes.client.delete_tag(changes.run_id("dense"), "harness.key")
+    list(store_in(tmp_path).sync())
+    for name in ("level 0", "level 1"):
+        after = changes.client.get_run(changes.run_id(name)).data.tags
+        assert {link: after.get(link) for link in links} == {link: before[name].get(link) for link in links}
+    said = {problem.check for problem in stored_problems(store_in(tmp_path))}
+    assert said == {"tags"}, "a person must decide about edited tags"
+
+
+def test_a_deleted_run_is_delivered_again_from_a_directory_that_takes_no_notes(delivered: Path, tmp_path: Path) -> None:
+    copy_of(delivered, tmp_path)
+    store = store_in(tmp_path)
+    changes = Changes(store)
+    old = changes.run_id("lmc")
+    shutil.rmtree(tmp_path / "runs" / IMPORTED, ignore_errors=True)
+    (tmp_path / "runs" / IMPORTED).write_text("")  # no directory can be made here
+    changes.delete_run("lmc")
+    list(store_in(tmp_path).sync())
+    assert find_node(store, old).key == key_of("lmc") and changes.run_id("lmc") != old
 
 
 def test_two_finished_runs_of_one_key(delivered: Path, tmp_path: Path) -> None:

@@ -67,7 +67,11 @@ def _recorded_names(spec: DataSpec, metadata: dict[bytes, bytes] | None) -> list
 
 def has_parquet(path: Path) -> bool:
     """Return whether `path` has a parquet file that is not hidden."""
-    return bool(visible(path.rglob("*.parquet"), path))
+    return bool(_all_parquet(path))
+
+
+def _all_parquet(path: Path) -> list[Path]:
+    return visible((file for file in path.rglob("*") if file.suffix.lower() == ".parquet"), path)
 
 
 def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
@@ -83,7 +87,7 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
     # Find the names of splits that decide for each file.
     train, test = split_names(spec, "train"), split_names(spec, "test")
     named: dict[Path, set[str]] = {}
-    for file in visible(path.rglob("*.parquet"), path):
+    for file in _all_parquet(path):
         parts = [file.stem, *reversed(file.relative_to(path).parts[:-1])]
         named[file] = next((found for part in parts if (found := _words(part) & {*train, *test})), set())
         if named[file] & {*train} and named[file] & {*test}:

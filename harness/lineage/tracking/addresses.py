@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +26,7 @@ from harness.lineage.tracking.server import (
     MissingFileError,
     absent_names,
     outputs,
-    summary_of,
+    root_of,
 )
 
 if TYPE_CHECKING:
@@ -73,6 +73,10 @@ class Addresses:
             self._runs[key] = run if run is not None and run.info.status == "FINISHED" else None
         return self._runs[key]
 
+    def _summary_with(self, key: str) -> RunSummary | None:
+        run = self.run_with(key)
+        return None if run is None else self.delivery.summary(run)
+
     def wrong(self, key: str, directory: Path | None, *, missing: bool = True) -> Iterator[WrongAddress]:
         """Yield the wrong addresses of a finished run.
 
@@ -93,9 +97,7 @@ class Addresses:
             yield WrongAddress(f"MLflow has more finished runs with its key: {', '.join(others)}", None)
 
         # Phase: its relatives and its files
-        node = summary_of(run)
-        if directory is not None:
-            node = replace(node, tags={**node.tags, **read_record(directory).tags})  # people can edit tags in MLflow
+        node = self.delivery.summary(run)
         yield from self._nesting(run, node)
         yield from self._parents(run, node)
         yield from self._files(run, node, directory, missing=missing)
@@ -107,15 +109,16 @@ class Addresses:
         if node.nest_key is not None and above is None:
             return  # `verify` reports missing parents
         expected = {_ABOVE_TAG: above.info.run_id if above is not None else None}
-        expected[ROOT_TAG] = above.data.tags.get(ROOT_TAG) if above is not None else node.key
+        if (root := root_of(node, self._summary_with)) is not None:
+            expected[ROOT_TAG] = root
         for name, value in expected.items():
             found = run.data.tags.get(name)
             if found == value:
                 continue
             what = "nested under run" if name == _ABOVE_TAG else "in the tree of"
-            repair = partial(self.server.set_tags, run.info.run_id, {name: value}) if value is not None else None
-            if value is None:
-                repair = partial(self.server.client().delete_tag, run.info.run_id, name)
+            repair = partial(self.server.client().delete_tag, run.info.run_id, name)
+            if value is not None:
+                repair = partial(self.server.set_tags, run.info.run_id, {name: value})
             yield WrongAddress(f"it is {what} {found or 'none'}, not {value or 'none'}", repair)
 
     def _parents(self, run: Run, node: RunSummary) -> Iterator[WrongAddress]:
@@ -174,8 +177,7 @@ class Addresses:
             raise MissingFileError(f"{record.name}: {', '.join(gone)} is missing in MLflow, and was deleted locally")
         model = self.delivery.send_files(run, directory, record, again=True)
         if record.kind == "level" and model is not None:
-            node = replace(summary_of(run), tags={**summary_of(run).tags, **record.tags})
-            self.delivery.registry.register(model, node)
+            self.delivery.registry.register(model, self.delivery.summary(run))
         self._runs.pop(record.key, None)  # read its new model when the children are checked
 
     def _description(self, run: Run) -> Iterator[WrongAddress]:

@@ -67,6 +67,7 @@ from harness.lineage.tracking.server import (
     Server,
     family_digits,
     outputs,
+    root_of,
     summary_of,
 )
 
@@ -146,8 +147,30 @@ class Delivery:
         if run is None:
             run = self._create_run(directory, record, used)
         run = self._complete(run, directory, record, used)
-        self.touched |= {one.data.tags[ROOT_TAG] for one in (run, *used.values())}
+        self.touched |= {self._root(one) for one in (run, *used.values())}
         return run
+
+    def _root(self, run: Run) -> str:
+        """Return the key of the root above a run, also if a person removed the tag."""
+        found = run.data.tags.get(ROOT_TAG) or root_of(self.summary(run), self._summary_with)
+        return found or str(run.data.tags[KEY_TAG])
+
+    def _summary_with(self, key: str) -> RunSummary | None:
+        run = self.server.run_with(key)
+        return None if run is None else self.summary(run)
+
+    def summary(self, run: Run) -> RunSummary:
+        """Return the summary of a run. Its local record is preferred, because people can edit tags in MLflow."""
+        node = summary_of(run)
+        try:
+            directory = self.local.find(node.key)
+            if directory is None:
+                return node
+            record = read_record(directory)
+        except ValueError:  # altered, which `verify` reports
+            return node
+        tags = {**node.tags, **record.tags}
+        return replace(node, kind=record.kind, parents=record.parents, nest_key=record.nest_key, tags=tags)
 
     def check_contents(self, run: Run, directory: Path, record: LineageRecord) -> None:
         """Raise OtherContentsError if a finished run of this key has other tensors than the local run."""
@@ -229,12 +252,12 @@ class Delivery:
             KEY_TAG: record.key,
             "harness.kind": record.kind,
             PARENTS_TAG: json.dumps([[parent.relation, parent.key] for parent in record.parents]),
-            ROOT_TAG: above.data.tags[ROOT_TAG] if above is not None else record.key,
+            ROOT_TAG: self._root(above) if above is not None else record.key,
             **({"harness.nested_under": record.nest_key} if record.nest_key is not None else {}),
             **{DIGEST_TAG + name: digest for name, digest in digests.items()},
             **_mlflow_tags(record),
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
-            **_family_tags(record, used),
+            **self._family_tags(record, used),
             **({ORIGIN_TAG: " ".join(origin)} if (origin := self._earlier_run_ids(directory, record)) else {}),
             **({ABSENT_TAG: json.dumps(sorted(absent))} if (absent := absent_files(directory, record)) else {}),
         }
@@ -243,6 +266,14 @@ class Delivery:
         # Phase: create the run.
         client, experiment = self.server.client(), self.server.own_experiment()
         return client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
+
+    def _family_tags(self, record: LineageRecord, used: Mapping[str, Run]) -> dict[str, str]:
+        """Return the tags that find a run's relatives in other searches with few requests."""
+        parents = dict.fromkeys(used[parent.key].info.run_id for parent in record.parents)
+        roots = [self._root(run) for run in used.values()]
+        families = dict.fromkeys(family_digits(root) for root in roots + [record.key] * (record.nest_key is None))
+        tags = {PARENT_RUNS_TAG: " ".join(parents)} if parents else {}
+        return tags | ({FAMILIES_TAG: " ".join(families)} if len(families) > 1 else {})
 
     def _earlier_run_ids(self, directory: Path, record: LineageRecord) -> tuple[str, ...]:
         """Return all IDs that runs with this key had, and remember them: deleted runs, other stores, imports.
@@ -255,7 +286,8 @@ class Delivery:
         for run in self.server.deleted_runs_with(record.key):
             given += [run.info.run_id, *summary_of(run).origin_run_ids]
         if set(given) - set(known):
-            remember_origin(self.local, record, tuple(given))
+            with contextlib.suppress(OSError):  # the run's tag has them, too, so a read-only directory is no failure
+                remember_origin(self.local, record, tuple(given))
         return tuple(dict.fromkeys((*known, *given)))
 
     def _complete(self, run: Run, directory: Path, record: LineageRecord, used: dict[str, Run]) -> Run:
@@ -342,7 +374,7 @@ class Delivery:
     def _add_child(self, parent: Run) -> None:
         """Update the line of children in a parent's description."""
         note, key = parent.data.tags.get(NOTE_TAG, ""), parent.data.tags[KEY_TAG]
-        if parent.data.tags["harness.kind"] == "search" and is_own_note(parent.data.tags):
+        if parent.data.tags.get("harness.kind") == "search" and is_own_note(parent.data.tags):
             return  # the overview rewrites it with the graph
         children = [Relative(child, relation_to(child, key)) for child in self.server.children_of(key)]
         changed = redact(with_children(note, children))
@@ -441,15 +473,6 @@ def run_metrics(record: LineageRecord) -> list[Metric]:
 def _used_keys(record: LineageRecord) -> list[str]:
     keys = [parent.key for parent in record.parents] + ([record.nest_key] if record.nest_key is not None else [])
     return list(dict.fromkeys(keys))
-
-
-def _family_tags(record: LineageRecord, used: dict[str, Run]) -> dict[str, str]:
-    """Return the tags that find a run's relatives in other searches with few requests."""
-    parents = dict.fromkeys(used[parent.key].info.run_id for parent in record.parents)
-    roots = [run.data.tags[ROOT_TAG] for run in used.values()]
-    families = dict.fromkeys(family_digits(root) for root in roots + [record.key] * (record.nest_key is None))
-    tags = {PARENT_RUNS_TAG: " ".join(parents)} if parents else {}
-    return tags | ({FAMILIES_TAG: " ".join(families)} if len(families) > 1 else {})
 
 
 def _note(run: Run, record: LineageRecord, used: Mapping[str, Run]) -> str:

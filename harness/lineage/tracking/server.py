@@ -20,7 +20,7 @@ import re
 import sqlite3
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -376,7 +376,7 @@ class Server:
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{PARENTS_TAG}` LIKE '%{key}%'", max_results=1000, order_by=["start_time ASC"]
         )
-        return [summary_of(run) for run in runs]
+        return [summary_of(run) for run in runs if KEY_TAG in run.data.tags]
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set all tags of a run in one atomic request."""
@@ -471,6 +471,26 @@ def summary_of(run: Run) -> RunSummary:
         parent_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(PARENT_RUNS_TAG, ""))),
         origin_run_ids=tuple(re.findall("[0-9a-f]{32}", tags.get(ORIGIN_TAG, ""))),
     )
+
+
+def root_of(node: RunSummary, find: Callable[[str], RunSummary | None]) -> str | None:
+    """Return the key of the root above a run, without its root tag, which people can edit.
+
+    Args:
+        node: The run.
+        find: Returns the run with a key.
+
+    Returns:
+        The key. None if a run on the way up is missing.
+    """
+    passed = {node.key}
+    while node.nest_key is not None and node.nest_key not in passed:
+        above = find(node.nest_key)
+        if above is None:
+            return None
+        node = above
+        passed.add(node.key)
+    return node.key
 
 
 def _parents(tags: dict[str, str]) -> tuple[Parent, ...]:
