@@ -93,6 +93,15 @@ def test_every_argument_says_what_it_takes(command):
     assert positional is None or not re.search(r"\b(STR|PATH)\b", positional[1]), text
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("command", [("tools/lmc.py",), ("tools/stability.py",), ("tools/lineage.py", "diff")])
+def test_help_has_the_form_that_the_other_tests_read(command):
+    """The two tests beside this one find nothing wrong in help of another form."""
+    text = asked(command)[0]
+    assert re.search(r"^usage: .* RUN_A RUN_B$", text, re.M)
+    assert re.search(r"positional arguments.*│ RUN_A .*│ RUN_B .*╰.*│ --json", text, re.S)
+
+
 @every_command
 def test_every_option_has_a_sentence(command):
     """An option whose text begins with its default has no sentence of its own."""
@@ -113,7 +122,7 @@ def test_a_recipe_lists_the_choices_of_method_network_and_data_set(command):
     from harness.pruning import METHODS
 
     # Read the names in the file, because other tests register more data sets in this process.
-    datasets = re.findall(r'^ +name="(\w+)",$', (REPOSITORY / "harness/data/spec.py").read_text(), re.M)
+    datasets = re.findall(r'^ +name="(\w+)",', (REPOSITORY / "harness/data/spec.py").read_text(), re.M)
     for names in (datasets, MODELS, METHODS):
         assert f"Choices: {', '.join(names)}." in text
     for entry in ("Figure", "Networks", "Expected", "Time", "Hardware", "Data", "Launch"):
