@@ -1,4 +1,4 @@
-"""Check that the tests and files named in docs/coverage.md exist."""
+"""Check that the tests and files named in docs/coverage.md exist, and the form of README and CHANGELOG."""
 
 from __future__ import annotations
 
@@ -71,3 +71,17 @@ def test_no_redirected_output_is_committed():
     words = ["git", "-C", str(DOCS.parent), "ls-files", ":(top,glob)*"]
     names = subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()
     assert {name for name in names if "." not in name} == {"Dockerfile", "LICENSE", "Makefile"}
+
+
+def test_the_changelog_has_each_heading_once_and_short_items():
+    versions = (DOCS.parent / "CHANGELOG.md").read_text().split("\n## ")[1:]
+    assert len(versions) >= 2
+    for version in versions:
+        headings = re.findall(r"^### (.*)$", version, re.M)
+        assert headings == [name for name in ("Added", "Changed", "Fixed") if name in headings]
+        items = re.findall(r"^- (.*(?:\n  .*)*)", version, re.M)
+        assert items and [item for item in items if len(item.split()) > 15] == []
+
+
+def test_the_readme_has_at_most_150_lines():
+    assert len((DOCS.parent / "README.md").read_text().splitlines()) <= 150

@@ -3,6 +3,7 @@
 import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -157,7 +158,9 @@ def test_keep_works_with_optimizers_that_accelerate_prepares(kind, order):
     assert steps_without_life(signs, model, optimizer)
 
 
-def test_keep_follows_parameters_to_another_dtype():
+def test_keep_follows_parameters_to_another_dtype(monkeypatch):
+    masks, multiply = [], torch._foreach_mul_
+    monkeypatch.setattr(torch, "_foreach_mul_", lambda params, by: (masks.extend(by), multiply(params, by)))
     signs, model = signed(), network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     signs.apply_(model).keep(optimizer)
@@ -165,8 +168,10 @@ def test_keep_follows_parameters_to_another_dtype():
     model.to(torch.bfloat16)
     for param in model.parameters():
         param.grad = torch.ones_like(param)
+    masks.clear()
     optimizer.step()
     assert not model[0].weight[~signs.mask.tensors["0.weight"]].any()
+    assert masks and {tensor.dtype for tensor in masks} == {torch.bfloat16}  # one kernel takes only equal types
 
 
 def test_keep_names_what_is_no_optimizer():
@@ -258,9 +263,17 @@ def test_both_formats_hold_the_same_mask_and_older_ones_are_noted_once(tmp_path,
     assert note.startswith(f"note: {old} has format harness.signed_mask/1, without a digest")
 
 
+def with_a_bit_after_the_last(kept: torch.Tensor) -> torch.Tensor:
+    """Return the packed bits of a mask, with one of the padding bits set."""
+    packed = np.packbits(kept.reshape(-1).numpy())
+    packed[-1] |= 1
+    return torch.from_numpy(packed)
+
+
 ODD = {
     "unknown plane": ({"x:kept": torch.zeros(1, dtype=torch.uint8)}, {}),
-    "bits after the last": ({"w:kept": torch.full((3,), 255, dtype=torch.uint8)}, {}),
+    "bits after the last": ({"w:kept": with_a_bit_after_the_last(small().mask.tensors["w"])}, {}),
+    "other kept weights": ({"w:kept": torch.full((3,), 255, dtype=torch.uint8)}, {}),
     "kept plane of floats": ({"w:kept": torch.zeros(3)}, {}),
     "kept plane too long": ({"w:kept": torch.zeros(4, dtype=torch.uint8)}, {}),
     "negative zero position": ({"n:zero": torch.tensor([-2])}, {}),

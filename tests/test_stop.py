@@ -96,6 +96,7 @@ def test_a_wait_has_a_limit_by_its_own_clock(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(waiting, "LONGEST_PAUSE", 0.01)
     began = time.monotonic()
     assert not wait_until(lambda: bool(asked.append(time.monotonic())), 0.1, pause=0.03)
+    assert not wait_until(lambda: False, 0.01, pause=10)  # a limit shorter than the pause
     assert 0.1 <= time.monotonic() - began < 5 and len(asked) >= 2
     assert wait_until(lambda: True, 0) and wait_until(lambda: True)
     answers = iter([False, False, True])

@@ -42,7 +42,7 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         listed = f"not among them: {_listed(foreign)}" if foreign else f"the source has {_listed(raw.class_names)}"
         raise SourceError(
             f"{where} has {len(raw.class_names)} classes; {spec.name} has {num_classes}; {listed}. Remove or rename "
-            "the directories that are no classes"
+            "the directories that are not classes"
         )
     for index in np.flatnonzero((raw.labels < 0) | (raw.labels >= num_classes))[:1]:
         raise SourceError(
@@ -80,14 +80,14 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def count_notes(spec: DataSpec, raw: RawSplit, split: str) -> dict[str, Any]:
-    """Return notes for the manifest if a raw split has another number of images than the published one."""
+    """Return notes for the manifest if a raw split and the published one have different numbers of images."""
     published = _published(spec, split)
     found = raw.num_samples if raw.num_source is None else raw.num_source
     return {} if published in (None, found) else {"num_source": found, "num_published": published}
 
 
 def warn_of_other_count(spec: DataSpec, split: str, num_samples: int, notes: dict[str, Any], where: str) -> None:
-    """Say in one line that a prepared split has another number of images than the published one.
+    """Warn if a prepared split and the published one have different numbers of images.
 
     Args:
         spec: The data set.

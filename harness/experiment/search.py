@@ -267,14 +267,14 @@ class Search:
         )
 
     def _note_older_count(self, description: RunDescription) -> None:
-        """Say that a level is made anew if its only finished run counts weights by the older rule (rank 0)."""
+        """Warn that a level is made again if its only finished run counts weights by the older rule (rank 0)."""
         archive = self.experiment.archive
         own = dict(description.determinants)
         rest = {name: value for name, value in own.pop("pruning").items() if name != "count_rule"}
         older = sha256_json(own | ({"pruning": rest} if rest else {}))
         if archive.knows(older) and not archive.knows(description.key):
             _log.warning(
-                f"{description.name!r} is made anew: for pruning_fraction {self.config.pruning_fraction}, an older "
+                f"{description.name!r} is made again: for pruning_fraction {self.config.pruning_fraction}, an older "
                 f"version computed the number of kept weights in floating point, one too few at times. Its run "
                 f"{older[:16]}… is not continued; --count-rule float continues it"
             )

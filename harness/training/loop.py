@@ -78,8 +78,8 @@ class Remask:
         if alive:
             raise ValueError(
                 f"{label}: the interrupted training had another mask; {alive} weights pruned now were trained. "
-                "The importance of weights comes out otherwise on this device, or with these threads. Remove the "
-                "directory of the unfinished run, and the level begins anew"
+                "The importance of weights depends on the device and on the number of threads. Remove the directory "
+                "of the unfinished run to train the level from its start"
             )
 
     @torch.no_grad()

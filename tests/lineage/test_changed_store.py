@@ -72,6 +72,7 @@ PLACES = [
     ((), "p/mlruns/e/2/artifacts", "mlruns/e/2/artifacts"),
     (("p/mlruns/e",), "p/mlruns/e/2/artifacts", None),  # only the database was moved
     (("p/mlruns/e/1/artifacts",), "p/mlruns/e/1/artifacts", None),
+    (("q/mlruns/e", "p/mlruns/e/1/artifacts"), "p/mlruns/e/1/artifacts", None),  # this run's files were not copied
     (("q/mlruns/mlruns/1",), "p/mlruns/mlruns/1", "mlruns/mlruns/1"),  # an experiment of this name
     (("q/mlruns/e",), "q/mlruns/e/1/artifacts", None),
     (("q/mlruns/e",), "p/elsewhere/e/1", None),

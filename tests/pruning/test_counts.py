@@ -127,7 +127,7 @@ def test_an_older_search_is_verified_but_not_continued(experiment: Experiment, o
         new = search(untrained(experiment, pruning_fraction=0.8, init_seed=21))
     assert new.levels[0].key == older.levels[0].key
     assert {run.key for run in new.levels[1:]}.isdisjoint(run.key for run in older.levels)
-    said = [record.message for record in caplog.records if "is made anew" in record.message]
+    said = [record.message for record in caplog.records if "is made again" in record.message]
     assert len(said) == 1 and first.key[:16] in said[0] and "--count-rule float continues it" in said[0]
     assert new.levels[1].mask.num_remaining == before // 5
     assert tag(new.ticket, "settings") != tag(older.ticket, "settings")
