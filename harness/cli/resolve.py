@@ -123,6 +123,7 @@ def resolve_ticket(
         data=data,
         final=final,
         precision=config.precision or search.precision,
+        compile=config.compile or search.compile,
         stuck_after=config.stuck_after,
         runs=config.runs,
         experiment=config.experiment,

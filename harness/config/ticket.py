@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.config.parts import Precision, require, require_experiment_name, require_minutes
+from harness.config.parts import CompileMode, Precision, require, require_experiment_name, require_minutes
 from harness.config.search import NETWORKS_OWN
 
 UnprunedSigns = Literal["both", "biases", "classifier", "none"]
@@ -58,6 +58,9 @@ class TicketConfig:
     """Data loader. Default: as recorded with the ticket's search."""
     precision: Precision | None = None
     """Mixed precision. auto selects bf16 where the CUDA device supports it. Default: as recorded with the ticket's
+    search."""
+    compile: CompileMode | None = None
+    """Compile the network with torch.compile. Use it for long trainings. Default: as recorded with the ticket's
     search."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a

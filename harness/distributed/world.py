@@ -298,6 +298,9 @@ class World:
         if self._fresh_scaler is not None:
             self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
         wrapped, prepared = self.accelerator.prepare(model, optimizer)
+        # Accelerate adds autocast to `forward` again at each call. The loop enters autocast itself.
+        for name in ("forward", "_original_forward"):
+            vars(model).pop(name, None)
         if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
             # Only rank 0's buffers are used later. Set the attribute: the argument's name depends on torch's version.
             wrapped.broadcast_buffers = False

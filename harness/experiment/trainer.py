@@ -24,6 +24,7 @@ from harness.pruning.method import plain_view
 from harness.runs.run import Measurements, RunDescription, TrainedRun, layer_table
 from harness.runs.state_saver import StateSaver
 from harness.training.batchnorm import reestimate_batchnorm
+from harness.training.compiled import CompilingProgress
 from harness.training.evaluate import evaluate
 from harness.training.feed import TrainFeed
 from harness.training.loop import EpochReport, train
@@ -80,7 +81,7 @@ class Trainer:
             feed = feed.among(choose(experiment.source.num_train))
 
         # Phase: load the start point, and give the method ψ and ψ_init.
-        model = deepcopy(experiment.blank).to(world.device)
+        model = experiment.network()
         Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(model)
         params = dict(model.named_parameters())
         for name in frozen:
@@ -107,6 +108,7 @@ class Trainer:
             progress(description.name, steps, "steps", done=start.begin_steps, shown=shown) as bar,
             sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples,
         ):
+            counted = bar if experiment.config.compile == "no" else CompilingProgress(bar)
             train(
                 model,
                 world=world,
@@ -120,7 +122,7 @@ class Trainer:
                 begin=begin,
                 label=description.name,
                 on_epoch=on_epoch,
-                on_steps=bar.update,
+                on_steps=counted.update,
                 saver=saver,
                 hook=hook,
             )
@@ -137,7 +139,7 @@ class Trainer:
             checkpoint = replace(checkpoint, buffers=world.share(checkpoint.buffers))
             networks = {name: replace(held, buffers=world.share(held.buffers)) for name, held in networks.items()}
             world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
-        checkpoint.load_into_(model)
+        checkpoint.load_into_(model.requires_grad_(True))  # a graph depends on it
 
         # Phase: evaluate.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent

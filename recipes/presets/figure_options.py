@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from harness.config import Precision, SearchConfig, known
+from harness.config import CompileMode, Precision, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 
 if TYPE_CHECKING:
@@ -188,9 +188,11 @@ class ReproductionOptions(FigureOptions):
     """Loader threads of each process. Overrides --scale. Results do not depend on it."""
     precision: Precision = "no"
     """Mixed precision. no: float32, as in the paper. auto: bf16 if the CUDA device supports it. The page names it."""
+    compile: CompileMode = "no"
+    """Compile the networks with torch.compile. Use it for long runs on a GPU. The page names it."""
 
     def config(self, config: SearchConfig) -> SearchConfig:
-        """Return the plan's settings with this launch's paths, loader and precision."""
+        """Return the plan's settings with this launch's paths, loader, precision and compiling."""
         data = replace(
             config.data,
             directory=self.data_directory,
@@ -201,6 +203,7 @@ class ReproductionOptions(FigureOptions):
             config,
             data=data,
             precision=self.precision,
+            compile=self.compile,
             runs=self.runs,
             experiment=self.experiment,
             offline=self.offline,
