@@ -238,7 +238,9 @@ class Experiment:
                 compile_(model, self.config.compile)
                 self._compiled[whole] = model
         model.zero_grad()
-        return model.requires_grad_(True).train()
+        for own, usual in zip(model.parameters(), self.blank.parameters(), strict=True):
+            own.requires_grad_(usual.requires_grad)  # an earlier training may have frozen it
+        return model.train()
 
     @property
     def _sizes(self) -> dict[str, Any]:

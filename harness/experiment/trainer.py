@@ -139,7 +139,9 @@ class Trainer:
             checkpoint = replace(checkpoint, buffers=world.share(checkpoint.buffers))
             networks = {name: replace(held, buffers=world.share(held.buffers)) for name, held in networks.items()}
             world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
-        checkpoint.load_into_(model.requires_grad_(True))  # a graph depends on it
+        checkpoint.load_into_(model)
+        for name in frozen:
+            params[name].requires_grad_(True)  # otherwise a compiled network needs one more graph for evaluation
 
         # Phase: evaluate.
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
