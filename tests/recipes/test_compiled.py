@@ -105,12 +105,6 @@ def test_a_missing_compiler_is_one_line_before_the_first_step(
     assert "apt-get install g++ python3-dev" in line and "--compile no" in line
 
 
-def test_cuda_graphs_with_micro_batches_are_refused(script, capsys) -> None:
-    with pytest.raises(SystemExit):
-        script("recipes/aws_digits.py", "--compile", "reduce-overhead", "--accumulation-steps", "2")
-    assert "choose --compile default" in capsys.readouterr().err
-
-
 FEW = ("--warmup-epochs", "1", "--level-epochs", "1", "--num-levels", "1", "--final.epochs", "1", "--offline")
 
 
