@@ -285,7 +285,8 @@ def _curve(
         model = experiment.network(trains=False)
         bn_images, test_images = _BatchNormImages(experiment, num_batches, batch_size), experiment.test_feed
         if experiment.spec.image_size**2 <= HELD_PIXELS:
-            return model, list(bn_images), list(test_images)
+            with torch.inference_mode():  # as in an evaluation, whose compiled graph depends on it
+                return model, list(bn_images), list(test_images)
         return model, _Heeding(bn_images, world), _Heeding(test_images, world)
 
     model, bn_batches, test_batches = world.on_all(begin)

@@ -51,11 +51,14 @@ def require_compiler(device: torch.device) -> None:
     """
     from torch._dynamo.utils import counters
     from torch._inductor import config as inductor
+    from torch._inductor.cpp_builder import get_cpp_compiler
 
     # Processes of one node share its cores.
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = max(1, (inductor.compile_threads or 1) // launcher_number("LOCAL_WORLD_SIZE", 1))
     try:
+        if device.type == "cpu":
+            get_cpp_compiler()  # the function below may come from inductor's cache on disk
         torch.compile(torch.neg, dynamic=False)(torch.ones(2, device=device))
     except Exception as error:
         text = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
