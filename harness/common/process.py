@@ -6,10 +6,13 @@ the boot ID of the kernel and the PID namespace (Linux). Records of earlier vers
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
+import signal
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +21,7 @@ from typing import Any
 
 _SUFFIX = re.compile(r"(?P<host>.+?)(?:\.(?P<started>\d+)-(?P<boot>[0-9a-f]{8})-(?P<namespace>\d+))?\.(?P<pid>\d+)")
 _BOOT_DIGITS = 8
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,18 @@ def own_process(pid: int) -> Process:
     process = Process(socket.gethostname(), pid, _stat(pid)[1], _boot(), _namespace())
     assert process.record and process.suffix  # computed now, since each run needs them
     return process
+
+
+def end_with_parent(parent: int) -> None:
+    """Let the kernel send SIGTERM to this process when its parent ends, even by SIGKILL (Linux).
+
+    Args:
+        parent: PID of the parent. If it has ended already, the signal is sent now.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def process_exists(pid: int) -> bool:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
+from harness.common.logging import tell_epochs
 from harness.common.tensors import check_fits, save_correct
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
@@ -310,6 +311,8 @@ class Archive:
                     run.record, f"loaded from MLflow at {server} into {local}" if fetched else f"loaded from {local}"
                 )
             )
+            epochs = sum(metric.name == "train_loss" for metric in run.record.metrics)  # one loss an epoch
+            tell_epochs(name, epochs, epochs, loaded=True)
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
         return run
