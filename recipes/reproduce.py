@@ -33,12 +33,14 @@ from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
 from harness.common.launched import launcher_number
 from harness.common.logging import progress
+from harness.common.process import end_with_parent
 from harness.common.tables import print_markdown, print_table
 from harness.config import known
 from recipes.presets.figure_options import RESULTS, STUDIES, ChangedSettings, FigureOptions, ReproductionOptions
 
-if __name__ == "__main__":
-    answer_help(ReproductionOptions, __doc__)  # before the imports that load torch
+if __name__ == "__main__":  # before the imports that load torch
+    end_with_parent()
+    answer_help(ReproductionOptions, __doc__)
 
 from harness.cli.launch import launch
 from harness.data import verify_data
@@ -48,7 +50,8 @@ from harness.reproduction.costs import costs, given_rate, measured_rate
 from harness.reproduction.figure import FIGURES
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
-from harness.reproduction.jobs import Job, Jobs, own_devices
+from harness.reproduction.job import Job
+from harness.reproduction.jobs import Jobs, own_devices
 from harness.reproduction.report import page_name, show
 from harness.reproduction.study import Study, read_study
 from harness.reproduction.study_page import write_page
@@ -186,7 +189,7 @@ def run_jobs(options: ReproductionOptions, plan: FigurePlan, chains: Sequence[st
         name: The name of the directory for the jobs' logs.
     """
     # Phase: hash the data once, since the jobs then find it verified.
-    devices = own_devices(options.jobs, options.jobs_per_gpu)
+    devices = own_devices(min(options.jobs, len(chains)), options.jobs_per_gpu)
     for config in dict.fromkeys(options.config(one).data for one in (plan.scale.config, plan.scale.finals)):
         verify_data(config.name, config.directory, config.loader)
 
@@ -284,7 +287,6 @@ def check_options(options: ReproductionOptions) -> None:
 def main() -> None:
     """Make the runs of a figure or study, or a share of them, then write its page."""
     with clear_errors():
-        job = Job.current()
         options = parse(ReproductionOptions, __doc__)
         check_options(options)
         study = None if options.study is None else study_named(options.study)
@@ -316,7 +318,7 @@ def main() -> None:
                 _log.info(f"{about}: {', '.join(chains)}")
                 with progress("chains", len(chains), "chains", shown=experiment.shows_progress) as bar:
                     runner.make(taken_of(plan, chains), lambda made: bar.update())
-            if job:
+            if Job.current():
                 return
             if options.shard is None:
                 experiment.world.on_main(lambda: finish(runner, plan, options.out))

@@ -21,6 +21,7 @@ from typing import Any
 
 _SUFFIX = re.compile(r"(?P<host>.+?)(?:\.(?P<started>\d+)-(?P<boot>[0-9a-f]{8})-(?P<namespace>\d+))?\.(?P<pid>\d+)")
 _BOOT_DIGITS = 8
+PARENT_VARIABLE = "HARNESS_PARENT"
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -117,15 +118,16 @@ def own_process(pid: int) -> Process:
     return process
 
 
-def end_with_parent(parent: int) -> None:
+def end_with_parent() -> None:
     """Let the kernel send SIGTERM to this process when its parent ends, even by SIGKILL (Linux).
 
-    Args:
-        parent: PID of the parent. If it has ended already, the signal is sent now.
+    This holds if the parent has put its PID into the environment variable PARENT_VARIABLE. If the parent has ended
+    already, the signal is sent now.
     """
-    if sys.platform == "linux":
+    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+    if parent and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-    if os.getppid() != parent:
+    if parent and os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -7,7 +7,6 @@ All jobs use one directory of runs and one MLflow store, whose locks allow this.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import os
@@ -27,29 +26,22 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.common import logging as messages
-from harness.common.files import NO_LOCKS, write_atomically
-from harness.common.process import end_with_parent
+from harness.common.files import NO_LOCKS
+from harness.common.process import PARENT_VARIABLE
 from harness.common.tables import live_table
 from harness.common.waiting import wait_until
 from harness.distributed.status import VARIABLE as STATUS_VARIABLE
 from harness.distributed.status import reported
 from harness.distributed.stop import EXIT_STOPPED, StoppedError
 from harness.distributed.world import StopRequest
+from harness.reproduction.job import CLAIMS, VARIABLE
 
-VARIABLE = "HARNESS_JOB"
-"""Environment variable of a job: the path of its files, without their endings."""
-PARENT_VARIABLE = "HARNESS_JOB_PARENT"
-"""Environment variable of a job: the PID of its parent."""
 _POLL_SECONDS = 0.3
-_WRITE_SECONDS = 1.0
 _EARLIER_SECONDS = 60.0
 """How long to wait for the jobs of an earlier launch, which save their state after their parent was killed."""
 _TAIL_LINES = 10
 
 _log = logging.getLogger(__name__)
-
-
-# ---------------------------------------------------------------------- devices
 
 
 @dataclass(frozen=True)
@@ -89,11 +81,9 @@ def devices(jobs: int, per_gpu: int, gpus: Sequence[str], cores: Sequence[int], 
         start, end = (at * len(cores) // jobs for at in (number, number + 1))
         share = tuple(cores[start : max(end, start + 1)])
         each = str(max(1, min(len(share), threads // jobs)))
-        if gpus:
-            gpu = gpus[number % len(gpus)]
-            found.append(Device(f"GPU {gpu}", share, each, gpu))
-        else:
-            found.append(Device(f"core{'s' * (len(share) > 1)} {','.join(map(str, share))}", share, each))
+        gpu = gpus[number % len(gpus)] if gpus else None
+        name = f"core {share[0]}" if len(share) == 1 else f"cores {share[0]}-{share[-1]}"
+        found.append(Device(name if gpu is None else f"GPU {gpu}", share, each, gpu))
     return found
 
 
@@ -107,64 +97,6 @@ def own_devices(jobs: int, per_gpu: int) -> list[Device]:
     gpus = (named or [str(number) for number in range(count)])[:count]
     cores = sorted(os.sched_getaffinity(0))
     return devices(jobs, per_gpu, gpus, cores, threads=cpu_count())
-
-
-# ---------------------------------------------------------------------- in a job
-
-
-class Job:
-    """This process as one of several jobs. It takes chains and reports its progress to the parent in a file."""
-
-    def __init__(self, path: Path) -> None:
-        """Describe the job whose files begin with `path`."""
-        self._file, self._claims = path.with_suffix(".json"), path.parent / "claims"
-        self._state: dict[str, Any] = {"chain": "", "doing": "", "epochs": 0.0, "rate": 0.0, "finished": []}
-        self._epochs: dict[tuple[str, int], float] = {}
-        """Epochs of the runs of the current chain that are done, by name and length."""
-        self._trained = 0.0
-        self._began = self._written = 0.0
-
-    @classmethod
-    @functools.cache
-    def current(cls) -> Job | None:
-        """Return the job that this process is, or None. A job ends when its parent does."""
-        if VARIABLE not in os.environ:
-            return None
-        end_with_parent(int(os.environ[PARENT_VARIABLE]))
-        return cls(Path(os.environ[VARIABLE]))
-
-    def take(self, chains: Sequence[str]) -> Iterator[str]:
-        """Yield the chains that no other job has taken. A chain counts as finished when the next one is asked for."""
-        with messages.watching_epochs(self._watch):
-            for chain in chains:
-                try:
-                    (self._claims / chain).touch(exist_ok=False)
-                except FileExistsError:
-                    continue
-                self._epochs.clear()
-                self._write(chain=chain, doing="", epochs=0.0)
-                yield chain
-                self._write(chain="", finished=[*self._state["finished"], chain])
-
-    def _watch(self, name: str, done: float, epochs: int, loaded: bool) -> None:
-        """Note how many epochs of a run are done. Epochs that were loaded do not count for the rate."""
-        now, run = time.monotonic(), (name, epochs)
-        if run in self._epochs and not loaded:
-            self._trained += max(0.0, done - self._epochs[run])
-        self._began = self._began or now
-        self._epochs[run] = done
-        if now - self._written >= _WRITE_SECONDS:
-            rate = self._trained / max(now - self._began, 1e-9)
-            self._write(doing=name, epochs=sum(self._epochs.values()), rate=rate)
-
-    def _write(self, **changes: Any) -> None:
-        self._state |= changes
-        self._written = time.monotonic()
-        with suppress(OSError):  # a display must not end a training
-            write_atomically(self._file, json.dumps(self._state).encode(), durable=False)
-
-
-# ---------------------------------------------------------------------- in the parent
 
 
 @dataclass
@@ -239,8 +171,7 @@ class Jobs:
             devices: The device of each job.
         """
         self.directory, self.chains = directory.absolute(), dict(chains)
-        numbered = list(enumerate(devices, start=1))[: len(chains)]
-        self._jobs = [_Process(number, one, self.directory / f"job-{number}") for number, one in numbered]
+        self._jobs = [_Process(n, one, self.directory / f"job-{n}") for n, one in enumerate(devices, start=1)]
         self._finished: set[str] = set()
         self._failed: list[str] = []
         self._stopped = ""
@@ -268,8 +199,8 @@ class Jobs:
         # Phase: start the jobs.
         self.directory.mkdir(parents=True, exist_ok=True)
         with self.stop.listening(), reported(runs, self), _locked(self.directory) as held:
-            shutil.rmtree(self.directory / "claims", ignore_errors=True)
-            (self.directory / "claims").mkdir()
+            shutil.rmtree(self.directory / CLAIMS, ignore_errors=True)
+            (self.directory / CLAIMS).mkdir()
             _log.info(f"{len(self.chains)} chains in {len(self._jobs)} jobs; logs: {self.directory}{os.sep}job-*.log")
 
             # Phase: watch them. Send a stop signal on once, and wait until all have saved their state.
@@ -323,7 +254,7 @@ class Jobs:
         where = chain or "before its first chain"
         self._failed.append(f"{where} ({how}, log {job.log})")
         _log.error(f"{job} failed: {where}, {how}. The other jobs continue. End of {job.log}:\n{job.tail()}")
-        left = self.chains.keys() - {path.name for path in (self.directory / "claims").iterdir()}
+        left = self.chains.keys() - {path.name for path in (self.directory / CLAIMS).iterdir()}
         if chain and left and not self.stop.reason:
             job.start(command, held)
 
@@ -359,7 +290,7 @@ class Jobs:
             done, rate = min(state.get("epochs", 0.0), self.chains.get(chain, 0)), state.get("rate", 0.0)
             if chain:
                 left, rates = left - done, rates + rate
-            idle = "starting" if job.running else "ended"
+            idle = "ended" if job.running is None else "ending" if state.get("finished") else "starting"
             rows.append(
                 {
                     "job": str(job.number),
