@@ -262,7 +262,7 @@ class Jobs:
 
     @contextmanager
     def _display(self) -> Iterator[Callable[[], None]]:
-        """Yield a function that shows the state of all jobs: a table in a terminal, else one line a minute for each."""
+        """Yield a function that shows all jobs: a table in a terminal, else one line a minute for each."""
         if messages.is_quiet():
             yield lambda: None
         elif sys.stderr.isatty():
@@ -283,6 +283,7 @@ class Jobs:
 
     def rows(self) -> list[dict[str, str]]:
         """Return one row for each job, and one for all: chain, run in progress, epochs done / of all, time left."""
+        # Phase: one row for each job. Its rate is in epochs per second.
         rows, left = [], sum(epochs for name, epochs in self.chains.items() if name not in self._finished)
         rates = 0.0
         for job in self._jobs:
@@ -301,6 +302,8 @@ class Jobs:
                     "left": _left(self.chains[chain] - done, rate) if chain else "",
                 }
             )
+
+        # Phase: the sum.
         every = sum(self.chains.values())
         chains = f"{len(self._finished)}/{len(self.chains)} chains"
         rows.append(
@@ -326,6 +329,7 @@ def _locked(directory: Path) -> Iterator[tuple[int, ...]]:
     """
     import fcntl
 
+    # The lock belongs to the open file, so processes that inherit the descriptor hold it, too.
     descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
 
     def locked() -> bool:
