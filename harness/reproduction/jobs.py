@@ -276,7 +276,8 @@ class Jobs:
                 if time.monotonic() - shown_at >= messages.SECONDS_PER_LINE:
                     shown_at = time.monotonic()
                     for row in self.rows():
-                        words = "  ".join(cell for cell in row.values() if cell)
+                        units = {name: f"{row[name]} {name}" for name in ("epochs", "left") if row[name]}
+                        words = "  ".join(cell for cell in (row | units).values() if cell)
                         _log.info(words if row["job"] == "all" else f"job {words}")
 
             yield lines
@@ -315,7 +316,7 @@ class Jobs:
 
 def _left(epochs: float, rate: float) -> str:
     """Return the time that epochs take, or "?" if no rate is known."""
-    return f"{tqdm.format_interval(epochs / rate)} left" if rate > 0 else "? left"
+    return tqdm.format_interval(epochs / rate) if rate > 0 else "?"
 
 
 @contextmanager
