@@ -90,12 +90,15 @@ def devices(jobs: int, per_gpu: int, gpus: Sequence[str], cores: Sequence[int], 
 def own_devices(jobs: int, per_gpu: int) -> list[Device]:
     """Return the devices of the jobs on this node; errors as in `devices`. OMP_NUM_THREADS of the user stays."""
     import torch
-    from joblib import cpu_count  # heeds affinity and the limits of containers
 
     count = torch.cuda.device_count()
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     gpus = (named or [str(number) for number in range(count)])[:count]
     cores = sorted(os.sched_getaffinity(0))
+    try:
+        from joblib import cpu_count  # heeds the limits of containers, too
+    except ModuleNotFoundError:  # a minimal installation
+        return devices(jobs, per_gpu, gpus, cores, threads=len(cores))
     return devices(jobs, per_gpu, gpus, cores, threads=cpu_count())
 
 
