@@ -131,7 +131,7 @@ class _MinuteLines:
 
     def update(self, n: int = 1) -> None:
         self.done, now = self.done + n, time.monotonic()
-        if self.epochs:
+        if self.epochs and _watches:
             tell_epochs(self.name, self.epochs * self.done / self.total, self.epochs)
         if self.last is None:
             self.last = now, self.done  # steps restored from a checkpoint must not count for the rate
