@@ -261,6 +261,8 @@ class Server:
         """
         experiment = self.client().get_experiment_by_name(self.experiment)
         if experiment is not None:
+            if not experiment.experiment_id:  # an empty answer must not count as an empty store
+                raise ConnectionError("the answer is empty: check that an MLflow server runs at this address")
             self._check_not_deleted(experiment)
 
     def _check_not_deleted(self, experiment: Experiment) -> None:
