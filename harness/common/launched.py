@@ -52,3 +52,8 @@ def check_launcher_numbers() -> None:
         number, count = launcher_number(rank, 0), launcher_number(size, 1)
         if number >= count and {rank, size} <= os.environ.keys():
             raise ValueError(f"the environment variable {rank} is {number}, but {size} is {count}: ranks start at 0")
+
+
+def counted(processes: int | str) -> str:
+    """Return "1 process", or for example "8 processes"."""
+    return f"{processes} process{'' if str(processes) == '1' else 'es'}"
