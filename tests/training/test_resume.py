@@ -44,7 +44,7 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, meth
 
 
 def test_a_network_that_begins_to_draw_later_resumes_to_the_same_bits(world):
-    """Start dropout in the fourth step, as some schedules do. Every step has its own seed, so a resume cannot differ."""
+    """Start dropout in the fourth step. Every step has its own seed, so a resumed training draws the same."""
 
     class Later(nn.Module):
         def __init__(self) -> None:
