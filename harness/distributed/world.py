@@ -244,7 +244,11 @@ class World:
             partial(torch.autocast, self.device.type, dtype) if dtype else nullcontext
         )
         """Returns the context manager of the chosen mixed precision."""
-        self._scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self._scaler = scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self.backward: Callable[[torch.Tensor], None] = (
+            torch.Tensor.backward if scaler is None else lambda loss: scaler.scale(loss).backward()
+        )
+        """Runs the backward pass of the loss, scaled under fp16."""
         self._fresh_scaler = self.scaler_state()
 
     @property
@@ -305,18 +309,14 @@ class World:
         return wrapped
 
     def seed(self, seed: int) -> None:
-        """Seed torch's generators of the CPU and of this process's device, but no other device's."""
+        """Seed torch's generators of the CPU and of this process's device. `torch.manual_seed` walks all devices."""
         torch.default_generator.manual_seed(seed)
         if self.device.type == "cuda":
-            torch.cuda.default_generators[self.device.index].manual_seed(seed)
+            torch.cuda.manual_seed(seed)  # the current device
 
     def no_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
         """Return a context manager in which the wrapped model's gradients are not reduced over ranks."""
         return model.no_sync() if isinstance(model, torch.nn.parallel.DistributedDataParallel) else nullcontext()
-
-    def backward(self, loss: torch.Tensor) -> None:
-        """Run the backward pass of the loss, scaled under fp16."""
-        (loss if self._scaler is None else self._scaler.scale(loss)).backward()
 
     def clip(self, optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], max_norm: float) -> None:
         """Unscale the gradients and clip their total 2-norm to `max_norm`."""

@@ -245,7 +245,7 @@ class _Meeting:
                 "lower --optim.lr, clip with --optim.max-grad-norm, or use --precision no"
             )
         if self.saver is not None and (minus_save < 0 or minus_stop < 0):
-            sums = tally.over_ranks()
+            sums = self.world.sum(torch.tensor(tally.sums, dtype=torch.float64))
             held = tensors() | {TALLY: sums} if self.world.is_main else {}
             self.saver.save(
                 TrainingState(
@@ -295,28 +295,24 @@ class _Step:
         Returns:
             The batch's mean loss and number of correct predictions, both on the device.
         """
-        parts = self.accumulation_steps
-        if parts == 1:
-            return self._passes(images_NCHW, labels_N)
+        num_images, parts = len(labels_N), self.accumulation_steps
+        whole = parts == 1
+        image_parts = [images_NCHW] if whole else images_NCHW.tensor_split(parts)
+        label_parts = [labels_N] if whole else labels_N.tensor_split(parts)
         losses, corrects = [], []
-        pairs = zip(images_NCHW.tensor_split(parts), labels_N.tensor_split(parts), strict=True)
-        for part, (images, labels) in enumerate(pairs):
+        for part, (images, labels) in enumerate(zip(image_parts, label_parts, strict=True)):
             with nullcontext() if part == parts - 1 else self.world.no_sync(self.model):
-                loss, num_correct = self._passes(images, labels, len(labels) / len(labels_N))
-            losses.append(loss)
-            corrects.append(num_correct)
+                with self.world.autocast():
+                    logits_NK = self.model(images)
+                    # float32 under mixed precision, too
+                    loss = F.cross_entropy(logits_NK.to(torch.get_default_dtype()), labels)
+                loss = loss if whole else loss * (len(labels) / num_images)
+                self.world.backward(loss)
+            losses.append(loss.detach())
+            corrects.append((logits_NK.detach().argmax(1) == labels).sum())
+        if whole:
+            return losses[0], corrects[0]
         return sum(losses, start=torch.zeros_like(losses[0])), sum(corrects, start=torch.zeros_like(corrects[0]))
-
-    def _passes(
-        self, images_NCHW: torch.Tensor, labels_N: torch.Tensor, share: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        with self.world.autocast():
-            logits_NK = self.model(images_NCHW)
-            # float32 under mixed precision, too
-            loss = F.cross_entropy(logits_NK.to(torch.get_default_dtype()), labels_N)
-        loss = loss if share is None else loss * share
-        self.world.backward(loss)
-        return loss.detach(), (logits_NK.detach().argmax(1) == labels_N).sum()
 
     def update(self) -> None:
         if self.max_grad_norm is not None:
@@ -358,12 +354,8 @@ class _Tally:
         self.sums[1] += int(torch.stack(corrects).sum())
         self.sums[2] += sum(images)
 
-    def over_ranks(self) -> torch.Tensor:
-        """Return the sums over all ranks."""
-        return self.world.sum(torch.tensor(self.sums, dtype=torch.float64))
-
     def report(self, epoch: int, lr: float, mean_alpha: float) -> EpochReport:
-        loss_sum, correct, images = self.over_ranks().tolist()
+        loss_sum, correct, images = self.world.sum(torch.tensor(self.sums, dtype=torch.float64)).tolist()
         images = max(images, 1.0)
         return EpochReport(
             epoch=epoch,

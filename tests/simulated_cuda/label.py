@@ -540,7 +540,6 @@ def _patches(record: Record) -> Iterator[Any]:
         "default_stream": lambda *args: _Stream(),
         "Stream": _Stream,
         "Event": _Stream,
-        "default_generators": (torch.default_generator,),
     }
     cuda |= dict.fromkeys(("_lazy_init", "set_device", "set_stream", "manual_seed", "manual_seed_all"), nothing)
     cuda |= dict.fromkeys(("empty_cache", "reset_peak_memory_stats"), nothing)
