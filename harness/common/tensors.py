@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import write_tensors
+from harness.common.files import read_json, refuse_pipe, write_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -175,6 +175,7 @@ def reading(path: Path | str, what: str, advice: str = "; download it again") ->
         ValueError: The content is damaged.
     """
     try:
+        refuse_pipe(path)
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"no {what.removesuffix(' file')} at {path}") from None
@@ -201,10 +202,10 @@ def check_beside(path: Path) -> bool:
     if not record.is_file():
         return False
     try:
-        expected = json.loads(record.read_bytes())["files"][path.name]
+        expected = read_json(record)["files"][path.name]
     except (KeyError, TypeError):  # a record of something else
         return False
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be checked: {record} was altered ({error})") from None
     if (got := sha256_file(path)) != expected:
         raise ValueError(f"{path} was altered: its SHA-256 is {got}, {record} says {expected!r:.70}")

@@ -255,9 +255,11 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
         config = SearchConfig(**parts, **rest)
         if "count_rule" not in values and config.counts_by:  # a record of an older version
             config = replace(config, count_rule="float")
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"this search config was written by another version of the harness: {error}") from error
-    return _with_types(config)
+        return _with_types(config)
+    except ValueError:
+        raise
+    except Exception as error:  # a record can hold anything
+        raise ValueError(f"this search config was written by another version of the harness: {error!r:.200}") from error
 
 
 def _with_types(config: SearchConfig) -> SearchConfig:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from harness.common.files import refuse_pipe
 from harness.data.readers.raw import (
     MissingSourceError,
     RawSample,
@@ -120,6 +121,8 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
     from datasets import DatasetDict, load_from_disk
 
     with reading(path, "save it again"):
+        for file in path.rglob("*"):
+            refuse_pipe(file)
         saved = load_from_disk(str(path))
         if not isinstance(saved, DatasetDict):
             wanted = " or ".join(spec.raw.test_splits)

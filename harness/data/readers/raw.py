@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.common.escape import for_terminal
-from harness.common.files import read_bounded
+from harness.common.files import read_bounded, refuse_pipe
 from harness.data.spec import DataSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -54,9 +54,11 @@ def reading(where: Path | str, remedy: str = "download it again") -> Iterator[No
         remedy: End of the message.
 
     Raises:
-        SourceError: The block raised an exception.
+        SourceError: The block raised an exception, or `where` is a pipe or device.
     """
     try:
+        if isinstance(where, Path):
+            refuse_pipe(where)
         yield
     except SourceError:
         raise

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from harness.common.files import refuse_pipe
 from harness.lineage.nodes.record import SIGNED_MASK
 
 _TENSORS = ".safetensors"
@@ -75,6 +76,7 @@ def same_tensors(one: Path, other: Path) -> bool:
 
 def _planes(path: Path) -> dict[str, tuple[str, str, str]]:
     """Return {tensor name: (dtype, shape, SHA-256 of its bytes)} of a safetensors file, without loading it whole."""
+    refuse_pipe(path)
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
