@@ -15,6 +15,7 @@ NUMBERS: Mapping[str, tuple[int, int]] = {
     "GROUP_RANK": (0, _MOST),
     "MASTER_PORT": (0, 65_535),
     "TORCHELASTIC_RESTART_COUNT": (0, _MOST),
+    "TORCHELASTIC_MAX_RESTARTS": (0, _MOST),
 }
 """The least and the greatest value of each variable."""
 
@@ -52,3 +53,8 @@ def check_launcher_numbers() -> None:
         number, count = launcher_number(rank, 0), launcher_number(size, 1)
         if number >= count and {rank, size} <= os.environ.keys():
             raise ValueError(f"the environment variable {rank} is {number}, but {size} is {count}: ranks start at 0")
+
+
+def counted(processes: int | str) -> str:
+    """Return "1 process", or for example "8 processes"."""
+    return f"{processes} process{'' if str(processes) == '1' else 'es'}"

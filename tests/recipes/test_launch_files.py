@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.warm import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = REPOSITORY / "recipes" / "launch"
-SBATCH = LAUNCH / "slurm.sbatch"
+SBATCH, ARRAY = LAUNCH / "slurm.sbatch", LAUNCH / "slurm_array.sbatch"
+TRAINJOB = LAUNCH / "trainjob.yaml"
 BIN = Path(sys.executable).parent
 
 
@@ -40,7 +42,7 @@ def test_each_launch_file_has_the_settings_in_its_name(name, processes, machines
 def test_the_header_of_each_launch_file_is_a_valid_command():
     from accelerate.commands.launch import launch_command_parser
 
-    files = sorted(LAUNCH.glob("*.yaml"))
+    files = sorted({*LAUNCH.glob("*.yaml")} - {TRAINJOB})
     assert len(files) == 4
     for file in files:
         lines = file.read_text().splitlines()
@@ -50,6 +52,29 @@ def test_the_header_of_each_launch_file_is_a_valid_command():
         assert REPOSITORY / args.config_file == file
         assert (REPOSITORY / args.training_script).parent == REPOSITORY / "recipes"
         assert (REPOSITORY / args.training_script).is_file()
+
+
+def test_the_kubernetes_manifest_is_a_valid_train_job():
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    written = yaml.safe_load(TRAINJOB.read_text())
+    # the models drop unknown fields, so an equal result has none
+    assert models.TrainerV1alpha1TrainJob.from_dict(written).to_dict() == written
+
+
+def test_the_kubernetes_manifest_starts_a_recipe_that_restarts():
+    from torch.distributed.run import get_args_parser
+
+    spec = yaml.safe_load(TRAINJOB.read_text())["spec"]
+    launcher, *words = spec["trainer"]["command"] + spec["trainer"]["args"]
+    args = get_args_parser().parse_args(words)
+    assert launcher == "torchrun" and args.max_restarts == 3 and spec["trainer"]["numNodes"] == 1
+    assert (REPOSITORY / args.training_script).is_file()
+    (job,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
+    paths = [word for word in args.training_script_args if word.startswith("/")]
+    assert len(paths) == 2 and all(path.startswith(f"{mounted['volume']}/") for path in paths)
 
 
 @pytest.mark.long
@@ -100,11 +125,11 @@ class Cluster:
         """
         self.command("srun", f"while [[ $1 == --* ]]; do shift; done\n{body}")
 
-    def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, *arguments: str, script: Path = SBATCH, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PATH": f"{self.bin}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         env |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]"}
         env |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "VENV": "none", **environment}
-        command = ["bash", str(SBATCH), *(arguments or ("recipes/aws_digits.py",))]
+        command = ["bash", str(script), *(arguments or ("recipes/aws_digits.py",))]
         return subprocess.run(command, cwd=self.where, env=env, capture_output=True, text=True, timeout=120)
 
     @property
@@ -122,10 +147,37 @@ def writes(status: str) -> str:
     return f"""printf '{{"status": "{status}", "pid": 1}}' >"$HARNESS_STATUS"; """
 
 
-def test_the_slurm_script_is_valid_bash():
-    subprocess.run(["bash", "-n", str(SBATCH)], check=True)
+@pytest.mark.parametrize("script", [SBATCH, ARRAY], ids=lambda script: script.name)
+def test_the_slurm_scripts_are_valid_bash(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(SBATCH)], check=True)
+        subprocess.run(["shellcheck", str(script)], check=True)
+
+
+@pytest.mark.parametrize(("first", "element", "shard"), [(1, 1, "1/4"), (1, 4, "4/4"), (0, 0, "1/4"), (5, 7, "3/4")])
+def test_an_element_of_a_slurm_array_makes_its_shard(cluster, first, element, shard):
+    cluster.srun('printf "%s\\n" "$@" >launched')
+    array = {"SLURM_ARRAY_TASK_MIN": str(first), "SLURM_ARRAY_TASK_ID": str(element), "SLURM_ARRAY_TASK_COUNT": "4"}
+    done = cluster.submit("recipes/reproduce.py", "fig3", script=ARRAY, **array)
+    assert done.returncode == 0 and not cluster.requeued, done.stderr
+    launched = (cluster.where / "launched").read_text().splitlines()
+    assert launched == ["python", "recipes/reproduce.py", "fig3", "--shard", shard]
+
+
+@pytest.mark.parametrize(
+    ("body", "restarts", "requeues", "code"),
+    [
+        ("exit 75", "0", 1, 0),
+        ("exit 75", "20", 0, 1),
+        ("exit 1", "0", 0, 1),
+        ("kill -TERM $PPID; exit 75", "0", 0, 75),  # preempted or cancelled
+    ],
+)
+def test_an_element_of_a_slurm_array_is_requeued_after_code_75(cluster, body, restarts, requeues, code):
+    cluster.srun(body)
+    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2"}
+    done = cluster.submit(script=ARRAY, SLURM_RESTART_COUNT=restarts, **array)
+    assert done.returncode == code and len(cluster.requeued) == requeues, done.stderr
 
 
 @pytest.mark.parametrize(
@@ -202,6 +254,20 @@ def test_each_node_gets_a_launcher_with_slurms_numbers(cluster, nodes, gpus):
         assert REPOSITORY / args.config_file == LAUNCH / "nodes_2x8.yaml"
         assert args.training_script == "recipes/aws_imagenet.py"
         assert tuple(args.training_script_args) == options
+
+
+@pytest.mark.parametrize("image", ["", "signed-tickets.sif"])
+def test_everything_that_needs_python_runs_in_the_apptainer_image(cluster, image):
+    cluster.srun('SLURM_PROCID=0 "$@"; ' + writes("finished"))
+    cluster.command("accelerate", "exit")
+    cluster.command("apptainer", 'printf "%s " "$@" >>contained; printf "\n" >>contained; shift 5; exec "$@"')
+    done = cluster.submit(IMAGE=image, SLURM_NNODES="1")
+    assert done.returncode == 0, done.stderr
+    contained = cluster.where / "contained"
+    calls = contained.read_text().splitlines() if contained.exists() else []
+    head = f"exec --nv --bind {cluster.where} {image} "
+    starts = [call.removeprefix(head).split()[0] for call in calls if call.startswith(head)]
+    assert starts == (["bash", "python"] if image else [])
 
 
 @pytest.mark.long
