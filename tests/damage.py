@@ -138,7 +138,7 @@ KINDS = ("flip", "flip", "delete", "repeat", "fill", "noise", "value")
 
 
 def damages(parser: Parser) -> st.SearchStrategy[tuple[Path, list[Change]]]:
-    """Return the strategy of (file, one to four changes)."""
+    """Return the strategy of (file, one or two changes)."""
     longest = max(path.stat().st_size for path in parser.files)
     change = st.builds(
         Change,
@@ -147,7 +147,7 @@ def damages(parser: Parser) -> st.SearchStrategy[tuple[Path, list[Change]]]:
         st.sampled_from((1, 2, 8, 100)),
         st.integers(0, 255),
     )
-    return st.tuples(st.sampled_from(parser.files), st.lists(change, min_size=1, max_size=4))
+    return st.tuples(st.sampled_from(parser.files), st.lists(change, min_size=1, max_size=2))
 
 
 def _with_value(content: bytes, at: int, value: Any) -> bytes:
@@ -252,10 +252,12 @@ def attack(parser: Parser, examples: settings) -> None:
         content = wholes[path]
         for change in changes:
             content = change.of(content)
-        note(f"the damaged file: {content[:2000]!r}")
         path.write_bytes(content)
         try:
             check(parser, values)
+        except BaseException:
+            note(f"the damaged file: {content[:2000]!r}")
+            raise
         finally:
             _restore(parser, path, wholes[path])
 

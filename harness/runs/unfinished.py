@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import NO_LOCKS, reach, read_json, write_atomically
+from harness.common.files import MOST_JSON_BYTES, NO_LOCKS, reach, read_bounded, read_json, write_atomically
 from harness.common.launched import counted
 from harness.common.process import Process, own_process
 from harness.common.waiting import wait_until
@@ -425,8 +425,9 @@ def _free_bytes(path: Path) -> str:
 def _owner_of(directory: Path) -> dict[str, Any]:
     """Return the recorded claim of a run; {} if there is none, or if it is no JSON object."""
     try:
-        owner = read_json(directory / _OWNER)
-    except (OSError, ValueError):
+        # NaN becomes a text: two readings of a claim must be equal.
+        owner = json.loads(read_bounded(directory / _OWNER, MOST_JSON_BYTES), parse_constant=str)
+    except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
 
