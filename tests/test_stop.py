@@ -26,7 +26,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGINT", "SIGHUP", "SIGQUIT"])
 def test_each_signal_asks_to_stop_and_is_left_as_it_was(handlers: None, name: str) -> None:
     number, request = signal.Signals[name], StopRequest()
     before = signal.getsignal(number)
@@ -45,6 +45,7 @@ def test_each_signal_asks_to_stop_and_is_left_as_it_was(handlers: None, name: st
     [
         ("SIGINT", "SIGINT", 0.5, False, True),
         ("SIGTERM", "SIGINT", 0.5, False, True),
+        ("SIGTERM", "SIGQUIT", 0.5, False, True),
         ("SIGINT", "SIGINT", 0.05, False, False),  # `timeout` sends it twice
         ("SIGINT", "SIGINT", 0.5, True, False),  # the launcher passes it on
         ("SIGINT", "SIGINT", 3.0, True, True),
