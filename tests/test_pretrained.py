@@ -202,7 +202,7 @@ TAKEN = {
     "kuangliu's": {"net": {"module.w": T["w"]}, "acc": 93.1, "epoch": 199},
     "beside an optimizer": {"weights": T, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
     "nested twice": {"state_dict": {"model": T}},
-    "nested under other keys": {"checkpoint": {"network": T, "optimizer": {"state": {0: {"momentum": T["w"]}}}}, "i": 1},
+    "nested under other keys": {"all": {"network": T, "optimizer": {"state": {0: {"momentum": T["w"]}}}}, "i": 1},
     "beside settings under a usual name": {"model": {"name": "resnet8"}, "net": T},
     "the usual name first": {"state_dict": T, "ema": T},
     "parameters": {"w": torch.nn.Parameter(T["w"])},

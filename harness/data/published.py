@@ -83,7 +83,8 @@ def _check_names(spec: DataSpec, names: Sequence[str], where: str) -> None:
     foreign = [name for name in names if name not in usual]
     # Name those that differ, and the published names that are missing.
     if foreign and 2 * len(usual) > len(names):
-        absent = [name for name in spec.raw.class_names if name not in names] if usual[0] in spec.raw.class_names else []
+        published = spec.raw.class_names if usual[0] in spec.raw.class_names else ()
+        absent = [name for name in published if name not in names]
         lacking = f"; missing: {_listed(absent)}" if absent else ""
         raise SourceError(
             f"{where} has classes that are not {form}: {_listed(foreign)}{lacking}. Remove or rename these directories"

@@ -342,11 +342,14 @@ def test_the_name_of_a_parquet_file_decides_before_its_directories(tmp_path: Pat
     assert [manifest.num_samples for manifest in found] == [20, 10]
 
 
-@pytest.mark.parametrize("name", ["train_and_test/0000", "train-test-0", "test.train/x/0", "train+test", "train1test1/0"])
+@pytest.mark.parametrize(
+    "name", ["train_and_test/0000", "train-test-0", "test.train/x/0", "train+test", "train1test1/0"]
+)
 def test_a_parquet_file_of_both_splits_is_named(tmp_path: Path, name: str) -> None:
     for one in (name, "train-1", "test-1"):
         parquet(tmp_path / "raw" / f"{one}.parquet", [*range(10)])
-    with pytest.raises(ValueError, match=rf"{re.escape(name)}\.parquet would belong to both splits: .* test and train; rename it"):
+    message = rf"{re.escape(name)}\.parquet would belong to both splits: .* test and train; rename it"
+    with pytest.raises(ValueError, match=message):
         prepare("cifar10", tmp_path, str(tmp_path / "raw"))
 
 

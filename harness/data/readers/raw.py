@@ -29,7 +29,7 @@ _SYSTEM_NAMES = {
     *("@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),
     *("$RECYCLE.BIN", "System Volume Information"),
 }
-"""Directories of archive programs, file systems, storage servers and Windows. Some hold thumbnails or deleted images."""
+"""Directories of archive programs, file systems, storage servers and Windows. They can hold thumbnails."""
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
