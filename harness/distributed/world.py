@@ -19,7 +19,7 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 
-from harness.common.launched import check_launcher_numbers, launcher_number
+from harness.common.launched import check_address, check_launcher_numbers, launcher_number
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
@@ -441,6 +441,8 @@ def _joined() -> Any:
         return SingleProcessState()
     from accelerate import PartialState
 
+    if not torch.cuda.is_available() and not torch.distributed.is_mpi_available():
+        check_address()  # Accelerate's own message names no variable
     return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
 
 
