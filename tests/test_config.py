@@ -128,6 +128,14 @@ def test_infinite_settings_are_refused_by_name(name, number):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "fault", [{"momentum": 1.0}, {"momentum": -0.1}, {"finetune_weight_decay": -1e-4}, {"penalty": -1.0}], ids=str
+)
+def test_gem_miners_settings_are_checked_before_its_first_training(fault):
+    with pytest.raises(ValueError, match=rf"^gem_miner\.{next(iter(fault))} is .*; it must"):
+        GemMinerConfig(**fault)
+
+
 @pytest.mark.parametrize("width", [0, -1])
 def test_a_width_below_one_is_refused(width):
     with pytest.raises(ValueError, match=f"model.width is {width}; it must be 1 or more"):

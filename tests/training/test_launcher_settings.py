@@ -91,6 +91,12 @@ def test_a_disabled_setting_is_accepted(variable, value):
     check_launcher_settings({variable: value})
 
 
+@pytest.mark.parametrize("device", ["mps", "CPU", "cuda:abc", "cuda:", "cuda:-1", "cuda:9999"])
+def test_a_device_that_is_unknown_or_missing_is_refused(device):
+    with pytest.raises(ValueError, match=rf"device {device} .*ACCELERATE_TORCH_DEVICE"):
+        check_launcher_settings({"ACCELERATE_TORCH_DEVICE": device})
+
+
 def test_the_launchers_precision_must_equal_the_recipes(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     for world in open_world("bf16"):
