@@ -25,9 +25,9 @@ from tests.warm import Running
 pytestmark = pytest.mark.long
 
 
-OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "6", "--num-levels"]
+OPTIONS = [*TINY, *LIGHT, "--warmup-epochs", "1", "--level-epochs", "12", "--num-levels"]
 LEVELS_A_FAULT = 8
-"""Levels per fault, so that the search still runs: a failed delivery may be retried only five levels later."""
+"""Levels per fault. Longer levels keep the search running: a failed delivery may be retried only five levels later."""
 # each fault begins in the middle of a delivery, at the next request whose first line contains these bytes
 SHORT: list[tuple[bytes, Fault]] = [(b"/runs/log-batch", "answering 500"), (b"PUT ", "hanging")]
 MORE: list[tuple[bytes, Fault]] = [

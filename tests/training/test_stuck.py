@@ -100,7 +100,8 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
     host = socket.gethostname()
     each = "; ".join(f"process {rank} on {host}: aws L00 epoch 0, {place}" for rank, place in enumerate(places))
     line = f"no progress for 0.05 min: {each}; ending. Run the same command again to resume from the last saved state."
-    assert done.stderr.splitlines().count(line) == 2, done.stderr
+    # torchrun ends the other process as soon as one has failed, at times before it has written the same line
+    assert line in done.stderr.splitlines(), done.stderr
     print(f"ended {seconds:.1f} s after it stood still, with {STUCK_SECONDS:g} s allowed")
     assert STUCK_SECONDS < seconds < STUCK_SECONDS + SOON
 
