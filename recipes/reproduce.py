@@ -14,6 +14,7 @@ Launch     python recipes/reproduce.py fig3 --dataset cifar100 --network resnet5
            python recipes/reproduce.py fig3 --scale small --dataset fashion_mnist_small
            python recipes/reproduce.py fig3 --list          # one launch command for each run
            python recipes/reproduce.py fig3 --shard $i/$n   # a share of the runs, for example in a Slurm array
+           python recipes/reproduce.py fig3 --jobs 8        # 8 processes on this node: one for each GPU, or CPU cores
            python recipes/reproduce.py --study depth
 
 Pages are written to results/ and to the lineage. `python tools/report.py` writes a page again without training.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import logging
 import shlex
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -32,21 +33,26 @@ from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
 from harness.common.launched import launcher_number
 from harness.common.logging import progress
+from harness.common.process import end_with_parent
 from harness.common.tables import print_markdown, print_table
 from harness.config import known
 from recipes.presets.figure_options import RESULTS, STUDIES, ChangedSettings, FigureOptions, ReproductionOptions
 
-if __name__ == "__main__":
-    answer_help(ReproductionOptions, __doc__)  # before the imports that load torch
+if __name__ == "__main__":  # before the imports that load torch
+    end_with_parent()
+    answer_help(ReproductionOptions, __doc__)
 
 from harness.cli.launch import launch
+from harness.data import verify_data
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.reproduction.costs import costs, given_rate, measured_rate
 from harness.reproduction.figure import FIGURES
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.figure_runner import FigureRunner, MadeChain
-from harness.reproduction.report import show
+from harness.reproduction.job import Job
+from harness.reproduction.jobs import Jobs, own_devices
+from harness.reproduction.report import page_name, show
 from harness.reproduction.study import Study, read_study
 from harness.reproduction.study_page import write_page
 from harness.reproduction.study_records import (
@@ -62,7 +68,7 @@ from recipes.presets.figures import SCALES
 __all__ = ["RESULTS", "STUDIES", "ChangedSettings", "FigureOptions", "ReproductionOptions", "commands", "main"]
 
 _log = logging.getLogger("harness.recipes.reproduce")
-_OF_STUDIES = ("study", "results", "again", "list", "seconds_per_epoch", "shard", "figure")
+_OF_STUDIES = ("study", "results", "again", "list", "seconds_per_epoch", "shard", "jobs", "jobs_per_gpu", "figure")
 _OF_LAUNCH = ("runs", "experiment", "offline", "data_directory", "loader", "num_workers")
 """Options that change no number. A study's plan sets all others."""
 
@@ -83,16 +89,21 @@ def study_commands(study: Study, chains: Collection[str]) -> list[str]:
 
 
 def _command(*more: str) -> str:
-    """Return this launch's command with `more` words and without the options of --list."""
-    words, kept = iter(sys.argv[1:]), []
+    """Return this launch's command with `more` words and without the options of --list and --jobs."""
+    return f"python {shlex.join([*_words('--shard', '--seconds-per-epoch', '--jobs', '--jobs-per-gpu'), *more])}"
+
+
+def _words(*without: str) -> list[str]:
+    """Return this launch's words, without these options and their values, and without --list."""
+    words, kept = iter(sys.argv[1:]), [sys.argv[0]]
     for word in words:
         name, equals, _ = word.replace("_", "-").partition("=")
-        if name in ("--shard", "--seconds-per-epoch"):
+        if name in without:
             if not equals:
                 next(words, None)
         elif name != "--list":
             kept.append(word)
-    return f"python {shlex.join([sys.argv[0], *kept, *more])}"
+    return kept
 
 
 def show_list(options: ReproductionOptions, study: Study | None) -> None:
@@ -113,7 +124,7 @@ def show_list(options: ReproductionOptions, study: Study | None) -> None:
     else:
         rate = given_rate(options.seconds_per_epoch)
     print("".join(f"{line}\n" for line in lines), end="", flush=True)
-    print("".join(f"# {line}\n" for line in costs(plan, chains, rate, recorded)), end="", file=sys.stderr)
+    print("".join(f"# {line}\n" for line in costs(plan, chains, rate, recorded, options.jobs)), end="", file=sys.stderr)
 
 
 def chains_of(options: ReproductionOptions, plan: FigurePlan) -> tuple[str, ...]:
@@ -159,14 +170,33 @@ def make_study(options: ReproductionOptions, study: Study) -> None:
     chains = [name for name in wanted if name not in recorded]
     recorded_already = f"{len(wanted) - len(chains)} of {len(wanted)} chains are recorded"
     _log.info(f"{recorded_already}. Missing chains: {', '.join(chains) or 'none'}")
-    if chains:
+    if chains and options.jobs > 1:
+        run_jobs(options, study.plan, chains, f"study-{study.name}")
+    elif chains:
         make_chains(options, study, chains)
-    if not is_first_process():
+    if not is_first_process() or Job.current():
         return
     if options.shard is None or not chains:
         write_study_page(study, options.results)
     else:
         _log.info("this share is finished. After all shares, run the same command without --shard to write the page")
+
+
+def run_jobs(options: ReproductionOptions, plan: FigurePlan, chains: Sequence[str], name: str) -> None:
+    """Make chains in several processes on this node; errors as in `Jobs.run`.
+
+    Args:
+        name: The name of the directory for the jobs' logs.
+    """
+    # Phase: hash the data once, since the jobs then find it verified.
+    devices = own_devices(min(options.jobs, len(chains)), options.jobs_per_gpu)
+    for config in dict.fromkeys(options.config(one).data for one in (plan.scale.config, plan.scale.finals)):
+        verify_data(config.name, config.directory, config.loader)
+
+    # Phase: run the jobs.
+    part = "" if options.shard is None else f"-{options.shard.replace('/', '-of-')}"
+    jobs = Jobs(options.runs / "jobs" / f"{name}{part}", plan.by_cost(chains), devices)
+    jobs.run([sys.executable, *_words("--jobs", "--jobs-per-gpu")], options.runs)
 
 
 def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
@@ -203,7 +233,8 @@ def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str
     """Make and record chains in one launch."""
     with launch(options.config(study.plan.scale.config)) as experiment:
         world = experiment.world
-        chains = world.share_text(" ".join(chains)).split()  # ranks may have read the records at different times
+        # Ranks may have read the records at different times.
+        taken = taken_of(study.plan, world.share_text(" ".join(chains)).split())
 
         def record(made: MadeChain) -> None:
             path = world.on_main(lambda: record_chain(experiment, study, made, options.results))
@@ -212,7 +243,13 @@ def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str
                 _log.info(f"chain {made.name} is finished, recorded in {path}")
 
         with progress("chains", len(chains), "chains", shown=experiment.shows_progress) as bar:
-            FigureRunner(experiment, study.plan).make(chains, record)
+            FigureRunner(experiment, study.plan).make(taken, record)
+
+
+def taken_of(plan: FigurePlan, chains: Sequence[str]) -> Iterable[str]:
+    """Return the chains for this process to make: in a job, those that no other job has taken."""
+    job = Job.current()
+    return chains if job is None else job.take([*plan.by_cost(chains)])
 
 
 def is_first_process() -> bool:
@@ -222,6 +259,12 @@ def is_first_process() -> bool:
 
 def check_options(options: ReproductionOptions) -> None:
     """Raise ValueError unless the options name a figure or a study, and nothing that a study's plan sets."""
+    if options.jobs < 1 or options.jobs_per_gpu < 1:
+        raise ValueError("--jobs and --jobs-per-gpu must be 1 or more")
+    if options.jobs > 1 and (options.only or options.again):
+        raise ValueError("--jobs makes whole chains: remove --only and --again")
+    if options.jobs > 1 and launcher_number("WORLD_SIZE", 1) > 1:
+        raise ValueError("--jobs starts processes of its own: start with `python`, without a launcher")
     if bool(options.figure) == bool(options.study):
         raise ValueError(f"give a FIGURE ({', '.join(FIGURES)}) or --study NAME")
     if options.study is None:
@@ -260,15 +303,23 @@ def main() -> None:
         # Phase: make the runs of a figure, then its page.
         plan = options.plan
         chains = chains_of(options, plan)
+        if options.jobs > 1:
+            run_jobs(options, plan, chains, page_name(plan))
+            if options.shard is not None:
+                return
         with launch(options.config(plan.scale.config)) as experiment:
             others = plan.scale.used_on
             runner = FigureRunner(experiment, plan, experiment.beside(options.config(others)) if others else None)
             if options.only:
                 runner.make_only(options.only)
                 return
-            _log.info(f"{len(chains)} chains (a search or dense trainings, with their children): {', '.join(chains)}")
-            with progress("chains", len(chains), "chains", shown=experiment.shows_progress) as bar:
-                runner.make(chains, lambda made: bar.update())
+            if options.jobs == 1:
+                about = f"{len(chains)} chains (a search or dense trainings, with their children)"
+                _log.info(f"{about}: {', '.join(chains)}")
+                with progress("chains", len(chains), "chains", shown=experiment.shows_progress) as bar:
+                    runner.make(taken_of(plan, chains), lambda made: bar.update())
+            if Job.current():
+                return
             if options.shard is None:
                 experiment.world.on_main(lambda: finish(runner, plan, options.out))
             else:

@@ -10,11 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-EXIT_STOPPED = 75
-"""Exit code of a launch that was stopped by request (EX_TEMPFAIL of sysexits.h: retry later).
-
-Launchers replace it with 1. `harness.distributed.status` keeps the reason.
-"""
+from harness.distributed.stop import EXIT_STOPPED
 
 
 @contextmanager

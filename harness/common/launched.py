@@ -83,3 +83,8 @@ def check_address() -> None:
                 f"asked for {size} processes, but MASTER_ADDR is not set: start with `accelerate launch`, which sets "
                 f"it, or `unset {name}`"
             )
+
+
+def counted(processes: int | str) -> str:
+    """Return "1 process", or for example "8 processes"."""
+    return f"{processes} process{'' if str(processes) == '1' else 'es'}"

@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
@@ -24,6 +24,9 @@ Verbosity = Literal["quiet", "normal", "verbose"]
 VARIABLE = "HARNESS_LOG"
 SECONDS_PER_LINE = 60.0
 """Interval between progress lines when standard error is not a terminal."""
+EpochWatch = Callable[[str, float, int, bool], None]
+"""Takes a run's name, its finished epochs, all its epochs, and whether the finished ones were loaded."""
+_watches: list[EpochWatch] = []
 _LEVELS = {"quiet": logging.WARNING, "normal": logging.INFO, "verbose": logging.DEBUG}
 _log = logging.getLogger(__name__)
 
@@ -68,7 +71,25 @@ class Progress(Protocol):
 
 
 @contextmanager
-def progress(name: str, total: int, unit: str, *, done: int = 0, shown: bool | None = None) -> Iterator[Progress]:
+def watching_epochs(watch: EpochWatch) -> Iterator[None]:
+    """Call `watch` whenever epochs of a run are finished or loaded, while the block runs."""
+    _watches.append(watch)
+    try:
+        yield
+    finally:
+        _watches.remove(watch)
+
+
+def tell_epochs(name: str, done: float, epochs: int, *, loaded: bool = False) -> None:
+    """Tell watches that `done` of a run's `epochs` are finished."""
+    for watch in _watches:
+        watch(name, done, epochs, loaded)
+
+
+@contextmanager
+def progress(
+    name: str, total: int, unit: str, *, done: int = 0, shown: bool | None = None, epochs: int = 0
+) -> Iterator[Progress]:
     """Show the progress of a loop on standard error.
 
     A terminal gets a bar that disappears at the end. A pipe or a file gets one line a minute.
@@ -79,6 +100,7 @@ def progress(name: str, total: int, unit: str, *, done: int = 0, shown: bool | N
         unit: Name of one step, for example "images".
         done: Steps that are finished before the loop starts.
         shown: False shows nothing. None means: unless the verbosity is quiet.
+        epochs: Epochs of training that the loop stands for, for `watching_epochs`.
 
     Yields:
         The counter to update.
@@ -91,7 +113,7 @@ def progress(name: str, total: int, unit: str, *, done: int = 0, shown: bool | N
         ) as bar:
             yield bar
     else:
-        yield _MinuteLines(name, total, unit, done)
+        yield _MinuteLines(name, total, unit, done, epochs)
 
 
 @dataclass
@@ -102,12 +124,15 @@ class _MinuteLines:
     total: int
     unit: str
     done: int
+    epochs: int = 0
     postfix: str = ""
     last: tuple[float, int] | None = field(default=None, init=False)
     """Time and count at the last line."""
 
     def update(self, n: int = 1) -> None:
         self.done, now = self.done + n, time.monotonic()
+        if self.epochs and _watches:
+            tell_epochs(self.name, self.epochs * self.done / self.total, self.epochs)
         if self.last is None:
             self.last = now, self.done  # steps restored from a checkpoint must not count for the rate
         seconds, steps = now - self.last[0], self.done - self.last[1]

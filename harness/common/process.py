@@ -6,10 +6,13 @@ the boot ID of the kernel and the PID namespace (Linux). Records of earlier vers
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import re
+import signal
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +21,8 @@ from typing import Any
 
 _SUFFIX = re.compile(r"(?P<host>.+?)(?:\.(?P<started>\d+)-(?P<boot>[0-9a-f]{8})-(?P<namespace>\d+))?\.(?P<pid>\d+)")
 _BOOT_DIGITS = 8
+PARENT_VARIABLE = "HARNESS_PARENT"
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,19 @@ def own_process(pid: int) -> Process:
     process = Process(socket.gethostname(), pid, _stat(pid)[1], _boot(), _namespace())
     assert process.record and process.suffix  # computed now, since each run needs them
     return process
+
+
+def end_with_parent() -> None:
+    """Let the kernel send SIGTERM to this process when its parent ends, even by SIGKILL (Linux).
+
+    This holds if the parent has put its PID into the environment variable PARENT_VARIABLE. If the parent has ended
+    already, the signal is sent now.
+    """
+    parent = int(os.environ.get(PARENT_VARIABLE, "0"))
+    if parent and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    if parent and os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def process_exists(pid: int) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import io
 import sys
 import unicodedata
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from harness.common.escape import for_terminal
@@ -64,6 +65,23 @@ def print_table(
     # Name the dropped columns.
     if left_out:
         print_lines(f"(columns hidden on this narrow terminal: {', '.join(left_out)})")
+
+
+@contextmanager
+def live_table(*, numbers: Collection[str] = ()) -> Iterator[Callable[[Sequence[Mapping[str, str]]], None]]:
+    """Show a table at the bottom of the terminal on standard error, below all messages.
+
+    Args:
+        numbers: Columns that are right-aligned and never wrapped.
+
+    Yields:
+        A function that replaces the rows, as in `print_table`.
+    """
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False, transient=True) as live:
+        yield lambda rows: live.update(_table(list(rows[0]), rows, numbers, (), None), refresh=True)
 
 
 def print_fields(rows: Iterable[tuple[str, ...]], *, title: str = "") -> None:

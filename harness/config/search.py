@@ -157,6 +157,9 @@ class SearchConfig:
     """Compute BatchNorm statistics over the images of all processes. Needs GPUs."""
     deterministic: bool = False
     """Use deterministic CUDA algorithms, for equal bits on every repetition. CPU runs are always deterministic."""
+    earlier_processes: tuple[int, ...] = ()
+    """Numbers of processes of earlier launches, first the one that began the search. Their finished levels are
+    continued instead of trained again. Use it after a preemption, if fewer or more processes are available."""
     checkpoint_every: float = 10
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
@@ -183,6 +186,10 @@ class SearchConfig:
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
         require_minutes("stuck_after", self.stuck_after)
+        require(
+            all(size >= 1 for size in self.earlier_processes),
+            f"--earlier-processes {' '.join(map(str, self.earlier_processes))}: each number must be 1 or more",
+        )
         require_experiment_name(self.experiment)
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
@@ -272,6 +279,7 @@ def _with_types(config: SearchConfig) -> SearchConfig:
     optim = replace(config.optim, betas=(config.optim.betas[0], config.optim.betas[1]))
     final = _schedule(config.final)
     densities = None if config.densities is None else tuple(config.densities)
+    config = replace(config, earlier_processes=tuple(config.earlier_processes))
     return replace(config, data=data, optim=optim, final=final, densities=densities, runs=Path(config.runs))
 
 

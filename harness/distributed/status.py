@@ -9,22 +9,32 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from harness.common.escape import redact, redact_word
 from harness.common.files import is_special, write_atomically, write_without_waiting
 from harness.common.process import Process
 from harness.distributed.heartbeat import lost_peer, stood_still
 from harness.distributed.stop import StoppedError
-from harness.distributed.world import World
+from harness.distributed.world import StopRequest
 
 VARIABLE = "HARNESS_STATUS"
 State = Literal["running", "finished", "preempted", "failed"]
 _log = logging.getLogger(__name__)
+
+
+class Reporting(Protocol):
+    """The parts of a `World` that its status depends on."""
+
+    stop: StopRequest
+
+    def before_ending(self, tell: Callable[[str], None]) -> None: ...
+
+    def peer_failed(self) -> bool: ...
 
 
 def _is_anothers(path: Path) -> bool:
@@ -40,7 +50,7 @@ def _is_anothers(path: Path) -> bool:
 
 
 @contextmanager
-def reported(runs: Path, world: World) -> Iterator[None]:
+def reported(runs: Path, world: Reporting) -> Iterator[None]:
     """Keep the status file up to date while the block runs (rank 0 only).
 
     The path is HARNESS_STATUS, or else `runs`/status.json. A link, FIFO or device stays there. If the process is

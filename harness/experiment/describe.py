@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,7 @@ def common(experiment: Experiment) -> CommonDescription:
     config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.config.model
     width, matmul = width_of(model.name, model.width), config.float32_matmul_precision
     network = model.name if width == width_of(model.name, None) else f"{model.name}-w{width}"
-    # DDP sums gradients in buckets. With three or more processes, the order of a sum changes its bits. Runs without
-    # this entry kept the initial buckets of DDP.
-    order_of_sums = {"gradient_buckets": "by first backward"} if world.size > 2 else {}
+    processes = of_processes(config, world.size)
     # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
     redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
     # All floats have torch's default dtype. Only tools/selfcheck.py changes it, to float64.
@@ -75,16 +73,15 @@ def common(experiment: Experiment) -> CommonDescription:
         "deterministic": config.deterministic,
         "global_batch_size": config.global_batch_size,
         "accumulation_steps": config.accumulation_steps,
-        "sync_batchnorm": config.sync_batchnorm and world.size > 1,
-        "world_size": world.size,
-        **order_of_sums,
+        **processes,
         **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
         **redrawn,
         **other_dtype,
     }
 
     # Phase: the recorded configuration.
-    launch = {"world_size": world.size, **order_of_sums, **other_dtype, "device": world.device_name}
+    launch = {name: value for name, value in processes.items() if name != "sync_batchnorm"}
+    launch |= other_dtype | {"device": world.device_name}
     recorded = {
         "search": to_json(config),
         "data": {"num_train": source.num_train, "num_test": source.num_test},
@@ -108,6 +105,25 @@ def common(experiment: Experiment) -> CommonDescription:
     return CommonDescription(determinants, recorded, tags, network, method, alpha, drawn)
 
 
+def of_processes(config: SearchConfig, size: int) -> dict[str, Any]:
+    """Return the inputs to a key that follow from the number of processes."""
+    # DDP sums gradients in buckets. With three or more processes, the order of a sum changes its bits. Runs without
+    # this entry kept the initial buckets of DDP.
+    order_of_sums = {"gradient_buckets": "by first backward"} if size > 2 else {}
+    return {"sync_batchnorm": config.sync_batchnorm and size > 1, "world_size": size, **order_of_sums}
+
+
+def made_by(description: RunDescription, config: SearchConfig, size: int) -> RunDescription:
+    """Return the description whose key is that of the same run made by another number of processes."""
+    return replace(description, determinants=_by(description.determinants, config, size))
+
+
+def _by(determinants: Mapping[str, Any], config: SearchConfig, size: int) -> dict[str, Any]:
+    """Return the inputs to a key with those of another number of processes."""
+    rest = {name: value for name, value in determinants.items() if name != "gradient_buckets"}
+    return rest | of_processes(config, size)
+
+
 def pruning_settings(config: SearchConfig) -> dict[str, Any]:
     """Return the pruning settings that enter keys. Those added after v1 appear only if not at their default."""
     own: dict[str, Any] = {"pruning_fraction": config.pruning_fraction}
@@ -121,17 +137,23 @@ def search_lock(experiment: Experiment, root: RunDescription) -> str:
     """Return the key of the lock that lets one launch at a time make a search, of any number of levels."""
     config = experiment.config
     schedules = {"warmup_epochs": config.warmup_epochs, "level_epochs": config.level_epochs}
-    return sha256_json(experiment.common.determinants | {"search": root.key} | schedules | pruning_settings(config))
+    shared = experiment.common.determinants
+    if config.earlier_processes:  # a launch that continues a search shares the lock of the one that began it
+        shared = _by(shared, config, config.earlier_processes[0])
+    return sha256_json(shared | {"search": root.key} | schedules | pruning_settings(config))
 
 
 def describe_search(experiment: Experiment, begun: Initialisation, theta_init_digest: str = "") -> RunDescription:
-    """Describe the root of a search. Its key excludes the number of levels, so that a longer search resumes it."""
+    """Describe the root of a search. Its key excludes the number of levels, so that a longer search resumes it.
+
+    With `earlier_processes`, the root is that of the first number of processes.
+    """
     config, shared = experiment.config, experiment.common
     seeds = {"init_seed": config.init_seed, "sgd_seed": config.sgd_seed}
     name = f"{shared.method} {shared.network} {config.data.name} i{config.init_seed} s{config.sgd_seed}"
     if config.initialisation != NETWORKS_OWN:
         name = f"{name} from {Path(config.initialisation).name[:24]}"
-    return RunDescription(
+    described = RunDescription(
         determinants=shared.determinants
         | {"kind": "search", "method": config.method, **seeds, **begun.determinants, **shared.alpha},
         kind="search",
@@ -144,6 +166,7 @@ def describe_search(experiment: Experiment, begun: Initialisation, theta_init_di
         | {"theta_init_digest": theta_init_digest}
         | shared.drawn,
     )
+    return made_by(described, config, config.earlier_processes[0]) if config.earlier_processes else described
 
 
 def describe_level(
@@ -155,6 +178,7 @@ def describe_level(
     *,
     density: float,
     phase: str = "",
+    parent_processes: int,
     determinants: Mapping[str, Any],
     recorded: Mapping[str, Any],
 ) -> RunDescription:
@@ -167,6 +191,7 @@ def describe_level(
         parent: The search, or the level before.
         density: Density of the mask, for the name.
         phase: Distinguishes several trainings of one level, e.g. "again". "" is the usual one.
+        parent_processes: Number of processes that made the parent. Name and tags have it if this launch has another.
         determinants: Further inputs to its key.
         recorded: Further entries of its configuration.
     """
@@ -175,6 +200,9 @@ def describe_level(
     own = {"kind": "level", "root": root, "level": level, "schedule": schedule.determinants(), "parent": parent.key}
     tags = {"method": config.method, "init_seed": str(config.init_seed), "sgd_seed": str(config.sgd_seed)}
     words = [f"L{level:02d}", *phase.split(), f"d{density:.3f} {shared.method} {shared.network}"]
+    if parent_processes != experiment.world.size:
+        words.append(f"{parent_processes}→{experiment.world.size} processes")
+        tags["parent_world_size"] = str(parent_processes)
     return RunDescription(
         determinants=shared.determinants | own | dict(determinants),
         kind="level",

@@ -33,11 +33,13 @@ import torch
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json, sha256_tensors
+from harness.common.launched import counted
 from harness.common.seeds import SgdNoise
 from harness.config import Schedule, SearchConfig
-from harness.experiment.describe import describe_level, describe_search, search_lock
+from harness.experiment.describe import describe_level, describe_search, made_by, search_lock
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.trainer import Trainer, batch_gradients
+from harness.lineage.nodes.index import LocalIndex
 from harness.lineage.nodes.record import THETA_INIT, Parent
 from harness.masks import Mask
 from harness.pruning import METHODS, LevelContext, Method, PruningSchedule, StartPoint
@@ -121,6 +123,8 @@ class Search:
         self.description = describe_search(experiment, self.begun)
         self.root = self.description.key
         self._done: list[FinishedRun] = []
+        self._processes = {self.root: earlier[0]} if (earlier := self.config.earlier_processes) else {}
+        """Number of processes by key, for runs that earlier launches made."""
 
     @cached_property
     def theta_init(self) -> Checkpoint:
@@ -252,10 +256,11 @@ class Search:
             Parent(*parent),
             density=density,
             phase=ctx.phase,
+            parent_processes=self._processes.get(parent[0], self.experiment.world.size),
             determinants=determinants,
             recorded=recorded,
         )
-
+        description = self._made_earlier(description)
         if "count_rule" in determinants.get("pruning", {}):
             self.experiment.world.on_main(lambda: self._note_older_count(description))
 
@@ -265,6 +270,20 @@ class Search:
             description,
             lambda saver: self.trainer.train(description, saver, start(), psi_init=self.theta_init.params, **how),
         )
+
+    def _made_earlier(self, description: RunDescription) -> RunDescription:
+        """Return the description of a level's first finished run by an earlier number of processes, if there is one."""
+        parents = [parent.key for parent in description.parents]
+
+        def found(key: str) -> bool:
+            return self.experiment.archive.find(key, parents) is not None
+
+        for size in self.config.earlier_processes:
+            other = made_by(description, self.config, size)
+            if self.experiment.world.main_says(partial(found, other.key)):
+                self._processes[other.key] = size
+                return other
+        return description
 
     def _note_older_count(self, description: RunDescription) -> None:
         """Warn that a level is made again if its only finished run counts weights by the older rule (rank 0)."""
@@ -280,12 +299,21 @@ class Search:
             )
 
     def record_root(self) -> None:
-        """Commit the search and its θ_init. If it is committed already, check that θ_init is equal."""
+        """Commit the search and its θ_init. If it is committed already, check that θ_init is equal.
+
+        Raises:
+            ValueError: θ_init differs, or the search of `earlier_processes` does not exist.
+        """
         experiment, archive = self.experiment, self.experiment.archive
         description = describe_search(experiment, self.begun, self.theta_init.digest)
+        earlier = self.config.earlier_processes
 
         def commit() -> None:
+            if not earlier:
+                self._note_others()
             if archive.find(description.key, []) is None:
+                if earlier and earlier[0] != experiment.world.size:
+                    self._refuse_missing(earlier[0])
                 record, theta_init = archive.record(description), self.theta_init
                 archive.commit(
                     record, description.determinants, lambda directory: theta_init.save(directory / THETA_INIT)
@@ -301,6 +329,37 @@ class Search:
                 )
 
         experiment.world.on_main(commit)
+
+    def _others(self, known: Callable[[str], object]) -> dict[str, int]:
+        """Return {key: number of processes} of this search by all other numbers, where `known(key)` is true.
+
+        The number of processes divides the batch size, so all possible keys can be computed.
+        """
+        batch = self.config.global_batch_size
+        sizes = [size for size in range(1, batch + 1) if batch % size == 0]
+        keys = {made_by(self.description, self.config, size).key: size for size in sizes}
+        return {key: size for key, size in keys.items() if key != self.root and known(key)}
+
+    def _refuse_missing(self, asked: int) -> None:
+        """Raise ValueError, because there is no search by the first of `earlier_processes` (rank 0)."""
+        sizes = ", ".join(map(str, sorted(self._others(self.experiment.archive.knows).values())))
+        found = f"there is one by {sizes}" if sizes else "nor is there one by any other number of processes"
+        raise ValueError(
+            f"--earlier-processes {asked}: no search with these settings was begun by {counted(asked)}; {found}"
+        )
+
+    def _note_others(self) -> None:
+        """Log a note if other numbers of processes made levels of this search, and this one made none (rank 0)."""
+        local = self.experiment.store.local
+        if others := self._others(local.find):
+            levels = [entry for entry in LocalIndex(local).entries.values() if entry.kind == "level"]
+            sizes = sorted({others[level.nest_key] for level in levels if level.nest_key in others})
+            if sizes and all(level.nest_key != self.root for level in levels):
+                made = " and ".join(map(counted, sizes))
+                _log.info(
+                    f"note: {made} made levels of this search. This launch has {counted(self.experiment.world.size)} "
+                    f"and begins its own; --earlier-processes {sizes[-1]} continues the finished levels"
+                )
 
 
 def steps(config: SearchConfig, method: Method) -> list[Step]:

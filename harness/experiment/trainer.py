@@ -104,7 +104,9 @@ class Trainer:
         # Phase: train. Rank 0 shows progress and samples the machine's load.
         steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
         with (
-            progress(description.name, steps, "steps", done=start.begin_steps, shown=shown) as bar,
+            progress(
+                description.name, steps, "steps", done=start.begin_steps, shown=shown, epochs=schedule.epochs
+            ) as bar,
             sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples,
         ):
             train(

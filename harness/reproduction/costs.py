@@ -60,14 +60,17 @@ def _of_records(plan: FigurePlan, recorded: Iterable[ChainRecords]) -> Iterator[
         yield (run.finished_ms - run.started_ms) / 1000 / epochs[run.name]
 
 
-def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished: Collection[str] = ()) -> list[str]:
+def costs(
+    plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished: Collection[str] = (), jobs: int = 1
+) -> list[str]:
     """Return a table as lines of text: epochs, comparisons and, at a known rate, hours of each chain.
 
     Args:
         plan: The plan.
         chains: Its chains to count.
         rate: Time per epoch; None leaves out the hours.
-        finished: Chains that are already recorded; the last row leaves them out.
+        finished: Chains that are already recorded; the sum leaves them out.
+        jobs: Number of jobs. With several, a row for each shows the expected share of the remaining chains.
     """
     # Phase: one row for each chain, and the sum.
     left = [chain for chain in chains if chain not in finished]
@@ -83,6 +86,9 @@ def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished
 
     rows += [[*row(chain, [chain]), *(["recorded"] if chain in finished else [])] for chain in chains]
     rows.append([*row("all" if len(left) == len(chains) else "remaining", left)])
+    if jobs > 1:
+        shares = enumerate(plan.dealt(left, jobs), start=1)
+        rows += [[*row(f"job {number}", share), ", ".join(share)] for number, share in shares]
 
     # Phase: aligned lines, with the rate below.
     widths = [max(map(len, column)) for column in zip(*(cells[: len(rows[0])] for cells in rows), strict=True)]
@@ -95,4 +101,5 @@ def costs(plan: FigurePlan, chains: Collection[str], rate: Rate | None, finished
         said = f"hours unknown: there is no finished training of {plan.subject}; give --seconds-per-epoch"
     else:
         said = f"hours at {rate.seconds_per_epoch:.3g} seconds per epoch ({rate.source}), without comparisons"
+        said += "; a job takes the longest chain that is left" if jobs > 1 else ""
     return [*lines, said]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Set
+from collections.abc import Collection, Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
@@ -299,13 +299,22 @@ class FigurePlan:
         """
         if not 1 <= index <= count:
             raise ValueError(f"shard {index}/{count}: give i/n with 1 ≤ i ≤ n")
+        return self.dealt(self.chains(), count)[index - 1]
+
+    def by_cost(self, chains: Iterable[str]) -> dict[str, int]:
+        """Return name → epochs of these chains, the most expensive first."""
+        epochs = {chain: self.epochs(chain) for chain in chains}
+        return dict(sorted(epochs.items(), key=lambda one: (-one[1], one[0])))
+
+    def dealt(self, chains: Iterable[str], count: int) -> list[list[str]]:
+        """Return `count` shares of these chains with about equal epochs: each chain goes to the lightest share."""
         loads = [0] * count
         shares: list[list[str]] = [[] for _ in range(count)]
-        for chain in sorted(self.chains(), key=lambda name: (-self.epochs(name), name)):
+        for chain, epochs in self.by_cost(chains).items():
             lightest = loads.index(min(loads))
-            loads[lightest] += self.epochs(chain)
+            loads[lightest] += epochs
             shares[lightest].append(chain)
-        return shares[index - 1]
+        return shares
 
     def names(self, chains: Collection[str] | None = None) -> Iterator[str]:
         """Yield the names of its runs, parents first; `chains` restricts them to these chains."""

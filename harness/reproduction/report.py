@@ -43,13 +43,18 @@ def show(store: LineageStore, plan: FigurePlan, settings: Collection[str], out: 
         strict: Whether each run must have one of these tags.
     """
     results = collect(store, plan, settings, strict=strict)
-    config = plan.scale.config
-    width = f"-w{config.model.width}" if config.model.width else ""
-    directory = out / f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}{plan.scale.variant}"
+    directory = out / page_name(plan)
     write_report(results, directory)
     key = commit_report(store, results)
     print_markdown((directory / PAGE).read_text(encoding="utf-8").split(RUNS)[0])
     print(f"page, tables and plots: {directory}\nrun: {run_id_of(store, key) or key}")
+
+
+def page_name(plan: FigurePlan) -> str:
+    """Return the name of the page's directory."""
+    config = plan.scale.config
+    width = f"-w{config.model.width}" if config.model.width else ""
+    return f"{plan.figure.name}-{config.data.name}-{config.model.name}{width}{plan.scale.variant}"
 
 
 def write_report(results: Results, directory: Path) -> list[Path]:

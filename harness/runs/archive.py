@@ -17,6 +17,8 @@ from typing import Any
 import torch
 
 from harness.checkpoint import Checkpoint
+from harness.common.launched import counted
+from harness.common.logging import tell_epochs
 from harness.common.tensors import check_fits, save_correct
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
@@ -305,11 +307,13 @@ class Archive:
         if run.record is not None:
             local, server, name = self.store.local.directory, self.store.server.address, run.record.name
             fetched = description.key in self._fetched
+            origin = f"loaded from MLflow at {server} into {local}" if fetched else f"loaded from {local}"
+            size = run.record.config.get("launch", {}).get("world_size", self.world.size)
             _log.info(
-                closing_line(
-                    run.record, f"loaded from MLflow at {server} into {local}" if fetched else f"loaded from {local}"
-                )
+                closing_line(run.record, origin if size == self.world.size else f"made by {counted(size)}, {origin}")
             )
+            epochs = sum(metric.name == "train_loss" for metric in run.record.metrics)  # one loss an epoch
+            tell_epochs(name, epochs, epochs, loaded=True)
             then, now = environment(run.record.code, run.record.config), self.environment_check.now(description.config)
             self.environment_check.compare(f"{name!r} is reused, though it was made", then, now)
         return run

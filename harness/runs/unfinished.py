@@ -29,6 +29,7 @@ from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import NO_LOCKS, reach, write_atomically
+from harness.common.launched import counted
 from harness.common.process import Process, own_process
 from harness.common.waiting import wait_until
 
@@ -48,6 +49,7 @@ _NO_MATTER = (
     *("argv", "command", "hardware.", "level", "schedule.", "launch.threads", "launch.device"),
     *("search.runs", "search.experiment", "search.offline", "search.num_levels", "search.checkpoint_"),
     *("search.data.directory", "search.data.num_workers", "search.stuck_after"),
+    "search.earlier_processes",
 )
 _STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
 
@@ -257,9 +259,9 @@ class Unfinished:
                 if 0 < len(differ) <= most and not other_run:
                     old, new = (", ".join(_option(name, flat.get(name)) for name in differ) for flat in (theirs, ours))
                     found.append(
-                        f"{draft['name']!r} is unfinished and has {old}. This launch has {new}. Run the earlier "
-                        "command again to resume it, or delete it with `python tools/lineage.py gc --older-than 0 "
-                        "--delete`"
+                        f"{draft['name']!r} is unfinished and has {old}. This launch has {new}. It "
+                        "does not take over that state: run the earlier command again to resume it, or delete it with "
+                        "`python tools/lineage.py gc --older-than 0 --delete`"
                     )
         return found
 
@@ -464,7 +466,7 @@ def _option(name: str, value: str | None) -> str:
     """Return a flat setting and its JSON value as the user gives them, such as `--level-epochs 20`."""
     given = "none" if value in (None, "null") else str(value).strip('"')
     if name == "launch.world_size":
-        return "1 process" if given == "1" else f"{given} processes"
+        return counted(given)
     prefix, _, rest = name.partition(".")
     option = rest if prefix == "search" else name
     is_option = prefix == "search" or name == "kind"

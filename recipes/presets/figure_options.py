@@ -178,6 +178,11 @@ class ReproductionOptions(FigureOptions):
     """With --list: seconds of one epoch, to estimate hours. The default is measured from finished runs in --runs."""
     shard: Annotated[str | None, tyro.conf.arg(metavar="I/N")] = None
     """Make the I-th of N shares of the runs, such as 1/4, and no page. Use it to spread a figure over machines."""
+    jobs: int = 1
+    """Processes that make runs side by side on this node, each with its own GPU or its own CPU cores. Use it to fill a
+    machine with small networks."""
+    jobs_per_gpu: int = 1
+    """With --jobs: processes that share one GPU. Raise it if one process leaves the GPU idle for most of the time."""
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME")] = ()
     """Make these runs, named as --list names them, and the runs that they need."""
     data_directory: Path = Path("data")

@@ -15,7 +15,7 @@ from tests.warm import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = REPOSITORY / "recipes" / "launch"
-SBATCH = LAUNCH / "slurm.sbatch"
+SBATCH, ARRAY = LAUNCH / "slurm.sbatch", LAUNCH / "slurm_array.sbatch"
 BIN = Path(sys.executable).parent
 
 
@@ -100,11 +100,11 @@ class Cluster:
         """
         self.command("srun", f"while [[ $1 == --* ]]; do shift; done\n{body}")
 
-    def submit(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, *arguments: str, script: Path = SBATCH, **environment: str) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "PATH": f"{self.bin}:{BIN}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
         env |= {"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "node[1-2]"}
         env |= {"SLURM_NNODES": "2", "SLURM_GPUS_ON_NODE": "8", "VENV": "none", **environment}
-        command = ["bash", str(SBATCH), *(arguments or ("recipes/aws_digits.py",))]
+        command = ["bash", str(script), *(arguments or ("recipes/aws_digits.py",))]
         return subprocess.run(command, cwd=self.where, env=env, capture_output=True, text=True, timeout=120)
 
     @property
@@ -122,10 +122,37 @@ def writes(status: str) -> str:
     return f"""printf '{{"status": "{status}", "pid": 1}}' >"$HARNESS_STATUS"; """
 
 
-def test_the_slurm_script_is_valid_bash():
-    subprocess.run(["bash", "-n", str(SBATCH)], check=True)
+@pytest.mark.parametrize("script", [SBATCH, ARRAY], ids=lambda script: script.name)
+def test_the_slurm_scripts_are_valid_bash(script):
+    subprocess.run(["bash", "-n", str(script)], check=True)
     if shutil.which("shellcheck"):
-        subprocess.run(["shellcheck", str(SBATCH)], check=True)
+        subprocess.run(["shellcheck", str(script)], check=True)
+
+
+@pytest.mark.parametrize(("first", "element", "shard"), [(1, 1, "1/4"), (1, 4, "4/4"), (0, 0, "1/4"), (5, 7, "3/4")])
+def test_an_element_of_a_slurm_array_makes_its_shard(cluster, first, element, shard):
+    cluster.srun('printf "%s\\n" "$@" >launched')
+    array = {"SLURM_ARRAY_TASK_MIN": str(first), "SLURM_ARRAY_TASK_ID": str(element), "SLURM_ARRAY_TASK_COUNT": "4"}
+    done = cluster.submit("recipes/reproduce.py", "fig3", script=ARRAY, **array)
+    assert done.returncode == 0 and not cluster.requeued, done.stderr
+    launched = (cluster.where / "launched").read_text().splitlines()
+    assert launched == ["python", "recipes/reproduce.py", "fig3", "--shard", shard]
+
+
+@pytest.mark.parametrize(
+    ("body", "restarts", "requeues", "code"),
+    [
+        ("exit 75", "0", 1, 0),
+        ("exit 75", "20", 0, 1),
+        ("exit 1", "0", 0, 1),
+        ("kill -TERM $PPID; exit 75", "0", 0, 75),  # preempted or cancelled
+    ],
+)
+def test_an_element_of_a_slurm_array_is_requeued_after_code_75(cluster, body, restarts, requeues, code):
+    cluster.srun(body)
+    array = {"SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_TASK_COUNT": "2"}
+    done = cluster.submit(script=ARRAY, SLURM_RESTART_COUNT=restarts, **array)
+    assert done.returncode == code and len(cluster.requeued) == requeues, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import sys
 from pathlib import Path
 
@@ -40,6 +41,18 @@ def test_a_figure_in_two_shares_then_its_page(prepared: Path, tmp_path: Path):
     assert (where / "results/fig3-digits-resnet8-levels-2/page.md").read_bytes() == page
     assert len(nodes(where, "report")) == 1 and report["name"] == "fig3 resnet8 digits"
     assert "run: " in again
+
+
+@pytest.mark.slow
+def test_two_jobs_make_a_figure_once(prepared: Path, tmp_path: Path):
+    where = elsewhere(prepared, tmp_path, tables=False)  # both jobs find no database
+    printed = reproduce(where, "--jobs", "2")
+    assert "Not finished" not in printed and len(nodes(where, "report")) == 1
+    made = {path: path.stat().st_mtime_ns for path in (where / "runs").glob("*/record.json")}
+    database = sqlite3.connect(where / "mlflow.db")
+    assert database.execute("SELECT status, COUNT(*) FROM runs GROUP BY status").fetchall() == [("FINISHED", len(made))]
+    reproduce(where, "--jobs", "3")
+    assert made == {path: path.stat().st_mtime_ns for path in (where / "runs").glob("*/record.json")}
 
 
 def test_an_unknown_data_set_or_shard_is_refused(prepared: Path):

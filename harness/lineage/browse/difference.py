@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 _SEEDS = ("init_seed", "sgd_seed")
 _LAUNCH = ("launch", "argv", "command", "hardware")
-_PLACES = ("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit", "stuck_after")
+_PLACES = (
+    *("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit", "stuck_after"),
+    "earlier_processes",
+)
 """Settings that do not change the result. They are listed with the launch."""
 
 

@@ -70,6 +70,21 @@ def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
         yield _same("settings", f"tag {name}", tags.get(name), "the config has", expected)
 
 
+def processes(record: LineageRecord, parent: LineageRecord | None) -> Iterator[Finding]:
+    """Check that a level's tag `parent_world_size` names the processes of its parent, if they are other than its own.
+
+    Args:
+        record: Record of the run.
+        parent: Record of its first parent, or None.
+    """
+    sizes = [one.config.get("launch", {}).get("world_size") for one in (parent, record) if one is not None]
+    if record.kind != "level" or len(sizes) != 2 or None in sizes:
+        return
+    expected = None if sizes[0] == sizes[1] else str(sizes[0])
+    what = f"tag parent_world_size of a run of {sizes[1]} processes"
+    yield _same("settings", what, record.tags.get("parent_world_size"), "its parent gives", expected)
+
+
 def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[str, Any, Any]]:
     """Yield each setting that determines the run, with both values.
 

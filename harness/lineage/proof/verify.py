@@ -160,6 +160,8 @@ class _Examiner:
             self.findings.note(node, way)
         search = self.nodes.get(record.nested_under or "")
         self.findings.add(node, records.seeds(record, determinants, search.record if search else None))
+        parent = self.nodes.get(record.parents[0].key) if record.parents else None
+        self.findings.add(node, records.processes(record, parent.record if parent else None))
 
         # Phase: test errors and comparisons
         if CORRECT in whole:

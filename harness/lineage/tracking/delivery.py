@@ -78,7 +78,7 @@ if TYPE_CHECKING:
 _TAGS = (
     *("method", "alpha", "model", "network", "data", "data_digest", "settings", INITIAL_WEIGHTS),
     *("level", "density", "init_seed", "sgd_seed", "kind_of_training", "question", "precision"),
-    *("unpruned_signs", "signs", "initialisation", "transferred"),
+    *("parent_world_size", "unpruned_signs", "signs", "initialisation", "transferred"),
 )
 _CODE_TAGS = ("commit", "dirty")
 _MODEL_TAGS = ("method", "level", "kind_of_training", "init_seed", "sgd_seed")

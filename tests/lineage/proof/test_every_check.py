@@ -335,10 +335,11 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
         edited(
             search=altered(config=lambda config: config.update(kind="x")),
             L01=altered(both(tags(sgd_seed="5", init_seed="6"), lambda record: record["config"].update(level=9))),
-            L02=altered(tags(data="mnist", model="x", method="lrr", density="0.5")),
+            L02=altered(tags(data="mnist", model="x", method="lrr", density="0.5", parent_world_size="8")),
             mask=altered(tags(kind_of_training="x")),
         ),
         at("records", "_tags_and_config settings", "settings settings", "seeds seeds", "seeds seeds #3")
+        | at("records", "processes settings")
         | at("networks", "owner owner #4"),
         {"seeds": 4},
     ),
