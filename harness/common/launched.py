@@ -17,6 +17,7 @@ NUMBERS: Mapping[str, tuple[int, int]] = {
     "GROUP_RANK": (0, _MOST),
     "MASTER_PORT": (0, 65_535),
     "TORCHELASTIC_RESTART_COUNT": (0, _MOST),
+    "TORCHELASTIC_MAX_RESTARTS": (0, _MOST),
     **dict.fromkeys(SIZES[1:], (1, _MOST)),
     **dict.fromkeys(("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE", "MV2_COMM_WORLD_LOCAL_SIZE"), (1, _MOST)),
     **dict.fromkeys(("PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"), (0, _MOST)),
