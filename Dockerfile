@@ -27,10 +27,10 @@ WORKDIR /app
 # Each layer needs no more than what is copied before it, so that an edit of the code rebuilds none of them.
 #
 # make calls the setup script elsewhere, so the script does not bring it; git tells each run the code's version, also when
-# the mounted clone belongs to another user than the container's.
+# the mounted clone belongs to another user than the container's. procps: pkill, for recipes/launch/slurm.sbatch.
 COPY tools/setup.sh tools/
 RUN tools/setup.sh system \
-    && apt-get update -qq && apt-get install -y -qq --no-install-recommends git make && rm -rf /var/lib/apt/lists/* \
+    && apt-get update -qq && apt-get install -y -qq --no-install-recommends git make procps && rm -rf /var/lib/apt/lists/* \
     && git config --system --add safe.directory /app
 # pip wants a README to quote; an empty one, so that new words in the real one do not install everything again.
 COPY pyproject.toml constraints.txt LICENSE ./

@@ -28,6 +28,7 @@ from tests.free_port import free_port
 REPOSITORY = Path(__file__).resolve().parents[1]
 LIBRARIES = ("accelerate", "mlflow.store.tracking.sqlalchemy_store", "safetensors.torch", "torchvision", "tyro")
 LAUNCHERS, COUNTS = ("accelerate", "mlflow", "torchrun"), ("--nproc_per_node", "--num_processes")
+RESTARTS = "--max_restarts"
 """Launchers whose Python child processes are forks too, and the options that give their number.
 
 Each launcher leads a session, so that a signal to its process group ends its workers too.
@@ -213,7 +214,8 @@ def _fork(words: list[str], where: str, environment: dict[str, str], streams: li
     if Path(words[0]).name in LAUNCHERS:
         os.setsid()
         asked = [words[words.index(option) + 1] for option in COUNTS if option in words]
-        _WarmPopen.spares = _Spares(int(asked[0]) if asked else 2)
+        starts = 1 + int(words[words.index(RESTARTS) + 1]) if RESTARTS in words else 1
+        _WarmPopen.spares = _Spares(starts * (int(asked[0]) if asked else 2))
         subprocess.Popen = subprocess_handler.Popen = _WarmPopen  # type: ignore[misc]
     _python(words, environment)
 

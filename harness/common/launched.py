@@ -15,6 +15,7 @@ NUMBERS: Mapping[str, tuple[int, int]] = {
     "GROUP_RANK": (0, _MOST),
     "MASTER_PORT": (0, 65_535),
     "TORCHELASTIC_RESTART_COUNT": (0, _MOST),
+    "TORCHELASTIC_MAX_RESTARTS": (0, _MOST),
 }
 """The least and the greatest value of each variable."""
 

@@ -29,6 +29,25 @@ _JOINED = 1 << 40
 _VERDICT = "lost"
 
 
+def launcher_store(timeout: timedelta) -> Store | None:
+    """Connect to the launcher's key-value store.
+
+    The store survives when the launcher restarts its processes. So the keys have a prefix for each start. Without it, a
+    restarted process may read the address of an ended one and fail to join.
+
+    Args:
+        timeout: Time limit of each request.
+
+    Returns:
+        None if the launcher has no store that outlives its processes.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    address, port = os.environ["MASTER_ADDR"], launcher_number("MASTER_PORT", 0)
+    store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
+    return PrefixStore(f"harness/start-{launcher_number('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+
+
 class JoinWatch:
     """Context manager around joining. It ends this process when another process or the launcher's store is lost.
 
@@ -76,7 +95,9 @@ class JoinWatch:
 
     def _answer(self) -> None:
         try:
-            store = self._store()
+            shared = launcher_store(timedelta(seconds=self._silent_seconds))
+            assert shared is not None  # checked before this thread was started
+            store = PrefixStore("roll", shared)
             while not self._left.is_set():
                 store.add(str(self._rank), 1)
                 self._begun.set()
@@ -88,13 +109,6 @@ class JoinWatch:
         except Exception as error:  # torch raises several types when the store is gone
             if not self._left.is_set():
                 self._end(f"the launcher of process 0 ({str(error).splitlines()[0]})")
-
-    def _store(self) -> Store:
-        address, port = os.environ["MASTER_ADDR"], launcher_number("MASTER_PORT", 0)
-        patience = timedelta(seconds=self._silent_seconds)
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=patience)
-        # The store survives when the launcher restarts its processes, so each start has its own prefix.
-        return PrefixStore(f"harness/roll/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
     def _look(self, store: Store) -> None:
         if store.check([_VERDICT]):

@@ -58,6 +58,13 @@ def check_launcher_settings(environment: Mapping[str, str]) -> None:
         value = environment.get(variable, "")
         if value.strip().lower() not in refusal.harmless:
             raise ValueError(f"{refusal.name} is not supported ({variable}={value}): {refusal.mend}")
+    nodes, restarts = environment.get("GROUP_WORLD_SIZE", "1"), environment.get("TORCHELASTIC_MAX_RESTARTS", "0")
+    if nodes != "1" and restarts != "0" and environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        # The nodes count their restarts apart, so no number known to all separates the keys of two starts.
+        raise ValueError(
+            f"restarts on several nodes (--max-restarts {restarts}) need a new key-value store for each start: launch "
+            "with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d …, or with --max-restarts 0"
+        )
     asked = environment.get("ACCELERATE_TORCH_DEVICE", "")
     if asked and asked.partition(":")[0] not in ("cpu", "cuda"):
         raise ValueError(f"device {asked} is not supported (ACCELERATE_TORCH_DEVICE): only cpu and cuda are")

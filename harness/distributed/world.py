@@ -23,7 +23,7 @@ from harness.common.launched import check_launcher_numbers, launcher_number
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
-from harness.distributed.joining import JoinWatch
+from harness.distributed.joining import JoinWatch, launcher_store
 from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
 from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState
 from harness.distributed.stop import StoppedError
@@ -444,7 +444,11 @@ def _joined() -> Any:
         return SingleProcessState()
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING)
+    # Given explicitly, because torch's own store would still have the addresses of an earlier start.
+    store = launcher_store(_JOINING)
+    ranks = {"rank": launcher_number("RANK", 0), "world_size": launcher_number("WORLD_SIZE", 1)}
+    own = {} if store is None else {"store": store, **ranks}
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING, **own)
 
 
 def _accelerator(precision: str, device: torch.device) -> Any:

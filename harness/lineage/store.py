@@ -136,15 +136,20 @@ class LineageStore:
             return self._fetch(run)
 
     def _has_other_parents(self, run: Run) -> bool:
-        """Return whether a parent of an MLflow run has a local run with other contents. This is logged.
+        """Return whether an ancestor of an MLflow run has a local run with other contents. This is logged.
 
-        The run then belongs to a network of another machine, and must not continue the local one.
+        The run then belongs to a network of another machine, and must not continue the local one. The search ends at
+        local ancestors with equal contents: theirs were compared before.
         """
-        summary = summary_of(run)
-        for parent_id in summary.parent_run_ids:
-            other = self.server.get_run(parent_id)
-            directory = self.local.find(other.data.tags[KEY_TAG]) if other and KEY_TAG in other.data.tags else None
-            if other is None or directory is None:
+        waiting, passed = self._parents_in_mlflow(run), {run.info.run_id}
+        while waiting:
+            other = waiting.pop()
+            if other.info.run_id in passed:
+                continue
+            passed.add(other.info.run_id)
+            directory = self.local.find(other.data.tags[KEY_TAG])
+            if directory is None:
+                waiting += self._parents_in_mlflow(other)
                 continue
             try:
                 self.delivery.check_contents(other, directory, read_record(directory))
@@ -152,6 +157,16 @@ class LineageStore:
                 _log.warning(f"{run.info.run_name!r} in MLflow is not used, because of its parent {error}")
                 return True
         return False
+
+    def _parents_in_mlflow(self, run: Run) -> list[Run]:
+        """Return the parents of an MLflow run, by their run IDs, or by their keys where a person removed the IDs."""
+        node = summary_of(run)
+        given = [self.server.get_run(run_id) for run_id in node.parent_run_ids]
+        found = {one.data.tags[KEY_TAG]: one for one in given if one is not None and KEY_TAG in one.data.tags}
+        for key in dict.fromkeys(parent.key for parent in node.parents if parent.key not in found):
+            if (other := self.server.run_with(key)) is not None:
+                found[key] = other
+        return list(found.values())
 
     def load(self, run_id: str) -> LineageRecord:
         """Return the record of a finished run.
@@ -236,8 +251,14 @@ class LineageStore:
                 yield from ((name, None, 0) for name in names)
                 return
             for name in names:
-                with opened(repository, name) as path:
-                    yield (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
+                try:
+                    with opened(repository, name) as path:
+                        found = (name, None, 0) if path is None else (name, sha256_file(path), path.stat().st_size)
+                except (OSError, ValueError) as error:
+                    if self.server.is_remote:
+                        raise
+                    found = (name, f"unknown, because it cannot be read ({error})", 0)
+                yield found
 
     def copy_digest(self, run_id: str, name: str) -> str | None:
         """Recompute the SHA-256 of the copy of a file among a run's own artifacts; None if there is no copy."""

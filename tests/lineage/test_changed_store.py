@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
@@ -158,16 +159,24 @@ def made_again(where: Path, name: str, seed: int | None = None) -> LineageStore:
 
 
 def test_equal_bits_made_twice_are_one_run(delivered: Path, tmp_path: Path) -> None:
+    # Phase: of one run, the delivery from the first machine was interrupted
     copy_of(delivered, tmp_path)
     again = made_again(tmp_path, "level 1")
-    first = again.run_id_of(key_of("level 1"))
-    assert list(again.sync()) == []
+    first, partial_id = again.run_id_of(key_of("level 1")), again.run_id_of(key_of("dense"))
+    assert partial_id is not None
+    MlflowClient(again.tracking_uri).update_run(partial_id, status="FAILED")
+    with sqlite3.connect(tmp_path / "mlflow.db") as connection:
+        connection.execute(f"UPDATE logged_models SET status = 1 WHERE source_run_id = '{partial_id}'")
+
+    # Phase: deliver, verify
+    assert [path.name for path, _ in again.sync()] == [f"training-{key_of('dense')[:16]}"]
+    assert find_node(again, partial_id).key == key_of("dense")
     directory = again.local.find(key_of("level 1"))
     assert directory is not None and again.deliver(directory) == first
     shutil.rmtree(again.local.directory / ".delivered")
     found = verify(again)
     assert not STORED & {problem.check for problem in found.problems}
-    assert sum("made twice" in note.what for note in found.notes) == 6
+    assert sum("made twice" in note.what for note in found.notes) == 5
 
 
 def test_other_bits_of_one_key_are_kept_apart(
@@ -197,11 +206,26 @@ def test_other_bits_of_one_key_are_kept_apart(
 
     # Phase: their children do not continue this run, and its new children stay local
     shutil.rmtree(again.local.directory / f"training-{key_of('signed_mask')[:16]}")
-    assert again.find(key_of("signed_mask")) is None
+    shutil.rmtree(again.local.directory / f"analysis-{key_of('lmc')[:16]}")
+    assert again.find(key_of("signed_mask")) is None and again.find(key_of("lmc")) is None
     assert "'signed_mask resnet20 s1' in MLflow is not used, because of its parent 'aws resnet20 L01" in caplog.text
     third = commit_story(again.local, levels=3)["level 2"]
     with pytest.raises(OtherContentsError, match="L01"):
         again.deliver(third)
+
+    # Phase: the same without the tags that say so
+    client = MlflowClient(uri)
+    for name in client.get_run(str(theirs)).data.tags:
+        if name.startswith("harness.sha256."):
+            client.delete_tag(str(theirs), name)
+    child = again.run_id_of(key_of("signed_mask"))
+    client.delete_tag(str(child), "harness.parent_run_ids")
+    shutil.rmtree(again.local.directory / f"training-{key_of('signed_mask')[:16]}")
+    fresh = LineageStore(uri, again.local, "test")
+    assert fresh.find(key_of("signed_mask")) is None
+    with pytest.raises(OtherContentsError, match="L01"):
+        fresh.deliver(directory)
+    assert [node.key for node in newest(fresh) if node.other_run_id is not None] == [key_of("level 1")]
 
 
 FILES = [
@@ -214,6 +238,9 @@ FILES = [
     ({"checkpoint.safetensors": {"a": [1.0]}}, {"checkpoint.safetensors": None}, ["checkpoint.safetensors"]),
     ({"correct.safetensors": {"a": [1.0]}}, {}, []),  # an earlier version recorded no images
     ({"layers.json": None}, {"layers.json": {"a": [1.0]}}, []),
+    ({"barrier.json": {"error": [1.0]}}, {"barrier.json": {"error": [1.0], "more": 2}}, []),
+    ({"barrier.json": {"error": [1.0]}}, {"barrier.json": {"error": [2.0]}}, ["barrier.json"]),
+    ({"barrier.json": {"error": [1.0]}}, {"barrier.json": None}, ["barrier.json"]),
 ]
 
 
@@ -226,6 +253,8 @@ def test_only_tensors_of_common_files_count(tmp_path: Path, one: dict, other: di
             path = tmp_path / str(number) / name
             if tensors is None:
                 path.write_bytes(b"{" * 100)
+            elif name.endswith(".json"):
+                path.write_text(json.dumps(tensors))
             else:  # another header
                 save_file({n: torch.tensor(t) for n, t in tensors.items()}, path, {"format": str(number)})
         digests.append({name: sha256_file(tmp_path / str(number) / name) for name in files})
@@ -272,6 +301,27 @@ class Changes:
     def link_elsewhere(self, name: str) -> None:
         self.client.set_tag(self.run_id(name), "harness.parent_run_ids", self.run_id("search"))
 
+    def register_again(self, name: str) -> None:
+        again = self.client.create_model_version(NAME, "elsewhere", run_id=self.run_id(name))
+        self.client.set_registered_model_alias(NAME, "s1-L00", again.version)
+
+    def unlink(self, name: str) -> None:
+        self.client.delete_tag(self.run_id(name), "harness.parent_run_ids")
+
+    def edit_the_key(self, name: str) -> None:
+        self.client.set_tag(self.run_id(name), "harness.key", key_of("nothing"))
+
+    def lose_earlier_ids(self, name: str) -> None:
+        self.client.delete_tag(self.run_id(name), "harness.origin_run_id")
+
+    def delete_copies(self, name: str) -> None:
+        self.client.set_tag(self.run_id(name), "mlflow.loggedArtifacts", "[]")
+        (Path(self.client.get_run(self.run_id(name)).info.artifact_uri) / "signed_mask.safetensors").unlink()
+
+    def delete_graph(self, name: str) -> None:
+        self.client.set_tag(self.run_id(name), "harness.overview", "x")
+        shutil.rmtree(Path(self.client.get_run(self.run_id(name)).info.artifact_uri) / "lineage", ignore_errors=True)
+
     def lose_the_root(self, name: str) -> None:
         self.client.delete_tag(self.run_id(name), "harness.root")
 
@@ -301,16 +351,23 @@ ROUNDS = [
         (Changes.link_elsewhere, "lmc", "it links to the parents"),
         (Changes.delete_model, "dense", "its logged model was deleted"),
         (Changes.move_files_away, "level 0", "checkpoint.safetensors in MLflow is missing"),
+        (Changes.delete_copies, "level 1", "its own artifacts lack signed_mask.safetensors"),
+        (Changes.delete_graph, "search", "its graph was deleted"),
     ],
     [
         (Changes.delete_alias, "level 0", f"models:/{NAME}@s1-L00 names no version, but this run is version 1"),
         (Changes.delete_version, "level 1", f"it has no version in the registered model {NAME}"),
+        (Changes.unlink, "signed_mask", "it links to the parents none"),
+        (Changes.delete_run, "lmc", "was deleted, alone or with its experiment"),
+        (Changes.edit_the_key, "dense", f"has the key {key_of('nothing')}, not"),
     ],
     [
         # the runs below keep their right tags, and the deleted one is delivered anew below a search without the tag
         (Changes.lose_the_root, "search", "it is in the tree of none"),
         (Changes.edit_the_root, "level 0", f"it is in the tree of {'0' * 64}"),
         (Changes.delete_run, "level 1", "was deleted, alone or with its experiment"),
+        (Changes.register_again, "level 0", f"models:/{NAME}@s1-L00 names version"),
+        (Changes.lose_earlier_ids, "lmc", "its earlier run ID"),
     ],
     [
         (Changes.delete_registered_model, "level 0", f"it has no version in the registered model {NAME}"),
@@ -389,18 +446,24 @@ def test_a_deleted_run_is_delivered_again_from_a_directory_that_takes_no_notes(d
     assert find_node(store, old).key == key_of("lmc") and changes.run_id("lmc") != old
 
 
-def test_two_finished_runs_of_one_key(delivered: Path, tmp_path: Path) -> None:
-    """Two hosts can deliver one run at the same moment. `sync` keeps the oldest, and the ID of the other finds it."""
+@pytest.mark.parametrize("later_ms", [1, -1])
+def test_two_finished_runs_of_one_key(delivered: Path, tmp_path: Path, later_ms: int) -> None:
+    """Two hosts can deliver one run at the same moment. `sync` keeps the oldest, and the ID of the other finds it.
+
+    The second run has no files, as after a copy of the tags alone. So it is not kept, even if it is older.
+    """
     copy_of(delivered, tmp_path)
     store = store_in(tmp_path)
     client, first = MlflowClient(store.tracking_uri), store.run_id_of(key_of("dense"))
     assert first is not None
     run = client.get_run(first)
     tags = {name: value for name, value in run.data.tags.items() if name.startswith("harness.")}
-    second = client.create_run(run.info.experiment_id, tags=tags, start_time=run.info.start_time + 1).info.run_id
+    second = client.create_run(run.info.experiment_id, tags=tags, start_time=run.info.start_time + later_ms).info.run_id
     client.set_terminated(second, "FINISHED")
-    (problem,) = stored_problems(store)
-    assert problem.check == "addresses" and second in problem.what
+    said = [problem.what for problem in stored_problems(store) if problem.check == "addresses"]
+    assert any((second if later_ms > 0 else first) in what for what in said)
+    for path in store.local.directories() if later_ms < 0 else ():
+        shutil.rmtree(path)  # so that nothing can be sent again
     assert list(store.sync()) == []
     assert store.run_id_of(key_of("dense")) == first and find_node(store, second).run_id == first
     assert stored_problems(store) == []

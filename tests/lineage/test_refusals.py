@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import requests
 from mlflow import MlflowClient
+from mlflow.entities import Experiment
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import (
     INTERNAL_ERROR,
@@ -155,6 +156,13 @@ def test_a_busy_store_is_not_an_empty_one(store: LineageStore, monkeypatch: pyte
     writer.rollback()
     store.require()
     assert store.find(sha256_json("x")) is None
+
+
+def test_an_empty_answer_is_not_an_empty_store(store: LineageStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gateway answers 200 with an empty body, which MLflow's client reads as an experiment without an ID."""
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda self, name: Experiment("", "", "", "active"))
+    with pytest.raises(ConnectionError, match="the answer is empty.*pass --offline"):
+        store.require()
 
 
 def test_a_deleted_experiment_is_said_before_the_training(store: LineageStore) -> None:

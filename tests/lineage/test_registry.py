@@ -12,6 +12,7 @@ from mlflow import MlflowClient
 from harness import load_signed_mask
 from harness.lineage.browse.find import find_node
 from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.registry import alias_of, model_name
 from tests.lineage.lineage_story import commit_story, key_of, network_files, signed_mask
@@ -78,6 +79,13 @@ def test_an_alias_stays_with_the_search_that_had_it_first(store: LineageStore) -
     store.deliver(paths["level 1"])
     store.deliver(other_search(store, 1))
     expected = {"s1-L00": "level 0", "s1-L01": "level 1", "s1-L01-abcdef": "other 1"}
+    assert versions(store) == {alias: key_of(name) for alias, name in expected.items()}
+    # a person moved it to the other search, which has it with a suffix
+    MlflowClient(store.tracking_uri).set_registered_model_alias(NAME, "s1-L01", "3")
+    (problem,) = [problem for problem in verify(store).problems if problem.check == "addresses"]
+    assert problem.key == key_of("level 1") and "s1-L01 names version 3" in problem.what
+    list(store.sync())
+    expected["s1-L02"] = "level 2"
     assert versions(store) == {alias: key_of(name) for alias, name in expected.items()}
     # after its run was deleted, the level gets the same alias at its next delivery
     MlflowClient(store.tracking_uri).delete_run(store.run_id_of_model(f"models:/{NAME}@s1-L01"))

@@ -151,15 +151,15 @@ def test_a_launch_told_to_stop_saves_its_state_and_resumes(prepared, tmp_path, p
             launcher = subprocess.Popen(command, cwd=where, stdout=log, stderr=log)
     else:
         launcher = Running(where, *command, log=where / "log")
-    _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
+    wait_until(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
     # Phase: send the signal; the run is saved and reported as preempted
     launcher.send_signal(number)
     launcher.wait(120)
     status = where / "runs" / "status.json"
-    _wait(lambda: json.loads(status.read_text())["status"] != "running", 60)
+    wait_until(lambda: json.loads(status.read_text())["status"] != "running", 60)
     assert json.loads(status.read_text())["status"] == "preempted"
     (making,) = (where / "runs").glob(".making-level-*")
-    _wait(lambda: not (making / "owner.json").exists(), 30)  # the worker has released the run
+    wait_until(lambda: not (making / "owner.json").exists(), 30)  # the worker has released the run
     why = "the launcher is gone" if number == signal.SIGKILL else ""
     assert f"stopped: {why}" in (where / "log").read_text()
     # Phase: the same command resumes; kill it again, because 1000 epochs take too long
@@ -175,7 +175,7 @@ def test_ctrl_c_and_a_closed_terminal_save_and_end_with_the_same_bytes_after_res
     where = elsewhere(pristine[0], tmp_path)
     command = [str(REPOSITORY / "recipes" / "aws_digits.py"), *TINY, *LIGHT, *SAVING, "--offline"]
     launch = Running(where, *command, log=where / "log")
-    _wait(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
+    wait_until(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
     launch.send_signal(number)
     assert launch.wait(120) == 75
     said = (where / "log").read_text()
@@ -204,7 +204,7 @@ def test_data_preparation_restarts_after_a_kill(tmp_path):
     assert "1297 images" in tool(tmp_path, "prepare_data.py", "digits", "--out", "data")
 
 
-def _wait(true: object, seconds: float) -> None:
+def wait_until(true: object, seconds: float) -> None:
     """Wait until `true()` holds; fail after `seconds`."""
     assert callable(true)
     until = time.monotonic() + seconds

@@ -10,12 +10,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.warm import warm
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = REPOSITORY / "recipes" / "launch"
 SBATCH, ARRAY = LAUNCH / "slurm.sbatch", LAUNCH / "slurm_array.sbatch"
+TRAINJOB = LAUNCH / "trainjob.yaml"
 BIN = Path(sys.executable).parent
 
 
@@ -40,7 +42,7 @@ def test_each_launch_file_has_the_settings_in_its_name(name, processes, machines
 def test_the_header_of_each_launch_file_is_a_valid_command():
     from accelerate.commands.launch import launch_command_parser
 
-    files = sorted(LAUNCH.glob("*.yaml"))
+    files = sorted({*LAUNCH.glob("*.yaml")} - {TRAINJOB})
     assert len(files) == 4
     for file in files:
         lines = file.read_text().splitlines()
@@ -50,6 +52,29 @@ def test_the_header_of_each_launch_file_is_a_valid_command():
         assert REPOSITORY / args.config_file == file
         assert (REPOSITORY / args.training_script).parent == REPOSITORY / "recipes"
         assert (REPOSITORY / args.training_script).is_file()
+
+
+def test_the_kubernetes_manifest_is_a_valid_train_job():
+    models = pytest.importorskip("kubeflow_trainer_api.models")
+    written = yaml.safe_load(TRAINJOB.read_text())
+    # the models drop unknown fields, so an equal result has none
+    assert models.TrainerV1alpha1TrainJob.from_dict(written).to_dict() == written
+
+
+def test_the_kubernetes_manifest_starts_a_recipe_that_restarts():
+    from torch.distributed.run import get_args_parser
+
+    spec = yaml.safe_load(TRAINJOB.read_text())["spec"]
+    launcher, *words = spec["trainer"]["command"] + spec["trainer"]["args"]
+    args = get_args_parser().parse_args(words)
+    assert launcher == "torchrun" and args.max_restarts == 3 and spec["trainer"]["numNodes"] == 1
+    assert (REPOSITORY / args.training_script).is_file()
+    (job,) = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+    pod = job["template"]["spec"]["template"]["spec"]
+    mounted = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+    assert mounted.keys() == {volume["name"] for volume in pod["volumes"]}
+    paths = [word for word in args.training_script_args if word.startswith("/")]
+    assert len(paths) == 2 and all(path.startswith(f"{mounted['volume']}/") for path in paths)
 
 
 @pytest.mark.long
@@ -229,6 +254,20 @@ def test_each_node_gets_a_launcher_with_slurms_numbers(cluster, nodes, gpus):
         assert REPOSITORY / args.config_file == LAUNCH / "nodes_2x8.yaml"
         assert args.training_script == "recipes/aws_imagenet.py"
         assert tuple(args.training_script_args) == options
+
+
+@pytest.mark.parametrize("image", ["", "signed-tickets.sif"])
+def test_everything_that_needs_python_runs_in_the_apptainer_image(cluster, image):
+    cluster.srun('SLURM_PROCID=0 "$@"; ' + writes("finished"))
+    cluster.command("accelerate", "exit")
+    cluster.command("apptainer", 'printf "%s " "$@" >>contained; printf "\n" >>contained; shift 5; exec "$@"')
+    done = cluster.submit(IMAGE=image, SLURM_NNODES="1")
+    assert done.returncode == 0, done.stderr
+    contained = cluster.where / "contained"
+    calls = contained.read_text().splitlines() if contained.exists() else []
+    head = f"exec --nv --bind {cluster.where} {image} "
+    starts = [call.removeprefix(head).split()[0] for call in calls if call.startswith(head)]
+    assert starts == (["bash", "python"] if image else [])
 
 
 @pytest.mark.long

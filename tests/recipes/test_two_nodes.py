@@ -123,7 +123,7 @@ class TwoNodes:
 
     def soon_worker(self, launch: Launch, node: int) -> int:
         """Wait for the training process on one node; return its PID."""
-        until = time.monotonic() + 60
+        until = time.monotonic() + 240  # a busy machine takes long to import torch
         while True:
             try:
                 return self.worker(launch, node)

@@ -6,7 +6,9 @@ test_server_faults.py loses the server between two calls.
 
 from __future__ import annotations
 
+import json
 import random
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import psutil
 import pytest
 
 from tests.recipes.launching import LAUNCH, LIGHT, REPOSITORY, TINY, elsewhere
-from tests.recipes.test_interrupted import SAVING, assert_whole, files
+from tests.recipes.test_interrupted import SAVING, assert_whole, files, wait_until
 from tests.warm import Running
 from tools.crash_scenarios import worker_alone
 
@@ -57,3 +59,32 @@ class WarmSearch:
 def test_a_worker_killed_alone_loses_nothing(by_two: tuple[Path, list[str]], tmp_path: Path) -> None:
     search = WarmSearch(elsewhere(by_two[0], tmp_path))
     assert worker_alone(lambda name: search, files(by_two[0]), random.Random(1)) == []
+
+
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
+TORCHRUN += ["--rdzv_endpoint", "localhost:0"]
+ACCELERATE = [*LAUNCH, "--multi_gpu", "--num_processes", "2", "--main_process_port", "0"]
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        TORCHRUN,
+        pytest.param([*ACCELERATE, "--rdzv_backend", "c10d"], marks=SLOW),
+        pytest.param(ACCELERATE, marks=SLOW),  # static rendezvous
+    ],
+    ids=["torchrun", "accelerate-c10d", "accelerate"],
+)
+def test_a_launcher_with_restarts_resumes_by_itself(
+    by_two: tuple[Path, list[str]], tmp_path: Path, launcher: list[str]
+) -> None:
+    where = elsewhere(by_two[0], tmp_path)
+    command = [*launcher, "--max_restarts", "1", str(REPOSITORY / "recipes" / "aws_digits.py"), *TINY, *LIGHT, *SAVING]
+    launch = Running(where, *command, log=where / "log", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+    wait_until(lambda: list((where / "runs").glob(".making-level-*/state-*")), 200)
+    psutil.Process(json.loads((where / "runs" / "status.json").read_text())["pid"]).kill()
+    code, said = launch.wait(200), (where / "log").read_text()
+    assert code == 0 and "resumes at epoch" in said and "could not join" not in said, said
+    assert files(where) == files(by_two[0])
+    assert_whole(where)

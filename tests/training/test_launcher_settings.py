@@ -91,6 +91,17 @@ def test_a_disabled_setting_is_accepted(variable, value):
     check_launcher_settings({variable: value})
 
 
+SHARED = {"TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+
+def test_restarts_on_several_nodes_with_a_shared_store_are_refused():
+    with pytest.raises(ValueError, match=r"--max-restarts 3.* TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun"):
+        check_launcher_settings(SHARED)
+    for harmless in (("MAX_RESTARTS", "0"), ("USE_AGENT_STORE", "False")):
+        check_launcher_settings(SHARED | {f"TORCHELASTIC_{harmless[0]}": harmless[1]})
+    check_launcher_settings(SHARED | {"GROUP_WORLD_SIZE": "1"})
+
+
 def test_the_launchers_precision_must_equal_the_recipes(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     for world in open_world("bf16"):

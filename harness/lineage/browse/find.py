@@ -74,7 +74,7 @@ def _own_contents(store: LineageStore, index: LocalIndex, node: RunSummary) -> R
     """Return an MLflow run, or the local run with its key if that has other contents."""
     entry = index.entries.get(node.key)
     names = suspects(entry.files, node.files) if entry is not None else []
-    if entry is None or not names:
+    if entry is None or not (names or entry.files.keys() - node.files.keys()):
         return node
     directory = store.local.directory / entry.directory
     with contextlib.suppress(ValueError):  # the list is altered
@@ -82,7 +82,7 @@ def _own_contents(store: LineageStore, index: LocalIndex, node: RunSummary) -> R
             return node  # a copy; only the tag of a digest was edited
     other = store.delivery.remembered_other(directory)
     # A signed mask can have the same content in another format.
-    if other is None and names == [SIGNED_MASK]:
+    if other is None and names in ([], [SIGNED_MASK]):
         return node
     return next((replace(own, other_run_id=node.run_id) for own in _summaries(index, [entry])), node)
 

@@ -1,8 +1,8 @@
-"""Compare two runs with one key by the tensors of their files.
+"""Compare two runs with one key by the tensors of their files, and by the curve of a comparison.
 
 Equal keys should mean equal results. But two machines or versions can compute different bits. Digests of whole files
-decide nothing: the header of a file may have another format, and only the tensors are results. Files that just one of
-the two runs has are no difference.
+decide nothing: the header of a file may have another format, and only tensors and curves are results. Files that just
+one of the two runs has are no difference.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import BinaryIO
 from harness.lineage.nodes.record import SIGNED_MASK
 
 _TENSORS = ".safetensors"
+_CURVE = "barrier.json"
 _MOST_HEADER_BYTES = 100 << 20
 _CHUNK_BYTES = 1 << 20
 
@@ -26,9 +27,9 @@ class OtherContentsError(LookupError):
 
 
 def suspects(mine: Mapping[str, str], theirs: Mapping[str, str]) -> list[str]:
-    """Return the files of tensors that both runs have with different digests, from {file name: SHA-256} of both."""
+    """Return the files of results that both runs have with different digests, from {file name: SHA-256} of both."""
     common = mine.keys() & theirs.keys()
-    return sorted(name for name in common if name.endswith(_TENSORS) and mine[name] != theirs[name])
+    return sorted(name for name in common if name.endswith((_TENSORS, _CURVE)) and mine[name] != theirs[name])
 
 
 def differing(
@@ -50,7 +51,7 @@ def differing(
     for name in names:
         try:
             with mine(name) as one, theirs(name) as other:
-                same = same_tensors(one, other)
+                same = _same_curve(one, other) if name.endswith(_CURVE) else same_tensors(one, other)
         except (ValueError, LookupError, FileNotFoundError):
             same = False
         if not same:
@@ -71,6 +72,19 @@ def same_tensors(one: Path, other: Path) -> bool:
     from harness.masks import same_contents  # imports torch, which is needed only here
 
     return same_contents(one, other)
+
+
+def _same_curve(one: Path, other: Path) -> bool:
+    """Return whether the fields that two curves have in common are equal. A later version may write more fields.
+
+    Raises:
+        ValueError: A file is no JSON object.
+    """
+    try:
+        first, second = (json.loads(path.read_bytes()) for path in (one, other))
+        return all(first[name] == second[name] for name in first.keys() & second.keys())
+    except (AttributeError, TypeError, RecursionError) as error:
+        raise ValueError(f"{one} or {other} is no JSON object: {error}") from None
 
 
 def _planes(path: Path) -> dict[str, tuple[str, str, str]]:

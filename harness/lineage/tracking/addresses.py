@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING
 
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import absent_files, check_files, read_record
-from harness.lineage.nodes.record import WITHOUT_MODEL
+from harness.lineage.nodes.record import SIGNED_MASK, WITHOUT_MODEL
 from harness.lineage.tracking.delivery import Delivery
-from harness.lineage.tracking.description import NOTE_TAG, is_own_note, note_tags
+from harness.lineage.tracking.description import LAYERS, NOTE_TAG, PICTURE, is_own_note, note_tags
+from harness.lineage.tracking.overview import DRAWN_TAG
 from harness.lineage.tracking.server import (
+    FAMILIES_TAG,
+    KEY_TAG,
     PARENT_RUNS_TAG,
     ROOT_TAG,
     MissingFileError,
-    absent_names,
     outputs,
     root_of,
 )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 _ABOVE_TAG = "mlflow.parentRunId"
+_COPIES_TAG = "mlflow.loggedArtifacts"
 _RUN_ID = re.compile("[0-9a-f]{32}")
 _LINK = re.compile(r"(#/experiments/)\w+(/runs/)([0-9a-f]{32})")
 
@@ -89,12 +92,20 @@ class Addresses:
         run = self.run_with(key)
         if run is None:
             run_id = self.delivery.remembered(directory) if directory is not None else None
-            if run_id is not None and self.server.get_run(run_id) is None:
+            old = self.server.get_run(run_id) if run_id is not None else None
+            if run_id is not None and old is None:
                 # Delivery makes it again, and the new run remembers this ID.
                 yield WrongAddress(f"its MLflow run {run_id} was deleted, alone or with its experiment", None)
+            elif old is not None and old.info.status == "FINISHED":  # delivery sets the key again
+                found = old.data.tags.get(KEY_TAG, "none")
+                yield WrongAddress(f"its MLflow run {run_id} has the key {found}, not {key}", None)
             return
         if others := self._ids.get(key, [])[1:]:
             yield WrongAddress(f"MLflow has more finished runs with its key: {', '.join(others)}", None)
+
+        if directory is not None and (lost := self.delivery.lost_ids(run, directory)):
+            repair = partial(self.delivery.keep_ids, run, directory, read_record(directory))
+            yield WrongAddress(f"its earlier run ID {', '.join(lost)} does not find it", repair)
 
         # Phase: its relatives and its files
         node = self.delivery.summary(run)
@@ -122,14 +133,25 @@ class Addresses:
             yield WrongAddress(f"it is {what} {found or 'none'}, not {value or 'none'}", repair)
 
     def _parents(self, run: Run, node: RunSummary) -> Iterator[WrongAddress]:
-        """Check the links to the parents: their run IDs in a tag, and their logged models as inputs."""
-        found = {parent.key: one for parent in node.parents if (one := self.run_with(parent.key)) is not None}
-        if len(found) < len({parent.key for parent in node.parents}):
+        """Check the links to the parents: run IDs and searches in tags, and the parents' logged models as inputs."""
+        # Phase: the tags
+        used = dict.fromkeys(parent.key for parent in node.parents)
+        used |= {node.nest_key: None} if node.nest_key is not None else {}
+        found = {key: one for key in used if (one := self.run_with(key)) is not None}
+        if len(found) < len(used):
             return  # `verify` reports missing parents
-        ids = " ".join(dict.fromkeys(found[parent.key].info.run_id for parent in node.parents))
-        if node.parent_run_ids and " ".join(node.parent_run_ids) != ids:
-            what = f"it links to the parents {' '.join(node.parent_run_ids)}, which are {ids}"
+        tags = self.delivery.family_tags(node, found)
+        ids, given = tags.get(PARENT_RUNS_TAG, ""), " ".join(node.parent_run_ids)
+        if given != ids:
+            what = f"it links to the parents {given or 'none'}, which are {ids or 'none'}"
             yield WrongAddress(what, partial(self.server.set_tags, run.info.run_id, {PARENT_RUNS_TAG: ids}))
+        families, named = tags.get(FAMILIES_TAG, ""), run.data.tags.get(FAMILIES_TAG, "")
+        if set(families.split()) - set(named.split()):
+            what = f"it names the searches {named or 'none'} of its relatives, which are {families}"
+            yield WrongAddress(what, partial(self.server.set_tags, run.info.run_id, {FAMILIES_TAG: families}))
+
+        # Phase: the inputs
+        found = {key: one for key, one in found.items() if any(parent.key == key for parent in node.parents)}
         inputs = {given.model_id for given in run.inputs.model_inputs} if run.inputs else set()
         wanted = {model_id for one in found.values() for model_id in self.delivery.models_of(one)}
         if wanted - inputs:
@@ -146,9 +168,20 @@ class Addresses:
             return
 
         # Phase: its files; `verify` checks their digests instead
-        if missing and (names := self._missing(run, node)):
+        if missing and (names := self.server.missing_files(run)):
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             yield WrongAddress(f"{', '.join(names[:3])}{more} {'are' if names[1:] else 'is'} missing", again)
+
+        # Phase: copies beside the logged model. Earlier versions made none.
+        if node.kind == "level" and _COPIES_TAG in run.data.tags:
+            lost = [name for name in (LAYERS, SIGNED_MASK) if name in node.files]
+            if lost := [name for name in lost if not self.server.has_own_file(run, name)]:
+                repair = partial(self._send_own, run, directory) if directory is not None else None
+                yield WrongAddress(f"its own artifacts lack {' and '.join(lost)}", repair)
+        if node.kind == "search" and DRAWN_TAG in run.data.tags and not self.server.has_own_file(run, PICTURE):
+            # The graph is drawn again where this tag is missing.
+            repair = partial(self.server.client().delete_tag, run.info.run_id, DRAWN_TAG)
+            yield WrongAddress("its graph was deleted", repair)
 
         # Phase: the registered model
         if node.kind == "level" and model is not None:
@@ -156,18 +189,10 @@ class Addresses:
             if fault is not None:
                 yield WrongAddress(fault, partial(self.delivery.registry.register, model, node))
 
-    def _missing(self, run: Run, node: RunSummary) -> list[str]:
-        """Return the names of the listed files that are not there, with few requests and without reading them."""
-        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
-
-        names = sorted(node.files.keys() - set(absent_names(run)))
-        repository = self.server.repository(run)
-        if isinstance(repository, LocalArtifactRepository):
-            return [name for name in names if not (Path(repository.artifact_dir) / name).is_file()]
-        found: set[str] = set()
-        for directory in dict.fromkeys(name.rpartition("/")[0] for name in names):
-            found |= {str(file.path) for file in repository.list_artifacts(directory or None)}
-        return [name for name in names if name not in found]
+    def _send_own(self, run: Run, directory: Path) -> None:
+        record = read_record(directory)
+        check_files(directory, record)
+        self.delivery.send_own_files(run, directory, record)
 
     def _send_again(self, run: Run, directory: Path) -> None:
         """Upload the files of a local run once more. Files that are altered or deleted locally raise ValueError."""
@@ -178,6 +203,9 @@ class Addresses:
         model = self.delivery.send_files(run, directory, record, again=True)
         if record.kind == "level" and model is not None:
             self.delivery.registry.register(model, self.delivery.summary(run))
+        present = self.server.get_run(run.info.run_id)
+        if present is not None and (names := self.server.missing_files(present)):
+            raise MissingFileError(f"something else has the place of {', '.join(names)}: remove it")
         self._runs.pop(record.key, None)  # read its new model when the children are checked
 
     def _description(self, run: Run) -> Iterator[WrongAddress]:

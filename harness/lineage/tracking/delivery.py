@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -74,6 +75,8 @@ from harness.lineage.tracking.server import (
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
 
+_log = logging.getLogger(__name__)
+
 # Tags of a record that are sent: filters, lists, pages, figures, `gc` or columns of the UI read them.
 _TAGS = (
     *("method", "alpha", "model", "network", "data", "data_digest", "settings", INITIAL_WEIGHTS),
@@ -127,6 +130,7 @@ class Delivery:
 
         A retry after a crash at any point leaves exactly one complete run, without duplicate points.
         """
+        earlier = self.remembered(directory)
         run = self._known_run(directory, record.key)
         if run is None or run.info.status != "FINISHED":
             check_files(directory, record)
@@ -134,15 +138,18 @@ class Delivery:
                 # Another process that shares a SQLite file may have delivered the run while this one waited.
                 if self.server.is_file:
                     self.server.experiments(anew=True)
-                    run = self.server.run_with(record.key)
+                    run = self.server.run_with(record.key, read_sums(directory)[RECORD])
                 if run is None or run.info.status != "FINISHED":
                     run = self._fill(run, directory, record)
         self.check_contents(run, directory, record)
+        self.keep_ids(run, directory, record, (earlier,) if earlier is not None else ())
         self._remember(directory, run.info.run_id)
         return run
 
     def _fill(self, run: Run | None, directory: Path, record: LineageRecord) -> Run:
         """Create a run if it is None, and add all missing parts. Parents are delivered first."""
+        if run is not None and run.data.tags.get(DIGEST_TAG + RECORD, "") != read_sums(directory)[RECORD]:
+            run = None  # the interrupted delivery of another making: its digests are not those of these files
         used = {key: self._parent_run(record, key) for key in _used_keys(record)}
         if run is None:
             run = self._create_run(directory, record, used)
@@ -176,12 +183,16 @@ class Delivery:
         """Raise OtherContentsError if a finished run of this key has other tensors than the local run."""
         run_id, theirs = run.info.run_id, summary_of(run).files
         # An equal record means a copy. Then a person edited the tag of a digest, which `verify` reports.
-        names = [] if theirs.get(RECORD) == read_sums(directory)[RECORD] else suspects(record.files, theirs)
+        if theirs.get(RECORD) == read_sums(directory)[RECORD]:
+            return
+        if record.files.keys() - theirs.keys():  # a person removed tags, or another version made fewer files
+            theirs = {**self.server.recorded_digests(run), **theirs}
+        names = suspects(record.files, theirs)
         if names and run_id not in self._differing:
             self._differing[run_id] = differing(
                 names,
                 lambda name: contextlib.nullcontext(check_file(directory, record, name)),
-                lambda name: self.server.artifact(run, name),
+                lambda name: self.server.artifact(run, name, theirs[name]),
             )
         if names and (files := self._differing[run_id]):
             self._remember(directory, {OTHER: run_id})
@@ -227,9 +238,35 @@ class Delivery:
         remembered = self.remembered(directory)
         if remembered is not None:
             run = self.server.get_run(remembered)
-            if run is not None and run.data.tags.get(KEY_TAG) == key and run.info.status == "FINISHED":
-                return run
-        return self.server.run_with(key)
+            if run is not None and run.info.status == "FINISHED":
+                if run.data.tags.get(KEY_TAG) == key:
+                    return run
+                if run.data.tags.get(DIGEST_TAG + RECORD) == read_sums(directory)[RECORD]:
+                    # A person edited or removed the key. A second run of this key would take its place.
+                    _log.warning(f"{run.info.run_name!r} (run {remembered}) lost its tag {KEY_TAG}: set again")
+                    self.server.set_tags(remembered, {KEY_TAG: key})
+                    return self.server.get_run(remembered)
+        return self.server.run_with(key, read_sums(directory)[RECORD])
+
+    def lost_ids(self, run: Run, directory: Path, earlier: Sequence[str] = ()) -> list[str]:
+        """Return the IDs that a local run had before and that do not find its MLflow run.
+
+        Args:
+            run: The MLflow run.
+            directory: The local run, which remembers IDs.
+            earlier: Further IDs.
+        """
+        known = {run.info.run_id, *summary_of(run).origin_run_ids}
+        return [one for one in dict.fromkeys((*origin_of(self.local, directory), *earlier)) if one not in known]
+
+    def keep_ids(self, run: Run, directory: Path, record: LineageRecord, earlier: Sequence[str] = ()) -> None:
+        """Let all IDs that a local run had before find its MLflow run; arguments as in `lost_ids`."""
+        if not (lost := self.lost_ids(run, directory, earlier)):
+            return
+        with contextlib.suppress(OSError):  # the tag has them, too
+            remember_origin(self.local, record, tuple(lost))
+        ids = dict.fromkeys((*summary_of(run).origin_run_ids, *lost))
+        self.server.set_tags(run.info.run_id, _clean({ORIGIN_TAG: " ".join(ids)}))
 
     def _parent_run(self, record: LineageRecord, key: str) -> Run:
         """Return the finished run of a parent, and deliver it first if it is local."""
@@ -257,7 +294,7 @@ class Delivery:
             **{DIGEST_TAG + name: digest for name, digest in digests.items()},
             **_mlflow_tags(record),
             **({"mlflow.parentRunId": above.info.run_id} if above is not None else {}),
-            **self._family_tags(record, used),
+            **self.family_tags(record, used),
             **({ORIGIN_TAG: " ".join(origin)} if (origin := self._earlier_run_ids(directory, record)) else {}),
             **({ABSENT_TAG: json.dumps(sorted(absent))} if (absent := absent_files(directory, record)) else {}),
         }
@@ -267,7 +304,7 @@ class Delivery:
         client, experiment = self.server.client(), self.server.own_experiment()
         return client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
 
-    def _family_tags(self, record: LineageRecord, used: Mapping[str, Run]) -> dict[str, str]:
+    def family_tags(self, record: LineageRecord | RunSummary, used: Mapping[str, Run]) -> dict[str, str]:
         """Return the tags that find a run's relatives in other searches with few requests."""
         parents = dict.fromkeys(used[parent.key].info.run_id for parent in record.parents)
         roots = [self._root(run) for run in used.values()]
@@ -340,7 +377,7 @@ class Delivery:
             if not ready:
                 self.server.client().finalize_logged_model(model.model_id, "READY")
             self._log_output(run.info.run_id, model)
-        self._log_own_files(run, directory, record)
+        self.send_own_files(run, directory, record)
         return model
 
     def models_of(self, run: Run) -> list[str]:
@@ -351,7 +388,7 @@ class Delivery:
         model = self.server.model_of(made)
         return [] if model is None else [model.model_id]
 
-    def _log_own_files(self, run: Run, directory: Path, record: LineageRecord) -> None:
+    def send_own_files(self, run: Run, directory: Path, record: LineageRecord) -> None:
         """Copy a level's mask and the table of its layers to the run's own artifacts, where a reader looks first.
 
         The table is rounded. The logged model has the original files, which `verify` checks.

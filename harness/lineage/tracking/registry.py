@@ -99,7 +99,10 @@ class Registry:
             token: str | None = None
             while True:
                 page = client.search_model_versions(f"name = '{name}'", max_results=1000, page_token=token)
-                versions |= {str(one.run_id): str(one.version) for one in page}
+                # A person can register a run again. Its first version counts.
+                for one in page:
+                    before = versions.get(str(one.run_id))
+                    versions[str(one.run_id)] = str(min(int(one.version), int(before or one.version)))
                 token = page.token
                 if not token:
                     break
@@ -155,7 +158,7 @@ class Registry:
         client = self.server.client()
         found = [one for one in client.search_model_versions(f"run_id = '{run_id}'") if one.name == name]
         if found:
-            version = str(found[0].version)
+            version = str(min(int(one.version) for one in found))
         else:
             # Without a server, MLflow ignores the client's store and looks models up in its global store.
             remote = self.server.is_remote
@@ -203,12 +206,18 @@ class Registry:
     def _is_another(self, owner: ModelVersion, record: RunSummary, alias: str) -> bool:
         """Return whether a version is a run of another key, which exists and whose own alias this is.
 
-        An alias that a person moved to the version of another level is not owned by it.
+        An alias that a person moved to the version of another level is not owned by it. Nor is one that was moved to
+        the same level of another search, which has the alias with its suffix, unless both have it.
         """
         run = self.server.get_run(owner.run_id) if owner.run_id else None
         if run is None or run.data.tags.get(KEY_TAG) in (None, record.key):
             return False
-        return alias_of(summary_of(run)) == alias
+        other = summary_of(run)
+        if alias_of(other) != alias:
+            return False
+        aliases = self._contents(owner.name)[1]
+        has_suffix = aliases.get(_with_suffix(alias, other)) == str(owner.version)
+        return not has_suffix or _with_suffix(alias, record) in aliases
 
     def _registered(self, name: str) -> RegisteredModel:
         from mlflow.exceptions import MlflowException

@@ -30,8 +30,8 @@ from harness.common.files import reach
 from harness.common.process import Process
 from harness.common.waiting import wait_until
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import check_digest
-from harness.lineage.nodes.record import Parent, check_file_name
+from harness.lineage.nodes.local_files import RECORD, check_digest
+from harness.lineage.nodes.record import LineageRecord, Parent, check_file_name
 from harness.lineage.tracking.moved import FILES, present_location, present_place
 from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
@@ -261,6 +261,8 @@ class Server:
         """
         experiment = self.client().get_experiment_by_name(self.experiment)
         if experiment is not None:
+            if not experiment.experiment_id:  # an empty answer must not count as an empty store
+                raise ConnectionError("the answer is empty: check that an MLflow server runs at this address")
             self._check_not_deleted(experiment)
 
     def _check_not_deleted(self, experiment: Experiment) -> None:
@@ -325,12 +327,20 @@ class Server:
         found = self.client().search_runs(self.experiment_ids(), condition, max_results=1)
         return self.client().get_run(found[0].info.run_id) if found else None
 
-    def run_with(self, key: str) -> Run | None:
-        """Return the run with this key. Of several, a finished one is preferred, then the oldest."""
+    def run_with(self, key: str, record_digest: str = "") -> Run | None:
+        """Return the run with this key. Of several, a finished one is preferred, then the oldest.
+
+        Of several unfinished runs, one with this SHA-256 of `record.json` is preferred.
+        """
+
+        def rank(run: Run) -> tuple[bool, bool]:
+            is_finished = run.info.status == "FINISHED"
+            return not is_finished, not is_finished and run.data.tags.get(DIGEST_TAG + RECORD) != record_digest
+
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{KEY_TAG}` = '{key}'", max_results=20, order_by=["start_time ASC"]
         )
-        run = min(runs, key=lambda run: run.info.status != "FINISHED", default=None)
+        run = min(runs, key=rank, default=None)
         # In some versions of MLflow, search results have no inputs and outputs.
         return None if run is None else self.client().get_run(run.info.run_id)
 
@@ -423,14 +433,19 @@ class Server:
         return None
 
     @contextlib.contextmanager
-    def artifact(self, run: Run, name: str) -> Iterator[Path]:
+    def artifact(self, run: Run, name: str, digest: str | None = None) -> Iterator[Path]:
         """Yield the path of one file of a run, after checking its digest.
+
+        Args:
+            run: The run.
+            name: Name of the file.
+            digest: SHA-256 of the file, if the run's tag may have been removed.
 
         Raises:
             LookupError: The run lists no such file.
             ValueError: The file is missing or altered.
         """
-        expected = run.data.tags.get(DIGEST_TAG + name)
+        expected = run.data.tags.get(DIGEST_TAG + name, digest)
         if expected is None:
             names = [tag.removeprefix(DIGEST_TAG) for tag in run.data.tags if tag.startswith(DIGEST_TAG)]
             message = f"run {run.info.run_id} ({run.info.run_name}) has no {name}; it has: {', '.join(sorted(names))}"
@@ -441,6 +456,37 @@ class Server:
             if path is None:
                 raise ValueError(f"{name} is missing from the tracking store's files; the run lists it")
             yield check_digest(path, expected)
+
+    def recorded_digests(self, run: Run) -> dict[str, str]:
+        """Return {file name: SHA-256} from the record among a run's files; ValueError if it is missing or altered."""
+        with opened(self.repository(run), RECORD) as path:
+            if path is None:
+                raise MissingFileError(f"run {run.info.run_id} ({run.info.run_name}) has no {RECORD} in MLflow")
+            if (digest := run.data.tags.get(DIGEST_TAG + RECORD)) is not None:
+                check_digest(path, digest)
+            return LineageRecord.from_json(path.read_bytes()).files
+
+    def missing_files(self, run: Run) -> list[str]:
+        """Return the names of the files that a run lists and its store lacks, with few requests, without reading."""
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+        names = sorted(summary_of(run).files.keys() - set(absent_names(run)))
+        repository = self.repository(run)
+        if isinstance(repository, LocalArtifactRepository):
+            return [name for name in names if not (Path(repository.artifact_dir) / name).is_file()]
+        found: set[str] = set()
+        for directory in dict.fromkeys(name.rpartition("/")[0] for name in names):
+            found |= {str(file.path) for file in repository.list_artifacts(directory or None)}
+        return [name for name in names if name not in found]
+
+    def has_own_file(self, run: Run, name: str) -> bool:
+        """Return whether a run's own artifacts have a file, without reading it."""
+        from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+
+        repository = self.repository(run, own=True)
+        if isinstance(repository, LocalArtifactRepository):
+            return (Path(repository.artifact_dir) / name).is_file()
+        return name in {str(file.path) for file in repository.list_artifacts(name.rpartition("/")[0] or None)}
 
 
 def outputs(run: Run) -> list[str]:
@@ -544,6 +590,8 @@ def download(repository: ArtifactRepository, name: str, target: Path | None) -> 
             if not (home / name).resolve().is_relative_to(home.resolve()):
                 raise ValueError(f"{home / name} links to a path outside of the run's files, so it is not read")
             path = Path(repository.get_local_path(name))
+            if path.is_dir():
+                raise FileNotFoundError(path)
             if target is None:
                 return path
 
