@@ -33,6 +33,7 @@ AlphaDistribution = Literal["uniform", "zero", "bernoulli", "half_to_one"]
 U(½, 1)."""
 CountRule = Literal["exact", "float"]
 Freezing = Literal["authors", "exact"]
+MOST_LEVELS = 10_000
 NETWORKS_OWN = "network"
 """Name of a network's own initialisation."""
 
@@ -76,6 +77,10 @@ class GemMinerConfig:
             f"gem_miner.score_epochs is {self.score_epochs} and freeze_every_epochs is {self.freeze_every_epochs}; "
             "score_epochs must be larger, or no weight is pruned",
         )
+        # Check both trainings now, and not when the second one begins.
+        require(0 <= self.momentum < 1, f"gem_miner.momentum is {self.momentum}; it must lie in [0, 1)")
+        decay = self.finetune_weight_decay
+        require(decay >= 0, f"gem_miner.finetune_weight_decay is {decay}; it must not be negative")
         require(self.penalty >= 0, f"gem_miner.penalty is {self.penalty}; it must not be negative")
         known("gem_miner.freezing", self.freezing, get_args(Freezing))
         num_train = self.num_train
@@ -176,6 +181,8 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
+        most = MOST_LEVELS
+        require(self.num_levels <= most, f"num_levels is {self.num_levels}; at most {most:,} are allowed")
         fraction = self.pruning_fraction
         require(0 < fraction < 1, f"--pruning-fraction {fraction}: must be above 0 and below 1")
         known("count_rule", self.count_rule, get_args(CountRule))

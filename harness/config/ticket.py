@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.config.parts import Precision, require, require_experiment_name, require_minutes
+from harness.config.parts import Precision, require, require_experiment_name, require_finite, require_minutes
 from harness.config.search import NETWORKS_OWN
 
 UnprunedSigns = Literal["both", "biases", "classifier", "none"]
@@ -78,6 +78,7 @@ class TicketConfig:
         require(every is None or every >= 0, f"evaluate_every is {every}; it must not be negative")
         require_minutes("stuck_after", self.stuck_after)
         require_experiment_name(self.experiment)
+        require_finite(self)
 
 
 @dataclass(frozen=True)
