@@ -90,6 +90,8 @@ def test_an_unknown_name_lists_known_names_and_the_nearest():
     ("make", "message"),
     [
         (lambda: Schedule(-1, "constant"), "epochs is -1"),
+        (lambda: replace(digits(), evaluate_every=-1), "evaluate_every is -1"),
+        (lambda: TicketConfig("t", evaluate_every=-1), "evaluate_every is -1"),
         (lambda: OptimConfig(momentum=1.0), "optim.momentum is 1.0"),
         (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
         (lambda: OptimConfig(max_grad_norm=0.0), "optim.max_grad_norm is 0.0"),

@@ -160,13 +160,17 @@ class SearchConfig:
     earlier_processes: tuple[int, ...] = ()
     """Numbers of processes of earlier launches, first the one that began the search. Their finished levels are
     continued instead of trained again. Use it after a preemption, if fewer or more processes are available."""
+    evaluate_every: int = 0
+    """Epochs between two measurements of the test error within a training (0: never). Use it to watch a long training.
+    No bit of a result depends on it."""
     checkpoint_every: float = 10
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
     """Unit of --checkpoint-every."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
-    training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
+    training, evaluations and the work between trainings are exempt. Gradient exchange has a separate timeout of ten
+    minutes."""
     runs: Path = Path("runs")
     """Directory of local runs. They stay there after delivery to MLflow. Use one per project."""
     experiment: str = "signed-tickets"
@@ -184,6 +188,7 @@ class SearchConfig:
         known("count_rule", self.count_rule, get_args(CountRule))
         self._check_densities()
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
+        require(self.evaluate_every >= 0, f"evaluate_every is {self.evaluate_every}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
         require_minutes("stuck_after", self.stuck_after)
         require(

@@ -217,6 +217,15 @@ class World:
         finally:
             self._heartbeat.place = None
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Exempt the block from the watch over a training's progress. All ranks must run it."""
+        place, self._heartbeat.place = self._heartbeat.place, None
+        try:
+            yield
+        finally:
+            self._heartbeat.place = place
+
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings.
 
