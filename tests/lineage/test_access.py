@@ -104,7 +104,8 @@ class Gate(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         welcome = self.headers.get("Authorization") == "Bearer t0ken"
-        status, body = 200 if welcome or self.path == "/health" else self.status, "no"
+        status = 200 if welcome or self.path == "/health" else self.status
+        body: object = "no"
         if welcome and "get-by-name" in self.path:
             status, body = 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}
         elif welcome:
