@@ -24,8 +24,11 @@ METADATA_KEY = "harness"
 CORRECT_FORMAT = "harness.correct/1"
 _NAMED = 5
 """Number of tensors of each kind that an error names."""
-_ADDED_ANYWHERE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that torch.compile, FSDP and activation checkpointing add. DDP and DataParallel add `module`."""
+_ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DDP, DataParallel, torch.compile, FSDP and activation checkpointing add.
+
+They may stand anywhere: torch's ImageNet example wraps only `features` of a VGG.
+"""
 
 
 def check_fits(
@@ -98,9 +101,7 @@ def _cause(missing: Sequence[str], holder: Iterable[str], who: str, *, none: boo
             return f", but the same names without {prefix!r}: remove this prefix"
 
     # Phase: the tensors that a reparametrisation stores in place of the weight.
-    stem, _, leaf = first.rpartition(".")
-    inside = f"{stem}.parametrizations.{leaf}.".removeprefix(".")
-    stored = sorted(name for name in names if name.startswith((f"{first}_", inside)))
+    leaf, stored = first.rpartition(".")[2], stored_instead(first, names)
     if not stored:
         return ""
     found = f"; it has {' and '.join(stored[:_NAMED])}"
@@ -112,12 +113,17 @@ def _cause(missing: Sequence[str], holder: Iterable[str], who: str, *, none: boo
     return f"{found}: a reparametrised weight. Remove the reparametrisation and save again"
 
 
+def stored_instead(missing: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pruned or reparametrised module has in place of the name `missing`, sorted."""
+    stem, _, leaf = missing.rpartition(".")
+    inside = f"{stem}.parametrizations.{leaf}.".removeprefix(".")
+    return sorted(name for name in names if name.startswith((f"{missing}_", inside)))
+
+
 def plain_name(name: str) -> str:
     """Return the name of a parameter without what DDP, DataParallel, torch.compile and FSDP add, in any order."""
-    parts = [part for part in name.split(".") if part not in _ADDED_ANYWHERE]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
-    return ".".join(parts)
+    *modules, leaf = name.split(".")
+    return ".".join([*(part for part in modules if part not in _ADDED), leaf])
 
 
 def named_as(names: Iterable[str], model: nn.Module, *, buffers: bool = False) -> dict[str, torch.Tensor]:

@@ -49,7 +49,7 @@ _NO_MATTER = (
     *("argv", "command", "hardware.", "level", "schedule.", "launch.threads", "launch.device"),
     *("search.runs", "search.experiment", "search.offline", "search.num_levels", "search.checkpoint_"),
     *("search.data.directory", "search.data.num_workers", "search.stuck_after"),
-    "search.earlier_processes",
+    *("search.earlier_processes", "search.evaluate_every"),
 )
 _STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
 

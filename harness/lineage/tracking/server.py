@@ -368,7 +368,7 @@ class Server:
 
         if self._lock is None:
             path = database.resolve()
-            self._lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+            self._lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
         try:
             self._lock.acquire(timeout=_DELIVERY_SECONDS)
         except Timeout:
