@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from harness.common.files import refuse_pipe
 from harness.data.augment import crop_flips, enlargement, flips, resized_crop_boxes
 from harness.data.loaders import Batch, SplitReader
 from harness.data.spec import CropFlip, DataSpec, ZoomFlip
@@ -43,6 +44,7 @@ class ResidentSplit:
         """
         # Check all that gathering pixels relies on.
         try:
+            refuse_pipe(path)
             tensors = load_file(path)
             images, labels = tensors["images_NHWC"], tensors["labels"]
         except (SafetensorError, KeyError, OSError) as error:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 
-from harness.common.launched import check_launcher_numbers, launcher_number
+from harness.common.launched import check_address, check_launcher_numbers, launcher_number
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
@@ -47,12 +47,18 @@ class OtherRankFailedError(RuntimeError):
     """Another process failed and has printed its own error."""
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (
+    *(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+    *(signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+)
 """Signals that ask to stop.
 
-Slurm, spot instances and `kill` send the first two, Ctrl-C the third, and a closed terminal the fourth.
+Batch systems, spot instances and `kill` send those of the first row, SIGXCPU at the end of a job's CPU time. The others
+are Ctrl-C, a closed terminal and Ctrl-\\.
 """
 
+FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
+"""Repeated, these end the process at once."""
 INSIST_SECONDS = 10.0
 """A signal repeated after this time has its default effect."""
 ECHO_SECONDS = 0.2
@@ -93,10 +99,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Store signals instead of dying while the block runs. Waits of the main thread heed them.
+        r"""Store signals instead of dying while the block runs. Waits of the main thread heed them.
 
-        A second Ctrl-C ends the process at once. Another signal that is repeated after INSIST_SECONDS has its default
-        effect.
+        A second Ctrl-C or Ctrl-\ ends the process at once. Another signal that is repeated after INSIST_SECONDS has its
+        default effect.
         """
         # `nohup` lets its command ignore SIGHUP. That must stay so.
         keeps_running = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -117,7 +123,7 @@ class StopRequest:
 
         # Phase: end at once if the signal is repeated. The launcher and the batch system may both send the first one.
         echo = LAUNCHED_ECHO_SECONDS if self._launched else ECHO_SECONDS
-        if time.monotonic() - self._since > (echo if number == signal.SIGINT else INSIST_SECONDS):
+        if time.monotonic() - self._since > (echo if number in FROM_KEYS else INSIST_SECONDS):
             with suppress(Exception):
                 self.last_words(f"{self.reason}, then {signal.Signals(number).name} again")
             signal.signal(number, signal.SIG_DFL)
@@ -212,6 +218,15 @@ class World:
             yield self._heartbeat.place
         finally:
             self._heartbeat.place = None
+
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Exempt the block from the watch over a training's progress. All ranks must run it."""
+        place, self._heartbeat.place = self._heartbeat.place, None
+        try:
+            yield
+        finally:
+            self._heartbeat.place = place
 
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings.
@@ -464,7 +479,11 @@ def _joined() -> Any:
     store = launcher_store(_JOINING)
     ranks = {"rank": launcher_number("RANK", 0), "world_size": launcher_number("WORLD_SIZE", 1)}
     own = {} if store is None else {"store": store, **ranks}
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING, **own)
+    try:
+        return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING, **own)
+    except (RuntimeError, ValueError):
+        check_address()  # Accelerate's and torch's messages name no variable to change
+        raise
 
 
 def _accelerator() -> Any:
