@@ -284,7 +284,7 @@ def step(quick: bool) -> Iterator[Row]:
 def loop(quick: bool) -> Iterator[Row]:
     """Compare the harness's whole loop with plain PyTorch at a tiny batch, where Python takes most of the time."""
     world, threads = World(), torch.get_num_threads()
-    case = Case("resnet20", 2, 8, 10, steps=20 if quick else 300, rounds=2 if quick else 6)
+    case = Case("resnet20", 2, 8, 10, steps=20 if quick else 40, rounds=2 if quick else 60)
     network, batches = SparseNetwork(case, world), case.augmented(world.device, 400)
     torch.set_num_threads(1)
     timed = in_turns({way: network.way(way, batches) for way in ("aws", "lrr", "plain")}, case.rounds)
