@@ -17,7 +17,16 @@ from safetensors import safe_open
 from harness.common.digest import canonical_json, sha256_tensors
 from harness.common.files import write_tensors
 from harness.common.foreign import read_tensors
-from harness.common.tensors import METADATA_KEY, check_beside, check_fits, listed, named_as, read_header, reading
+from harness.common.tensors import (
+    METADATA_KEY,
+    check_beside,
+    check_fits,
+    listed,
+    named_as,
+    read_header,
+    reading,
+    stored_instead,
+)
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,13 +150,14 @@ class Pretrained:
         own = fresh.state_dict
         head = [name for name in own if name.startswith(f"{classifier}.")]
         same_head = all(name in self.tensors and self.tensors[name].shape == own[name].shape for name in head)
+        same_head |= any(stored_instead(name, self.tensors) for name in head)  # a pruned one does not stay fresh
         kept_fresh = [] if same_head else head
         kept_fresh += [name for name in own if name.endswith("num_batches_tracked") and name not in self.tensors]
         # Check the remaining tensors in both directions.
         given = {
             name: tensor.shape
             for name, tensor in self.tensors.items()
-            if not name.startswith(f"{classifier}.") or (same_head and name in own)
+            if not name.startswith(f"{classifier}.") or same_head
         }
         needed = {name: tensor.shape for name, tensor in own.items() if name not in kept_fresh}
         check_fits(given, needed, "the file", exactly=True)

@@ -1,6 +1,8 @@
 """Test the settings: schedules, validation of values, and the JSON round trip."""
 
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -88,6 +90,8 @@ def test_an_unknown_name_lists_known_names_and_the_nearest():
     ("make", "message"),
     [
         (lambda: Schedule(-1, "constant"), "epochs is -1"),
+        (lambda: replace(digits(), evaluate_every=-1), "evaluate_every is -1"),
+        (lambda: TicketConfig("t", evaluate_every=-1), "evaluate_every is -1"),
         (lambda: OptimConfig(momentum=1.0), "optim.momentum is 1.0"),
         (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas"),
         (lambda: OptimConfig(max_grad_norm=0.0), "optim.max_grad_norm is 0.0"),
@@ -126,6 +130,26 @@ def test_infinite_settings_are_refused_by_name(name, number):
     with pytest.raises(ValueError, match=f"^(--)?{name.replace('_', '[-_]')} .*{number}.* must") as caught:
         INFINITE[name](number)
     assert "\n" not in str(caught.value)
+
+
+def test_paths_that_are_not_utf_8_are_refused_by_name():
+    path = Path(os.fsdecode(b"r\xff"))
+    for make, name in (
+        (lambda: replace(digits(), runs=path), "runs"),
+        (lambda: replace(digits(), initialisation=str(path)), "initialisation"),
+        (lambda: DataConfig("digits", directory=path), "data.directory"),
+        (lambda: TicketConfig("0123", runs=path), "runs"),
+    ):
+        with pytest.raises(ValueError, match=rf"^{name} is 'r\\udcff'; it must be text in UTF-8"):
+            make()
+
+
+@pytest.mark.parametrize(
+    "fault", [{"momentum": 1.0}, {"momentum": -0.1}, {"finetune_weight_decay": -1e-4}, {"penalty": -1.0}], ids=str
+)
+def test_gem_miners_settings_are_checked_before_its_first_training(fault):
+    with pytest.raises(ValueError, match=rf"^gem_miner\.{next(iter(fault))} is .*; it must"):
+        GemMinerConfig(**fault)
 
 
 @pytest.mark.parametrize("width", [0, -1])

@@ -30,6 +30,8 @@ URIS = [
     ("postgresql://h/db?user=u&password=S3C&ssl=1", "postgresql://h/db?user=u&password=***&ssl=1"),
     ("postgresql://h/db?sslpassword=S3%20C", "postgresql://h/db?sslpassword=***"),
     ("https://h:5000/?token=S3 C", "https://h:5000/?token=***"),
+    ("https://h/?sig=S3C&session_key=T0K&x=y", "https://h/?sig=***&session_key=***&x=y"),
+    ("https://h/?auth=S3C&pass=T0K&authorization=B", "https://h/?auth=***&pass=***&authorization=***"),
     ("https://h/?api_key=S3C;access_token=T0K&x=y", "https://h/?api_key=***;access_token=***&x=y"),
     ("mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Du%3BPWD%3DS3C&a=b", "mssql+pyodbc:///?odbc_connect=***&a=b"),
     ("mssql+pyodbc:///?odbc_connect=DRIVER={X};PWD={S3;C}", "mssql+pyodbc:///?odbc_connect=***"),

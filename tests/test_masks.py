@@ -158,6 +158,27 @@ def test_keep_works_with_optimizers_that_accelerate_prepares(kind, order):
     assert steps_without_life(signs, model, optimizer)
 
 
+class Lookahead(torch.optim.Optimizer):
+    """Change the parameters after the step of the inner optimizer."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        super().__init__(inner.param_groups, {})
+        self.optimizer = inner
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        self.optimizer.step()
+        for param in self.param_groups[0]["params"]:
+            param.add_(0.5)
+
+
+def test_keep_comes_after_what_a_wrapper_does_itself():
+    signs, model = signed(), network()
+    optimizer = Lookahead(torch.optim.SGD(model.parameters(), lr=0.1))
+    signs.apply_(model).keep(optimizer)
+    assert steps_without_life(signs, model, optimizer)
+
+
 def test_keep_follows_parameters_to_another_dtype(monkeypatch):
     masks, multiply = [], torch._foreach_mul_
     monkeypatch.setattr(torch, "_foreach_mul_", lambda params, by: (masks.extend(by), multiply(params, by)))

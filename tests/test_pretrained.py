@@ -70,9 +70,9 @@ def test_a_file_without_batch_counters_is_accepted():
     assert torch.equal(fitted.params["conv1.weight"], tensors["conv1.weight"])
 
 
-def pruned_by_torch(tensors):
-    weight = tensors.pop("conv1.weight")
-    tensors |= {"conv1.weight_orig": weight, "conv1.weight_mask": torch.ones_like(weight)}
+def pruned_by_torch(tensors, name="conv1.weight"):
+    weight = tensors.pop(name)
+    tensors |= {f"{name}_orig": weight, f"{name}_mask": torch.ones_like(weight)}
 
 
 @pytest.mark.parametrize(
@@ -100,6 +100,11 @@ def pruned_by_torch(tensors):
             pruned_by_torch,
             r"has no conv1.weight; it has conv1.weight_mask and conv1.weight_orig: the file was pruned by",
         ),
+        (
+            lambda t: pruned_by_torch(t, "fc.weight"),
+            r"has no fc.weight; it has fc.weight_mask and fc.weight_orig: the file was pruned by",
+        ),
+        (lambda t: t.update({"fc.scale": torch.ones(1)}), "the network has no fc.scale$"),
         (
             lambda t: t.update({"conv1.weight_g": torch.zeros(2), "conv1.weight_v": t.pop("conv1.weight")}),
             "it has conv1.weight_g and conv1.weight_v: a reparametrised weight",
@@ -147,6 +152,8 @@ WRAPPERS = ["module.", "_orig_mod.", "_fsdp_wrapped_module."]
 def test_wrappers_are_removed_in_any_order(prefixes):
     assert plain_name("".join(prefixes) + "layer1.0.conv1.weight") == "layer1.0.conv1.weight"
     assert plain_name("layer1._orig_mod.0.conv1.weight") == "layer1.0.conv1.weight"
+    assert plain_name("features.module.0.module.weight") == "features.0.weight"  # as torch's example wraps a VGG
+    assert plain_name("module") == "module"  # a parameter of this name
 
 
 @pytest.mark.parametrize("form", ["pth", "safetensors"])
@@ -195,6 +202,8 @@ TAKEN = {
     "kuangliu's": {"net": {"module.w": T["w"]}, "acc": 93.1, "epoch": 199},
     "beside an optimizer": {"weights": T, "optimizer": {"state": {}, "param_groups": [{"lr": 0.1}]}},
     "nested twice": {"state_dict": {"model": T}},
+    "nested under other keys": {"all": {"network": T, "optimizer": {"state": {0: {"momentum": T["w"]}}}}, "i": 1},
+    "beside settings under a usual name": {"model": {"name": "resnet8"}, "net": T},
     "the usual name first": {"state_dict": T, "ema": T},
     "parameters": {"w": torch.nn.Parameter(T["w"])},
 }

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 
 import pytest
 
+from harness.cli.errors import clear_errors
 from harness.common import waiting
 from harness.common.waiting import heed, wait_until
 from harness.distributed import world
@@ -26,7 +29,7 @@ def handlers() -> Iterator[None]:
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2", "SIGXCPU", "SIGINT", "SIGHUP", "SIGQUIT"])
 def test_each_signal_asks_to_stop_and_is_left_as_it_was(handlers: None, name: str) -> None:
     number, request = signal.Signals[name], StopRequest()
     before = signal.getsignal(number)
@@ -45,6 +48,7 @@ def test_each_signal_asks_to_stop_and_is_left_as_it_was(handlers: None, name: st
     [
         ("SIGINT", "SIGINT", 0.5, False, True),
         ("SIGTERM", "SIGINT", 0.5, False, True),
+        ("SIGTERM", "SIGQUIT", 0.5, False, True),
         ("SIGINT", "SIGINT", 0.05, False, False),  # `timeout` sends it twice
         ("SIGINT", "SIGINT", 0.5, True, False),  # the launcher passes it on
         ("SIGINT", "SIGINT", 3.0, True, True),
@@ -113,3 +117,23 @@ def test_a_wait_ends_with_a_request_to_stop_but_not_in_another_thread(handlers: 
         other.start()
         other.join()
     assert ended == [False]
+
+
+@pytest.mark.parametrize(("error", "code"), [(StoppedError("got SIGHUP"), 75), (ValueError("no"), 1)], ids=str)
+def test_a_closed_terminal_changes_no_exit_code(error: Exception, code: int) -> None:
+    reader, terminal = pty.openpty()
+    kept = [os.dup(descriptor) for descriptor in (1, 2)]
+    os.close(reader)
+    try:
+        for descriptor in (1, 2):
+            os.dup2(terminal, descriptor)
+        with open(2, "w", closefd=False) as stream, redirect_stderr(stream):
+            with pytest.raises(SystemExit) as caught, clear_errors():
+                raise error
+            os.write(1, b"x")  # discarded, like the output that Python still buffers when it ends
+    finally:
+        for descriptor, before in zip((1, 2), kept, strict=True):
+            os.dup2(before, descriptor)
+            os.close(before)
+        os.close(terminal)
+    assert caught.value.code == code

@@ -55,6 +55,10 @@ class ThreadRank:
         """Sum a tensor over all ranks, in the order of ranks."""
         return torch.stack(self._from_all(tensor)).sum(0)
 
+    def share(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return rank 0's tensors."""
+        return {name: tensor.clone() for name, tensor in self._from_all(tensors)[0].items()}
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return a context without mixed precision."""
         return nullcontext()

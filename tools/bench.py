@@ -29,7 +29,8 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 if TYPE_CHECKING:
     from tools.benchmarks.measure import Row
 
-HOMES = {"step": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage", "barrier": "steps"}
+HOMES = {"step": "steps", "loop": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage"}
+HOMES["barrier"] = "steps"
 HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
 HOMES["jobs"] = "jobs"
 """Module in tools/benchmarks/ that defines each benchmark function."""

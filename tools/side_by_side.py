@@ -9,7 +9,6 @@ differences and barriers at the lowest density that all pages have. A pipe or a 
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +37,12 @@ if __name__ == "__main__":
         # Imported after the options are read: these load torch, and `--help` must not.
         from harness.reproduction.page import markdown
         from harness.reproduction.report import NUMBERS
-        from harness.reproduction.side_by_side import side_by_side
+        from harness.reproduction.side_by_side import read_numbers, side_by_side
 
         names = [page.resolve().name for page in asked.pages]
         shared = len(os.path.commonprefix(names).rpartition("-")[0]) if len(names) > 1 else 0  # whole words
         columns = [name[shared:].strip("-") or name for name in names]
-        pages = [json.loads((page / NUMBERS).read_text(encoding="utf-8")) for page in asked.pages]
+        pages = [read_numbers(page / NUMBERS) for page in asked.pages]
         table = markdown(*side_by_side(dict(zip(columns, pages, strict=True))))
         print_markdown(table)
         if asked.out is not None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
 from harness.analysis.interpolate import check_same_tensors, interpolate_into
+from harness.common.files import read_json
 from harness.distributed.ranks import ONE_PROCESS, Ranks, joined_over_ranks
 from harness.training.batchnorm import BatchNormConvention, reestimate_batchnorm
 
@@ -130,6 +132,15 @@ class BarrierCurve:
             if name in values and values[name] != getattr(curve, name):
                 raise ValueError(f"{name} is recorded as {values[name]}, but the errors give {getattr(curve, name)}")
         return curve
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read the curve in a JSON file; ValueError with the file's name if it is invalid."""
+        values = read_json(path)
+        try:
+            return cls.from_dict(values)
+        except Exception as error:
+            raise ValueError(f"{path} holds no barrier curve: {error!r:.200}") from error
 
     @classmethod
     def _figures(cls) -> list[str]:

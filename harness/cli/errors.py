@@ -26,7 +26,7 @@ def clear_errors() -> Iterator[None]:
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
         sys.exit(1)  # the other rank prints the error
     except _loaded("harness.distributed.stop", "StoppedError") as error:
-        print(f"stopped: {error}. Finished work is saved. Run the same command to resume", file=sys.stderr)
+        _say(f"stopped: {error}. Finished work is saved. Run the same command to resume")
         sys.exit(EXIT_STOPPED)
     except KeyError:
         raise  # a bug of the harness
@@ -35,14 +35,23 @@ def clear_errors() -> Iterator[None]:
             return
         if os.environ.get("HARNESS_TRACEBACK"):
             raise
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         sys.exit(1)
 
 
 def interrupted() -> int:
     """Print that Ctrl-C ended the command, and return its exit code."""
-    print("stopped: got SIGINT", file=sys.stderr)
+    _say("stopped: got SIGINT")
     return 128 + signal.SIGINT
+
+
+def _say(line: str) -> None:
+    """Print a line on standard error. A closed terminal changes no exit code, neither now nor when Python ends."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:
+        for descriptor in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 class _NeverRaised(Exception):

@@ -106,12 +106,15 @@ def resolve_ticket(
                 f"run {config.ticket} ({record.name}) is a {record.kind}; this command needs a {' or a '.join(kinds)}; "
                 "`python tools/lineage.py list` lists the runs"
             )
-        return json.dumps([record.key, record.config["search"]])
+        return json.dumps([record.key, record.config.get("search")])
 
     key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
 
     # Phase: override the recorded settings with those of the command.
-    search = search_from_json(recorded)
+    try:
+        search = search_from_json(recorded)
+    except ValueError as error:
+        raise ValueError(f"run {config.ticket}: {error}") from error
     data = search.data if config.data is None else replace(search.data, name=config.data)
     if config.data_directory is not None:
         data = replace(data, directory=config.data_directory)
@@ -124,6 +127,7 @@ def resolve_ticket(
         final=final,
         precision=config.precision or search.precision,
         compile=config.compile or search.compile,
+        evaluate_every=search.evaluate_every if config.evaluate_every is None else config.evaluate_every,
         stuck_after=config.stuck_after,
         runs=config.runs,
         experiment=config.experiment,

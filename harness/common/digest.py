@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.common.files import refuse_pipe
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,7 +30,8 @@ def sha256_json(value: Any) -> str:
 
 
 def sha256_file(path: Path | str) -> str:
-    """Return the hex SHA-256 of a file, read in chunks."""
+    """Return the hex SHA-256 of a file, read in chunks; ValueError for a pipe or device."""
+    refuse_pipe(path)
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while chunk := file.read(_CHUNK_BYTES):

@@ -19,7 +19,10 @@ _USER_AND_PASSWORD = re.compile(rf"://(?:[^/\s@:]*:(?!\d{{1,5}}(?:/[^\s@]*)?\W?\
 _USER_AND_PASSWORD_OF_WORD = re.compile(rf"://(?:[^/@]*:{_AFTER_USER}|[^/]*@)")
 
 # NAME=VALUE in a query, a connection string or a command, also percent-encoded (PWD%3Dx%3B).
-_SECRET_WORDS = "password|passwd|passphrase|pwd|token|secret|credentials?|api[_-]?key|access[_-]?key|signature"
+_SECRET_WORDS = (
+    "password|passwd|passphrase|pass|pwd|token|secret|credentials?|auth|authorization|jwt|sas|sig|signature"
+    "|(?:api|access|account|private|session)[_-]?key(?:id)?"
+)
 _SECRET = re.compile(
     rf"(?P<name>\bodbc_connect(?P<whole>)|\b\w*?(?:{_SECRET_WORDS})(?:_\w+)?)(?P<equals>[\s\ue000]?=[\s\ue000]?|%3D)"
     r"(?P<value>(?(whole)[^&\s]+|(?:\{[^}\n]*\}|\"[^\"\n]*\"|'[^'\n]*'|(?:(?!%3B|%26)[^&;\s\"'<>])+)))",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import json
 import os
 import signal
 import stat
@@ -13,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+MOST_JSON_BYTES = 2**28
+"""Larger JSON files are refused."""
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 """Error numbers of file systems that have no locks."""
 FAULT_VARIABLE = "HARNESS_KILL_AT"
@@ -46,7 +49,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
 
     Readers see either the old or the new content.
 
-    A symbolic link stays, and its target is replaced. A FIFO or device also stays, and is written to.
+    A symbolic link stays, and its target is replaced. A FIFO or device also stays, and is written to. A FIFO without a
+    reader is an error.
 
     Args:
         path: The file. Its directory must exist.
@@ -58,7 +62,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         OSError: The disk is full or not writable. The old content is unchanged.
     """
     if path.exists() and not path.is_file():
-        path.write_bytes(data)
+        _write_in_place(path, data)
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     # Write a temporary file in the same directory, then rename it.
@@ -76,6 +80,14 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
             fsync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _write_in_place(path: Path, data: bytes) -> None:
+    """Write to a FIFO or device. OSError for a FIFO without a reader: opening it would wait without end."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(descriptor, True)
+    with open(descriptor, "wb") as file:
+        file.write(data)
 
 
 def write_tensors(
@@ -119,6 +131,28 @@ def read_bounded(path: Path, most: int) -> bytes:
     if status.st_size > most:
         raise ValueError(f"{path} has {status.st_size:,} bytes; at most {most:,} are read")
     return path.read_bytes()
+
+
+def read_json(path: Path, most: int = MOST_JSON_BYTES) -> Any:
+    """Return the content of a JSON file of limited size.
+
+    Raises:
+        OSError: The file cannot be read.
+        ValueError: It is not a regular file, too large, or not JSON. The message names the file.
+    """
+    content = read_bounded(path, most)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+
+
+def refuse_pipe(path: Path | str) -> None:
+    """Raise ValueError for a pipe, socket or device. Reading one could wait without end."""
+    with contextlib.suppress(OSError):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError(f"{path} is not a regular file; not read")
 
 
 def is_special(path: Path) -> bool:

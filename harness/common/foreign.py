@@ -31,6 +31,9 @@ _NO_NETWORKS = {
     b"\x93NUMPY": "is a NumPy array; save the network's state dict with safetensors.torch.save_file",
 }
 """First bytes of files that people take for networks, and the advice."""
+_DEEPEST = 4
+_MOST_MAPPINGS = 10_000
+"""A state dict is searched at most this deep, and not below this many mappings."""
 _EXCESS_BYTES = 2**28
 """A tensor may claim this many bytes more than its file has (expanded views). A damaged size can claim terabytes."""
 
@@ -131,16 +134,27 @@ def _state_dict(found: Any, path: Path) -> Mapping[str, torch.Tensor]:
         ValueError: There is none, or there are several. The message lists the keys.
     """
     # Phase: look at the usual places, from the outside to the inside.
+    usual = found
     for name in _INSIDE:
-        if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
-            found = found[name]
-    if _is_state_dict(found):
-        return found
+        if isinstance(usual, Mapping) and isinstance(usual.get(name), Mapping):
+            usual = usual[name]
+    if _is_state_dict(usual):
+        return usual
     if not isinstance(found, Mapping):
         raise ValueError(f"{path} holds no state dict: expected named tensors, got {type(found).__name__}")
 
-    # Phase: take the only mapping of tensors under another key.
-    inner = {key: value for key, value in found.items() if _is_state_dict(value)}
+    # Phase: take the only mapping of tensors under other keys, at the least depth that has any.
+    inner, level = dict[str, Mapping[str, torch.Tensor]](), {"": found}
+    for _ in range(_DEEPEST):
+        level = {
+            f"{above}.{key}".lstrip("."): value
+            for above, mapping in level.items()
+            for key, value in mapping.items()
+            if isinstance(value, Mapping)
+        }
+        inner = {key: value for key, value in level.items() if _is_state_dict(value)}
+        if inner or len(level) > _MOST_MAPPINGS:
+            break
     if len(inner) == 1:
         ((key, only),) = inner.items()
         _log.info(f"note: {path} has the keys {_keys(found)}: the network is taken from {key!r:.60}")

@@ -14,7 +14,7 @@ import torch
 from safetensors import safe_open
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import write_tensors
+from harness.common.files import read_json, refuse_pipe, write_tensors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -24,8 +24,11 @@ METADATA_KEY = "harness"
 CORRECT_FORMAT = "harness.correct/1"
 _NAMED = 5
 """Number of tensors of each kind that an error names."""
-_ADDED_ANYWHERE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts of names that torch.compile, FSDP and activation checkpointing add. DDP and DataParallel add `module`."""
+_ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""Parts of names that DDP, DataParallel, torch.compile, FSDP and activation checkpointing add.
+
+They may stand anywhere: torch's ImageNet example wraps only `features` of a VGG.
+"""
 
 
 def check_fits(
@@ -98,9 +101,7 @@ def _cause(missing: Sequence[str], holder: Iterable[str], who: str, *, none: boo
             return f", but the same names without {prefix!r}: remove this prefix"
 
     # Phase: the tensors that a reparametrisation stores in place of the weight.
-    stem, _, leaf = first.rpartition(".")
-    inside = f"{stem}.parametrizations.{leaf}.".removeprefix(".")
-    stored = sorted(name for name in names if name.startswith((f"{first}_", inside)))
+    leaf, stored = first.rpartition(".")[2], stored_instead(first, names)
     if not stored:
         return ""
     found = f"; it has {' and '.join(stored[:_NAMED])}"
@@ -112,12 +113,17 @@ def _cause(missing: Sequence[str], holder: Iterable[str], who: str, *, none: boo
     return f"{found}: a reparametrised weight. Remove the reparametrisation and save again"
 
 
+def stored_instead(missing: str, names: Iterable[str]) -> list[str]:
+    """Return the names that a pruned or reparametrised module has in place of the name `missing`, sorted."""
+    stem, _, leaf = missing.rpartition(".")
+    inside = f"{stem}.parametrizations.{leaf}.".removeprefix(".")
+    return sorted(name for name in names if name.startswith((f"{missing}_", inside)))
+
+
 def plain_name(name: str) -> str:
     """Return the name of a parameter without what DDP, DataParallel, torch.compile and FSDP add, in any order."""
-    parts = [part for part in name.split(".") if part not in _ADDED_ANYWHERE]
-    while len(parts) > 1 and parts[0] == "module":
-        del parts[0]
-    return ".".join(parts)
+    *modules, leaf = name.split(".")
+    return ".".join([*(part for part in modules if part not in _ADDED), leaf])
 
 
 def named_as(names: Iterable[str], model: nn.Module, *, buffers: bool = False) -> dict[str, torch.Tensor]:
@@ -175,6 +181,7 @@ def reading(path: Path | str, what: str, advice: str = "; download it again") ->
         ValueError: The content is damaged.
     """
     try:
+        refuse_pipe(path)
         yield
     except FileNotFoundError:
         raise FileNotFoundError(f"no {what.removesuffix(' file')} at {path}") from None
@@ -201,10 +208,10 @@ def check_beside(path: Path) -> bool:
     if not record.is_file():
         return False
     try:
-        expected = json.loads(record.read_bytes())["files"][path.name]
+        expected = read_json(record)["files"][path.name]
     except (KeyError, TypeError):  # a record of something else
         return False
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} cannot be checked: {record} was altered ({error})") from None
     if (got := sha256_file(path)) != expected:
         raise ValueError(f"{path} was altered: its SHA-256 is {got}, {record} says {expected!r:.70}")

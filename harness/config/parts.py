@@ -45,10 +45,10 @@ def require_minutes(name: str, minutes: float) -> None:
 
 
 def require_finite(config: Any, prefix: str = "") -> None:
-    """Raise a ValueError that names the first field of a config that is infinite or NaN.
+    """Raise a ValueError that names the first field of a config that is infinite, NaN, or no text in UTF-8.
 
     Args:
-        config: A dataclass of settings. Their JSON form has no such numbers.
+        config: A dataclass of settings. Their JSON form has no such numbers, and no such names of files.
         prefix: The name of the config in options, e.g. "optim.".
     """
     for field in fields(config):
@@ -58,6 +58,9 @@ def require_finite(config: Any, prefix: str = "") -> None:
                 not isinstance(number, float) or isfinite(number),
                 f"{prefix}{field.name} is {value}; it must be a finite number",
             )
+        # Python marks each byte of a path that is not UTF-8 by a surrogate.
+        lossy = isinstance(value, str | Path) and any("\ud800" <= letter <= "\udfff" for letter in str(value))
+        require(not lossy, f"{prefix}{field.name} is {str(value)!r}; it must be text in UTF-8: rename the path")
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ class DataConfig:
     Results do not depend on it."""
 
     def __post_init__(self) -> None:
+        require_finite(self, "data.")
         workers = self.num_workers
         require(workers == -1 or workers >= 1, f"data.num_workers is {workers}; it must be -1, or 1 or more")
 

@@ -34,6 +34,7 @@ AlphaDistribution = Literal["uniform", "zero", "bernoulli", "half_to_one"]
 U(½, 1)."""
 CountRule = Literal["exact", "float"]
 Freezing = Literal["authors", "exact"]
+MOST_LEVELS = 10_000
 NETWORKS_OWN = "network"
 """Name of a network's own initialisation."""
 
@@ -77,6 +78,10 @@ class GemMinerConfig:
             f"gem_miner.score_epochs is {self.score_epochs} and freeze_every_epochs is {self.freeze_every_epochs}; "
             "score_epochs must be larger, or no weight is pruned",
         )
+        # Check both trainings now, and not when the second one begins.
+        require(0 <= self.momentum < 1, f"gem_miner.momentum is {self.momentum}; it must lie in [0, 1)")
+        decay = self.finetune_weight_decay
+        require(decay >= 0, f"gem_miner.finetune_weight_decay is {decay}; it must not be negative")
         require(self.penalty >= 0, f"gem_miner.penalty is {self.penalty}; it must not be negative")
         known("gem_miner.freezing", self.freezing, get_args(Freezing))
         num_train = self.num_train
@@ -159,13 +164,17 @@ class SearchConfig:
     earlier_processes: tuple[int, ...] = ()
     """Numbers of processes of earlier launches, first the one that began the search. Their finished levels are
     continued instead of trained again. Use it after a preemption, if fewer or more processes are available."""
+    evaluate_every: int = 0
+    """Epochs between two measurements of the test error within a training (0: never). Use it to watch a long training.
+    No bit of a result depends on it."""
     checkpoint_every: float = 10
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
     """Unit of --checkpoint-every."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
-    training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
+    training, evaluations and the work between trainings are exempt. Gradient exchange has a separate timeout of ten
+    minutes."""
     runs: Path = Path("runs")
     """Directory of local runs. They stay there after delivery to MLflow. Use one per project."""
     experiment: str = "signed-tickets"
@@ -176,11 +185,14 @@ class SearchConfig:
 
     def __post_init__(self) -> None:
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
+        most = MOST_LEVELS
+        require(self.num_levels <= most, f"num_levels is {self.num_levels}; at most {most:,} are allowed")
         fraction = self.pruning_fraction
         require(0 < fraction < 1, f"--pruning-fraction {fraction}: must be above 0 and below 1")
         known("count_rule", self.count_rule, get_args(CountRule))
         self._check_densities()
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
+        require(self.evaluate_every >= 0, f"evaluate_every is {self.evaluate_every}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
         require_minutes("stuck_after", self.stuck_after)
         require(
@@ -272,9 +284,11 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
         config = SearchConfig(**parts, **rest)
         if "count_rule" not in values and config.counts_by:  # a record of an older version
             config = replace(config, count_rule="float")
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"this search config was written by another version of the harness: {error}") from error
-    return _with_types(config)
+        return _with_types(config)
+    except ValueError:
+        raise
+    except Exception as error:  # a record can hold anything
+        raise ValueError(f"this search config was written by another version of the harness: {error!r:.200}") from error
 
 
 def _with_types(config: SearchConfig) -> SearchConfig:

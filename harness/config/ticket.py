@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.config.parts import CompileMode, Precision, require, require_experiment_name, require_minutes
+from harness.config.parts import (
+    CompileMode,
+    Precision,
+    require,
+    require_experiment_name,
+    require_finite,
+    require_minutes,
+)
 from harness.config.search import NETWORKS_OWN
 
 UnprunedSigns = Literal["both", "biases", "classifier", "none"]
@@ -62,9 +69,13 @@ class TicketConfig:
     compile: CompileMode | None = None
     """Compile the network with torch.compile. Use it for long trainings. Default: as recorded with the ticket's
     search."""
+    evaluate_every: int | None = None
+    """Epochs between two measurements of the test error within the training (0: never). Use it to watch a long
+    training. Default: as recorded with the ticket's search."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
-    training and the work between trainings are exempt. Gradient exchange has a separate timeout of ten minutes."""
+    training, evaluations and the work between trainings are exempt. Gradient exchange has a separate timeout of ten
+    minutes."""
     runs: Path = Path("runs")
     """Directory of local runs."""
     experiment: str = "signed-tickets"
@@ -73,8 +84,11 @@ class TicketConfig:
     """Use only local runs, and deliver nothing to MLflow during this launch."""
 
     def __post_init__(self) -> None:
+        every = self.evaluate_every
+        require(every is None or every >= 0, f"evaluate_every is {every}; it must not be negative")
         require_minutes("stuck_after", self.stuck_after)
         require_experiment_name(self.experiment)
+        require_finite(self)
 
 
 @dataclass(frozen=True)

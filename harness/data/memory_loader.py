@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from harness.common.files import refuse_pipe
 from harness.data.augment import crop_flips, enlargement, flips, resized_crop_boxes
 from harness.data.loaders import Batch, SplitReader
 from harness.data.spec import CropFlip, DataSpec, ZoomFlip
@@ -43,6 +44,7 @@ class ResidentSplit:
         """
         # Check all that gathering pixels relies on.
         try:
+            refuse_pipe(path)
             tensors = load_file(path)
             images, labels = tensors["images_NHWC"], tensors["labels"]
         except (SafetensorError, KeyError, OSError) as error:
@@ -99,9 +101,9 @@ class ResidentSplit:
         """
         _, padded_height, padded_width, channels = self.padded_NHWC.shape
         height = width = self.spec.image_size
-        rows = top[:, None] + torch.arange(height, device=top.device)
-        columns = torch.arange(width, device=top.device)
-        columns = left[:, None] + torch.where(flip[:, None], columns.flip(0), columns)
+        forwards, backwards = _places(height, top.device)
+        rows = top[:, None] + forwards
+        columns = left[:, None] + torch.where(flip[:, None], backwards, forwards)
         pixels = (indices[:, None] * padded_height + rows)[:, :, None] * padded_width + columns[:, None, :]
         # Gather whole pixels at once: faster than advanced indexing on CPU, and one kernel on CUDA.
         chosen = self.padded_NHWC.view(-1, channels).index_select(0, pixels.view(-1))
@@ -119,8 +121,8 @@ class ResidentSplit:
         _, size, _, channels = self.padded_NHWC.shape
         low, weight = _tables(size, flip.device)
         top, left, height, width = boxes_N4.T
-        columns = torch.arange(size, device=flip.device)
-        columns = torch.where(flip[:, None], columns.flip(0), columns)
+        forwards, backwards = _places(size, flip.device)
+        columns = torch.where(flip[:, None], backwards, forwards)
         ups, lower = low[height], weight[height].int()
         lefts, nearer = low[width[:, None], columns], weight[width[:, None], columns].int()
         downs, rights = (torch.minimum(a + 1, b[:, None] - 1) for a, b in ((ups, height), (lefts, width)))
@@ -136,6 +138,14 @@ class ResidentSplit:
         above = pixels(ups, lefts) * (one - nearer) + pixels(ups, rights) * nearer
         below = pixels(downs, lefts) * (one - nearer) + pixels(downs, rights) * nearer
         return ((above * (one - lower) + below * lower + one * one // 2) // (one * one)).to(torch.uint8)
+
+
+@cache
+def _places(size: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return 0 … size − 1, forwards and backwards."""
+    with torch.inference_mode(False):  # as in `_tables`
+        forwards = torch.arange(size, device=device)
+        return forwards, forwards.flip(0)
 
 
 @cache

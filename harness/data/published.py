@@ -7,6 +7,7 @@ set of classes is refused. Another number of images is one line on standard erro
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from harness.data.spec import DataSpec
 
 _log = logging.getLogger(__name__)
 _MOST_NAMES = 5
+_WNID = re.compile(r"n\d{8}")
 
 
 def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, allow_missing: bool) -> dict[str, Any]:
@@ -48,6 +50,7 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         raise SourceError(
             f"image {index} of {where} has label {raw.labels[index]}; {spec.name} has labels 0 to {num_classes - 1}"
         )
+    _check_names(spec, raw.class_names, where)
     # Name the classes without images.
     missing = np.setdiff1d(np.arange(num_classes), raw.labels).tolist()
     if not missing:
@@ -60,6 +63,32 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         )
     _log.warning(f"{text}. Results do not compare with published ones")
     return {"num_missing_classes": len(missing)}
+
+
+def _check_names(spec: DataSpec, names: Sequence[str], where: str) -> None:
+    """Refuse a few class names of another form than the others.
+
+    They are directories that are no classes, or classes that were renamed. Both shift the labels of other classes.
+
+    Raises:
+        SourceError: Most names are published names, wnids or numbers, and some are not. The message names these.
+    """
+    # Choose the form that most names have.
+    forms = {
+        f"the classes of {spec.name}": [name for name in names if name in spec.raw.class_names],
+        "wnids": [name for name in names if _WNID.fullmatch(name)],
+        "numbers": [name for name in names if name.isdecimal()],
+    }
+    form, usual = max(forms.items(), key=lambda item: len(item[1]))
+    foreign = [name for name in names if name not in usual]
+    # Name those that differ, and the published names that are missing.
+    if foreign and 2 * len(usual) > len(names):
+        published = spec.raw.class_names if usual[0] in spec.raw.class_names else ()
+        absent = [name for name in published if name not in names]
+        lacking = f"; missing: {_listed(absent)}" if absent else ""
+        raise SourceError(
+            f"{where} has classes that are not {form}: {_listed(foreign)}{lacking}. Remove or rename these directories"
+        )
 
 
 def _missing_names(spec: DataSpec, raw: RawSplit, missing: Sequence[int]) -> str:

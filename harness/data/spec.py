@@ -80,7 +80,7 @@ class RawSource:
     published: tuple[int, int] | None = None
     """Images in the training and the test split of the published data set. None: unknown."""
     class_names: tuple[str, ...] = ()
-    """Published names of the classes by label. Empty: unknown. Only for messages."""
+    """Published names of the classes by label. Empty: unknown. Only for checks and messages."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,16 @@ _CIFAR_MEAN, _CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)  # 
 
 _FASHION_MNIST_COUNTS, _CIFAR_COUNTS = (60_000, 10_000), (50_000, 10_000)
 _CIFAR10_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+_CIFAR100_NAMES = (
+    "apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can "
+    "castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin "
+    "elephant flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster "
+    "man maple_tree motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck "
+    "pine_tree plain plate poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk "
+    "skyscraper snail snake spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger "
+    "tractor train trout tulip turtle wardrobe whale willow_tree wolf woman worm"
+)
+_CIFAR100_CLASSES = tuple(_CIFAR100_NAMES.split())
 
 
 DATASETS: dict[str, DataSpec] = {
@@ -181,7 +191,11 @@ DATASETS: dict[str, DataSpec] = {
             std=_CIFAR_STD,
             augmentation=CropFlip(padding=4, flip=True),
             raw=RawSource(
-                default="uoft-cs/cifar100", image_column="img", label_column="fine_label", published=_CIFAR_COUNTS
+                default="uoft-cs/cifar100",
+                image_column="img",
+                label_column="fine_label",
+                published=_CIFAR_COUNTS,
+                class_names=_CIFAR100_CLASSES,
             ),
         ),
         DataSpec(

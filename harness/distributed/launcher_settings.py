@@ -6,8 +6,11 @@ the bits of a run without entering its key. So every such setting is rejected, u
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+
+import torch
 
 _OFF = frozenset({"", "0", "false", "f", "no", "n", "off", "none"})
 
@@ -65,9 +68,23 @@ def check_launcher_settings(environment: Mapping[str, str]) -> None:
             f"restarts on several nodes (--max-restarts {restarts}) need a new key-value store for each start: launch "
             "with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 torchrun --rdzv-backend c10d …, or with --max-restarts 0"
         )
-    asked = environment.get("ACCELERATE_TORCH_DEVICE", "")
-    if asked and asked.partition(":")[0] not in ("cpu", "cuda"):
-        raise ValueError(f"device {asked} is not supported (ACCELERATE_TORCH_DEVICE): only cpu and cuda are")
+    if asked := environment.get("ACCELERATE_TORCH_DEVICE", ""):
+        _check_device(asked)
+
+
+def _check_device(asked: str) -> None:
+    """Raise ValueError for a device that is unknown, or that this machine lacks."""
+    device = re.fullmatch(r"(cpu|cuda)(?::(\d{1,4}))?", asked)
+    if device is None:
+        raise ValueError(
+            f"device {asked} is not supported (ACCELERATE_TORCH_DEVICE): only cpu and cuda are, also with a number as "
+            "in cuda:0"
+        )
+    if device[1] == "cuda" and int(device[2] or 0) >= (count := torch.cuda.device_count()):
+        raise ValueError(
+            f"device {asked} does not exist (ACCELERATE_TORCH_DEVICE): torch finds {count} CUDA devices on this "
+            "machine. Name another one, or unset the variable"
+        )
 
 
 def check_launcher_precision(precision: str, environment: Mapping[str, str]) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from harness.common.escape import redact, redact_word
-from harness.common.files import is_special, write_atomically, write_without_waiting
+from harness.common.files import is_special, read_json, write_atomically, write_without_waiting
 from harness.common.process import Process
 from harness.distributed.heartbeat import lost_peer, stood_still
 from harness.distributed.stop import StoppedError
@@ -40,9 +40,9 @@ class Reporting(Protocol):
 def _is_anothers(path: Path) -> bool:
     """Return whether the file belongs to another launch that is running on this host."""
     try:
-        written = {} if is_special(path) else json.loads(path.read_bytes())
+        written = {} if is_special(path) else read_json(path)
         owner = Process.of(written)
-    except (OSError, ValueError, RecursionError):
+    except (OSError, ValueError):
         return False
     if owner is None or written.get("status") != "running" or owner.is_current:
         return False

@@ -11,21 +11,22 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar, cast, get_args
 
 import torch
 
-from harness.common.launched import check_launcher_numbers, launcher_number
+from harness.common.launched import check_address, check_launcher_numbers, launcher_number
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
 from harness.distributed.joining import JoinWatch, launcher_store
 from harness.distributed.launcher_settings import check_launcher_precision, check_launcher_settings
-from harness.distributed.single_process import SingleProcessAccelerator, SingleProcessState
+from harness.distributed.single_process import SingleProcessState
 from harness.distributed.stop import StoppedError
 
 _log = logging.getLogger(__name__)
@@ -46,12 +47,18 @@ class OtherRankFailedError(RuntimeError):
     """Another process failed and has printed its own error."""
 
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
+SIGNALS = (
+    *(signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU),
+    *(signal.SIGINT, signal.SIGHUP, signal.SIGQUIT),
+)
 """Signals that ask to stop.
 
-Slurm, spot instances and `kill` send the first two, Ctrl-C the third, and a closed terminal the fourth.
+Batch systems, spot instances and `kill` send those of the first row, SIGXCPU at the end of a job's CPU time. The others
+are Ctrl-C, a closed terminal and Ctrl-\\.
 """
 
+FROM_KEYS = (signal.SIGINT, signal.SIGQUIT)
+"""Repeated, these end the process at once."""
 INSIST_SECONDS = 10.0
 """A signal repeated after this time has its default effect."""
 ECHO_SECONDS = 0.2
@@ -92,10 +99,10 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Store signals instead of dying while the block runs. Waits of the main thread heed them.
+        r"""Store signals instead of dying while the block runs. Waits of the main thread heed them.
 
-        A second Ctrl-C ends the process at once. Another signal that is repeated after INSIST_SECONDS has its default
-        effect.
+        A second Ctrl-C or Ctrl-\ ends the process at once. Another signal that is repeated after INSIST_SECONDS has its
+        default effect.
         """
         # `nohup` lets its command ignore SIGHUP. That must stay so.
         keeps_running = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
@@ -116,7 +123,7 @@ class StopRequest:
 
         # Phase: end at once if the signal is repeated. The launcher and the batch system may both send the first one.
         echo = LAUNCHED_ECHO_SECONDS if self._launched else ECHO_SECONDS
-        if time.monotonic() - self._since > (echo if number == signal.SIGINT else INSIST_SECONDS):
+        if time.monotonic() - self._since > (echo if number in FROM_KEYS else INSIST_SECONDS):
             with suppress(Exception):
                 self.last_words(f"{self.reason}, then {signal.Signals(number).name} again")
             signal.signal(number, signal.SIG_DFL)
@@ -178,6 +185,7 @@ class World:
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
         self.is_main = self.rank == 0
+        self._accelerator: Any = _accelerator() if self.size > 1 else None
         self._announced, self._chosen_by = False, ""
         self.stop = StopRequest()
         _check_world(self.size)
@@ -211,6 +219,15 @@ class World:
         finally:
             self._heartbeat.place = None
 
+    @contextmanager
+    def unwatched(self) -> Iterator[None]:
+        """Exempt the block from the watch over a training's progress. All ranks must run it."""
+        place, self._heartbeat.place = self._heartbeat.place, None
+        try:
+            yield
+        finally:
+            self._heartbeat.place = place
+
     def use(self, precision: str) -> None:
         """Choose the mixed precision of all trainings.
 
@@ -223,7 +240,7 @@ class World:
         _check_precision(precision)
         chosen = self._best_precision() if precision == "auto" else precision
         _check_precision(chosen)
-        self._use(chosen, _accelerator(chosen, self.device))
+        self._use(chosen)
         self._chosen_by = " (--precision auto)" if precision == "auto" else ""
 
     def _best_precision(self) -> str:
@@ -235,16 +252,19 @@ class World:
         native = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
         return "no" if self.any(not native) else "bf16"
 
-    def _use(self, precision: str, accelerator: Any) -> None:
+    def _use(self, precision: str) -> None:
         self.precision = cast(Precision, precision)
-        self.accelerator = accelerator
-        self.autocast: Callable[[], AbstractContextManager[Any]] = accelerator.autocast
+        dtype = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        self.autocast: Callable[[], AbstractContextManager[Any]] = (
+            partial(torch.autocast, self.device.type, dtype) if dtype else nullcontext
+        )
         """Returns the context manager of the chosen mixed precision."""
-        self.no_sync: Callable[[torch.nn.Module], AbstractContextManager[Any]] = accelerator.no_sync
-        """Returns a context manager in which gradients are not reduced, for all micro-batches but the last."""
-        self.backward: Callable[[torch.Tensor], None] = accelerator.backward
+        self._scaler = scaler = torch.amp.GradScaler(self.device.type) if precision == "fp16" else None
+        self.backward: Callable[[torch.Tensor], None] = (
+            torch.Tensor.backward if scaler is None else lambda loss: scaler.scale(loss).backward()
+        )
         """Runs the backward pass of the loss, scaled under fp16."""
-        self._fresh_scaler = accelerator.scaler.state_dict() if accelerator.scaler else None
+        self._fresh_scaler = self.scaler_state()
 
     @property
     def local_size(self) -> int:
@@ -286,33 +306,50 @@ class World:
         # By default, deterministic mode fills each new tensor with NaN. It is off, since no code reads such memory.
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
-    def prepare(
-        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, scaler: dict[str, Any] | None = None
-    ) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
-        """Wrap a model and its optimizer for one training, and release those of earlier trainings.
+    def prepare(self, model: torch.nn.Module, scaler: dict[str, Any] | None = None) -> torch.nn.Module:
+        """Return the model of one training, wrapped in DDP on several ranks. Release that of the last training.
 
         Args:
+            model: The model, on this process's device.
             scaler: State of the fp16 loss scaler to resume from. None: the initial scale.
         """
-        self.accelerator.free_memory()
-        if self._fresh_scaler is not None:
-            self.accelerator.scaler.load_state_dict(scaler or self._fresh_scaler)
-        wrapped, prepared = self.accelerator.prepare(model, optimizer)
-        # Accelerate adds autocast to `forward` again at each call. The loop enters autocast itself.
-        for name in ("forward", "_original_forward"):
-            vars(model).pop(name, None)
-        if isinstance(wrapped, torch.nn.parallel.DistributedDataParallel):
-            # Only rank 0's buffers are used later. Set the attribute: the argument's name depends on torch's version.
-            wrapped.broadcast_buffers = False
-        return wrapped, prepared
+        if self._scaler is not None:
+            self._scaler.load_state_dict(scaler or self._fresh_scaler)
+        if self.size == 1:
+            return model
+        self._accelerator.free_memory()
+        wrapped: torch.nn.parallel.DistributedDataParallel = self._accelerator.prepare(model)
+        # Only rank 0's buffers are used later. Set the attribute: the argument's name depends on torch's version.
+        wrapped.broadcast_buffers = False
+        return wrapped
+
+    def seed(self, seed: int) -> None:
+        """Seed torch's generators of the CPU and of this process's device. `torch.manual_seed` walks all devices."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)  # the current device
+
+    def no_sync(self, model: torch.nn.Module) -> AbstractContextManager[Any]:
+        """Return a context manager in which the wrapped model's gradients are not reduced over ranks."""
+        return model.no_sync() if isinstance(model, torch.nn.parallel.DistributedDataParallel) else nullcontext()
+
+    def clip(self, optimizer: torch.optim.Optimizer, params: list[torch.nn.Parameter], max_norm: float) -> None:
+        """Unscale the gradients and clip their total 2-norm to `max_norm`."""
+        if self._scaler is not None:
+            self._scaler.unscale_(optimizer)
+        torch.nn.utils.clip_grad_norm_(params, max_norm)
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the parameters. Under fp16, skip a step that overflowed, and update the loss scale."""
+        if self._scaler is None:
+            optimizer.step()
+        else:
+            self._scaler.step(optimizer)
+            self._scaler.update()
 
     def scaler_state(self) -> dict[str, Any]:
         """Return the state of the fp16 loss scaler; empty in other precisions."""
-        return dict(self.accelerator.scaler.state_dict()) if self.accelerator.scaler else {}
-
-    def clip(self, params: list[torch.nn.Parameter], max_norm: float) -> None:
-        """Unscale the gradients and clip their total 2-norm to `max_norm`."""
-        self.accelerator.clip_grad_norm_(params, max_norm)
+        return dict(self._scaler.state_dict()) if self._scaler else {}
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return the sum over ranks, on the tensor's device."""
@@ -442,17 +479,21 @@ def _joined() -> Any:
     store = launcher_store(_JOINING)
     ranks = {"rank": launcher_number("RANK", 0), "world_size": launcher_number("WORLD_SIZE", 1)}
     own = {} if store is None else {"store": store, **ranks}
-    return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING, **own)
+    try:
+        return PartialState(cpu=not torch.cuda.is_available(), timeout=_JOINING, **own)
+    except (RuntimeError, ValueError):
+        check_address()  # Accelerate's and torch's messages name no variable to change
+        raise
 
 
-def _accelerator(precision: str, device: torch.device) -> Any:
-    if not _has_accelerate():
-        return SingleProcessAccelerator(precision, device)
+def _accelerator() -> Any:
     from accelerate import Accelerator
     from accelerate.utils import DistributedDataParallelKwargs
 
+    # It wraps models only. `World` itself has autocast and the loss scaler, and steps the optimizer: Accelerate's
+    # optimizer searches the file system at every step.
     lean = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    return Accelerator(mixed_precision=precision, cpu=not torch.cuda.is_available(), kwargs_handlers=[lean])
+    return Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available(), kwargs_handlers=[lean])
 
 
 def _check_precision(precision: str) -> None:

@@ -221,7 +221,7 @@ def _load(experiment: Experiment, key: str, first: FinishedRun, ends: tuple[str,
     """Read a recorded barrier, oriented so that `first` is at α = 1."""
     local = experiment.store.local
     path = local.open_file(key, BARRIER)
-    curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+    curve = BarrierCurve.load(path)
     if local.load(key).parents[0].key != first.key:
         curve = curve.reversed()  # recorded with the runs in the other order
     return Comparison(key, curve, path.parent, experiment.archive.delivery, ends)

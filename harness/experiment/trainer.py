@@ -18,6 +18,7 @@ from harness.common.machine import sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.experiment.experiment import Experiment
+from harness.lineage.nodes.record import ERROR_BY_EPOCH
 from harness.masks import Mask
 from harness.pruning import ForwardView, NormState, StartPoint, TrainingHook
 from harness.pruning.method import plain_view
@@ -25,7 +26,7 @@ from harness.runs.run import Measurements, RunDescription, TrainedRun, layer_tab
 from harness.runs.state_saver import StateSaver
 from harness.training.batchnorm import reestimate_batchnorm
 from harness.training.compiled import CompilingProgress
-from harness.training.evaluate import evaluate
+from harness.training.evaluate import error_so_far, evaluate
 from harness.training.feed import TrainFeed
 from harness.training.loop import EpochReport, train
 
@@ -92,15 +93,23 @@ class Trainer:
         flipped = flipped_signs(params, signs, start.mask) if world.is_main and start.weights is None else None
         begin = divmod(start.begin_steps, feed.steps_per_epoch)
         epochs = schedule.epochs - begin[0]  # an epoch that starts half-way counts
+        step_view, every = view(state), experiment.config.evaluate_every
 
         def on_epoch(report: EpochReport) -> None:
             usual = ("train_loss", "train_error_percent", "lr", "images_per_second", *metrics)
             values = {name: getattr(report, name) for name in usual}
             if flipped is not None:
                 values["flipped_signs"] = flipped()
+            done = report.epoch - begin[0] + 1
+            if every and done % every == 0 and done < epochs:
+                # α = 1 gives ψ itself. The view of score training replaces scores by weights.
+                with world.unwatched(), step_view(1.0):
+                    test = experiment.test_feed
+                    values[ERROR_BY_EPOCH] = error_so_far(model, test, world, num_images=test.num_images)
             taken = [samples.popleft() for _ in range(len(samples))]
-            measured.log(start.epochs + report.epoch - begin[0] + 1, values, taken)
-            bar.postfix = f"loss {report.train_loss:.3g}"
+            measured.log(start.epochs + done, values, taken)
+            tested = [metric.value for metric in measured.metrics if metric.name == ERROR_BY_EPOCH][-1:]
+            bar.postfix = ", ".join([f"loss {report.train_loss:.3g}", *(f"test error {one:.2f} %" for one in tested)])
 
         # Phase: train. Rank 0 shows progress and samples the machine's load.
         steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
@@ -119,7 +128,7 @@ class Trainer:
                 optim=optim or experiment.config.optim,
                 schedule=schedule,
                 mask=start.mask,
-                view=view(state),
+                view=step_view,
                 accumulation_steps=experiment.config.accumulation_steps,
                 begin=begin,
                 label=description.name,

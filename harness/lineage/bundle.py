@@ -7,7 +7,6 @@ it: it validates every name and digest, and refuses links.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from typing import Any
 
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal
-from harness.common.files import fsync
+from harness.common.files import fsync, read_json
 from harness.common.process import Process
 from harness.lineage.browse.find import Named, ancestors, find_node
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
@@ -35,6 +34,7 @@ from harness.lineage.nodes.local_files import (
     check_files,
     file_names,
     json_bytes,
+    parse_record,
     read_record,
     write_sums,
 )
@@ -154,7 +154,7 @@ def _write_node(store: LineageStore, node: RunSummary, directory: Path, *, check
     # Phase: copy the record and the files.
     with store.open_file_of(node, RECORD) as path:
         shutil.copyfile(path, directory / RECORD)  # the original bytes, because their digest is recorded
-    record = LineageRecord.from_json((directory / RECORD).read_bytes())
+    record = parse_record(directory / RECORD)
     absent = _unavailable(store, node, record)
     for name, digest in record.files.items():
         if name in CHECKPOINTS and not checkpoints:
@@ -259,15 +259,18 @@ def read_bundle(directory: Path) -> list[BundledRun]:
     if not path.is_file():
         raise ValueError(f"{directory} is not a bundle: it has no {MANIFEST}")
     try:
-        data = json.loads(_plain_file(directory, MANIFEST, _MOST_BYTES).read_bytes())
+        data = read_json(_plain_file(directory, MANIFEST, _MOST_BYTES))
         found, nodes = data["format"], data["nodes"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a list of runs: {error}") from None
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a list of runs: {error!r:.200}") from None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r:.60}; this version of the harness reads {FORMAT}")
     if not isinstance(nodes, list):
         raise ValueError(f"{path} is not a list of runs")
-    items = [BundledRun.from_dict(node) for node in nodes]
+    try:
+        items = [BundledRun.from_dict(node) for node in nodes]
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if len({item.directory for item in items}) < len(items):
         raise ValueError(f"{path} lists a run twice")
     return items
@@ -305,7 +308,7 @@ def _check_item(directory: Path, item: BundledRun) -> LineageRecord:
     """Return the record of an item after checking all its files. No file outside of the bundle is opened."""
     place = directory / item.directory
     path = _plain_file(directory, f"{item.directory}/{RECORD}", _MOST_BYTES)
-    record = LineageRecord.from_json(check_digest(path, item.record_sha256).read_bytes())
+    record = parse_record(check_digest(path, item.record_sha256))
     if (record.key, record.kind) != (item.key, item.kind):
         raise ValueError(f"{path} is the record of another run, {record.kind} {record.key[:16]}…")
     if (place / ABSENT_FILES).exists() or (place / ABSENT_FILES).is_symlink():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -90,7 +89,7 @@ def load_network(
     if Path(run_id).is_file():
         raise LookupError(f"{run_id} is a file, and a file does not name its network; give a run ID or a key")
     with _open(run_id, DETERMINANTS, tracking_uri, local_dir) as path:
-        model = Architecture.of(json.loads(path.read_bytes())).model()
+        model = Architecture.load(path).model()
     load_checkpoint(run_id, tracking_uri, local_dir).load_into_(model)
     return model.train(False)
 

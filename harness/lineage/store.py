@@ -13,7 +13,15 @@ from harness.common.digest import sha256_file
 from harness.lineage.nodes.absent_files import ABSENT_FILES
 from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_digest, read_record, read_sums
+from harness.lineage.nodes.local_files import (
+    RECORD,
+    LocalNodes,
+    absent_files,
+    check_digest,
+    parse_record,
+    read_record,
+    read_sums,
+)
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.tracking.addresses import Addresses, repair_all
 from harness.lineage.tracking.delivery import Delivery
@@ -181,7 +189,7 @@ class LineageStore:
             if local is not None:
                 return read_record(local.parent)
             with self.server.artifact(run, RECORD) as path:
-                return LineageRecord.from_json(path.read_bytes())
+                return parse_record(path)
 
     @contextlib.contextmanager
     def open_file(self, run_id: str, name: str) -> Iterator[Path]:
@@ -211,7 +219,7 @@ class LineageStore:
     def record_of(self, node: RunSummary) -> LineageRecord:
         """Return the record of a listed run, local or in MLflow; errors as in `load`."""
         with self.open_file_of(node, RECORD) as path:
-            return LineageRecord.from_json(path.read_bytes())
+            return parse_record(path)
 
     @contextlib.contextmanager
     def open_file_of(self, node: RunSummary, name: str) -> Iterator[Path]:
@@ -450,7 +458,7 @@ class LineageStore:
             # File names come from the checked record. The listing of a foreign server is not trusted.
             digest = tag(run, DIGEST_TAG + RECORD)
             check_digest(download(repository, RECORD, target), digest)
-            record = LineageRecord.from_json((target / RECORD).read_bytes())
+            record = parse_record(target / RECORD)
             absent = set(absent_names(run)) & record.files.keys()
             for name in [*(name for name in record.files if name not in absent), *([ABSENT_FILES] if absent else [])]:
                 download(repository, name, target)

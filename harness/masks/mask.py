@@ -211,8 +211,9 @@ class SignedMask:
             ValueError: `apply_` was not called, or the optimizer holds no weight of that model.
         """
         # Unwrap: a wrapper such as AcceleratedOptimizer has no hooks of its own. It calls the inner optimizer's step.
-        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
-            optimizer = inner
+        # A wrapper with hooks, such as Lookahead, may change parameters after the inner step, so it keeps the hook.
+        while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"mask.keep takes an optimizer of torch or one that wraps it, got {type(optimizer)}")
         # Find the masked weights that the optimizer updates.

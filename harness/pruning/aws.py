@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 
 from harness.pruning.lrr import LRR
-from harness.pruning.method import ForwardView, NormState
+from harness.pruning.method import ForwardView, NormState, plain_view
 
 
 class AWS(LRR):
@@ -30,26 +30,35 @@ class AWS(LRR):
 
         The context must cover the forward and backward passes of all micro-batches of the step.
         """
-        params, initial = norm.params, norm.initial
-        saved = [torch.empty_like(param) for param in params]
+        # Phase: put ψ_init into one tensor, so that each step interpolates with one call. Both buffers have views of ψ.
+        params = norm.params
+        if not params:
+            return plain_view
+        initial = torch.cat([tensor.flatten() for tensor in norm.initial])
+        saved, mixed = torch.empty_like(initial), torch.empty_like(initial)
+        sizes = [param.numel() for param in params]
+        saved_views, mixed_views = (
+            [part.view_as(param) for part, param in zip(flat.split(sizes), params, strict=True)]
+            for flat in (saved, mixed)
+        )
 
         @contextmanager
         def at(alpha: float) -> Iterator[None]:
-            if not params:
-                yield
-                return
             # Phase: replace ψ. lerp is exact at both ends, so AWS with α = 1 has the same bits as LRR.
             with torch.no_grad():
-                torch._foreach_copy_(saved, params)
-                torch._foreach_copy_(params, torch._foreach_lerp(initial, saved, alpha))
+                torch._foreach_copy_(saved_views, params)
+                torch.lerp(initial, saved, alpha, out=mixed)
+                torch._foreach_copy_(params, mixed_views)
             try:
                 yield
             finally:
                 with torch.no_grad():
-                    torch._foreach_copy_(params, saved)
+                    torch._foreach_copy_(params, saved_views)
             # Phase: apply the chain rule to the gradients of ψ.
             grads = [param.grad for param in params if param.grad is not None]
             if grads:
-                torch._foreach_mul_(grads, alpha)
+                # On the CPU, torch would wrap a number once for each gradient: four times as long.
+                on_cpu = grads[0].device.type == "cpu"
+                torch._foreach_mul_(grads, torch.tensor(alpha, dtype=grads[0].dtype) if on_cpu else alpha)
 
         return at

@@ -418,5 +418,5 @@ class RunLookup:
     def _curve(self, node: RunSummary, first: RunSummary) -> BarrierCurve:
         """Return the curve of a comparison with `first` as a; a comparison made by hand can have it as b."""
         with self.store.open_file_of(node, BARRIER) as path:
-            curve = BarrierCurve.from_dict(json.loads(path.read_text()))
+            curve = BarrierCurve.load(path)
         return curve if node.parents[0].key == first.key else curve.reversed()

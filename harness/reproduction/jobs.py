@@ -7,7 +7,6 @@ All jobs use one directory of runs and one MLflow store, whose locks allow this.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shlex
@@ -26,7 +25,7 @@ from typing import Any
 from tqdm import tqdm
 
 from harness.common import logging as messages
-from harness.common.files import NO_LOCKS
+from harness.common.files import NO_LOCKS, read_json
 from harness.common.process import PARENT_VARIABLE
 from harness.common.tables import live_table
 from harness.common.waiting import wait_until
@@ -152,7 +151,8 @@ class _Process:
     def read(self) -> None:
         """Read its last report."""
         with suppress(OSError, ValueError):
-            self.state = json.loads(self.path.with_suffix(".json").read_bytes())
+            state = read_json(self.path.with_suffix(".json"))
+            self.state = state if isinstance(state, dict) else {}
 
     def tail(self) -> str:
         """Return the last lines of its log."""

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.analysis.summary import Summary
+from harness.common.files import read_json
 from harness.reproduction.page import interval_text, signed
 from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS
 
 Numbers = Mapping[str, Any]
 """A page's results.json."""
+
+
+def read_numbers(path: Path) -> Numbers:
+    """Read a page's results.json; ValueError with the file's name if it is no such file."""
+    numbers = read_json(path)
+    try:
+        side_by_side({"": numbers})
+        for point in numbers["points"]:
+            _column(numbers, _rounded(point))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"{path} holds no numbers of a page: {error!r:.200}") from error
+    return dict(numbers)
 
 
 def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str]]]:

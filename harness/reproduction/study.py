@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from harness.common.files import MOST_JSON_BYTES, read_bounded
 from harness.pruning import METHODS
 from harness.pruning.method import Method
 from harness.reproduction.figure import DENSE, Curve, Figure
@@ -94,10 +95,10 @@ def read_study(path: Path, scales: Mapping[str, Callable[[Figure, str, str], Sca
     Raises:
         ValueError: The plan is invalid; the message names the file and the error.
     """
-    text = path.read_bytes()
+    text = read_bounded(path, MOST_JSON_BYTES)
     try:
         return _study(path, hashlib.sha256(text).hexdigest(), tomllib.loads(text.decode()), scales)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(f"{path}: {said}") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.barrier import BarrierCurve
-from harness.common.files import write_atomically
+from harness.common.files import read_json, write_atomically
 from harness.common.tensors import load_correct
 from harness.experiment.comparison import BARRIER
 from harness.experiment.experiment import Experiment
@@ -111,8 +111,8 @@ class ChainRecords:
 
         Raises ValueError with the file's name if it is invalid, or if a run's images contradict its error.
         """
+        values = read_json(path)
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
             if values["format"] != FORMAT:
                 raise ValueError(f"format {values['format']!r}, expected {FORMAT}")
             runs = tuple(map(RunLine.from_dict, values["runs"]))
@@ -344,7 +344,7 @@ def _in_words(found: Findings) -> tuple[str, ...]:
 def _line(store: LineageStore, name: str, record: LineageRecord) -> RunLine:
     correct, curve = None, None
     if BARRIER in record.files:
-        curve = BarrierCurve.from_dict(json.loads(store.local.open_file(record.key, BARRIER).read_text()))
+        curve = BarrierCurve.load(store.local.open_file(record.key, BARRIER))
     if CORRECT in record.files:
         tensors = load_correct(store.local.open_file(record.key, CORRECT))
         correct = tensors["test" if curve is None else "points"].numpy()

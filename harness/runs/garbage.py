@@ -7,7 +7,6 @@ Records, signed masks, θ_init, comparisons and final trainings are never delete
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.common.files import fsync
+from harness.common.files import fsync, read_json
 from harness.common.process import Process
 from harness.lineage.browse.find import newest
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files, write_absent_files
@@ -161,8 +160,8 @@ def _discard(path: Path) -> None:
 
 def _draft(path: Path) -> dict[str, Any]:
     try:
-        draft = json.loads((path / "draft.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
+        draft = read_json(path / "draft.json")
+    except (OSError, ValueError):
         return {}
     return draft if isinstance(draft, dict) else {}
 
@@ -229,7 +228,7 @@ def _bury(path: Path, policy: Policy) -> None:
 
 def _days_since(path: Path) -> float:
     """Return the days since the last change of a directory or of a file in it."""
-    times = [path.stat().st_mtime, *(inside.stat().st_mtime for inside in path.rglob("*"))]
+    times = [path.stat().st_mtime, *(inside.lstat().st_mtime for inside in path.rglob("*"))]
     return (time.time() - max(times)) / SECONDS_PER_DAY
 
 

@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import NO_LOCKS, reach, write_atomically
+from harness.common.files import MOST_JSON_BYTES, NO_LOCKS, reach, read_bounded, read_json, write_atomically
 from harness.common.launched import counted
 from harness.common.process import Process, own_process
 from harness.common.waiting import wait_until
@@ -49,7 +49,7 @@ _NO_MATTER = (
     *("argv", "command", "hardware.", "level", "schedule.", "launch.threads", "launch.device"),
     *("search.runs", "search.experiment", "search.offline", "search.num_levels", "search.checkpoint_"),
     *("search.data.directory", "search.data.num_workers", "search.stuck_after"),
-    "search.earlier_processes",
+    *("search.earlier_processes", "search.evaluate_every"),
 )
 _STATE = re.compile(r"state-(\d{6})-(\d{9})-([0-9a-f]{64})\.safetensors")
 
@@ -251,8 +251,8 @@ class Unfinished:
 
         # Phase: compare their settings.
         for path in others:
-            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                draft = json.loads(path.read_bytes())
+            with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+                draft = read_json(path)
                 theirs = _flat(draft["config"])
                 differ = [name for name in sorted(ours | theirs) if ours.get(name) != theirs.get(name)]
                 other_run = draft["config"].get("level") != config.get("level") or any(map(_names_a_run, differ))
@@ -386,7 +386,8 @@ class Unfinished:
         """Return the paths of all states, newest first."""
         if not self.directory.is_dir():
             return []
-        return sorted((path for path in self.directory.iterdir() if _STATE.fullmatch(path.name)), reverse=True)
+        states = (path for path in self.directory.iterdir() if _STATE.fullmatch(path.name) and path.is_file())
+        return sorted(states, reverse=True)
 
     def _read(self, path: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
         match = _STATE.fullmatch(path.name)
@@ -424,7 +425,8 @@ def _free_bytes(path: Path) -> str:
 def _owner_of(directory: Path) -> dict[str, Any]:
     """Return the recorded claim of a run; {} if there is none, or if it is no JSON object."""
     try:
-        owner = json.loads((directory / _OWNER).read_bytes())
+        # NaN becomes a text: two readings of a claim must be equal.
+        owner = json.loads(read_bounded(directory / _OWNER, MOST_JSON_BYTES), parse_constant=str)
     except (OSError, ValueError, RecursionError):
         return {}
     return owner if isinstance(owner, dict) else {}
@@ -433,7 +435,7 @@ def _owner_of(directory: Path) -> dict[str, Any]:
 def _beat_at(directory: Path) -> float | None:
     """Return the time of the holder's last heartbeat; None without a holder."""
     try:
-        return (directory / _OWNER).stat().st_mtime
+        return (directory / _OWNER).lstat().st_mtime
     except FileNotFoundError:
         return None
 

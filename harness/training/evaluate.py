@@ -41,7 +41,7 @@ def evaluate(
         RuntimeError: The ranks saw more or fewer images than `num_images`.
     """
     # Phase: run the model on this rank's images.
-    was_training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     loss_sum, correct = torch.zeros(1, dtype=torch.float64, device=world.device), []
     for images_NCHW, labels_N in batches:
@@ -49,7 +49,8 @@ def evaluate(
             logits_NK = model(images_NCHW).to(torch.get_default_dtype())  # float32 under mixed precision, too
         correct.append(logits_NK.argmax(1) == labels_N)
         loss_sum += F.cross_entropy(logits_NK, labels_N, reduction="sum").double()
-    model.train(was_training)
+    for module, was_training in modes:
+        module.training = was_training
 
     # Phase: sum over ranks. Loss and answers share one tensor, so that the host synchronises with the device once.
     own = torch.cat([loss_sum, *correct]).cpu()
@@ -62,3 +63,29 @@ def evaluate(
         correct_N = joined_over_ranks(world, correct_N)
     error_percent = 100.0 * (num_images - int(num_correct)) / num_images
     return Evaluation(int(num_correct), int(seen), loss / seen, error_percent, correct_N)
+
+
+@torch.no_grad()
+def error_so_far(
+    model: torch.nn.Module, batches: Iterable[tuple[torch.Tensor, torch.Tensor]], world: World, *, num_images: int
+) -> float:
+    """Evaluate `model` between two steps of its training, and leave it as it was.
+
+    Every rank uses the buffers of rank 0, as the checkpoint does. So a resumed training finds the same errors.
+
+    Args:
+        model: The network in training.
+        batches: This rank's batches, as for `evaluate`.
+        num_images: The size of the whole split.
+
+    Returns:
+        Top-1 error in percent, on every rank.
+    """
+    own = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    shared = world.share(own)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(shared[name])
+    found = evaluate(model, batches, world, num_images=num_images)
+    for name, buffer in model.named_buffers():
+        buffer.copy_(own[name])
+    return found.error_percent

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
@@ -127,8 +128,8 @@ def train(
         begin: The (epoch, step) of the schedule and of u at which the training begins.
         label: The name of the training in messages.
         on_epoch: Called after each epoch.
-        on_steps: Called with the number of steps just done. The first call has the number of steps already done when
-            a training resumes.
+        on_steps: Called about once a second with the number of steps just done. The first call has the number of steps
+            already done when a training resumes.
         saver: Loads the state to resume from, and saves new states. A resumed training has the same bits as an
             uninterrupted one.
         hook: Callbacks of the pruning method.
@@ -156,10 +157,10 @@ def train(
             hook.restore_(hook_state(state.tensors))
 
     # Phase: wrap the model, and find the epoch and step to start from.
-    wrapped, prepared = world.prepare(model, optimizer, state.scaler if state else None)
+    wrapped = world.prepare(model, state.scaler if state else None)
     wrapped.train()
     several = world.size > 1
-    step = _Step(wrapped, world, prepared, remask, optim.max_grad_norm, accumulation_steps, unrehearsed=several)
+    step = _Step(wrapped, world, optimizer, remask, optim.max_grad_norm, accumulation_steps, unrehearsed=several)
     most_steps = min(MEETING_STEPS, (saver.most_steps if saver else None) or MEETING_STEPS)
     meeting = _Meeting(world, saver, label, most_steps)
     first, skipped = (state.epoch, state.step) if state else begin
@@ -170,7 +171,7 @@ def train(
     with world.watching(label) as place:
         for epoch in range(first, schedule.epochs):
             lr = optim.lr * schedule.lr_factor(epoch)
-            for group in prepared.param_groups:
+            for group in optimizer.param_groups:
                 group["lr"] = lr
             alphas = noise.alphas(epoch, per_epoch)
             tally = _Tally(world, state)
@@ -182,17 +183,17 @@ def train(
                 if step.unrehearsed:
                     step.rehearse(images_NCHW, labels_N)
                 # Dropout and drop-connect belong to u. Seeding every step makes them equal in a resumed training.
-                torch.manual_seed(noise.key("dropout", epoch, index, world.rank) >> 1)
+                world.seed(noise.key("dropout", epoch, index, world.rank) >> 1)
                 with view(float(alphas[index])):
                     loss, num_correct = step.backward(images_NCHW, labels_N)
                 step.update()
                 if hook is not None:
                     hook.after_step(epoch, index + 1)
                 reach("step")
-                tally.add(index, loss, num_correct, len(labels_N))
-                on_steps(1)
+                tally.steps.append((index, len(labels_N), loss, num_correct))
                 place.at, place.begun = (epoch, index, MEETING), True
                 if meeting.due(index, per_epoch):
+                    on_steps(len(tally.steps))
                     meeting.hold(epoch, index + 1, tally, lambda: capture(model, optimizer, hook))
                 place.at = epoch, index + 1, READING
             place.at = epoch, per_epoch - 1, ENDING
@@ -224,12 +225,15 @@ class _Meeting:
 
     def hold(self, epoch: int, steps: int, tally: _Tally, tensors: Callable[[], dict[str, torch.Tensor]]) -> None:
         """Meet after `steps` steps of `epoch`. Then save, stop or raise as agreed."""
+        # Phase: add up the steps since the last meeting. Here the host waits for the device.
+        tally.fold()
+
         # Phase: agree on the first bad step, saving, stopping and the next meeting, by one minimum over ranks.
         save = self.saver is not None and self.world.is_main and self.saver.due(epoch, steps)
         stop = self.world.stop.reason
         seconds = (time.perf_counter() - self.held_at) / max(self.gap - self.steps_until, 1)
         gap = min(self.most_steps, max(1, int(MEETING_SECONDS / max(seconds, 1e-6))))
-        mine = torch.tensor([float(tally.first_bad), -float(save), -float(stop is not None), gap], dtype=torch.float64)
+        mine = torch.tensor([tally.first_bad, -float(save), -float(stop is not None), gap], dtype=torch.float64)
         first_bad, minus_save, minus_stop, agreed_gap = self.world.min(mine).tolist()
         self.steps_until = self.gap = int(agreed_gap)
         self.held_at = time.perf_counter()
@@ -241,8 +245,8 @@ class _Meeting:
                 "lower --optim.lr, clip with --optim.max-grad-norm, or use --precision no"
             )
         if self.saver is not None and (minus_save < 0 or minus_stop < 0):
-            sums = self.world.sum(tally.sums)
-            held = tensors() | {TALLY: sums.cpu()} if self.world.is_main else {}
+            sums = self.world.sum(torch.tensor(tally.sums, dtype=torch.float64))
+            held = tensors() | {TALLY: sums} if self.world.is_main else {}
             self.saver.save(
                 TrainingState(
                     epoch,
@@ -313,34 +317,45 @@ class _Step:
     def update(self) -> None:
         if self.max_grad_norm is not None:
             self.remask.grads_()
-            self.world.clip(list(self.model.parameters()), self.max_grad_norm)
-        self.optimizer.step()
+            self.world.clip(self.optimizer, list(self.model.parameters()), self.max_grad_norm)
+        self.world.step(self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
         self.remask.params_()
 
 
 class _Tally:
-    """Running sums of an epoch. They stay on the device, so that steps do not synchronise with it."""
+    """Running sums of an epoch, on the CPU."""
 
     def __init__(self, world: World, state: TrainingState | None) -> None:
         self.world = world
-        self.first_bad = torch.full((), torch.inf, device=world.device)
-        self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)  # loss·images, correct, images
+        self.first_bad = math.inf
+        self.sums = [0.0, 0.0, 0.0]  # loss·images, correct, images
         self.started = time.perf_counter()  # start of the epoch, shifted as if it had never been interrupted
+        self.steps: list[tuple[int, int, torch.Tensor, torch.Tensor]] = []
+        """Index, number of images, mean loss and number of correct predictions of each step since the last `fold`.
+
+        The tensors stay on the device, so that steps do not synchronise with it.
+        """
         if state is not None:
             self.started -= state.seconds
             if world.is_main:  # the saved sums cover all ranks, so only one rank adds them
-                self.sums += state.tensors[TALLY].to(world.device)
+                self.sums = state.tensors[TALLY].tolist()
 
-    def add(self, index: int, loss: torch.Tensor, num_correct: torch.Tensor, num_images: int) -> None:
-        bad = torch.where(torch.isfinite(loss), torch.inf, float(index))
-        self.first_bad = torch.minimum(self.first_bad, bad)
-        self.sums[0] += loss * num_images
-        self.sums[1] += num_correct
-        self.sums[2] += num_images
+    def fold(self) -> None:
+        """Add the stored steps one after the other, so that the sums do not depend on the interval of the meetings."""
+        indices, images, losses, corrects = zip(*self.steps, strict=True)
+        self.steps.clear()
+        losses_S = torch.stack(losses).cpu()
+        weighted_S = losses_S * torch.tensor(images)  # in float32
+        for index, loss, weighted in zip(indices, losses_S.tolist(), weighted_S.tolist(), strict=True):
+            if not math.isfinite(loss):
+                self.first_bad = min(self.first_bad, index)
+            self.sums[0] += weighted
+        self.sums[1] += int(torch.stack(corrects).sum())
+        self.sums[2] += sum(images)
 
     def report(self, epoch: int, lr: float, mean_alpha: float) -> EpochReport:
-        loss_sum, correct, images = self.world.sum(self.sums).tolist()
+        loss_sum, correct, images = self.world.sum(torch.tensor(self.sums, dtype=torch.float64)).tolist()
         images = max(images, 1.0)
         return EpochReport(
             epoch=epoch,

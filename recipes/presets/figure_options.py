@@ -195,6 +195,9 @@ class ReproductionOptions(FigureOptions):
     """Mixed precision. no: float32, as in the paper. auto: bf16 if the CUDA device supports it. The page names it."""
     compile: CompileMode = "no"
     """Compile the networks with torch.compile. Use it for long runs on a GPU. The page names it."""
+    evaluate_every: int | None = None
+    """Epochs between two measurements of the test error within a training (0: never). Overrides --scale. Use it to
+    watch long trainings. Pages do not use it."""
 
     def config(self, config: SearchConfig) -> SearchConfig:
         """Return the plan's settings with this launch's paths, loader, precision and compiling."""
@@ -209,6 +212,7 @@ class ReproductionOptions(FigureOptions):
             data=data,
             precision=self.precision,
             compile=self.compile,
+            evaluate_every=config.evaluate_every if self.evaluate_every is None else self.evaluate_every,
             runs=self.runs,
             experiment=self.experiment,
             offline=self.offline,

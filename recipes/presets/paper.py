@@ -64,4 +64,5 @@ def imagenet(network: str = "resnet50") -> SearchConfig:
         final=Schedule(epochs=final_epochs, lr_schedule="cosine"),
         global_batch_size=global_batch_size,
         precision="auto",
+        evaluate_every=5,
     )

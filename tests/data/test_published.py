@@ -11,9 +11,11 @@ import gzip
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,15 +97,33 @@ def _removed(root: Path) -> None:
         shutil.rmtree(root / split / "cat")
 
 
-def _renamed(root: Path) -> None:
-    for split in ("train", "test"):
-        shutil.rmtree(root / split / "cat")
-        (root / split / "truck").rename(root / split / "@eaDir")
+def _renamed(name: str) -> Callable[[Path], None]:
+    def change(root: Path) -> None:
+        for split in ("train", "test"):
+            (root / split / "truck").rename(root / split / name)
+
+    return change
 
 
 def _added(root: Path) -> None:
     for split in ("train", "test"):
-        (root / split / "lost+found").mkdir()
+        (root / split / "old").mkdir()
+
+
+def _numbered(root: Path) -> None:
+    for split in ("train", "test"):
+        for number, name in enumerate(NAMES):
+            (root / split / name).rename(root / split / ("old" if number == 9 else str(number)))
+
+
+def _linked(root: Path) -> None:
+    shutil.rmtree(root / "train" / "cat")
+    (root / "train" / "cat").symlink_to("dog")
+
+
+def _linked_to_train(root: Path) -> None:
+    shutil.rmtree(root / "test" / "cat")
+    (root / "test" / "cat").symlink_to("../train/cat")
 
 
 @pytest.mark.parametrize(
@@ -113,8 +133,13 @@ def _added(root: Path) -> None:
         (_emptied_in_test, "the test split of .* has images of 9 of the 10 classes of cifar10; missing: dog"),
         (_only_hidden_images, "missing: cat"),
         (_removed, "missing: cat"),
-        (_renamed, "has images of 9 of the 10 classes of cifar10; the source has @eaDir, airplane, .* and 4 more"),
-        (_added, r"has 11 classes; cifar10 has 10; not among them: lost\+found"),
+        (_renamed("@eaDir"), "missing: truck"),
+        (_renamed("old"), "has classes that are not the classes of cifar10: old; missing: truck"),
+        (_renamed("Truck"), "has classes that are not the classes of cifar10: Truck; missing: truck"),
+        (_numbered, r"has classes that are not numbers: old\. Remove or rename"),
+        (_added, "has 11 classes; cifar10 has 10; not among them: old"),
+        (_linked, "train/cat and .*/train/dog are the same directory"),
+        (_linked_to_train, "train/cat and .*/test/cat are the same directory"),
     ],
 )
 def test_other_classes_are_refused_by_name(tmp_path: Path, change, message: str) -> None:
@@ -124,7 +149,7 @@ def test_other_classes_are_refused_by_name(tmp_path: Path, change, message: str)
     assert "train.json" not in os.listdir(tmp_path / "out" / "cifar10") or change is _emptied_in_test
 
 
-HIDDEN = (".ipynb_checkpoints", ".git", "__MACOSX", ".DS_Store_dir")
+HIDDEN = (".ipynb_checkpoints", ".git", "__MACOSX", ".DS_Store_dir", "@eaDir", "$RECYCLE.BIN", "lost+found")
 
 
 @pytest.mark.parametrize("hidden", HIDDEN)
@@ -304,6 +329,8 @@ def test_a_damaged_manifest_is_no_dead_end(digits_directory: Path, tmp_path: Pat
         ("default/partial-train/0000", "default/partial-test/0000"),
         (".cache/../train", "test"),
         ("TRAIN-0.PARQUET", "test"),
+        ("train1", "val2"),
+        ("a/train2017/0", "a/testing+test/0"),
     ],
 )
 def test_the_name_of_a_parquet_file_decides_before_its_directories(tmp_path: Path, train: str, test: str) -> None:
@@ -315,11 +342,21 @@ def test_the_name_of_a_parquet_file_decides_before_its_directories(tmp_path: Pat
     assert [manifest.num_samples for manifest in found] == [20, 10]
 
 
-@pytest.mark.parametrize("name", ["train_and_test/0000", "train-test-0", "test.train/x/0"])
+@pytest.mark.parametrize(
+    "name", ["train_and_test/0000", "train-test-0", "test.train/x/0", "train+test", "train1test1/0"]
+)
 def test_a_parquet_file_of_both_splits_is_named(tmp_path: Path, name: str) -> None:
     for one in (name, "train-1", "test-1"):
         parquet(tmp_path / "raw" / f"{one}.parquet", [*range(10)])
-    with pytest.raises(ValueError, match=rf"{name}\.parquet would belong to both splits: .* test and train; rename it"):
+    message = rf"{re.escape(name)}\.parquet would belong to both splits: .* test and train; rename it"
+    with pytest.raises(ValueError, match=message):
+        prepare("cifar10", tmp_path, str(tmp_path / "raw"))
+
+
+def test_one_file_for_both_splits_is_refused(tmp_path: Path) -> None:
+    parquet(tmp_path / "raw" / "train.parquet", [*range(10)])
+    (tmp_path / "raw" / "test.parquet").symlink_to("train.parquet")
+    with pytest.raises(ValueError, match=r"test\.parquet and .*train\.parquet are the same file"):
         prepare("cifar10", tmp_path, str(tmp_path / "raw"))
 
 

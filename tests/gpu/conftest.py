@@ -70,7 +70,7 @@ def world(request: pytest.FixtureRequest, device: torch.device) -> Iterator[Worl
     tf32 = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     if request.param == "fp16" and device.type == "cpu":
-        yield from open_fp16_world_on_cpu("accelerate")
+        yield from open_fp16_world_on_cpu()
     else:
         for world in open_world(request.param):
             assert world.device.type == device.type

@@ -104,9 +104,15 @@ class Gate(http.server.BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         welcome = self.headers.get("Authorization") == "Bearer t0ken"
-        self.send_response(200 if welcome or self.path == "/health" else self.status)
+        status = 200 if welcome or self.path == "/health" else self.status
+        body: object = "no"
+        if welcome and "get-by-name" in self.path:
+            status, body = 404, {"error_code": "RESOURCE_DOES_NOT_EXIST", "message": "no such experiment"}
+        elif welcome:
+            body = {"experiments": []}
+        self.send_response(status)
         self.end_headers()
-        self.wfile.write(json.dumps({"experiments": []} if welcome else "no").encode())
+        self.wfile.write(json.dumps(body).encode())
 
     def do_GET(self) -> None:
         self.answer()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.lineage.nodes.record import ERROR_BY_EPOCH
 from tests.recipes.launching import LIGHT, REPOSITORY, TINY, elsewhere, nodes, recipe
 
 pytestmark = pytest.mark.long
@@ -18,7 +19,7 @@ pytestmark = pytest.mark.long
 
 RECIPE = str(REPOSITORY / "recipes" / "aws_digits.py")
 SEARCH = [*TINY, *LIGHT, "--offline", "--num-levels", "1"]
-WATCHED = ["--checkpoint-every", "3", "--checkpoint-unit", "steps", "--stuck-after", "0.05"]
+WATCHED = ["--checkpoint-every", "3", "--checkpoint-unit", "steps", "--stuck-after", "0.05", "--evaluate-every", "1"]
 HANGING = """
 import os, runpy, sys, time
 from pathlib import Path
@@ -42,7 +43,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def digests(where: Path) -> dict[str, list[str]]:
     """Return the SHA-256 of each level's checkpoint and mask, by key.
 
-    The key does not depend on `--stuck-after`.
+    Neither depends on `--stuck-after` and `--evaluate-every`.
     """
     files = ("checkpoint.safetensors", "signed_mask.safetensors")
     return {record["key"]: [record["files"][file] for file in files] for record in nodes(where, "level").values()}
@@ -67,4 +68,6 @@ def test_a_process_that_stops_reading_ends_the_launch_and_the_same_command_conti
     assert list((where / "runs").glob(".making-level-*/state-*"))
     recipe(where, "aws_digits.py", *SEARCH, *WATCHED, processes=2)
     found = digests(where)
+    errors = [[row[2] for row in one["metrics"] if row[0] == ERROR_BY_EPOCH] for one in nodes(where, "level").values()]
+    assert sorted(errors) == [[], [1]]  # the first epoch of level 0, which hung in the second
     assert len(found) == 2 and found.items() < digests(by_two[0]).items()  # the reference search has one more level

@@ -46,7 +46,7 @@ import torch
 import torch._dynamo  # optimizers import it late, and it must not be imported while torch is patched
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from harness.data.memory_loader import _tables
+from harness.data.memory_loader import _places, _tables
 from harness.training.feed import _constants
 
 DEVICE = torch.device("cuda", 0)
@@ -581,7 +581,7 @@ def simulated_cuda() -> Iterator[Record]:
 
 def _forget() -> None:
     _pinned._storages.clear()
-    for cached in (_constants, _tables):
+    for cached in (_constants, _places, _tables):
         cached.cache_clear()
     if (state := sys.modules.get("accelerate.state")) is not None:
         for singleton in (state.AcceleratorState, state.GradientState, state.PartialState):

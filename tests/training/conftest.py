@@ -18,8 +18,8 @@ def world() -> Iterator[World]:
     yield from open_world("no")
 
 
-@pytest.fixture(params=["accelerate", "alone"])
-def fp16_world(request) -> Iterator[World]:
-    for world in open_fp16_world_on_cpu(request.param):
+@pytest.fixture
+def fp16_world() -> Iterator[World]:
+    for world in open_fp16_world_on_cpu():
         begin_with_overflows(world)
         yield world

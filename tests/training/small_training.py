@@ -11,7 +11,6 @@ from torch import nn
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.distributed import world as world_module
-from harness.distributed.single_process import SingleProcessAccelerator
 from harness.distributed.world import World
 from harness.masks import Mask
 from harness.models.partition import ParamPartition
@@ -126,25 +125,13 @@ def open_world(precision: str) -> Iterator[World]:
     forget_accelerate()
 
 
-def open_fp16_world_on_cpu(way: str) -> Iterator[World]:
+def open_fp16_world_on_cpu() -> Iterator[World]:
     """Yield a world in fp16 with a loss scale on the CPU.
 
-    This tests all but the kernels without a GPU. The harness refuses fp16 on a CPU, and Accelerate falls back to
-    float32 there. PyTorch itself supports it.
-
-    Args:
-        way: "accelerate", or "alone" for the harness's own single-process accelerator.
+    This tests all but the kernels without a GPU. The harness refuses fp16 on a CPU. PyTorch itself supports it.
     """
     for world in open_world("no"):
-        if way == "alone":
-            accelerator: Any = SingleProcessAccelerator("fp16", torch.device("cpu"))
-        else:
-            from accelerate.state import AcceleratorState
-
-            AcceleratorState._reset_state()
-            accelerator = world_module._accelerator("fp16", torch.device("cpu"))
-            accelerator.native_amp, accelerator.scaler = True, torch.amp.GradScaler("cpu")
-        world._use("fp16", accelerator)
+        world._use("fp16")
         yield world
 
 
@@ -153,7 +140,7 @@ def begin_with_overflows(world: World) -> None:
 
     The scale grows again after two finite steps.
     """
-    assert world._fresh_scaler is not None
+    assert world._fresh_scaler
     world._fresh_scaler |= {"scale": 2.0**20, "growth_interval": 2}
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.data.loaders import eval_share
-from harness.training.evaluate import Evaluation, evaluate
+from harness.training.evaluate import Evaluation, error_so_far, evaluate
 from tests.thread_ranks import ThreadRank, on_ranks
 
 N = 11
@@ -48,3 +48,32 @@ def test_answers_are_in_the_order_of_the_data_set(size: int) -> None:
 def test_a_lost_image_ends_all_ranks(size: int) -> None:
     for error in evaluated(size, lost=size - 1):
         assert isinstance(error, RuntimeError) and str(error) == f"evaluation saw {N - 1} images of {N}"
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_network_in_training_stays_as_it_was(size: int) -> None:
+    """Give each rank other BatchNorm statistics, and check that all find the error with those of rank 0."""
+
+    # Phase: evaluate a network in training on each rank, and compare its tensors and modes with those before
+    def network(rank: int) -> nn.Sequential:
+        model = nn.Sequential(nn.BatchNorm1d(3), nn.Dropout(0.5), nn.BatchNorm1d(3)).train()
+        model[2].eval()  # a module that stays in evaluation mode
+        model[0].running_mean.copy_(torch.arange(3.0) * (rank - 2))
+        return model
+
+    def work(rank: ThreadRank) -> tuple[float, bool]:
+        rank.device, model, share = torch.device("cpu"), network(rank.rank), eval_share(N, rank.rank, size)
+        batches = [(LOGITS_NK[share.start : share.stop], LABELS_N[share.start : share.stop])]
+        found = error_so_far(model, batches, rank, num_images=N)
+        before = network(rank.rank).state_dict()
+        same = all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        return found, same and [module.training for module in model.modules()] == [True, True, True, False]
+
+    # Phase: the error is that of the network of rank 0, which differs from that of rank 1
+    def alone(rank: ThreadRank) -> list[float]:
+        rank.device = torch.device("cpu")
+        batches = [(LOGITS_NK, LABELS_N)]
+        return [evaluate(network(number), batches, rank, num_images=N).error_percent for number in (0, 1)]
+
+    ((expected, other),) = on_ranks(1, alone)
+    assert expected != other and on_ranks(size, work) == [(expected, True)] * size

@@ -13,13 +13,12 @@ from torch import nn
 
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
-from harness.distributed.single_process import SingleProcessAccelerator
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.pruning import METHODS, NormState
 from harness.training.loop import NonFiniteLossError, _Step
 from harness.training.resume import capture
-from tests.training.small_training import EPOCHS, STEPS, Fixed, Memory, network, noisy, open_world, run, some_mask
+from tests.training.small_training import EPOCHS, STEPS, Fixed, Memory, network, noisy, run, some_mask
 
 NOISE = SgdNoise(1, ("search", 0))
 PSI = ("1.weight", "1.bias")
@@ -116,8 +115,8 @@ def test_an_overflow_skips_the_step_and_nothing_else(fp16_world, name, method, a
         assert not model[0].weight[pruned].any()
 
     def state(self) -> dict[str, torch.Tensor]:
-        plain = getattr(self.optimizer, "optimizer", None) or self.optimizer._optimizer
-        return {key: value for key, value in capture(self.model, plain).items() if not key.startswith("buffer")}
+        captured = capture(self.model, self.optimizer)
+        return {key: value for key, value in captured.items() if not key.startswith("buffer")}
 
     monkeypatch.setattr(_Step, "state", state, raising=False)
     monkeypatch.setattr(_Step, "update", watched)
@@ -126,22 +125,6 @@ def test_an_overflow_skips_the_step_and_nothing_else(fp16_world, name, method, a
     # a skipped step is not an error, because its loss is finite
     assert skipped[0] and not all(skipped) and len(skipped) == STEPS * EPOCHS
     assert all(0 < report.train_loss < 10 for report in reports)
-
-
-def test_both_ways_of_mixed_precision_give_the_same_bits():
-    """Train with Accelerate and with the harness's own single-process accelerator."""
-
-    def trained(world: World) -> dict[str, torch.Tensor]:
-        model = network()
-        run(model, world, method="aws", optim=OptimConfig(name="adam", lr=0.05, max_grad_norm=0.5))
-        return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-    for precision in ("no", "bf16"):
-        for world in open_world(precision):
-            theirs = trained(world)
-            world._use(precision, SingleProcessAccelerator(precision, world.device))
-            ours = trained(world)
-        assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
 def test_a_loss_that_is_not_finite_is_still_an_error(fp16_world):

@@ -19,7 +19,8 @@ from harness.config import OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.masks import Mask
-from harness.training.loop import NonFiniteLossError, Remask
+from harness.training import loop
+from harness.training.loop import NonFiniteLossError, Remask, _Step
 from tests import golden_reference as reference
 from tests.training.small_training import BATCH, EPOCHS, STEPS, Fixed, Memory, network, noisy, run, some_mask
 
@@ -34,7 +35,7 @@ DROPOUT = {
 def test_dropout_has_a_seed_for_each_rank_and_step(world: World, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
     seeds: list[int] = []
     model = noisy()
-    monkeypatch.setattr(torch, "manual_seed", seeds.append)
+    model.register_forward_pre_hook(lambda *_: seeds.append(torch.initial_seed()))
     monkeypatch.setattr(world, "rank", rank)
     run(model, world)
     places = [(epoch, step) for epoch in range(EPOCHS) for step in range(STEPS)]
@@ -87,6 +88,30 @@ def test_the_sums_of_a_resumed_epoch_are_counted_on_one_rank(
     reports = run(network(), world, saver=_Loads(memory))
     assert [sums[2] for sums in seen] == [images, BATCH * STEPS], "images of epochs 0 and 1"
     assert len(reports) == EPOCHS
+
+
+@pytest.mark.parametrize("most_steps", [1, 3, 50])
+def test_an_epochs_loss_is_the_float64_sum_of_its_steps_in_order(
+    world: World, monkeypatch: pytest.MonkeyPatch, most_steps: int
+) -> None:
+    """The recorded loss has the same bits for every interval of meetings."""
+    steps: list[tuple[torch.Tensor, torch.Tensor]] = []
+    backward = _Step.backward
+
+    def watched(self: _Step, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        steps.append(backward(self, *batch))
+        return steps[-1]
+
+    monkeypatch.setattr(_Step, "backward", watched)
+    monkeypatch.setattr(loop, "MEETING_STEPS", most_steps)
+    reports = run(network(), world)
+    for epoch, report in enumerate(reports):
+        total, correct = torch.zeros((), dtype=torch.float64), 0
+        for loss, num_correct in steps[epoch * STEPS : (epoch + 1) * STEPS]:
+            total += loss * BATCH
+            correct += int(num_correct)
+        assert report.train_loss == float(total) / (BATCH * STEPS)
+        assert report.train_error_percent == 100 * (1 - correct / (BATCH * STEPS))
 
 
 class _Loads:

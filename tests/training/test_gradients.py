@@ -86,9 +86,9 @@ def test_three_ranks_with_several_buckets_resume_to_the_same_bits():
         prepare = world.prepare
 
         def broadcasting(*args):
-            wrapped, optimizer = prepare(*args)
+            wrapped = prepare(*args)
             wrapped.broadcast_buffers = True
-            return wrapped, optimizer
+            return wrapped
 
         world.prepare = broadcasting
         found["broadcasting"] = trained(network())
@@ -119,7 +119,7 @@ def test_a_step_of_two_ranks_takes_few_operations():
         2,
         """
         model = build_model("resnet20", num_classes=10, channels=3, image_size=8)
-        wrapped, optimizer = world.prepare(model, torch.optim.SGD(model.parameters(), 0.1))
+        wrapped, optimizer = world.prepare(model), torch.optim.SGD(model.parameters(), 0.1)
         images, labels = torch.randn(4, 3, 8, 8), torch.zeros(4, dtype=torch.int64)
         for step in range(4):
             with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:

@@ -15,7 +15,7 @@ import pytest
 from accelerate.commands import launch
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
-from harness.common.launched import NUMBERS, check_launcher_numbers, launcher_number
+from harness.common.launched import NUMBERS, check_address, check_launcher_numbers, launcher_number
 from harness.distributed.launcher_settings import REFUSED, check_launcher_precision, check_launcher_settings
 from harness.distributed.world import World
 from tests.training.small_training import open_world
@@ -89,6 +89,12 @@ def test_settings_that_change_bits_are_refused_or_recorded(monkeypatch, variable
 @pytest.mark.parametrize("value", ["", "no", "NO", "false", "False", "0"])
 def test_a_disabled_setting_is_accepted(variable, value):
     check_launcher_settings({variable: value})
+
+
+@pytest.mark.parametrize("device", ["mps", "CPU", "cuda:abc", "cuda:", "cuda:-1", "cuda:9999"])
+def test_a_device_that_is_unknown_or_missing_is_refused(device):
+    with pytest.raises(ValueError, match=rf"device {device} .*ACCELERATE_TORCH_DEVICE"):
+        check_launcher_settings({"ACCELERATE_TORCH_DEVICE": device})
 
 
 SHARED = {"TORCHELASTIC_MAX_RESTARTS": "3", "GROUP_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
@@ -177,6 +183,11 @@ def environment_of(tmp_path: Path, text: str) -> dict[str, str]:
     [
         ({"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": " ", "MASTER_PORT": ""}, None),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, None),
+        ({"PMI_SIZE": "", "OMPI_COMM_WORLD_RANK": " ", "MPI_LOCALRANKID": ""}, None),
+        ({"PMI_SIZE": "abc"}, "PMI_SIZE is 'abc'; it must be a whole number from 1"),
+        ({"LOCAL_RANK": "1"}, "LOCAL_RANK is 1, but MASTER_ADDR and WORLD_SIZE are not set"),
+        ({"WORLD_SIZE": "2", "MASTER_ADDR": ""}, "asked for 2 processes, but MASTER_ADDR .* `unset WORLD_SIZE`"),
+        ({"PMI_SIZE": "3"}, "asked for 3 processes, but MASTER_ADDR is not set.*`unset PMI_SIZE`"),
         ({"WORLD_SIZE": "abc"}, "WORLD_SIZE is 'abc'; it must be a whole number from 1"),
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE is '0'"),
         ({"WORLD_SIZE": "1.5"}, "WORLD_SIZE is '1.5'"),
@@ -189,12 +200,14 @@ def environment_of(tmp_path: Path, text: str) -> dict[str, str]:
     ],
 )
 def test_numbers_of_the_launcher(monkeypatch, variables: dict[str, str], said: str | None):
-    for name in NUMBERS:
+    for name in (*NUMBERS, "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     with nullcontext() if said is None else pytest.raises(ValueError, match=said):
         check_launcher_numbers()
+        check_address()
     if said is None:  # Accelerate and torch read the variables themselves, and know no empty number
         assert all(os.environ.get(name, "0") for name in NUMBERS)
         assert launcher_number("RANK", 0) == 0 and launcher_number("WORLD_SIZE", 1) == 1
+        assert "LOCAL_RANK" not in os.environ  # it would make Accelerate join a process group

@@ -43,6 +43,44 @@ def test_interrupted_after_any_step_it_ends_with_the_same_bits(world, name, meth
             )
 
 
+def test_a_network_that_begins_to_draw_later_resumes_to_the_same_bits(world):
+    """Start dropout in the fourth step. Every step has its own seed, so a resumed training draws the same."""
+
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return torch.dropout(x, 0.3, self.training) if self.calls > 3 else x
+
+    def trained(memory: Memory | None, seed: int) -> dict[str, torch.Tensor]:
+        model = network()
+        model = nn.Sequential(*list(model)[:-1], Later(), model[-1])
+        torch.manual_seed(seed)  # the global generator must not matter
+        run(model, world, saver=memory)
+        return model.state_dict()
+
+    through = trained(None, 1)
+    for stop_after in (1, 3, 4):
+        memory = Memory(world, stop_after)
+        with pytest.raises(StoppedError):
+            trained(memory, 2)
+        world.stop._signal, memory.stop_after = None, None
+        again = trained(memory, 3)
+        assert all(torch.equal(again[key], value) for key, value in through.items()), stop_after
+
+
+def test_a_step_seeds_the_cpu_and_its_own_device_only(world, monkeypatch):
+    own, every = list[int](), list[int]()
+    monkeypatch.setattr(torch.cuda, "manual_seed", own.append)
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", every.append)
+    monkeypatch.setattr(world, "device", torch.device("cuda"))
+    world.seed(5)
+    assert torch.initial_seed() == 5 and (own, every) == ([5], [])
+
+
 def test_a_stop_between_epochs_repeats_no_report(world):
     memory = Memory(world, stop_after=STEPS)
     with pytest.raises(StoppedError):

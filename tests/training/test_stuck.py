@@ -108,7 +108,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
 
 @pytest.mark.long
 def test_slow_work_ends_nothing(tmp_path):
-    """Delay work of rank 0, a first batch and every later step."""
+    """Delay work of rank 0, a first batch, every later step, and an evaluation within the training."""
     done, _ = launch(
         tmp_path,
         f"""
@@ -124,7 +124,11 @@ def test_slow_work_ends_nothing(tmp_path):
                     time.sleep({0.8 * STUCK_SECONDS} if world.rank == 1 and index else 0)
                     yield batch
 
-        run(network(), world, batches=Batches(), schedule=Schedule(1, "constant"))
+        def evaluating(report):
+            with world.unwatched():
+                world.on_main(lambda: time.sleep({1.3 * STUCK_SECONDS}))
+
+        run(network(), world, batches=Batches(), schedule=Schedule(1, "constant"), on_epoch=evaluating)
         print("done")
         world.close()
         """,

@@ -207,7 +207,7 @@ def test_precision_auto_records_and_prints_the_chosen_precision(capfd):
     for world in open_world("auto"):
         assert world.precision == "no"
         assert str(world).startswith("1 CPU process (") and str(world).endswith(", precision no (--precision auto)")
-        world._use("bf16", world.accelerator)
+        world._use("bf16")
         world._chosen_by = " (--precision auto)"
         assert str(world).endswith(", precision bf16 (--precision auto)")
 

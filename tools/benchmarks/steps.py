@@ -283,6 +283,20 @@ def step(quick: bool) -> Iterator[Row]:
         yield compared(what, ours, theirs, Goal(most=1.03), note)
 
 
+def loop(quick: bool) -> Iterator[Row]:
+    """Compare the harness's whole loop with plain PyTorch at a tiny batch, where Python takes most of the time."""
+    world, threads = World(), torch.get_num_threads()
+    case = Case("resnet20", 2, 8, 10, steps=20 if quick else 40, rounds=2 if quick else 60)
+    network, batches = SparseNetwork(case, world), case.augmented(world.device, 400)
+    torch.set_num_threads(1)
+    timed = in_turns({way: network.way(way, batches) for way in ("aws", "lrr", "plain")}, case.rounds)
+    torch.set_num_threads(threads)
+    note = f"{case.rounds} turns of {case.steps} steps each, memory loader included; density {network.mask.density:.2f}"
+    for method in ("lrr", "aws"):
+        name = f"{method} loop / plain loop, resnet20 at 8×8, batch 2, one thread [images/s]"
+        yield compared(name, timed[method], timed["plain"], Goal(least=0.95), note)
+
+
 def large(world: World, batch_size: int) -> Case:
     """Return ResNet-50 with ImageNet-sized images, or a tiny case on a CPU."""
     if world.device.type == "cpu":

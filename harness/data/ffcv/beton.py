@@ -16,6 +16,8 @@ from types import TracebackType
 
 import numpy as np
 
+from harness.common.files import refuse_pipe
+
 JPG, RAW = 0, 1  # ffcv.fields.rgb_image.IMAGE_MODES
 _VERSION = 2
 _INT_FIELD, _IMAGE_FIELD = 1, 2  # ffcv.types.TYPE_ID_HANDLER
@@ -198,6 +200,7 @@ def _read_tables(path: Path) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: The file is not a complete .beton file.
     """
+    refuse_pipe(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         # Check the header before its numbers are used.

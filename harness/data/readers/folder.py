@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     directory, other = directories[split], test if split == "train" else train
     classes = class_directories(directory)
     check_same_classes(classes, class_directories(other), str(directory), str(other))
+    _check_distinct([path / name for path in (train, test) for name in classes])
     files = [(file, label) for label, name in enumerate(classes) for file in image_files(directory / name)]
 
     def samples() -> Iterator[RawSample]:
@@ -48,6 +49,20 @@ def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
 
     labels = np.array([label for _, label in files], np.int64)
     return RawSplit(labels, samples, {"num_classes": len(classes)}, tuple(classes))
+
+
+def _check_distinct(directories: Iterable[Path]) -> None:
+    """Check that no two of these directories are the same, for example because one is a link to the other.
+
+    Raises:
+        SourceError: Two are the same: a class would have another's images, or test images would be training images.
+    """
+    seen: dict[tuple[int, int], Path] = {}
+    for directory in directories:
+        status = directory.stat()
+        first = seen.setdefault((status.st_dev, status.st_ino), directory)
+        if first != directory:
+            raise SourceError(f"{first} and {directory} are the same directory; give each class its own images")
 
 
 def _split_directory(spec: DataSpec, path: Path, split: str) -> Path:

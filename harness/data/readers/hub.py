@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from harness.common.files import refuse_pipe
 from harness.data.readers.raw import (
     MissingSourceError,
     RawSample,
@@ -95,6 +97,7 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
                 f"{file} would belong to both splits: its name has {' and '.join(sorted(named[file]))}; rename it, "
                 "for example to train-0.parquet or test-0.parquet"
             )
+    _check_distinct(named)
     # The first name with a file is used.
     names = split_names(spec, split)
     for name in names:
@@ -104,11 +107,23 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
     raise MissingSourceError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
 
 
+def _check_distinct(named: Mapping[Path, set[str]]) -> None:
+    """Check that no two of the files that name a split are one file, by a link.
+
+    Raises:
+        SourceError: Images would be read twice, or test images would be training images.
+    """
+    seen: dict[tuple[int, int], Path] = {}
+    for file, splits in named.items():
+        status = file.stat()
+        first = seen.setdefault((status.st_dev, status.st_ino), file) if splits else file
+        if first != file:
+            raise SourceError(f"{first} and {file} are the same file; its images would be read twice. Remove one")
+
+
 def _words(name: str) -> set[str]:
-    text = name.lower()
-    for mark in "-_.":
-        text = text.replace(mark, " ")
-    return set(text.split())
+    """Return the runs of letters in a name, so that train1 and train+extra name a split as train-1 does."""
+    return set(re.findall(r"[^\W\d_]+", name.lower()))
 
 
 def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
@@ -120,6 +135,8 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
     from datasets import DatasetDict, load_from_disk
 
     with reading(path, "save it again"):
+        for file in path.rglob("*"):
+            refuse_pipe(file)
         saved = load_from_disk(str(path))
         if not isinstance(saved, DatasetDict):
             wanted = " or ".join(spec.raw.test_splits)

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from harness.common.escape import for_terminal
-from harness.common.files import read_bounded
+from harness.common.files import read_bounded, refuse_pipe
 from harness.data.spec import DataSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -24,6 +24,12 @@ MOST_BYTES = 2**28
 """Larger files, and archives that unpack to more, are refused. Archives that are read in place are not concerned."""
 _MOST_LETTERS = 900
 """Longer messages are cut."""
+_SYSTEM_NAMES = {
+    *("__MACOSX", "__pycache__", "lost+found"),
+    *("@eaDir", "@Recycle", "@Recently-Snapshot", "#recycle", "#snapshot"),
+    *("$RECYCLE.BIN", "System Volume Information"),
+}
+"""Directories of archive programs, file systems, storage servers and Windows. They can hold thumbnails."""
 
 AnyPath = TypeVar("AnyPath", bound=PurePath)
 
@@ -54,9 +60,11 @@ def reading(where: Path | str, remedy: str = "download it again") -> Iterator[No
         remedy: End of the message.
 
     Raises:
-        SourceError: The block raised an exception.
+        SourceError: The block raised an exception, or `where` is a pipe or device.
     """
     try:
+        if isinstance(where, Path):
+            refuse_pipe(where)
         yield
     except SourceError:
         raise
@@ -131,8 +139,8 @@ def unpacked(path: Path, most: int = MOST_BYTES) -> bytes:
 def visible(paths: Iterable[AnyPath], root: PurePath | None = None) -> list[AnyPath]:
     """Return the paths that are not hidden, sorted.
 
-    Hidden are names that begin with a dot, and __MACOSX. They come from editors, version control and archive programs,
-    and are never classes or images.
+    Hidden are names that begin with a dot, and directories of the system such as __MACOSX and @eaDir. They come from
+    editors, version control, archive programs and file servers, and are never classes or images.
 
     Args:
         paths: The paths.
@@ -143,7 +151,7 @@ def visible(paths: Iterable[AnyPath], root: PurePath | None = None) -> list[AnyP
 
 def is_hidden(path: PurePath) -> bool:
     """Return whether a name in this relative path is hidden. See `visible`."""
-    return any(name.startswith(".") or name == "__MACOSX" for name in path.parts)
+    return any(name.startswith(".") or name in _SYSTEM_NAMES for name in path.parts)
 
 
 def class_directories(directory: Path) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.lineage.browse.find import Named, find_node
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.record import SIGNED_MASK, LineageRecord
+from harness.lineage.nodes.record import ERROR_BY_EPOCH, SIGNED_MASK, LineageRecord
 from harness.lineage.store import LineageStore
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ _SEEDS = ("init_seed", "sgd_seed")
 _LAUNCH = ("launch", "argv", "command", "hardware")
 _PLACES = (
     *("runs", "experiment", "offline", "data.directory", "checkpoint_every", "checkpoint_unit", "stuck_after"),
-    "earlier_processes",
+    *("earlier_processes", "evaluate_every"),
 )
 """Settings that do not change the result. They are listed with the launch."""
 
@@ -130,7 +130,11 @@ def _sections(record: LineageRecord) -> dict[str, dict[str, Any]]:
         "code": code,
         "packages": {name: version for name, version in record.code.items() if name not in (*code, "machine")},
         "launch": launch | _of(record.code, "machine"),
-        "results": {name: value for name, value in record.last_metrics().items() if "error_percent" in name},
+        "results": {
+            name: value
+            for name, value in record.last_metrics().items()
+            if "error_percent" in name and name != ERROR_BY_EPOCH
+        },
     }
 
 

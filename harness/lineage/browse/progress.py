@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
+from harness.common.files import read_json
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.index import LocalIndex
 from harness.lineage.nodes.local_files import LocalNodes
@@ -37,8 +37,8 @@ def unfinished_searches(local: LocalNodes, nodes: Iterable[RunSummary]) -> dict[
         with suppress(ValueError, OSError):
             planned[key] = _num_levels(index.record(key).config)
     for path in local.directory.glob(".making-level-*/draft.json"):
-        with suppress(ValueError, OSError, TypeError, AttributeError):
-            draft = json.loads(path.read_bytes())
+        with suppress(ValueError, OSError, KeyError, TypeError, AttributeError):
+            draft = read_json(path)
             tops = {index.top(parent) for parent in draft["parents"]} & searches
             planned |= dict.fromkeys(tops, _num_levels(draft["config"]))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.common.files import write_atomically
+from harness.common.files import read_json, write_atomically
 
 ABSENT_FILES = "deleted.json"  # inside the run's directory, so that it is copied and moved together with the run
 FORMAT = "harness.deleted/1"
@@ -44,14 +44,16 @@ def read_absent_files(directory: Path) -> dict[str, AbsentFile]:
     """
     path = directory / ABSENT_FILES
     try:
-        content = json.loads(path.read_bytes())
+        content = read_json(path)
         if content["format"] != FORMAT:
-            raise ValueError(f"{path} has format {content['format']!r}; this version reads {FORMAT}")
+            raise ValueError(f"{path} has format {content['format']!r:.60}; this version reads {FORMAT}")
         return {str(name): _checked(file) for name, file in content["files"].items()}
     except FileNotFoundError:
         return {}
-    except (KeyError, TypeError, AttributeError, RecursionError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} was altered: {error}; delete this file") from None
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} was altered: {error!r:.200}; delete this file") from None
+    except ValueError as error:
+        raise ValueError(f"{error}; delete this file") from None
 
 
 def _checked(file: dict[str, Any]) -> AbsentFile:

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from harness.common.files import read_json, refuse_pipe
 from harness.lineage.nodes.record import SIGNED_MASK
 
 _TENSORS = ".safetensors"
@@ -81,14 +82,15 @@ def _same_curve(one: Path, other: Path) -> bool:
         ValueError: A file is no JSON object.
     """
     try:
-        first, second = (json.loads(path.read_bytes()) for path in (one, other))
+        first, second = map(read_json, (one, other))
         return all(first[name] == second[name] for name in first.keys() & second.keys())
-    except (AttributeError, TypeError, RecursionError) as error:
+    except (AttributeError, TypeError) as error:
         raise ValueError(f"{one} or {other} is no JSON object: {error}") from None
 
 
 def _planes(path: Path) -> dict[str, tuple[str, str, str]]:
     """Return {tensor name: (dtype, shape, SHA-256 of its bytes)} of a safetensors file, without loading it whole."""
+    refuse_pipe(path)
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")

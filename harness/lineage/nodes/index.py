@@ -14,13 +14,14 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.common.files import write_atomically
+from harness.common.files import read_bounded, write_atomically
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, LocalNodes, read_record
 from harness.lineage.nodes.record import KINDS, LineageRecord, Parent
 
 INDEX = ".index.json"
 _FORMAT = 3
+_MOST_BYTES = 2**30
 
 
 class IndexedRun(NamedTuple):
@@ -159,7 +160,7 @@ def _up_to_date(directory: Path) -> list[IndexedRun]:
     for name in sorted(stamps.keys() - known):
         try:
             fresh.append(IndexedRun.of(name, stamps[name], read_record(directory / name)))
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             warnings.warn(str(error), stacklevel=4)
     if fresh:
         _write(directory / INDEX, entries + fresh)
@@ -188,7 +189,7 @@ def _read(path: Path) -> list[IndexedRun]:
     this version wrote, and needs no further checks.
     """
     try:
-        head, _, rows = path.read_bytes().partition(b"\n")
+        head, _, rows = read_bounded(path, _MOST_BYTES).partition(b"\n")
         if json.loads(head) != _head(rows):
             return []
         return [IndexedRun(*row) for row in json.loads(rows)]

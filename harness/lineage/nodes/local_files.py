@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import fsync, reach
+from harness.common.files import MOST_JSON_BYTES, fsync, reach, read_bounded
 from harness.common.process import Process, own_process
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
 from harness.lineage.nodes.record import KINDS, LineageRecord, check_file_name
@@ -50,7 +50,7 @@ def read_sums(directory: Path) -> dict[str, str]:
     path = directory / SUMS
     try:
         # Not splitlines(): it accepts other line separators, so it would hide a flipped bit in "\n".
-        lines = path.read_bytes().decode().split("\n")
+        lines = read_bounded(path, MOST_JSON_BYTES).decode().split("\n")
     except FileNotFoundError:
         raise ValueError(f"{directory} is not a complete run directory: it has no {SUMS}") from None
     except UnicodeDecodeError:
@@ -81,6 +81,19 @@ def check_digest(path: Path, expected: str) -> Path:
     return path
 
 
+def parse_record(path: Path) -> LineageRecord:
+    """Return the record in a file, without a check of its digest.
+
+    Raises:
+        ValueError: The file is malformed or of another format. The message names it.
+    """
+    content = read_bounded(path, MOST_JSON_BYTES)
+    try:
+        return LineageRecord.from_json(content)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
 def read_record(directory: Path) -> LineageRecord:
     """Return the record of a committed run.
 
@@ -94,10 +107,7 @@ def read_record(directory: Path) -> LineageRecord:
     if RECORD not in sums or not path.is_file():
         raise ValueError(f"{directory} is not a complete run directory: it has no {RECORD}")
     check_digest(path, sums[RECORD])
-    try:
-        record = LineageRecord.from_json(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    record = parse_record(path)
     if {name: digest for name, digest in sums.items() if name != RECORD} != record.files:
         raise ValueError(f"{directory / SUMS} was altered: its files and digests differ from those in {RECORD}")
     return record
@@ -330,7 +340,7 @@ class LocalNodes:
             ValueError: A file is missing or altered, or has a reserved name.
         """
         check_digest(downloaded / RECORD, record_digest)
-        record = LineageRecord.from_json((downloaded / RECORD).read_bytes())
+        record = parse_record(downloaded / RECORD)
         if taken := RESERVED & record.files.keys():
             raise ValueError(f"{record.name}: the file names {sorted(taken)} are reserved")
         check_files(downloaded, record)

@@ -6,11 +6,10 @@ They are kept in a separate directory beside the runs, because committed records
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from pathlib import Path
 
-from harness.common.files import write_atomically
+from harness.common.files import read_json, write_atomically
 from harness.lineage.nodes.local_files import LocalNodes, json_bytes
 from harness.lineage.nodes.record import LineageRecord
 
@@ -53,8 +52,8 @@ def _path(nodes: LocalNodes, directory: Path) -> Path:
 def _read(path: Path) -> dict[str, tuple[str, ...]]:
     """Read {key: run IDs}; a missing or damaged file gives {}."""
     try:
-        data = json.loads(path.read_bytes())
+        data = read_json(path)
         ids = tuple(one for one in data["origin_run_ids"] if re.fullmatch("[0-9a-f]{32}", one))
         return {data["key"]: ids} if isinstance(data["key"], str) else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return {}

@@ -13,6 +13,9 @@ FORMAT = 1  # version of the JSON form below; increase it if an older reader wou
 CHECKPOINT, SIGNED_MASK, THETA_INIT = "checkpoint.safetensors", "signed_mask.safetensors", "theta_init.safetensors"
 CORRECT = "correct.safetensors"
 
+ERROR_BY_EPOCH = "test_error_percent_by_epoch"
+"""Metric: test error within a training (`--evaluate-every`). It is no result."""
+
 KINDS = ("search", "level", "training", "analysis", "report")
 WITHOUT_MODEL = ("analysis", "report")  # these kinds produce numbers and pages, but no network
 RELATIONS = ("initialised-from", "pruned-from", "masked-by", "trained-from", "compared", "reported")

@@ -14,7 +14,7 @@ from harness.lineage.browse.find import family, find_node
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
 from harness.lineage.nodes.contents import differing, suspects
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import RECORD, LocalNodes, check_file, read_record, read_sums
+from harness.lineage.nodes.local_files import RECORD, LocalNodes, check_file, parse_record, read_record, read_sums
 from harness.lineage.nodes.record import KINDS, SIGNED_MASK, LineageRecord, Parent
 from harness.lineage.proof.findings import Finding, Findings
 from harness.lineage.store import LineageStore
@@ -153,7 +153,7 @@ def _together(
         digits = directory.name.rpartition("-")[2]
         try:
             record = read_record(directory)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             known = by_digits.get(digits)
             node = nodes[known[0].key] if known else nodes.setdefault(digits, NodeCopies(digits))
             findings.add(NodeCopies(node.key, directory, run=node.run), [Finding("record", False, str(error))])
@@ -220,7 +220,7 @@ def other_making(store: LineageStore, node: NodeCopies) -> LineageRecord | None:
         return None
     try:
         with store.open_file(node.run.run_id, RECORD) as path:
-            record = LineageRecord.from_json(path.read_bytes())
+            record = parse_record(path)
     except (ValueError, LookupError):  # altered; the other checks report it
         return None
     return record if (record.key, record.kind) == (node.key, node.kind) else None

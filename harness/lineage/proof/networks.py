@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.files import read_json
 from harness.config import NETWORKS_OWN, UnprunedSigns, drawn_before
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
@@ -52,6 +54,17 @@ class Architecture:
         model, spec = determinants["model"], determinants["spec"]
         sizes = spec["num_classes"], spec["channels"], spec["image_size"], model["width"]
         return cls(model["name"], *sizes, former=drawn_before(model["name"], determinants) is not None)
+
+    @classmethod
+    def load(cls, path: Path) -> Architecture:
+        """Read a run's determinants; ValueError with the file's name if they name no network."""
+        determinants = read_json(path)
+        try:
+            found = cls.of(determinants)
+            found.model()
+        except Exception as error:
+            raise ValueError(f"{path} names no network of this version: {error!r:.200}") from error
+        return found
 
     def _sizes(self) -> dict[str, int | None]:
         sizes = {"num_classes": self.num_classes, "channels": self.channels, "image_size": self.image_size}

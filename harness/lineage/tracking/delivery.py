@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import redact
-from harness.common.files import reach, write_atomically
+from harness.common.files import reach, read_json, write_atomically
 from harness.config import INITIAL_WEIGHTS
 from harness.lineage.nodes.contents import conflict, differing, suspects
 from harness.lineage.nodes.graph import RunSummary
@@ -219,8 +219,8 @@ class Delivery:
         """Return the cache file of a local run, and its content, {server address: run ID}."""
         path = directory.parent / DELIVERED / f"{directory.name}.json"
         try:
-            remembered = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError):  # the cache can be deleted at any time
+            remembered = read_json(path)
+        except (OSError, ValueError):  # the cache can be deleted at any time
             remembered = {}
         return path, remembered if isinstance(remembered, dict) else {}
 

@@ -30,8 +30,8 @@ from harness.common.files import reach
 from harness.common.process import Process
 from harness.common.waiting import wait_until
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import RECORD, check_digest
-from harness.lineage.nodes.record import LineageRecord, Parent, check_file_name
+from harness.lineage.nodes.local_files import RECORD, check_digest, parse_record
+from harness.lineage.nodes.record import Parent, check_file_name
 from harness.lineage.tracking.moved import FILES, present_location, present_place
 from harness.lineage.tracking.view import EXPERIMENT_NOTE, VIEW, VIEW_TAG, saved_view
 
@@ -368,7 +368,7 @@ class Server:
 
         if self._lock is None:
             path = database.resolve()
-            self._lock = FileLock(path.with_name(f".{path.name}.lock"), mode=0o666, fallback_to_soft=False)
+            self._lock = FileLock(path.with_name(f".{path.name}.lock"), fallback_to_soft=False)
         try:
             self._lock.acquire(timeout=_DELIVERY_SECONDS)
         except Timeout:
@@ -464,7 +464,7 @@ class Server:
                 raise MissingFileError(f"run {run.info.run_id} ({run.info.run_name}) has no {RECORD} in MLflow")
             if (digest := run.data.tags.get(DIGEST_TAG + RECORD)) is not None:
                 check_digest(path, digest)
-            return LineageRecord.from_json(path.read_bytes()).files
+            return parse_record(path).files
 
     def missing_files(self, run: Run) -> list[str]:
         """Return the names of the files that a run lists and its store lacks, with few requests, without reading."""
