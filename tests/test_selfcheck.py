@@ -95,7 +95,7 @@ Patch = pytest.MonkeyPatch
 def another_alpha_backward(patched: Patch) -> None:
     """Scale the gradient of ψ by a wrong α."""
     usual = torch._foreach_mul_
-    scaled = lambda tensors, by: usual(tensors, by * 0.5 if isinstance(by, float) else by)  # noqa: E731
+    scaled = lambda tensors, by: usual(tensors, by * 0.5 if isinstance(by, torch.Tensor) else by)  # noqa: E731
     patched.setattr(torch, "_foreach_mul_", scaled)
 
 
