@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from tools.benchmarks.measure import Row
 
 HOMES = {"step": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage", "barrier": "steps"}
-HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
+HOMES |= dict.fromkeys(("level_overhead", "levels", "reload", "verify"), "lineage")
 HOMES["jobs"] = "jobs"
 """Module in tools/benchmarks/ that defines each benchmark function."""
 
