@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.common.logging import progress
-from harness.common.machine import sampled_load
+from harness.common.machine import return_freed_memory, sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.experiment.experiment import Experiment
@@ -154,10 +154,12 @@ class Trainer:
         for name in frozen:
             params[name].requires_grad_(True)  # otherwise a compiled network needs one more graph for evaluation
 
-        # Phase: evaluate.
+        # Phase: evaluate. Batches of another size do not fit into the memory that the training left.
+        return_freed_memory()
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
         measured.log(checkpoint.epochs, {"epochs_total": spent + epochs})
         correct = self._evaluate(model, checkpoint.epochs, measured, noise, feed if reestimate else None)
+        return_freed_memory()
         layers = layer_table(checkpoint.params, signs, mask)
         return TrainedRun(checkpoint, mask, measured, start.digest, layers, networks, correct)
 

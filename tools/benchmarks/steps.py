@@ -39,6 +39,7 @@ from harness.training.compiled import compile_
 from harness.training.feed import ImageBatch, TrainFeed, normalize
 from harness.training.loop import Batches, build_optimizer, train
 from tools.benchmarks.measure import ROOT, Goal, Row, compared, in_turns, now, seconds
+from tools.benchmarks.published import publish
 
 WARM_UP_STEPS = 3
 OPTIM = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -236,12 +237,8 @@ class PublishedStep:
 
     def __init__(self, network: SparseNetwork, draw: Callable[[], float]) -> None:
         self.model, self.loss_sum, self.num_correct = network.model(torch.contiguous_format), 0.0, 0
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                initial = [network.initial[f"{name}.{kind}"] for kind in ("weight", "bias")]
-                module.forward = partial(blended, module, draw, initial)  # type: ignore[method-assign]
-            elif (mask := network.mask.tensors.get(f"{name}.weight")) is not None:
-                module.forward = partial(masked, module, mask.to(network.world.device).float())
+        masks = {name: mask.to(network.world.device).float() for name, mask in network.mask.tensors.items()}
+        publish(self.model, masks, network.initial, draw)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
@@ -252,22 +249,6 @@ class PublishedStep:
         self.optimizer.step()
         self.loss_sum += loss.item()
         self.num_correct += int((logits_NK.argmax(1) == labels_N).sum().item())
-
-
-def masked(layer: Any, mask: Tensor, input: Tensor) -> Tensor:
-    """Apply a convolution or linear layer with the masked weight w * m."""
-    weight = layer.weight * mask
-    convolves = isinstance(layer, nn.Conv2d)
-    return layer._conv_forward(input, weight, layer.bias) if convolves else F.linear(input, weight, layer.bias)
-
-
-def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: Tensor) -> Tensor:
-    """Apply BatchNorm with αψ + (1−α)ψ_init and a newly drawn α."""
-    alpha = draw()
-    weight, bias = (alpha * own + (1 - alpha) * old for own, old in zip((norm.weight, norm.bias), initial, strict=True))
-    norm.num_batches_tracked.add_(1)
-    running = norm.running_mean, norm.running_var
-    return F.batch_norm(input, *running, weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 def step(quick: bool) -> Iterator[Row]:
