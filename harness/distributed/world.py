@@ -20,12 +20,8 @@ from typing import Any, TypeVar, cast, get_args
 
 import torch
 
-<<<<<<< HEAD
 from harness.common.launched import check_address, check_launcher_numbers, launcher_number
-=======
-from harness.common.launched import check_launcher_numbers, launcher_number
 from harness.common.machine import keep_freed_memory
->>>>>>> level18
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
