@@ -68,7 +68,7 @@ class DataConfig:
     """The data set and its loader."""
 
     name: str
-    """Name of a prepared data set."""
+    """Name of a prepared data set, also of your own (`tools/prepare_data.py --name`)."""
     directory: Path = Path("data")
     """Directory of prepared data sets, the --out of tools/prepare_data.py. Change it if the data are elsewhere."""
     loader: Literal["ffcv", "memory"] = "ffcv"

@@ -11,8 +11,9 @@ from harness.common.digest import sha256_json
 from harness.config import known
 from harness.data.loaders import EvalLoader, SplitReader, TrainLoader, TrainOrder, eval_share
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
+from harness.data.own import spec_of
 from harness.data.published import warn_of_other_count
-from harness.data.spec import DataSpec, data_spec
+from harness.data.spec import DataSpec
 
 if TYPE_CHECKING:
     import torch
@@ -89,7 +90,7 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
     """Open a prepared data set.
 
     Args:
-        name: Name in DATASETS.
+        name: Name in DATASETS, or of a data set of the user's own.
         directory: Directory of prepared data sets.
         loader: ffcv or memory.
         vouched: Return value of `verify_data` in another process of this machine. Unchanged files are then not hashed
@@ -135,7 +136,7 @@ def _prepared(
 ) -> tuple[DataSpec, dict[str, Manifest], dict[Path, FileRecord]]:
     """Return the specification, the manifests, and each split's file with its record."""
     # Check data set and loader.
-    spec = data_spec(name)
+    spec = spec_of(name, directory)
     known("loader", loader, ["ffcv", "memory"])
     if loader == "memory" and not spec.fixed_size:
         raise ValueError(

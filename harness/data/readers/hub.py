@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.common.files import refuse_pipe
 from harness.data.readers.raw import (
-    MissingSourceError,
+    MissingSplitError,
     RawSample,
     RawSplit,
     SourceError,
@@ -31,8 +31,10 @@ _ROWS = 256
 def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of a directory of parquet files, in sorted order.
 
+    A user's own data set can also be one file, or files that name no split. All its images are then training images.
+
     Raises:
-        MissingSourceError: No file belongs to the split.
+        MissingSplitError: No file belongs to the split.
         SourceError: A file cannot be read or belongs to both splits, or a column is missing.
     """
     import pyarrow.parquet as parquet
@@ -83,12 +85,14 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
     the nearest on, as in test/0000.parquet.
 
     Raises:
-        MissingSourceError: No file belongs to the split.
+        MissingSplitError: No file belongs to the split.
         SourceError: A file belongs to both splits.
     """
     # Find the names of splits that decide for each file.
     train, test = split_names(spec, "train"), split_names(spec, "test")
     named: dict[Path, set[str]] = {}
+    if path.is_file():
+        named[path] = set()
     for file in _all_parquet(path):
         parts = [file.stem, *reversed(file.relative_to(path).parts[:-1])]
         named[file] = next((found for part in parts if (found := _words(part) & {*train, *test})), set())
@@ -104,7 +108,9 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
         chosen = [file for file, found in named.items() if name in found]
         if chosen:
             return chosen
-    raise MissingSourceError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
+    if spec.raw.own and split == "train" and not any(named.values()):
+        return list(named)  # no file names a split: all images are training images
+    raise MissingSplitError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
 
 
 def _check_distinct(named: Mapping[Path, set[str]]) -> None:
@@ -138,10 +144,13 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
         for file in path.rglob("*"):
             refuse_pipe(file)
         saved = load_from_disk(str(path))
-        if not isinstance(saved, DatasetDict):
+        if isinstance(saved, DatasetDict):
+            rows = saved[_split_name(spec, list(saved), split, str(path))]
+        elif spec.raw.own and split == "train":
+            rows = saved
+        else:
             wanted = " or ".join(spec.raw.test_splits)
-            raise SourceError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
-        rows = saved[_split_name(spec, list(saved), split, str(path))]
+            raise MissingSplitError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
         # Check all offsets in the mapped files. Damaged ones would let Arrow read outside of them, and crash.
         rows.data.validate(full=True)
         return _from_rows(spec, rows, f"{path} {split}", {})
@@ -180,7 +189,7 @@ def _split_name(spec: DataSpec, names: list[str], split: str, where: str) -> str
         if name in names:
             return name
     found = ", ".join(map(str, names))
-    raise SourceError(f"{where} has the splits {found}; the {split} split needs {' or '.join(wanted)}")
+    raise MissingSplitError(f"{where} has the splits {found}; the {split} split needs {' or '.join(wanted)}")
 
 
 def _check_columns(spec: DataSpec, columns: Sequence[str], where: str) -> None:
