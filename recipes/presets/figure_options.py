@@ -147,6 +147,14 @@ class FigureOptions:
 
     def _subject(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
+        from harness.cli.names import datasets
+
+        if self.dataset is not None and self.dataset not in datasets():
+            try:
+                known("data set", self.dataset, datasets())
+            except ValueError as error:
+                hint = "pages of figures are for built-in data sets; search on others with a recipe and --data.name"
+                raise ValueError(f"{error}; {hint}") from None
         if self.scale != "paper":
             from recipes.presets.figures import SMALL
 
