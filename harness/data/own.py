@@ -344,7 +344,7 @@ def spec_of(name: str, directory: Path | str) -> DataSpec:
         except ValueError as error:
             command = f"python tools/prepare_data.py --name {name} --source SOURCE --size PIXELS --out {directory}"
             hint = f"; to prepare one of your own: {command}" if _NAME.fullmatch(name) else ""
-            raise ValueError(f"{error}{hint}") from None
+            raise ValueError(f"{error}; {home} has none of your own{hint}") from None
     manifests = {}
     for split in SPLITS:
         try:
