@@ -63,6 +63,11 @@ class OwnOptions:
     split_seed: int = 0
     """Seed of the choice of test images by --test-split."""
 
+    @classmethod
+    def of(cls, recorded: Any) -> OwnOptions:
+        """Return the options that `recorded` gave."""
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()})
+
     @property
     def is_given(self) -> bool:
         """Return whether any of these options was given."""

@@ -215,8 +215,7 @@ def _recorded_options(directory: Path) -> OwnOptions:
     for split in SPLITS:
         if manifest := _existing(directory, split):
             try:
-                recorded = manifest.source["own"]
-                return OwnOptions(**{name: tuple(v) if isinstance(v, list) else v for name, v in recorded.items()})
+                return OwnOptions.of(manifest.source["own"])
             except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{directory / split}.json has no valid options of a data set ({error})") from None
     raise ValueError(f"{directory} is not completely prepared; give --source, --size and the other options again")
