@@ -66,7 +66,10 @@ class OwnOptions:
     @classmethod
     def of(cls, recorded: Any) -> OwnOptions:
         """Return the options that `recorded` gave."""
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()})
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in recorded.items()
+        }
+        return cls(**values)
 
     @property
     def is_given(self) -> bool:
