@@ -7,6 +7,7 @@ content in the content digest of both splits.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import math
 import re
@@ -19,9 +20,20 @@ import numpy as np
 from harness.common.files import read_bounded
 from harness.config import known
 from harness.data.manifest import SPLITS, Manifest
-from harness.data.spec import DATASETS, Augmentation, CropFlip, DataSpec, RawSource, ResizedCropFlip, ZoomFlip
+from harness.data.spec import (
+    DATASETS,
+    Augmentation,
+    CropFlip,
+    DataSpec,
+    FileTransforms,
+    RawSource,
+    ResizedCropFlip,
+    ZoomFlip,
+)
 
 SPEC_FILE = "spec.json"
+SOURCE_FILE = "source.py"
+"""Copy of the user's file that makes the data set, if one does."""
 FORMAT = "harness.spec/1"
 AugmentationName = Literal["crop-flip", "zoom-flip", "resized-crop", "none"]
 
@@ -75,6 +87,13 @@ class OwnOptions:
     def is_given(self) -> bool:
         """Return whether any of these options was given."""
         return self != OwnOptions()
+
+    @property
+    def has_augmentation(self) -> bool:
+        """Return whether an option of the augmentation was given."""
+        usual = OwnOptions()
+        names = ("augmentation", "padding", "flip", "crop_scale", "crop_ratio", "test_resize")
+        return any(getattr(self, name) != getattr(usual, name) for name in names)
 
     @property
     def recorded(self) -> dict[str, Any]:
@@ -222,13 +241,32 @@ class ImageSums:
         return cls(len(flat), tuple(flat.sum(0).tolist()), tuple((flat * flat).sum(0).tolist()), gray)
 
 
+_KINDS: dict[str, Any] = {
+    "crop-flip": CropFlip,
+    "zoom-flip": ZoomFlip,
+    "resized-crop": ResizedCropFlip,
+    "file": FileTransforms,
+}
+
+
+def file_transforms(sha256: str) -> FileTransforms:
+    """Return the transforms of the file with this SHA-256, with the installed version of torchvision."""
+    try:
+        version = importlib.metadata.version("torchvision").partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        version = "none"
+    return FileTransforms(sha256, version)
+
+
 def spec_text(spec: DataSpec) -> str:
     """Return the content of `spec.json`."""
-    kinds: dict[type, str] = {CropFlip: "crop-flip", ZoomFlip: "zoom-flip", ResizedCropFlip: "resized-crop"}
+    names = {kind: name for name, kind in _KINDS.items()}
+    augmentation = {"name": names[type(spec.augmentation)], **asdict(spec.augmentation)}
+    augmentation.pop("torchvision", None)  # that of each training counts
     content = {
         "format": FORMAT,
         **{name: value for name, value in asdict(spec).items() if name != "raw"},
-        "augmentation": {"name": kinds[type(spec.augmentation)], **asdict(spec.augmentation)},
+        "augmentation": augmentation,
         "class_names": spec.raw.class_names,
     }
     return json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
@@ -249,7 +287,8 @@ def read_spec(text: str, where: Path | str) -> DataSpec:
         if content["format"] != FORMAT:
             raise ValueError(f"its format is {content['format']!r:.40}")
         chosen = dict(content["augmentation"])
-        kind = {"crop-flip": CropFlip, "zoom-flip": ZoomFlip, "resized-crop": ResizedCropFlip}[chosen.pop("name")]
+        kind: Any = _KINDS[chosen.pop("name")]
+        kind = file_transforms if kind is FileTransforms else kind
         augmentation = kind(**{name: tuple(v) if isinstance(v, list) else v for name, v in chosen.items()})
         names = tuple(content["class_names"])
         spec = DataSpec(
@@ -285,12 +324,14 @@ def _check(spec: DataSpec) -> None:
         (all(type(value) is float and 0 <= value <= 1 for value in statistics) and min(spec.std) > 0, "mean or std"),
         (len(spec.raw.class_names) == spec.num_classes, "class_names"),
         (all(isinstance(name, str) for name in spec.raw.class_names), "class_names"),
-        (type(augmentation.flip) is bool, "augmentation"),
+        (isinstance(augmentation, FileTransforms) or type(augmentation.flip) is bool, "augmentation"),
     ):
         if not ok:
             raise ValueError(f"invalid {what}")
     # The options check the numbers of the augmentation.
-    if isinstance(augmentation, CropFlip):
+    if isinstance(augmentation, FileTransforms):
+        fine = re.fullmatch("[0-9a-f]{64}", augmentation.sha256) is not None
+    elif isinstance(augmentation, CropFlip):
         fine = type(augmentation.padding) is int and 0 <= augmentation.padding <= 4096
     else:
         fine = all(type(value) is float for value in (*augmentation.scale, *augmentation.ratio))

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -41,6 +42,7 @@ from harness.data.own import (
     spec_text,
     started,
 )
+from harness.data.pixels import centre_square, rgb
 from harness.data.published import check_classes, count_notes, warn_of_other_count
 from harness.data.readers.own import read_own
 from harness.data.readers.raw import RawSample, RawSplit, SourceError, read_file, reason
@@ -49,6 +51,8 @@ from harness.data.spec import DATASETS, DataSpec, data_spec
 
 _log = logging.getLogger(__name__)
 
+_PYTHON = re.compile(r"(.+\.py):(\w+)")
+"""A function in a user's file, as a source."""
 WriteMode = Literal["raw", "jpg", "proportion"]
 
 
@@ -173,6 +177,8 @@ def prepare(
         spec = replace(spec, raw=raw)
         request = _Request(given, columns, chosen, workers, overwrite, allow_missing_classes)
         # Phase: keep or write each split.
+        if own is not None and _PYTHON.fullmatch(given):
+            return _prepare_file(spec, directory, request, own, named=source is not None)
         if own is not None:
             return _prepare_own(spec, directory, request, own)
         splits = []
@@ -219,6 +225,34 @@ def _recorded_options(directory: Path) -> OwnOptions:
             except (KeyError, TypeError, AttributeError) as error:
                 raise ValueError(f"{directory / split}.json has no valid options of a data set ({error})") from None
     raise ValueError(f"{directory} is not completely prepared; give --source, --size and the other options again")
+
+
+def _prepare_file(
+    spec: DataSpec, directory: Path, request: _Request, own: OwnOptions, *, named: bool
+) -> list[Manifest]:
+    """Keep or write a data set that a function of a user's file makes.
+
+    Args:
+        spec: Its specification, without classes.
+        directory: Its directory.
+        request: Arguments of the preparation.
+        own: Options of the data set.
+        named: Whether the user named the file. Otherwise it is not executed.
+    """
+    from harness.data.prepare_file import prepare_file  # imports torch
+    from harness.data.user_file import UserFile
+
+    if own.test_split is not None or request.columns:
+        raise ValueError(f"{request.source} makes both splits itself; leave out --test-split and the columns")
+    file = UserFile.read(request.source)
+    request = replace(request, own=own, options={"loader": "torch", "file": file.sha256, "function": file.function})
+    kept = [_kept(spec, directory, split, request) for split in SPLITS]
+    if None not in kept:
+        return [manifest for manifest in kept if manifest is not None]
+    if not named:
+        raise ValueError(f"a file is executed only if you name it; give --source {request.source} again")
+    missing, given = request.allow_missing_classes, _absolute(request.source)
+    return prepare_file(spec, directory, file, own, request.num_workers, given=given, allow_missing_classes=missing)
 
 
 def _prepare_own(spec: DataSpec, directory: Path, request: _Request, own: OwnOptions) -> list[Manifest]:
@@ -346,6 +380,9 @@ def _absolute(source: str) -> str:
 
     The manifest then does not depend on the working directory.
     """
+    named = _PYTHON.fullmatch(source)
+    if named:
+        return f"{Path(named[1]).expanduser().resolve()}:{named[2]}"
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
 
@@ -523,7 +560,7 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     # Bring an image of a user's own data set to its size, and measure it.
     sums = None
     if own:
-        square = _centre_square(pixels, spec.image_size)
+        square = centre_square(pixels, spec.image_size)
         sums = ImageSums.of(square)
         if spec.channels == 1 and not sums.is_gray:
             raise SourceError(f"{sample.where} is in colour, but {spec.name} has one channel; give --channels 3")
@@ -551,23 +588,6 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         mode, data = JPG, _encode_jpeg(pixels, options["quality"])
     digest = hashlib.sha256(canonical_json([mode, height, width, sample.label]).encode() + data).digest()
     return StoredImage(mode, height, width, data, sample.label, digest, sums)
-
-
-def _centre_square(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Return the centre square of an image, resized to `size` × `size` pixels, uint8 (size, size, 3).
-
-    An image of this size does not change. Pillow's bilinear filter averages over all pixels of a larger image, in
-    integers. The region is that of Resize(size) followed by CenterCrop(size).
-    """
-    from PIL import Image
-
-    height, width = pixels.shape[:2]
-    if (height, width) == (size, size):
-        return pixels
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
-    return np.asarray(square.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -621,7 +641,7 @@ def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[n
         return (image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)), None
     if isinstance(image, Image.Image):
         _check_size(image.height, image.width, side)
-        return _rgb(image), None
+        return rgb(image), None
     # Files.
     content = read_file(image) if isinstance(image, Path) else image
     if not isinstance(content, bytes):
@@ -635,27 +655,12 @@ def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[n
     with opened:
         _check_size(opened.height, opened.width, side)
         is_rgb_jpeg = opened.format == "JPEG" and opened.mode == "RGB"
-        return _rgb(opened), (content if is_rgb_jpeg else None)
+        return rgb(opened), (content if is_rgb_jpeg else None)
 
 
 def _check_size(height: int, width: int, side: int | None) -> None:
     if side is not None and (height, width) != (side, side):
         raise _WrongSizeError(height, width)
-
-
-def _rgb(image: Any) -> np.ndarray:
-    """Return any Pillow image as RGB pixels, uint8 (H, W, 3).
-
-    As in torchvision, transparency is dropped and EXIF orientation is ignored.
-    """
-    if image.mode.startswith("I;16"):
-        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (Pillow mode {image.mode}) have no defined range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
 
 
 def _shrink(pixels: np.ndarray, max_resolution: int) -> np.ndarray:

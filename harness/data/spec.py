@@ -59,7 +59,20 @@ class ZoomFlip:
     flip: bool
 
 
-Augmentation = CropFlip | ResizedCropFlip | ZoomFlip
+@dataclass(frozen=True)
+class FileTransforms:
+    """The function `transforms` of a user's file (see user_file.py).
+
+    Both fields are in the key of every run, because they determine its images.
+    """
+
+    sha256: str
+    """SHA-256 of the file."""
+    torchvision: str
+    """Version of torchvision that runs the transforms."""
+
+
+Augmentation = CropFlip | ResizedCropFlip | ZoomFlip | FileTransforms
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def _collate(samples: Sequence[Sample | _Failure]) -> tuple[torch.Tensor, ...] |
     return torch.stack(images), torch.tensor(labels), torch.tensor(indices)
 
 
-def _begin_worker(_: int) -> None:
+def begin_worker(_: int) -> None:
     """Let a worker end by the usual signals. It would inherit the handlers of the training process."""
     for number in _ENDING:
         signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
@@ -181,7 +181,7 @@ class TorchReader:
         if self.workers:
             # A user's classes have no module that a new interpreter could import, so workers are forks.
             context = multiprocessing.get_context("fork")
-            more = {"persistent_workers": True, "multiprocessing_context": context, "worker_init_fn": _begin_worker}
+            more = {"persistent_workers": True, "multiprocessing_context": context, "worker_init_fn": begin_worker}
         return DataLoader(
             _Careful(self.samples),  # type: ignore[arg-type]
             batch_sampler=_Order(),  # type: ignore[arg-type]
@@ -221,4 +221,3 @@ def _workers(num_workers: int | None) -> int:
     if num_workers < 1:
         raise ValueError(f"num_workers is {num_workers}; it must be 1 or more (or −1 for all available cores)")
     return num_workers
-

@@ -195,7 +195,7 @@ class ReproductionOptions(FigureOptions):
     """Make these runs, named as --list names them, and the runs that they need."""
     data_directory: Path = Path("data")
     """Directory in which tools/prepare_data.py stored the data."""
-    loader: Literal["ffcv", "memory"] | None = None
+    loader: Literal["ffcv", "memory", "torch"] | None = None
     """Loader of the images. Overrides --scale. Both give the same batches."""
     num_workers: int | None = None
     """Loader threads of each process. Overrides --scale. Results do not depend on it."""
