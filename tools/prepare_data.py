@@ -18,7 +18,8 @@ imagenet        directory with both tars and the development kit, or with train/
 Any other NAME, with --size, prepares a data set of your own. Its source is an image folder (train/<class>/<image> and
 test/ or val/, or <class>/<image>), parquet files, a directory of `save_to_disk`, or a name on the hub. Images may have
 any size: the centre square is resized to --size. Classes, mean and standard deviation come from the training images.
-Without a test split in the source, --test-split makes one.
+Without a test split in the source, --test-split makes one. A source FILE.py:build is a function of yours that returns
+a map-style dataset; its data are read by --data.loader torch (see docs/how-to-your-own.md).
 
 The tool reads archives without unpacking them. It refuses pickled archives. It keeps finished splits, and starts
 unfinished ones again. --write-mode and the options below it apply to imagenet and to --augmentation resized-crop.
@@ -36,7 +37,7 @@ import tyro
 
 from harness.cli.options import parse
 from harness.common.escape import for_terminal
-from harness.data.own import OwnOptions, spec_of
+from harness.data.own import SOURCE_FILE, OwnOptions, spec_of
 from harness.data.prepare import ImageOptions, prepare
 from harness.data.spec import DATASETS
 
@@ -141,6 +142,8 @@ def _next_command(options: PrepareOptions) -> str:
         words = ["python", "recipes/aws_fashion_mnist.py", "--data.name", name]
     if options.out != PrepareOptions.out:
         words += ["--data.directory", str(options.out)]
+    if (options.out / name / SOURCE_FILE).exists():
+        words += ["--data.loader", "torch"]
     return shlex.join(words)
 
 

@@ -76,10 +76,9 @@ def run_search(description: str | None, default: SearchConfig | Sequence[SearchC
             settings, usual = parse(SearchConfig, description, default), default
         else:
             settings, usual = parse_network(description, default), default[0]
-        if settings.data.name not in datasets() and launcher_number("RANK", 0) == 0:
-            _log.info(
-                f"{settings.data.name} is no built-in data set: the other settings are those for {usual.data.name}"
-            )
+        name = settings.data.name
+        if name not in datasets() and launcher_number("RANK", 0) == 0:
+            _log.info(f"{name} is no built-in data set: the defaults of this recipe are for {usual.data.name}")
         from harness.cli.launch import launch
         from harness.cli.terminal import print_search
         from harness.experiment.search import search

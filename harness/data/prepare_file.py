@@ -77,7 +77,7 @@ def prepare_file(
     spec = measured.completes(with_classes(spec, _names(read, file, allow_missing_classes)))
 
     # Phase: write the files, and both manifests at the end.
-    options = {"loader": "torch", "file": file.sha256, "function": file.function}
+    options: dict[str, Any] = {"loader": "torch", "file": file.sha256, "function": file.function}
     options |= {"image_size": spec.image_size, "channels": spec.channels}
     text = spec_text(spec).encode()
     for split in SPLITS:
@@ -89,13 +89,11 @@ def prepare_file(
     for split, found in read.items():
         path = directory / SAMPLES_FILE.format(split=split)
         write_tensors(path, {"digests_N32": found.digests_N32, "labels": found.labels_N}, durable=True)
-        content = hashlib.sha256(
-            canonical_json({"format": FORMAT, "name": spec.name, "split": split, "options": options}).encode()
-        )
-        content.update(found.digests_N32.tobytes() + text)
+        head = {"format": FORMAT, "name": spec.name, "split": split, "options": options}
+        digest = hashlib.sha256(canonical_json(head).encode() + found.digests_N32.tobytes() + text).hexdigest()
         files = {name: _record(content) for name, content in (*shared.items(), (path.name, path.read_bytes()))}
         source = {"given": given, "own": own.recorded}
-        manifests.append(Manifest(spec.name, split, len(found.labels_N), content.hexdigest(), options, source, files))
+        manifests.append(Manifest(spec.name, split, len(found.labels_N), digest, options, source, files))
     for manifest in manifests:
         manifest.save(directory / f"{manifest.split}.json")
     return manifests
@@ -122,7 +120,7 @@ def _names(read: dict[str, _Read], file: UserFile, allow_missing_classes: bool) 
         if missing and not (allow_missing_classes and split == "test"):
             raise ValueError(
                 f"{file.function}({split!r}) of {file.path} has no samples of {len(missing)} of {len(names)} classes: "
-                f"{', '.join(missing[:5])}; labels are 0 to {len(names) - 1}. --allow-missing-classes accepts it for test"
+                f"{', '.join(missing[:5])}; labels are 0 to {len(names) - 1}. Or pass --allow-missing-classes for test"
             )
     return names
 

@@ -9,10 +9,12 @@ epoch and index, and not on workers, ranks or a resume.
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import random
 import signal
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -155,6 +157,7 @@ class TorchReader:
         self.samples, self.device = samples, device
         self.workers = num_workers if num_workers > 1 else 0
         self._idle: list[DataLoader[Any]] = []
+        self._registered = False
 
     @property
     def num_samples(self) -> int:
@@ -168,13 +171,22 @@ class TorchReader:
         requests = [(index, key) for index in indices_N.tolist()]
         order: Any = loader.batch_sampler
         order.batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
+        epoch = iter(loader)
+        if self.workers and not self._registered:
+            self._registered = True
+            # Before torch and multiprocessing end the workers at exit, each of which would count as a crash.
+            atexit.register(_close, weakref.ref(self))
         try:
-            for made in loader:
+            for made in epoch:
                 if isinstance(made, _Failure):
                     raise ValueError(made.message)
                 yield Batch(*(tensor.to(self.device, non_blocking=True) for tensor in made))
         finally:
             self._idle.append(loader)
+
+    def close(self) -> None:
+        """End all workers. The next batches start others."""
+        self._idle.clear()  # a DataLoader without references ends its workers
 
     def _loader(self) -> DataLoader[Any]:
         more: dict[str, Any] = {}
@@ -192,6 +204,11 @@ class TorchReader:
             generator=torch.Generator(),
             **more,
         )
+
+
+def _close(reader: weakref.ref[TorchReader]) -> None:
+    if (found := reader()) is not None:
+        found.close()
 
 
 def torch_readers(open_split: Callable[[str], Samples]) -> Callable[..., SplitReader]:
