@@ -157,7 +157,6 @@ class TorchReader:
         self.samples, self.device = samples, device
         self.workers = num_workers if num_workers > 1 else 0
         self._idle: list[DataLoader[Any]] = []
-        self._registered = False
 
     @property
     def num_samples(self) -> int:
@@ -167,13 +166,13 @@ class TorchReader:
     def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
         """Yield these samples in order. See `SplitReader`."""
         # Epochs that are open at once have a DataLoader each. Workers stay for the next epoch.
-        loader = self._idle.pop() if self._idle else self._loader()
+        is_new = not self._idle
+        loader = self._loader() if is_new else self._idle.pop()
         requests = [(index, key) for index in indices_N.tolist()]
         order: Any = loader.batch_sampler
         order.batches = [requests[start : start + batch_size] for start in range(0, len(requests), batch_size)]
         epoch = iter(loader)
-        if self.workers and not self._registered:
-            self._registered = True
+        if self.workers and is_new:
             # Before torch and multiprocessing end the workers at exit, each of which would count as a crash.
             atexit.register(_close, weakref.ref(self))
         try:
