@@ -228,7 +228,8 @@ class FileSamples:
                 image, label = self.dataset[index]
         except Exception as error:
             raise SampleError(f"{self._where(index)}: {self.file.told(error)}") from error
-        number = label.item() if isinstance(label, np.integer | torch.Tensor) and np.size(label) == 1 else label
+        is_scalar = isinstance(label, np.integer) or (isinstance(label, torch.Tensor) and label.numel() == 1)
+        number = label.item() if is_scalar else label
         if type(number) is not int or not 0 <= number < self.spec.num_classes:
             raise SampleError(f"{self._where(index)} has label {label!r:.60}; it must be an integer of 0 or more")
         return image, self._pixels(image, index, "the dataset"), number
