@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -48,6 +48,8 @@ class Checkpoint:
     level: int
     epochs: int
     level_digest: str
+    computed: frozenset[str] = frozenset()
+    """Buffers that the network computes when it is built, and that no state dict has. Not saved to the file."""
 
     @classmethod
     def of(cls, model: nn.Module, *, level: int, epochs: int, level_digest: str) -> Checkpoint:
@@ -57,7 +59,9 @@ class Checkpoint:
         """
         params = {name: param.detach().cpu().clone() + 0.0 for name, param in model.named_parameters()}
         buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()}
-        return cls(params, buffers, level, epochs, level_digest)
+        persistent = model.state_dict().keys()
+        computed = frozenset(name for name in buffers if name not in persistent)
+        return cls(params, buffers, level, epochs, level_digest, computed)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -149,7 +153,7 @@ class Pretrained:
         # Phase: match the names.
         own = fresh.state_dict
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        matched = match_names(self.tensors, own, heads)
+        matched = match_names(self.tensors, {n: v for n, v in own.items() if n not in fresh.computed}, heads)
         held, what = matched.tensors, matched.what
 
         # Phase: choose the tensors that stay fresh.
@@ -160,6 +164,7 @@ class Pretrained:
             other = []
         counters = [name for name in own if name.endswith(COUNTER) and name not in held]
         kept_fresh = (head if other else []) + counters
+        kept_fresh += [name for name in fresh.computed if name not in held and name not in kept_fresh]
         notes = [*matched.notes, *self._fresh_notes(other, head, counters, held, own)]
 
         # Phase: check the remaining tensors in both directions.
@@ -190,7 +195,7 @@ class Pretrained:
         buffers = {name: taken(name, value) for name, value in fresh.buffers.items()}
         if broken := [name for name, value in (params | buffers).items() if not bool(torch.isfinite(value).all())]:
             raise ValueError(f"{what} has NaN or infinite values in {listed(broken)}: the network is not usable")
-        filled = Checkpoint(params, buffers, fresh.level, fresh.epochs, fresh.level_digest)
+        filled = replace(fresh, params=params, buffers=buffers)
         return Fitted(filled, kept_fresh, notes, pruned=matched.pruned > 0)
 
     @staticmethod

@@ -38,7 +38,7 @@ def test_files_give_the_same_network(tmp_path, form):
         torch.save(content, path := tmp_path / "net.pth")
     found = read_network(path)
     assert found.digest == Pretrained(tensors).digest
-    fitted, fresh = found.fitted(checkpoint(seed=1), "fc")
+    fitted, fresh, *_ = found.fitted(checkpoint(seed=1), "fc")
     assert fresh == [] and fitted.digest == checkpoint().digest
 
 
@@ -57,7 +57,7 @@ def test_a_torchvision_state_dict_is_accepted():
     reference = torchvision_resnet50(num_classes=7)
     ours = build_model("resnet50", num_classes=5, channels=3, image_size=224)
     fresh = Checkpoint.of(ours, level=0, epochs=0, level_digest="")
-    fitted, kept = Pretrained(reference.state_dict()).fitted(fresh, "fc")
+    fitted, kept, notes, _ = Pretrained(reference.state_dict()).fitted(fresh, "fc")
     assert kept == ["fc.weight", "fc.bias"], "with another number of classes the classifier keeps its initialisation"
     assert torch.equal(fitted.params["layer4.2.conv3.weight"], reference.layer4[2].conv3.weight)
     assert torch.equal(fitted.params["fc.weight"], fresh.params["fc.weight"])
@@ -65,7 +65,7 @@ def test_a_torchvision_state_dict_is_accepted():
 
 def test_a_file_without_batch_counters_is_accepted():
     tensors = {name: t for name, t in checkpoint().state_dict.items() if not name.endswith("num_batches_tracked")}
-    fitted, kept = Pretrained(tensors).fitted(checkpoint(seed=1), "fc")
+    fitted, kept, *_ = Pretrained(tensors).fitted(checkpoint(seed=1), "fc")
     assert all(name.endswith("num_batches_tracked") for name in kept) and kept
     assert torch.equal(fitted.params["conv1.weight"], tensors["conv1.weight"])
 
@@ -89,20 +89,20 @@ def pruned_by_torch(tensors, name="conv1.weight"):
             r"the file has no layer1.0.conv1.weight, layer1.0.bn1.weight, .*, … \(30 of 38\)$",
         ),
         (
-            lambda t: [t.update({f"net.model.{name}": t.pop(name)}) for name in list(t)],
-            "but the same names without 'net.model.': remove this prefix|its names begin with 'net.model.'",
+            lambda t: [t.update({f"net.model.{name}": t.pop(name)}) for name in list(t)] and t.pop("net.model.bn1.bias"),
+            r"\(without 'net.model.'\) does not fit the network: the file \(without 'net.model.'\) has no bn1.bias$",
         ),
         (
             lambda t: [t.pop(name) for name in list(t)] and t.update(torch.nn.Linear(3, 4).state_dict()),
             r"the network has no weight, bias \(2 of 2\); the file has no conv1.weight, .* \(35 of 35\)$",
         ),
         (
-            pruned_by_torch,
-            r"has no conv1.weight; it has conv1.weight_mask and conv1.weight_orig: the file was pruned by",
+            lambda t: [pruned_by_torch(t, "fc.weight"), t["fc.weight_mask"].mul_(0.5)],
+            r"fc.weight_mask \(10, 8\) is no mask of zeros and ones for fc.weight_orig",
         ),
         (
-            lambda t: pruned_by_torch(t, "fc.weight"),
-            r"has no fc.weight; it has fc.weight_mask and fc.weight_orig: the file was pruned by",
+            lambda t: [pruned_by_torch(t), t.pop("conv1.weight_mask")],
+            "has no conv1.weight; it has conv1.weight_orig: a reparametrised weight",
         ),
         (lambda t: t.update({"fc.scale": torch.ones(1)}), "the network has no fc.scale$"),
         (
@@ -208,7 +208,7 @@ TAKEN = {
     "parameters": {"w": torch.nn.Parameter(T["w"])},
 }
 REFUSED = {
-    "two candidates": ({"net": T, "ema": T, "acc": 1}, "holds 2 state dicts, under 'net', 'ema': save the one"),
+    "two candidates": ({"net": T, "ema": T, "acc": 1}, "holds 2 state dicts, under 'net', 'ema': choose one by its key, such as .*:net$"),
     "no candidate": ({"acc": 93.1, "epoch": 199}, "the keys acc, epoch with values of type float, int"),
     "many keys": ({f"k{n}": n for n in range(9)}, "the keys k0, k1, k2, k3, k4 and 4 more"),
     "tensors and numbers": (T | {"epoch": 3}, "the keys w, epoch with values of type int"),

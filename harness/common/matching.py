@@ -107,8 +107,8 @@ def _apply_masks_(found: Matched) -> None:
         ones = mask == 1
         if mask.shape != values.shape or not bool((ones | (mask == 0)).all()):
             raise ValueError(
-                f"the file does not fit the network: {stem}{_MASK} {tuple(mask.shape)} is no mask of zeros and ones for "
-                f"{stem}{_ORIG} {tuple(values.shape)}; multiply the two yourself and save again"
+                f"the file does not fit the network: {stem}{_MASK} {tuple(mask.shape)} is no mask of zeros and ones "
+                f"for {stem}{_ORIG} {tuple(values.shape)}; multiply the two yourself and save again"
             )
         # Few operations take one-byte floats.
         values = values.float() if values.is_floating_point() and values.itemsize == 1 else values
@@ -119,7 +119,8 @@ def _apply_masks_(found: Matched) -> None:
     found.pruned = len(pairs)
     if pairs:
         found.notes.append(
-            f"{listed(pairs)} had a mask of torch.nn.utils.prune: pruned values are zeros now, {kept:,} of {total:,} stay"
+            f"{listed(pairs)} had a mask of torch.nn.utils.prune: {kept:,} of {total:,} values stay, the others are "
+            "zeros now"
         )
 
 
