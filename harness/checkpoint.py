@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,6 +50,8 @@ class Checkpoint:
     level_digest: str
     computed: frozenset[str] = frozenset()
     """Buffers that the network computes when it is built, and that no state dict has. Not saved to the file."""
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Further names of shared tensors in the network's state dict, with the names here. Not saved to the file."""
 
     @classmethod
     def of(cls, model: nn.Module, *, level: int, epochs: int, level_digest: str) -> Checkpoint:
@@ -59,9 +61,11 @@ class Checkpoint:
         """
         params = {name: param.detach().cpu().clone() + 0.0 for name, param in model.named_parameters()}
         buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()}
-        persistent = model.state_dict().keys()
-        computed = frozenset(name for name in buffers if name not in persistent)
-        return cls(params, buffers, level, epochs, level_digest, computed)
+        # Files from other code have no computed buffers, and all names of shared tensors.
+        state = model.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        aliases = {name: names[id(tensor)] for name, tensor in state.items() if names.get(id(tensor), name) != name}
+        return cls(params, buffers, level, epochs, level_digest, frozenset(buffers.keys() - state.keys()), aliases)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -153,8 +157,15 @@ class Pretrained:
         # Phase: match the names.
         own = fresh.state_dict
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        matched = match_names(self.tensors, {n: v for n, v in own.items() if n not in fresh.computed}, heads)
+        named = {name: value for name, value in own.items() if name not in fresh.computed}
+        matched = match_names(self.tensors, named, heads, fresh.aliases)
         held, what = matched.tensors, matched.what
+
+        if empty := [name for name, tensor in held.items() if name in own and tensor.numel() == 0 < own[name].numel()]:
+            raise ValueError(
+                f"{what} has no values of {listed(empty)} ({len(empty)} of {len(held)}): DeepSpeed ZeRO-3 leaves them "
+                "in other files; gather them with `python zero_to_fp32.py . network` in its directory"
+            )
 
         # Phase: choose the tensors that stay fresh.
         ends = tuple(f"{head}." for head in heads)

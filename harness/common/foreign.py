@@ -81,6 +81,11 @@ def read_tensors(path: Path, key: str = "") -> dict[str, torch.Tensor]:
     # Phase: find the files, and read them.
     if path.is_dir():
         path = _in_directory(path)
+    shard = re.search(r"-\d{5}-of-(\d{5})\.", path.name)
+    if shard and int(shard[1]) > 1:
+        raise ValueError(
+            f"{path} is one of {int(shard[1])} files of a network; give the directory, or the index (*.index.json)"
+        )
     content = _read_index(path) if path.suffix == ".json" else _read_content(path)
     if key:
         found: Mapping[str, torch.Tensor] = _under(content, key, path)

@@ -39,7 +39,10 @@ class Matched:
 
 
 def match_names(
-    tensors: Mapping[str, torch.Tensor], own: Mapping[str, torch.Tensor], heads: Collection[str] = ()
+    tensors: Mapping[str, torch.Tensor],
+    own: Mapping[str, torch.Tensor],
+    heads: Collection[str] = (),
+    aliases: Mapping[str, str] | None = None,
 ) -> Matched:
     """Return the tensors of a file by the names of a network.
 
@@ -47,17 +50,20 @@ def match_names(
       part that only the network has is added. Tensors outside that part are left out.
     - A weight that torch.nn.utils.prune has split into `weight_orig` and `weight_mask` is multiplied.
     - The counter `n_averaged` of an averaged network is left out.
+    - A shared tensor may have any of its names.
 
     Args:
         tensors: The tensors of the file.
         own: The tensors of the network.
         heads: Dotted names of the classifiers' modules. The file may lack them.
+        aliases: Further names of shared tensors of the network, with their names in `own`.
 
     Returns:
         The tensors, and notes on what was changed. If no leading part fits, the names stay.
 
     Raises:
-        ValueError: The file has the network several times with different values, or a mask is not of zeros and ones.
+        ValueError: The file has the network several times with different values, a mask is not of zeros and ones, or a
+            shared tensor has different values under its names.
     """
     # Phase: the names without the parts that wrappers add.
     wanted = {plain_name(name): name for name in own}
@@ -93,6 +99,12 @@ def match_names(
         found.notes.append(f"not part of the network and not taken: {listed(outside)} ({len(outside)} of {len(held)})")
     names = {name: added + name.removeprefix(removed) for name in inside}
     found.tensors = {wanted.get(names[name], names[name]): tensor for name, tensor in inside.items()}
+
+    # Phase: files have one or all of the names of a shared tensor.
+    for alias, name in (aliases or {}).items():
+        value = found.tensors.pop(plain_name(alias), None)
+        if value is not None and not torch.equal(found.tensors.setdefault(name, value), value):
+            raise ValueError(f"{found.what} does not fit the network: {alias} and {name} share one tensor there")
     return found
 
 
@@ -178,8 +190,7 @@ def _one_of(
 
     # Phase: several names of one network are no ambiguity.
     first = sets[left[0]]
-    different = [part for part in left if not _equal(first, sets[part])]
-    if different:
+    if not all(_equal(first, sets[part]) for part in left[1:]):
         texts = [repr(part.removesuffix(".")) if part else "no leading name" for part in left]
         named = next(part for part in left if part).removesuffix(".")
         raise ValueError(

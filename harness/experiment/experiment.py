@@ -259,7 +259,10 @@ class Experiment:
         fresh = Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
         if begun.network is None:
             return fresh
-        fitted = begun.network.fitted(fresh, self.classifier)
+        try:
+            fitted = begun.network.fitted(fresh, self.classifier)
+        except ValueError as error:
+            raise ValueError(f"{begun.text}: {error}") from error
         if self.world.is_main:
             for note in [*fitted.notes, *self._mask_note(fitted)]:
                 _log.info(f"note: {begun.text}: {note}")
