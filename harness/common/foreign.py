@@ -11,6 +11,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, TypeGuard
@@ -99,9 +100,10 @@ def read_tensors(path: Path, key: str = "") -> dict[str, torch.Tensor]:
         if size is not None:  # files of an index were checked one by one
             _check_dense(path, name, tensor, size)
         if (short := plain_name(name)) in plain:
+            wrapped = next(one for one in found if one != short and plain_name(one) == short)
             raise ValueError(
                 f"{path} has {short} twice, with and without the name parts of a wrapper; keep one, or choose it by "
-                f"the first part of its names: {path}:{name.partition('.')[0]}"
+                f"the first part of its names: {path}:{wrapped.partition('.')[0]}"
             )
         plain[short] = tensor.detach()
     return plain
@@ -210,27 +212,30 @@ def _under(content: Any, key: str, path: Path) -> dict[str, torch.Tensor]:
     Raises:
         ValueError: There are none. The message lists the keys.
     """
-    level: dict[str, Any] = {"": content}
+    # Phase: the key as it is in the file.
+    level: dict[str, Any] = {"": content} if isinstance(content, Mapping) else {}
     found: dict[str, torch.Tensor] = {}
-    for _ in range(_DEEPEST + len(key.split("."))):
-        inner = (
-            {
-                f"{above}.{name}".lstrip("."): value
-                for above, mapping in level.items()
-                for name, value in mapping.items()
-                if isinstance(name, str)
-            }
-            if all(isinstance(mapping, Mapping) for mapping in level.values())
-            else {}
-        )
-        found |= {
-            name.removeprefix(f"{key}."): value
-            for name, value in inner.items()
-            if isinstance(value, torch.Tensor) and name.startswith(f"{key}.")
+    start = f"{key}."
+    for _ in range(_DEEPEST + key.count(".")):
+        inner = {
+            f"{above}.{name}".lstrip("."): value
+            for above, mapping in level.items()
+            for name, value in mapping.items()
+            if isinstance(name, str)
         }
+        tensors = {name: value for name, value in inner.items() if isinstance(value, torch.Tensor)}
+        found |= {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
         level = {name: value for name, value in inner.items() if isinstance(value, Mapping)}
-        if not level or len(level) > _MOST_MAPPINGS:
+        if len(level) > _MOST_MAPPINGS:
             break
+    if found:
+        return found
+
+    # Phase: the first parts of the plain names of the network that is taken without a key.
+    with suppress(ValueError):
+        usual = content if _is_state_dict(content) else _state_dict(content, path)
+        found = {plain_name(name): value for name, value in usual.items()}
+        found = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
     if found:
         return found
     keys = content if isinstance(content, Mapping) else {}
