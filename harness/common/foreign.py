@@ -232,16 +232,18 @@ def _under(content: Any, key: str, path: Path) -> dict[str, torch.Tensor]:
         return found
 
     # Phase: the first parts of the plain names of the network that is taken without a key.
+    usual: Mapping[str, torch.Tensor] = {}
     with suppress(ValueError):
         usual = content if _is_state_dict(content) else _state_dict(content, path)
         found = {plain_name(name): value for name, value in usual.items()}
         found = {name.removeprefix(start): value for name, value in found.items() if name.startswith(start)}
     if found:
         return found
-    keys = content if isinstance(content, Mapping) else {}
-    if _is_state_dict(keys):
-        keys = dict.fromkeys(name.partition(".")[0] for name in keys)
-    raise ValueError(f"{path} has no tensors under {key!r:.60}; it has the keys {_keys(keys)}")
+    keys = f"the keys {_keys(content)}" if isinstance(content, Mapping) and usual is not content else ""
+    firsts = list(dict.fromkeys(plain_name(name).partition(".")[0] for name in usual))
+    names = f"names that begin with {listed(firsts)}" if firsts else ""
+    has = " and ".join(filter(None, (keys, names))) or "none"
+    raise ValueError(f"{path} has no tensors under {key!r:.60}; it has {has}")
 
 
 def _check_archive(path: Path) -> None:
