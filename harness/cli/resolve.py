@@ -127,6 +127,7 @@ def resolve_ticket(
         final=final,
         precision=config.precision or search.precision,
         evaluate_every=search.evaluate_every if config.evaluate_every is None else config.evaluate_every,
+        probe=config.probe,
         stuck_after=config.stuck_after,
         runs=config.runs,
         experiment=config.experiment,
