@@ -1,5 +1,7 @@
 """Test the recorded facts about machine and launch."""
 
+import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -157,3 +159,28 @@ def test_load_sampling_slows_down_and_changes_no_random_number() -> None:
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
     assert not old  # no sample yet: the interval grows with the age of the run
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+@pytest.mark.long
+def test_freed_memory_is_used_again_unless_the_environment_says_otherwise() -> None:
+    script = """if True:
+        import resource
+        from harness.common.machine import keep_freed_memory, return_freed_memory
+        keep_freed_memory()
+        bytes(bytearray(2**26))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytes(bytearray(2**26))
+        again = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return_freed_memory()
+        bytes(bytearray(2**26))
+        print(again - before, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - again)
+    """
+    new_pages: list[list[int]] = []
+    for own in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"}):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | own
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+        new_pages.append([int(word) for word in done.stdout.split()])
+    (kept, returned), (default, _) = new_pages
+    assert kept < 100 < min(returned, default)

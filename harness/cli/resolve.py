@@ -126,6 +126,7 @@ def resolve_ticket(
         data=data,
         final=final,
         precision=config.precision or search.precision,
+        compile=config.compile or search.compile,
         evaluate_every=search.evaluate_every if config.evaluate_every is None else config.evaluate_every,
         probe=config.probe,
         stuck_after=config.stuck_after,

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 LrSchedule = Literal["constant", "step", "cosine"]
 Precision = Literal["no", "fp16", "bf16", "auto"]
 MatmulPrecision = Literal["highest", "high", "medium"]
+CompileMode = Literal["no", "default", "reduce-overhead"]
 
 
 def known(what: str, name: str, names: Sequence[str]) -> str:

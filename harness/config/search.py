@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from harness.config.parts import (
+    CompileMode,
     DataConfig,
     MatmulPrecision,
     ModelConfig,
@@ -151,6 +152,9 @@ class SearchConfig:
     """Mixed precision. auto selects bf16 on a CUDA device that supports it, else no. Runs record the selection."""
     float32_matmul_precision: MatmulPrecision = "highest"
     """Precision of float32 matrix products. high and medium are faster but less exact (TF32, bf16) on some devices."""
+    compile: CompileMode = "no"
+    """Compile the network with torch.compile. Use it for long runs, since the first step compiles for up to minutes.
+    default: fused kernels. reduce-overhead: also CUDA graphs, for small networks or batches; on a CPU, as default."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step. Raise it if a batch does not fit into the device's memory."""
     sync_batchnorm: bool = False
@@ -199,6 +203,12 @@ class SearchConfig:
             f"--earlier-processes {' '.join(map(str, self.earlier_processes))}: each number must be 1 or more",
         )
         require_experiment_name(self.experiment)
+        known("compile", self.compile, get_args(CompileMode))
+        require(
+            self.compile != "reduce-overhead" or self.accumulation_steps == 1,
+            f"compile is reduce-overhead and accumulation_steps is {self.accumulation_steps}; CUDA graphs overwrite "
+            "the gradients of earlier micro-batches: choose --compile default, or --accumulation-steps 1",
+        )
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")

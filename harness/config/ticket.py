@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.config.parts import Precision, require, require_experiment_name, require_finite, require_minutes
+from harness.config.parts import (
+    CompileMode,
+    Precision,
+    require,
+    require_experiment_name,
+    require_finite,
+    require_minutes,
+)
 from harness.config.search import NETWORKS_OWN
 
 UnprunedSigns = Literal["both", "biases", "classifier", "none"]
@@ -58,6 +65,9 @@ class TicketConfig:
     """Data loader. Default: as recorded with the ticket's search."""
     precision: Precision | None = None
     """Mixed precision. auto selects bf16 where the CUDA device supports it. Default: as recorded with the ticket's
+    search."""
+    compile: CompileMode | None = None
+    """Compile the network with torch.compile. Use it for long trainings. Default: as recorded with the ticket's
     search."""
     evaluate_every: int | None = None
     """Epochs between two measurements of the test error within the training (0: never). Use it to watch a long

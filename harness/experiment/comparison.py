@@ -282,10 +282,11 @@ def _curve(
 
     def begin() -> tuple[torch.nn.Module, Iterable[torch.Tensor], Iterable[ImageBatch]]:
         """Return this rank's network and its share of the images."""
-        model = experiment.fresh_model().to(world.device)
+        model = experiment.network(trains=False)
         bn_images, test_images = _BatchNormImages(experiment, num_batches, batch_size), experiment.test_feed
         if experiment.spec.image_size**2 <= HELD_PIXELS:
-            return model, list(bn_images), list(test_images)
+            with torch.inference_mode():  # as in an evaluation, whose compiled graph depends on it
+                return model, list(bn_images), list(test_images)
         return model, _Heeding(bn_images, world), _Heeding(test_images, world)
 
     model, bn_batches, test_batches = world.on_all(begin)

@@ -28,13 +28,14 @@ from harness.models.initialise import SCHEMES
 from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
+from harness.training.compiled import compile_, require_compiler
 from harness.training.feed import TestFeed, TrainFeed
 
 _log = logging.getLogger(__name__)
 
 TEST_BATCH_SIZE = 500
 _SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
-_SHARED |= {"sync_batchnorm", "deterministic"}
+_SHARED |= {"compile", "sync_batchnorm", "deterministic"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,9 @@ class Experiment:
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
 
+        if config.compile != "no":
+            world.on_all(lambda: require_compiler(world.device))
+
         # Phase: open the data. All processes must have equal data.
         files = config.data.name, config.data.directory, config.data.loader
         vouched = world.first_on_node(lambda: verify_data(*files))  # hash ImageNet's 150 GB once per node
@@ -137,6 +141,7 @@ class Experiment:
         # channels_last is 1.3 times faster for a ResNet-20, also on a CPU.
         self.blank = model.to(memory_format=torch.channels_last)
         self._check_batchnorm()
+        self._compiled: dict[bool, torch.nn.Module] = {}
 
         saving = SavingInterval(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
         other: Archive | None = beside.archive if beside else None
@@ -217,6 +222,27 @@ class Experiment:
     def fresh_model(self) -> torch.nn.Module:
         """Build the network on the CPU. Torch's global generator draws its values."""
         return build_model(self.config.model.name, **self._sizes)
+
+    def network(self, *, trains: bool = True) -> torch.nn.Module:
+        """Return a network on the device. The caller overwrites its parameters and buffers.
+
+        A compiled network is one object in the whole launch, because its CUDA graphs hold the addresses of its tensors.
+        So the network of an earlier call must not be used any more.
+
+        Args:
+            trains: Whether all ranks run it together. Otherwise it has no SyncBatchNorm.
+        """
+        whole = trains or not self.config.sync_batchnorm
+        model = self._compiled.get(whole)
+        if model is None:
+            model = (deepcopy(self.blank) if whole else self.fresh_model()).to(self.world.device)
+            if self.config.compile != "no":
+                compile_(model, self.config.compile)
+                self._compiled[whole] = model
+        model.zero_grad()
+        for own, usual in zip(model.parameters(), self.blank.parameters(), strict=True):
+            own.requires_grad_(usual.requires_grad)  # an earlier training may have frozen it
+        return model.train()
 
     @property
     def _sizes(self) -> dict[str, Any]:

@@ -56,7 +56,8 @@ class Probe:
 
         def measure() -> tuple[float, float]:
             loaded, batch = loading_rate(loader, noise, threads)
-            return loaded, training_rate(experiment, loader, batch)
+            # A second compiled network would take as long to compile as the first.
+            return loaded, training_rate(experiment, loader, batch) if experiment.config.compile == "no" else 0.0
 
         found = torch.tensor(world.on_all(measure), dtype=torch.float64)
         loaded, needed = world.min(found).tolist()
