@@ -21,7 +21,7 @@ from harness.common.seeds import SgdNoise
 from harness.data.loaders import Batch, TrainLoader
 from harness.masks import Mask
 from harness.training.feed import normalize
-from harness.training.loop import Remask, Step, build_optimizer
+from harness.training.loop import OptimizerStep, Remask, build_optimizer
 
 if TYPE_CHECKING:
     from harness.experiment.experiment import Experiment
@@ -34,7 +34,7 @@ SECONDS = 1.0
 
 @dataclass
 class Probe:
-    """Compares loader and device once, before the first training of a launch."""
+    """Compares loader and device before the first training of a launch."""
 
     due: bool
     """Whether the comparison is still to be made. Equal on all ranks."""
@@ -50,9 +50,9 @@ class Probe:
             noise: u of the coming training.
         """
         world, threads = experiment.world, experiment.loader_threads
-        if not self.due or world.main_says(is_quiet):
-            return
         self.due = False
+        if world.main_says(is_quiet):
+            return
 
         def measure() -> tuple[float, float]:
             loaded, batch = loading_rate(loader, noise, threads)
@@ -132,7 +132,7 @@ def training_rate(experiment: Experiment, loader: TrainLoader, batch: Batch) -> 
             optimizer = build_optimizer(model.parameters(), config.optim, fused=cuda)
             for group in optimizer.param_groups:
                 group["lr"] = 0.0  # many steps on one batch could overflow
-            step = Step(
+            step = OptimizerStep(
                 model, world, optimizer, Remask({}, Mask({})), config.optim.max_grad_norm, parts, unrehearsed=False
             )
 
