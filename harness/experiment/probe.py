@@ -21,7 +21,7 @@ from harness.common.seeds import SgdNoise
 from harness.data.loaders import Batch, TrainLoader
 from harness.masks import Mask
 from harness.training.feed import normalize
-from harness.training.loop import OptimizerStep, Remask, build_optimizer
+from harness.training.loop import Remask, TrainStep, build_optimizer
 
 if TYPE_CHECKING:
     from harness.experiment.experiment import Experiment
@@ -132,7 +132,7 @@ def training_rate(experiment: Experiment, loader: TrainLoader, batch: Batch) -> 
             optimizer = build_optimizer(model.parameters(), config.optim, fused=cuda)
             for group in optimizer.param_groups:
                 group["lr"] = 0.0  # many steps on one batch could overflow
-            step = OptimizerStep(
+            step = TrainStep(
                 model, world, optimizer, Remask({}, Mask({})), config.optim.max_grad_norm, parts, unrehearsed=False
             )
 
