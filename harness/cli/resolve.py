@@ -133,6 +133,7 @@ def resolve_ticket(
         precision=config.precision or search.precision,
         compile=config.compile or search.compile,
         evaluate_every=search.evaluate_every if config.evaluate_every is None else config.evaluate_every,
+        probe=config.probe,
         stuck_after=config.stuck_after,
         runs=config.runs,
         experiment=config.experiment,
