@@ -7,7 +7,7 @@ A checkpoint is a safetensors file with the keys of a plain state dict. `safeten
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -48,8 +48,6 @@ class Checkpoint:
     level: int
     epochs: int
     level_digest: str
-    computed: frozenset[str] = frozenset()
-    """Buffers that the network computes when it is built, and that no state dict has. Not saved to the file."""
     aliases: Mapping[str, str] = field(default_factory=dict)
     """Further names of shared tensors in the network's state dict, with the names here. Not saved to the file."""
 
@@ -61,11 +59,11 @@ class Checkpoint:
         """
         params = {name: param.detach().cpu().clone() + 0.0 for name, param in model.named_parameters()}
         buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()}
-        # Files from other code have no computed buffers, and all names of shared tensors.
+        # Files from other code can have the other names of shared tensors.
         state = model.state_dict(keep_vars=True)
         names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
         aliases = {name: names[id(tensor)] for name, tensor in state.items() if names.get(id(tensor), name) != name}
-        return cls(params, buffers, level, epochs, level_digest, frozenset(buffers.keys() - state.keys()), aliases)
+        return cls(params, buffers, level, epochs, level_digest, aliases)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -139,7 +137,7 @@ class Pretrained:
         """Return the SHA-256 over all tensors."""
         return sha256_tensors(self.tensors)
 
-    def fitted(self, fresh: Checkpoint, classifier: str | Collection[str]) -> Fitted:
+    def fitted(self, fresh: Checkpoint, classifier: str | Sequence[str], unsaved: Collection[str] = ()) -> Fitted:
         """Fill a copy of a fresh network with these tensors.
 
         `harness.common.matching` tells how names are matched. If the file's classifier is missing or has other shapes,
@@ -148,7 +146,8 @@ class Pretrained:
 
         Args:
             fresh: The freshly initialised network.
-            classifier: Dotted name of the classifier's module, or several names.
+            classifier: Dotted name of the classifier's module, or the names of several.
+            unsaved: Buffers that are no part of the network's state dict. They stay fresh if the file lacks them.
 
         Raises:
             ValueError: Any other tensor is missing, unknown, not finite, or has another shape or kind of values. The
@@ -157,7 +156,7 @@ class Pretrained:
         # Phase: match the names.
         own = fresh.state_dict
         heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-        named = {name: value for name, value in own.items() if name not in fresh.computed}
+        named = {name: value for name, value in own.items() if name not in unsaved}
         matched = match_names(self.tensors, named, heads, fresh.aliases)
         held, what = matched.tensors, matched.what
 
@@ -175,16 +174,16 @@ class Pretrained:
             other = []
         counters = [name for name in own if name.endswith(COUNTER) and name not in held]
         kept_fresh = (head if other else []) + counters
-        kept_fresh += [name for name in fresh.computed if name not in held and name not in kept_fresh]
+        stays = {*kept_fresh, *(name for name in unsaved if name not in held)}
         notes = [*matched.notes, *self._fresh_notes(other, head, counters, held, own)]
 
         # Phase: check the remaining tensors in both directions.
         given = {name: tensor.shape for name, tensor in held.items() if not (other and name.startswith(ends))}
-        needed = {name: tensor.shape for name, tensor in own.items() if name not in kept_fresh}
+        needed = {name: tensor.shape for name, tensor in own.items() if name not in stays}
         check_fits(given, needed, what, exactly=True)
 
         def taken(name: str, value: torch.Tensor) -> torch.Tensor:
-            if name in kept_fresh:
+            if name in stays:
                 return value
             try:
                 return held[name].to(value.dtype).clone() + 0  # −0.0 → +0.0
@@ -239,7 +238,7 @@ class Fitted(NamedTuple):
 
     checkpoint: Checkpoint
     fresh: list[str]
-    """Names of the tensors that stayed fresh."""
+    """Names of the tensors that stayed fresh, without `unsaved`."""
     notes: list[str]
     """Sentences about the file: what was renamed, left out, multiplied or drawn anew."""
     pruned: bool

@@ -362,11 +362,11 @@ def test_shared_and_computed_tensors_may_be_absent():
     alone = {name: tensor for name, tensor in whole.items() if name != "inner.fc.weight"}  # as safetensors saves it
     inside = nets[0].inner.state_dict()
     for tensors in (whole, alone, inside, under("model.", whole)):
-        fitted = Pretrained(tensors).fitted(fresh, "inner.fc")
-        assert fitted.checkpoint.digest == trained.digest
-    assert fitted.fresh == ["grid"] and "again.weight" not in fitted.checkpoint.params
+        fitted = Pretrained(tensors).fitted(fresh, "inner.fc", ["grid"])
+        assert fitted.checkpoint.digest == trained.digest and fitted.fresh == []
+    assert "again.weight" not in fitted.checkpoint.params
     with pytest.raises(ValueError, match="again.weight and inner.fc.weight share one tensor"):
-        Pretrained(whole | {"again.weight": torch.ones(10, 8)}).fitted(fresh, "inner.fc")
+        Pretrained(whole | {"again.weight": torch.ones(10, 8)}).fitted(fresh, "inner.fc", ["grid"])
 
 
 def test_why_a_classifier_is_drawn_anew_is_told():
