@@ -240,7 +240,7 @@ class Fitted(NamedTuple):
     fresh: list[str]
     """Names of the tensors that stayed fresh, without `unsaved`."""
     notes: list[str]
-    """Sentences about the file: what was renamed, left out, multiplied or drawn anew."""
+    """Sentences about tensors that were renamed, left out, multiplied or drawn anew."""
     pruned: bool
     """Whether masks of torch.nn.utils.prune were applied."""
 
@@ -250,7 +250,7 @@ def _short(tensor: torch.Tensor) -> str:
 
 
 def read_network(text: Path | str) -> Pretrained:
-    """Read the tensors of a .safetensors or torch file, of an index of several files, or of a directory with one.
+    """Read the tensors of a file, of an index of several files, or of a directory.
 
     A file in the directory of a run is checked against the run's record. See `harness.common.foreign` for the forms.
 

@@ -58,7 +58,7 @@ def split_key(text: Path | str) -> tuple[Path, str]:
 
 
 def holds_network(path: Path) -> bool:
-    """Tell whether a path is a file, or a directory with one of the file names that libraries give to networks."""
+    """Return whether a path is a file, or a directory with a usual file name of a network."""
     return path.is_file() or any((path / name).is_file() for names in _IN_DIRECTORY for name in names)
 
 
@@ -66,8 +66,8 @@ def read_tensors(path: Path, key: str = "") -> dict[str, torch.Tensor]:
     """Return the tensors of a network by their plain names.
 
     Name parts that DDP, DataParallel, torch.compile and FSDP add are removed. The content decides whether the file is
-    a safetensors or a torch file. In a torch file, the state dict may be nested under `state_dict`,
-    `model_state_dict` or `model`, or be the only mapping of tensors under another key.
+    a safetensors or a torch file. A torch file may nest the state dict under `state_dict`, `model_state_dict` or
+    `model`. Otherwise it must be the only mapping of tensors.
 
     Args:
         path: The file, the index of a network in several files (`*.index.json`), or a directory with one of them.

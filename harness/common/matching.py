@@ -1,7 +1,7 @@
 """Match the tensors of a file from other code with the tensors of a network.
 
-Names are matched only where they are equal after the removal of a leading part that all of them share. No table maps
-the names of one library to those of another one: such a table could be wrong without an error.
+Names match if they are equal after the removal of a leading part that all of them share. There is no table of names
+between libraries, because an error in it would not show.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Matched:
     what: str = "the file"
     """Description of the tensors for an error."""
     notes: list[str] = field(default_factory=list)
-    """Sentences that tell what was changed and what was left out."""
+    """Sentences about changed names, masks and tensors that were left out."""
     pruned: int = 0
     """Number of masks of torch.nn.utils.prune that were applied."""
 
@@ -59,11 +59,11 @@ def match_names(
         aliases: Further names of shared tensors of the network, with their names in `own`.
 
     Returns:
-        The tensors, and notes on what was changed. If no leading part fits, the names stay.
+        The tensors, and notes on all changes. If no leading part fits, the names stay.
 
     Raises:
-        ValueError: The file has the network several times with different values, a mask is not of zeros and ones, or a
-            shared tensor has different values under its names.
+        ValueError: The file has the network several times with different values. Or a mask is not of zeros and ones. Or
+            a shared tensor has different values under its names.
     """
     # Phase: the names without the parts that wrappers add.
     wanted = {plain_name(name): name for name in own}
@@ -74,7 +74,7 @@ def match_names(
         held = dict(tensors)
     found = Matched(held)
 
-    # Phase: multiply what torch.nn.utils.prune has split, unless the network itself has such names.
+    # Phase: multiply weights and masks of torch.nn.utils.prune, unless the network itself has such names.
     if not any(name.endswith(_ORIG) for name in wanted):
         _apply_masks_(found)
 
@@ -84,7 +84,7 @@ def match_names(
     shapes = {name: own[full].shape for name, full in wanted.items()}
     removed, added = _leading(found.tensors, shapes, core or list(wanted), ends)
 
-    # Phase: rename, and tell what is left out.
+    # Phase: rename, and note the tensors that are left out.
     inside = {name: tensor for name, tensor in found.tensors.items() if name.startswith(removed)}
     outside = [name for name in found.tensors if name not in inside]
     averaged = found.tensors.get(_AVERAGED)
@@ -141,7 +141,7 @@ def _leading(
 ) -> tuple[str, str]:
     """Return the part to remove from the names of the file, and the part to add instead.
 
-    If no part gives all names of `core`, the part that gives most of them is returned, for a precise error.
+    If no part gives all names of `core`, return the best one, for a precise error.
     """
     # Phase: how many names each part gives. A part to add is tried only if removal alone does not suffice.
     best, most = ("", ""), len(core) / 2
