@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -163,6 +167,85 @@ def test_an_empty_answer_is_not_an_empty_store(store: LineageStore, monkeypatch:
     monkeypatch.setattr(MlflowClient, "get_experiment_by_name", lambda self, name: Experiment("", "", "", "active"))
     with pytest.raises(ConnectionError, match="the answer is empty.*pass --offline"):
         store.require()
+
+
+@pytest.mark.parametrize("answer", ["", "{}", '{"runs": null}', '{"status": "ok"}', '{"runs": {}}', '{"runs": [{}]}'])
+def test_no_question_takes_an_empty_answer_for_an_empty_store(tmp_path: Path, answer: str) -> None:
+    """A gateway can also begin to answer so after the start of a launch."""
+    with answering(answer) as uri:
+        store = open_store(tmp_path, uri)
+        questions = (
+            store.require,
+            lambda: store.find(sha256_json("x")),
+            lambda: store.run_id_of(sha256_json("x")),
+            store.summaries,
+            store.experiments,
+            lambda: store.load("0" * 32),
+            lambda: store.run_id_of_model("models:/a@b"),
+            lambda: store.run_id_of_model("models:/m-0"),
+            store.server.own_experiment,
+            store.server.restore_experiment,
+        )
+        for question in questions:
+            with pytest.raises(ConnectionError, match="the answer is empty"), store.server.talking("ask"):
+                question()
+
+
+@contextlib.contextmanager
+def answering(body: str) -> Iterator[str]:
+    """Run an HTTP server that answers each request with `body` and status 200, and yield its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "mlflow.db is empty: it was damaged.*`python tools/lineage.py sync`"),
+        (lambda path: run_sql(path, "DROP TABLE tags"), "mlflow.db has no table tags: it was damaged"),
+        (lambda path: run_sql(path, "DROP TABLE runs"), "mlflow.db has no table runs"),
+        (lambda path: (path.unlink(), run_sql(path, "CREATE TABLE a (b)")), "no table experiments, latest_metrics, m"),
+        (lambda path: run_sql(path, "INSERT INTO alembic_version VALUES ('x')"), "more than one head"),
+        (lambda path: (path.unlink(), path.symlink_to("/missing/a.db")), "links to /missing/a.db, which does not ex"),
+        (lambda path: path.parent.rename(path.parent.with_name("away")), "directory .*/store does not exist"),
+    ],
+)
+def test_a_damaged_database_is_not_an_empty_store(
+    empty_store: Path, tmp_path: Path, change: Callable[[Path], object], said: str
+) -> None:
+    """MLflow would create missing tables, and all finished runs would be made again."""
+    (tmp_path / "store").mkdir()
+    path = Path(shutil.copy(empty_store, tmp_path / "store" / "mlflow.db"))
+    change(path)
+    store = open_store(tmp_path / "runs", f"sqlite:///{path}")
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(ConnectionError, match=f"cannot begin: .*{said}.*--offline"):
+        store.require()
+    if path.exists() or path.is_symlink():
+        with pytest.raises(ConnectionError, match=said):
+            store.find(sha256_json("x"))
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def run_sql(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
 
 
 def test_a_deleted_experiment_is_said_before_the_training(store: LineageStore) -> None:

@@ -68,6 +68,7 @@ _REFUSING_CODES = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
     *("FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"),
 }
+_LIBRARIES = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic", "google"}  # google: protobuf
 _TEMPORARY_STATUS = {408, 409, 425, 429}
 _BLANK = "the answer is empty: check that an MLflow server runs at this address"
 # Tables of every MLflow database. MLflow would create missing ones without a word, and all runs would be gone.
@@ -143,7 +144,9 @@ class Server:
     def readable(self) -> bool:
         """Return whether there can be runs to read. A missing SQLite file is not created, which takes 8 s."""
         database = sqlite_path(self.tracking_uri)
-        return self.tracking_uri is not None and (database is None or database.exists()) and _mlflow_installed()
+        if self.tracking_uri is None or not _mlflow_installed():
+            return False
+        return database is None or database.exists() or database.is_symlink()  # `client` refuses a dead link
 
     def client(self) -> MlflowClient:
         """Return the client, connected.
@@ -188,7 +191,9 @@ class Server:
         if database.name in ("", ":memory:") or database.is_dir():
             raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
         if database.is_symlink() and not database.exists():
-            raise RefusedError(f"{database} links to {os.readlink(database)}, which does not exist; is a disk missing?")
+            raise RefusedError(
+                f"{database} links to {os.readlink(database)}, which does not exist: mount its disk, or remove the link"
+            )
         if not database.parent.is_dir():
             raise RefusedError(f"its directory {database.parent} does not exist: create it, or name another file")
 
@@ -685,7 +690,7 @@ def _status_of(error: Exception) -> int | None:
 def _from_store(error: Exception) -> bool:
     """Return whether an exception comes from MLflow or one of its libraries, and not from a bug here."""
     roots = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
-    return isinstance(error, OSError) or bool(roots & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic", "google"})
+    return isinstance(error, OSError) or bool(roots & _LIBRARIES)
 
 
 def _first_line(error: Exception) -> str:
@@ -855,8 +860,8 @@ def _probe_file(path: Path) -> None:
     if not wait_until(is_free, BUSY_SECONDS, pause=0.2):
         raise ConnectionError(f"database is locked, for longer than {BUSY_SECONDS:g} s")
     if missing := _TABLES - tables:
-        what = f"lacks the tables {', '.join(sorted(missing))}" if tables else "is empty"
+        what = f"has no table {', '.join(sorted(missing))}" if tables else "is empty"
         raise RefusedError(
-            f"{path} {what}: it is no database of MLflow, was damaged, or is being created right now. Restore a backup, "
-            "or move the file away: `python tools/lineage.py sync` then fills a new one from the local runs"
+            f"{path} {what}: it was damaged, is no database of MLflow, or another process is just creating it. Restore "
+            "a backup, or move the file away: `python tools/lineage.py sync` then fills a new one from the local runs"
         )
