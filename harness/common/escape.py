@@ -29,6 +29,13 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# NAME=VALUE in the query of a URI only, since such names are usual words elsewhere.
+_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&;](?:[\w-]*[-_])?(?:key|code|psw|passcode|bearer|otp|pin|cookie|hmac|\w*session(?:id)?))="
+    r"(?:(?!%3B|%26)[^&;\s\"'<>])+",
+    re.IGNORECASE,
+)
+
 
 def redact(text: str) -> str:
     """Return `text` without the secrets of any URI or connection string in it.
@@ -40,7 +47,8 @@ def redact(text: str) -> str:
         text = _USER_AND_PASSWORD.sub("://***@", text)
     if "=" not in text and "%3" not in text:
         return text
-    return _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)
+    text = _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)
+    return _QUERY_SECRET.sub(lambda match: f"{match['name']}=***", text)
 
 
 def redact_word(word: str) -> str:
