@@ -52,6 +52,12 @@ def test_secrets_of_a_uri_are_removed(uri: str, shown: str) -> None:
     assert "S3C" not in message and "T0K" not in message
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_tokens_in_headers_are_removed(scheme: str) -> None:
+    for header in (f"header value: '{scheme} S3C T0K'.", f"Authorization: {scheme} S3C"):
+        assert redact(header).startswith(header.partition("S3C")[0] + "***") and "T0K" not in redact(header)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -61,6 +67,7 @@ def test_secrets_of_a_uri_are_removed(uri: str, shown: str) -> None:
         "--num-tokens 3 tokenizer=x",
         "models:/aws@L03",
         "lr=0.1 key 1234",
+        "Basic training of the 'Basic' block",
         "which key=9993c55; code=3",
     ],
 )

@@ -36,6 +36,9 @@ _QUERY_SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# The value of a header, as an error quotes it.
+_HEADER_SECRET = re.compile(r"((?:['\"]|uthorization: ?)(?:Bearer|Basic) )[^'\"\n]+")
+
 
 def redact(text: str) -> str:
     """Return `text` without the secrets of any URI or connection string in it.
@@ -45,6 +48,8 @@ def redact(text: str) -> str:
     """
     if "://" in text:
         text = _USER_AND_PASSWORD.sub("://***@", text)
+    if "Bearer " in text or "Basic " in text:
+        text = _HEADER_SECRET.sub(r"\1***", text)
     if "=" not in text and "%3" not in text:
         return text
     text = _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)

@@ -85,6 +85,11 @@ OLD = MlflowException("Detected out-of-date database schema (found version a, bu
         (MlflowException("x", RESOURCE_ALREADY_EXISTS), False, "x"),  # another launch was faster
         (MlflowException("API request failed with error code 429 != 200"), False, "429"),
         (MlflowException("API request failed with error code 502 != 200"), False, "502"),
+        (
+            MlflowException("failed with exception Pool: Max retries (Caused by ResponseError('too many 502 errors'))"),
+            False,
+            ": too many 502 errors$",
+        ),
         (OperationalError("s", {}, Exception("database is locked")), False, "busy: another process is writing"),
         (ConnectionError("no answer within 5 s"), False, "no answer within 5 s$"),
         (OSError(28, "No space left on device"), False, "No space left"),
@@ -120,6 +125,10 @@ def test_errors_of_the_harness_pass(tmp_path: Path) -> None:
     [
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:///", "names no file"),
+        ("sqlite://", "names no file"),
+        ("sqlite://mlflow.db", "names no file"),
+        ("SQLITE:///mlflow.db", "names no file"),
+        ("sqlite:///file::memory:?uri=true", "names no file"),
         ("sqlite:///{tmp_path}", "names no file"),
         ("sqlite:///{tmp_path}/text.db", "text.db is no SQLite database"),
         ("postgresql://u:S3C@host:port/db", "no valid address"),
@@ -290,6 +299,7 @@ def test_names_of_experiments_are_checked_with_the_settings(name: str, said: str
         ({"http_proxy": "http://"}, r"missing the host\. It was asked through the proxy http:// \(from http_proxy"),
         ({"http_proxy": "ftp://127.0.0.1:9"}, r"scheme ftp.*the proxy ftp://127.0.0.1:9 \(from http_proxy"),
         ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.2"}, None),
+        ({"http_proxy": "http://127.0.0.1:abc"}, "no valid address.* through the proxy http://127.0.0.1:abc"),
         ({"https_proxy": "http://127.0.0.1:9"}, None),
         ({}, None),
     ],
@@ -309,6 +319,34 @@ def test_a_proxy_is_named(
         store.require()
     text = str(raised.value)
     assert ("proxy" in text) is (said is not None) and "S3C" not in text and "?." not in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "verify", "cert"),
+    [
+        ({}, True, None),
+        ({"MLFLOW_TRACKING_INSECURE_TLS": "true"}, False, None),
+        ({"MLFLOW_TRACKING_SERVER_CERT_PATH": "/ca.pem"}, "/ca.pem", None),
+        ({"MLFLOW_TRACKING_CLIENT_CERT_PATH": "/me.pem"}, True, "/me.pem"),
+    ],
+)
+def test_the_probe_trusts_the_certificates_that_mlflow_trusts(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], verify: object, cert: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(requests, "get", lambda url, **options: asked.update(options))
+    server_module._probe("https://server.test")
+    assert (asked["verify"], asked["cert"]) == (verify, cert)
+
+    def refuse(url: str, **options: object) -> None:
+        reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
+        raise requests.exceptions.SSLError(reason)
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(RefusedError, match=r"\(self-signed certificate\): set MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        server_module._probe("https://server.test")
 
 
 @pytest.mark.parametrize("status", [403, 404, 407])

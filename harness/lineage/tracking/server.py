@@ -133,7 +133,7 @@ class Server:
     @property
     def is_remote(self) -> bool:
         """Whether the URI is an HTTP server."""
-        return (self.tracking_uri or "").startswith(("http://", "https://"))
+        return (self.tracking_uri or "").lower().startswith(("http://", "https://"))
 
     @property
     def address(self) -> str:
@@ -186,9 +186,10 @@ class Server:
     def _check_place(self) -> None:
         """Raise RefusedError if a SQLite file can be neither read nor created at its path."""
         database = sqlite_path(self.tracking_uri)
-        if database is None:
+        if database is None and not (self.tracking_uri or "").lower().startswith(("sqlite:", "sqlite+")):
             return
-        if database.name in ("", ":memory:") or database.is_dir():
+        is_memory = database is None or database.name in ("", ":memory:") or str(database).startswith("file:")
+        if database is None or is_memory or database.is_dir():
             raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
         if database.is_symlink() and not database.exists():
             raise RefusedError(
@@ -695,6 +696,8 @@ def _from_store(error: Exception) -> bool:
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
+    if found := re.search(r"\(Caused by \w+\((.*?)[)'\"]*$", text):  # after several attempts, with a long address
+        text = found[1].lstrip("'\"")
     return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
@@ -796,16 +799,25 @@ def _rename_to_new(source: Path, target: Path) -> None:
 def _probe(tracking_uri: str) -> None:
     """Raise ConnectionError unless a server answers within seconds. MLflow's own retries take minutes."""
     import requests
+    from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
+    creds = get_default_host_creds(tracking_uri)  # variables of MLflow choose certificates
+    address, certificate = tracking_uri.rstrip("/") + "/health", creds.client_cert_path
     try:
-        requests.get(tracking_uri.rstrip("/") + "/health", timeout=_PROBE_SECONDS)
+        requests.get(address, timeout=_PROBE_SECONDS, verify=creds.verify, cert=certificate)
     except requests.Timeout:
         raise ConnectionError(f"no answer within {_PROBE_SECONDS} s") from None
     except requests.exceptions.InvalidURL as error:
         if "proxy url" in str(error).lower():
-            raise ConnectionError(_first_line(error).rstrip(".")) from None
-        raise RefusedError(f"this is no valid address ({_first_line(error)})") from None
+            raise ConnectionError(_first_line(error)) from None
+        raise RefusedError(f"this is no valid address ({_first_line(error)}){_proxy_note(tracking_uri)}") from None
     except requests.RequestException as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            found = re.search(r"certificate verify failed: ([^()]*)", str(error))
+            raise RefusedError(
+                f"its TLS certificate cannot be verified ({found[1].strip() if found else 'unknown'}): set "
+                "MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of its authority"
+            ) from None
         reason = getattr(error.args[0], "reason", error) if error.args else error
         raise ConnectionError(str(reason).split(": ", 1)[-1].rstrip(".)'\"")) from None
 
