@@ -6,7 +6,6 @@ Searches, final trainings and comparisons are functions that take an Experiment.
 from __future__ import annotations
 
 import logging
-import os
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,23 +16,26 @@ import torch
 from harness.checkpoint import Checkpoint, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
+from harness.common.machine import share_of_cores
 from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import DATASETS, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
+from harness.experiment.probe import Probe
 from harness.lineage.store import LineageStore
 from harness.models import MODELS, build_model, classifier_of, draw_model, partition_of
 from harness.models.initialise import SCHEMES
 from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
+from harness.training.compiled import compile_, require_compiler
 from harness.training.feed import TestFeed, TrainFeed
 
 _log = logging.getLogger(__name__)
 
 TEST_BATCH_SIZE = 500
 _SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
-_SHARED |= {"sync_batchnorm", "deterministic"}
+_SHARED |= {"compile", "sync_batchnorm", "deterministic"}
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,17 @@ class Experiment:
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records have the selected precision
         self.world, self.store, self.config = world, store, config
+        self.loader_threads = loader_threads(config.data.num_workers, world.local_size)
+        self.probe = Probe(due=config.probe and config.data.loader == "ffcv")
         self.shows_progress = world.is_main and not is_quiet()
         self._initialisation = initialisation
         if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
             torch.set_float32_matmul_precision(config.float32_matmul_precision)
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
+
+        if config.compile != "no":
+            world.on_all(lambda: require_compiler(world.device))
 
         # Phase: open the data. All processes must have equal data.
         files = config.data.name, config.data.directory, config.data.loader
@@ -134,6 +141,7 @@ class Experiment:
         # channels_last is 1.3 times faster for a ResNet-20, also on a CPU.
         self.blank = model.to(memory_format=torch.channels_last)
         self._check_batchnorm()
+        self._compiled: dict[bool, torch.nn.Module] = {}
 
         saving = SavingInterval(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
         other: Archive | None = beside.archive if beside else None
@@ -164,8 +172,7 @@ class Experiment:
                 f"accumulation_steps is {config.accumulation_steps}, but a process has only {share} images of a batch; "
                 "each micro-batch needs one"
             )
-        threads = loader_threads(config.data.num_workers, world.local_size)
-        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
+        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": self.loader_threads}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
         )
@@ -216,6 +223,27 @@ class Experiment:
         """Build the network on the CPU. Torch's global generator draws its values."""
         return build_model(self.config.model.name, **self._sizes)
 
+    def network(self, *, trains: bool = True) -> torch.nn.Module:
+        """Return a network on the device. The caller overwrites its parameters and buffers.
+
+        A compiled network is one object in the whole launch, because its CUDA graphs hold the addresses of its tensors.
+        So the network of an earlier call must not be used any more.
+
+        Args:
+            trains: Whether all ranks run it together. Otherwise it has no SyncBatchNorm.
+        """
+        whole = trains or not self.config.sync_batchnorm
+        model = self._compiled.get(whole)
+        if model is None:
+            model = (deepcopy(self.blank) if whole else self.fresh_model()).to(self.world.device)
+            if self.config.compile != "no":
+                compile_(model, self.config.compile)
+                self._compiled[whole] = model
+        model.zero_grad()
+        for own, usual in zip(model.parameters(), self.blank.parameters(), strict=True):
+            own.requires_grad_(usual.requires_grad)  # an earlier training may have frozen it
+        return model.train()
+
     @property
     def _sizes(self) -> dict[str, Any]:
         spec = self.spec
@@ -240,5 +268,5 @@ class Experiment:
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:
-    """Return the loader threads of a process. −1 divides the machine's cores among its processes."""
-    return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)
+    """Return the loader threads of a process: for −1, its share of the cores without one for the training step."""
+    return num_workers if num_workers != -1 else max(1, share_of_cores(local_size) - 1)
