@@ -801,7 +801,7 @@ def _probe(tracking_uri: str) -> None:
     import requests
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
-    creds = get_default_host_creds(tracking_uri)  # variables of MLflow choose certificates
+    creds = get_default_host_creds(tracking_uri)  # variables of MLflow choose certificates  # type: ignore[no-untyped-call]
     address, certificate = tracking_uri.rstrip("/") + "/health", creds.client_cert_path
     try:
         requests.get(address, timeout=_PROBE_SECONDS, verify=creds.verify, cert=certificate)
