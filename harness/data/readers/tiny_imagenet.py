@@ -112,8 +112,8 @@ def _annotated(tree: _Tree, images: list[str], classes: dict[str, int]) -> list[
     for name in images:
         wnid = wnids[PurePosixPath(name).name]
         directories = name.split("/")[1:-1]
-        others = directories[:1] + [directory for directory in directories if directory in classes]
-        if not set(others) <= {"images", wnid}:
+        named = directories[:1] + [directory for directory in directories if directory in classes]
+        if not set(named) <= {"images", wnid}:
             raise SourceError(f"{tree.where}:{name} has the class {wnid} in {_ANNOTATIONS}")
     if len(by_name) != len(images):
         twice = sorted(set(images) - set(by_name.values()))

@@ -801,8 +801,11 @@ def _probe(tracking_uri: str) -> None:
     import requests
     from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
-    creds = get_default_host_creds(tracking_uri)  # variables of MLflow choose certificates
+    # Phase: use the certificates that MLflow's variables choose.
+    creds = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
     address, certificate = tracking_uri.rstrip("/") + "/health", creds.client_cert_path
+
+    # Phase: ask, and turn each failure into one line.
     try:
         requests.get(address, timeout=_PROBE_SECONDS, verify=creds.verify, cert=certificate)
     except requests.Timeout:
