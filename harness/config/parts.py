@@ -75,13 +75,8 @@ class DataConfig:
     """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. torch is a DataLoader, the slow
     and general way, and the one for data sets of your own Python file. All give the same batches."""
     num_workers: int = 1
-<<<<<<< HEAD
-    """Loader threads per process, or processes for torch. -1 divides the cores among the processes. Raise it if the GPU
-    waits for images. Results do not depend on it."""
-=======
-    """Loader threads per process. -1: one fewer than the process's share of the cores. Raise it if the GPU waits for
-    images. Results do not depend on it."""
->>>>>>> main
+    """Loader threads per process, or processes for torch. -1: one fewer than the process's share of the cores. Raise it
+    if the GPU waits for images. Results do not depend on it."""
 
     def __post_init__(self) -> None:
         require_finite(self, "data.")

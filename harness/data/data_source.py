@@ -5,11 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-<<<<<<< HEAD
-from typing import TYPE_CHECKING, Literal, get_args
-=======
-from typing import TYPE_CHECKING, Any, Literal
->>>>>>> main
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.common.digest import sha256_json
 from harness.config import known
@@ -118,12 +114,8 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
         content_digest=sha256_json([manifests[split].content_digest for split in SPLITS]),
         num_train=manifests["train"].num_samples,
         num_test=manifests["test"].num_samples,
-<<<<<<< HEAD
-        _reader=_readers(spec, loader, paths, manifests["train"]),
-=======
         options=manifests["train"].options,
-        _reader=_readers(spec, loader, paths),
->>>>>>> main
+        _reader=_readers(spec, loader, paths, manifests["train"]),
     )
 
 
