@@ -154,7 +154,7 @@ def _arrow(root: Path, splits: bool) -> Path:
     return root
 
 
-def _parquet(root: Path, splits: bool) -> Path:
+def _parquet(root: Path, splits: bool, names: tuple[object, ...] = (0, 1, 2)) -> Path:
     import io
 
     import pyarrow
@@ -167,7 +167,7 @@ def _parquet(root: Path, splits: bool) -> Path:
 
     root.mkdir(parents=True)
     crops = photo_crops(36, 20, 20)
-    rows = [({"bytes": encoded(crop), "path": None}, index % 3) for index, crop in enumerate(crops)]
+    rows = [({"bytes": encoded(crop), "path": None}, names[index % 3]) for index, crop in enumerate(crops)]
     for name, part in (("train", rows[:30]), ("test", rows[30:])) if splits else (("all", rows),):
         table = pyarrow.table({"picture": [image for image, _ in part], "kind": [label for _, label in part]})
         pyarrow.parquet.write_table(table, root / f"{name}.parquet")
@@ -185,8 +185,19 @@ def _parquet(root: Path, splits: bool) -> Path:
         (lambda root: _parquet(root, True), 6, ("0", "1", "2")),
         (lambda root: _parquet(root, False), 3, ("0", "1", "2")),
         (lambda root: _parquet(root, False).parent, 3, ("0", "1", "2")),
+        (lambda root: _parquet(root, True, CLASSES[::-1]), 6, CLASSES),
     ],
-    ids=["test", "val", "train alone", "saved splits", "saved rows", "parquet splits", "parquet file", "parquet"],
+    ids=[
+        "test",
+        "val",
+        "train alone",
+        "saved splits",
+        "saved rows",
+        "parquet splits",
+        "parquet file",
+        "parquet",
+        "texts",
+    ],
 )
 def test_every_source(tmp_path: Path, write, num_test: int, classes: tuple[str, ...]) -> None:
     source = write(tmp_path / "raw")

@@ -41,14 +41,13 @@ def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
 
     # Check the columns of all files, and read their labels.
     files = _parquet_files(spec, path, split)
-    labels: list[int] = []
+    labels: list[Any] = []
     names: Sequence[str] = ()
     for file in files:
         with reading(file):
             opened = parquet.ParquetFile(file)
             _check_columns(spec, opened.schema_arrow.names, str(file))
-            column = opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
-            labels += _integers(column, str(file))
+            labels += opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
             names = names or _recorded_names(spec, opened.schema_arrow.metadata)
 
     # Stream the images.
@@ -58,7 +57,8 @@ def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
                 for batch in parquet.ParquetFile(file).iter_batches(_ROWS, columns=[spec.raw.image_column]):
                     yield from batch[spec.raw.image_column].to_pylist()
 
-    return _split(spec, images, labels, names, f"{path} {split}", {"files": len(files)})
+    numbers, named = _numbered(spec, labels, f"{path} {split}")
+    return _split(spec, images, numbers, named or names, f"{path} {split}", {"files": len(files)})
 
 
 def _recorded_names(spec: DataSpec, metadata: dict[bytes, bytes] | None) -> list[str]:
@@ -200,11 +200,22 @@ def _check_columns(spec: DataSpec, columns: Sequence[str], where: str) -> None:
             )
 
 
-def _integers(labels: Sequence[Any], where: str) -> list[int]:
+def _numbered(spec: DataSpec, labels: Sequence[Any], where: str) -> tuple[list[int], Sequence[str]]:
+    """Return integer labels, and the class names if the labels are texts.
+
+    Only a user's own data set can have texts. They are numbered in sorted order, as directories are.
+
+    Raises:
+        SourceError: A label is neither.
+    """
+    if spec.raw.own and labels and all(isinstance(label, str) for label in labels):
+        names = sorted(set(labels))
+        numbers = {name: number for number, name in enumerate(names)}
+        return [numbers[label] for label in labels], names
     for index, label in enumerate(labels):
         if not isinstance(label, int):
             raise SourceError(f"image {index} of {where} has the label {label!r:.60}; labels must be integers")
-    return list(labels)
+    return list(labels), ()
 
 
 def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> RawSplit:
@@ -217,9 +228,9 @@ def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> 
 
     # Check the columns and the labels, and disable decoding.
     _check_columns(spec, rows.column_names, where)
-    labels = _integers(list(rows[spec.raw.label_column]), where)
+    labels, named = _numbered(spec, list(rows[spec.raw.label_column]), where)
     kind, column = rows.features[spec.raw.label_column], spec.raw.image_column
-    names = kind.names if isinstance(kind, ClassLabel) else ()
+    names = kind.names if isinstance(kind, ClassLabel) else named
     if isinstance(rows.features[column], Image):
         rows = rows.cast_column(column, Image(decode=False))
     return _split(spec, lambda: (row[column] for row in rows.select_columns([column])), labels, names, where, notes)
