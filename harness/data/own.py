@@ -353,6 +353,7 @@ def own_spec(home: Path, manifests: dict[str, Manifest]) -> DataSpec:
     Raises:
         ValueError: The file is missing, invalid, or differs from the manifests.
     """
+    # Compare the digest before the content is parsed.
     path = home / SPEC_FILE
     try:
         content = read_bounded(path, _MOST_BYTES)
@@ -385,6 +386,7 @@ def spec_of(name: str, directory: Path | str) -> DataSpec:
     """
     if name in DATASETS:
         return DATASETS[name]
+    # An unknown name suggests the nearest, and the command that prepares it.
     home = Path(directory) / name
     prepared = prepared_names(directory)
     if name not in prepared:
@@ -394,6 +396,7 @@ def spec_of(name: str, directory: Path | str) -> DataSpec:
             command = f"python tools/prepare_data.py --name {name} --source SOURCE --size PIXELS --out {directory}"
             hint = f"; to prepare one of your own: {command}" if _NAME.fullmatch(name) else ""
             raise ValueError(f"{error}; {home} has none of your own{hint}") from None
+    # Both manifests have the digest of the specification.
     manifests = {}
     for split in SPLITS:
         try:

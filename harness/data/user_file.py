@@ -82,6 +82,7 @@ class UserFile:
         Raises:
             ValueError: The file is missing, has changed, or lies in the data set's directory.
         """
+        # Find the file where the user named it, outside of the data set's directory.
         given, copy = str(manifest.source.get("given")), home / SOURCE_FILE
         named = named_function(given)
         path = named[0] if named else Path(given)
@@ -90,6 +91,7 @@ class UserFile:
             raise ValueError(
                 f"{home.name} is made by {given}, which is not there, and a copy is not executed unasked. {remedy}"
             )
+        # Compare its digest.
         found = cls.read(given)
         expected = manifest.files[SOURCE_FILE].sha256
         if found.sha256 != expected:
