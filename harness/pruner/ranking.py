@@ -1,9 +1,8 @@
-"""Inputs from which methods rank weights before the first training: gradients and shapes of images."""
+"""Gradients by which a method ranks weights before the first training."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from itertools import chain
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -21,7 +20,8 @@ def mean_gradients(
     model: nn.Module,
     params: Mapping[str, torch.Tensor],
     mask: Mask,
-    batches: Batches,
+    *,
+    batches: Sequence[tuple[torch.Tensor, torch.Tensor]],
     loss: Loss,
     sgd_seed: int,
 ) -> dict[str, torch.Tensor]:
@@ -39,9 +39,6 @@ def mean_gradients(
 
     Returns:
         One CPU tensor for each parameter: the mean over processes.
-
-    Raises:
-        ValueError: There is no batch.
     """
     # Phase: put θ ⊙ m beside the network, in the memory layout of its parameters.
     own = dict(model.named_parameters())
@@ -54,19 +51,16 @@ def mean_gradients(
     state = weights | {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
 
     # Phase: go through the batches. Modes of the modules and torch's generators are restored.
-    given = list(batches)
-    if not given:
-        raise ValueError("batches holds no batch; give a list of (images, labels), or a function that returns them")
     modes = [(module, module.training) for module in model.modules()]
     device = next(iter(own.values())).device
-    seed, total = SgdNoise(sgd_seed, ("ranking",)).key("dropout", 0) >> 1, sum(len(labels) for _, labels in given)
+    seed, total = SgdNoise(sgd_seed, ("ranking",)).key("dropout", 0) >> 1, sum(len(labels) for _, labels in batches)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), torch.enable_grad():
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
             torch.cuda.manual_seed(seed)
         try:
             model.train()
-            for images, labels in given:
+            for images, labels in batches:
                 outputs = functional_call(model, state, (images.to(device),))
                 (loss(outputs, labels.to(device)) * (len(labels) / total)).backward()
         finally:
@@ -80,16 +74,3 @@ def mean_gradients(
             torch.distributed.all_reduce(grad)
             grad.div_(torch.distributed.get_world_size())
     return {name: grad.detach().cpu() for name, grad in grads.items()}
-
-
-def image_shape(batches: Batches) -> tuple[int, int, int]:
-    """Return (channels, height, width) of the first batch.
-
-    Raises:
-        ValueError: There is no batch of images.
-    """
-    images = next(iter(chain((images for images, _ in batches), [torch.empty(0)])))
-    if images.ndim != 4:
-        raise ValueError(f"batches must yield (images, labels) with images (N, C, H, W), got {tuple(images.shape)}")
-    channels, height, width = images.shape[1:]
-    return channels, height, width

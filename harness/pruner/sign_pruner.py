@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import partial
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -21,13 +22,15 @@ from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, Searc
 from harness.config.search import AlphaDistribution, Scope
 from harness.masks import Mask, SignedMask
 from harness.models.partition import ParamPartition
-from harness.pruner.ranking import Batches, Loss, image_shape, mean_gradients
+from harness.pruner.ranking import Batches, Loss, mean_gradients
 from harness.pruner.steps import ENDLESS, LevelSteps, Psi
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.method import NotHereError
 
 FORMAT = "harness.sign_pruner/1"
 _METADATA = "metadata"
+_UNBOUNDED = 2**31
+"""Epochs of a full training, whose length the user's loop decides."""
 _NEW, _TRAINING, _LEFT, _FINISHED = "new", "training", "left", "finished"
 
 
@@ -145,6 +148,8 @@ class SignPruner:
             "pruning_scope": pruning_scope,
             "rewind_steps": rewind_steps,
         }
+        known("alpha", alpha, get_args(AlphaDistribution))
+        known("pruning_scope", pruning_scope, get_args(Scope))
         config = self._config({})
         self._method.check(config)
         uses_k = "rewind_steps" in self._method.determinants(config, ENDLESS)
@@ -171,7 +176,7 @@ class SignPruner:
         # Phase: nothing is trained yet.
         self._status, self._number = _NEW, 0
         self._plan: _Plan | None = None
-        self._restored: dict[str, Any] | None = None
+        self._restored, self._restored_steps = dict[str, Any](), 0
         self._training: LevelSteps | None = None
         self._begin_steps = 0
         self._networks: dict[str, Checkpoint] = {}
@@ -232,7 +237,7 @@ class SignPruner:
         numbers = [n for n in range(config.num_levels + 1) if self._method.schedule(config, n).epochs]
         plan = _Plan(config, steps_per_epoch, numbers)
         self._check_counts(plan)
-        if self._restored is not None and self._restored != plan.recorded:
+        if self._restored and self._restored != plan.recorded:
             raise ValueError(f"the restored search has the levels {self._restored}, not {plan.recorded}; give the same")
 
         # Phase: start. Nothing is computed before the loop asks for the first level.
@@ -256,7 +261,7 @@ class SignPruner:
             self._status = _FINISHED
         except GeneratorExit:
             if self._training is not None:
-                self._training.over = True
+                self._end(self._training)
             self._status = _LEFT
             raise
 
@@ -359,7 +364,7 @@ class SignPruner:
         position = {
             "status": _TRAINING if self._status == _LEFT else self._status,
             "level": self._number,
-            "steps": steps.done if steps else 0,
+            "steps": steps.done if steps else self._restored_steps,
             "begin_steps": self._begin_steps,
             "plan": self._plan.recorded if self._plan else self._restored,
         }
@@ -416,8 +421,8 @@ class SignPruner:
                 steps.hook.restore_(hook)
             return
         self._status, self._number = header["status"], header["level"]
-        self._begin_steps, self._restored = header["begin_steps"], header["plan"]
-        self._restored_steps = int(header["steps"])
+        self._begin_steps, self._restored = header["begin_steps"], header["plan"] or {}
+        self._restored_steps = header["steps"]
         self._theta_init, self._mask, self._networks, self._hook_state = theta_init, mask, networks, hook
 
     # ---- one level
@@ -438,7 +443,7 @@ class SignPruner:
                 importance = self._method.importance(ctx)
             except NotHereError:
                 raise ValueError(
-                    f"method {self._settings['method']} ranks weights by training images; give "
+                    f"method {self._settings['method']} ranks weights by training images (N, C, H, W); give "
                     "levels(…, batches=[(images, labels)])"
                 ) from None
             ctx = replace(ctx, mask=pruning.next_mask(importance, self._mask, number))
@@ -472,18 +477,22 @@ class SignPruner:
         """Check the trained level, and keep the networks that its hook made."""
         self._not_inside("the end of a level")
         steps.check()
-        steps.settle()
-        steps.over = True
+        self._end(steps)
         if steps.hook is None:
             return
         self._mask = steps.hook.finish(self._mask)
         self._networks |= {file: _plain(network) for file, network in steps.hook.networks(self._theta_init).items()}
-        self._hook_state = {}
         if any(network.params.keys() != self._params.keys() for network in self._networks.values()):
             raise ValueError(
                 f"level {self._number} ended after {steps.done} steps, before step {self._settings['rewind_steps']} to "
                 "which later levels rewind; train longer, or give a smaller rewind_steps"
             )
+
+    def _end(self, steps: LevelSteps) -> None:
+        """End a level, complete or not. Its optimizers keep pruned weights at 0."""
+        steps.settle_if_over()
+        steps.over = True
+        self._hook_state = steps.hook.state() if steps.hook else {}
 
     def _context(
         self,
@@ -496,10 +505,11 @@ class SignPruner:
         """Return the inputs of the method for one level."""
         config, core = plan.config, self._core
 
-        def given() -> Batches:
-            assert batches is not None
-            return batches() if callable(batches) else batches
-
+        # A first batch tells the shape of the images, and an iterator gives its batches only once.
+        given = None if batches is None or number == 0 else list(batches() if callable(batches) else batches)
+        if given is not None and not given:
+            raise ValueError("batches holds no batch; give a list of (images, labels), or a function that returns them")
+        shape = tuple(given[0][0].shape[1:]) if given else ()
         return LevelContext(
             config,
             number,
@@ -509,33 +519,34 @@ class SignPruner:
             parent=parent,
             read=lambda name: self._networks[name],
             steps_per_epoch=plan.steps_per_epoch or ENDLESS,
-            image_shape=(0, 0, 0) if batches is None else image_shape(given()),
-            new_model=None if batches is None else lambda: deepcopy(core).cpu().float(),
-            gradients=None
-            if batches is None
-            else lambda params, mask: mean_gradients(core, params, mask, given(), loss, config.sgd_seed),
+            image_shape=shape if len(shape) == 3 else (0, 0, 0),
+            new_model=(lambda: deepcopy(core).cpu().float()) if len(shape) == 3 else None,
+            gradients=partial(mean_gradients, core, batches=given, loss=loss, sgd_seed=config.sgd_seed)
+            if given
+            else None,
         )
 
     def _config(self, levels: Mapping[str, Any]) -> SearchConfig:
         """Return the settings of a search as methods read them. Data, network and optimizer are the user's own."""
         settings = self._settings
-        rewinding = {"rewind_to": settings["rewind_steps"] or 0, "rewind_unit": "steps"}
+        own: dict[str, Any] = {
+            "method": settings["method"],
+            "alpha": settings["alpha"],
+            "pruning_scope": settings["pruning_scope"],
+            "sgd_seed": settings["seed"],
+            "rewind_to": settings["rewind_steps"] or 0,
+            "rewind_unit": "steps",
+            "num_levels": 1,
+        }
         return SearchConfig(
-            **{
-                "data": DataConfig("own"),
-                "model": ModelConfig("own"),
-                "optim": OptimConfig(),
-                "final": Schedule(1, "constant"),
-                "warmup_epochs": 1,
-                "level_epochs": 1,
-                "num_levels": 1,
-                "method": settings["method"],
-                "alpha": settings["alpha"],
-                "pruning_scope": settings["pruning_scope"],
-                "sgd_seed": settings["seed"],
-                **rewinding,
-                **levels,
-            }
+            DataConfig("own"),
+            ModelConfig("own"),
+            OptimConfig(),
+            Schedule(_UNBOUNDED, "constant"),
+            warmup_epochs=1,
+            level_epochs=1,
+            global_batch_size=1,
+            **own | dict(levels),
         )
 
     # ---- checks
@@ -543,7 +554,7 @@ class SignPruner:
     def _check_counts(self, plan: _Plan) -> None:
         """Refuse levels that keep no weight, before the first training."""
         pruning, mask = self._method.pruning(plan.config), self._mask
-        if pruning is None or self._restored is not None:
+        if pruning is None or self._restored:
             return
         sizes = {name: kept.numel() for name, kept in mask.tensors.items()}
         sizes = {"": sum(sizes.values())} if pruning.scope == "global" else sizes
@@ -584,11 +595,7 @@ class SignPruner:
 
     def _snapshot(self) -> Checkpoint:
         """Copy the network to the CPU, by plain names."""
-        return _plain(Checkpoint.of(self._core, level=self._number_or_0, epochs=0, level_digest=""))
-
-    @property
-    def _number_or_0(self) -> int:
-        return getattr(self, "_number", 0)
+        return _plain(Checkpoint.of(self._core, level=0, epochs=0, level_digest=""))
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:

@@ -146,8 +146,8 @@ class LevelSteps:
         if goes_on:
             # The view scales gradients once. So give it the unscaled sum over the earlier micro-batches.
             with torch.no_grad():
-                for _, grad, _, unscaled in self._left:
-                    grad.copy_(unscaled)
+                for _, grad, _, total in self._left:
+                    grad.copy_(total)
         elif self._updated or not self._updating:
             self.settle()
         self._begun, self._blocks = True, self._blocks + 1
