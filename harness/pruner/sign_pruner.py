@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -16,19 +15,17 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.checkpoint import Checkpoint
-from harness.common.digest import canonical_json
 from harness.common.tensors import check_fits, listed, plain_name
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
 from harness.config.search import AlphaDistribution, Scope
 from harness.masks import Mask, SignedMask
 from harness.models.partition import ParamPartition
 from harness.pruner.ranking import Batches, Loss, mean_gradients
+from harness.pruner.state import SavedSearch
 from harness.pruner.steps import ENDLESS, LevelSteps, Psi
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.method import NotHereError
 
-FORMAT = "harness.sign_pruner/1"
-_METADATA = "metadata"
 _UNBOUNDED = 2**31
 """Epochs of a full training, whose length the user's loop decides."""
 _NEW, _TRAINING, _LEFT, _FINISHED = "new", "training", "left", "finished"
@@ -355,29 +352,23 @@ class SignPruner:
         Raises:
             RuntimeError: It is called inside `step`.
         """
-        # Phase: the position in the search.
         self._not_inside("state_dict()")
         steps, hook = self._training, self._hook_state
         if steps is not None and not steps.over:
             steps.settle_if_over()
             hook = steps.hook.state() if steps.hook else {}
-        position = {
-            "status": _TRAINING if self._status == _LEFT else self._status,
-            "level": self._number,
-            "steps": steps.done if steps else self._restored_steps,
-            "begin_steps": self._begin_steps,
-            "plan": self._plan.recorded if self._plan else self._restored,
-        }
-        header = {"format": FORMAT, "settings": self._settings, **position}
-
-        # Phase: the tensors.
-        tensors = {f"mask.{name}": kept for name, kept in self._mask.tensors.items()}
-        tensors |= {f"hook.{name}": tensor for name, tensor in hook.items()}
-        for file, network in {"theta_init": self._theta_init, **self._networks}.items():
-            tensors |= {f"network.{file}/param.{name}": tensor for name, tensor in network.params.items()}
-            tensors |= {f"network.{file}/buffer.{name}": tensor for name, tensor in network.buffers.items()}
-        text = torch.frombuffer(bytearray(canonical_json(header).encode()), dtype=torch.uint8)
-        return {name: tensor.clone().contiguous() for name, tensor in tensors.items()} | {_METADATA: text.clone()}
+        return SavedSearch(
+            settings=self._settings,
+            plan=self._plan.recorded if self._plan else self._restored,
+            status=_TRAINING if self._status == _LEFT else self._status,
+            level=self._number,
+            steps=steps.done if steps else self._restored_steps,
+            begin_steps=self._begin_steps,
+            mask=self._mask,
+            theta_init=self._theta_init,
+            networks=self._networks,
+            hook=hook,
+        ).tensors()
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Continue from a state that `state_dict` returned.
@@ -390,40 +381,33 @@ class SignPruner:
             ValueError: The state has another format, other arguments or another network.
         """
         # Phase: check that the state belongs to this search.
-        try:
-            header = json.loads(bytes(state[_METADATA].cpu().tolist()))
-            found = header["format"]
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise ValueError("this is no state of a SignPruner; give what state_dict() returned") from None
-        if found != FORMAT:
-            raise ValueError(f"the state has format {found!r:.60}; this version reads {FORMAT}")
-        theirs = header["settings"]
-        if differing := [n for n, own in self._settings.items() if theirs.get(n) != own]:
-            said = [f"{name} is {theirs.get(name)!r} there and {self._settings[name]!r} here" for name in differing]
+        saved, settings = SavedSearch.of(state), self._settings
+        if differing := [name for name, own in settings.items() if saved.settings.get(name) != own]:
+            said = [f"{n} is {saved.settings.get(n)!r} there and {settings[n]!r} here" for n in differing]
             raise ValueError(f"the state is of another search: {listed(said)}; create SignPruner with its arguments")
-        networks = _networks(state)
-        theta_init, mask = networks.pop("theta_init"), Mask(_under("mask.", state))
-        for given, own in ((theta_init.state_dict, self._theta_init.state_dict), (mask.tensors, self._mask.tensors)):
+        for given, own in (
+            (saved.theta_init.state_dict, self._theta_init.state_dict),
+            (saved.mask.tensors, self._mask.tensors),
+        ):
             shapes, own_shapes = ({name: t.shape for name, t in one.items()} for one in (given, own))
             check_fits(shapes, own_shapes, "the state", exactly=True)
-        hook = _under("hook.", state)
 
         # Phase: go back within the level in training, or take the whole state over.
         if self._plan is not None:
             steps = self._in_level("load_state_dict()")
-            if header["level"] != self._number or not mask.equal(self._mask):
+            if saved.level != self._number or not saved.mask.equal(self._mask):
                 raise RuntimeError(
-                    f"the state is of level {header['level']}, and this loop is in level {self._number}; create a new "
+                    f"the state is of level {saved.level}, and this loop is in level {self._number}; create a new "
                     "SignPruner, load the state, and begin the loop again"
                 )
-            steps.go_back(header["steps"])
+            steps.go_back(saved.steps)
             if steps.hook is not None:
-                steps.hook.restore_(hook)
+                steps.hook.restore_(saved.hook)
             return
-        self._status, self._number = header["status"], header["level"]
-        self._begin_steps, self._restored = header["begin_steps"], header["plan"] or {}
-        self._restored_steps = header["steps"]
-        self._theta_init, self._mask, self._networks, self._hook_state = theta_init, mask, networks, hook
+        self._status, self._number, self._restored = saved.status, saved.level, saved.plan
+        self._begin_steps, self._restored_steps = saved.begin_steps, saved.steps
+        self._theta_init, self._mask = saved.theta_init, saved.mask
+        self._networks, self._hook_state = saved.networks, saved.hook
 
     # ---- one level
 
@@ -619,15 +603,3 @@ def _plain(network: Checkpoint) -> Checkpoint:
     """Return a checkpoint with plain names."""
     params, buffers = ({plain_name(n): t for n, t in one.items()} for one in (network.params, network.buffers))
     return replace(network, params=params, buffers=buffers)
-
-
-def _under(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return copies of the tensors with this prefix, on the CPU, without the prefix."""
-    return {name.removeprefix(prefix): t.cpu().clone() for name, t in tensors.items() if name.startswith(prefix)}
-
-
-def _networks(state: Mapping[str, torch.Tensor]) -> dict[str, Checkpoint]:
-    """Return the checkpoints in a state by their file name. θ_init is always among them."""
-    files = {name.removeprefix("network.").partition("/")[0] for name in state if name.startswith("network.")}
-    parts = {file: [_under(f"network.{file}/{kind}.", state) for kind in ("param", "buffer")] for file in files}
-    return {file: Checkpoint(params, buffers, 0, 0, "") for file, (params, buffers) in parts.items()}

@@ -18,7 +18,11 @@ from harness.pruning import METHODS
 from recipes.presets.small import digits
 from tests.pruning.searching import STEPS
 
-OTHERS = sorted(METHODS.keys() - {"aws", "lrr", "gem_miner"})
+DERIVED = ("imp", "magnitude_increase", "aws_full", "lrr_full", "dense")
+OTHERS = [
+    *("wr", "snip", "synflow", "random", "lrr_bn_rewind"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in DERIVED),
+]
 
 
 def in_a_plain_loop(experiment: Experiment) -> dict[int, tuple[Checkpoint, SignPruner, torch.Tensor]]:
@@ -62,8 +66,11 @@ def compared(experiment: Experiment) -> None:
     """Check parameters, buffers, masks and signs of each level against those of the search."""
     own, theirs = in_a_plain_loop(experiment), {run.checkpoint.level: run for run in search(experiment).levels}
     assert own.keys() == {level for level, run in theirs.items() if run.checkpoint.epochs}
-    for number, (network, signs, _) in own.items():
+    for number, (network, signs, alphas) in own.items():
         run = theirs[number]
+        expected = METHODS[experiment.config.method].noise(experiment.config, number)
+        last = METHODS[experiment.config.method].schedule(experiment.config, number).epochs - 1
+        assert alphas.tolist() == expected.alphas(last, STEPS).tolist()
         assert network.digest == run.checkpoint.digest, f"level {number}"
         assert signs.mask.equal(run.mask) and signs.digest == run.signed_mask.digest
         assert (number == 0) == (signs.density == 1) or experiment.config.method == "dense"
@@ -81,10 +88,3 @@ def test_two_levels_have_the_bits_of_the_recipe_for_the_digits(experiment: Exper
 @pytest.mark.parametrize("method", OTHERS)
 def test_the_other_methods_have_the_bits_of_their_search(experiment: Experiment, method: str) -> None:
     compared(experiment.using(method))
-
-
-def test_alpha_is_the_stream_of_the_seed(experiment: Experiment) -> None:
-    config = experiment.config
-    for number, (_, _, alphas) in in_a_plain_loop(experiment.using("aws")).items():
-        expected = METHODS["aws"].noise(config, number).alphas(0, STEPS)
-        assert alphas.tolist() == expected.tolist()
