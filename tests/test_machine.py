@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from harness.common import machine
-from harness.common.machine import cuda_facts, hardware, launch_command, sampled_load
+from harness.common.machine import cuda_facts, hardware, launch_command, sampled_load, share_of_cores
+from harness.experiment.experiment import loader_threads
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -25,6 +26,38 @@ def test_hardware_is_that_of_this_machine() -> None:
     assert 1 <= found["cores"] <= (psutil.cpu_count() or 1)
     assert abs(found["memory_gib"] - psutil.virtual_memory().total / 2**30) < 0.1
     assert len(found["gpus"]) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "slurm", "share"),
+    [
+        (64, 8, {}, 8),
+        (2, 2, {}, 1),
+        (1, 8, {}, 1),
+        (64, 8, {"SLURM_CPUS_PER_TASK": "64"}, 8),  # one launcher a node
+        (128, 8, {"SLURM_CPUS_PER_TASK": "64", "SLURM_TASKS_PER_NODE": "1(x2)"}, 8),  # the affinity does not show it
+        (8, 8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_TASKS_PER_NODE": "8"}, 8),  # one task a process, bound
+        (64, 8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, 8),  # one task a process, unbound
+        (64, 8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_TASKS_PER_NODE": "8"}, 8),  # a launcher in the batch script
+        (64, 1, {"SLURM_CPUS_PER_TASK": "8"}, 8),
+        (64, 8, {"SLURM_CPUS_PER_TASK": ""}, 8),
+    ],
+)
+def test_a_process_has_its_share_of_the_cores(
+    cores: int, processes: int, slurm: dict[str, str], share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but one core of the share are for the loader."""
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_TASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.setenv(name, slurm.get(name, ""))
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    assert share_of_cores(processes) == share
+    assert loader_threads(-1, processes) == max(1, share - 1)
+    assert loader_threads(5, processes) == 5
+
+
+def test_usable_cores_heed_the_cpu_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    assert machine.usable_cores() == 3
 
 
 def test_a_cpu_launch_does_not_query_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
+from harness.common.foreign import holds_network, split_key
 from harness.config import Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, Initialisation
@@ -20,6 +21,8 @@ from harness.lineage.store import LineageStore
 from harness.models.initialise import SCHEMES
 
 _log = logging.getLogger(__name__)
+_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".json")
+"""Endings of networks' files. A text with one of them names no run."""
 
 
 def resolve_record(store: LineageStore, text: str) -> LineageRecord:
@@ -64,19 +67,21 @@ def resolve_initialisation(world: World, store: LineageStore, text: str) -> Init
 
 def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     """Return the network and the key of its run. The key of a file is ""."""
-    path = Path(text)
-    if path.is_file():
+    path = split_key(text)[0]
+    if holds_network(path):
         try:
-            return read_network(path), ""
+            return read_network(text), ""
         except (ValueError, OSError):
             raise
         except Exception as error:  # a file of another kind can fail in the parser in any way
             raise ValueError(f"{path} holds no network ({type(error).__name__}: {error})") from error
-    if path.suffix in (".safetensors", ".pth", ".pt"):
-        raise FileNotFoundError(f"no file {path}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
+    if Path(text.partition(":")[0]).suffix in _FILES:
+        raise FileNotFoundError(f"no file {text}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
     try:
         key = find_node(store, text).key
     except LookupError as error:
+        if path.is_dir():
+            return read_network(text), ""  # its error tells which files a directory needs
         raise LookupError(f"{error} (--initialisation takes {', '.join(SCHEMES)}, a run ID or a file)") from None
     with store.beginning():
         directory = store.find(key)
@@ -128,6 +133,7 @@ def resolve_ticket(
         precision=config.precision or search.precision,
         compile=config.compile or search.compile,
         evaluate_every=search.evaluate_every if config.evaluate_every is None else config.evaluate_every,
+        probe=config.probe,
         stuck_after=config.stuck_after,
         runs=config.runs,
         experiment=config.experiment,

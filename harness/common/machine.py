@@ -6,6 +6,7 @@ import ctypes
 import functools
 import os
 import platform
+import re
 import shlex
 import sys
 import threading
@@ -73,13 +74,48 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu_name(),
-        "cores": cores,
+        "cores": _affine_cores(),
         "memory_gib": round(memory_bytes() / _GIB, 1),
         "gpus": gpus,
     } | ({"cuda": cuda_facts()} if device is not None and device.type == "cuda" else {})
+
+
+def _affine_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may keep busy, by its affinity and by its container's CPU limit."""
+    try:
+        from joblib import cpu_count  # heeds the limits of containers, too
+    except ModuleNotFoundError:  # a minimal installation
+        return _affine_cores()
+    return int(cpu_count())
+
+
+def share_of_cores(processes: int) -> int:
+    """Return one process's share of its node's usable cores, at least 1.
+
+    Under Slurm, a task has SLURM_CPUS_PER_TASK cores, even where the affinity shows all cores of the node.
+
+    Args:
+        processes: Processes of the launch on this node.
+    """
+    cores, per_task = usable_cores(), _of_slurm("SLURM_CPUS_PER_TASK")
+    if per_task is None:
+        return max(1, cores // processes)
+    # `srun` starts a process or a launcher in each task. A batch script has the cores of all tasks of its node.
+    started = _of_slurm("SLURM_STEP_TASKS_PER_NODE") or 1
+    tasks = max(started, _of_slurm("SLURM_TASKS_PER_NODE") or 1)
+    return max(1, min(per_task * tasks // processes, cores // max(1, processes // started)))
+
+
+def _of_slurm(name: str) -> int | None:
+    """Return the number at the start of a variable such as SLURM_TASKS_PER_NODE=8(x2), or None."""
+    found = re.match(r"[1-9]\d*", os.environ.get(name, ""))
+    return int(found[0]) if found else None
 
 
 def cuda_facts() -> dict[str, Any]:

@@ -171,6 +171,9 @@ class SearchConfig:
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
     """Unit of --checkpoint-every."""
+    probe: bool = True
+    """Measure before the first training whether the ffcv loader or the device is the limit, and log both rates. Turn it
+    off to start two seconds earlier."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
     training, evaluations and the work between trainings are exempt. Gradient exchange has a separate timeout of ten
@@ -250,7 +253,7 @@ def count_rules_differ(fraction: float) -> bool:
 def to_json(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to JSON values. Paths become strings and tuples become lists.
 
-    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`).
+    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`), and `probe` never.
     """
 
     def plain(value: Any) -> Any:
@@ -261,8 +264,10 @@ def to_json(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     values = asdict(config)
-    if isinstance(config, SearchConfig) and not config.counts_by:
-        del values["count_rule"]
+    if isinstance(config, SearchConfig):
+        del values["probe"]
+        if not config.counts_by:
+            del values["count_rule"]
     return dict(plain(values))
 
 

@@ -6,7 +6,6 @@ Searches, final trainings and comparisons are functions that take an Experiment.
 from __future__ import annotations
 
 import logging
-import os
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,13 +13,15 @@ from typing import Any
 
 import torch
 
-from harness.checkpoint import Checkpoint, Pretrained
+from harness.checkpoint import Checkpoint, Fitted, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
+from harness.common.machine import share_of_cores
 from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import DATASETS, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
+from harness.experiment.probe import Probe
 from harness.lineage.store import LineageStore
 from harness.models import MODELS, build_model, classifier_of, draw_model, partition_of
 from harness.models.initialise import SCHEMES
@@ -111,6 +112,8 @@ class Experiment:
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records have the selected precision
         self.world, self.store, self.config = world, store, config
+        self.loader_threads = loader_threads(config.data.num_workers, world.local_size)
+        self.probe = Probe(due=config.probe and config.data.loader == "ffcv")
         self.shows_progress = world.is_main and not is_quiet()
         self._initialisation = initialisation
         if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
@@ -169,8 +172,7 @@ class Experiment:
                 f"accumulation_steps is {config.accumulation_steps}, but a process has only {share} images of a batch; "
                 "each micro-batch needs one"
             )
-        threads = loader_threads(config.data.num_workers, world.local_size)
-        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
+        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": self.loader_threads}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
         )
@@ -259,12 +261,26 @@ class Experiment:
         fresh = Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
         if begun.network is None:
             return fresh
-        fitted, kept_fresh = begun.network.fitted(fresh, self.classifier)
-        if kept_fresh and self.world.is_main:
-            _log.info(f"note: {', '.join(kept_fresh)} are drawn, because {begun.text} has no tensors that fit")
-        return fitted
+        try:
+            fitted = begun.network.fitted(fresh, self.classifier)
+        except ValueError as error:
+            raise ValueError(f"{begun.text}: {error}") from error
+        if self.world.is_main:
+            for note in [*fitted.notes, *self._mask_note(fitted)]:
+                _log.info(f"note: {begun.text}: {note}")
+        return fitted.checkpoint
+
+    def _mask_note(self, fitted: Fitted) -> list[str]:
+        """Tell how the zeros that torch.nn.utils.prune left in a network become a mask."""
+        weights = [fitted.checkpoint.params[name] for name in self.partition.prunable] if fitted.pruned else []
+        total = sum(weight.numel() for weight in weights)
+        kept = sum(int(weight.count_nonzero()) for weight in weights)
+        if kept in (0, total):
+            return []
+        how = "recipes/pretrained_ticket.py makes them a mask, with"
+        return [f"these zeros are values, and training changes them; {how} --density {kept / total}"]
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:
-    """Return the loader threads of a process. −1 divides the machine's cores among its processes."""
-    return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)
+    """Return the loader threads of a process: for −1, its share of the cores without one for the training step."""
+    return num_workers if num_workers != -1 else max(1, share_of_cores(local_size) - 1)

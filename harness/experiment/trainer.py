@@ -111,6 +111,9 @@ class Trainer:
             tested = [metric.value for metric in measured.metrics if metric.name == ERROR_BY_EPOCH][-1:]
             bar.postfix = ", ".join([f"loss {report.train_loss:.3g}", *(f"test error {one:.2f} %" for one in tested)])
 
+        if experiment.probe.due:
+            experiment.probe.run(experiment, feed.loader, noise)
+
         # Phase: train. Rank 0 shows progress and samples the machine's load.
         steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
         with (

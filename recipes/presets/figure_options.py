@@ -195,6 +195,9 @@ class ReproductionOptions(FigureOptions):
     """Mixed precision. no: float32, as in the paper. auto: bf16 if the CUDA device supports it. The page names it."""
     compile: CompileMode = "no"
     """Compile the networks with torch.compile. Use it for long runs on a GPU. The page names it."""
+    probe: bool = True
+    """Measure before the first training whether the ffcv loader or the device is the limit, and log both rates. Turn it
+    off to start two seconds earlier."""
     evaluate_every: int | None = None
     """Epochs between two measurements of the test error within a training (0: never). Overrides --scale. Use it to
     watch long trainings. Pages do not use it."""
@@ -212,6 +215,7 @@ class ReproductionOptions(FigureOptions):
             data=data,
             precision=self.precision,
             compile=self.compile,
+            probe=self.probe,
             evaluate_every=config.evaluate_every if self.evaluate_every is None else self.evaluate_every,
             runs=self.runs,
             experiment=self.experiment,

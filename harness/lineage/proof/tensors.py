@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from harness.checkpoint import Checkpoint, Pretrained, read_network
+from harness.common.tensors import plain_name
 from harness.config import UnprunedSigns, drawn_before, search_from_json
 from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
@@ -116,7 +117,7 @@ class Tensors:
             what = f"its start was not checked: {begun['name']}, which it was initialised from, is missing or changed"
             self.findings.note(place, what)
             return None
-        return network.fitted(_draw(architecture, init_seed), architecture.classifier)[0]
+        return network.fitted(_draw(architecture, init_seed), architecture.classifier).checkpoint
 
     def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
         """Return the network that a run was initialised from, or None.
@@ -125,9 +126,9 @@ class Tensors:
         """
         if begun["run"] is not None:
             held = self.network(begun["run"]).checkpoint
-            return Pretrained(held.state_dict) if held else None
+            return Pretrained({plain_name(name): one for name, one in held.state_dict.items()}) if held else None
         try:
-            return read_network(Path(begun["name"]))
+            return read_network(begun["name"])
         except (OSError, ValueError):
             return None
 

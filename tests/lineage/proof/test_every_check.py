@@ -309,7 +309,7 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
     "determinants of a level": (
         edited(L01=altered(determinants=level_rows)),
         rows("_determined", "kind", "data", "spec.name", "model.name", "model.width", "name", "matmul", "optim.{name}")
-        | rows("_determined", "name #2", "world_size", "dtype")
+        | rows("_determined", "name #2", "world_size", "dtype", "compile")
         | rows("_determined_level", "level", "root", "parent", "pruning_fraction", "again", "pruning")
         | at("records", "_schedule row schedule.{name}", "settings settings #2", "key key"),
         {},
