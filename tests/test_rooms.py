@@ -30,7 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"common", "masks"},
     "pruning": _NETWORK,
     "training": _NETWORK | {"data", "pruning", "distributed"},
-    "pruner": _NETWORK | {"pruning", "training"},
+    "pruner": _NETWORK | {"pruning", "training", "lineage"},
     # Verification recomputes masks by pruning, starts from θ_init and ticket, and digests from the data's manifest.
     "lineage": _NETWORK | {"data", "pruning"},
     "analysis": _NETWORK | {"data", "distributed", "training"},

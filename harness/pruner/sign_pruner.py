@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -15,19 +16,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from harness.checkpoint import Checkpoint
+from harness.common.digest import sha256_tensors
 from harness.common.tensors import check_fits, listed, plain_name
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, known
+from harness.config import SearchConfig, known
+from harness.config.own_loop import own_loop_search
 from harness.config.search import AlphaDistribution, Scope
+from harness.lineage.nodes.record import Parent
 from harness.masks import Mask, SignedMask
 from harness.models.partition import ParamPartition
+from harness.pruner import logged
 from harness.pruner.ranking import Batches, Loss, mean_gradients
 from harness.pruner.state import SavedSearch
 from harness.pruner.steps import ENDLESS, LevelSteps, Psi
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.method import NotHereError
 
-_UNBOUNDED = 2**31
-"""Epochs of a full training, whose length the user's loop decides."""
 _NEW, _TRAINING, _LEFT, _FINISHED = "new", "training", "left", "finished"
 
 
@@ -147,7 +150,7 @@ class SignPruner:
         }
         known("alpha", alpha, get_args(AlphaDistribution))
         known("pruning_scope", pruning_scope, get_args(Scope))
-        config = self._config({})
+        config = own_loop_search(self._settings, {})
         self._method.check(config)
         uses_k = "rewind_steps" in self._method.determinants(config, ENDLESS)
         if uses_k != (rewind_steps is not None):
@@ -177,6 +180,9 @@ class SignPruner:
         self._training: LevelSteps | None = None
         self._begin_steps = 0
         self._networks: dict[str, Checkpoint] = {}
+        self._importance: dict[str, Checkpoint] = {}
+        self._start_digest = ""
+        self._logged: dict[str, Any] = {}
         self._hook_state: dict[str, torch.Tensor] = {}
         self._earlier: weakref.WeakSet[torch.optim.Optimizer] = weakref.WeakSet()
 
@@ -229,7 +235,7 @@ class SignPruner:
             levels = {"num_levels": num_levels, "pruning_fraction": pruning_fraction}
         if steps_per_epoch is not None and steps_per_epoch < 1:
             raise ValueError(f"steps_per_epoch is {steps_per_epoch}; it must be 1 or more")
-        config = self._config(levels)
+        config = own_loop_search(self._settings, levels)
         self._method.check(config)
         numbers = [n for n in range(config.num_levels + 1) if self._method.schedule(config, n).epochs]
         plan = _Plan(config, steps_per_epoch, numbers)
@@ -317,6 +323,75 @@ class SignPruner:
         metadata = {"method": self._settings["method"], "level": self._number, "density": self._mask.density}
         return replace(SignedMask.of(self._params, self._mask, self._norm), metadata=metadata)
 
+    def log(
+        self,
+        *,
+        name: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+        runs: Path | str = "runs",
+    ) -> str:
+        """Commit the network and signed mask of this level as a run of the lineage. Rank 0 writes it.
+
+        Call it at the end of each level, or once after the loop. `load_signed_mask`, `load_checkpoint` and the tools
+        take its key. `verify` proves files, digests, signs, and the mask and start of a level whose parent is logged,
+        too. It cannot prove your training. `python tools/lineage.py sync` delivers runs to MLflow.
+
+        Args:
+            name: Name of the network and data. Default: the class of the network.
+            parameters: Settings of your loop, as JSON values. They are recorded and enter the key.
+            metrics: Your results by name, such as {"test_error_percent": 8.1}.
+            runs: Directory of local runs.
+
+        Returns:
+            The key of the run.
+
+        Raises:
+            RuntimeError: No level was trained, or it is called inside `step`.
+            ValueError: Parameters are no JSON values, or a metric's name is not allowed.
+        """
+        # Phase: the search, which is the same for all levels.
+        self._not_inside("log()")
+        if self._training is None or self._plan is None:
+            raise RuntimeError("pruner.log() before a level was trained; call it at the end of a level or of the loop")
+        self._check_same_network()
+        steps, number, directory = self._training, self._number, Path(runs)
+        steps.settle_if_over()
+        title = name or type(self._core).__name__
+        own = {"settings": self._settings, "levels": self._plan.recorded, "parameters": dict(parameters or {})}
+        search, determined = logged.search_record(title, own, self._theta_init)
+        if logged.is_writer():
+            logged.commit_search(directory, search, determined, self._theta_init)
+
+        # Phase: the level, made from the level before if that one is logged.
+        earlier = [n for n in self._plan.numbers if n < number]
+        before = self._logged.get("keys", {}).get(str(earlier[-1])) if earlier else None
+        parent = Parent(search.key, "initialised-from")
+        if before is not None and self._logged["root"] == search.key:
+            parent = Parent(before, "pruned-from")
+        network, signed_mask = self._snapshot(), self.signed_mask()
+        record, determinants = logged.level_record(
+            title,
+            own,
+            search.key,
+            parent,
+            number,
+            network=network,
+            signed_mask=signed_mask,
+            start_digest=self._start_digest,
+            steps=steps.done,
+            metrics=metrics or {},
+        )
+        if logged.is_writer():
+            further = dict(self._importance)
+            if steps.hook is not None:
+                made = steps.hook.networks(self._theta_init)
+                further |= {file: _plain(one) for file, one in made.items() if one.params}
+            logged.commit_level(directory, record, determinants, network, signed_mask, further)
+        keys = self._logged.get("keys", {}) | {str(number): record.key}
+        self._logged = {"root": search.key, "keys": keys, "level": number, "network": determinants["network"]}
+        return record.key
+
     @property
     def mask(self) -> Mask:
         """Return the mask of the current level, on the CPU."""
@@ -364,9 +439,11 @@ class SignPruner:
             level=self._number,
             steps=steps.done if steps else self._restored_steps,
             begin_steps=self._begin_steps,
+            start_digest=self._start_digest,
+            logged=self._logged,
             mask=self._mask,
             theta_init=self._theta_init,
-            networks=self._networks,
+            networks=self._networks | self._importance,
             hook=hook,
         ).tensors()
 
@@ -407,7 +484,10 @@ class SignPruner:
         self._status, self._number, self._restored = saved.status, saved.level, saved.plan
         self._begin_steps, self._restored_steps = saved.begin_steps, saved.steps
         self._theta_init, self._mask = saved.theta_init, saved.mask
-        self._networks, self._hook_state = saved.networks, saved.hook
+        file = self._method.importance_file
+        self._importance = {n: network for n, network in saved.networks.items() if n == file}
+        self._networks = {n: network for n, network in saved.networks.items() if n != file}
+        self._hook_state, self._start_digest, self._logged = saved.hook, saved.start_digest, saved.logged
 
     # ---- one level
 
@@ -420,6 +500,10 @@ class SignPruner:
         if self._training is not None:
             self._training.detach()
         parent = self._snapshot() if self._training is not None else self._theta_init
+        if self._logged.get("level") == self._number and self._logged["network"] != sha256_tensors(parent.params):
+            raise RuntimeError(
+                f"the network changed after pruner.log() in level {self._number}; call it at the end of a level"
+            )
         ctx = self._context(plan, number, parent, batches, loss)
         pruning = self._method.pruning(plan.config) if number else None
         if pruning is not None:
@@ -431,10 +515,13 @@ class SignPruner:
                     "levels(…, batches=[(images, labels)])"
                 ) from None
             ctx = replace(ctx, mask=pruning.next_mask(importance, self._mask, number))
+            if self._method.importance_file:
+                kept = Checkpoint(dict(importance), {}, number, 0, "")
+                self._importance = {self._method.importance_file: kept}
 
         # Phase: load the start point.
         start = self._method.start(ctx)
-        self._mask, self._begin_steps = ctx.mask, start.begin_steps
+        self._mask, self._begin_steps, self._start_digest = ctx.mask, start.begin_steps, start.digest
         Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(self._core)
         for param in self._params.values():
             param.grad = None
@@ -508,29 +595,6 @@ class SignPruner:
             gradients=partial(mean_gradients, core, batches=given, loss=loss, sgd_seed=config.sgd_seed)
             if given
             else None,
-        )
-
-    def _config(self, levels: Mapping[str, Any]) -> SearchConfig:
-        """Return the settings of a search as methods read them. Data, network and optimizer are the user's own."""
-        settings = self._settings
-        own: dict[str, Any] = {
-            "method": settings["method"],
-            "alpha": settings["alpha"],
-            "pruning_scope": settings["pruning_scope"],
-            "sgd_seed": settings["seed"],
-            "rewind_to": settings["rewind_steps"] or 0,
-            "rewind_unit": "steps",
-            "num_levels": 1,
-        }
-        return SearchConfig(
-            DataConfig("own"),
-            ModelConfig("own"),
-            OptimConfig(),
-            Schedule(_UNBOUNDED, "constant"),
-            warmup_epochs=1,
-            level_epochs=1,
-            global_batch_size=1,
-            **own | dict(levels),
         )
 
     # ---- checks

@@ -31,6 +31,10 @@ class SavedSearch:
     steps: int
     """Finished steps of the level."""
     begin_steps: int
+    start_digest: str
+    """Digest of the parameters that the level started from."""
+    logged: dict[str, Any]
+    """Keys of the runs that `log` committed; empty without."""
     mask: Mask
     theta_init: Checkpoint
     networks: dict[str, Checkpoint]
@@ -40,7 +44,7 @@ class SavedSearch:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return copies of all tensors, on the CPU. One holds the numbers and texts as JSON."""
-        names = ("settings", "plan", "status", "level", "steps", "begin_steps")
+        names = ("settings", "plan", "status", "level", "steps", "begin_steps", "start_digest", "logged")
         header = {"format": FORMAT} | {name: getattr(self, name) for name in names}
         tensors = {f"mask.{name}": kept for name, kept in self.mask.tensors.items()}
         tensors |= {f"hook.{name}": tensor for name, tensor in self.hook.items()}
