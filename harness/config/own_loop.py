@@ -24,6 +24,7 @@ def own_loop_search(settings: Mapping[str, Any], levels: Mapping[str, Any]) -> S
     Raises:
         ValueError: Options contradict each other.
     """
+    # JSON gives lists, and steps_per_epoch is no setting of a search.
     known = {name: value for name, value in levels.items() if name != "steps_per_epoch" and value is not None}
     if "densities" in known:
         known["densities"] = tuple(known["densities"])

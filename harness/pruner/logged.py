@@ -142,6 +142,7 @@ def _record(
     root: str | None = None,
     metrics: tuple[Metric, ...] = (),
 ) -> LineageRecord:
+    # The user's parameters may be no JSON.
     try:
         key = sha256_json(determinants)
     except (TypeError, ValueError) as error:

@@ -428,6 +428,7 @@ class SignPruner:
             RuntimeError: It is called inside `step`.
         """
         self._not_inside("state_dict()")
+        # A step that has ended is counted first. The hook of a level in training has a state of its own.
         steps, hook = self._training, self._hook_state
         if steps is not None and not steps.over:
             steps.settle_if_over()

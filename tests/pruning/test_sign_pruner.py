@@ -245,6 +245,21 @@ def test_wrapped_networks_are_taken_by_plain_names(wrap: str) -> None:
     assert set(pruner.mask.tensors) == {"0.weight"}
 
 
+def test_a_network_may_change_its_dtype_within_a_level() -> None:
+    model = network()
+    pruner = sign_pruner(model)
+    for level in pruner.levels([0.5]):
+        optimizer = pruner.attach(SGD(model.parameters()))
+        for kind in (torch.float64, torch.float32):
+            model.to(kind)
+            optimizer.state.clear()
+            with pruner.step():
+                loss_of(model(BATCHES[0][0].to(kind)), BATCHES[0][1]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        assert not model[0].weight[~level.mask.tensors["0.weight"]].any()
+
+
 # ---- resume
 
 
