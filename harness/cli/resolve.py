@@ -13,6 +13,7 @@ from pathlib import Path
 from harness.checkpoint import Pretrained, read_network
 from harness.common.foreign import holds_network, split_key
 from harness.config import Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.lineage.browse.find import find_node
@@ -110,6 +111,11 @@ def resolve_ticket(
             raise ValueError(
                 f"run {config.ticket} ({record.name}) is a {record.kind}; this command needs a {' or a '.join(kinds)}; "
                 "`python tools/lineage.py list` lists the runs"
+            )
+        if OWN_LOOP in record.config:
+            raise ValueError(
+                f"run {config.ticket} ({record.name}) was logged by a SignPruner in a loop of its own, so its data and "
+                "network are unknown here; use harness.load_signed_mask(key).apply_(model) in your own code"
             )
         return json.dumps([record.key, record.config.get("search")])
 

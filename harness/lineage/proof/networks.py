@@ -14,6 +14,7 @@ from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.common.files import read_json
 from harness.config import NETWORKS_OWN, UnprunedSigns, drawn_before
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
 from harness.masks import Mask, SignedMask, transfer
@@ -59,6 +60,11 @@ class Architecture:
     def load(cls, path: Path) -> Architecture:
         """Read a run's determinants; ValueError with the file's name if they name no network."""
         determinants = read_json(path)
+        if determinants.get("made_by") == OWN_LOOP:
+            raise ValueError(
+                "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
+                "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
+            )
         try:
             found = cls.of(determinants)
             found.model()
