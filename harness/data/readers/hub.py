@@ -47,7 +47,9 @@ def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
         with reading(file):
             opened = parquet.ParquetFile(file)
             _check_columns(spec, opened.schema_arrow.names, str(file))
-            labels += opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
+            column = opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
+            _check_labels(spec, column, str(file))
+            labels += column
             names = names or _recorded_names(spec, opened.schema_arrow.metadata)
 
     # Stream the images.
@@ -206,16 +208,23 @@ def _numbered(spec: DataSpec, labels: Sequence[Any], where: str) -> tuple[list[i
     Only a user's own data set can have texts. They are numbered in sorted order, as directories are.
 
     Raises:
-        SourceError: A label is neither.
+        SourceError: A label is neither, or some are texts and others are not.
     """
+    _check_labels(spec, labels, where)
+    if not any(isinstance(label, str) for label in labels):
+        return list(labels), ()
+    names = sorted(set(labels))
+    numbers = {name: number for number, name in enumerate(names)}
+    return [numbers[label] for label in labels], names
+
+
+def _check_labels(spec: DataSpec, labels: Sequence[Any], where: str) -> None:
+    """Raise SourceError for a label that is no integer, unless all are texts of a user's own data set."""
     if spec.raw.own and labels and all(isinstance(label, str) for label in labels):
-        names = sorted(set(labels))
-        numbers = {name: number for number, name in enumerate(names)}
-        return [numbers[label] for label in labels], names
+        return
     for index, label in enumerate(labels):
         if not isinstance(label, int):
             raise SourceError(f"image {index} of {where} has the label {label!r:.60}; labels must be integers")
-    return list(labels), ()
 
 
 def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> RawSplit:
