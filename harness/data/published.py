@@ -50,7 +50,8 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         raise SourceError(
             f"image {index} of {where} has label {raw.labels[index]}; {spec.name} has labels 0 to {num_classes - 1}"
         )
-    _check_names(spec, raw.class_names, where)
+    if not spec.raw.own:  # a user's classes may have any names
+        _check_names(spec, raw.class_names, where)
     _note_numbers(raw.class_names, where)
     # Name the classes without images.
     missing = np.setdiff1d(np.arange(num_classes), raw.labels).tolist()
@@ -62,7 +63,7 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         raise SourceError(
             f"{text}. Complete the source, or pass --allow-missing-classes to try things out with a sample"
         )
-    _log.warning(f"{text}. Results do not compare with published ones")
+    _log.warning(text if spec.raw.own else f"{text}. Results do not compare with published ones")
     return {"num_missing_classes": len(missing)}
 
 

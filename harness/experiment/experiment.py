@@ -18,7 +18,7 @@ from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
 from harness.common.machine import share_of_cores
 from harness.config import NETWORKS_OWN, SearchConfig, known
-from harness.data import DATASETS, open_data, verify_data
+from harness.data import open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.probe import Probe
@@ -106,7 +106,6 @@ class Experiment:
             initialisation: The resolved `config.initialisation`. A search needs it unless that names a scheme.
             beside: Another experiment of the same launch. Both share its delivery thread.
         """
-        known("data set", config.data.name, list(DATASETS))
         known("network", config.model.name, list(MODELS))
         known("method", config.method, list(METHODS))
         if config.precision == "auto":
