@@ -347,7 +347,7 @@ def test_recorded_statistics_are_those_of_the_images(sources: dict, directories:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_batches_on_cuda_equal_those_on_cpu(sources: dict, name: str, loader: str) -> None:
     """Compare while the device is busy.
 
