@@ -7,6 +7,7 @@ A checkpoint is a safetensors file with the keys of a plain state dict. `safeten
 from __future__ import annotations
 
 import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,7 @@ from harness.common.files import write_tensors
 from harness.common.foreign import read_tensors
 from harness.common.tensors import (
     METADATA_KEY,
+    below,
     check_beside,
     check_fits,
     listed,
@@ -129,7 +131,9 @@ class Pretrained:
         """Return the SHA-256 over all tensors."""
         return sha256_tensors(self.tensors)
 
-    def fitted(self, fresh: Checkpoint, classifier: str) -> tuple[Checkpoint, list[str]]:
+    def fitted(
+        self, fresh: Checkpoint, classifier: str | Sequence[str], unsaved: Collection[str] = ()
+    ) -> tuple[Checkpoint, list[str]]:
         """Fill a copy of a fresh network with these tensors.
 
         If the file's classifier is missing or has other shapes, the whole classifier stays fresh. BatchNorm's
@@ -137,10 +141,11 @@ class Pretrained:
 
         Args:
             fresh: The freshly initialised network.
-            classifier: Dotted name of the classifier's module.
+            classifier: Dotted name of the classifier's module, or the names of several.
+            unsaved: Buffers that are no part of the network's state dict. They stay fresh if the file lacks them.
 
         Returns:
-            The filled copy, and the names of the tensors that stayed fresh.
+            The filled copy, and the names of the tensors that stayed fresh, without `unsaved`.
 
         Raises:
             ValueError: Any other tensor is missing, unknown, not finite, or has another shape or kind of values. The
@@ -148,22 +153,22 @@ class Pretrained:
         """
         # Choose the tensors that stay fresh.
         own = fresh.state_dict
-        head = [name for name in own if name.startswith(f"{classifier}.")]
+        inside = below(classifier)
+        head = [name for name in own if name.startswith(inside)]
         same_head = all(name in self.tensors and self.tensors[name].shape == own[name].shape for name in head)
         same_head |= any(stored_instead(name, self.tensors) for name in head)  # a pruned one does not stay fresh
         kept_fresh = [] if same_head else head
         kept_fresh += [name for name in own if name.endswith("num_batches_tracked") and name not in self.tensors]
+        stays = {*kept_fresh, *(name for name in unsaved if name not in self.tensors)}
         # Check the remaining tensors in both directions.
         given = {
-            name: tensor.shape
-            for name, tensor in self.tensors.items()
-            if not name.startswith(f"{classifier}.") or same_head
+            name: tensor.shape for name, tensor in self.tensors.items() if not name.startswith(inside) or same_head
         }
-        needed = {name: tensor.shape for name, tensor in own.items() if name not in kept_fresh}
+        needed = {name: tensor.shape for name, tensor in own.items() if name not in stays}
         check_fits(given, needed, "the file", exactly=True)
 
         def taken(name: str, value: torch.Tensor) -> torch.Tensor:
-            return value if name in kept_fresh else self.tensors[name].to(value.dtype).clone() + 0  # −0.0 → +0.0
+            return value if name in stays else self.tensors[name].to(value.dtype).clone() + 0  # −0.0 → +0.0
 
         # Check the values: a conversion from integers or complex numbers would change them silently.
         kinds = [

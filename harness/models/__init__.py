@@ -1,4 +1,7 @@
-"""All networks. To add one, write a module here and add an entry to MODELS."""
+"""The built-in networks. To add one, write a module here and add an entry to MODELS.
+
+`harness.models.network` resolves their names, and those of networks from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import torch
 from torch import nn
 
 from harness.common.machine import memory_bytes
-from harness.common.seeds import derive_seed
 from harness.config import known
 from harness.models import initialise
 from harness.models.efficientnet import DROP_CONNECT, efficientnet_b0_cifar
@@ -174,16 +176,12 @@ def draw_model(
             `harness.models.initialise.SCHEMES`.
     """
     sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
-    # Draw the network's own initialisation from a private stream.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(init_seed, "init") >> 1)
-        model = build_model(name, width=width, former=former, **sizes)
-    # Replace the weights if another scheme is requested.
-    if scheme != "network":
-        params = dict(model.named_parameters())
-        weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
-        initialise.initialise_(params, weights, scheme, init_seed)
-    return model
+
+    def weights(model: nn.Module) -> set[str]:
+        head = f"{classifier_of(name)}.weight"
+        return set(partition_of(name, model).prunable) | {own for own, _ in model.named_parameters() if own == head}
+
+    return initialise.drawn(lambda: build_model(name, width=width, former=former, **sizes), init_seed, scheme, weights)
 
 
 def classifier_of(name: str) -> str:

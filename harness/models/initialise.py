@@ -6,8 +6,11 @@ A scheme sets only weights. Biases, norm parameters and all other values keep th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +41,42 @@ def torch_default_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
+
+
+@contextmanager
+def private_generators(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and Python inside the block, and restore their states after it.
+
+    The harness's own networks draw from torch alone. The network of a user may draw from all three.
+    """
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+def drawn(
+    build: Callable[[], nn.Module], init_seed: int, scheme: str, weights: Callable[[nn.Module], Iterable[str]]
+) -> nn.Module:
+    """Build a network at θ_init(`init_seed`) on the CPU. No global random state changes.
+
+    Args:
+        build: Builds the network with torch's global generator.
+        init_seed: Seed of θ_init.
+        scheme: One of SCHEMES.
+        weights: Returns the names of the weights that a scheme other than the network's own replaces.
+    """
+    with private_generators(derive_seed(init_seed, "init") >> 1):
+        model = build()
+    if scheme != "network":
+        initialise_(dict(model.named_parameters()), weights(model), scheme, init_seed)
+    return model
 
 
 @torch.no_grad()
