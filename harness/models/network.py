@@ -298,9 +298,10 @@ def _inspected(network: Network) -> _Inspected:
 
     # Phase: names, shapes and roles of all tensors.
     partition = ParamPartition.of(model, classifier)
-    named = [(_role(partition, name), name, parameter) for name, parameter in model.named_parameters()]
-    named += [("buffer", name, buffer) for name, buffer in model.named_buffers()]
-    rows = sorted(([role, name, list(tensor.shape)] for role, name, tensor in named), key=lambda row: row[1])
+    tensors: dict[str, torch.Tensor] = dict(model.named_parameters())
+    rows: TensorRows = [[_role(partition, name), name, list(tensor.shape)] for name, tensor in tensors.items()]
+    rows += [["buffer", name, list(buffer.shape)] for name, buffer in model.named_buffers()]
+    rows.sort(key=lambda row: str(row[1]))
     unsaved = frozenset(name for name, _ in model.named_buffers()) - model.state_dict().keys()
     survey = Survey.of(model, partition, classifier)
     return _Inspected(classifier, partition, rows, options, unsaved, survey, tuple(notes))

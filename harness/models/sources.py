@@ -17,8 +17,10 @@ from torch import nn
 
 _OURS = ("num_classes", "in_chans", "channels", "image_size")
 """Options that the data set gives, and no user."""
-_LOADING = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir", "weights")
-_LOADING += ("weights_backbone",)
+_LOADING = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("weights", "weights_backbone"),
+)
 """Options of the libraries that load weights."""
 _IMAGE_SIZES = {"vit_": "image_size"}
 """torchvision's networks whose constructor takes the size of the images: beginning of the name → option."""
