@@ -148,7 +148,7 @@ def read_source(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise type(error)(error.errno, f"no network: cannot read {path}: {error.strerror}") from None
+        raise type(error)(f"cannot read the network's file {path}: {error.strerror}") from None
 
 
 def file_model(source: bytes, path: str, function: str, options: Mapping[str, Any]) -> nn.Module:
@@ -174,7 +174,7 @@ def file_model(source: bytes, path: str, function: str, options: Mapping[str, An
         made = build(**options)
     except Exception as error:
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise ValueError(f"{_where(error, path)} in {function}({given}): {_said(error)}") from error
+        raise ValueError(f"{_where(error, path)}, called as {function}({given}): {_said(error)}") from error
     if not isinstance(made, nn.Module):
         raise ValueError(f"{function} of {path} returned a {type(made).__name__}; it must return a torch.nn.Module")
     return made

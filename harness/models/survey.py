@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from harness.models.partition import PRUNABLE_LAYERS, ParamPartition, Role, norm_parameters
 
@@ -129,6 +130,12 @@ def _remarks(model: nn.Module) -> Iterator[Remark]:
 def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, str, bool, str]]:
     """Yield (what, effect, loud, name) for one module."""
     kind, own = type(module).__name__, dict(module.named_parameters(recurse=False))
+    if "parametrizations" in name.split("."):
+        return  # named with their layer
+    if parametrize.is_parametrized(module):
+        base = type(module).__bases__[0].__name__
+        yield f"parametrised {base}", "stays dense: its parameters count as other", False, name
+        return
     # Phase: understood layers. A subclass may use its weight in another way.
     if norm_parameters(module) is not None or isinstance(module, nn.MultiheadAttention):
         return
@@ -156,8 +163,6 @@ def _of_module(name: str, module: nn.Module) -> Iterator[tuple[str, str, bool, s
         full = f"{name}.{parameter}" if name else parameter
         if own[parameter].ndim > 1 and not any(part in full for part in _POSITIONS):
             yield f"parameter of an unknown layer {kind}", "stays dense: it counts as other", False, full
-    if nn.utils.parametrize.is_parametrized(module):
-        yield f"parametrised {kind}", "stays dense: its parameters count as other", False, name
 
 
 def _sharing(model: nn.Module) -> Iterator[tuple[str, str, list[str]]]:
