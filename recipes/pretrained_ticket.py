@@ -20,7 +20,7 @@ import tyro
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
+from harness.config import CompileMode, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class PretrainedOptions:
     """Schedule of the ticket's final trainings."""
     global_batch_size: int = 128
     """Images per optimizer step of the final trainings, over all processes."""
+    compile: CompileMode = "no"
+    """Compile the network with torch.compile. The ticket's final trainings inherit it. Use it for long trainings."""
     init_seed: int = 1
     """Seed of the classifier, if the network has none that fits."""
     runs: Path = Path("runs")
@@ -61,6 +63,7 @@ def config(options: PretrainedOptions) -> SearchConfig:
         densities=(options.density,),
         global_batch_size=options.global_batch_size,
         method="lrr",
+        compile=options.compile,
         init_seed=options.init_seed,
         initialisation=options.network,
         runs=options.runs,

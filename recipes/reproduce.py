@@ -69,7 +69,7 @@ __all__ = ["RESULTS", "STUDIES", "ChangedSettings", "FigureOptions", "Reproducti
 
 _log = logging.getLogger("harness.recipes.reproduce")
 _OF_STUDIES = ("study", "results", "again", "list", "seconds_per_epoch", "shard", "jobs", "jobs_per_gpu", "figure")
-_OF_LAUNCH = ("runs", "experiment", "offline", "data_directory", "loader", "num_workers")
+_OF_LAUNCH = ("runs", "experiment", "offline", "data_directory", "loader", "num_workers", "probe")
 """Options that change no number. A study's plan sets all others."""
 
 

@@ -11,6 +11,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from harness.distributed.world import World
 from harness.models import build_model, partition_of
 from harness.pruning import prune
-from tools.benchmarks import lineage
+from tools.benchmarks import lineage, published
 from tools.benchmarks.measure import Goal, Row, compared, in_turns
 from tools.benchmarks.steps import NOISE, Case, PublishedStep, SparseNetwork, counted_in_turns, question
 
@@ -74,6 +75,26 @@ def test_pruning_is_timed_against_torchs_and_both_must_be_exact(monkeypatch):
     for row, what in zip(lineage.prune(quick=True), ("dense", "at density 0.1"), strict=True):
         assert what in row.name and row.note.endswith(" kept, exact")
         assert row.ours and row.reference and row.value == pytest.approx(row.ours / row.reference)
+
+
+@pytest.mark.long
+def test_the_published_search_prunes_trains_and_saves_each_level(tmp_path, monkeypatch, capsys):
+    for split in ("train", "test"):
+        images = torch.randint(256, (16, 32, 32, 3), dtype=torch.uint8)
+        save_file({"images_NHWC": images, "labels": torch.arange(16)}, tmp_path / f"{split}.safetensors")
+    monkeypatch.setattr(published, "NETWORK", "resnet8")
+    monkeypatch.chdir(tmp_path)
+    published.main(tmp_path, levels=1)
+    assert len(capsys.readouterr().out.splitlines()) == 4  # a training and a test for each of two levels
+    for level, density in ((0, 1.0), (1, 0.8)):
+        tensors = load_file(f"level-{level}.safetensors")
+        masks = {name.removeprefix("mask."): mask for name, mask in tensors.items() if name.startswith("mask.")}
+        kept, number = (sum(int(part) for part in parts) for parts in zip(*map(counts, masks.values()), strict=True))
+        assert kept / number == pytest.approx(density, abs=1e-4)
+
+
+def counts(mask: torch.Tensor) -> tuple[int, int]:
+    return int(mask.count_nonzero()), mask.numel()
 
 
 def test_a_missed_goal_is_marked_and_is_no_error(bench, monkeypatch, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 import shutil
 import subprocess
@@ -85,3 +86,16 @@ def test_the_changelog_has_each_heading_once_and_short_items():
 
 def test_the_readme_has_at_most_150_lines():
     assert len((DOCS.parent / "README.md").read_text().splitlines()) <= 150
+
+
+def test_the_cores_per_gpu_follow_from_the_measured_images_per_second():
+    text = (DOCS / "performance.md").read_text()
+    speeds = [
+        int(re.search(rf"^\| {name}[^|]*\| ([\d,]+) ", text, re.M)[1].replace(",", ""))
+        for name in ("224 random resized crop from JPEG", "… proportion 0.5", "… raw")
+    ]
+    table = text.split("| images/s of training |")[1].split("\n\n")[0]
+    rows = [[int(cell.replace(",", "")) for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    assert {4000, 5500} <= {row[0] for row in rows}
+    for rate, *cores in rows:
+        assert cores == [math.ceil(rate / speed) + 1 for speed in speeds], rate

@@ -1,5 +1,7 @@
 """Test the recorded facts about machine and launch."""
 
+import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 from harness.common import machine
-from harness.common.machine import cuda_facts, hardware, launch_command, sampled_load
+from harness.common.machine import cuda_facts, hardware, launch_command, sampled_load, share_of_cores
+from harness.experiment.experiment import loader_threads
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -23,6 +26,38 @@ def test_hardware_is_that_of_this_machine() -> None:
     assert 1 <= found["cores"] <= (psutil.cpu_count() or 1)
     assert abs(found["memory_gib"] - psutil.virtual_memory().total / 2**30) < 0.1
     assert len(found["gpus"]) == torch.cuda.device_count()
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "slurm", "share"),
+    [
+        (64, 8, {}, 8),
+        (2, 2, {}, 1),
+        (1, 8, {}, 1),
+        (64, 8, {"SLURM_CPUS_PER_TASK": "64"}, 8),  # one launcher a node
+        (128, 8, {"SLURM_CPUS_PER_TASK": "64", "SLURM_TASKS_PER_NODE": "1(x2)"}, 8),  # the affinity does not show it
+        (8, 8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_TASKS_PER_NODE": "8"}, 8),  # one task a process, bound
+        (64, 8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_STEP_TASKS_PER_NODE": "8(x2)"}, 8),  # one task a process, unbound
+        (64, 8, {"SLURM_CPUS_PER_TASK": "8", "SLURM_TASKS_PER_NODE": "8"}, 8),  # a launcher in the batch script
+        (64, 1, {"SLURM_CPUS_PER_TASK": "8"}, 8),
+        (64, 8, {"SLURM_CPUS_PER_TASK": ""}, 8),
+    ],
+)
+def test_a_process_has_its_share_of_the_cores(
+    cores: int, processes: int, slurm: dict[str, str], share: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but one core of the share are for the loader."""
+    for name in ("SLURM_CPUS_PER_TASK", "SLURM_TASKS_PER_NODE", "SLURM_STEP_TASKS_PER_NODE"):
+        monkeypatch.setenv(name, slurm.get(name, ""))
+    monkeypatch.setattr(machine, "usable_cores", lambda: cores)
+    assert share_of_cores(processes) == share
+    assert loader_threads(-1, processes) == max(1, share - 1)
+    assert loader_threads(5, processes) == 5
+
+
+def test_usable_cores_heed_the_cpu_limit_of_a_container(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("joblib.cpu_count", lambda: 3)
+    assert machine.usable_cores() == 3
 
 
 def test_a_cpu_launch_does_not_query_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,3 +159,28 @@ def test_load_sampling_slows_down_and_changes_no_random_number() -> None:
     assert 1 <= len({time_ms for _, _, time_ms in samples}) <= 2
     assert all(0 <= value <= 100 for name, value, _ in samples if name.endswith("percentage"))
     assert not old  # no sample yet: the interval grows with the age of the run
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc has mallopt")
+@pytest.mark.long
+def test_freed_memory_is_used_again_unless_the_environment_says_otherwise() -> None:
+    script = """if True:
+        import resource
+        from harness.common.machine import keep_freed_memory, return_freed_memory
+        keep_freed_memory()
+        bytes(bytearray(2**26))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytes(bytearray(2**26))
+        again = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        return_freed_memory()
+        bytes(bytearray(2**26))
+        print(again - before, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - again)
+    """
+    new_pages: list[list[int]] = []
+    for own in ({}, {"MALLOC_TRIM_THRESHOLD_": "131072"}):
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")} | own
+        command = [sys.executable, "-c", script]
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
+        new_pages.append([int(word) for word in done.stdout.split()])
+    (kept, returned), (default, _) = new_pages
+    assert kept < 100 < min(returned, default)

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 HOMES = {"step": "steps", "loop": "steps", "loaders": "loaders", "prune": "lineage", "mask_size": "lineage"}
 HOMES["barrier"] = "steps"
-HOMES |= dict.fromkeys(("level_overhead", "reload", "verify"), "lineage")
+HOMES |= dict.fromkeys(("level_overhead", "levels", "reload", "verify"), "lineage")
 HOMES["jobs"] = "jobs"
 """Module in tools/benchmarks/ that defines each benchmark function."""
 

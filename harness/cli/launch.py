@@ -22,6 +22,9 @@ from harness.experiment.experiment import Experiment, Initialisation
 from harness.experiment.final import Trial, final_training
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.run import FinishedRun
+from harness.training.compiled import num_graphs
+
+_log = logging.getLogger(__name__)
 
 
 def compare_pair(question: Question, pair: RunPair) -> None:
@@ -47,7 +50,7 @@ def _dense_error(experiment: Experiment, text: str) -> float:
         raise ValueError(f"run {text} ({record.name}) is not a dense training")
     for what, own in (
         ("data_digest", experiment.source.content_digest),
-        ("model", experiment.network.definition.label),
+        ("model", experiment.architecture.definition.label),
     ):
         if record.tags.get(what) != own:
             raise ValueError(f"run {text} ({record.name}) differs in {what} from the pair; choose others for --dense")
@@ -163,6 +166,8 @@ def _processes(
                 raise OSError(f"cannot create {config.runs}: {error.strerror}; choose another --runs") from error
         with world.stop.listening(), reported(config.runs, world) if world.is_main else nullcontext():
             yield world
+        if graphs := num_graphs():
+            _log.debug(f"compiled {graphs} graphs")
     finally:
         world.close()
 

@@ -12,7 +12,7 @@ import tyro
 
 from harness.cli.parser import parse_command
 from harness.common.logging import VARIABLE, Verbosity, show_messages
-from harness.config import ComparisonConfig, TicketConfig
+from harness.config import ComparisonConfig, CompileMode, TicketConfig
 
 Config = TypeVar("Config")
 VerbosityOption = Annotated[
@@ -67,6 +67,9 @@ class OneRun:
     """Directory of prepared data sets. Change it if the data moved. Default: as recorded with the first run."""
     loader: Literal["ffcv", "memory"] | None = None
     """Data loader. Use memory without FFCV. Default: as recorded with the first run."""
+    compile: CompileMode | None = None
+    """Compile the network that evaluates the points. Compiling pays only for many images. Default: as recorded with
+    the first run."""
     runs: Path = Path("runs")
     """Directory of local runs."""
     experiment: str = "signed-tickets"
@@ -83,6 +86,7 @@ class OneRun:
             self.first,
             data_directory=self.data_directory,
             loader=self.loader,
+            compile=self.compile,
             runs=self.runs,
             experiment=self.experiment,
             offline=self.offline,

@@ -69,6 +69,12 @@ class Progress(Protocol):
     def update(self, n: int = 1) -> Any:
         """Count `n` more steps."""
 
+    def set_postfix_str(self, s: str) -> Any:
+        """Set `postfix`, and show it at once."""
+
+    def unpause(self) -> Any:
+        """Exclude the time until now from the rate."""
+
 
 @contextmanager
 def watching_epochs(watch: EpochWatch) -> Iterator[None]:
@@ -144,6 +150,13 @@ class _MinuteLines:
             f"{self.name}  {self.done}/{self.total} {self.unit}{note}  {steps / seconds:.3g} {self.unit}/s  {left} left"
         )
         self.last = now, self.done
+
+    def set_postfix_str(self, s: str) -> None:
+        self.postfix = s
+        _log.info(f"{self.name}  {self.done}/{self.total} {self.unit}  {s}")
+
+    def unpause(self) -> None:
+        self.last = None
 
 
 class _AroundBars(logging.Handler):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
+import re
 import shlex
 import sys
 import threading
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     import torch
 
 _MIB, _GIB = 2**20, 2**30
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of <malloc.h>
 LEAST_SECONDS = 1.0
 """Shortest interval between two samples of the load."""
 SHARE_OF_ELAPSED = 1 / 60
@@ -71,13 +74,48 @@ def hardware(device: torch.device | None = None) -> dict[str, Any]:
     import torch
 
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "cpu": cpu_name(),
-        "cores": cores,
+        "cores": _affine_cores(),
         "memory_gib": round(memory_bytes() / _GIB, 1),
         "gpus": gpus,
     } | ({"cuda": cuda_facts()} if device is not None and device.type == "cuda" else {})
+
+
+def _affine_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may keep busy, by its affinity and by its container's CPU limit."""
+    try:
+        from joblib import cpu_count  # heeds the limits of containers, too
+    except ModuleNotFoundError:  # a minimal installation
+        return _affine_cores()
+    return int(cpu_count())
+
+
+def share_of_cores(processes: int) -> int:
+    """Return one process's share of its node's usable cores, at least 1.
+
+    Under Slurm, a task has SLURM_CPUS_PER_TASK cores, even where the affinity shows all cores of the node.
+
+    Args:
+        processes: Processes of the launch on this node.
+    """
+    cores, per_task = usable_cores(), _of_slurm("SLURM_CPUS_PER_TASK")
+    if per_task is None:
+        return max(1, cores // processes)
+    # `srun` starts a process or a launcher in each task. A batch script has the cores of all tasks of its node.
+    started = _of_slurm("SLURM_STEP_TASKS_PER_NODE") or 1
+    tasks = max(started, _of_slurm("SLURM_TASKS_PER_NODE") or 1)
+    return max(1, min(per_task * tasks // processes, cores // max(1, processes // started)))
+
+
+def _of_slurm(name: str) -> int | None:
+    """Return the number at the start of a variable such as SLURM_TASKS_PER_NODE=8(x2), or None."""
+    found = re.match(r"[1-9]\d*", os.environ.get(name, ""))
+    return int(found[0]) if found else None
 
 
 def cuda_facts() -> dict[str, Any]:
@@ -134,6 +172,25 @@ def _driver_version() -> str | None:
 def memory_bytes() -> int:
     """Return the size of this machine's memory."""
     return psutil.virtual_memory().total if psutil else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def keep_freed_memory() -> None:
+    """Let this process reuse freed memory for its next tensors, instead of returning it to the system.
+
+    By default, the C library returns large tensors at once. Each step then gets new pages, which the kernel has to
+    clear. On a CPU, this can take a third of a training. Until `return_freed_memory`, the process keeps its size.
+    MALLOC_TRIM_THRESHOLD_ in the environment keeps the default. Without glibc, nothing changes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None and "MALLOC_TRIM_THRESHOLD_" not in os.environ:
+        mallopt(_M_MMAP_MAX, 0)  # no mapping of its own for a large tensor
+        mallopt(_M_TRIM_THRESHOLD, -1)  # never shrink the heap
+
+
+def return_freed_memory() -> None:
+    """Return freed memory to the system, between two phases with tensors of other sizes."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
 
 
 Sample = tuple[str, float, int]

@@ -5,6 +5,7 @@ This package does not import torch.
 """
 
 from harness.config.parts import (
+    CompileMode,
     DataConfig,
     LrSchedule,
     MatmulPrecision,
@@ -38,6 +39,7 @@ __all__ = [
     "REDRAWN",
     "AlphaDistribution",
     "ComparisonConfig",
+    "CompileMode",
     "CountRule",
     "DataConfig",
     "GemMinerConfig",

@@ -15,6 +15,7 @@ LrSchedule = Literal["constant", "step", "cosine"]
 NetworkKind = Literal["built-in", "timm", "torchvision", "file"]
 Precision = Literal["no", "fp16", "bf16", "auto"]
 MatmulPrecision = Literal["highest", "high", "medium"]
+CompileMode = Literal["no", "default", "reduce-overhead"]
 
 
 def known(what: str, name: str, names: Sequence[str]) -> str:
@@ -77,8 +78,8 @@ class DataConfig:
     loader: Literal["ffcv", "memory"] = "ffcv"
     """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. Both give the same batches."""
     num_workers: int = 1
-    """Loader threads per process. -1 divides the cores among the processes. Raise it if the GPU waits for images.
-    Results do not depend on it."""
+    """Loader threads per process. -1: one fewer than the process's share of the cores. Raise it if the GPU waits for
+    images. Results do not depend on it."""
 
     def __post_init__(self) -> None:
         require_finite(self, "data.")

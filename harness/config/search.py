@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from harness.config.parts import (
+    CompileMode,
     DataConfig,
     MatmulPrecision,
     ModelConfig,
@@ -151,6 +152,9 @@ class SearchConfig:
     """Mixed precision. auto selects bf16 on a CUDA device that supports it, else no. Runs record the selection."""
     float32_matmul_precision: MatmulPrecision = "highest"
     """Precision of float32 matrix products. high and medium are faster but less exact (TF32, bf16) on some devices."""
+    compile: CompileMode = "no"
+    """Compile the network with torch.compile. Use it for long runs, since the first step compiles for up to minutes.
+    default: fused kernels. reduce-overhead: also CUDA graphs, for small networks or batches; on a CPU, as default."""
     accumulation_steps: int = 1
     """Micro-batches per optimizer step. Raise it if a batch does not fit into the device's memory."""
     sync_batchnorm: bool = False
@@ -167,6 +171,9 @@ class SearchConfig:
     """Interval between checkpoints within a level (0: never). A stop request also saves a checkpoint."""
     checkpoint_unit: SaveUnit = "minutes"
     """Unit of --checkpoint-every."""
+    probe: bool = True
+    """Measure before the first training whether the ffcv loader or the device is the limit, and log both rates. Turn it
+    off to start two seconds earlier."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
     training, evaluations and the work between trainings are exempt. Gradient exchange has a separate timeout of ten
@@ -196,6 +203,12 @@ class SearchConfig:
             f"--earlier-processes {' '.join(map(str, self.earlier_processes))}: each number must be 1 or more",
         )
         require_experiment_name(self.experiment)
+        known("compile", self.compile, get_args(CompileMode))
+        require(
+            self.compile != "reduce-overhead" or self.accumulation_steps == 1,
+            f"compile is reduce-overhead and accumulation_steps is {self.accumulation_steps}; CUDA graphs overwrite "
+            "the gradients of earlier micro-batches: choose --compile default, or --accumulation-steps 1",
+        )
         require(self.accumulation_steps >= 1, f"accumulation_steps is {self.accumulation_steps}; it must be 1 or more")
         require(self.global_batch_size >= 1, f"global_batch_size is {self.global_batch_size}; it must be 1 or more")
         require(self.warmup_epochs >= 0 and self.level_epochs >= 0, "epochs must not be negative")
@@ -240,8 +253,8 @@ def count_rules_differ(fraction: float) -> bool:
 def to_json(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to JSON values. Paths become strings and tuples become lists.
 
-    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`), and options of a network only if
-    it is not built in.
+    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`), options of a network only if it is
+    not built in, and `probe` never.
     """
 
     def plain(value: Any) -> Any:
@@ -252,10 +265,12 @@ def to_json(config: Any) -> dict[str, Any]:
         return str(value) if isinstance(value, Path) else value
 
     values = asdict(config)
-    if isinstance(config, SearchConfig) and not config.counts_by:
-        del values["count_rule"]
-    if isinstance(config, SearchConfig) and config.model.kind == "built-in":  # as older records have it
-        del values["model"]["args"], values["model"]["classifier"]
+    if isinstance(config, SearchConfig):
+        del values["probe"]
+        if not config.counts_by:
+            del values["count_rule"]
+        if config.model.kind == "built-in":  # as older records have it
+            del values["model"]["args"], values["model"]["classifier"]
     return dict(plain(values))
 
 

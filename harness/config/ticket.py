@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from harness.config.parts import Precision, require, require_experiment_name, require_finite, require_minutes
+from harness.config.parts import (
+    CompileMode,
+    Precision,
+    require,
+    require_experiment_name,
+    require_finite,
+    require_minutes,
+)
 from harness.config.search import NETWORKS_OWN
 
 UnprunedSigns = Literal["both", "biases", "classifier", "none"]
@@ -59,9 +66,15 @@ class TicketConfig:
     precision: Precision | None = None
     """Mixed precision. auto selects bf16 where the CUDA device supports it. Default: as recorded with the ticket's
     search."""
+    compile: CompileMode | None = None
+    """Compile the network with torch.compile. Use it for long trainings. Default: as recorded with the ticket's
+    search."""
     evaluate_every: int | None = None
     """Epochs between two measurements of the test error within the training (0: never). Use it to watch a long
     training. Default: as recorded with the ticket's search."""
+    probe: bool = True
+    """Measure before the first training whether the ffcv loader or the device is the limit, and log both rates. Turn it
+    off to start two seconds earlier."""
     stuck_after: float = 8
     """Minutes without progress after which a launch of several processes is ended (0: never). The first step of a
     training, evaluations and the work between trainings are exempt. Gradient exchange has a separate timeout of ten

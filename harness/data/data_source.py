@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.common.digest import sha256_json
 from harness.config import known
@@ -29,6 +29,8 @@ class DataSource:
     """SHA-256 over the contents of both splits. Equal for all loaders."""
     num_train: int
     num_test: int
+    options: Mapping[str, Any]
+    """Options that determine the stored images, such as `write_mode`."""
     _reader: Callable[..., SplitReader]
     """Function of (split, num_workers, device). It caches open files and compiled code."""
 
@@ -111,6 +113,7 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
         content_digest=sha256_json([manifests[split].content_digest for split in SPLITS]),
         num_train=manifests["train"].num_samples,
         num_test=manifests["test"].num_samples,
+        options=manifests["train"].options,
         _reader=_readers(spec, loader, paths),
     )
 

@@ -28,8 +28,8 @@ class _Refusal:
 
 _WHOLE = "masks need unsharded parameters on every rank; launch with DDP (recipes/launch/)"
 _COMPILED = (
-    "a compiled network would get the key of an uncompiled one; launch with --dynamo_backend no, and remove "
-    "dynamo_config from Accelerate's configuration file"
+    "a compiled network would get the key of an uncompiled one; launch with --dynamo_backend no, remove dynamo_config "
+    "from Accelerate's configuration file, and give the recipe --compile"
 )
 REFUSED: Mapping[str, _Refusal] = {
     "ACCELERATE_USE_FSDP": _Refusal("FSDP", _WHOLE),

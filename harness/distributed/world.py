@@ -21,6 +21,7 @@ from typing import Any, TypeVar, cast, get_args
 import torch
 
 from harness.common.launched import check_address, check_launcher_numbers, launcher_number
+from harness.common.machine import keep_freed_memory
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
@@ -184,6 +185,8 @@ class World:
         self.rank: int = self._state.process_index
         self.size: int = self._state.num_processes
         self.device: torch.device = self._state.device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.is_main = self.rank == 0
         self._accelerator: Any = _accelerator() if self.size > 1 else None
         self._announced, self._chosen_by = False, ""

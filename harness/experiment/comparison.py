@@ -25,7 +25,7 @@ from harness.common.tensors import save_correct
 from harness.config import ComparisonConfig
 from harness.distributed.world import World
 from harness.experiment.describe import comparison_determinants, describe_comparison
-from harness.experiment.experiment import Experiment, loader_threads
+from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.record import CORRECT, THETA_INIT, LineageRecord, Metric
 from harness.masks import transfer
 from harness.pruning import StartPoint
@@ -289,10 +289,11 @@ def _curve(
 
     def begin() -> tuple[torch.nn.Module, Iterable[torch.Tensor], Iterable[ImageBatch]]:
         """Return this rank's network and its share of the images."""
-        model = experiment.fresh_model().to(world.device)
+        model = experiment.network(trains=False)
         bn_images, test_images = _BatchNormImages(experiment, num_batches, batch_size), experiment.test_feed
         if experiment.spec.image_size**2 <= HELD_PIXELS:
-            return model, list(bn_images), list(test_images)
+            with torch.inference_mode():  # as in an evaluation, whose compiled graph depends on it
+                return model, list(bn_images), list(test_images)
         return model, _Heeding(bn_images, world), _Heeding(test_images, world)
 
     model, bn_batches, test_batches = world.on_all(begin)
@@ -334,12 +335,12 @@ class _BatchNormImages:
     """
 
     def __init__(self, experiment: Experiment, num_batches: int, batch_size: int) -> None:
-        config, world = experiment.config, experiment.world
+        world = experiment.world
         loader = experiment.source.train_loader(
             global_batch_size=batch_size,
             rank=0,  # each rank reads whole batches
             world_size=1,
-            num_workers=loader_threads(config.data.num_workers, world.local_size),
+            num_workers=experiment.loader_threads,
             device=world.device,
         )
         self.feed = TrainFeed(loader, experiment.spec, world.device)

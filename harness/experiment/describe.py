@@ -52,7 +52,7 @@ class CommonDescription:
 def common(experiment: Experiment) -> CommonDescription:
     """Describe the common part of all runs of a launch."""
     # Phase: inputs to the keys.
-    config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.network
+    config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.architecture
     network, label, matmul = model.definition.shown, model.definition.label, config.float32_matmul_precision
     processes = of_processes(config, world.size)
     # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
@@ -73,6 +73,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "accumulation_steps": config.accumulation_steps,
         **processes,
         **({"float32_matmul_precision": matmul} if matmul != "highest" else {}),
+        **({"compile": config.compile} if config.compile != "no" else {}),
         **redrawn,
         **other_dtype,
     }
@@ -320,7 +321,7 @@ def describe_comparison(
         assert first.record.nested_under is not None
         others = [Parent(first.record.nested_under, "initialised-from")]
     same = {"same_start": str(tags.get("start_digest") == second.record.tags.get("start_digest")).lower()}
-    precision = experiment.config.precision
+    unusual = {name: value for name in ("precision", "compile") if (value := getattr(experiment.config, name)) != "no"}
 
     # Phase: the description.
     return RunDescription(
@@ -336,7 +337,7 @@ def describe_comparison(
         | {"bn_convention": config.bn_convention, "num_alphas": str(config.num_alphas)}
         | ({"init_seed": str(drawn["init_seed"]), "start_digest": drawn["start"]} if drawn else same)
         | config.ema_start
-        | ({} if precision == "no" else {"precision": precision}),
+        | unusual,
     )
 
 
@@ -353,7 +354,7 @@ def comparison_determinants(
     measured = {name: shared[name] for name in ("format", "data", "spec", "model")}
     if shared["precision"] != "no":  # old keys have no entry
         measured["precision"] = shared["precision"]
-    measured |= {name: shared[name] for name in ("float32_matmul_precision", "dtype") if name in shared}
+    measured |= {name: shared[name] for name in ("float32_matmul_precision", "compile", "dtype") if name in shared}
     num_images = config.num_bn_images(experiment.source.num_train)
     return measured | {
         "kind": "analysis",

@@ -6,7 +6,6 @@ Searches, final trainings and comparisons are functions that take an Experiment.
 from __future__ import annotations
 
 import logging
-import os
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,10 +16,12 @@ import torch
 from harness.checkpoint import Checkpoint, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
+from harness.common.machine import share_of_cores
 from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import DATASETS, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
+from harness.experiment.probe import Probe
 from harness.lineage.store import LineageStore
 from harness.models.initialise import SCHEMES
 from harness.models.network import Definition
@@ -28,13 +29,14 @@ from harness.models.survey import changed_by_sync_batchnorm
 from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
+from harness.training.compiled import compile_, require_compiler
 from harness.training.feed import TestFeed, TrainFeed
 
 _log = logging.getLogger(__name__)
 
 TEST_BATCH_SIZE = 500
 _SHARED = {"data", "model", "global_batch_size", "precision", "float32_matmul_precision", "accumulation_steps"}
-_SHARED |= {"sync_batchnorm", "deterministic"}
+_SHARED |= {"compile", "sync_batchnorm", "deterministic"}
 
 
 @dataclass(frozen=True)
@@ -113,12 +115,17 @@ class Experiment:
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records have the selected precision
         self.world, self.store, self.config = world, store, config
+        self.loader_threads = loader_threads(config.data.num_workers, world.local_size)
+        self.probe = Probe(due=config.probe and config.data.loader == "ffcv")
         self.shows_progress = world.is_main and not is_quiet()
         self._initialisation = initialisation
         if torch.get_float32_matmul_precision() != config.float32_matmul_precision:
             torch.set_float32_matmul_precision(config.float32_matmul_precision)
         if config.sync_batchnorm and world.device.type != "cuda":
             raise ValueError("--sync-batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU")
+
+        if config.compile != "no":
+            world.on_all(lambda: require_compiler(world.device))
 
         # Phase: open the data. All processes must have equal data.
         files = config.data.name, config.data.directory, config.data.loader
@@ -129,10 +136,10 @@ class Experiment:
         self.train_feed, self.test_feed = world.on_all(self._feeds)
 
         # Phase: build the network that every training copies.
-        self.network = definition.sized(self.spec.num_classes, self.spec.channels, self.spec.image_size)
-        world.on_all(self.network.check)
-        world.require_equal("the network", sha256_json(self.network.determinants))
-        self.partition, self.classifier = self.network.partition, self.network.classifier
+        self.architecture = definition.sized(self.spec.num_classes, self.spec.channels, self.spec.image_size)
+        world.on_all(self.architecture.check)
+        world.require_equal("the network", sha256_json(self.architecture.determinants))
+        self.partition, self.classifier = self.architecture.partition, self.architecture.classifier
         model = self.fresh_model()
         if config.sync_batchnorm:
             if changed := changed_by_sync_batchnorm(model):
@@ -144,6 +151,7 @@ class Experiment:
         # channels_last is 1.3 times faster for a ResNet-20, also on a CPU.
         self.blank = model.to(memory_format=torch.channels_last)
         self._check_batchnorm()
+        self._compiled: dict[bool, torch.nn.Module] = {}
 
         saving = SavingInterval(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
         other: Archive | None = beside.archive if beside else None
@@ -160,10 +168,10 @@ class Experiment:
 
     def _check_draw(self) -> None:
         """Refuse the network of a user's file if its seed does not determine θ_init."""
-        if self.network.definition.kind != "file" or self.theta_init(0).digest == self.archive.template.digest:
+        if self.architecture.definition.kind != "file" or self.theta_init(0).digest == self.archive.template.digest:
             return
         raise ValueError(
-            f"{self.network.definition.name} draws other initial parameters on a second call; draw them from torch's, "
+            f"{self.config.model.name} draws other initial parameters on a second call; draw them from torch's, "
             "NumPy's or Python's global generator, without a seed of your own"
         )
 
@@ -192,8 +200,7 @@ class Experiment:
                 f"accumulation_steps is {config.accumulation_steps}, but a process has only {share} images of a batch; "
                 "each micro-batch needs one"
             )
-        threads = loader_threads(config.data.num_workers, world.local_size)
-        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": threads}
+        ranks = {"rank": world.rank, "world_size": world.size, "num_workers": self.loader_threads}
         train_loader = self.source.train_loader(
             global_batch_size=config.global_batch_size, device=world.device, **ranks
         )
@@ -202,7 +209,7 @@ class Experiment:
 
     def beside(self, config: SearchConfig, initialisation: Initialisation | None = None) -> Experiment:
         """Return an experiment with other settings, possibly on other data, in the same launch and store."""
-        network = self.network.definition if config.model == self.config.model else None
+        network = self.architecture.definition if config.model == self.config.model else None
         return Experiment(self.world, self.store, config, initialisation, network=network, beside=self)
 
     def using(
@@ -243,7 +250,28 @@ class Experiment:
 
     def fresh_model(self) -> torch.nn.Module:
         """Build the network on the CPU. Torch's global generator draws its values."""
-        return self.network.build()
+        return self.architecture.build()
+
+    def network(self, *, trains: bool = True) -> torch.nn.Module:
+        """Return a network on the device. The caller overwrites its parameters and buffers.
+
+        A compiled network is one object in the whole launch, because its CUDA graphs hold the addresses of its tensors.
+        So the network of an earlier call must not be used any more.
+
+        Args:
+            trains: Whether all ranks run it together. Otherwise it has no SyncBatchNorm.
+        """
+        whole = trains or not self.config.sync_batchnorm
+        model = self._compiled.get(whole)
+        if model is None:
+            model = (deepcopy(self.blank) if whole else self.fresh_model()).to(self.world.device)
+            if self.config.compile != "no":
+                compile_(model, self.config.compile)
+                self._compiled[whole] = model
+        model.zero_grad()
+        for own, usual in zip(model.parameters(), self.blank.parameters(), strict=True):
+            own.requires_grad_(usual.requires_grad)  # an earlier training may have frozen it
+        return model.train()
 
     def theta_init(self, init_seed: int, initialisation: str | Initialisation = NETWORKS_OWN) -> Checkpoint:
         """Return θ_init on the CPU. The state of torch's generator does not change.
@@ -251,17 +279,17 @@ class Experiment:
         If θ_init comes from a trained network, the seed only draws a classifier that does not fit.
         """
         begun = Initialisation.of(initialisation)
-        model = self.network.draw(init_seed, begun.scheme)
+        model = self.architecture.draw(init_seed, begun.scheme)
         digest = sha256_json(self.common.determinants | {"theta_init": init_seed} | begun.determinants)
         fresh = Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
         if begun.network is None:
             return fresh
-        fitted, kept_fresh = begun.network.fitted(fresh, self.classifier, self.network.unsaved)
+        fitted, kept_fresh = begun.network.fitted(fresh, self.classifier, self.architecture.unsaved)
         if kept_fresh and self.world.is_main:
             _log.info(f"note: {', '.join(kept_fresh)} are drawn, because {begun.text} has no tensors that fit")
         return fitted
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:
-    """Return the loader threads of a process. −1 divides the machine's cores among its processes."""
-    return num_workers if num_workers != -1 else max(1, len(os.sched_getaffinity(0)) // local_size)
+    """Return the loader threads of a process: for −1, its share of the cores without one for the training step."""
+    return num_workers if num_workers != -1 else max(1, share_of_cores(local_size) - 1)

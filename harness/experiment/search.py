@@ -98,7 +98,7 @@ def search(experiment: Experiment) -> SearchResult:
 
 def _show_network(experiment: Experiment) -> None:
     """Log the partition of a network that is not built in, and the layers that need the user's attention (rank 0)."""
-    network = experiment.network
+    network = experiment.architecture
     if not experiment.world.is_main or network.definition.kind == "built-in":
         return
     for note in network.notes:

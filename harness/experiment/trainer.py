@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.common.logging import progress
-from harness.common.machine import sampled_load
+from harness.common.machine import return_freed_memory, sampled_load
 from harness.common.seeds import SgdNoise
 from harness.config import OptimConfig, Schedule
 from harness.experiment.experiment import Experiment
@@ -25,6 +25,7 @@ from harness.pruning.method import plain_view
 from harness.runs.run import Measurements, RunDescription, TrainedRun, layer_table
 from harness.runs.state_saver import StateSaver
 from harness.training.batchnorm import reestimate_batchnorm
+from harness.training.compiled import CompilingProgress
 from harness.training.evaluate import error_so_far, evaluate
 from harness.training.feed import TrainFeed
 from harness.training.loop import EpochReport, train
@@ -81,7 +82,7 @@ class Trainer:
             feed = feed.among(choose(experiment.source.num_train))
 
         # Phase: load the start point, and give the method ψ and ψ_init.
-        model = deepcopy(experiment.blank).to(world.device)
+        model = experiment.network()
         Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(model)
         params = dict(model.named_parameters())
         for name in frozen:
@@ -110,6 +111,9 @@ class Trainer:
             tested = [metric.value for metric in measured.metrics if metric.name == ERROR_BY_EPOCH][-1:]
             bar.postfix = ", ".join([f"loss {report.train_loss:.3g}", *(f"test error {one:.2f} %" for one in tested)])
 
+        if experiment.probe.due:
+            experiment.probe.run(experiment, feed.loader, noise)
+
         # Phase: train. Rank 0 shows progress and samples the machine's load.
         steps, shown = schedule.epochs * feed.steps_per_epoch, experiment.shows_progress
         with (
@@ -118,6 +122,7 @@ class Trainer:
             ) as bar,
             sampled_load(measured.started_ms / 1000, wanted=world.is_main) as samples,
         ):
+            counted = bar if experiment.config.compile == "no" else CompilingProgress(bar)
             train(
                 model,
                 world=world,
@@ -131,7 +136,7 @@ class Trainer:
                 begin=begin,
                 label=description.name,
                 on_epoch=on_epoch,
-                on_steps=bar.update,
+                on_steps=counted.update,
                 saver=saver,
                 hook=hook,
             )
@@ -149,11 +154,15 @@ class Trainer:
             networks = {name: replace(held, buffers=world.share(held.buffers)) for name, held in networks.items()}
             world.require_equal(f"parameters of {description.name}", sha256_tensors(checkpoint.params))
         checkpoint.load_into_(model)
+        for name in frozen:
+            params[name].requires_grad_(True)  # otherwise a compiled network needs one more graph for evaluation
 
-        # Phase: evaluate.
+        # Phase: evaluate. Batches of another size do not fit into the memory that the training left.
+        return_freed_memory()
         spent = start.epochs if start.epochs_spent is None else start.epochs_spent
         measured.log(checkpoint.epochs, {"epochs_total": spent + epochs})
         correct = self._evaluate(model, checkpoint.epochs, measured, noise, feed if reestimate else None)
+        return_freed_memory()
         layers = layer_table(checkpoint.params, signs, mask)
         return TrainedRun(checkpoint, mask, measured, start.digest, layers, networks, correct)
 

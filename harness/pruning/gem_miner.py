@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -337,7 +338,7 @@ class ScoreTraining(TrainingHook):
         """Store references to the network's parameters, which hold the scores."""
         params = dict(model.named_parameters())
         self._scores: list[torch.Tensor] = [params[name] for name in self.weights]
-        self._saved = [torch.empty_like(score) for score in self._scores]
+        self._saved, self._live, self._effective = (_Flat(self._scores) for _ in range(3))
         self._set_live()
 
     @property
@@ -351,17 +352,15 @@ class ScoreTraining(TrainingHook):
 
     @contextmanager
     def _at(self, alpha: float) -> Iterator[None]:
-        with torch.no_grad():
-            torch._foreach_copy_(self._saved, self._scores)
-            self._put_effective_()
+        self._put_effective_()
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._scores, self._saved)
+                torch._foreach_copy_(self._scores, self._saved.views)
         grads = [score.grad for score in self._scores if score.grad is not None]
         if grads:
-            torch._foreach_mul_(grads, self._live)
+            torch._foreach_mul_(grads, self._live.views)
 
     @torch.no_grad()
     def after_step(self, epoch: int, steps: int) -> None:
@@ -386,13 +385,11 @@ class ScoreTraining(TrainingHook):
         """Return a copy of the current p by name, on the CPU."""
         return {n: s.detach().cpu().clone() for n, s in zip(self.weights, self._scores, strict=True)}
 
-    @torch.no_grad()
     def finish(self, mask: Mask) -> Mask:
         """Replace the scores in the network by the effective weights, and return q as the mask."""
         self._trained = self.scores
-        torch._foreach_copy_(self._saved, self._scores)
         self._put_effective_()
-        del self._scores, self._saved, self._live  # free device memory for fine-tuning
+        del self._scores, self._saved, self._live, self._effective  # free device memory for fine-tuning
         return self.mask
 
     def networks(self, trained: Checkpoint) -> dict[str, Checkpoint]:
@@ -410,12 +407,26 @@ class ScoreTraining(TrainingHook):
 
     def _set_live(self) -> None:
         """Compute w₀ · q in the memory layout of the scores."""
-        pairs = zip(self.weights.items(), self._scores, strict=True)
-        self._live = [
-            torch.empty_like(score, requires_grad=False).copy_(weight * self.mask.tensors[name])
-            for (name, weight), score in pairs
-        ]
+        for (name, weight), view in zip(self.weights.items(), self._live.views, strict=True):
+            view.copy_(weight * self.mask.tensors[name])
 
+    @torch.no_grad()
     def _put_effective_(self) -> None:
-        for score, saved, live in zip(self._scores, self._saved, self._live, strict=True):
-            score.copy_(torch.where(saved > 0.5, live, torch.zeros_like(live)))
+        """Save the scores, and replace them by the effective weights, in five kernels for all layers."""
+        torch._foreach_copy_(self._saved.views, self._scores)
+        live = self._live.flat
+        torch.where(self._saved.flat > 0.5, live, live.new_zeros(()), out=self._effective.flat)
+        torch._foreach_copy_(self._scores, self._effective.views)
+
+
+class _Flat:
+    """One tensor with room for all tensors of a list, so that an operation on all of them is one kernel."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Allocate zeros. `views` has the shapes and memory layouts of `tensors`, which must be dense."""
+        self.flat = tensors[0].new_zeros(sum(tensor.numel() for tensor in tensors))
+        starts = accumulate((tensor.numel() for tensor in tensors), initial=0)
+        self.views = [
+            self.flat.as_strided(tensor.shape, tensor.stride(), start)
+            for tensor, start in zip(tensors, starts, strict=False)
+        ]

@@ -156,8 +156,9 @@ def _of_one_signature(
     if len(chosen) > 1:
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
-            f"runs of {_subject(config)} were made in {len(chosen)} ways (number of processes, precision, data or draw "
-            f"of θ_init differ); select with `tools/report.py --settings` one of {', '.join(tags)}, a tag of every run"
+            f"runs of {_subject(config)} were made in {len(chosen)} ways (number of processes, precision, compiling, "
+            f"data or draw of θ_init differ); select with `tools/report.py --settings` one of {', '.join(tags)}, a tag "
+            "of every run"
         )
     return next(iter(chosen.values()), {})
 
@@ -183,6 +184,7 @@ def _launch_signature(record: LineageRecord) -> str:
     config = record.config
     search = {name: config["search"].get(name) for name in ("precision", "deterministic", "sync_batchnorm")}
     search["float32_matmul_precision"] = config["search"].get("float32_matmul_precision", "highest")
+    search["compile"] = config["search"].get("compile", "no")
     search[INITIAL_WEIGHTS] = config.get(INITIAL_WEIGHTS)
     launch = {name: config.get("launch", {}).get(name) for name in ("world_size", "gradient_buckets")}
     return json.dumps([record.tags.get("data_digest"), launch, search], sort_keys=True)
@@ -369,6 +371,8 @@ class RunLookup:
         found = [node for node in self.analyses[pair.question, keys] if node.tags.get("init_seed") == seed]
         # Under mixed precision, comparisons without the tag `precision` were made in float32. Prefer the others.
         found = [node for node in found if "precision" in node.tags] or found
+        # The same pair can be evaluated by a compiled and by an uncompiled network. Prefer the latter.
+        found = [node for node in found if "compile" not in node.tags] or found
         return self._only(str(pair), found, lambda record: json.loads(json.dumps(record["comparison"])) == ours)
 
     def _kept_signs(self, curve: Curve, level: int) -> list[float]:

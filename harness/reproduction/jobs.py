@@ -26,6 +26,7 @@ from tqdm import tqdm
 
 from harness.common import logging as messages
 from harness.common.files import NO_LOCKS, read_json
+from harness.common.machine import usable_cores
 from harness.common.process import PARENT_VARIABLE
 from harness.common.tables import live_table
 from harness.common.waiting import wait_until
@@ -94,11 +95,7 @@ def own_devices(jobs: int, per_gpu: int) -> list[Device]:
     named = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
     gpus = (named or [str(number) for number in range(count)])[:count]
     cores = sorted(os.sched_getaffinity(0))
-    try:
-        from joblib import cpu_count  # heeds the limits of containers, too
-    except ModuleNotFoundError:  # a minimal installation
-        return devices(jobs, per_gpu, gpus, cores, threads=len(cores))
-    return devices(jobs, per_gpu, gpus, cores, threads=cpu_count())
+    return devices(jobs, per_gpu, gpus, cores, threads=usable_cores())
 
 
 @dataclass

@@ -120,7 +120,7 @@ def _fold_(
             for layer in layers:
                 layer.momentum = 1 / weight
             try:
-                model(images_NCHW)
+                model.forward(images_NCHW)  # never compiled: each value of `momentum` would be a graph
             except ValueError as error:
                 if len(images_NCHW) > 1:
                     raise

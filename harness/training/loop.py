@@ -160,7 +160,7 @@ def train(
     wrapped = world.prepare(model, state.scaler if state else None)
     wrapped.train()
     several = world.size > 1
-    step = _Step(wrapped, world, optimizer, remask, optim.max_grad_norm, accumulation_steps, unrehearsed=several)
+    step = TrainStep(wrapped, world, optimizer, remask, optim.max_grad_norm, accumulation_steps, unrehearsed=several)
     most_steps = min(MEETING_STEPS, (saver.most_steps if saver else None) or MEETING_STEPS)
     meeting = _Meeting(world, saver, label, most_steps)
     first, skipped = (state.epoch, state.step) if state else begin
@@ -262,7 +262,7 @@ class _Meeting:
 
 
 @dataclass
-class _Step:
+class TrainStep:
     """One optimizer step: forward and backward passes of all micro-batches, update and re-masking."""
 
     model: torch.nn.Module

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from harness.config import Precision, SearchConfig, known
+from harness.config import CompileMode, Precision, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 
 if TYPE_CHECKING:
@@ -193,12 +193,17 @@ class ReproductionOptions(FigureOptions):
     """Loader threads of each process. Overrides --scale. Results do not depend on it."""
     precision: Precision = "no"
     """Mixed precision. no: float32, as in the paper. auto: bf16 if the CUDA device supports it. The page names it."""
+    compile: CompileMode = "no"
+    """Compile the networks with torch.compile. Use it for long runs on a GPU. The page names it."""
+    probe: bool = True
+    """Measure before the first training whether the ffcv loader or the device is the limit, and log both rates. Turn it
+    off to start two seconds earlier."""
     evaluate_every: int | None = None
     """Epochs between two measurements of the test error within a training (0: never). Overrides --scale. Use it to
     watch long trainings. Pages do not use it."""
 
     def config(self, config: SearchConfig) -> SearchConfig:
-        """Return the plan's settings with this launch's paths, loader and precision."""
+        """Return the plan's settings with this launch's paths, loader, precision and compiling."""
         data = replace(
             config.data,
             directory=self.data_directory,
@@ -209,6 +214,8 @@ class ReproductionOptions(FigureOptions):
             config,
             data=data,
             precision=self.precision,
+            compile=self.compile,
+            probe=self.probe,
             evaluate_every=config.evaluate_every if self.evaluate_every is None else self.evaluate_every,
             runs=self.runs,
             experiment=self.experiment,

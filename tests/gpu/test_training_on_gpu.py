@@ -10,7 +10,7 @@ from harness.config import OptimConfig
 from harness.distributed.stop import StoppedError
 from harness.models import MODELS
 from harness.training.evaluate import evaluate
-from harness.training.loop import Remask, _Step
+from harness.training.loop import Remask, TrainStep
 from tests.gpu.gpu_steps import Repeated, differing, fresh, sparse_mask, take_steps
 from tests.training.small_training import (
     EPOCHS,
@@ -132,8 +132,8 @@ def test_fp16_skips_overflowing_steps_and_continues(world, device, monkeypatch):
     if world.precision != "fp16":
         pytest.skip("only fp16 has a loss scale")
     begin_with_overflows(world)
-    scales, update = [], _Step.update
-    monkeypatch.setattr(_Step, "update", lambda self: scales.append(world.scaler_state()["scale"]) or update(self))
+    scales, update = [], TrainStep.update
+    monkeypatch.setattr(TrainStep, "update", lambda self: scales.append(world.scaler_state()["scale"]) or update(self))
     model = network().to(device)
     reports = run(model, world, method="aws")
     assert any(b < a for a, b in zip(scales, scales[1:], strict=False))

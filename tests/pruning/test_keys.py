@@ -175,7 +175,8 @@ def test_a_default_dtype_other_than_float32_is_in_the_key_and_the_record(experim
 
 
 @pytest.mark.parametrize(
-    "precision", [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}, {"dtype": "float64"}]
+    "precision",
+    [{}, {"precision": "bf16"}, {"float32_matmul_precision": "high"}, {"dtype": "float64"}, {"compile": "default"}],
 )
 def test_a_comparison_has_a_nondefault_precision_in_its_key(precision) -> None:
     usual = {"format": 2, "data": "0" * 64, "spec": {}, "model": {}, "precision": "no"}
@@ -183,7 +184,7 @@ def test_a_comparison_has_a_nondefault_precision_in_its_key(precision) -> None:
     experiment = SimpleNamespace(common=common, source=SimpleNamespace(num_train=10))
     pair = SimpleNamespace(key="a"), SimpleNamespace(key="b")
     found = comparison_determinants(experiment, *pair, "lmc", ComparisonConfig(), 64)  # type: ignore[arg-type]
-    assert {name: found[name] for name in found if "precision" in name or name == "dtype"} == precision
+    assert {name: found[name] for name in found if "precision" in name or name in ("compile", "dtype")} == precision
 
 
 def test_a_key_that_contradicts_the_recorded_precision_is_a_problem(experiment: Experiment) -> None:

@@ -291,6 +291,8 @@ SETTINGS: list[Bad] = [
     _setting("--pruning-fraction 1.0: must be", pruning_fraction=1.0),
     _setting("--pruning-fraction 0.0: must be", pruning_fraction=0.0),
     _setting("count_rule", count_rule="rounded"),
+    _setting("unknown compile 'fast'", compile="fast"),
+    _setting("choose --compile default", compile="reduce-overhead", accumulation_steps=2),
     _setting("level 1 keeps none of the", densities=(1e-6,), num_levels=1),
     _setting("model.width is 0; it must be 1 or more", model=("resnet8", 0)),
     _setting(r"width 1000000 of resnet8 is too large: [0-9,]+ parameters", model=("resnet8", 1_000_000)),

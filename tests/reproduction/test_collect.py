@@ -484,6 +484,7 @@ def test_no_matching_run_is_an_error_with_advice(made_up, plan):
         ({}, {"search": {"precision": "bf16"}}),
         ({}, {"search": {"sync_batchnorm": True}}),
         ({}, {"search": {"float32_matmul_precision": "high"}}),
+        ({}, {"search": {"compile": "default"}}),
         ({}, {"launch": {"gradient_buckets": "by first backward"}}),
         ({}, {"initial_weights": "torch_default"}),
     ],

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from harness.common.seeds import SgdNoise
-from tests.gpu.gpu_steps import Repeated, take_steps
+from harness.config import GemMinerConfig, Schedule
+from harness.masks import Mask
+from harness.models import classifier_of, partition_of
+from harness.pruning.gem_miner import ScoreTraining, draw_scores
+from harness.pruning.method import plain_view
+from harness.training.loop import train
+from tests.gpu.gpu_steps import Repeated, fresh, take_steps
 from tests.simulated_cuda.label import DEVICE, Record
 from tests.training.small_training import open_world
 
@@ -49,3 +55,49 @@ def test_aws_launches_at_most_five_kernels_more_than_lrr_on_resnet50(cuda):
     assert lrr.total() > 400, lrr
     assert 0 < (aws - lrr).total() <= 5, aws - lrr
     assert not lrr - aws, lrr - aws
+
+
+def score_step(record: Record, hook: bool) -> Counter[str]:
+    """Return the kernels of the second step of ResNet-50, with frozen biases and ψ.
+
+    Args:
+        record: The record of the simulated device.
+        hook: Whether the step trains Gem-Miner's scores, or the weights themselves.
+    """
+    # Phase: network, and scores of all prunable weights and of the classifier
+    model, batches = fresh("resnet50", 32, DEVICE), Counted(record)
+    weights = {name: param.detach().cpu() for name, param in model.named_parameters()}
+    scored = sorted(partition_of("resnet50", model).prunable | {f"{classifier_of('resnet50')}.weight"})
+    mask = Mask.dense(weights, scored)
+    scores = draw_scores(mask.shapes(), 1) if hook else {}
+    for name, param in model.named_parameters():
+        param.requires_grad_(name in scored)
+        if name in scores:
+            param.data.copy_(scores[name].to(DEVICE))
+
+    # Phase: train
+    gem = GemMinerConfig(score_epochs=2, freeze_every_epochs=1)
+    scoring = ScoreTraining(weights, scored, 0.5, gem) if hook else None
+    for world in open_world("no"):
+        train(
+            model,
+            world=world,
+            batches=batches,
+            noise=SgdNoise(1, ("search", 1)),
+            optim=gem.scoring()[0],
+            schedule=Schedule(1, "constant"),
+            mask=mask,
+            view=scoring.view if scoring else plain_view,
+            label="test",
+            on_epoch=lambda report: None,
+            hook=scoring,
+        )
+    return batches.at[2] - batches.at[1]
+
+
+def test_gem_miner_launches_at_most_twenty_kernels_more_than_a_plain_step_on_resnet50(cuda):
+    """Gem-Miner saves scores, sets and restores effective weights, scales gradients and clips scores."""
+    gem_miner, plain = score_step(cuda, True), score_step(cuda, False)
+    assert plain.total() > 400, plain
+    assert 0 < (gem_miner - plain).total() <= 20, gem_miner - plain
+    assert not plain - gem_miner, plain - gem_miner

@@ -16,7 +16,7 @@ from harness.config import OptimConfig, Schedule
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.pruning import METHODS, NormState
-from harness.training.loop import NonFiniteLossError, _Step
+from harness.training.loop import NonFiniteLossError, TrainStep
 from harness.training.resume import capture
 from tests.training.small_training import EPOCHS, STEPS, Fixed, Memory, network, noisy, run, some_mask
 
@@ -81,13 +81,13 @@ def textbook(model: nn.Module, optim: OptimConfig) -> tuple[dict[str, torch.Tens
 @pytest.mark.parametrize("max_grad_norm", [None, 0.1])
 def test_aws_equals_the_textbook_with_the_scale_written_out(fp16_world, max_grad_norm, monkeypatch):
     optim = OptimConfig(name="sgd", lr=0.05, weight_decay=1e-2, max_grad_norm=max_grad_norm)
-    update, scales = _Step.update, []
+    update, scales = TrainStep.update, []
 
     def watched(self) -> None:
         scales.append(fp16_world.scaler_state()["scale"])
         update(self)
 
-    monkeypatch.setattr(_Step, "update", watched)
+    monkeypatch.setattr(TrainStep, "update", watched)
     ours = network()
     run(ours, fp16_world, optim=optim, view=aws_view(ours))
     expected, expected_scales = textbook(network(), optim)
@@ -103,7 +103,7 @@ def test_aws_equals_the_textbook_with_the_scale_written_out(fp16_world, max_grad
 def test_an_overflow_skips_the_step_and_nothing_else(fp16_world, name, method, accumulation_steps, monkeypatch):
     model = network()
     pruned = ~some_mask(model).tensors["0.weight"]
-    skipped, update = [], _Step.update
+    skipped, update = [], TrainStep.update
 
     def watched(self) -> None:
         scale, before = fp16_world.scaler_state()["scale"], self.state()
@@ -118,8 +118,8 @@ def test_an_overflow_skips_the_step_and_nothing_else(fp16_world, name, method, a
         captured = capture(self.model, self.optimizer)
         return {key: value for key, value in captured.items() if not key.startswith("buffer")}
 
-    monkeypatch.setattr(_Step, "state", state, raising=False)
-    monkeypatch.setattr(_Step, "update", watched)
+    monkeypatch.setattr(TrainStep, "state", state, raising=False)
+    monkeypatch.setattr(TrainStep, "update", watched)
     optim = OptimConfig(name=name, lr=0.05, weight_decay=1e-2)
     reports = run(model, fp16_world, optim=optim, method=method, accumulation_steps=accumulation_steps)
     # a skipped step is not an error, because its loss is finite

@@ -20,7 +20,7 @@ from harness.distributed.stop import StoppedError
 from harness.distributed.world import World
 from harness.masks import Mask
 from harness.training import loop
-from harness.training.loop import NonFiniteLossError, Remask, _Step
+from harness.training.loop import NonFiniteLossError, Remask, TrainStep
 from tests import golden_reference as reference
 from tests.training.small_training import BATCH, EPOCHS, STEPS, Fixed, Memory, network, noisy, run, some_mask
 
@@ -96,13 +96,13 @@ def test_an_epochs_loss_is_the_float64_sum_of_its_steps_in_order(
 ) -> None:
     """The recorded loss has the same bits for every interval of meetings."""
     steps: list[tuple[torch.Tensor, torch.Tensor]] = []
-    backward = _Step.backward
+    backward = TrainStep.backward
 
-    def watched(self: _Step, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def watched(self: TrainStep, *batch: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         steps.append(backward(self, *batch))
         return steps[-1]
 
-    monkeypatch.setattr(_Step, "backward", watched)
+    monkeypatch.setattr(TrainStep, "backward", watched)
     monkeypatch.setattr(loop, "MEETING_STEPS", most_steps)
     reports = run(network(), world)
     for epoch, report in enumerate(reports):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from statistics import median
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.prune import L1Unstructured, custom_from_mask, global_unstructured, remove
@@ -139,6 +141,62 @@ def level_overhead(quick: bool) -> Iterator[Row]:
     note = ", ".join(f"{part} {took:.3f} s" for part, took in spent.items()) + f" of {wall:.1f} s for two levels"
     name = f"overhead / wall time of a level, {data}, ResNet-20, 1 epoch [s]"
     yield Row(name, overhead / wall, Goal(most=0.02), note, ours=overhead / 2, reference=wall / 2)
+
+
+def levels(quick: bool) -> Iterator[Row]:
+    """Compare a search with one-epoch levels, start-up included, with one like the paper's published scripts.
+
+    Both train MobileNetV2 on random images of 32×32, from an empty directory, as one process on one core.
+    """
+    num_train, num_test, rounds = (256, 64, 1) if quick else (2560, 512, 2)
+    search = ["--network", "mobilenet_v2_cifar", *ONE_EPOCH, "2", "--offline", "--data.directory"]
+    taken: dict[str, list[tuple[float, float]]] = {"ours": [], "theirs": []}
+
+    # Phase: random images in CIFAR-100's own format
+    with tempfile.TemporaryDirectory() as directory, on_one_core():
+        data, source, draw = Path(directory, "data"), Path(directory, "source"), np.random.default_rng(0)
+        source.mkdir()
+        for name, number in (("train", num_train), ("test", num_test)):
+            records = draw.integers(256, size=(number, 2 + 3 * 32 * 32), dtype=np.uint8)
+            records[:, 1] %= 100
+            records.tofile(source / f"{name}.bin")
+        words = ["cifar100", "--source", str(source), "--out", str(data), "--allow-missing-classes"]
+        run(directory, str(ROOT / "tools/prepare_data.py"), *words)
+
+        # Phase: whole launches, in turns
+        ways = {
+            "ours": [str(ROOT / "recipes/aws_cifar100.py"), *search, str(data)],
+            "theirs": [str(ROOT / "tools/benchmarks/published.py"), str(data / "cifar100"), "--levels", "2"],
+        }
+        for turn in range(rounds):
+            for name in sorted(ways, reverse=bool(turn % 2)):
+                with tempfile.TemporaryDirectory() as empty:
+                    before = processor_seconds()
+                    took = seconds(lambda: run(empty, *ways[name]))  # noqa: B023
+                    taken[name].append((took, processor_seconds() - before))
+    (ours, busy), (theirs, their_busy) = (zip(*pairs, strict=True) for pairs in taken.values())
+    note = (
+        f"{num_train:,} and {num_test} images, 1 core; processor time {median(busy):.1f} / {median(their_busy):.1f} s"
+    )
+    name = "search of 3 one-epoch levels / published loop, MobileNetV2 [s]"
+    yield compared(name, ours, theirs, Goal(most=1), note)
+
+
+@contextlib.contextmanager
+def on_one_core() -> Iterator[None]:
+    """Bind this process and those that it starts to one core."""
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
+def processor_seconds() -> float:
+    """Return the processor time of all ended child processes."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def resnet50() -> tuple[nn.Module, dict[str, Tensor], Mask, Mask]:

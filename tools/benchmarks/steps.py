@@ -25,7 +25,7 @@ from torch._dynamo.utils import counters
 from harness.analysis.barrier import ALPHAS, barrier_curve
 from harness.analysis.interpolate import interpolate
 from harness.common.seeds import SgdNoise
-from harness.config import OptimConfig, Schedule
+from harness.config import CompileMode, OptimConfig, Schedule
 from harness.data import TrainLoader, open_data
 from harness.data.loaders import TrainOrder
 from harness.data.memory_loader import ResidentSplit
@@ -35,9 +35,11 @@ from harness.masks import Mask
 from harness.models import build_model, partition_of
 from harness.pruning import METHODS, NormState, prune
 from harness.training.batchnorm import batchnorm_layers
+from harness.training.compiled import compile_
 from harness.training.feed import ImageBatch, TrainFeed, normalize
 from harness.training.loop import Batches, build_optimizer, train
 from tools.benchmarks.measure import ROOT, Goal, Row, compared, in_turns, now, seconds
+from tools.benchmarks.published import publish
 
 WARM_UP_STEPS = 3
 OPTIM = OptimConfig(name="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4)
@@ -143,7 +145,9 @@ class SparseNetwork:
         settings |= {"mask": self.mask, "view": METHODS[method].view(norm), "label": "benchmark"}
         train(model, world=self.world, batches=batches, on_epoch=lambda report: None, **settings)
 
-    def way(self, method: str, batches: BatchesOf, compiled: str = "", case: Case | None = None) -> Callable[[], float]:
+    def way(
+        self, method: str, batches: BatchesOf, compiled: CompileMode = "no", case: Case | None = None
+    ) -> Callable[[], float]:
         """Return a function that trains and returns images/s.
 
         It trains for the steps of a case, after untimed warm-up steps.
@@ -151,13 +155,12 @@ class SparseNetwork:
         Args:
             method: A pruning method, which uses the harness's loop, or "plain" or "published".
             batches: Source of batches.
-            compiled: Mode of torch.compile, or "" for eager. On a CPU the network is only traced.
+            compiled: The product's --compile. On a CPU the network is only traced.
             case: Batch size and number of steps, by default those of the network.
         """
         # Phase: network and step function
         case, model = case or self.case, self.model()
-        if compiled:  # nn.Module.compile() works in place, so parameter names stay the same
-            model.compile(**{"mode": compiled} if self.world.device.type == "cuda" else {"backend": "eager"})
+        compile_(model, compiled, "inductor" if self.world.device.type == "cuda" else "eager")
         work: Callable[[Clocked], object] = partial(self.train, model, method)
         if method in ("plain", "published"):
             published = method == "published"
@@ -234,12 +237,8 @@ class PublishedStep:
 
     def __init__(self, network: SparseNetwork, draw: Callable[[], float]) -> None:
         self.model, self.loss_sum, self.num_correct = network.model(torch.contiguous_format), 0.0, 0
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.BatchNorm2d):
-                initial = [network.initial[f"{name}.{kind}"] for kind in ("weight", "bias")]
-                module.forward = partial(blended, module, draw, initial)  # type: ignore[method-assign]
-            elif (mask := network.mask.tensors.get(f"{name}.weight")) is not None:
-                module.forward = partial(masked, module, mask.to(network.world.device).float())
+        masks = {name: mask.to(network.world.device).float() for name, mask in network.mask.tensors.items()}
+        publish(self.model, masks, network.initial, draw)
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
 
     def __call__(self, images_NCHW: Tensor, labels_N: Tensor) -> None:
@@ -250,22 +249,6 @@ class PublishedStep:
         self.optimizer.step()
         self.loss_sum += loss.item()
         self.num_correct += int((logits_NK.argmax(1) == labels_N).sum().item())
-
-
-def masked(layer: Any, mask: Tensor, input: Tensor) -> Tensor:
-    """Apply a convolution or linear layer with the masked weight w * m."""
-    weight = layer.weight * mask
-    convolves = isinstance(layer, nn.Conv2d)
-    return layer._conv_forward(input, weight, layer.bias) if convolves else F.linear(input, weight, layer.bias)
-
-
-def blended(norm: Any, draw: Callable[[], float], initial: list[Tensor], input: Tensor) -> Tensor:
-    """Apply BatchNorm with αψ + (1−α)ψ_init and a newly drawn α."""
-    alpha = draw()
-    weight, bias = (alpha * own + (1 - alpha) * old for own, old in zip((norm.weight, norm.bias), initial, strict=True))
-    norm.num_batches_tracked.add_(1)
-    running = norm.running_mean, norm.running_var
-    return F.batch_norm(input, *running, weight, bias, norm.training, norm.momentum, norm.eps)
 
 
 def step(quick: bool) -> Iterator[Row]:
@@ -323,12 +306,15 @@ def compiled(world: World) -> Iterator[Row]:
     CUDA graphs are used at batch 32, and the default mode at 256.
     """
     network = SparseNetwork(large(world, 256), world)
-    for how, batch_size in (("reduce-overhead", 32), ("default", 256)):
+    ways: tuple[tuple[CompileMode, int], ...] = (("reduce-overhead", 32), ("default", 256))
+    for how, batch_size in ways:
         torch._dynamo.reset()
         yield from rates(network, batch_size, f", {how}", ("plain", "aws"), how)
 
 
-def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], how: str = "") -> Iterator[Row]:
+def rates(
+    network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[str], how: CompileMode = "no"
+) -> Iterator[Row]:
     """Time methods alternately; yield images/s, and aws / plain.
 
     Args:
@@ -336,7 +322,7 @@ def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[
         batch_size: Images per step.
         mark: Suffix of the row names. With "uint8" in it, every step normalises its images.
         methods: Methods to time, with aws and plain.
-        how: Mode of torch.compile, or "" for eager.
+        how: The product's --compile.
     """
     case, mark = large(network.world, batch_size), f"{mark}, batch {batch_size}"
     batches = case.batches(network.world.device, from_uint8="uint8" in mark)
@@ -344,7 +330,7 @@ def rates(network: SparseNetwork, batch_size: int, mark: str, methods: Sequence[
     timed, graphs = counted_in_turns(ways, case.rounds)
     yield from (Row(f"{method}{mark} [images/s]", median(found)) for method, found in timed.items())
     yield compared(f"aws / plain{mark}", timed["aws"], timed["plain"])
-    if how:
+    if how != "no":
         yield Row(f"graphs compiled anew{mark}", graphs)
 
 
@@ -380,7 +366,8 @@ def small(world: World) -> Iterator[Row]:
     for name in ("resnet20", "mobilenet_v2_cifar"):
         case = Case(name, 2, 16, 10, steps=1, rounds=1) if on_cpu else Case(name, 128, 32, 100, steps=60, rounds=3)
         network, batches = SparseNetwork(case, world), case.augmented(world.device, 64 if on_cpu else 50_000)
-        for how, words in (("", "eager"), ("reduce-overhead", "by CUDA graphs")):
+        hows: tuple[tuple[CompileMode, str], ...] = (("no", "eager"), ("reduce-overhead", "by CUDA graphs"))
+        for how, words in hows:
             torch._dynamo.reset()
             ways = {"aws": network.way("aws", batches, how), "published": network.way("published", batches)}
             timed, graphs = counted_in_turns(ways, case.rounds)

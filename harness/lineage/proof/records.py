@@ -109,6 +109,7 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
             yield name, known[name], search[name]
     matmul = "float32_matmul_precision"
     yield matmul, known.get(matmul, "highest"), search.get(matmul, "highest")
+    yield "compile", known.get("compile", "no"), search.get("compile", "no")
     for name, value in known.get("optim", {}).items():
         own = record.config.get("optim", search["optim"])  # a pruning method may have its own optimizers
         # The search config can set another learning rate for final trainings.

@@ -181,7 +181,9 @@ def precision_of(record: LineageRecord) -> str:
     allowed = cuda.get("tf32_supported") and cuda.get("cudnn_allow_tf32")
     if words == ["float32"] and allowed and cuda.get("tf32_override") != "0":
         words.append("convolutions in TF32")
-    return ", ".join(words if matmul == "highest" else [*words, f"matrix products {matmul}"])
+    words += [] if matmul == "highest" else [f"matrix products {matmul}"]
+    compiled = search.get("compile", "no")
+    return ", ".join(words if compiled == "no" else [*words, f"compiled ({compiled})"])
 
 
 def _sentence(node: RunSummary) -> str:

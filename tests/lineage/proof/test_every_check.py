@@ -152,6 +152,7 @@ def asks(question: str, edit: Edit = lambda record: None, **named: str) -> Plant
 def level_rows(known: dict[str, Any]) -> None:
     """Let every determinant of a level contradict its record."""
     known |= {"kind": "training", "data": FOREIGN, "precision": "bf16", "float32_matmul_precision": "high"}
+    known |= {"compile": "default"}
     known |= {"optim": {"lr": 9.0}, "world_size": 2, "dtype": "float64", "level": 5, "root": FOREIGN}
     known |= {"parent": FOREIGN, "schedule": {"epochs": 7}, "pruning_fraction": 0.5, "again": True}
     known |= {"pruning": {"scope": "layer"}, "initial_weights": "torch_default"}
