@@ -125,7 +125,9 @@ def resolve_ticket(
             )
         told, source = record.config.get("network", {}), None
         if "sha256" in told:
-            directory, typed = store.local.find(record.key), record.config["search"]["model"]["name"]
+            typed = record.config["search"]["model"]["name"]
+            with store.beginning():
+                directory = store.find(record.key)  # a run on the server is fetched with its file
             source = trusted_source(typed, told["sha256"], directory, trust_code=config.trust_code).decode("latin-1")
         elif "library" in told and told["library"] != (now := f"{told['kind']} {library_version(told['kind'])}"):
             _log.warning(f"{record.name!r} was made with {told['library']}, and here is {now}")
@@ -157,4 +159,8 @@ def resolve_ticket(
         experiment=config.experiment,
         offline=config.offline,
     )
-    return key, settings, Definition.of(settings.model, None if source is None else source.encode("latin-1"))
+    try:
+        network = Definition.of(settings.model, None if source is None else source.encode("latin-1"))
+    except ValueError as error:
+        raise type(error)(f"run {config.ticket}: {error}") from error
+    return key, settings, network

@@ -45,6 +45,7 @@ def network_of(
         ValueError: The determinants or the copy of the file were altered.
     """
 
+    # The source is read only if the network has one.
     def source() -> bytes:
         typed = str(config.get("model", {}).get("name", ""))
         return trusted_source(
@@ -75,7 +76,9 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
         network = network_of(determinants, config, directory, trust_code=trust_code)
         with private_generators(0):
             return network.build()
-    except (NotBuildableError, ConnectionError):
+    except NotBuildableError as error:
+        raise NotBuildableError(f"{path}: {error}") from error
+    except ConnectionError:
         raise
     except Exception as error:
         raise ValueError(f"{path} names no network of this version: {error!r:.200}") from error
@@ -94,6 +97,7 @@ def trusted_source(typed: str, digest: str, directory: Path | None, *, trust_cod
     Raises:
         NotBuildableError: The file must not be executed. The message has the reason and the remedy.
     """
+    # The user's own file, then the run's copy.
     path = Path(typed.rpartition(":")[0])
     if path.is_file() and sha256(content := path.read_bytes()).hexdigest() == digest:
         return content

@@ -165,11 +165,14 @@ def file_model(source: bytes, path: str, function: str, options: Mapping[str, An
     Raises:
         ValueError: The file or the function raises an error. The message has its file and line.
     """
+    # Phase: execute the file, and find the function.
     module = _executed(source, path)
     build = getattr(module, function, None)
     if not callable(build):
         found = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
         raise ValueError(f"{path} has no function {function!r}; it has {', '.join(found) or 'none'}")
+
+    # Phase: call it.
     try:
         made = build(**options)
     except Exception as error:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from harness.cli.names import networks
 from harness.config import CompileMode, Precision, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 
@@ -147,6 +148,8 @@ class FigureOptions:
 
     def _subject(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
+        if self.network is not None:  # the pages compare with the paper's numbers
+            known("network", self.network, networks())
         if self.scale != "paper":
             from recipes.presets.figures import SMALL
 
@@ -155,8 +158,8 @@ class FigureOptions:
         dataset = known(
             f"data set of {figure.name}", self.dataset or next(iter(figure.subjects)), list(figure.subjects)
         )
-        networks = figure.subjects[dataset]
-        return dataset, known(f"network of {figure.name} on {dataset}", self.network or networks[0], list(networks))
+        own = figure.subjects[dataset]
+        return dataset, known(f"network of {figure.name} on {dataset}", self.network or own[0], list(own))
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def test_the_order_of_gradient_sums_is_in_the_key_where_it_changes_bits(
 def test_the_initialisation_rule_is_in_the_key_of_networks_where_it_changed(experiment: Experiment, name: str) -> None:
     other = copy(experiment)
     other.config = replace(experiment.config, model=ModelConfig(name))
-    other.network = Definition.of(other.config.model).sized(10, 1, 8)
+    other.architecture = Definition.of(other.config.model).sized(10, 1, 8)
     shared, usual = describe.common(other), experiment.common.determinants
     drawn = {"initial_weights": "torch_default"} if name in FOUR else {}
     more = drawn | ({"drop_connect": 0.0} if name == "efficientnet_b0_cifar" else {})

@@ -91,6 +91,7 @@ class Architecture:
             directory: Directory of the run.
             trust_code: Execute the run's copy of a user's file.
         """
+        # Phase: build it.
         model, spec, config = determinants["model"], determinants["spec"], config or {}
         try:
             network = network_of(
@@ -104,6 +105,7 @@ class Architecture:
             former = drawn_before(model["name"], determinants) is not None
             return cls._of(replace(network, former=former))
         except NotBuildableError as error:
+            # Phase: take what the record says.
             told = config.get("network", {})
             shape = spec["channels"], spec["image_size"], spec["image_size"]
             rows = json.dumps(told["tensors"]) if "tensors" in told else ""
