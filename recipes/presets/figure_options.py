@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from harness.cli.names import networks
-from harness.config import CompileMode, Precision, SearchConfig, known
+from harness.config import CompileMode, ModelConfig, Precision, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 
 if TYPE_CHECKING:
@@ -148,8 +147,11 @@ class FigureOptions:
 
     def _subject(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
-        if self.network is not None:  # the pages compare with the paper's numbers
-            known("network", self.network, networks())
+        if self.network is not None and ModelConfig(self.network).kind != "built-in":
+            raise ValueError(
+                f"network {self.network!r}: figures compare with the paper's numbers, which are of built-in networks; "
+                "search in others with a recipe such as recipes/aws_cifar10.py"
+            )
         if self.scale != "paper":
             from recipes.presets.figures import SMALL
 
