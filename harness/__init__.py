@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from harness.experiment.search import search
     from harness.lineage.reload import load_checkpoint, load_network, load_signed_mask
     from harness.masks import Mask, SignedMask
+    from harness.pruner import SignPruner
 
 if "LOCAL_RANK" in os.environ:
     # Hide DDP's warning, on every rank, about an intended setting (see harness.distributed.world). torch reads this
@@ -25,6 +26,7 @@ if "LOCAL_RANK" in os.environ:
 __version__ = "0.2.0"
 __all__ = [
     "Mask",
+    "SignPruner",
     "SignedMask",
     "Trial",
     "compare",
@@ -39,6 +41,7 @@ __all__ = [
 
 _HOMES = {
     "Mask": "harness.masks",
+    "SignPruner": "harness.pruner",
     "SignedMask": "harness.masks",
     "Trial": "harness.experiment.final",
     "compare": "harness.experiment.comparison",

@@ -7,20 +7,20 @@ A checkpoint is a safetensors file with the keys of a plain state dict. `safeten
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors import safe_open
 
 from harness.common.digest import canonical_json, sha256_tensors
 from harness.common.files import write_tensors
-from harness.common.foreign import read_tensors
+from harness.common.foreign import read_tensors, split_key
+from harness.common.matching import COUNTER, match_names
 from harness.common.tensors import (
     METADATA_KEY,
-    below,
     check_beside,
     check_fits,
     listed,
@@ -48,6 +48,8 @@ class Checkpoint:
     level: int
     epochs: int
     level_digest: str
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Further names of shared tensors in the network's state dict, with the names here. Not saved to the file."""
 
     @classmethod
     def of(cls, model: nn.Module, *, level: int, epochs: int, level_digest: str) -> Checkpoint:
@@ -57,7 +59,11 @@ class Checkpoint:
         """
         params = {name: param.detach().cpu().clone() + 0.0 for name, param in model.named_parameters()}
         buffers = {name: buffer.detach().cpu().clone() for name, buffer in model.named_buffers()}
-        return cls(params, buffers, level, epochs, level_digest)
+        # Files from other code can have the other names of shared tensors.
+        state = model.state_dict(keep_vars=True)
+        names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+        aliases = {name: names[id(tensor)] for name, tensor in state.items() if names.get(id(tensor), name) != name}
+        return cls(params, buffers, level, epochs, level_digest, aliases)
 
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -131,68 +137,131 @@ class Pretrained:
         """Return the SHA-256 over all tensors."""
         return sha256_tensors(self.tensors)
 
-    def fitted(
-        self, fresh: Checkpoint, classifier: str | Sequence[str], unsaved: Collection[str] = ()
-    ) -> tuple[Checkpoint, list[str]]:
+    def fitted(self, fresh: Checkpoint, classifier: str | Sequence[str], unsaved: Collection[str] = ()) -> Fitted:
         """Fill a copy of a fresh network with these tensors.
 
-        If the file's classifier is missing or has other shapes, the whole classifier stays fresh. BatchNorm's
-        `num_batches_tracked` counters stay fresh if the file lacks them, as files of old torch versions do.
+        `harness.common.matching` tells how names are matched. If the file's classifier is missing or has other shapes,
+        the whole classifier stays fresh. BatchNorm's `num_batches_tracked` counters stay fresh if the file lacks them,
+        as files of old torch versions do.
 
         Args:
             fresh: The freshly initialised network.
             classifier: Dotted name of the classifier's module, or the names of several.
             unsaved: Buffers that are no part of the network's state dict. They stay fresh if the file lacks them.
 
-        Returns:
-            The filled copy, and the names of the tensors that stayed fresh, without `unsaved`.
-
         Raises:
             ValueError: Any other tensor is missing, unknown, not finite, or has another shape or kind of values. The
                 message names it.
         """
-        # Choose the tensors that stay fresh.
+        # Phase: match the names.
         own = fresh.state_dict
-        inside = below(classifier)
-        head = [name for name in own if name.startswith(inside)]
-        same_head = all(name in self.tensors and self.tensors[name].shape == own[name].shape for name in head)
-        same_head |= any(stored_instead(name, self.tensors) for name in head)  # a pruned one does not stay fresh
-        kept_fresh = [] if same_head else head
-        kept_fresh += [name for name in own if name.endswith("num_batches_tracked") and name not in self.tensors]
-        stays = {*kept_fresh, *(name for name in unsaved if name not in self.tensors)}
-        # Check the remaining tensors in both directions.
-        given = {
-            name: tensor.shape for name, tensor in self.tensors.items() if not name.startswith(inside) or same_head
-        }
+        heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+        named = {name: value for name, value in own.items() if name not in unsaved}
+        matched = match_names(self.tensors, named, heads, fresh.aliases)
+        held, what = matched.tensors, matched.what
+
+        if empty := [name for name, tensor in held.items() if name in own and tensor.numel() == 0 < own[name].numel()]:
+            raise ValueError(
+                f"{what} has no values of {listed(empty)} ({len(empty)} of {len(held)}): DeepSpeed ZeRO-3 leaves them "
+                "in other files; gather them with `python zero_to_fp32.py . network` in its directory"
+            )
+
+        # Phase: choose the tensors that stay fresh.
+        ends = tuple(f"{head}." for head in heads)
+        head = [name for name in own if name.startswith(ends)]
+        other = [name for name in head if name not in held or held[name].shape != own[name].shape]
+        if any(stored_instead(name, held) for name in head):  # a reparametrised one does not stay fresh
+            other = []
+        counters = [name for name in own if name.endswith(COUNTER) and name not in held]
+        kept_fresh = (head if other else []) + counters
+        stays = {*kept_fresh, *(name for name in unsaved if name not in held)}
+        notes = [*matched.notes, *self._fresh_notes(other, head, counters, held, own)]
+
+        # Phase: check the remaining tensors in both directions.
+        given = {name: tensor.shape for name, tensor in held.items() if not (other and name.startswith(ends))}
         needed = {name: tensor.shape for name, tensor in own.items() if name not in stays}
-        check_fits(given, needed, "the file", exactly=True)
+        check_fits(given, needed, what, exactly=True)
 
         def taken(name: str, value: torch.Tensor) -> torch.Tensor:
-            return value if name in stays else self.tensors[name].to(value.dtype).clone() + 0  # −0.0 → +0.0
+            if name in stays:
+                return value
+            try:
+                return held[name].to(value.dtype).clone() + 0  # −0.0 → +0.0
+            except (RuntimeError, NotImplementedError, TypeError) as error:
+                kind = _short(held[name])
+                raise ValueError(f"{what} does not fit the network: torch cannot convert {name} from {kind}") from error
 
-        # Check the values: a conversion from integers or complex numbers would change them silently.
+        # Phase: check the values. A conversion from integers or complex numbers would change them silently.
         kinds = [
-            f"{name} is {str(self.tensors[name].dtype).removeprefix('torch.')}"
+            f"{name} is {_short(held[name])}"
             for name in needed
-            if own[name].is_floating_point() and not self.tensors[name].is_floating_point()
+            if own[name].is_floating_point() and not held[name].is_floating_point()
         ]
         if kinds:
-            raise ValueError(f"the file does not fit the network: {listed(kinds)}; floating-point tensors are expected")
-        # Fill a copy of the fresh network.
+            raise ValueError(f"{what} does not fit the network: {listed(kinds)}; floating-point tensors are expected")
+
+        # Phase: fill a copy of the fresh network.
         params = {name: taken(name, value) for name, value in fresh.params.items()}
         buffers = {name: taken(name, value) for name, value in fresh.buffers.items()}
         if broken := [name for name, value in (params | buffers).items() if not bool(torch.isfinite(value).all())]:
-            raise ValueError(f"the file has NaN or infinite values in {listed(broken)}: the network is not usable")
-        return Checkpoint(params, buffers, fresh.level, fresh.epochs, fresh.level_digest), kept_fresh
+            raise ValueError(f"{what} has NaN or infinite values in {listed(broken)}: the network is not usable")
+        filled = replace(fresh, params=params, buffers=buffers)
+        return Fitted(filled, kept_fresh, notes, pruned=matched.pruned > 0)
+
+    @staticmethod
+    def _fresh_notes(
+        other: list[str],
+        head: list[str],
+        counters: list[str],
+        held: Mapping[str, torch.Tensor],
+        own: Mapping[str, torch.Tensor],
+    ) -> Iterator[str]:
+        """Yield why the classifier is drawn anew, and which counters are.
+
+        Args:
+            other: Tensors of the classifier that do not fit. If there are any, all of `head` are drawn.
+            head: All tensors of the classifier.
+            counters: BatchNorm's counters that the file lacks.
+            held: The tensors of the file.
+            own: The tensors of the network.
+        """
+        if other:
+            first, shape = other[0], tuple(own[other[0]].shape)
+            why = f"it is {tuple(held[first].shape)} in the file" if first in held else "the file has none"
+            yield f"the classifier ({listed(head)}) is drawn anew: {first} is {shape} in the network, {why}"
+        if counters:
+            yield f"{listed(counters)} start at 0: the file has no such counters"
 
 
-def read_network(path: Path) -> Pretrained:
-    """Read the tensors of a .safetensors or torch file.
+class Fitted(NamedTuple):
+    """A network that was filled with the tensors of a file."""
+
+    checkpoint: Checkpoint
+    fresh: list[str]
+    """Names of the tensors that stayed fresh, without `unsaved`."""
+    notes: list[str]
+    """Sentences about tensors that were renamed, left out, multiplied or drawn anew."""
+    pruned: bool
+    """Whether masks of torch.nn.utils.prune were applied."""
+
+
+def _short(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def read_network(text: Path | str) -> Pretrained:
+    """Read the tensors of a file, of an index of several files, or of a directory.
 
     A file in the directory of a run is checked against the run's record. See `harness.common.foreign` for the forms.
 
+    Args:
+        text: The file or directory. `FILE:KEY` takes only what the file has under KEY.
+
     Raises:
+        FileNotFoundError: The file does not exist, or the directory has no network.
+        OSError: The file cannot be opened.
         ValueError: The file is damaged, or a torch file holds more than tensors.
     """
+    path, key = split_key(text)
     check_beside(path)
-    return Pretrained(read_tensors(path))
+    return Pretrained(read_tensors(path, key))

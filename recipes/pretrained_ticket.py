@@ -1,7 +1,7 @@
 """Make a ticket from a trained dense network: one magnitude pruning, without training.
 
 Figure     none. Use this recipe for networks that were trained elsewhere
-Networks   a safetensors file, a torch file of tensors (such as torchvision's), or a logged run
+Networks   a safetensors file, a torch file of tensors (Lightning, timm, torchvision, …), or a logged run
            its tensors must match the harness's network of that name
            a classifier with another number of classes is drawn anew
 Result     level 0 is the given network, level 1 the pruned one
@@ -28,7 +28,7 @@ class PretrainedOptions:
     """The network, the density of the ticket, and the settings of its final trainings."""
 
     network: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="FILE_OR_RUN")]
-    """A .safetensors, .pth or .pt file, or the run ID of a trained network."""
+    """A file, FILE:KEY, a directory or the run ID of a trained network. See docs/how-to-your-own.md for the forms."""
     data: DataConfig
     model: ModelConfig
     density: float = 0.1

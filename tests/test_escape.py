@@ -33,6 +33,9 @@ URIS = [
     ("https://h/?sig=S3C&session_key=T0K&x=y", "https://h/?sig=***&session_key=***&x=y"),
     ("https://h/?auth=S3C&pass=T0K&authorization=B", "https://h/?auth=***&pass=***&authorization=***"),
     ("https://h/?api_key=S3C;access_token=T0K&x=y", "https://h/?api_key=***;access_token=***&x=y"),
+    ("http://h:5000/?key=S3 C", "http://h:5000/?key=***"),
+    ("https://h/?subscription-key=S3C&code=T0K&x=y", "https://h/?subscription-key=***&code=***&x=y"),
+    ("https://h/?monkey=5&key_id=3&jsessionid=S3C", "https://h/?monkey=5&key_id=3&jsessionid=***"),
     ("mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BUID%3Du%3BPWD%3DS3C&a=b", "mssql+pyodbc:///?odbc_connect=***&a=b"),
     ("mssql+pyodbc:///?odbc_connect=DRIVER={X};PWD={S3;C}", "mssql+pyodbc:///?odbc_connect=***"),
     ("DRIVER={SQL};UID=me;PWD={S3;C};X=1", "DRIVER={SQL};UID=me;PWD=***;X=1"),
@@ -49,6 +52,12 @@ def test_secrets_of_a_uri_are_removed(uri: str, shown: str) -> None:
     assert "S3C" not in message and "T0K" not in message
 
 
+@pytest.mark.parametrize("scheme", ["Bearer", "Basic"])
+def test_tokens_in_headers_are_removed(scheme: str) -> None:
+    for header in (f"header value: '{scheme} S3C T0K'.", f"Authorization: {scheme} S3C"):
+        assert redact(header).startswith(header.partition("S3C")[0] + "***") and "T0K" not in redact(header)
+
+
 @pytest.mark.parametrize(
     "text",
     [
@@ -58,6 +67,8 @@ def test_secrets_of_a_uri_are_removed(uri: str, shown: str) -> None:
         "--num-tokens 3 tokenizer=x",
         "models:/aws@L03",
         "lr=0.1 key 1234",
+        "Basic training of the 'Basic' block",
+        "which key=9993c55; code=3",
     ],
 )
 def test_text_without_secrets_is_unchanged(text: str) -> None:

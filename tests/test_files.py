@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.common import files
 from harness.common.files import write_atomically
 
 REPOSITORY = Path(__file__).parents[1]
@@ -34,6 +35,16 @@ def test_a_failed_write_keeps_the_old_content(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(OSError, match="No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_with_equal_numbers_do_not_share_a_temporary_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes of two containers, and their threads, can have the same numbers."""
+    path = tmp_path / "a.json"
+    monkeypatch.setattr(files, "reach", lambda point: write_atomically(path, b"second"))
+    write_atomically(path, b"first", fault_point="state-written")
+    assert path.read_bytes() == b"first" and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.long

@@ -327,7 +327,8 @@ def test_odd_planes_and_headers_are_refused_in_one_line(tmp_path, planes, header
 
 @pytest.mark.parametrize("load", [SignedMask.load, load_signed_mask, load_checkpoint])
 @pytest.mark.parametrize("record", ["of the file", "of another file", "broken", "foreign"])
-def test_the_record_beside_a_file_is_checked(tmp_path, load, record):
+@pytest.mark.parametrize("linked", [False, True])
+def test_the_record_beside_a_file_is_checked(tmp_path, caplog, load, record, linked):
     from harness.checkpoint import Checkpoint
 
     path = tmp_path / "x.safetensors"
@@ -338,8 +339,16 @@ def test_the_record_beside_a_file_is_checked(tmp_path, load, record):
     text = {"of the file": json.dumps({"files": {path.name: sha256_file(path)}}), "broken": "{"}
     text |= {"of another file": json.dumps({"files": {path.name: "0" * 64}}), "foreign": "[]"}
     (tmp_path / "record.json").write_text(text[record])
+    if linked:  # into the directory of the run
+        (tmp_path / "links").mkdir()
+        link = tmp_path / "links" / "y.safetensors"
+        link.symlink_to(path)
+        path = link
     if record in ("of the file", "foreign"):
         load(path)
+        assert ("record.json does not list it" in caplog.text) is (record == "foreign")
         return
-    with pytest.raises(ValueError, match=r"x\.safetensors (was altered: its SHA-256|cannot be checked: .*was altered)"):
+    with pytest.raises(
+        ValueError, match=r"[xy]\.safetensors (was altered: its SHA-256|cannot be checked: .*was altered)"
+    ):
         load(path)

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 
+from harness.common import process as process_module
 from harness.common.process import Process, process_exists
 
 OWN = Process.current()
@@ -53,6 +54,11 @@ def test_a_process_that_has_ended_is_dead_also_before_its_parent_notices() -> No
 @pytest.mark.parametrize("record", [{}, [], None, {"host": "a"}, {"host": "a", "pid": "x"}, {"host": "a", "pid": []}])
 def test_a_record_that_names_no_process_is_none(record: object) -> None:
     assert Process.of(record) is None  # type: ignore[arg-type]
+
+
+def test_another_container_is_unknown_where_the_own_namespace_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process_module, "_namespace", lambda: "")
+    assert replace(OWN, pid=2**22 + 1).alive is None and replace(OWN, boot="00000000").alive is None
 
 
 def test_only_this_process_is_the_current_one() -> None:

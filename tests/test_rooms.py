@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "checkpoint": {"common", "masks"},
     "pruning": _NETWORK,
     "training": _NETWORK | {"data", "pruning", "distributed"},
+    "pruner": _NETWORK | {"pruning", "training", "lineage"},
     # Verification recomputes masks by pruning, starts from θ_init and ticket, and digests from the data's manifest.
     "lineage": _NETWORK | {"data", "pruning"},
     "analysis": _NETWORK | {"data", "distributed", "training"},
@@ -39,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "reproduction": _RUN | {"analysis", "runs", "experiment"},
     "cli": _RUN | {"analysis", "runs", "experiment"},
     # Public names such as `load_signed_mask` are imported on first use. Launchers are inspected before torch is loaded.
-    "__init__": _RUN | {"experiment", "cli"},
+    "__init__": _RUN | {"experiment", "cli", "pruner"},
 }
 
 # Large or optional libraries, and the only files that may import them (patterns relative to harness/).

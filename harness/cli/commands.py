@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from harness.cli.errors import clear_errors
-from harness.cli.names import networks
+from harness.cli.names import datasets, networks
 from harness.cli.options import OneRun, RunPair, StabilityPair, TicketAndSeed, parse
 from harness.common.launched import launcher_number
 from harness.config import ModelConfig, SearchConfig, TicketConfig, known
@@ -75,9 +75,12 @@ def run_search(description: str | None, default: SearchConfig | Sequence[SearchC
     """
     with clear_errors():
         if isinstance(default, SearchConfig):
-            settings = parse(SearchConfig, description, default)
+            settings, usual = parse(SearchConfig, description, default), default
         else:
-            settings = parse_network(description, default)
+            settings, usual = parse_network(description, default), default[0]
+        name = settings.data.name
+        if name not in datasets() and launcher_number("RANK", 0) == 0:
+            _log.info(f"{name} is no built-in data set: the defaults of this recipe are for {usual.data.name}")
         from harness.cli.launch import launch
         from harness.cli.terminal import print_search
         from harness.experiment.search import search

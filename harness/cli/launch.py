@@ -121,11 +121,10 @@ def launch_ticket(
         # Phase: data, network and the run itself.
         experiment = Experiment(world, store, settings, network=network)
         with experiment.archive.delivery.working():
+            ticket = experiment.archive.load(key, fitting=False)
             if config.data is None:
-                ticket = experiment.archive.load(key)
-                _check_data(experiment, ticket)
-            else:
-                ticket = experiment.archive.load(key, fitting=False)
+                _check_data(experiment, ticket)  # first: data of other classes would not fit, which says less
+                experiment.archive.require_fit(ticket)
             yield experiment, ticket
 
 
@@ -183,10 +182,11 @@ def _check_data(experiment: Experiment, ticket: FinishedRun) -> None:
     def check() -> None:
         assert ticket.record is not None
         recorded, found = ticket.record.tags["data_digest"], experiment.source.content_digest
+        home = experiment.config.data.directory / experiment.spec.name
         if recorded != found:
             raise ValueError(
-                f"{ticket.record.name!r} was made from data {recorded[:12]}…, but {experiment.config.data.directory} "
-                f"has {found[:12]}…; prepare the recorded data again, or set --data-directory"
+                f"{ticket.record.name!r} was made from data {recorded[:12]}…, but {home} has {found[:12]}…; "
+                "prepare the recorded data again, or set --data-directory"
             )
 
     experiment.world.on_main(check)

@@ -65,7 +65,7 @@ class OneRun:
     """Print the result as JSON instead of a table, for another program."""
     data_directory: Path | None = None
     """Directory of prepared data sets. Change it if the data moved. Default: as recorded with the first run."""
-    loader: Literal["ffcv", "memory"] | None = None
+    loader: Literal["ffcv", "memory", "torch"] | None = None
     """Data loader. Use memory without FFCV. Default: as recorded with the first run."""
     compile: CompileMode | None = None
     """Compile the network that evaluates the points. Compiling pays only for many images. Default: as recorded with

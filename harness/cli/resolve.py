@@ -11,7 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
+from harness.common.foreign import holds_network, split_key
 from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.lineage.browse.find import find_node
@@ -23,6 +25,8 @@ from harness.models.network import Definition
 from harness.models.sources import library_version, read_source
 
 _log = logging.getLogger(__name__)
+_FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".json")
+"""Endings of networks' files. A text with one of them names no run."""
 
 
 def resolve_record(store: LineageStore, text: str) -> LineageRecord:
@@ -67,19 +71,21 @@ def resolve_initialisation(world: World, store: LineageStore, text: str) -> Init
 
 def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     """Return the network and the key of its run. The key of a file is ""."""
-    path = Path(text)
-    if path.is_file():
+    path = split_key(text)[0]
+    if holds_network(path):
         try:
-            return read_network(path), ""
+            return read_network(text), ""
         except (ValueError, OSError):
             raise
         except Exception as error:  # a file of another kind can fail in the parser in any way
             raise ValueError(f"{path} holds no network ({type(error).__name__}: {error})") from error
-    if path.suffix in (".safetensors", ".pth", ".pt"):
-        raise FileNotFoundError(f"no file {path}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
+    if Path(text.partition(":")[0]).suffix in _FILES:
+        raise FileNotFoundError(f"no file {text}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
     try:
         key = find_node(store, text).key
     except LookupError as error:
+        if path.is_dir():
+            return read_network(text), ""  # its error tells which files a directory needs
         raise LookupError(f"{error} (--initialisation takes {', '.join(SCHEMES)}, a run ID or a file)") from None
     with store.beginning():
         directory = store.find(key)
@@ -122,6 +128,11 @@ def resolve_ticket(
             raise ValueError(
                 f"run {config.ticket} ({record.name}) is a {record.kind}; this command needs a {' or a '.join(kinds)}; "
                 "`python tools/lineage.py list` lists the runs"
+            )
+        if OWN_LOOP in record.config:
+            raise ValueError(
+                f"run {config.ticket} ({record.name}) was logged by a SignPruner in a loop of its own, so its data and "
+                "network are unknown here; use harness.load_signed_mask(key).apply_(model) in your own code"
             )
         told, source = record.config.get("network", {}), None
         if "sha256" in told:

@@ -29,6 +29,16 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 
+# NAME=VALUE in the query of a URI only, since such names are usual words elsewhere.
+_QUERY_SECRET = re.compile(
+    r"(?P<name>[?&;](?:[\w-]*[-_])?(?:key|code|psw|passcode|bearer|otp|pin|cookie|hmac|\w*session(?:id)?))="
+    r"(?:(?!%3B|%26)[^&;\s\"'<>])+",
+    re.IGNORECASE,
+)
+
+# The value of a header, as an error quotes it.
+_HEADER_SECRET = re.compile(r"((?:['\"]|uthorization: ?)(?:Bearer|Basic) )[^'\"\n]+")
+
 
 def redact(text: str) -> str:
     """Return `text` without the secrets of any URI or connection string in it.
@@ -38,9 +48,12 @@ def redact(text: str) -> str:
     """
     if "://" in text:
         text = _USER_AND_PASSWORD.sub("://***@", text)
+    if "Bearer " in text or "Basic " in text:
+        text = _HEADER_SECRET.sub(r"\1***", text)
     if "=" not in text and "%3" not in text:
         return text
-    return _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)
+    text = _SECRET.sub(lambda match: f"{match['name']}{match['equals']}***", text)
+    return _QUERY_SECRET.sub(lambda match: f"{match['name']}=***", text)
 
 
 def redact_word(word: str) -> str:

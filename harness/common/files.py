@@ -7,9 +7,9 @@ import errno
 import importlib
 import json
 import os
+import secrets
 import signal
 import stat
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,8 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         return
     path = Path(os.path.realpath(path)) if path.is_symlink() else path
     # Write a temporary file in the same directory, then rename it.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
+    # Its name is random: processes of two containers can have the same number.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
         with open(temporary, "wb") as file:
             file.write(data)

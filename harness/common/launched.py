@@ -48,8 +48,8 @@ def check_launcher_numbers() -> None:
     """Check the numbers that the launcher set, and remove empty variables, which Accelerate and torch cannot read.
 
     Raises:
-        ValueError: A value is no whole number, a rank is not below its number of processes, or LOCAL_RANK is of
-            several processes that have no address.
+        ValueError: A value is no whole number, a rank is not below its number of processes, RANK is of several
+            processes whose number is unknown, or LOCAL_RANK is of several that have no address.
     """
     for name in NUMBERS:
         if not os.environ.get(name, "").strip():
@@ -60,6 +60,13 @@ def check_launcher_numbers() -> None:
         number, count = launcher_number(rank, 0), launcher_number(size, 1)
         if number >= count and {rank, size} <= os.environ.keys():
             raise ValueError(f"the environment variable {rank} is {number}, but {size} is {count}: ranks start at 0")
+
+    # Without a number of processes, RANK was left behind. A process that is not rank 0 would report nothing.
+    if (number := launcher_number("RANK", 0)) > 0 and all(launcher_number(size, 1) == 1 for size in SIZES):
+        raise ValueError(
+            f"the environment variable RANK is {number}, but WORLD_SIZE is not set: start with `accelerate launch`, "
+            "which sets both, or `unset RANK`"
+        )
 
     # Without an address, LOCAL_RANK was left behind. It would make Accelerate and torch join a process group.
     if launcher_number("WORLD_SIZE", 1) > 1 or os.environ.get("MASTER_ADDR", "").strip():

@@ -79,7 +79,7 @@ class Process:
 
     @property
     def on_this_kernel(self) -> bool:
-        """Return whether it runs, or ran, under this boot of this machine. Locks on files are visible to it then."""
+        """Return whether it runs, or ran, under this boot of this machine."""
         return self.boot == _boot() if self._is_fine else self.host == socket.gethostname()
 
     @property
@@ -96,9 +96,9 @@ class Process:
         """
         if not self.on_this_kernel:
             return None
-        if not self._is_fine or not _namespace():
+        if not self._is_fine:
             return process_exists(self.pid)
-        if self.namespace != _namespace():
+        if self.namespace != _namespace():  # also if this process cannot read its own
             return None
         state, started = _stat(self.pid)
         if not started:  # hidden from this user (hidepid), or gone

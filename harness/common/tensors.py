@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,8 @@ from harness.common.files import read_json, refuse_pipe, write_tensors
 
 if TYPE_CHECKING:
     from torch import nn
+
+_log = logging.getLogger(__name__)
 
 METADATA_KEY = "harness"
 """The only metadata key in our safetensors files. safetensors writes several keys in random order."""
@@ -201,7 +204,9 @@ def reading(path: Path | str, what: str, advice: str = "; download it again") ->
 
 
 def check_beside(path: Path) -> bool:
-    """Check a file of a run against the record.json beside it.
+    """Check a file of a run against the record.json beside it. A link is followed.
+
+    A record that does not list the file is no error, but a warning.
 
     Returns:
         Whether there is a record that lists the file.
@@ -209,18 +214,24 @@ def check_beside(path: Path) -> bool:
     Raises:
         ValueError: The file or the record was altered.
     """
-    record = path.parent / "record.json"
-    if not record.is_file():
-        return False
-    try:
-        expected = read_json(record)["files"][path.name]
-    except (KeyError, TypeError):  # a record of something else
-        return False
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be checked: {record} was altered ({error})") from None
-    if (got := sha256_file(path)) != expected:
-        raise ValueError(f"{path} was altered: its SHA-256 is {got}, {record} says {expected!r:.70}")
-    return True
+    target = Path(os.path.realpath(path))
+    listed = False
+    for place in dict.fromkeys((path, target)):
+        record = place.parent / "record.json"
+        if not record.is_file():
+            continue
+        try:
+            expected = read_json(record)["files"][place.name]
+        except (KeyError, TypeError):  # a record of something else
+            if place == target and not listed:
+                _log.warning(f"{path} is not checked: {record} does not list it")
+            continue
+        except ValueError as error:
+            raise ValueError(f"{path} cannot be checked: {record} was altered ({error})") from None
+        if (got := sha256_file(path)) != expected:
+            raise ValueError(f"{path} was altered: its SHA-256 is {got}, {record} says {expected!r:.70}")
+        listed = True
+    return listed
 
 
 def save_correct(path: Path | str, correct: Mapping[str, torch.Tensor]) -> None:

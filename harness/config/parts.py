@@ -72,14 +72,15 @@ class DataConfig:
     """The data set and its loader."""
 
     name: str
-    """Name of a prepared data set."""
+    """Name of a prepared data set, also of your own (`tools/prepare_data.py --name`)."""
     directory: Path = Path("data")
     """Directory of prepared data sets, the --out of tools/prepare_data.py. Change it if the data are elsewhere."""
-    loader: Literal["ffcv", "memory"] = "ffcv"
-    """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. Both give the same batches."""
+    loader: Literal["ffcv", "memory", "torch"] = "ffcv"
+    """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. torch is a DataLoader, the slow
+    and general way, and the one for data sets of your own Python file. All give the same batches."""
     num_workers: int = 1
-    """Loader threads per process. -1: one fewer than the process's share of the cores. Raise it if the GPU waits for
-    images. Results do not depend on it."""
+    """Loader threads per process, or processes for torch. -1: one fewer than the process's share of the cores. Raise it
+    if the GPU waits for images. Results do not depend on it."""
 
     def __post_init__(self) -> None:
         require_finite(self, "data.")

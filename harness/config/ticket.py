@@ -61,7 +61,7 @@ class TicketConfig:
     """Another data set to train on. The classifier is then new, and its signs are not transferred."""
     data_directory: Path | None = None
     """Directory of prepared data sets. Default: as recorded with the ticket's search."""
-    loader: Literal["ffcv", "memory"] | None = None
+    loader: Literal["ffcv", "memory", "torch"] | None = None
     """Data loader. Default: as recorded with the ticket's search."""
     precision: Precision | None = None
     """Mixed precision. auto selects bf16 where the CUDA device supports it. Default: as recorded with the ticket's

@@ -6,6 +6,7 @@ this package imports none of these except NumPy. Data sets can be prepared witho
 
 from harness.data.data_source import DataSource, open_data, verify_data
 from harness.data.loaders import Batch, EvalLoader, TrainLoader
+from harness.data.own import spec_of
 from harness.data.spec import DATASETS, DataSpec, data_spec
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "TrainLoader",
     "data_spec",
     "open_data",
+    "spec_of",
     "verify_data",
 ]

@@ -5,19 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.common.digest import sha256_json
 from harness.config import known
 from harness.data.loaders import EvalLoader, SplitReader, TrainLoader, TrainOrder, eval_share
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
+from harness.data.own import SOURCE_FILE as _SOURCE_FILE
+from harness.data.own import spec_of
 from harness.data.published import warn_of_other_count
-from harness.data.spec import DataSpec, data_spec
+from harness.data.spec import DataSpec
 
 if TYPE_CHECKING:
     import torch
 
-LoaderName = Literal["ffcv", "memory"]
+LoaderName = Literal["ffcv", "memory", "torch"]
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,9 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
     """Open a prepared data set.
 
     Args:
-        name: Name in DATASETS.
+        name: Name in DATASETS, or of a data set of the user's own.
         directory: Directory of prepared data sets.
-        loader: ffcv or memory.
+        loader: ffcv, memory or torch.
         vouched: Return value of `verify_data` in another process of this machine. Unchanged files are then not hashed
             again.
 
@@ -102,19 +104,18 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
         ValueError: The name or loader is unknown, the data set is too large for the memory loader, or a file differs
             from its manifest.
     """
-    spec, manifests, files = _prepared(name, directory, loader)
+    spec, manifests, files, paths = _prepared(name, directory, loader)
     check_files(files, vouched)
     # The process that vouched for the files has warned already.
     if not vouched:
         _warn_of_other_counts(spec, manifests, directory)
-    paths = dict(zip(SPLITS, files, strict=True))
     return DataSource(
         spec=spec,
         content_digest=sha256_json([manifests[split].content_digest for split in SPLITS]),
         num_train=manifests["train"].num_samples,
         num_test=manifests["test"].num_samples,
         options=manifests["train"].options,
-        _reader=_readers(spec, loader, paths),
+        _reader=_readers(spec, loader, paths, manifests["train"]),
     )
 
 
@@ -123,7 +124,7 @@ def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
 
     Returns a token that proves it. Pass the token to `open_data` as `vouched`. Raises the same errors as `open_data`.
     """
-    spec, manifests, files = _prepared(name, directory, loader)
+    spec, manifests, files, _ = _prepared(name, directory, loader)
     _warn_of_other_counts(spec, manifests, directory)
     return check_files(files)
 
@@ -135,26 +136,35 @@ def _warn_of_other_counts(spec: DataSpec, manifests: dict[str, Manifest], direct
 
 def _prepared(
     name: str, directory: Path | str, loader: LoaderName
-) -> tuple[DataSpec, dict[str, Manifest], dict[Path, FileRecord]]:
-    """Return the specification, the manifests, and each split's file with its record."""
+) -> tuple[DataSpec, dict[str, Manifest], dict[Path, FileRecord], dict[str, Path]]:
+    """Return the specification, the manifests, all files with their records, and the file of each split."""
     # Check data set and loader.
-    spec = data_spec(name)
-    known("loader", loader, ["ffcv", "memory"])
+    spec = spec_of(name, directory)
+    known("loader", loader, get_args(LoaderName))
+    home = Path(directory) / name
+    manifests = {split: _manifest(spec, home, split) for split in SPLITS}
+    by_file = _SOURCE_FILE in manifests["train"].files
+    if by_file and loader != "torch":
+        raise ValueError(f"{name} is made by a file of yours and has no stored images; use --data.loader torch")
     if loader == "memory" and not spec.fixed_size:
         raise ValueError(
             f"{name} consists of JPEGs of different sizes and is too large for the memory loader; use the ffcv loader"
         )
+    if loader == "torch" and not spec.fixed_size and not by_file:
+        raise ValueError(
+            f"{name} consists of JPEGs of different sizes, which the torch loader reads only by a file of yours "
+            "(--source FILE.py:FUNCTION); use the ffcv loader"
+        )
     # Find each split's file in its manifest.
-    home = Path(directory) / name
-    manifests = {split: _manifest(spec, home, split) for split in SPLITS}
-    ending = {"ffcv": "beton", "memory": "safetensors"}[loader]
-    files = {}
+    ending = {"ffcv": "beton", "memory": "safetensors", "torch": "samples.safetensors" if by_file else "safetensors"}
+    files, paths = {}, {}
     for split, manifest in manifests.items():
-        path = home / f"{split}.{ending}"
-        if path.name not in manifest.files:
-            raise ValueError(f"{home / f'{split}.json'} lists no {path.name}; prepare the data again")
-        files[path] = manifest.files[path.name]
-    return spec, manifests, files
+        paths[split] = home / f"{split}.{ending[loader]}"
+        for file in (paths[split].name, *([_SOURCE_FILE] if by_file else [])):
+            if file not in manifest.files:
+                raise ValueError(f"{home / f'{split}.json'} lists no {file}; prepare the data again")
+            files[home / file] = manifest.files[file]
+    return spec, manifests, files, paths
 
 
 def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
@@ -170,7 +180,18 @@ def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
     return manifest
 
 
-def _readers(spec: DataSpec, loader: LoaderName, paths: dict[str, Path]) -> Callable[..., SplitReader]:
+def _readers(
+    spec: DataSpec, loader: LoaderName, paths: dict[str, Path], manifest: Manifest
+) -> Callable[..., SplitReader]:
+    if loader == "torch":
+        from harness.data.torch_loader import stored_readers, torch_readers
+
+        if _SOURCE_FILE not in manifest.files:
+            return stored_readers(spec, paths)
+        from harness.data.user_file import FileSamples, UserFile
+
+        file = UserFile.recorded(paths["train"].parent, manifest)
+        return torch_readers(lambda split: FileSamples.load(spec, file, split, paths[split]))
     if loader == "memory":
         from harness.data.memory_loader import memory_readers
 

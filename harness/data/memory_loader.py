@@ -69,16 +69,8 @@ class ResidentSplit:
     def batches(self, indices_N: np.ndarray, key: int | None, batch_size: int) -> Iterator[Batch]:
         """Yield these samples in order. See `SplitReader`."""
         device, augmentation = self.labels_N.device, self.spec.augmentation
-        # Draw the arguments of `crop` or `zoom`, (N, …) each, and copy them to the device once for all batches.
-        draws: tuple[np.ndarray, ...] = ()
-        if key is not None and isinstance(augmentation, CropFlip):
-            top, left, flip = crop_flips(key, indices_N, augmentation.padding)
-            draws = top, left, flip & augmentation.flip
-        elif key is not None:
-            assert isinstance(augmentation, ZoomFlip)
-            size, scale, ratio = self.spec.image_size, augmentation.scale, augmentation.ratio
-            boxes_N4 = resized_crop_boxes(key, indices_N, size, scale, ratio)
-            draws = boxes_N4, flips(key, indices_N) & augmentation.flip
+        # They are copied to the device once for all batches.
+        draws = self._draws(key, indices_N)
         indices, *drawn = (_on_device(values, device) for values in (indices_N, *draws))
         augmented = self.crop if isinstance(augmentation, CropFlip) else self.zoom
         inner = slice(self.padding, self.padding + self.spec.image_size)
@@ -89,6 +81,25 @@ class ResidentSplit:
             draw = [values[rows] for values in drawn]
             images = augmented(chosen, *draw) if draw else self.padded_NHWC[chosen, inner, inner]
             yield Batch(images, self.labels_N[chosen], chosen)
+
+    def one(self, index: int, key: int) -> torch.Tensor:
+        """Return the only image of this split, augmented as the sample `index` of a larger one, uint8 (H, W, C)."""
+        augmented = self.crop if isinstance(self.spec.augmentation, CropFlip) else self.zoom
+        draws = (torch.from_numpy(values) for values in self._draws(key, np.array([index])))
+        return augmented(torch.zeros(1, dtype=torch.int64), *draws)[0]
+
+    def _draws(self, key: int | None, indices_N: np.ndarray) -> tuple[np.ndarray, ...]:
+        """Return the arguments of `crop` or `zoom` for these samples, (N, …) each. Without a key there are none."""
+        augmentation = self.spec.augmentation
+        if key is None:
+            return ()
+        if isinstance(augmentation, CropFlip):
+            top, left, flip = crop_flips(key, indices_N, augmentation.padding)
+            return top, left, flip & augmentation.flip
+        assert isinstance(augmentation, ZoomFlip)
+        size, scale, ratio = self.spec.image_size, augmentation.scale, augmentation.ratio
+        boxes_N4 = resized_crop_boxes(key, indices_N, size, scale, ratio)
+        return boxes_N4, flips(key, indices_N) & augmentation.flip
 
     def crop(self, indices: torch.Tensor, top: torch.Tensor, left: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
         """Return random crops of the samples, uint8 (N, H, W, C).

@@ -11,6 +11,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import shutil
 from collections import deque
 from collections.abc import Iterator
@@ -24,18 +25,34 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from harness.common.digest import canonical_json, sha256_file
-from harness.common.files import NO_LOCKS, reach, write_tensors
+from harness.common.files import NO_LOCKS, reach, write_atomically, write_tensors
 from harness.common.logging import progress
+from harness.config import known
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
 from harness.data.manifest import FORMAT, SPLITS, FileRecord, Manifest, check_file, remember
+from harness.data.own import (
+    SPEC_FILE,
+    ImageSums,
+    Measured,
+    OwnOptions,
+    check_own_name,
+    describe,
+    prepared_names,
+    spec_text,
+    started,
+)
+from harness.data.pixels import centre_square, rgb
 from harness.data.published import check_classes, count_notes, warn_of_other_count
+from harness.data.readers.own import read_own
 from harness.data.readers.raw import RawSample, RawSplit, SourceError, read_file, reason
 from harness.data.readers.sources import read_split
-from harness.data.spec import DataSpec, data_spec
+from harness.data.spec import DATASETS, DataSpec, data_spec
 
 _log = logging.getLogger(__name__)
 
+_PYTHON = re.compile(r"(.+\.py):(\w+)")
+"""A function in a user's file, as a source."""
 WriteMode = Literal["raw", "jpg", "proportion"]
 
 
@@ -86,6 +103,8 @@ class StoredImage:
     data: bytes
     label: int
     digest: bytes
+    sums: ImageSums | None = None
+    """Sums over the pixels of an image of a user's own data set."""
 
 
 def prepare(
@@ -99,13 +118,14 @@ def prepare(
     image_column: str | None = None,
     label_column: str | None = None,
     allow_missing_classes: bool = False,
+    own: OwnOptions | None = None,
 ) -> list[Manifest]:
     """Write both splits of a data set to out/name.
 
     A finished split is kept if its source and options match. An unfinished split is written from the start.
 
     Args:
-        name: Name in DATASETS.
+        name: Name in DATASETS, or a new name for a data set of the user's own.
         out: Directory of prepared data sets.
         source: Source of the raw images. Default: that of an existing split, else the data set's default.
         options: Storage options, only for images of varying size.
@@ -114,6 +134,7 @@ def prepare(
         image_column: Column of the images, for parquet files and data sets of the hub. Default: see RawSource.
         label_column: Column of the labels.
         allow_missing_classes: Accept a source that lacks classes. The loss is logged, and noted in the manifest.
+        own: Size, channels, augmentation and test split of a user's own data set. Default: those of an existing split.
 
     Returns:
         The manifests of both splits.
@@ -122,12 +143,14 @@ def prepare(
         ValueError: Data or options are invalid, or an existing split differs. The message has one line.
         OSError: The source cannot be read or the disk is full. The message has one line.
     """
-    # Check the arguments.
-    spec = data_spec(name)
-    if options is not None and spec.fixed_size:
-        raise ValueError(f"{name} images all have the same size and are stored raw; storage options do not apply")
-    chosen = {"write_mode": "raw"} if spec.fixed_size else (options or ImageOptions()).effective()
+    # Phase: check the arguments.
     directory = out / name
+    own = _own_options(name, out, own)
+    spec = data_spec(name) if own is None else started(name, own, "")
+    if options is not None and spec.fixed_size:
+        same = "have one size" if own is not None else "all have the same size"
+        raise ValueError(f"{name} images {same} and are stored raw; storage options do not apply")
+    chosen = {"write_mode": "raw"} if spec.fixed_size else (options or ImageOptions()).effective()
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,10 +158,12 @@ def prepare(
     workers = len(os.sched_getaffinity(0)) if num_workers is None else num_workers
     if workers < 1:
         raise ValueError(f"--num-workers is {num_workers}; it must be at least 1")
-    # Keep or write each split, under a lock.
     with _locked(directory):
+        # Phase: complete the source and its columns from an earlier preparation.
         recorded = _recorded_source(directory)
         given = source or recorded.get("given") or spec.raw.default
+        if not given:
+            raise ValueError(f"{name} is a data set of your own; give its --source")
         asked = {"image_column": image_column, "label_column": label_column}
         columns = {name: column for name, column in asked.items() if column is not None}
         if not columns and _absolute(given) == recorded.get("given"):
@@ -151,9 +176,103 @@ def prepare(
         )
         spec = replace(spec, raw=raw)
         request = _Request(given, columns, chosen, workers, overwrite, allow_missing_classes)
-        return [
-            _kept(spec, directory, split, request) or _write_split(spec, directory, split, request) for split in SPLITS
-        ]
+        # Phase: keep or write each split.
+        if own is not None and _PYTHON.fullmatch(given):
+            return _prepare_file(spec, directory, request, own, named=source is not None)
+        if own is not None:
+            return _prepare_own(spec, directory, request, own)
+        splits = []
+        for split in SPLITS:
+            kept = _kept(spec, directory, split, request)
+            splits.append(kept or _write_split(spec, directory, split, request, read_split(spec, given, split)))
+        return splits
+
+
+def _own_options(name: str, out: Path, own: OwnOptions | None) -> OwnOptions | None:
+    """Return the options of a user's own data set, or None for a name in DATASETS.
+
+    Raises:
+        ValueError: A built-in data set has its own options, or a new name comes without any.
+    """
+    if name in DATASETS:
+        if own is not None and own.is_given:
+            raise ValueError(
+                f"{name} is a built-in data set, with its published size, classes, splits and augmentation; "
+                "leave out the options of your own data, or give another --name"
+            )
+        return None
+    if own is not None and own.is_given:
+        check_own_name(name)
+        return own
+    if name not in prepared_names(out):
+        try:
+            known("data set", name, [*DATASETS, *prepared_names(out)])
+        except ValueError as error:
+            raise ValueError(f"{error}; for a data set of your own, also give --source and --size") from None
+    return _recorded_options(out / name)
+
+
+def _recorded_options(directory: Path) -> OwnOptions:
+    """Return the options with which a user's own data set was prepared.
+
+    Raises:
+        ValueError: No split has them.
+    """
+    for split in SPLITS:
+        if manifest := _existing(directory, split):
+            try:
+                return OwnOptions.of(manifest.source["own"])
+            except (KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"{directory / split}.json has no valid options of a data set ({error})") from None
+    raise ValueError(f"{directory} is not completely prepared; give --source, --size and the other options again")
+
+
+def _prepare_file(
+    spec: DataSpec, directory: Path, request: _Request, own: OwnOptions, *, named: bool
+) -> list[Manifest]:
+    """Keep or write a data set that a function of a user's file makes.
+
+    Args:
+        spec: Its specification, without classes.
+        directory: Its directory.
+        request: Arguments of the preparation.
+        own: Options of the data set.
+        named: Whether the user named the file. Otherwise it is not executed.
+    """
+    from harness.data.prepare_file import prepare_file  # imports torch
+    from harness.data.user_file import UserFile
+
+    if own.test_split is not None or request.columns:
+        raise ValueError(f"{request.source} makes both splits itself; leave out --test-split and the columns")
+    file = UserFile.read(request.source)
+    request = replace(request, own=own, options={"loader": "torch", "file": file.sha256, "function": file.function})
+    kept = [_kept(spec, directory, split, request) for split in SPLITS]
+    if None not in kept:
+        return [manifest for manifest in kept if manifest is not None]
+    if not named:
+        raise ValueError(f"a file is executed only if you name it; give --source {request.source} again")
+    missing, given = request.allow_missing_classes, _absolute(request.source)
+    return prepare_file(spec, directory, file, own, request.num_workers, given=given, allow_missing_classes=missing)
+
+
+def _prepare_own(spec: DataSpec, directory: Path, request: _Request, own: OwnOptions) -> list[Manifest]:
+    """Keep or write both splits of a user's own data set, and `spec.json`."""
+    # Keep both splits, or find classes and splits of the source.
+    kept = [_kept(spec, directory, split, replace(request, own=own)) for split in SPLITS]
+    if None not in kept:
+        return [manifest for manifest in kept if manifest is not None]
+    spec, splits, made_split = read_own(spec, request.source, own)
+    chosen = request.options | describe(spec, own, made_split)
+    request = replace(request, options=chosen, own=own)
+    # Write the training split first: it gives mean and standard deviation.
+    for split in SPLITS:
+        (directory / f"{split}.json").unlink(missing_ok=True)  # neither fits the new spec.json
+    measured = Measured(spec.channels)
+    train = _write_split(spec, directory, "train", request, splits["train"], measured)
+    spec = measured.completes(spec)
+    if measured.all_gray and spec.channels == 3:
+        _log.info(f"all training images of {spec.name} are gray; --channels 1 would store a third of the values")
+    return [train, _write_split(spec, directory, "test", request, splits["test"])]
 
 
 @dataclass(frozen=True)
@@ -167,6 +286,8 @@ class _Request:
     num_workers: int
     overwrite: bool
     allow_missing_classes: bool
+    own: OwnOptions | None = None
+    """Options of a user's own data set."""
 
 
 @contextmanager
@@ -227,10 +348,16 @@ def _kept(spec: DataSpec, directory: Path, split: str, request: _Request) -> Man
     if manifest is None:
         return None
     # Refuse another source or other options.
+    options = manifest.options
+    if request.own is not None:  # its other options follow from the source
+        options = {name: value for name, value in options.items() if name in request.options}
+    before, now = manifest.source.get("own", {}), request.own.recorded if request.own else {}
+    changed = {name for name in before.keys() | now.keys() if before.get(name) != now.get(name)}
     for what, old, new in (
         ("source", manifest.source["given"], _absolute(request.source)),
         ("columns", manifest.source.get("columns", {}), request.columns),
-        ("options", manifest.options, request.options),
+        ("options", options, request.options),
+        ("options", *({name: one.get(name) for name in sorted(changed)} for one in (before, now))),
     ):
         if old != new:
             raise ValueError(
@@ -253,35 +380,54 @@ def _absolute(source: str) -> str:
 
     The manifest then does not depend on the working directory.
     """
+    named = _PYTHON.fullmatch(source)
+    if named:
+        return f"{Path(named[1]).expanduser().resolve()}:{named[2]}"
     path = Path(source).expanduser()
     return str(path.resolve()) if path.exists() else source
 
 
-def _write_split(spec: DataSpec, directory: Path, split: str, request: _Request) -> Manifest:
+def _write_split(
+    spec: DataSpec, directory: Path, split: str, request: _Request, raw: RawSplit, measured: Measured | None = None
+) -> Manifest:
     """Write one split.
 
     The data go to temporary files, which are then renamed. The manifest is written last.
+
+    Args:
+        spec: The data set.
+        directory: Its directory.
+        split: train or test.
+        request: Arguments of the preparation.
+        raw: The split of the source.
+        measured: Receives the sums over the images. Given for the training split of a user's own data set, whose
+            `spec.json` is then written, too.
 
     Raises:
         ValueError: The split has no images, or one of them is invalid.
         OSError: The disk is full. No file of this split is kept.
     """
-    # Open and check the source, and invalidate an old split by removing its manifest.
+    # Phase: check the source, and invalidate an old split by removing its manifest.
     source = request.source
-    raw = read_split(spec, source, split)
     if raw.num_samples == 0:
         raise ValueError(f"the {split} split of {source} holds no images")
     notes = raw.notes | count_notes(spec, raw, split) | ({"columns": request.columns} if request.columns else {})
     notes |= check_classes(spec, raw, source, split, allow_missing=request.allow_missing_classes)
+    notes |= {"own": request.own.recorded} if request.own else {}
     warn_of_other_count(spec, split, raw.num_samples, notes, str(directory))
     (directory / f"{split}.json").unlink(missing_ok=True)
     partial = {name: directory / f".{name}.partial" for name in _file_names(spec, split)}
-    # Write and hash temporary files, then rename them.
+    # Phase: write and hash temporary files, then rename them.
     try:
         _check_space(spec, directory, raw.num_samples)
-        digest = _write_beton(spec, partial[f"{split}.beton"], split, raw, request.options, request.num_workers)
+        beton = partial[f"{split}.beton"]
+        digest = _write_beton(spec, beton, split, raw, request.options, request.num_workers, measured)
         if spec.fixed_size:
             _write_tensors(spec, partial[f"{split}.beton"], partial[f"{split}.safetensors"])
+        if measured is not None:
+            spec = measured.completes(spec)
+            partial[SPEC_FILE] = directory / f".{SPEC_FILE}.partial"
+            write_atomically(partial[SPEC_FILE], spec_text(spec).encode())
         records = {name: FileRecord(sha256_file(path), path.stat().st_size) for name, path in partial.items()}
         reach("split-written")
         for name, path in partial.items():
@@ -294,12 +440,17 @@ def _write_split(spec: DataSpec, directory: Path, split: str, request: _Request)
     finally:
         for path in partial.values():
             path.unlink(missing_ok=True)
-    # The manifest marks the split as finished.
+    # Phase: the specification of a user's own data set belongs to both splits.
+    if request.own:
+        text = spec_text(spec).encode()
+        records[SPEC_FILE] = FileRecord(hashlib.sha256(text).hexdigest(), len(text))
+        digest.update(text)
+    # Phase: the manifest marks the split as finished.
     manifest = Manifest(
         name=spec.name,
         split=split,
         num_samples=raw.num_samples,
-        content_digest=digest,
+        content_digest=digest.hexdigest(),
         options=request.options,
         source={"given": _absolute(source), **notes},
         files=records,
@@ -322,9 +473,15 @@ def _check_space(spec: DataSpec, directory: Path, num_samples: int) -> None:
 
 
 def _write_beton(
-    spec: DataSpec, path: Path, split: str, raw: RawSplit, options: dict[str, Any], num_workers: int
-) -> str:
-    """Write all samples in order, and return the content digest.
+    spec: DataSpec,
+    path: Path,
+    split: str,
+    raw: RawSplit,
+    options: dict[str, Any],
+    num_workers: int,
+    measured: Measured | None,
+) -> hashlib._Hash:
+    """Write all samples in order, and return the content digest as a hash object.
 
     Raises:
         ValueError: A sample is invalid, or the finished file does not have all samples.
@@ -344,11 +501,13 @@ def _write_beton(
             except ValueError as error:
                 raise ValueError(f"{where}: {error}") from None
             digest.update(image.digest)
+            if measured is not None and image.sums is not None:
+                measured.add(image.sums)
             bar.update()
     # Read the file back.
     if len(read_sizes(path)[0]) != raw.num_samples:
         raise ValueError(f"{path} does not have the {raw.num_samples} samples that were written")
-    return digest.hexdigest()
+    return digest
 
 
 def _encoded(
@@ -389,7 +548,8 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         raise SourceError(
             f"{sample.where} has label {sample.label}; {spec.name} has labels 0 to {spec.num_classes - 1}"
         )
-    raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding if spec.fixed_size else None
+    own = spec.raw.own
+    raw_size = spec.image_size * spec.raw.shrink - 2 * spec.raw.padding if spec.fixed_size and not own else None
     try:
         pixels, jpeg = _decode(sample.image, raw_size)
     except _WrongSizeError as error:
@@ -397,6 +557,15 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
         raise SourceError(f"{sample.where} has {size} pixels; {spec.name} images have {raw_size}×{raw_size}") from None
     except Exception as error:  # Pillow raises many types
         raise SourceError(f"{sample.where} cannot be read as an image: {reason(error)}") from error
+    # Bring an image of a user's own data set to its size, and measure it.
+    sums = None
+    if own:
+        square = centre_square(pixels, spec.image_size)
+        sums = ImageSums.of(square)
+        if spec.channels == 1 and not sums.is_gray:
+            raise SourceError(f"{sample.where} is in colour, but {spec.name} has one channel; give --channels 3")
+        if spec.fixed_size:
+            pixels, jpeg = square, None
     # Pad and shrink as the data set or the options require.
     if spec.raw.padding:
         around = 2 * (spec.raw.padding,)
@@ -418,7 +587,7 @@ def _store(spec: DataSpec, sample: RawSample, index: int, options: dict[str, Any
     else:
         mode, data = JPG, _encode_jpeg(pixels, options["quality"])
     digest = hashlib.sha256(canonical_json([mode, height, width, sample.label]).encode() + data).digest()
-    return StoredImage(mode, height, width, data, sample.label, digest)
+    return StoredImage(mode, height, width, data, sample.label, digest, sums)
 
 
 def _block_means(pixels: np.ndarray, side: int) -> np.ndarray:
@@ -472,7 +641,7 @@ def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[n
         return (image if image.ndim == 3 else np.repeat(image[:, :, None], 3, axis=2)), None
     if isinstance(image, Image.Image):
         _check_size(image.height, image.width, side)
-        return _rgb(image), None
+        return rgb(image), None
     # Files.
     content = read_file(image) if isinstance(image, Path) else image
     if not isinstance(content, bytes):
@@ -486,27 +655,12 @@ def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[n
     with opened:
         _check_size(opened.height, opened.width, side)
         is_rgb_jpeg = opened.format == "JPEG" and opened.mode == "RGB"
-        return _rgb(opened), (content if is_rgb_jpeg else None)
+        return rgb(opened), (content if is_rgb_jpeg else None)
 
 
 def _check_size(height: int, width: int, side: int | None) -> None:
     if side is not None and (height, width) != (side, side):
         raise _WrongSizeError(height, width)
-
-
-def _rgb(image: Any) -> np.ndarray:
-    """Return any Pillow image as RGB pixels, uint8 (H, W, 3).
-
-    As in torchvision, transparency is dropped and EXIF orientation is ignored.
-    """
-    if image.mode.startswith("I;16"):
-        gray = (np.asarray(image).astype(np.uint16) >> 8).astype(np.uint8)
-        return np.repeat(gray[:, :, None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (Pillow mode {image.mode}) have no defined range")
-    if image.mode == "P" and "transparency" in image.info:
-        image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
 
 
 def _shrink(pixels: np.ndarray, max_resolution: int) -> np.ndarray:

@@ -50,7 +50,9 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         raise SourceError(
             f"image {index} of {where} has label {raw.labels[index]}; {spec.name} has labels 0 to {num_classes - 1}"
         )
-    _check_names(spec, raw.class_names, where)
+    if not spec.raw.own:  # a user's classes may have any names
+        _check_names(spec, raw.class_names, where)
+    _note_numbers(raw.class_names, where)
     # Name the classes without images.
     missing = np.setdiff1d(np.arange(num_classes), raw.labels).tolist()
     if not missing:
@@ -61,7 +63,7 @@ def check_classes(spec: DataSpec, raw: RawSplit, source: str, split: str, *, all
         raise SourceError(
             f"{text}. Complete the source, or pass --allow-missing-classes to try things out with a sample"
         )
-    _log.warning(f"{text}. Results do not compare with published ones")
+    _log.warning(text if spec.raw.own else f"{text}. Results do not compare with published ones")
     return {"num_missing_classes": len(missing)}
 
 
@@ -88,6 +90,18 @@ def _check_names(spec: DataSpec, names: Sequence[str], where: str) -> None:
         lacking = f"; missing: {_listed(absent)}" if absent else ""
         raise SourceError(
             f"{where} has classes that are not {form}: {_listed(foreign)}{lacking}. Remove or rename these directories"
+        )
+
+
+def _note_numbers(names: Sequence[str], where: str) -> None:
+    """Say that directories 0, 1, 10, 2, … are labelled in the order of text. Another order would change the digest."""
+    if all(name.isdecimal() for name in names) and list(names) == sorted(names) != sorted(names, key=int):
+        label = next(label for label, name in enumerate(names) if int(name) != label)
+        width = max(map(len, names))
+        _log.warning(
+            f"{where} has numbers as class names, which are sorted as text: class {names[label]} gets label {label}. "
+            f"Labels differ from those of other sources. To keep the numbers as labels, rename 1 to {1:0{width}}, "
+            "and so on"
         )
 
 

@@ -1,6 +1,7 @@
 """Specifications of all data sets: input size, augmentation, source of images.
 
-To add a data set, add an entry to `DATASETS`, and a reader in readers/ if its raw format is new.
+Users prepare data sets of their own with `tools/prepare_data.py --name` (see own.py). To build one in, add an entry to
+`DATASETS`, and a reader in readers/ if its raw format is new.
 """
 
 from __future__ import annotations
@@ -58,7 +59,20 @@ class ZoomFlip:
     flip: bool
 
 
-Augmentation = CropFlip | ResizedCropFlip | ZoomFlip
+@dataclass(frozen=True)
+class FileTransforms:
+    """The function `transforms` of a user's file (see user_file.py).
+
+    Both fields are in the key of every run, because they determine its images.
+    """
+
+    sha256: str
+    """SHA-256 of the file."""
+    torchvision: str
+    """Version of torchvision that runs the transforms."""
+
+
+Augmentation = CropFlip | ResizedCropFlip | ZoomFlip | FileTransforms
 
 
 @dataclass(frozen=True)
@@ -81,6 +95,8 @@ class RawSource:
     """Images in the training and the test split of the published data set. None: unknown."""
     class_names: tuple[str, ...] = ()
     """Published names of the classes by label. Empty: unknown. Only for checks and messages."""
+    own: bool = False
+    """The data set is a user's own: images of any size, and classes as the source has them."""
 
 
 @dataclass(frozen=True)

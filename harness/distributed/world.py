@@ -379,10 +379,11 @@ class World:
         shared = {}
         for name, (dtype, shape) in json.loads(self.share_text(json.dumps(described))).items():
             kind = getattr(torch, dtype.removeprefix("torch."))
-            wire = torch.uint8 if kind == torch.bool else kind
+            # Gloo sends neither bool nor float8. Both have one byte.
+            wire = torch.uint8 if kind.itemsize == 1 else kind
             # A broadcast copies memory in order, so all ranks need the same (contiguous) layout.
-            data = tensors[name].to(wire).contiguous() if self.is_main else torch.empty(shape, dtype=wire)
-            shared[name] = self._broadcast(data).to(kind)
+            data = tensors[name].contiguous().view(wire) if self.is_main else torch.empty(shape, dtype=wire)
+            shared[name] = self._broadcast(data).view(kind)
         return shared
 
     def share_text(self, text: str) -> str:

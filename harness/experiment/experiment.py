@@ -13,12 +13,12 @@ from typing import Any
 
 import torch
 
-from harness.checkpoint import Checkpoint, Pretrained
+from harness.checkpoint import Checkpoint, Fitted, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
 from harness.common.machine import share_of_cores
 from harness.config import NETWORKS_OWN, SearchConfig, known
-from harness.data import DATASETS, open_data, verify_data
+from harness.data import open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.probe import Probe
@@ -109,7 +109,6 @@ class Experiment:
             network: The resolved `config.model`. It is needed if that names a file.
             beside: Another experiment of the same launch. Both share its delivery thread.
         """
-        known("data set", config.data.name, list(DATASETS))
         definition = network or Definition.of(config.model)
         known("method", config.method, list(METHODS))
         if config.precision == "auto":
@@ -284,10 +283,24 @@ class Experiment:
         fresh = Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
         if begun.network is None:
             return fresh
-        fitted, kept_fresh = begun.network.fitted(fresh, self.classifier, self.architecture.unsaved)
-        if kept_fresh and self.world.is_main:
-            _log.info(f"note: {', '.join(kept_fresh)} are drawn, because {begun.text} has no tensors that fit")
-        return fitted
+        try:
+            fitted = begun.network.fitted(fresh, self.classifier, self.architecture.unsaved)
+        except ValueError as error:
+            raise ValueError(f"{begun.text}: {error}") from error
+        if self.world.is_main:
+            for note in [*fitted.notes, *self._mask_note(fitted)]:
+                _log.info(f"note: {begun.text}: {note}")
+        return fitted.checkpoint
+
+    def _mask_note(self, fitted: Fitted) -> list[str]:
+        """Tell how the zeros that torch.nn.utils.prune left in a network become a mask."""
+        weights = [fitted.checkpoint.params[name] for name in self.partition.prunable] if fitted.pruned else []
+        total = sum(weight.numel() for weight in weights)
+        kept = sum(int(weight.count_nonzero()) for weight in weights)
+        if kept in (0, total):
+            return []
+        how = "recipes/pretrained_ticket.py makes them a mask, with"
+        return [f"these zeros are values, and training changes them; {how} --density {kept / total}"]
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:

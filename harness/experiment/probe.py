@@ -64,7 +64,7 @@ class Probe:
         if world.is_main:
             most = share_of_cores(world.local_size) - 1
             slowest = "" if world.size == 1 else f"slowest of {world.size} processes: "
-            raw = experiment.source.options.get("write_mode") == "raw"
+            raw = experiment.source.options.get("write_mode", "raw") == "raw"
             _log.info(slowest + verdict(loaded, needed, threads, most, raw=raw))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.files import read_json
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import CONFIG
 from harness.models.initialise import private_generators
 from harness.models.network import SOURCE_FILE, Network, from_record
@@ -66,7 +67,13 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
     Raises:
         ValueError: The network cannot be built here, or the file names none.
     """
+    # A run of a user's own loop has no network that can be built here.
     determinants = read_json(path)
+    if determinants.get("made_by") == OWN_LOOP:
+        raise ValueError(
+            "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
+            "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
+        )
     try:
         model, config, directory = determinants["model"], {}, None
         if "tensors" in model:

@@ -101,8 +101,8 @@ class LineageStore:
             RefusedError: It does not take them, for example because the experiment was deleted.
             ConnectionError: It does not answer within half a minute, or is busy.
         """
-        if self.tracking_uri is None or (self.server.is_file and not self.server.readable()):
-            return  # a SQLite file is created on the first write
+        if self.tracking_uri is None:
+            return
         with self.beginning(), self.server.talking("begin"):
             self.server.check_own_experiment()
 
@@ -329,6 +329,8 @@ class LineageStore:
                 token = page.token
                 if not token:
                     break
+            if not found:
+                self.server.check_answers()
         return found
 
     # ------------------------------------------------------------------ delivery

@@ -210,12 +210,7 @@ class SignedMask:
             TypeError: The argument is not an optimizer.
             ValueError: `apply_` was not called, or the optimizer holds no weight of that model.
         """
-        # Unwrap: a wrapper such as AcceleratedOptimizer has no hooks of its own. It calls the inner optimizer's step.
-        # A wrapper with hooks, such as Lookahead, may change parameters after the inner step, so it keeps the hook.
-        while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
-            optimizer = optimizer.optimizer
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise TypeError(f"mask.keep takes an optimizer of torch or one that wraps it, got {type(optimizer)}")
+        optimizer = hooked_optimizer(optimizer, "mask.keep")
         # Find the masked weights that the optimizer updates.
         owned = {id(param) for group in optimizer.param_groups for param in group["params"]}
         bound = [(name, ref()) for name, ref in self._bound.items()]
@@ -259,7 +254,7 @@ class SignedMask:
         kept = {f"{name}:kept": tensor for name, tensor in self.mask.tensors.items()}
         return sha256_json({"norm": sorted(self.norm), "tensors": sha256_tensors(self.signs | kept)})
 
-    def save(self, path: Path | str, metadata: Mapping[str, Any]) -> None:
+    def save(self, path: Path | str, metadata: Mapping[str, Any] | None = None) -> None:
         """Write the packed file. Equal signed masks give equal bytes.
 
         The file holds one mask bit per prunable weight, and one sign bit per kept parameter. Its header has a digest of
@@ -268,6 +263,7 @@ class SignedMask:
         Args:
             path: The file.
             metadata: Facts that the computation determines, such as level key, level and density. Never run IDs.
+                None: the metadata of this object.
         """
         # Pack mask bits, sign bits, and positions of zeros.
         tensors: dict[str, torch.Tensor] = {}
@@ -283,7 +279,7 @@ class SignedMask:
         said = {
             "norm": sorted(self.norm),
             "shapes": {name: list(sign.shape) for name, sign in self.signs.items()},
-            "metadata": dict(metadata),
+            "metadata": dict(self.metadata if metadata is None else metadata),
         }
         header = said | {"format": FORMAT, "sha256": sha256_json(said | {"planes": sha256_tensors(tensors)})}
         # Use a single key: safetensors writes several in random order, so the bytes would differ.
@@ -341,6 +337,25 @@ class SignedMask:
         if left:
             raise ValueError(f"unknown planes {sorted(left)[:3]}")
         return cls(signs, Mask(kept_sets), frozenset(header["norm"]), dict(header["metadata"]))
+
+
+def hooked_optimizer(optimizer: Any, taker: str) -> torch.optim.Optimizer:
+    """Return the optimizer whose step hooks run: the given one, or the one that it wraps.
+
+    Args:
+        optimizer: An optimizer of torch, or a wrapper such as Accelerate's.
+        taker: The caller's name, for the message.
+
+    Raises:
+        TypeError: The argument is not an optimizer.
+    """
+    # Unwrap: a wrapper such as AcceleratedOptimizer has no hooks of its own. It calls the inner optimizer's step.
+    # A wrapper with hooks, such as Lookahead, may change parameters after the inner step, so it keeps the hook.
+    while not hasattr(optimizer, "_optimizer_step_post_hooks") and hasattr(optimizer, "optimizer"):
+        optimizer = optimizer.optimizer
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(f"{taker} takes an optimizer of torch or one that wraps it, got {type(optimizer)}")
+    return optimizer
 
 
 def same_contents(a: Path | str, b: Path | str) -> bool:

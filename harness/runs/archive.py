@@ -342,6 +342,10 @@ class Archive:
             raise LookupError(f"no finished run with key {key[:16]}…")
         return self._load(key, fitting=fitting)
 
+    def require_fit(self, run: FinishedRun) -> None:
+        """Raise ValueError on every rank if the run's tensors do not match this archive's network."""
+        self.world.on_main(lambda: self._check_fits(run.key, run.checkpoint, run.signed_mask))
+
     def network(self, key: str, name: str) -> Checkpoint:
         """Load a further checkpoint of a finished run by its file name, on every rank."""
         held = self.world.on_main(lambda: Checkpoint.load(self.store.local.open_file(key, name)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -229,7 +230,19 @@ def _bury(path: Path, policy: Policy) -> None:
 def _days_since(path: Path) -> float:
     """Return the days since the last change of a directory or of a file in it."""
     times = [path.stat().st_mtime, *(inside.lstat().st_mtime for inside in path.rglob("*"))]
-    return (time.time() - max(times)) / SECONDS_PER_DAY
+    return (_now(path.parent) - max(times)) / SECONDS_PER_DAY
+
+
+def _now(directory: Path) -> float:
+    """Return the time by the clock of a file server, or by the own clock if that is earlier.
+
+    With an own clock that is days ahead, the files of other hosts would look abandoned.
+    """
+    try:
+        with tempfile.TemporaryFile(dir=directory) as file:
+            return min(time.time(), os.fstat(file.fileno()).st_mtime)
+    except OSError:  # a read-only directory: nothing can be deleted there
+        return time.time()
 
 
 def _num_bytes(path: Path) -> int:

@@ -309,8 +309,8 @@ class Unfinished:
         owner = Process.of(content)
         if owner is not None:
             alive = owner.alive
-            # A lock of this kernel is released by the death of its holder.
-            if alive is False or owner in _silent or owner.is_current or (locked and owner.on_this_kernel):
+            # The death of its holder releases a lock. Containers with mounts of their own may not share locks.
+            if alive is False or owner in _silent or owner.is_current or (locked and alive is not None):
                 return
             if alive:
                 raise self._busy("its process is alive")

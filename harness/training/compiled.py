@@ -53,6 +53,7 @@ def require_compiler(device: torch.device) -> None:
     from torch._inductor import config as inductor
     from torch._inductor.cpp_builder import get_cpp_compiler
 
+    graphs = dict(counters["stats"])
     # Processes of one node share its cores.
     if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
         inductor.compile_threads = max(1, (inductor.compile_threads or 1) // launcher_number("LOCAL_WORLD_SIZE", 1))
@@ -67,6 +68,7 @@ def require_compiler(device: torch.device) -> None:
             f"compiler), and Triton on a GPU; or choose --compile no ({text:.200})"
         ) from error
     counters["stats"].clear()  # count graphs of networks only
+    counters["stats"].update(graphs)
 
 
 def num_graphs() -> int:

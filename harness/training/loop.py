@@ -88,7 +88,8 @@ class Remask:
         """Zero the gradients of pruned weights, so that gradient clipping uses the norm of the sparse network."""
         if self._params:
             pairs = [(p.grad, m) for p, m in zip(self._params, self._masks, strict=True) if p.grad is not None]
-            torch._foreach_mul_([grad for grad, _ in pairs], [kept for _, kept in pairs])
+            if pairs:
+                torch._foreach_mul_([grad for grad, _ in pairs], [kept for _, kept in pairs])
 
 
 def build_optimizer(params: Iterable[torch.nn.Parameter], config: OptimConfig, *, fused: bool) -> torch.optim.Optimizer:

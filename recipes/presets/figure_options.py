@@ -152,6 +152,14 @@ class FigureOptions:
                 f"network {self.network!r}: figures compare with the paper's numbers, which are of built-in networks; "
                 "search in others with a recipe such as recipes/aws_cifar10.py"
             )
+        from harness.cli.names import datasets
+
+        if self.dataset is not None and self.dataset not in datasets():
+            try:
+                known("data set", self.dataset, datasets())
+            except ValueError as error:
+                hint = "pages of figures are for built-in data sets; search on others with a recipe and --data.name"
+                raise ValueError(f"{error}; {hint}") from None
         if self.scale != "paper":
             from recipes.presets.figures import SMALL
 
@@ -192,7 +200,7 @@ class ReproductionOptions(FigureOptions):
     """Make these runs, named as --list names them, and the runs that they need."""
     data_directory: Path = Path("data")
     """Directory in which tools/prepare_data.py stored the data."""
-    loader: Literal["ffcv", "memory"] | None = None
+    loader: Literal["ffcv", "memory", "torch"] | None = None
     """Loader of the images. Overrides --scale. Both give the same batches."""
     num_workers: int | None = None
     """Loader threads of each process. Overrides --scale. Results do not depend on it."""

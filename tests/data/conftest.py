@@ -11,6 +11,7 @@ import pytest
 # Allow two loader threads on a machine with one core. numba reads this only once.
 os.environ.setdefault("NUMBA_NUM_THREADS", "2")
 
+from harness.data.own import OwnOptions
 from harness.data.prepare import ImageOptions, prepare
 from harness.data.spec import DATASETS, DataSpec
 from tests.data.archive_files import tiny_imagenet_files, tiny_imagenet_zip
@@ -47,6 +48,46 @@ def tiny_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root, crops = tmp_path_factory.mktemp("tiny"), photo_crops(81, 64, 64)
     archive = tiny_imagenet_zip(root / "tiny-imagenet-200.zip", tiny_imagenet_files(crops[:70], crops[70:]))
     prepare("tiny_imagenet", root / "data", str(archive), allow_missing_classes=True)
+    return root / "data"
+
+
+USERS_FILE = """
+import random
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+
+def build(split):
+    return ImageFolder(f"{ROOT}/{'train' if split == 'train' else 'val'}")
+
+
+class Noise:
+    def __call__(self, image):
+        low = random.randrange(9)
+        return (image.int() + torch.from_numpy(np.random.randint(low, 9, image.shape))).clamp(0, 255).to(torch.uint8)
+
+
+def transforms(split, size):
+    if split == "test":
+        return v2.Compose([v2.Resize(size), v2.CenterCrop(size)])
+    crop = v2.RandomResizedCrop(size, scale=(0.3, 1))
+    return v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip(), v2.ColorJitter(0.4, 0.4, 0.4), Noise()])
+"""
+"""Python file of a data set: an image folder, and transforms that draw from torch, NumPy and random."""
+
+
+@pytest.fixture(scope="session")
+def file_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Prepare 70 training and 11 test photographs of several sizes, by a Python file."""
+    root = tmp_path_factory.mktemp("by_file")
+    crops = [photo_crops(index + 1, 40, 40 + index % 7)[-1] for index in range(81)]
+    file = root / "mine.py"
+    file.write_text(f"ROOT = {str(image_folder(root / 'raw', crops, 11, 3, '.png'))!r}\n{USERS_FILE}")
+    prepare("by_file", root / "data", f"{file}:build", own=OwnOptions(size=32))
     return root / "data"
 
 

@@ -1,4 +1,4 @@
-"""Test both loaders against each other and against plain implementations.
+"""Test all loaders against each other and against plain implementations.
 
 Also test several ranks and workers, resumed epochs, and epochs that end early.
 """
@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from fractions import Fraction
+from itertools import product
 from pathlib import Path
 
 import cv2
@@ -26,19 +27,26 @@ from harness.training.feed import normalize
 from tests.data.keyed_reference import box, draw
 
 NOISE = SgdNoise(5, ("search", 2))
+LOADERS = ["ffcv", "memory", "torch"]
 CROPPED = ["digits", "small_rgb"]
 SETS = [*CROPPED, "tiny_imagenet"]
+BY_FILE = ("by_file", "torch")
+"""A data set of a user's file, with random transforms of torchvision. Only the torch loader reads it."""
 
 
 @pytest.fixture(scope="session")
-def directories(digits_directory: Path, rgb_directory: Path, tiny_directory: Path) -> dict[str, Path]:
-    return {"digits": digits_directory, "small_rgb": rgb_directory, "tiny_imagenet": tiny_directory}
+def directories(
+    digits_directory: Path, rgb_directory: Path, tiny_directory: Path, file_directory: Path
+) -> dict[str, Path]:
+    sets = {"digits": digits_directory, "small_rgb": rgb_directory, "tiny_imagenet": tiny_directory}
+    return sets | {"by_file": file_directory}
 
 
 @pytest.fixture(scope="session")
 def sources(directories: dict[str, Path]) -> dict[tuple[str, str], DataSource]:
     return {
-        (name, loader): open_data(name, directories[name], loader) for name in SETS for loader in ("ffcv", "memory")
+        (name, loader): open_data(name, directories[name], loader)
+        for name, loader in (*product(SETS, LOADERS), BY_FILE)
     }
 
 
@@ -59,9 +67,10 @@ def same(a: Iterable[Batch], b: Iterable[Batch]) -> int:
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("other", ["memory", "torch"])
 @pytest.mark.parametrize("augment", [True, False])
-def test_ffcv_and_memory_give_the_same_bits(sources: dict, name: str, augment: bool) -> None:
-    ffcv, memory = (sources[name, loader] for loader in ("ffcv", "memory"))
+def test_all_loaders_give_the_same_bits(sources: dict, name: str, augment: bool, other: str) -> None:
+    ffcv, memory = (sources[name, loader] for loader in ("ffcv", other))
     assert ffcv.content_digest == memory.content_digest
     assert (ffcv.num_train, ffcv.num_test) == (memory.num_train, memory.num_test)
     loaders = [source.train_loader(global_batch_size=16, num_workers=1) for source in (ffcv, memory)]
@@ -71,7 +80,7 @@ def test_ffcv_and_memory_give_the_same_bits(sources: dict, name: str, augment: b
     assert same(*(source.test_loader(batch_size=7, num_workers=1) for source in (ffcv, memory))) > 1
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("name", CROPPED)
 def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: dict, name: str, loader: str) -> None:
     """Compare with NumPy, one sample at a time.
@@ -97,7 +106,7 @@ def test_crop_and_flip_are_the_documented_formula(sources: dict, directories: di
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_zoom_and_flip_are_the_documented_formula(sources: dict, directories: dict, loader: str) -> None:
     """Compare with boxes in plain Python, enlarged with exact fractions.
 
@@ -141,8 +150,7 @@ def enlarged(crop: np.ndarray, size: int) -> np.ndarray:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", ["small_rgb", "tiny_imagenet"])
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize(("name", "loader"), [*product(["small_rgb", "tiny_imagenet"], LOADERS), BY_FILE])
 @pytest.mark.parametrize(("world_size", "num_workers"), [(1, 2), (2, 2), (3, 1), (4, 1)])
 def test_ranks_and_workers_make_the_same_global_batches(
     sources: dict, name: str, loader: str, world_size: int, num_workers: int
@@ -162,7 +170,7 @@ def test_ranks_and_workers_make_the_same_global_batches(
             assert torch.equal(a, torch.cat(parts))
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_a_resumed_epoch_is_bit_identical(sources: dict, loader: str) -> None:
     train = sources["digits", loader].train_loader(global_batch_size=64, num_workers=2)
     whole = list(train.epoch(NOISE, 1))
@@ -172,12 +180,21 @@ def test_a_resumed_epoch_is_bit_identical(sources: dict, loader: str) -> None:
     assert list(train.epoch(NOISE, 1, skip_steps=20)) == []
 
 
-def test_noise_determines_the_augmentation(sources: dict) -> None:
+def test_a_resumed_epoch_of_a_users_file_is_bit_identical(sources: dict) -> None:
+    train, other = (sources[BY_FILE].train_loader(global_batch_size=8, num_workers=workers) for workers in (1, 2))
+    whole = list(train.epoch(NOISE, 1))
+    assert same(whole[3:7:2], other.epoch(NOISE, 1, skip_steps=3, num_steps=4, every=2)) == 2
+    assert same(whole[7:], train.epoch(NOISE, 1, skip_steps=7)) == 1
+
+
+@pytest.mark.parametrize(("name", "loader"), [("small_rgb", "ffcv"), BY_FILE])
+def test_noise_determines_the_augmentation(sources: dict, name: str, loader: str) -> None:
     """Check that augmentation depends on epoch, level and seed only.
 
     Another epoch, level or seed must augment the same sample differently.
     """
-    train = sources["small_rgb", "ffcv"].train_loader(global_batch_size=70, num_workers=2)
+    source = sources[name, loader]
+    train = source.train_loader(global_batch_size=source.num_train, num_workers=1 + (loader == "ffcv"))
 
     def by_index(noise: SgdNoise, epoch: int) -> torch.Tensor:
         images, _, indices = next(train.epoch(noise, epoch))
@@ -190,7 +207,7 @@ def test_noise_determines_the_augmentation(sources: dict) -> None:
         assert differing.float().mean() > 0.9
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_every_test_image_is_counted_once(sources: dict, directories: dict, loader: str, world_size: int) -> None:
     source = sources["digits", loader]
@@ -206,7 +223,7 @@ def test_every_test_image_is_counted_once(sources: dict, directories: dict, load
     assert sorted(seen) == list(range(500))
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_more_ranks_than_images_are_allowed(sources: dict, loader: str) -> None:
     source = sources["small_rgb", loader]
     counts = [
@@ -217,12 +234,13 @@ def test_more_ranks_than_images_are_allowed(sources: dict, loader: str) -> None:
     assert set(counts) == {0, 1}
 
 
-def test_batches_do_not_change_later(sources: dict) -> None:
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_batches_do_not_change_later(sources: dict, loader: str) -> None:
     """Check that batches do not change later.
 
     FFCV reuses its buffers after a few batches, so the loader must copy them.
     """
-    train = sources["digits", "ffcv"].train_loader(global_batch_size=32, num_workers=1)
+    train = sources["digits", loader].train_loader(global_batch_size=32, num_workers=1)
     kept = list(train.epoch(NOISE, 0))
     assert same(kept, train.epoch(NOISE, 0)) == 40
 
@@ -241,12 +259,13 @@ def test_leaving_an_epoch_early_leaves_no_thread(sources: dict, batches_taken: i
     assert len(list(train.epoch(NOISE, 0))) == 40
 
 
-def test_two_epochs_may_be_open_at_once(sources: dict) -> None:
+@pytest.mark.parametrize("loader", ["ffcv", "torch"])
+def test_two_epochs_may_be_open_at_once(sources: dict, loader: str) -> None:
     """Run an evaluation in the middle of a training epoch.
 
     Both use the same compiled reader, with other batch sizes.
     """
-    source = sources["digits", "ffcv"]
+    source = sources["digits", loader]
     train = source.train_loader(global_batch_size=100, num_workers=2)
     other = source.train_loader(global_batch_size=7, num_workers=2)
     alone = list(train.epoch(NOISE, 0))
@@ -271,7 +290,7 @@ def test_the_number_of_torch_threads_is_unchanged(sources: dict) -> None:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("loader", ["ffcv", "memory"])
+@pytest.mark.parametrize("loader", LOADERS)
 def test_an_empty_batch_is_refused(sources: dict, loader: str) -> None:
     with pytest.raises(ValueError, match="test batch size is 0"):
         sources["digits", loader].test_loader(batch_size=0)

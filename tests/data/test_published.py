@@ -30,7 +30,8 @@ from harness.data.ffcv.beton import JPG, RAW, BetonWriter, check_beton, read_raw
 from harness.data.manifest import Manifest
 from harness.data.memory_loader import ResidentSplit
 from harness.data.prepare import prepare
-from harness.data.readers.raw import SourceError
+from harness.data.published import check_classes
+from harness.data.readers.raw import RawSplit, SourceError
 from harness.data.readers.sources import read_split
 from harness.data.spec import DATASETS
 from tests.data.archive_files import (
@@ -287,6 +288,27 @@ def test_a_sample_without_some_classes_needs_an_option(tmp_path: Path, caplog: p
         prepare("cifar10", tmp_path / "b", str(tmp_path / "raw"), allow_missing_classes=True)
 
 
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ([str(number) for number in range(100)], "class 10 gets label 2"),
+        ([f"{number}" for number in range(1, 101)], "class 1 gets label 0"),
+        ([f"{number:02}" for number in range(100)], None),
+        ([str(number) for number in range(10)], None),
+        ([], None),
+    ],
+)
+def test_numbers_as_class_names_that_are_sorted_as_text_are_noted(
+    caplog: pytest.LogCaptureFixture, names: list[str], said: str | None
+) -> None:
+    names = sorted(names)
+    raw = RawSplit(np.arange(len(names)), lambda: iter(()), {}, tuple(names))
+    spec = DATASETS["cifar100" if len(names) > 10 else "cifar10"]
+    check_classes(spec, raw, "raw", "train", allow_missing=True)
+    found = [record.getMessage() for record in caplog.records if "sorted as text" in record.getMessage()]
+    assert len(found) == (said is not None) and all(said in line for line in found if said)
+
+
 @pytest.mark.parametrize("name", ["digits", "fashion_mnist", "cifar10", "cifar100", "tiny_imagenet", "imagenet"])
 def test_all_data_sets_have_published_counts(name: str) -> None:
     published = DATASETS[name].raw.published
@@ -417,10 +439,11 @@ def test_sorted_validation_images_of_tiny_imagenet(tmp_path: Path, below: str, m
     wrong = next(wnid for wnid in WNIDS if wnid != wnids[short])
     for place, message in (
         (f"val/{wrong}/{below}{short}", f"{short} has the class {wnids[short]} in val/val_annotations.txt"),
+        (f"val/images/{wrong}/{short}", f"{short} has the class {wnids[short]} in val/val_annotations.txt"),
         (f"val/{wnids[short]}/copy/{short}", "a second time"),
     ):
         with pytest.raises(ValueError, match=message):
-            digest(f"odd {message}", changed | {place: files[images[0]]})
+            digest(f"odd {place.replace('/', ' ')}", changed | {place: files[images[0]]})
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP])

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -81,6 +85,11 @@ OLD = MlflowException("Detected out-of-date database schema (found version a, bu
         (MlflowException("x", RESOURCE_ALREADY_EXISTS), False, "x"),  # another launch was faster
         (MlflowException("API request failed with error code 429 != 200"), False, "429"),
         (MlflowException("API request failed with error code 502 != 200"), False, "502"),
+        (
+            MlflowException("failed with exception Pool: Max retries (Caused by ResponseError('too many 502 errors'))"),
+            False,
+            ": too many 502 errors$",
+        ),
         (OperationalError("s", {}, Exception("database is locked")), False, "busy: another process is writing"),
         (ConnectionError("no answer within 5 s"), False, "no answer within 5 s$"),
         (OSError(28, "No space left on device"), False, "No space left"),
@@ -116,6 +125,10 @@ def test_errors_of_the_harness_pass(tmp_path: Path) -> None:
     [
         ("sqlite:///:memory:", "names no file"),
         ("sqlite:///", "names no file"),
+        ("sqlite://", "names no file"),
+        ("sqlite://mlflow.db", "names no file"),
+        ("SQLITE:///mlflow.db", "names no file"),
+        ("sqlite:///file::memory:?uri=true", "names no file"),
         ("sqlite:///{tmp_path}", "names no file"),
         ("sqlite:///{tmp_path}/text.db", "text.db is no SQLite database"),
         ("postgresql://u:S3C@host:port/db", "no valid address"),
@@ -165,6 +178,85 @@ def test_an_empty_answer_is_not_an_empty_store(store: LineageStore, monkeypatch:
         store.require()
 
 
+@pytest.mark.parametrize("answer", ["", "{}", '{"runs": null}', '{"status": "ok"}', '{"runs": {}}', '{"runs": [{}]}'])
+def test_no_question_takes_an_empty_answer_for_an_empty_store(tmp_path: Path, answer: str) -> None:
+    """A gateway can also begin to answer so after the start of a launch."""
+    with answering(answer) as uri:
+        store = open_store(tmp_path, uri)
+        questions = (
+            store.require,
+            lambda: store.find(sha256_json("x")),
+            lambda: store.run_id_of(sha256_json("x")),
+            store.summaries,
+            store.experiments,
+            lambda: store.load("0" * 32),
+            lambda: store.run_id_of_model("models:/a@b"),
+            lambda: store.run_id_of_model("models:/m-0"),
+            store.server.own_experiment,
+            store.server.restore_experiment,
+        )
+        for question in questions:
+            with pytest.raises(ConnectionError, match="the answer is empty"), store.server.talking("ask"):
+                question()
+
+
+@contextlib.contextmanager
+def answering(body: str) -> Iterator[str]:
+    """Run an HTTP server that answers each request with `body` and status 200, and yield its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *_: object) -> None:
+            """Print nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda path: path.write_bytes(b""), "mlflow.db is empty: it was damaged.*`python tools/lineage.py sync`"),
+        (lambda path: run_sql(path, "DROP TABLE tags"), "mlflow.db has no table tags: it was damaged"),
+        (lambda path: run_sql(path, "DROP TABLE runs"), "mlflow.db has no table runs"),
+        (lambda path: (path.unlink(), run_sql(path, "CREATE TABLE a (b)")), "no table experiments, latest_metrics, m"),
+        (lambda path: run_sql(path, "INSERT INTO alembic_version VALUES ('x')"), "more than one head"),
+        (lambda path: (path.unlink(), path.symlink_to("/missing/a.db")), "links to /missing/a.db, which does not ex"),
+        (lambda path: path.parent.rename(path.parent.with_name("away")), "directory .*/store does not exist"),
+    ],
+)
+def test_a_damaged_database_is_not_an_empty_store(
+    empty_store: Path, tmp_path: Path, change: Callable[[Path], object], said: str
+) -> None:
+    """MLflow would create missing tables, and all finished runs would be made again."""
+    (tmp_path / "store").mkdir()
+    path = Path(shutil.copy(empty_store, tmp_path / "store" / "mlflow.db"))
+    change(path)
+    store = open_store(tmp_path / "runs", f"sqlite:///{path}")
+    before = path.read_bytes() if path.exists() else None
+    with pytest.raises(ConnectionError, match=f"cannot begin: .*{said}.*--offline"):
+        store.require()
+    if path.exists() or path.is_symlink():
+        with pytest.raises(ConnectionError, match=said):
+            store.find(sha256_json("x"))
+    assert (path.read_bytes() if path.exists() else None) == before
+
+
+def run_sql(path: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+
+
 def test_a_deleted_experiment_is_said_before_the_training(store: LineageStore) -> None:
     client = MlflowClient(store.tracking_uri)
     store.require()  # it does not exist yet, and is not created
@@ -207,6 +299,7 @@ def test_names_of_experiments_are_checked_with_the_settings(name: str, said: str
         ({"http_proxy": "http://"}, r"missing the host\. It was asked through the proxy http:// \(from http_proxy"),
         ({"http_proxy": "ftp://127.0.0.1:9"}, r"scheme ftp.*the proxy ftp://127.0.0.1:9 \(from http_proxy"),
         ({"http_proxy": "http://127.0.0.1:9", "no_proxy": "127.0.0.2"}, None),
+        ({"http_proxy": "http://127.0.0.1:abc"}, "no valid address.* through the proxy http://127.0.0.1:abc"),
         ({"https_proxy": "http://127.0.0.1:9"}, None),
         ({}, None),
     ],
@@ -226,6 +319,34 @@ def test_a_proxy_is_named(
         store.require()
     text = str(raised.value)
     assert ("proxy" in text) is (said is not None) and "S3C" not in text and "?." not in text
+
+
+@pytest.mark.parametrize(
+    ("variables", "verify", "cert"),
+    [
+        ({}, True, None),
+        ({"MLFLOW_TRACKING_INSECURE_TLS": "true"}, False, None),
+        ({"MLFLOW_TRACKING_SERVER_CERT_PATH": "/ca.pem"}, "/ca.pem", None),
+        ({"MLFLOW_TRACKING_CLIENT_CERT_PATH": "/me.pem"}, True, "/me.pem"),
+    ],
+)
+def test_the_probe_trusts_the_certificates_that_mlflow_trusts(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], verify: object, cert: str | None
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    asked: dict[str, object] = {}
+    monkeypatch.setattr(requests, "get", lambda url, **options: asked.update(options))
+    server_module._probe("https://server.test")
+    assert (asked["verify"], asked["cert"]) == (verify, cert)
+
+    def refuse(url: str, **options: object) -> None:
+        reason = "[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: self-signed certificate (_ssl.c:1006)"
+        raise requests.exceptions.SSLError(reason)
+
+    monkeypatch.setattr(requests, "get", refuse)
+    with pytest.raises(RefusedError, match=r"\(self-signed certificate\): set MLFLOW_TRACKING_SERVER_CERT_PATH"):
+        server_module._probe("https://server.test")
 
 
 @pytest.mark.parametrize("status", [403, 404, 407])

@@ -5,6 +5,7 @@ Tests cover kinds of final training, sources of signs, initialisations, other da
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -124,6 +125,47 @@ def test_exact_zeros_keep_their_initial_value_and_are_counted(experiment: Experi
         expected[name] = (tensor if name in experiment.partition.norm else signed) + 0.0
     node = final_training(own, Trial("signed_mask", 2, 1), ticket)
     assert tag(node, "start_digest") == sha256_tensors(expected)
+
+
+def test_a_mask_of_torch_prune_becomes_a_mask(
+    experiment: Experiment, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The density in the note must give the mask of the file, whose other weights are zeros."""
+    # Phase: a file as torch.nn.utils.prune leaves it, under a name of Lightning, beside averaged weights
+    caplog.set_level("INFO")
+    state = experiment.theta_init(7).state_dict
+    masks = {name: (torch.rand(state[name].shape) < 0.3).float() for name in experiment.partition.prunable}
+    for name, mask in masks.items():
+        state |= {f"{name}_orig": state.pop(name), f"{name}_mask": mask}
+    held = {f"model.{name}": tensor for name, tensor in state.items()}
+    torch.save({"weights": held, "ema": {name: tensor + 1 for name, tensor in held.items()}}, tmp_path / "net.ckpt")
+    # Phase: the note, and one pruning with its density
+    begun = resolved(experiment, f"{tmp_path / 'net.ckpt'}:weights")
+    experiment.theta_init(1, begun)
+    density = re.search(r"net.ckpt:weights: these zeros are values, .* --density ([\d.]+)$", caplog.messages[-1])
+    assert density and "without 'model.'" in caplog.text
+    own = experiment.using("lrr", initialisation=begun, num_levels=1, warmup_epochs=0, level_epochs=0)
+    ticket = search(own.using("lrr", densities=(float(density[1]),))).ticket
+    assert {name: mask.float() for name, mask in ticket.mask.tensors.items()}.keys() == masks.keys()
+    assert all(torch.equal(ticket.mask.tensors[name].float(), mask) for name, mask in masks.items())
+
+
+def test_files_directories_and_keys_are_resolved(experiment: Experiment, tmp_path: Path) -> None:
+    state = experiment.theta_init(7).state_dict
+    save_file(state, tmp_path / "model.safetensors")
+    files = [str(tmp_path), f"{tmp_path}/model.safetensors"]
+    assert {resolved(experiment, text).digest for text in files} == {sha256_tensors(state)}
+    with pytest.raises(ValueError, match=r"has no tensors under 'ema'; it has names that begin with .*conv1"):
+        resolved(experiment, f"{tmp_path}:ema")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"empty has none of model.safetensors.index.json"):
+        resolved(experiment, f"{tmp_path}/empty")
+    for text in ("none.ckpt", "none.safetensors.index.json", "none.pth:ema"):
+        with pytest.raises(FileNotFoundError, match=f"no file {text}; --initialisation takes"):
+            resolved(experiment, text)
+    save_file({"conv1.weight": torch.ones(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(ValueError, match=r"other.safetensors: the file does not fit the network: the file has no"):
+        experiment.theta_init(1, resolved(experiment, f"{tmp_path}/other.safetensors"))
 
 
 def test_level_0_has_no_signs_from_pruning(experiment: Experiment, found: SearchResult) -> None:

@@ -149,7 +149,7 @@ def test_parents_of_runs_that_are_only_in_mlflow_are_kept(
 
 
 @pytest.mark.long
-def test_leftovers_of_interrupted_commits(search: MadeSearch) -> None:
+def test_leftovers_of_interrupted_commits(search: MadeSearch, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, host = search.nodes.directory, socket.gethostname()
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
@@ -161,6 +161,11 @@ def test_leftovers_of_interrupted_commits(search: MadeSearch) -> None:
         path.mkdir()
         (path / "file").write_bytes(b"12345")
     assert [(item.path, item.num_bytes) for item in find_garbage(offline(search), Policy())] == [(dead, 5)]
+    # The own clock is a month ahead of the file server's.
+    with monkeypatch.context() as patch:
+        later = time.time() + 30 * 86_400
+        patch.setattr(time, "time", lambda: later)
+        assert [item.path for item in find_garbage(offline(search), Policy())] == [dead]
     age(foreign, days=2)
     age(fetched, days=2)
     assert {item.path for item in find_garbage(offline(search), Policy())} == {dead, foreign, fetched}

@@ -15,6 +15,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ import torch
 
 import harness.runs.unfinished
 from harness.common.digest import sha256_json
+from harness.common.process import Process
 from harness.distributed.stop import StoppedError
 from harness.distributed.world import StopRequest
 from harness.runs.unfinished import BusyError, MovedError, NotSavedError, Unfinished
@@ -194,6 +196,24 @@ def test_a_holder_on_another_host_without_heartbeat_is_taken_over(tmp_path: Path
     with one.claimed({}):
         assert json.loads(owner.read_text())["pid"] == os.getpid()
     assert not owner.exists()
+
+
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_holder_in_another_container_is_watched(tmp_path: Path, monkeypatch, beats: bool):
+    """It may have the same kernel, and still another mount of the file system, without this lock."""
+    monkeypatch.setattr(harness.runs.unfinished, "DEAD_AFTER_SECONDS", 0.3)
+    one = unfinished(tmp_path)
+    owner = foreign(one)
+    process = replace(Process.current(), namespace="1" if beats else "2", pid=1)
+    owner.write_text(json.dumps({**process.record, "token": "x"}))
+    beat = threading.Timer(0.1, lambda: os.utime(owner, (0, 0)))  # a clock of 1970
+    if beats:
+        beat.start()
+        with pytest.raises(BusyError, match="heartbeat continues"), one.claimed({}):
+            pass
+    else:
+        with one.claimed({}):
+            assert json.loads(owner.read_text())["pid"] == os.getpid()
 
 
 def test_a_suspended_process_that_was_taken_over_saves_no_state(tmp_path: Path):

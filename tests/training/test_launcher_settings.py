@@ -185,6 +185,8 @@ def environment_of(tmp_path: Path, text: str) -> dict[str, str]:
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, None),
         ({"PMI_SIZE": "", "OMPI_COMM_WORLD_RANK": " ", "MPI_LOCALRANKID": ""}, None),
         ({"PMI_SIZE": "abc"}, "PMI_SIZE is 'abc'; it must be a whole number from 1"),
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is not set: start with .*`unset RANK`"),
+        ({"RANK": "3", "MASTER_ADDR": "127.0.0.1", "LOCAL_RANK": "3"}, "RANK is 3, but WORLD_SIZE is not set"),
         ({"LOCAL_RANK": "1"}, "LOCAL_RANK is 1, but MASTER_ADDR and WORLD_SIZE are not set"),
         ({"WORLD_SIZE": "2", "MASTER_ADDR": ""}, "asked for 2 processes, but MASTER_ADDR .* `unset WORLD_SIZE`"),
         ({"PMI_SIZE": "3"}, "asked for 3 processes, but MASTER_ADDR is not set.*`unset PMI_SIZE`"),

@@ -159,6 +159,7 @@ def test_gradients_use_a_process_group_of_their_own(tmp_path):
         assert world.sum(mine).tolist() == [2.0] * 3 and mine.tolist() == [1.0] * 3
         world.min(mine), world.any(False), world.main_says(lambda: True)
         world.share({"a": torch.ones(2, dtype=torch.bfloat16), "b": torch.tensor(3), "c": torch.ones(2) > 0})
+        assert world.share({"a": torch.tensor(2.0).to(torch.float8_e4m3fn)})["a"].float().item() == 2
         world.require_equal("this", "ab"), world.on_main(int), world.on_all(int)
         assert len(used) > 8 and set(used) == {(False, "cpu")}, used
         limits = [

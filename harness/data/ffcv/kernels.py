@@ -16,7 +16,7 @@ from numba import njit, prange
 
 from harness.data import augment
 from harness.data.ffcv.beton import JPG
-from harness.data.spec import Augmentation, CropFlip, ZoomFlip
+from harness.data.spec import Augmentation, CropFlip, ResizedCropFlip, ZoomFlip
 
 # No fastmath: boxes must equal those computed in plain Python.
 _draw = njit(nogil=True, inline="always")(augment.draw)
@@ -72,6 +72,7 @@ def decoder(
 
         return decode_zoom
     # Images of any size: decode, then resize a box.
+    assert isinstance(augmentation, ResizedCropFlip)
     box_kernel = _resized_crop_kernel(parallel=num_workers > 1)
     scale, ratio, size = augmentation.scale, augmentation.ratio, augmentation.size
     may_flip, test_resize = np.uint64(augmentation.flip), augmentation.test_resize

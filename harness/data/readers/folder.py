@@ -1,4 +1,4 @@
-"""Read image folders: split/class/image."""
+"""Read image folders: split/class/image, and class/image for a user's own data set."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from harness.data.readers.raw import (
-    MissingSourceError,
+    MissingSplitError,
     RawSample,
     RawSplit,
     SourceError,
@@ -25,13 +25,24 @@ def is_image_folder(path: Path) -> bool:
     return any(class_directories(path / split) for split in class_directories(path))
 
 
+def is_class_folder(path: Path) -> bool:
+    """Return whether `path` has directories class/image, and none that names a split."""
+    return any(image_files(path / name) for name in class_directories(path))
+
+
 def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of an image folder. Classes are numbered in the order of sorted names.
 
+    The training split of a user's own data set can be the only one. It is then the whole folder, or its `train`.
+
     Raises:
-        MissingSourceError: A split has no directory.
+        MissingSplitError: A split has no directory.
         SourceError: The splits have different classes, or are the same directory.
     """
+    # A user's own data set needs no test split.
+    if spec.raw.own and split == "train" and (only := _only_directory(spec, path)) is not None:
+        _check_distinct([only / name for name in class_directories(only)])
+        return _classes(only)
     # Check the classes of both splits.
     directories = {name: _split_directory(spec, path, name) for name in ("train", "test")}
     train, test = directories.values()
@@ -41,6 +52,29 @@ def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     classes = class_directories(directory)
     check_same_classes(classes, class_directories(other), str(directory), str(other))
     _check_distinct([path / name for path in (train, test) for name in classes])
+    return _classes(directory)
+
+
+def _only_directory(spec: DataSpec, path: Path) -> Path | None:
+    """Return the directory of all images if the folder has no test split, else None."""
+    names = class_directories(path)
+    if {name.lower() for name in names} & {*split_names(spec, "test")}:
+        return None
+    if (path / "train").is_dir():
+        return path / "train"
+    # Directories with the same directories inside are splits of other names. They must not become classes.
+    inside = [class_directories(path / name) for name in names]
+    if len(names) > 1 and inside[0] and all(one == inside[0] for one in inside):
+        raise SourceError(
+            f"{path} has the directories {', '.join(names[:5])}, each with {', '.join(inside[0][:3])}; if they are "
+            "splits, name them train and test"
+        )
+    return path
+
+
+def _classes(directory: Path) -> RawSplit:
+    """Return the images of the class directories in `directory`."""
+    classes = class_directories(directory)
     files = [(file, label) for label, name in enumerate(classes) for file in image_files(directory / name)]
 
     def samples() -> Iterator[RawSample]:
@@ -70,4 +104,4 @@ def _split_directory(spec: DataSpec, path: Path, split: str) -> Path:
     for name in names:
         if (path / name).is_dir():
             return path / name
-    raise MissingSourceError(f"{path} has no directory {' or '.join(names)} for the {split} split")
+    raise MissingSplitError(f"{path} has no directory {' or '.join(names)} for the {split} split")

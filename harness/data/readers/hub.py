@@ -13,7 +13,7 @@ import numpy as np
 
 from harness.common.files import refuse_pipe
 from harness.data.readers.raw import (
-    MissingSourceError,
+    MissingSplitError,
     RawSample,
     RawSplit,
     SourceError,
@@ -31,22 +31,23 @@ _ROWS = 256
 def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
     """Read one split of a directory of parquet files, in sorted order.
 
+    A user's own data set can also be one file, or files that name no split. All its images are then training images.
+
     Raises:
-        MissingSourceError: No file belongs to the split.
+        MissingSplitError: No file belongs to the split.
         SourceError: A file cannot be read or belongs to both splits, or a column is missing.
     """
     import pyarrow.parquet as parquet
 
     # Check the columns of all files, and read their labels.
     files = _parquet_files(spec, path, split)
-    labels: list[int] = []
+    labels: list[Any] = []
     names: Sequence[str] = ()
     for file in files:
         with reading(file):
             opened = parquet.ParquetFile(file)
             _check_columns(spec, opened.schema_arrow.names, str(file))
-            column = opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
-            labels += _integers(column, str(file))
+            labels += opened.read(columns=[spec.raw.label_column])[spec.raw.label_column].to_pylist()
             names = names or _recorded_names(spec, opened.schema_arrow.metadata)
 
     # Stream the images.
@@ -56,7 +57,8 @@ def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
                 for batch in parquet.ParquetFile(file).iter_batches(_ROWS, columns=[spec.raw.image_column]):
                     yield from batch[spec.raw.image_column].to_pylist()
 
-    return _split(spec, images, labels, names, f"{path} {split}", {"files": len(files)})
+    numbers, named = _numbered(spec, labels, f"{path} {split}")
+    return _split(spec, images, numbers, named or names, f"{path} {split}", {"files": len(files)})
 
 
 def _recorded_names(spec: DataSpec, metadata: dict[bytes, bytes] | None) -> list[str]:
@@ -83,12 +85,14 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
     the nearest on, as in test/0000.parquet.
 
     Raises:
-        MissingSourceError: No file belongs to the split.
+        MissingSplitError: No file belongs to the split.
         SourceError: A file belongs to both splits.
     """
     # Find the names of splits that decide for each file.
     train, test = split_names(spec, "train"), split_names(spec, "test")
     named: dict[Path, set[str]] = {}
+    if path.is_file():
+        named[path] = set()
     for file in _all_parquet(path):
         parts = [file.stem, *reversed(file.relative_to(path).parts[:-1])]
         named[file] = next((found for part in parts if (found := _words(part) & {*train, *test})), set())
@@ -104,7 +108,9 @@ def _parquet_files(spec: DataSpec, path: Path, split: str) -> list[Path]:
         chosen = [file for file, found in named.items() if name in found]
         if chosen:
             return chosen
-    raise MissingSourceError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
+    if spec.raw.own and split == "train" and not any(named.values()):
+        return list(named)  # no file names a split: all images are training images
+    raise MissingSplitError(f"{path} has no parquet file named {' or '.join(names)} (e.g. {names[0]}-*.parquet)")
 
 
 def _check_distinct(named: Mapping[Path, set[str]]) -> None:
@@ -138,10 +144,13 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
         for file in path.rglob("*"):
             refuse_pipe(file)
         saved = load_from_disk(str(path))
-        if not isinstance(saved, DatasetDict):
+        if isinstance(saved, DatasetDict):
+            rows = saved[_split_name(spec, list(saved), split, str(path))]
+        elif spec.raw.own and split == "train":
+            rows = saved
+        else:
             wanted = " or ".join(spec.raw.test_splits)
-            raise SourceError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
-        rows = saved[_split_name(spec, list(saved), split, str(path))]
+            raise MissingSplitError(f"{path} has only one split; save a DatasetDict with train and {wanted}")
         # Check all offsets in the mapped files. Damaged ones would let Arrow read outside of them, and crash.
         rows.data.validate(full=True)
         return _from_rows(spec, rows, f"{path} {split}", {})
@@ -180,7 +189,7 @@ def _split_name(spec: DataSpec, names: list[str], split: str, where: str) -> str
         if name in names:
             return name
     found = ", ".join(map(str, names))
-    raise SourceError(f"{where} has the splits {found}; the {split} split needs {' or '.join(wanted)}")
+    raise MissingSplitError(f"{where} has the splits {found}; the {split} split needs {' or '.join(wanted)}")
 
 
 def _check_columns(spec: DataSpec, columns: Sequence[str], where: str) -> None:
@@ -191,11 +200,22 @@ def _check_columns(spec: DataSpec, columns: Sequence[str], where: str) -> None:
             )
 
 
-def _integers(labels: Sequence[Any], where: str) -> list[int]:
+def _numbered(spec: DataSpec, labels: Sequence[Any], where: str) -> tuple[list[int], Sequence[str]]:
+    """Return integer labels, and the class names if the labels are texts.
+
+    Only a user's own data set can have texts. They are numbered in sorted order, as directories are.
+
+    Raises:
+        SourceError: A label is neither.
+    """
+    if spec.raw.own and labels and all(isinstance(label, str) for label in labels):
+        names = sorted(set(labels))
+        numbers = {name: number for number, name in enumerate(names)}
+        return [numbers[label] for label in labels], names
     for index, label in enumerate(labels):
         if not isinstance(label, int):
             raise SourceError(f"image {index} of {where} has the label {label!r:.60}; labels must be integers")
-    return list(labels)
+    return list(labels), ()
 
 
 def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> RawSplit:
@@ -208,9 +228,9 @@ def _from_rows(spec: DataSpec, rows: Any, where: str, notes: dict[str, Any]) -> 
 
     # Check the columns and the labels, and disable decoding.
     _check_columns(spec, rows.column_names, where)
-    labels = _integers(list(rows[spec.raw.label_column]), where)
+    labels, named = _numbered(spec, list(rows[spec.raw.label_column]), where)
     kind, column = rows.features[spec.raw.label_column], spec.raw.image_column
-    names = kind.names if isinstance(kind, ClassLabel) else ()
+    names = kind.names if isinstance(kind, ClassLabel) else named
     if isinstance(rows.features[column], Image):
         rows = rows.cast_column(column, Image(decode=False))
     return _split(spec, lambda: (row[column] for row in rows.select_columns([column])), labels, names, where, notes)

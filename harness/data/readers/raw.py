@@ -49,6 +49,10 @@ class MissingSourceError(SourceError, FileNotFoundError):
     """A raw source, or a file that it needs, does not exist."""
 
 
+class MissingSplitError(MissingSourceError):
+    """A raw source lacks one of the splits, but not the other."""
+
+
 @contextmanager
 def reading(where: Path | str, remedy: str = "download it again") -> Iterator[None]:
     """Turn every exception of the block into one line that names the file.

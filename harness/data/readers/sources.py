@@ -16,7 +16,7 @@ import numpy as np
 
 from harness.data.augment import draw
 from harness.data.readers.cifar import is_cifar_directory, read_cifar
-from harness.data.readers.folder import is_image_folder, read_image_folder
+from harness.data.readers.folder import is_class_folder, is_image_folder, read_image_folder
 from harness.data.readers.hub import has_parquet, read_arrow, read_hub, read_parquet
 from harness.data.readers.idx import is_idx_directory, read_idx
 from harness.data.readers.ilsvrc import is_ilsvrc_directory, read_ilsvrc
@@ -68,7 +68,7 @@ def _opened(spec: DataSpec, source: str, split: str) -> RawSplit:
     if path.is_file():
         return _file_reader(spec, path)(spec, path, split)
     if path.is_dir():
-        return _directory_reader(path)(spec, path, split)
+        return _directory_reader(spec, path)(spec, path, split)
     if source.startswith((".", "/", "~")) or source.count("/") != 1:
         raise MissingSourceError(_no_source(spec, source))
     return read_hub(spec, source, split)
@@ -103,20 +103,24 @@ def _no_source(spec: DataSpec, source: str) -> str:
 
 
 def _file_reader(spec: DataSpec, path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
+    if path.suffix.lower() == ".parquet" and spec.raw.own:
+        return read_parquet
     if path.suffix == ".parquet":
         raise SourceError(f"{path} is one file; pass the directory of the train and test parquet files")
     if path.name.startswith("ILSVRC2012"):
         raise SourceError(f"{path} is one of ImageNet's archives; pass the directory that has all of them")
-    for ending, reader in _ARCHIVES.items():
+    for ending, reader in () if spec.raw.own else _ARCHIVES.items():
         if path.name.endswith(ending):
             return reader
+    if spec.raw.own:
+        raise SourceError(f"{path} has an unknown format; a --source that is a single file must be a parquet file")
     raise SourceError(
         f"{path} has an unknown format; a --source that is a single file must be an original archive of the data set, "
         f"ending in {', '.join(_ARCHIVES)}"
     )
 
 
-def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
+def _directory_reader(spec: DataSpec, path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
     # Detect the format by characteristic files.
     if is_idx_directory(path):
         return read_idx
@@ -130,7 +134,7 @@ def _directory_reader(path: Path) -> Callable[[DataSpec, Path, str], RawSplit]:
         return read_arrow
     if has_parquet(path):
         return read_parquet
-    if is_image_folder(path):
+    if is_image_folder(path) or (spec.raw.own and is_class_folder(path)):
         return read_image_folder
     # Nothing matches: list the known formats, and point to an archive in the directory.
     archives = [entry for entry in visible(path.iterdir()) if entry.name.endswith(tuple(_ARCHIVES))]

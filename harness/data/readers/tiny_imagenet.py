@@ -111,7 +111,9 @@ def _annotated(tree: _Tree, images: list[str], classes: dict[str, int]) -> list[
             raise SourceError(f"{tree.where}:{shown} {problem} (and {len(odd) - 1} more)")
     for name in images:
         wnid = wnids[PurePosixPath(name).name]
-        if name.count("/") > 1 and name.split("/")[1] not in ("images", wnid):
+        directories = name.split("/")[1:-1]
+        named = directories[:1] + [directory for directory in directories if directory in classes]
+        if not set(named) <= {"images", wnid}:
             raise SourceError(f"{tree.where}:{name} has the class {wnid} in {_ANNOTATIONS}")
     if len(by_name) != len(images):
         twice = sorted(set(images) - set(by_name.values()))

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from harness.common.escape import for_terminal
+
 FORMAT = 1  # version of the JSON form below; increase it if an older reader would misread newer files
 
 # Names of the files that a run may hold. Pruning methods define names for their own extra files.
@@ -33,15 +35,15 @@ _ALLOWED = {
 
 
 def _check(value: object, expected: type | tuple[type, ...] | re.Pattern[str], what: str) -> None:
-    """Raise ValueError unless `value` has the expected type or pattern."""
+    """Raise ValueError unless `value` has the expected type or pattern. `what` may quote the record, as it is."""
     if isinstance(expected, re.Pattern):
         if not isinstance(value, str) or not expected.fullmatch(value):
-            raise ValueError(f"{what} {value!r:.80}: {_ALLOWED[expected]}")
+            raise ValueError(f"{for_terminal(what)} {value!r:.80}: {_ALLOWED[expected]}")
     elif isinstance(value, int) and not isinstance(value, bool) and abs(value) >= _TOO_LARGE:
-        raise ValueError(f"{what}: the integer is too large")
+        raise ValueError(f"{for_terminal(what)}: the integer is too large")
     elif not isinstance(value, expected) or isinstance(value, bool):  # bool is a subclass of int, but no valid number
         allowed = " or ".join(kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,)))
-        raise ValueError(f"{what}: expected {allowed}, got {type(value).__name__} ({value!r:.60})")
+        raise ValueError(f"{for_terminal(what)}: expected {allowed}, got {type(value).__name__} ({value!r:.60})")
 
 
 def _refuse_constant(name: str) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from harness.common.digest import sha256_json
 from harness.common.seeds import alpha_mean
 from harness.config import INITIAL_WEIGHTS, REDRAWN, ModelConfig, search_from_json
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.nodes.record import LineageRecord
@@ -69,6 +70,26 @@ def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
         pairs["kind_of_training"] = record.config["kind"]
     for name, expected in pairs.items():
         yield _same("settings", f"tag {name}", tags.get(name), "the config has", expected)
+
+
+def own_loop(record: LineageRecord, determinants: Determinants | None) -> Iterator[Finding]:
+    """Check that tags, config, parents and determinants of a run of `SignPruner.log` agree."""
+    own = record.config[OWN_LOOP]
+    settings_ = own["settings"]
+    pairs = {"made_by": OWN_LOOP, "method": settings_["method"], "sgd_seed": str(settings_["seed"])}
+    if record.kind == "level":
+        pairs["level"] = f"{record.config['level']:02d}"
+    for name, expected in pairs.items():
+        yield _same("settings", f"tag {name}", record.tags.get(name), "the config has", expected)
+    if determinants is None:
+        return
+    expected = {"kind": record.kind, "made_by": OWN_LOOP, **own}
+    if record.kind == "level":
+        parent = record.parents[0].key if record.parents else None
+        expected |= {"root": record.nested_under, "parent": parent, "level": record.config["level"]}
+        expected |= {"start": record.tags.get("start_digest")}
+    for name, value in expected.items():
+        yield _same("settings", f"{name} in {DETERMINANTS}", determinants.get(name), "record.json has", value)
 
 
 def processes(record: LineageRecord, parent: LineageRecord | None) -> Iterator[Finding]:
@@ -187,6 +208,8 @@ def older_ways(record: LineageRecord) -> Iterator[str]:
             "and variance 1"
         )
     method = METHODS.get(record.tags.get("method", "")) if record.kind == "level" else None
+    if OWN_LOOP in record.config:
+        return
     pruned = record.kind == "level" and any(parent.relation == "pruned-from" for parent in record.parents)
     if pruned and (config := search_from_json(record.config["search"])).count_rule == "float":
         fraction = config.pruning_fraction

@@ -10,12 +10,16 @@ import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
 from harness.checkpoint import Checkpoint, Pretrained, read_network
-from harness.config import UnprunedSigns, drawn_before, search_from_json
+from harness.common.digest import sha256_tensors
+from harness.common.tensors import plain_name
+from harness.config import SearchConfig, UnprunedSigns, drawn_before, search_from_json
+from harness.config.own_loop import OWN_LOOP, own_loop_search
 from harness.data import DATASETS
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord
@@ -63,6 +67,10 @@ class Tensors:
         if record.kind not in ("search", "level", "training"):
             return
 
+        if OWN_LOOP in record.config:
+            self._own_loop(place, record, self._remember(place.key, _read(directory, whole)), determinants)
+            return
+
         # Phase: names and shapes; further checks need them
         network = self._remember(place.key, _read(directory, whole))
         architecture = self._architecture(record, determinants, directory)
@@ -83,6 +91,65 @@ class Tensors:
                 self._level(place, record, network, architecture)
             else:
                 self._training(place, record, network, architecture)
+
+    def _own_loop(
+        self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, determinants: dict[str, Any] | None
+    ) -> None:
+        """Check all that the files of a run of `SignPruner.log` prove. The training itself is not among it."""
+        # Phase: the search
+        known = determinants or {}
+        if record.kind == "search":
+            if network.checkpoint is not None:
+                found = network.checkpoint.digest
+                for told in (record.tags.get("theta_init_digest"), known.get("theta_init", found)):
+                    what = f"the digest of θ_init is {found[:16]}…, but {str(told)[:16]}… was recorded"
+                    self.findings.add(place, [Finding("theta_init", found == told, what)])
+            return
+
+        # Phase: contents of the level
+        self.findings.add(place, [*networks.owner(record, network), *networks.signs(network)])
+        digests = {}
+        if network.checkpoint is not None:
+            digests["network"] = sha256_tensors(network.checkpoint.params)
+        if network.signed_mask is not None:
+            digests["signed_mask"] = network.signed_mask.digest
+        for name, found in digests.items():
+            told = known.get(name, found)
+            what = f"the digest of its {name} is {found[:16]}…, but {str(told)[:16]}… was recorded"
+            self.findings.add(place, [Finding("settings", found == told, what)])
+
+        # Phase: mask and start, which follow from the level before
+        own, linked = record.config[OWN_LOOP], record.parents[0].relation == "pruned-from"
+        level, method = record.config["level"], METHODS.get(own["settings"]["method"])
+        missing = "the level before it is not logged" if level and not linked else ""
+        if missing or method is None or network.signed_mask is None:
+            missing = missing or "its method or signed mask is unknown"
+            self.findings.note(place, f"its mask, start and training were not checked here: {missing}")
+            return
+        ctx = self._context(place, record, network, own_loop_search(own["settings"], own["levels"]), level)
+        try:
+            self.findings.add(place, networks.masks(record, ctx, network, self.network(record.parents[0].key)))
+        except NotHereError as error:
+            self.findings.note(place, f"its mask was not computed again here: {error} is missing")
+        with suppress(NotHereError):  # the missing run or file is already reported
+            self.findings.add(place, [_start_claim(record, method.start(ctx).digest)])
+        self.findings.note(place, "its training was not checked here: a loop of its user's own made it")
+
+    def _context(
+        self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, config: SearchConfig, level: int
+    ) -> LevelContext:
+        """Return the inputs of a method's hooks for a stored level with a signed mask, without architecture."""
+        assert network.signed_mask is not None
+        parent = record.parents[0].key if record.parents else ""
+        return LevelContext(
+            config=config,
+            level=level,
+            mask=network.signed_mask.mask,
+            norm=network.signed_mask.norm,
+            theta_init=_on_demand("theta_init", lambda: self.network(record.nested_under or "").checkpoint),
+            parent=_on_demand("parent", lambda: self.network(parent).checkpoint),
+            read=lambda name: self._kept_by_level_0(place, name),
+        )
 
     def _theta_init(
         self, place: NodeCopies, record: LineageRecord, network: StoredNetwork, architecture: Architecture | None
@@ -120,7 +187,7 @@ class Tensors:
             self.findings.not_checked(place, reason, ["theta_init" if record.kind == "search" else "start"])
             return None
         unsaved = architecture.network.unsaved
-        return network.fitted(_draw(architecture, init_seed), architecture.classifier, unsaved)[0]
+        return network.fitted(_draw(architecture, init_seed), architecture.classifier, unsaved).checkpoint
 
     def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
         """Return the network that a run was initialised from, or None.
@@ -129,9 +196,9 @@ class Tensors:
         """
         if begun["run"] is not None:
             held = self.network(begun["run"]).checkpoint
-            return Pretrained(held.state_dict) if held else None
+            return Pretrained({plain_name(name): one for name, one in held.state_dict.items()}) if held else None
         try:
-            return read_network(Path(begun["name"]))
+            return read_network(begun["name"])
         except (OSError, ValueError):
             return None
 
@@ -155,14 +222,10 @@ class Tensors:
         name = record.tags["method"]
         method, parent = METHODS.get(name), self.network(record.parents[0].key if record.parents else "")
         if network.signed_mask is not None:
-            ctx = LevelContext(
-                config=search_from_json(record.config["search"]),
-                level=int(record.tags["level"]),
-                mask=network.signed_mask.mask,
-                norm=network.signed_mask.norm,
-                theta_init=_on_demand("theta_init", lambda: self.network(record.nested_under or "").checkpoint),
-                parent=_on_demand("parent", lambda: parent.checkpoint),
-                read=lambda name: self._kept_by_level_0(place, name),
+            ctx = replace(
+                self._context(
+                    place, record, network, search_from_json(record.config["search"]), int(record.tags["level"])
+                ),
                 phase=record.tags.get("phase", ""),
                 image_shape=architecture.image_shape if architecture else (0, 0, 0),
                 new_model=architecture.model if architecture and architecture.network else None,

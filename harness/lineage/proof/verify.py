@@ -11,6 +11,7 @@ from typing import Any
 
 from harness.common.logging import progress as show_progress
 from harness.common.tensors import load_correct
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS, LocalNodes, read_record
 from harness.lineage.nodes.record import CORRECT, LineageRecord
 from harness.lineage.proof import records
@@ -160,6 +161,8 @@ class _Examiner:
         if CONFIG in whole and "search" in record.config:
             config = json.loads((directory / CONFIG).read_bytes())
             self.findings.add(node, records.settings(record, config, determinants))
+        if CONFIG in whole and OWN_LOOP in record.config:
+            self.findings.add(node, records.own_loop(record, determinants))
         for way in records.older_ways(record):
             self.findings.note(node, way)
         search = self.nodes.get(record.nested_under or "")

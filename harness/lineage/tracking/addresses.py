@@ -144,6 +144,8 @@ class Addresses:
         ids, given = tags.get(PARENT_RUNS_TAG, ""), " ".join(node.parent_run_ids)
         if given != ids:
             what = f"it links to the parents {given or 'none'}, which are {ids or 'none'}"
+            if not given:
+                what += "; earlier versions delivered none, and `sync` adds them"
             yield WrongAddress(what, partial(self.server.set_tags, run.info.run_id, {PARENT_RUNS_TAG: ids}))
         families, named = tags.get(FAMILIES_TAG, ""), run.data.tags.get(FAMILIES_TAG, "")
         if set(families.split()) - set(named.split()):

@@ -66,6 +66,7 @@ from harness.lineage.tracking.server import (
     PARENTS_TAG,
     ROOT_TAG,
     Server,
+    check_answer,
     family_digits,
     outputs,
     root_of,
@@ -302,7 +303,9 @@ class Delivery:
 
         # Phase: create the run.
         client, experiment = self.server.client(), self.server.own_experiment()
-        return client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
+        run = client.create_run(experiment, start_time=record.started_ms, tags=tags, run_name=redact(record.name))
+        check_answer(run.info.run_id)
+        return run
 
     def family_tags(self, record: LineageRecord | RunSummary, used: Mapping[str, Run]) -> dict[str, str]:
         """Return the tags that find a run's relatives in other searches with few requests."""
@@ -347,8 +350,10 @@ class Delivery:
             remove_models(self.server, run, keep=model.model_id)
         reach("before-finished")
         client.set_terminated(run_id, "FINISHED", end_time=record.finished_ms)
+        finished = client.get_run(run_id)
+        check_answer(finished.info.run_id)
         self.completed.add(run_id)
-        return client.get_run(run_id)
+        return finished
 
     def send_files(
         self, run: Run, directory: Path, record: LineageRecord, *, again: bool = False

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
-from harness.lineage.tracking.server import KEY_TAG, Server, summary_of
+from harness.lineage.tracking.server import KEY_TAG, Server, check_answer, summary_of
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel
@@ -224,7 +224,9 @@ class Registry:
 
         client = self.server.client()
         try:
-            return client.get_registered_model(name)
+            registered = client.get_registered_model(name)
+            check_answer(registered.name)
+            return registered
         except MlflowException as error:
             if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 raise
@@ -247,7 +249,9 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            return str(self.server.client().get_logged_model(model_id).source_run_id)
+            run_id = self.server.client().get_logged_model(model_id).source_run_id
+            check_answer(run_id)
+            return str(run_id)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise

@@ -68,7 +68,11 @@ _REFUSING_CODES = {
     *("INVALID_PARAMETER_VALUE", "BAD_REQUEST", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"),
     *("FEATURE_DISABLED", "ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED"),
 }
+_LIBRARIES = {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3", "alembic", "google"}  # google: protobuf
 _TEMPORARY_STATUS = {408, 409, 425, 429}
+_BLANK = "the answer is empty: check that an MLflow server runs at this address"
+# Tables of every MLflow database. MLflow would create missing ones without a word, and all runs would be gone.
+_TABLES = frozenset({"experiments", "runs", "tags", "params", "metrics", "latest_metrics"})
 # The pip package of a database driver, where its name differs from the module's.
 _DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 _SQLITE = re.compile(r"sqlite(?:\+\w+)?:///([^?]*)")
@@ -129,7 +133,7 @@ class Server:
     @property
     def is_remote(self) -> bool:
         """Whether the URI is an HTTP server."""
-        return (self.tracking_uri or "").startswith(("http://", "https://"))
+        return (self.tracking_uri or "").lower().startswith(("http://", "https://"))
 
     @property
     def address(self) -> str:
@@ -140,7 +144,9 @@ class Server:
     def readable(self) -> bool:
         """Return whether there can be runs to read. A missing SQLite file is not created, which takes 8 s."""
         database = sqlite_path(self.tracking_uri)
-        return self.tracking_uri is not None and (database is None or database.exists()) and _mlflow_installed()
+        if self.tracking_uri is None or not _mlflow_installed():
+            return False
+        return database is None or database.exists() or database.is_symlink()  # `client` refuses a dead link
 
     def client(self) -> MlflowClient:
         """Return the client, connected.
@@ -151,8 +157,7 @@ class Server:
         """
         # Phase: check the address, and probe the store after a pause. MLflow's own retries would take minutes.
         database = sqlite_path(self.tracking_uri)
-        if database is not None and (database.name in ("", ":memory:") or database.is_dir()):
-            raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
+        self._check_place()
         if time.monotonic() - self._answered_at > _FRESH_SECONDS and _mlflow_installed():
             if self.is_remote:
                 _probe(self.tracking_uri or "")
@@ -177,6 +182,21 @@ class Server:
             except ValueError:  # SQLAlchemy's message would show parts of a password
                 raise RefusedError("this is no valid address of a database or server") from None
         return self._connected
+
+    def _check_place(self) -> None:
+        """Raise RefusedError if a SQLite file can be neither read nor created at its path."""
+        database = sqlite_path(self.tracking_uri)
+        if database is None and not (self.tracking_uri or "").lower().startswith(("sqlite:", "sqlite+")):
+            return
+        is_memory = database is None or database.name in ("", ":memory:") or str(database).startswith("file:")
+        if database is None or is_memory or database.is_dir():
+            raise RefusedError("it names no file; give sqlite:///FILE or the address of a server")
+        if database.is_symlink() and not database.exists():
+            raise RefusedError(
+                f"{database} links to {os.readlink(database)}, which does not exist: mount its disk, or remove the link"
+            )
+        if not database.parent.is_dir():
+            raise RefusedError(f"its directory {database.parent} does not exist: create it, or name another file")
 
     def preload(self) -> None:
         """Import MLflow before the first call."""
@@ -233,6 +253,10 @@ class Server:
                 token = page.token
                 if not token:
                     break
+            if not found:  # every experiment may have been deleted
+                self.check_answers()
+            for experiment_id in found.values():
+                check_answer(experiment_id)
             self._experiments = found
         return self._experiments
 
@@ -244,7 +268,7 @@ class Server:
     def own_experiment(self) -> str:
         """Return the ID of the experiment, and create it if it is missing."""
         client = self.client()
-        experiment = client.get_experiment_by_name(self.experiment)
+        experiment = self._find_experiment()
         if experiment is None:
             self._experiments = None
             # the menu "Views" lists the view from the first visit on
@@ -259,11 +283,26 @@ class Server:
         Raises:
             RefusedError: The experiment was deleted.
         """
+        self._check_place()
+        if self.is_file and not self.readable():
+            return  # the file is created on the first write
+        if (experiment := self._find_experiment()) is not None:
+            self._check_not_deleted(experiment)
+
+    def check_answers(self) -> None:
+        """Raise ConnectionError if a remote server gives empty answers. Call this when a search finds nothing.
+
+        MLflow's client reads the empty answer of a gateway as "nothing found". The answer to this request never is.
+        """
+        if self.is_remote:
+            self._find_experiment()
+
+    def _find_experiment(self) -> Experiment | None:
+        """Return the experiment of new runs, deleted or not, or None if it does not exist."""
         experiment = self.client().get_experiment_by_name(self.experiment)
         if experiment is not None:
-            if not experiment.experiment_id:  # an empty answer must not count as an empty store
-                raise ConnectionError("the answer is empty: check that an MLflow server runs at this address")
-            self._check_not_deleted(experiment)
+            check_answer(experiment.experiment_id)
+        return experiment
 
     def _check_not_deleted(self, experiment: Experiment) -> None:
         if experiment.lifecycle_stage == "deleted":
@@ -271,7 +310,7 @@ class Server:
 
     def restore_experiment(self) -> bool:
         """Restore the experiment and its runs if it was deleted in MLflow. Return whether it was."""
-        experiment = self.client().get_experiment_by_name(self.experiment)
+        experiment = self._find_experiment()
         if experiment is None or experiment.lifecycle_stage == "active":
             return False
         self.client().restore_experiment(experiment.experiment_id)
@@ -297,6 +336,7 @@ class Server:
             if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
                 return None
             raise
+        check_answer(run.info.run_id)
         return run if run.info.lifecycle_stage == "active" else None
 
     def finished(self, run_id: str) -> Run:
@@ -325,6 +365,8 @@ class Server:
             return None
         condition = f"tags.`{ORIGIN_TAG}` LIKE '%{run_id}%'"
         found = self.client().search_runs(self.experiment_ids(), condition, max_results=1)
+        if not found:
+            self.check_answers()
         return self.client().get_run(found[0].info.run_id) if found else None
 
     def run_with(self, key: str, record_digest: str = "") -> Run | None:
@@ -340,6 +382,8 @@ class Server:
         runs = self.client().search_runs(
             self.experiment_ids(), f"tags.`{KEY_TAG}` = '{key}'", max_results=20, order_by=["start_time ASC"]
         )
+        if not runs:
+            self.check_answers()
         run = min(runs, key=rank, default=None)
         # In some versions of MLflow, search results have no inputs and outputs.
         return None if run is None else self.client().get_run(run.info.run_id)
@@ -487,6 +531,12 @@ class Server:
         if isinstance(repository, LocalArtifactRepository):
             return (Path(repository.artifact_dir) / name).is_file()
         return name in {str(file.path) for file in repository.list_artifacts(name.rpartition("/")[0] or None)}
+
+
+def check_answer(identifier: object) -> None:
+    """Raise ConnectionError if the answer of a server lacks the ID or name that each answer to the request has."""
+    if not identifier:
+        raise ConnectionError(_BLANK)
 
 
 def outputs(run: Run) -> list[str]:
@@ -641,12 +691,14 @@ def _status_of(error: Exception) -> int | None:
 def _from_store(error: Exception) -> bool:
     """Return whether an exception comes from MLflow or one of its libraries, and not from a bug here."""
     roots = {cls.__module__.split(".")[0] for cls in type(error).__mro__}
-    return isinstance(error, OSError) or bool(roots & {"mlflow", "requests", "urllib3", "sqlalchemy", "sqlite3"})
+    return isinstance(error, OSError) or bool(roots & _LIBRARIES)
 
 
 def _first_line(error: Exception) -> str:
     text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+    if found := re.search(r"\(Caused by \w+\((.*?)[)'\"]*$", text):  # after several attempts, with a long address
+        text = found[1].lstrip("'\"")
+    return text.splitlines()[0].rstrip(".") if text else type(error).__name__
 
 
 def _refusal(error: Exception) -> str | None:
@@ -747,16 +799,28 @@ def _rename_to_new(source: Path, target: Path) -> None:
 def _probe(tracking_uri: str) -> None:
     """Raise ConnectionError unless a server answers within seconds. MLflow's own retries take minutes."""
     import requests
+    from mlflow.tracking._tracking_service.utils import get_default_host_creds
 
+    # Phase: use the certificates that MLflow's variables choose.
+    creds = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
+    address, certificate = tracking_uri.rstrip("/") + "/health", creds.client_cert_path
+
+    # Phase: ask, and turn each failure into one line.
     try:
-        requests.get(tracking_uri.rstrip("/") + "/health", timeout=_PROBE_SECONDS)
+        requests.get(address, timeout=_PROBE_SECONDS, verify=creds.verify, cert=certificate)
     except requests.Timeout:
         raise ConnectionError(f"no answer within {_PROBE_SECONDS} s") from None
     except requests.exceptions.InvalidURL as error:
         if "proxy url" in str(error).lower():
-            raise ConnectionError(_first_line(error).rstrip(".")) from None
-        raise RefusedError(f"this is no valid address ({_first_line(error)})") from None
+            raise ConnectionError(_first_line(error)) from None
+        raise RefusedError(f"this is no valid address ({_first_line(error)}){_proxy_note(tracking_uri)}") from None
     except requests.RequestException as error:
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            found = re.search(r"certificate verify failed: ([^()]*)", str(error))
+            raise RefusedError(
+                f"its TLS certificate cannot be verified ({found[1].strip() if found else 'unknown'}): set "
+                "MLFLOW_TRACKING_SERVER_CERT_PATH to the certificate of its authority"
+            ) from None
         reason = getattr(error.args[0], "reason", error) if error.args else error
         raise ConnectionError(str(reason).split(": ", 1)[-1].rstrip(".)'\"")) from None
 
@@ -791,14 +855,15 @@ def _probe_file(path: Path) -> None:
 
     Raises:
         ConnectionError: Another process keeps it locked for BUSY_SECONDS.
-        RefusedError: It cannot be opened, or is no SQLite database.
+        RefusedError: It cannot be opened, or is no database of MLflow.
     """
+    tables: set[str] = set()
 
     def is_free() -> bool:
         try:
             address = f"file:{quote(str(path))}?mode=rw"  # a missing file must not be created
             with contextlib.closing(sqlite3.connect(address, timeout=0, uri=True)) as connection:
-                connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                tables.update(name for (name,) in connection.execute("SELECT name FROM sqlite_master"))
         except sqlite3.OperationalError as error:
             if "locked" in str(error) or "busy" in str(error):
                 return False
@@ -809,3 +874,9 @@ def _probe_file(path: Path) -> None:
 
     if not wait_until(is_free, BUSY_SECONDS, pause=0.2):
         raise ConnectionError(f"database is locked, for longer than {BUSY_SECONDS:g} s")
+    if missing := _TABLES - tables:
+        what = f"has no table {', '.join(sorted(missing))}" if tables else "is empty"
+        raise RefusedError(
+            f"{path} {what}: it was damaged, is no database of MLflow, or another process is just creating it. Restore "
+            "a backup, or move the file away: `python tools/lineage.py sync` then fills a new one from the local runs"
+        )

@@ -34,6 +34,7 @@ from tests.lineage.proof.made import FOREIGN, local, make
 from tests.lineage.proof.sites import all_places, record_places
 from tests.lineage.proof.test_stored import copy_of, flip, forge_digests
 from tests.made_search import Change, Draft, MadeSearch
+from tests.pruning.test_sign_pruner_log import searched
 
 
 @dataclass
@@ -86,6 +87,20 @@ def without_tensors(draft: Draft) -> None:
     draft.params = {name: tensor for name, tensor in draft.params.items() if name != "fc.bias"}
     kept = {name: mask for name, mask in draft.signed_mask.mask.tensors.items() if name != "conv1.weight"}
     draft.signed_mask = SignedMask(draft.signed_mask.signs, Mask(kept), frozenset({"fc.bias"}))
+
+
+def own_loop(**changes: Callable[[Path, dict[str, str]], None]) -> Plant:
+    """Log a search of `SignPruner`, and change the directories of its runs: search, L00, L01 or L02."""
+
+    def plant(bench: Bench) -> Findings:
+        searched(bench.runs)
+        for directory in LocalNodes(bench.runs).directories():
+            name = "search" if directory.name.startswith("search") else read_record(directory).name[:3]
+            if name in changes:
+                changes[name](directory, {})
+        return local(bench.runs)
+
+    return plant
 
 
 # ---------------------------------------------------------------------- faults in files
@@ -309,7 +324,7 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
     "determinants of a level": (
         edited(L01=altered(determinants=level_rows)),
         rows("_determined", "kind", "data", "spec.name", "model.name", "model.width", "name", "matmul", "optim.{name}")
-        | rows("_determined", "name #2", "world_size", "dtype")
+        | rows("_determined", "name #2", "world_size", "dtype", "compile")
         | rows("_determined_level", "level", "root", "parent", "pruning_fraction", "again", "pruning")
         | at("records", "_schedule row schedule.{name}", "settings settings #2", "key key"),
         {},
@@ -454,6 +469,17 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
         crafted(search=drafts._undeclared_theta_init),
         {"tensors._theta_init theta_init"},
         {},
+    ),
+    "a loop of its own": (
+        own_loop(
+            search=altered(tags(theta_init_digest=FOREIGN)),
+            L00=altered(tags(method="lrr")),
+            L01=altered(lambda record: record["config"]["own_loop"]["parameters"].update(lr=1.0)),
+            L02=altered(tags(start_digest=FOREIGN), determinants=lambda known: known.update(network=FOREIGN)),
+        ),
+        at("records", "own_loop settings", "own_loop settings #2")
+        | at("tensors", "_own_loop theta_init", "_own_loop settings", "_own_loop start"),
+        {"theta_init": 1, "start": 1},
     ),
     "files of runs": (
         edited(
