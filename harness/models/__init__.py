@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from harness.common.machine import memory_bytes
+from harness.common.seeds import derive_seed
 from harness.config import known
 from harness.models import initialise
 from harness.models.efficientnet import DROP_CONNECT, efficientnet_b0_cifar
@@ -176,12 +177,13 @@ def draw_model(
             `harness.models.initialise.SCHEMES`.
     """
     sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
-
-    def weights(model: nn.Module) -> set[str]:
-        head = f"{classifier_of(name)}.weight"
-        return set(partition_of(name, model).prunable) | {own for own, _ in model.named_parameters() if own == head}
-
-    return initialise.drawn(lambda: build_model(name, width=width, former=former, **sizes), init_seed, scheme, weights)
+    with initialise.private_generators(derive_seed(init_seed, "init") >> 1):
+        model = build_model(name, width=width, former=former, **sizes)
+    if scheme != "network":
+        params = dict(model.named_parameters())
+        weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
+        initialise.initialise_(params, weights, scheme, init_seed)
+    return model
 
 
 def classifier_of(name: str) -> str:

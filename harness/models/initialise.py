@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
@@ -59,24 +59,6 @@ def private_generators(seed: int) -> Iterator[None]:
     finally:
         random.setstate(states[0])
         np.random.set_state(states[1])
-
-
-def drawn(
-    build: Callable[[], nn.Module], init_seed: int, scheme: str, weights: Callable[[nn.Module], Iterable[str]]
-) -> nn.Module:
-    """Build a network at θ_init(`init_seed`) on the CPU. No global random state changes.
-
-    Args:
-        build: Builds the network with torch's global generator.
-        init_seed: Seed of θ_init.
-        scheme: One of SCHEMES.
-        weights: Returns the names of the weights that a scheme other than the network's own replaces.
-    """
-    with private_generators(derive_seed(init_seed, "init") >> 1):
-        model = build()
-    if scheme != "network":
-        initialise_(dict(model.named_parameters()), weights(model), scheme, init_seed)
-    return model
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from harness.common.digest import sha256_json
+from harness.common.seeds import derive_seed
 from harness.config import ModelConfig, NetworkKind, known
 from harness.models import MODELS, build_model, classifier_of, initialise, width_of
 from harness.models.partition import ParamPartition
@@ -165,12 +166,13 @@ class Network:
             scheme: Initialisation of the prunable weights and the classifier's weights, one of
                 `harness.models.initialise.SCHEMES`.
         """
-
-        def weights(model: nn.Module) -> set[str]:
-            heads = {f"{name}.weight" for name in self.classifier}
-            return set(self.partition.prunable) | {name for name, _ in model.named_parameters() if name in heads}
-
-        return initialise.drawn(self.build, init_seed, scheme, weights)
+        # Draw the network's own initialisation. Another scheme then replaces the weights.
+        with initialise.private_generators(derive_seed(init_seed, "init") >> 1):
+            model = self.build()
+        if scheme != "network":
+            params, heads = dict(model.named_parameters()), {f"{name}.weight" for name in self.classifier}
+            initialise.initialise_(params, self.partition.prunable | heads & params.keys(), scheme, init_seed)
+        return model
 
     def check(self) -> None:
         """Check that the network maps images to logits, in training and in evaluation. Built-in networks are known to.

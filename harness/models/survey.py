@@ -32,7 +32,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Row:
+class SurveyRow:
     """One line of the table: the parameters of one role in layers of one type."""
 
     role: Role
@@ -65,7 +65,7 @@ class Remark:
 class Survey:
     """The partition of a network in numbers, and the remarks about it."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[SurveyRow, ...]
     remarks: tuple[Remark, ...]
 
     @classmethod
@@ -90,7 +90,7 @@ class Survey:
         ]
 
 
-def _rows(model: nn.Module, partition: ParamPartition, classifier: Sequence[str]) -> Iterator[Row]:
+def _rows(model: nn.Module, partition: ParamPartition, classifier: Sequence[str]) -> Iterator[SurveyRow]:
     """Yield the rows, in the order prunable, norm, other, and by falling size within a role."""
     # Phase: the layer type of each parameter, under its first name. A classifier is a type of its own.
     kinds = {}
@@ -109,7 +109,7 @@ def _rows(model: nn.Module, partition: ParamPartition, classifier: Sequence[str]
                 tensors[kinds[name]] += 1
                 parameters[kinds[name]] += parameter.numel()
         for kind, number in parameters.most_common():
-            yield Row(role, kind, tensors[kind], number)
+            yield SurveyRow(role, kind, tensors[kind], number)
 
 
 def _remarks(model: nn.Module) -> Iterator[Remark]:

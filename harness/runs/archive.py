@@ -198,12 +198,8 @@ class Archive:
         if record.parents and not self.store.local.directory.is_dir():
             raise _moved(self.store.local.directory)
 
-        def write_all(directory: Path) -> None:
-            write(directory)
-            if self.source is not None:
-                (directory / SOURCE_FILE).write_bytes(self.source)
-
-        committed = self.store.local.commit(record, write_all, determinants)
+        files = {} if self.source is None else {SOURCE_FILE: self.source}
+        committed = self.store.local.commit(record, write, determinants, files)
         self._made_here.add(record.key)
         if self.store.tracking_uri is not None:
             self.delivery.send(record.key)
