@@ -69,7 +69,7 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
     """
     # A run of a user's own loop has no network that can be built here.
     determinants = read_json(path)
-    if determinants.get("made_by") == OWN_LOOP:
+    if isinstance(determinants, dict) and determinants.get("made_by") == OWN_LOOP:
         raise ValueError(
             "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
             "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
