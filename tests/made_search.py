@@ -92,7 +92,8 @@ class MadeSearch:
         self.changes = dict(changes or {})
         self.keys: dict[str, str] = {}
         """Key of each run by its short name."""
-        self.partition = architecture.skeleton()[1]
+        assert architecture.network is not None
+        self.network, self.partition = architecture.network, architecture.network.partition
         self._made: dict[str, Draft] = {}
 
     def make(self, finals: tuple[str, ...] = ()) -> MadeSearch:
@@ -119,12 +120,12 @@ class MadeSearch:
 
     def _determinants(self, **more: Any) -> dict[str, Any]:
         config, architecture = self.config, self.architecture
-        sizes = {name: getattr(architecture, name) for name in ("num_classes", "channels", "image_size")}
+        sizes = {name: getattr(self.network, name) for name in ("num_classes", "channels", "image_size")}
         return {
             "format": 2,
             "data": self.data_digest,
             "spec": {"name": config.data.name, **sizes},
-            "model": {"name": architecture.name, "width": architecture.width},
+            "model": {"name": architecture.name, "width": self.network.definition.width},
             "optim": config.optim.determinants(),
             "global_batch_size": config.global_batch_size,
             "world_size": 1,
@@ -137,7 +138,7 @@ class MadeSearch:
 
     def _tags(self, **more: Any) -> dict[str, str]:
         tags = {"data": self.config.data.name, "data_digest": self.data_digest, "model": self.architecture.name}
-        width = self.architecture.width
+        width = self.network.definition.width
         tags["network"] = self.architecture.name if width is None else f"{self.architecture.name}-w{width}"
         return tags | {name: str(value) for name, value in more.items()}
 

@@ -14,7 +14,7 @@ from harness.cli.errors import clear_errors
 from harness.cli.names import datasets, networks
 from harness.cli.options import OneRun, RunPair, StabilityPair, TicketAndSeed, parse
 from harness.common.launched import launcher_number
-from harness.config import SearchConfig, TicketConfig, known
+from harness.config import ModelConfig, SearchConfig, TicketConfig, known
 
 if TYPE_CHECKING:
     from harness.experiment.comparison import Question
@@ -41,7 +41,9 @@ def parse_network(
     names = [preset.model.name for preset in presets]
     chooser = ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--network", "--model.name", dest="network", default=names[0])
-    name = known("network", chooser.parse_known_args(arguments)[0].network, networks())
+    name = chooser.parse_known_args(arguments)[0].network
+    if ModelConfig(name).kind == "built-in":
+        known("network", name, networks())
     preset = presets[names.index(name)] if name in names else presets[0]
 
     # Phase: read all options over these defaults.

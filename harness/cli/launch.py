@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.analysis.summary import epsilon_from_dense
 from harness.cli.options import RunPair, StabilityPair
-from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_record, resolve_ticket
+from harness.cli.resolve import resolve_initialisation, resolve_key, resolve_network, resolve_record, resolve_ticket
 from harness.cli.terminal import print_comparison, print_training
 from harness.config import NETWORKS_OWN, SearchConfig, TicketConfig
 from harness.distributed.status import reported
@@ -48,7 +48,10 @@ def _dense_error(experiment: Experiment, text: str) -> float:
     record = resolve_record(experiment.store, text)
     if record.tags.get("kind_of_training") != "dense":
         raise ValueError(f"run {text} ({record.name}) is not a dense training")
-    for what, own in (("data_digest", experiment.source.content_digest), ("model", experiment.config.model.name)):
+    for what, own in (
+        ("data_digest", experiment.source.content_digest),
+        ("model", experiment.architecture.definition.label),
+    ):
         if record.tags.get(what) != own:
             raise ValueError(f"run {text} ({record.name}) differs in {what} from the pair; choose others for --dense")
     return record.last_metrics()["test_error_percent"]
@@ -82,7 +85,8 @@ def launch(config: SearchConfig, *, searches: bool = False) -> Iterator[Experime
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
         begun = resolve_initialisation(world, store, config.initialisation)
-        experiment = Experiment(world, store, config, begun)
+        network = resolve_network(world, config.model)
+        experiment = Experiment(world, store, config, begun, network=network)
         work, levels = f"{experiment.common.network} on {config.data.name}", 1 if config.one_shot else config.num_levels
         world.announce(f"{config.method}, {work}, 1 + {levels} levels" if searches else work, config.runs)
         with experiment.archive.delivery.working():
@@ -109,13 +113,13 @@ def launch_ticket(
     with _processes(config, precision=None) as world:
         store = store_of(config.runs, config.experiment, offline=config.offline)
         world.on_main(store.require)
-        key, settings = resolve_ticket(world, store, config, kinds)
+        key, settings, network = resolve_ticket(world, store, config, kinds)
         if settings.deterministic:
             world.make_deterministic()
         world.use(settings.precision)
 
         # Phase: data, network and the run itself.
-        experiment = Experiment(world, store, settings)
+        experiment = Experiment(world, store, settings, network=network)
         with experiment.archive.delivery.working():
             ticket = experiment.archive.load(key, fitting=False)
             if config.data is None:

@@ -76,6 +76,8 @@ class OneRun:
     """Name of the MLflow experiment."""
     offline: bool = False
     """Use local runs only and deliver nothing to MLflow. `python tools/lineage.py sync` delivers later."""
+    trust_code: bool = False
+    """Execute the copy of the user's file that a run keeps, if its network comes from one. Read the file first."""
 
     @property
     def ticket(self) -> TicketConfig:
@@ -88,6 +90,7 @@ class OneRun:
             runs=self.runs,
             experiment=self.experiment,
             offline=self.offline,
+            trust_code=self.trust_code,
         )
 
 

@@ -47,6 +47,8 @@ _RUN_OF_PAIR = "Run ID or key of a level or a final training, or a unique prefix
 _FIELDS = {
     ("DataConfig", "name"): _Shown("NAME", datasets, ("--dataset",)),
     ("ModelConfig", "name"): _Shown("NAME", networks, ("--network",)),
+    ("ModelConfig", "args"): _Shown("NAME=VALUE ..."),
+    ("ModelConfig", "classifier"): _Shown("MODULE"),
     ("SearchConfig", "method"): _Shown("NAME", methods),
     ("TicketConfig", "data"): _Shown("NAME", datasets, ("--data.name", "--dataset")),
     ("TicketConfig", "ticket"): _Shown("RUN"),

@@ -12,14 +12,17 @@ from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
 from harness.common.foreign import holds_network, split_key
-from harness.config import Schedule, SearchConfig, TicketConfig, search_from_json
+from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
 from harness.experiment.experiment import Experiment, Initialisation
 from harness.lineage.browse.find import find_node
 from harness.lineage.nodes.record import CHECKPOINT, THETA_INIT, LineageRecord
+from harness.lineage.recorded_network import trusted_source
 from harness.lineage.store import LineageStore
 from harness.models.initialise import SCHEMES
+from harness.models.network import Definition
+from harness.models.sources import library_version, read_source
 
 _log = logging.getLogger(__name__)
 _FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".tar", ".bin", ".json")
@@ -95,13 +98,27 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     return read_network(store.local.open_file(key, names[0])), key
 
 
-def resolve_ticket(
-    world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
-) -> tuple[str, SearchConfig]:
-    """Return the key of the run `config.ticket`, and the settings of an experiment with it.
+def resolve_network(world: World, config: ModelConfig) -> Definition:
+    """Return the network that the settings name, on every rank. Rank 0 reads a user's file.
 
     Raises:
-        ValueError: The run has none of the `kinds`.
+        ValueError: The network is unknown, its library is not installed, or an option does not belong to it.
+        FileNotFoundError: There is no such file.
+    """
+    if config.kind != "file":
+        return Definition.of(config)
+    path = Path(config.name.rpartition(":")[0])
+    source = world.share_text(world.on_main(lambda: read_source(path).decode("latin-1")) or "")  # any bytes
+    return Definition.of(config, source.encode("latin-1"))
+
+
+def resolve_ticket(
+    world: World, store: LineageStore, config: TicketConfig, kinds: tuple[str, ...]
+) -> tuple[str, SearchConfig, Definition]:
+    """Return the key of the run `config.ticket`, the settings of an experiment with it, and its network.
+
+    Raises:
+        ValueError: The run has none of the `kinds`, or its network cannot be built here.
     """
     # Phase: rank 0 reads the record, and shares it.
 
@@ -117,9 +134,17 @@ def resolve_ticket(
                 f"run {config.ticket} ({record.name}) was logged by a SignPruner in a loop of its own, so its data and "
                 "network are unknown here; use harness.load_signed_mask(key).apply_(model) in your own code"
             )
-        return json.dumps([record.key, record.config.get("search")])
+        told, source = record.config.get("network", {}), None
+        if "sha256" in told:
+            typed = record.config["search"]["model"]["name"]
+            with store.beginning():
+                directory = store.find(record.key)  # a run on the server is fetched with its file
+            source = trusted_source(typed, told["sha256"], directory, trust_code=config.trust_code).decode("latin-1")
+        elif "library" in told and told["library"] != (now := f"{told['kind']} {library_version(told['kind'])}"):
+            _log.warning(f"{record.name!r} was made with {told['library']}, and here is {now}")
+        return json.dumps([record.key, record.config.get("search"), source])
 
-    key, recorded = json.loads(world.share_text(world.on_main(read) or ""))
+    key, recorded, source = json.loads(world.share_text(world.on_main(read) or ""))
 
     # Phase: override the recorded settings with those of the command.
     try:
@@ -145,4 +170,8 @@ def resolve_ticket(
         experiment=config.experiment,
         offline=config.offline,
     )
-    return key, settings
+    try:
+        network = Definition.of(settings.model, None if source is None else source.encode("latin-1"))
+    except ValueError as error:
+        raise type(error)(f"run {config.ticket}: {error}") from error
+    return key, settings, network

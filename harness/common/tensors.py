@@ -123,6 +123,11 @@ def stored_instead(missing: str, names: Iterable[str]) -> list[str]:
     return sorted(name for name in names if name.startswith((f"{missing}_", inside)))
 
 
+def below(modules: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the beginnings of the names of parameters in one module, or in several, for `str.startswith`."""
+    return tuple(f"{name}." for name in ([modules] if isinstance(modules, str) else modules))
+
+
 def plain_name(name: str) -> str:
     """Return the name of a parameter without what DDP, DataParallel, torch.compile and FSDP add, in any order."""
     *modules, leaf = name.split(".")

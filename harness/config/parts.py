@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import get_close_matches
 from math import cos, inf, isfinite, pi
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal, get_args
 
 LrSchedule = Literal["constant", "step", "cosine"]
+NetworkKind = Literal["built-in", "timm", "torchvision", "file"]
 Precision = Literal["no", "fp16", "bf16", "auto"]
 MatmulPrecision = Literal["highest", "high", "medium"]
 CompileMode = Literal["no", "default", "reduce-overhead"]
@@ -59,7 +62,8 @@ def require_finite(config: Any, prefix: str = "") -> None:
                 f"{prefix}{field.name} is {value}; it must be a finite number",
             )
         # Python marks each byte of a path that is not UTF-8 by a surrogate.
-        lossy = isinstance(value, str | Path) and any("\ud800" <= letter <= "\udfff" for letter in str(value))
+        texts = [one for one in (value if isinstance(value, tuple) else (value,)) if isinstance(one, str | Path)]
+        lossy = any("\ud800" <= letter <= "\udfff" for text in texts for letter in str(text))
         require(not lossy, f"{prefix}{field.name} is {str(value)!r}; it must be text in UTF-8: rename the path")
 
 
@@ -89,14 +93,81 @@ class ModelConfig:
     """The network."""
 
     name: str
-    """Name of the network."""
+    """Network: a built-in name, timm:NAME, torchvision:NAME, or FILE.py:FUNCTION, whose function takes num_classes,
+    channels and image_size."""
     width: int | None = None
-    """Channels of the first stage, for networks of adjustable width. Use it to compare widths, as Figure 4 does.
-    Default: the network's own."""
+    """Channels of the first stage, for built-in networks of adjustable width. Use it to compare widths, as Figure 4
+    does. Default: the network's own."""
+    args: tuple[str, ...] = ()
+    """Constructor options of a network that is not built in. Values are JSON, such as 64, 0.1, false, or else text."""
+    classifier: str | None = None
+    """Module that is never pruned, of a network that is not built in. A comma separates several. Default: the one that
+    timm names, else the last linear layer with one output per class."""
 
     def __post_init__(self) -> None:
         width = self.width
         require(width is None or width >= 1, f"model.width is {width}; it must be 1 or more")
+        require_finite(self, "model.")
+        if self.kind in ("timm", "torchvision"):
+            plain = self.name.partition(":")[2]
+            require(
+                re.fullmatch(r"[A-Za-z0-9_.]+", plain) is not None,
+                f"model.name is {self.name!r}; expected {self.kind}:NAME with a name that {self.kind} lists; names of "
+                "a hub are not allowed, because nothing is downloaded",
+            )
+        if self.kind == "file":
+            file, _, function = self.name.rpartition(":")
+            ok = file.endswith(".py") and function.isidentifier()
+            require(ok, f"model.name is {self.name!r}; expected FILE.py:FUNCTION, such as net.py:build")
+        _ = self.options
+
+    @property
+    def kind(self) -> NetworkKind:
+        """Return the origin of the network that the name tells."""
+        before = self.name.partition(":")[0]
+        if before in ("timm", "torchvision"):
+            return "timm" if before == "timm" else "torchvision"
+        is_file = self.name.endswith(".py") or ".py:" in self.name
+        require(
+            is_file or ":" not in self.name,
+            f"model.name is {self.name!r}; expected a built-in name, timm:NAME, torchvision:NAME or FILE.py:FUNCTION",
+        )
+        return "file" if is_file else "built-in"
+
+    @property
+    def label(self) -> str:
+        """Return the name in keys and tags. The name of a file has no folder, so that the file can move."""
+        path, _, function = self.name.rpartition(":")
+        return f"{PurePath(path).name}:{function}" if self.kind == "file" else self.name
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Return `args` by name, with their values.
+
+        Raises:
+            ValueError: A word is not NAME=VALUE, or two have one name.
+        """
+        found: dict[str, Any] = {}
+        for word in self.args:
+            name, equals, text = word.partition("=")
+            require(
+                bool(equals) and name.isidentifier(),
+                f"model.args has {word!r}; expected NAME=VALUE, such as img_size=64",
+            )
+            require(name not in found, f"model.args has {name} twice; give it once")
+            python = {"True": "true", "False": "false", "None": "null"}.get(text)
+            require(python is None, f"model.args has {word!r}; values are JSON: write {name}={python}")
+            try:
+                value = json.loads(text, parse_constant=_no_number)
+            except ValueError:
+                value = text
+            require(not isinstance(value, float) or isfinite(value), f"model.args has {word!r}; give a finite number")
+            found[name] = value
+        return found
+
+
+def _no_number(text: str) -> Any:
+    raise ValueError(text)
 
 
 @dataclass(frozen=True)

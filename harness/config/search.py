@@ -253,7 +253,8 @@ def count_rules_differ(fraction: float) -> bool:
 def to_json(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to JSON values. Paths become strings and tuples become lists.
 
-    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`), and `probe` never.
+    A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`), options of a network only if it is
+    not built in, and `probe` never.
     """
 
     def plain(value: Any) -> Any:
@@ -268,6 +269,8 @@ def to_json(config: Any) -> dict[str, Any]:
         del values["probe"]
         if not config.counts_by:
             del values["count_rule"]
+        if config.model.kind == "built-in":  # as older records have it
+            del values["model"]["args"], values["model"]["classifier"]
     return dict(plain(values))
 
 
@@ -301,8 +304,11 @@ def _with_types(config: SearchConfig) -> SearchConfig:
     optim = replace(config.optim, betas=(config.optim.betas[0], config.optim.betas[1]))
     final = _schedule(config.final)
     densities = None if config.densities is None else tuple(config.densities)
+    model = replace(config.model, args=tuple(config.model.args))
     config = replace(config, earlier_processes=tuple(config.earlier_processes))
-    return replace(config, data=data, optim=optim, final=final, densities=densities, runs=Path(config.runs))
+    return replace(
+        config, data=data, model=model, optim=optim, final=final, densities=densities, runs=Path(config.runs)
+    )
 
 
 def _schedule(schedule: Schedule) -> Schedule:

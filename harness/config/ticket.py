@@ -85,6 +85,9 @@ class TicketConfig:
     """Name of the MLflow experiment."""
     offline: bool = False
     """Use only local runs, and deliver nothing to MLflow during this launch."""
+    trust_code: bool = False
+    """Execute the copy of the user's file that a run keeps, if its network comes from one. Read the file first. Not
+    needed if the file is unchanged at its recorded path."""
 
     def __post_init__(self) -> None:
         every = self.evaluate_every

@@ -248,6 +248,8 @@ def _check_comparable(first: FinishedRun, second: FinishedRun, question: Questio
     for what in ("data_digest", "model"):
         if first.record.tags.get(what) != second.record.tags.get(what):
             raise ValueError(f"{names} differ in {what}: they cannot be compared")
+    if _network(first.record) != _network(second.record):
+        raise ValueError(f"{names} have different networks of one name: they cannot be compared")
     if not first.mask.equal(second.mask):
         raise ValueError(f"{names} have different masks; compare trainings of one ticket")
     if question == "lmc":
@@ -260,6 +262,11 @@ def _check_comparable(first: FinishedRun, second: FinishedRun, question: Questio
             f"{names} started from different parameters; stability compares trainings of one start "
             "(--cross-init compares them all the same, as the authors' scripts do)"
         )
+
+
+def _network(record: LineageRecord) -> dict[str, Any]:
+    """Return what a record says about a network that is not built in, without the version of its library."""
+    return {name: value for name, value in record.config.get("network", {}).items() if name != "library"}
 
 
 def _same_start(first: FinishedRun, second: FinishedRun) -> bool:

@@ -21,7 +21,6 @@ from harness.common.machine import hardware, launch_command
 from harness.config import INITIAL_WEIGHTS, NETWORKS_OWN, REDRAWN, ComparisonConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.record import LineageRecord, Parent
 from harness.masks import Mask
-from harness.models import width_of
 from harness.runs.run import FinishedRun, RunDescription
 
 if TYPE_CHECKING:
@@ -53,12 +52,11 @@ class CommonDescription:
 def common(experiment: Experiment) -> CommonDescription:
     """Describe the common part of all runs of a launch."""
     # Phase: inputs to the keys.
-    config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.config.model
-    width, matmul = width_of(model.name, model.width), config.float32_matmul_precision
-    network = model.name if width == width_of(model.name, None) else f"{model.name}-w{width}"
+    config, world, source, model = experiment.config, experiment.world, experiment.source, experiment.architecture
+    network, label, matmul = model.definition.shown, model.definition.label, config.float32_matmul_precision
     processes = of_processes(config, world.size)
     # Runs of these networks without the entries had another initialisation, or were trained with drop-connect.
-    redrawn = dict(REDRAWN[model.name].determinants) if model.name in REDRAWN else {}
+    redrawn = dict(REDRAWN[label].determinants) if label in REDRAWN else {}
     # All floats have torch's default dtype. Only tools/selfcheck.py changes it, to float64.
     dtype = str(torch.get_default_dtype()).removeprefix("torch.")
     other_dtype = {} if dtype == "float32" else {"dtype": dtype}
@@ -67,7 +65,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "data": source.content_digest,
         # without the path of the raw files, because the digest covers their content
         "spec": {name: value for name, value in asdict(experiment.spec).items() if name != "raw"},
-        "model": {"name": model.name, "width": width},
+        "model": model.determinants,
         "optim": config.optim.determinants(),
         "precision": config.precision,
         "deterministic": config.deterministic,
@@ -91,6 +89,7 @@ def common(experiment: Experiment) -> CommonDescription:
         "command": launch_command(),
         "argv": [redact_word(word) for word in sys.argv],  # a record is given away, passwords are not
         **redrawn,
+        **model.recorded,
     }
 
     # Phase: tags. `settings` is a short hash of every setting except seeds, method and kind. Runs with equal hashes are
@@ -99,7 +98,7 @@ def common(experiment: Experiment) -> CommonDescription:
     begun = {} if config.initialisation == NETWORKS_OWN else {"initialisation": config.initialisation}
     alpha: dict[str, str] = {} if config.alpha == "uniform" else {"alpha": config.alpha}
     settings = sha256_json(determinants | schedules | pruning_settings(config) | begun | alpha)[:12]
-    tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": model.name}
+    tags = {"data": experiment.spec.name, "data_digest": source.content_digest, "model": label}
     tags |= {"network": network, "settings": settings}
     method = " ".join([config.method, *(f"α={value}" for value in alpha.values())])
     drawn = {name: value for name, value in redrawn.items() if name == INITIAL_WEIGHTS}

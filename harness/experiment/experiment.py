@@ -23,8 +23,9 @@ from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.probe import Probe
 from harness.lineage.store import LineageStore
-from harness.models import MODELS, build_model, classifier_of, draw_model, partition_of
 from harness.models.initialise import SCHEMES
+from harness.models.network import Definition
+from harness.models.survey import changed_by_sync_batchnorm
 from harness.pruning import METHODS
 from harness.runs.archive import Archive
 from harness.runs.state_saver import SavingInterval
@@ -95,6 +96,7 @@ class Experiment:
         config: SearchConfig,
         initialisation: Initialisation | None = None,
         *,
+        network: Definition | None = None,
         beside: Experiment | None = None,
     ) -> None:
         """Open data, loaders and archive.
@@ -104,9 +106,10 @@ class Experiment:
             store: The store of its runs.
             config: The settings.
             initialisation: The resolved `config.initialisation`. A search needs it unless that names a scheme.
+            network: The resolved `config.model`. It is needed if that names a file.
             beside: Another experiment of the same launch. Both share its delivery thread.
         """
-        known("network", config.model.name, list(MODELS))
+        definition = network or Definition.of(config.model)
         known("method", config.method, list(METHODS))
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records have the selected precision
@@ -132,10 +135,17 @@ class Experiment:
         self.train_feed, self.test_feed = world.on_all(self._feeds)
 
         # Phase: build the network that every training copies.
+        self.architecture = definition.sized(self.spec.num_classes, self.spec.channels, self.spec.image_size)
+        world.on_all(self.architecture.check)
+        world.require_equal("the network", sha256_json(self.architecture.determinants))
+        self.partition, self.classifier = self.architecture.partition, self.architecture.classifier
         model = self.fresh_model()
-        self.partition = partition_of(config.model.name, model)
-        self.classifier = classifier_of(config.model.name)
         if config.sync_batchnorm:
+            if changed := changed_by_sync_batchnorm(model):
+                raise ValueError(
+                    f"--sync-batchnorm would replace {', '.join(changed)} of {config.model.name} by a plain BatchNorm, "
+                    "without the activation that it may contain; leave the option out"
+                )
             model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
         # channels_last is 1.3 times faster for a ResNet-20, also on a CPU.
         self.blank = model.to(memory_format=torch.channels_last)
@@ -144,7 +154,25 @@ class Experiment:
 
         saving = SavingInterval(config.checkpoint_every, config.checkpoint_unit, self.train_feed.steps_per_epoch)
         other: Archive | None = beside.archive if beside else None
-        self.archive: Archive = Archive(world, store, self.partition, self.theta_init(0), saving, beside=other)
+        self.archive: Archive = Archive(
+            world,
+            store,
+            self.partition,
+            self.theta_init(0),
+            saving,
+            source=definition.source,
+            beside=other,
+        )
+        self._check_draw()
+
+    def _check_draw(self) -> None:
+        """Refuse the network of a user's file if its seed does not determine θ_init."""
+        if self.architecture.definition.kind != "file" or self.theta_init(0).digest == self.archive.template.digest:
+            return
+        raise ValueError(
+            f"{self.config.model.name} draws other initial parameters on a second call; draw them from torch's, "
+            "NumPy's or Python's global generator, without a seed of your own"
+        )
 
     def _check_batchnorm(self) -> None:
         """Refuse micro-batches of one image where BatchNorm then has one value a channel, which has no variance."""
@@ -180,7 +208,8 @@ class Experiment:
 
     def beside(self, config: SearchConfig, initialisation: Initialisation | None = None) -> Experiment:
         """Return an experiment with other settings, possibly on other data, in the same launch and store."""
-        return Experiment(self.world, self.store, config, initialisation, beside=self)
+        network = self.architecture.definition if config.model == self.config.model else None
+        return Experiment(self.world, self.store, config, initialisation, network=network, beside=self)
 
     def using(
         self, method: str | None = None, *, initialisation: str | Initialisation | None = None, **changes: Any
@@ -220,7 +249,7 @@ class Experiment:
 
     def fresh_model(self) -> torch.nn.Module:
         """Build the network on the CPU. Torch's global generator draws its values."""
-        return build_model(self.config.model.name, **self._sizes)
+        return self.architecture.build()
 
     def network(self, *, trains: bool = True) -> torch.nn.Module:
         """Return a network on the device. The caller overwrites its parameters and buffers.
@@ -243,25 +272,19 @@ class Experiment:
             own.requires_grad_(usual.requires_grad)  # an earlier training may have frozen it
         return model.train()
 
-    @property
-    def _sizes(self) -> dict[str, Any]:
-        spec = self.spec
-        sizes = {"num_classes": spec.num_classes, "channels": spec.channels, "image_size": spec.image_size}
-        return sizes | {"width": self.config.model.width}
-
     def theta_init(self, init_seed: int, initialisation: str | Initialisation = NETWORKS_OWN) -> Checkpoint:
         """Return θ_init on the CPU. The state of torch's generator does not change.
 
         If θ_init comes from a trained network, the seed only draws a classifier that does not fit.
         """
         begun = Initialisation.of(initialisation)
-        model = draw_model(self.config.model.name, init_seed=init_seed, scheme=begun.scheme, **self._sizes)
+        model = self.architecture.draw(init_seed, begun.scheme)
         digest = sha256_json(self.common.determinants | {"theta_init": init_seed} | begun.determinants)
         fresh = Checkpoint.of(model, level=0, epochs=0, level_digest=digest)
         if begun.network is None:
             return fresh
         try:
-            fitted = begun.network.fitted(fresh, self.classifier)
+            fitted = begun.network.fitted(fresh, self.classifier, self.architecture.unsaved)
         except ValueError as error:
             raise ValueError(f"{begun.text}: {error}") from error
         if self.world.is_main:

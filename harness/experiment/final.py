@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from harness.common.seeds import SgdNoise
-from harness.common.tensors import check_fits
+from harness.common.tensors import below, check_fits
 from harness.config import NETWORKS_OWN, Kind, SignsTaken, UnprunedSigns, drawn_before
 from harness.experiment.describe import describe_training
 from harness.experiment.experiment import Experiment, Initialisation
@@ -202,7 +202,7 @@ def take(experiment: Experiment, run: FinishedRun, signs: SignsTaken) -> Ticket:
 
 def check_carries_over(experiment: Experiment, network: Mapping[str, torch.Tensor]) -> None:
     """Raise ValueError if a network of another data set does not fit. The classifier is not compared."""
-    theirs = {n: tensor.shape for n, tensor in network.items() if not n.startswith(f"{experiment.classifier}.")}
+    theirs = {n: tensor.shape for n, tensor in network.items() if not n.startswith(below(experiment.classifier))}
     own = {name: tensor.shape for name, tensor in experiment.archive.template.params.items()}
     check_fits(theirs, own, f"a ticket that goes over to {experiment.config.data.name}")
 

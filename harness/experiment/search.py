@@ -89,10 +89,25 @@ def search(experiment: Experiment) -> SearchResult:
     method.check(experiment.config)
     finding = Search(experiment, method)
     finding.check_counts()
+    _show_network(experiment)
     with experiment.archive.alone("search", search_lock(experiment, finding.description), finding.description.name):
         finding.record_root()
         levels = method.search(finding)
         return SearchResult(finding.theta_init, finding.levels() if levels is None else levels)
+
+
+def _show_network(experiment: Experiment) -> None:
+    """Log the partition of a network that is not built in, and the layers that need the user's attention (rank 0)."""
+    network = experiment.architecture
+    if not experiment.world.is_main or network.definition.kind == "built-in":
+        return
+    for note in network.notes:
+        _log.info(f"note: {note}")
+    _log.info(f"parameters of {experiment.common.network}:")
+    for line in network.survey.table():
+        _log.info(f"  {line}")
+    for remark in network.survey.remarks:
+        _log.log(logging.WARNING if remark.loud else logging.INFO, f"not understood: {remark}")
 
 
 @dataclass(frozen=True)

@@ -71,7 +71,11 @@ def load_checkpoint(
 
 
 def load_network(
-    run_id: str | Path, tracking_uri: str | None = None, local_dir: Path | str = DEFAULT_DIRECTORY
+    run_id: str | Path,
+    tracking_uri: str | None = None,
+    local_dir: Path | str = DEFAULT_DIRECTORY,
+    *,
+    trust_code: bool = False,
 ) -> nn.Module:
     """Return the trained network of a finished run, on the CPU, in evaluation mode.
 
@@ -79,17 +83,31 @@ def load_network(
     and errors are those of `load_signed_mask`. The path of a file raises LookupError, because a file does not name its
     network.
 
+    Args:
+        run_id: As in `load_signed_mask`.
+        tracking_uri: As in `load_signed_mask`.
+        local_dir: As in `load_signed_mask`.
+        trust_code: Execute the run's copy of a user's file that defines the network. Without it, the file is executed
+            only if it still has its recorded content at its recorded path.
+
+    Raises:
+        ValueError: The network cannot be built on this machine. The message gives the reason and the remedy.
+
     Example:
         >>> model = harness.load_network(run_id)
         >>> model(torch.zeros(1, 1, 8, 8)).shape
         torch.Size([1, 10])
     """
-    from harness.lineage.proof.networks import Architecture
+    from harness.lineage.recorded_network import read_model
 
     if Path(run_id).is_file():
         raise LookupError(f"{run_id} is a file, and a file does not name its network; give a run ID or a key")
-    with _open(run_id, DETERMINANTS, tracking_uri, local_dir) as path:
-        model = Architecture.load(path).model()
+    with contextlib.ExitStack() as opened:
+
+        def file(name: str) -> Path:
+            return opened.enter_context(_open(run_id, name, tracking_uri, local_dir))
+
+        model = read_model(file(DETERMINANTS), file, trust_code=trust_code)
     load_checkpoint(run_id, tracking_uri, local_dir).load_into_(model)
     return model.train(False)
 

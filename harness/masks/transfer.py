@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
 
 from harness.common.seeds import derive_seed
+from harness.common.tensors import below
 from harness.config import UnprunedSigns
 from harness.masks import Mask, SignedMask
 
@@ -62,13 +63,13 @@ def start(
     return params, mask
 
 
-def unpruned_names(signed_mask: SignedMask, which: UnprunedSigns, classifier: str) -> set[str]:
+def unpruned_names(signed_mask: SignedMask, which: UnprunedSigns, classifier: str | Sequence[str]) -> set[str]:
     """Return the parameters outside mask and ψ whose signs are transferred.
 
-    `classifier` is the dotted name of the classifier's module.
+    `classifier` is the dotted name of the classifier's module, or the names of several.
     """
     outside = signed_mask.signs.keys() - signed_mask.mask.tensors.keys() - signed_mask.norm
-    head = {name for name in outside if name.startswith(f"{classifier}.")}
+    head = {name for name in outside if name.startswith(below(classifier))}
     return {"both": outside, "biases": outside - head, "classifier": head, "none": set()}[which]
 
 
@@ -89,11 +90,11 @@ def pruned_ticket(before: Mapping[str, torch.Tensor], signed_mask: SignedMask) -
     return params, SignedMask.of(params, signed_mask.mask, signed_mask.norm)
 
 
-def without_classifier(signed_mask: SignedMask, classifier: str) -> SignedMask:
+def without_classifier(signed_mask: SignedMask, classifier: str | Sequence[str]) -> SignedMask:
     """Return the signed mask without the classifier, for networks with another classifier."""
 
     def rest(tensors: Mapping[str, torch.Tensor]) -> Params:
-        return {name: tensor for name, tensor in tensors.items() if not name.startswith(f"{classifier}.")}
+        return {name: tensor for name, tensor in tensors.items() if not name.startswith(below(classifier))}
 
     return SignedMask(rest(signed_mask.signs), Mask(rest(signed_mask.mask.tensors)), signed_mask.norm)
 

@@ -1,4 +1,7 @@
-"""All networks. To add one, write a module here and add an entry to MODELS."""
+"""The built-in networks. To add one, write a module here and add an entry to MODELS.
+
+`harness.models.network` resolves their names, and those of networks from elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -174,11 +177,8 @@ def draw_model(
             `harness.models.initialise.SCHEMES`.
     """
     sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
-    # Draw the network's own initialisation from a private stream.
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(init_seed, "init") >> 1)
+    with initialise.private_generators(derive_seed(init_seed, "init") >> 1):
         model = build_model(name, width=width, former=former, **sizes)
-    # Replace the weights if another scheme is requested.
     if scheme != "network":
         params = dict(model.named_parameters())
         weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()

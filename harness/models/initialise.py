@@ -6,8 +6,11 @@ A scheme sets only weights. Biases, norm parameters and all other values keep th
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+import random
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -38,6 +41,24 @@ def torch_default_(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             module.reset_parameters()
+
+
+@contextmanager
+def private_generators(seed: int) -> Iterator[None]:
+    """Seed torch, NumPy and Python inside the block, and restore their states after it.
+
+    The harness's own networks draw from torch alone. The network of a user may draw from all three.
+    """
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
 
 
 @torch.no_grad()

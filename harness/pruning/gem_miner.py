@@ -91,8 +91,8 @@ class GemMiner(LRR):
         Its network is [θ_T, m_T] with m_T = q.
         """
         config, gem, level = search.config, search.config.gem_miner, search.config.num_levels
-        head = f"{search.classifier}.weight"
-        scored = sorted(search.prunable | {head} & search.theta_init.params.keys())
+        heads = {f"{name}.weight" for name in search.classifier}
+        scored = sorted(search.prunable | heads & search.theta_init.params.keys())
         density = PruningSchedule.of(config).density(level)
 
         # Phase: train the scores of all prunable weights and of the classifier's weight.

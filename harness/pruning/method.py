@@ -314,8 +314,8 @@ class SearchHandle(Protocol):
     @property
     def prunable(self) -> frozenset[str]: ...
     @property
-    def classifier(self) -> str:
-        """Return the name of the classifier module."""
+    def classifier(self) -> tuple[str, ...]:
+        """Return the names of the classifier's modules."""
 
     def context(self, level: int, mask: Mask, phase: str = "") -> LevelContext:
         """Return the context of a level under `mask`."""

@@ -29,6 +29,7 @@ from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import LAYERS
 from harness.masks import Mask, SignedMask
 from harness.models import ParamPartition
+from harness.models.network import SOURCE_FILE
 from harness.runs.delivery_thread import DeliveryThread
 from harness.runs.run import FinishedRun, RunDescription, TrainedRun, closing_line
 from harness.runs.state_saver import EnvironmentCheck, SavingInterval, StateSaver, environment
@@ -50,6 +51,8 @@ class Archive:
         partition: ParamPartition,
         template: Checkpoint,
         saving: SavingInterval,
+        *,
+        source: bytes | None = None,
         beside: Archive | None = None,
     ) -> None:
         """Open the runs in `store`.
@@ -60,10 +63,11 @@ class Archive:
             partition: Which parameters are prunable, and which are ψ.
             template: A checkpoint with the shapes of the network.
             saving: How often an unfinished training is saved.
+            source: Content of the user's file that defines the network. Each run keeps a copy.
             beside: Another archive of the same launch, whose delivery thread and caches are shared.
         """
         self.world, self.store, self.partition, self.template = world, store, partition, template
-        self.saving = saving
+        self.saving, self.source = saving, source
         self.closing_level = logging.INFO
         """Level of the log line about each new run."""
 
@@ -193,7 +197,9 @@ class Archive:
         """
         if record.parents and not self.store.local.directory.is_dir():
             raise _moved(self.store.local.directory)
-        committed = self.store.local.commit(record, write, determinants)
+
+        files = {} if self.source is None else {SOURCE_FILE: self.source}
+        committed = self.store.local.commit(record, write, determinants, files)
         self._made_here.add(record.key)
         if self.store.tracking_uri is not None:
             self.delivery.send(record.key)

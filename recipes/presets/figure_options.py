@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from harness.config import CompileMode, Precision, SearchConfig, known
+from harness.config import CompileMode, ModelConfig, Precision, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ class FigureOptions:
 
     def _subject(self, figure: Figure) -> tuple[str, str]:
         """Return data set and network: the given ones, else the defaults of the figure or of the scale."""
+        if self.network is not None and ModelConfig(self.network).kind != "built-in":
+            raise ValueError(
+                f"network {self.network!r}: figures compare with the paper's numbers, which are of built-in networks; "
+                "search in others with a recipe such as recipes/aws_cifar10.py"
+            )
         from harness.cli.names import datasets
 
         if self.dataset is not None and self.dataset not in datasets():
@@ -163,8 +168,8 @@ class FigureOptions:
         dataset = known(
             f"data set of {figure.name}", self.dataset or next(iter(figure.subjects)), list(figure.subjects)
         )
-        networks = figure.subjects[dataset]
-        return dataset, known(f"network of {figure.name} on {dataset}", self.network or networks[0], list(networks))
+        own = figure.subjects[dataset]
+        return dataset, known(f"network of {figure.name} on {dataset}", self.network or own[0], list(own))
 
 
 @dataclass(frozen=True)

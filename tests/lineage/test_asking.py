@@ -103,7 +103,7 @@ def asked(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         num_levels=2,
         global_batch_size=64,
     )
-    architecture = Architecture("resnet8", num_classes=10, channels=1, image_size=8, width=2)
+    architecture = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
     search = MadeSearch(LocalNodes(where / "runs"), config, architecture, "0" * 64).make(("signed_mask", "retrain"))
     # Phase: import the tool, start a server and deliver
     spec = importlib.util.spec_from_file_location("lineage_tool_asked", TOOL)

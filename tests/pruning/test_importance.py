@@ -107,7 +107,7 @@ def test_a_snip_mask_without_stored_scores_is_reported_as_unchecked(experiment: 
     findings = proved(experiment, ticket)
     assert findings.problems == [] and findings.checked["pruned"] == 0
     assert [note.what for note in findings.notes if "not checked" in note.what] == [
-        "its mask was not checked: importance.safetensors is missing"
+        "not checked: importance.safetensors is missing, for pruned"
     ]
 
 

@@ -26,6 +26,7 @@ from harness.lineage.nodes.local_files import DETERMINANTS
 from harness.lineage.proof.records import _determined
 from harness.masks import Mask, SignedMask
 from harness.models import MODELS, width_of
+from harness.models.network import Definition
 from harness.pruning import METHODS
 from harness.runs.run import FinishedRun, RunDescription
 from recipes.presets.small import digits
@@ -141,6 +142,7 @@ def test_the_order_of_gradient_sums_is_in_the_key_where_it_changes_bits(
 def test_the_initialisation_rule_is_in_the_key_of_networks_where_it_changed(experiment: Experiment, name: str) -> None:
     other = copy(experiment)
     other.config = replace(experiment.config, model=ModelConfig(name))
+    other.architecture = Definition.of(other.config.model).sized(10, 1, 8)
     shared, usual = describe.common(other), experiment.common.determinants
     drawn = {"initial_weights": "torch_default"} if name in FOUR else {}
     more = drawn | ({"drop_connect": 0.0} if name == "efficientnet_b0_cifar" else {})

@@ -45,6 +45,7 @@ from harness.lineage.nodes.local_files import DELIVERED, DETERMINANTS, RECORD, S
 from harness.lineage.nodes.origin import IMPORTED, origin_of, origins, remember_origin
 from harness.lineage.proof import verify
 from harness.lineage.proof.networks import Architecture
+from harness.lineage.recorded_network import read_model
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.reproduction.side_by_side import read_numbers
@@ -292,9 +293,9 @@ def _made(root: Path) -> MadeSearch:
         num_levels=0,
         global_batch_size=64,
     )
-    made = MadeSearch(LocalNodes(root), config, Architecture("resnet8", 10, 1, 8, 2), "0" * 64)
+    made = MadeSearch(LocalNodes(root), config, Architecture.built("resnet8", 10, 1, 8, 2), "0" * 64)
     made._root()
-    made._level(0, Architecture("resnet8", 10, 1, 8, 2).theta_init(config.init_seed), None)
+    made._level(0, Architecture.built("resnet8", 10, 1, 8, 2).theta_init(config.init_seed), None)
     return made
 
 
@@ -324,7 +325,7 @@ def determinants(root: Path) -> Parser:
     directory = made.directory("L00")
     path = root / DETERMINANTS
     shutil.copy(directory / DETERMINANTS, path)
-    return Parser(root, [path], lambda: bool(Architecture.load(path).model()))
+    return Parser(root, [path], lambda: bool(read_model(path, path.with_name)))
 
 
 # ---------------------------------------------------------------------- tensors

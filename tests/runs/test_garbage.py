@@ -46,7 +46,7 @@ def search(tmp_path: Path) -> MadeSearch:
         num_levels=4,
         global_batch_size=64,
     )
-    architecture = Architecture("resnet8", num_classes=10, channels=1, image_size=8, width=2)
+    architecture = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
     made = MadeSearch(LocalNodes(tmp_path / "runs"), config, architecture, "0" * 64)
     return made.make(("signed_mask", "retrain"))
 

@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verify:
-    """Recompute all digests and check all recorded relations of runs. The exit code is 1 if a check fails.
+    """Recompute all digests and check all recorded relations of runs.
 
-    A run is verified with all its ancestors. A search is verified with all its levels and final trainings, too.
+    The exit code is 1 if a check fails. It is 3 if none fails, but some cannot be made here, such as those that need a
+    network whose library is not installed. A run is verified with all its ancestors. A search is verified with all its
+    levels and final trainings, too.
     """
 
     run_id: tyro.conf.Positional[str] = ""
@@ -34,6 +36,8 @@ class Verify:
     """Verify all runs."""
     data_directory: Path | None = None
     """Directory of prepared data sets. Default: as recorded with each run."""
+    trust_code: bool = False
+    """Execute the copies of users' files that define networks. Read RUN/network.py first."""
     place: Where = StoreOptions()
 
     def run(self) -> None:
@@ -43,15 +47,17 @@ class Verify:
             raise ValueError("give either a RUN or --all: `python tools/lineage.py list` shows the runs")
         try:
             store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
-            findings = verify(store, asked, data_directory=self.data_directory, progress=bars)
+            findings = verify(
+                store, asked, data_directory=self.data_directory, trust_code=self.trust_code, progress=bars
+            )
         except ConnectionError as error:  # no fallback to local runs: the result would be incomplete
             raise type(error)(f"{error}; --offline verifies only the local runs") from None
         if self.place.json:
             print_json("verify", [], **findings.to_dict())
         else:
             _print(findings)
-        if findings.problems:
-            sys.exit(1)
+        if findings.problems or findings.incomplete:
+            sys.exit(1 if findings.problems else 3)
 
 
 @dataclass(frozen=True)
@@ -123,7 +129,8 @@ def _print(findings: Findings) -> None:
     title = f"{findings.num_nodes} runs, {findings.num_bytes / 1e6:,.1f} MB hashed, {made} checks made:"
     print_fields(checks, title=title)
     number = len(findings.problems)
-    print_lines(f"{number} problem{'s' if number > 1 else ''} found" if number else "no problem found")
+    rest = "; some checks cannot be made here: see the notes" if findings.incomplete else ""
+    print_lines((f"{number} problem{'s' if number > 1 else ''} found" if number else "no problem found") + rest)
 
 
 def _more(names: Sequence[str], shown: int = 3) -> str:

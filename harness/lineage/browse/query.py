@@ -14,7 +14,8 @@ from harness.lineage.nodes.index import IndexedRun
 from harness.lineage.nodes.record import KINDS
 
 _HALF_DIGIT = 0.0005  # densities are shown with three digits, so a filter must match the rounded value
-_WIDTH = re.compile(r"-w\d+$")
+_PARTICULAR = re.compile(r"-w\d+$|\(.*\)$")
+"""End of the name of a network with a width or with options."""
 _AGE = re.compile(r"(\d+)([mhdw])")
 _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
@@ -44,8 +45,9 @@ class Query:
     """Filter for runs. All conditions must hold, and None disables a condition.
 
     `kind` is one of KINDS, or a kind of final training (signed_mask, mask, dense, …). `network` is a model of any width
-    (resnet20) or of one width (resnet20-w32). `density` is (lowest, highest), both included. `since_ms` is the earliest
-    start, in ms since 1970.
+    (resnet20) or of one width (resnet20-w32), or one from elsewhere with any options (timm:test_vit) or with these
+    (timm:test_vit(depth=2)). `density` is (lowest, highest), both included. `since_ms` is the earliest start, in ms
+    since 1970.
 
     Raises:
         ValueError: `method`, `network` or `kind` has characters that no name has.
@@ -62,13 +64,13 @@ class Query:
     def __post_init__(self) -> None:
         for what in ("method", "network", "kind"):
             text = getattr(self, what)
-            if text is not None and not re.fullmatch(r"[A-Za-z0-9_.-]+", text):
-                raise ValueError(f"{what} {text!r}: allowed are letters, digits and _ . -")
+            if text is not None and not re.fullmatch(r"[A-Za-z0-9_.:=,()-]+", text):
+                raise ValueError(f"{what} {text!r}: allowed are letters, digits and _ . : = , ( ) -")
 
     @cached_property
     def _filters(self) -> list[_Filter]:
         """All active conditions, for both the MLflow and the local filter."""
-        of_width = self.network is not None and _WIDTH.search(self.network)
+        of_width = self.network is not None and _PARTICULAR.search(self.network)
         rows = [
             _Filter("tags.`method`", "method", "=", self.method),
             _Filter("tags.`network`", "network", "=", self.network if of_width else None),

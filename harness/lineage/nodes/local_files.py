@@ -254,7 +254,11 @@ class LocalNodes:
         return sorted((read_record(path) for path in self.directories()), key=lambda r: (r.started_ms, r.name, r.key))
 
     def commit(
-        self, record: LineageRecord, write: Callable[[Path], None], determinants: Mapping[str, Any] | None = None
+        self,
+        record: LineageRecord,
+        write: Callable[[Path], None],
+        determinants: Mapping[str, Any] | None = None,
+        files: Mapping[str, bytes] | None = None,
     ) -> LineageRecord:
         """Write a run directory atomically.
 
@@ -265,6 +269,7 @@ class LocalNodes:
             write: Called with a temporary directory on the same file system. It writes the artifacts there. If it
                 writes no config.json, the record's config is written.
             determinants: All inputs to the key, written to determinants.json. Their SHA-256 must be the key.
+            files: Content of further artifacts by name.
 
         Returns:
             The committed record with the digests of all files.
@@ -278,6 +283,8 @@ class LocalNodes:
         with self.room_for(record) as temporary:
             # Phase: write the artifacts, the settings and the inputs to the key
             write(temporary)
+            for name, content in (files or {}).items():
+                (temporary / name).write_bytes(content)
             settings = json_bytes(record.config)
             if not (temporary / CONFIG).exists():
                 (temporary / CONFIG).write_bytes(settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -129,6 +129,10 @@ class Note:
     name: str
     key: str
     what: str
+    not_checked: tuple[str, ...] = ()
+    """Names of checks that were not made for this reason."""
+    here: bool = False
+    """They can be made elsewhere: with another library, file or version. `verify` then exits with code 3."""
 
 
 class NodeIdentity(Protocol):
@@ -170,6 +174,23 @@ class Findings:
     def note(self, subject: NodeIdentity, what: str) -> None:
         """Add a remark about a run or data set."""
         self.notes.append(Note(subject.name, subject.key, what))
+
+    def not_checked(self, subject: NodeIdentity, reason: str, checks: Sequence[str], *, here: bool = True) -> None:
+        """Add a remark about checks that were not made.
+
+        Args:
+            subject: The run.
+            reason: Why, without a full stop.
+            checks: Names of the checks.
+            here: They can be made elsewhere. False: the files were deleted on purpose.
+        """
+        what = f"not checked{' here' if here else ''}: {reason}, for {', '.join(checks)}"
+        self.notes.append(Note(subject.name, subject.key, what, tuple(checks), here))
+
+    @property
+    def incomplete(self) -> bool:
+        """Whether checks were not made that can be made elsewhere."""
+        return any(note.here for note in self.notes)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the findings as JSON-serialisable data."""

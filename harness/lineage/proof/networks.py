@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
-from harness.common.files import read_json
-from harness.config import NETWORKS_OWN, UnprunedSigns, drawn_before
-from harness.config.own_loop import OWN_LOOP
+from harness.config import NETWORKS_OWN, ModelConfig, UnprunedSigns, drawn_before
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.findings import Finding
+from harness.lineage.recorded_network import network_of
 from harness.masks import Mask, SignedMask, transfer
-from harness.models import ParamPartition, build_model, classifier_of, draw_model, partition_of
+from harness.models import ParamPartition
+from harness.models.initialise import private_generators
+from harness.models.network import SOURCE_FILE, Definition, Network, rows_of
+from harness.models.sources import NotBuildableError
 from harness.pruning import METHODS, LevelContext, PruningSchedule
 from harness.pruning.method import NotHereError
 
@@ -39,72 +42,99 @@ class StoredNetwork:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Model name and sizes, as a run records them."""
+    """The network of a run: as this machine builds it, or the shapes that the run recorded."""
 
     name: str
-    num_classes: int
-    channels: int
-    image_size: int
-    width: int | None
-    former: bool = False
-    """Draw θ_init as older versions did (see `harness.config.redrawn`)."""
+    network: Network | None
+    """None if it cannot be built here."""
+    why_not: str = ""
+    """Why it cannot be built here."""
+    rows: str = ""
+    """The recorded roles and shapes of its tensors, as JSON. "": not recorded."""
+    recorded_classifier: tuple[str, ...] = ()
+    image_shape: tuple[int, int, int] = (0, 0, 0)
+    """Image shape as (channels, height, width)."""
 
     @classmethod
-    def of(cls, determinants: Mapping[str, Any]) -> Architecture:
-        """Build from the determinants of a run."""
-        model, spec = determinants["model"], determinants["spec"]
-        sizes = spec["num_classes"], spec["channels"], spec["image_size"], model["width"]
-        return cls(model["name"], *sizes, former=drawn_before(model["name"], determinants) is not None)
+    def built(
+        cls,
+        name: str,
+        num_classes: int,
+        channels: int,
+        image_size: int,
+        width: int | None,
+        former: bool = False,
+    ) -> Architecture:
+        """Return a built-in network."""
+        network = Definition.of(ModelConfig(name, width)).sized(num_classes, channels, image_size)
+        return cls._of(replace(network, former=former))
 
     @classmethod
-    def load(cls, path: Path) -> Architecture:
-        """Read a run's determinants; ValueError with the file's name if they name no network."""
-        determinants = read_json(path)
-        if determinants.get("made_by") == OWN_LOOP:
-            raise ValueError(
-                "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
-                "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
-            )
+    def _of(cls, network: Network) -> Architecture:
+        shape = network.channels, network.image_size, network.image_size
+        return cls(network.definition.label, network, image_shape=shape)
+
+    @classmethod
+    def of(
+        cls,
+        determinants: Mapping[str, Any],
+        config: Mapping[str, Any] | None = None,
+        directory: Path | None = None,
+        *,
+        trust_code: bool = False,
+    ) -> Architecture:
+        """Return the network of a run.
+
+        Args:
+            determinants: Content of determinants.json.
+            config: Configuration of the run's record.
+            directory: Directory of the run.
+            trust_code: Execute the run's copy of a user's file.
+        """
+        # Phase: build it.
+        model, spec, config = determinants["model"], determinants["spec"], config or {}
         try:
-            found = cls.of(determinants)
-            found.model()
-        except Exception as error:
-            raise ValueError(f"{path} names no network of this version: {error!r:.200}") from error
-        return found
-
-    def _sizes(self) -> dict[str, int | None]:
-        sizes = {"num_classes": self.num_classes, "channels": self.channels, "image_size": self.image_size}
-        return sizes | {"width": self.width, "former": self.former}
+            network = network_of(
+                determinants,
+                config.get("search", {}),
+                directory,
+                trust_code=trust_code,
+                same_version=True,
+                shown=f"RUN/{SOURCE_FILE}",
+            )
+            former = drawn_before(model["name"], determinants) is not None
+            return cls._of(replace(network, former=former))
+        except NotBuildableError as error:
+            # Phase: take what the record says.
+            told = config.get("network", {})
+            shape = spec["channels"], spec["image_size"], spec["image_size"]
+            rows = json.dumps(told["tensors"]) if "tensors" in told else ""
+            return cls(model["name"], None, str(error), rows, tuple(told.get("classifier", ())), shape)
 
     def theta_init(self, init_seed: int, scheme: str = NETWORKS_OWN) -> Checkpoint:
         """Draw θ_init from a seed, with the given initialisation scheme."""
-        model = draw_model(self.name, init_seed=init_seed, scheme=scheme, **self._sizes())  # type: ignore[arg-type]
-        return Checkpoint.of(model, level=0, epochs=0, level_digest="")
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Image shape as (channels, height, width)."""
-        return self.channels, self.image_size, self.image_size
+        assert self.network is not None
+        return Checkpoint.of(self.network.draw(init_seed, scheme), level=0, epochs=0, level_digest="")
 
     def model(self) -> nn.Module:
         """Build the network on the CPU with arbitrary parameters.
 
         The global random state is not changed.
         """
-        with torch.random.fork_rng(devices=[]):
-            return build_model(self.name, **self._sizes())  # type: ignore[arg-type]
+        assert self.network is not None
+        with private_generators(0):
+            return self.network.build()
 
     @property
-    def classifier(self) -> str:
-        """Name of the classifier module."""
-        return classifier_of(self.name)
+    def classifier(self) -> tuple[str, ...]:
+        """Names of the classifier's modules; () if they are unknown."""
+        return self.recorded_classifier if self.network is None else self.network.classifier
 
-    def skeleton(self) -> tuple[dict[str, torch.Size], ParamPartition]:
-        """Return ({tensor name: shape}, parameter partition), without allocating memory for the tensors."""
-        with torch.device("meta"):
-            model = build_model(self.name, **self._sizes())  # type: ignore[arg-type]
-        named = [*model.named_parameters(), *model.named_buffers()]
-        return {name: tensor.shape for name, tensor in named}, partition_of(self.name, model)
+    def skeleton(self) -> tuple[dict[str, torch.Size], ParamPartition] | None:
+        """Return ({tensor name: shape}, parameter partition); None if they are unknown."""
+        if self.network is not None:
+            return self.network.shapes, self.network.partition
+        return rows_of(json.loads(self.rows)) if self.rows else None
 
 
 def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: bool = False) -> Iterator[Finding]:
@@ -118,7 +148,10 @@ def fits(architecture: Architecture, network: StoredNetwork, *, classifier_too: 
         classifier_too: The pruning method may also mask the classifier.
     """
     # Phase: checkpoint
-    shapes, partition = architecture.skeleton()
+    skeleton = architecture.skeleton()
+    if skeleton is None:
+        return
+    shapes, partition = skeleton
     if network.checkpoint is not None:
         own = {name: tensor.shape for name, tensor in network.checkpoint.state_dict.items()}
         differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
@@ -256,7 +289,13 @@ def masks(record: LineageRecord, ctx: LevelContext, own: StoredNetwork, parent: 
 
 
 def final_start(
-    kind: str, ticket: StoredNetwork, theta_init: Params, *, init_seed: int, unpruned: UnprunedSigns, classifier: str
+    kind: str,
+    ticket: StoredNetwork,
+    theta_init: Params,
+    *,
+    init_seed: int,
+    unpruned: UnprunedSigns,
+    classifier: Sequence[str],
 ) -> tuple[str | None, Mask | None]:
     """Recompute the start of a final training.
 
@@ -266,7 +305,7 @@ def final_start(
         theta_init: The initial parameters; `retrain` ignores them.
         init_seed: Seed of θ_init. It also feeds the random controls.
         unpruned: Parameters outside of the mask whose signs are transferred.
-        classifier: Name of the classifier module.
+        classifier: Names of the classifier's modules.
 
     Returns:
         (digest of the start parameters, mask). An item is None if it cannot be recomputed from the stored files. The
@@ -303,7 +342,7 @@ def right_after_pruning(ticket: StoredNetwork, before: StoredNetwork) -> StoredN
     return StoredNetwork(Checkpoint(params, {}, 0, 0, ""), signed_mask)
 
 
-def without_classifier(ticket: StoredNetwork, classifier: str) -> StoredNetwork:
+def without_classifier(ticket: StoredNetwork, classifier: Sequence[str]) -> StoredNetwork:
     """Return a ticket without mask and signs of its classifier.
 
     This is the form that is transferred to another data set.

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
+from harness.common.digest import sha256_json
 from harness.common.seeds import alpha_mean
-from harness.config import INITIAL_WEIGHTS, REDRAWN, search_from_json
+from harness.config import INITIAL_WEIGHTS, REDRAWN, ModelConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
@@ -60,7 +61,7 @@ def _tags_and_config(record: LineageRecord) -> Iterator[Finding]:
     search, tags = record.config.get("search"), record.tags
     if search is None:
         return
-    pairs = {"data": search["data"]["name"], "model": search["model"]["name"]}
+    pairs = {"data": search["data"]["name"], "model": ModelConfig(**search["model"]).label}
     if record.kind in ("search", "level"):
         pairs["method"] = search["method"]
     if record.kind == "level":
@@ -116,7 +117,12 @@ def _determined(record: LineageRecord, known: Determinants) -> Iterator[tuple[st
     yield "kind", known["kind"], record.kind
     yield "data", known["data"], tags.get("data_digest")
     yield "spec.name", known["spec"]["name"], search["data"]["name"]
-    yield "model.name", known["model"]["name"], search["model"]["name"]
+    yield "model.name", known["model"]["name"], ModelConfig(**search["model"]).label
+    if "tensors" in known["model"]:
+        told = record.config.get("network", {})
+        names = ("sha256", "library", "args", "classifier")
+        expected = {name: told[name] for name in names if name in told} | {"name": known["model"]["name"]}
+        yield "model", known["model"], expected | {"tensors": sha256_json(told.get("tensors"))}
     if search["model"]["width"] is not None:
         yield "model.width", known["model"]["width"], search["model"]["width"]
     for name in ("precision", "deterministic", "global_batch_size", "accumulation_steps"):

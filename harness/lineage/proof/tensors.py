@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -45,8 +45,10 @@ class Tensors:
     An LRU cache holds the last networks.
     """
 
-    def __init__(self, store: LineageStore, places: Mapping[str, NodeCopies], findings: Findings) -> None:
-        self.store, self.places, self.findings = store, places, findings
+    def __init__(
+        self, store: LineageStore, places: Mapping[str, NodeCopies], findings: Findings, *, trust_code: bool = False
+    ) -> None:
+        self.store, self.places, self.findings, self.trust_code = store, places, findings, trust_code
         self.altered: set[tuple[str, str]] = set()
         """(run key, file name) of each missing or altered file."""
         self._networks: OrderedDict[str, StoredNetwork] = OrderedDict()
@@ -71,7 +73,8 @@ class Tensors:
 
         # Phase: names and shapes; further checks need them
         network = self._remember(place.key, _read(directory, whole))
-        architecture = _architecture(record, determinants)
+        architecture = self._architecture(record, determinants, directory)
+        self._note_unbuildable(place, record, architecture)
         method = METHODS.get(record.tags.get("method", ""))
         classifier_too = bool(method and method.masks_classifier)
         fits = networks.fits(architecture, network, classifier_too=classifier_too) if architecture else ()
@@ -171,7 +174,7 @@ class Tensors:
         Return None, with a note, if the file that it was initialised from is missing or changed. Return None without a
         note if the architecture is unknown.
         """
-        if architecture is None:
+        if architecture is None or architecture.network is None:
             return None
         begun = record.config.get("initialisation")
         if begun is None:
@@ -180,10 +183,11 @@ class Tensors:
             return architecture.theta_init(init_seed, begun["name"])
         network = self._trained_elsewhere(begun)
         if network is None or network.digest != begun["sha256"]:
-            what = f"its start was not checked: {begun['name']}, which it was initialised from, is missing or changed"
-            self.findings.note(place, what)
+            reason = f"{begun['name']}, which it was initialised from, is missing or changed"
+            self.findings.not_checked(place, reason, ["theta_init" if record.kind == "search" else "start"])
             return None
-        return network.fitted(_draw(architecture, init_seed), architecture.classifier).checkpoint
+        unsaved = architecture.network.unsaved
+        return network.fitted(_draw(architecture, init_seed), architecture.classifier, unsaved).checkpoint
 
     def _trained_elsewhere(self, begun: dict[str, Any]) -> Pretrained | None:
         """Return the network that a run was initialised from, or None.
@@ -224,7 +228,7 @@ class Tensors:
                 ),
                 phase=record.tags.get("phase", ""),
                 image_shape=architecture.image_shape if architecture else (0, 0, 0),
-                new_model=architecture.model if architecture else None,
+                new_model=architecture.model if architecture and architecture.network else None,
             )
             parent_mask = parent.signed_mask.mask if parent.signed_mask else None
             stored = StoredLevel(ctx, network.checkpoint, network.further, parent_mask)
@@ -234,7 +238,7 @@ class Tensors:
                 if own is None
                 else (Finding(*statement) for statement in own)
             )
-            self.findings.add(place, self._all_that_can_be_checked(place, record, found))
+            self.findings.add(place, self._all_that_can_be_checked(place, architecture, found))
 
         # Phase: α
         if network.checkpoint is not None:
@@ -246,23 +250,25 @@ class Tensors:
 
         # Phase: start
         if method is None:
-            self.findings.note(place, f"its start was not checked: this version does not know the method {name!r}")
+            self.findings.not_checked(place, f"this version does not know the method {name!r}", ["start", "pruned"])
         elif network.signed_mask is not None:
             with suppress(NotHereError):  # the missing run or file is already reported
                 self.findings.add(place, [_start_claim(record, method.start(ctx).digest)])
 
     def _all_that_can_be_checked(
-        self, place: NodeCopies, record: LineageRecord, found: Iterable[Finding]
+        self, place: NodeCopies, architecture: Architecture | None, found: Iterable[Finding]
     ) -> Iterator[Finding]:
         """Yield findings until one needs a missing network.
 
-        Add a note if this is a tensor file of the level.
+        Add a note if this is a tensor file of the level, or if the network cannot be built here.
         """
         try:
             yield from found
         except NotHereError as error:
             if str(error).endswith(".safetensors"):
-                self.findings.note(place, f"its mask was not checked: {error} is missing")
+                self.findings.not_checked(place, f"{error} is missing", ["pruned"], here=False)
+            elif architecture is not None and architecture.why_not:
+                self.findings.not_checked(place, architecture.why_not, ["pruned"])
 
     def _kept_by_level_0(self, node: NodeCopies, name: str) -> Checkpoint:
         """Return a tensor file that level 0 keeps, for `LevelContext.read`.
@@ -300,7 +306,7 @@ class Tensors:
         self.findings.add(place, records.alpha(record, 0) or [])
         if architecture is None and kind != "retrain":
             return
-        classifier = architecture.classifier if architecture else ""
+        classifier = architecture.classifier if architecture else ()
         ticket = self._ticket(record, parents[0], classifier) if parents else StoredNetwork()
         theta_init: Params = {}
         if kind != "retrain":
@@ -341,7 +347,8 @@ class Tensors:
             determinants: Content of its determinants.json, or None.
             ticket: Key of the ticket.
         """
-        architecture, held = _architecture(record, determinants), self.network(ticket)
+        architecture, held = self._architecture(record, determinants, place.directory), self.network(ticket)
+        self._note_unbuildable(place, record, architecture)
         fresh = self._fresh(place, record, architecture, record.config["init_seed"])
         if fresh is None or architecture is None:
             return
@@ -352,7 +359,36 @@ class Tensors:
             claim = _start_claim(record, start)
             self._claim_drawn(place, record, "start", claim.holds, claim.what)
 
-    def _ticket(self, record: LineageRecord, key: str, classifier: str) -> StoredNetwork:
+    def _architecture(
+        self, record: LineageRecord, determinants: dict[str, Any] | None, directory: Path | None
+    ) -> Architecture | None:
+        """Return the architecture of a run, or None if it is unknown.
+
+        Older runs have no determinants. Their image size then follows from their data set.
+        """
+        if determinants is not None:
+            return Architecture.of(determinants, record.config, directory, trust_code=self.trust_code)
+        spec = DATASETS.get(record.tags.get("data", ""))
+        if spec is None or "search" not in record.config:
+            return None
+        model = record.config["search"]["model"]
+        former = drawn_before(model["name"], record.config) is not None
+        return Architecture.built(
+            model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"], former
+        )
+
+    def _note_unbuildable(self, place: NodeCopies, record: LineageRecord, architecture: Architecture | None) -> None:
+        """Add a note about the checks that need a network which cannot be built here."""
+        if architecture is None or architecture.network is not None:
+            return
+        checks = [] if architecture.rows else ["parameters"]
+        checks += ["theta_init"] if record.kind == "search" else []
+        drawn = record.kind == "analysis" or (record.kind == "training" and record.config["kind"] != "retrain")
+        checks += ["start"] if drawn else []
+        if checks:
+            self.findings.not_checked(place, architecture.why_not, checks)
+
+    def _ticket(self, record: LineageRecord, key: str, classifier: Sequence[str]) -> StoredNetwork:
         """Return the ticket of a final training as it was used.
 
         If the record says so, take the signs directly after pruning. Drop the classifier if the ticket was transferred
@@ -436,21 +472,6 @@ def _start_claim(record: LineageRecord, start: str) -> Finding:
     return Finding(
         "start", told == start, f"its start_digest is {str(told)[:16]}…, but parent, ticket and seed give {start[:16]}…"
     )
-
-
-def _architecture(record: LineageRecord, determinants: dict[str, Any] | None) -> Architecture | None:
-    """Return the architecture of a run, or None if it is unknown.
-
-    Older runs have no determinants. Their image size then follows from their data set.
-    """
-    if determinants is not None:
-        return Architecture.of(determinants)
-    spec = DATASETS.get(record.tags.get("data", ""))
-    if spec is None or "search" not in record.config:
-        return None
-    model = record.config["search"]["model"]
-    former = drawn_before(model["name"], record.config) is not None
-    return Architecture(model["name"], spec.num_classes, spec.channels, spec.image_size, model["width"], former)
 
 
 def _read(directory: Path, whole: set[str]) -> StoredNetwork:

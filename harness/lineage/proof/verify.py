@@ -40,17 +40,19 @@ def verify(
     run_id: str | None = None,
     *,
     data_directory: Path | None = None,
+    trust_code: bool = False,
     progress: bool = False,
 ) -> Findings:
     """Verify a run and all its ancestors.
 
-    This recomputes every digest and checks every claim in the records. It writes nothing, and executes no code from the
-    files.
+    This recomputes every digest and checks every claim in the records. It writes nothing. A network that a user defined
+    in a file is executed only if this file still has its recorded content at its recorded path, or with `trust_code`.
 
     Args:
         store: Local runs and their MLflow copies.
         run_id: A run ID, key or unique prefix. A search is verified with all runs below it. None verifies all runs.
         data_directory: Directory of the prepared data, by default the one that each run recorded.
+        trust_code: Execute the copies of users' files that runs keep.
         progress: Show progress bars.
 
     Returns:
@@ -65,7 +67,7 @@ def verify(
     check_origins(nodes, findings)
 
     # Phase: each run
-    examiner = _Examiner(store, nodes, findings)
+    examiner = _Examiner(store, nodes, findings, trust_code=trust_code)
     ordered = in_order(nodes)
     with show_progress("verifying", len(ordered), "runs", shown=progress) as bar:
         for node in ordered:
@@ -88,9 +90,11 @@ def verify(
 class _Examiner:
     """Run all checks on one run at a time."""
 
-    def __init__(self, store: LineageStore, nodes: dict[str, NodeCopies], findings: Findings) -> None:
+    def __init__(
+        self, store: LineageStore, nodes: dict[str, NodeCopies], findings: Findings, *, trust_code: bool
+    ) -> None:
         self.store, self.nodes, self.findings = store, nodes, findings
-        self.tensors = Tensors(store, nodes, findings)
+        self.tensors = Tensors(store, nodes, findings, trust_code=trust_code)
         runs = [run for node in nodes.values() if node.run is not None for run in (node.run, *node.repeats)]
         self.addresses = store.addresses(runs) if store.server.readable() else None
 

@@ -12,7 +12,7 @@ from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import open_store
 from tests.made_search import Change, MadeSearch
 
-ARCHITECTURE = Architecture("resnet8", num_classes=10, channels=1, image_size=8, width=2)
+ARCHITECTURE = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
 FINALS = ("signed_mask", "retrain", "mask")
 FOREIGN = "f" * 64
 

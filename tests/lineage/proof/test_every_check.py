@@ -329,6 +329,11 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
         | at("records", "_schedule row schedule.{name}", "settings settings #2", "key key"),
         {},
     ),
+    "determinants with another network than the record": (
+        edited(L01=altered(determinants=lambda known: known["model"].update(tensors=FOREIGN, args={}, classifier=[]))),
+        rows("_determined", "model"),
+        {"key": 1},
+    ),
     "determinants of other runs": (
         edited(
             search=altered(

@@ -94,7 +94,7 @@ def test_theta_init_is_redrawn_as_the_run_says(tmp_path: Path, data: Path, name:
 
     Runs without a recorded rule come from older versions. A network drawn by the other rule is a problem.
     """
-    architecture = Architecture(name, num_classes=10, channels=1, image_size=8, width=8, former=former)
+    architecture = Architecture.built(name, num_classes=10, channels=1, image_size=8, width=8, former=former)
 
     def say(draft: Draft) -> None:
         if said:
@@ -113,7 +113,7 @@ def test_theta_init_is_redrawn_as_the_run_says(tmp_path: Path, data: Path, name:
 
 def test_a_setting_in_the_key_but_not_in_the_record_is_a_problem(tmp_path: Path, data: Path) -> None:
     name, told = "mobilenet_v2_cifar", {"initial_weights": "torch_default"}
-    architecture = Architecture(name, num_classes=10, channels=1, image_size=8, width=2)
+    architecture = Architecture.built(name, num_classes=10, channels=1, image_size=8, width=2)
     changes: dict[str, Change] = {"search": lambda draft: draft.determinants.update(told)}
     make(tmp_path, data, changes, (), architecture, ModelConfig(name, width=2))
     assert ("settings", "made-up") in found(local(tmp_path))

@@ -1,0 +1,121 @@
+"""The network that a run recorded, and the rule by which a user's file is executed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.common.files import read_json
+from harness.config.own_loop import OWN_LOOP
+from harness.lineage.nodes.local_files import CONFIG
+from harness.models.initialise import private_generators
+from harness.models.network import SOURCE_FILE, Network, from_record
+from harness.models.sources import NotBuildableError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def network_of(
+    determinants: Mapping[str, Any],
+    config: Mapping[str, Any],
+    directory: Path | None,
+    *,
+    trust_code: bool = False,
+    same_version: bool = False,
+    shown: str = "",
+) -> Network:
+    """Return the network of a run.
+
+    A run whose network comes from a file keeps a copy of it. The file is executed if it still lies at the recorded path
+    with the recorded content, or with `trust_code`.
+
+    Args:
+        determinants: Content of the run's determinants.json.
+        config: The recorded settings of its search.
+        directory: Directory of the run, for the copy of the file.
+        trust_code: Execute the copy.
+        same_version: Refuse a library of another version than the recorded one, even if all tensors are equal.
+        shown: Name of the copy in messages. "": its path.
+
+    Raises:
+        NotBuildableError: The network cannot be built here, or its file must not be executed. The message has the
+            reason and the remedy.
+        ValueError: The determinants or the copy of the file were altered.
+    """
+
+    # The source is read only if the network has one.
+    def source() -> bytes:
+        typed = str(config.get("model", {}).get("name", ""))
+        return trusted_source(
+            typed, str(determinants["model"]["sha256"]), directory, trust_code=trust_code, shown=shown
+        )
+
+    return from_record(determinants, config, source=source, same_version=same_version)
+
+
+def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = False) -> nn.Module:
+    """Build the network of a run on the CPU, with arbitrary parameters.
+
+    Args:
+        path: The run's determinants.json.
+        file: Returns the path of another file of the run. Only networks that are not built in need it.
+        trust_code: Execute the run's copy of a user's file.
+
+    Raises:
+        ValueError: The network cannot be built here, or the file names none.
+    """
+    # A run of a user's own loop has no network that can be built here.
+    determinants = read_json(path)
+    if isinstance(determinants, dict) and determinants.get("made_by") == OWN_LOOP:
+        raise ValueError(
+            "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
+            "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
+        )
+    try:
+        model, config, directory = determinants["model"], {}, None
+        if "tensors" in model:
+            config = read_json(file(CONFIG))["search"]
+        if "sha256" in model:
+            directory = file(SOURCE_FILE).parent
+        network = network_of(determinants, config, directory, trust_code=trust_code)
+        with private_generators(0):
+            return network.build()
+    except NotBuildableError as error:
+        raise NotBuildableError(f"{path}: {error}") from error
+    except ConnectionError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} names no network of this version: {error!r:.200}") from error
+
+
+def trusted_source(typed: str, digest: str, directory: Path | None, *, trust_code: bool, shown: str = "") -> bytes:
+    """Return the content of a user's file that may be executed.
+
+    Args:
+        typed: FILE.py:FUNCTION, as recorded.
+        digest: SHA-256 of the file, as recorded.
+        directory: Directory of the run.
+        trust_code: Whether the user allows the run's copy.
+        shown: Name of the copy in messages. "": its path.
+
+    Raises:
+        NotBuildableError: The file must not be executed. The message has the reason and the remedy.
+    """
+    # The user's own file, then the run's copy.
+    path = Path(typed.rpartition(":")[0])
+    if path.is_file() and sha256(content := path.read_bytes()).hexdigest() == digest:
+        return content
+    copy = directory / SOURCE_FILE if directory is not None else None
+    if trust_code and copy is not None and copy.is_file():
+        content = copy.read_bytes()
+        if sha256(content).hexdigest() != digest:
+            raise NotBuildableError(f"{copy} was altered: its SHA-256 is not {digest[:12]}…")
+        return content
+    where = f"read {shown or copy}" if copy is not None else f"restore {path}"
+    raise NotBuildableError(
+        f"this run's network is defined in a file of its own, {path.name} (sha256 {digest[:12]}…), which is not "
+        f"executed unasked; {where}, then give --trust-code"
+    )

@@ -1,0 +1,217 @@
+"""Networks that are not built in: timm, torchvision, and a function in a file of the user's."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import traceback
+import types
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from functools import lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+_OURS = ("num_classes", "in_chans", "channels", "image_size")
+"""Options that the data set gives, and no user."""
+_LOADING = (
+    *("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"),
+    *("weights", "weights_backbone"),
+)
+"""Options of the libraries that load weights."""
+_IMAGE_SIZES = {"vit_": "image_size"}
+"""torchvision's networks whose constructor takes the size of the images: beginning of the name → option."""
+
+
+class NotBuildableError(ValueError):
+    """A network cannot be built on this machine as it was recorded. The message gives the reason."""
+
+
+def library_version(kind: str) -> str:
+    """Return the version of timm or torchvision, without the local part such as +cu130.
+
+    Raises:
+        NotBuildableError: The library is not installed.
+    """
+    try:
+        return importlib.metadata.version(kind).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        raise NotBuildableError(f"{kind} is not installed: pip install {kind}") from None
+
+
+def check_options(name: str, args: Mapping[str, Any]) -> None:
+    """Raise ValueError for an option that the data set gives, or that would load weights."""
+    if given := sorted(args.keys() & set(_OURS)):
+        raise ValueError(f"--model.args {given[0]}={args[given[0]]}: the data set gives it to {name}; leave it out")
+    if given := sorted(args.keys() & set(_LOADING)):
+        raise ValueError(
+            f"--model.args {given[0]}={args[given[0]]}: {name} is built without weights, and nothing is downloaded; "
+            "give trained weights as a file, with --initialisation FILE"
+        )
+
+
+def timm_options(name: str, args: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Return the options of a timm network: those of the user, and the size of the images if it is fixed.
+
+    Raises:
+        ValueError: timm does not know the name. The message has the nearest names.
+        NotBuildableError: timm is not installed.
+    """
+    library_version("timm")
+    import timm
+
+    plain = name.removeprefix("timm:")
+    if not timm.is_model(plain):
+        raise ValueError(_unknown(name, plain, timm.list_models(), "timm.list_models()"))
+    # timm's own mark of networks whose constructor takes img_size.
+    described = timm.models.get_pretrained_cfg(plain)
+    fixed = described is not None and described.fixed_input_size and "img_size" not in args
+    return dict(args) | ({"img_size": image_size} if fixed else {})
+
+
+def timm_model(name: str, args: Mapping[str, Any], *, num_classes: int, channels: int) -> nn.Module:
+    """Build a timm network without weights."""
+    import timm
+
+    plain = name.removeprefix("timm:")
+    made: nn.Module = _called(
+        lambda: timm.create_model(plain, pretrained=False, num_classes=num_classes, in_chans=channels, **args),
+        f"timm cannot build {plain}",
+        args,
+    )
+    return made
+
+
+def torchvision_options(name: str, args: Mapping[str, Any], *, channels: int, image_size: int) -> dict[str, Any]:
+    """Return the options of a torchvision network.
+
+    Raises:
+        ValueError: torchvision does not know the name, or the images have not three channels.
+        NotBuildableError: torchvision is not installed.
+    """
+    library_version("torchvision")
+    import torchvision
+
+    plain = name.removeprefix("torchvision:")
+    names = torchvision.models.list_models(module=torchvision.models)
+    if plain not in names:
+        raise ValueError(_unknown(name, plain, names, "torchvision.models.list_models()"))
+    if channels != 3:
+        raise ValueError(
+            f"{name} takes images with 3 channels, but the data have {channels}; prepare the data with 3 channels, or "
+            f"use a timm network, which takes any number"
+        )
+    sizes = {option: image_size for begin, option in _IMAGE_SIZES.items() if plain.startswith(begin)}
+    return sizes | dict(args)
+
+
+def torchvision_model(name: str, args: Mapping[str, Any], *, num_classes: int) -> nn.Module:
+    """Build a torchvision network without weights."""
+    import torchvision
+
+    plain = name.removeprefix("torchvision:")
+    made: nn.Module = _called(
+        lambda: torchvision.models.get_model(plain, weights=None, num_classes=num_classes, **args),
+        f"torchvision cannot build {plain}",
+        args,
+    )
+    return made
+
+
+def _called(build: Callable[[], Any], what: str, args: Mapping[str, Any]) -> Any:
+    try:
+        return build()
+    except Exception as error:  # a library can reject an option in any way
+        given = " ".join(f"{name}={value}" for name, value in args.items())
+        options = f" with {given}" if given else ""
+        raise ValueError(f"{what}{options}: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _unknown(name: str, plain: str, names: list[str], listed_by: str) -> str:
+    near = get_close_matches(plain, names, n=3)
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
+    return f"unknown network {name!r}{hint} ({listed_by} lists {len(names):,} names)"
+
+
+# ------------------------------------------------------------------ files
+
+
+def read_source(path: Path) -> bytes:
+    """Return the content of a user's file.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise type(error)(f"cannot read the network's file {path}: {error.strerror}") from None
+
+
+def file_model(source: bytes, path: str, function: str, options: Mapping[str, Any]) -> nn.Module:
+    """Call a function of a user's file, and return the network that it makes.
+
+    The file is executed, once in a process. Its folder is not searched for other modules.
+
+    Args:
+        source: Content of the file.
+        path: Its path, for messages and tracebacks.
+        function: Name of the function.
+        options: Its keyword arguments.
+
+    Raises:
+        ValueError: The file or the function raises an error. The message has its file and line.
+    """
+    # Phase: execute the file, and find the function.
+    module = _executed(source, path)
+    build = getattr(module, function, None)
+    if not callable(build):
+        found = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
+        raise ValueError(f"{path} has no function {function!r}; it has {', '.join(found) or 'none'}")
+
+    # Phase: call it.
+    try:
+        made = build(**options)
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ValueError(f"{_where(error, path)}, called as {function}({given}): {_said(error)}") from error
+    if not isinstance(made, nn.Module):
+        raise ValueError(f"{function} of {path} returned a {type(made).__name__}; it must return a torch.nn.Module")
+    return made
+
+
+@lru_cache(maxsize=8)
+def _executed(source: bytes, path: str) -> types.ModuleType:
+    """Execute a file under a private module name. Nothing is written beside it."""
+    name = f"_network_{sha256(source).hexdigest()[:16]}"
+    module = types.ModuleType(name)
+    module.__file__ = path
+    sys.modules[name] = module  # dataclasses and typing look up the module of a class there
+    try:
+        exec(compile(source, path, "exec"), module.__dict__)  # the caller decides whether the file may run
+    except Exception as error:
+        del sys.modules[name]
+        hint = ""
+        if isinstance(error, ImportError):
+            hint = "; a network is one file: it can import installed packages, but not the files beside it"
+        raise ValueError(f"{_where(error, path)}: {_said(error)}{hint}") from error
+    return module
+
+
+def _where(error: BaseException, path: str) -> str:
+    """Return file and line of the last frame of an error that is in the user's file."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename or path}, line {error.lineno}"
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f"{path}, line {lines[-1]}" if lines else path
+
+
+def _said(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or ["no message"])[0][:300]
