@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.files import read_json
 from harness.config.own_loop import OWN_LOOP
-from harness.lineage.nodes.local_files import CONFIG
+from harness.lineage.nodes.local_files import CONFIG, RECORD
 from harness.models.initialise import private_generators
 from harness.models.network import SOURCE_FILE, Network, from_record
 from harness.models.sources import NotBuildableError
@@ -104,9 +104,10 @@ def trusted_source(typed: str, digest: str, directory: Path | None, *, trust_cod
     Raises:
         NotBuildableError: The file must not be executed. The message has the reason and the remedy.
     """
-    # The user's own file, then the run's copy.
+    # The user's own file, then the run's copy. A record can name the copy of a run, which is nobody's own file.
     path = Path(typed.rpartition(":")[0])
-    if path.is_file() and sha256(content := path.read_bytes()).hexdigest() == digest:
+    own = path.is_file() and not (path.resolve().parent / RECORD).exists()
+    if own and sha256(content := path.read_bytes()).hexdigest() == digest:
         return content
     copy = directory / SOURCE_FILE if directory is not None else None
     if trust_code and copy is not None and copy.is_file():

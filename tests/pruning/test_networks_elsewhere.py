@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from unittest.mock import patch
 
@@ -30,6 +31,7 @@ from harness.experiment.search import SearchResult, search
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.index import LocalIndex
 from harness.lineage.proof import Findings, verify
+from harness.lineage.recorded_network import trusted_source
 from harness.lineage.store import open_store
 from harness.models import MODELS, network, sources
 from harness.models.sources import NotBuildableError
@@ -218,6 +220,13 @@ def test_a_strangers_file_is_not_executed_unasked(
     assert harness.load_network(key, local_dir="theirs", trust_code=True)(torch.zeros(1, 3, 32, 32)).shape == (1, 4)
     _, settings, resolved = resolve_ticket(world, store, TicketConfig(key, trust_code=True), ("level",))
     assert resolved.source == COUNTED.encode() and settings.model == one.experiment.config.model
+
+    # Phase: a record that names the copy of a run as the user's own file.
+    copy = next(Path("theirs").rglob("network.py"))
+    Path("linked.py").symlink_to(copy)
+    for path in (copy, Path("linked.py")):
+        with pytest.raises(NotBuildableError, match="not executed unasked"):
+            trusted_source(f"{path}:build", sha256(copy.read_bytes()).hexdigest(), copy.parent, trust_code=False)
 
     # Phase: the recorded content at the recorded path needs no trust. Another content there does.
     write(Path("net.py"), COUNTED)
