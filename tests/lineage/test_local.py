@@ -264,7 +264,7 @@ def test_unknown_key_and_unknown_file(tmp_path: Path) -> None:
         ({"files": {"../../etc/passwd": KEY}}, "without '..'"),
         ({"files": {"/etc/passwd": KEY}}, "allowed are relative paths"),
         ({"files": {"a.svg": "abc"}}, r"files of .*\['a.svg'\] 'abc': expected a SHA-256"),
-        ({"metrics": [["a\n", 1.0, 0, 0]]}, "name of metric a\n.*allowed are 1 to 200 ASCII letters"),
+        ({"metrics": [["a\n", 1.0, 0, 0]]}, r"name of metric a\\n .*allowed are 1 to 200 ASCII letters"),
         ({"metrics": [["a", "1.0", 0, 0]]}, "value of metric a: expected float or int, got str"),
         ({"metrics": [["a", 1.0, 0.5, 0]]}, "step of metric a: expected int, got float"),
         ({"metrics": [["a", 1.0, 0]]}, "got 3 items"),

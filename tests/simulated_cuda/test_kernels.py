@@ -14,12 +14,19 @@ from harness.masks import Mask
 from harness.models import classifier_of, partition_of
 from harness.pruning.gem_miner import ScoreTraining, draw_scores
 from harness.pruning.method import plain_view
+from harness.training import loop
 from harness.training.loop import train
 from tests.gpu.gpu_steps import Repeated, fresh, take_steps
 from tests.simulated_cuda.label import DEVICE, Record
 from tests.training.small_training import open_world
 
 pytestmark = pytest.mark.long
+
+
+@pytest.fixture(autouse=True)
+def no_meeting_in_the_second_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a slow machine, the ranks would meet after each step."""
+    monkeypatch.setattr(loop, "MEETING_SECONDS", 3600.0)
 
 
 class Counted(Repeated):
