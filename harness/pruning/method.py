@@ -25,6 +25,10 @@ ForwardView = Callable[[float], AbstractContextManager[None]]
 """Takes α and returns a context manager around the forward and backward passes of one optimizer step."""
 
 
+ARCHITECTURE = "the network's architecture"
+"""What is missing if the network cannot be built."""
+
+
 class NotHereError(LookupError):
     """A hook needs a network or gradients that are not available in this process. The message names them."""
 

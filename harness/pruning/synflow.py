@@ -9,7 +9,7 @@ from torch.func import functional_call
 
 from harness.config import SearchConfig
 from harness.pruning.magnitude import PruningSchedule, keep_largest
-from harness.pruning.method import LevelContext, NotHereError, Params
+from harness.pruning.method import ARCHITECTURE, LevelContext, NotHereError, Params
 from harness.pruning.snip import SNIP
 
 ROUNDS = 100
@@ -36,7 +36,7 @@ class SynFlow(SNIP):
             NotHereError: The network's architecture is unknown.
         """
         if ctx.new_model is None:
-            raise NotHereError("the network's architecture")
+            raise NotHereError(ARCHITECTURE)
         # Phase: build the network with weights |θ₀| in float64.
         model, image_1CHW = ctx.new_model().double().eval(), torch.ones(1, *ctx.image_shape, dtype=torch.float64)
         positive = {name: tensor.double().abs() for name, tensor in ctx.theta_init.state_dict.items()}

@@ -268,10 +268,15 @@ def test_a_network_that_is_registered_elsewhere_is_no_problem(data: Path, tmp_pa
         registered.setitem(MODELS, "mine", MODELS["resnet8"])
         one = made(data, tmp_path / "runs", "mine")
         assert one.verified().notes == []
+        saliency = search(one.experiment.using("synflow", num_levels=1)).ticket
     findings = one.verified()
     assert findings.problems == [] and findings.incomplete
+    unpruned = {note.key for note in findings.notes if "pruned" in note.not_checked}
+    assert unpruned == {saliency.key}, "only SynFlow needs the network for its masks"
     assert all("unknown network 'mine'" in note.what for note in findings.notes)
-    assert {"parameters", "theta_init", "start"} == {check for note in findings.notes for check in note.not_checked}
+    assert {"parameters", "theta_init", "start", "pruned"} == {
+        check for note in findings.notes for check in note.not_checked
+    }
 
 
 def test_networks_of_one_name_are_not_compared(data: Path, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from harness.lineage.proof.networks import Architecture, Params, StoredNetwork
 from harness.lineage.store import LineageStore
 from harness.masks import SignedMask
 from harness.pruning import METHODS, LevelContext
-from harness.pruning.method import NotHereError, StoredLevel
+from harness.pruning.method import ARCHITECTURE, NotHereError, StoredLevel
 
 _KNOWN = {CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT}
 _UNPRUNED: dict[bool, UnprunedSigns] = {True: "both", False: "none"}
@@ -267,7 +267,7 @@ class Tensors:
         except NotHereError as error:
             if str(error).endswith(".safetensors"):
                 self.findings.not_checked(place, f"{error} is missing", ["pruned"], here=False)
-            elif architecture is not None and architecture.why_not:
+            elif architecture is not None and architecture.why_not and str(error) == ARCHITECTURE:
                 self.findings.not_checked(place, architecture.why_not, ["pruned"])
 
     def _kept_by_level_0(self, node: NodeCopies, name: str) -> Checkpoint:
