@@ -21,12 +21,12 @@ from harness.common.seeds import SgdNoise, alpha_mean
 from harness.config import GemMinerConfig, SearchConfig
 from harness.data import augment
 from harness.masks import Mask, SignedMask, transfer
-from harness.models import draw_model
 from harness.pruning import METHODS, LevelContext, PruningSchedule, keep_largest, prune
 from harness.pruning.gem_miner import ScoreTraining, choose_images, draw_scores, effective, freeze_lowest
 from harness.pruning.wr import RewindPoint
 from tests import golden_reference as reference
 from tests.data import keyed_reference
+from tests.models.drawing import draw_model
 
 Scope = tuple[str | int, ...]
 

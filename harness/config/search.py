@@ -187,6 +187,7 @@ class SearchConfig:
     delivers later."""
 
     def __post_init__(self) -> None:
+        # Phase: levels and densities.
         require(self.num_levels >= 0, f"num_levels is {self.num_levels}; it must not be negative")
         most = MOST_LEVELS
         require(self.num_levels <= most, f"num_levels is {self.num_levels}; at most {most:,} are allowed")
@@ -194,6 +195,8 @@ class SearchConfig:
         require(0 < fraction < 1, f"--pruning-fraction {fraction}: must be above 0 and below 1")
         known("count_rule", self.count_rule, get_args(CountRule))
         self._check_densities()
+
+        # Phase: the launch.
         require(self.rewind_to >= 0, f"rewind_to is {self.rewind_to}; it must not be negative")
         require(self.evaluate_every >= 0, f"evaluate_every is {self.evaluate_every}; it must not be negative")
         require(self.checkpoint_every >= 0, f"checkpoint_every is {self.checkpoint_every}; it must not be negative")
@@ -203,6 +206,8 @@ class SearchConfig:
             f"--earlier-processes {' '.join(map(str, self.earlier_processes))}: each number must be 1 or more",
         )
         require_experiment_name(self.experiment)
+
+        # Phase: compiling, batches and epochs.
         known("compile", self.compile, get_args(CompileMode))
         require(
             self.compile != "reduce-overhead" or self.accumulation_steps == 1,

@@ -102,12 +102,15 @@ def load_network(
 
     if Path(run_id).is_file():
         raise LookupError(f"{run_id} is a file, and a file does not name its network; give a run ID or a key")
+    # Phase: build the network from the files of the run, which may have to be fetched.
     with contextlib.ExitStack() as opened:
 
         def file(name: str) -> Path:
             return opened.enter_context(_open(run_id, name, tracking_uri, local_dir))
 
         model = read_model(file(DETERMINANTS), file, trust_code=trust_code)
+
+    # Phase: fill it.
     load_checkpoint(run_id, tracking_uri, local_dir).load_into_(model)
     return model.train(False)
 

@@ -14,9 +14,7 @@ import torch
 from torch import nn
 
 from harness.common.machine import memory_bytes
-from harness.common.seeds import derive_seed
 from harness.config import known
-from harness.models import initialise
 from harness.models.efficientnet import DROP_CONNECT, efficientnet_b0_cifar
 from harness.models.mlp_mixer import mlp_mixer, mlp_mixer_small, mlp_mixer_wide
 from harness.models.mobilenet_v2 import mobilenet_v2, mobilenet_v2_cifar
@@ -34,7 +32,6 @@ __all__ = [
     "ParamPartition",
     "build_model",
     "classifier_of",
-    "draw_model",
     "partition_of",
     "width_of",
 ]
@@ -148,42 +145,6 @@ def _check_memory(name: str, build: Callable[..., nn.Module], sizes: dict[str, i
             f"{too_wide}: {numel:,} parameters need {4 * _FLOAT_BYTES * numel:,} bytes in training, this machine has "
             f"{memory:,}; give a smaller --model.width"
         )
-
-
-def draw_model(
-    name: str,
-    *,
-    init_seed: int,
-    num_classes: int,
-    channels: int,
-    image_size: int,
-    width: int | None = None,
-    former: bool = False,
-    scheme: str = "network",
-) -> nn.Module:
-    """Build the network at θ_init(`init_seed`) on the CPU, as `build_model` does.
-
-    The state of torch's global generator does not change.
-
-    Args:
-        name: Name in MODELS.
-        init_seed: Seed of θ_init.
-        num_classes: Outputs of the classifier.
-        channels: Channels of an image.
-        image_size: Height and width of an image, in pixels.
-        width: See `build_model`.
-        former: See `build_model`.
-        scheme: Initialisation of the prunable weights and the classifier's weights, one of
-            `harness.models.initialise.SCHEMES`.
-    """
-    sizes = {"num_classes": num_classes, "channels": channels, "image_size": image_size}
-    with initialise.private_generators(derive_seed(init_seed, "init") >> 1):
-        model = build_model(name, width=width, former=former, **sizes)
-    if scheme != "network":
-        params = dict(model.named_parameters())
-        weights = partition_of(name, model).prunable | {f"{classifier_of(name)}.weight"} & params.keys()
-        initialise.initialise_(params, weights, scheme, init_seed)
-    return model
 
 
 def classifier_of(name: str) -> str:

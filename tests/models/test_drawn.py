@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from harness.common.seeds import derive_seed
 from harness.config import REDRAWN, drawn_before
-from harness.models import MODELS, draw_model
+from harness.models import MODELS
 from harness.models.efficientnet import DROP_CONNECT
+from tests.models.drawing import draw_model
 
 SIZES = {"num_classes": 10, "channels": 3, "image_size": 32}
 WHOLE = ("mobilenet_v2_cifar", "shufflenet_cifar", "efficientnet_b0_cifar")

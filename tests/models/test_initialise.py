@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from harness.models import classifier_of, draw_model, partition_of
+from harness.models import classifier_of, partition_of
 from harness.models.initialise import SCHEMES
+from tests.models.drawing import draw_model
 
 SIZES = {"num_classes": 10, "channels": 3, "image_size": 32}
 

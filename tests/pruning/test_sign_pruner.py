@@ -271,6 +271,8 @@ def resumable(folder, stop: int | None = None, *, resume: bool = False, method: 
     if resume:
         pruner.load_state_dict(load_file(folder / "pruner"))
         model.load_state_dict(load_file(folder / "model"))
+
+    # Phase: train; the first level continues with the saved momentum.
     for level in pruner.levels(DENSITIES, steps_per_epoch=2):
         optimizer = pruner.attach(SGD(model.parameters()))
         for param, momentum in zip(model.parameters(), map(saved.get, map(str, range(6))), strict=True):

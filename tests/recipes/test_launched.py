@@ -218,7 +218,8 @@ def test_barrier_to_the_signs_on_a_fresh_initialisation_is_that_of_plain_network
 
     The copy has the weights of the network of seed 7 with the ticket's signs.
     """
-    from harness.models import draw_model, partition_of
+    from harness.models import partition_of
+    from tests.models.drawing import draw_model
 
     # Phase: the curve between ticket and copy
     where, ids = searched

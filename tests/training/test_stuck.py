@@ -109,6 +109,7 @@ def test_a_process_that_stands_still_in_a_training_ends_the_launch(tmp_path, scr
 @pytest.mark.long
 def test_slow_work_ends_nothing(tmp_path):
     """Delay work of rank 0, a first batch, every later step, and an evaluation within the training."""
+    # Phase: all kinds of slow work in one launch
     done, _ = launch(
         tmp_path,
         f"""
