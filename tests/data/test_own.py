@@ -310,6 +310,8 @@ def test_names_and_missing_options(tmp_path: Path, name: str, options: OwnOption
         ),
         ({"size": 8, "augmentation": "none", "padding": 2}, "--padding is an option of --augmentation crop-flip"),
         ({"size": 8, "augmentation": "zoom-flip", "crop_scale": (0.5, 0.1)}, "--crop-scale is 0.5 0.1"),
+        ({"size": 8, "augmentation": "zoom-flip", "crop_scale": (0.0, 1.0)}, "--crop-scale is 0 1"),
+        ({"size": 8, "augmentation": "zoom-flip", "crop_scale": (0.5, 1.1)}, "--crop-scale is 0.5 1.1"),
         ({"size": 8, "augmentation": "resized-crop", "channels": 1}, "give --channels 3"),
         ({"size": 8, "augmentation": "resized-crop", "test_resize": 7}, "at least --size 8"),
         ({"size": 8, "augmentation": "crop"}, "unknown augmentation 'crop' .did you mean 'crop-flip'"),

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from harness.models import MODELS, build_model, partition_of
 from harness.pruning import METHODS, NormState
 from harness.training import compiled
-from harness.training.compiled import CompilingProgress, compile_, num_graphs
+from harness.training.compiled import CompilingProgress, compile_, num_graphs, require_compiler
 
 
 class Bar:
@@ -42,6 +42,16 @@ def test_the_progress_line_excludes_compiling_from_the_rate(monkeypatch: pytest.
     counted.update(1)
     assert bar.calls == ["compiling", 0, "compiling: 0 s", "unpause", 1, 1]
     assert CompilingProgress(later := Bar(), graphs=2) and later.calls == []
+
+
+@pytest.mark.long
+def test_a_trial_of_the_compiler_counts_no_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setitem(counters["stats"], "unique_graphs", 7)
+    require_compiler.cache_clear()
+    require_compiler(torch.device("cpu"))
+    assert num_graphs() == 7
 
 
 SIZES = {"resnet50": 64, "mobilenet_v2": 64}
