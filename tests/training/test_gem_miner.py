@@ -234,3 +234,16 @@ def test_default_settings_are_those_of_the_authors():
     factors = [schedule.lr_factor(epoch) for epoch in (79, 80, 119, 120, 149)]
     assert factors == pytest.approx([1, 0.1, 0.1, 0.01, 0.01])
     assert (GemMinerConfig().freeze_every_epochs, GemMinerConfig().penalty) == (5, 1e-5)
+
+
+def test_a_weight_is_used_only_above_a_score_of_one_half():
+    model, weights, scoring = start()
+    scoring.attach(model)
+    params, half = dict(model.named_parameters()), torch.tensor(0.5)
+    above, below = torch.nextafter(half, torch.tensor(1.0)), torch.nextafter(half, torch.tensor(0.0))
+    for name in SCORED:
+        scores = torch.stack([below, half, above])[torch.arange(params[name].numel()) % 3].view_as(params[name])
+        params[name].data.copy_(scores)
+        with scoring.view(1.0):
+            assert torch.equal(params[name] != 0, (scores == above) & (weights[name] != 0))
+        assert torch.equal(params[name], scores), "the scores must return"
