@@ -26,7 +26,7 @@ from harness.lineage.browse.query import Query, parse_density, parse_since
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import LineageStore
-from tools.lineage_commands.printing import (
+from harness.cli.lineage.printing import (
     print_difference,
     print_json,
     print_node,
@@ -34,7 +34,7 @@ from tools.lineage_commands.printing import (
     print_path,
     print_related,
 )
-from tools.lineage_commands.store_options import StoreOptions, Where
+from harness.cli.lineage.store_options import StoreOptions, Where
 
 RunID = tyro.conf.Positional[str]
 
