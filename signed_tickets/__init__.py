@@ -86,4 +86,4 @@ def __dir__() -> list[str]:
 
 # The finder must come before that of files, which would import each module a second time. A reload replaces it.
 sys.meta_path[:] = [_Finder(), *(one for one in sys.meta_path if type(one).__module__ != __name__)]
-__path__ = [*dict.fromkeys([*__path__, *harness.__path__])]  # pkgutil lists the modules
+__path__ = [*dict.fromkeys([*__path__, *harness.__path__])]  # noqa: F405  # for pkgutil

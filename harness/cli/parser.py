@@ -24,8 +24,8 @@ from tyro.constructors import (
 
 from harness.cli.names import datasets, methods, networks
 from harness.common.escape import accept_any_text
-from harness.common.tables import print_fields, print_lines
 from harness.common.program import usage_name, worded
+from harness.common.tables import print_fields, print_lines
 from harness.config import known
 
 SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
