@@ -23,9 +23,8 @@ Pages are written to results/ and to the lineage. `python tools/report.py` write
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -34,6 +33,7 @@ from harness.cli.options import answer_help, parse
 from harness.common.launched import launcher_number
 from harness.common.logging import progress
 from harness.common.process import end_with_parent
+from harness.common.program import again, own_process
 from harness.common.tables import print_markdown, print_table
 from harness.config import known
 from recipes.presets.figure_options import RESULTS, STUDIES, ChangedSettings, FigureOptions, ReproductionOptions
@@ -90,12 +90,13 @@ def study_commands(study: Study, chains: Collection[str]) -> list[str]:
 
 def _command(*more: str) -> str:
     """Return this launch's command with `more` words and without the options of --list and --jobs."""
-    return f"python {shlex.join([*_words('--shard', '--seconds-per-epoch', '--jobs', '--jobs-per-gpu'), *more])}"
+    return again([*_options("--shard", "--seconds-per-epoch", "--jobs", "--jobs-per-gpu"), *more])
 
 
-def _words(*without: str) -> list[str]:
-    """Return this launch's words, without these options and their values, and without --list."""
-    words, kept = iter(sys.argv[1:]), [sys.argv[0]]
+def _options(*without: str) -> list[str]:
+    """Return this launch's options, without these and their values, and without --list."""
+    words: Iterator[str] = iter(sys.argv[1:])
+    kept: list[str] = []
     for word in words:
         name, equals, _ = word.replace("_", "-").partition("=")
         if name in without:
@@ -196,7 +197,7 @@ def run_jobs(options: ReproductionOptions, plan: FigurePlan, chains: Sequence[st
     # Phase: run the jobs.
     part = "" if options.shard is None else f"-{options.shard.replace('/', '-of-')}"
     jobs = Jobs(options.runs / "jobs" / f"{name}{part}", plan.by_cost(chains), devices)
-    jobs.run([sys.executable, *_words("--jobs", "--jobs-per-gpu")], options.runs)
+    jobs.run([*own_process(), *_options("--jobs", "--jobs-per-gpu")], options.runs)
 
 
 def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:

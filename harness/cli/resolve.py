@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
 from harness.common.foreign import holds_network, split_key
+from harness.common.program import command
 from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
@@ -44,7 +45,7 @@ def resolve_record(store: LineageStore, text: str) -> LineageRecord:
     with store.beginning():
         directory = store.find(key)
     if directory is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
+        raise LookupError(f"run {text} is not finished; `{command('lineage list')}` lists the finished runs")
     return store.local.load(key)
 
 
@@ -90,7 +91,7 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     with store.beginning():
         directory = store.find(key)
     if directory is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
+        raise LookupError(f"run {text} is not finished; `{command('lineage list')}` lists the finished runs")
     record = store.local.load(key)
     names = [name for name in (THETA_INIT, CHECKPOINT) if name in record.files]
     if not names:
@@ -127,7 +128,7 @@ def resolve_ticket(
         if record.kind not in kinds:
             raise ValueError(
                 f"run {config.ticket} ({record.name}) is a {record.kind}; this command needs a {' or a '.join(kinds)}; "
-                "`python tools/lineage.py list` lists the runs"
+                f"`{command('lineage list')}` lists the runs"
             )
         if OWN_LOOP in record.config:
             raise ValueError(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.common.digest import sha256_json
+from harness.common.program import command
 from harness.config import known
 from harness.data.loaders import EvalLoader, SplitReader, TrainLoader, TrainOrder, eval_share
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
@@ -172,7 +173,7 @@ def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
     if not path.exists():
         raise FileNotFoundError(
             f"{spec.name} is not prepared in {home.parent} ({path} is missing); "
-            f"run: python tools/prepare_data.py {spec.name} --out {home.parent}"
+            f"run: {command(f'prepare {spec.name} --out {home.parent}')}"
         )
     manifest = Manifest.load(path)
     if (manifest.name, manifest.split) != (spec.name, split):

@@ -22,6 +22,7 @@ import torch
 
 from harness.common.launched import check_address, check_launcher_numbers, launcher_number
 from harness.common.machine import keep_freed_memory
+from harness.common.program import launch_file
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
@@ -534,5 +535,5 @@ def _check_world(size: int) -> None:
     if split or asked != size:
         raise ValueError(
             f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On a "
-            "CPU, use `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"
+            f"CPU, use `accelerate launch --config_file {launch_file('cpu_2_processes.yaml')} …`"
         )

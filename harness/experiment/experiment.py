@@ -17,6 +17,7 @@ from harness.checkpoint import Checkpoint, Fitted, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
 from harness.common.machine import share_of_cores
+from harness.common.program import command
 from harness.config import NETWORKS_OWN, SearchConfig, known
 from harness.data import open_data, verify_data
 from harness.distributed.world import World
@@ -299,8 +300,8 @@ class Experiment:
         kept = sum(int(weight.count_nonzero()) for weight in weights)
         if kept in (0, total):
             return []
-        how = "recipes/pretrained_ticket.py makes them a mask, with"
-        return [f"these zeros are values, and training changes them; {how} --density {kept / total}"]
+        how = f"`{command('search pretrained_ticket')}` makes them a mask, with --density {kept / total}"
+        return [f"these zeros are values, and training changes them; {how}"]
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:
