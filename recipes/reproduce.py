@@ -43,7 +43,7 @@ if __name__ == "__main__":  # before the imports that load torch
     answer_help(ReproductionOptions, __doc__)
 
 from harness.cli.launch import launch
-from harness.data import verify_data
+from harness.data import choose_loader, verify_data
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.reproduction.costs import costs, given_rate, measured_rate
@@ -192,7 +192,8 @@ def run_jobs(options: ReproductionOptions, plan: FigurePlan, chains: Sequence[st
     # Phase: hash the data once, since the jobs then find it verified.
     devices = own_devices(min(options.jobs, len(chains)), options.jobs_per_gpu)
     for config in dict.fromkeys(options.config(one).data for one in (plan.scale.config, plan.scale.finals)):
-        verify_data(config.name, config.directory, config.loader)
+        loader = choose_loader(config.name, config.directory) if config.loader == "auto" else config.loader
+        verify_data(config.name, config.directory, loader)
 
     # Phase: run the jobs.
     part = "" if options.shard is None else f"-{options.shard.replace('/', '-of-')}"

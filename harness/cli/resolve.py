@@ -12,6 +12,7 @@ from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
 from harness.common.foreign import holds_network, split_key
+from harness.common.optional import is_installed
 from harness.common.program import command
 from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
@@ -157,6 +158,8 @@ def resolve_ticket(
         data = replace(data, directory=config.data_directory)
     if config.loader is not None:
         data = replace(data, loader=config.loader)
+    elif data.loader == "ffcv" and not is_installed("ffcv"):
+        data = replace(data, loader="auto")  # any loader gives the recorded batches
     final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
     settings = replace(
         search,

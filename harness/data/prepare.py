@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import NO_LOCKS, reach, write_atomically, write_tensors
 from harness.common.logging import progress
+from harness.common.optional import require
 from harness.config import known
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
@@ -519,6 +520,7 @@ def _encoded(
     because a worker process could be killed unnoticed.
     """
     if not spec.fixed_size:
+        require("cv2", "preparing images of varying size")
         import cv2
 
         cv2.setNumThreads(0)  # this pool already provides the threads
@@ -633,6 +635,7 @@ def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[n
         _WrongSizeError: The image has another size.
         Exception: The image cannot be decoded. Pillow raises many types.
     """
+    require("PIL", "preparing images")
     from PIL import Image, UnidentifiedImageError
 
     # Pixels and Pillow's images.

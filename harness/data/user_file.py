@@ -27,6 +27,7 @@ import torch
 
 from harness.common.digest import canonical_json
 from harness.common.files import read_bounded
+from harness.common.optional import require
 from harness.data.manifest import Manifest
 from harness.data.memory_loader import ResidentSplit
 from harness.data.own import SOURCE_FILE
@@ -286,6 +287,7 @@ class FileSamples:
 
     def _pixels(self, image: Any, index: int, of: str) -> np.ndarray:
         """Return the RGB pixels of an image that the user's code made."""
+        require("PIL", "a data set of your own file")
         from PIL import Image
 
         if isinstance(image, Image.Image):

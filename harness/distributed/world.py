@@ -22,6 +22,7 @@ import torch
 
 from harness.common.launched import check_address, check_launcher_numbers, launcher_number
 from harness.common.machine import keep_freed_memory
+from harness.common.optional import MissingLibraryError, missing
 from harness.common.program import launch_file
 from harness.common.waiting import heeding
 from harness.config import Precision
@@ -476,7 +477,7 @@ def _joined() -> Any:
     """Join the other processes through Accelerate. Without Accelerate, only a single process is supported."""
     if not _has_accelerate():
         if launcher_number("WORLD_SIZE", 1) > 1:
-            raise ValueError("several processes need Accelerate, which is not installed: pip install accelerate")
+            raise MissingLibraryError(missing("accelerate", "a launch of several processes"), name="accelerate")
         return SingleProcessState()
     from accelerate import PartialState
 

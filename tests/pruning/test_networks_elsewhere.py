@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 
 import harness
+from harness.cli.lineage.proving import Verify
+from harness.cli.lineage.store_options import StoreOptions
 from harness.cli.resolve import resolve_network, resolve_ticket
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
 from harness.data import DATASETS
@@ -38,8 +40,6 @@ from harness.models.sources import NotBuildableError
 from harness.runs.run import FinishedRun
 from tests.lineage.proof.test_stored import forge_digests
 from tests.models.user_networks import HUGGING_FACE, SMALL, write
-from harness.cli.lineage.proving import Verify
-from harness.cli.lineage.store_options import StoreOptions
 
 pytestmark = pytest.mark.long  # a search for each network
 
