@@ -17,6 +17,7 @@ from pathlib import Path
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
+from harness.common.optional import require
 from harness.common.program import command
 from harness.config import ComparisonConfig, Kind, SearchConfig
 from recipes.presets.small import digits_demo
@@ -176,6 +177,7 @@ def main() -> None:
             raise ValueError(
                 f"the demo runs fixed methods; use `{command('search aws_digits --method …')}` for another one"
             )
+        require("matplotlib", "the demo")
         with launch(settings) as experiment:
             # Dense comes first: its error tells whether the other results mean anything.
             dense = [

@@ -32,6 +32,7 @@ from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
 from harness.common.launched import launcher_number
 from harness.common.logging import progress
+from harness.common.optional import require
 from harness.common.process import end_with_parent
 from harness.common.program import again, own_process
 from harness.common.tables import print_markdown, print_table
@@ -295,6 +296,8 @@ def main() -> None:
         if options.list:
             show_list(options, study)
             return
+        for library in ("matplotlib", "scipy", "statsmodels"):
+            require(library, "a figure or a study")
         if study is not None:
             if options.again:
                 make_again(options, study, options.again)

@@ -519,6 +519,7 @@ def _encoded(
     Pillow and OpenCV release the GIL. An unreadable image raises immediately, with the image's name. Threads are used
     because a worker process could be killed unnoticed.
     """
+    require("PIL", "preparing images")
     if not spec.fixed_size:
         require("cv2", "preparing images of varying size")
         import cv2
@@ -635,7 +636,6 @@ def _decode(image: np.ndarray | bytes | Path | Any, side: int | None) -> tuple[n
         _WrongSizeError: The image has another size.
         Exception: The image cannot be decoded. Pillow raises many types.
     """
-    require("PIL", "preparing images")
     from PIL import Image, UnidentifiedImageError
 
     # Pixels and Pillow's images.
