@@ -43,8 +43,9 @@ def test_public_names_are_the_same_objects(name: str) -> None:
 
 def test_the_ways_to_import() -> None:
     assert signed_tickets.__all__ == harness.__all__ and signed_tickets.__version__ == harness.__version__
-    from signed_tickets import load_signed_mask, masks
     from signed_tickets.masks.mask import SignedMask
+
+    from signed_tickets import load_signed_mask, masks
 
     assert load_signed_mask is harness.load_signed_mask and SignedMask is mask.SignedMask and masks is harness.masks
     for statement in ("import signed_tickets.nothing", "from signed_tickets import nothing"):
@@ -70,7 +71,8 @@ def test_the_ways_to_import() -> None:
         "import pickle, harness.config as h, signed_tickets.config as s; "
         "assert pickle.loads(pickle.dumps(s.ModelConfig('a'))) == h.ModelConfig('a')",
         "import sys, signed_tickets; assert 'torch' not in sys.modules",
-        "import runpy, sys; sys.argv = ['x', '--version']; runpy.run_module('signed_tickets.cli.tickets', None, '__main__')",
+        "import runpy, sys; sys.argv = ['x', '--version']; "
+        "runpy.run_module('signed_tickets.cli.tickets', None, '__main__')",
     ],
 )
 def test_in_a_new_process(code: str) -> None:
@@ -81,5 +83,6 @@ def test_in_a_new_process(code: str) -> None:
 def test_another_package_called_harness_is_reported(tmp_path: Path) -> None:
     (tmp_path / "harness").mkdir()
     (tmp_path / "harness/__init__.py").write_text("__all__ = []\n__version__ = '9'\n")
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\ntry: import signed_tickets\nexcept ImportError as e: print(e)"
+    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+    code += "try: import signed_tickets\nexcept ImportError as error: print(error)"
     assert f"but Python imports that of {tmp_path}" in python(code)

@@ -317,7 +317,8 @@ def test_the_harness_imports_without_the_optional_libraries() -> None:
     ]
     code = (
         "import importlib, sys\n"
-        f"sys.modules.update(dict.fromkeys({sorted(LIBRARIES.keys() - {'networkx'})}))\n"  # None in sys.modules makes an import fail
+        # None in sys.modules makes an import fail.
+        f"sys.modules.update(dict.fromkeys({sorted(LIBRARIES.keys() - {'networkx'})}))\n"
         f"for name in {modules}: importlib.import_module(name)\n"
         f"print(len({modules}))"
     )

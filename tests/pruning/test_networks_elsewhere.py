@@ -251,7 +251,11 @@ def test_a_network_of_another_version_is_checked_by_its_recorded_shapes(
         monkeypatch.setattr(importlib.metadata, "version", told)
         findings = one.verified()
         assert findings.problems == [] and findings.incomplete
-        reason = "was built with timm .*, and here is timm 0.9" if version else r"needs timm, which is not installed; run: pip install"
+        reason = (
+            "was built with timm .*, and here is timm 0.9"
+            if version
+            else r"needs timm, which is not installed; run: pip install"
+        )
         assert all(re.match(f"not checked here: .*{reason}", note.what) for note in findings.notes)
         assert findings.checked["parameters"] > 10 and findings.checked["pruned"] == 2
 
