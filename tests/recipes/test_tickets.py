@@ -121,22 +121,3 @@ def test_a_copied_recipe_runs_where_it_lies_and_is_never_overwritten(tmp_path: P
     command = [sys.executable, "aws_digits.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
     assert done.stdout == f"{copy} __main__ Find\n"
-
-
-@pytest.mark.long
-def test_prepare_search_train_and_lineage_name_the_next_command(tmp_path: Path) -> None:
-    """Follow the commands that the console script prints, from the data to the lineage."""
-    # Phase: data and a tiny search.
-    assert "now run: tickets search aws_digits" in run(tmp_path, "prepare", "digits")
-    tiny = "--model.name resnet8 --model.width 2 --num-levels 1 --warmup-epochs 1 --level-epochs 1 --final.epochs 1"
-    options = [*tiny.split(), "--global-batch-size", "256", "--offline", "--data.loader", "memory"]
-    printed = run(tmp_path, "search", "aws_digits", *options)
-    (train,) = (line.strip() for line in printed.splitlines() if "tickets train" in line)
-    assert "tickets lineage ui" in printed
-
-    # Phase: the printed commands.
-    printed = run(tmp_path, *train.split()[1:])
-    assert f"{train.replace('--init-seed 2', '--init-seed 2')} --sgd-seed 2" in printed
-    assert "tickets compare stability " in printed
-    (tree,) = (line.strip() for line in printed.splitlines() if "lineage tree" in line)
-    assert "L01" in run(tmp_path, *tree.split()[1:], "--offline")
