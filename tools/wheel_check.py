@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 INSIDE = ("harness", "recipes", "signed_tickets", "pyproject.toml", "README.md", "LICENSE")
 """What a wheel is built from. The rest of the clone must not be needed."""
 NEEDED = re.compile(r"needs \S+, which is not installed; run: pip install '(signed-tickets\[\w+\])'")
+REFUSED = re.compile(rf"^error: .*{NEEDED.pattern}", re.MULTILINE)
+"""Warnings name extras, too. Only an error ends a command."""
 MOST_EXTRAS = 3
 """Extras that one command may ask for, one after the other."""
 TINY = "--num-levels 1 --warmup-epochs 1 --level-epochs 1 --final.epochs 1 --global-batch-size 16"
@@ -125,7 +127,7 @@ class User:
             try:
                 output = self.run("tickets", *shlex.split(line))
             except CheckError as error:
-                found = NEEDED.search(str(error))
+                found = REFUSED.search(str(error))
                 if found is None:
                     raise
                 self.install(found[1])
@@ -256,7 +258,7 @@ def follow_messages(user: User) -> None:
             (user.where / f"images/{folder}/{number}.png").write_text(f"{folder} {number}")
     prepare = "prepare --name flowers --source images --size 32 --channels 3"
     error = user.run("tickets", *prepare.split(), ok=False)
-    found = NEEDED.search(error)
+    found = REFUSED.search(error)
     if found is None:
         raise CheckError(f"the message about Pillow names no extra: {error}")
     user.install(found[1])
