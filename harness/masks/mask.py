@@ -21,6 +21,7 @@ import torch
 from safetensors import safe_open
 
 from harness.common.digest import canonical_json, sha256_json, sha256_tensors
+from harness.common.escape import for_terminal
 from harness.common.files import write_tensors
 from harness.common.shown import count, few_names, few_shapes, short
 from harness.common.tensors import (
@@ -258,7 +259,7 @@ class SignedMask:
     norm: frozenset[str] = frozenset()
     metadata: dict[str, Any] = field(default_factory=dict)
     origin: str = ""
-    """The run that the signed mask was loaded from, for `repr`. Not saved to a file."""
+    """The run that the signed mask was loaded from, as text for `repr`. It is not saved to a file."""
     _bound: dict[str, weakref.ref[nn.Parameter]] = field(default_factory=dict, init=False)
 
     @classmethod
@@ -299,7 +300,7 @@ class SignedMask:
         # Phase: what is known of its making.
         told = [f"{name} {short(self.metadata[name])}" for name in _SHOWN_METADATA if name in self.metadata]
         if self.origin:
-            told.append(short(self.origin))
+            told.append(for_terminal(self.origin))
         elif "level_digest" in self.metadata:
             told.append(f"key {str(self.metadata['level_digest']):.12}…")
         return f"{head}\n  {roles}\n  {', '.join(told) or 'of no recorded run'}{_where(self.signs)}"
