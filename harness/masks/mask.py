@@ -154,8 +154,7 @@ class Mask:
             ValueError: A tensor is missing or has another shape.
         """
         if isinstance(params, torch.nn.Module):
-            held = named_as(self.tensors, params)
-            check_values({name: held[name] for name in self.tensors if name in held}, "apply the mask")
+            held = _params(self.tensors, params, "apply_")
         else:
             held = _by_names(self.tensors, params)
         check_fits(self.shapes(), {name: param.shape for name, param in held.items()}, "the mask")
@@ -652,7 +651,7 @@ def _params(names: Collection[str], model: nn.Module, call: str) -> dict[str, to
     if not isinstance(model, torch.nn.Module):
         hint = "; `signed` takes tensors by name" if call == "apply_" else ""
         raise TypeError(f"mask.{call} takes a network (torch.nn.Module), got {type(model).__name__}{hint}")
-    params = named_as(names, model)
+    params = named_as(names, model, buffers=True)  # names of buffers explain why a weight is missing
     check_values({name: params[name] for name in names if name in params}, "use the mask")
     return params
 

@@ -85,7 +85,9 @@ WRAPPINGS: dict[str, Callable[[nn.Module], nn.Module]] = {
     "compiled": compiled,
     "compiled DDP": lambda model: compiled(nn.parallel.DistributedDataParallel(model)),
     "DDP of compiled": lambda model: nn.parallel.DistributedDataParallel(compiled(model)),
-    "compiled twice in DDP": lambda model: nn.parallel.DistributedDataParallel(compiled(compiled(model))),
+    "DDP of compiled DDP": lambda model: nn.parallel.DistributedDataParallel(
+        compiled(nn.parallel.DistributedDataParallel(model))
+    ),
     "DataParallel of DataParallel": lambda model: nn.DataParallel(nn.DataParallel(model)),
     "a part of it": part_wrapped,
     "a part of it, DDP of all": lambda model: nn.parallel.DistributedDataParallel(part_wrapped(model)),

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from harness.checkpoint import Checkpoint
 from harness.masks import Mask, SignedMask
@@ -43,11 +44,11 @@ def test_every_use_takes_a_wrapped_network(wrap: Callable[[nn.Module], nn.Module
     # Phase: load, mask in place, and convert with plain names.
     held.load_into_(wrapped)
     assert all(torch.equal(a, b) for a, b in zip(wrapped.parameters(), held.params.values(), strict=True))
-    dense, prune = signs.to_dense(wrapped), signs.to_torch_prune(wrapped)
+    dense, split = signs.to_dense(wrapped), signs.to_torch_prune(wrapped)
     signs.mask.apply_(wrapped)
     for name, param in zip(held.params, wrapped.parameters(), strict=True):
         assert torch.equal(dense[name], param)
-        assert torch.equal(prune[f"{name}_orig" if name in signs.mask else name], param)
+        assert torch.equal(split[f"{name}_orig" if name in signs.mask else name], param)
     assert dense.keys() == plain.state_dict().keys()
 
 
@@ -89,15 +90,15 @@ def test_names_that_differ_only_by_a_wrapper_stay_apart() -> None:
 
 
 def test_shared_weights_get_one_value_under_all_names() -> None:
-    model = Tied()
-    state = model.state_dict()
     for name in ("first.weight", "second.weight"):
+        model = Tied()
+        state = model.state_dict()
         signs = SignedMask.of(state, Mask({name: torch.rand(6, 6) < 0.5}))
         signs = replace(signs, signs={n: s for n, s in signs.signs.items() if "weight" not in n or n == name})
         found = signs.signed(state)
         assert torch.equal(found["first.weight"], found["second.weight"])
         assert torch.equal(found["first.weight"] == 0, ~signs.mask[name])
-        dense, prune = signs.to_dense(model), signs.to_torch_prune(model)
+        dense, split = signs.to_dense(model), signs.to_torch_prune(model)
         assert torch.equal(dense["first.weight"], dense["second.weight"])
         assert prune[f"{name}_orig"].data_ptr() not in {
             value.data_ptr() for n, value in prune.items() if n != f"{name}_orig"
@@ -159,7 +160,7 @@ def sharded() -> nn.Module:
 
 def pruned() -> nn.Module:
     model = network()
-    nn.utils.prune.random_unstructured(model.conv, "weight", 0.5)
+    prune.random_unstructured(model.conv, "weight", 0.5)
     return model
 
 
@@ -200,7 +201,6 @@ def test_a_checkpoint_is_not_loaded_into_a_network_without_values() -> None:
 
 @pytest.mark.parametrize("given", [None, {"conv.weight": torch.zeros(8, 3, 3, 3)}, "model"])
 def test_apply_names_what_is_no_network(given: object) -> None:
-    with pytest.raises(
-        TypeError, match=re.escape(f"mask.apply_ takes a network (torch.nn.Module), got {type(given).__name__}")
-    ):
+    kind = type(given).__name__
+    with pytest.raises(TypeError, match=rf"mask.apply_ takes a network \(torch.nn.Module\), got {kind}"):
         signed().apply_(given)  # type: ignore[arg-type]
