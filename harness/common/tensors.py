@@ -259,8 +259,8 @@ def check_values(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     Raises:
         ValueError: A tensor is on the meta device, of a lazy layer, or sharded.
     """
-    lazy = [name for name, tensor in tensors.items() if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)]
-    if lazy:
+    without_shape = (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)
+    if lazy := [name for name, tensor in tensors.items() if isinstance(tensor, without_shape)]:
         raise ValueError(f"cannot {what}: {listed(lazy)} have no shape yet; pass one batch through the network first")
     if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise ValueError(

@@ -160,7 +160,7 @@ def _check_one_network(store: LineageStore, files: RunFiles) -> None:
             "initial network"
         )
     if run.kind == "analysis":
-        compared = [node for parent in run.parents for node in _tried(lambda key=parent.key: [find_node(store, key)])]
+        compared = _tried(lambda: [find_node(store, parent.key) for parent in run.parents])
         raise LookupError(
             f"{run.name} is a comparison, which has no network of its own; give one that it compares: "
             f"{_listed(compared) or ', '.join(parent.key[:12] for parent in run.parents)}"

@@ -641,7 +641,7 @@ def _note_format_1(path: Path | str) -> None:
         )
 
 
-def _params(names: Collection[str], model: nn.Module, call: str) -> dict[str, torch.Tensor]:
+def _params(names: Collection[str], model: object, call: str) -> dict[str, torch.Tensor]:
     """Return a network's parameters by these names.
 
     Raises:
