@@ -93,8 +93,8 @@ def load_network(
         run_id: As in `load_signed_mask`.
         tracking_uri: As in `load_signed_mask`.
         local_dir: As in `load_signed_mask`.
-        model: The network to fill and return, on any device. None builds the recorded one. A run of `SignPruner.log`
-            and a file outside of a run's directory need it, because they do not name their network.
+        model: The network to fill and return, on any device. None builds the recorded one. Runs of `SignPruner.log`
+            and single files need it, because they do not name their network.
         trust_code: Execute the run's copy of a user's file that defines the network. Without it, the file is executed
             only if it still has its recorded content at its recorded path.
 
