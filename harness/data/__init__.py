@@ -4,7 +4,7 @@ Only ffcv/ and prepare.py import ffcv and numba. memory_loader.py needs only tor
 this package imports none of these except NumPy. Data sets can be prepared without torch.
 """
 
-from harness.data.data_source import DataSource, open_data, verify_data
+from harness.data.data_source import DataSource, executable_code, open_data, verify_data
 from harness.data.loaders import Batch, EvalLoader, TrainLoader
 from harness.data.own import spec_of
 from harness.data.spec import DATASETS, DataSpec, data_spec
@@ -17,6 +17,7 @@ __all__ = [
     "EvalLoader",
     "TrainLoader",
     "data_spec",
+    "executable_code",
     "open_data",
     "spec_of",
     "verify_data",

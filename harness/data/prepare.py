@@ -24,6 +24,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from harness.common import trusted
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import NO_LOCKS, reach, write_atomically, write_tensors
 from harness.common.logging import progress
@@ -237,7 +238,7 @@ def _prepare_file(
         directory: Its directory.
         request: Arguments of the preparation.
         own: Options of the data set.
-        named: Whether the user named the file. Otherwise it is not executed.
+        named: Whether the user named the file, who then trusts it. Otherwise it is not executed.
     """
     from harness.data.prepare_file import prepare_file  # imports torch
     from harness.data.user_file import UserFile
@@ -245,6 +246,8 @@ def _prepare_file(
     if own.test_split is not None or request.columns:
         raise ValueError(f"{request.source} makes both splits itself; leave out --test-split and the columns")
     file = UserFile.read(request.source)
+    if named:
+        trusted.remember(file.path, file.content)
     request = replace(request, own=own, options={"loader": "torch", "file": file.sha256, "function": file.function})
     kept = [_kept(spec, directory, split, request) for split in SPLITS]
     if None not in kept:

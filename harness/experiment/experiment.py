@@ -18,7 +18,7 @@ from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
 from harness.common.machine import share_of_cores
 from harness.config import NETWORKS_OWN, SearchConfig, known
-from harness.data import open_data, verify_data
+from harness.data import executable_code, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.probe import Probe
@@ -129,7 +129,12 @@ class Experiment:
         # Phase: open the data. All processes must have equal data.
         files = config.data.name, config.data.directory, config.data.loader
         vouched = world.first_on_node(lambda: verify_data(*files))  # hash ImageNet's 150 GB once per node
-        self.source = world.on_all(lambda: open_data(*files, vouched=vouched))
+        code = None
+        if config.data.loader == "torch":
+            # Rank 0 knows which Python files the user trusts. Other nodes may not.
+            code = world.on_main(lambda: executable_code(*files, trust_code=config.trust_code))
+            code = world.share_text(code or "")
+        self.source = world.on_all(lambda: open_data(*files, vouched=vouched, code=code))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
         self.train_feed, self.test_feed = world.on_all(self._feeds)

@@ -87,8 +87,8 @@ def load_network(
         run_id: As in `load_signed_mask`.
         tracking_uri: As in `load_signed_mask`.
         local_dir: As in `load_signed_mask`.
-        trust_code: Execute the run's copy of a user's file that defines the network. Without it, the file is executed
-            only if it still has its recorded content at its recorded path.
+        trust_code: Execute the Python file that defines the network, also if you have named it in no command. Read
+            the run's copy network.py first.
 
     Raises:
         ValueError: The network cannot be built on this machine. The message gives the reason and the remedy.
