@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -197,25 +196,6 @@ def made(tmp_path: Path) -> Path:
     prepare("mine", tmp_path / "data", source, own=SIZE)
     (tmp_path / "executed").unlink()
     return tmp_path / "data"
-
-
-@pytest.mark.parametrize("change", ["altered", "missing", "only a copy", "a copy is named"])
-def test_a_file_of_another_digest_is_not_executed(made: Path, change: str) -> None:
-    file, message = made.parent / "mine.py", "which is not there, and a copy is not executed unasked. Read .*source.py"
-    if change == "altered":
-        file.write_text(file.read_text() + "#")
-        message = r"mine.py has changed since mine was prepared: its SHA-256 is .*, but the manifest says"
-    else:
-        file.unlink()
-    if change == "a copy is named":
-        for split in ("train", "test"):
-            path = made / "mine" / f"{split}.json"
-            manifest = json.loads(path.read_text())
-            manifest["source"]["given"] = f"{made / 'mine' / 'source.py'}:build"
-            path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=message):
-        open_data("mine", made, "torch")
-    assert not (made.parent / "executed").exists()
 
 
 def test_reading_the_specification_and_preparing_again_execute_nothing(made: Path) -> None:
