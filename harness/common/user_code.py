@@ -97,7 +97,7 @@ class UserCode:
             return self._run(lambda: function(*arguments, **options))
         except _CodeError as error:
             given = [*map(repr, arguments), *(f"{name}={value!r}" for name, value in options.items())]
-            called = f"{getattr(function, '__name__', 'function')}({', '.join(given)})"
+            called = f"{getattr(function, '__name__', type(function).__name__)}({', '.join(given)})"
             raise ValueError(f"{error}, called as {called}") from error.__cause__
 
     def _run(self, code: Callable[[], Any]) -> Any:
@@ -126,7 +126,7 @@ def told(error: BaseException, path: str) -> str:
     """Return one line about an error in a user's file: path, line, kind and message."""
     where = path
     if isinstance(error, SyntaxError):
-        where = f"{error.filename or path}, line {error.lineno}"
+        where = f"{error.filename or path}, line {error.lineno or 1}"
     elif lines := [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]:
         where = f"{path}, line {lines[-1]}"
     words = (str(error).splitlines() or ["no message"])[0][:300]

@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -264,7 +265,7 @@ def _prepare_own(spec: DataSpec, directory: Path, request: _Request, own: OwnOpt
     kept = [_kept(spec, directory, split, replace(request, own=own)) for split in SPLITS]
     if None not in kept:
         return [manifest for manifest in kept if manifest is not None]
-    spec, splits, made_split = read_own(spec, request.source, own)
+    spec, splits, made_split = read_own(spec, request.source, own, allow_missing_classes=request.allow_missing_classes)
     chosen = request.options | describe(spec, own, made_split)
     request = replace(request, options=chosen, own=own)
     # Write the training split first: it gives mean and standard deviation.
@@ -525,6 +526,10 @@ def _encoded(
         import cv2
 
         cv2.setNumThreads(0)  # this pool already provides the threads
+    from PIL import Image
+
+    # An image of 90 to 179 million pixels is no error. Pillow refuses larger ones.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     with ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[str, Future[StoredImage]]] = deque()
         try:

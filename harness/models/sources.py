@@ -66,7 +66,11 @@ def timm_options(name: str, args: Mapping[str, Any], image_size: int) -> dict[st
     if not timm.is_model(plain):
         raise ValueError(_unknown(name, plain, timm.list_models(), "timm.list_models()"))
     # timm's own mark of networks whose constructor takes img_size.
-    described = timm.models.get_pretrained_cfg(plain)
+    try:
+        described = timm.models.get_pretrained_cfg(plain)
+    except RuntimeError as error:  # a tag after the dot that timm does not know
+        tags = ", ".join(timm.list_pretrained(plain.partition(".")[0])) or "none"
+        raise ValueError(f"unknown network {name!r}: {_first_line(error)}; names with a tag: {tags}") from None
     fixed = described is not None and described.fixed_input_size and "img_size" not in args
     return dict(args) | ({"img_size": image_size} if fixed else {})
 
@@ -169,6 +173,12 @@ def file_model(source: bytes, path: str, function: str, options: Mapping[str, An
     made = code.call(code.function(function), **options)
     if not isinstance(made, nn.Module):
         raise ValueError(f"{function} of {path} returned a {type(made).__name__}; it must return a torch.nn.Module")
+    wraps = isinstance(made, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if wraps or hasattr(made, "_orig_mod"):  # the attribute of a compiled network
+        raise ValueError(
+            f"{function} of {path} returned a {type(made).__name__}; return the network inside it (the harness wraps "
+            "it, and --compile compiles it)"
+        )
     return made
 
 
