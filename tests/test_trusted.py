@@ -8,13 +8,15 @@ import os
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from harness.cli.resolve import resolve_network
 from harness.common import trusted
 from harness.common.user_code import UserCode
 from harness.config import ModelConfig, SearchConfig, search_from_json, to_json
-from harness.data import open_data
+from harness.data import executable_code, open_data
 from harness.data.own import OwnOptions
 from harness.data.prepare import prepare
 from harness.lineage.recorded_network import trusted_source
@@ -191,6 +193,35 @@ def test_an_edited_file_of_data_is_an_error_even_for_its_user(stranger: Path) ->
     with pytest.raises(ValueError, match="source.py was altered"):
         open_data("mine", data, "torch")
     assert not (stranger / "executed").exists()
+
+
+# ------------------------------------------------------------------ several processes
+
+
+class _OtherRank:
+    """Rank 1 of a launch on another node. It has no home of its own, and no copy of the user's file."""
+
+    size = 2
+
+    def __init__(self, shared: str) -> None:
+        self.shared = shared
+
+    def on_main(self, work: Callable[[], object]) -> None:
+        return None
+
+    def share_text(self, text: str) -> str:
+        return self.shared
+
+
+def test_the_other_ranks_need_neither_a_home_nor_the_file(stranger: Path, forget: Callable[[], None]) -> None:
+    data, digest = _prepared(stranger), sha256((stranger / "mine.py").read_bytes()).hexdigest()
+    assert executable_code("mine", data, "torch") == digest, "rank 0"
+    forget()
+    rank: Any = _OtherRank(NET.decode())
+    assert resolve_network(rank, ModelConfig(f"{stranger / 'nowhere.py'}:build")).source == NET
+    assert open_data("mine", data, "torch", code=digest).num_train == 12
+    with pytest.raises(trusted.UntrustedCodeError):
+        open_data("mine", data, "torch", code="0" * 64)
 
 
 # ------------------------------------------------------------------ the list
