@@ -108,7 +108,7 @@ def pruned_by_torch(tensors, name="conv1.weight"):
         ),
         (
             lambda t: [t.update({f"head.{name}": t.pop(f"fc.{name}")}) for name in ("weight", "bias")],
-            r"the network has no head.weight, head.bias \(2 of 3\d\); the file has no fc.weight, fc.bias \(2 of 3\d\)$",
+            r"the network has no head.weight, head.bias \(2 of 44\); the file has no fc.weight, fc.bias \(2 of 44\)$",
         ),
         (
             lambda t: [pruned_by_torch(t, "fc.weight"), t["fc.weight_mask"].mul_(0.5)],

@@ -80,11 +80,12 @@ class UserCode:
         Raises:
             ValueError: There is none of this name. The message has the names of all functions.
         """
-        found = getattr(self.module, name, None)
+        found: Any = getattr(self.module, name, None)
         if not callable(found):
             named = [name for name, value in vars(self.module).items() if isinstance(value, types.FunctionType)]
             raise ValueError(f"{self.path} has no function {name!r}; it has {', '.join(named) or 'none'}")
-        return found
+        function: Callable[..., Any] = found
+        return function
 
     def call(self, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         """Call a function of the file.

@@ -194,7 +194,7 @@ class Network:
                         found = model.train(training)(images_NCHW)
                 except Exception as error:  # a stranger's forward pass can fail in any way
                     size = f"{self.channels}×{self.image_size}×{self.image_size}"
-                    said = (str(error).splitlines() or [""])[0][:300]
+                    said = (str(error).splitlines() or ["no message"])[0][:300]
                     raise ValueError(f"{name} fails on images of {size}: {type(error).__name__}: {said}") from error
                 _check_logits(name, found, want)
         if not self.partition.prunable:
@@ -353,7 +353,7 @@ def _check_parameters(name: str, model: nn.Module) -> None:
     """
     # Phase: shapes, devices and types.
     for one, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if isinstance(tensor, nn.parameter.UninitializedTensorMixin):
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
             raise ValueError(f"{one} of {name} has no shape yet; build the network without lazy layers")
         if tensor.device.type != "cpu":
             raise ValueError(f"{one} of {name} is on {tensor.device}; build the network on the CPU")

@@ -309,7 +309,6 @@ def test_errors_say_what_to_do(name: str, args: tuple[str, ...], message: str) -
         (changed(".to('meta')"), "build", "conv.weight of net.py:build is on meta; build the network on the CPU"),
         (changed(".half()"), "build", "conv.weight of net.py:build is torch.float16; parameters must be float32"),
         (changed(".double()"), "build", "is torch.float64; parameters must be float32"),
-        (changed(".to(torch.complex64)"), "build", "is torch.complex64; parameters must be float32"),
         (changed(".requires_grad_(False)"), "build", "has no parameter that requires a gradient"),
         (changed("", "torch.compile"), "build", "returned a OptimizedModule; .*--compile"),
         (changed("", "nn.DataParallel"), "build", "returned a DataParallel; return the network inside it"),
