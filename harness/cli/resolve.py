@@ -111,7 +111,7 @@ def resolve_network(world: World, config: ModelConfig) -> Definition:
     """
     if config.kind != "file":
         return Definition.of(config)
-    path = Path(config.name.rpartition(":")[0])
+    path = Path(config.name.rpartition(":")[0]).expanduser()
 
     def read() -> str:
         content = read_source(path)
