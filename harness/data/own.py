@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from harness.common.escape import for_terminal
 from harness.common.files import read_bounded
 from harness.config import known
 from harness.data.manifest import SPLITS, Manifest
@@ -429,6 +430,9 @@ def with_classes(spec: DataSpec, names: tuple[str, ...]) -> DataSpec:
         raise ValueError(f"{spec.name} has {len(names)} classes{listed}; a classifier needs at least two")
     if len(names) >= MOST_CLASSES:
         raise ValueError(f"{spec.name} has {len(names):,} classes; at most {MOST_CLASSES - 1:,} are allowed")
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # other bytes in the name of a directory
+            raise ValueError(f"the name of the class {for_terminal(name)} is no text in UTF-8; rename it")
     return replace(spec, num_classes=len(names), raw=replace(spec.raw, class_names=names))
 
 

@@ -125,6 +125,12 @@ class UserFile:
                 f"{self.function}({split!r}) of {self.path} returned a {type(made).__name__}; it must return a "
                 "map-style dataset, with __getitem__ and __len__"
             )
+        try:
+            len(made)
+        except (Exception, SystemExit) as error:
+            raise ValueError(
+                f"{self.function}({split!r}) returned a dataset without a length: {self.told(error)}"
+            ) from error
         return made
 
     def transforms(self, split: str, size: int) -> Callable[[Any], Any]:
@@ -216,12 +222,13 @@ class FileSamples:
         try:
             with seeded(seed, index):
                 image, label = self.dataset[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SampleError(f"{self._where(index)}: {self.file.told(error)}") from error
         is_scalar = isinstance(label, np.integer) or (isinstance(label, torch.Tensor) and label.numel() == 1)
         number = label.item() if is_scalar else label
         if type(number) is not int or not 0 <= number < self.spec.num_classes:
-            raise SampleError(f"{self._where(index)} has label {label!r:.60}; it must be an integer of 0 or more")
+            most = self.spec.num_classes - 1
+            raise SampleError(f"{self._where(index)} has label {label!r:.60}; it must be an integer from 0 to {most:,}")
         return image, self._pixels(image, index, "the dataset"), number
 
     def shown(self, image: Any, pixels: np.ndarray, index: int, key: int | None) -> np.ndarray:
@@ -238,7 +245,7 @@ class FileSamples:
         try:
             with seeded(key, index):
                 made = self._transforms[key is not None](image)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SampleError(f"{self._where(index)}: {self.file.told(error)}") from error
         result, size = self._pixels(made, index, "transforms"), self.spec.image_size
         if result.shape[:2] != (size, size):
@@ -277,8 +284,15 @@ class FileSamples:
         from PIL import Image
 
         if isinstance(image, Image.Image):
-            return rgb(image)
-        array = image.numpy() if isinstance(image, torch.Tensor) else image
+            try:
+                return rgb(image)
+            except Exception as error:  # Pillow decodes a file here, and raises many types
+                raise SampleError(f"{self._where(index)}: {of} gave an image that cannot be read: {error}") from error
+        array = image
+        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
+            if image.device.type != "cpu":
+                raise SampleError(f"{self._where(index)}: {of} gave an image on {image.device}; leave it on the CPU")
+            array = image.numpy()
         if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
             kind = str(image.dtype) if hasattr(image, "dtype") else type(image).__name__
             hint = (

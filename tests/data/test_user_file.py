@@ -40,6 +40,17 @@ class Pixels:
 def build(split):
     return Pixels(split)
 """
+NO_LENGTH = """class Data:
+    def __len__(self):
+        return 1 // 0
+    __getitem__ = None
+build = lambda split: Data()
+"""
+NO_TEXT = """import numpy as np
+class Data(list):
+    classes = ["a", "\\udcff"]
+build = lambda split: Data([(np.full((4, 4, 3), 9 * index, np.uint8), index % 2) for index in range(4)])
+"""
 PLAIN = "return self.images[index], index % 3"
 
 
@@ -139,6 +150,11 @@ def test_transforms_are_in_the_key(tmp_path: Path) -> None:
         ("return self.images[index], -1", "", "has label -1"),
         ("return self.images[index], 0", "", r"has 1 classes \(0\); a classifier needs at least two"),
         ("return self.images[index], 2 * (index % 2)", "", "has no samples of 1 of 3 classes: 1; labels are 0 to 2"),
+        ("return Image.fromarray(self.images[index]).convert('I'), 0", "", r"sample 0 .*cannot be read: 32-bit pixels"),
+        ("return torch.zeros(3, 4, 4, dtype=torch.uint8, device='meta'), 0", "", "gave an image on meta; leave it on"),
+        ("return torch.zeros(3, 4, 4, requires_grad=True), 0", "", "dataset gave torch.float32; .*leave out ToDtype"),
+        ("raise SystemExit(3)", "", r"sample 0 of mine train: .*mine.py, line 15: SystemExit: 3"),
+        ("return self.images[index], 2**40", "", "has label 1099511627776; it must be an integer from 0 to 1,048,575"),
         (PLAIN, "return lambda image: image", "transforms gave 20×20 pixels; they must be 16×16"),
         (PLAIN, "return None", r"transforms\('train', 16\) of .*mine.py returned a NoneType, no function"),
         (
@@ -172,6 +188,8 @@ def test_errors_of_a_file_are_one_line(tmp_path: Path, body: str, transforms: st
         ("build = 1", "mine.py:build", "no function 'build'; it has none"),
         ("def make(split): ...", "mine.py:build", "it has make"),
         ("def build(split): return []", "mine.py:build", "has no samples"),
+        (NO_LENGTH, "mine.py:build", "returned a dataset without a length: .*mine.py, line 3: ZeroDivisionError"),
+        (NO_TEXT, "mine.py:build", r"the name of the class \\udcff is no text in UTF-8; rename it"),
         ("def build(split): return 3", "mine.py:build", "returned a int; it must return a map-style dataset"),
         ("def build(", "mine.py:build", r"mine.py, line 1: SyntaxError"),
         ("import helper_beside_it", "mine.py:build", "but not the files beside it"),

@@ -58,9 +58,6 @@ def read_own(
 
     # Phase: find the classes.
     names = train.class_names or tuple(str(label) for label in range(highest + 1))
-    for name in names:
-        if not _is_text(name):
-            raise SourceError(f"the name of the class {name} in {source} is no text in UTF-8; rename it")
     if test is not None and test.class_names and train.class_names and test.class_names != train.class_names:
         odd = sorted(set(train.class_names) ^ set(test.class_names)) or ["their order"]
         raise SourceError(f"the splits of {source} have different classes: {', '.join(odd[:5])}")
@@ -79,14 +76,6 @@ def read_own(
         )
     whole = {"made_from": train.num_samples}
     return spec, {"train": _part(train, rest, whole), "test": _part(train, chosen, whole)}, True
-
-
-def _is_text(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:  # Python marks other bytes of a file's name by surrogates
-        return False
-    return True
 
 
 def _test_positions(raw: RawSplit, share: float, seed: int) -> np.ndarray:
