@@ -171,13 +171,19 @@ class Experiment:
         self._check_draw()
 
     def _check_draw(self) -> None:
-        """Refuse the network of a user's file if its seed does not determine θ_init."""
-        if self.architecture.definition.kind != "file" or self.theta_init(0).digest == self.archive.template.digest:
+        """Refuse the network of a user's file unless its seed, and nothing else, determines θ_init."""
+        if self.architecture.definition.kind != "file":
             return
-        raise ValueError(
-            f"{self.config.model.name} draws other initial parameters on a second call; draw them from torch's, "
-            "NumPy's or Python's global generator, without a seed of your own"
-        )
+        first, name = self.archive.template.digest, self.config.model.name
+        advice = "draw them from torch's, NumPy's or Python's global generator, without a seed of your own"
+        if self.theta_init(0).digest != first:
+            raise ValueError(f"{name} draws other initial parameters on a second call; {advice}")
+        # Trials with other seeds would then be one trial.
+        if self.config.initialisation == NETWORKS_OWN and self.theta_init(1).digest == first:
+            raise ValueError(
+                f"{name} draws equal initial parameters for every init_seed; {advice}. Trained weights are given as a "
+                "file, with --initialisation FILE"
+            )
 
     def _check_batchnorm(self) -> None:
         """Refuse micro-batches of one image where BatchNorm then has one value a channel, which has no variance."""

@@ -283,3 +283,6 @@ def test_a_network_whose_seed_does_not_determine_it_is_refused(data: Path, tmp_p
     write(tmp_path / "net.py", text)
     with pytest.raises(ValueError, match="draws other initial parameters on a second call"):
         opened(data, tmp_path / "runs", ModelConfig(f"{tmp_path / 'net.py'}:counted"))
+    seeded = SMALL.replace("    return Net(", "    torch.manual_seed(0)\n    return Net(")
+    with pytest.raises(ValueError, match="draws equal initial parameters for every init_seed; .*--initialisation FILE"):
+        opened(data, tmp_path / "runs", ModelConfig(write(tmp_path / "net.py", seeded)))
