@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from harness.common.files import read_json
 from harness.common.trusted import UntrustedCodeError, require_trust
 from harness.config.own_loop import OWN_LOOP
-from harness.lineage.nodes.local_files import CONFIG
+from harness.lineage.nodes.local_files import CONFIG, RECORD
 from harness.models.initialise import private_generators
 from harness.models.network import SOURCE_FILE, Network, from_record
 from harness.models.sources import NotBuildableError, read_source
@@ -75,15 +75,18 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
     if isinstance(determinants, dict) and determinants.get("made_by") == OWN_LOOP:
         raise ValueError(
             "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
-            "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
+            "yourself and give it: harness.load_network(key, model=model), or "
+            "harness.load_checkpoint(key).load_into_(model)"
         )
     try:
-        model, config, directory = determinants["model"], {}, None
+        model, config, directory, shown = determinants["model"], {}, None, ""
         if "tensors" in model:
             config = read_json(file(CONFIG))["search"]
         if "sha256" in model:
             directory = file(SOURCE_FILE).parent
-        network = network_of(determinants, config, directory, trust_code=trust_code)
+            if not (directory / RECORD).is_file():  # a download, which is deleted after the error
+                shown = f"the run's artifact {SOURCE_FILE} in MLflow"
+        network = network_of(determinants, config, directory, trust_code=trust_code, shown=shown)
         with private_generators(0):
             return network.build()
     except NotBuildableError as error:
