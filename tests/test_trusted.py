@@ -19,7 +19,7 @@ from harness.config import ModelConfig, SearchConfig, search_from_json, to_json
 from harness.data import executable_code, open_data
 from harness.data.own import OwnOptions
 from harness.data.prepare import prepare
-from harness.lineage.recorded_network import trusted_source
+from harness.lineage.recorded_network import read_model, trusted_source
 from harness.models.sources import NotBuildableError
 from recipes.presets.paper import cifar10
 
@@ -137,6 +137,17 @@ def test_no_option_executes_an_altered_copy(stranger: Path) -> None:
         trusted_source("net.py:build", digest, stranger, trust_code=True)
 
 
+def test_a_downloaded_copy_is_named_as_an_artifact(stranger: Path) -> None:
+    """The download is deleted after the error, so that its path would help nobody."""
+    sizes = {"num_classes": 3, "channels": 3, "image_size": 8}
+    model = {"name": "net.py:build", "sha256": sha256(NET).hexdigest(), "args": {}, "classifier": ["fc"], "tensors": ""}
+    (stranger / "determinants.json").write_text(json.dumps({"model": model, "spec": sizes}))
+    (stranger / "config.json").write_text(json.dumps({"search": {"model": {"name": "net.py:build"}}}))
+    (stranger / "network.py").write_bytes(NET)
+    with pytest.raises(NotBuildableError, match="read the run's artifact network.py in MLflow, then give --trust-code"):
+        read_model(stranger / "determinants.json", lambda name: stranger / name)
+
+
 def test_a_record_does_not_decide_that_its_code_is_trusted() -> None:
     config: SearchConfig = cifar10("resnet20")
     values = to_json(config)
@@ -180,6 +191,11 @@ def test_data_of_a_strangers_file_execute_nothing(stranger: Path, forget: Callab
     with pytest.raises(trusted.UntrustedCodeError, match=r"\(sha256 \w+…\).*read .*source.py, then give --trust-code"):
         open_data("mine", data, "torch")
     assert not (stranger / "executed").exists()
+
+    # Phase: the option trusts this file in this command only
+    code = executable_code("mine", data, "torch", trust_code=True)
+    assert next(iter(open_data("mine", data, "torch", code=code).test_loader(batch_size=4))).images_NHWC.shape[0] == 4
+    assert (stranger / "executed").exists() and not trusted.is_trusted(code)
 
 
 def test_an_edited_file_of_data_is_an_error_even_for_its_user(stranger: Path) -> None:
