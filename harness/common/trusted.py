@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 
-from harness.common.escape import for_terminal
+from harness.common.escape import for_terminal, one_line
 from harness.common.files import NO_LOCKS, read_bounded, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -93,8 +93,8 @@ def require_trust(what: str, name: str, digest: str, copy: str, *, trust_code: b
     if trust_code or is_trusted(digest):
         return
     raise UntrustedCodeError(
-        f"{what} is made by {name} (sha256 {digest[:12]}…), a Python file that you have named in no command, so it is "
-        f"not executed unasked; read {copy}, then give --trust-code (in Python: trust_code=True)"
+        f"{one_line(what)} is made by {one_line(name)} (sha256 {digest[:12]}…), a Python file that you have named in no command, so it is "
+        f"not executed unasked; read {one_line(copy)}, then give --trust-code (in Python: trust_code=True)"
     )
 
 

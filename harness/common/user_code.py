@@ -21,6 +21,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from harness.common.escape import one_line
+
 MOST_BYTES = 1 << 20
 """Larger Python files are refused."""
 _OURS = ("harness", "signed_tickets")
@@ -131,7 +133,7 @@ def told(error: BaseException, path: str) -> str:
     elif lines := [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]:
         where = f"{path}, line {lines[-1]}"
     words = (str(error).splitlines() or ["no message"])[0][:300]
-    return f"{where}: {type(error).__name__}: {words}"
+    return f"{where}: {type(error).__name__}: {one_line(words)}"
 
 
 # ------------------------------------------------------------------ imports

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from harness.common.digest import canonical_json
+from harness.common.escape import one_line
 from harness.common.files import read_bounded
 from harness.common.trusted import require_trust
 from harness.common.user_code import MOST_BYTES, UserCode, told
@@ -195,7 +196,7 @@ class FileSamples:
         try:
             digests = load_file(path)["digests_N32"]
         except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); prepare the data again") from error
+            raise ValueError(f"{path} cannot be read ({one_line(error)}); prepare the data again") from error
         samples = cls(spec, file, split)
         if digests.dtype != np.uint8 or digests.shape != (len(samples), 32):
             raise ValueError(
@@ -287,7 +288,9 @@ class FileSamples:
             try:
                 return rgb(image)
             except Exception as error:  # Pillow decodes a file here, and raises many types
-                raise SampleError(f"{self._where(index)}: {of} gave an image that cannot be read: {error}") from error
+                raise SampleError(
+                    f"{self._where(index)}: {of} gave an image that cannot be read: {one_line(error)}"
+                ) from error
         array = image
         if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
             if image.device.type != "cpu":

@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.common.escape import one_line
 from harness.common.files import read_json
 from harness.common.trusted import UntrustedCodeError, require_trust
 from harness.config.own_loop import OWN_LOOP
@@ -90,7 +91,7 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
         with private_generators(0):
             return network.build()
     except NotBuildableError as error:
-        raise NotBuildableError(f"{path}: {error}") from error
+        raise NotBuildableError(f"{path}: {one_line(error)}") from error
     except ConnectionError:
         raise
     except Exception as error:
@@ -129,4 +130,6 @@ def trusted_source(typed: str, digest: str, directory: Path | None, *, trust_cod
             found.append(str(place))
     if copy is not None and str(copy) in found:
         raise NotBuildableError(f"{copy} was altered: its SHA-256 is not {digest[:12]}…")
-    raise NotBuildableError(f"{path.name} (sha256 {digest[:12]}…), which makes this run's network, is missing: {told}")
+    raise NotBuildableError(
+        f"{one_line(path.name)} (sha256 {digest[:12]}…), which makes this run's network, is missing: {told}"
+    )
