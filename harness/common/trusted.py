@@ -92,10 +92,11 @@ def require_trust(what: str, name: str, digest: str, copy: str, *, trust_code: b
     """
     if trust_code or is_trusted(digest):
         return
-    raise UntrustedCodeError(
-        f"{one_line(what)} is made by {one_line(name)} (sha256 {digest[:12]}…), a Python file that you have named in no command, so it is "
-        f"not executed unasked; read {one_line(copy)}, then give --trust-code (in Python: trust_code=True)"
+    message = (
+        f"{what} is made by {name} (sha256 {digest[:12]}…), a Python file that you have named in no command, so it is "
+        f"not executed unasked; read {copy}, then give --trust-code (in Python: trust_code=True)"
     )
+    raise UntrustedCodeError(one_line(message))  # the names can be a stranger's
 
 
 # ------------------------------------------------------------------ the list
