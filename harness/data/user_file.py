@@ -5,8 +5,8 @@ build       returns a map-style dataset of (image, label) for split train or tes
 transforms  returns a function of an image, for example of torchvision.transforms.v2. Its result is a uint8 image of
             `size` × `size` pixels, without normalisation. It may draw from torch, numpy.random and random.
 
-The file is executed by `tools/prepare_data.py`, if the user names it, and again at each training. Then its SHA-256 must
-be the recorded one, and the user must trust it (see harness/common/trusted.py).
+The file is executed by `tickets prepare`, if the user names it, and again at each training. Then its SHA-256 must be
+the recorded one, and the user must trust it (see harness/common/trusted.py).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import torch
 from harness.common.digest import canonical_json
 from harness.common.escape import one_line
 from harness.common.files import read_bounded
+from harness.common.optional import require
 from harness.common.trusted import require_trust
 from harness.common.user_code import MOST_BYTES, UserCode, told
 from harness.data.manifest import Manifest
@@ -282,6 +283,7 @@ class FileSamples:
 
     def _pixels(self, image: Any, index: int, of: str) -> np.ndarray:
         """Return the RGB pixels of an image that the user's code made."""
+        require("PIL", "a data set of your own file")
         from PIL import Image
 
         if isinstance(image, Image.Image):
