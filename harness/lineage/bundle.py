@@ -412,6 +412,17 @@ def _top_file(directory: Path, name: str, digest: str) -> Path | None:
     return check_digest(_plain_file(directory, name), digest) if path.exists() or path.is_symlink() else None
 
 
+def check_bundle(directory: Path) -> None:
+    """Check all records, digests and names of a bundle. Nothing is written.
+
+    Raises:
+        ValueError: A file was altered or is missing, or a link or name leaves the bundle.
+    """
+    items, asked = _read_manifest(directory)
+    for item in items:
+        _check_item(directory, item, at_top=asked == (item.key,))
+
+
 def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
     """Import the runs of a bundle as local runs, and yield the outcome of each.
 
