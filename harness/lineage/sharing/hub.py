@@ -33,6 +33,7 @@ SCHEME = "hf://"
 _REPOSITORY = re.compile(r"(?:hf://)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^@\s]+))?", re.ASCII)
 _SMALL = (MANIFEST, SUMS, CONFIG, SIGNED_MASK, f"{NODES}/*")
 """Files that are downloaded for a signed mask and its lineage. README.md and MLmodel are for other readers."""
+_COMMIT = re.compile("[0-9a-f]{40}")
 _TOKEN = "run `hf auth login`, or set HF_TOKEN"
 
 
@@ -151,14 +152,39 @@ def _copy(source: str, target: str) -> str:
 
 
 def _snapshot(repository: Repository, *, weights: bool, again: bool) -> Path:
-    """Return the directory of the cache with the files of a repository. Its name is the commit."""
+    """Return the directory of the cache with the files of a repository. Its name is the commit.
+
+    Args:
+        repository: The repository.
+        weights: Whether the checkpoint is needed.
+        again: Download cached files once more, because they are damaged.
+    """
+    # Phase: ask for the commit. huggingface_hub would use a cached one without a word if the Hub is unreachable.
+    api, revision, is_known = _api(), repository.revision or None, bool(_COMMIT.fullmatch(repository.revision))
+    reached = is_known
+    if not is_known:
+        try:
+            with _talking(f"read {repository}", repository):
+                api.repo_info(repository.repo, revision=revision)
+            reached = True
+        except ConnectionError as error:
+            reason = error
+
+    # Phase: download the files, or find them in the cache.
     wanted = [*_SMALL, *([MODEL] if weights else [])]
-    options: dict[str, Any] = {"revision": repository.revision or None, "allow_patterns": wanted}
-    with _talking(f"read {repository}", repository):
-        api = _api()
-        if not again:
-            return Path(api.snapshot_download(repository.repo, **options))
-        return Path(api.snapshot_download(repository.repo, **options, force_download=True))
+    options: dict[str, Any] = {"force_download": True} if again else {}
+    try:
+        with _talking(f"read {repository}", repository):
+            found = api.snapshot_download(
+                repository.repo, revision=revision, allow_patterns=wanted, local_files_only=not reached, **options
+            )
+    except ConnectionError:
+        if reached:
+            raise
+        raise reason from None
+    if not reached:
+        _log.warning(f"{reason}; using commit {Path(found).name[:12]} of the cache")
+    return Path(found)
 
 
 # ---------------------------------------------------------------------- upload
@@ -295,8 +321,8 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
 
 def _from_network(error: Exception) -> bool:
     """Return whether an error comes from the connection."""
-    libraries = {"httpx", "httpx2", "requests", "urllib3", "huggingface_hub"}
-    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in libraries
+    libraries = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub"}
+    return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in libraries
 
 
 def _line(error: BaseException) -> str:
