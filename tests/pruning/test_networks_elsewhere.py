@@ -38,8 +38,8 @@ from harness.models.sources import NotBuildableError
 from harness.runs.run import FinishedRun
 from tests.lineage.proof.test_stored import forge_digests
 from tests.models.user_networks import HUGGING_FACE, SMALL, write
-from tools.lineage_commands.proving import Verify
-from tools.lineage_commands.store_options import StoreOptions
+from harness.cli.lineage.proving import Verify
+from harness.cli.lineage.store_options import StoreOptions
 
 pytestmark = pytest.mark.long  # a search for each network
 

@@ -29,7 +29,7 @@ from harness.models import MODELS, ModelSpec
 from harness.models.mobilenet_v2 import mobilenet_v2_cifar
 from harness.runs.run import FinishedRun
 from tests.pruning.searching import proved, resolved, tag
-from tools.lineage_commands.printing import print_node, print_nodes
+from harness.cli.lineage.printing import print_node, print_nodes
 
 pytestmark = pytest.mark.long  # the searches take seconds
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from harness.cli.lineage.printing import print_json
+from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.logging import is_quiet
 from harness.common.tables import print_fields, print_lines, print_table
-from tools.lineage_commands.printing import print_json
-from tools.lineage_commands.store_options import StoreOptions, Where
 
 if TYPE_CHECKING:
     from harness.lineage.proof import Findings

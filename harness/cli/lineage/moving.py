@@ -10,6 +10,8 @@ from typing import Literal
 
 import tyro
 
+from harness.cli.lineage.printing import print_json
+from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.escape import for_terminal
 from harness.lineage.browse.export import edges, write_export
 from harness.lineage.browse.find import find_node, lineage_of, newest
@@ -17,10 +19,8 @@ from harness.lineage.bundle import import_bundle, write_bundle
 from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore, SyncError
-from tools.lineage_commands.printing import print_json
-from tools.lineage_commands.store_options import StoreOptions, Where
 
-_log = logging.getLogger("harness.tools.lineage")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

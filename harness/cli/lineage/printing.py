@@ -1,4 +1,4 @@
-"""Print the answers of tools/lineage.py, as tables or as JSON."""
+"""Print the answers of the lineage commands, as tables or as JSON."""
 
 from __future__ import annotations
 
