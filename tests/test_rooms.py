@@ -53,6 +53,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "statsmodels": ("analysis/statistics.py",),
     "timm": ("models/sources.py",),
     "torchvision": ("models/*.py",),
+    "huggingface_hub": ("lineage/sharing/hub.py",),
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
 }
 

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -51,7 +51,7 @@ class ExportRun:
     """Create a public repository. The default is private."""
     message: str = ""
     """Message of the commit on the Hub. Default: the run's name."""
-    licence: Annotated[str, tyro.conf.arg(aliases=("--license",))] = UNKNOWN
+    licence: str = UNKNOWN
     """Licence in the model card: an identifier of the Hub, such as apache-2.0, or any name. unknown: the card tells
     readers to ask the authors."""
     checkpoints: bool = False
@@ -144,10 +144,8 @@ class ExportRun:
         """Print the files of an upload before it begins."""
         kind = "public" if self.public else "private"
         verb = "would upload" if self.dry_run else "uploads"
-        print(
-            f"{verb} {len(exported.files)} files, {exported.num_bytes / 1e6:.1f} MB, to {self.repo} (a new repository is "
-            f"{kind}; licence: {self.licence}):"
-        )
+        size = f"{len(exported.files)} files, {exported.num_bytes / 1e6:.1f} MB"
+        print(f"{verb} {size}, to {self.repo} (a new repository is {kind}; licence: {self.licence}):")
         for name, num_bytes in exported.files.items():
             print(f"  {num_bytes:>12,}  {name}")
         sys.stdout.flush()

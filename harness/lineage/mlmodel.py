@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.config.own_loop import OWN_LOOP
-from harness.lineage.nodes.local_files import json_bytes
+from harness.lineage.nodes.local_files import DETERMINANTS, json_bytes
 from harness.lineage.nodes.record import CHECKPOINT, LineageRecord
 
 MLMODEL = "MLmodel"
@@ -20,8 +20,8 @@ LOADER = "harness.lineage.pyfunc"
 
 
 def has_mlmodel(kind: str, files: Mapping[str, str]) -> bool:
-    """Return whether a run of this kind with these files gets an MLmodel: each level and final training does."""
-    return kind in ("level", "training") and CHECKPOINT in files
+    """Return whether a run gets an MLmodel: levels and final trainings do. Early versions recorded no determinants."""
+    return kind in ("level", "training") and {CHECKPOINT, DETERMINANTS} <= files.keys()
 
 
 def mlmodel(

@@ -41,7 +41,8 @@ class ImageClassifier:
 
         if not isinstance(images, np.ndarray | torch.Tensor):
             raise TypeError(
-                f"predict takes a NumPy array of images, float32 [N, channels, height, width], not {type(images).__name__}"
+                f"predict takes a NumPy array of images, float32 [N, channels, height, width], not "
+                f"{type(images).__name__}"
             )
         # torch warns about arrays that are not writable, and refuses negative strides.
         batch = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images, np.float32))

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes
+from harness.lineage.bundle import bundled_file, is_bundle
+from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes, read_record
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
+from harness.lineage.sharing.hub import fetch, is_hub_uri
 from harness.lineage.store import DEFAULT_DIRECTORY, open_store
 from harness.lineage.tracking.registry import is_model_uri
 
@@ -29,8 +31,9 @@ def load_signed_mask(
     run's directory.
 
     Args:
-        run_id: A run ID, a key, the path of a file, or a `models:/` URI with a version or alias, such as
-            models:/aws-digits-resnet20@s1-L07.
+        run_id: A run ID, a key, the path of a file or of an exported directory, a repository of the Hugging Face Hub
+            such as hf://USER/NAME@REVISION, or a `models:/` URI with a version or alias, such as
+            models:/aws-digits-resnet20@s1-L07. A repository is imported into `local_dir` with its lineage.
         tracking_uri: Tracking server for run IDs and URIs. None takes MLFLOW_TRACKING_URI, or else
             sqlite:///mlflow.db.
         local_dir: Directory of local runs, where keys are looked up first.
@@ -118,8 +121,13 @@ def load_network(
 @contextlib.contextmanager
 def _open(run_id: str | Path, name: str, tracking_uri: str | None, local_dir: Path | str) -> Iterator[Path]:
     """Yield the path of a file of the run that `run_id` names."""
-    # Phase: a key.
+    # Phase: an exported run on the Hub becomes a local run. A directory is read as it is.
     text = str(run_id)
+    if is_hub_uri(text):
+        text = read_record(fetch(text, local_dir, weights=name == CHECKPOINT)).key
+    elif is_bundle(Path(run_id)):
+        yield bundled_file(Path(run_id), name)
+        return
     if re.fullmatch("[0-9a-f]{64}", text):
         local = LocalNodes(local_dir)
         if local.find(text) is not None:

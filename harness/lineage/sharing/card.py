@@ -85,7 +85,9 @@ def _facts(shared: SharedRun, licence: str) -> str:
     # Phase: the rows whose fact is known.
     record, tags, spec = shared.record, shared.record.tags, shared.spec
     error, density, shape = shared.test_error_percent, shared.density, shared.image_shape
-    code = f"commit `{record.code.get('commit', '?')}`" + (" with changes" if record.code.get("dirty") == "true" else "")
+    code = f"commit `{record.code.get('commit', '?')}`" + (
+        " with changes" if record.code.get("dirty") == "true" else ""
+    )
     versions = ", ".join(f"{name} {record.code[name]}" for name in ("python", "torch", "mlflow") if name in record.code)
     seeds = [f"{name} {tags[name]}" for name in ("init_seed", "sgd_seed") if name in tags]
     rows = {
@@ -131,7 +133,7 @@ def _use(shared: SharedRun, repo: str) -> str:
         parts.append(f"The network is not recorded.{by} Build it yourself, and fill it with `{load}`.")
     elif "sha256" in shared.determinants["model"]:
         parts.append("The network is defined in a Python file of this directory. Read the file before you trust it.")
-    parts.append(f"Without this library, `{MODEL}` is a state dict: `safetensors.torch.load_file(\"{MODEL}\")`.")
+    parts.append(f'Without this library, `{MODEL}` is a state dict: `safetensors.torch.load_file("{MODEL}")`.')
     return "\n\n".join(parts)
 
 

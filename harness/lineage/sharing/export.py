@@ -7,7 +7,7 @@ from pathlib import Path
 
 from harness.lineage.browse.find import Named, find_node
 from harness.lineage.bundle import MODEL, BundledRun, new_directory, write_manifest, write_runs
-from harness.lineage.mlmodel import MLMODEL, mlmodel
+from harness.lineage.mlmodel import MLMODEL, has_mlmodel, mlmodel
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS, file_names, json_bytes
 from harness.lineage.nodes.record import LineageRecord
@@ -74,7 +74,8 @@ def export_run(
 
         # Phase: write the description for people, for MLflow and for other programs.
         (temporary / CONFIG).write_bytes(json_bytes(shared.config()))
-        (temporary / MLMODEL).write_bytes(mlmodel(record, shared.determinants))
+        if has_mlmodel(record.kind, record.files):
+            (temporary / MLMODEL).write_bytes(mlmodel(record, shared.determinants))
         write_manifest(temporary, items, [record.key], model_card(shared, items, licence, repo))
     return Exported(out, shared, tuple(items), sizes(out))
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import redact
+from harness.common.optional import require
 from harness.lineage.bundle import MANIFEST, MODEL, NODES, Imported, asked_keys, check_bundle, import_bundle
 from harness.lineage.nodes.local_files import CONFIG, SUMS
 from harness.lineage.nodes.record import SIGNED_MASK
@@ -281,13 +282,11 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
     Raises:
         LookupError: There is no such repository, revision or file, or the token lacks the permission.
         ConnectionError: The Hub is unreachable or fails.
+        MissingLibraryError: huggingface_hub is not installed.
     """
-    try:
-        from huggingface_hub import errors
-    except ImportError:
-        raise ConnectionError(
-            f"cannot {action}: huggingface_hub is not installed; run: pip install 'signed-tickets[hub]'"
-        ) from None
+    require("huggingface_hub", "the Hugging Face Hub")
+    from huggingface_hub import errors
+
     try:
         yield
         return
@@ -296,12 +295,18 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
     except errors.GatedRepoError:
         reason, kind = f"ask its owner for access on its page, and {_TOKEN}", LookupError
     except errors.RepositoryNotFoundError:
-        reason, kind = f"there is no such repository, or it is private and the token may not use it; {_TOKEN}", LookupError
+        reason, kind = (
+            f"there is no such repository, or it is private and the token may not use it; {_TOKEN}",
+            LookupError,
+        )
     except errors.LocalTokenNotFoundError:
         reason, kind = f"there is no token; {_TOKEN}", LookupError
     except errors.LocalEntryNotFoundError as error:
         cause = error.__cause__ or error
-        reason, kind = f"the Hub is unreachable, and the cache lacks it ({_line(cause)}); try again later", ConnectionError
+        reason, kind = (
+            f"the Hub is unreachable, and the cache lacks it ({_line(cause)}); try again later",
+            ConnectionError,
+        )
     except errors.EntryNotFoundError as error:
         reason, kind = f"a file is missing ({_line(error)})", LookupError
     except errors.HfHubHTTPError as error:
@@ -315,7 +320,10 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
     except Exception as error:
         if not _from_network(error):
             raise
-        reason, kind = f"the Hub is unreachable ({_line(error)}); check HF_ENDPOINT, or try again later", ConnectionError
+        reason, kind = (
+            f"the Hub is unreachable ({_line(error)}); check HF_ENDPOINT, or try again later",
+            ConnectionError,
+        )
     raise kind(redact(f"cannot {action}: {reason:.500}"))
 
 
