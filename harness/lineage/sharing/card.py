@@ -85,9 +85,8 @@ def _facts(shared: SharedRun, licence: str) -> str:
     # Phase: the rows whose fact is known.
     record, tags, spec = shared.record, shared.record.tags, shared.spec
     error, density, shape = shared.test_error_percent, shared.density, shared.image_shape
-    code = f"commit `{record.code.get('commit', '?')}`" + (
-        " with changes" if record.code.get("dirty") == "true" else ""
-    )
+    code = f"commit `{record.code.get('commit', '?')}`"
+    code += " with changes" if record.code.get("dirty") == "true" else ""
     versions = ", ".join(f"{name} {record.code[name]}" for name in ("python", "torch", "mlflow") if name in record.code)
     seeds = [f"{name} {tags[name]}" for name in ("init_seed", "sgd_seed") if name in tags]
     rows = {
@@ -144,8 +143,8 @@ def _images(shared: SharedRun) -> str:
         return ""
     mean, std = (", ".join(f"{value:g}" for value in spec[name]) for name in ("mean", "std"))
     return (
-        "## Images\n\nThe network takes float32 images N × channels × height × width and returns logits. Scale pixels to "
-        f"0..1, subtract the mean ({mean}) and divide by the standard deviation ({std}) of each channel."
+        "## Images\n\nThe network takes float32 images N × channels × height × width and returns logits. Scale pixels "
+        f"to 0..1, subtract the mean ({mean}) and divide by the standard deviation ({std}) of each channel."
     )
 
 
@@ -158,11 +157,12 @@ def _lineage(shared: SharedRun, items: Sequence[BundledRun], repo: str) -> str:
         rows.append(f"| {for_markdown(item.name)} | {item.kind} | {relation} | `{item.record_sha256}` |")
     first = f"tickets pull {repo}" if repo else "tickets lineage import THIS_DIRECTORY"
     commands = ["sha256sum -c --quiet SHA256SUMS", first, f"tickets lineage verify {shared.record.key[:16]}"]
+    table = "\n".join(["| run | kind | relation | SHA-256 of record.json |", "|---|---|---|---|", *rows])
     return (
-        "## Lineage\n\nEvery run has its record, settings and signed mask in `nodes/`. A record lists seeds, code, metrics, "
-        "parents, and the SHA-256 of each file.\n\n"
-        + "\n".join(["| run | kind | relation | SHA-256 of record.json |", "|---|---|---|---|", *rows])
-        + f"\n\nCheck the files, import the runs into your own store, and verify them:\n\n{code_block(chr(10).join(commands))}"
+        "## Lineage\n\nEvery run has its record, settings and signed mask in `nodes/`. A record lists seeds, code, "
+        f"metrics, parents, and the SHA-256 of each file.\n\n{table}\n\n"
+        "Check the files, import the runs into your own store, and verify them:\n\n"
+        f"{code_block(chr(10).join(commands))}"
     )
 
 

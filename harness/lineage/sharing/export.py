@@ -43,8 +43,8 @@ def export_run(
 ) -> Exported:
     """Write a level or final training with its lineage to a new directory, atomically.
 
-    The directory has `model.safetensors`, `config.json`, `signed_mask.safetensors`, a model card and `MLmodel`. The rest
-    is a bundle of the run and all its ancestors, so `import_bundle` takes the directory.
+    The directory has `model.safetensors`, `config.json`, `signed_mask.safetensors`, a model card and `MLmodel`. It is
+    also a bundle of the run and all its ancestors, so `import_bundle` takes it.
 
     Args:
         store: The store of the run.

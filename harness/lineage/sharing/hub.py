@@ -289,42 +289,39 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
 
     try:
         yield
-        return
-    except errors.RevisionNotFoundError:
-        reason, kind = f"it has no revision {repository.revision!r}; give a branch, a tag or a commit", LookupError
-    except errors.GatedRepoError:
-        reason, kind = f"ask its owner for access on its page, and {_TOKEN}", LookupError
-    except errors.RepositoryNotFoundError:
-        reason, kind = (
-            f"there is no such repository, or it is private and the token may not use it; {_TOKEN}",
-            LookupError,
-        )
-    except errors.LocalTokenNotFoundError:
-        reason, kind = f"there is no token; {_TOKEN}", LookupError
-    except errors.LocalEntryNotFoundError as error:
-        cause = error.__cause__ or error
-        reason, kind = (
-            f"the Hub is unreachable, and the cache lacks it ({_line(cause)}); try again later",
-            ConnectionError,
-        )
-    except errors.EntryNotFoundError as error:
-        reason, kind = f"a file is missing ({_line(error)})", LookupError
-    except errors.HfHubHTTPError as error:
-        status = error.response.status_code
-        said = error.server_message or _line(error)
-        reason, kind = f"the Hub answers {status} ({said})", ConnectionError
-        if status in (401, 403):
-            reason, kind = f"the token lacks the permission ({status}); {_TOKEN}", LookupError
-    except (ValueError, LookupError):
-        raise
+    except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.LocalTokenNotFoundError) as error:
+        kind, reason = _refusal(error, repository)
+        raise kind(redact(f"cannot {action}: {reason:.500}")) from None
     except Exception as error:
         if not _from_network(error):
             raise
-        reason, kind = (
-            f"the Hub is unreachable ({_line(error)}); check HF_ENDPOINT, or try again later",
-            ConnectionError,
-        )
-    raise kind(redact(f"cannot {action}: {reason:.500}"))
+        reason = f"the Hub is unreachable ({_line(error)}); check HF_ENDPOINT, or try again later"
+        raise ConnectionError(redact(f"cannot {action}: {reason:.500}")) from None
+
+
+def _refusal(error: Exception, repository: Repository) -> tuple[type[LookupError | ConnectionError], str]:
+    """Return the exception that stands for an error of huggingface_hub, and its reason with a remedy."""
+    from huggingface_hub import errors
+
+    # The order matters: some classes derive from others.
+    if isinstance(error, errors.RevisionNotFoundError):
+        return LookupError, f"it has no revision {repository.revision!r}; give a branch, a tag or a commit"
+    if isinstance(error, errors.GatedRepoError):
+        return LookupError, f"ask its owner for access on its page, and {_TOKEN}"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return LookupError, f"there is no such repository, or it is private and you may not use it; {_TOKEN}"
+    if isinstance(error, errors.LocalTokenNotFoundError):
+        return LookupError, f"there is no token; {_TOKEN}"
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        cause = _line(error.__cause__ or error)
+        return ConnectionError, f"the Hub is unreachable, and the cache lacks it ({cause}); try again later"
+    if isinstance(error, errors.EntryNotFoundError):
+        return LookupError, f"a file is missing ({_line(error)})"
+    assert isinstance(error, errors.HfHubHTTPError)
+    status = error.response.status_code
+    if status in (401, 403):
+        return LookupError, f"the token lacks the permission ({status}); {_TOKEN}"
+    return ConnectionError, f"the Hub answers {status} ({error.server_message or _line(error)}); try again later"
 
 
 def _from_network(error: Exception) -> bool:

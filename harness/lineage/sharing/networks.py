@@ -6,10 +6,9 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.common.files import write_tensors
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
+from harness.lineage.nodes.record import CHECKPOINT
 from harness.lineage.recorded_network import read_model
 from harness.lineage.sharing.description import SharedRun
 from harness.lineage.store import LineageStore

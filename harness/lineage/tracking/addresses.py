@@ -15,8 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.common.files import read_json
+from harness.lineage.mlmodel import MLMODEL, has_mlmodel
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import absent_files, check_files, read_record
+from harness.lineage.nodes.local_files import (
+    DETERMINANTS,
+    RECORD,
+    absent_files,
+    check_files,
+    parse_record,
+    read_record,
+)
 from harness.lineage.nodes.record import SIGNED_MASK, WITHOUT_MODEL
 from harness.lineage.tracking.delivery import Delivery
 from harness.lineage.tracking.description import LAYERS, NOTE_TAG, PICTURE, is_own_note, note_tags
@@ -32,7 +41,7 @@ from harness.lineage.tracking.server import (
 )
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
 _ABOVE_TAG = "mlflow.parentRunId"
 _COPIES_TAG = "mlflow.loggedArtifacts"
