@@ -289,14 +289,16 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
 
     try:
         yield
-    except (errors.HfHubHTTPError, errors.EntryNotFoundError, errors.LocalTokenNotFoundError) as error:
-        kind, reason = _refusal(error, repository)
-        raise kind(redact(f"cannot {action}: {reason:.500}")) from None
     except Exception as error:
-        if not _from_network(error):
+        # The upload of a large file wraps the error of its request.
+        cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
+        if isinstance(cause, errors.HfHubHTTPError | errors.EntryNotFoundError | errors.LocalTokenNotFoundError):
+            kind, reason = _refusal(cause, repository)
+        elif _from_network(cause):
+            kind, reason = ConnectionError, f"the Hub is unreachable ({_line(cause)}); check HF_ENDPOINT, or try later"
+        else:
             raise
-        reason = f"the Hub is unreachable ({_line(error)}); check HF_ENDPOINT, or try again later"
-        raise ConnectionError(redact(f"cannot {action}: {reason:.500}")) from None
+        raise kind(redact(f"cannot {action}: {reason:.500}")) from None
 
 
 def _refusal(error: Exception, repository: Repository) -> tuple[type[LookupError | ConnectionError], str]:
