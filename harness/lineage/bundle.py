@@ -342,7 +342,8 @@ def _read_manifest(directory: Path) -> tuple[list[BundledRun], tuple[str, ...]]:
         raise ValueError(f"{path}: {error}") from None
     if len({item.directory for item in items}) < len(items):
         raise ValueError(f"{path} lists a run twice")
-    if any(key not in {item.key for item in items} for key in asked):
+    known = [item.key for item in items]
+    if any(key not in known for key in asked):
         raise ValueError(f"{path} requests a run that it does not list")
     return items, tuple(asked)
 

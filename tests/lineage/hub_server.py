@@ -92,7 +92,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer(self) -> None:
         # Phase: read the request, which must not stay in the connection.
-        path = unquote(urlsplit(self.path).path)
+        quoted = urlsplit(self.path).path  # revisions with slashes are quoted
+        path = unquote(quoted)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         self.server.requests.append(f"{self.command} {path}")
         for pattern, status in self.server.refused.items():
@@ -110,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(body))
 
         # Phase: requests about one repository.
-        found = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?:/(.*))?$", path)
+        found = re.match(r"/(?:api/models/)?([\w.-]+/[\w.-]+?)(?:\.git)?(?:/(.*))?$", quoted)
         repository = self.server.repositories.get(found[1]) if found else None
         if found is None or repository is None or (repository.private and not self.authorized):
             return self.send(401 if not self.authorized else 404, {"error": "?"}, X_Error_Code="RepoNotFound")
@@ -125,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
         if not self.authorized:
             return self.send(401, {"error": "Invalid username or password."})
         if name in self.server.repositories:
-            return self.send(409, {"error": "You already created this model repo", "url": self.server.endpoint})
+            return self.send(409, {"error": "You already created it", "url": f"{self.server.endpoint}/{name}"})
         self.server.repositories[name] = HubRepository(private=asked.get("visibility") == "private")
         self.server.repositories[name].commit({".gitattributes": b"*.safetensors filter=lfs"})
         return self.send(200, {"url": f"{self.server.endpoint}/{name}", "name": name})
@@ -144,16 +145,15 @@ class Handler(BaseHTTPRequestHandler):
             return self.commit(name, repository, body)
 
         # Phase: reading one revision.
-        found = re.match(r"(?:(revision|tree|resolve)/([^/]+|refs/.+?)(?:/(.*))?)?$", rest)
-        assert found is not None, rest
-        sha = repository.refs.get(found[2] or "main", found[2])
+        kind, revision, path = ([unquote(part) for part in rest.split("/", 2)] + ["", "", ""])[:3]
+        sha = repository.refs.get(revision or "main", revision)
         if sha not in repository.commits:
             return self.send(404, {"error": "Invalid rev id"}, X_Error_Code="RevisionNotFound")
         files = repository.commits[sha]
-        if found[1] == "tree":
+        if kind == "tree":
             return self.send(200, [self.entry(path, files[path]) for path in sorted(files)])
-        if found[1] == "resolve":
-            return self.file(sha, files, found[3])
+        if kind == "resolve":
+            return self.file(sha, files, path)
         siblings = [{"rfilename": path} for path in files]
         return self.send(200, {"id": name, "sha": sha, "private": repository.private, "siblings": siblings})
 

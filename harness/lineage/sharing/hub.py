@@ -292,6 +292,8 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
     except Exception as error:
         # The upload of a large file wraps the error of its request.
         cause = error.__cause__ if type(error) is RuntimeError and error.__cause__ is not None else error
+        if isinstance(cause, errors.LocalEntryNotFoundError) and isinstance(cause.__cause__, errors.HfHubHTTPError):
+            cause = cause.__cause__  # the Hub answered, and the cache lacks the files
         if isinstance(cause, errors.HfHubHTTPError | errors.EntryNotFoundError | errors.LocalTokenNotFoundError):
             kind, reason = _refusal(cause, repository)
         elif _from_network(cause):
@@ -329,6 +331,8 @@ def _refusal(error: Exception, repository: Repository) -> tuple[type[LookupError
 def _from_network(error: Exception) -> bool:
     """Return whether an error comes from the connection."""
     libraries = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub"}
+    if isinstance(error, ValueError):  # about the name of a repository
+        return False
     return isinstance(error, ConnectionError | TimeoutError) or type(error).__module__.partition(".")[0] in libraries
 
 
