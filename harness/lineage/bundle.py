@@ -50,6 +50,8 @@ MODEL = "model.safetensors"
 """Checkpoint of the requested run, at the top of an exported directory."""
 FORMAT = "harness.bundle/1"
 CHECKPOINTS = (CHECKPOINT, THETA_INIT)
+TOP_FILES = {CHECKPOINT: MODEL, SIGNED_MASK: SIGNED_MASK}
+"""Files of the requested run that an exported directory has at its top, with their names there."""
 _MOST_BYTES = 64 << 20  # of a file of text
 _IS_THE_MODEL = f"the exported directory has it as {MODEL}"
 
@@ -197,11 +199,11 @@ def _write_node(
 
     # Phase: copy the files of an exported run to the top. Its checkpoint has no second copy below.
     if at_top:
-        top = {CHECKPOINT: MODEL, SIGNED_MASK: SIGNED_MASK}
-        for name in top.keys() & record.files.keys():
+        for name in TOP_FILES.keys() & record.files.keys():
+            copy = directory.parents[1] / TOP_FILES[name]
             with store.open_file_of(node, name) as path:
-                shutil.copyfile(path, directory.parents[1] / top[name])
-            check_digest(directory.parents[1] / top[name], record.files[name])
+                shutil.copyfile(path, copy)
+            check_digest(copy, record.files[name])
         absent[CHECKPOINT] = _left_out(record.files[CHECKPOINT], _IS_THE_MODEL)
 
     # Phase: copy the other files.
@@ -469,7 +471,7 @@ def _check_item(directory: Path, item: BundledRun, *, at_top: bool) -> tuple[Lin
     for name in files:
         check_file(directory / item.directory, record, name)
     if at_top:
-        for name, top in ((CHECKPOINT, MODEL), (SIGNED_MASK, SIGNED_MASK)):
+        for name, top in TOP_FILES.items():
             if name in record.files and (found := _top_file(directory, top, record.files[name])) is not None:
                 files.setdefault(name, found)
     return record, files

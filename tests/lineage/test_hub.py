@@ -109,9 +109,8 @@ def _damage(name: str, content: bytes | None) -> Callable[[HubServer], None]:
 
     def change(hub: HubServer) -> None:
         files = hub.repositories[REPO].files
-        (path,) = [path for path in files if path == name or (name.startswith("nodes/") and path.endswith(name[6:]))][
-            :1
-        ]
+        inside = name.removeprefix("nodes/")
+        path = next(one for one in files if one == name or (inside != name and one.endswith(f"/{inside}")))
         if content is None:
             del files[path]
         else:

@@ -9,8 +9,9 @@ from typing import Any
 from harness.common.escape import code_block, for_markdown
 from harness.config.own_loop import OWN_LOOP
 from harness.lineage.bundle import MODEL, NODES, BundledRun
+from harness.lineage.nodes.local_files import CONFIG
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
-from harness.lineage.sharing.description import CONFIG, SharedRun
+from harness.lineage.sharing.description import SharedRun
 from harness.lineage.sharing.licences import front_matter, sentence
 
 

@@ -9,8 +9,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from harness.config.own_loop import OWN_LOOP
-from harness.lineage.nodes.local_files import CONFIG, DETERMINANTS
-from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, LineageRecord
+from harness.lineage.bundle import TOP_FILES
+from harness.lineage.nodes.local_files import DETERMINANTS
+from harness.lineage.nodes.record import CHECKPOINT, LineageRecord
 from harness.lineage.tracking.description import command_of
 
 SHAREABLE = ("level", "training")
@@ -107,7 +108,7 @@ class SharedRun:
             "method": record.tags.get("method"),
             "density": self.density,
             "test_error_percent": self.test_error_percent,
-            "sha256": {name: record.files[name] for name in (CHECKPOINT, SIGNED_MASK) if name in record.files},
+            "sha256": {top: record.files[name] for name, top in TOP_FILES.items() if name in record.files},
         }
         if "level" in record.tags:
             found["level"] = int(record.tags["level"]) if record.tags["level"].isdecimal() else record.tags["level"]
@@ -131,6 +132,3 @@ def parse_determinants(content: bytes) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{DETERMINANTS} is no JSON object")
     return found
-
-
-__all__ = ["CONFIG", "SHAREABLE", "SharedRun", "check_shareable", "parse_determinants"]
