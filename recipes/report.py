@@ -15,6 +15,7 @@ from pathlib import Path
 
 from harness.cli.errors import clear_errors
 from harness.cli.options import parse
+from harness.common.optional import require
 from recipes.presets.figure_options import RESULTS, FigureOptions
 
 
@@ -39,6 +40,8 @@ def main() -> None:
         from harness.reproduction.report import show
         from recipes.reproduce import study_named, write_study_page
 
+        for library in ("matplotlib", "scipy", "statsmodels"):
+            require(library, "a page")
         if bool(asked.figure) == bool(asked.study):
             raise ValueError("give a FIGURE or --study NAME")
         if asked.study:

@@ -36,6 +36,10 @@ EXTRAS: dict[str, str] = {
 """Name of an optional library in `import` → extra of this package."""
 
 
+_NAMES = {"PIL": "Pillow", "cv2": "OpenCV", "pynvml": "nvidia-ml-py", "sklearn": "scikit-learn"}
+"""Libraries whose users know them by another name."""
+
+
 class MissingLibraryError(ImportError):
     """An optional library is not installed. The message is one line with the command that installs it."""
 
@@ -61,7 +65,7 @@ def require(library: str, user: str) -> None:
 
 def missing(library: str, user: str) -> str:
     """Return the message about a library that is not installed: the feature, the library and the command."""
-    return f"{user} needs {library}, which is not installed; run: {install_command(library)}"
+    return f"{user} needs {_NAMES.get(library, library)}, which is not installed; run: {install_command(library)}"
 
 
 def install_command(library: str) -> str:

@@ -130,15 +130,17 @@ def usage_name() -> str:
 
 def worded(text: str) -> str:
     """Return help text whose mentions of a clone's files name the console script, if that is in use."""
-    if not is_console():
-        return text
+    return spelled(text) if is_console() else text
+
+
+def spelled(text: str) -> str:
+    """Return a text in which each mention of a clone's file is a command that this user can type."""
 
     def renamed(found: re.Match[str]) -> str:
-        file = found["file"]
-        names = [name for name, own in FILES.items() if own == file]
-        if not names and file.startswith("tools/"):
+        names = [name for name, own in FILES.items() if own == found["file"]]
+        if not names and found["file"].startswith("tools/"):
             return found[0]  # a tool for developers, which only a clone has
-        words = names[0] if names else f"search {Path(file).stem}"
+        words = names[0] if names else f"search {Path(found['file']).stem}"
         return command(words, found["launch"] or "")
 
     return _LAUNCH_FILE.sub(lambda found: launch_file(found[1]), _MENTION.sub(renamed, text))
