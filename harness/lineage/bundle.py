@@ -351,37 +351,42 @@ def _read_manifest(directory: Path) -> tuple[list[BundledRun], tuple[str, ...]]:
 
 
 def requested_run(directory: Path) -> BundledRun:
-    """Return the one requested run of a bundle.
+    """Return the one run that a bundle was made for.
+
+    If several were requested, it is the only one that no other run of the bundle was made from.
 
     Raises:
-        LookupError: Several runs were requested.
+        LookupError: There are several. The message lists them.
         ValueError: The bundle is malformed.
     """
     items, asked = _read_manifest(directory)
-    if len(asked) != 1:
-        masks = [f"{item.directory}/{SIGNED_MASK}" for item in items if item.key in asked]
-        raise LookupError(
-            f"{directory} is a bundle of {len(asked)} requested runs: give one of its files, such as "
-            f"{directory}/{masks[0] if masks else NODES}"
-        )
-    return next(item for item in items if item.key == asked[0])
+    if len(asked) == 1:
+        return next(item for item in items if item.key == asked[0])
+    made_from = {parent.key for item in items for parent in _record_of(directory, item).parents}
+    last = [item for item in items if item.key not in made_from and item.kind != "search"]
+    if len(last) != 1:
+        names = ", ".join(f"{item.directory} ({item.name})" for item in last[:5]) or "none"
+        raise LookupError(f"{directory} is a bundle of several results; give the directory of one: {names}")
+    return last[0]
+
+
+def requested_record(directory: Path) -> LineageRecord:
+    """Return the record of the one run that a bundle was made for; errors as in `requested_run`."""
+    return _record_of(directory, requested_run(directory))
 
 
 def bundled_file(directory: Path, name: str) -> Path:
-    """Return the path of a file of the one requested run of a bundle, after checking its digest.
+    """Return the path of a file of the one run that a bundle was made for, after checking its digest.
 
     Raises:
-        LookupError: Several runs were requested, or the run has no such file.
+        LookupError: The bundle was made for several runs, or the run has no such file.
         ValueError: The file was altered or left out, or a link or name leaves the bundle.
     """
     # Phase: read the record.
     item = requested_run(directory)
     record = _record_of(directory, item)
     if name not in record.files:
-        raise LookupError(
-            f"{record.name}, the requested run of {directory}, has no file {name!r}; "
-            f"it has: {', '.join(sorted(record.files))}"
-        )
+        raise LookupError(f"{record.name} has no file {name!r}; it has: {', '.join(sorted(record.files))}")
 
     # Phase: find the file.
     absent = _absent_of(directory, item, record)

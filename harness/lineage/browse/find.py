@@ -130,7 +130,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
             in the original store. A RunSummary is returned as it is.
 
     Raises:
-        LookupError: No run matches, or the prefix is ambiguous.
+        LookupError: No run matches, or the prefix is ambiguous. Then the message lists the runs.
     """
     # Phase: read the ID.
     if isinstance(text, RunSummary):
@@ -142,15 +142,22 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
             f"{text!r} is not a run ID (hexadecimal, at least {_MINIMUM_DIGITS} digits); "
             f"`{command('lineage list')}` shows them"
         )
-    # Phase: try each kind of ID in turn.
-    ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
-    found = next((nodes for way in ways if (nodes := way(store, text))), {})
+    # Phase: try each kind of ID. The first one with a complete ID counts. A prefix must be unique among all kinds.
+    found: dict[str, RunSummary] = {}
+    for way in (_by_run_id, _by_key, _by_local_key, _by_origin):
+        if not found or len(text) not in (_RUN_ID_DIGITS, _KEY_DIGITS):
+            found = way(store, text) | found
     if not found:
         raise LookupError(f"no run ID or key begins with {text!r}; `{command('lineage list')}` shows the runs")
     if len(found) > 1:
         names = ", ".join(f"{short_id(node, 12)} ({node.name})" for node in list(found.values())[:5])
         raise LookupError(f"{text!r} matches more than one run: {names}; give more digits")
     return next(iter(found.values()))
+
+
+def find_local(store: LineageStore, text: str) -> list[RunSummary]:
+    """Return the local runs whose key begins with `text`, without asking the server."""
+    return list(_by_local_key(store, text).values())
 
 
 def _by_run_id(store: LineageStore, text: str) -> dict[str, RunSummary]:

@@ -23,7 +23,7 @@ from harness.lineage.bundle import MANIFEST, MODEL, NODES, Imported, asked_keys,
 from harness.lineage.nodes.local_files import CONFIG, SUMS
 from harness.lineage.nodes.record import SIGNED_MASK
 from harness.lineage.sharing.export import Exported
-from harness.lineage.store import LineageStore, open_store
+from harness.lineage.store import LineageStore
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -72,23 +72,7 @@ class Pulled:
     imported: tuple[Imported, ...]
 
 
-def is_hub_uri(text: str) -> bool:
-    """Return whether a text names a repository on the Hub."""
-    return text.startswith(SCHEME)
-
-
 # ---------------------------------------------------------------------- download
-
-
-def fetch(uri: str, local_dir: Path | str, *, weights: bool) -> Path:
-    """Return the local directory of the run that a repository shares, after its import; errors as in `pull`.
-
-    Args:
-        uri: hf://USER/NAME or hf://USER/NAME@REVISION.
-        local_dir: Directory of local runs.
-        weights: Whether the checkpoint is needed.
-    """
-    return pull(open_store(local_dir, offline=True), uri, weights=weights).directory
 
 
 def pull(store: LineageStore, text: str, *, weights: bool = True) -> Pulled:
