@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile("[0-9a-f]{4,64}")
 _KINDS_OF_NAMES = (
-    "a run ID (32 hex digits), a key (64), the first digits of one (4 or more), a runs:/, models:/ or hf:// URI, a file "
-    "or a directory"
+    "a run ID (32 hex digits), a key (64), the first digits of one (4 or more), a runs:/, models:/ or hf:// URI, a "
+    "file or a directory"
 )
 
 
@@ -64,7 +64,8 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
         store: Local runs and the tracking server.
         given: A run ID, a key, or the first digits of one. `runs:/RUN_ID`, `models:/NAME/VERSION` or
             `models:/NAME@ALIAS`, also with `/FILE`. `hf://USER/NAME@REVISION`. A file, or the directory of a run, of a
-            bundle or of an export. An object with the key of a run. A text that is a complete ID, or a URI, is no path. A path is no beginning of an ID.
+            bundle or of an export. An object with the key of a run. A text that is a complete ID, or a URI, is no path.
+            A path is no beginning of an ID.
 
     Raises:
         TypeError: The object names no run.

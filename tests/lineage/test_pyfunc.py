@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,25 @@ from tests.tracking_server import server
 IMAGES = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
 
 
+@pytest.fixture(autouse=True)
+def global_store() -> Iterator[None]:
+    """Forget the global tracking URI after each test. MLflow also keeps it in the environment."""
+    yield
+    import mlflow
+
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+
+
+def use(uri: str) -> None:
+    """Make a store the global one, as a user of `mlflow.pyfunc` does."""
+    import mlflow
+
+    mlflow.set_tracking_uri(uri)
+    mlflow.set_registry_uri(uri)
+
+
 def model_files(store: LineageStore, run_id: str) -> Path:
     """Return the directory of a run's logged model in a SQLite store."""
     run = store.server.client().get_run(run_id)
@@ -45,12 +66,9 @@ def check_predictions(uri: str, expected: np.ndarray) -> None:
     assert "float32" in str(model.metadata.signature.inputs) and "(-1, 10)" in str(model.metadata.signature.outputs)
 
 
-def test_levels_are_loaded_by_run_model_and_path(
-    store: LineageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.long
+def test_levels_are_loaded_by_run_model_and_path(store: LineageStore, tmp_path: Path) -> None:
     # Phase: deliver a search and a final training
-    import mlflow
-
     made = made_search(store.local.directory, finals=("signed_mask",))
     run_ids = {name: store.deliver(made.directory(name)) for name in made.keys}
     with torch.no_grad():
@@ -59,9 +77,7 @@ def test_levels_are_loaded_by_run_model_and_path(
             for name in ("L01", "signed_mask")
         }
     # Phase: load by run, by registered version and alias, and by logged model
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", store.tracking_uri or "")
-    mlflow.set_tracking_uri(store.tracking_uri)
-    mlflow.set_registry_uri(store.tracking_uri)
+    use(store.tracking_uri or "")
     node = find_node(store, made.keys["L01"])
     uris = [f"runs:/{run_ids['L01']}/network", f"models:/{model_name(node)}@{alias_of(node)}"]
     version = store.server.client().get_model_version_by_alias(model_name(node), alias_of(node)).version
@@ -95,7 +111,7 @@ def test_other_input_is_refused_in_one_line(store: LineageStore, tmp_path: Path)
             model.predict(given)
     # without the signature's check
     with pytest.raises(TypeError, match="predict takes a NumPy array of images"):
-        model.unwrap_python_model() if hasattr(model, "unwrap") else model._model_impl.predict([[1.0]])
+        model._model_impl.predict([[1.0]])
 
 
 def test_altered_files_are_refused(store: LineageStore, tmp_path: Path) -> None:
@@ -144,7 +160,7 @@ def test_a_level_of_an_own_loop_says_how_to_load_it(store: LineageStore) -> None
         with pruner.step():
             network(torch.randn(8, 4)).square().mean().backward()
         optimizer.step()
-        key = pruner.log(name="mine", directory=store.local.directory)
+        key = pruner.log(name="mine", runs=store.local.directory)
     # Phase: deliver and load it
     for directory in store.local.directories():
         store.deliver(directory)
@@ -155,10 +171,8 @@ def test_a_level_of_an_own_loop_says_how_to_load_it(store: LineageStore) -> None
         mlflow.pyfunc.load_model(str(place))
 
 
-@pytest.mark.long
-def test_a_level_on_a_server_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import mlflow
-
+@pytest.mark.slow
+def test_a_level_on_a_server_is_loaded(tmp_path: Path) -> None:
     # Phase: deliver to a server
     port = free_port()
     with server(tmp_path, port):
@@ -170,11 +184,7 @@ def test_a_level_on_a_server_is_loaded(tmp_path: Path, monkeypatch: pytest.Monke
         with torch.no_grad():
             expected = load_network(made.keys["L00"], local_dir=store.local.directory)(torch.from_numpy(IMAGES)).numpy()
         # Phase: load by run and by registered version
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        mlflow.set_tracking_uri(uri)
-        mlflow.set_registry_uri(uri)
+        use(uri)
         node = find_node(store, made.keys["L00"])
         check_predictions(f"runs:/{run_id}/network", expected)
         check_predictions(f"models:/{model_name(node)}/1", expected)
-        mlflow.set_tracking_uri(None)
-        mlflow.set_registry_uri(None)
