@@ -39,15 +39,14 @@ class ImageClassifier:
         import numpy as np
         import torch
 
-        if not isinstance(images, np.ndarray | torch.Tensor):
+        if not isinstance(images, np.ndarray):
             raise TypeError(
-                f"predict takes a NumPy array of images, float32 [N, channels, height, width], not "
+                "predict takes a NumPy array of images, float32 [N, channels, height, width], not a "
                 f"{type(images).__name__}"
             )
-        # torch warns about arrays that are not writable, and refuses negative strides.
-        batch = images if isinstance(images, torch.Tensor) else torch.from_numpy(np.array(images, np.float32))
+        batch = torch.from_numpy(np.array(images, np.float32))  # a copy: torch refuses negative strides
         with torch.inference_mode():
-            logits: torch.Tensor = self.model(batch.to(self.device, torch.float32))
+            logits: torch.Tensor = self.model(batch.to(self.device))
         return logits.float().cpu().numpy()
 
 

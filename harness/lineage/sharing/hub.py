@@ -287,7 +287,7 @@ def _talking(action: str, repository: Repository) -> Iterator[None]:
         raise kind(redact(f"cannot {action}: {reason:.500}")) from None
 
 
-def _refusal(error: Exception, repository: Repository) -> tuple[type[LookupError | ConnectionError], str]:
+def _refusal(error: BaseException, repository: Repository) -> tuple[type[LookupError | ConnectionError], str]:
     """Return the exception that stands for an error of huggingface_hub, and its reason with a remedy."""
     from huggingface_hub import errors
 
@@ -312,7 +312,7 @@ def _refusal(error: Exception, repository: Repository) -> tuple[type[LookupError
     return ConnectionError, f"the Hub answers {status} ({error.server_message or _line(error)}); try again later"
 
 
-def _from_network(error: Exception) -> bool:
+def _from_network(error: BaseException) -> bool:
     """Return whether an error comes from the connection."""
     libraries = {"httpx", "httpx2", "httpcore", "requests", "urllib3", "huggingface_hub"}
     if isinstance(error, ValueError):  # about the name of a repository

@@ -6,9 +6,12 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.common.digest import canonical_json
+from harness.common.files import write_tensors
+from harness.common.optional import require
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import DETERMINANTS
-from harness.lineage.nodes.record import CHECKPOINT
+from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
 from harness.lineage.recorded_network import read_model
 from harness.lineage.sharing.description import SharedRun
 from harness.lineage.store import LineageStore
@@ -51,9 +54,13 @@ def write_onnx(shared: SharedRun, model: nn.Module, out: Path) -> None:
         out: The new file.
 
     Raises:
+        MissingLibraryError: onnx or onnxscript is not installed.
         ValueError: torch cannot export this network. The message has its reason.
     """
     import torch
+
+    for library in ("onnx", "onnxscript"):
+        require(library, "the export to ONNX")
 
     # Phase: export. Two images, because torch takes a dimension of size 1 for a constant.
     shape = shared.image_shape
@@ -91,3 +98,29 @@ def write_onnx(shared: SharedRun, model: nn.Module, out: Path) -> None:
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_torch_prune(store: LineageStore, node: RunSummary, shared: SharedRun, out: Path) -> None:
+    """Write the state dict of a network that torch.nn.utils.prune has pruned, as a safetensors file.
+
+    Each pruned `X` becomes `X_orig` and `X_mask`, as `SignedMask.to_torch_prune` explains.
+
+    Args:
+        store: The store of the run.
+        node: The run.
+        shared: Its description, for the metadata.
+        out: The new file.
+
+    Raises:
+        ValueError: The run has no signed mask, or a file was altered.
+    """
+    from harness.checkpoint import Checkpoint
+    from harness.masks import SignedMask
+
+    if SIGNED_MASK not in shared.record.files:
+        raise ValueError(f"{shared.record.name} has no {SIGNED_MASK}, so there are no masks to write")
+    with store.open_file_of(node, SIGNED_MASK) as mask, store.open_file_of(node, CHECKPOINT) as checkpoint:
+        state = SignedMask.load(mask).to_torch_prune(Checkpoint.load(checkpoint))
+    told = {"key": shared.record.key, "name": shared.record.name, "density": shared.density}
+    tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+    write_tensors(out, tensors, {"signed_tickets": canonical_json(told)})
