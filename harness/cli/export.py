@@ -1,8 +1,8 @@
 """Export a run: a directory with its lineage, a repository on the Hugging Face Hub, ONNX, or pruned PyTorch.
 
-$ tickets export RUN --to dir --out ticket
-$ tickets export RUN --to hub --repo USER/NAME
-$ tickets export RUN --to onnx --out ticket.onnx
+$ python tools/export.py RUN --to dir --out ticket
+$ python tools/export.py RUN --to hub --repo USER/NAME
+$ python tools/export.py RUN --to onnx --out ticket.onnx
 
 RUN is a level or a final training: its run ID or key, or a unique prefix of either.
 """
@@ -39,7 +39,8 @@ class ExportRun:
     """Export a run for others."""
 
     run_id: tyro.conf.Positional[str]
-    """Run ID or key of a level or final training, or a unique prefix of either. `tickets lineage list` shows them."""
+    """Run ID or key of a level or final training, or a unique prefix of either. `python tools/lineage.py list` shows
+    them."""
     to: Literal["dir", "hub", "onnx", "torch-prune"] = "dir"
     """dir: a directory with network, signed mask, model card and lineage. hub: the same, uploaded to the Hugging Face
     Hub. onnx: the network. torch-prune: a state dict with weight_orig and weight_mask."""

@@ -1,7 +1,7 @@
 """Download an exported run from the Hugging Face Hub, check all its digests, and import it with its lineage.
 
-$ tickets pull USER/NAME
-$ tickets pull USER/NAME@REVISION --offline
+$ python tools/pull.py USER/NAME
+$ python tools/pull.py USER/NAME@REVISION --offline
 
 All commands then accept the imported runs, also by their original run IDs. No file is executed.
 """
