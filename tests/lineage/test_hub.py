@@ -192,6 +192,15 @@ def test_an_unreachable_hub_is_one_line_and_the_cache_is_used(
         caplog.clear()
         load_signed_mask(f"hf://{name}", local_dir=tmp_path / "again")
         assert text in caplog.text
+    monkeypatch.setenv("HF_ENDPOINT", shared.endpoint)
+    from huggingface_hub import constants
+
+    caplog.clear()
+    with monkeypatch.context() as offline:
+        offline.setattr(constants, "HF_HUB_OFFLINE", True)
+        load_signed_mask(f"hf://{REPO}", local_dir=tmp_path / "again")
+    assert "using commit" in caplog.text
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     with pytest.raises(ConnectionError, match="cannot read hf://someone/new: the Hub is unreachable") as caught:
         load_signed_mask("hf://someone/new", local_dir=tmp_path / "runs")
     assert "\n" not in str(caught.value)
