@@ -119,11 +119,11 @@ class ExportRun:
 
     def _share(self) -> None:
         """Write the directory, list its files, and upload them."""
-        from harness.lineage.sharing.hub import check_upload, upload
+        from harness.lineage.sharing.hub import Repository, check_upload, upload
 
         # Phase: write the directory.
         assert self.repo is not None
-        repository = check_upload(self.repo, public=self.public) if not self.dry_run else None
+        repository = Repository.of(self.repo) if self.dry_run else check_upload(self.repo, public=self.public)
         temporary = None if self.out is not None else Path(tempfile.mkdtemp(prefix="tickets-"))
         try:
             out = self.out or (temporary or Path()) / "export"
@@ -132,7 +132,7 @@ class ExportRun:
             # Phase: say what is uploaded, and upload it.
             if not self.place.json:
                 self._announce(exported)
-            if repository is None:
+            if self.dry_run:
                 self._print(uploaded=None, files=exported.files)
                 return
             address = upload(exported, repository, public=self.public, message=self.message)

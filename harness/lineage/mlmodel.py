@@ -62,5 +62,28 @@ def mlmodel(
     return json_bytes(found)
 
 
+def fault(content: bytes, key: str) -> str | None:
+    """Return what is wrong with an MLmodel in MLflow, or None. MLflow executes the module that the file names.
+
+    Args:
+        content: The file.
+        key: Key of the run.
+    """
+    try:
+        found = json.loads(content)
+        flavors, told = found["flavors"], found["metadata"]["key"]
+        loader = flavors["python_function"]
+        names, module, trusts = loader.keys(), loader["loader_module"], loader["config"]["trust_code"]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return "is not as the harness writes it"
+    if flavors.keys() != {"python_function"} or names - {"loader_module", "config", "python_version"}:
+        return "has entries that the harness does not write"
+    if module != LOADER:
+        return f"names the loader {module!r:.80} instead of {LOADER}"
+    if trusts is not False:
+        return "trusts the code of the run"
+    return None if told == key else "is that of another run"
+
+
 def _tensor(shape: list[int]) -> str:
     return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": shape}}])

@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,6 +128,43 @@ def test_altered_files_are_refused(store: LineageStore, tmp_path: Path) -> None:
         (copy / name).write_bytes(b"{}")
         with pytest.raises(ValueError, match=message):
             mlflow.pyfunc.load_model(str(copy))
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "another loader": (
+        lambda found: found["flavors"]["python_function"].update(loader_module="os"),
+        "names the loader 'os' instead of harness.lineage.pyfunc",
+    ),
+    "code beside it": (
+        lambda found: found["flavors"]["python_function"].update(code="code"),
+        "has entries that the harness does not write",
+    ),
+    "another flavor": (lambda found: found["flavors"].update(sklearn={}), "has entries that the harness does not"),
+    "trusts code": (
+        lambda found: found["flavors"]["python_function"]["config"].update(trust_code=True),
+        "trusts the code of the run",
+    ),
+    "another run": (lambda found: found["metadata"].update(key="0" * 64), "is that of another run"),
+    "other form": (lambda found: found.clear(), "is not as the harness writes it"),
+}
+
+
+def test_verify_reports_an_altered_mlmodel(store: LineageStore) -> None:
+    made = made_search(store.local.directory, levels=0)
+    store.deliver(made.directory("search"))
+    path = model_files(store, store.deliver(made.directory("L00"))) / MLMODEL
+    original = path.read_bytes()
+    for change, message in FAULTS.values():
+        found = json.loads(original)
+        change(found)
+        path.write_text(json.dumps(found))
+        (problem,) = verify(store, made.keys["L00"]).problems
+        assert problem.check == "artifacts" and message in problem.what
+    path.write_text("a: [1")
+    assert "is not as the harness writes it" in verify(store, made.keys["L00"]).problems[0].what
+    path.unlink()
+    assert list(open_store(store.local.directory, store.tracking_uri, "test").sync()) == []
+    assert path.read_bytes() == original and verify(store).problems == []
 
 
 def test_sync_adds_the_file_to_runs_of_earlier_versions(
