@@ -49,7 +49,7 @@ def library_version(kind: str, network: str = "this network") -> str:
     try:
         return importlib.metadata.version(kind).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
-        raise NoLibraryError(missing(kind, network), name=kind) from None
+        raise NoLibraryError(missing(kind, network)) from None
 
 
 def check_options(name: str, args: Mapping[str, Any]) -> None:
