@@ -145,7 +145,7 @@ class ExportRun:
         """Print the files of an upload before it begins."""
         kind = "public" if self.public else "private"
         verb = "would upload" if self.dry_run else "uploads"
-        size = f"{len(exported.files)} files, {exported.num_bytes / 1e6:.1f} MB"
+        size = f"{len(exported.files)} files, {exported.num_bytes / 1e6:.2f} MB"
         print(f"{verb} {size}, to {self.repo} (a new repository is {kind}; licence: {self.licence}):")
         for name, num_bytes in exported.files.items():
             print(f"  {num_bytes:>12,}  {name}")
@@ -157,7 +157,7 @@ class ExportRun:
         if self.place.json:
             print_json("export", [], to=self.to, **fields)
         elif "written" in fields:
-            print(f"{fields['num_bytes'] / 1e6:.1f} MB written to {fields['written']}")
+            print(f"{fields['num_bytes'] / 1e6:.2f} MB written to {fields['written']}")
             if self.licence == UNKNOWN and self.to == "dir":
                 print("the model card says that the licence is unknown; --licence states one")
         elif fields["uploaded"]:

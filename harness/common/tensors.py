@@ -149,6 +149,7 @@ def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """
     from torch import nn
 
+    # Phase: walk through the modules, and leave out the parts of wrappers.
     plain: dict[str, str] = {}
 
     def walk(module: nn.Module, name: str, own: str) -> None:
@@ -160,6 +161,8 @@ def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
                 walk(child, f"{name}{part}.", own if added else f"{own}{part}.")
 
     walk(model, "", "")
+
+    # Phase: the names of tensors begin with those of their modules.
     found = {}
     for name in names:
         modules, dot, leaf = name.rpartition(".")
@@ -170,8 +173,8 @@ def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 def renamed(names: Collection[str], keys: Collection[str]) -> dict[str, str]:
     """Return new names for the keys of a state dict: those that most of the expected names have.
 
-    The keys stay, or lose the prefix of a wrapper such as `module.`, or get one that the expected names have. Else all
-    parts of wrappers are ignored on both sides.
+    The keys stay, or lose the prefix of a wrapper such as `module.`, or get one. Else the parts of wrappers are ignored
+    on both sides, wherever they stand.
 
     Args:
         names: The expected names.
@@ -259,8 +262,8 @@ def check_values(tensors: Mapping[str, torch.Tensor], what: str) -> None:
     Raises:
         ValueError: A tensor is on the meta device, of a lazy layer, or sharded.
     """
-    lazy = [name for name, tensor in tensors.items() if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)]
-    if lazy:
+    without_shape = (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)
+    if lazy := [name for name, tensor in tensors.items() if isinstance(tensor, without_shape)]:
         raise ValueError(f"cannot {what}: {listed(lazy)} have no shape yet; pass one batch through the network first")
     if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
         raise ValueError(

@@ -95,8 +95,8 @@ def load_network(
         run_id: As in `load_signed_mask`.
         tracking_uri: As in `load_signed_mask`.
         local_dir: As in `load_signed_mask`.
-        model: The network to fill and return, on any device. None builds the recorded one. A run of `SignPruner.log`
-            and a file outside of a run's directory need it, because they do not name their network.
+        model: The network to fill and return, on any device. None builds the recorded one. Runs of `SignPruner.log`
+            and single files need it, because they do not name their network.
         trust_code: Execute the run's copy of a user's file that defines the network. Without it, the file is executed
             only if it still has its recorded content at its recorded path.
 
@@ -162,7 +162,7 @@ def _check_one_network(store: LineageStore, files: RunFiles) -> None:
             "initial network"
         )
     if run.kind == "analysis":
-        compared = [node for parent in run.parents for node in _tried(lambda key=parent.key: [find_node(store, key)])]
+        compared = _tried(lambda: [find_node(store, parent.key) for parent in run.parents])
         raise LookupError(
             f"{run.name} is a comparison, which has no network of its own; give one that it compares: "
             f"{_listed(compared) or ', '.join(parent.key[:12] for parent in run.parents)}"

@@ -200,7 +200,7 @@ def _of_path(store: LineageStore, path: Path) -> RunFiles:
             summary = RunSummary.of(requested_record(path))
             return RunFiles(lambda name: contextlib.nullcontext(bundled_file(path, name)), summary)
         if runs := list(LocalNodes(path).directories()):
-            names = ", ".join(one.name for one in runs[:5]) + (", …" if len(runs) > 5 else "")
+            names = ", ".join(str(one) for one in runs[:5]) + (", …" if len(runs) > 5 else "")
             raise LookupError(f"{path} is a directory of {len(runs)} runs; give one of them: {names}")
         return RunFiles(_loose_opener(path))
     if path.is_file():

@@ -187,7 +187,7 @@ class Mask:
     def to_torch_prune(self, network: formats.Network) -> dict[str, Any]:
         """Return the state dict of this network as torch.nn.utils.prune stores it.
 
-        Each masked `X` becomes `X_orig`, which is θ ⊙ m, and `X_mask` of ones and zeros, in the shape and type of `X`.
+        Each masked `X` becomes `X_orig`, which is θ ⊙ m, and `X_mask` of ones and zeros. Both have its shape and type.
         A network whose masked parameters torch.nn.utils.prune has prepared loads it. `prune.remove` then leaves exactly
         θ ⊙ m.
 
@@ -351,7 +351,7 @@ class SignedMask:
                 one shared tensor get the same values.
             norm: Whether norm parameters get their signs too. By default they keep their values.
             unpruned: Whether other parameters outside the mask (biases, the classifier) get their signs, or the names
-                of those that do. Parameters that get no signs may have other shapes, or be missing.
+                of those that do. All others may have another shape, or be missing.
 
         Raises:
             ValueError: The signed mask does not fit the network.
@@ -451,8 +451,8 @@ class SignedMask:
             >>> handle = signed.keep(optimizer, model)
             >>> model(torch.ones(1, 2)).sum().backward()
             >>> optimizer.step()
-            >>> model.weight[0, 1].item()
-            0.0
+            >>> model.weight[0, 1].item() == 0
+            True
         """
         # Phase: the masked weights, and the optimizers that update them.
         optimizers = list(optimizer) if isinstance(optimizer, list | tuple) else [optimizer]
@@ -641,7 +641,7 @@ def _note_format_1(path: Path | str) -> None:
         )
 
 
-def _params(names: Collection[str], model: nn.Module, call: str) -> dict[str, torch.Tensor]:
+def _params(names: Collection[str], model: object, call: str) -> dict[str, torch.Tensor]:
     """Return a network's parameters by these names.
 
     Raises:
@@ -658,6 +658,8 @@ def _params(names: Collection[str], model: nn.Module, call: str) -> dict[str, to
 
 def _by_names(names: Collection[str], params: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Return tensors by the expected names, without or with the prefix of a wrapper."""
+    if not isinstance(params, Mapping):
+        raise TypeError(f"give tensors by name, such as dict(model.named_parameters()), not {type(params).__name__}")
     new = renamed(names, params)
     return {new[key]: param for key, param in params.items()}
 

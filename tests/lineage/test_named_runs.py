@@ -45,10 +45,13 @@ class Made:
             name: Short name of the run.
             copy: Empty directory for links and a bundle.
         """
+        # Phase: copies of the run.
         key, run_id, directory = self.search.keys[name], self.run_ids[name], self.search.directory(name)
         (copy / "link").symlink_to(directory)
         write_bundle(self.store, [key], copy / "bundle", checkpoints=True)
         shutil.copytree(directory, copy / "renamed")
+
+        # Phase: texts, objects and paths.
         record, summary = self.store.local.load(key), lineage.find_node(self.store, key)
         local = lineage.find_node(lineage.open_store(self.store.local.directory, offline=True), key)
         return {
@@ -254,7 +257,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
     "another scheme": ("s3://bucket/x", LookupError, "is not a run ID"),
     "a missing file": (Path("no/such/file.safetensors"), LookupError, "is not a run ID"),
     "an empty directory": ("empty", LookupError, "empty is not the directory of a run: it has no record.json and no "),
-    "a directory of runs": ("runs", LookupError, r"runs is a directory of 2 runs; give one of them: level-"),
+    "a directory of runs": ("runs", LookupError, "runs is a directory of 2 runs; give one of them: runs/level-1"),
     "a dead link": ("dead", LookupError, "dead is neither a file nor the directory of a run"),
     "a number": (3, TypeError, "a int names no run; give a run ID"),
     "None": (None, TypeError, "a NoneType names no run"),

@@ -202,3 +202,9 @@ def test_apply_names_what_is_no_network(given: object) -> None:
     kind = type(given).__name__
     with pytest.raises(TypeError, match=rf"mask.apply_ takes a network \(torch.nn.Module\), got {kind}"):
         signed().apply_(given)  # type: ignore[arg-type]
+
+
+def test_a_network_in_place_of_its_tensors_is_named() -> None:
+    for use in (lambda: signed().signed(network()), lambda: SignedMask.of(network(), signed().mask)):
+        with pytest.raises(TypeError, match=r"such as dict\(model.named_parameters\(\)\), not Net"):
+            use()

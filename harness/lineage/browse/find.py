@@ -126,8 +126,8 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
 
     Args:
         store: Local runs and their MLflow copies.
-        text: An MLflow run ID, a key, a unique prefix of either, or a `models:/` URI. For imported runs also the run ID
-            in the original store. A RunSummary is returned as it is.
+        text: An MLflow run ID, a key, a unique prefix of either, `runs:/` and one of them, or a `models:/` URI. For
+            imported runs also the run ID in the original store. A RunSummary is returned as it is.
 
     Raises:
         LookupError: No run matches, or the prefix is ambiguous. Then the message lists the runs.
@@ -137,6 +137,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
         return text
     if is_model_uri(text):
         text = store.run_id_of_model(text)
+    text = re.sub(r"^runs:/+([0-9a-f]+)/?$", r"\1", text)
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
         raise LookupError(
             f"{text!r} is not a run ID (hexadecimal, at least {_MINIMUM_DIGITS} digits); "

@@ -13,6 +13,7 @@ from harness.lineage.nodes.local_files import CONFIG
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK
 from harness.lineage.sharing.description import SharedRun
 from harness.lineage.sharing.licences import front_matter, sentence
+from harness.models.network import SOURCE_FILE
 
 
 def model_card(shared: SharedRun, items: Sequence[BundledRun], licence: str, repo: str = "") -> str:
@@ -132,7 +133,8 @@ def _use(shared: SharedRun, repo: str) -> str:
         )
         parts.append(f"The network is not recorded.{by} Build it yourself, and fill it with `{load}`.")
     elif "sha256" in shared.determinants["model"]:
-        parts.append("The network is defined in a Python file of this directory. Read the file before you trust it.")
+        path = f"{NODES}/{shared.record.kind}-{shared.record.key[:16]}/{SOURCE_FILE}"
+        parts.append(f"The network is defined in a Python file, `{path}`. Read it before you trust it.")
     parts.append(f'Without this library, `{MODEL}` is a state dict: `safetensors.torch.load_file("{MODEL}")`.')
     return "\n\n".join(parts)
 
