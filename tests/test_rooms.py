@@ -70,9 +70,8 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
     "pynvml": ("common/machine.py",),
     "joblib": ("common/machine.py",),
-    "huggingface_hub": ("lineage/*.py", "cli/*.py"),
-    "onnx": ("lineage/*.py", "cli/*.py"),
-    "onnxscript": ("lineage/*.py", "cli/*.py"),
+    "onnx": ("lineage/sharing/networks.py",),
+    "onnxscript": ("lineage/sharing/networks.py",),
 }
 
 # Libraries that every installation has: rich is a dependency, and torch requires networkx.
