@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import load_checkpoint, load_network, load_signed_mask
+from harness import SignPruner, load_checkpoint, load_network, load_signed_mask
 from harness.common.digest import sha256_file
 from harness.lineage.browse.find import find_node
 from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
@@ -170,6 +170,31 @@ def test_exports_and_bundles_are_loaded_by_the_path_of_their_directory(
     write_bundle(store, [made.keys["search"]], tmp_path / "root")
     with pytest.raises(LookupError, match="made-up search has no file 'signed_mask.safetensors'"):
         load_signed_mask(tmp_path / "root")
+
+
+def test_a_level_of_an_own_loop_is_exported_and_fills_a_network(tmp_path: Path) -> None:
+    # Phase: log a level
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    pruner = SignPruner(network, method="lrr", classifier="2", seed=1)
+    for _ in pruner.levels(densities=[0.5]):
+        optimizer = pruner.attach(torch.optim.SGD(network.parameters(), 0.1))
+        with pruner.step():
+            network(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+        key = pruner.log(name="mine", runs=tmp_path / "runs")
+    # Phase: export it, and load it everywhere
+    out = export_run(local_store(tmp_path / "runs"), key, tmp_path / "out").directory
+    text = (out / "README.md").read_text()
+    assert "The network is not recorded. A `SignPruner`" in text and "pipeline_tag" not in text
+    assert "test error | unknown" in text and "network" not in json.loads((out / "config.json").read_text())
+    assert load_signed_mask(out).density == 0.5
+    fresh = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+    images = torch.randn(3, 4)
+    assert torch.equal(load_network(out, model=fresh)(images), network(images))
+    with pytest.raises(ValueError, match="a SignPruner in a loop of its own"):
+        load_network(out)
+    assert {one.outcome for one in import_bundle(local_store(tmp_path / "theirs"), out)} == {"new"}
 
 
 def test_a_failed_export_leaves_nothing(made: MadeSearch, tmp_path: Path) -> None:

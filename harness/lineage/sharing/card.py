@@ -127,7 +127,7 @@ def _use(shared: SharedRun, repo: str) -> str:
 
     # Phase: the network of a loop of one's own, or of a file.
     if not shared.network_known:
-        load = f"harness.load_checkpoint({named}).load_into_(model)"
+        load = f"harness.load_network({named}, model=model)"
         by = " A `SignPruner` in a training loop of its own made this run." * (
             shared.determinants.get("made_by") == OWN_LOOP
         )
