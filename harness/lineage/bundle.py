@@ -365,7 +365,7 @@ def requested_run(directory: Path) -> BundledRun:
     made_from = {parent.key for item in items for parent in _record_of(directory, item).parents}
     last = [item for item in items if item.key not in made_from and item.kind != "search"]
     if len(last) != 1:
-        names = ", ".join(f"{item.directory} ({item.name})" for item in last[:5]) or "none"
+        names = for_terminal(", ".join(f"{item.directory} ({item.name})" for item in last[:5])) or "none"
         raise LookupError(f"{directory} is a bundle of several results; give the directory of one: {names}")
     return last[0]
 
@@ -386,7 +386,8 @@ def bundled_file(directory: Path, name: str) -> Path:
     item = requested_run(directory)
     record = _record_of(directory, item)
     if name not in record.files:
-        raise LookupError(f"{record.name} has no file {name!r}; it has: {', '.join(sorted(record.files))}")
+        names = ", ".join(sorted(record.files))
+        raise LookupError(f"{for_terminal(record.name)} has no file {name!r}; it has: {names}")
 
     # Phase: find the file.
     absent = _absent_of(directory, item, record)
@@ -394,7 +395,7 @@ def bundled_file(directory: Path, name: str) -> Path:
         return check_digest(_plain_file(directory, f"{item.directory}/{name}"), record.files[name])
     if name == CHECKPOINT and (found := _top_file(directory, MODEL, record.files[name])) is not None:
         return found
-    raise ValueError(f"{directory}: {name} of {record.name} was {absent[name]}")
+    raise ValueError(for_terminal(f"{directory}: {name} of {record.name} was {absent[name]}"))
 
 
 def _record_of(directory: Path, item: BundledRun) -> LineageRecord:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.common.escape import redact
+from harness.common.escape import for_terminal, redact
 from harness.common.optional import require
 from harness.lineage.bundle import MANIFEST, MODEL, NODES, Imported, asked_keys, check_bundle, import_bundle
 from harness.lineage.nodes.local_files import CONFIG, SUMS
@@ -123,7 +123,7 @@ def _downloaded(repository: Repository, *, weights: bool) -> Iterator[tuple[Path
 
 
 def _without(error: Exception, directory: Path) -> str:
-    return str(error).replace(f"{directory}/", "").replace(str(directory), "its files")
+    return for_terminal(str(error).replace(f"{directory}/", "").replace(str(directory), "its files"))
 
 
 def _copy(source: str, target: str) -> str:
