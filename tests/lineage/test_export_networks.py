@@ -29,7 +29,7 @@ def export(made: MadeSearch, to: str, out: Path) -> None:
     export_command.main(words)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_onnx_gives_the_same_logits_for_any_number_of_images(made: MadeSearch, tmp_path: Path) -> None:
     import onnx
     import onnxruntime
