@@ -55,9 +55,8 @@ def interrupted() -> int:
 
 def _say(line: str) -> None:
     """Print a line on standard error. A closed terminal changes no exit code, neither now nor when Python ends."""
-    shown = "\n".join(map(for_terminal, line.split("\n")))  # an error may quote a record of somebody else
     try:
-        print(shown, file=sys.stderr, flush=True)
+        print("\n".join(map(for_terminal, line.split("\n"))), file=sys.stderr, flush=True)
     except OSError:
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
