@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
+from harness.common.escape import one_line
 from harness.common.foreign import holds_network, split_key
 from harness.common.optional import is_installed
 from harness.common.program import command
+from harness.common.trusted import remember
 from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
@@ -80,7 +83,7 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
         except (ValueError, OSError):
             raise
         except Exception as error:  # a file of another kind can fail in the parser in any way
-            raise ValueError(f"{path} holds no network ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{path} holds no network ({type(error).__name__}: {one_line(error)})") from error
     if Path(text.partition(":")[0]).suffix in _FILES:
         raise FileNotFoundError(f"no file {text}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
     try:
@@ -103,14 +106,22 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
 def resolve_network(world: World, config: ModelConfig) -> Definition:
     """Return the network that the settings name, on every rank. Rank 0 reads a user's file.
 
+    The file is trusted from now on. So call this only for settings that the user gave, and not for recorded ones.
+
     Raises:
         ValueError: The network is unknown, its library is not installed, or an option does not belong to it.
         FileNotFoundError: There is no such file.
     """
     if config.kind != "file":
         return Definition.of(config)
-    path = Path(config.name.rpartition(":")[0])
-    source = world.share_text(world.on_main(lambda: read_source(path).decode("latin-1")) or "")  # any bytes
+    path = Path(config.name.rpartition(":")[0]).expanduser()
+
+    def read() -> str:
+        content = read_source(path)
+        remember(path, content)
+        return content.decode("latin-1")  # any bytes
+
+    source = world.share_text(world.on_main(read) or "")
     return Definition.of(config, source.encode("latin-1"))
 
 
@@ -141,7 +152,10 @@ def resolve_ticket(
             typed = record.config["search"]["model"]["name"]
             with store.beginning():
                 directory = store.find(record.key)  # a run on the server is fetched with its file
-            source = trusted_source(typed, told["sha256"], directory, trust_code=config.trust_code).decode("latin-1")
+            content = trusted_source(typed, str(told["sha256"]), directory, trust_code=config.trust_code)
+            own, source = Path(typed.rpartition(":")[0]), content.decode("latin-1")
+            if os.path.isfile(own) and own.read_bytes() != content:
+                _log.info(f"note: {own} has changed since {record.name!r} was made; its recorded content is used")
         elif "library" in told and told["library"] != (now := f"{told['kind']} {library_version(told['kind'])}"):
             _log.warning(f"{record.name!r} was made with {told['library']}, and here is {now}")
         return json.dumps([record.key, record.config.get("search"), source])
@@ -152,7 +166,7 @@ def resolve_ticket(
     try:
         search = search_from_json(recorded)
     except ValueError as error:
-        raise ValueError(f"run {config.ticket}: {error}") from error
+        raise ValueError(f"run {config.ticket}: {one_line(error)}") from error
     data = search.data if config.data is None else replace(search.data, name=config.data)
     if config.data_directory is not None:
         data = replace(data, directory=config.data_directory)
@@ -173,9 +187,10 @@ def resolve_ticket(
         runs=config.runs,
         experiment=config.experiment,
         offline=config.offline,
+        trust_code=config.trust_code,
     )
     try:
         network = Definition.of(settings.model, None if source is None else source.encode("latin-1"))
     except ValueError as error:
-        raise type(error)(f"run {config.ticket}: {error}") from error
+        raise type(error)(f"run {config.ticket}: {one_line(error)}") from error
     return key, settings, network

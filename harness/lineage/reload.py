@@ -32,8 +32,10 @@ def load_signed_mask(
 
     Args:
         run_id: A run ID or key, or its first digits (4 or more). A URI such as `runs:/RUN_ID`, `models:/NAME/VERSION`
-            or `models:/aws-digits-resnet20@s1-L07`, also with `/FILE`. The path of a file, of a run's directory or of a
-            bundle. A run that `harness.lineage`, `search` or `final_training` returned.
+            or `models:/aws-digits-resnet20@s1-L07`, also with `/FILE`. The path of a file, of a run's directory, of a
+            bundle or of an exported directory. A run that `harness.lineage`, `search` or `final_training` returned.
+            `hf://USER/NAME` or `hf://USER/NAME@REVISION`: an exported run on the Hugging Face Hub, which is imported
+            into `local_dir` with its lineage.
         tracking_uri: Tracking server for IDs and URIs. None takes MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
         local_dir: Directory of local runs, where keys are looked up first.
 
@@ -95,8 +97,8 @@ def load_network(
         local_dir: As in `load_signed_mask`.
         model: The network to fill and return, on any device. None builds the recorded one. Runs of `SignPruner.log`
             and single files need it, because they do not name their network.
-        trust_code: Execute the run's copy of a user's file that defines the network. Without it, the file is executed
-            only if it still has its recorded content at its recorded path.
+        trust_code: Execute the Python file that defines the network, also if you have named it in no command. Read
+            the run's copy network.py first.
 
     Raises:
         LookupError: The run has no network or several, which are listed.

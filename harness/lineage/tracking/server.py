@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from harness.common.escape import redact, redact_word
+from harness.common.escape import one_line, redact, redact_word
 from harness.common.files import reach
 from harness.common.optional import missing
 from harness.common.process import Process
@@ -512,11 +512,16 @@ class Server:
                 check_digest(path, digest)
             return parse_record(path).files
 
-    def missing_files(self, run: Run) -> list[str]:
-        """Return the names of the files that a run lists and its store lacks, with few requests, without reading."""
+    def missing_files(self, run: Run, also: Iterable[str] = ()) -> list[str]:
+        """Return the names of the files that a run lists and its store lacks, with few requests, without reading.
+
+        Args:
+            run: The run.
+            also: Names of further files to look for. The run does not list them.
+        """
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        names = sorted(summary_of(run).files.keys() - set(absent_names(run)))
+        names = [*sorted(summary_of(run).files.keys() - set(absent_names(run))), *also]
         repository = self.repository(run)
         if isinstance(repository, LocalArtifactRepository):
             return [name for name in names if not (Path(repository.artifact_dir) / name).is_file()]
@@ -869,9 +874,9 @@ def _probe_file(path: Path) -> None:
         except sqlite3.OperationalError as error:
             if "locked" in str(error) or "busy" in str(error):
                 return False
-            raise RefusedError(f"{path} cannot be opened ({error})") from None
+            raise RefusedError(f"{path} cannot be opened ({one_line(error)})") from None
         except sqlite3.DatabaseError as error:
-            raise RefusedError(f"{path} is no SQLite database ({error})") from None
+            raise RefusedError(f"{path} is no SQLite database ({one_line(error)})") from None
         return True
 
     if not wait_until(is_free, BUSY_SECONDS, pause=0.2):
