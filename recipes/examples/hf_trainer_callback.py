@@ -1,7 +1,6 @@
 """Find a signed mask with AWS in the Trainer of Hugging Face, and use it on a fresh network.
 
-Shows      PruneSigns, a TrainerCallback around each step of a vision transformer. Each level is one trainer.train
-Prints     density and test error of each level, then of fresh networks: with the signs, and with the mask alone
+Shows      PruneSigns, a TrainerCallback around each step; density and test error of each level and of fresh networks
 Data       scikit-learn's digits, 1,797 real images of 8×8 pixels. Time: 30 seconds on one core
 Launch     python recipes/examples/hf_trainer_callback.py
 """
@@ -39,9 +38,8 @@ def network(seed):
 def fit(model, optimizer, *callbacks):
     images, labels = torch.tensor(load_digits().images).float()[:, None] / 8 - 1, torch.tensor(load_digits().target)
     data = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
-    options = {"num_train_epochs": 5, "per_device_train_batch_size": 32, "max_grad_norm": 0, "use_cpu": True}
-    options |= {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
-    args = TrainingArguments(**options)
+    quiet = {"save_strategy": "no", "logging_strategy": "no", "report_to": "none", "disable_tqdm": True}
+    args = TrainingArguments(num_train_epochs=5, per_device_train_batch_size=32, max_grad_norm=0, use_cpu=True, **quiet)
     Trainer(model, args, train_dataset=data[:1297], optimizers=(optimizer, None), callbacks=[*callbacks]).train()
     return 100 * (model.eval()(images[1297:]).logits.argmax(1) != labels[1297:]).float().mean()
 
@@ -53,7 +51,6 @@ if __name__ == "__main__":
         error = fit(model, torch.optim.AdamW(model.parameters(), 1e-3), PruneSigns(pruner))
         print(f"{level}: test error {error:.1f} %")
     pruner.signed_mask().save("hf_trainer_callback.safetensors")  # SignedMask.load reads it
-
     for use in (pruner.signed_mask(), pruner.mask):
         fresh = network(seed=2)
         use.apply_(fresh.state_dict() if use is pruner.mask else fresh)

@@ -7,10 +7,8 @@ Launch     python recipes/examples/lightning_callback.py
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import LambdaCallback
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader
 
 from harness import SignPruner
 
@@ -43,7 +41,7 @@ class Classifier(pl.LightningModule):
 
     def fit(self, callback):
         pixels, labels = torch.tensor(load_digits().data).float() / 16, torch.tensor(load_digits().target)
-        loader = DataLoader(list(zip(pixels, labels, strict=True))[:1297], batch_size=64, shuffle=True)
+        loader = torch.utils.data.DataLoader(list(zip(pixels, labels, strict=True))[:1297], batch_size=64, shuffle=True)
         pl.Trainer(max_epochs=5, accelerator="cpu", barebones=True, callbacks=[callback]).fit(self, loader)
         return 100 * (self.net(pixels[1297:]).argmax(1) != labels[1297:]).float().mean()
 
@@ -54,9 +52,8 @@ if __name__ == "__main__":
     for level in pruner.levels(densities=[0.5, 0.25, 0.1]):
         print(f"{level}: test error {model.fit(PruneSigns(pruner)):.1f} %")
     pruner.signed_mask().save("lightning_callback.safetensors")  # SignedMask.load reads it
-
     for use in (pruner.signed_mask(), pruner.mask):
         fresh = Classifier(seed=2)
         use.apply_(fresh.net.state_dict() if use is pruner.mask else fresh.net)
-        keep = LambdaCallback(on_train_start=lambda t, m: pruner.signed_mask().keep(t.optimizers[0], m.net))
+        keep = pl.callbacks.LambdaCallback(on_train_start=lambda t, m: pruner.signed_mask().keep(*t.optimizers, m.net))
         print(f"fresh network, {type(use).__name__}: test error {fresh.fit(keep):.1f} %")
