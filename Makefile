@@ -75,6 +75,25 @@ REV ?= HEAD
 same-bits: setup  ## Prove that the working tree computes the same bits as REV (default HEAD; 3 minutes on 2 cores)
 	python tools/same_bits.py --rev $(REV)
 
+.PHONY: examples
+examples: setup  ## AWS in PyTorch, Accelerate, Lightning and Hugging Face's Trainer on real digits (a minute on 2 cores)
+	@mkdir -p build/examples
+	cd build/examples && python ../../recipes/examples/plain_loop.py
+	cd build/examples && $(LAUNCH_ONE) ../../recipes/examples/accelerate_loop.py
+	cd build/examples && python ../../recipes/examples/lightning_callback.py
+	cd build/examples && python ../../recipes/examples/hf_trainer_callback.py
+
+.PHONY: docs
+docs: setup  ## The documentation as a site in site/, with its notebook executed (a minute on 2 cores)
+	@rm -rf build/notebooks && mkdir -p build/notebooks
+	cp docs/notebooks/*.ipynb build/notebooks
+	cd build/notebooks && jupyter nbconvert --log-level WARN --to notebook --inplace --execute *.ipynb
+	mkdocs build --strict --quiet
+
+.PHONY: docs-serve
+docs-serve: setup  ## Show the documentation at http://127.0.0.1:8000 while you edit it
+	mkdocs serve --livereload
+
 .PHONY: bench
 bench: setup  ## Measure against plain PyTorch, stock FFCV and the goals
 	python tools/bench.py

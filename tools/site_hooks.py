@@ -17,6 +17,7 @@ from typing import Any
 
 import griffe
 from mkdocs.config.defaults import MkDocsConfig
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
@@ -29,6 +30,7 @@ EXECUTED = ROOT / "build" / "notebooks"
 """Notebooks as `make docs` has executed them. Without one, the page shows the stored outputs."""
 
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^()\s#]+)(?P<after>(#[^()\s]*)?\))")
+_FOREIGN = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json", ".sbatch": "bash", ".sh": "bash"}
 
 # Pages of the reference: title, introduction, objects. Public names that no page lists are added to the first.
@@ -111,6 +113,13 @@ def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
         return f"{link['before']}{relative}{link['after']}"
 
     return _LINK.sub(pointed, markdown)
+
+
+def on_post_page(output: str, page: Page, **_: Any) -> str:
+    """Refuse resources from the network: the site must be complete without it."""
+    if foreign := _FOREIGN.search(output):
+        raise PluginError(f"{page.file.src_uri} loads {foreign[0]} from the network; keep the file in docs/")
+    return output
 
 
 @cache
