@@ -105,7 +105,7 @@ class LevelSteps:
 
     def _before_update(self, optimizer: torch.optim.Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         # A closure of a framework, such as Lightning's, may end a block that begin() opened. See _after_update.
-        closure = any(argument is not None for argument in (*args, *kwargs.values()))
+        closure = any(given is not None for given in (*args[1:], *kwargs.values()))  # args[0] is the optimizer
         if self.inside and not (self._opened is not None and closure):
             raise RuntimeError(
                 "optimizer.step() was called inside pruner.step(), where ψ has temporary values; call it after the "
