@@ -1,7 +1,6 @@
-"""Find a signed mask with AWS in PyTorch Lightning, and use it on a fresh network.
+"""Find a signed mask in scikit-learn's digits by a callback of Lightning, and use it on fresh networks.
 
-Shows      PruneSigns, a callback around each batch; density and test error of each level and of fresh networks
-Data       scikit-learn's digits, 1,797 real images of 8×8 pixels. Time: 15 seconds on one core
+Prints     test error of each level, then of fresh networks after 5 epochs: with the signs, and with the mask alone
 Launch     python recipes/examples/lightning_callback.py
 """
 
@@ -47,6 +46,7 @@ class Classifier(pl.LightningModule):
 
 
 if __name__ == "__main__":
+    pl.utilities.rank_zero.rank_zero_module.log.setLevel("ERROR")  # no notes of Lightning
     model = Classifier(seed=1)
     pruner = SignPruner(model.net, method="aws", classifier="3", seed=1)
     for level in pruner.levels(densities=[0.5, 0.25, 0.1]):

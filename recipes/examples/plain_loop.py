@@ -1,9 +1,7 @@
-"""Find a signed mask with AWS in a plain PyTorch loop, and use it on a fresh network.
+"""Find a signed mask in scikit-learn's digits with AWS in a plain PyTorch loop, and use it on fresh networks.
 
 Shows      SignPruner around your own loop: levels, attach, step
-Prints     density and test error of each level, then of fresh networks: with the signs, and with the mask alone
-Data       scikit-learn's digits, 1,797 real images of 8×8 pixels
-Time       15 seconds on one core
+Prints     test error of each level, then of fresh networks after 2 epochs: with the signs, and with the mask alone
 Launch     python recipes/examples/plain_loop.py
 """
 
@@ -30,7 +28,7 @@ def network(seed):
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
 
 
-def train(model, optimizer, step=nullcontext, epochs=5):
+def train(model, optimizer, step=nullcontext, epochs=2):
     for _ in range(epochs):
         for batch, target in loader:
             with step():  # pruner.step: here the norm layers see αψ + (1−α)ψ_init
@@ -47,7 +45,7 @@ if __name__ == "__main__":
     pruner = SignPruner(model, method="aws", classifier="11", seed=1)
     for level in pruner.levels(densities=[0.5, 0.25, 0.1]):
         optimizer = pruner.attach(torch.optim.SGD(model.parameters(), 0.1, momentum=0.9))
-        print(f"{level}: test error {train(model, optimizer, pruner.step):.1f} %")
+        print(f"{level}: test error {train(model, optimizer, pruner.step, epochs=5):.1f} %")
     signed_mask = pruner.signed_mask()
     signed_mask.save("plain_loop.safetensors")  # SignedMask.load reads it
 

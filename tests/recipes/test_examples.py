@@ -85,9 +85,7 @@ def test_the_callback_of_lightning_has_the_bits_of_a_plain_loop(micro: int, clip
         part = slice(index * MICRO_BATCH, (index + 1) * MICRO_BATCH)
         return nn.functional.cross_entropy(reference.net(images[part]), labels[part])
 
-    expected = plain(
-        reference.net, reference.configure_optimizers, loss_of, micro=micro, clip=clip, classifier="3"
-    )
+    expected = plain(reference.net, reference.configure_optimizers, loss_of, micro=micro, clip=clip, classifier="3")
     assert_equal(pruner, module.net, expected, reference.net)
 
 
