@@ -16,6 +16,7 @@ export NUMBA_THREADING_LAYER ?= omp
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TQDM_DYNAMIC_NCOLS ?= 1
+export NO_MKDOCS_2_WARNING ?= 1
 
 STAMP := $(VENV)/.installed
 # Said in full, so that neither a user's Accelerate configuration nor its warnings about defaults come in between.
