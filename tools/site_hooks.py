@@ -97,7 +97,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Point links to files outside docs/ at their pages, and keep superseded results out of the search."""
+    """Point links to files outside docs/ at their pages, and set what a page shows beside its text."""
+    if page.file.src_uri == "index.md":
+        page.meta["hide"] = ["navigation", "toc"]
     if page.file.src_uri.startswith("results/superseded/"):
         page.meta["search"] = {"exclude": True}
     origins = {uri: path for path, uri in _outside().items()}
