@@ -2,7 +2,7 @@
 
 python tools/bench.py                                  every row, an hour on 2 cores
 python tools/bench.py --quick --only step prune        fewer repetitions, of two of them
-python tools/bench.py --only jobs                      another hour: reproduce.py --jobs 2 against --jobs 1
+python tools/bench.py --only jobs                      20 more minutes: reproduce.py --jobs 2 against --jobs 1
 
 A missed goal is marked and is no error. Both sides of a ratio take turns in one run: leave the machine alone.
 """
@@ -45,7 +45,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         choices=HOMES,
         default=[name for name in HOMES if name != "jobs"],
         metavar="NAME",
-        help=f"run these benchmarks only (choices: {', '.join(HOMES)}; default: all but jobs, which takes an hour)",
+        help=f"run these benchmarks only (choices: {', '.join(HOMES)}; default: all but jobs, which takes 20 minutes)",
     )
     parser.add_argument(
         "--quick",

@@ -292,6 +292,11 @@ class Changes:
     def delete_version(self, name: str) -> None:
         self.client.delete_model_version(NAME, self.version(name))
 
+    def delete_version_and_its_tag(self, name: str) -> None:
+        self.delete_version(name)
+        (made,) = self.client.get_run(self.run_id(name)).outputs.model_outputs
+        self.client.delete_logged_model_tag(made.model_id, "mlflow.modelVersions")
+
     def delete_registered_model(self, name: str) -> None:
         self.client.delete_registered_model(NAME)
 
@@ -356,7 +361,7 @@ ROUNDS = [
     ],
     [
         (Changes.delete_alias, "level 0", f"models:/{NAME}@s1-L00 names no version, but this run is version 1"),
-        (Changes.delete_version, "level 1", f"it has no version in the registered model {NAME}"),
+        (Changes.delete_version_and_its_tag, "level 1", f"it has no version in the registered model {NAME}"),
         (Changes.unlink, "signed_mask", "it links to the parents none"),
         (Changes.delete_run, "lmc", "was deleted, alone or with its experiment"),
         (Changes.edit_the_key, "dense", f"has the key {key_of('nothing')}, not"),

@@ -70,13 +70,15 @@ class Registry:
 
     def fault(self, model: LoggedModel, node: RunSummary) -> str | None:
         """Return what is wrong with a level's version and alias in one line, or None. `register` mends it."""
-        # Phase: find the level's version. Earlier versions of the harness registered no models.
+        # Phase: find the level's version.
         name, alias = model_name(node), alias_of(node)
         versions, aliases = self._contents(name)
         version = versions.get(str(node.run_id))
         if version is None:
-            registered = _VERSIONS_TAG in model.tags
-            return f"it has no version in the registered model {name}; the version was deleted" if registered else None
+            cause = "the version was deleted"
+            if _VERSIONS_TAG not in model.tags:
+                cause += ", or an earlier version of the harness registered none, and `sync` adds it"
+            return f"it has no version in the registered model {name}; {cause}"
 
         # Phase: find the alias. It has a suffix if another search owns the plain one.
         for wanted in (alias, _with_suffix(alias, node)):
