@@ -19,10 +19,12 @@ from harness.common.digest import canonical_json, sha256_tensors
 from harness.common.files import write_tensors
 from harness.common.foreign import read_tensors, split_key
 from harness.common.matching import COUNTER, match_names
+from harness.common.shown import count, few_shapes
 from harness.common.tensors import (
     METADATA_KEY,
     check_beside,
     check_fits,
+    check_values,
     listed,
     named_as,
     read_header,
@@ -65,6 +67,16 @@ class Checkpoint:
         aliases = {name: names[id(tensor)] for name, tensor in state.items() if names.get(id(tensor), name) != name}
         return cls(params, buffers, level, epochs, level_digest, aliases)
 
+    def __repr__(self) -> str:
+        """Return three lines: counts, the first tensors, and the run."""
+        sizes = [sum(tensor.numel() for tensor in held.values()) for held in (self.params, self.buffers)]
+        run = f"key {self.level_digest:.12}…" if self.level_digest else "of no recorded run"
+        return (
+            f"Checkpoint: level {self.level}, {count(self.epochs, 'epoch')}, {count(sizes[0], 'parameter')} in "
+            f"{count(len(self.params), 'tensor')}, {count(sizes[1], 'value')} in {count(len(self.buffers), 'buffer')}\n"
+            f"  {few_shapes(self.params)}\n  {run}"
+        )
+
     @property
     def state_dict(self) -> dict[str, torch.Tensor]:
         """Return parameters and buffers together, ready for `load_state_dict`."""
@@ -80,12 +92,13 @@ class Checkpoint:
         """Copy this checkpoint into `model` in place. The model may be wrapped, e.g. by DDP.
 
         Raises:
-            ValueError: Tensors are missing or have another shape. The message names them.
+            ValueError: Tensors are missing or have another shape, or `model` has no values. The message names them.
         """
         state = self.state_dict
         own: dict[str, torch.Tensor] = dict(model.named_parameters()) | dict(model.named_buffers())
         if own.keys() != state.keys():  # the model may be wrapped
             own = named_as(state, model, buffers=True)
+        check_values(own, "load the checkpoint")
         shapes, own_shapes = ({name: tensor.shape for name, tensor in one.items()} for one in (state, own))
         check_fits(shapes, own_shapes, "the checkpoint", exactly=True)
         for name, tensor in state.items():
@@ -131,6 +144,9 @@ class Pretrained:
     """Tensors of a trained network, with the names of its state dict."""
 
     tensors: dict[str, torch.Tensor]
+
+    def __repr__(self) -> str:
+        return f"Pretrained: {count(len(self.tensors), 'tensor')}: {few_shapes(self.tensors)}"
 
     @property
     def digest(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,8 @@ METADATA_KEY = "harness"
 CORRECT_FORMAT = "harness.correct/1"
 _NAMED = 5
 """Number of tensors of each kind that an error names."""
-_ADDED = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_PRIVATE = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+_ADDED = {"module", *_PRIVATE}
 """Parts of names that DDP, DataParallel, torch.compile, FSDP and activation checkpointing add.
 
 They may stand anywhere: torch's ImageNet example wraps only `features` of a VGG.
@@ -134,21 +135,143 @@ def plain_name(name: str) -> str:
     return ".".join([*(part for part in modules if part not in _ADDED), leaf])
 
 
-def named_as(names: Iterable[str], model: nn.Module, *, buffers: bool = False) -> dict[str, torch.Tensor]:
-    """Return a network's tensors by name; by their plain names if only these are among `names`.
+def own_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+    """Return the names that tensors have in the network inside DDP, DataParallel, torch.compile and FSDP.
 
-    So a network that DDP, DataParallel or torch.compile wraps is taken like the network itself.
+    Wrappers are known by their class, so that a layer of the network may be called `module`.
+
+    Args:
+        model: The network, wrapped or not, or with wrapped parts.
+        names: Names of its parameters and buffers, or of its state dict.
+
+    Returns:
+        {name: name without the wrappers' parts}.
+    """
+    from torch import nn
+
+    # Phase: walk through the modules, and leave out the parts of wrappers.
+    plain: dict[str, str] = {}
+
+    def walk(module: nn.Module, name: str, own: str) -> None:
+        plain[name] = own
+        wraps = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+        for part, child in module._modules.items():
+            if child is not None:
+                added = part in _PRIVATE or (wraps and part == "module")
+                walk(child, f"{name}{part}.", own if added else f"{own}{part}.")
+
+    walk(model, "", "")
+
+    # Phase: the names of tensors begin with those of their modules.
+    found = {}
+    for name in names:
+        modules, dot, leaf = name.rpartition(".")
+        found[name] = plain.get(modules + dot, modules + dot) + leaf
+    return found
+
+
+def renamed(names: Collection[str], keys: Collection[str]) -> dict[str, str]:
+    """Return new names for the keys of a state dict: those that most of the expected names have.
+
+    The keys stay, or lose the prefix of a wrapper such as `module.`, or get one. Else the parts of wrappers are ignored
+    on both sides, wherever they stand.
+
+    Args:
+        names: The expected names.
+        keys: The keys.
+
+    Returns:
+        {key: new name}. The new names are unique.
+    """
+    # Phase: the ways to rename. The first of equally good ones is taken.
+    plain = {plain_name(name): name for name in names}
+    ways: list[Callable[[str], str]] = [lambda key: key]
+    ways += [lambda key, cut=cut: key.removeprefix(cut) for cut in _wrapping(keys)]  # type: ignore[misc]
+    ways += [lambda key, add=add: add + key for add in _wrapping(names)]  # type: ignore[misc]
+    if len(plain) == len(names):
+        ways.append(lambda key: plain.get(plain_name(key), plain_name(key)))
+
+    # Phase: take the way that finds most of the names.
+    wanted, best, most = set(names), {key: key for key in keys}, -1
+    for way in ways:
+        new = {key: way(key) for key in keys}
+        found = len(wanted & set(new.values()))
+        if found > most and len(set(new.values())) == len(new):
+            best, most = new, found
+        if most == len(wanted):
+            break
+    return best
+
+
+def _wrapping(names: Iterable[str]) -> list[str]:
+    """Return the prefixes of wrappers that names begin with, the shortest first."""
+    found = set()
+    for name in names:
+        prefix = ""
+        for part in name.split(".")[:-1]:
+            if part not in _ADDED:
+                break
+            prefix += f"{part}."
+            found.add(prefix)
+    return sorted(found, key=len)
+
+
+def named_as(names: Collection[str], model: nn.Module, *, buffers: bool = False) -> dict[str, torch.Tensor]:
+    """Return a network's tensors by the expected names.
+
+    A network that DDP, DataParallel or torch.compile wraps, once or several times, is taken like the network itself. A
+    shared tensor has the name that is expected. Tensors without an expected name keep their own.
 
     Args:
         names: The expected names.
         model: The network, wrapped or not.
         buffers: Whether to return buffers, too.
     """
+    # Phase: the usual case.
     own: dict[str, torch.Tensor] = dict(model.named_parameters())
     own |= dict(model.named_buffers()) if buffers else {}
     if all(name in own for name in names):
         return own
-    return {plain_name(name): tensor for name, tensor in own.items()}
+
+    # Phase: other names, of wrapped networks and of shared tensors.
+    own = dict(model.named_parameters(remove_duplicate=False))
+    own |= dict(model.named_buffers(remove_duplicate=False)) if buffers else {}
+    inside = own_names(model, own)
+    if len(set(inside.values())) == len(inside):
+        own = {inside[key]: tensor for key, tensor in own.items()}
+    new = renamed(names, own)
+    named = {new[key]: tensor for key, tensor in own.items()}
+
+    # Phase: leave out the further names of shared tensors.
+    found = {name: named[name] for name in names if name in named}
+    seen = {id(tensor) for tensor in found.values()}
+    for name, tensor in named.items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor
+    return found
+
+
+def check_values(tensors: Mapping[str, torch.Tensor], what: str) -> None:
+    """Check that the tensors of a network have values that can be changed here.
+
+    Args:
+        tensors: Tensors by name.
+        what: The action, for the message, e.g. "apply the signed mask".
+
+    Raises:
+        ValueError: A tensor is on the meta device, of a lazy layer, or sharded.
+    """
+    without_shape = (torch.nn.parameter.UninitializedParameter, torch.nn.parameter.UninitializedBuffer)
+    if lazy := [name for name, tensor in tensors.items() if isinstance(tensor, without_shape)]:
+        raise ValueError(f"cannot {what}: {listed(lazy)} have no shape yet; pass one batch through the network first")
+    if empty := [name for name, tensor in tensors.items() if tensor.is_meta]:
+        raise ValueError(
+            f"cannot {what}: {listed(empty)} are on the meta device, without values; build the network on a device, or "
+            'call model.to_empty(device="cpu") and initialise it first'
+        )
+    if sharded := [name for name, tensor in tensors.items() if hasattr(tensor, "full_tensor")]:
+        raise ValueError(f"cannot {what}: {listed(sharded)} are sharded over processes (FSDP); do it before sharding")
 
 
 def read_header(

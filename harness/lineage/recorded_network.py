@@ -72,7 +72,8 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
     if isinstance(determinants, dict) and determinants.get("made_by") == OWN_LOOP:
         raise ValueError(
             "a SignPruner in a loop of its own logged this run, so its network is unknown here; build the network "
-            "yourself and fill it with harness.load_checkpoint(key).load_into_(model)"
+            "yourself and give it: harness.load_network(key, model=model), or "
+            "harness.load_checkpoint(key).load_into_(model)"
         )
     try:
         model, config, directory = determinants["model"], {}, None

@@ -191,17 +191,26 @@ class LineageStore:
             with self.server.artifact(run, RECORD) as path:
                 return parse_record(path)
 
+    def finished(self, run_id: str) -> Run:
+        """Return a finished MLflow run; errors as in `load`."""
+        with self.server.talking(f"read run {run_id}"):
+            return self.server.finished(run_id)
+
     @contextlib.contextmanager
-    def open_file(self, run_id: str, name: str) -> Iterator[Path]:
+    def open_file(self, run: str | Run, name: str) -> Iterator[Path]:
         """Yield the path of one file of a finished run, after checking its digest. Only read it, inside the block.
+
+        Args:
+            run: A run ID, or a run that `finished` returned.
+            name: Name of the file.
 
         Raises:
             LookupError: There is no such run or file.
             ValueError: The run is unfinished, or the file was altered.
         """
         with contextlib.ExitStack() as stack:
-            with self.server.talking(f"read run {run_id}"):
-                run = self.server.finished(run_id)
+            with self.server.talking(f"read run {run if isinstance(run, str) else run.info.run_id}"):
+                run = self.server.finished(run) if isinstance(run, str) else run
                 path = self._local_copy(run, name) or stack.enter_context(self.server.artifact(run, name))
             yield path  # outside of `talking`, so that errors of the caller stay as they are
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.shown import count, few_names
 from harness.common.tensors import check_fits, listed, plain_name
 from harness.config import SearchConfig, known
 from harness.config.own_loop import own_loop_search
@@ -59,6 +60,16 @@ class Level:
     def __str__(self) -> str:
         """Return number and density."""
         return f"level {self.number} of {self.last}, density {self.density:.3f}"
+
+    def __repr__(self) -> str:
+        """Return three lines: number and counts, steps, and the masked tensors."""
+        mask = self.mask
+        return (
+            f"Level: {self.number} of {self.last}, {mask.num_remaining:,} of {mask.numel:,} weights kept "
+            f"(density {mask.density:.3f})\n"
+            f"  begin_steps {self.begin_steps}, steps_done {self.steps_done}, seed {self.seed}\n"
+            f"  {count(len(mask), 'masked tensor')}: {few_names(mask)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -339,7 +350,8 @@ class SignPruner:
         """
         self._not_inside("signed_mask()")
         self._check_same_network()
-        metadata = {"method": self._settings["method"], "level": self._number, "density": self._mask.density}
+        told = {name: self._settings[name] for name in ("method", "classifier")}
+        metadata = {**told, "level": self._number, "density": self._mask.density}
         return replace(SignedMask.of(self._params, self._mask, self._norm), metadata=metadata)
 
     def log(

@@ -13,7 +13,7 @@ import torch
 from harness.common.seeds import SgdNoise
 from harness.common.tensors import listed
 from harness.masks import Mask
-from harness.masks.mask import hooked_optimizer
+from harness.masks.keeping import hooked_optimizer
 from harness.pruning import ForwardView, Method, NormState, TrainingHook
 from harness.training.loop import Remask
 

@@ -131,6 +131,11 @@ class FinishedRun:
     delivery: DeliveryThread | None = field(default=None, compare=False, repr=False)
     """The thread that delivers it to MLflow. None on ranks other than 0."""
 
+    def __repr__(self) -> str:
+        """Return the name and key of the run, and its signed mask."""
+        name = self.record.name if self.record is not None else f"level {self.checkpoint.level}"
+        return f"FinishedRun: {name}, key {self.key}\n{self.signed_mask!r}"
+
     @property
     def run_id(self) -> str | None:
         """Wait for delivery and return the MLflow run ID.

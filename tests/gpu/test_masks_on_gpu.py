@@ -84,6 +84,37 @@ def test_keep_works_with_a_fused_optimizer(device, kind):
             assert not bool(weights[name].detach().cpu()[~kept].any()) and bool(weights[name].any())
 
 
+def test_masks_on_each_device_fit_networks_on_each(device, tmp_path):
+    """Apply, keep, compare, save and convert masks on one device with a network on the other."""
+    # Phase: the same signed mask on both devices.
+    params, mask, _ = params_of("resnet8", CPU)
+    here = SignedMask.of(params, prune(params, mask, 0.5))
+    there = here.to(device)
+    assert here == there and there.mask == here.mask and there.agreement(here) == 1.0 == here.agreement(there)
+    if device.type != "cpu":
+        assert all(f"on {device.type}" in repr(one) for one in (there, there.mask)) and "on " not in repr(here.mask)
+    assert there.mask.issubset(here.mask) and there.digest == here.digest
+    for name, signed in (("here", here), ("there", there)):
+        signed.save(tmp_path / name)
+    assert (tmp_path / "here").read_bytes() == (tmp_path / "there").read_bytes()
+
+    # Phase: networks on both devices.
+    found = []
+    for where in (device, CPU):
+        for signed in (here, there):
+            model = fresh("resnet8", 32, where)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
+            with signed.apply_(model).keep(optimizer, model):
+                for param in model.parameters():
+                    param.grad = torch.ones_like(param)
+                optimizer.step()
+            state = signed.to_torch_prune(model)
+            assert all(tensor.device.type == where.type for tensor in state.values())
+            sparse = {name: matrix.to_dense() for name, matrix in signed.to_csr(model).items()}
+            found.append({name: tensor.cpu() for name, tensor in (state | sparse).items()})
+    assert all(torch.equal(value, one[name]) for one in found[1:] for name, value in found[0].items())
+
+
 def test_a_barrier_curve_of_two_checkpoints_matches_the_cpu(device, monkeypatch, tmp_path):
     """Compare the errors at eleven α, up to two images."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)

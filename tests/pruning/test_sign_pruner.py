@@ -400,7 +400,7 @@ def test_the_signed_mask_is_a_file_and_the_text_has_three_lines(tmp_path) -> Non
     )
     pruner.signed_mask().save(tmp_path / "mine.safetensors")
     loaded = SignedMask.load(tmp_path / "mine.safetensors")
-    assert loaded.metadata == {"method": "aws", "level": 2, "density": 65 / 216}
+    assert loaded.metadata == {"method": "aws", "classifier": "4", "level": 2, "density": 65 / 216}
     assert all(torch.equal(loaded.signs[n], p.sign().to(torch.int8)) for n, p in model.named_parameters())
     assert pruner.theta_init.params.keys() == loaded.signs.keys()
 

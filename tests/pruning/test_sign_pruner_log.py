@@ -53,6 +53,10 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
     held.load_into_(network())
     with pytest.raises(ValueError, match=r"SignPruner in a loop of its own.*load_checkpoint\(key\)\.load_into_"):
         load_network(keys[-1], local_dir=tmp_path)
+    model = load_network(keys[-1], local_dir=tmp_path, model=network())
+    assert not model.training and all(torch.equal(param, held.params[name]) for name, param in model.named_parameters())
+    title = lineage.open_store(tmp_path, offline=True).local.load(keys[-1]).name
+    assert repr(mask).endswith(f"level 2, method aws, run {title} (key {keys[-1][:12]}…)")
 
 
 def test_a_ticket_alone_says_that_its_mask_is_unproved(tmp_path: Path) -> None:

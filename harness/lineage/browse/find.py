@@ -125,31 +125,39 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
 
     Args:
         store: Local runs and their MLflow copies.
-        text: An MLflow run ID, a key, a unique prefix of either, or a `models:/` URI. For imported runs also the run ID
-            in the original store. A RunSummary is returned as it is.
+        text: An MLflow run ID, a key, a unique prefix of either, `runs:/` and one of them, or a `models:/` URI. For
+            imported runs also the run ID in the original store. A RunSummary is returned as it is.
 
     Raises:
-        LookupError: No run matches, or the prefix is ambiguous.
+        LookupError: No run matches, or the prefix is ambiguous. Then the message lists the runs.
     """
     # Phase: read the ID.
     if isinstance(text, RunSummary):
         return text
     if is_model_uri(text):
         text = store.run_id_of_model(text)
+    text = re.sub(r"^runs:/+([0-9a-f]+)/?$", r"\1", text)
     if not re.fullmatch(rf"[0-9a-f]{{{_MINIMUM_DIGITS},64}}", text):
         raise LookupError(
             f"{text!r} is not a run ID (hexadecimal, at least {_MINIMUM_DIGITS} digits); "
             "`python tools/lineage.py list` shows them"
         )
-    # Phase: try each kind of ID in turn.
-    ways = (_by_run_id, _by_key, _by_local_key, _by_origin)
-    found = next((nodes for way in ways if (nodes := way(store, text))), {})
+    # Phase: try each kind of ID. The first one with a complete ID counts. A prefix must be unique among all kinds.
+    found: dict[str, RunSummary] = {}
+    for way in (_by_run_id, _by_key, _by_local_key, _by_origin):
+        if not found or len(text) not in (_RUN_ID_DIGITS, _KEY_DIGITS):
+            found = way(store, text) | found
     if not found:
         raise LookupError(f"no run ID or key begins with {text!r}; `python tools/lineage.py list` shows the runs")
     if len(found) > 1:
         names = ", ".join(f"{short_id(node, 12)} ({node.name})" for node in list(found.values())[:5])
         raise LookupError(f"{text!r} matches more than one run: {names}; give more digits")
     return next(iter(found.values()))
+
+
+def find_local(store: LineageStore, text: str) -> list[RunSummary]:
+    """Return the local runs whose key begins with `text`, without asking the server."""
+    return list(_by_local_key(store, text).values())
 
 
 def _by_run_id(store: LineageStore, text: str) -> dict[str, RunSummary]:
