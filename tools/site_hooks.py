@@ -202,7 +202,7 @@ def _reference_pages() -> Iterator[tuple[str, str]]:
 
 
 def _short(name: str) -> str:
-    return name if name.count(".") > 2 else name.rpartition(".")[2]
+    return name if name in _REFERENCE["modules"][2] else name.rpartition(".")[2]
 
 
 def _directive(name: str) -> str:
