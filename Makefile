@@ -84,9 +84,9 @@ examples: setup  ## AWS in PyTorch, Accelerate, Lightning and Hugging Face's Tra
 	cd build/examples && python ../../recipes/examples/lightning_callback.py
 	cd build/examples && python ../../recipes/examples/hf_trainer_callback.py
 
-# The kernel talks over a file instead of a port. One output a cell, instead of one for each line.
+# The kernel talks over a file instead of a port.
 EXECUTE := --log-level ERROR --to notebook --inplace --execute --KernelManager.transport=ipc \
-	--ExecutePreprocessor.coalesce_streams=True --ExecutePreprocessor.timeout=300
+	--ExecutePreprocessor.timeout=300
 
 .PHONY: docs
 docs: setup  ## The documentation as a site in site/, with its notebook executed (a minute on 2 cores)

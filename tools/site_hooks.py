@@ -53,7 +53,7 @@ _REFERENCE: dict[str, tuple[str, str, list[str]]] = {
     "lineage": (
         "Lineage",
         "Query, compare, export and verify runs. [Lineage](../lineage.md) shows the same from the command line.",
-        [f"harness.lineage.{name}" for name in harness.lineage.__all__ if not name.startswith("load_")],
+        [f"harness.lineage.{name}" for name in sorted(harness.lineage.__all__, key=str.swapcase)],
     ),
     "config": ("Settings", "Each field with its default. Every field is also an option of recipes.", []),
     "modules": (
@@ -86,7 +86,7 @@ class Doctests(griffe.Extension):
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are no file of docs/."""
-    made = {f"reference/{name}.md": text for name, text in _reference_pages()}
+    made: dict[str, str | bytes] = {f"reference/{name}.md": text for name, text in _reference_pages()}
     made |= {page: _shown(path) for path, page in _outside().items()}
     for path in sorted(DOCS.glob("notebooks/*.ipynb")):
         made |= _notebook(path)
@@ -172,9 +172,12 @@ def _shown(path: str) -> str:
 def _notebook(path: Path) -> dict[str, str | bytes]:
     """Return the page of a notebook and its pictures, by URI."""
     from nbconvert import MarkdownExporter
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
+    exporter = MarkdownExporter()
+    exporter.register_preprocessor(CoalesceStreamsPreprocessor, enabled=True)
     executed = EXECUTED / path.name
-    body, resources = MarkdownExporter().from_filename(str(executed if executed.is_file() else path))
+    body, resources = exporter.from_filename(str(executed if executed.is_file() else path))
     pictures = {f"notebooks/{name}": data for name, data in resources["outputs"].items()}
     return {f"notebooks/{path.stem}.md": body, **pictures}
 
