@@ -7,6 +7,7 @@ of exception. `Parser` describes one parser, `DAMAGE` has the named kinds, and `
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import random
@@ -192,6 +193,11 @@ def _places(data: Any) -> Any:
             yield from _places(data[key])
 
 
+SWEPT = ("a\n\x1b[1m", 2**62)
+"""Values that `every_kind` puts in place of each of the first values of a JSON file or header."""
+_SWEPT_PLACES = 30
+
+
 # ---------------------------------------------------------------------- the check
 
 
@@ -205,7 +211,7 @@ def outcome(parser: Parser) -> tuple[str, object]:
     except (ValueError, OSError, LookupError) as error:
         message = str(error)
         assert not isinstance(error, KeyError | IndexError), repr(error)
-        assert "\n" not in message and len(message) < 1000, message
+        assert message.isprintable() and len(message) < 1000, message
         assert (parser.named or str(parser.root)) in message, repr(error)
         return message, None
 
@@ -234,6 +240,12 @@ def every_kind(parser: Parser) -> None:
             _remove(path)
             put(path)
             refused += check(parser, values)
+        _restore(parser, path, whole)
+        for at, value in itertools.product(range(_SWEPT_PLACES), SWEPT):
+            if (content := _with_value(whole, at, value)) == whole:
+                break  # no JSON
+            path.write_bytes(content)
+            check(parser, values)
         _restore(parser, path, whole)
         assert refused == 0 if parser.optional else refused >= 1, path
     assert outcome(parser) == ("", values)

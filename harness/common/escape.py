@@ -70,6 +70,15 @@ def for_terminal(text: str) -> str:
     return "".join(_visible(character) for character in text)
 
 
+def one_line(text: object) -> str:
+    r"""Return a text of a file, or an error that quotes one, as one printable line.
+
+    >>> one_line("unknown type `a\n\x1b[1m`")
+    'unknown type `a\\n\\x1b[1m`'
+    """
+    return for_terminal(str(text).strip())
+
+
 def _visible(character: str) -> str:
     if unicodedata.category(character) not in _DANGEROUS:
         return character

@@ -10,6 +10,7 @@ import logging
 import re
 import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -38,6 +39,8 @@ _IN_DIRECTORY = {
     "torch": ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 }
 """Names that Accelerate, Transformers, timm and DeepSpeed give to the file of a network, or to its index."""
+_DIRECTORY = 0x10
+"""Attribute of a directory in a zip archive."""
 _DEEPEST = 4
 _MOST_MAPPINGS = 10_000
 """A state dict is searched at most this deep, and not below this many mappings."""
@@ -250,11 +253,16 @@ def _check_archive(path: Path) -> None:
     """Check a torch file, which is a zip archive, by its checksums. torch.load does not."""
     with reading(path, "torch file"), zipfile.ZipFile(path) as archive:
         damaged, names = archive.testzip(), archive.namelist()
+        # torch reads no bytes of a directory, and of two equal names another entry than `testzip`
+        odd = [one.filename for one in archive.infolist() if one.external_attr & _DIRECTORY or one.is_dir()]
+        odd += [name for name, count in Counter(names).items() if count > 1]
     if damaged is not None:
         raise ValueError(
             f"{path} is damaged: the checksum of {damaged!r:.60} is wrong; download it again (a file that was saved "
             "without checksums must be saved again, with safetensors.torch.save_file)"
         )
+    if odd:
+        raise ValueError(f"{path} is damaged: it has {odd[0]!r:.60} twice or as a directory; download it again")
     if not any(name.endswith("data.pkl") for name in names):
         raise ValueError(f"{path} is a zip archive of {listed(names)}, not a torch file; unpack it first")
 

@@ -15,6 +15,7 @@ import torch
 from safetensors import safe_open
 
 from harness.common.digest import canonical_json, sha256_file
+from harness.common.escape import one_line
 from harness.common.files import read_json, refuse_pipe, write_tensors
 
 if TYPE_CHECKING:
@@ -294,7 +295,7 @@ def read_header(
 
 
 def _short(value: Any) -> str:
-    return f"{value:.60}" if isinstance(value, str) else f"{value!r:.60}"
+    return f"{one_line(value):.60}" if isinstance(value, str) else f"{value!r:.60}"
 
 
 @contextmanager
@@ -322,8 +323,10 @@ def reading(path: Path | str, what: str, advice: str = "; download it again") ->
         if isinstance(error, ValueError) and str(error).startswith(str(path)):
             raise  # it already names the file
         # A damaged file can make a parser raise any exception.
-        said = f"{type(error).__name__}: {str(error).strip() or 'no message'}".splitlines()[0]
-        raise ValueError(f"{path} is not a complete {what} ({said:.200}){advice}") from error
+        said = (str(error).strip() or "no message").splitlines()[0]
+        raise ValueError(
+            f"{path} is not a complete {what} ({one_line(f'{type(error).__name__}: {said}'):.200}){advice}"
+        ) from error
 
 
 def check_beside(path: Path) -> bool:

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from harness.common.escape import one_line
 from harness.common.files import refuse_pipe
 from harness.data.augment import crop_flips, enlargement, flips, resized_crop_boxes
 from harness.data.loaders import Batch, SplitReader
@@ -48,7 +49,7 @@ class ResidentSplit:
             tensors = load_file(path)
             images, labels = tensors["images_NHWC"], tensors["labels"]
         except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); prepare the data again") from error
+            raise ValueError(f"{path} cannot be read ({one_line(error):.200}); prepare the data again") from error
         shape = (len(labels), spec.image_size, spec.image_size, spec.channels)
         if images.shape != shape or labels.ndim != 1 or (images.dtype, labels.dtype) != (torch.uint8, torch.int64):
             raise ValueError(

@@ -28,6 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from harness.common.digest import canonical_json, sha256_file
+from harness.common.escape import one_line
 from harness.common.files import MOST_JSON_BYTES, NO_LOCKS, reach, read_bounded, read_json, write_atomically
 from harness.common.launched import counted
 from harness.common.process import Process, own_process
@@ -399,7 +400,7 @@ class Unfinished:
                 header = json.loads((file.metadata() or {})[_METADATA_KEY])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
         except (SafetensorError, KeyError) as error:
-            raise ValueError(f"the state {path} cannot be read ({error})") from error
+            raise ValueError(f"the state {path} cannot be read ({one_line(error):.200})") from error
         if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("key") != self.key:
             raise ValueError(f"the state {path} belongs to another run or has another format")
         return header, tensors

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from unittest.mock import patch
 
+from harness import load_network, load_signed_mask
+from harness.checkpoint import Checkpoint
 from harness.cli.resolve import resolve_initialisation
 from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.data.prepare import prepare
@@ -56,6 +58,14 @@ def proved(experiment: Experiment, node: FinishedRun) -> Findings:
     """Verify the search that a level belongs to, with all its descendants."""
     assert node.record is not None and node.record.nested_under is not None
     return verify(open_store(experiment.config.runs, offline=True), node.record.nested_under)
+
+
+def is_loaded(experiment: Experiment, node: FinishedRun) -> bool:
+    """Return whether `load_network` and `load_signed_mask` give the network and mask of a run, bit by bit."""
+    runs = experiment.config.runs
+    model, signed_mask = load_network(node, local_dir=runs), load_signed_mask(node, local_dir=runs)
+    held = Checkpoint.of(model, level=0, epochs=0, level_digest="")
+    return held.digest == node.checkpoint.digest and signed_mask == node.signed_mask
 
 
 def tag(node: FinishedRun, name: str) -> str:

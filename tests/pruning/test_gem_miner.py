@@ -25,7 +25,7 @@ from harness.pruning.method import StoredLevel
 from harness.runs.run import FinishedRun
 from harness.training.feed import TrainFeed
 from harness.training.loop import train
-from tests.pruning.searching import proved, tag
+from tests.pruning.searching import is_loaded, proved, tag
 
 GEM = GemMinerConfig(score_epochs=5, freeze_every_epochs=2, finetune=Schedule(2, "step"))
 
@@ -47,8 +47,10 @@ def scores_run(own: Experiment, found: SearchResult) -> FinishedRun:
 
 
 def test_its_lineage_is_proved(own: Experiment, found: SearchResult) -> None:
-    for kind in ("signed_mask", "retrain", "random_mask"):
-        final_training(own, Trial(kind, 2, 1), found.ticket)  # type: ignore[arg-type]
+    finals = [
+        final_training(own, Trial(kind, 2, 1), found.ticket) for kind in ("signed_mask", "retrain", "random_mask")
+    ]
+    assert all(is_loaded(own, run) for run in (*found.levels, *finals))
     findings = proved(own, found.ticket)
     assert findings.problems == [] and findings.notes == [], "a note would mark an old rule"
     assert findings.num_nodes == 6

@@ -19,7 +19,7 @@ from harness.pruning import METHODS, StartPoint, prune
 from harness.pruning.lrr_full import FullLRR
 from harness.pruning.wr import THETA_K
 from harness.runs.run import Measurements, RunDescription
-from tests.pruning.searching import STEPS, proved, tag
+from tests.pruning.searching import STEPS, is_loaded, proved, tag
 
 pytestmark = pytest.mark.long  # a search for each method
 
@@ -55,6 +55,7 @@ def test_its_lineage_is_proved(experiment: Experiment, found: SearchResult) -> N
     findings = proved(experiment, found.ticket)
     assert findings.problems == [] and findings.notes == []
     assert findings.checked["start"] >= 3 and findings.checked["count"] >= 3 and findings.checked["nested"] >= 2
+    assert all(is_loaded(experiment, level) for level in found.levels)
 
 
 def test_levels_start_from_the_documented_parameters(experiment: Experiment, found: SearchResult, method: str) -> None:

@@ -56,7 +56,7 @@ from harness.runs.state_saver import _check_header
 from harness.runs.unfinished import Unfinished
 from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES
-from tests.damage import ORDINARY, THOROUGH, Parser, attack, every_kind
+from tests.damage import ORDINARY, THOROUGH, Parser, attack, check, every_kind
 from tests.lineage.lineage_story import checkpoint, commit_story, key_of, signed_mask
 from tests.made_search import MadeSearch
 from tests.mask_formats import as_format_1
@@ -523,6 +523,17 @@ def test_every_kind_of_damage_is_one_line_that_names_the_file(parsers, name: str
 @pytest.mark.parametrize("name", ORDINARY_PARSERS)
 def test_random_damage_is_one_line_that_names_the_file(parsers, name: str) -> None:
     attack(parsers(name), ORDINARY)
+
+
+def test_no_changed_byte_of_a_torch_file_gives_other_values(parsers) -> None:
+    """The directory of a zip archive has no checksum. Its attributes decide whether torch reads an entry."""
+    parser = parsers("network, zip")
+    (path,) = parser.files
+    whole, values = path.read_bytes(), parser.read()
+    for at in range(len(whole)):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
+        check(parser, values)
+    path.write_bytes(whole)
 
 
 @pytest.mark.slow

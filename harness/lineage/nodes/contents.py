@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import BinaryIO
 
+from harness.common.escape import one_line
 from harness.common.files import read_json, refuse_pipe
 from harness.lineage.nodes.record import SIGNED_MASK
 
@@ -85,7 +86,7 @@ def _same_curve(one: Path, other: Path) -> bool:
         first, second = map(read_json, (one, other))
         return all(first[name] == second[name] for name in first.keys() & second.keys())
     except (AttributeError, TypeError) as error:
-        raise ValueError(f"{one} or {other} is no JSON object: {error}") from None
+        raise ValueError(f"{one} or {other} is no JSON object: {one_line(error):.200}") from None
 
 
 def _planes(path: Path) -> dict[str, tuple[str, str, str]]:
@@ -101,11 +102,13 @@ def _planes(path: Path) -> dict[str, tuple[str, str, str]]:
             for name, entry in header.items():
                 if name != "__metadata__":
                     start, end = entry["data_offsets"]
+                    if not 0 <= start <= end <= path.stat().st_size:
+                        raise ValueError(f"{name} lies outside of the file")
                     file.seek(8 + length + start)
                     planes[name] = (str(entry["dtype"]), str(entry["shape"]), _sha256(file, end - start))
             return planes
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise ValueError(f"{path} is not a safetensors file: {error}") from None
+        raise ValueError(f"{path} is not a safetensors file: {one_line(error):.200}") from None
 
 
 def _sha256(file: BinaryIO, num_bytes: int) -> str:
