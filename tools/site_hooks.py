@@ -30,7 +30,7 @@ EXECUTED = ROOT / "build" / "notebooks"
 """Notebooks as `make docs` has executed them. Without one, the page shows the stored outputs."""
 
 _LINK = re.compile(r"(?P<before>\]\()(?P<target>[^()\s#]+)(?P<after>(#[^()\s]*)?\))")
-_FOREIGN = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//[^>]*>")
+_FOREIGN = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?(?:https?:)?//(?!127\.)[^>]*>")
 _LANGUAGES = {".py": "python", ".toml": "toml", ".yaml": "yaml", ".json": "json", ".sbatch": "bash", ".sh": "bash"}
 
 # Pages of the reference: title, introduction, objects. Public names that no page lists are added to the first.

@@ -1,6 +1,6 @@
 """Find a signed mask in scikit-learn's digits with AWS in Hugging Face's Trainer, and use it on fresh networks.
 
-Shows      PruneSigns, a callback around each step of a ConvNeXt. Each level is one trainer.train
+Shows      PruneSignsCallback, a callback around each step of a ConvNeXt. Each level is one trainer.train
 Prints     test error of each level, then of fresh networks after 5 epochs: with the signs, and with the mask alone
 Launch     python recipes/examples/hf_trainer_callback.py
 """
@@ -12,13 +12,13 @@ from transformers import ConvNextConfig, ConvNextForImageClassification, Trainer
 from harness import SignPruner
 
 
-class PruneSigns(TrainerCallback):
+class PruneSignsCallback(TrainerCallback):
     def __init__(self, pruner, max_norm=1.0):
         self.pruner, self.max_norm = pruner, max_norm
 
     def on_train_begin(self, args, state, control, optimizer, **_):
         if args.max_grad_norm:
-            raise ValueError("Trainer clips before end_step; set max_grad_norm=0, and give PruneSigns a max_norm")
+            raise ValueError("Trainer clips before end_step; set max_grad_norm=0, and give the callback a max_norm")
         self.pruner.attach(optimizer)
 
     def on_step_begin(self, args, state, control, **_):
@@ -48,7 +48,7 @@ if __name__ == "__main__":
     model = network(seed=1)
     pruner = SignPruner(model, method="aws", classifier="classifier", seed=1)
     for level in pruner.levels(densities=[0.5, 0.25, 0.1]):
-        error = fit(model, torch.optim.AdamW(model.parameters(), 3e-3), PruneSigns(pruner))
+        error = fit(model, torch.optim.AdamW(model.parameters(), 3e-3), PruneSignsCallback(pruner))
         print(f"{level}: test error {error:.1f} %")
     pruner.signed_mask().save("hf_trainer_callback.safetensors")  # SignedMask.load reads it
     for use in (pruner.signed_mask(), pruner.mask):

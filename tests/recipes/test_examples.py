@@ -34,6 +34,7 @@ def plain(
         micro: Micro-batches of a step.
         clip: Largest norm of the gradient. None: no clipping.
     """
+    # Micro-batches of a step share one block, and so one α.
     pruner = SignPruner(model, classifier=classifier, seed=3)
     for _ in pruner.levels(DENSITIES):
         optimizer = pruner.attach(optimizer_of())
@@ -96,7 +97,7 @@ def test_the_callback_of_trainer_has_the_bits_of_a_plain_loop(tmp_path: Path, mi
     pytest.importorskip("transformers")
     from transformers import Trainer, TrainingArguments
 
-    from recipes.examples.hf_trainer_callback import PruneSigns, network
+    from recipes.examples.hf_trainer_callback import PruneSignsCallback, network
 
     images, labels = samples(micro, 1, 8, 8)
     data = [{"pixel_values": image, "labels": label} for image, label in zip(images, labels, strict=True)]
@@ -119,7 +120,11 @@ def test_the_callback_of_trainer_has_the_bits_of_a_plain_loop(tmp_path: Path, mi
         optimizers = torch.optim.AdamW(model.parameters(), 1e-3), None
         arguments = TrainingArguments(**options, max_grad_norm=0)
         Trainer(
-            model, arguments, train_dataset=data, optimizers=optimizers, callbacks=[PruneSigns(pruner, max_norm=0.5)]
+            model,
+            arguments,
+            train_dataset=data,
+            optimizers=optimizers,
+            callbacks=[PruneSignsCallback(pruner, max_norm=0.5)],
         ).train()
 
     # Phase: the same in a plain loop.
@@ -142,7 +147,7 @@ def test_the_callback_of_trainer_has_the_bits_of_a_plain_loop(tmp_path: Path, mi
     # Phase: clipping by Trainer would come too early, so the callback refuses it.
     again = SignPruner(network(seed=1), classifier="classifier")
     with pytest.raises(ValueError, match="max_grad_norm=0"):
-        PruneSigns(again).on_train_begin(TrainingArguments(**options), None, None, optimizer=None)
+        PruneSignsCallback(again).on_train_begin(TrainingArguments(**options), None, None, optimizer=None)
 
 
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("[a-z]*.py")), ids=lambda path: path.name)
