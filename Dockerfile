@@ -36,6 +36,7 @@ RUN tools/setup.sh system \
 COPY pyproject.toml constraints.txt LICENSE ./
 COPY harness/__init__.py harness/
 COPY recipes/__init__.py recipes/
+COPY signed_tickets/__init__.py signed_tickets/
 RUN touch README.md && tools/setup.sh venv
 
 COPY . .

@@ -71,6 +71,10 @@ format: setup  ## Let ruff lay the code out
 	python -m ruff check --fix .
 	python -m ruff format .
 
+.PHONY: wheel-check
+wheel-check: setup  ## Build the wheel, install it alone in an empty environment, and use it (6 minutes, 7 GB for a while)
+	python tools/wheel_check.py
+
 REV ?= HEAD
 .PHONY: same-bits
 same-bits: setup  ## Prove that the working tree computes the same bits as REV (default HEAD; 3 minutes on 2 cores)

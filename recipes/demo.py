@@ -17,6 +17,8 @@ from pathlib import Path
 from harness.analysis.summary import Summary, epsilon_from_dense
 from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
+from harness.common.optional import require
+from harness.common.program import command
 from harness.config import ComparisonConfig, Kind, SearchConfig
 from recipes.presets.small import digits_demo
 
@@ -115,7 +117,7 @@ def show(experiment: Experiment, dense: list[FinishedRun], methods: dict[str, Me
     # Phase: plots, signed masks, browser.
     plots = draw(dense, methods, out)
     print("\nPlots:\n  " + "\n  ".join(str(plot) for plot in plots if plot.suffix == ".png"))
-    print("\nSigned masks (load_signed_mask(RUN_ID), or recipes/train_ticket.py --ticket RUN_ID):")
+    print(f"\nSigned masks (load_signed_mask(RUN_ID), or {command('train --ticket RUN_ID')}):")
     for method, runs in methods.items():
         print(f"  {method}  {run_name(runs.result.ticket)}")
     print(f"\nBrowse the runs:\n  {ui_command(experiment)}")
@@ -172,7 +174,10 @@ def main() -> None:
                 f"init_seed {settings.init_seed} belongs to the final trainings; choose another for the searches"
             )
         if settings.method != digits_demo().method:
-            raise ValueError("the demo runs fixed methods; use `recipes/aws_digits.py --method …` for another one")
+            raise ValueError(
+                f"the demo runs fixed methods; use `{command('search aws_digits --method …')}` for another one"
+            )
+        require("matplotlib", "the demo")
         with launch(settings) as experiment:
             # Dense comes first: its error tells whether the other results mean anything.
             dense = [

@@ -23,9 +23,8 @@ Pages are written to results/ and to the lineage. `python tools/report.py` write
 from __future__ import annotations
 
 import logging
-import shlex
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 
@@ -33,7 +32,9 @@ from harness.cli.errors import clear_errors
 from harness.cli.options import answer_help, parse
 from harness.common.launched import launcher_number
 from harness.common.logging import progress
+from harness.common.optional import require
 from harness.common.process import end_with_parent
+from harness.common.program import again, own_process
 from harness.common.tables import print_markdown, print_table
 from harness.config import known
 from recipes.presets.figure_options import RESULTS, STUDIES, ChangedSettings, FigureOptions, ReproductionOptions
@@ -43,7 +44,7 @@ if __name__ == "__main__":  # before the imports that load torch
     answer_help(ReproductionOptions, __doc__)
 
 from harness.cli.launch import launch
-from harness.data import verify_data
+from harness.data import choose_loader, verify_data
 from harness.experiment.experiment import Experiment
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.reproduction.costs import costs, given_rate, measured_rate
@@ -90,12 +91,13 @@ def study_commands(study: Study, chains: Collection[str]) -> list[str]:
 
 def _command(*more: str) -> str:
     """Return this launch's command with `more` words and without the options of --list and --jobs."""
-    return f"python {shlex.join([*_words('--shard', '--seconds-per-epoch', '--jobs', '--jobs-per-gpu'), *more])}"
+    return again([*_options("--shard", "--seconds-per-epoch", "--jobs", "--jobs-per-gpu"), *more])
 
 
-def _words(*without: str) -> list[str]:
-    """Return this launch's words, without these options and their values, and without --list."""
-    words, kept = iter(sys.argv[1:]), [sys.argv[0]]
+def _options(*without: str) -> list[str]:
+    """Return this launch's options, without these and their values, and without --list."""
+    words: Iterator[str] = iter(sys.argv[1:])
+    kept: list[str] = []
     for word in words:
         name, equals, _ = word.replace("_", "-").partition("=")
         if name in without:
@@ -191,12 +193,13 @@ def run_jobs(options: ReproductionOptions, plan: FigurePlan, chains: Sequence[st
     # Phase: hash the data once, since the jobs then find it verified.
     devices = own_devices(min(options.jobs, len(chains)), options.jobs_per_gpu)
     for config in dict.fromkeys(options.config(one).data for one in (plan.scale.config, plan.scale.finals)):
-        verify_data(config.name, config.directory, config.loader)
+        loader = choose_loader(config.name, config.directory) if config.loader == "auto" else config.loader
+        verify_data(config.name, config.directory, loader)
 
     # Phase: run the jobs.
     part = "" if options.shard is None else f"-{options.shard.replace('/', '-of-')}"
     jobs = Jobs(options.runs / "jobs" / f"{name}{part}", plan.by_cost(chains), devices)
-    jobs.run([sys.executable, *_words("--jobs", "--jobs-per-gpu")], options.runs)
+    jobs.run([*own_process(), *_options("--jobs", "--jobs-per-gpu")], options.runs)
 
 
 def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
@@ -293,6 +296,8 @@ def main() -> None:
         if options.list:
             show_list(options, study)
             return
+        for library in ("matplotlib", "scipy", "statsmodels"):
+            require(library, "a figure or a study")
         if study is not None:
             if options.again:
                 make_again(options, study, options.again)

@@ -9,10 +9,13 @@ import ast
 import fnmatch
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from harness.common.optional import EXTRAS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -46,18 +49,36 @@ ROOMS: dict[str, set[str]] = {
 # Large or optional libraries, and the only files that may import them (patterns relative to harness/).
 LIBRARIES: dict[str, tuple[str, ...]] = {
     "mlflow": ("lineage/tracking/*.py", "lineage/store.py"),
-    "ffcv": ("data/ffcv/*.py", "data/prepare*.py"),
+    "requests": ("lineage/tracking/server.py",),
+    "ffcv": ("data/ffcv/*.py",),
+    "numba": ("data/ffcv/*.py",),
     "accelerate": ("distributed/world.py",),
     "rich": ("common/tables.py",),
-    "datasets": ("data/*.py",),
+    "datasets": ("data/readers/hub.py",),
+    "pyarrow": ("data/readers/hub.py",),
+    "PIL": ("data/*.py",),
+    "cv2": ("data/prepare.py",),
+    "sklearn": ("data/readers/sources.py",),
     "statsmodels": ("analysis/statistics.py",),
+    "scipy": ("analysis/statistics.py",),
+    "matplotlib": ("analysis/plots.py", "analysis/drawing.py"),
+    "graphviz": ("lineage/page/drawing.py",),
+    "networkx": ("lineage/nodes/graph.py", "lineage/browse/export.py", "lineage/proof/origins.py"),
     "timm": ("models/sources.py",),
     "torchvision": ("models/*.py",),
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
+    "pynvml": ("common/machine.py",),
+    "joblib": ("common/machine.py",),
+    "huggingface_hub": ("lineage/*.py", "cli/*.py"),
+    "onnx": ("lineage/*.py", "cli/*.py"),
+    "onnxscript": ("lineage/*.py", "cli/*.py"),
 }
 
+# Libraries that every installation has: rich is a dependency, and torch requires networkx.
+ALWAYS = {"rich", "networkx"}
+
 # Files that cannot be imported without their library, because their classes derive from classes of it.
-EAGER = ("data/ffcv/*.py",)
+EAGER = ("data/ffcv/loader.py", "data/ffcv/kernels.py")
 
 # Files that must not import torch, so that options and launch checks start fast.
 WITHOUT_TORCH = ("config/*.py", "distributed/__init__.py", "distributed/launcher_watch.py")
@@ -248,7 +269,7 @@ def test_a_planted_import_is_found(tmp_path: Path, file: str, source: str, compl
         ("lineage/store.py", "import mlflow\nfrom harness.lineage.nodes.record import LineageRecord"),
         ("lineage/store.py", "from .nodes.record import LineageRecord\nfrom ..common import digest"),
         ("data/ffcv/loader.py", "from ffcv.loader import Loader"),
-        ("data/prepare_ffcv.py", "import ffcv\nimport datasets"),
+        ("data/readers/hub.py", "import pyarrow\nimport datasets"),
         ("distributed/world.py", "from accelerate import Accelerator"),
         ("training/loop.py", "from harness.pruning.method import PruningMethod\nimport torch"),
         ("analysis/plots.py", "import datasets_of_mine\nfrom harness.training.batchnorm import reestimate_batchnorm"),
@@ -277,6 +298,13 @@ def test_importing_the_harness_is_light() -> None:
     assert _python(code) == "[]"
 
 
+def test_every_optional_library_has_an_extra() -> None:
+    """Check that a missing library is explained, and that pyproject.toml has the extra that the message names."""
+    extras = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert LIBRARIES.keys() - ALWAYS == EXTRAS.keys()
+    assert set(EXTRAS.values()) <= extras.keys()
+
+
 def test_the_harness_imports_without_the_optional_libraries() -> None:
     """Import every module without the libraries in LIBRARIES.
 
@@ -289,7 +317,8 @@ def test_the_harness_imports_without_the_optional_libraries() -> None:
     ]
     code = (
         "import importlib, sys\n"
-        f"sys.modules.update(dict.fromkeys({list(LIBRARIES)}))\n"  # None in sys.modules makes an import fail
+        # None in sys.modules makes an import fail.
+        f"sys.modules.update(dict.fromkeys({sorted(LIBRARIES.keys() - {'networkx'})}))\n"
         f"for name in {modules}: importlib.import_module(name)\n"
         f"print(len({modules}))"
     )

@@ -1,8 +1,6 @@
-"""Linear mode connectivity: the error barrier between two trainings of one ticket, from their checkpoints.
+"""Linear mode connectivity (`tickets compare lmc`)."""
 
-For example abs(θ_init) ⊙ s_T trained, and θ_T ⊙ m_T trained (paper, Figure 3c)."""
-
-from harness.cli.commands import compare_runs
+from harness.cli.compare import run
 
 if __name__ == "__main__":
-    compare_runs("lmc", __doc__)
+    run("lmc")

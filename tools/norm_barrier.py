@@ -1,8 +1,6 @@
-"""The error barrier between a ticket and its copy with the normalisation parameters of its θ_init, before any training.
+"""The barrier of normalisation parameters (`tickets compare norm_barrier`)."""
 
-It is what AWS is made to keep low (paper, Figure 1): `python tools/norm_barrier.py RUN_ID` of a search's level."""
-
-from harness.cli.commands import ask_initial_norm
+from harness.cli.compare import run
 
 if __name__ == "__main__":
-    ask_initial_norm(__doc__)
+    run("norm_barrier")

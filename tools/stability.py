@@ -1,8 +1,6 @@
-"""SGD-noise stability: the error barrier between two trainings of one start under different sgd_seeds.
+"""SGD-noise stability (`tickets compare stability`)."""
 
-A start is stable when 𝒜(θ, u) and 𝒜(θ, u') are linearly mode-connected (paper, section 3.1)."""
-
-from harness.cli.commands import compare_runs
+from harness.cli.compare import run
 
 if __name__ == "__main__":
-    compare_runs("stability", __doc__)
+    run("stability")

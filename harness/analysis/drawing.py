@@ -15,6 +15,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING, Any, Protocol
 
 from harness.analysis.summary import Summary
+from harness.common.optional import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -222,6 +223,7 @@ def new_figure(
         columns: Columns of the grid.
         heights: Relative heights of the rows, by default equal.
     """
+    require("matplotlib", "a plot")
     import matplotlib
     from matplotlib.figure import Figure
 

@@ -15,6 +15,8 @@ from typing import Literal, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from harness.common.optional import require
+
 Expectation = Literal["greater", "less", "differs", "equal", "not_worse"]
 """Of a − b. Two have a margin m: "equal" lies between −m and m, "not_worse" above −m."""
 
@@ -129,6 +131,7 @@ def bca_interval(estimate: float, resampled: Floats, influences: Sequence[Floats
         influences: Jackknife influences, one array for each sample that is resampled independently. The acceleration
             of several samples follows Davison & Hinkley (1997, section 5.3.2), as in `scipy.stats.bootstrap`.
     """
+    require("scipy", "a confidence interval")
     from scipy.special import ndtr, ndtri
 
     # Bias: the rank of the estimate among the resamples, with ties counted half.
@@ -284,6 +287,7 @@ def judge(claims: Sequence[Claim]) -> list[Verdict]:
     """
     if not claims:
         return []
+    require("statsmodels", "the verdict on a claim")
     from statsmodels.stats.multitest import multipletests
 
     corrected = multipletests([claim.p for claim in claims], method="holm")[1]

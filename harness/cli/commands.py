@@ -98,10 +98,10 @@ def use_ticket(description: str | None) -> None:
         train_ticket(options)
 
 
-def ask_initial_norm(description: str | None) -> None:
+def ask_initial_norm(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Measure, record and print the barrier between a level and its copy with ψ_init."""
     with clear_errors():
-        asked = parse(OneRun, description)
+        asked = parse(OneRun, description, arguments=arguments)
         from harness.cli.launch import launch_ticket
         from harness.cli.terminal import print_comparison
         from harness.experiment.comparison import compare_initial_norm
@@ -112,10 +112,10 @@ def ask_initial_norm(description: str | None) -> None:
                 print_comparison("norm_init", result, None, as_json=asked.json)
 
 
-def ask_signed_init(description: str | None) -> None:
+def ask_signed_init(description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Measure, record and print the barrier between a level and abs(θ_init) ⊙ s."""
     with clear_errors():
-        asked = parse(TicketAndSeed, description)
+        asked = parse(TicketAndSeed, description, arguments=arguments)
         from harness.cli.launch import launch_ticket
         from harness.cli.terminal import print_comparison
         from harness.experiment.comparison import compare_signed_init
@@ -126,10 +126,10 @@ def ask_signed_init(description: str | None) -> None:
                 print_comparison("signed_init", result, None, as_json=asked.json)
 
 
-def compare_runs(question: Question, description: str | None) -> None:
+def compare_runs(question: Question, description: str | None, arguments: Sequence[str] | None = None) -> None:
     """Measure, record and print the barrier between two runs."""
     with clear_errors():
-        pair = parse(StabilityPair if question == "stability" else RunPair, description)
+        pair = parse(StabilityPair if question == "stability" else RunPair, description, arguments=arguments)
         from harness.cli.launch import compare_pair
 
         compare_pair(question, pair)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from harness.common.optional import explained
 from harness.distributed.stop import EXIT_STOPPED
 
 
@@ -28,6 +29,12 @@ def clear_errors() -> Iterator[None]:
     except _loaded("harness.distributed.stop", "StoppedError") as error:
         _say(f"stopped: {error}. Finished work is saved. Run the same command to resume")
         sys.exit(EXIT_STOPPED)
+    except ImportError as error:
+        line = explained(error)
+        if line is None or os.environ.get("HARNESS_TRACEBACK"):
+            raise
+        _say(f"error: {line}")
+        sys.exit(1)
     except KeyError:
         raise  # a bug of the harness
     except (ValueError, LookupError, OSError, _loaded("harness.training.loop", "NonFiniteLossError")) as error:

@@ -5,7 +5,6 @@ Help shows `X | None` as X, lists the names that an option accepts, and keeps li
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,8 @@ from tyro.constructors import (
 
 from harness.cli.names import datasets, methods, networks
 from harness.common.escape import accept_any_text
+from harness.common.program import usage_name, worded
+from harness.common.tables import print_fields, print_lines
 from harness.config import known
 
 SYNONYMS = (("--network", "--model.name"), ("--dataset", "--data.name"))
@@ -108,11 +109,30 @@ def parse_command(
         if isinstance(command, Mapping):
             if words and words[0] in command and not {"-h", "--help"} & set(words):
                 # Building the parsers of all other subcommands would take most of the time of a short command.
-                prog = f"{os.path.basename(sys.argv[0])} {words[0]}"
-                return tyro.cli(command[words[0]], prog=prog, args=words[1:])
-            return tyro.extras.subcommand_cli_from_dict(dict(command), description=laid_out(description), args=words)
+                return tyro.cli(command[words[0]], prog=f"{usage_name()} {words[0]}", args=words[1:])
+            return tyro.extras.subcommand_cli_from_dict(
+                dict(command), prog=usage_name(), description=laid_out(description), args=words
+            )
         start = {} if default is None else {"default": default}
-        return tyro.cli(command, description=laid_out(description), args=words, **start)
+        return tyro.cli(command, prog=usage_name(), description=laid_out(description), args=words, **start)
+
+
+def print_commands(usage: str | None, text: str | None, names: Mapping[str, str], title: str = "commands") -> None:
+    """Print help that lists names, each with one line.
+
+    Args:
+        usage: The usage line, without "usage:".
+        text: Text above the list.
+        names: Name → its line.
+        title: Title of the list.
+    """
+    if usage:
+        print_lines(f"usage: {usage}")
+    if text:
+        print_lines("", *worded(text.strip()).split("\n"))
+    if names:
+        print_lines("") if usage or text else None
+        print_fields([(name, line) if line else (name,) for name, line in names.items()], title=title)
 
 
 def check_synonyms(words: Sequence[str]) -> None:
@@ -136,8 +156,8 @@ def laid_out(text: str | None) -> str:
     do the lines that continue them.
     """
     lines, moved = [], False
-    for line in (text or "").split("\n"):
-        begins = re.match(r"\S+( \S+)? {2,}\S|\$ |python |accelerate ", line) is not None
+    for line in worded(text or "").split("\n"):
+        begins = re.match(r"\S+( \S+)? {2,}\S|\$ |python |tickets |accelerate ", line) is not None
         moved = begins or (moved and line.startswith(" "))
         lines.append(f"  {line}" if moved else line)
     return "\n".join(lines)
@@ -174,7 +194,7 @@ def _registry() -> ConstructorRegistry:
 def _described(owners: Sequence[str], spec: StructFieldSpec) -> StructFieldSpec:
     """Return the field with the metavar, names and aliases of `_FIELDS`, and its help as one paragraph."""
     text = spec.helptext() if callable(spec.helptext) else spec.helptext
-    text = " ".join((text or "").split())
+    text = worded(" ".join((text or "").split()))
     if "Command" in owners:  # the fields of `harness.cli.options.parse` have annotations of their own
         return replace(spec, helptext=text)
     shown = next((_FIELDS[owner, spec.name] for owner in owners if (owner, spec.name) in _FIELDS), _Shown(None))

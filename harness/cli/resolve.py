@@ -12,6 +12,8 @@ from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
 from harness.common.foreign import holds_network, split_key
+from harness.common.optional import is_installed
+from harness.common.program import command
 from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
@@ -44,7 +46,7 @@ def resolve_record(store: LineageStore, text: str) -> LineageRecord:
     with store.beginning():
         directory = store.find(key)
     if directory is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
+        raise LookupError(f"run {text} is not finished; `{command('lineage list')}` lists the finished runs")
     return store.local.load(key)
 
 
@@ -90,7 +92,7 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
     with store.beginning():
         directory = store.find(key)
     if directory is None:
-        raise LookupError(f"run {text} is not finished; `python tools/lineage.py list` lists the finished runs")
+        raise LookupError(f"run {text} is not finished; `{command('lineage list')}` lists the finished runs")
     record = store.local.load(key)
     names = [name for name in (THETA_INIT, CHECKPOINT) if name in record.files]
     if not names:
@@ -127,7 +129,7 @@ def resolve_ticket(
         if record.kind not in kinds:
             raise ValueError(
                 f"run {config.ticket} ({record.name}) is a {record.kind}; this command needs a {' or a '.join(kinds)}; "
-                "`python tools/lineage.py list` lists the runs"
+                f"`{command('lineage list')}` lists the runs"
             )
         if OWN_LOOP in record.config:
             raise ValueError(
@@ -156,6 +158,8 @@ def resolve_ticket(
         data = replace(data, directory=config.data_directory)
     if config.loader is not None:
         data = replace(data, loader=config.loader)
+    elif data.loader == "ffcv" and not is_installed("ffcv"):
+        data = replace(data, loader="auto")  # any loader gives the recorded batches
     final = search.final if config.epochs is None else Schedule(config.epochs, search.final.lr_schedule)
     settings = replace(
         search,

@@ -8,6 +8,7 @@ import shlex
 import sys
 
 from harness.common.machine import launch_command
+from harness.common.program import MODULE, again, command, launch_file
 from harness.common.tables import print_table
 from harness.config import TicketConfig
 from harness.distributed.world import World
@@ -32,23 +33,28 @@ def print_search(experiment: Experiment, result: SearchResult) -> None:
         for node in result.levels
     ]
     print_table(rows, numbers=("level", "density", "test error %"), whole=("run",))
-    launcher = launcher_of(experiment.world) if experiment.world.size > 1 else "python"
-    options = _store_options(experiment)
+    words = f"train --ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{_store_options(experiment)}"
     print(
-        f"\nTrain this signed mask on a fresh initialisation:\n  {launcher} recipes/train_ticket.py "
-        f"--ticket {run_name(result.ticket)} --kind signed_mask --init-seed 2{options}\n"
+        f"\nTrain this signed mask on a fresh initialisation:\n  {command(words, launcher_of(experiment.world))}\n"
         "Browse the runs:\n  "
         f"{ui_command(experiment)}"
     )
 
 
 def launcher_of(world: World) -> str:
-    """Return the launcher of this process and its options, such as `accelerate launch --config_file FILE`."""
-    command = shlex.split(launch_command())
-    if sys.argv[0] in command and command[0] != "python":
-        return shlex.join(command[: command.index(sys.argv[0])])
+    """Return the launcher of this process and its options, such as `accelerate launch --config_file FILE`.
+
+    A single process has none, and the result is "".
+    """
+    if world.size == 1:
+        return ""
+    started = shlex.split(launch_command())
+    if started[0] == "accelerate":
+        scripts = [index for index, word in enumerate(started) if word in (sys.argv[0], MODULE)]
+        if scripts:
+            return shlex.join(started[: scripts[0] - (started[scripts[0]] == MODULE)])
     # Accelerate starts several CPU processes only with a configuration file.
-    file = "--config_file recipes/launch/cpu_2_processes.yaml " if world.device.type == "cpu" else ""
+    file = f"--config_file {launch_file('cpu_2_processes.yaml')} " if world.device.type == "cpu" else ""
     return f"accelerate launch {file}--num_processes {world.size}"
 
 
@@ -70,13 +76,13 @@ def print_training(experiment: Experiment, node: FinishedRun, sgd_seed: int) -> 
     print(f"{node.record.name}: test error {error:.2f} %  run {run}")
 
     # Phase: the next commands. The second training has the options of this one, and another seed.
-    launcher = launcher_of(experiment.world) if experiment.world.size > 1 else "python"
-    options = _store_options(experiment)
-    own = re.sub(r" --sgd[-_]seed[ =]\S+", "", shlex.join(sys.argv))
+    launcher = launcher_of(experiment.world)
+    options = re.sub(r" --sgd[-_]seed[ =]\S+", "", " " + shlex.join(sys.argv[1:]))
+    second = again([*shlex.split(options), "--sgd-seed", str(sgd_seed + 1)], launcher)
+    compared = command(f"compare stability {run} RUN_OF_THE_SECOND{_store_options(experiment)}", launcher)
     print(
-        f"\nMeasure SGD-noise stability with a second training:\n  {launcher} {own} --sgd-seed {sgd_seed + 1}\n"
-        f"  {launcher} tools/stability.py {run} RUN_OF_THE_SECOND{options}\n"
-        f"Show the runs that it came from:\n  python tools/lineage.py tree {run}"
+        f"\nMeasure SGD-noise stability with a second training:\n  {second}\n  {compared}\n"
+        f"Show the runs that it came from:\n  {command(f'lineage tree {run}')}"
     )
 
 
@@ -129,4 +135,4 @@ def ui_command(experiment: Experiment) -> str:
     """Return the command that opens the MLflow UI on the runs of this launch."""
     name = experiment.store.server.experiment
     options = "" if name == DEFAULT_EXPERIMENT else f" --experiment {shlex.quote(name)}"
-    return f"python tools/lineage.py ui{options}"
+    return command(f"lineage ui{options}")

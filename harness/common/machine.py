@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from harness.common.escape import redact_word
+from harness.common.program import own_words
 
 try:
     import psutil
@@ -41,9 +42,9 @@ def launch_command() -> str:
 
     It begins with `accelerate launch` if that is the parent process.
     """
-    script = [redact_word(word) for word in sys.argv]
+    script = [redact_word(word) for word in [*own_words(), *sys.argv[1:]]]
     if psutil is None:
-        return shlex.join(["python", *script])
+        return shlex.join(script)
     try:
         above = psutil.Process().parent()
         words = [redact_word(word) for word in above.cmdline()] if above else []
@@ -52,7 +53,7 @@ def launch_command() -> str:
     names = [Path(word).name for word in words[:3]]
     if "launch" in names and "accelerate" in names[: names.index("launch")]:
         return shlex.join(["accelerate", *words[names.index("launch") :]])
-    return shlex.join(["python", *script])
+    return shlex.join(script)
 
 
 @functools.cache

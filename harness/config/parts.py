@@ -75,9 +75,10 @@ class DataConfig:
     """Name of a prepared data set, also of your own (`tools/prepare_data.py --name`)."""
     directory: Path = Path("data")
     """Directory of prepared data sets, the --out of tools/prepare_data.py. Change it if the data are elsewhere."""
-    loader: Literal["ffcv", "memory", "torch"] = "ffcv"
+    loader: Literal["auto", "ffcv", "memory", "torch"] = "auto"
     """ffcv reads .beton files. memory keeps small data sets uncompressed on the device. torch is a DataLoader, the slow
-    and general way, and the one for data sets of your own Python file. All give the same batches."""
+    and general way, and the one for data sets of your own Python file. All give the same batches and keys. auto: ffcv
+    where it is installed, else memory, or torch for data over 4 GiB. torch for data sets of your own Python file."""
     num_workers: int = 1
     """Loader threads per process, or processes for torch. -1: one fewer than the process's share of the cores. Raise it
     if the GPU waits for images. Results do not depend on it."""

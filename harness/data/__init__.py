@@ -1,10 +1,10 @@
-"""Data sets: specifications, preparation, and two loaders that give the same batches.
+"""Data sets: specifications, preparation, and loaders that give the same batches.
 
-Only ffcv/ and prepare.py import ffcv and numba. memory_loader.py needs only torch, NumPy and safetensors. Importing
+Only ffcv/ imports ffcv and numba. memory_loader.py needs only torch, NumPy and safetensors. Importing
 this package imports none of these except NumPy. Data sets can be prepared without torch.
 """
 
-from harness.data.data_source import DataSource, open_data, verify_data
+from harness.data.data_source import DataSource, LoaderName, choose_loader, open_data, verify_data
 from harness.data.loaders import Batch, EvalLoader, TrainLoader
 from harness.data.own import spec_of
 from harness.data.spec import DATASETS, DataSpec, data_spec
@@ -15,7 +15,9 @@ __all__ = [
     "DataSource",
     "DataSpec",
     "EvalLoader",
+    "LoaderName",
     "TrainLoader",
+    "choose_loader",
     "data_spec",
     "open_data",
     "spec_of",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from harness.common.digest import sha256_json
+from harness.common.optional import MissingLibraryError, install_command, is_installed, missing, require
+from harness.common.program import command
 from harness.config import known
 from harness.data.loaders import EvalLoader, SplitReader, TrainLoader, TrainOrder, eval_share
 from harness.data.manifest import SPLITS, FileRecord, Manifest, check_files
@@ -20,6 +23,9 @@ if TYPE_CHECKING:
     import torch
 
 LoaderName = Literal["ffcv", "memory", "torch"]
+_MEMORY_BYTES = 4 << 30
+"""Largest training split that the memory loader reads by default."""
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,36 @@ class DataSource:
             raise ValueError(f"test batch size is {batch_size}; it must be at least 1")
         reader = self._reader("test", num_workers, device)
         return EvalLoader(reader, eval_share(reader.num_samples, rank, world_size), batch_size)
+
+
+def choose_loader(name: str, directory: Path | str, *, aloud: bool = True) -> LoaderName:
+    """Return the default loader of a prepared data set. All loaders give the same batches.
+
+    ffcv is the default where it is installed. Without it, memory reads images of one size up to 4 GiB, and torch larger
+    data. A data set of the user's own Python file has the torch loader.
+
+    Args:
+        name: Name in DATASETS, or of a data set of the user's own.
+        directory: Directory of prepared data sets.
+        aloud: Log a choice that ffcv's absence makes.
+
+    Raises:
+        FileNotFoundError: The data set is not prepared.
+        MissingLibraryError: Only ffcv reads this data set, and it is not installed.
+    """
+    spec = spec_of(name, directory)
+    manifest = _manifest(spec, Path(directory) / name, "train")
+    if _SOURCE_FILE in manifest.files:
+        return "torch"
+    if is_installed("ffcv"):
+        return "ffcv"
+    if not spec.fixed_size:
+        raise MissingLibraryError(missing("ffcv", f"the data set {name}, of images of varying size,"), name="ffcv")
+    small = manifest.num_samples * spec.image_size**2 * spec.channels <= _MEMORY_BYTES
+    chosen: LoaderName = "memory" if small else "torch"
+    if aloud:
+        _log.info(f"ffcv is not installed: the {chosen} loader reads {name}. To use ffcv, {install_command('ffcv')}")
+    return chosen
 
 
 def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "") -> DataSource:
@@ -172,7 +208,7 @@ def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
     if not path.exists():
         raise FileNotFoundError(
             f"{spec.name} is not prepared in {home.parent} ({path} is missing); "
-            f"run: python tools/prepare_data.py {spec.name} --out {home.parent}"
+            f"run: {command(f'prepare {spec.name} --out {home.parent}')}"
         )
     manifest = Manifest.load(path)
     if (manifest.name, manifest.split) != (spec.name, split):
@@ -196,6 +232,7 @@ def _readers(
         from harness.data.memory_loader import memory_readers
 
         return memory_readers(spec, paths)
+    require("ffcv", "the ffcv loader")
     from harness.data.ffcv.loader import ffcv_readers
 
     return ffcv_readers(spec, paths)

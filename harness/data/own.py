@@ -1,6 +1,6 @@
 """Data sets of the user's own: their options, and `spec.json`, which takes the place of an entry in DATASETS.
 
-`tools/prepare_data.py --name NAME` writes the file beside the manifests. Its digest is in both manifests, and its
+`tickets prepare --name NAME` writes the file beside the manifests. Its digest is in both manifests, and its
 content in the content digest of both splits.
 """
 
@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from harness.common.files import read_bounded
+from harness.common.program import command
 from harness.config import known
 from harness.data.manifest import SPLITS, Manifest
 from harness.data.spec import (
@@ -393,8 +394,8 @@ def spec_of(name: str, directory: Path | str) -> DataSpec:
         try:
             known("data set", name, [*DATASETS, *prepared])
         except ValueError as error:
-            command = f"python tools/prepare_data.py --name {name} --source SOURCE --size PIXELS --out {directory}"
-            hint = f"; to prepare one of your own: {command}" if _NAME.fullmatch(name) else ""
+            example = command(f"prepare --name {name} --source SOURCE --size PIXELS --out {directory}")
+            hint = f"; to prepare one of your own: {example}" if _NAME.fullmatch(name) else ""
             raise ValueError(f"{error}; {home} has none of your own{hint}") from None
     # Both manifests have the digest of the specification.
     manifests = {}
@@ -404,7 +405,7 @@ def spec_of(name: str, directory: Path | str) -> DataSpec:
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{home} is not completely prepared ({split}.json is missing); "
-                f"run: python tools/prepare_data.py --name {name} --out {directory}"
+                f"run: {command(f'prepare --name {name} --out {directory}')}"
             ) from None
     return own_spec(home, manifests)
 

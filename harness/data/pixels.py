@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from harness.common.optional import require
+
 
 def rgb(image: Any) -> np.ndarray:
     """Return any Pillow image as RGB pixels, uint8 (H, W, 3).
@@ -28,6 +30,7 @@ def centre_square(pixels: np.ndarray, size: int) -> np.ndarray:
     An image of this size does not change. Pillow's bilinear filter averages over all pixels of a larger image, in
     integers. The region is that of Resize(size) followed by CenterCrop(size).
     """
+    require("PIL", "a change of the image size")
     from PIL import Image
 
     height, width = pixels.shape[:2]

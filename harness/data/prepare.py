@@ -27,6 +27,7 @@ from filelock import FileLock, Timeout
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.files import NO_LOCKS, reach, write_atomically, write_tensors
 from harness.common.logging import progress
+from harness.common.optional import require
 from harness.config import known
 from harness.data.augment import draw
 from harness.data.ffcv.beton import JPG, LARGE_PAGE_BYTES, RAW, SMALL_PAGE_BYTES, BetonWriter, read_sizes
@@ -518,7 +519,9 @@ def _encoded(
     Pillow and OpenCV release the GIL. An unreadable image raises immediately, with the image's name. Threads are used
     because a worker process could be killed unnoticed.
     """
+    require("PIL", "preparing images")
     if not spec.fixed_size:
+        require("cv2", "preparing images of varying size")
         import cv2
 
         cv2.setNumThreads(0)  # this pool already provides the threads

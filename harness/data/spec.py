@@ -1,6 +1,6 @@
 """Specifications of all data sets: input size, augmentation, source of images.
 
-Users prepare data sets of their own with `tools/prepare_data.py --name` (see own.py). To build one in, add an entry to
+Users prepare data sets of their own with `tickets prepare --name` (see own.py). To build one in, add an entry to
 `DATASETS`, and a reader in readers/ if its raw format is new.
 """
 
@@ -77,7 +77,7 @@ Augmentation = CropFlip | ResizedCropFlip | ZoomFlip | FileTransforms
 
 @dataclass(frozen=True)
 class RawSource:
-    """Default source of the raw images, and their treatment by `tools/prepare_data.py`."""
+    """Default source of the raw images, and their treatment by `tickets prepare`."""
 
     default: str
     """`scikit-learn`, a directory, or a data set's name on the Hugging Face hub."""

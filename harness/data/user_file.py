@@ -5,7 +5,7 @@ build       returns a map-style dataset of (image, label) for split train or tes
 transforms  returns a function of an image, for example of torchvision.transforms.v2. Its result is a uint8 image of
             `size` × `size` pixels, without normalisation. It may draw from torch, numpy.random and random.
 
-The file is executed by `tools/prepare_data.py`, if the user names it, and again at each training. Then its SHA-256 must
+The file is executed by `tickets prepare`, if the user names it, and again at each training. Then its SHA-256 must
 be the recorded one. Only installed packages can be imported in it, because the files beside it are not in the digest.
 """
 
@@ -27,6 +27,7 @@ import torch
 
 from harness.common.digest import canonical_json
 from harness.common.files import read_bounded
+from harness.common.optional import require
 from harness.data.manifest import Manifest
 from harness.data.memory_loader import ResidentSplit
 from harness.data.own import SOURCE_FILE
@@ -286,6 +287,7 @@ class FileSamples:
 
     def _pixels(self, image: Any, index: int, of: str) -> np.ndarray:
         """Return the RGB pixels of an image that the user's code made."""
+        require("PIL", "a data set of your own file")
         from PIL import Image
 
         if isinstance(image, Image.Image):

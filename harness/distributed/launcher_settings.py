@@ -26,7 +26,7 @@ class _Refusal:
     """Accepted values in lower case. They change nothing."""
 
 
-_WHOLE = "masks need unsharded parameters on every rank; launch with DDP (recipes/launch/)"
+_WHOLE = "masks need unsharded parameters on every rank; launch with DDP, as the files of recipes/launch do"
 _COMPILED = (
     "a compiled network would get the key of an uncompiled one; launch with --dynamo_backend no, remove dynamo_config "
     "from Accelerate's configuration file, and give the recipe --compile"

@@ -22,6 +22,8 @@ import torch
 
 from harness.common.launched import check_address, check_launcher_numbers, launcher_number
 from harness.common.machine import keep_freed_memory
+from harness.common.optional import MissingLibraryError, missing
+from harness.common.program import launch_file
 from harness.common.waiting import heeding
 from harness.config import Precision
 from harness.distributed.heartbeat import Heartbeat, Place, lost_peer, stood_still
@@ -475,7 +477,7 @@ def _joined() -> Any:
     """Join the other processes through Accelerate. Without Accelerate, only a single process is supported."""
     if not _has_accelerate():
         if launcher_number("WORLD_SIZE", 1) > 1:
-            raise ValueError("several processes need Accelerate, which is not installed: pip install accelerate")
+            raise MissingLibraryError(missing("accelerate", "a launch of several processes"), name="accelerate")
         return SingleProcessState()
     from accelerate import PartialState
 
@@ -534,5 +536,5 @@ def _check_world(size: int) -> None:
     if split or asked != size:
         raise ValueError(
             f"asked for {'several' if split else asked} processes, but Accelerate runs {size} separate one(s). On a "
-            "CPU, use `accelerate launch --config_file recipes/launch/cpu_2_processes.yaml …`"
+            f"CPU, use `accelerate launch --config_file {launch_file('cpu_2_processes.yaml')} …`"
         )

@@ -20,6 +20,7 @@ from harness.analysis.barrier import BarrierCurve, barrier_curve
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_json
 from harness.common.logging import progress
+from harness.common.optional import require
 from harness.common.seeds import SgdNoise
 from harness.common.tensors import save_correct
 from harness.config import ComparisonConfig
@@ -200,6 +201,7 @@ def _compare(
 
     # Phase: compute on all ranks unless rank 0 has the record.
     if not world.main_says(is_recorded):
+        world.on_main(lambda: require("matplotlib", "a comparison, for its plot,"))
         started_ms = int(time.time() * 1000)
         curve = _curve(experiment, first, second, config, batch_size, recorded)
         world.on_main(lambda: commit(curve, started_ms))

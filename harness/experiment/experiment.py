@@ -9,7 +9,7 @@ import logging
 from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -17,8 +17,9 @@ from harness.checkpoint import Checkpoint, Fitted, Pretrained
 from harness.common.digest import sha256_json
 from harness.common.logging import is_quiet
 from harness.common.machine import share_of_cores
+from harness.common.program import command
 from harness.config import NETWORKS_OWN, SearchConfig, known
-from harness.data import open_data, verify_data
+from harness.data import LoaderName, choose_loader, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.probe import Probe
@@ -113,6 +114,9 @@ class Experiment:
         known("method", config.method, list(METHODS))
         if config.precision == "auto":
             config = replace(config, precision=world.precision)  # keys and records have the selected precision
+        if config.data.loader == "auto":
+            chosen = world.on_all(lambda: choose_loader(config.data.name, config.data.directory, aloud=world.is_main))
+            config = replace(config, data=replace(config.data, loader=chosen))
         self.world, self.store, self.config = world, store, config
         self.loader_threads = loader_threads(config.data.num_workers, world.local_size)
         self.probe = Probe(due=config.probe and config.data.loader == "ffcv")
@@ -127,7 +131,7 @@ class Experiment:
             world.on_all(lambda: require_compiler(world.device))
 
         # Phase: open the data. All processes must have equal data.
-        files = config.data.name, config.data.directory, config.data.loader
+        files = config.data.name, config.data.directory, cast(LoaderName, config.data.loader)
         vouched = world.first_on_node(lambda: verify_data(*files))  # hash ImageNet's 150 GB once per node
         self.source = world.on_all(lambda: open_data(*files, vouched=vouched))
         self.spec = self.source.spec
@@ -299,8 +303,8 @@ class Experiment:
         kept = sum(int(weight.count_nonzero()) for weight in weights)
         if kept in (0, total):
             return []
-        how = "recipes/pretrained_ticket.py makes them a mask, with"
-        return [f"these zeros are values, and training changes them; {how} --density {kept / total}"]
+        how = f"`{command('search pretrained_ticket')}` makes them a mask, with --density {kept / total}"
+        return [f"these zeros are values, and training changes them; {how}"]
 
 
 def loader_threads(num_workers: int, local_size: int) -> int:

@@ -237,8 +237,8 @@ Check the files for corruption:
 Import the runs into your own store, to verify and browse them like your own runs. The store is MLFLOW_TRACKING_URI, or
 else sqlite:///mlflow.db in the working directory. The original run IDs stay valid:
 
-    python tools/lineage.py import THIS_DIRECTORY
-    python tools/lineage.py verify {example}
+    tickets lineage import THIS_DIRECTORY
+    tickets lineage verify {example}
 
 Or load a signed mask directly:
 

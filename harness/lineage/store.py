@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.digest import sha256_file
+from harness.common.program import command
 from harness.lineage.nodes.absent_files import ABSENT_FILES
 from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
@@ -115,11 +116,11 @@ class LineageStore:
         try:
             yield
         except RefusedError as error:
-            raise RefusedError(f"{error}. Or pass --offline, and `python tools/lineage.py sync` later") from None
+            raise RefusedError(f"{error}. Or pass --offline, and `{command('lineage sync')}` later") from None
         except ConnectionError as error:
             mend = "Try again later" if self.server.is_file else "Is the server up? Start it"
             raise ConnectionError(
-                f"{error}. {mend}, or pass --offline: `python tools/lineage.py sync` then delivers the runs later"
+                f"{error}. {mend}, or pass --offline: `{command('lineage sync')}` then delivers the runs later"
             ) from None
 
     # ------------------------------------------------------------------ queries

@@ -11,6 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from harness.models.initialise import torch_default_
+from harness.models.sources import library_version
 from harness.models.stem import fitted_stem
 
 _STEM = 32
@@ -49,6 +50,7 @@ def efficientnet_b0_cifar(
         drop_connect: Rate of drop-connect after the last block.
         former: Whether to use the initialisation of older runs (`harness.config.redrawn`).
     """
+    library_version("torchvision", "efficientnet_b0_cifar")
     from torchvision.models.efficientnet import EfficientNet, MBConvConfig  # imported here because it takes a second
 
     del image_size

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from harness.models.initialise import kaiming_normal_
+from harness.models.sources import library_version
 from harness.models.stem import fitted_stem
 
 _STEM = 32
@@ -23,6 +24,7 @@ _HEAD = 1280
 
 def mobilenet_v2(*, num_classes: int, channels: int, image_size: int) -> nn.Module:
     """Build torchvision's `mobilenet_v2` without dropout, untrained (method section 5)."""
+    library_version("torchvision", "mobilenet_v2")
     import torchvision  # imported here because it takes a second and few networks need it
 
     del image_size

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from harness.models.initialise import torch_default_
+from harness.models.sources import library_version
 from harness.models.stem import fitted_stem
 
 
@@ -35,6 +36,7 @@ def resnet50_cifar(*, num_classes: int, channels: int, image_size: int, former: 
 
 
 def _torchvision_resnet50(num_classes: int, channels: int, kernel_size: int, stride: int) -> nn.Module:
+    library_version("torchvision", "resnet50")
     import torchvision  # imported here because it takes a second and few networks need it
 
     model = torchvision.models.resnet50(weights=None, num_classes=num_classes)

@@ -15,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+from harness.common.optional import MissingLibraryError, missing
+
 _OURS = ("num_classes", "in_chans", "channels", "image_size")
 """Options that the data set gives, and no user."""
 _LOADING = (
@@ -30,16 +32,24 @@ class NotBuildableError(ValueError):
     """A network cannot be built on this machine as it was recorded. The message gives the reason."""
 
 
-def library_version(kind: str) -> str:
+class NoLibraryError(NotBuildableError, MissingLibraryError):
+    """A network cannot be built, because its library is not installed."""
+
+
+def library_version(kind: str, network: str = "this network") -> str:
     """Return the version of timm or torchvision, without the local part such as +cu130.
 
+    Args:
+        kind: The library.
+        network: The network that needs it, for the message.
+
     Raises:
-        NotBuildableError: The library is not installed.
+        NoLibraryError: The library is not installed.
     """
     try:
         return importlib.metadata.version(kind).partition("+")[0]
     except importlib.metadata.PackageNotFoundError:
-        raise NotBuildableError(f"{kind} is not installed: pip install {kind}") from None
+        raise NoLibraryError(missing(kind, network)) from None
 
 
 def check_options(name: str, args: Mapping[str, Any]) -> None:
@@ -58,9 +68,9 @@ def timm_options(name: str, args: Mapping[str, Any], image_size: int) -> dict[st
 
     Raises:
         ValueError: timm does not know the name. The message has the nearest names.
-        NotBuildableError: timm is not installed.
+        NoLibraryError: timm is not installed.
     """
-    library_version("timm")
+    library_version("timm", name)
     import timm
 
     plain = name.removeprefix("timm:")
@@ -90,9 +100,9 @@ def torchvision_options(name: str, args: Mapping[str, Any], *, channels: int, im
 
     Raises:
         ValueError: torchvision does not know the name, or the images have not three channels.
-        NotBuildableError: torchvision is not installed.
+        NoLibraryError: torchvision is not installed.
     """
-    library_version("torchvision")
+    library_version("torchvision", name)
     import torchvision
 
     plain = name.removeprefix("torchvision:")

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from harness.models.sources import library_version
+
 _DEPTH = 12
 _HEAD_WIDTH = 64
 _PATCHES = (16, 8, 4, 2, 1)
@@ -23,6 +25,7 @@ def vit_tiny(*, num_classes: int, channels: int, image_size: int, width: int = 1
     Raises:
         ValueError: No patch size fits the image, or the number of heads does not divide the width.
     """
+    library_version("torchvision", "vit_tiny")
     from torchvision.models import VisionTransformer  # imported here because it takes a second
 
     # Choose patch size and number of heads.

@@ -17,6 +17,7 @@ from torch import nn
 
 from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
+from harness.common.program import command
 from harness.common.shown import count, few_names
 from harness.common.tensors import check_fits, listed, plain_name
 from harness.config import SearchConfig, known
@@ -149,7 +150,7 @@ class SignPruner:
         if self._method.searches_one_density:
             raise ValueError(
                 f"{method} trains scores of its own instead of weights; use the recipes, e.g. "
-                f"python recipes/aws_digits.py --method {method}"
+                f"{command(f'search aws_digits --method {method}')}"
             )
         self._settings: dict[str, Any] = {
             "method": method,
@@ -366,7 +367,7 @@ class SignPruner:
 
         Call it at the end of each level, or once after the loop. `load_signed_mask`, `load_checkpoint` and the tools
         take its key. `verify` proves files, digests, signs, and the mask and start of a level whose parent is logged,
-        too. It cannot prove your training. `python tools/lineage.py sync` delivers runs to MLflow.
+        too. It cannot prove your training. `tickets lineage sync` delivers runs to MLflow.
 
         Args:
             name: Name of the network and data. Default: the class of the network.

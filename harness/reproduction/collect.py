@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from harness.analysis.barrier import BarrierCurve
 from harness.analysis.norm import NormParameters
 from harness.checkpoint import Checkpoint
+from harness.common.program import command
 from harness.common.tensors import load_correct
 from harness.config import (
     INITIAL_WEIGHTS,
@@ -86,7 +87,7 @@ def collect(store: LineageStore, plan: FigurePlan, settings: Collection[str] = (
     used = _groups_by_signature(store, nodes, plan, scale.used_on) if scale.used_on else found
     known = {tag for signatures in (found, used) for groups in signatures.values() for _, tag in groups}
     if not known:
-        raise LookupError(f"no finished run of {_subject(scale.config)}; `recipes/reproduce.py` makes them")
+        raise LookupError(f"no finished run of {_subject(scale.config)}; `{command('reproduce')}` makes them")
     if strict and settings and known.isdisjoint(settings):
         raise LookupError(f"no finished run of this plan has --settings {', '.join(sorted(settings))}")
 
@@ -157,8 +158,8 @@ def _of_one_signature(
         tags = sorted({tag for groups in chosen.values() for _, tag in groups})
         raise ValueError(
             f"runs of {_subject(config)} were made in {len(chosen)} ways (number of processes, precision, compiling, "
-            f"data or draw of θ_init differ); select with `tools/report.py --settings` one of {', '.join(tags)}, a tag "
-            "of every run"
+            f"data or draw of θ_init differ); select with `{command('report')} --settings` one of "
+            f"{', '.join(tags)}, a tag of every run"
         )
     return next(iter(chosen.values()), {})
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from harness.analysis.summary import Summary
 from harness.common.files import read_json
+from harness.common.program import command
 from harness.reproduction.page import interval_text, signed
 from harness.reproduction.results import BEFORE_TRAINING, QUESTIONS
 
@@ -45,7 +46,7 @@ def side_by_side(pages: Mapping[str, Numbers]) -> tuple[list[str], list[list[str
     if len(figures) != 1:
         raise ValueError(f"these pages show {', '.join(sorted(figures)) or 'no figure'}; give pages of one figure")
     if old := [name for name, numbers in pages.items() if any("verdict" not in one for one in numbers["claims"])]:
-        raise ValueError(f"{', '.join(old)}: the format is old; rewrite the page with tools/report.py")
+        raise ValueError(f"{', '.join(old)}: the format is old; rewrite the page with `{command('report')}`")
     density = _lowest_common_density(list(pages.values()))
     rows: dict[str, dict[str, str]] = defaultdict(dict)
     for name, numbers in pages.items():

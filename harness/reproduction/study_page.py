@@ -318,7 +318,7 @@ def _provenance(results: StudyResults) -> str:
         f"{len(runs)} runs in {len(chains)} chains, {hours:.1f} hours of wall time. `runs/` holds the record of each "
         "run, with one bit for each test image. Every chain was verified before it was recorded.",
         f"Hardware: {'; '.join(sorted({chain.hardware for chain in chains}))}. Code: {', '.join(commits)}.",
-        f"Command: `python recipes/reproduce.py --study {results.study.name}`. It runs missing trials and rewrites "
+        f"Command: `tickets reproduce --study {results.study.name}`. It runs missing trials and rewrites "
         "this page. With `--again CHAIN --runs mine --offline` it repeats one recorded chain, a file of `runs/`, and "
         "prints each new number beside the recorded one.",
     ]

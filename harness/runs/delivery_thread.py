@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from harness.common.program import command
 from harness.common.waiting import heed
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.server import RefusedError
@@ -25,7 +26,7 @@ class DeliveryThread:
     """Delivers committed runs to the tracking server of one launch, in the order of `send` (rank 0).
 
     A delivery never ends a training. If the server is unreachable or busy, a warning is logged and the runs stay
-    queued. The next `send` retries them, and so does `python tools/lineage.py sync`. The same happens to runs that the
+    queued. The next `send` retries them, and so does `tickets lineage sync`. The same happens to runs that the
     server refuses, for example because somebody deleted the experiment. Some errors are permanent, such as an altered
     file. If runs are still refused at the end of `working`, or an error was permanent, `working` raises it.
     """
@@ -95,7 +96,7 @@ class DeliveryThread:
             raise failure
         if refused is not None:
             raise RefusedError(
-                f"{refused}; {number} run(s) are not in MLflow: `python tools/lineage.py sync` delivers them then"
+                f"{refused}; {number} run(s) are not in MLflow: `{command('lineage sync')}` delivers them then"
             )
 
     @contextmanager
@@ -171,7 +172,7 @@ class DeliveryThread:
             self._warn(f"{error}. Nothing is lost: the launch continues, and ends with an error if this stays so")
         except ConnectionError as error:
             away = True
-            _log.warning(f"{error}; nothing is lost: `python tools/lineage.py sync` delivers it later")
+            _log.warning(f"{error}; nothing is lost: `{command('lineage sync')}` delivers it later")
         except LookupError as error:
             if isinstance(error, KeyError):  # a bug, not a missing parent (both are LookupErrors)
                 failure = error

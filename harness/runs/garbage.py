@@ -1,4 +1,4 @@
-"""Find and delete files in a runs directory that are no longer needed (`tools/lineage.py gc`).
+"""Find and delete files in a runs directory that are no longer needed (`tickets lineage gc`).
 
 Leftovers of interrupted commits, interrupted downloads and finished trainings can always be deleted. A policy can also
 allow the deletion of saved states of abandoned trainings, and of checkpoints of levels that no other run needs.
@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from harness.common.files import fsync, read_json
 from harness.common.process import Process
+from harness.common.program import command
 from harness.lineage.browse.find import newest
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files, write_absent_files
 from harness.lineage.nodes.graph import RunSummary
@@ -219,7 +220,7 @@ def _bury(path: Path, policy: Policy) -> None:
     try:
         check_digest(path, digest)  # an altered file must stay visible to `verify`
     except ValueError as error:
-        raise ValueError(f"{error}; `python tools/lineage.py verify` reports details") from None
+        raise ValueError(f"{error}; `{command('lineage verify')}` reports details") from None
     when = datetime.now().astimezone().isoformat(timespec="seconds")
     absent = AbsentFile(digest, path.stat().st_size, when, str(policy))
     write_absent_files(directory, {**read_absent_files(directory), path.name: absent})

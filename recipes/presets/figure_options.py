@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from harness.common.program import command
 from harness.config import CompileMode, ModelConfig, Precision, SearchConfig, known
 from harness.reproduction.figure import FIGURES, Figure, figure_named
 
@@ -150,7 +151,7 @@ class FigureOptions:
         if self.network is not None and ModelConfig(self.network).kind != "built-in":
             raise ValueError(
                 f"network {self.network!r}: figures compare with the paper's numbers, which are of built-in networks; "
-                "search in others with a recipe such as recipes/aws_cifar10.py"
+                f"search in others with a recipe, such as `{command('search aws_cifar10')}`"
             )
         from harness.cli.names import datasets
 

@@ -465,4 +465,4 @@ def test_the_command(flowers: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "3 classes: daisy, rose, tulip" in done.stdout
     assert re.search(r"16×16 pixels, channels 3, mean [\d. ]+, standard deviation", done.stdout)
-    assert done.stdout.endswith("now run: python recipes/aws_fashion_mnist.py --data.name flowers\n")
+    assert done.stdout.endswith("recipes/aws_fashion_mnist.py --data.name flowers\n")

@@ -459,7 +459,7 @@ def test_the_command(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "data" / "digits" / "train.json").read_text())["num_samples"] == 1297
     quiet = run_tool("digits", "--out", "data", "--overwrite", "--verbosity", "quiet", cwd=tmp_path)
     assert quiet.returncode == 0 and quiet.stderr == "" and quiet.stdout == done.stdout
-    assert done.stdout.endswith("now run: python recipes/aws_digits.py\n")
+    assert done.stdout.endswith("recipes/aws_digits.py\n")
     again = run_tool("digits", "--out", "data", cwd=tmp_path)
     assert again.returncode == 0 and again.stdout.startswith("digits is already prepared in data/digits")
     assert again.stdout.count("\n") == 1

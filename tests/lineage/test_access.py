@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from harness.cli.lineage.asking import List
+from harness.cli.lineage.proving import Verify
+from harness.cli.lineage.store_options import StoreOptions
 from harness.lineage.bundle import write_bundle
 from harness.lineage.reload import load_checkpoint
 from harness.lineage.store import open_store
@@ -18,9 +21,6 @@ from harness.lineage.tracking.server import RefusedError
 from tests.free_port import free_port
 from tests.lineage.lineage_story import commit_story, key_of
 from tests.tracking_server import server
-from tools.lineage_commands.asking import List
-from tools.lineage_commands.proving import Verify
-from tools.lineage_commands.store_options import StoreOptions
 
 USER, PASSWORD = "admin", "correct-horse-battery"
 

@@ -260,7 +260,7 @@ def test_the_page_without_graphviz(store: LineageStore, monkeypatch: pytest.Monk
     html, problem = page("all", nodes, ui_root(None))
     assert problem is not None and "`dot` is missing" in html and html.count("<tr data-key") == len(nodes)
     monkeypatch.setitem(sys.modules, "graphviz", None)
-    with pytest.raises(DrawingError, match="pip install graphviz"):
+    with pytest.raises(DrawingError, match=r"pip install 'signed-tickets\[plots\]'"):
         draw_svg(picture_of(nodes))
 
 

@@ -226,7 +226,7 @@ def answering(body: str) -> Iterator[str]:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda path: path.write_bytes(b""), "mlflow.db is empty: it was damaged.*`python tools/lineage.py sync`"),
+        (lambda path: path.write_bytes(b""), "mlflow.db is empty: it was damaged.*`python .*tools/lineage.py sync`"),
         (lambda path: run_sql(path, "DROP TABLE tags"), "mlflow.db has no table tags: it was damaged"),
         (lambda path: run_sql(path, "DROP TABLE runs"), "mlflow.db has no table runs"),
         (lambda path: (path.unlink(), run_sql(path, "CREATE TABLE a (b)")), "no table experiments, latest_metrics, m"),

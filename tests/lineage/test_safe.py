@@ -156,8 +156,8 @@ def test_tags_of_a_foreign_run_are_escaped_in_the_terminal(
     store: LineageStore, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Check that every command escapes control characters in names and tags."""
-    from tools.lineage_commands.asking import Diff, List, Show, Tree
-    from tools.lineage_commands.store_options import StoreOptions
+    from harness.cli.lineage.asking import Diff, List, Show, Tree
+    from harness.cli.lineage.store_options import StoreOptions
 
     run_id, client = delivered(store), store.server.client()
     for name in ("method", "level", "density", "init_seed", "mlflow.runName", "note"):

@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 
 import harness
+from harness.cli.lineage.proving import Verify
+from harness.cli.lineage.store_options import StoreOptions
 from harness.cli.resolve import resolve_network, resolve_ticket
 from harness.config import ComparisonConfig, DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
 from harness.data import DATASETS
@@ -38,8 +40,6 @@ from harness.models.sources import NotBuildableError
 from harness.runs.run import FinishedRun
 from tests.lineage.proof.test_stored import forge_digests
 from tests.models.user_networks import HUGGING_FACE, SMALL, write
-from tools.lineage_commands.proving import Verify
-from tools.lineage_commands.store_options import StoreOptions
 
 pytestmark = pytest.mark.long  # a search for each network
 
@@ -251,7 +251,11 @@ def test_a_network_of_another_version_is_checked_by_its_recorded_shapes(
         monkeypatch.setattr(importlib.metadata, "version", told)
         findings = one.verified()
         assert findings.problems == [] and findings.incomplete
-        reason = "was built with timm .*, and here is timm 0.9" if version else "timm is not installed: pip install"
+        reason = (
+            "was built with timm .*, and here is timm 0.9"
+            if version
+            else r"needs timm, which is not installed; run: pip install"
+        )
         assert all(re.match(f"not checked here: .*{reason}", note.what) for note in findings.notes)
         assert findings.checked["parameters"] > 10 and findings.checked["pruned"] == 2
 

@@ -15,6 +15,7 @@ from unittest.mock import patch
 
 import pytest
 
+from harness.cli.lineage.printing import print_node, print_nodes
 from harness.common.digest import sha256_tensors
 from harness.config import REDRAWN, ComparisonConfig, ModelConfig, Schedule
 from harness.experiment.comparison import Comparison, compare, compare_signed_init
@@ -29,7 +30,6 @@ from harness.models import MODELS, ModelSpec
 from harness.models.mobilenet_v2 import mobilenet_v2_cifar
 from harness.runs.run import FinishedRun
 from tests.pruning.searching import proved, resolved, tag
-from tools.lineage_commands.printing import print_node, print_nodes
 
 pytestmark = pytest.mark.long  # the searches take seconds
 

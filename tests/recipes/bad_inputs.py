@@ -236,7 +236,7 @@ def _data_files() -> Iterator[Bad]:
 DATA_FILES: list[Bad] = [
     *_data_files(),
     *_damaged("manifest", lambda place: place.data / "test.json", r"test\.json is not a manifest|was altered"),
-    Bad("missing", lambda place: missing(place.data / "test.json"), "python tools/prepare_data.py digits", "manifest"),
+    Bad("missing", lambda place: missing(place.data / "test.json"), "tools/prepare_data.py digits", "manifest"),
     Bad(
         "of a newer format",
         manifest(lambda m: m.update(format="harness.data/2")),

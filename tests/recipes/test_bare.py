@@ -56,4 +56,4 @@ def test_search_training_and_analysis_need_pytorch_alone_and_give_the_same_bits(
 
 def test_several_processes_need_accelerate(bare):
     error = plain(bare, ["recipes/aws_digits.py", *TINY], ok=False, WORLD_SIZE="2")
-    assert re.search(r"^error: several processes need Accelerate", error, re.M)
+    assert re.search(r"^error: a launch of several processes needs accelerate, .*pip install", error, re.M)

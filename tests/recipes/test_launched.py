@@ -321,7 +321,7 @@ def test_an_unreachable_server_is_refused_unless_offline(prepared, tmp_path):
     [
         (["--method", "lrrr"], "unknown method 'lrrr' (did you mean 'lrr'?); known: aws, "),
         (["--model.name", "resnet21"], "unknown network 'resnet21'"),
-        (["--data.directory", "nowhere"], "python tools/prepare_data.py digits --out nowhere"),
+        (["--data.directory", "nowhere"], "tools/prepare_data.py digits --out nowhere"),
         (["--global-batch-size", "5000"], "5000"),
     ],
 )

@@ -39,4 +39,4 @@ def test_a_piped_search_prints_few_lines_and_one_for_each_level(prepared: Path, 
 def test_a_missing_data_set_is_one_line_with_the_command_that_prepares_it(tmp_path: Path) -> None:
     out, error = printed(tmp_path, "--offline", code=1)
     (line,) = (out + error).splitlines()
-    assert line.startswith("error: digits is not prepared") and "python tools/prepare_data.py digits --out data" in line
+    assert line.startswith("error: digits is not prepared") and "tools/prepare_data.py digits --out data" in line

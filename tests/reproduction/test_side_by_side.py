@@ -86,7 +86,7 @@ def test_pages_that_cannot_be_compared_are_refused(results: Results, tmp_path: P
         with pytest.raises(ValueError, match="give pages of one figure"):
             side_by_side(pages)
     old = {"first": "a", "second": "b", "density": 0.8, "difference": {"mean": 1.0, "interval": None}}
-    with pytest.raises(ValueError, match="a: the format is old; rewrite the page with tools/report.py"):
+    with pytest.raises(ValueError, match="a: the format is old; rewrite the page with `python .*tools/report.py`"):
         side_by_side({"a": numbers | {"claims": [old]}, "b": numbers})
     dense = [point for point in numbers["points"] if point["curve"] == "dense"]
     with pytest.raises(ValueError, match="no density in common"):

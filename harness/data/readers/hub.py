@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from harness.common.files import refuse_pipe
+from harness.common.optional import require
 from harness.data.readers.raw import (
     MissingSplitError,
     RawSample,
@@ -37,6 +38,7 @@ def read_parquet(spec: DataSpec, path: Path, split: str) -> RawSplit:
         MissingSplitError: No file belongs to the split.
         SourceError: A file cannot be read or belongs to both splits, or a column is missing.
     """
+    require("pyarrow", "a source of parquet files")
     import pyarrow.parquet as parquet
 
     # Check the columns of all files, and read their labels.
@@ -140,6 +142,7 @@ def read_arrow(spec: DataSpec, path: Path, split: str) -> RawSplit:
     Raises:
         SourceError: The directory cannot be read, or lacks the split or a column.
     """
+    require("datasets", "a source saved by save_to_disk")
     from datasets import DatasetDict, load_from_disk
 
     with reading(path, "save it again"):
@@ -169,6 +172,7 @@ def read_hub(spec: DataSpec, source: str, split: str) -> RawSplit:
     Raises:
         SourceError: The data set is not accessible, or lacks the split or a column.
     """
+    require("datasets", f"the source {source} on the Hugging Face hub")
     from datasets import get_dataset_split_names, load_dataset
 
     try:

@@ -17,6 +17,7 @@ import numpy as np
 
 from harness.common.escape import for_terminal
 from harness.common.files import read_bounded, refuse_pipe
+from harness.common.optional import MissingLibraryError
 from harness.data.spec import DataSpec
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".jp2"}
@@ -57,7 +58,7 @@ class MissingSplitError(MissingSourceError):
 def reading(where: Path | str, remedy: str = "download it again") -> Iterator[None]:
     """Turn every exception of the block into one line that names the file.
 
-    Parsers raise many types for damaged files. Only SourceError passes unchanged.
+    Parsers raise many types for damaged files. SourceError and MissingLibraryError pass unchanged.
 
     Args:
         where: The file, or part of one.
@@ -70,7 +71,7 @@ def reading(where: Path | str, remedy: str = "download it again") -> Iterator[No
         if isinstance(where, Path):
             refuse_pipe(where)
         yield
-    except SourceError:
+    except (SourceError, MissingLibraryError):
         raise
     except Exception as error:
         raise SourceError(f"{where} cannot be read: {reason(error)}; {remedy}") from error

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from harness.common.optional import require
 from harness.data.augment import draw
 from harness.data.readers.cifar import is_cifar_directory, read_cifar
 from harness.data.readers.folder import is_class_folder, is_image_folder, read_image_folder
@@ -149,6 +150,7 @@ def _directory_reader(spec: DataSpec, path: Path) -> Callable[[DataSpec, Path, s
 def _digits(spec: DataSpec, split: str) -> RawSplit:
     if spec.name != "digits":
         raise SourceError(f"scikit-learn provides only digits; {spec.name} needs another --source")
+    require("sklearn", "the data set digits")
     from sklearn.datasets import load_digits
 
     digits = load_digits()

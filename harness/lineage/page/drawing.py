@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping
 
 from harness.common.escape import for_terminal
+from harness.common.optional import missing
 from harness.lineage.page.picture import Box, Picture
 
 _NUM_COLOURS = 7
@@ -60,9 +61,7 @@ def draw_svg(picture: Picture, addresses: Mapping[str, str] | None = None, most_
     try:
         import graphviz
     except ImportError:
-        raise DrawingError(
-            "the graph was not drawn: the Python package graphviz is missing; run `pip install graphviz`"
-        ) from None
+        raise DrawingError(f"the graph was not drawn: {missing('graphviz', 'it')}") from None
     try:
         source = graphviz.Source(dot_source(picture, addresses, most_inches))
         return str(source.pipe(format="svg", encoding="utf-8", quiet=True))

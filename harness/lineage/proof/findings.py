@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from harness.common.program import spelled
+
 
 @dataclass(frozen=True)
 class Check:
@@ -166,7 +168,7 @@ class Findings:
             self.checked[finding.check] += 1
             if not finding.holds:
                 sound = False
-                advice = CHECKS[finding.check].advice
+                advice = spelled(CHECKS[finding.check].advice)
                 problem = Problem(finding.check, subject.name, subject.key, subject.run_id, finding.what, advice)
                 self.problems.append(problem)
         return sound

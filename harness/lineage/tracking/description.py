@@ -128,7 +128,7 @@ def describe_search(root: RunSummary, family: Sequence[RunSummary], *, has_pictu
         page = run_address(root, PAGE)
         parts.append(
             f"![lineage graph](get-artifact?path={PICTURE}&run_uuid={root.run_id})\n\n"
-            f"Interactive graph: download [{PAGE}]({page}), or run `python tools/lineage.py page`."
+            f"Interactive graph: download [{PAGE}]({page}), or run `tickets lineage page`."
         )
 
     # Phase: fill the rest of the room with the table.

@@ -2,7 +2,7 @@
 
 MLflow records absolute paths. The harness keeps the files of a SQLite store in `mlruns` beside the database. So the
 files of a moved store are found there by the end of their recorded path, and new files are written there. Nothing is
-written at the old path. `python tools/lineage.py relocate` writes the new paths into the database.
+written at the old path. `tickets lineage relocate` writes the new paths into the database.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+from harness.common.program import command
 
 if TYPE_CHECKING:
     from mlflow.entities import LoggedModel, Run
@@ -91,7 +93,7 @@ def present_location(recorded: str, database: Path | None) -> str:
         _told.add((old, own))
         _log.warning(
             f"{database} was moved: its files are used in {own}, though it records {old}. "
-            "`python tools/lineage.py relocate` writes the new path into the database"
+            f"`{command('lineage relocate')}` writes the new path into the database"
         )
     return str(found)
 

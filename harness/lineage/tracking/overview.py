@@ -2,7 +2,7 @@
 
 An overview is drawn from the runs that MLflow has: the search's own, and their relatives in other searches. During a
 launch it is drawn at most once a minute. It holds no results of its own, so a stale or missing one loses nothing.
-`python tools/lineage.py sync` redraws it.
+`tickets lineage sync` redraws it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 
 from harness.common.escape import redact
+from harness.common.program import command
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.tracking.description import PAGE, PICTURE, describe_search, is_own_note, note_tags, run_address
 from harness.lineage.tracking.moved import send_text
@@ -60,7 +61,7 @@ class Overviews:
                 with self.server.talking("show the graph"):
                     self._draw(root)
             except (OSError, ValueError, LookupError) as error:
-                self._say(f"{error}; the runs are delivered, and `python tools/lineage.py sync` draws the graph")
+                self._say(f"{error}; the runs are delivered, and `{command('lineage sync')}` draws the graph")
         self._drawn_at = time.monotonic()
 
     def _say(self, problem: str) -> None:

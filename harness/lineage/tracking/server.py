@@ -27,7 +27,9 @@ from urllib.parse import quote
 
 from harness.common.escape import redact, redact_word
 from harness.common.files import reach
+from harness.common.optional import missing
 from harness.common.process import Process
+from harness.common.program import command
 from harness.common.waiting import wait_until
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import RECORD, check_digest, parse_record
@@ -172,8 +174,8 @@ class Server:
                 raise ConnectionError(f"no tracking URI is set; runs stay in {self.local_directory}")
             if not _mlflow_installed():
                 raise ConnectionError(
-                    f"mlflow is not installed, so runs stay in {self.local_directory}; "
-                    "`pip install mlflow` and `python tools/lineage.py sync` deliver them"
+                    f"{missing('mlflow', 'the tracking store')}. Until then runs stay in {self.local_directory}, and "
+                    f"`{command('lineage sync')}` delivers them later"
                 )
             try:
                 if database is not None and not database.exists():
@@ -234,7 +236,7 @@ class Server:
             if re.search(r"table \w+ already exists", reason):
                 reason = (
                     "its tables are incomplete, because a process was killed while it created them; move the file "
-                    "away, and `python tools/lineage.py sync` fills a new one from the local runs"
+                    f"away, and `{command('lineage sync')}` fills a new one from the local runs"
                 )
             elif re.search(r"database( table)? is (locked|busy)", reason):
                 reason = "it is busy: another process is writing to it (database is locked)"
@@ -349,13 +351,13 @@ class Server:
         where = redact_word(self.tracking_uri or str(self.local_directory))
         run = (self.get_run(run_id) or self._imported(run_id)) if self.readable() else None
         if run is None:
-            raise LookupError(f"no run {run_id!r} in {where}; `python tools/lineage.py list` shows the runs there")
+            raise LookupError(f"no run {run_id!r} in {where}; `{command('lineage list')}` shows the runs there")
         if KEY_TAG not in run.data.tags:
             raise ValueError(f"run {run_id} ({run.info.run_name}) in {where} was not logged by this harness")
         if run.info.status != "FINISHED":
             raise ValueError(
                 f"run {run_id} ({run.info.run_name}) is not finished (status {run.info.status}): "
-                "`python tools/lineage.py sync` completes an interrupted delivery"
+                f"`{command('lineage sync')}` completes an interrupted delivery"
             )
         return run
 
@@ -452,7 +454,7 @@ class Server:
             if model is None:
                 raise MissingFileError(
                     f"the logged model of run {run.info.run_id} ({run.info.run_name}) was deleted in MLflow; "
-                    "`python tools/lineage.py sync` sends its files again"
+                    f"`{command('lineage sync')}` sends its files again"
                 )
             location = model.artifact_location
         location = present_location(location, sqlite_path(self.tracking_uri))
@@ -878,5 +880,5 @@ def _probe_file(path: Path) -> None:
         what = f"has no table {', '.join(sorted(missing))}" if tables else "is empty"
         raise RefusedError(
             f"{path} {what}: it was damaged, is no database of MLflow, or another process is just creating it. Restore "
-            "a backup, or move the file away: `python tools/lineage.py sync` then fills a new one from the local runs"
+            f"a backup, or move the file away: `{command('lineage sync')}` then fills a new one from the local runs"
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from harness.common.program import command
 from harness.lineage.browse.find import family, newest
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.graph import RunSummary
@@ -46,7 +47,7 @@ def open_runs(store: LineageStore, experiment: str, node: RunSummary | None = No
     else:
         top = next((one for one in family(store, node) if one.key == node.root), node)
         if top.run_id is None:
-            raise LookupError(f"{top.name} is not in MLflow yet: `python tools/lineage.py sync` delivers it")
+            raise LookupError(f"{top.name} is not in MLflow yet: `{command('lineage sync')}` delivers it")
         experiment_id, key, what = top.experiment_id, f"{VIEW}-{top.key[:12]}", f"the runs of {top.name}"
         value = saved_view(top.name, f"tags.`{ROOT_TAG}` = '{top.key}'")
 

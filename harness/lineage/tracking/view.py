@@ -14,7 +14,7 @@ VIEW_TAG = "mlflow.sharedViewState."
 VIEW = "lineage"  # suffix of the tag for the view of a whole experiment
 EXPERIMENT_NOTE = (
     "Searches for winning signs. Choose *Model training* at the top left, then *Runs* and the view *Lineage*. "
-    "`python tools/lineage.py ui` prints a link to that view."
+    "`tickets lineage ui` prints a link to that view."
 )
 """Description of a new experiment. MLflow's home page shows it."""
 

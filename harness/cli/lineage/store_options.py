@@ -18,7 +18,7 @@ from harness.lineage.store import DEFAULT_DIRECTORY, DEFAULT_EXPERIMENT, Lineage
 from harness.lineage.tracking.server import RefusedError
 
 Answer = TypeVar("Answer")
-_log = logging.getLogger("harness.tools.lineage")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,18 @@ from typing import Literal
 
 import tyro
 
+from harness.cli.lineage.printing import print_json
+from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.escape import for_terminal
+from harness.common.program import command
 from harness.lineage.browse.export import edges, write_export
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.bundle import import_bundle, write_bundle
 from harness.lineage.nodes.contents import OtherContentsError
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore, SyncError
-from tools.lineage_commands.printing import print_json
-from tools.lineage_commands.store_options import StoreOptions, Where
 
-_log = logging.getLogger("harness.tools.lineage")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class Relocate:
             more = f" and {len(done.lost) - 3} more" if len(done.lost) > 3 else ""
             raise LookupError(
                 f"the files of {len(done.lost)} runs are missing: {', '.join(done.lost[:3])}{more}; move them "
-                f"to {done.files}, or `python tools/lineage.py sync` sends them again from the local runs"
+                f"to {done.files}, or `{command('lineage sync')}` sends them again from the local runs"
             )
 
 
@@ -130,7 +131,7 @@ class Bundle:
 
     def run(self) -> None:
         if not self.run_ids:
-            raise ValueError("give at least one RUN: `python tools/lineage.py list` shows the runs")
+            raise ValueError(f"give at least one RUN: `{command('lineage list')}` shows the runs")
 
         def ask(store: LineageStore) -> tuple[list[RunSummary], int]:
             nodes = [find_node(store, text) for text in self.run_ids]
@@ -180,7 +181,7 @@ class Import:
         try:
             return store.deliver(directory)
         except ConnectionError as error:
-            _log.warning(f"{error}; `python tools/lineage.py sync` delivers it later")
+            _log.warning(f"{error}; `{command('lineage sync')}` delivers it later")
             return None
         except OtherContentsError as error:
             _log.warning(f"{error}; the imported run stays local")

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from harness.cli.lineage.printing import print_json
+from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.logging import is_quiet
+from harness.common.program import command
 from harness.common.tables import print_fields, print_lines, print_table
-from tools.lineage_commands.printing import print_json
-from tools.lineage_commands.store_options import StoreOptions, Where
 
 if TYPE_CHECKING:
     from harness.lineage.proof import Findings
@@ -44,7 +45,7 @@ class Verify:
         from harness.lineage.proof import verify
 
         if bool(self.run_id) == self.all:
-            raise ValueError("give either a RUN or --all: `python tools/lineage.py list` shows the runs")
+            raise ValueError(f"give either a RUN or --all: `{command('lineage list')}` shows the runs")
         try:
             store, asked, bars = self.place.open(), self.run_id or None, not is_quiet()
             findings = verify(

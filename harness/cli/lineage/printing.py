@@ -1,4 +1,4 @@
-"""Print the answers of tools/lineage.py, as tables or as JSON."""
+"""Print the answers of the lineage commands, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from harness.common.program import command
 from harness.common.tables import print_fields, print_lines, print_table, tree_texts
 from harness.lineage.browse.difference import Difference
 from harness.lineage.browse.listing import NUMBERS, SPARE, columns, short_id, tree_order
@@ -81,7 +82,7 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
     These are unfinished runs, and runs whose θ_init an older version drew in another way.
     """
     if any(node.run_id is None and node.other_run_id is None for node in nodes):
-        print_lines("", "* key of a local run that is not in MLflow yet; `python tools/lineage.py sync` delivers it")
+        print_lines("", f"* key of a local run that is not in MLflow yet; `{command('lineage sync')}` delivers it")
     if others := [node for node in nodes if node.other_run_id is not None]:
         names = ", ".join(f"{short_id(node)} ({node.other_run_id})" for node in others[:3])
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
@@ -91,7 +92,7 @@ def _print_legend(nodes: Sequence[RunSummary]) -> None:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
         print_lines("", f"θ_init drawn the other way: {names}{more}; `show` tells how")
     if names := ", ".join(short_id(node) for node in nodes if node.run_id and node.status != "FINISHED"):
-        print_lines("", f"not finished: {names}; `python tools/lineage.py sync` completes an interrupted delivery")
+        print_lines("", f"not finished: {names}; `{command('lineage sync')}` completes an interrupted delivery")
 
 
 def print_node(node: RunSummary, parents: Sequence[RunSummary], children: Sequence[RunSummary]) -> None:

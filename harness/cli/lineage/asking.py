@@ -7,6 +7,15 @@ from dataclasses import dataclass
 
 import tyro
 
+from harness.cli.lineage.printing import (
+    print_difference,
+    print_json,
+    print_node,
+    print_nodes,
+    print_path,
+    print_related,
+)
+from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.tables import print_lines
 from harness.lineage.browse.difference import Difference, diff
 from harness.lineage.browse.find import (
@@ -26,15 +35,6 @@ from harness.lineage.browse.query import Query, parse_density, parse_since
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.store import LineageStore
-from tools.lineage_commands.printing import (
-    print_difference,
-    print_json,
-    print_node,
-    print_nodes,
-    print_path,
-    print_related,
-)
-from tools.lineage_commands.store_options import StoreOptions, Where
 
 RunID = tyro.conf.Positional[str]
 

@@ -18,6 +18,8 @@ from typing import IO
 
 import tyro
 
+from harness.cli.lineage.printing import print_json
+from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.escape import for_terminal, redact
 from harness.common.files import write_atomically
 from harness.lineage.browse.find import find_node, lineage_of, newest
@@ -26,10 +28,8 @@ from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.page.page import is_page, page, ui_root
 from harness.lineage.store import DEFAULT_EXPERIMENT, LineageStore
 from harness.lineage.tracking.ui import open_runs
-from tools.lineage_commands.printing import print_json
-from tools.lineage_commands.store_options import StoreOptions, Where
 
-_log = logging.getLogger("harness.tools.lineage")
+_log = logging.getLogger(__name__)
 _SECONDS_TO_START = 120  # a start takes about 11 s on an idle machine
 
 

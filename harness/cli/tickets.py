@@ -1,0 +1,216 @@
+"""Find winning signs of sparse networks, record where they came from, and use them on any initialisation.
+
+$ tickets recipes
+$ tickets prepare digits
+$ tickets search aws_digits --offline
+$ tickets train --ticket RUN --kind signed_mask --init-seed 2
+
+Every command has its own --help. Several processes: accelerate launch -m signed_tickets search aws_digits
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import shlex
+import shutil
+import sys
+import types
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import harness
+from harness.cli.errors import clear_errors
+from harness.cli.parser import print_commands
+from harness.common import program
+from harness.common.optional import PROJECT
+from harness.config import known
+
+COMMANDS: dict[str, str] = {
+    "recipes": "List the recipes that `search` runs and `cp` copies.",
+    "cp": "Copy a recipe or a launch file, to change it.",
+    "prepare": "Prepare a data set.",
+    "search": "Search for a winning sign with a recipe, or with your copy of one.",
+    "train": "Train a ticket: a logged signed mask on a fresh initialisation.",
+    "compare": "Measure the error barrier between two networks.",
+    "lineage": "List, relate, compare, share and verify runs.",
+    "reproduce": "Make a figure, a table or a study of the paper.",
+    "report": "Write the page of a figure, table or study from finished runs.",
+    "export": "Write a run as a directory, a hub repository, ONNX or pruning masks of PyTorch.",
+    "pull": "Fetch a signed mask and its lineage from a model hub.",
+}
+"""Command → one line of help."""
+HOMES: dict[str, str] = {
+    "prepare": "harness.cli.prepare",
+    "compare": "harness.cli.compare",
+    "lineage": "harness.cli.lineage.main",
+    "export": "harness.cli.export",
+    "pull": "harness.cli.pull",
+}
+"""Command → module with `main(arguments)`."""
+RECIPES: dict[str, str] = {"train": "train_ticket", "reproduce": "reproduce", "report": "report"}
+"""Command → recipe that it runs. `search` runs the others."""
+RECIPES_USAGE = "tickets recipes"
+CP_USAGE = "tickets cp RECIPE [FILE]"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command that the first word names.
+
+    Args:
+        arguments: Words of the command line. None means those of the process.
+    """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    program.start()
+    if words == ["--version"]:
+        print(harness.__version__)
+        return
+    # Phase: find the command. Its own errors are its own affair, such as those of a user's recipe.
+    with clear_errors():
+        if not words or words[0] in ("-h", "--help"):
+            print_commands("tickets COMMAND [OPTIONS]", __doc__, COMMANDS)
+            return
+        name, rest = known("command", words[0], list(COMMANDS)), words[1:]
+        run = _command(name, rest)
+    run()
+
+
+def _command(name: str, rest: list[str]) -> Callable[[], None]:
+    """Return the function that runs a command with the rest of its words."""
+    if name in RECIPES:
+        program.start(name)
+        return partial(run_recipe, _recipes() / f"{RECIPES[name]}.py", rest)
+    if name in HOMES:
+        program.start(name)
+        sys.argv = [f"tickets-{name}", *rest]
+        return partial(importlib.import_module(HOMES[name]).main, rest)
+    if name == "search":
+        return search(rest)
+    (list_recipes if name == "recipes" else copy)(rest)
+    return lambda: None
+
+
+def search(words: list[str]) -> Callable[[], None]:
+    """Return the function that runs a recipe: by its name, or the user's own file.
+
+    Args:
+        words: Name or path, and the recipe's options.
+
+    Raises:
+        ValueError: No recipe is given, or its name is unknown.
+        FileNotFoundError: There is no such file.
+    """
+    if words and words[0] in ("-h", "--help"):
+        text = "Run a search with a recipe. `tickets search RECIPE --help` explains its options."
+        return partial(print_commands, "tickets search RECIPE|FILE.py [OPTIONS]", text, searches(), title="recipes")
+    if not words:
+        raise ValueError(f"give a recipe ({', '.join(searches())}) or a file of yours; `tickets recipes` explains them")
+    name = words[0]
+    program.start("search", name)
+    if "/" in name or name.endswith(".py"):
+        path = Path(name)
+        if not path.is_file():
+            raise FileNotFoundError(f"no file {name}; `tickets cp RECIPE` writes one, and `tickets recipes` lists them")
+    else:
+        path = _recipes() / f"{known('recipe', name, list(searches()))}.py"
+    return partial(run_recipe, path, words[1:])
+
+
+def run_recipe(path: Path, arguments: Sequence[str]) -> None:
+    """Run a recipe's file as Python runs a script: as the module `__main__`, with its directory first on the path.
+
+    Args:
+        path: The file.
+        arguments: Words of its command line.
+    """
+    sys.argv = [str(path), *arguments]
+    sys.path.insert(0, str(path.resolve().parent))
+    module = types.ModuleType("__main__")
+    module.__file__ = str(path)
+    sys.modules["__main__"] = module  # type hints and child processes look names up there
+    exec(compile(path.read_bytes(), str(path), "exec", dont_inherit=True), module.__dict__)
+
+
+def searches() -> dict[str, str]:
+    """Return the recipes that search, each with the first line of its text."""
+    return {name: _first_line(name) for name in program.recipe_names() if name not in RECIPES.values()}
+
+
+def list_recipes(words: list[str]) -> None:
+    """Print the recipes and the launch files.
+
+    Raises:
+        ValueError: There are words, which this command does not take.
+    """
+    if words and words[0] not in ("-h", "--help"):
+        raise ValueError(f"`tickets recipes` takes no options, but got {shlex.join(words)}")
+    text = COMMANDS["recipes"] if words else None
+    others = {name: _first_line(name) for name in RECIPES.values()}
+    print_commands(RECIPES_USAGE if words else None, text, searches(), title="recipes")
+    print_commands(None, None, others, title="recipes of the commands train, reproduce and report")
+    files = {path.name: "" for path in sorted((_recipes() / "launch").iterdir())}
+    print_commands(None, None, files, title="files for accelerate launch --config_file, Slurm and Kubernetes")
+
+
+def copy(words: list[str]) -> None:
+    """Copy a recipe or a launch file.
+
+    Raises:
+        ValueError: The name is unknown, or the words are no name and no file.
+        FileExistsError: The file exists. It is never overwritten.
+    """
+    # Phase: read the words.
+    if words and words[0] in ("-h", "--help"):
+        text = (
+            "Copy a recipe or a launch file, to change it. FILE is a new file or a directory, by default the working "
+            "directory. A copied recipe runs where it lies: `tickets search FILE`. An existing file is never "
+            "overwritten."
+        )
+        print_commands(CP_USAGE, text, {})
+        return
+    if not 1 <= len(words) <= 2 or any(word.startswith("-") for word in words):
+        raise ValueError(f"usage: {CP_USAGE}; `tickets recipes` lists the recipes")
+    directory = _recipes()
+    recipes = {name: directory / f"{name}.py" for name in program.recipe_names()}
+    launch_files = {path.name: path for path in sorted((directory / "launch").iterdir())}
+    found = {**recipes, **{f"{name}.py": path for name, path in recipes.items()}, **launch_files}
+    source = found[known("recipe", words[0].rpartition("/")[2], [*recipes, *found])]
+
+    # Phase: copy, without overwriting.
+    target = Path(words[1]) if len(words) == 2 else Path()
+    if target.is_dir():
+        target /= source.name
+    try:
+        with open(target, "xb") as file, open(source, "rb") as original:
+            shutil.copyfileobj(original, file)
+    except FileExistsError:
+        raise FileExistsError(f"{target} exists and is kept; give another FILE") from None
+    except OSError as error:
+        raise OSError(f"cannot write {target}: {error.strerror}; give another FILE") from error
+    print(f"{source.stem if source.suffix == '.py' else source.name} copied to {target}")
+    if source.stem in searches():
+        # a bare name would be one of the package's recipes
+        print(f"now run: {program.command(f'search {shlex.quote(str(target))}')}")
+
+
+def _recipes() -> Path:
+    """Return the directory of the recipes.
+
+    Raises:
+        FileNotFoundError: The package of the recipes is not installed.
+    """
+    directory = program.recipes_directory()
+    if directory is None:
+        raise FileNotFoundError(f"the recipes are not installed; run: pip install --force-reinstall {PROJECT}")
+    return directory
+
+
+def _first_line(name: str) -> str:
+    """Return the first line of a recipe's docstring. The recipe is not imported."""
+    text = ast.get_docstring(ast.parse((_recipes() / f"{name}.py").read_text(encoding="utf-8"))) or ""
+    return text.partition("\n")[0]
+
+
+if __name__ == "__main__":
+    main()

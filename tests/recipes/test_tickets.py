@@ -1,0 +1,123 @@
+"""Test the console script `tickets`: its commands, their help, and copied recipes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tomllib
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from harness.cli import tickets
+from harness.cli.compare import COMPARISONS
+from tests.test_help import SLOW_LIBRARIES
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HELP = """
+import contextlib, io, json, sys
+from harness.cli.tickets import main
+printed = {{}}
+for line in {lines}:
+    sys.argv = ["tickets", *line.split()]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        try:
+            main()
+        except SystemExit as end:
+            assert end.code in (0, None), (line, end.code)
+    printed[line] = out.getvalue()
+print(json.dumps([printed, [name for name in {slow} if name in sys.modules]]))
+"""
+
+
+def run(where: Path, *words: str, ok: bool = True) -> str:
+    """Run the console script in a process of its own. Return its output, or its error."""
+    command = [sys.executable, "-m", "signed_tickets", *words]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
+    done = subprocess.run(command, cwd=where, capture_output=True, text=True, env=environment, timeout=120)
+    assert (done.returncode == 0) == ok, done.stdout + done.stderr
+    return done.stdout if ok else done.stderr
+
+
+@pytest.mark.long
+def test_every_command_explains_itself_without_torch(tmp_path: Path) -> None:
+    commands = [name for name in tickets.COMMANDS if find_spec(tickets.HOMES.get(name, "harness"))]
+    lines = ["", *(f"{name} --help" for name in commands)]
+    lines += [f"compare {name} --help" for name in COMPARISONS]
+    lines += [f"search {name} --help" for name in tickets.searches()] + ["lineage verify --help"]
+    code = HELP.format(lines=lines, slow=SLOW_LIBRARIES)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "COLUMNS": "120"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=120)
+    assert done.returncode == 0, done.stderr
+    printed, loaded = json.loads(done.stdout)
+    assert loaded == []
+    for line, text in printed.items():
+        usage = f"usage: tickets {line.removesuffix('--help')}".strip()
+        assert text.startswith(usage), text
+        assert "python tools/" not in text and "python recipes/" not in text, text
+    for name in tickets.COMMANDS:
+        assert f"  {name} " in printed[""]
+    for name in tickets.searches():
+        assert f"  {name} " in printed["search --help"] and f"  {name} " in printed["recipes --help"]
+
+
+def test_the_wheel_has_the_console_script_and_the_recipes() -> None:
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    assert project["project"]["scripts"] == {"tickets": "harness.cli.tickets:main"}
+    tools = project["tool"]["setuptools"]
+    assert {"recipes", "recipes.*", "signed_tickets"} <= set(tools["packages"]["find"]["include"])
+    assert {"launch/*", "studies/*.toml"} <= set(tools["package-data"]["recipes"])
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["serch"], "unknown command 'serch' (did you mean 'search'?)"),
+        (["search"], "give a recipe (aws_cifar10"),
+        (["search", "aws_digit"], "unknown recipe 'aws_digit' (did you mean 'aws_digits'?)"),
+        (["search", "./mine.py"], "no file ./mine.py; `tickets cp RECIPE` writes one"),
+        (["cp"], "usage: tickets cp RECIPE [FILE]"),
+        (["cp", "aws_digits", "--force"], "usage: tickets cp RECIPE [FILE]"),
+        (["cp", "aws_digits", "no/such/directory.py"], "cannot write no/such/directory.py: No such file"),
+        (["compare", "lcm"], "unknown comparison 'lcm' (did you mean 'lmc'?)"),
+        (["recipes", "--all"], "takes no options"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: list[str],
+    complaint: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.common.program._started", None)
+    monkeypatch.setattr(sys, "argv", ["tickets", *words])
+    with pytest.raises(SystemExit) as ended:
+        tickets.main()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 1 and line.startswith("error: ") and complaint in line
+
+
+@pytest.mark.long
+def test_a_copied_recipe_runs_where_it_lies_and_is_never_overwritten(tmp_path: Path) -> None:
+    # Phase: copy.
+    assert "now run: tickets search aws_digits.py" in run(tmp_path, "cp", "aws_digits")
+    copy = tmp_path / "aws_digits.py"
+    assert copy.read_bytes() == (REPOSITORY / "recipes" / "aws_digits.py").read_bytes()
+    copy.write_text(copy.read_text().replace("run_search(__doc__, digits())", "print(__file__, __name__, __doc__[:4])"))
+
+    # Phase: a second copy keeps the changed file. Another name and a launch file are fine.
+    assert "aws_digits.py exists and is kept" in run(tmp_path, "cp", "aws_digits", ok=False)
+    run(tmp_path, "cp", "launch/gpu_8.yaml", "my.yaml")
+    assert (tmp_path / "my.yaml").read_bytes() == (REPOSITORY / "recipes/launch/gpu_8.yaml").read_bytes()
+
+    # Phase: both commands run the copy.
+    assert run(tmp_path, "search", "aws_digits.py") == "aws_digits.py __main__ Find\n"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "aws_digits.py"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=120)
+    assert done.stdout == f"{copy} __main__ Find\n"
