@@ -7,11 +7,16 @@ the executed notebook.
 
 from __future__ import annotations
 
+import os
 import posixpath
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import is_dataclass
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,8 @@ from mkdocs.structure.pages import Page
 
 import harness
 from harness import config
+from harness.cli import compare, tickets
+from harness.cli.lineage import main as lineage
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -72,6 +79,10 @@ _REFERENCE: dict[str, tuple[str, str, list[str]]] = {
 }
 
 
+_RECIPE = "aws_digits"
+_SUBCOMMANDS = {"compare": tuple(compare.COMPARISONS), "lineage": tuple(lineage.COMMANDS)}
+
+
 class Doctests(griffe.Extension):
     """Let `Example:` with doctest lines be shown as code."""
 
@@ -87,6 +98,7 @@ class Doctests(griffe.Extension):
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are no file of docs/."""
     made: dict[str, str | bytes] = {f"reference/{name}.md": text for name, text in _reference_pages()}
+    made["reference/commands.md"] = _commands_page()
     made |= {page: _shown(path) for path, page in _outside().items()}
     for path in sorted(DOCS.glob("notebooks/*.ipynb")):
         made |= _notebook(path)
@@ -183,6 +195,34 @@ def _notebook(path: Path) -> dict[str, str | bytes]:
 
 
 # ---- reference
+
+
+def _commands_page() -> str:
+    """Return the page with the help of all commands."""
+    # Phase: names of commands. One whose module is missing is left out, as are recipes besides one.
+    calls = [""]
+    for name in tickets.COMMANDS:
+        if name in tickets.HOMES and not find_spec(tickets.HOMES[name]):
+            continue
+        calls += [f"search {_RECIPE}"] if name == "search" else [name]
+        calls += [f"{name} {own}" for own in _SUBCOMMANDS.get(name, ())]
+
+    # Phase: ask each for its help.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        texts = list(pool.map(_help, calls))
+    intro = f"All recipes have the options of `{_RECIPE}`. [Install](../install.md) names the same commands of a clone."
+    sections = [f"## tickets {call}\n\n```text\n{text}```" for call, text in zip(calls, texts, strict=True)]
+    return "\n\n".join(["# Commands", intro, *sections]).replace("## tickets \n", "## tickets\n")
+
+
+def _help(call: str) -> str:
+    """Return what `tickets CALL --help` prints."""
+    words = [sys.executable, "-m", "signed_tickets", *call.split(), "--help"]
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(words, cwd=DOCS, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise PluginError(f"tickets {call} --help failed: {done.stderr.strip()}")
+    return done.stdout
 
 
 def _reference_pages() -> Iterator[tuple[str, str]]:
