@@ -1,7 +1,7 @@
-"""Find a signed mask in scikit-learn's digits with AWS in a loop of Accelerate, and use it on fresh networks.
+"""Find a signed mask in a loop of Accelerate, and use it.
 
 Shows      SignPruner with prepare, gradient accumulation and clipping, on one or several processes
-Prints     test error of each level, then of fresh networks after 2 epochs: with the signs, and with the mask alone
+Prints     test error on scikit-learn's digits of each level, then of fresh networks: with signs, with the mask alone
 Launch     accelerate launch --num_processes 1 recipes/examples/accelerate_loop.py
 """
 

@@ -1,7 +1,7 @@
-"""Find a signed mask in scikit-learn's digits with AWS in Hugging Face's Trainer, and use it on fresh networks.
+"""Find a signed mask by a callback of Hugging Face's Trainer, and use it.
 
 Shows      PruneSignsCallback, a callback around each step of a ConvNeXt. Each level is one trainer.train
-Prints     test error of each level, then of fresh networks after 5 epochs: with the signs, and with the mask alone
+Prints     test error on scikit-learn's digits of each level, then of fresh networks: with signs, with the mask alone
 Launch     python recipes/examples/hf_trainer_callback.py
 """
 

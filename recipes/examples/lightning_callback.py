@@ -1,6 +1,6 @@
-"""Find a signed mask in scikit-learn's digits by a callback of Lightning, and use it on fresh networks.
+"""Find a signed mask by a callback of Lightning, and use it.
 
-Prints     test error of each level, then of fresh networks after 5 epochs: with the signs, and with the mask alone
+Prints     test error on scikit-learn's digits of each level, then of fresh networks: with signs, with the mask alone
 Launch     python recipes/examples/lightning_callback.py
 """
 

@@ -1,7 +1,7 @@
-"""Find a signed mask in scikit-learn's digits with AWS in a plain PyTorch loop, and use it on fresh networks.
+"""Find a signed mask in a plain PyTorch loop, and use it.
 
 Shows      SignPruner around your own loop: levels, attach, step
-Prints     test error of each level, then of fresh networks after 2 epochs: with the signs, and with the mask alone
+Prints     test error on scikit-learn's digits of each level, then of fresh networks: with signs, with the mask alone
 Launch     python recipes/examples/plain_loop.py
 """
 
