@@ -166,8 +166,8 @@ def copy(words: list[str]) -> None:
     if words and words[0] in ("-h", "--help"):
         text = (
             "Copy a recipe, an example or a launch file, to change it. FILE is a new file or a directory, by default "
-            "the working directory. A copied recipe runs where it lies: `tickets search FILE`. An existing file is never "
-            "overwritten."
+            "the working directory. A copied recipe runs where it lies: `tickets search FILE`. "
+            "An existing file is never overwritten."
         )
         print_commands(CP_USAGE, text, {})
         return
