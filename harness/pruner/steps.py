@@ -108,7 +108,7 @@ class LevelSteps:
         closure = any(given is not None for given in (*args[1:], *kwargs.values()))  # args[0] is the optimizer
         if self.inside and not (self._opened is not None and closure):
             raise RuntimeError(
-                "optimizer.step() was called inside pruner.step(), where ψ has temporary values; call it after the "
+                "optimizer.step() was called inside pruner.step(), where ψ has temporary values; call it after "
                 "block. If it takes a closure, put the block into the closure"
             )
         self._updating = True
@@ -118,8 +118,8 @@ class LevelSteps:
         self._updating = False
         if self.inside:
             raise RuntimeError(
-                "the optimizer changed the weights before pruner.end_step(), while ψ had temporary values; call it after "
-                "the backward pass and begin the level again"
+                "the optimizer changed the weights before pruner.end_step(), while ψ had temporary values; call it "
+                "after the backward pass, and begin the search again"
             )
         self._masks().params_()
         if self.over:  # the masks stay after the last level
