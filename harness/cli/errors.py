@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from harness.common.escape import for_terminal
 from harness.common.optional import explained
 from harness.distributed.stop import EXIT_STOPPED
 
@@ -55,7 +56,7 @@ def interrupted() -> int:
 def _say(line: str) -> None:
     """Print a line on standard error. A closed terminal changes no exit code, neither now nor when Python ends."""
     try:
-        print(line, file=sys.stderr, flush=True)
+        print("\n".join(map(for_terminal, line.split("\n"))), file=sys.stderr, flush=True)
     except OSError:
         for descriptor in (1, 2):
             os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)

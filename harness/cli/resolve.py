@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness.checkpoint import Pretrained, read_network
+from harness.common.escape import one_line
 from harness.common.foreign import holds_network, split_key
 from harness.common.optional import is_installed
 from harness.common.program import command
@@ -80,7 +81,7 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
         except (ValueError, OSError):
             raise
         except Exception as error:  # a file of another kind can fail in the parser in any way
-            raise ValueError(f"{path} holds no network ({type(error).__name__}: {error})") from error
+            raise ValueError(f"{path} holds no network ({type(error).__name__}: {one_line(error)})") from error
     if Path(text.partition(":")[0]).suffix in _FILES:
         raise FileNotFoundError(f"no file {text}; --initialisation takes {', '.join(SCHEMES)}, a run ID or a file")
     try:
@@ -152,7 +153,7 @@ def resolve_ticket(
     try:
         search = search_from_json(recorded)
     except ValueError as error:
-        raise ValueError(f"run {config.ticket}: {error}") from error
+        raise ValueError(f"run {config.ticket}: {one_line(error)}") from error
     data = search.data if config.data is None else replace(search.data, name=config.data)
     if config.data_directory is not None:
         data = replace(data, directory=config.data_directory)
@@ -177,5 +178,5 @@ def resolve_ticket(
     try:
         network = Definition.of(settings.model, None if source is None else source.encode("latin-1"))
     except ValueError as error:
-        raise type(error)(f"run {config.ticket}: {error}") from error
+        raise type(error)(f"run {config.ticket}: {one_line(error)}") from error
     return key, settings, network

@@ -353,7 +353,7 @@ def check_beside(path: Path) -> bool:
                 _log.warning(f"{path} is not checked: {record} does not list it")
             continue
         except ValueError as error:
-            raise ValueError(f"{path} cannot be checked: {record} was altered ({error})") from None
+            raise ValueError(f"{path} cannot be checked: {record} was altered ({one_line(error)})") from None
         if (got := sha256_file(path)) != expected:
             raise ValueError(f"{path} was altered: its SHA-256 is {got}, {record} says {expected!r:.70}")
         listed = True

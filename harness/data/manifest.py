@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file, sha256_json
+from harness.common.escape import one_line
 from harness.common.files import read_bounded, write_atomically
 
 _log = logging.getLogger(__name__)
@@ -73,7 +74,7 @@ class Manifest:
         except OSError:
             raise
         except Exception as error:  # json raises RecursionError for deep nesting
-            problem = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{error}"
+            problem = f"{type(error).__name__}: {one_line(error)}" if isinstance(error, KeyError) else one_line(error)
             raise ValueError(
                 f"{path} is not a manifest of format {FORMAT} ({problem[:200]}); prepare the data again"
             ) from error

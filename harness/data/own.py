@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from harness.common.escape import one_line
 from harness.common.files import read_bounded
 from harness.common.program import command
 from harness.config import known
@@ -304,7 +305,7 @@ def read_spec(text: str, where: Path | str) -> DataSpec:
         )
         _check(spec)
     except Exception as error:  # JSON of any form
-        problem = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else f"{error}"
+        problem = f"{type(error).__name__}: {one_line(error)}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(
             f"{where} is no specification of a data set ({problem[:200]}); prepare the data again"
         ) from error

@@ -25,6 +25,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from harness.common.digest import canonical_json, sha256_file
+from harness.common.escape import one_line
 from harness.common.files import NO_LOCKS, reach, write_atomically, write_tensors
 from harness.common.logging import progress
 from harness.common.optional import require
@@ -224,7 +225,9 @@ def _recorded_options(directory: Path) -> OwnOptions:
             try:
                 return OwnOptions.of(manifest.source["own"])
             except (KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"{directory / split}.json has no valid options of a data set ({error})") from None
+                raise ValueError(
+                    f"{directory / split}.json has no valid options of a data set ({one_line(error)})"
+                ) from None
     raise ValueError(f"{directory} is not completely prepared; give --source, --size and the other options again")
 
 
@@ -500,7 +503,7 @@ def _write_beton(
             try:
                 writer.append(image.mode, image.height, image.width, image.data, image.label)
             except ValueError as error:
-                raise ValueError(f"{where}: {error}") from None
+                raise ValueError(f"{where}: {one_line(error)}") from None
             digest.update(image.digest)
             if measured is not None and image.sums is not None:
                 measured.add(image.sums)

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 
 from harness.common.digest import canonical_json
+from harness.common.escape import one_line
 from harness.common.files import read_bounded
 from harness.common.optional import require
 from harness.data.manifest import Manifest
@@ -202,7 +203,7 @@ class FileSamples:
         try:
             digests = load_file(path)["digests_N32"]
         except (SafetensorError, KeyError, OSError) as error:
-            raise ValueError(f"{path} cannot be read ({error}); prepare the data again") from error
+            raise ValueError(f"{path} cannot be read ({one_line(error)}); prepare the data again") from error
         samples = cls(spec, file, split)
         if digests.dtype != np.uint8 or digests.shape != (len(samples), 32):
             raise ValueError(

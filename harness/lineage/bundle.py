@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.digest import sha256_file
-from harness.common.escape import for_terminal
+from harness.common.escape import for_terminal, one_line
 from harness.common.files import fsync, read_json
 from harness.common.process import Process
 from harness.lineage.browse.find import Named, ancestors, find_node
@@ -270,7 +270,7 @@ def read_bundle(directory: Path) -> list[BundledRun]:
     try:
         items = [BundledRun.from_dict(node) for node in nodes]
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {one_line(error)}") from None
     if len({item.directory for item in items}) < len(items):
         raise ValueError(f"{path} lists a run twice")
     return items

@@ -7,6 +7,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from harness.common.escape import one_line
 from harness.common.files import read_json
 from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import CONFIG, RECORD
@@ -85,7 +86,7 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
         with private_generators(0):
             return network.build()
     except NotBuildableError as error:
-        raise NotBuildableError(f"{path}: {error}") from error
+        raise NotBuildableError(f"{path}: {one_line(error)}") from error
     except ConnectionError:
         raise
     except Exception as error:

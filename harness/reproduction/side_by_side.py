@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.analysis.summary import Summary
+from harness.common.escape import one_line
 from harness.common.files import read_json
 from harness.common.program import command
 from harness.reproduction.page import interval_text, signed
@@ -25,7 +26,7 @@ def read_numbers(path: Path) -> Numbers:
         for point in numbers["points"]:
             _column(numbers, _rounded(point))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {one_line(error)}") from error
     except Exception as error:
         raise ValueError(f"{path} holds no numbers of a page: {error!r:.200}") from error
     return dict(numbers)

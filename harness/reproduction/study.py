@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from harness.common.escape import one_line
 from harness.common.files import MOST_JSON_BYTES, read_bounded
 from harness.pruning import METHODS
 from harness.pruning.method import Method
@@ -99,7 +100,7 @@ def read_study(path: Path, scales: Mapping[str, Callable[[Figure, str, str], Sca
     try:
         return _study(path, hashlib.sha256(text).hexdigest(), tomllib.loads(text.decode()), scales)
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        said = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        said = f"it lacks {error}" if isinstance(error, KeyError) else one_line(error)
         raise ValueError(f"{path}: {said}") from error
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from harness.analysis.barrier import BarrierCurve
+from harness.common.escape import one_line
 from harness.common.files import read_json, write_atomically
 from harness.common.tensors import load_correct
 from harness.experiment.comparison import BARRIER
@@ -121,7 +122,9 @@ class ChainRecords:
             rest = {name: values[name] for name in _HEAD if name not in ("format", "verified")}
             return cls(**rest, verified=tuple(values["verified"]), runs=runs)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path} holds no records of a study: {type(error).__name__}: {error}") from error
+            raise ValueError(
+                f"{path} holds no records of a study: {type(error).__name__}: {one_line(error)}"
+            ) from error
 
 
 def _check(run: RunLine) -> None:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+import torch._dynamo
 
 from harness.cli.launch import launch
 from harness.config import search_from_json
@@ -25,6 +27,12 @@ SEARCH += ("--num-levels", "2", "--final.epochs", "4", "--final.lr-schedule", "s
 SEARCH += ("--compile", "default", "--checkpoint-every", "1", "--checkpoint-unit", "steps", "--offline")
 GRAPHS = 2
 """A training graph, and one for the evaluation of the 500 test images. BatchNorm is re-estimated uncompiled."""
+
+
+@pytest.fixture(autouse=True)
+def no_graphs() -> None:
+    """Forget the graphs of other tests: equal networks would use them."""
+    torch._dynamo.reset()
 
 
 @pytest.fixture

@@ -530,7 +530,7 @@ def test_no_changed_byte_of_a_torch_file_gives_other_values(parsers) -> None:
     parser = parsers("network, zip")
     (path,) = parser.files
     whole, values = path.read_bytes(), parser.read()
-    for at in range(len(whole)):
+    for at in range(whole.index(b"PK\x01\x02"), len(whole)):
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 0x10]) + whole[at + 1 :])
         check(parser, values)
     path.write_bytes(whole)

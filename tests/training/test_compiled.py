@@ -6,6 +6,7 @@ from copy import deepcopy
 
 import pytest
 import torch
+import torch._dynamo
 import torch.nn.functional as F
 
 from harness.models import MODELS, build_model, partition_of
@@ -61,14 +62,19 @@ SIZES = {"resnet50": 64, "mobilenet_v2": 64}
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_every_network_compiles_one_graph_and_trains_two_steps(name: str) -> None:
-    """Train two AWS steps with other α, compiled and not."""
+    """Train two AWS steps with other α, compiled and not.
+
+    In float64: BatchNorm of four images amplifies the roundings of float32 to some percent of the second loss.
+    """
     # Phase: two equal networks, one compiled
+    torch._dynamo.reset()  # an equal network of another test would lend its graph
     torch.manual_seed(0)
     size = SIZES.get(name, 32)
-    model = build_model(name, num_classes=10, channels=3, image_size=size).to(memory_format=torch.channels_last)
+    model = build_model(name, num_classes=10, channels=3, image_size=size)
+    model.to(memory_format=torch.channels_last).double()
     other = deepcopy(model)
     compile_(other, "default")
-    images_NCHW = torch.randn(4, 3, size, size).to(memory_format=torch.channels_last)
+    images_NCHW = torch.randn(4, 3, size, size, dtype=torch.float64).to(memory_format=torch.channels_last)
     labels_N = torch.randint(10, (4,))
     norm, before, losses = sorted(partition_of(name, model).norm), num_graphs(), []
 
@@ -89,4 +95,4 @@ def test_every_network_compiles_one_graph_and_trains_two_steps(name: str) -> Non
             mine.append(float(loss.detach()))
         losses.append(mine)
     assert num_graphs() - before == 1
-    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    assert losses[1] == pytest.approx(losses[0], rel=1e-7)

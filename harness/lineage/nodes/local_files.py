@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.common.digest import canonical_json, sha256_file
+from harness.common.escape import one_line
 from harness.common.files import MOST_JSON_BYTES, fsync, reach, read_bounded
 from harness.common.process import Process, own_process
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files
@@ -65,7 +66,7 @@ def read_sums(directory: Path) -> dict[str, str]:
         try:
             sums[check_file_name(name)] = digest
         except ValueError as error:
-            raise ValueError(f"{path} was altered: {error}") from None
+            raise ValueError(f"{path} was altered: {one_line(error)}") from None
     return sums
 
 
@@ -91,7 +92,7 @@ def parse_record(path: Path) -> LineageRecord:
     try:
         return LineageRecord.from_json(content)
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ValueError(f"{path}: {one_line(error)}") from None
 
 
 def read_record(directory: Path) -> LineageRecord:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from harness.common.escape import for_terminal
+from harness.common.escape import for_terminal, one_line
 
 FORMAT = 1  # version of the JSON form below; increase it if an older reader would misread newer files
 
@@ -217,7 +217,7 @@ class LineageRecord:
         try:
             return cls.from_dict(json.loads(text, parse_constant=_refuse_constant))
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, TypeError, OverflowError) as error:
-            raise ValueError(f"not a lineage record: {type(error).__name__}: {error}") from None
+            raise ValueError(f"not a lineage record: {type(error).__name__}: {one_line(error)}") from None
 
     @classmethod
     def from_dict(cls, data: object) -> "LineageRecord":

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from harness.common.escape import redact, redact_word
+from harness.common.escape import one_line, redact, redact_word
 from harness.common.files import reach
 from harness.common.optional import missing
 from harness.common.process import Process
@@ -869,9 +869,9 @@ def _probe_file(path: Path) -> None:
         except sqlite3.OperationalError as error:
             if "locked" in str(error) or "busy" in str(error):
                 return False
-            raise RefusedError(f"{path} cannot be opened ({error})") from None
+            raise RefusedError(f"{path} cannot be opened ({one_line(error)})") from None
         except sqlite3.DatabaseError as error:
-            raise RefusedError(f"{path} is no SQLite database ({error})") from None
+            raise RefusedError(f"{path} is no SQLite database ({one_line(error)})") from None
         return True
 
     if not wait_until(is_free, BUSY_SECONDS, pause=0.2):
