@@ -108,7 +108,7 @@ class LevelSteps:
         closure = any(given is not None for given in (*args[1:], *kwargs.values()))  # args[0] is the optimizer
         if self.inside and not (self._opened is not None and closure):
             raise RuntimeError(
-                "optimizer.step() was called inside pruner.step(), where ψ has temporary values; call it after "
+                "optimizer.step() was called inside pruner.step(), where ψ has temporary values; call it after the "
                 "block. If it takes a closure, put the block into the closure"
             )
         self._updating = True
