@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from harness.cli.errors import clear_errors
 from harness.common.escape import accept_any_text, for_terminal, redact, redact_word
 
 
@@ -85,3 +86,9 @@ def test_any_text_can_be_printed_in_any_encoding(monkeypatch: pytest.MonkeyPatch
     written = stream.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
     assert written.endswith(" a\n") and r"\udce4" in written
     assert (r"\u7b26" in written) is (encoding != "utf-8")
+
+
+def test_errors_of_commands_are_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), clear_errors():
+        raise ValueError("the run \x1b[31mred\u202e is altered")
+    assert capsys.readouterr().err == "error: the run \\x1b[31mred\\u202e is altered\n"

@@ -66,12 +66,12 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "networkx": ("lineage/nodes/graph.py", "lineage/browse/export.py", "lineage/proof/origins.py"),
     "timm": ("models/sources.py",),
     "torchvision": ("models/*.py",),
+    "huggingface_hub": ("lineage/sharing/hub.py",),
     "psutil": ("common/machine.py", "distributed/launcher_watch.py"),
     "pynvml": ("common/machine.py",),
     "joblib": ("common/machine.py",),
-    "huggingface_hub": ("lineage/*.py", "cli/*.py"),
-    "onnx": ("lineage/*.py", "cli/*.py"),
-    "onnxscript": ("lineage/*.py", "cli/*.py"),
+    "onnx": ("lineage/sharing/networks.py",),
+    "onnxscript": ("lineage/sharing/networks.py",),
 }
 
 # Libraries that every installation has: rich is a dependency, and torch requires networkx.

@@ -79,6 +79,10 @@ _FIELDS = {
     ("Diff", "first"): _Shown("RUN_A"),
     ("Diff", "second"): _Shown("RUN_B"),
     ("Import", "directory"): _Shown("DIRECTORY"),
+    ("ExportRun", "run_id"): _Shown("RUN"),
+    ("ExportRun", "repo"): _Shown("USER/NAME"),
+    ("ExportRun", "licence"): _Shown("NAME", aliases=("--license",)),
+    ("Pull", "repository"): _Shown("USER/NAME[@REVISION]"),
     ("Pages", "pages"): _Shown("DIRECTORY ..."),
 }
 """Fields, by class and name, whose help shows more than their type. The class "*" is any."""

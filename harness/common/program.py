@@ -25,6 +25,8 @@ FILES: dict[str, str] = {
     "compare norm_barrier": "tools/norm_barrier.py",
     "compare sign_barrier": "tools/sign_barrier.py",
     "lineage": "tools/lineage.py",
+    "export": "tools/export.py",
+    "pull": "tools/pull.py",
     "reproduce": "recipes/reproduce.py",
     "report": "tools/report.py",
 }

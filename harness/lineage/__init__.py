@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from harness.lineage.nodes.record import LineageRecord
     from harness.lineage.proof import Findings, verify
     from harness.lineage.reload import load_checkpoint, load_signed_mask
+    from harness.lineage.sharing.export import export_run
+    from harness.lineage.sharing.hub import pull
     from harness.lineage.store import LineageStore, open_store
 
 _HOMES = {
@@ -42,6 +44,8 @@ _HOMES = {
     "browse.query": ("Query", "parse_density", "parse_since"),
     "nodes.record": ("LineageRecord",),
     "reload": ("load_checkpoint", "load_signed_mask"),
+    "sharing.export": ("export_run",),
+    "sharing.hub": ("pull",),
     "store": ("LineageStore", "open_store"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -57,6 +61,7 @@ __all__ = [
     "ancestors",
     "descendants",
     "diff",
+    "export_run",
     "family",
     "find_node",
     "import_bundle",
@@ -67,6 +72,7 @@ __all__ = [
     "parse_density",
     "parse_since",
     "path_steps",
+    "pull",
     "read_bundle",
     "relatives",
     "to_networkx",

@@ -3,6 +3,9 @@
 `bundle.json` lists the runs and the SHA-256 of each record. A record lists the SHA-256 of each file. A bundle may omit
 checkpoints. Records do not change then, and another file lists the omitted ones. The reader of a bundle does not trust
 it: it validates every name and digest, and refuses links.
+
+An exported run (`harness.lineage.sharing`) is a bundle of one requested run. Its checkpoint is `model.safetensors` at
+the top of the directory, and its signed mask has a copy there.
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -43,9 +46,14 @@ from harness.lineage.nodes.record import CHECKPOINT, KINDS, SIGNED_MASK, THETA_I
 from harness.lineage.store import LineageStore
 
 MANIFEST, README, NODES = "bundle.json", "README.md", "nodes"
+MODEL = "model.safetensors"
+"""Checkpoint of the requested run, at the top of an exported directory."""
 FORMAT = "harness.bundle/1"
 CHECKPOINTS = (CHECKPOINT, THETA_INIT)
+TOP_FILES = {CHECKPOINT: MODEL, SIGNED_MASK: SIGNED_MASK}
+"""Files of the requested run that an exported directory has at its top, with their names there."""
 _MOST_BYTES = 64 << 20  # of a file of text
+_IS_THE_MODEL = f"the exported directory has it as {MODEL}"
 
 
 @dataclass(frozen=True)
@@ -128,34 +136,77 @@ def write_bundle(
         LookupError: An ancestor is missing.
         ValueError: A file was altered.
     """
-    # Phase: find the runs.
-    if out.exists():
-        raise FileExistsError(f"{out} exists: give a new directory")
-    out.parent.mkdir(parents=True, exist_ok=True)
     asked = [find_node(store, node) for node in nodes]
-
-    # Phase: write to a temporary directory, and rename it.
-    temporary = out.parent / f".tmp-{out.name}.{Process.current().suffix}"
-    try:
-        items = []
-        for node in with_ancestors(store, asked):
-            directory = temporary / NODES / f"{node.kind}-{node.key[:16]}"
-            directory.mkdir(parents=True)
-            items.append(_write_node(store, node, directory, checkpoints=checkpoints))
-        _write_manifest(temporary, items, [node.key for node in asked])
-        os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    with new_directory(out) as temporary:
+        items = write_runs(store, asked, temporary, checkpoints=checkpoints)
+        keys = [node.key for node in asked]
+        write_manifest(temporary, items, keys, _readme(temporary, items, keys))
     return items
 
 
-def _write_node(store: LineageStore, node: RunSummary, directory: Path, *, checkpoints: bool) -> BundledRun:
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Yield a temporary directory, and rename it to `out` at the end.
+
+    Raises:
+        FileExistsError: `out` exists.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists: give a new directory")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.parent / f".tmp-{out.name}.{Process.current().suffix}"
+    try:
+        temporary.mkdir()
+        yield temporary
+        os.rename(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_runs(
+    store: LineageStore, asked: Iterable[RunSummary], out: Path, *, checkpoints: bool, at_top: str | None = None
+) -> list[BundledRun]:
+    """Write the directories of runs and all their ancestors below `out`, and return their items.
+
+    Args:
+        store: The store of the runs.
+        asked: The runs.
+        out: The directory of the bundle.
+        checkpoints: Include checkpoints and θ_init.
+        at_top: Key of a run whose checkpoint and signed mask are also files at the top, as in an exported run.
+
+    Raises:
+        LookupError: An ancestor is missing.
+        ValueError: A file was altered, or the run `at_top` has no checkpoint.
+    """
+    items = []
+    for node in with_ancestors(store, asked):
+        directory = out / NODES / f"{node.kind}-{node.key[:16]}"
+        directory.mkdir(parents=True)
+        items.append(_write_node(store, node, directory, checkpoints=checkpoints, at_top=node.key == at_top))
+    return items
+
+
+def _write_node(
+    store: LineageStore, node: RunSummary, directory: Path, *, checkpoints: bool, at_top: bool
+) -> BundledRun:
     """Write one run of a bundle, and return its item."""
-    # Phase: copy the record and the files.
+    # Phase: copy the record.
     with store.open_file_of(node, RECORD) as path:
         shutil.copyfile(path, directory / RECORD)  # the original bytes, because their digest is recorded
     record = parse_record(directory / RECORD)
     absent = _unavailable(store, node, record)
+
+    # Phase: copy the files of an exported run to the top. Its checkpoint has no second copy below.
+    if at_top:
+        for name in TOP_FILES.keys() & record.files.keys():
+            copy = directory.parents[1] / TOP_FILES[name]
+            with store.open_file_of(node, name) as path:
+                shutil.copyfile(path, copy)
+            check_digest(copy, record.files[name])
+        absent[CHECKPOINT] = _left_out(record.files[CHECKPOINT], _IS_THE_MODEL)
+
+    # Phase: copy the other files.
     for name, digest in record.files.items():
         if name in CHECKPOINTS and not checkpoints:
             absent.setdefault(name, _left_out(digest, "left out of a bundle; one made with --checkpoints has it"))
@@ -190,11 +241,11 @@ def _left_out(digest: str, why: str) -> AbsentFile:
     return AbsentFile(sha256=digest, num_bytes=0, deleted_at=now, why=why)
 
 
-def _write_manifest(directory: Path, items: list[BundledRun], asked: list[str]) -> None:
+def write_manifest(directory: Path, items: list[BundledRun], asked: list[str], readme: str) -> None:
     """Write the manifest, the README, and the digests of all files in the format of `sha256sum -c`."""
     data = {"format": FORMAT, "asked": asked, "nodes": [item.to_dict() for item in items]}
     (directory / MANIFEST).write_bytes(json_bytes(data))
-    (directory / README).write_text(_readme(directory, items, asked), encoding="utf-8")
+    (directory / README).write_text(readme, encoding="utf-8")
     sums = [f"{sha256_file(directory / name)}  {name}\n" for name in file_names(directory)]
     (directory / SUMS).write_text("".join(sums))
     for path in (*directory.rglob("*"), directory):
@@ -246,6 +297,8 @@ Or load a signed mask directly:
     mask = load_signed_mask("THIS_DIRECTORY/nodes/…/signed_mask.safetensors")
     mask.apply_(model)
 
+If the bundle was requested for one level or final training, the path of the directory is enough.
+
 All files are safetensors, JSON, images or text. Loading them runs no code.
 """
 
@@ -253,27 +306,130 @@ All files are safetensors, JSON, images or text. Loading them runs no code.
 # ---------------------------------------------------------------------- import
 
 
+def is_bundle(directory: Path) -> bool:
+    """Return whether a directory is a bundle or an exported run."""
+    return (directory / MANIFEST).is_file()
+
+
 def read_bundle(directory: Path) -> list[BundledRun]:
     """Return the items of a bundle; ValueError if it is malformed or has another format."""
+    return _read_manifest(directory)[0]
+
+
+def asked_keys(directory: Path) -> tuple[str, ...]:
+    """Return the keys of the requested runs of a bundle; ValueError as in `read_bundle`."""
+    return _read_manifest(directory)[1]
+
+
+def _read_manifest(directory: Path) -> tuple[list[BundledRun], tuple[str, ...]]:
+    """Return the items of a bundle, and the keys of the requested runs."""
+    # Phase: read the file.
     path = directory / MANIFEST
     if not path.is_file():
         raise ValueError(f"{directory} is not a bundle: it has no {MANIFEST}")
     try:
         data = read_json(_plain_file(directory, MANIFEST, _MOST_BYTES))
-        found, nodes = data["format"], data["nodes"]
-    except (KeyError, TypeError) as error:
+        found, nodes, asked = data["format"], data["nodes"], data.get("asked", [])
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} is not a list of runs: {error!r:.200}") from None
     if found != FORMAT:
         raise ValueError(f"{path} has format {found!r:.60}; this version of the harness reads {FORMAT}")
-    if not isinstance(nodes, list):
+    if not isinstance(nodes, list) or not isinstance(asked, list):
         raise ValueError(f"{path} is not a list of runs")
+
+    # Phase: check the items, and that the requested runs are among them.
     try:
         items = [BundledRun.from_dict(node) for node in nodes]
     except ValueError as error:
         raise ValueError(f"{path}: {one_line(error)}") from None
     if len({item.directory for item in items}) < len(items):
         raise ValueError(f"{path} lists a run twice")
-    return items
+    known = [item.key for item in items]
+    if any(key not in known for key in asked):
+        raise ValueError(f"{path} requests a run that it does not list")
+    return items, tuple(asked)
+
+
+def requested_run(directory: Path) -> BundledRun:
+    """Return the one run that a bundle was made for.
+
+    If several were requested, it is the only one that no other run of the bundle was made from.
+
+    Raises:
+        LookupError: There are several. The message lists them.
+        ValueError: The bundle is malformed.
+    """
+    items, asked = _read_manifest(directory)
+    if len(asked) == 1:
+        return next(item for item in items if item.key == asked[0])
+    made_from = {parent.key for item in items for parent in _record_of(directory, item).parents}
+    last = [item for item in items if item.key not in made_from and item.kind != "search"]
+    if len(last) != 1:
+        names = for_terminal(", ".join(f"{item.directory} ({item.name})" for item in last[:5])) or "none"
+        raise LookupError(f"{directory} is a bundle of several results; give the directory of one: {names}")
+    return last[0]
+
+
+def requested_record(directory: Path) -> LineageRecord:
+    """Return the record of the one run that a bundle was made for; errors as in `requested_run`."""
+    return _record_of(directory, requested_run(directory))
+
+
+def bundled_file(directory: Path, name: str) -> Path:
+    """Return the path of a file of the one run that a bundle was made for, after checking its digest.
+
+    Raises:
+        LookupError: The bundle was made for several runs, or the run has no such file.
+        ValueError: The file was altered or left out, or a link or name leaves the bundle.
+    """
+    # Phase: read the record.
+    item = requested_run(directory)
+    record = _record_of(directory, item)
+    if name not in record.files:
+        names = ", ".join(sorted(record.files))
+        raise LookupError(f"{for_terminal(record.name)} has no file {name!r}; it has: {names}")
+
+    # Phase: find the file.
+    absent = _absent_of(directory, item, record)
+    if name not in absent:
+        return check_digest(_plain_file(directory, f"{item.directory}/{name}"), record.files[name])
+    if name == CHECKPOINT and (found := _top_file(directory, MODEL, record.files[name])) is not None:
+        return found
+    raise ValueError(for_terminal(f"{directory}: {name} of {record.name} was {absent[name]}"))
+
+
+def _record_of(directory: Path, item: BundledRun) -> LineageRecord:
+    """Return the record of an item after checking its digest."""
+    path = _plain_file(directory, f"{item.directory}/{RECORD}", _MOST_BYTES)
+    record = parse_record(check_digest(path, item.record_sha256))
+    if (record.key, record.kind) != (item.key, item.kind):
+        raise ValueError(f"{path} is the record of another run, {record.kind} {record.key[:16]}…")
+    return record
+
+
+def _absent_of(directory: Path, item: BundledRun, record: LineageRecord) -> dict[str, AbsentFile]:
+    """Return the files that an item lacks on purpose. A file at the top of the bundle does not count as present."""
+    place = directory / item.directory
+    if (place / ABSENT_FILES).exists() or (place / ABSENT_FILES).is_symlink():
+        _plain_file(directory, f"{item.directory}/{ABSENT_FILES}", _MOST_BYTES)
+    return absent_files(place, record)
+
+
+def _top_file(directory: Path, name: str, digest: str) -> Path | None:
+    """Return the path of a file at the top of an exported run, after checking its digest; None if it is not there."""
+    path = directory / name
+    return check_digest(_plain_file(directory, name), digest) if path.exists() or path.is_symlink() else None
+
+
+def check_bundle(directory: Path) -> None:
+    """Check all records, digests and names of a bundle. Nothing is written.
+
+    Raises:
+        ValueError: A file was altered or is missing, or a link or name leaves the bundle.
+    """
+    items, asked = _read_manifest(directory)
+    for item in items:
+        _check_item(directory, item, at_top=asked == (item.key,))
 
 
 def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
@@ -286,44 +442,50 @@ def import_bundle(store: LineageStore, directory: Path) -> Iterator[Imported]:
         ValueError: A file was altered, a link or name leaves the bundle, or a local run with the same key differs.
     """
     # Phase: check the whole bundle.
-    items = read_bundle(directory)
-    records = {item.key: _check_item(directory, item) for item in items}
+    items, asked = _read_manifest(directory)
+    checked = {item.key: _check_item(directory, item, at_top=asked == (item.key,)) for item in items}
+    records = {key: record for key, (record, _) in checked.items()}
     known = {item.key: store.local.find(item.key) for item in items}
     for item in items:
-        _check_against_own(store, directory, item, known[item.key], records)
+        _check_against_own(store, checked[item.key][1], item, known[item.key], records)
 
     # Phase: import run by run.
     for item in items:
-        own = known[item.key]
-        remember_origin(store.local, records[item.key], item.run_ids)
+        own, (record, files) = known[item.key], checked[item.key]
+        remember_origin(store.local, record, item.run_ids)
         if own is None:
-            yield Imported(item, _bring(store, directory / item.directory, records[item.key], item), "new")
-        elif added := _complete(store, own, directory / item.directory, records[item.key]):
+            yield Imported(item, _bring(store, directory, files, record, item), "new")
+        elif added := _complete(store, own, files, record):
             yield Imported(item, own, f"completed with {', '.join(added)}")
         else:
             yield Imported(item, own, "there already")
 
 
-def _check_item(directory: Path, item: BundledRun) -> LineageRecord:
-    """Return the record of an item after checking all its files. No file outside of the bundle is opened."""
-    place = directory / item.directory
-    path = _plain_file(directory, f"{item.directory}/{RECORD}", _MOST_BYTES)
-    record = parse_record(check_digest(path, item.record_sha256))
-    if (record.key, record.kind) != (item.key, item.kind):
-        raise ValueError(f"{path} is the record of another run, {record.kind} {record.key[:16]}…")
-    if (place / ABSENT_FILES).exists() or (place / ABSENT_FILES).is_symlink():
-        _plain_file(directory, f"{item.directory}/{ABSENT_FILES}", _MOST_BYTES)
-    absent = absent_files(place, record)
-    for name in record.files:
-        if name not in absent:
-            _plain_file(directory, f"{item.directory}/{name}")
-            check_file(place, record, name)
-    return record
+def _check_item(directory: Path, item: BundledRun, *, at_top: bool) -> tuple[LineageRecord, dict[str, Path]]:
+    """Return the record of an item, and the paths of its files, after checking them.
+
+    No file outside of the bundle is opened.
+
+    Args:
+        directory: The bundle.
+        item: The run.
+        at_top: Look for its checkpoint and a copy of its signed mask at the top of the bundle, too.
+    """
+    record = _record_of(directory, item)
+    absent = _absent_of(directory, item, record)
+    files = {name: _plain_file(directory, f"{item.directory}/{name}") for name in record.files if name not in absent}
+    for name in files:
+        check_file(directory / item.directory, record, name)
+    if at_top:
+        for name, top in TOP_FILES.items():
+            if name in record.files and (found := _top_file(directory, top, record.files[name])) is not None:
+                files.setdefault(name, found)
+    return record, files
 
 
 def _check_against_own(
     store: LineageStore,
-    directory: Path,
+    files: Mapping[str, Path],
     item: BundledRun,
     own: Path | None,
     records: dict[str, LineageRecord],
@@ -338,11 +500,10 @@ def _check_against_own(
         )
     if own is not None:
         mine = read_record(own)
-        place = directory / item.directory
         other = differing(
             suspects(mine.files, record.files),
             lambda name: nullcontext(check_file(own, mine, name)),
-            lambda name: nullcontext(check_file(place, record, name)),
+            lambda name: nullcontext(_present(files, record, name)),
         )
         if other:
             raise ValueError(
@@ -358,23 +519,33 @@ def _check_against_own(
             raise ValueError(f"{item.name} has the parent {key[:16]}…, which is neither in the bundle nor local")
 
 
-def _bring(store: LineageStore, place: Path, record: LineageRecord, item: BundledRun) -> Path:
+def _present(files: Mapping[str, Path], record: LineageRecord, name: str) -> Path:
+    """Return the path of a checked file of a bundle; ValueError if the bundle omits it."""
+    if name not in files:
+        raise ValueError(f"the bundle omits {name} of {record.name}, so it cannot be compared with the local run")
+    return files[name]
+
+
+def _bring(
+    store: LineageStore, directory: Path, files: Mapping[str, Path], record: LineageRecord, item: BundledRun
+) -> Path:
     """Copy one run and commit it. The remains of an interrupted copy are removed first."""
     with store.local.room_for(record) as temporary:
-        absent = absent_files(place, record)
-        for name in [*record.files, RECORD, *([ABSENT_FILES] if absent else [])]:
-            if name not in absent:
-                (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(place / name, temporary / name)
+        for name, path in {**files, RECORD: directory / item.directory / RECORD}.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, temporary / name)
+        absent = _absent_of(directory, item, record)
+        if absent := {name: file for name, file in absent.items() if name not in files}:
+            write_absent_files(temporary, absent)
         return store.local.import_directory(temporary, item.record_sha256)
 
 
-def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord) -> list[str]:
+def _complete(store: LineageStore, own: Path, files: Mapping[str, Path], record: LineageRecord) -> list[str]:
     """Add the files that a local run deliberately lacks and the bundle has; return their names."""
     # Phase: choose the files.
     mine = read_record(own)
-    lacking, theirs = absent_files(own, mine), absent_files(place, record)
-    added = [name for name in lacking if record.files.get(name) == mine.files[name] and name not in theirs]
+    lacking = absent_files(own, mine)
+    added = [name for name in lacking if record.files.get(name) == mine.files[name] and name in files]
     if not added:
         return []
 
@@ -382,7 +553,7 @@ def _complete(store: LineageStore, own: Path, place: Path, record: LineageRecord
     with store.local.room_for(record) as temporary:
         for number, name in enumerate(added):
             copy = temporary / str(number)
-            shutil.copyfile(place / name, copy)
+            shutil.copyfile(files[name], copy)
             check_digest(copy, mine.files[name])
             fsync(copy)
             (own / name).parent.mkdir(parents=True, exist_ok=True)

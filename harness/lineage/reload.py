@@ -32,8 +32,10 @@ def load_signed_mask(
 
     Args:
         run_id: A run ID or key, or its first digits (4 or more). A URI such as `runs:/RUN_ID`, `models:/NAME/VERSION`
-            or `models:/aws-digits-resnet20@s1-L07`, also with `/FILE`. The path of a file, of a run's directory or of a
-            bundle. A run that `harness.lineage`, `search` or `final_training` returned.
+            or `models:/aws-digits-resnet20@s1-L07`, also with `/FILE`. The path of a file, of a run's directory, of a
+            bundle or of an exported directory. A run that `harness.lineage`, `search` or `final_training` returned.
+            `hf://USER/NAME` or `hf://USER/NAME@REVISION`: an exported run on the Hugging Face Hub, which is imported
+            into `local_dir` with its lineage.
         tracking_uri: Tracking server for IDs and URIs. None takes MLFLOW_TRACKING_URI, or else sqlite:///mlflow.db.
         local_dir: Directory of local runs, where keys are looked up first.
 

@@ -14,8 +14,8 @@ from typing import Protocol
 
 from harness.lineage.browse.find import find_local, find_node
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import RECORD, LocalNodes, check_digest, check_file, read_record
-from harness.lineage.nodes.record import LineageRecord
+from harness.lineage.nodes.local_files import RECORD, LocalNodes, absent_files, check_file, read_record
+from harness.lineage.nodes.record import CHECKPOINT, LineageRecord
 from harness.lineage.store import LineageStore
 from harness.lineage.tracking.description import MODEL_NAME
 from harness.lineage.tracking.server import summary_of
@@ -24,8 +24,8 @@ _log = logging.getLogger(__name__)
 
 _ID = re.compile("[0-9a-f]{4,64}")
 _KINDS_OF_NAMES = (
-    "a run ID (32 hex digits), a key (64), the first digits of one (4 or more), a runs:/ or models:/ URI, a file or a "
-    "directory"
+    "a run ID (32 hex digits), a key (64), the first digits of one (4 or more), a runs:/, models:/ or hf:// URI, a "
+    "file or a directory"
 )
 
 
@@ -63,8 +63,9 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
     Args:
         store: Local runs and the tracking server.
         given: A run ID, a key, or the first digits of one. `runs:/RUN_ID`, `models:/NAME/VERSION` or
-            `models:/NAME@ALIAS`, also with `/FILE`. A file, or the directory of a run or of a bundle. An object with
-            the key of a run. A text that is a complete ID, or a URI, is no path. A path is no beginning of an ID.
+            `models:/NAME@ALIAS`, also with `/FILE`. `hf://USER/NAME@REVISION`. A file, or the directory of a run, of a
+            bundle or of an export. An object with the key of a run. A text that is a complete ID, or a URI, is no path.
+            A path is no beginning of an ID.
 
     Raises:
         TypeError: The object names no run.
@@ -112,6 +113,21 @@ def _of_model_uri(store: LineageStore, uri: str) -> RunFiles:
     return _with_file(_of_run_id(store, store.run_id_of_model(model)), file)
 
 
+def _of_hub_uri(store: LineageStore, uri: str) -> RunFiles:
+    """Import the run of `hf://USER/NAME@REVISION` with its lineage. Its checkpoint is downloaded when it is opened."""
+    from harness.lineage.sharing.hub import Repository, pull  # they import more than most calls need
+
+    pulled = pull(store, uri, weights=False)
+    opened, record = _opener(pulled.directory), read_record(pulled.directory)
+
+    def open_file(name: str) -> AbstractContextManager[Path]:
+        if name == CHECKPOINT and name in absent_files(pulled.directory, record):
+            pull(store, str(Repository(pulled.repository.repo, pulled.commit)))  # the same commit
+        return opened(name)
+
+    return RunFiles(open_file, RunSummary.of(record))
+
+
 def _with_file(files: RunFiles, path: str | None) -> RunFiles:
     """Choose the file of a URI. MLflow's URIs have the name of the logged model before it."""
     chosen = re.sub(rf"^{MODEL_NAME}(/|$)", "", (path or "").strip("/"))
@@ -121,8 +137,9 @@ def _with_file(files: RunFiles, path: str | None) -> RunFiles:
 URI_PREFIXES: dict[str, Callable[[LineageStore, str], RunFiles]] = {
     "runs:/": _of_run_uri,
     "models:/": _of_model_uri,
+    "hf://": _of_hub_uri,
 }
-"""How to find the files of a URI. A function that downloads a directory returns `_of_path(store, directory)`."""
+"""How to find the files of a URI."""
 
 
 # ---------------------------------------------------------------------- IDs
@@ -174,14 +191,14 @@ def _of_summary(store: LineageStore, node: RunSummary) -> RunFiles:
 
 def _of_path(store: LineageStore, path: Path) -> RunFiles:
     """Find a file, the directory of a run, or the only run that a bundle was made for."""
-    from harness.lineage.bundle import MANIFEST  # it imports more than most calls need
+    from harness.lineage.bundle import bundled_file, is_bundle, requested_record  # more than most calls need
 
     if path.is_dir():
         if (path / RECORD).is_file():
             return RunFiles(_opener(path), RunSummary.of(read_record(path)))
-        if (path / MANIFEST).is_file():
-            directory = _of_bundle(path)
-            return RunFiles(_opener(directory), RunSummary.of(read_record(directory)))
+        if is_bundle(path):
+            summary = RunSummary.of(requested_record(path))
+            return RunFiles(lambda name: contextlib.nullcontext(bundled_file(path, name)), summary)
         if runs := list(LocalNodes(path).directories()):
             names = ", ".join(str(one) for one in runs[:5]) + (", …" if len(runs) > 5 else "")
             raise LookupError(f"{path} is a directory of {len(runs)} runs; give one of them: {names}")
@@ -210,26 +227,6 @@ def _of_file(path: Path) -> RunFiles:
         yield path
 
     return RunFiles(opened, summary, path.name)
-
-
-def _of_bundle(path: Path) -> Path:
-    """Return the directory of the one run of a bundle that no other run of it was made from.
-
-    Raises:
-        LookupError: There are several. The message lists them.
-    """
-    from harness.lineage.bundle import read_bundle
-
-    items = read_bundle(path)
-    for item in items:
-        check_digest(path / item.directory / RECORD, item.record_sha256)
-    records = {item.key: read_record(path / item.directory) for item in items}
-    made_from = {parent.key for record in records.values() for parent in record.parents}
-    last = [item for item in items if item.key not in made_from and item.kind != "search"]
-    if len(last) != 1:
-        names = ", ".join(f"{item.directory} ({item.name})" for item in last[:5]) or "none"
-        raise LookupError(f"{path} is a bundle of several results; give the directory of one: {names}")
-    return path / last[0].directory
 
 
 def _opener(directory: Path) -> Opener:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from harness.common.digest import sha256_file
+from harness.common.files import MOST_JSON_BYTES
 from harness.common.program import command
 from harness.lineage.nodes.absent_files import ABSENT_FILES
 from harness.lineage.nodes.contents import OtherContentsError
@@ -284,6 +285,22 @@ class LineageStore:
             repository = self.server.repository(self.server.finished(run_id), own=True)
             with opened(repository, name) as path:
                 return None if path is None else sha256_file(path)
+
+    def model_file(self, run_id: str, name: str) -> bytes | None:
+        """Return the content of a file beside those that a finished run lists, or None if it is missing.
+
+        Nothing vouches for the content. Of a large file, only the beginning is returned.
+        """
+        with self.server.talking(f"read run {run_id}"):
+            try:
+                repository = self.server.repository(self.server.finished(run_id))
+            except MissingFileError:  # the logged model was deleted
+                return None
+            with opened(repository, name) as path:
+                if path is None:
+                    return None
+                with open(path, "rb") as file:
+                    return file.read(MOST_JSON_BYTES)
 
     def run_id_of(self, key: str) -> str | None:
         """Return the ID of the finished run with this key, or None."""

@@ -162,7 +162,7 @@ class Import:
         store = self.place.open(self.experiment)
         imported = []
         for one in import_bundle(store, self.directory):
-            run_id = self._deliver(store, one.directory)
+            run_id = None if self.place.offline else deliver_imported(store, one.directory)
             imported.append({"key": one.item.key, "name": one.item.name, "outcome": one.outcome, "run_id": run_id})
             if not self.place.json:
                 print(for_terminal(f"{one.item.name}: {one.outcome}") + (f" → run {run_id}" if run_id else ""))
@@ -171,18 +171,17 @@ class Import:
         if self.place.json:
             print_json("import", [], imported=imported)
 
-    def _deliver(self, store: LineageStore, directory: Path) -> str | None:
-        """Deliver a run and return its run ID.
 
-        If the server is unreachable, warn and return None.
-        """
-        if self.place.offline:
-            return None
-        try:
-            return store.deliver(directory)
-        except ConnectionError as error:
-            _log.warning(f"{error}; `{command('lineage sync')}` delivers it later")
-            return None
-        except OtherContentsError as error:
-            _log.warning(f"{error}; the imported run stays local")
-            return None
+def deliver_imported(store: LineageStore, directory: Path) -> str | None:
+    """Deliver an imported run and return its run ID.
+
+    If the server is unreachable, or has the run with other contents, warn and return None.
+    """
+    try:
+        return store.deliver(directory)
+    except ConnectionError as error:
+        _log.warning(f"{error}; `{command('lineage sync')}` delivers it later")
+        return None
+    except OtherContentsError as error:
+        _log.warning(f"{error}; the imported run stays local")
+        return None

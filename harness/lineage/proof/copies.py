@@ -11,6 +11,7 @@ from pathlib import Path
 
 from harness.common.digest import sha256_file
 from harness.lineage.browse.find import family, find_node
+from harness.lineage.mlmodel import MLMODEL, fault, has_mlmodel
 from harness.lineage.nodes.absent_files import AbsentFile, read_absent_files
 from harness.lineage.nodes.contents import differing, suspects
 from harness.lineage.nodes.graph import RunSummary
@@ -268,6 +269,11 @@ def check_artifacts(store: LineageStore, node: NodeCopies, record: LineageRecord
         findings.num_bytes += num_bytes
         what = f"{name} in MLflow is {'missing' if digest is None else f'altered: its SHA-256 is {digest}'}"
         findings.add(node, [Finding("artifacts", digest == digests[name], f"{what}, but {digests[name]} was recorded")])
+    if has_mlmodel(record.kind, record.files):
+        content = store.model_file(node.run.run_id, MLMODEL)
+        wrong = None if content is None else fault(content, record.key)  # earlier versions delivered none
+        what = f"{MLMODEL} in MLflow {wrong}: do not load it with mlflow.pyfunc; delete it, and `sync` writes it again"
+        findings.add(node, [Finding("artifacts", wrong is None, what)])
     if record.kind == "level" and SIGNED_MASK in digests:
         copy = store.copy_digest(node.run.run_id, SIGNED_MASK)
         if copy is not None:  # earlier versions made no copy

@@ -15,8 +15,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from harness.common.files import read_json
+from harness.lineage.mlmodel import MLMODEL, has_mlmodel
 from harness.lineage.nodes.graph import RunSummary
-from harness.lineage.nodes.local_files import absent_files, check_files, read_record
+from harness.lineage.nodes.local_files import (
+    DETERMINANTS,
+    RECORD,
+    absent_files,
+    check_files,
+    parse_record,
+    read_record,
+)
 from harness.lineage.nodes.record import SIGNED_MASK, WITHOUT_MODEL
 from harness.lineage.tracking.delivery import Delivery
 from harness.lineage.tracking.description import LAYERS, NOTE_TAG, PICTURE, is_own_note, note_tags
@@ -32,7 +41,7 @@ from harness.lineage.tracking.server import (
 )
 
 if TYPE_CHECKING:
-    from mlflow.entities import Run
+    from mlflow.entities import LoggedModel, Run
 
 _ABOVE_TAG = "mlflow.parentRunId"
 _COPIES_TAG = "mlflow.loggedArtifacts"
@@ -170,7 +179,13 @@ class Addresses:
             return
 
         # Phase: its files; `verify` checks their digests instead
-        if missing and (names := self.server.missing_files(run)):
+        also = (MLMODEL,) if model is not None and has_mlmodel(node.kind, node.files) else ()
+        names = self.server.missing_files(run, also) if missing else []
+        if MLMODEL in names and model is not None:
+            names.remove(MLMODEL)
+            what = f"it has no {MLMODEL}, so mlflow.pyfunc does not load it; earlier versions delivered none"
+            yield WrongAddress(what, partial(self._send_mlmodel, run, model))
+        if names:
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             yield WrongAddress(f"{', '.join(names[:3])}{more} {'are' if names[1:] else 'is'} missing", again)
 
@@ -195,6 +210,14 @@ class Addresses:
         record = read_record(directory)
         check_files(directory, record)
         self.delivery.send_own_files(run, directory, record)
+
+    def _send_mlmodel(self, run: Run, model: LoggedModel) -> None:
+        """Write the MLmodel of a run whose local directory may be gone."""
+        with self.server.artifact(run, RECORD) as path:
+            record = parse_record(path)
+        with self.server.artifact(run, DETERMINANTS) as path:
+            determinants = read_json(path)
+        self.delivery.send_mlmodel(run, model, record, determinants if isinstance(determinants, dict) else {})
 
     def _send_again(self, run: Run, directory: Path) -> None:
         """Upload the files of a local run once more. Files that are altered or deleted locally raise ValueError."""

@@ -2,6 +2,7 @@
 
 - A local run becomes one MLflow run. Its files become one logged model named "network". Comparisons and reports have no
   network, so their files are run artifacts.
+- The logged model of a level or final training also has `MLmodel`, for `mlflow.pyfunc.load_model`.
 - The parents' logged models are inputs of the run.
 - Tags hold the key, kind, parents and digests. Lists and trees are built from tags, without reading artifacts.
 - Tags, parameters and metrics that nothing reads are not sent. All of them are in the artifact `record.json`.
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness.common.escape import redact
 from harness.common.files import reach, read_json, write_atomically
 from harness.config import INITIAL_WEIGHTS
+from harness.lineage.mlmodel import MLMODEL, has_mlmodel, mlmodel
 from harness.lineage.nodes.contents import conflict, differing, suspects
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import (
@@ -54,7 +56,7 @@ from harness.lineage.tracking.description import (
     with_children,
 )
 from harness.lineage.tracking.duplicates import remove_models
-from harness.lineage.tracking.moved import send_directory, send_file, send_text
+from harness.lineage.tracking.moved import send_directory, send_file, send_model_file, send_text
 from harness.lineage.tracking.registry import Registry
 from harness.lineage.tracking.server import (
     ABSENT_TAG,
@@ -378,12 +380,21 @@ class Delivery:
             ready = str(model.status) == "READY"
             if again or not ready:
                 send_directory(self.server, run, model, directory)
+                self.send_mlmodel(run, model, record, _determinants(directory))
                 reach("files-sent")
             if not ready:
                 self.server.client().finalize_logged_model(model.model_id, "READY")
             self._log_output(run.info.run_id, model)
         self.send_own_files(run, directory, record)
         return model
+
+    def send_mlmodel(
+        self, run: Run, model: LoggedModel, record: LineageRecord, determinants: Mapping[str, Any]
+    ) -> None:
+        """Write the file with which `mlflow.pyfunc.load_model` loads the network. Local directories do not have it."""
+        if has_mlmodel(record.kind, record.files):
+            content = mlmodel(record, determinants, run_id=run.info.run_id, model_id=model.model_id)
+            send_model_file(self.server, model, content, MLMODEL)
 
     def models_of(self, run: Run) -> list[str]:
         """Return the IDs of a run's logged models that were not deleted."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,19 @@ def send_file(server: Server, run: Run, path: Path) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(path, place / path.name)
+
+
+def send_model_file(server: Server, model: LoggedModel, content: bytes, name: str) -> None:
+    """Write one file to a logged model."""
+    place = server.present(model.artifact_location)
+    if place is not None:
+        place.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        path = Path(temporary) / name
+        path.write_bytes(content)
+        server.client().log_model_artifact(model.model_id, str(path))
 
 
 def send_text(server: Server, run: Run, text: str, name: str) -> None:

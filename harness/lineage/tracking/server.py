@@ -512,11 +512,16 @@ class Server:
                 check_digest(path, digest)
             return parse_record(path).files
 
-    def missing_files(self, run: Run) -> list[str]:
-        """Return the names of the files that a run lists and its store lacks, with few requests, without reading."""
+    def missing_files(self, run: Run, also: Iterable[str] = ()) -> list[str]:
+        """Return the names of the files that a run lists and its store lacks, with few requests, without reading.
+
+        Args:
+            run: The run.
+            also: Names of further files to look for. The run does not list them.
+        """
         from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 
-        names = sorted(summary_of(run).files.keys() - set(absent_names(run)))
+        names = [*sorted(summary_of(run).files.keys() - set(absent_names(run))), *also]
         repository = self.repository(run)
         if isinstance(repository, LocalArtifactRepository):
             return [name for name in names if not (Path(repository.artifact_dir) / name).is_file()]

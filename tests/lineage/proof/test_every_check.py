@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from harness.checkpoint import Checkpoint
+from harness.lineage.mlmodel import mlmodel
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, write_absent_files
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.local_files import LocalNodes, read_record, read_sums
@@ -256,6 +257,10 @@ class Answers:
     def copy_digest(self, run_id: str, name: str) -> str | None:
         (directory,) = self.local.directory.glob(f"*-{run_id[:16]}")
         return self.digests.get(f"copy_of_{name}", read_sums(directory)[name])
+
+    def model_file(self, run_id: str, name: str) -> bytes:
+        (directory,) = self.local.directory.glob(f"*-{run_id[:16]}")
+        return str(self.digests[name]).encode() if name in self.digests else mlmodel(read_record(directory), {})
 
 
 def answered(edit: Callable[[RunSummary], RunSummary] = lambda run: run, **digests: str | None) -> Plant:
@@ -508,8 +513,13 @@ FAULTS: dict[str, tuple[Plant, set[str], dict[str, int]]] = {
     ),
     "copies of masks in MLflow": (
         answered(copy_of_signed_mask__safetensors=FOREIGN),
-        {"copies.check_artifacts artifacts #2"},
+        {"copies.check_artifacts artifacts #3"},
         {"artifacts": 3},
+    ),
+    "MLmodel in MLflow": (
+        answered(MLmodel='{"flavors": {}}'),
+        {"copies.check_artifacts artifacts #2"},
+        {"artifacts": 6},
     ),
     "addresses in MLflow": (wrong_addresses, {"copies.check_addresses addresses"}, {"addresses": 2 * 8}),
     "parents that cannot be followed": (

@@ -1,0 +1,79 @@
+"""Load a run's network with `mlflow.pyfunc.load_model`. MLflow imports this module, because MLmodel names it.
+
+No pickle and no code of the run is executed. A network that is defined in a user's file needs
+`model_config={"trust_code": True}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness.lineage.bundle import bundled_file, is_bundle
+from harness.lineage.nodes.local_files import DETERMINANTS, check_file, read_record
+from harness.lineage.nodes.record import CHECKPOINT
+from harness.lineage.recorded_network import read_model
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import nn
+
+
+class ImageClassifier:
+    """A network that maps NumPy images to logits."""
+
+    def __init__(self, model: nn.Module, device: str = "cpu") -> None:
+        self.model, self.device = model.to(device).train(False), device
+
+    def predict(self, images: np.ndarray[Any, Any], params: Mapping[str, Any] | None = None) -> np.ndarray[Any, Any]:
+        """Return the logits of images, float32 [N, classes].
+
+        Args:
+            images: Normalised images, float32 [N, channels, height, width].
+            params: Ignored. MLflow passes it.
+
+        Raises:
+            TypeError: The images are no array.
+        """
+        import numpy as np
+        import torch
+
+        if not isinstance(images, np.ndarray):
+            raise TypeError(
+                "predict takes a NumPy array of images, float32 [N, channels, height, width], not a "
+                f"{type(images).__name__}"
+            )
+        batch = torch.from_numpy(np.array(images, np.float32))  # a copy: torch refuses negative strides
+        with torch.inference_mode():
+            logits: torch.Tensor = self.model(batch.to(self.device))
+        return logits.float().cpu().numpy()
+
+
+def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> ImageClassifier:
+    """Return the network of a directory: the files of a run, or an exported directory.
+
+    Args:
+        path: The directory of MLmodel.
+        model_config: `trust_code` and `device`.
+
+    Raises:
+        ValueError: A file was altered, or the network cannot be built. The message has the reason and the remedy.
+    """
+    from harness.checkpoint import Checkpoint
+
+    # Phase: find the files, with their digests checked.
+    options, directory = dict(model_config or {}), Path(path)
+    record = None if is_bundle(directory) else read_record(directory)
+
+    def file(name: str) -> Path:
+        if record is None:
+            return bundled_file(directory, name)
+        if name not in record.files:
+            raise ValueError(f"{record.name} has no {name}: an early version of the harness made it")
+        return check_file(directory, record, name)
+
+    # Phase: build the network, and fill it.
+    model = read_model(file(DETERMINANTS), file, trust_code=bool(options.get("trust_code", False)))
+    Checkpoint.load(file(CHECKPOINT)).load_into_(model)
+    return ImageClassifier(model, str(options.get("device", "cpu")))
