@@ -115,5 +115,5 @@ constraints: setup  ## Write constraints.txt anew from .venv (after changing ver
 
 .PHONY: clean
 clean:  ## Remove caches and build leftovers (never data, runs or .venv)
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find harness recipes tools tests -name __pycache__ -type d -prune -exec rm -rf {} +
