@@ -286,15 +286,15 @@ def _load_torch(path: Path) -> Any:
         refused = re.search(r"(?:GLOBAL|class|function) ([\w.]+)", said) if "nsupported" in said else None
         if isinstance(error, UnpicklingError) and refused:
             raise ValueError(
-                f"{path} holds more than tensors ({one_line(refused[1])}); it is not loaded, because a pickle can run any code. "
+                f"{path} holds more than tensors ({refused[1]}); it is not loaded, because a pickle can run any code. "
                 f"If you trust its author, convert it: {_conversion(path)}"
             ) from error
         line = (said.rpartition("WeightsUnpickler error:")[2].strip() or said).splitlines()[0][:160]
         if line.startswith("Weights only load failed"):
             line = "its pickle is damaged"
         raise ValueError(
-            f"{path} cannot be read as a torch file ({type(error).__name__}: {one_line(line)}); it is damaged, or of another "
-            "kind: download it again"
+            f"{path} cannot be read as a torch file ({type(error).__name__}: {one_line(line)}); it is damaged, or "
+            "of another kind: download it again"
         ) from error
 
 
