@@ -16,6 +16,30 @@ Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
 Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
+def listed_batches(given: Batches | Callable[[], Batches]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Return all batches of a user.
+
+    Args:
+        given: The batches, or a function that returns them.
+
+    Raises:
+        ValueError: There is no batch, or one is no pair of tensors (images, labels) of equal length.
+    """
+    pairs = "give a list of (images, labels), or a function that returns them"
+    found = given() if callable(given) else given
+    if isinstance(found, str | torch.Tensor) or not isinstance(found, Iterable):
+        raise ValueError(f"batches is {type(found).__name__}; {pairs}")
+    batches = list(found)
+    if not batches:
+        raise ValueError(f"batches holds no batch; {pairs}")
+    for number, batch in enumerate(batches):
+        if not isinstance(batch, list | tuple) or [isinstance(one, torch.Tensor) for one in batch] != [True, True]:
+            raise ValueError(f"batch {number} of batches is no pair of tensors (images, labels); {pairs}")
+        if not batch[1].ndim or len(batch[0]) != len(batch[1]):
+            raise ValueError(f"batch {number} of batches has {len(batch[0])} images and labels of another length")
+    return [(images, labels) for images, labels in batches]
+
+
 def mean_gradients(
     model: nn.Module,
     params: Mapping[str, torch.Tensor],
@@ -62,7 +86,14 @@ def mean_gradients(
             model.train()
             for images, labels in batches:
                 outputs = functional_call(model, state, (images.to(device),))
-                (loss(outputs, labels.to(device)) * (len(labels) / total)).backward()
+                mean = loss(outputs, labels.to(device))
+                if not isinstance(mean, torch.Tensor) or mean.numel() != 1 or not mean.requires_grad:
+                    shape = tuple(mean.shape) if isinstance(mean, torch.Tensor) else type(mean).__name__
+                    raise ValueError(
+                        f"loss returned {shape}; it must return the mean loss of a batch, one number with a gradient: "
+                        "levels(…, loss=torch.nn.functional.cross_entropy)"
+                    )
+                (mean * (len(labels) / total)).backward()
         finally:
             for module, mode in modes:
                 module.training = mode
