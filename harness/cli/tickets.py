@@ -29,7 +29,7 @@ from harness.config import known
 
 COMMANDS: dict[str, str] = {
     "recipes": "List the recipes that `search` runs and `cp` copies.",
-    "cp": "Copy a recipe or a launch file, to change it.",
+    "cp": "Copy a recipe, an example or a launch file, to change it.",
     "prepare": "Prepare a data set.",
     "search": "Search for a winning sign with a recipe, or with your copy of one.",
     "train": "Train a ticket: a logged signed mask on a fresh initialisation.",
@@ -149,12 +149,14 @@ def list_recipes(words: list[str]) -> None:
     others = {name: _first_line(name) for name in RECIPES.values()}
     print_commands(RECIPES_USAGE if words else None, text, searches(), title="recipes")
     print_commands(None, None, others, title="recipes of the commands train, reproduce and report")
+    examples = {path.stem: _text(path).partition("\n")[0] for path in _examples()}
+    print_commands(None, None, examples, title="examples of SignPruner in other training loops; copy one and run it")
     files = {path.name: "" for path in sorted((_recipes() / "launch").iterdir())}
     print_commands(None, None, files, title="files for accelerate launch --config_file, Slurm and Kubernetes")
 
 
 def copy(words: list[str]) -> None:
-    """Copy a recipe or a launch file.
+    """Copy a recipe, an example or a launch file.
 
     Raises:
         ValueError: The name is unknown, or the words are no name and no file.
@@ -163,9 +165,9 @@ def copy(words: list[str]) -> None:
     # Phase: read the words.
     if words and words[0] in ("-h", "--help"):
         text = (
-            "Copy a recipe or a launch file, to change it. FILE is a new file or a directory, by default the working "
-            "directory. A copied recipe runs where it lies: `tickets search FILE`. An existing file is never "
-            "overwritten."
+            "Copy a recipe, an example or a launch file, to change it. FILE is a new file or a directory, by default "
+            "the working directory. A copied recipe runs where it lies: `tickets search FILE`. "
+            "An existing file is never overwritten."
         )
         print_commands(CP_USAGE, text, {})
         return
@@ -173,6 +175,7 @@ def copy(words: list[str]) -> None:
         raise ValueError(f"usage: {CP_USAGE}; `tickets recipes` lists the recipes")
     directory = _recipes()
     recipes = {name: directory / f"{name}.py" for name in program.recipe_names()}
+    recipes |= {path.stem: path for path in _examples()}
     launch_files = {path.name: path for path in sorted((directory / "launch").iterdir())}
     found = {**recipes, **{f"{name}.py": path for name, path in recipes.items()}, **launch_files}
     source = found[known("recipe", words[0].rpartition("/")[2], [*recipes, *found])]
@@ -192,6 +195,8 @@ def copy(words: list[str]) -> None:
     if source.stem in searches():
         # a bare name would be one of the package's recipes
         print(f"now run: {program.command(f'search {shlex.quote(str(target))}')}")
+    elif source in _examples():
+        print(f"now run: python {shlex.quote(str(target))}")
 
 
 def _recipes() -> Path:
@@ -206,10 +211,19 @@ def _recipes() -> Path:
     return directory
 
 
+def _examples() -> list[Path]:
+    """Return the files of the examples, sorted."""
+    return sorted((_recipes() / "examples").glob("[a-z]*.py"))
+
+
 def _first_line(name: str) -> str:
-    """Return the first line of a recipe's docstring. The recipe is not imported."""
-    text = ast.get_docstring(ast.parse((_recipes() / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+    """Return the first line of a recipe's docstring."""
+    return _text(_recipes() / f"{name}.py").partition("\n")[0]
+
+
+def _text(path: Path) -> str:
+    """Return the docstring of a file, which is not imported."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 if __name__ == "__main__":

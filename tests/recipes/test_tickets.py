@@ -110,9 +110,10 @@ def test_a_copied_recipe_runs_where_it_lies_and_is_never_overwritten(tmp_path: P
     assert copy.read_bytes() == (REPOSITORY / "recipes" / "aws_digits.py").read_bytes()
     copy.write_text(copy.read_text().replace("run_search(__doc__, digits())", "print(__file__, __name__, __doc__[:4])"))
 
-    # Phase: a second copy keeps the changed file. Another name and a launch file are fine.
+    # Phase: a second copy keeps the changed file. Another name, a launch file and an example are fine.
     assert "aws_digits.py exists and is kept" in run(tmp_path, "cp", "aws_digits", ok=False)
     run(tmp_path, "cp", "launch/gpu_8.yaml", "my.yaml")
+    assert "now run: python plain_loop.py" in run(tmp_path, "cp", "plain_loop")
     assert (tmp_path / "my.yaml").read_bytes() == (REPOSITORY / "recipes/launch/gpu_8.yaml").read_bytes()
 
     # Phase: both commands run the copy.
