@@ -53,6 +53,8 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
     held.load_into_(network())
     with pytest.raises(ValueError, match=r"SignPruner in a loop of its own.*load_checkpoint\(key\)\.load_into_"):
         load_network(keys[-1], local_dir=tmp_path)
+    with pytest.raises(TypeError, match="model takes a network .* to fill, got OrderedDict"):
+        load_network(keys[-1], local_dir=tmp_path, model=network().state_dict())
     model = load_network(keys[-1], local_dir=tmp_path, model=network())
     assert not model.training and all(torch.equal(param, held.params[name]) for name, param in model.named_parameters())
     title = lineage.open_store(tmp_path, offline=True).local.load(keys[-1]).name
