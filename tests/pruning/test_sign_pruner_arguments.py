@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 from argparse import Namespace
 from collections.abc import Callable, Mapping
@@ -235,10 +234,10 @@ def test_training_behind_its_back_is_found_in_the_dense_level(action: Callable) 
 def test_a_level_may_be_filled_from_a_file_after_sync() -> None:
     model, trained = network(), network().state_dict()
     pruner = sign_pruner(model)
-    for level in pruner.levels([0.5]):
+    for _ in pruner.levels([0.5]):
         model.load_state_dict({name: tensor + 0.1 for name, tensor in trained.items()})
         pruner.sync()
-    assert not model[0].weight[~level.mask["0.weight"]].any()
+    assert not model[0].weight[~pruner.mask["0.weight"]].any()
 
 
 def test_a_block_without_gradients_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
