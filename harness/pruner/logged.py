@@ -34,7 +34,7 @@ def search_record(name: str, own: Mapping[str, Any], theta_init: Checkpoint) -> 
         theta_init: θ_init.
     """
     determinants = {"kind": "search", "made_by": OWN_LOOP, **own, "theta_init": theta_init.digest}
-    tags = _tags(own) | {"theta_init_digest": theta_init.digest}
+    tags = _tags(name, own) | {"theta_init_digest": theta_init.digest}
     return _record("search", f"{own['settings']['method']} {name}", determinants, tags, own), determinants
 
 
@@ -81,7 +81,7 @@ def level_record(
     }
 
     # Phase: the record.
-    tags = _tags(own) | {"level": f"{level:02d}", "density": f"{density:.6f}", "start_digest": start_digest}
+    tags = _tags(name, own) | {"level": f"{level:02d}", "density": f"{density:.6f}", "start_digest": start_digest}
     title = f"L{level:02d} d{density:.3f} {own['settings']['method']} {name}"
     counts = {
         "density": density,
@@ -136,9 +136,9 @@ def is_writer() -> bool:
     return not distributed or torch.distributed.get_rank() == 0
 
 
-def _tags(own: Mapping[str, Any]) -> dict[str, str]:
+def _tags(name: str, own: Mapping[str, Any]) -> dict[str, str]:
     settings = own["settings"]
-    return {"made_by": OWN_LOOP, "method": settings["method"], "sgd_seed": str(settings["seed"])}
+    return {"made_by": OWN_LOOP, "method": settings["method"], "network": name, "sgd_seed": str(settings["seed"])}
 
 
 def _record(

@@ -401,7 +401,7 @@ class SignPruner:
         self._check_same_network()
         steps, number, directory = self._training, self._number, Path(runs)
         steps.settle_if_over()
-        title = name or type(self._core).__name__
+        title = str(name or type(self._core).__name__)
         own_parameters = arguments.json_parameters(parameters)
         own = {"settings": self._settings, "levels": self._plan.recorded, "parameters": own_parameters}
         search, determined = logged.search_record(title, own, self._theta_init)

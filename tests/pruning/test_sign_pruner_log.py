@@ -10,6 +10,7 @@ import torch
 
 from harness import lineage, load_checkpoint, load_network, load_signed_mask
 from harness.lineage.nodes.record import Parent
+from harness.lineage.tracking.registry import alias_of, model_name
 from harness.masks import Mask, SignedMask
 from harness.pruner import logged
 from harness.pruning import METHODS
@@ -59,6 +60,8 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
     assert not model.training and all(torch.equal(param, held.params[name]) for name, param in model.named_parameters())
     title = lineage.open_store(tmp_path, offline=True).local.load(keys[-1]).name
     assert repr(mask).endswith(f"level 2, method aws, run {title} (key {keys[-1][:12]}…)")
+    record = lineage.open_store(tmp_path, offline=True).local.load(keys[-1])
+    assert (model_name(record), alias_of(record)) == ("aws-net-mine", "s3-L02")
 
 
 def test_a_ticket_alone_says_that_its_mask_is_unproved(tmp_path: Path) -> None:
