@@ -9,7 +9,7 @@ from torch import nn
 from torch.func import functional_call
 
 from harness.common.seeds import SgdNoise
-from harness.common.tensors import plain_name
+from harness.common.tensors import own_names
 from harness.masks import Mask
 
 Batches = Iterable[tuple[torch.Tensor, torch.Tensor]]
@@ -55,7 +55,7 @@ def mean_gradients(
 
     Args:
         model: The network. Its weights are not used.
-        params: θ by plain parameter name.
+        params: θ by parameter name, without the parts that wrappers add.
         mask: m.
         batches: (images, labels) of any number of batches.
         loss: Takes outputs and labels, and returns the mean loss of a batch.
@@ -67,9 +67,10 @@ def mean_gradients(
     # Phase: put θ ⊙ m beside the network, in the memory layout of its parameters.
     own = dict(model.named_parameters())
     weights = {name: torch.empty_like(param, requires_grad=False) for name, param in own.items()}
+    names = own_names(model, own)
     for name, tensor in weights.items():
-        tensor.copy_(params[plain_name(name)])
-    mask.apply_({plain_name(name): tensor for name, tensor in weights.items()})
+        tensor.copy_(params[names[name]])
+    mask.apply_({names[name]: tensor for name, tensor in weights.items()})
     for tensor in weights.values():
         tensor.requires_grad_()
     state = weights | {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
@@ -99,7 +100,7 @@ def mean_gradients(
                 module.training = mode
 
     # Phase: average over processes.
-    grads = {plain_name(n): torch.zeros_like(w) if w.grad is None else w.grad for n, w in weights.items()}
+    grads = {names[n]: torch.zeros_like(w) if w.grad is None else w.grad for n, w in weights.items()}
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         for grad in grads.values():
             torch.distributed.all_reduce(grad)

@@ -19,7 +19,7 @@ from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.common.program import command
 from harness.common.shown import count, few_names
-from harness.common.tensors import check_fits, listed, plain_name
+from harness.common.tensors import check_fits, listed, own_names
 from harness.config import SearchConfig, known
 from harness.config.own_loop import own_loop_search
 from harness.config.search import AlphaDistribution, Scope
@@ -176,14 +176,14 @@ class SignPruner:
                 else f"method {method} does not rewind to a step; remove rewind_steps"
             )
 
-        # Phase: partition the parameters by their plain names, and keep θ_init.
+        # Phase: partition the parameters by their names without wrappers, and keep θ_init.
         self._core = _unwrapped(model)
-        self._params = {plain_name(name): param for name, param in self._core.named_parameters()}
+        self._params = _own_parameters(self._core)
         if sharded := [name for name, param in self._params.items() if hasattr(param, "full_tensor")]:
             raise ValueError(f"{listed(sharded)} are sharded over processes (FSDP); SignPruner takes DDP instead")
         partition = ParamPartition.of(self._core, [_module_name(self._core, name) for name in classifier.split(",")])
-        self._norm = frozenset(map(plain_name, partition.norm))
-        prunable = sorted(map(plain_name, partition.prunable))
+        self._norm = frozenset(own_names(self._core, partition.norm).values())
+        prunable = sorted(own_names(self._core, partition.prunable).values())
         if not prunable:
             raise ValueError(f"{type(self._core).__name__} has no prunable weights besides its classifier {classifier}")
         self._theta_init = self._snapshot()
@@ -431,7 +431,7 @@ class SignPruner:
             further = dict(self._importance)
             if steps.hook is not None:
                 made = steps.hook.networks(self._theta_init)
-                further |= {file: _plain(one) for file, one in made.items() if one.params}
+                further |= {file: self._named(one) for file, one in made.items() if one.params}
             logged.commit_level(directory, record, determinants, network, signed_mask, further)
         keys = self._logged.get("keys", {}) | {str(number): record.key}
         self._logged = {"root": search.key, "keys": keys, "level": number, "network": determinants["network"]}
@@ -517,6 +517,8 @@ class SignPruner:
 
         # Phase: go back within the level in training, or take the whole state over.
         if self._plan is not None:
+            if self._status == _NEW:
+                raise RuntimeError("levels() was called before load_state_dict(); load the state first")
             steps = self._in_level("load_state_dict()")
             if saved.level != self._number or not saved.mask.equal(self._mask):
                 raise RuntimeError(
@@ -607,7 +609,9 @@ class SignPruner:
         if steps.hook is None:
             return
         self._mask = steps.hook.finish(self._mask)
-        self._networks |= {file: _plain(network) for file, network in steps.hook.networks(self._theta_init).items()}
+        self._networks |= {
+            file: self._named(network) for file, network in steps.hook.networks(self._theta_init).items()
+        }
         if any(network.params.keys() != self._params.keys() for network in self._networks.values()):
             raise ValueError(
                 f"level {self._number} ended after {steps.done} steps, before step {self._settings['rewind_steps']} to "
@@ -687,7 +691,7 @@ class SignPruner:
             raise RuntimeError(f"{call} inside pruner.step(), where ψ has temporary values; end the block first")
 
     def _check_same_network(self) -> None:
-        own = {plain_name(name): param for name, param in self._core.named_parameters()}
+        own = _own_parameters(self._core)
         if replaced := sorted(n for n in own.keys() | self._params.keys() if own.get(n) is not self._params.get(n)):
             raise RuntimeError(
                 f"{listed(replaced)} of the network were replaced after SignPruner was created; create it after the "
@@ -695,8 +699,16 @@ class SignPruner:
             )
 
     def _snapshot(self) -> Checkpoint:
-        """Copy the network to the CPU, by plain names."""
-        return _plain(Checkpoint.of(self._core, level=0, epochs=0, level_digest=""))
+        """Copy the network to the CPU."""
+        return self._named(Checkpoint.of(self._core, level=0, epochs=0, level_digest=""))
+
+    def _named(self, network: Checkpoint) -> Checkpoint:
+        """Return a checkpoint of the network with its names without wrappers."""
+        params, buffers = (
+            {own: one[name] for name, own in own_names(self._core, one).items()}
+            for one in (network.params, network.buffers)
+        )
+        return replace(network, params=params, buffers=buffers)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -710,13 +722,13 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _module_name(model: nn.Module, plain: str) -> str:
-    """Return the name of a module of this network by its plain name. Wrapped parts have longer names."""
-    names = [name for name, _ in model.named_modules()]
-    return next((name for name in names if plain_name(f"{name}.weight") == f"{plain}.weight"), plain)
+def _own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by their names without wrappers."""
+    params = dict(model.named_parameters())
+    return {own: params[name] for name, own in own_names(model, params).items()}
 
 
-def _plain(network: Checkpoint) -> Checkpoint:
-    """Return a checkpoint with plain names."""
-    params, buffers = ({plain_name(n): t for n, t in one.items()} for one in (network.params, network.buffers))
-    return replace(network, params=params, buffers=buffers)
+def _module_name(model: nn.Module, wanted: str) -> str:
+    """Return the full name of a module by its name without wrappers."""
+    weights = own_names(model, [f"{name}.weight" for name, _ in model.named_modules()])
+    return next((name.removesuffix(".weight") for name, own in weights.items() if own == f"{wanted}.weight"), wanted)

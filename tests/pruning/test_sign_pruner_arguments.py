@@ -320,6 +320,12 @@ def test_damaged_states_are_refused_in_one_line(damage: Callable) -> None:
     one_line(lambda: sign_pruner(network()).load_state_dict(given), ValueError, "state")
 
 
+def test_a_state_comes_before_levels() -> None:
+    pruner = sign_pruner(network())
+    state, _ = pruner.state_dict(), pruner.levels([0.5])
+    one_line(lambda: pruner.load_state_dict(state), RuntimeError, "load the state first")
+
+
 # ---- log
 
 
