@@ -303,7 +303,7 @@ class LevelSteps:
                 f"{listed(foreign)} changed, but no attached optimizer holds it; give all optimizers of the network in "
                 "one call: pruner.attach(first, second)"
             )
-        # Without any step of an attached optimizer, another one trains. A swap of weights for an evaluation is no error.
+        # Without any step of an attached optimizer, another one trains. A swap of weights to evaluate is no error.
         if changed and self._noted_by_block and not self._stepped_at:
             raise RuntimeError(
                 f"{listed(changed)} changed after pruner.step(), but no attached optimizer made a step; attach the "
