@@ -94,8 +94,8 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
         return _of_path(store, Path(path))
     if _ID.fullmatch(digits):
         return _of_id(store, digits)
-    if os.sep in text or Path(text).suffix:
-        raise LookupError(f"there is no file or directory {text}; give {_KINDS_OF_NAMES}")
+    if "://" not in text and (os.sep in text or Path(text).suffix):
+        raise LookupError(f"there is no file or directory {text!r}; give {_KINDS_OF_NAMES}")
     raise LookupError(f"{text!r} is not a run ID or another name of a run; give {_KINDS_OF_NAMES}")
 
 

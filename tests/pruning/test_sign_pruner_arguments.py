@@ -376,5 +376,5 @@ def test_a_restored_finished_search_can_be_logged(tmp_path: Path, method: str) -
         assert load_signed_mask(text, local_dir=tmp_path / "again") == again.signed_mask()
     for path in ("nothing.safetensors", "no/such/run"):
         one_line(
-            lambda path=path: load_signed_mask(path, local_dir=tmp_path), LookupError, f"no file or directory {path}"
+            lambda path=path: load_signed_mask(path, local_dir=tmp_path), LookupError, f"no file or directory '{path}"
         )
