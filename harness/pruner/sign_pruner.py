@@ -455,9 +455,9 @@ class SignPruner:
         tail = {_NEW: "not started", _FINISHED: "finished", _LEFT: f"left in {level}"}.get(self._status, level + done)
         return (
             f"SignPruner: method {settings['method']}, seed {settings['seed']}, {tail}\n"
-            f"  prunable: {mask.numel:,} weights of {len(mask.tensors)} tensors, {mask.num_remaining:,} kept "
+            f"  prunable: {mask.numel:,} weights of {count(len(mask), 'tensor')}, {mask.num_remaining:,} kept "
             f"(density {mask.density:.3f})\n"
-            f"  not pruned: {len(self._norm)} norm tensors ψ, "
+            f"  not pruned: {count(len(self._norm), 'norm tensor')} ψ, "
             f"{len(self._params) - len(self._norm) - len(mask.tensors)} others, classifier {settings['classifier']}"
         )
 

@@ -421,7 +421,7 @@ def test_the_signed_mask_is_a_file_and_the_text_has_three_lines(tmp_path) -> Non
         assert str(level).startswith(f"level {level.number} of 2, density") and f"{level}"[:10] in repr(pruner)
     assert repr(pruner) == (
         "SignPruner: method aws, seed 3, finished\n"
-        "  prunable: 216 weights of 1 tensors, 65 kept (density 0.301)\n"
+        "  prunable: 216 weights of 1 tensor, 65 kept (density 0.301)\n"
         "  not pruned: 2 norm tensors ψ, 3 others, classifier 4"
     )
     pruner.signed_mask().save(tmp_path / "mine.safetensors")
