@@ -141,6 +141,8 @@ class LevelSteps:
     def _after_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Zero the pruned weights, and note that the step is done."""
         self._updating = False
+        if self.inside and self._opened is not None and all(param.grad is None for param in self.params.values()):
+            self.end()  # a skipped batch: without gradients, the optimizer changed nothing
         if self.inside:
             raise RuntimeError(
                 "the optimizer changed the weights before pruner.end_step(), while ψ had temporary values; call it "

@@ -240,6 +240,27 @@ def test_a_level_may_be_filled_from_a_file_after_sync() -> None:
     assert not model[0].weight[~pruner.mask["0.weight"]].any()
 
 
+def test_callbacks_may_skip_a_batch() -> None:
+    """Lightning calls no hook after the backward pass if `training_step` returns None."""
+    model = network()
+    pruner = sign_pruner(model)
+    for _ in pruner.levels([0.5]):
+        optimizer = pruner.attach(SGD(model.parameters()))
+        for index, (images, labels) in enumerate(BATCHES):
+            psi = model[1].weight.detach().clone()
+
+            def closure(index: int = index, images: Any = images, labels: Any = labels, kept: Any = optimizer) -> None:
+                kept.zero_grad()
+                if index != 1:
+                    loss_of(model(images), labels).backward()
+                    pruner.end_step()
+
+            pruner.begin_step()
+            optimizer.step(closure)
+            assert torch.equal(model[1].weight, psi) == (index == 1)
+        assert pruner._training.done == 2
+
+
 def test_a_block_without_gradients_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     model = network()
     pruner = sign_pruner(model)
