@@ -596,6 +596,7 @@ class SignPruner:
 
     def _finish(self, steps: LevelSteps) -> None:
         """Check the trained level, and keep the networks that its hook made."""
+        # Phase: refuse a level that was trained without the pruner.
         self._not_inside("the end of a level")
         steps.check()
         changed = steps.changed_without_block()
@@ -605,6 +606,8 @@ class SignPruner:
                 "optimizer = pruner.attach(optimizer), and put the passes of each step into `with pruner.step():`. "
                 "After you changed weights yourself, call pruner.sync()"
             )
+
+        # Phase: end the level, and keep what the method needs later.
         self._end(steps)
         if steps.hook is None:
             return
