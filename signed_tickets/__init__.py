@@ -77,7 +77,10 @@ def __getattr__(name: str) -> Any:
     """Return a public name of `harness`, imported on first use."""
     if name.startswith("__"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(harness, name)
+    try:
+        return getattr(harness, name)
+    except AttributeError as error:
+        raise AttributeError(str(error).replace(f"{_TARGET!r}", f"{__name__!r}", 1)) from None
 
 
 def __dir__() -> list[str]:

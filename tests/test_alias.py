@@ -38,7 +38,7 @@ def test_each_module_exists_once(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(harness.__all__))
 def test_public_names_are_the_same_objects(name: str) -> None:
     assert getattr(signed_tickets, name) is getattr(harness, name)
-    assert name in dir(signed_tickets)
+    assert name in dir(signed_tickets) and name in dir(harness)
 
 
 def test_the_ways_to_import() -> None:
@@ -51,6 +51,8 @@ def test_the_ways_to_import() -> None:
     for statement in ("import signed_tickets.nothing", "from signed_tickets import nothing"):
         with pytest.raises(ImportError, match="nothing"):
             exec(statement)
+    with pytest.raises(AttributeError, match="'signed_tickets' has no attribute 'nothing'; public names: Mask"):
+        signed_tickets.nothing  # noqa: B018
     assert importlib.util.find_spec("signed_tickets.nothing") is None
     assert inspect.getsource(importlib.import_module("signed_tickets.masks.mask")) == inspect.getsource(mask)
     listed = {module.name for module in pkgutil.iter_modules(signed_tickets.__path__, "signed_tickets.")}

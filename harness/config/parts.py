@@ -31,9 +31,9 @@ def known(what: str, name: str, names: Sequence[str]) -> str:
     """
     if name in names:
         return name
-    near = get_close_matches(name, names, n=1)
+    near = get_close_matches(name, names, n=1) if isinstance(name, str) else []  # Python gives any object
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise ValueError(f"unknown {what} {name!r}{hint}; known: {', '.join(sorted(names))}")
+    raise ValueError(f"unknown {what} {name!r:.200}{hint}; known: {', '.join(sorted(names))}")
 
 
 def require(ok: bool, message: str) -> None:

@@ -101,6 +101,7 @@ def load_network(
             the run's copy network.py first.
 
     Raises:
+        TypeError: `model` is no network, or `trust_code` neither True nor False.
         LookupError: The run has no network or several, which are listed.
         ValueError: The network cannot be built on this machine, or `model` is another one. The message gives the reason
             and the remedy.
@@ -114,6 +115,10 @@ def load_network(
     from harness.lineage.recorded_network import read_model
 
     # Phase: find the only network of the run.
+    if model is not None and not hasattr(model, "named_parameters"):
+        raise TypeError(f"model takes a network (torch.nn.Module) to fill, got {type(model).__name__}")
+    if not isinstance(trust_code, bool):  # "no" is true, too
+        raise TypeError(f"trust_code is {trust_code!r:.60}; give True or False")
     store = open_store(local_dir, tracking_uri)
     files = find_files(store, run_id)
     _check_one_network(store, files)

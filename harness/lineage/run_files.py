@@ -87,12 +87,21 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
     for prefix, find in URI_PREFIXES.items():
         if text.startswith(prefix):
             return find(store, text)
-    complete = re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", text) is not None
-    if not complete and os.path.lexists(text):
-        return _of_path(store, Path(text))
-    if _ID.fullmatch(text):
-        return _of_id(store, text)
+    digits = _copied_id(text)
+    complete = re.fullmatch("[0-9a-f]{32}|[0-9a-f]{64}", digits) is not None
+    path = os.path.expanduser(text)
+    if not complete and os.path.lexists(path):
+        return _of_path(store, Path(path))
+    if _ID.fullmatch(digits):
+        return _of_id(store, digits)
+    if "://" not in text and (os.sep in text or Path(text).suffix):
+        raise LookupError(f"there is no file or directory {text!r}; give {_KINDS_OF_NAMES}")
     raise LookupError(f"{text!r} is not a run ID or another name of a run; give {_KINDS_OF_NAMES}")
+
+
+def _copied_id(text: str) -> str:
+    """Return an ID as it was copied from a message: without spaces and the dots of a shortened one, in lower case."""
+    return text.strip().removesuffix("…").rstrip(".").lower()
 
 
 # ---------------------------------------------------------------------- URIs
@@ -101,9 +110,10 @@ def find_files(store: LineageStore, given: RunLike) -> RunFiles:
 def _of_run_uri(store: LineageStore, uri: str) -> RunFiles:
     """Find `runs:/RUN_ID`, also with the path of a file, as MLflow writes it."""
     parts = re.fullmatch(r"runs:/+([^/]+)(?:/(.*))?", uri)
-    if parts is None or not _ID.fullmatch(parts[1]):
+    digits = _copied_id(parts[1]) if parts else ""
+    if parts is None or not _ID.fullmatch(digits):
         raise LookupError(f"{uri!r} is not a URI of a run; give runs:/RUN_ID or runs:/RUN_ID/FILE")
-    return _with_file(_of_id(store, parts[1]), parts[2])
+    return _with_file(_of_id(store, digits), parts[2])
 
 
 def _of_model_uri(store: LineageStore, uri: str) -> RunFiles:

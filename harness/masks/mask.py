@@ -70,6 +70,10 @@ class Mask:
     tensors: dict[str, torch.Tensor]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tensors, Mapping):
+            raise TypeError(
+                f"a mask takes bool tensors by name, such as a dictionary, not {type(self.tensors).__name__}"
+            )
         for name, kept in self.tensors.items():
             if getattr(kept, "dtype", torch.bool) != torch.bool:
                 kind = kept.dtype if isinstance(kept, torch.Tensor) else type(kept)
@@ -273,8 +277,10 @@ class SignedMask:
         Raises:
             ValueError: The mask does not fit the parameters.
         """
-        params = _by_names(mask.tensors, params)
+        params, norm = _by_names(mask.tensors, params), [norm] if isinstance(norm, str) else list(norm)
         check_fits(mask.shapes(), {name: param.shape for name, param in params.items()}, "the mask")
+        if unknown := [name for name in norm if name not in params]:
+            raise ValueError(f"norm names {listed(unknown)}, which the network does not have")
         mask = mask.to("cpu")
         signs = {name: param.detach().cpu().sign().to(torch.int8) for name, param in params.items()}
         for name, kept in mask.tensors.items():
@@ -356,6 +362,7 @@ class SignedMask:
         Raises:
             ValueError: The signed mask does not fit the network.
         """
+        unpruned = _choice(unpruned)
         held = _by_names(self._changed(norm, unpruned), params)
         new = {formats.place(held[name]): value for name, value in self._values(held, norm, unpruned).items()}
         return {name: new.get(formats.place(param), param).detach().clone() for name, param in params.items()}
@@ -373,6 +380,7 @@ class SignedMask:
         Raises:
             ValueError: The signed mask does not fit the network, or the network has no values.
         """
+        unpruned = _choice(unpruned)
         changed = self._changed(norm, unpruned)
         params = _params(changed, model, "apply_")
         for name, value in self._values(params, norm, unpruned).items():
@@ -384,8 +392,8 @@ class SignedMask:
 
     def _changed(self, norm: bool, unpruned: bool | Collection[str]) -> list[str]:
         """Return the names of the parameters that get their signs."""
-        if isinstance(unpruned, str):
-            raise TypeError(f"unpruned is {unpruned!r}; give True, False or a list of parameter names")
+        if not isinstance(norm, bool):
+            raise TypeError(f"norm is {norm!r:.60}; give True or False")
         if not isinstance(unpruned, bool) and (unknown := [name for name in unpruned if name not in self.signs]):
             raise ValueError(f"unpruned names {listed(unknown)}, which the signed mask does not have")
         return [
@@ -520,9 +528,18 @@ class SignedMask:
         """Return the share of equal signs among commonly kept weights, 0..1.
 
         NaN if no weight is kept by both.
+
+        Raises:
+            TypeError: The argument is no signed mask.
+            ValueError: A common tensor has two shapes.
         """
+        if not isinstance(other, SignedMask):
+            raise TypeError(f"agreement takes a signed mask, got {type(other).__name__}")
+        names, own, others = self.mask.tensors.keys() & other.mask.tensors.keys(), self.mask, other.mask
+        shapes, other_shapes = ({name: one.tensors[name].shape for name in names} for one in (own, others))
+        check_fits(shapes, other_shapes, "the signed mask", "the other one")
         agree = common = 0
-        for name in self.mask.tensors.keys() & other.mask.tensors.keys():
+        for name in names:
             both = self.mask.tensors[name].cpu() & other.mask.tensors[name].cpu()
             common += int(both.sum())
             agree += int(((self.signs[name].cpu() == other.signs[name].cpu()) & both).sum())
@@ -547,6 +564,9 @@ class SignedMask:
             path: The file.
             metadata: Facts that the computation determines, such as level key, level and density. Never run IDs.
                 None: the metadata of this object.
+
+        Raises:
+            ValueError: The metadata are no JSON values.
         """
         # Pack mask bits, sign bits, and positions of zeros.
         tensors: dict[str, torch.Tensor] = {}
@@ -564,6 +584,10 @@ class SignedMask:
             "shapes": {name: list(sign.shape) for name, sign in self.signs.items()},
             "metadata": dict(self.metadata if metadata is None else metadata),
         }
+        try:
+            canonical_json(said["metadata"])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"metadata must be JSON values, such as finite numbers and texts: {error}") from None
         header = said | {"format": FORMAT, "sha256": sha256_json(said | {"planes": sha256_tensors(tensors)})}
         # Use a single key: safetensors writes several in random order, so the bytes would differ.
         write_tensors(path, tensors, {METADATA_KEY: canonical_json(header)})
@@ -684,6 +708,13 @@ def _where(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the devices of tensors as the end of a sentence, "" for the CPU."""
     devices = sorted({str(tensor.device) for tensor in tensors.values()} - {"cpu"})
     return f", on {' and '.join(devices)}" if devices else ""
+
+
+def _choice(unpruned: bool | Iterable[str]) -> bool | list[str]:
+    """Return which parameters outside the mask get their signs. An iterator gives its names only once."""
+    if isinstance(unpruned, str) or not isinstance(unpruned, bool | Iterable):
+        raise TypeError(f"unpruned is {unpruned!r:.60}; give True, False or a list of parameter names")
+    return unpruned if isinstance(unpruned, bool) else list(unpruned)
 
 
 def _names(unpruned: bool | Collection[str], name: str) -> bool:

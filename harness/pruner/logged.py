@@ -5,6 +5,7 @@ Nobody else can repeat such a training, so its key covers its results: the diges
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,9 @@ from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT, SIGNED_MASK, THETA_INIT, LineageRecord, Metric, Parent
 from harness.masks import SignedMask
+from harness.pruner.arguments import numbers
+
+_log = logging.getLogger(__name__)
 
 
 def search_record(name: str, own: Mapping[str, Any], theta_init: Checkpoint) -> tuple[LineageRecord, dict[str, Any]]:
@@ -30,7 +34,7 @@ def search_record(name: str, own: Mapping[str, Any], theta_init: Checkpoint) -> 
         theta_init: θ_init.
     """
     determinants = {"kind": "search", "made_by": OWN_LOOP, **own, "theta_init": theta_init.digest}
-    tags = _tags(own) | {"theta_init_digest": theta_init.digest}
+    tags = _tags(name, own) | {"theta_init_digest": theta_init.digest}
     return _record("search", f"{own['settings']['method']} {name}", determinants, tags, own), determinants
 
 
@@ -45,7 +49,7 @@ def level_record(
     signed_mask: SignedMask,
     start_digest: str,
     steps: int,
-    metrics: Mapping[str, float],
+    metrics: Mapping[str, Any] | None,
 ) -> tuple[LineageRecord, dict[str, Any]]:
     """Return record and inputs to the key of a level.
 
@@ -77,17 +81,16 @@ def level_record(
     }
 
     # Phase: the record.
-    tags = _tags(own) | {"level": f"{level:02d}", "density": f"{density:.6f}", "start_digest": start_digest}
+    tags = _tags(name, own) | {"level": f"{level:02d}", "density": f"{density:.6f}", "start_digest": start_digest}
     title = f"L{level:02d} d{density:.3f} {own['settings']['method']} {name}"
     counts = {
         "density": density,
         "num_remaining": signed_mask.mask.num_remaining,
         "exact_zeros_kept": signed_mask.num_zero_signs,
     }
-    if taken := sorted(counts.keys() & metrics.keys()):
-        raise ValueError(f"metrics has {', '.join(taken)}, which log() computes itself; choose other names")
+    results = {name: float(value) for name, value in counts.items()} | numbers(metrics, counts)
     now = int(time.time() * 1000)
-    values = tuple(Metric(name, float(value), steps, now) for name, value in {**counts, **metrics}.items())
+    values = tuple(Metric(name, value, steps, now) for name, value in results.items())
     record = _record("level", title, determinants, tags, own, (parent,), root, values)
     return record, determinants
 
@@ -118,7 +121,13 @@ def commit_level(
             Checkpoint(held.params, held.buffers, level, network.epochs, key).save(where / name)
         signed_mask.save(where / SIGNED_MASK, metadata)
 
-    LocalNodes(directory).commit(record, write, determinants)
+    committed = LocalNodes(directory).commit(record, write, determinants)
+    kept, new = ({one.name: repr(one.value) for one in run.metrics} for run in (committed, record))
+    if (kept, committed.name) != (new, record.name):
+        _log.warning(
+            f"run {key[:12]} exists already, and keeps its name and metrics; to record others, log each level once, or "
+            "give parameters that differ"
+        )
 
 
 def is_writer() -> bool:
@@ -127,9 +136,9 @@ def is_writer() -> bool:
     return not distributed or torch.distributed.get_rank() == 0
 
 
-def _tags(own: Mapping[str, Any]) -> dict[str, str]:
+def _tags(name: str, own: Mapping[str, Any]) -> dict[str, str]:
     settings = own["settings"]
-    return {"made_by": OWN_LOOP, "method": settings["method"], "sgd_seed": str(settings["seed"])}
+    return {"made_by": OWN_LOOP, "method": settings["method"], "network": name, "sgd_seed": str(settings["seed"])}
 
 
 def _record(
@@ -142,14 +151,9 @@ def _record(
     root: str | None = None,
     metrics: tuple[Metric, ...] = (),
 ) -> LineageRecord:
-    # The user's parameters may be no JSON.
-    try:
-        key = sha256_json(determinants)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"parameters must be JSON values, such as numbers, texts and lists: {error}") from None
     now = int(time.time() * 1000)
     return LineageRecord(
-        key=key,
+        key=sha256_json(determinants),
         kind=kind,
         name=name,
         parents=parents,

@@ -19,17 +19,17 @@ from harness.checkpoint import Checkpoint
 from harness.common.digest import sha256_tensors
 from harness.common.program import command
 from harness.common.shown import count, few_names
-from harness.common.tensors import check_fits, listed, plain_name
+from harness.common.tensors import check_fits, listed, own_names
 from harness.config import SearchConfig, known
 from harness.config.own_loop import own_loop_search
 from harness.config.search import AlphaDistribution, Scope
 from harness.lineage.nodes.record import Parent
 from harness.masks import Mask, SignedMask
 from harness.models.partition import ParamPartition
-from harness.pruner import logged
-from harness.pruner.ranking import Batches, Loss, mean_gradients
+from harness.pruner import arguments, logged
+from harness.pruner.ranking import Batches, Loss, listed_batches, mean_gradients
 from harness.pruner.state import SavedSearch
-from harness.pruner.steps import ENDLESS, LevelSteps, Psi
+from harness.pruner.steps import ENDLESS, Block, LevelSteps, Psi
 from harness.pruning import METHODS, LevelContext
 from harness.pruning.method import NotHereError
 
@@ -109,7 +109,7 @@ class SignPruner:
     Args:
         model: The network at θ_init. It may be wrapped by DDP, DataParallel or torch.compile, now or later.
         method: A pruning method (docs/methods.md).
-        classifier: Dotted name of the classifier's module, which is never pruned.
+        classifier: Dotted name of the classifier's module, which is never pruned. A list for several.
         seed: Seed of α, of random masks and of `Level.seed`.
         alpha: Distribution of AWS's α: uniform, zero, bernoulli or half_to_one.
         pruning_scope: "global" compares weights across layers. "layer" prunes the same share of each layer.
@@ -139,13 +139,17 @@ class SignPruner:
         model: nn.Module,
         method: str = "aws",
         *,
-        classifier: str,
+        classifier: str | Sequence[str],
         seed: int = 1,
         alpha: AlphaDistribution = "uniform",
         pruning_scope: Scope = "global",
         rewind_steps: int | None = None,
     ) -> None:
         # Phase: check the options.
+        arguments.check_network(model)
+        classifier, seed = arguments.module_names(classifier), arguments.whole_number("seed", seed)
+        if rewind_steps is not None:
+            rewind_steps = arguments.whole_number("rewind_steps", rewind_steps, 0)
         self._method = METHODS[known("method", method, list(METHODS))]
         if self._method.searches_one_density:
             raise ValueError(
@@ -172,14 +176,14 @@ class SignPruner:
                 else f"method {method} does not rewind to a step; remove rewind_steps"
             )
 
-        # Phase: partition the parameters by their plain names, and keep θ_init.
+        # Phase: partition the parameters by their names without wrappers, and keep θ_init.
         self._core = _unwrapped(model)
-        self._params = {plain_name(name): param for name, param in self._core.named_parameters()}
+        self._params = _own_parameters(self._core)
         if sharded := [name for name, param in self._params.items() if hasattr(param, "full_tensor")]:
             raise ValueError(f"{listed(sharded)} are sharded over processes (FSDP); SignPruner takes DDP instead")
-        partition = ParamPartition.of(self._core, _module_name(self._core, classifier))
-        self._norm = frozenset(map(plain_name, partition.norm))
-        prunable = sorted(map(plain_name, partition.prunable))
+        partition = ParamPartition.of(self._core, [_module_name(self._core, name) for name in classifier.split(",")])
+        self._norm = frozenset(own_names(self._core, partition.norm).values())
+        prunable = sorted(own_names(self._core, partition.prunable).values())
         if not prunable:
             raise ValueError(f"{type(self._core).__name__} has no prunable weights besides its classifier {classifier}")
         self._theta_init = self._snapshot()
@@ -205,7 +209,7 @@ class SignPruner:
         densities: Sequence[float] | None = None,
         *,
         num_levels: int | None = None,
-        pruning_fraction: float = 0.2,
+        pruning_fraction: float | None = None,
         steps_per_epoch: int | None = None,
         batches: Batches | Callable[[], Batches] | None = None,
         loss: Loss = F.cross_entropy,
@@ -218,7 +222,7 @@ class SignPruner:
         Args:
             densities: Kept share of the prunable weights at level 1, 2, …, falling. One density prunes once.
             num_levels: Number of prunings, in place of densities.
-            pruning_fraction: With num_levels: share of the remaining weights that each pruning removes.
+            pruning_fraction: With num_levels: share of the remaining weights that each pruning removes. Default: 0.2.
             steps_per_epoch: Steps in an epoch. Only for α equal to a recipe's: it then begins a new stream each epoch.
             batches: snip and synflow: (images, labels) to rank the weights by, or a function that returns them.
             loss: snip: takes outputs and labels, and returns the mean loss.
@@ -239,14 +243,15 @@ class SignPruner:
         if (densities is None) == (num_levels is None):
             raise ValueError("give either densities=[0.8, 0.64, …] or num_levels=9")
         if densities is not None:
-            falls = all(1 >= a > b > 0 for a, b in zip((1.0, *densities), densities, strict=False))
-            if not densities or not falls:
-                raise ValueError(f"densities is {list(densities)}; they must fall from level to level, within 0..1")
-            levels: dict[str, Any] = {"densities": tuple(densities), "num_levels": len(densities)}
+            if pruning_fraction is not None:
+                raise ValueError("pruning_fraction belongs to num_levels; remove it, or give num_levels=9 alone")
+            falling = arguments.falling_densities(densities)
+            levels: dict[str, Any] = {"densities": falling, "num_levels": len(falling)}
         else:
-            levels = {"num_levels": num_levels, "pruning_fraction": pruning_fraction}
-        if steps_per_epoch is not None and steps_per_epoch < 1:
-            raise ValueError(f"steps_per_epoch is {steps_per_epoch}; it must be 1 or more")
+            share = 0.2 if pruning_fraction is None else arguments.fraction("pruning_fraction", pruning_fraction)
+            levels = {"num_levels": arguments.whole_number("num_levels", num_levels, 0), "pruning_fraction": share}
+        if steps_per_epoch is not None:
+            steps_per_epoch = arguments.whole_number("steps_per_epoch", steps_per_epoch, 1)
         config = own_loop_search(self._settings, levels)
         self._method.check(config)
         numbers = [n for n in range(config.num_levels + 1) if self._method.schedule(config, n).epochs]
@@ -273,6 +278,9 @@ class SignPruner:
 
                 # Phase: the level is trained. Masks stay on its optimizer until the next one begins.
                 self._finish(steps)
+            if self._training is None:  # a finished search was restored, which can be logged
+                self._training = self._continued(plan, self._number)
+                self._training.over = True
             self._status = _FINISHED
         except GeneratorExit:
             if self._training is not None:
@@ -284,10 +292,11 @@ class SignPruner:
         """Keep pruned weights at 0 after each step of the optimizers of this level.
 
         Args:
-            optimizers: New optimizers, which together hold all prunable weights. Accelerate may have prepared them.
+            optimizers: New optimizers, which together hold all prunable weights. Accelerate may have prepared them. One
+                list of several is taken, too.
 
         Returns:
-            The optimizer as it was given; a tuple of several.
+            The argument as it was given; a tuple of several.
 
         Raises:
             RuntimeError: No level is in training, or it has an optimizer already.
@@ -297,7 +306,8 @@ class SignPruner:
         """
         steps = self._in_level("attach()")
         self._check_same_network()
-        inner = steps.attach(optimizers)
+        several = len(optimizers) == 1 and isinstance(optimizers[0], list | tuple)
+        inner = steps.attach(optimizers[0] if several else optimizers)
         if any(one in self._earlier and one.state for one in inner):
             steps.detach()
             raise ValueError(
@@ -316,7 +326,8 @@ class SignPruner:
             RuntimeError: No level is in training, no optimizer is attached, or the network changed outside the loop.
                 The message tells what to do.
         """
-        return self._in_level("step()").block()
+        self._in_level("step()")  # the error comes from this line, also without a `with`
+        return Block(lambda: self._in_level("step()").block())
 
     def begin_step(self) -> None:
         """Enter `step` without a with statement, in a callback that runs before the forward pass.
@@ -380,6 +391,7 @@ class SignPruner:
 
         Raises:
             RuntimeError: No level was trained, or it is called inside `step`.
+            TypeError: Parameters or metrics are no dictionary, or a metric is no number.
             ValueError: Parameters are no JSON values, or a metric's name is not allowed.
         """
         # Phase: the search, which is the same for all levels.
@@ -389,8 +401,9 @@ class SignPruner:
         self._check_same_network()
         steps, number, directory = self._training, self._number, Path(runs)
         steps.settle_if_over()
-        title = name or type(self._core).__name__
-        own = {"settings": self._settings, "levels": self._plan.recorded, "parameters": dict(parameters or {})}
+        title = str(name or type(self._core).__name__)
+        own_parameters = arguments.json_parameters(parameters)
+        own = {"settings": self._settings, "levels": self._plan.recorded, "parameters": own_parameters}
         search, determined = logged.search_record(title, own, self._theta_init)
         if logged.is_writer():
             logged.commit_search(directory, search, determined, self._theta_init)
@@ -412,13 +425,13 @@ class SignPruner:
             signed_mask=signed_mask,
             start_digest=self._start_digest,
             steps=steps.done,
-            metrics=metrics or {},
+            metrics=metrics,
         )
         if logged.is_writer():
             further = dict(self._importance)
             if steps.hook is not None:
                 made = steps.hook.networks(self._theta_init)
-                further |= {file: _plain(one) for file, one in made.items() if one.params}
+                further |= {file: self._named(one) for file, one in made.items() if one.params}
             logged.commit_level(directory, record, determinants, network, signed_mask, further)
         keys = self._logged.get("keys", {}) | {str(number): record.key}
         self._logged = {"root": search.key, "keys": keys, "level": number, "network": determinants["network"]}
@@ -442,9 +455,9 @@ class SignPruner:
         tail = {_NEW: "not started", _FINISHED: "finished", _LEFT: f"left in {level}"}.get(self._status, level + done)
         return (
             f"SignPruner: method {settings['method']}, seed {settings['seed']}, {tail}\n"
-            f"  prunable: {mask.numel:,} weights of {len(mask.tensors)} tensors, {mask.num_remaining:,} kept "
+            f"  prunable: {mask.numel:,} weights of {count(len(mask), 'tensor')}, {mask.num_remaining:,} kept "
             f"(density {mask.density:.3f})\n"
-            f"  not pruned: {len(self._norm)} norm tensors ψ, "
+            f"  not pruned: {count(len(self._norm), 'norm tensor')} ψ, "
             f"{len(self._params) - len(self._norm) - len(mask.tensors)} others, classifier {settings['classifier']}"
         )
 
@@ -504,6 +517,8 @@ class SignPruner:
 
         # Phase: go back within the level in training, or take the whole state over.
         if self._plan is not None:
+            if self._status == _NEW:
+                raise RuntimeError("levels() was called before load_state_dict(); load the state first")
             steps = self._in_level("load_state_dict()")
             if saved.level != self._number or not saved.mask.equal(self._mask):
                 raise RuntimeError(
@@ -558,7 +573,9 @@ class SignPruner:
         Checkpoint(start.params, start.buffers, 0, 0, "").load_into_(self._core)
         for param in self._params.values():
             param.grad = None
-        return self._steps(plan, ctx, start.begin_steps)
+        steps = self._steps(plan, ctx, start.begin_steps)
+        steps.note_start()
+        return steps
 
     def _continued(self, plan: _Plan, number: int) -> LevelSteps:
         """Return the steps of the level that load_state_dict restored."""
@@ -579,13 +596,25 @@ class SignPruner:
 
     def _finish(self, steps: LevelSteps) -> None:
         """Check the trained level, and keep the networks that its hook made."""
+        # Phase: refuse a level that was trained without the pruner.
         self._not_inside("the end of a level")
         steps.check()
+        changed = steps.changed_without_block()
+        if changed and sha256_tensors(self._snapshot().params) != self._start_digest:
+            raise RuntimeError(
+                f"{listed(changed)} changed in level {self._number} without pruner.step(); begin the level with "
+                "optimizer = pruner.attach(optimizer), and put the passes of each step into `with pruner.step():`. "
+                "After you changed weights yourself, call pruner.sync()"
+            )
+
+        # Phase: end the level, and keep what the method needs later.
         self._end(steps)
         if steps.hook is None:
             return
         self._mask = steps.hook.finish(self._mask)
-        self._networks |= {file: _plain(network) for file, network in steps.hook.networks(self._theta_init).items()}
+        self._networks |= {
+            file: self._named(network) for file, network in steps.hook.networks(self._theta_init).items()
+        }
         if any(network.params.keys() != self._params.keys() for network in self._networks.values()):
             raise ValueError(
                 f"level {self._number} ended after {steps.done} steps, before step {self._settings['rewind_steps']} to "
@@ -610,9 +639,7 @@ class SignPruner:
         config, core = plan.config, self._core
 
         # A first batch tells the shape of the images, and an iterator gives its batches only once.
-        given = None if batches is None or number == 0 else list(batches() if callable(batches) else batches)
-        if given is not None and not given:
-            raise ValueError("batches holds no batch; give a list of (images, labels), or a function that returns them")
+        given = None if batches is None or number == 0 else listed_batches(batches)
         shape = tuple(given[0][0].shape[1:]) if given else ()
         return LevelContext(
             config,
@@ -667,7 +694,7 @@ class SignPruner:
             raise RuntimeError(f"{call} inside pruner.step(), where ψ has temporary values; end the block first")
 
     def _check_same_network(self) -> None:
-        own = {plain_name(name): param for name, param in self._core.named_parameters()}
+        own = _own_parameters(self._core)
         if replaced := sorted(n for n in own.keys() | self._params.keys() if own.get(n) is not self._params.get(n)):
             raise RuntimeError(
                 f"{listed(replaced)} of the network were replaced after SignPruner was created; create it after the "
@@ -675,8 +702,16 @@ class SignPruner:
             )
 
     def _snapshot(self) -> Checkpoint:
-        """Copy the network to the CPU, by plain names."""
-        return _plain(Checkpoint.of(self._core, level=0, epochs=0, level_digest=""))
+        """Copy the network to the CPU."""
+        return self._named(Checkpoint.of(self._core, level=0, epochs=0, level_digest=""))
+
+    def _named(self, network: Checkpoint) -> Checkpoint:
+        """Return a checkpoint of the network with its names without wrappers."""
+        params, buffers = (
+            {own: one[name] for name, own in own_names(self._core, one).items()}
+            for one in (network.params, network.buffers)
+        )
+        return replace(network, params=params, buffers=buffers)
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
@@ -690,13 +725,13 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _module_name(model: nn.Module, plain: str) -> str:
-    """Return the name of a module of this network by its plain name. Wrapped parts have longer names."""
-    names = [name for name, _ in model.named_modules()]
-    return next((name for name in names if plain_name(f"{name}.weight") == f"{plain}.weight"), plain)
+def _own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters by their names without wrappers."""
+    params = dict(model.named_parameters())
+    return {own: params[name] for name, own in own_names(model, params).items()}
 
 
-def _plain(network: Checkpoint) -> Checkpoint:
-    """Return a checkpoint with plain names."""
-    params, buffers = ({plain_name(n): t for n, t in one.items()} for one in (network.params, network.buffers))
-    return replace(network, params=params, buffers=buffers)
+def _module_name(model: nn.Module, wanted: str) -> str:
+    """Return the full name of a module by its name without wrappers."""
+    weights = own_names(model, [f"{name}.weight" for name, _ in model.named_modules()])
+    return next((name.removesuffix(".weight") for name, own in weights.items() if own == f"{wanted}.weight"), wanted)

@@ -16,6 +16,17 @@ from harness.masks import Mask
 FORMAT = "harness.sign_pruner/1"
 _HEADER = "metadata"
 _THETA_INIT = "theta_init"
+_HEADER_TYPES = {
+    "settings": dict,
+    "plan": dict,
+    "status": str,
+    "level": int,
+    "steps": int,
+    "begin_steps": int,
+    "start_digest": str,
+    "logged": dict,
+}
+"""Fields of SavedSearch that are no tensors."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +55,7 @@ class SavedSearch:
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return copies of all tensors, on the CPU. One holds the numbers and texts as JSON."""
-        names = ("settings", "plan", "status", "level", "steps", "begin_steps", "start_digest", "logged")
-        header = {"format": FORMAT} | {name: getattr(self, name) for name in names}
+        header = {"format": FORMAT} | {name: getattr(self, name) for name in _HEADER_TYPES}
         tensors = {f"mask.{name}": kept for name, kept in self.mask.tensors.items()}
         tensors |= {f"hook.{name}": tensor for name, tensor in self.hook.items()}
         for file, network in {_THETA_INIT: self.theta_init, **self.networks}.items():
@@ -69,6 +79,8 @@ class SavedSearch:
         if found != FORMAT:
             raise ValueError(f"the state has format {found!r:.60}; this version reads {FORMAT}")
         files = {name.removeprefix("network.").partition("/")[0] for name in tensors if name.startswith("network.")}
+        if {name: type(value) for name, value in header.items()} != _HEADER_TYPES or _THETA_INIT not in files:
+            raise ValueError("the state is incomplete or was altered; give all tensors that state_dict() returned")
         networks = {file: _network(file, tensors) for file in files}
         mask, hook = Mask(_under("mask.", tensors)), _under("hook.", tensors)
         return cls(**header, mask=mask, theta_init=networks.pop(_THETA_INIT), networks=networks, hook=hook)

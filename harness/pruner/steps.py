@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,12 @@ from harness.masks.keeping import hooked_optimizer
 from harness.pruning import ForwardView, Method, NormState, TrainingHook
 from harness.training.loop import Remask
 
+_log = logging.getLogger(__name__)
+
 ENDLESS = 2**62
 """Steps per epoch of a loop without epochs."""
 _FIRST_ALPHAS = 1024
+_BOTH_PASSES = "put the forward pass and loss.backward() into the same block: `with pruner.step(): loss(…).backward()`"
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,21 @@ class Psi:
 
     params: list[torch.nn.Parameter]
     initial: list[torch.Tensor]
+
+
+class Block(AbstractContextManager[None]):
+    """The context manager of one step or micro-batch. It can be entered again for the next one."""
+
+    def __init__(self, new: Callable[[], AbstractContextManager[None]]) -> None:
+        self._new = new
+
+    def __enter__(self) -> None:
+        block = self._new()
+        block.__enter__()
+        self._entered = block
+
+    def __exit__(self, *error: Any) -> bool | None:
+        return self._entered.__exit__(*error)
 
 
 class LevelSteps:
@@ -59,10 +78,14 @@ class LevelSteps:
         self._blocks, self._stepped_at = 0, dict[int, int]()
         self._begun = self._updated = self._updating = False
         self._versions: dict[str, int] = {}
+        self._start_versions: dict[str, int] = {}
+        self._noted_by_block = self._warned = False
         # Gradients as the last block left them: parameter, gradient, its version, and its value before the view ended.
         self._left: list[tuple[torch.nn.Parameter, torch.Tensor, int, torch.Tensor]] = []
         trained = [param for param in self.params.values() if param.requires_grad]
-        self._watched = psi.params or sorted(trained, key=torch.Tensor.numel)[:1]
+        self._watched = list(psi.params)
+        if not any(param.requires_grad for param in psi.params):  # frozen ψ have no gradients to watch
+            self._watched += sorted(trained, key=torch.Tensor.numel)[:1]
         self._alphas, self._alpha_epoch = np.empty(0), -1
         self._view: tuple[Any, ForwardView] | None = None
         self._remask: tuple[Any, Remask] | None = None
@@ -72,12 +95,14 @@ class LevelSteps:
     def attach(self, optimizers: Sequence[Any]) -> list[torch.optim.Optimizer]:
         """Mask the weights after each step of the optimizers, and return those that have the hooks."""
         # Phase: check that the optimizers hold this network.
-        inner = [hooked_optimizer(optimizer, "pruner.attach") for optimizer in optimizers]
+        inner = list(dict.fromkeys(hooked_optimizer(optimizer, "pruner.attach") for optimizer in optimizers))
         held = {id(param) for one in inner for group in one.param_groups for param in group["params"]}
         if self._handles:
             raise RuntimeError(
                 "this level has an optimizer already; give all optimizers in one call: pruner.attach(first, second)"
             )
+        if not inner:
+            raise TypeError("pruner.attach() takes the optimizers of this level; give at least one")
         if not any(id(param) in held for param in self.params.values()):
             raise ValueError(
                 "the optimizer holds no parameter of the network that SignPruner was created with; create the "
@@ -116,6 +141,8 @@ class LevelSteps:
     def _after_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Zero the pruned weights, and note that the step is done."""
         self._updating = False
+        if self.inside and self._opened is not None and all(param.grad is None for param in self.params.values()):
+            self.end()  # a skipped batch: without gradients, the optimizer changed nothing
         if self.inside:
             raise RuntimeError(
                 "the optimizer changed the weights before pruner.end_step(), while ψ had temporary values; call it "
@@ -129,12 +156,15 @@ class LevelSteps:
                 "optimizer.step() without pruner.step() before it; put the forward and backward passes of each step "
                 "into `with pruner.step():`"
             )
+        if not self._left and any(param.grad is not None for param in self._watched):
+            raise RuntimeError(f"gradients were computed after pruner.step(); {_BOTH_PASSES}")
         self._stepped_at[id(optimizer)] = self._blocks
         self._updated = True
         own = {id(param) for group in optimizer.param_groups for param in group["params"]}
         self._note_versions(
             name for name, param in self.params.items() if id(param) in own or name in self.mask.tensors
         )
+        self._noted_by_block = False
 
     # ---- one step
 
@@ -167,9 +197,19 @@ class LevelSteps:
             with self._forward_view()(self._alpha()):
                 yield
                 unscaled = {id(param): param.grad.clone() for param in self._watched if param.grad is not None}
+        except RuntimeError as error:
+            if "modified by an inplace operation" in str(error):
+                raise RuntimeError(
+                    f"the graph of another forward pass was used in pruner.step(); {_BOTH_PASSES}"
+                ) from error
+            raise
         finally:
             self.inside = False
             self._note_versions(self.params)
+            self._noted_by_block = True
+        if not unscaled and not self._warned and torch.is_grad_enabled():
+            self._warned = True
+            _log.warning(f"no gradient was computed in pruner.step(); for a training step, {_BOTH_PASSES}")
 
         # Phase: zero the gradients of pruned weights, so that clipping uses the norm of the sparse network.
         self._masks().grads_()
@@ -265,7 +305,24 @@ class LevelSteps:
                 f"{listed(foreign)} changed, but no attached optimizer holds it; give all optimizers of the network in "
                 "one call: pruner.attach(first, second)"
             )
+        # Without any step of an attached optimizer, another one trains. A swap of weights to evaluate is no error.
+        if changed and self._noted_by_block and not self._stepped_at:
+            raise RuntimeError(
+                f"{listed(changed)} changed after pruner.step(), but no attached optimizer made a step; attach the "
+                "optimizer of your loop: optimizer = pruner.attach(optimizer). After you changed weights yourself, "
+                "call pruner.sync()"
+            )
         self._check_pruned(name for name in changed if name in self.mask.tensors)
+
+    def note_start(self) -> None:
+        """Note that the network is at the start of the level."""
+        self._start_versions = {name: param._version for name, param in self.params.items()}
+
+    def changed_without_block(self) -> list[str]:
+        """Return the parameters that may have changed since the start of a level that had no step."""
+        if self._blocks:
+            return []
+        return [name for name, version in self._start_versions.items() if self.params[name]._version != version]
 
     def _check_pruned(self, names: Iterable[str]) -> None:
         alive = []
@@ -284,7 +341,7 @@ class LevelSteps:
     def sync(self) -> None:
         """Zero the pruned weights, and accept all other values of the network."""
         self._masks().params_()
-        self._versions = {}
+        self._versions, self._start_versions = {}, {}
 
     def _note_versions(self, names: Iterable[str]) -> None:
         self._versions.update({name: self.params[name]._version for name in names})

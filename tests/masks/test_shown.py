@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -123,3 +125,23 @@ def test_copies_and_pickles_are_equal_and_unbound(bound: bool) -> None:
 def test_masks_of_other_types_are_refused(values: Any) -> None:
     with pytest.raises(ValueError, match="a mask has bool tensors, but w is .*; give tensor != 0"):
         Mask({"w": values})
+
+
+def test_odd_arguments_of_masks_are_refused_in_one_line(tmp_path: Path) -> None:
+    # Two masks of different shapes, and calls with arguments of other types.
+    theta, ones = {"weight": torch.tensor([1.0, -1.0])}, torch.ones(3)
+    mask = Mask({"weight": torch.tensor([True, False])})
+    signs, other = SignedMask.of(theta, mask), SignedMask.of({"weight": ones}, Mask({"weight": ones > 0}))
+    refused: list[tuple[Callable[[], Any], type[Exception], str]] = [
+        (lambda: Mask([1]), TypeError, "takes bool tensors by name"),  # type: ignore[arg-type]
+        (lambda: SignedMask.of(theta, mask, ["bn"]), ValueError, "norm names bn, which the network does not have"),
+        (lambda: signs.agreement(mask), TypeError, "takes a signed mask, got Mask"),  # type: ignore[arg-type]
+        (lambda: signs.agreement(other), ValueError, r"weight is \(3,\) in the other one"),
+        (lambda: signs.signed(theta, norm="yes"), TypeError, "norm is 'yes'; give True or False"),  # type: ignore[arg-type]
+        (lambda: signs.save(tmp_path / "m", {"a": np.float32(1)}), ValueError, "metadata must be JSON values"),
+    ]
+    for call, kind, complaint in refused:
+        with pytest.raises(kind, match=complaint) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    assert SignedMask.of(theta, mask, "weight").norm == {"weight"}

@@ -117,7 +117,7 @@ def test_another_classifier_needs_unpruned_false() -> None:
         signs.apply_(model)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters()), "nothing changed"
-    for unpruned in (False, [], {"conv.bias"}):
+    for unpruned in (False, [], {"conv.bias"}, iter(["conv.bias"])):
         signs.apply_(model, unpruned=unpruned)
         assert torch.equal(model.conv.weight, before["conv.weight"].abs() * signs.signs["conv.weight"])
         assert torch.equal(model.fc.weight, before["fc.weight"])
@@ -135,6 +135,8 @@ def test_another_classifier_needs_unpruned_false() -> None:
     [
         ("fc.bias", TypeError, "give True, False or a list"),
         (["fc.bais"], ValueError, "unpruned names fc.bais, which the signed mask does not have"),
+        (None, TypeError, "unpruned is None; give True, False or a list"),
+        (0, TypeError, "unpruned is 0"),
     ],
 )
 def test_odd_names_of_unpruned_parameters_are_refused(unpruned: object, kind: type[Exception], complaint: str) -> None:

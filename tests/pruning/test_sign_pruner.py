@@ -273,6 +273,32 @@ def test_wrapped_networks_are_taken_by_plain_names(wrap: str) -> None:
     assert set(pruner.mask.tensors) == {"0.weight"}
 
 
+class Named(nn.Module):
+    """A network with layers called `module`, as a wrapper calls its network."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers = network()
+        self.module, self.conv, self.head = nn.Sequential(layers[0], layers[1]), nn.Conv2d(8, 8, 1), layers[4]
+        self.add_module("0", nn.Conv2d(8, 8, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.get_submodule("0")(self.conv(self.module(images).relu())).flatten(1))
+
+
+@pytest.mark.parametrize("method", ["aws", "snip", "wr"])
+@pytest.mark.parametrize("wrap", [lambda model: model, nn.DataParallel], ids=["plain", "DataParallel"])
+def test_a_layer_may_be_called_as_wrappers_call_theirs(method: str, wrap: Callable) -> None:
+    model = Named()
+    options = {"rewind_steps": 1} if method == "wr" else {}
+    pruner = SignPruner(wrap(model), method, classifier="head", seed=SEED, **options)
+    for _ in pruner.levels([0.5], batches=BATCHES):
+        usual(pruner, model)
+    assert pruner.signed_mask().signs.keys() == dict(model.named_parameters()).keys()
+    assert set(pruner.mask) == {"0.weight", "conv.weight", "module.0.weight"}
+    assert not any(param[~pruner.mask[name]].any() for name, param in model.named_parameters() if name in pruner.mask)
+
+
 def test_a_network_may_change_its_dtype_within_a_level() -> None:
     model = network()
     pruner = sign_pruner(model)
@@ -395,7 +421,7 @@ def test_the_signed_mask_is_a_file_and_the_text_has_three_lines(tmp_path) -> Non
         assert str(level).startswith(f"level {level.number} of 2, density") and f"{level}"[:10] in repr(pruner)
     assert repr(pruner) == (
         "SignPruner: method aws, seed 3, finished\n"
-        "  prunable: 216 weights of 1 tensors, 65 kept (density 0.301)\n"
+        "  prunable: 216 weights of 1 tensor, 65 kept (density 0.301)\n"
         "  not pruned: 2 norm tensors ψ, 3 others, classifier 4"
     )
     pruner.signed_mask().save(tmp_path / "mine.safetensors")

@@ -10,6 +10,7 @@ import torch
 
 from harness import lineage, load_checkpoint, load_network, load_signed_mask
 from harness.lineage.nodes.record import Parent
+from harness.lineage.tracking.registry import alias_of, model_name
 from harness.masks import Mask, SignedMask
 from harness.pruner import logged
 from harness.pruning import METHODS
@@ -53,10 +54,16 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
     held.load_into_(network())
     with pytest.raises(ValueError, match=r"SignPruner in a loop of its own.*load_checkpoint\(key\)\.load_into_"):
         load_network(keys[-1], local_dir=tmp_path)
+    with pytest.raises(TypeError, match="model takes a network .* to fill, got OrderedDict"):
+        load_network(keys[-1], local_dir=tmp_path, model=network().state_dict())
+    with pytest.raises(TypeError, match="trust_code is 'no'; give True or False"):
+        load_network(keys[-1], local_dir=tmp_path, trust_code="no")
     model = load_network(keys[-1], local_dir=tmp_path, model=network())
     assert not model.training and all(torch.equal(param, held.params[name]) for name, param in model.named_parameters())
     title = lineage.open_store(tmp_path, offline=True).local.load(keys[-1]).name
     assert repr(mask).endswith(f"level 2, method aws, run {title} (key {keys[-1][:12]}…)")
+    record = lineage.open_store(tmp_path, offline=True).local.load(keys[-1])
+    assert (model_name(record), alias_of(record)) == ("aws-net-mine", "s3-L02")
 
 
 def test_a_ticket_alone_says_that_its_mask_is_unproved(tmp_path: Path) -> None:

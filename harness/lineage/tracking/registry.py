@@ -10,6 +10,7 @@ import json
 import re
 from typing import TYPE_CHECKING
 
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.graph import RunSummary
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.tracking.server import KEY_TAG, Server, check_answer, summary_of
@@ -27,13 +28,16 @@ _LOGGED_MODEL = re.compile(r"models:/(m-[0-9a-f]+)")
 def model_name(record: LineageRecord | RunSummary) -> str:
     """Return the name of a level's registered model, e.g. aws-digits-resnet20."""
     tags = record.tags
-    words = (tags.get("method", "?"), tags.get("data", "?"), tags.get("network", tags.get("model", "?")))
+    own_loop = tags.get("made_by") == OWN_LOOP  # its data are unknown
+    data = [] if own_loop else [tags.get("data", "?")]
+    words = (tags.get("method", "?"), *data, tags.get("network", tags.get("model", "?")))
     return re.sub(r"[^A-Za-z0-9_.-]", "-", "-".join(words))
 
 
 def alias_of(record: LineageRecord | RunSummary) -> str:
     """Return the alias of a level: s1-L07, or i1-s2-L07 if init_seed and sgd_seed differ."""
-    init_seed, sgd_seed = record.tags.get("init_seed", "?"), record.tags.get("sgd_seed", "?")
+    sgd_seed = record.tags.get("sgd_seed", "?")
+    init_seed = record.tags.get("init_seed", sgd_seed if record.tags.get("made_by") == OWN_LOOP else "?")
     seeds = f"s{sgd_seed}" if init_seed == sgd_seed else f"i{init_seed}-s{sgd_seed}"
     return re.sub(r"[^A-Za-z0-9_-]", "-", f"{seeds}-L{record.tags.get('level', '00')}")
 
