@@ -24,6 +24,7 @@ import harness
 from harness.cli.errors import clear_errors
 from harness.cli.parser import print_commands
 from harness.common import program
+from harness.common.escape import for_terminal
 from harness.common.optional import PROJECT
 from harness.config import known
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     program.start()
-    if words == ["--version"]:
+    if words[:1] == ["--version"]:
         print(harness.__version__)
         return
     # Phase: find the command. Its own errors are its own affair, such as those of a user's recipe.
@@ -171,11 +172,7 @@ def copy(words: list[str]) -> None:
         return
     if not 1 <= len(words) <= 2 or any(word.startswith("-") for word in words):
         raise ValueError(f"usage: {CP_USAGE}; `tickets recipes` lists the recipes")
-    directory = _recipes()
-    recipes = {name: directory / f"{name}.py" for name in program.recipe_names()}
-    launch_files = {path.name: path for path in sorted((directory / "launch").iterdir())}
-    found = {**recipes, **{f"{name}.py": path for name, path in recipes.items()}, **launch_files}
-    source = found[known("recipe", words[0].rpartition("/")[2], [*recipes, *found])]
+    source = _copied_file(words[0])
 
     # Phase: copy, without overwriting.
     target = Path(words[1]) if len(words) == 2 else Path()
@@ -188,10 +185,28 @@ def copy(words: list[str]) -> None:
         raise FileExistsError(f"{target} exists and is kept; give another FILE") from None
     except OSError as error:
         raise OSError(f"cannot write {target}: {error.strerror}; give another FILE") from error
-    print(f"{source.stem if source.suffix == '.py' else source.name} copied to {target}")
-    if source.stem in searches():
+
+    # Phase: say how to use the copy.
+    print(for_terminal(f"{source.stem if source.suffix == '.py' else source.name} copied to {target}"))
+    if source.suffix == ".py":
         # a bare name would be one of the package's recipes
-        print(f"now run: {program.command(f'search {shlex.quote(str(target))}')}")
+        file_name = str(target) if "/" in str(target) or target.suffix == ".py" else f"./{target}"
+        print(for_terminal(f"now run: {program.command(f'search {shlex.quote(file_name)}')}"))
+
+
+def _copied_file(word: str) -> Path:
+    """Return the recipe or launch file that a word names: `NAME`, `NAME.py` or its path in a clone.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    directory = _recipes()
+    files = {name: directory / f"{name}.py" for name in program.recipe_names()}
+    files |= {path.name: path for path in sorted((directory / "launch").iterdir())}
+    # A path in another directory may mean a file of the user's, which `cp` does not copy.
+    found = {**files, **{str(path.relative_to(directory)): path for path in files.values()}}
+    name = word.removeprefix("recipes/")
+    return found[name] if name in found else files[known("recipe or launch file", word, [*files])]
 
 
 def _recipes() -> Path:
