@@ -16,6 +16,7 @@ export NUMBA_THREADING_LAYER ?= omp
 export MLFLOW_DISABLE_TELEMETRY ?= true
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 export TQDM_DYNAMIC_NCOLS ?= 1
+export NO_MKDOCS_2_WARNING ?= 1
 
 STAMP := $(VENV)/.installed
 # Said in full, so that neither a user's Accelerate configuration nor its warnings about defaults come in between.
@@ -79,6 +80,29 @@ REV ?= HEAD
 same-bits: setup  ## Prove that the working tree computes the same bits as REV (default HEAD; 3 minutes on 2 cores)
 	python tools/same_bits.py --rev $(REV)
 
+.PHONY: examples
+examples: setup  ## AWS in PyTorch, Accelerate, Lightning and Hugging Face's Trainer on real digits (a minute on 2 cores)
+	@mkdir -p build/examples
+	cd build/examples && python ../../recipes/examples/plain_loop.py
+	cd build/examples && $(LAUNCH_ONE) ../../recipes/examples/accelerate_loop.py
+	cd build/examples && python ../../recipes/examples/lightning_callback.py
+	cd build/examples && python ../../recipes/examples/hf_trainer_callback.py
+
+# The kernel talks over a file instead of a port.
+EXECUTE := --log-level ERROR --to notebook --inplace --execute --KernelManager.transport=ipc \
+	--ExecutePreprocessor.timeout=300
+
+.PHONY: docs
+docs: setup  ## The documentation as a site in site/, with its notebook executed (a minute on 2 cores)
+	@rm -rf build/notebooks && mkdir -p build/notebooks
+	cp docs/notebooks/*.ipynb build/notebooks
+	cd build/notebooks && MPLBACKEND= jupyter nbconvert $(EXECUTE) *.ipynb
+	mkdocs build --strict --quiet
+
+.PHONY: docs-serve
+docs-serve: setup  ## Show the documentation at http://127.0.0.1:8000 while you edit it
+	mkdocs serve --livereload
+
 .PHONY: bench
 bench: setup  ## Measure against plain PyTorch, stock FFCV and the goals
 	python tools/bench.py
@@ -91,5 +115,5 @@ constraints: setup  ## Write constraints.txt anew from .venv (after changing ver
 
 .PHONY: clean
 clean:  ## Remove caches and build leftovers (never data, runs or .venv)
-	rm -rf build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build site *.egg-info .pytest_cache .mypy_cache .ruff_cache
 	find harness recipes tools tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -196,6 +196,9 @@ class Pretrained:
         # Phase: check the remaining tensors in both directions.
         given = {name: tensor.shape for name, tensor in held.items() if not (other and name.startswith(ends))}
         needed = {name: tensor.shape for name, tensor in own.items() if name not in stays}
+        if given.keys() - own.keys() and not any(name in held for name in head):
+            # The file may have the classifier under other names. The error shows both.
+            needed |= {name: own[name].shape for name in head}
         check_fits(given, needed, what, exactly=True)
 
         def taken(name: str, value: torch.Tensor) -> torch.Tensor:

@@ -48,6 +48,9 @@ class PretrainedOptions:
     """Name of the MLflow experiment."""
     offline: bool = False
     """Deliver nothing to MLflow. `python tools/lineage.py sync` delivers later."""
+    trust_code: bool = False
+    """Execute the Python file of a prepared data set, also if you have named it in no command. Read its copy source.py
+    first."""
 
 
 def config(options: PretrainedOptions) -> SearchConfig:
@@ -69,6 +72,7 @@ def config(options: PretrainedOptions) -> SearchConfig:
         runs=options.runs,
         experiment=options.experiment,
         offline=options.offline,
+        trust_code=options.trust_code,
     )
 
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import sys
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,38 @@ def empty_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Server(f"sqlite:///{where / 'mlflow.db'}", "test", where).client().search_experiments()
 
     return made_once(tmp_path_factory, "empty_store", make) / "mlflow.db"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def state_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the list of trusted Python files out of the user's home."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
+@pytest.fixture
+def forget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Return a function that makes this process one of another user, who has named no Python file yet."""
+    from harness.common import trusted
+    from harness.models import network, sources
+
+    def forget() -> None:
+        (state := tmp_path / "state" / secrets.token_hex(4)).mkdir(parents=True)
+        monkeypatch.setenv("XDG_STATE_HOME", str(state))
+        monkeypatch.setattr(trusted, "_named", set())
+        monkeypatch.setattr(trusted, "_said", set())
+        network._inspected.cache_clear()
+        sources._executed.cache_clear()
+
+    return forget
+
+
+@pytest.fixture
+def stranger(tmp_path: Path, forget: Callable[[], None]) -> Path:
+    """Return the directory of a user who has named no Python file yet."""
+    forget()
+    return tmp_path
 
 
 @pytest.fixture(autouse=True)

@@ -104,7 +104,11 @@ def pruned_by_torch(tensors, name="conv1.weight"):
         ),
         (
             lambda t: [t.pop(name) for name in list(t)] and t.update(torch.nn.Linear(3, 4).state_dict()),
-            r"the network has no weight, bias \(2 of 2\); the file has no conv1.weight, .* \(35 of 35\)$",
+            r"the network has no weight, bias \(2 of 2\); the file has no conv1.weight, .* \(37 of 37\)$",
+        ),
+        (
+            lambda t: [t.update({f"head.{name}": t.pop(f"fc.{name}")}) for name in ("weight", "bias")],
+            r"the network has no head.weight, head.bias \(2 of 44\); the file has no fc.weight, fc.bias \(2 of 44\)$",
         ),
         (
             lambda t: [pruned_by_torch(t, "fc.weight"), t["fc.weight_mask"].mul_(0.5)],

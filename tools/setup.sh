@@ -154,7 +154,7 @@ install_venv() {
     export PIP_DISABLE_PIP_VERSION_CHECK=1
     say "installing the project and the exact versions of constraints.txt (about 6 GB with CUDA's libraries)"
     "$VENV/bin/python" -m pip install --quiet --constraint constraints.txt --upgrade pip setuptools wheel
-    "$VENV/bin/python" -m pip install --constraint constraints.txt --editable '.[dev]'
+    "$VENV/bin/python" -m pip install --constraint constraints.txt --editable '.[dev,docs]'
     # What is compiled or linked against the system fails here, with its own message, rather than in a recipe.
     NUMBA_THREADING_LAYER=omp "$VENV/bin/python" -c 'import cv2, ffcv, torch, torchvision' ||
         fail "the installed packages do not import; the reason stands above"

@@ -77,7 +77,8 @@ class OneRun:
     offline: bool = False
     """Use local runs only and deliver nothing to MLflow. `python tools/lineage.py sync` delivers later."""
     trust_code: bool = False
-    """Execute the copy of the user's file that a run keeps, if its network comes from one. Read the file first."""
+    """Execute the Python file that defines the run's network or data, also if you have named it in no command. Read its
+    copy first: network.py in the run's directory, source.py in the data set's."""
 
     @property
     def ticket(self) -> TicketConfig:

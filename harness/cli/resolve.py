@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from harness.common.escape import one_line
 from harness.common.foreign import holds_network, split_key
 from harness.common.optional import is_installed
 from harness.common.program import command
+from harness.common.trusted import remember
 from harness.config import ModelConfig, Schedule, SearchConfig, TicketConfig, search_from_json
 from harness.config.own_loop import OWN_LOOP
 from harness.distributed.world import World
@@ -104,14 +106,22 @@ def _read_network(store: LineageStore, text: str) -> tuple[Pretrained, str]:
 def resolve_network(world: World, config: ModelConfig) -> Definition:
     """Return the network that the settings name, on every rank. Rank 0 reads a user's file.
 
+    The file is trusted from now on. So call this only for settings that the user gave, and not for recorded ones.
+
     Raises:
         ValueError: The network is unknown, its library is not installed, or an option does not belong to it.
         FileNotFoundError: There is no such file.
     """
     if config.kind != "file":
         return Definition.of(config)
-    path = Path(config.name.rpartition(":")[0])
-    source = world.share_text(world.on_main(lambda: read_source(path).decode("latin-1")) or "")  # any bytes
+    path = Path(config.name.rpartition(":")[0]).expanduser()
+
+    def read() -> str:
+        content = read_source(path)
+        remember(path, content)
+        return content.decode("latin-1")  # any bytes
+
+    source = world.share_text(world.on_main(read) or "")
     return Definition.of(config, source.encode("latin-1"))
 
 
@@ -142,7 +152,10 @@ def resolve_ticket(
             typed = record.config["search"]["model"]["name"]
             with store.beginning():
                 directory = store.find(record.key)  # a run on the server is fetched with its file
-            source = trusted_source(typed, told["sha256"], directory, trust_code=config.trust_code).decode("latin-1")
+            content = trusted_source(typed, str(told["sha256"]), directory, trust_code=config.trust_code)
+            own, source = Path(typed.rpartition(":")[0]), content.decode("latin-1")
+            if os.path.isfile(own) and own.read_bytes() != content:
+                _log.info(f"note: {own} has changed since {record.name!r} was made; its recorded content is used")
         elif "library" in told and told["library"] != (now := f"{told['kind']} {library_version(told['kind'])}"):
             _log.warning(f"{record.name!r} was made with {told['library']}, and here is {now}")
         return json.dumps([record.key, record.config.get("search"), source])
@@ -174,6 +187,7 @@ def resolve_ticket(
         runs=config.runs,
         experiment=config.experiment,
         offline=config.offline,
+        trust_code=config.trust_code,
     )
     try:
         network = Definition.of(settings.model, None if source is None else source.encode("latin-1"))

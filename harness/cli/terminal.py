@@ -59,11 +59,12 @@ def launcher_of(world: World) -> str:
 
 
 def _store_options(experiment: Experiment) -> str:
-    """Return the options of the launch's store that differ from their defaults."""
+    """Return the options of store and trust that differ from their defaults."""
     config, usual = experiment.config, TicketConfig("")
     words = [] if config.runs == usual.runs else ["--runs", str(config.runs)]
     words += [] if config.experiment == usual.experiment else ["--experiment", config.experiment]
     words += ["--offline"] if config.offline else []
+    words += ["--trust-code"] if config.trust_code else []
     return "".join(f" {shlex.quote(word)}" for word in words)
 
 

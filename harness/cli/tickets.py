@@ -30,7 +30,7 @@ from harness.config import known
 
 COMMANDS: dict[str, str] = {
     "recipes": "List the recipes that `search` runs and `cp` copies.",
-    "cp": "Copy a recipe or a launch file, to change it.",
+    "cp": "Copy a recipe, an example or a launch file, to change it.",
     "prepare": "Prepare a data set.",
     "search": "Search for a winning sign with a recipe, or with your copy of one.",
     "train": "Train a ticket: a logged signed mask on a fresh initialisation.",
@@ -150,12 +150,14 @@ def list_recipes(words: list[str]) -> None:
     others = {name: _first_line(name) for name in RECIPES.values()}
     print_commands(RECIPES_USAGE if words else None, text, searches(), title="recipes")
     print_commands(None, None, others, title="recipes of the commands train, reproduce and report")
+    examples = {path.stem: _text(path).partition("\n")[0] for path in _examples()}
+    print_commands(None, None, examples, title="examples of SignPruner in other training loops; copy one and run it")
     files = {path.name: "" for path in sorted((_recipes() / "launch").iterdir())}
     print_commands(None, None, files, title="files for accelerate launch --config_file, Slurm and Kubernetes")
 
 
 def copy(words: list[str]) -> None:
-    """Copy a recipe or a launch file.
+    """Copy a recipe, an example or a launch file.
 
     Raises:
         ValueError: The name is unknown, or the words are no name and no file.
@@ -164,9 +166,9 @@ def copy(words: list[str]) -> None:
     # Phase: read the words.
     if words and words[0] in ("-h", "--help"):
         text = (
-            "Copy a recipe or a launch file, to change it. FILE is a new file or a directory, by default the working "
-            "directory. A copied recipe runs where it lies: `tickets search FILE`. An existing file is never "
-            "overwritten."
+            "Copy a recipe, an example or a launch file, to change it. FILE is a new file or a directory, by default "
+            "the working directory. A copied recipe runs where it lies: `tickets search FILE`. "
+            "An existing file is never overwritten."
         )
         print_commands(CP_USAGE, text, {})
         return
@@ -188,25 +190,28 @@ def copy(words: list[str]) -> None:
 
     # Phase: say how to use the copy.
     print(for_terminal(f"{source.stem if source.suffix == '.py' else source.name} copied to {target}"))
-    if source.suffix == ".py":
+    if source in _examples():
+        print(for_terminal(f"now run: python {shlex.quote(str(target))}"))
+    elif source.suffix == ".py":
         # a bare name would be one of the package's recipes
         file_name = str(target) if "/" in str(target) or target.suffix == ".py" else f"./{target}"
         print(for_terminal(f"now run: {program.command(f'search {shlex.quote(file_name)}')}"))
 
 
 def _copied_file(word: str) -> Path:
-    """Return the recipe or launch file that a word names: `NAME`, `NAME.py` or its path in a clone.
+    """Return the recipe, example or launch file that a word names: `NAME`, `NAME.py` or its path in a clone.
 
     Raises:
         ValueError: The name is unknown.
     """
     directory = _recipes()
     files = {name: directory / f"{name}.py" for name in program.recipe_names()}
+    files |= {path.stem: path for path in _examples()}
     files |= {path.name: path for path in sorted((directory / "launch").iterdir())}
     # A path in another directory may mean a file of the user's, which `cp` does not copy.
-    found = {**files, **{str(path.relative_to(directory)): path for path in files.values()}}
+    found = files | {name: path for path in files.values() for name in (path.name, str(path.relative_to(directory)))}
     name = word.removeprefix("recipes/")
-    return found[name] if name in found else files[known("recipe or launch file", word, [*files])]
+    return found[name] if name in found else files[known("recipe, example or launch file", word, [*files])]
 
 
 def _recipes() -> Path:
@@ -221,10 +226,19 @@ def _recipes() -> Path:
     return directory
 
 
+def _examples() -> list[Path]:
+    """Return the files of the examples, sorted."""
+    return sorted((_recipes() / "examples").glob("[a-z]*.py"))
+
+
 def _first_line(name: str) -> str:
-    """Return the first line of a recipe's docstring. The recipe is not imported."""
-    text = ast.get_docstring(ast.parse((_recipes() / f"{name}.py").read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
+    """Return the first line of a recipe's docstring."""
+    return _text(_recipes() / f"{name}.py").partition("\n")[0]
+
+
+def _text(path: Path) -> str:
+    """Return the docstring of a file, which is not imported."""
+    return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ def fsync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_point: str | None = None) -> None:
+def write_atomically(
+    path: Path, data: bytes, *, durable: bool = True, fault_point: str | None = None, mode: int = 0o666
+) -> None:
     """Replace the content of `path` atomically.
 
     Readers see either the old or the new content.
@@ -57,6 +59,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
         data: The complete new content.
         durable: Flush content and name to disk before returning. Set it to False for files that can be rebuilt.
         fault_point: Name of a crash point between writing and renaming, for tests (see `reach`).
+        mode: Permissions of the new content, without those of the umask.
 
     Raises:
         OSError: The disk is full or not writable. The old content is unchanged.
@@ -69,7 +72,7 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True, fault_poi
     # Its name is random: processes of two containers can have the same number.
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             if durable:

@@ -120,6 +120,11 @@ class ModelConfig:
             file, _, function = self.name.rpartition(":")
             ok = file.endswith(".py") and function.isidentifier()
             require(ok, f"model.name is {self.name!r}; expected FILE.py:FUNCTION, such as net.py:build")
+        named = [] if self.classifier is None else self.classifier.split(",")
+        require(
+            all(one and one == one.strip() for one in named) and len(set(named)) == len(named),
+            f"model.classifier is {self.classifier!r}; expected one module, or several with commas and without spaces",
+        )
         _ = self.options
 
     @property

@@ -185,6 +185,9 @@ class SearchConfig:
     offline: bool = False
     """Deliver nothing to MLflow during this launch, for example without a network. `python tools/lineage.py sync`
     delivers later."""
+    trust_code: bool = False
+    """Execute the Python file of a prepared data set, also if you have named it in no command. Read its copy source.py
+    in the data set's directory first."""
 
     def __post_init__(self) -> None:
         # Phase: levels and densities.
@@ -259,7 +262,7 @@ def to_json(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to JSON values. Paths become strings and tuples become lists.
 
     A search's `count_rule` appears only where it matters (`SearchConfig.counts_by`), options of a network only if it is
-    not built in, and `probe` never.
+    not built in, `probe` and `trust_code` never.
     """
 
     def plain(value: Any) -> Any:
@@ -271,7 +274,7 @@ def to_json(config: Any) -> dict[str, Any]:
 
     values = asdict(config)
     if isinstance(config, SearchConfig):
-        del values["probe"]
+        del values["probe"], values["trust_code"]
         if not config.counts_by:
             del values["count_rule"]
         if config.model.kind == "built-in":  # as older records have it
@@ -291,7 +294,8 @@ def search_from_json(values: dict[str, Any]) -> SearchConfig:
         if "gem_miner" in values:  # missing in older records
             gem = {"freezing": "exact"} | values["gem_miner"]  # older records without this field used exact
             parts["gem_miner"] = GemMinerConfig(**gem | {"finetune": _schedule(Schedule(**gem["finetune"]))})
-        rest = {name: value for name, value in values.items() if name not in parts}
+        # A record must not decide that its own code is trusted.
+        rest = {name: value for name, value in values.items() if name not in {*parts, "trust_code"}}
         with contextlib.suppress(KeyError):
             rest["experiment"] = readable_experiment_name(rest["experiment"])
         config = SearchConfig(**parts, **rest)

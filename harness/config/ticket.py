@@ -86,8 +86,8 @@ class TicketConfig:
     offline: bool = False
     """Use only local runs, and deliver nothing to MLflow during this launch."""
     trust_code: bool = False
-    """Execute the copy of the user's file that a run keeps, if its network comes from one. Read the file first. Not
-    needed if the file is unchanged at its recorded path."""
+    """Execute the Python file that defines the run's network or data, also if you have named it in no command. Read its
+    copy first: network.py in the run's directory, source.py in the data set's."""
 
     def __post_init__(self) -> None:
         every = self.evaluate_every

@@ -4,7 +4,14 @@ Only ffcv/ imports ffcv and numba. memory_loader.py needs only torch, NumPy and 
 this package imports none of these except NumPy. Data sets can be prepared without torch.
 """
 
-from harness.data.data_source import DataSource, LoaderName, choose_loader, open_data, verify_data
+from harness.data.data_source import (
+    DataSource,
+    LoaderName,
+    choose_loader,
+    executable_code,
+    open_data,
+    verify_data,
+)
 from harness.data.loaders import Batch, EvalLoader, TrainLoader
 from harness.data.own import spec_of
 from harness.data.spec import DATASETS, DataSpec, data_spec
@@ -19,6 +26,7 @@ __all__ = [
     "TrainLoader",
     "choose_loader",
     "data_spec",
+    "executable_code",
     "open_data",
     "spec_of",
     "verify_data",

@@ -125,7 +125,9 @@ def choose_loader(name: str, directory: Path | str, *, aloud: bool = True) -> Lo
     return chosen
 
 
-def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "") -> DataSource:
+def open_data(
+    name: str, directory: Path | str, loader: LoaderName, *, vouched: str = "", code: str | None = None
+) -> DataSource:
     """Open a prepared data set.
 
     Args:
@@ -134,6 +136,7 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
         loader: ffcv, memory or torch.
         vouched: Return value of `verify_data` in another process of this machine. Unchanged files are then not hashed
             again.
+        code: Return value of `executable_code` in another process of the launch. None: decide in this process.
 
     Raises:
         FileNotFoundError: The data set is not prepared. The message has the command that prepares it.
@@ -151,8 +154,30 @@ def open_data(name: str, directory: Path | str, loader: LoaderName, *, vouched: 
         num_train=manifests["train"].num_samples,
         num_test=manifests["test"].num_samples,
         options=manifests["train"].options,
-        _reader=_readers(spec, loader, paths, manifests["train"]),
+        _reader=_readers(spec, loader, paths, manifests["train"], code),
     )
+
+
+def executable_code(name: str, directory: Path | str, loader: LoaderName, *, trust_code: bool = False) -> str:
+    """Return the SHA-256 of the user's file that makes a data set, if it may be executed. "": there is no such file.
+
+    Rank 0 of a launch decides. Other nodes may not know which files the user trusts.
+
+    Args:
+        name: As in `open_data`.
+        directory: As in `open_data`.
+        loader: As in `open_data`.
+        trust_code: The user's option --trust-code.
+
+    Raises:
+        UntrustedCodeError: It must not be executed (see harness/common/trusted.py). Other errors are as in `open_data`.
+    """
+    _, manifests, _, paths = _prepared(name, directory, loader)
+    if _SOURCE_FILE not in manifests["train"].files:
+        return ""
+    from harness.data.user_file import allowed_code
+
+    return allowed_code(paths["train"].parent, manifests["train"], trust_code=trust_code)
 
 
 def verify_data(name: str, directory: Path | str, loader: LoaderName) -> str:
@@ -217,16 +242,19 @@ def _manifest(spec: DataSpec, home: Path, split: str) -> Manifest:
 
 
 def _readers(
-    spec: DataSpec, loader: LoaderName, paths: dict[str, Path], manifest: Manifest
+    spec: DataSpec, loader: LoaderName, paths: dict[str, Path], manifest: Manifest, code: str | None
 ) -> Callable[..., SplitReader]:
     if loader == "torch":
         from harness.data.torch_loader import stored_readers, torch_readers
 
         if _SOURCE_FILE not in manifest.files:
             return stored_readers(spec, paths)
-        from harness.data.user_file import FileSamples, UserFile
+        from harness.data.user_file import FileSamples, UserFile, allowed_code
 
-        file = UserFile.recorded(paths["train"].parent, manifest)
+        home = paths["train"].parent
+        if code != manifest.files[_SOURCE_FILE].sha256:  # undecided, or decided for another file
+            allowed_code(home, manifest)
+        file = UserFile.recorded(home, manifest)
         return torch_readers(lambda split: FileSamples.load(spec, file, split, paths[split]))
     if loader == "memory":
         from harness.data.memory_loader import memory_readers

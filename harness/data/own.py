@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from harness.common.escape import one_line
+from harness.common.escape import for_terminal, one_line
 from harness.common.files import read_bounded
 from harness.common.program import command
 from harness.config import known
@@ -174,7 +174,7 @@ def started(name: str, options: OwnOptions, source: str) -> DataSpec:
         raise ValueError(f"{name} is a data set of your own; give its --size in pixels, such as --size 64")
     return DataSpec(
         name=name,
-        num_classes=_ANY_CLASSES,
+        num_classes=MOST_CLASSES,
         channels=options.channels,
         image_size=options.size,
         mean=(),
@@ -184,7 +184,7 @@ def started(name: str, options: OwnOptions, source: str) -> DataSpec:
     )
 
 
-_ANY_CLASSES = 1 << 20
+MOST_CLASSES = 1 << 20
 """Number of classes before the source is read. More are refused."""
 
 
@@ -320,7 +320,7 @@ def _check(spec: DataSpec) -> None:
     for ok, what in (
         (isinstance(spec.name, str) and _NAME.fullmatch(spec.name) is not None, "name"),
         (all(type(number) is int for number in numbers), "num_classes, channels or image_size"),
-        (2 <= spec.num_classes <= _ANY_CLASSES, "num_classes"),
+        (2 <= spec.num_classes <= MOST_CLASSES, "num_classes"),
         (spec.channels in (1, 3) and 1 <= spec.image_size <= 4096, "channels or image_size"),
         (len(spec.mean) == len(spec.std) == spec.channels, "mean or std"),
         (all(type(value) is float and 0 <= value <= 1 for value in statistics) and min(spec.std) > 0, "mean or std"),
@@ -426,9 +426,14 @@ def with_classes(spec: DataSpec, names: tuple[str, ...]) -> DataSpec:
     Raises:
         ValueError: There are fewer than two classes, or too many.
     """
-    if not 2 <= len(names) < _ANY_CLASSES:
+    if len(names) < 2:
         listed = f" ({names[0]})" if names else ""
         raise ValueError(f"{spec.name} has {len(names)} classes{listed}; a classifier needs at least two")
+    if len(names) >= MOST_CLASSES:
+        raise ValueError(f"{spec.name} has {len(names):,} classes; at most {MOST_CLASSES - 1:,} are allowed")
+    for name in names:
+        if any("\ud800" <= letter <= "\udfff" for letter in name):  # other bytes in the name of a directory
+            raise ValueError(f"the name of the class {for_terminal(name)} is no text in UTF-8; rename it")
     return replace(spec, num_classes=len(names), raw=replace(spec.raw, class_names=names))
 
 

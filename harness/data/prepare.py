@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,6 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from filelock import FileLock, Timeout
 
+from harness.common import trusted
 from harness.common.digest import canonical_json, sha256_file
 from harness.common.escape import one_line
 from harness.common.files import NO_LOCKS, reach, write_atomically, write_tensors
@@ -241,7 +243,7 @@ def _prepare_file(
         directory: Its directory.
         request: Arguments of the preparation.
         own: Options of the data set.
-        named: Whether the user named the file. Otherwise it is not executed.
+        named: Whether the user named the file, who then trusts it. Otherwise it is not executed.
     """
     from harness.data.prepare_file import prepare_file  # imports torch
     from harness.data.user_file import UserFile
@@ -249,6 +251,8 @@ def _prepare_file(
     if own.test_split is not None or request.columns:
         raise ValueError(f"{request.source} makes both splits itself; leave out --test-split and the columns")
     file = UserFile.read(request.source)
+    if named:
+        trusted.remember(file.path, file.content)
     request = replace(request, own=own, options={"loader": "torch", "file": file.sha256, "function": file.function})
     kept = [_kept(spec, directory, split, request) for split in SPLITS]
     if None not in kept:
@@ -265,7 +269,7 @@ def _prepare_own(spec: DataSpec, directory: Path, request: _Request, own: OwnOpt
     kept = [_kept(spec, directory, split, replace(request, own=own)) for split in SPLITS]
     if None not in kept:
         return [manifest for manifest in kept if manifest is not None]
-    spec, splits, made_split = read_own(spec, request.source, own)
+    spec, splits, made_split = read_own(spec, request.source, own, allow_missing_classes=request.allow_missing_classes)
     chosen = request.options | describe(spec, own, made_split)
     request = replace(request, options=chosen, own=own)
     # Write the training split first: it gives mean and standard deviation.
@@ -528,6 +532,10 @@ def _encoded(
         import cv2
 
         cv2.setNumThreads(0)  # this pool already provides the threads
+    from PIL import Image
+
+    # An image of 90 to 179 million pixels is no error. Pillow refuses larger ones.
+    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
     with ThreadPoolExecutor(num_workers) as pool:
         waiting: deque[tuple[str, Future[StoredImage]]] = deque()
         try:

@@ -5,17 +5,15 @@ build       returns a map-style dataset of (image, label) for split train or tes
 transforms  returns a function of an image, for example of torchvision.transforms.v2. Its result is a uint8 image of
             `size` × `size` pixels, without normalisation. It may draw from torch, numpy.random and random.
 
-The file is executed by `tickets prepare`, if the user names it, and again at each training. Then its SHA-256 must
-be the recorded one. Only installed packages can be imported in it, because the files beside it are not in the digest.
+The file is executed by `tickets prepare`, if the user names it, and again at each training. Then its SHA-256 must be
+the recorded one, and the user must trust it (see harness/common/trusted.py).
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import sys
-import traceback
-import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +27,8 @@ from harness.common.digest import canonical_json
 from harness.common.escape import one_line
 from harness.common.files import read_bounded
 from harness.common.optional import require
+from harness.common.trusted import require_trust
+from harness.common.user_code import MOST_BYTES, UserCode, told
 from harness.data.manifest import Manifest
 from harness.data.memory_loader import ResidentSplit
 from harness.data.own import SOURCE_FILE
@@ -38,7 +38,6 @@ from harness.data.torch_loader import Request, Sample, SampleError, seeded
 
 SAMPLES_FILE = "{split}.samples.safetensors"
 """Name of the file with label and digest of each sample."""
-_MOST_BYTES = 1 << 20
 _NAMED = re.compile(r"(.+\.py):([A-Za-z_]\w*)")
 
 
@@ -67,39 +66,37 @@ class UserFile:
         if named is None:
             raise ValueError(f"{source} is not FILE.py:FUNCTION")
         try:
-            return cls(named[0].resolve(), named[1], read_bounded(named[0], _MOST_BYTES))
+            return cls(named[0].resolve(), named[1], read_bounded(named[0], MOST_BYTES))
         except OSError as error:
             raise ValueError(f"{named[0]} cannot be read: {error.strerror or error}") from None
 
     @classmethod
     def recorded(cls, home: Path, manifest: Manifest) -> UserFile:
-        """Return the file that made a prepared data set, if it is where the user named it, and unchanged.
+        """Return the file that made a prepared data set: the user's own if it is unchanged, else the copy.
 
-        A data set may come from somebody else. So the copy in its directory is never executed.
+        The caller has decided that it may be executed (see `allowed_code`).
 
         Args:
-            home: Directory of the data set.
+            home: Directory of the data set. Its files have their recorded digests.
             manifest: Manifest of a split.
 
         Raises:
-            ValueError: The file is missing, has changed, or lies in the data set's directory.
+            ValueError: The user's own file has changed, or the manifest names none.
         """
-        # Find the file where the user named it, outside of the data set's directory.
-        given, copy = str(manifest.source.get("given")), home / SOURCE_FILE
+        given, expected = str(manifest.source.get("given")), manifest.files[SOURCE_FILE].sha256
         named = named_function(given)
-        path = named[0] if named else Path(given)
-        remedy = f"Read {copy}, then copy it to {path}, or prepare the data again with --source FILE.py:FUNCTION"
-        if named is None or not path.is_file() or home.resolve() in path.resolve().parents:
-            raise ValueError(
-                f"{home.name} is made by {given}, which is not there, and a copy is not executed unasked. {remedy}"
-            )
-        # Compare its digest.
-        found = cls.read(given)
-        expected = manifest.files[SOURCE_FILE].sha256
+        if named is None:
+            raise ValueError(f"{home / 'train.json'} names no FILE.py:FUNCTION; prepare the data again")
+        # Another machine can lack the user's own file, or not let this user look for it.
+        own = os.path.isfile(named[0])
+        found = cls.read(given if own else f"{home / SOURCE_FILE}:{named[1]}")
+        if not own and found.sha256 != expected:
+            raise ValueError(f"{home / SOURCE_FILE} was altered: its SHA-256 is not {expected[:12]}…")
         if found.sha256 != expected:
             raise ValueError(
-                f"{path} has changed since {home.name} was prepared: its SHA-256 is {found.sha256[:12]}…, but the "
-                f"manifest says {expected[:12]}…. {remedy}"
+                f"{named[0]} has changed since {home.name} was prepared: its SHA-256 is {found.sha256[:12]}…, but the "
+                f"manifest says {expected[:12]}…. Prepare the data again with --source {given} --overwrite, or copy "
+                f"{home / SOURCE_FILE} to {named[0]}"
             )
         return found
 
@@ -109,24 +106,14 @@ class UserFile:
         return hashlib.sha256(self.content).hexdigest()
 
     @cached_property
-    def _module(self) -> types.ModuleType:
-        """Execute the file under a private module name. Nothing is written beside it."""
-        name = f"_data_{self.sha256[:16]}"
-        module = types.ModuleType(name)
-        module.__file__ = str(self.path)
-        sys.modules[name] = module  # dataclasses and pickle look up the module of a class there
-        try:
-            exec(compile(self.content, str(self.path), "exec"), module.__dict__)
-        except Exception as error:
-            del sys.modules[name]
-            hint = "; it can import installed packages, but not the files beside it"
-            raise ValueError(f"{self.told(error)}{hint if isinstance(error, ImportError) else ''}") from error
-        return module
+    def _code(self) -> UserCode:
+        """Execute the file."""
+        return UserCode(self.content, str(self.path), "data")
 
     @property
     def has_transforms(self) -> bool:
         """Return whether the file has a function `transforms`. This executes the file."""
-        return callable(getattr(self._module, "transforms", None))
+        return callable(getattr(self._code.module, "transforms", None))
 
     def dataset(self, split: str) -> Any:
         """Return the user's dataset of a split.
@@ -134,43 +121,50 @@ class UserFile:
         Raises:
             ValueError: The file, or the function, raises an error or is missing, or the result is no map-style dataset.
         """
-        build = getattr(self._module, self.function, None)
-        if not callable(build):
-            found = [name for name, value in vars(self._module).items() if isinstance(value, types.FunctionType)]
-            raise ValueError(f"{self.path} has no function {self.function!r}; it has {', '.join(found) or 'none'}")
-        made = self._called(build, split)
+        made = self._code.call(self._code.function(self.function), split)
         if not hasattr(made, "__getitem__") or not hasattr(made, "__len__"):
             raise ValueError(
                 f"{self.function}({split!r}) of {self.path} returned a {type(made).__name__}; it must return a "
                 "map-style dataset, with __getitem__ and __len__"
             )
+        try:
+            len(made)
+        except (Exception, SystemExit) as error:
+            raise ValueError(
+                f"{self.function}({split!r}) returned a dataset without a length: {self.told(error)}"
+            ) from error
         return made
 
     def transforms(self, split: str, size: int) -> Callable[[Any], Any]:
         """Return the user's function of an image."""
-        made = self._called(self._module.transforms, split, size)
+        made = self._code.call(self._code.function("transforms"), split, size)
         if not callable(made):
             raise ValueError(
                 f"transforms({split!r}, {size}) of {self.path} returned a {type(made).__name__}, no function"
             )
         return made
 
-    def _called(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        try:
-            return function(*arguments)
-        except Exception as error:
-            given = ", ".join(map(repr, arguments))
-            raise ValueError(f"{self.told(error)}, called as {function.__name__}({given})") from error
-
     def told(self, error: BaseException) -> str:
         """Return one line about an error in the user's code, with its file and line."""
-        if isinstance(error, SyntaxError):
-            line = error.lineno
-        else:
-            frames = traceback.extract_tb(error.__traceback__)
-            line = next((frame.lineno for frame in reversed(frames) if frame.filename == str(self.path)), None)
-        words = (str(error).splitlines() or ["no message"])[0][:300]
-        return f"{self.path}{'' if line is None else f', line {line}'}: {type(error).__name__}: {words}"
+        return told(error, str(self.path))
+
+
+def allowed_code(home: Path, manifest: Manifest, *, trust_code: bool = False) -> str:
+    """Return the SHA-256 of the file that made a prepared data set, if it may be executed.
+
+    Args:
+        home: Directory of the data set.
+        manifest: Manifest of a split.
+        trust_code: The user's option --trust-code.
+
+    Raises:
+        UntrustedCodeError: It must not be executed. The message has the reason and the remedy.
+    """
+    digest, copy = manifest.files[SOURCE_FILE].sha256, str(home / SOURCE_FILE)
+    named = named_function(str(manifest.source.get("given")))
+    name = named[0].name if named else SOURCE_FILE
+    require_trust(f"the data set {home.name}", name, digest, copy, trust_code=trust_code)
+    return digest
 
 
 class FileSamples:
@@ -230,12 +224,13 @@ class FileSamples:
         try:
             with seeded(seed, index):
                 image, label = self.dataset[index]
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SampleError(f"{self._where(index)}: {self.file.told(error)}") from error
         is_scalar = isinstance(label, np.integer) or (isinstance(label, torch.Tensor) and label.numel() == 1)
         number = label.item() if is_scalar else label
         if type(number) is not int or not 0 <= number < self.spec.num_classes:
-            raise SampleError(f"{self._where(index)} has label {label!r:.60}; it must be an integer of 0 or more")
+            most = self.spec.num_classes - 1
+            raise SampleError(f"{self._where(index)} has label {label!r:.60}; it must be an integer from 0 to {most:,}")
         return image, self._pixels(image, index, "the dataset"), number
 
     def shown(self, image: Any, pixels: np.ndarray, index: int, key: int | None) -> np.ndarray:
@@ -252,7 +247,7 @@ class FileSamples:
         try:
             with seeded(key, index):
                 made = self._transforms[key is not None](image)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise SampleError(f"{self._where(index)}: {self.file.told(error)}") from error
         result, size = self._pixels(made, index, "transforms"), self.spec.image_size
         if result.shape[:2] != (size, size):
@@ -292,8 +287,17 @@ class FileSamples:
         from PIL import Image
 
         if isinstance(image, Image.Image):
-            return rgb(image)
-        array = image.numpy() if isinstance(image, torch.Tensor) else image
+            try:
+                return rgb(image)
+            except Exception as error:  # Pillow decodes a file here, and raises many types
+                raise SampleError(
+                    f"{self._where(index)}: {of} gave an image that cannot be read: {one_line(error)}"
+                ) from error
+        array = image
+        if isinstance(image, torch.Tensor) and image.dtype == torch.uint8:
+            if image.device.type != "cpu":
+                raise SampleError(f"{self._where(index)}: {of} gave an image on {image.device}; leave it on the CPU")
+            array = image.numpy()
         if not isinstance(array, np.ndarray) or array.dtype != np.uint8:
             kind = str(image.dtype) if hasattr(image, "dtype") else type(image).__name__
             hint = (

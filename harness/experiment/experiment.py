@@ -19,7 +19,7 @@ from harness.common.logging import is_quiet
 from harness.common.machine import share_of_cores
 from harness.common.program import command
 from harness.config import NETWORKS_OWN, SearchConfig, known
-from harness.data import LoaderName, choose_loader, open_data, verify_data
+from harness.data import LoaderName, choose_loader, executable_code, open_data, verify_data
 from harness.distributed.world import World
 from harness.experiment import describe
 from harness.experiment.probe import Probe
@@ -133,7 +133,12 @@ class Experiment:
         # Phase: open the data. All processes must have equal data.
         files = config.data.name, config.data.directory, cast(LoaderName, config.data.loader)
         vouched = world.first_on_node(lambda: verify_data(*files))  # hash ImageNet's 150 GB once per node
-        self.source = world.on_all(lambda: open_data(*files, vouched=vouched))
+        code = None
+        if config.data.loader == "torch":
+            # Rank 0 knows which Python files the user trusts. Other nodes may not.
+            code = world.on_main(lambda: executable_code(*files, trust_code=config.trust_code))
+            code = world.share_text(code or "")
+        self.source = world.on_all(lambda: open_data(*files, vouched=vouched, code=code))
         self.spec = self.source.spec
         world.require_equal("the data set", self.source.content_digest)
         self.train_feed, self.test_feed = world.on_all(self._feeds)
@@ -170,13 +175,19 @@ class Experiment:
         self._check_draw()
 
     def _check_draw(self) -> None:
-        """Refuse the network of a user's file if its seed does not determine θ_init."""
-        if self.architecture.definition.kind != "file" or self.theta_init(0).digest == self.archive.template.digest:
+        """Refuse the network of a user's file unless its seed, and nothing else, determines θ_init."""
+        if self.architecture.definition.kind != "file":
             return
-        raise ValueError(
-            f"{self.config.model.name} draws other initial parameters on a second call; draw them from torch's, "
-            "NumPy's or Python's global generator, without a seed of your own"
-        )
+        first, name = self.archive.template.digest, self.config.model.name
+        advice = "draw them from torch's, NumPy's or Python's global generator, without a seed of your own"
+        if self.theta_init(0).digest != first:
+            raise ValueError(f"{name} draws other initial parameters on a second call; {advice}")
+        # Trials with other seeds would then be one trial.
+        if self.config.initialisation == NETWORKS_OWN and self.theta_init(1).digest == first:
+            raise ValueError(
+                f"{name} draws equal initial parameters for every init_seed; {advice}. Trained weights are given as a "
+                "file, with --initialisation FILE"
+            )
 
     def _check_batchnorm(self) -> None:
         """Refuse micro-batches of one image where BatchNorm then has one value a channel, which has no variance."""

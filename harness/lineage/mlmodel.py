@@ -85,5 +85,14 @@ def fault(content: bytes, key: str) -> str | None:
     return None if told == key else "is that of another run"
 
 
+def asks_for_trust(content: bytes) -> bool:
+    """Return whether an MLmodel sets `trust_code`, or is not as the harness writes it."""
+    try:
+        trusts = json.loads(content)["flavors"]["python_function"]["config"]["trust_code"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return True
+    return trusts is not False
+
+
 def _tensor(shape: list[int]) -> str:
     return json.dumps([{"type": "tensor", "tensor-spec": {"dtype": "float32", "shape": shape}}])

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import one_line
 from harness.lineage.bundle import MANIFEST, MODEL, bundled_file, is_bundle
+from harness.lineage.mlmodel import MLMODEL, asks_for_trust
 from harness.lineage.nodes.local_files import DETERMINANTS, check_file, read_record
 from harness.lineage.nodes.record import CHECKPOINT
 from harness.lineage.recorded_network import read_model
@@ -91,7 +92,12 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Im
             raise ValueError(f"{record.name} has no {name}: an early version of the harness made it")
         return check_file(directory, record, name)
 
-    # Phase: build the network, and fill it.
+    # Phase: build the network, and fill it. MLflow also takes options from MLmodel, which may come from a stranger.
+    if trust_code and asks_for_trust((directory / MLMODEL).read_bytes()):
+        raise ValueError(
+            f"{directory / MLMODEL} itself sets trust_code: it was altered. Read the run's code, and load the network "
+            "with harness.load_network(…, trust_code=True)"
+        )
     model = read_model(file(DETERMINANTS), file, trust_code=trust_code)
     Checkpoint.load(file(CHECKPOINT)).load_into_(model)
     return ImageClassifier(model, device)
@@ -103,5 +109,5 @@ def _check_device(name: str) -> None:
 
     try:
         torch.empty(1, device=name).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device {name!r} cannot be used here: {one_line(error):.200}; give cpu or cuda") from None

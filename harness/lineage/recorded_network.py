@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Mapping
 from hashlib import sha256
 from pathlib import Path
@@ -10,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from harness.common.escape import one_line
 from harness.common.files import read_json
 from harness.common.optional import explained
+from harness.common.trusted import UntrustedCodeError, require_trust
 from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import CONFIG, RECORD
 from harness.models.initialise import private_generators
 from harness.models.network import SOURCE_FILE, Network, from_record
-from harness.models.sources import NoLibraryError, NotBuildableError
+from harness.models.sources import NoLibraryError, NotBuildableError, read_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,14 +34,14 @@ def network_of(
 ) -> Network:
     """Return the network of a run.
 
-    A run whose network comes from a file keeps a copy of it. The file is executed if it still lies at the recorded path
-    with the recorded content, or with `trust_code`.
+    A run whose network comes from a file keeps a copy of it. The file is executed if the user has named it in a command
+    before, or with `trust_code`.
 
     Args:
         determinants: Content of the run's determinants.json.
         config: The recorded settings of its search.
         directory: Directory of the run, for the copy of the file.
-        trust_code: Execute the copy.
+        trust_code: Execute the file in any case.
         same_version: Refuse a library of another version than the recorded one, even if all tensors are equal.
         shown: Name of the copy in messages. "": its path.
 
@@ -64,7 +67,7 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
     Args:
         path: The run's determinants.json.
         file: Returns the path of another file of the run. Only networks that are not built in need it.
-        trust_code: Execute the run's copy of a user's file.
+        trust_code: Execute a user's file in any case.
 
     Raises:
         NoLibraryError: A library of the network is not installed. The message has the command that installs it.
@@ -79,12 +82,14 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
             "harness.load_checkpoint(key).load_into_(model)"
         )
     try:
-        model, config, directory = determinants["model"], {}, None
+        model, config, directory, shown = determinants["model"], {}, None, ""
         if "tensors" in model:
             config = read_json(file(CONFIG))["search"]
         if "sha256" in model:
             directory = file(SOURCE_FILE).parent
-        network = network_of(determinants, config, directory, trust_code=trust_code)
+            if not (directory / RECORD).is_file():  # a download, which is deleted after the error
+                shown = f"the run's artifact {SOURCE_FILE} in MLflow"
+        network = network_of(determinants, config, directory, trust_code=trust_code, shown=shown)
         with private_generators(0):
             return network.build()
     except NotBuildableError as error:
@@ -99,31 +104,37 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
 
 
 def trusted_source(typed: str, digest: str, directory: Path | None, *, trust_code: bool, shown: str = "") -> bytes:
-    """Return the content of a user's file that may be executed.
+    """Return the content of a user's file that may be executed (see harness/common/trusted.py).
 
     Args:
         typed: FILE.py:FUNCTION, as recorded.
         digest: SHA-256 of the file, as recorded.
-        directory: Directory of the run.
-        trust_code: Whether the user allows the run's copy.
+        directory: Directory of the run, which has a copy of the file.
+        trust_code: The user's option --trust-code.
         shown: Name of the copy in messages. "": its path.
 
     Raises:
-        NotBuildableError: The file must not be executed. The message has the reason and the remedy.
+        NotBuildableError: The file must not be executed, or is missing. The message has the reason and the remedy.
     """
-    # The user's own file, then the run's copy. A record can name the copy of a run, which is nobody's own file.
+    # Phase: decide by the recorded content alone.
     path = Path(typed.rpartition(":")[0])
-    own = path.is_file() and not (path.resolve().parent / RECORD).exists()
-    if own and sha256(content := path.read_bytes()).hexdigest() == digest:
-        return content
-    copy = directory / SOURCE_FILE if directory is not None else None
-    if trust_code and copy is not None and copy.is_file():
-        content = copy.read_bytes()
-        if sha256(content).hexdigest() != digest:
-            raise NotBuildableError(f"{copy} was altered: its SHA-256 is not {digest[:12]}…")
-        return content
-    where = f"read {shown or copy}" if copy is not None else f"restore {path}"
+    copy = None if directory is None else directory / SOURCE_FILE
+    told = shown or str(copy or path)
+    try:
+        require_trust("this run's network", path.name, digest, told, trust_code=trust_code)
+    except UntrustedCodeError as error:
+        raise NotBuildableError(str(error)) from None
+
+    # Phase: find this content, in the user's own file or in the copy.
+    found = []
+    for place in (path, copy):
+        if place is not None and os.path.isfile(place):
+            with contextlib.suppress(OSError, ValueError):
+                if sha256(content := read_source(place)).hexdigest() == digest:
+                    return content
+            found.append(str(place))
+    if copy is not None and str(copy) in found:
+        raise NotBuildableError(f"{copy} was altered: its SHA-256 is not {digest[:12]}…")
     raise NotBuildableError(
-        f"this run's network is defined in a file of its own, {path.name} (sha256 {digest[:12]}…), which is not "
-        f"executed unasked; {where}, then give --trust-code"
+        f"{one_line(path.name)} (sha256 {digest[:12]}…), which makes this run's network, is missing: {told}"
     )

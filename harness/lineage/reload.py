@@ -97,8 +97,8 @@ def load_network(
         local_dir: As in `load_signed_mask`.
         model: The network to fill and return, on any device. None builds the recorded one. Runs of `SignPruner.log`
             and single files need it, because they do not name their network.
-        trust_code: Execute the run's copy of a user's file that defines the network. Without it, the file is executed
-            only if it still has its recorded content at its recorded path.
+        trust_code: Execute the Python file that defines the network, also if you have named it in no command. Read
+            the run's copy network.py first.
 
     Raises:
         LookupError: The run has no network or several, which are listed.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache
 from hashlib import sha256
@@ -185,8 +186,7 @@ class Network:
         name, want = self.definition.shown, (2, self.num_classes)
         with initialise.private_generators(0):
             model = self.build()
-            if lazy := [n for n, p in model.named_parameters() if isinstance(p, nn.parameter.UninitializedParameter)]:
-                raise ValueError(f"{lazy[0]} of {name} has no shape yet; build the network without lazy layers")
+            _check_parameters(name, model)
             images_NCHW = torch.randn(2, self.channels, self.image_size, self.image_size)
             for training in (True, False):
                 try:
@@ -194,9 +194,14 @@ class Network:
                         found = model.train(training)(images_NCHW)
                 except Exception as error:  # a stranger's forward pass can fail in any way
                     size = f"{self.channels}×{self.image_size}×{self.image_size}"
-                    said = (str(error).splitlines() or [""])[0][:300]
+                    said = (str(error).splitlines() or ["no message"])[0][:300]
                     raise ValueError(f"{name} fails on images of {size}: {type(error).__name__}: {said}") from error
                 _check_logits(name, found, want)
+        if not self.partition.prunable:
+            raise ValueError(
+                f"{name} has no prunable weight: no convolution or linear layer besides its classifier "
+                f"{', '.join(self.classifier)}; --model.classifier names another"
+            )
 
     # ------------------------------------------------------------------ description
 
@@ -326,15 +331,50 @@ def _classifier(own: Definition, model: nn.Module, num_classes: int) -> tuple[tu
     linear = [name for name, module in modules.items() if isinstance(module, nn.Linear)]
     fitting = [name for name in linear if modules[name].out_features == num_classes]
     if not fitting:
-        outs = ", ".join(f"{name} ({modules[name].out_features})" for name in linear[-5:]) or "none"
+        outs = [f"{name} (Linear, {modules[name].out_features} outputs)" for name in linear[-3:]]
+        convolutions = [name for name, module in modules.items() if isinstance(module, nn.Conv1d | nn.Conv2d)]
+        outs += [f"{name} ({type(modules[name]).__name__}, {modules[name].out_channels})" for name in convolutions[-3:]]
         raise ValueError(
             f"{own.label} has no linear layer with {num_classes} outputs, one per class; name its classifier, which is "
-            f"never pruned, with --model.classifier MODULE; its last linear layers: {outs}"
+            f"never pruned, with --model.classifier MODULE; its last layers: {', '.join(outs) or 'none'}"
         )
     return (fitting[-1],), (
         f"the classifier of {own.label} is {fitting[-1]}, its last linear layer with {num_classes} outputs; it is "
         "never pruned; --model.classifier names another"
     )
+
+
+def _check_parameters(name: str, model: nn.Module) -> None:
+    """Raise ValueError for parameters with which no training can begin.
+
+    Args:
+        name: The network's name, for messages.
+        model: The network, as its constructor returned it.
+    """
+    # Phase: shapes, devices and types.
+    for one, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if isinstance(tensor, nn.parameter.UninitializedParameter | nn.parameter.UninitializedBuffer):
+            raise ValueError(f"{one} of {name} has no shape yet; build the network without lazy layers")
+        if tensor.device.type != "cpu":
+            raise ValueError(f"{one} of {name} is on {tensor.device}; build the network on the CPU")
+    for one, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            raise ValueError(
+                f"{one} of {name} is {parameter.dtype}; parameters must be float32 (--precision trains in mixed "
+                "precision; a tensor that is not trained can be a buffer)"
+            )
+
+    # Phase: there is something to train, and the network can be copied.
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(f"{name} has no parameter that requires a gradient; do not freeze all of them")
+    try:
+        deepcopy(model)
+    except Exception as error:  # a module can hold any object
+        said = (str(error).splitlines() or [""])[0][:200]
+        raise ValueError(
+            f"{name} cannot be copied (copy.deepcopy: {type(error).__name__}: {said}); keep open files, locks and "
+            "generators out of its modules"
+        ) from error
 
 
 def _check_logits(name: str, found: Any, want: tuple[int, int]) -> None:

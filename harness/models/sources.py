@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import importlib.metadata
-import sys
-import traceback
-import types
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from functools import lru_cache
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from harness.common.files import read_bounded
 from harness.common.optional import MissingLibraryError, missing
+from harness.common.user_code import MOST_BYTES, UserCode
 
 _OURS = ("num_classes", "in_chans", "channels", "image_size")
 """Options that the data set gives, and no user."""
@@ -77,7 +75,11 @@ def timm_options(name: str, args: Mapping[str, Any], image_size: int) -> dict[st
     if not timm.is_model(plain):
         raise ValueError(_unknown(name, plain, timm.list_models(), "timm.list_models()"))
     # timm's own mark of networks whose constructor takes img_size.
-    described = timm.models.get_pretrained_cfg(plain)
+    try:
+        described = timm.models.get_pretrained_cfg(plain)
+    except RuntimeError as error:  # a tag after the dot that timm does not know
+        tags = ", ".join(timm.list_pretrained(plain.partition(".")[0])) or "none"
+        raise ValueError(f"unknown network {name!r}: {_first_line(error)}; names with a tag: {tags}") from None
     fixed = described is not None and described.fixed_input_size and "img_size" not in args
     return dict(args) | ({"img_size": image_size} if fixed else {})
 
@@ -153,10 +155,11 @@ def read_source(path: Path) -> bytes:
     """Return the content of a user's file.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        OSError: The file cannot be read.
+        ValueError: It is no regular file, or is too large.
     """
     try:
-        return path.read_bytes()
+        return read_bounded(path, MOST_BYTES)
     except OSError as error:
         raise type(error)(f"cannot read the network's file {path}: {error.strerror}") from None
 
@@ -164,7 +167,7 @@ def read_source(path: Path) -> bytes:
 def file_model(source: bytes, path: str, function: str, options: Mapping[str, Any]) -> nn.Module:
     """Call a function of a user's file, and return the network that it makes.
 
-    The file is executed, once in a process. Its folder is not searched for other modules.
+    The file is executed once in a process. The caller has decided that it may be executed.
 
     Args:
         source: Content of the file.
@@ -175,52 +178,22 @@ def file_model(source: bytes, path: str, function: str, options: Mapping[str, An
     Raises:
         ValueError: The file or the function raises an error. The message has its file and line.
     """
-    # Phase: execute the file, and find the function.
-    module = _executed(source, path)
-    build = getattr(module, function, None)
-    if not callable(build):
-        found = [name for name, value in vars(module).items() if isinstance(value, types.FunctionType)]
-        raise ValueError(f"{path} has no function {function!r}; it has {', '.join(found) or 'none'}")
-
-    # Phase: call it.
-    try:
-        made = build(**options)
-    except Exception as error:
-        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise ValueError(f"{_where(error, path)}, called as {function}({given}): {_said(error)}") from error
+    code = _executed(source, path)
+    made = code.call(code.function(function), **options)
     if not isinstance(made, nn.Module):
         raise ValueError(f"{function} of {path} returned a {type(made).__name__}; it must return a torch.nn.Module")
+    wraps = isinstance(made, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    if wraps or hasattr(made, "_orig_mod"):  # the attribute of a compiled network
+        raise ValueError(
+            f"{function} of {path} returned a {type(made).__name__}; return the network inside it (the harness wraps "
+            "it, and --compile compiles it)"
+        )
     return made
 
 
 @lru_cache(maxsize=8)
-def _executed(source: bytes, path: str) -> types.ModuleType:
-    """Execute a file under a private module name. Nothing is written beside it."""
-    name = f"_network_{sha256(source).hexdigest()[:16]}"
-    module = types.ModuleType(name)
-    module.__file__ = path
-    sys.modules[name] = module  # dataclasses and typing look up the module of a class there
-    try:
-        exec(compile(source, path, "exec"), module.__dict__)  # the caller decides whether the file may run
-    except Exception as error:
-        del sys.modules[name]
-        hint = ""
-        if isinstance(error, ImportError):
-            hint = "; a network is one file: it can import installed packages, but not the files beside it"
-        raise ValueError(f"{_where(error, path)}: {_said(error)}{hint}") from error
-    return module
-
-
-def _where(error: BaseException, path: str) -> str:
-    """Return file and line of the last frame of an error that is in the user's file."""
-    if isinstance(error, SyntaxError):
-        return f"{error.filename or path}, line {error.lineno}"
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
-    return f"{path}, line {lines[-1]}" if lines else path
-
-
-def _said(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
+def _executed(source: bytes, path: str) -> UserCode:
+    return UserCode(source, path, "network")
 
 
 def _first_line(error: BaseException) -> str:

@@ -318,6 +318,25 @@ class SignPruner:
         """
         return self._in_level("step()").block()
 
+    def begin_step(self) -> None:
+        """Enter `step` without a with statement, in a callback that runs before the forward pass.
+
+        Raises:
+            RuntimeError: As in `step`.
+        """
+        self._in_level("begin_step()").begin()
+
+    def end_step(self) -> None:
+        """Leave the step that `begin_step` entered, in a callback that runs after the backward pass.
+
+        Call it before gradients are clipped and before the optimizer changes the weights. Here ψ gets its values back,
+        its gradients are multiplied by α, and the gradients of pruned weights become 0.
+
+        Raises:
+            RuntimeError: `begin_step` was not called.
+        """
+        self._in_level("end_step()").end()
+
     def sync(self) -> None:
         """Zero the pruned weights and accept all other values, after you changed the network yourself."""
         self._in_level("sync()").sync()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,6 +53,7 @@ class LevelSteps:
         """`done` is the number of finished steps, counted from the method's first step in the schedule."""
         self.steps_per_epoch = steps_per_epoch or ENDLESS
         self.inside = self.over = False
+        self._opened: AbstractContextManager[None] | None = None  # by `begin`
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         self._held: set[int] = set()
         self._blocks, self._stepped_at = 0, dict[int, int]()
@@ -102,8 +103,10 @@ class LevelSteps:
             handle.remove()
         self._handles.clear()
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if self.inside:
+    def _before_update(self, optimizer: torch.optim.Optimizer, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        # A closure of a framework, such as Lightning's, may end a block that begin() opened. See _after_update.
+        closure = any(given is not None for given in (*args[1:], *kwargs.values()))  # args[0] is the optimizer
+        if self.inside and not (self._opened is not None and closure):
             raise RuntimeError(
                 "optimizer.step() was called inside pruner.step(), where ψ has temporary values; call it after the "
                 "block. If it takes a closure, put the block into the closure"
@@ -113,6 +116,11 @@ class LevelSteps:
     def _after_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         """Zero the pruned weights, and note that the step is done."""
         self._updating = False
+        if self.inside:
+            raise RuntimeError(
+                "the optimizer changed the weights before pruner.end_step(), while ψ had temporary values; call it "
+                "after the backward pass, and begin the search again"
+            )
         self._masks().params_()
         if self.over:  # the masks stay after the last level
             return
@@ -170,6 +178,22 @@ class LevelSteps:
             for param in self._watched
             if param.grad is not None
         ]
+
+    def begin(self) -> None:
+        """Enter a block that `end` leaves, for loops that only have callbacks."""
+        opened = self.block()
+        opened.__enter__()
+        self._opened = opened
+
+    def end(self) -> None:
+        """Leave the block that `begin` entered."""
+        if self._opened is None:
+            raise RuntimeError(
+                "pruner.end_step() without pruner.begin_step() before it; call begin_step before the forward pass and "
+                "end_step after the backward pass, once each"
+            )
+        opened, self._opened = self._opened, None
+        opened.__exit__(None, None, None)
 
     def settle(self) -> None:
         """Count the last step, if one has begun, and call the method's hook."""

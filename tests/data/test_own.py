@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import re
 import shutil
 import subprocess
@@ -334,6 +336,24 @@ def _other_classes(root: Path) -> Path:
     return root
 
 
+def _linked(root: Path) -> Path:
+    class_folder(root)
+    (root / "link").symlink_to(root)
+    return root
+
+
+def _other_encoding(root: Path) -> Path:
+    class_folder(root)
+    os.rename(os.fsencode(root / "rose"), os.fsencode(root) + b"/\xff")
+    return root
+
+
+def _capitals(root: Path) -> Path:
+    class_folder(root / "Train", 6)
+    class_folder(root / "Val", 3)
+    return root
+
+
 @pytest.mark.parametrize(
     ("write", "options", "message"),
     [
@@ -343,12 +363,48 @@ def _other_classes(root: Path) -> Path:
         (lambda root: class_folder(root, 1), {}, r"has 1 classes \(daisy\); a classifier needs at least two"),
         (lambda root: class_folder(root, 3), {}, "too few to make a test split"),
         (lambda root: save(np.zeros((4, 4, 3), np.uint8), root / "a.png").parent, {}, "has none of"),
+        (_linked, {}, "daisy is inside of .*link, by a link; give each class its own"),
+        (_other_encoding, {}, r"the name of the class .* is no text in UTF-8; rename it"),
+        (_capitals, {}, "has no directory train for the train split; it has Train, Val"),
     ],
 )
 def test_sources_that_fit_no_data_set(tmp_path: Path, write, options: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         prepare("mine", tmp_path / "data", str(write(tmp_path / "raw")), own=replace(SMALL, **options))
     assert not (tmp_path / "data" / "mine" / "train.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("labels", "image", "message"),
+    [
+        ((1, 2, 3), None, "the labels .* are 1 to 3; integers must number the classes from 0 on"),
+        ((0, 1, 2**62), None, "the labels .* are 0 to 4611686018427387904; integers must number"),
+        ((0.0, 1.0, 2.0), None, r"has the label 0.0; labels must be integers"),
+        ((0, 1, 2), [[1, 2]], r"image 0 of .* is a list; an image is the bytes of a file, or {bytes, path}"),
+        ((0, 1, 2), "a.png", r"image 0 of .* is a str; an image is the bytes"),
+        ((0, 1, 2), {"bytes": None, "path": None}, r"image 0 of .* is empty; an image is the bytes"),
+    ],
+)
+def test_parquet_files_of_another_form(tmp_path: Path, labels: tuple, image: object, message: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    source = _parquet(tmp_path / "raw", False, labels)
+    if image is not None:
+        table = pyarrow.table({"picture": [image] * 36, "kind": [index % 3 for index in range(36)]})
+        pyarrow.parquet.write_table(table, source)
+    with pytest.raises(SourceError, match=message):
+        prepare("mine", tmp_path / "data", str(source), own=SMALL, image_column="picture", label_column="kind")
+
+
+def test_files_and_directories_that_are_not_used_are_named(tmp_path: Path, caplog) -> None:
+    root = _split_folder(tmp_path / "raw", "test")
+    class_folder(root / "dev", 3)
+    (root / "train" / "rose" / "0.heic").write_bytes(b"heic")
+    with caplog.at_level(logging.INFO, "harness"):
+        prepare("mine", tmp_path / "data", str(root), own=SMALL)
+    assert caplog.text.count("that are not used: dev") == 1
+    assert caplog.text.count("because they do not end as images do: train/rose/0.heic") == 1
 
 
 def test_classes_without_test_images_need_an_option(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -40,6 +39,17 @@ class Pixels:
 
 def build(split):
     return Pixels(split)
+"""
+NO_LENGTH = """class Data:
+    def __len__(self):
+        return 1 // 0
+    __getitem__ = None
+build = lambda split: Data()
+"""
+NO_TEXT = """import numpy as np
+class Data(list):
+    classes = ["a", "\\udcff"]
+build = lambda split: Data([(np.full((4, 4, 3), 9 * index, np.uint8), index % 2) for index in range(4)])
 """
 PLAIN = "return self.images[index], index % 3"
 
@@ -140,6 +150,11 @@ def test_transforms_are_in_the_key(tmp_path: Path) -> None:
         ("return self.images[index], -1", "", "has label -1"),
         ("return self.images[index], 0", "", r"has 1 classes \(0\); a classifier needs at least two"),
         ("return self.images[index], 2 * (index % 2)", "", "has no samples of 1 of 3 classes: 1; labels are 0 to 2"),
+        ("return Image.fromarray(self.images[index]).convert('I'), 0", "", r"sample 0 .*cannot be read: 32-bit pixels"),
+        ("return torch.zeros(3, 4, 4, dtype=torch.uint8, device='meta'), 0", "", "gave an image on meta; leave it on"),
+        ("return torch.zeros(3, 4, 4, requires_grad=True), 0", "", "dataset gave torch.float32; .*leave out ToDtype"),
+        ("raise SystemExit(3)", "", r"sample 0 of mine train: .*mine.py, line 15: SystemExit: 3"),
+        ("return self.images[index], 2**40", "", "has label 1099511627776; it must be an integer from 0 to 1,048,575"),
         (PLAIN, "return lambda image: image", "transforms gave 20×20 pixels; they must be 16×16"),
         (PLAIN, "return None", r"transforms\('train', 16\) of .*mine.py returned a NoneType, no function"),
         (
@@ -173,6 +188,8 @@ def test_errors_of_a_file_are_one_line(tmp_path: Path, body: str, transforms: st
         ("build = 1", "mine.py:build", "no function 'build'; it has none"),
         ("def make(split): ...", "mine.py:build", "it has make"),
         ("def build(split): return []", "mine.py:build", "has no samples"),
+        (NO_LENGTH, "mine.py:build", "returned a dataset without a length: .*mine.py, line 3: ZeroDivisionError"),
+        (NO_TEXT, "mine.py:build", r"the name of the class \\udcff is no text in UTF-8; rename it"),
         ("def build(split): return 3", "mine.py:build", "returned a int; it must return a map-style dataset"),
         ("def build(", "mine.py:build", r"mine.py, line 1: SyntaxError"),
         ("import helper_beside_it", "mine.py:build", "but not the files beside it"),
@@ -197,25 +214,6 @@ def made(tmp_path: Path) -> Path:
     prepare("mine", tmp_path / "data", source, own=SIZE)
     (tmp_path / "executed").unlink()
     return tmp_path / "data"
-
-
-@pytest.mark.parametrize("change", ["altered", "missing", "only a copy", "a copy is named"])
-def test_a_file_of_another_digest_is_not_executed(made: Path, change: str) -> None:
-    file, message = made.parent / "mine.py", "which is not there, and a copy is not executed unasked. Read .*source.py"
-    if change == "altered":
-        file.write_text(file.read_text() + "#")
-        message = r"mine.py has changed since mine was prepared: its SHA-256 is .*, but the manifest says"
-    else:
-        file.unlink()
-    if change == "a copy is named":
-        for split in ("train", "test"):
-            path = made / "mine" / f"{split}.json"
-            manifest = json.loads(path.read_text())
-            manifest["source"]["given"] = f"{made / 'mine' / 'source.py'}:build"
-            path.write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=message):
-        open_data("mine", made, "torch")
-    assert not (made.parent / "executed").exists()
 
 
 def test_reading_the_specification_and_preparing_again_execute_nothing(made: Path) -> None:

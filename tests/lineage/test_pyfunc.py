@@ -149,6 +149,14 @@ def test_altered_files_are_refused(store: LineageStore, tmp_path: Path) -> None:
         (copy / name).write_bytes(b"{}")
         with pytest.raises(ValueError, match=message):
             mlflow.pyfunc.load_model(str(copy))
+    # An MLmodel of a stranger cannot allow the execution of code, which the user's own option can.
+    mlflow.pyfunc.load_model(str(place), model_config={"trust_code": True})
+    for change in ({"trust_code": True}, {"trust_code": "no"}):
+        content = json.loads((place / MLMODEL).read_text())
+        content["flavors"]["python_function"]["config"] |= change
+        (place / MLMODEL).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match="itself sets trust_code: it was altered"):
+            mlflow.pyfunc.load_model(str(place))
 
 
 FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {

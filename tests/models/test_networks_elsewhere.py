@@ -250,6 +250,17 @@ def test_sync_batchnorm_would_lose_the_activation_of_timms_batchnorm() -> None:
 
 # ---------------------------------------------------------------------- names, options and errors
 
+
+def changed(after: str, around: str = "") -> str:
+    """Return a file whose function changes its network before it returns it."""
+    return SMALL.replace(
+        "return Net(num_classes, channels, width)", f"return {around}(Net(num_classes, channels, width){after})"
+    )
+
+
+OPEN_FILE = SMALL.replace("    def forward", "        self.log = open('/dev/null')\n\n    def forward")
+ONLY_LINEAR = "from torch import nn\ndef build(num_classes, channels, image_size):\n"
+ONLY_LINEAR += "    return nn.Sequential(nn.Flatten(), nn.Linear(channels * image_size**2, num_classes))\n"
 NO_CLASSIFIER = SMALL.replace("Linear(width, num_classes)", "Linear(width, 8)").replace("(2, 3)))", "(2, 3)))[:, :7]")
 
 
@@ -267,6 +278,8 @@ NO_CLASSIFIER = SMALL.replace("Linear(width, num_classes)", "Linear(width, 8)").
         ("timm:test_vit", ("num_classes=0",), "the data set gives it"),
         ("timm:resnet18", ("global_pool=",), r"fails on images|maps 2 images to the shape"),
         ("resnet21", (), r"unknown network 'resnet21' \(did you mean .*further networks are timm:NAME"),
+        ("timm:resnet18.nothing", (), "unknown network 'timm:resnet18.nothing'.*names with a tag: resnet18.a1_in1k"),
+        ("torchvision:squeezenet1_1", (), r"--model.classifier MODULE; its last layers: .*classifier.1 \(Conv2d, 7\)"),
         ("resnet20", ("depth=4",), "--model.args and --model.classifier are for networks that are not built in"),
     ],
 )
@@ -278,17 +291,30 @@ def test_errors_say_what_to_do(name: str, args: tuple[str, ...], message: str) -
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("import nowhere_to_be_found\n", "build", r"net.py, line 1: ModuleNotFoundError: .*; a network is one file"),
+        ("import nowhere_to_be_found\n", "build", r"net.py, line 1: ModuleNotFoundError: .*; it can import"),
         ("def build(:\n", "build", "net.py, line 1: SyntaxError"),
         ("x = 1\n\n\ny = 1 / 0\n", "build", "net.py, line 4: ZeroDivisionError"),
-        ("def build(**kw):\n    return 1 / 0\n", "build", r"net.py, line 2, called as build\(num_classes=7, .*ZeroDiv"),
+        ("def build(**kw):\n    return 1 / 0\n", "build", r"net.py, line 2: ZeroDiv.*, called as build\(num_classes=7"),
         (
             "def build(**kw):\n    return 5\n",
             "build",
             "build of .*net.py returned a int; it must",
         ),
         ("def built(**kw):\n    return 5\n", "build", "net.py has no function 'build'; it has built"),
-        (NO_CLASSIFIER, "build", "has no linear layer with 7 outputs, .* its last linear layers: head \\(8\\)"),
+        (
+            NO_CLASSIFIER,
+            "build",
+            r"no linear layer with 7 outputs, .* its last layers: head \(Linear, 8 outputs\), conv",
+        ),
+        (changed(".to('meta')"), "build", "conv.weight of net.py:build is on meta; build the network on the CPU"),
+        (changed(".half()"), "build", "conv.weight of net.py:build is torch.float16; parameters must be float32"),
+        (changed(".double()"), "build", "is torch.float64; parameters must be float32"),
+        (changed(".requires_grad_(False)"), "build", "has no parameter that requires a gradient"),
+        (changed("", "torch.compile"), "build", "returned a OptimizedModule; .*--compile"),
+        (changed("", "nn.DataParallel"), "build", "returned a DataParallel; return the network inside it"),
+        (OPEN_FILE, "build", r"cannot be copied \(copy.deepcopy: TypeError: .*keep open files, locks"),
+        (ONLY_LINEAR, "build", "has no prunable weight: no convolution or linear layer besides its classifier 1;"),
+        ("import sys\nsys.exit(2)\n", "build", "net.py, line 2: SystemExit: 2"),
         (SMALL.replace(".mean((2, 3))", ""), "build", "fails on images of 3×64×64: RuntimeError"),
         (SMALL + "\nlater = lambda **kw: nn.LazyLinear(7)\n", "later", "fails on|has no shape yet|lazy"),
     ],
@@ -315,6 +341,18 @@ def test_errors_in_a_users_file_have_its_line(tmp_path: Path, text: str, name: s
 def test_names_of_another_form_are_refused(name: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig(name)
+
+
+@pytest.mark.parametrize("classifier", ["", "fc,", "fc, head", "fc,fc", " fc"])
+def test_classifiers_of_another_form_are_refused(classifier: str) -> None:
+    with pytest.raises(ValueError, match="expected one module, or several with commas and without spaces"):
+        ModelConfig("timm:resnet18", classifier=classifier)
+
+
+def test_a_convolution_can_be_the_classifier() -> None:
+    network = resolved("torchvision:squeezenet1_1", classifier="classifier.1")
+    network.check()
+    assert "classifier.1.weight" in network.partition.other and "features.0.weight" in network.partition.prunable
 
 
 def test_values_of_options_are_json_or_text() -> None:

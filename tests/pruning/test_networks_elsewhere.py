@@ -6,9 +6,8 @@ import importlib.metadata
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from hashlib import sha256
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,9 +32,8 @@ from harness.experiment.search import SearchResult, search
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.index import LocalIndex
 from harness.lineage.proof import Findings, verify
-from harness.lineage.recorded_network import trusted_source
 from harness.lineage.store import open_store
-from harness.models import MODELS, network, sources
+from harness.models import MODELS
 from harness.models.sources import NotBuildableError
 from harness.runs.run import FinishedRun
 from tests.lineage.proof.test_stored import forge_digests
@@ -107,12 +105,6 @@ def made(data: Path, runs: Path, name: str, *args: str) -> Made:
     return Made(experiment, found, pair)
 
 
-def forget_executed() -> None:
-    """Forget all networks of files, as a new process does."""
-    network._inspected.cache_clear()
-    sources._executed.cache_clear()
-
-
 def check_whole(one: Made) -> None:
     """Check that masks follow the schedule, that the ticket is signed, and that all runs verify."""
     densities = [run.mask.density for run in one.found.levels]
@@ -179,17 +171,17 @@ def test_a_search_in_a_network_of_a_users_file(users: tuple[Path, Made], capsys)
 
 
 def test_a_strangers_file_is_not_executed_unasked(
-    users: tuple[Path, Made], tmp_path: Path, monkeypatch, capsys, data: Path
+    users: tuple[Path, Made], tmp_path: Path, monkeypatch, capsys, data: Path, forget: Callable[[], None]
 ) -> None:
     # Phase: the store alone, in another directory.
     home, one = users
     shutil.copytree(home / "runs", tmp_path / "theirs")
     monkeypatch.chdir(tmp_path)
+    forget()
     stranger = COUNTED.replace("EXECUTED", "EXECUTED BY A STRANGER").encode()
     for path in Path("theirs").rglob("network.py"):
         path.write_bytes(stranger)  # not in the records yet
     world, key = one.experiment.world, one.found.ticket.key
-    forget_executed()
     capsys.readouterr()
 
     # Phase: nothing executes it, and the altered copy is a problem.
@@ -200,7 +192,7 @@ def test_a_strangers_file_is_not_executed_unasked(
     findings = verify(open_store(Path("theirs"), offline=True))
     assert findings.problems == [] and findings.incomplete
     assert {check for note in findings.notes for check in note.not_checked} == {"theta_init", "start"}
-    assert all("which is not executed unasked; read RUN/network.py" in note.what for note in findings.notes)
+    assert all("not executed unasked; read RUN/network.py" in note.what for note in findings.notes)
     assert findings.checked["parameters"] == one.verified().checked["parameters"], "shapes are recorded"
     with pytest.raises(NotBuildableError, match=r"net.py \(sha256 .*read theirs/.*/network.py, then give --trust-code"):
         harness.load_network(key, local_dir="theirs")
@@ -221,18 +213,12 @@ def test_a_strangers_file_is_not_executed_unasked(
     _, settings, resolved = resolve_ticket(world, store, TicketConfig(key, trust_code=True), ("level",))
     assert resolved.source == COUNTED.encode() and settings.model == one.experiment.config.model
 
-    # Phase: a record that names the copy of a run as the user's own file.
-    copy = next(Path("theirs").rglob("network.py"))
-    Path("linked.py").symlink_to(copy)
-    for path in (copy, Path("linked.py")):
-        with pytest.raises(NotBuildableError, match="not executed unasked"):
-            trusted_source(f"{path}:build", sha256(copy.read_bytes()).hexdigest(), copy.parent, trust_code=False)
-
-    # Phase: the recorded content at the recorded path needs no trust. Another content there does.
+    # Phase: the recorded content at the recorded path can be the stranger's, too. A name in a command trusts it.
     write(Path("net.py"), COUNTED)
-    assert verify(open_store(Path("theirs"), offline=True)).notes == []
-    write(Path("net.py"), COUNTED + "\n")
     assert verify(open_store(Path("theirs"), offline=True)).incomplete
+    resolve_network(world, one.experiment.config.model)
+    Path("net.py").unlink()
+    assert verify(open_store(Path("theirs"), offline=True)).notes == [], "the copy has the content that was named"
 
 
 def test_a_network_of_another_version_is_checked_by_its_recorded_shapes(
@@ -301,3 +287,6 @@ def test_a_network_whose_seed_does_not_determine_it_is_refused(data: Path, tmp_p
     write(tmp_path / "net.py", text)
     with pytest.raises(ValueError, match="draws other initial parameters on a second call"):
         opened(data, tmp_path / "runs", ModelConfig(f"{tmp_path / 'net.py'}:counted"))
+    seeded = SMALL.replace("    return Net(", "    torch.manual_seed(0)\n    return Net(")
+    with pytest.raises(ValueError, match="draws equal initial parameters for every init_seed; .*--initialisation FILE"):
+        opened(data, tmp_path / "runs", ModelConfig(write(tmp_path / "net.py", seeded)))

@@ -155,6 +155,32 @@ def accelerated(pruner: SignPruner, model: nn.Module, *, first: bool, micro: int
                 optimizer.zero_grad()
 
 
+def begun_and_ended(pruner: SignPruner, model: nn.Module) -> None:
+    optimizer = pruner.attach(SGD(model.parameters()))
+    for images, labels in BATCHES:
+        pruner.begin_step()
+        loss_of(model(images), labels).backward()
+        pruner.end_step()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def ended_in_a_closure(pruner: SignPruner, model: nn.Module) -> None:
+    """Begin each step before optimizer.step and end it in the closure, as Lightning does."""
+    optimizer = pruner.attach(SGD(model.parameters()))
+    for images, labels in BATCHES:
+
+        def closure(images=images, labels=labels) -> torch.Tensor:
+            loss = loss_of(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            pruner.end_step()
+            return loss
+
+        pruner.begin_step()
+        optimizer.step(closure=closure)
+
+
 def two_optimizers(pruner: SignPruner, model: nn.Module) -> None:
     optimizers = pruner.attach(SGD(model[:2].parameters()), SGD(model[2:].parameters()))
     for images, labels in BATCHES:
@@ -205,6 +231,8 @@ LOOPS: dict[str, tuple[Callable, dict]] = {
     "Accelerate, then attach": (partial(accelerated, first=True), {}),
     "attach, then Accelerate": (partial(accelerated, first=False), {}),
     "Accelerate accumulates": (partial(accelerated, first=True, micro=2), {}),
+    "begin_step and end_step": (begun_and_ended, {}),
+    "end_step in a closure": (ended_in_a_closure, {}),
     "two optimizers": (two_optimizers, {}),
     "torch.compile": (compiled, {}),
     "DDP": (partial(distributed, micro=False), {}),
@@ -400,6 +428,30 @@ def misuse_step_inside(pruner, model, optimizer):
         optimizer.step()
 
 
+def misuse_closure_inside(pruner, model, optimizer):
+    with pruner.step():
+        optimizer.step(lambda: loss_of(model(BATCHES[0][0]), BATCHES[0][1]).backward())
+
+
+def misuse_step_before_the_end(pruner, model, optimizer):
+    pruner.begin_step()
+    optimizer.step()
+
+
+def misuse_closure_without_the_end(pruner, model, optimizer):
+    pruner.begin_step()
+    optimizer.step(lambda: loss_of(model(BATCHES[0][0]), BATCHES[0][1]).backward())
+
+
+def misuse_end_alone(pruner, model, optimizer):
+    pruner.end_step()
+
+
+def misuse_begin_twice(pruner, model, optimizer):
+    pruner.begin_step()
+    pruner.begin_step()
+
+
 def misuse_nested(pruner, model, optimizer):
     with pruner.step(), pruner.step():
         pass
@@ -481,6 +533,11 @@ def misuse_state_of_another_level(pruner, model, optimizer):
 MISUSE = {
     misuse_without_block: r"optimizer\.step\(\) without pruner\.step\(\).*with pruner\.step\(\):",
     misuse_step_inside: "inside pruner.step.*put the block into the closure",
+    misuse_closure_inside: "inside pruner.step.*put the block into the closure",
+    misuse_step_before_the_end: "inside pruner.step.*call it after the block",
+    misuse_closure_without_the_end: "before pruner.end_step.*call it after the backward pass",
+    misuse_end_alone: r"end_step\(\) without pruner\.begin_step\(\)",
+    misuse_begin_twice: "inside another pruner.step",
     misuse_nested: "inside another pruner.step",
     misuse_mask_inside: "signed_mask.* inside pruner.step.*end the block first",
     misuse_state_inside: "state_dict.* inside pruner.step",

@@ -38,7 +38,8 @@ class Verify:
     data_directory: Path | None = None
     """Directory of prepared data sets. Default: as recorded with each run."""
     trust_code: bool = False
-    """Execute the copies of users' files that define networks. Read RUN/network.py first."""
+    """Execute Python files that define networks, also those that you have named in no command. Read RUN/network.py
+    first."""
     place: Where = StoreOptions()
 
     def run(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 
 from harness.data.readers.raw import (
+    IMAGE_SUFFIXES,
     MissingSplitError,
     RawSample,
     RawSplit,
@@ -15,9 +17,13 @@ from harness.data.readers.raw import (
     check_same_classes,
     class_directories,
     image_files,
+    listed,
     split_names,
+    visible,
 )
 from harness.data.spec import DataSpec
+
+_log = logging.getLogger(__name__)
 
 
 def is_image_folder(path: Path) -> bool:
@@ -42,6 +48,7 @@ def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     # A user's own data set needs no test split.
     if spec.raw.own and split == "train" and (only := _only_directory(spec, path)) is not None:
         _check_distinct([only / name for name in class_directories(only)])
+        _tell_unused(path, [only])
         return _classes(only)
     # Check the classes of both splits.
     directories = {name: _split_directory(spec, path, name) for name in ("train", "test")}
@@ -52,7 +59,24 @@ def read_image_folder(spec: DataSpec, path: Path, split: str) -> RawSplit:
     classes = class_directories(directory)
     check_same_classes(classes, class_directories(other), str(directory), str(other))
     _check_distinct([path / name for path in (train, test) for name in classes])
+    if spec.raw.own and split == "train":
+        _tell_unused(path, [train, test])
     return _classes(directory)
+
+
+def _tell_unused(path: Path, used: list[Path]) -> None:
+    """Log the directories and files of a user's folder that are no part of the data set."""
+    others = [name for name in class_directories(path) if path not in used and path / name not in used]
+    if others:
+        _log.info(f"note: directories of {path} that are not used: {listed(others)}")
+    files = [
+        str(file.relative_to(path))
+        for one in used
+        for file in visible(one.rglob("*"), one)
+        if file.suffix.lower() not in IMAGE_SUFFIXES and file.is_file()
+    ]
+    if files:
+        _log.info(f"note: files of {path} that are not used, because they do not end as images do: {listed(files)}")
 
 
 def _only_directory(spec: DataSpec, path: Path) -> Path | None:
@@ -86,10 +110,11 @@ def _classes(directory: Path) -> RawSplit:
 
 
 def _check_distinct(directories: Iterable[Path]) -> None:
-    """Check that no two of these directories are the same, for example because one is a link to the other.
+    """Check that no two of these directories share images, for example because one is a link to the other.
 
     Raises:
-        SourceError: Two are the same: a class would have another's images, or test images would be training images.
+        SourceError: Two are the same, or one is inside another: a class would have another's images, or test images
+            would be training images.
     """
     seen: dict[tuple[int, int], Path] = {}
     for directory in directories:
@@ -97,6 +122,14 @@ def _check_distinct(directories: Iterable[Path]) -> None:
         first = seen.setdefault((status.st_dev, status.st_ino), directory)
         if first != directory:
             raise SourceError(f"{first} and {directory} are the same directory; give each class its own images")
+    # Only a link can lead from one class into another.
+    places = {directory.resolve(): directory for directory in seen.values()}
+    for place, directory in places.items():
+        for above in place.parents:
+            if above in places:
+                raise SourceError(
+                    f"{directory} is inside of {places[above]}, by a link; give each class its own images"
+                )
 
 
 def _split_directory(spec: DataSpec, path: Path, split: str) -> Path:
@@ -104,4 +137,6 @@ def _split_directory(spec: DataSpec, path: Path, split: str) -> Path:
     for name in names:
         if (path / name).is_dir():
             return path / name
-    raise MissingSplitError(f"{path} has no directory {' or '.join(names)} for the {split} split")
+    found = class_directories(path)
+    has = f"; it has {listed(found)}" if found else ""
+    raise MissingSplitError(f"{path} has no directory {' or '.join(names)} for the {split} split{has}")

@@ -276,7 +276,13 @@ def _split(
                 if isinstance(image, dict):
                     if image.get("path"):
                         name += f" ({image['path']})"
-                    image = image["bytes"] if image.get("bytes") is not None else Path(image["path"])
+                    held, path = image.get("bytes"), image.get("path")
+                    image = held if held is not None or not isinstance(path, str) else Path(path)
+                if not isinstance(image, bytes | Path):
+                    raise SourceError(
+                        f"{name} is {'empty' if image is None else f'a {type(image).__name__}'}; an image is the bytes "
+                        "of a file, or {bytes, path}"
+                    )
                 yield RawSample(image, label, name)
 
     return RawSplit(np.array(labels, np.int64), samples, notes, tuple(names[: spec.num_classes]))

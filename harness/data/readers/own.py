@@ -10,19 +10,22 @@ from typing import Any
 import numpy as np
 
 from harness.common.digest import sha256_json
-from harness.data.own import DEFAULT_SHARE, OwnOptions, with_classes
+from harness.data.own import DEFAULT_SHARE, MOST_CLASSES, OwnOptions, with_classes
 from harness.data.readers.raw import MissingSplitError, RawSample, RawSplit, SourceError, read_file
 from harness.data.readers.sources import read_split
 from harness.data.spec import DataSpec
 
 
-def read_own(spec: DataSpec, source: str, options: OwnOptions) -> tuple[DataSpec, dict[str, RawSplit], bool]:
+def read_own(
+    spec: DataSpec, source: str, options: OwnOptions, *, allow_missing_classes: bool = False
+) -> tuple[DataSpec, dict[str, RawSplit], bool]:
     """Open both splits of a user's own data set.
 
     Args:
         spec: Its specification, without classes.
         source: See `read_split`. It may lack a test split.
         options: Share and seed of a test split that is made here.
+        allow_missing_classes: Accept integer labels that do not begin with 0.
 
     Returns:
         The specification with classes, the splits by name, and whether the test split was made here.
@@ -44,11 +47,17 @@ def read_own(spec: DataSpec, source: str, options: OwnOptions) -> tuple[DataSpec
         )
     if train.num_samples == 0:
         raise SourceError(f"the train split of {source} holds no images")
-    if (lowest := int(train.labels.min())) < 0:
+    lowest, highest = int(train.labels.min()), int(train.labels.max())
+    if lowest < 0:
         raise SourceError(f"the train split of {source} has the label {lowest}; labels begin with 0")
+    if not train.class_names and (highest >= MOST_CLASSES or (lowest > 0 and not allow_missing_classes)):
+        raise SourceError(
+            f"the labels of the train split of {source} are {lowest} to {highest}; integers must number the classes "
+            "from 0 on. Other numbers can be texts, which are sorted"
+        )
 
     # Phase: find the classes.
-    names = train.class_names or tuple(str(label) for label in range(int(train.labels.max()) + 1))
+    names = train.class_names or tuple(str(label) for label in range(highest + 1))
     if test is not None and test.class_names and train.class_names and test.class_names != train.class_names:
         odd = sorted(set(train.class_names) ^ set(test.class_names)) or ["their order"]
         raise SourceError(f"the splits of {source} have different classes: {', '.join(odd[:5])}")

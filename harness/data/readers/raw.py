@@ -159,6 +159,12 @@ def is_hidden(path: PurePath) -> bool:
     return any(name.startswith(".") or name in _SYSTEM_NAMES for name in path.parts)
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names as text, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return for_terminal(", ".join(names[:most]) + more)
+
+
 def class_directories(directory: Path) -> list[str]:
     """Return the names of the visible directories in `directory`, sorted."""
     return [entry.name for entry in visible(directory.iterdir()) if entry.is_dir()]

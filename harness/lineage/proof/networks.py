@@ -89,7 +89,7 @@ class Architecture:
             determinants: Content of determinants.json.
             config: Configuration of the run's record.
             directory: Directory of the run.
-            trust_code: Execute the run's copy of a user's file.
+            trust_code: Execute a user's file in any case.
         """
         # Phase: build it.
         model, spec, config = determinants["model"], determinants["spec"], config or {}

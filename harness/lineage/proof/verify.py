@@ -45,14 +45,14 @@ def verify(
 ) -> Findings:
     """Verify a run and all its ancestors.
 
-    This recomputes every digest and checks every claim in the records. It writes nothing. A network that a user defined
-    in a file is executed only if this file still has its recorded content at its recorded path, or with `trust_code`.
+    This recomputes every digest and checks every claim in the records. It writes nothing. A Python file that defines a
+    network is executed only if the user has named it in a command before, or with `trust_code`.
 
     Args:
         store: Local runs and their MLflow copies.
         run_id: A run ID, key or unique prefix. A search is verified with all runs below it. None verifies all runs.
         data_directory: Directory of the prepared data, by default the one that each run recorded.
-        trust_code: Execute the copies of users' files that runs keep.
+        trust_code: Execute Python files that define networks in any case.
         progress: Show progress bars.
 
     Returns:

@@ -1,0 +1,1 @@
+"""AWS in training loops of other frameworks: complete scripts to copy from."""
