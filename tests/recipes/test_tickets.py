@@ -83,7 +83,7 @@ def test_the_wheel_has_the_console_script_and_the_recipes() -> None:
         (["cp", "aws_digits", "no/such/directory.py"], "cannot write no/such/directory.py: No such file"),
         (["cp", "mine/aws_digits.py", "x.py"], "unknown recipe, example or launch file 'mine/aws_digits.py'"),
         (["cp", "launch/aws_digits.py"], "unknown recipe, example or launch file 'launch/aws_digits.py'"),
-        (["cp", "gpu_8.yml"], "'gpu_8.yml' (did you mean 'gpu_8.yaml'?); known: aws_cifar10, aws_cifar100, aws_digits"),
+        (["cp", "gpu_8.yml"], "'gpu_8.yml' (did you mean 'gpu_8.yaml'?); known: accelerate_loop, aws_cifar10, aws_cifar100, "),
         (["compare", "lcm"], "unknown comparison 'lcm' (did you mean 'lmc'?)"),
         (["recipes", "--all"], "takes no options"),
     ],
@@ -112,7 +112,7 @@ def test_a_mistake_is_one_line(
         (["aws_digits", "mine"], "mine", "tickets search ./mine"),  # `search mine` would be a recipe of the package
         (["aws_digits", "a copy"], "a copy", "tickets search './a copy'"),
         (["train_ticket"], "train_ticket.py", "tickets search train_ticket.py"),
-        (["plain_pytorch"], "plain_pytorch.py", "python plain_pytorch.py"),
+        (["plain_loop"], "plain_loop.py", "python plain_loop.py"),
         (["recipes/launch/gpu_8.yaml"], "gpu_8.yaml", None),
     ],
 )
