@@ -72,15 +72,20 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Im
     """
     from harness.checkpoint import Checkpoint
 
-    # Phase: read the options.
+    # Phase: read the options. MLflow also takes them from MLmodel, which may come from a stranger.
+    directory = Path(path)
     options = {"trust_code": False, "device": "cpu", **(model_config or {})}
     trust_code, device = options["trust_code"], str(options["device"])
+    if trust_code and (directory / MLMODEL).exists() and asks_for_trust((directory / MLMODEL).read_bytes()):
+        raise ValueError(
+            f"{directory / MLMODEL} itself sets trust_code: it was altered. Read the run's code, and load the network "
+            "with harness.load_network(…, trust_code=True)"
+        )
     if not isinstance(trust_code, bool):  # a text such as "false" must not execute a file
         raise TypeError(f"trust_code is {trust_code!r:.80}; give True or False")
     _check_device(device)
 
     # Phase: find the files, with their digests checked.
-    directory = Path(path)
     if not is_bundle(directory) and (directory / MODEL).exists():
         raise ValueError(f"{directory} has {MODEL} but no {MANIFEST}: copy or download the whole exported directory")
     record = None if is_bundle(directory) else read_record(directory)
@@ -92,12 +97,7 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Im
             raise ValueError(f"{record.name} has no {name}: an early version of the harness made it")
         return check_file(directory, record, name)
 
-    # Phase: build the network, and fill it. MLflow also takes options from MLmodel, which may come from a stranger.
-    if trust_code and asks_for_trust((directory / MLMODEL).read_bytes()):
-        raise ValueError(
-            f"{directory / MLMODEL} itself sets trust_code: it was altered. Read the run's code, and load the network "
-            "with harness.load_network(…, trust_code=True)"
-        )
+    # Phase: build the network, and fill it.
     model = read_model(file(DETERMINANTS), file, trust_code=trust_code)
     Checkpoint.load(file(CHECKPOINT)).load_into_(model)
     return ImageClassifier(model, device)

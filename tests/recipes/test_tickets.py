@@ -83,7 +83,7 @@ def test_the_wheel_has_the_console_script_and_the_recipes() -> None:
         (["cp", "aws_digits", "no/such/directory.py"], "cannot write no/such/directory.py: No such file"),
         (["cp", "mine/aws_digits.py", "x.py"], "unknown recipe, example or launch file 'mine/aws_digits.py'"),
         (["cp", "launch/aws_digits.py"], "unknown recipe, example or launch file 'launch/aws_digits.py'"),
-        (["cp", "gpu_8.yml"], "'gpu_8.yml' (did you mean 'gpu_8.yaml'?); known: accelerate_loop, aws_cifar10, aws_cifar100, "),
+        (["cp", "gpu_8.yml"], "'gpu_8.yml' (did you mean 'gpu_8.yaml'?); known: accelerate_loop, aws_cifar10"),
         (["compare", "lcm"], "unknown comparison 'lcm' (did you mean 'lmc'?)"),
         (["recipes", "--all"], "takes no options"),
     ],
