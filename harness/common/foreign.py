@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 import torch
 from safetensors.torch import load_file
 
+from harness.common.escape import one_line
 from harness.common.tensors import listed, plain_name, reading
 
 _log = logging.getLogger(__name__)
@@ -292,8 +293,8 @@ def _load_torch(path: Path) -> Any:
         if line.startswith("Weights only load failed"):
             line = "its pickle is damaged"
         raise ValueError(
-            f"{path} cannot be read as a torch file ({type(error).__name__}: {line}); it is damaged, or of another "
-            "kind: download it again"
+            f"{path} cannot be read as a torch file ({type(error).__name__}: {one_line(line)}); it is damaged, or "
+            "of another kind: download it again"
         ) from error
 
 

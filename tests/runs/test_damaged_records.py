@@ -307,7 +307,7 @@ def verification(root: Path) -> Parser:
     def read() -> None:
         findings = verify(store)
         assert findings.checked["files"] > 0
-        assert all("\n" not in problem.what for problem in findings.problems)
+        assert all(remark.what.isprintable() for remark in (*findings.problems, *findings.notes))
 
     return Parser(root, files, read, optional=True)
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
+from harness.common.escape import one_line
 from harness.common.program import spelled
 
 
@@ -169,13 +170,15 @@ class Findings:
             if not finding.holds:
                 sound = False
                 advice = spelled(CHECKS[finding.check].advice)
-                problem = Problem(finding.check, subject.name, subject.key, subject.run_id, finding.what, advice)
+                problem = Problem(
+                    finding.check, subject.name, subject.key, subject.run_id, one_line(finding.what), advice
+                )
                 self.problems.append(problem)
         return sound
 
     def note(self, subject: NodeIdentity, what: str) -> None:
         """Add a remark about a run or data set."""
-        self.notes.append(Note(subject.name, subject.key, what))
+        self.notes.append(Note(subject.name, subject.key, one_line(what)))
 
     def not_checked(self, subject: NodeIdentity, reason: str, checks: Sequence[str], *, here: bool = True) -> None:
         """Add a remark about checks that were not made.
@@ -186,7 +189,7 @@ class Findings:
             checks: Names of the checks.
             here: They can be made elsewhere. False: the files were deleted on purpose.
         """
-        what = f"not checked{' here' if here else ''}: {reason}, for {', '.join(checks)}"
+        what = f"not checked{' here' if here else ''}: {one_line(reason)}, for {', '.join(checks)}"
         self.notes.append(Note(subject.name, subject.key, what, tuple(checks), here))
 
     @property
