@@ -68,6 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(harness.__version__)
         return
     # Phase: find the command. Its own errors are its own affair, such as those of a user's recipe.
+    run: Callable[[], None] = _nothing  # for a reader of standard output that has gone
     with clear_errors():
         if not words or words[0] in ("-h", "--help"):
             print_commands("tickets COMMAND [OPTIONS]", __doc__, COMMANDS)
@@ -89,7 +90,11 @@ def _command(name: str, rest: list[str]) -> Callable[[], None]:
     if name == "search":
         return search(rest)
     (list_recipes if name == "recipes" else copy)(rest)
-    return lambda: None
+    return _nothing
+
+
+def _nothing() -> None:
+    """Do nothing more: the command has already run."""
 
 
 def search(words: list[str]) -> Callable[[], None]:
@@ -110,6 +115,7 @@ def search(words: list[str]) -> Callable[[], None]:
     name = words[0]
     program.start("search", name)
     if "/" in name or name.endswith(".py"):
+        _recipes()  # a copy imports the package, too
         path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"no file {name}; `tickets cp RECIPE` writes one, and `tickets recipes` lists them")
@@ -218,11 +224,16 @@ def _recipes() -> Path:
     """Return the directory of the recipes.
 
     Raises:
-        FileNotFoundError: The package of the recipes is not installed.
+        FileNotFoundError: The package of the recipes is not installed, or another one hides it.
     """
     directory = program.recipes_directory()
     if directory is None:
         raise FileNotFoundError(f"the recipes are not installed; run: pip install --force-reinstall {PROJECT}")
+    if not (directory / "presets").is_dir():
+        raise FileNotFoundError(
+            f"Python imports the package {directory} instead of the recipes of {PROJECT}; start in another directory, "
+            "or rename it"
+        )
     return directory
 
 

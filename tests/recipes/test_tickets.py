@@ -137,6 +137,24 @@ def test_a_copy_says_how_it_is_run(
 
 
 @pytest.mark.long
+def test_a_reader_that_stops_and_a_package_of_the_same_name_give_no_traceback(tmp_path: Path) -> None:
+    # Phase: `tickets recipes | head -1`.
+    command = f"{sys.executable} -m signed_tickets recipes"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shell = ["bash", "-c", f"{command} | (exec <&-; sleep 0.5)"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stderr == ""
+
+    # Phase: a package of the user's hides the recipes.
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "__init__.py").touch()
+    (tmp_path / "mine.py").touch()
+    for words in (["recipes"], ["search", "aws_digits"], ["search", "mine.py"]):
+        (line,) = run(tmp_path, *words, ok=False).splitlines()
+        assert "instead of the recipes of signed-tickets; start in another directory, or rename it" in line
+
+
+@pytest.mark.long
 def test_a_copied_recipe_runs_where_it_lies_and_is_never_overwritten(tmp_path: Path) -> None:
     # Phase: copy.
     assert "now run: tickets search aws_digits.py" in run(tmp_path, "cp", "aws_digits")
