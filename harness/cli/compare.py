@@ -1,4 +1,4 @@
-"""Measure the error barrier between two networks (`tickets compare`).
+"""Measure the error barrier between two networks.
 
 $ tickets compare stability RUN_A RUN_B
 $ tickets compare lmc RUN_A RUN_B

@@ -22,6 +22,7 @@ import tyro
 from harness.cli.errors import clear_errors
 from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.cli.parser import parse_command
+from harness.common.files import make_parent
 from harness.common.logging import show_messages
 from harness.lineage.sharing.licences import UNKNOWN
 
@@ -79,6 +80,12 @@ class ExportRun:
             raise ValueError("--to hub needs the name of a repository: give --repo USER/NAME")
         if self.to != "hub" and (self.repo or self.public or self.dry_run or self.message):
             raise ValueError(f"--repo, --public, --message and --dry-run need --to hub, not --to {self.to}")
+        if self.to not in ("dir", "hub") and (self.checkpoints or self.licence != UNKNOWN):
+            raise ValueError(f"--licence and --checkpoints need --to dir or --to hub, not --to {self.to}")
+        if self.to != "onnx" and self.trust_code:
+            raise ValueError(f"--trust-code needs --to onnx: --to {self.to} executes no file")
+        if not self.licence.strip():
+            raise ValueError("--licence is empty: give an identifier such as apache-2.0, or leave it out")
 
     def _write(self, store: LineageStore) -> tuple[Path, int]:
         """Write one file or directory, and return its path and size."""
@@ -97,7 +104,7 @@ class ExportRun:
         # Phase: write.
         if self.to == "dir":
             return out, self._directory(store, node, out).num_bytes
-        out.parent.mkdir(parents=True, exist_ok=True)
+        make_parent(out)
         (self._onnx if self.to == "onnx" else self._torch_prune)(store, node, shared, out)
         return out, out.stat().st_size
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from itertools import zip_longest
 from types import NoneType
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Literal, SupportsIndex, Union, cast, get_args, get_origin
 
 import tyro
 from tyro.constructors import (
@@ -164,7 +164,15 @@ def laid_out(text: str | None) -> str:
         begins = re.match(r"\S+( \S+)? {2,}\S|\$ |python |tickets |accelerate ", line) is not None
         moved = begins or (moved and line.startswith(" "))
         lines.append(f"  {line}" if moved else line)
-    return "\n".join(lines)
+    return _LaidOut("\n".join(lines))
+
+
+class _LaidOut(str):
+    """Help text for tyro, which would show two blank lines above an indented line instead of one."""
+
+    def split(self, sep: str | None = None, maxsplit: SupportsIndex = -1) -> list[str]:
+        """Return the lines, each with the blank lines above it. tyro calls this to join the lines of a paragraph."""
+        return re.split(r"(?<!\n)\n", self)
 
 
 def _registry() -> ConstructorRegistry:

@@ -3,7 +3,8 @@
 $ python tools/pull.py USER/NAME
 $ python tools/pull.py USER/NAME@REVISION --offline
 
-All commands then accept the imported runs, also by their original run IDs. No file is executed.
+All commands then accept the imported runs, also by their original run IDs. No file is executed. With --offline, the
+runs stay local, and MLflow is not used.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ import harness
 from harness.cli.errors import clear_errors
 from harness.cli.parser import print_commands
 from harness.common import program
+from harness.common.escape import for_terminal
 from harness.common.optional import PROJECT
 from harness.config import known
 
@@ -63,10 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     program.start()
-    if words == ["--version"]:
+    if words[:1] == ["--version"]:
         print(harness.__version__)
         return
     # Phase: find the command. Its own errors are its own affair, such as those of a user's recipe.
+    run: Callable[[], None] = _nothing  # for a reader of standard output that has gone
     with clear_errors():
         if not words or words[0] in ("-h", "--help"):
             print_commands("tickets COMMAND [OPTIONS]", __doc__, COMMANDS)
@@ -88,7 +90,11 @@ def _command(name: str, rest: list[str]) -> Callable[[], None]:
     if name == "search":
         return search(rest)
     (list_recipes if name == "recipes" else copy)(rest)
-    return lambda: None
+    return _nothing
+
+
+def _nothing() -> None:
+    """Do nothing more: the command has already run."""
 
 
 def search(words: list[str]) -> Callable[[], None]:
@@ -109,6 +115,7 @@ def search(words: list[str]) -> Callable[[], None]:
     name = words[0]
     program.start("search", name)
     if "/" in name or name.endswith(".py"):
+        _recipes()  # a copy imports the package, too
         path = Path(name)
         if not path.is_file():
             raise FileNotFoundError(f"no file {name}; `tickets cp RECIPE` writes one, and `tickets recipes` lists them")
@@ -173,12 +180,7 @@ def copy(words: list[str]) -> None:
         return
     if not 1 <= len(words) <= 2 or any(word.startswith("-") for word in words):
         raise ValueError(f"usage: {CP_USAGE}; `tickets recipes` lists the recipes")
-    directory = _recipes()
-    recipes = {name: directory / f"{name}.py" for name in program.recipe_names()}
-    recipes |= {path.stem: path for path in _examples()}
-    launch_files = {path.name: path for path in sorted((directory / "launch").iterdir())}
-    found = {**recipes, **{f"{name}.py": path for name, path in recipes.items()}, **launch_files}
-    source = found[known("recipe", words[0].rpartition("/")[2], [*recipes, *found])]
+    source = _copied_file(words[0])
 
     # Phase: copy, without overwriting.
     target = Path(words[1]) if len(words) == 2 else Path()
@@ -191,23 +193,47 @@ def copy(words: list[str]) -> None:
         raise FileExistsError(f"{target} exists and is kept; give another FILE") from None
     except OSError as error:
         raise OSError(f"cannot write {target}: {error.strerror}; give another FILE") from error
-    print(f"{source.stem if source.suffix == '.py' else source.name} copied to {target}")
-    if source.stem in searches():
+
+    # Phase: say how to use the copy.
+    print(for_terminal(f"{source.stem if source.suffix == '.py' else source.name} copied to {target}"))
+    if source in _examples():
+        print(for_terminal(f"now run: python {shlex.quote(str(target))}"))
+    elif source.suffix == ".py":
         # a bare name would be one of the package's recipes
-        print(f"now run: {program.command(f'search {shlex.quote(str(target))}')}")
-    elif source in _examples():
-        print(f"now run: python {shlex.quote(str(target))}")
+        file_name = str(target) if "/" in str(target) or target.suffix == ".py" else f"./{target}"
+        print(for_terminal(f"now run: {program.command(f'search {shlex.quote(file_name)}')}"))
+
+
+def _copied_file(word: str) -> Path:
+    """Return the recipe, example or launch file that a word names: `NAME`, `NAME.py` or its path in a clone.
+
+    Raises:
+        ValueError: The name is unknown.
+    """
+    directory = _recipes()
+    files = {name: directory / f"{name}.py" for name in program.recipe_names()}
+    files |= {path.stem: path for path in _examples()}
+    files |= {path.name: path for path in sorted((directory / "launch").iterdir())}
+    # A path in another directory may mean a file of the user's, which `cp` does not copy.
+    found = files | {name: path for path in files.values() for name in (path.name, str(path.relative_to(directory)))}
+    name = word.removeprefix("recipes/")
+    return found[name] if name in found else files[known("recipe, example or launch file", word, [*files])]
 
 
 def _recipes() -> Path:
     """Return the directory of the recipes.
 
     Raises:
-        FileNotFoundError: The package of the recipes is not installed.
+        FileNotFoundError: The package of the recipes is not installed, or another one hides it.
     """
     directory = program.recipes_directory()
     if directory is None:
         raise FileNotFoundError(f"the recipes are not installed; run: pip install --force-reinstall {PROJECT}")
+    if not (directory / "presets").is_dir():
+        raise FileNotFoundError(
+            f"Python imports the package {directory} instead of the recipes of {PROJECT}; start in another directory, "
+            "or rename it"
+        )
     return directory
 
 

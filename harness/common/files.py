@@ -118,6 +118,22 @@ def write_tensors(
     write_atomically(Path(path), content, durable=durable)
 
 
+def make_parent(path: Path) -> None:
+    """Create the directory of a new file or directory, and check that this user can write there.
+
+    Raises:
+        OSError: It cannot be created, or is not writable. The message is one line.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        reason = "a part of the path is a file" if is_file else error.strerror
+        raise OSError(f"cannot write {path}: {reason}; give another place") from None
+
+
 def read_bounded(path: Path, most: int) -> bytes:
     """Return the content of a regular file of limited size.
 

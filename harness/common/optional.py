@@ -74,11 +74,16 @@ def install_command(library: str) -> str:
     return f"pip install '{PROJECT}[{extra}]'" if extra else f"pip install {library}"
 
 
-def explained(error: ImportError) -> str | None:
-    """Return one line about an import error that an extra of this package solves, or None for any other error."""
+def explained(error: ImportError, user: str = "this command") -> str | None:
+    """Return one line about an import error that an extra of this package solves, or None for any other error.
+
+    Args:
+        error: The error.
+        user: The feature that needs the library, at the start of a sentence.
+    """
     if isinstance(error, MissingLibraryError):
         return str(error)
     library = (error.name or "").partition(".")[0]
     if isinstance(error, ModuleNotFoundError) and library in EXTRAS:
-        return missing(library, "this command")
+        return missing(library, user)
     return None

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.common.digest import sha256_file
 from harness.common.escape import for_terminal, one_line
-from harness.common.files import fsync, read_json
+from harness.common.files import fsync, make_parent, read_json
 from harness.common.process import Process
 from harness.lineage.browse.find import Named, ancestors, find_node
 from harness.lineage.nodes.absent_files import ABSENT_FILES, AbsentFile, read_absent_files, write_absent_files
@@ -150,10 +150,11 @@ def new_directory(out: Path) -> Iterator[Path]:
 
     Raises:
         FileExistsError: `out` exists.
+        OSError: Its parent is not writable.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists: give a new directory")
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_parent(out)
     temporary = out.parent / f".tmp-{out.name}.{Process.current().suffix}"
     try:
         temporary.mkdir()
@@ -395,6 +396,8 @@ def bundled_file(directory: Path, name: str) -> Path:
         return check_digest(_plain_file(directory, f"{item.directory}/{name}"), record.files[name])
     if name == CHECKPOINT and (found := _top_file(directory, MODEL, record.files[name])) is not None:
         return found
+    if absent[name].why == _IS_THE_MODEL:
+        raise ValueError(f"{directory} has no {MODEL}, the network of this export: copy or download that file, too")
     raise ValueError(for_terminal(f"{directory}: {name} of {record.name} was {absent[name]}"))
 
 

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.lineage.bundle import bundled_file, is_bundle
+from harness.common.escape import one_line
+from harness.lineage.bundle import MANIFEST, MODEL, bundled_file, is_bundle
 from harness.lineage.mlmodel import MLMODEL, asks_for_trust
 from harness.lineage.nodes.local_files import DETERMINANTS, check_file, read_record
 from harness.lineage.nodes.record import CHECKPOINT
@@ -36,6 +37,7 @@ class ImageClassifier:
 
         Raises:
             TypeError: The images are no array.
+            ValueError: The array has not four dimensions, or has no numbers.
         """
         import numpy as np
         import torch
@@ -44,6 +46,11 @@ class ImageClassifier:
             raise TypeError(
                 "predict takes a NumPy array of images, float32 [N, channels, height, width], not a "
                 f"{type(images).__name__}"
+            )
+        if images.ndim != 4 or images.dtype.kind not in "fiub":
+            raise ValueError(
+                "predict takes images as float32 [N, channels, height, width], not "
+                f"{images.dtype} {list(images.shape)}; a single image needs images[None]"
             )
         batch = torch.from_numpy(np.array(images, np.float32))  # a copy: torch refuses negative strides
         with torch.inference_mode():
@@ -59,12 +66,28 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Im
         model_config: `trust_code` and `device`.
 
     Raises:
-        ValueError: A file was altered, or the network cannot be built. The message has the reason and the remedy.
+        TypeError: `trust_code` is no bool.
+        ValueError: A file was altered, the network cannot be built, or torch has no such device here. The message has
+            the reason and the remedy.
     """
     from harness.checkpoint import Checkpoint
 
+    # Phase: read the options. MLflow also takes them from MLmodel, which may come from a stranger.
+    directory = Path(path)
+    options = {"trust_code": False, "device": "cpu", **(model_config or {})}
+    trust_code, device = options["trust_code"], str(options["device"])
+    if trust_code and (directory / MLMODEL).exists() and asks_for_trust((directory / MLMODEL).read_bytes()):
+        raise ValueError(
+            f"{directory / MLMODEL} itself sets trust_code: it was altered. Read the run's code, and load the network "
+            "with harness.load_network(…, trust_code=True)"
+        )
+    if not isinstance(trust_code, bool):  # a text such as "false" must not execute a file
+        raise TypeError(f"trust_code is {trust_code!r:.80}; give True or False")
+    _check_device(device)
+
     # Phase: find the files, with their digests checked.
-    options, directory = dict(model_config or {}), Path(path)
+    if not is_bundle(directory) and (directory / MODEL).exists():
+        raise ValueError(f"{directory} has {MODEL} but no {MANIFEST}: copy or download the whole exported directory")
     record = None if is_bundle(directory) else read_record(directory)
 
     def file(name: str) -> Path:
@@ -74,13 +97,17 @@ def _load_pyfunc(path: str, model_config: Mapping[str, Any] | None = None) -> Im
             raise ValueError(f"{record.name} has no {name}: an early version of the harness made it")
         return check_file(directory, record, name)
 
-    # Phase: build the network, and fill it. MLflow also takes options from MLmodel, which may come from a stranger.
-    trust_code = bool(options.get("trust_code", False))
-    if trust_code and asks_for_trust((directory / MLMODEL).read_bytes()):
-        raise ValueError(
-            f"{directory / MLMODEL} itself sets trust_code: it was altered. Read the run's code, and load the network "
-            "with harness.load_network(…, trust_code=True)"
-        )
+    # Phase: build the network, and fill it.
     model = read_model(file(DETERMINANTS), file, trust_code=trust_code)
     Checkpoint.load(file(CHECKPOINT)).load_into_(model)
-    return ImageClassifier(model, str(options.get("device", "cpu")))
+    return ImageClassifier(model, device)
+
+
+def _check_device(name: str) -> None:
+    """Raise ValueError if torch cannot compute on a device of this name, such as "cuda:1"."""
+    import torch
+
+    try:
+        torch.empty(1, device=name).item()
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here: {one_line(error):.200}; give cpu or cuda") from None

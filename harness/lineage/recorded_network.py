@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from harness.common.escape import one_line
 from harness.common.files import read_json
+from harness.common.optional import explained
 from harness.common.trusted import UntrustedCodeError, require_trust
 from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import CONFIG, RECORD
 from harness.models.initialise import private_generators
 from harness.models.network import SOURCE_FILE, Network, from_record
-from harness.models.sources import NotBuildableError, read_source
+from harness.models.sources import NoLibraryError, NotBuildableError, read_source
 
 if TYPE_CHECKING:
     from torch import nn
@@ -69,6 +70,7 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
         trust_code: Execute a user's file in any case.
 
     Raises:
+        NoLibraryError: A library of the network is not installed. The message has the command that installs it.
         ValueError: The network cannot be built here, or the file names none.
     """
     # A run of a user's own loop has no network that can be built here.
@@ -94,6 +96,9 @@ def read_model(path: Path, file: Callable[[str], Path], *, trust_code: bool = Fa
         raise NotBuildableError(f"{path}: {one_line(error)}") from error
     except ConnectionError:
         raise
+    except ModuleNotFoundError as error:
+        line = explained(error, str(determinants["model"].get("name", "this network")))
+        raise NoLibraryError(line or f"{path}: {one_line(error)}") from error
     except Exception as error:
         raise ValueError(f"{path} names no network of this version: {error!r:.200}") from error
 

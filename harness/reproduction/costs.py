@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import median
 
 from harness.config import to_json
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.reproduction.figure_plan import FigurePlan
 from harness.reproduction.study_records import ChainRecords
@@ -44,7 +45,7 @@ def _of_runs(plan: FigurePlan, nodes: LocalNodes) -> Iterator[float]:
     configs = [to_json(one) for one in (plan.scale.config, plan.scale.finals)]
     wanted = [(config["data"]["name"], config["model"], config["global_batch_size"]) for config in configs]
     for record in nodes.records():
-        if record.kind not in ("level", "training"):
+        if record.kind not in ("level", "training") or OWN_LOOP in record.config:
             continue
         search = record.config["search"]
         # Trainings log one loss per epoch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -14,12 +15,14 @@ import torch
 from safetensors.torch import load_file
 
 from harness import SignPruner, load_checkpoint, load_network, load_signed_mask
+from harness.cli.export import main as export_command
 from harness.common.digest import sha256_file
 from harness.lineage.browse.find import find_node
 from harness.lineage.bundle import import_bundle, read_bundle, write_bundle
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.verify import verify
+from harness.lineage.pyfunc import _load_pyfunc
 from harness.lineage.sharing.export import Exported, export_run
 from harness.lineage.sharing.licences import front_matter
 from harness.lineage.store import LineageStore
@@ -241,6 +244,10 @@ HOSTILE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda d: ((d / "model.safetensors").unlink(), (d / "model.safetensors").mkdir()),
         "is missing, or not a file",
     ),
+    "clone without Git LFS": (
+        lambda d: (d / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
+        "model.safetensors is a Git LFS pointer instead of the file; run: git lfs pull",
+    ),
     "requests a stranger": (lambda d: _reseal(d, lambda m: m.update(asked=["0" * 64])), "requests a run that it does"),
     "no list of requests": (lambda d: _reseal(d, lambda m: m.update(asked={"a": 1})), "is not a list of runs"),
     "odd request": (lambda d: _reseal(d, lambda m: m.update(asked=[["x"]])), "requests a run that it does not list"),
@@ -256,6 +263,58 @@ def test_a_hostile_export_is_refused_and_changes_nothing(exported: Exported, tmp
     with pytest.raises(ValueError, match=message) as caught:
         list(import_bundle(local_store(tmp_path / "theirs"), out))
     assert "\n" not in str(caught.value) and not (tmp_path / "theirs").exists()
+
+
+@pytest.mark.parametrize(
+    ("lost", "message"),
+    [
+        ("model.safetensors", "has no model.safetensors, the network of this export: copy or download that file"),
+        ("bundle.json", "has model.safetensors but no bundle.json: copy or download the whole exported directory"),
+        ("nodes", "record.json is missing, or not a file"),
+    ],
+)
+def test_half_an_export_says_what_is_missing(exported: Exported, tmp_path: Path, lost: str, message: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(exported.directory, out)
+    (shutil.rmtree if (out / lost).is_dir() else os.remove)(out / lost)
+    with pytest.raises(ValueError, match=message):
+        _load_pyfunc(str(out))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("L00", ", dense: a level of the method aws, without pruning."),
+        ("L01", ", with 80.0% of its prunable weights: a pruning level of the method aws."),
+        ("signed_mask", r", with 80.0% of its prunable weights: a final training of kind signed\_mask."),
+    ],
+)
+def test_the_model_card_says_what_the_run_is(made: MadeSearch, tmp_path: Path, name: str, sentence: str) -> None:
+    out = export_run(LineageStore(None, made.nodes), made.keys[name], tmp_path / "out").directory
+    text = (out / "README.md").read_text()
+    assert f"`resnet8-w2` on digits{sentence}" in text
+    assert ("pruned weights are zeros" in text) == (name != "L00")
+    assert "pip install signed-tickets\n" in text and "| images | 1 × 8 × 8 (channels" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--licence", " "], "--licence is empty"),
+        (["--to", "onnx", "--licence", "mit"], "--licence and --checkpoints need --to dir or --to hub, not --to onnx"),
+        (["--to", "torch-prune", "--checkpoints"], "--licence and --checkpoints need"),
+        (["--trust-code"], "--trust-code needs --to onnx: --to dir executes no file"),
+        (["--out", "/dev/null/x"], "cannot write /dev/null/x: a part of the path is a file; give another place"),
+        (["--to", "torch-prune", "--out", "/dev/null/x"], "cannot write /dev/null/x: a part of the path is a file"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    made: MadeSearch, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        export_command([made.keys["L01"], "--runs", str(made.nodes.directory), "--offline", *options])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {message}")
 
 
 def test_without_the_network_the_rest_of_an_export_is_imported(

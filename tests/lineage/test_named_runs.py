@@ -233,6 +233,15 @@ def test_ambiguous_digits_are_refused_with_the_runs(store: LineageStore) -> None
     assert load_signed_mask("abcdef1", store.tracking_uri, store.local.directory).metadata == {"level": 1}
 
 
+def test_the_run_id_of_a_delivered_run_works_offline(made: Made) -> None:
+    offline = lineage.open_store(made.store.local.directory, offline=True)
+    for name, run_id in made.run_ids.items():
+        for digits in (32, 12):
+            assert lineage.find_node(offline, run_id[:digits]).key == made.search.keys[name]
+    with pytest.raises(LookupError, match="no run ID or key begins with"):
+        lineage.find_node(offline, "0" * 32)
+
+
 def test_short_keys_of_local_runs_work_while_the_server_is_down(
     store: LineageStore, caplog: pytest.LogCaptureFixture
 ) -> None:

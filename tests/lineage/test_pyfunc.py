@@ -19,6 +19,7 @@ from harness.lineage.browse.find import find_node
 from harness.lineage.mlmodel import MLMODEL
 from harness.lineage.nodes.local_files import file_names
 from harness.lineage.proof.verify import verify
+from harness.lineage.pyfunc import _load_pyfunc
 from harness.lineage.sharing.export import export_run
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.registry import alias_of, model_name
@@ -112,8 +113,28 @@ def test_other_input_is_refused_in_one_line(store: LineageStore, tmp_path: Path)
         with pytest.raises(mlflow.exceptions.MlflowException):
             model.predict(given)
     # without the signature's check
+    predict = model._model_impl.predict
     with pytest.raises(TypeError, match="predict takes a NumPy array of images"):
-        model._model_impl.predict([[1.0]])
+        predict([[1.0]])
+    for image in (IMAGES[0], IMAGES.reshape(3, -1), np.array(["a"]), IMAGES.astype(complex), IMAGES.astype(object)):
+        with pytest.raises(ValueError, match=r"^predict takes images as float32 \[N, channels, height, width\], not "):
+            predict(image)
+    assert predict(IMAGES[:0]).shape == (0, 10)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_code": "false"}, "trust_code is 'false'; give True or False"),  # a text is true
+        ({"trust_code": 1}, "trust_code is 1; give True or False"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here: .*; give cpu or cuda"),
+        ({"device": "meta"}, "device 'meta' cannot be used here"),
+        ({"device": None}, "device 'None' cannot be used here"),
+    ],
+)
+def test_an_odd_option_is_refused_in_one_line(options: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises((TypeError, ValueError), match=f"^{message}[^\n]*$"):
+        _load_pyfunc(str(tmp_path), options)
 
 
 def test_altered_files_are_refused(store: LineageStore, tmp_path: Path) -> None:

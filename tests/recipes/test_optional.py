@@ -53,6 +53,19 @@ def test_other_import_errors_are_not_explained() -> None:
     assert explained(ImportError("libGL.so.1: cannot open shared object file", name="cv2")) is None
 
 
+@pytest.mark.parametrize(("network", "library"), [("mobilenet_v2", "torchvision"), ("resnet50", "torchvision")])
+def test_a_network_names_the_extra_that_it_needs(
+    network: str, library: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from harness.lineage.recorded_network import read_model
+
+    without(library, monkeypatch)
+    spec = {"num_classes": 10, "channels": 3, "image_size": 32}
+    (tmp_path / "determinants.json").write_text(json.dumps({"model": {"name": network, "width": None}, "spec": spec}))
+    with pytest.raises(ValueError, match=rf"^{network} needs {library}, .* pip install 'signed-tickets\[networks\]'$"):
+        read_model(tmp_path / "determinants.json", lambda name: tmp_path / name)
+
+
 MAIN = "from harness.cli.tickets import main\nmain()"
 NEEDS = {
     "prepare digits --out elsewhere": "data",

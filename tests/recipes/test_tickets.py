@@ -55,6 +55,7 @@ def test_every_command_explains_itself_without_torch(tmp_path: Path) -> None:
     for line, text in printed.items():
         usage = f"usage: tickets {line.removesuffix('--help')}".strip()
         assert text.startswith(usage), text
+        assert "\n\n\n" not in text, text
         assert "python tools/" not in text and "python recipes/" not in text, text
     for name in tickets.COMMANDS:
         assert f"  {name} " in printed[""]
@@ -80,6 +81,9 @@ def test_the_wheel_has_the_console_script_and_the_recipes() -> None:
         (["cp"], "usage: tickets cp RECIPE [FILE]"),
         (["cp", "aws_digits", "--force"], "usage: tickets cp RECIPE [FILE]"),
         (["cp", "aws_digits", "no/such/directory.py"], "cannot write no/such/directory.py: No such file"),
+        (["cp", "mine/aws_digits.py", "x.py"], "unknown recipe, example or launch file 'mine/aws_digits.py'"),
+        (["cp", "launch/aws_digits.py"], "unknown recipe, example or launch file 'launch/aws_digits.py'"),
+        (["cp", "gpu_8.yml"], "'gpu_8.yml' (did you mean 'gpu_8.yaml'?); known: accelerate_loop, aws_cifar10"),
         (["compare", "lcm"], "unknown comparison 'lcm' (did you mean 'lmc'?)"),
         (["recipes", "--all"], "takes no options"),
     ],
@@ -98,6 +102,56 @@ def test_a_mistake_is_one_line(
         tickets.main()
     (line,) = capsys.readouterr().err.splitlines()
     assert ended.value.code == 1 and line.startswith("error: ") and complaint in line
+
+
+@pytest.mark.parametrize(
+    ("words", "file", "said"),
+    [
+        (["aws_digits"], "aws_digits.py", "tickets search aws_digits.py"),
+        (["recipes/aws_digits.py", "sub"], "sub/aws_digits.py", "tickets search sub/aws_digits.py"),
+        (["aws_digits", "mine"], "mine", "tickets search ./mine"),  # `search mine` would be a recipe of the package
+        (["aws_digits", "a copy"], "a copy", "tickets search './a copy'"),
+        (["train_ticket"], "train_ticket.py", "tickets search train_ticket.py"),
+        (["plain_loop"], "plain_loop.py", "python plain_loop.py"),
+        (["recipes/launch/gpu_8.yaml"], "gpu_8.yaml", None),
+    ],
+)
+def test_a_copy_says_how_it_is_run(
+    words: list[str],
+    file: str,
+    said: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("harness.common.program._started", None)
+    monkeypatch.setattr(sys, "argv", ["tickets", "cp", *words])
+    tickets.main()
+    first, *rest = capsys.readouterr().out.splitlines()
+    assert first.endswith(f" copied to {file}") and rest == ([f"now run: {said}"] if said else [])
+    assert (tmp_path / file).is_file()
+    if said is not None and "search" in said:
+        assert callable(tickets.search([said.split("search ")[1].strip("'")]))
+
+
+@pytest.mark.long
+def test_a_reader_that_stops_and_a_package_of_the_same_name_give_no_traceback(tmp_path: Path) -> None:
+    # Phase: `tickets recipes | head -1`.
+    command = f"{sys.executable} -m signed_tickets recipes"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    shell = ["bash", "-c", f"{command} | (exec <&-; sleep 0.5)"]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.stderr == ""
+
+    # Phase: a package of the user's hides the recipes.
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes" / "__init__.py").touch()
+    (tmp_path / "mine.py").touch()
+    for words in (["recipes"], ["search", "aws_digits"], ["search", "mine.py"]):
+        (line,) = run(tmp_path, *words, ok=False).splitlines()
+        assert "instead of the recipes of signed-tickets; start in another directory, or rename it" in line
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from harness.config.own_loop import OWN_LOOP
 from harness.lineage.nodes.record import Metric
 from harness.reproduction.costs import costs, given_rate, measured_rate
 from harness.reproduction.study_records import ChainRecords, RunLine
@@ -54,6 +55,7 @@ def test_the_rate_is_measured_from_finished_trainings_of_the_same_network_data_a
     training("other network", 50, 1, model={"name": "resnet8", "width": 4})
     training("other batch", 50, 1, global_batch_size=32)
     training("not trained", 50, 0)
+    made_up.commit("own loop", "level", {"level": "01"}, config={OWN_LOOP: {}})  # it has no settings of a search
     rate = measured_rate(plan, made_up.nodes)
     assert rate is not None and rate.seconds_per_epoch == 3
     assert rate.source == "measured, median of 3 finished trainings"

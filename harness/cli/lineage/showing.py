@@ -22,6 +22,7 @@ from harness.cli.lineage.printing import print_json
 from harness.cli.lineage.store_options import StoreOptions, Where
 from harness.common.escape import for_terminal, redact
 from harness.common.files import write_atomically
+from harness.common.optional import require
 from harness.lineage.browse.find import find_node, lineage_of, newest
 from harness.lineage.browse.query import Query
 from harness.lineage.nodes.graph import RunSummary
@@ -95,6 +96,7 @@ class Ui:
     place: Where = StoreOptions()
 
     def run(self) -> None:
+        require("mlflow", "the MLflow UI")
         store = self.place.open(self.experiment)
         if not store.server.readable():
             raise LookupError(f"there is no MLflow store at {store.server.address or 'any URI'}: launch a recipe first")

@@ -148,6 +148,7 @@ def find_node(store: LineageStore, text: Named) -> RunSummary:
     for way in (_by_run_id, _by_key, _by_local_key, _by_origin):
         if not found or len(text) not in (_RUN_ID_DIGITS, _KEY_DIGITS):
             found = way(store, text) | found
+    found = found or _by_delivery(store, text)
     if not found:
         raise LookupError(f"no run ID or key begins with {text!r}; `{command('lineage list')}` shows the runs")
     if len(found) > 1:
@@ -200,6 +201,18 @@ def _by_origin(store: LineageStore, text: str) -> dict[str, RunSummary]:
     index = LocalIndex(store.local)
     keys = [key for key, ids in origins(store.local).items() if any(one.startswith(text) for one in ids)]
     return {node.key: node for node in _summaries(index, [index.entries[key] for key in keys if key in index.entries])}
+
+
+def _by_delivery(store: LineageStore, text: str) -> dict[str, RunSummary]:
+    """Find local runs by the run ID of an earlier delivery, if MLflow cannot be read, as with --offline."""
+    if store.server.readable() or len(text) > _RUN_ID_DIGITS:
+        return {}
+    index = LocalIndex(store.local)
+    entries = []
+    for entry in index.entries.values():
+        ids = store.delivery.remembered_anywhere(store.local.directory / entry.directory)
+        entries += [entry] * any(run_id.startswith(text) for run_id in ids)
+    return {node.key: node for node in _summaries(index, entries)}
 
 
 def family(store: LineageStore, node: Named) -> list[RunSummary]:

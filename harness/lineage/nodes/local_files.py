@@ -26,6 +26,7 @@ SUMS = "SHA256SUMS"  # readable by `sha256sum -c`; it also covers record.json, w
 CONFIG = "config.json"
 DETERMINANTS = "determinants.json"  # all inputs to the key, in canonical JSON: the SHA-256 of this file is the key
 RESERVED = {RECORD, SUMS, ABSENT_FILES}  # artifacts must not have these names
+_LFS_POINTER = b"version https://git-lfs"  # content of a large file in a Git clone without Git LFS
 DELIVERED = ".delivered"  # beside the run directories, which never change after the commit
 
 
@@ -74,10 +75,13 @@ def check_digest(path: Path, expected: str) -> Path:
     """Return `path` if its content has the expected SHA-256.
 
     Raises:
-        ValueError: The digest differs. The message has the file and both digests.
+        ValueError: The digest differs. The message has the file and both digests, or the remedy.
     """
     got = sha256_file(path)
     if got != expected:
+        with open(path, "rb") as file:
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise ValueError(f"{path} is a Git LFS pointer instead of the file; run: git lfs pull")
         raise ValueError(f"{path} was altered: its SHA-256 is {got}, but {expected} was recorded")
     return path
 

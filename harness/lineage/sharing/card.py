@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.common.escape import code_block, for_markdown
+from harness.common.optional import PROJECT
 from harness.config.own_loop import OWN_LOOP
 from harness.lineage.bundle import MODEL, NODES, BundledRun
 from harness.lineage.nodes.local_files import CONFIG
@@ -71,12 +72,15 @@ def _summary(shared: SharedRun) -> str:
     tags, density = shared.record.tags, shared.density
     network = f"`{shared.network}`" if shared.network != "network" else "A network"
     data = f" on {for_markdown(tags['data'])}" if "data" in tags else ""
-    share = f", with {density:.1%} of its prunable weights" if density is not None else ""
+    share = (
+        ", dense" if density == 1 else f", with {density:.1%} of its prunable weights" if density is not None else ""
+    )
     mask = " `signed_mask.safetensors` has the kept positions and the sign of every parameter." * (
         SIGNED_MASK in shared.record.files
     )
     if shared.record.kind == "level":
-        what = f"a pruning level that the method {for_markdown(tags.get('method', '?'))} found"
+        level, pruned = ("level", ", without pruning") if density == 1 else ("pruning level", "")
+        what = f"a {level} of the method {for_markdown(tags.get('method', '?'))}{pruned}"
     else:
         what = f"a final training of kind {for_markdown(tags.get('kind_of_training', '?'))}"
     return f"{network}{data}{share}: {what}.{mask}"
@@ -97,15 +101,15 @@ def _facts(shared: SharedRun, licence: str) -> str:
         "method": tags.get("method"),
         "level": tags.get("level"),
         "kind of training": tags.get("kind_of_training"),
-        "network": shared.network if shared.network_known else "unknown to this file: made in a loop of its own",
+        "network": shared.network if shared.network_known else None,
+        "library of the network": shared.determinants["model"].get("library") if shared.network_known else None,
         "classes": str(spec["num_classes"]) if "num_classes" in spec else None,
-        "images": "{} × {} × {} (channels × height × width)".format(*shape) if shape else None,
         "data": tags.get("data"),
         "seeds": ", ".join(seeds) or None,
-        "made": shared.made_at,
-        "licence": sentence(licence),
     }
     lines = [f"| {name} | {for_markdown(value)} |" for name, value in rows.items() if value]
+    lines += ["| images | {} × {} × {} (channels × height × width) |".format(*shape)] if shape else []
+    lines += [f"| made | {shared.made_at} |", f"| licence | {for_markdown(sentence(licence))} |"]
     lines += [f"| data digest | `{tags['data_digest']}` |"] if "data_digest" in tags else []
     lines += [f"| code | {code}{f', {for_markdown(versions)}' if versions else ''} |", f"| key | `{record.key}` |"]
     lines += [f"| MLflow run IDs | {', '.join(f'`{one}`' for one in shared.run_ids)} |"] if shared.run_ids else []
@@ -120,10 +124,14 @@ def _use(shared: SharedRun, repo: str) -> str:
     lines = ["import harness", ""]
     if SIGNED_MASK in shared.record.files:
         lines += [f"mask = harness.load_signed_mask({named})", "mask.apply_(model)  # your own initialised network"]
+    model = shared.determinants["model"] if shared.network_known else {}
     if shared.network_known:
-        own_code = ", trust_code=True" if "sha256" in shared.determinants["model"] else ""
-        lines.append(f"network = harness.load_network({named}{own_code})")
-    parts = ["## Use", code_block("\n".join(lines)).replace("```\n", "```python\n", 1)]
+        trusted = ", trust_code=True" if "sha256" in model else ""
+        lines.append(f"network = harness.load_network({named}{trusted})")
+    extras = [*(["hub"] if repo else []), *(["networks"] if "library" in model else [])]
+    package = f"'{PROJECT}[{','.join(extras)}]'" if extras else PROJECT
+    code = code_block("\n".join(lines)).replace("```\n", "```python\n", 1)
+    parts = ["## Use", code_block(f"pip install {package}"), code]
 
     # Phase: the network of a loop of one's own, or of a file.
     if not shared.network_known:
@@ -132,7 +140,7 @@ def _use(shared: SharedRun, repo: str) -> str:
             shared.determinants.get("made_by") == OWN_LOOP
         )
         parts.append(f"The network is not recorded.{by} Build it yourself, and fill it with `{load}`.")
-    elif "sha256" in shared.determinants["model"]:
+    elif "sha256" in model:
         path = f"{NODES}/{shared.record.kind}-{shared.record.key[:16]}/{SOURCE_FILE}"
         parts.append(f"The network is defined in a Python file, `{path}`. Read it before you trust it.")
     parts.append(f'Without this library, `{MODEL}` is a state dict: `safetensors.torch.load_file("{MODEL}")`.')
@@ -171,12 +179,16 @@ def _lineage(shared: SharedRun, items: Sequence[BundledRun], repo: str) -> str:
 
 def _files(shared: SharedRun) -> str:
     """Return the section that lists the files at the top."""
-    rows = [(MODEL, "parameters and buffers; pruned weights are zeros", shared.record.files[CHECKPOINT])]
+    zeros = "; pruned weights are zeros" if shared.density != 1 else ""
+    rows = [(MODEL, f"parameters and buffers{zeros}", shared.record.files[CHECKPOINT])]
     if SIGNED_MASK in shared.record.files:
         rows.append((SIGNED_MASK, "kept positions and signs", shared.record.files[SIGNED_MASK]))
     lines = [f"| `{name}` | {what} | `{digest}` |" for name, what, digest in rows]
-    lines += [f"| `{CONFIG}` | network, classes, image size, mean and standard deviation | |"]
-    lines += [f"| `bundle.json`, `{NODES}/` | the lineage | |", "| `MLmodel` | for `mlflow.pyfunc.load_model` | |"]
+    described = (
+        "network, classes, image size, mean and standard deviation" if shared.network_known else "the facts above"
+    )
+    lines += [f"| `{CONFIG}` | {described} | |", f"| `bundle.json`, `{NODES}/` | the lineage | |"]
+    lines += ["| `MLmodel` | for `mlflow.pyfunc.load_model` | |"] if shared.network_known else []
     return "\n".join(
         ["## Files", "", "| file | content | SHA-256 |", "|---|---|---|", *lines, "", "No file is a pickle."]
     )

@@ -212,6 +212,10 @@ class Delivery:
             found = next((memory[one] for one in old if not Path(one.removeprefix("sqlite:///")).exists()), None)
         return found if isinstance(found, str) else None
 
+    def remembered_anywhere(self, directory: Path) -> list[str]:
+        """Return the cached run IDs of a local run in all stores that received it."""
+        return [run_id for run_id in self._memory(directory)[1].values() if isinstance(run_id, str)]
+
     def remembered_other(self, directory: Path) -> str | None:
         """Return the cached ID of the run that has the key of a local run, but other contents."""
         found = self._memory(directory)[1].get(self.server.address)
