@@ -38,7 +38,7 @@ def main() -> None:
         # Imported after the options are read: these load torch, and `--help` must not.
         from harness.cli.launch import store_of
         from harness.reproduction.report import show
-        from recipes.reproduce import study_named, write_study_page
+        from recipes.presets.studies import study_named, write_study_page
 
         for library in ("matplotlib", "scipy", "statsmodels"):
             require(library, "a page")

@@ -35,7 +35,7 @@ from harness.common.logging import progress
 from harness.common.optional import require
 from harness.common.process import end_with_parent
 from harness.common.program import again, own_process
-from harness.common.tables import print_markdown, print_table
+from harness.common.tables import print_table
 from harness.config import known
 from recipes.presets.figure_options import RESULTS, STUDIES, ChangedSettings, FigureOptions, ReproductionOptions
 
@@ -54,17 +54,14 @@ from harness.reproduction.figure_runner import FigureRunner, MadeChain
 from harness.reproduction.job import Job
 from harness.reproduction.jobs import Jobs, own_devices
 from harness.reproduction.report import page_name, show
-from harness.reproduction.study import Study, read_study
-from harness.reproduction.study_page import write_page
+from harness.reproduction.study import Study
 from harness.reproduction.study_records import (
     check_made_anew,
     compare_again,
-    directory_of,
     finished_chains,
     record_chain,
 )
-from harness.reproduction.study_results import StudyResults
-from recipes.presets.figures import SCALES
+from recipes.presets.studies import read_results, study_named, write_study_page
 
 __all__ = ["RESULTS", "STUDIES", "ChangedSettings", "FigureOptions", "ReproductionOptions", "commands", "main"]
 
@@ -153,17 +150,6 @@ def finish(runner: FigureRunner, plan: FigurePlan, out: Path) -> None:
     show(runner.experiment.store, plan, runner.settings, out, strict=False)
 
 
-def study_named(name: str) -> Study:
-    """Read the plan of a study. Raise ValueError for an unknown name."""
-    names = sorted(path.stem for path in STUDIES.glob("*.toml"))
-    return read_study(STUDIES / f"{known('study', name, names)}.toml", SCALES)
-
-
-def read_results(study: Study, results: Path) -> StudyResults:
-    """Read the records of a study and of the studies that its page compares it with."""
-    return StudyResults.read(study, results, {name: study_named(name) for name in study.beside})
-
-
 def make_study(options: ReproductionOptions, study: Study) -> None:
     """Make and record the missing chains of a study, or of a share of its trials."""
     index, count = (1, 1) if options.shard is None else share(options.shard)
@@ -222,14 +208,6 @@ def make_again(options: ReproductionOptions, study: Study, chain: str) -> None:
                 print_table(rows, numbers=("recorded", "repeated"), whole=("run",))
 
         FigureRunner(experiment, study.plan).make([chain], show_rows)
-
-
-def write_study_page(study: Study, results: Path) -> None:
-    """Write the page of a study from its records. This needs neither runs nor data."""
-    directory = directory_of(study.name, results).parent
-    write_page(read_results(study, results), directory)
-    print_markdown((directory / "page.md").read_text(encoding="utf-8"))
-    print(f"page, tables and figure: {directory}")
 
 
 def make_chains(options: ReproductionOptions, study: Study, chains: Sequence[str]) -> None:
