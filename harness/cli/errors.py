@@ -23,6 +23,11 @@ def clear_errors() -> Iterator[None]:
     """
     try:
         yield
+        sys.stdout.flush()  # a reader that has gone is noticed here, not when Python ends
+    except SystemExit as ending:
+        if not ending.code:  # such as that of --help
+            flush_output()
+        raise
     except KeyboardInterrupt:  # before a launch listens for signals, or after it
         sys.exit(interrupted())
     except _loaded("harness.distributed.world", "OtherRankFailedError"):
@@ -69,6 +74,15 @@ class _NeverRaised(Exception):
 def _loaded(module: str, name: str) -> Any:
     """Return an exception class without loading its module: `--help` and parse errors need no torch."""
     return getattr(sys.modules.get(module), name, _NeverRaised)
+
+
+def flush_output() -> None:
+    """Write what standard output still buffers. A reader that has gone is no error."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        if not reader_has_gone(error):
+            raise
 
 
 def reader_has_gone(error: BaseException) -> bool:
