@@ -19,7 +19,7 @@ from harness.checkpoint import Checkpoint
 from harness.common.digest import canonical_json, sha256_json, sha256_tensors
 from harness.common.seeds import SgdNoise, alpha_mean
 from harness.common.tensors import save_correct
-from harness.config import SearchConfig, to_json
+from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, to_json
 from harness.lineage.nodes.code import code_version
 from harness.lineage.nodes.local_files import DETERMINANTS, LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT, CORRECT, SIGNED_MASK, THETA_INIT, LineageRecord, Metric, Parent
@@ -65,6 +65,26 @@ class Draft:
 
 
 Change = Callable[[Draft], None]
+
+
+def small_config(directory: Path, num_levels: int = 1, **settings: Any) -> SearchConfig:
+    """Return settings of a search of a ResNet-8 of width 2 on digits.
+
+    Args:
+        directory: Directory of the prepared data, which need not exist.
+        num_levels: Number of levels after level 0.
+        settings: Further fields of `SearchConfig`, or other values of the fields set here.
+    """
+    fields: dict[str, Any] = {
+        "data": DataConfig("digits", directory=directory),
+        "model": ModelConfig("resnet8", width=2),
+        "optim": OptimConfig(),
+        "final": Schedule(2, "step"),
+        "warmup_epochs": 1,
+        "level_epochs": 1,
+        "global_batch_size": 64,
+    }
+    return SearchConfig(**fields | settings, num_levels=num_levels)
 
 
 class MadeSearch:

@@ -17,28 +17,18 @@ from typing import Any
 
 import pytest
 
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.lineage.nodes.local_files import LocalNodes, read_record
 from harness.lineage.proof import verify
 from harness.lineage.store import LineageStore, open_store
 from tests.lineage.lineage_story import commit_story, key_of
 from tests.lineage.proof.made import ARCHITECTURE, FOREIGN
-from tests.made_search import MadeSearch
+from tests.made_search import MadeSearch, small_config
 from tools.crash_scenarios import alias_is_right, delete_a_run, move_an_alias
 
 
 def small(runs: Path, levels: int = 1) -> MadeSearch:
     """Commit a search with invented weights: level 0, and `levels` more."""
-    config = SearchConfig(
-        data=DataConfig("digits", directory=runs / "no data"),
-        model=ModelConfig("resnet8", width=2),
-        optim=OptimConfig(),
-        final=Schedule(2, "step"),
-        warmup_epochs=1,
-        level_epochs=1,
-        num_levels=levels,
-        global_batch_size=64,
-    )
+    config = small_config(runs / "no data", levels)
     return MadeSearch(LocalNodes(runs), config, ARCHITECTURE, FOREIGN).make()
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from harness import SignPruner, load_checkpoint, load_network, load_signed_mask
+from harness import load_checkpoint, load_network, load_signed_mask
 from harness.cli.export import main as export_command
 from harness.common.digest import sha256_file
 from harness.lineage.browse.find import find_node
@@ -26,7 +26,7 @@ from harness.lineage.pyfunc import _load_pyfunc
 from harness.lineage.sharing.export import Exported, export_run
 from harness.lineage.sharing.licences import front_matter
 from harness.lineage.store import LineageStore
-from tests.lineage.shared_run import MEAN, STD, local_store, made_search
+from tests.lineage.shared_run import MEAN, STD, local_store, made_search, own_loop_level, own_loop_network
 from tests.made_search import MadeSearch
 
 TOP = {
@@ -176,25 +176,14 @@ def test_exports_and_bundles_are_loaded_by_the_path_of_their_directory(
 
 
 def test_a_level_of_an_own_loop_is_exported_and_fills_a_network(tmp_path: Path) -> None:
-    # Phase: log a level
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    pruner = SignPruner(network, method="lrr", classifier="2", seed=1)
-    for _ in pruner.levels(densities=[0.5]):
-        optimizer = pruner.attach(torch.optim.SGD(network.parameters(), 0.1))
-        with pruner.step():
-            network(torch.randn(8, 4)).square().mean().backward()
-        optimizer.step()
-        key = pruner.log(name="mine", runs=tmp_path / "runs")
-    # Phase: export it, and load it everywhere
+    key, network = own_loop_level(tmp_path / "runs")
     out = export_run(local_store(tmp_path / "runs"), key, tmp_path / "out").directory
     text = (out / "README.md").read_text()
     assert "The network is not recorded. A `SignPruner`" in text and "pipeline_tag" not in text
     assert "test error | unknown" in text and "network" not in json.loads((out / "config.json").read_text())
     assert load_signed_mask(out).density == 0.5
-    fresh = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
     images = torch.randn(3, 4)
-    assert torch.equal(load_network(out, model=fresh)(images), network(images))
+    assert torch.equal(load_network(out, model=own_loop_network())(images), network(images))
     with pytest.raises(ValueError, match="a SignPruner in a loop of its own"):
         load_network(out)
     assert {one.outcome for one in import_bundle(local_store(tmp_path / "theirs"), out)} == {"new"}

@@ -12,6 +12,7 @@ import torch
 from harness import load_checkpoint, load_network, load_signed_mask
 from harness.cli import export as export_command
 from harness.cli import pull as pull_command
+from harness.lineage.bundle import write_bundle
 from harness.lineage.proof.verify import verify
 from harness.lineage.sharing.export import Exported, export_run
 from harness.lineage.sharing.hub import Repository, check_upload, pull, upload
@@ -164,6 +165,16 @@ def test_a_fault_of_a_download_is_one_line_and_imports_nothing(shared: HubServer
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_repository_of_several_runs_is_refused(hub: HubServer, made: MadeSearch, tmp_path: Path) -> None:
+    write_bundle(local_store(made.nodes.directory), [made.keys["L00"], made.keys["L01"]], tmp_path / "bundle")
+    hub.put(REPO, tmp_path / "bundle")
+    with pytest.raises(
+        ValueError, match="hf://someone/ticket shares 2 runs instead of one: it was not made by `export`"
+    ):
+        pull(local_store(tmp_path / "runs"), REPO)
+    assert not (tmp_path / "runs").exists()
+
+
 def test_damaged_weights_are_refused(shared: HubServer, tmp_path: Path) -> None:
     _damage("model.safetensors", b"x" * 100)(shared)
     with pytest.raises(ValueError, match="hf://someone/ticket: model.safetensors was altered: its SHA-256 is"):
@@ -188,10 +199,10 @@ def test_an_unreachable_hub_is_one_line_and_the_cache_is_used(
     load_signed_mask(f"hf://{REPO}", local_dir=tmp_path / "runs")
     commit = shared.repositories[REPO].refs["main"]
     monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
-    for name, text in ((REPO, "using commit"), (f"{REPO}@{commit}", "")):
+    for name, warns in ((REPO, True), (f"{REPO}@{commit}", False)):  # a commit cannot be out of date
         caplog.clear()
         load_signed_mask(f"hf://{name}", local_dir=tmp_path / "again")
-        assert text in caplog.text
+        assert ("using commit" in caplog.text) is warns
     monkeypatch.setenv("HF_ENDPOINT", shared.endpoint)
     from huggingface_hub import constants
 

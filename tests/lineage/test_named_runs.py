@@ -15,7 +15,6 @@ from torch import nn
 
 from harness import lineage, load_checkpoint, load_network, load_signed_mask
 from harness.checkpoint import Checkpoint
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
 from harness.lineage.bundle import write_bundle
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
@@ -24,7 +23,7 @@ from harness.lineage.store import LineageStore
 from harness.masks import Mask, SignedMask
 from harness.runs.run import FinishedRun
 from tests.lineage.lineage_story import copied_store, network_files
-from tests.made_search import MadeSearch
+from tests.made_search import MadeSearch, small_config
 
 LOADERS = (load_signed_mask, load_checkpoint, load_network)
 MODEL = "aws-digits-resnet8-w2"
@@ -77,16 +76,7 @@ class Made:
 def made(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     where = tmp_path_factory.mktemp("named")
     store = copied_store(empty_store, where)
-    config = SearchConfig(
-        data=DataConfig("digits"),
-        model=ModelConfig("resnet8", width=2),
-        optim=OptimConfig(),
-        final=Schedule(2, "step"),
-        warmup_epochs=1,
-        level_epochs=1,
-        num_levels=1,
-        global_batch_size=256,
-    )
+    config = small_config(Path("data"), global_batch_size=256)
     architecture = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
     search = MadeSearch(LocalNodes(where / "runs"), config, architecture, "d" * 64).make(("signed_mask", "dense"))
     return Made(search, store, {name: store.deliver(search.directory(name)) for name in search.keys})

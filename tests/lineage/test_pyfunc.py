@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from harness import SignPruner, load_network
+from harness import load_network
 from harness.lineage.browse.find import find_node
 from harness.lineage.mlmodel import MLMODEL
 from harness.lineage.nodes.local_files import file_names
@@ -24,7 +24,7 @@ from harness.lineage.sharing.export import export_run
 from harness.lineage.store import LineageStore, open_store
 from harness.lineage.tracking.registry import alias_of, model_name
 from tests.free_port import free_port
-from tests.lineage.shared_run import made_search
+from tests.lineage.shared_run import made_search, own_loop_level
 from tests.tracking_server import server
 
 IMAGES = np.random.default_rng(0).normal(size=(3, 1, 8, 8)).astype(np.float32)
@@ -219,17 +219,7 @@ def test_sync_adds_the_file_to_runs_of_earlier_versions(
 def test_a_level_of_an_own_loop_says_how_to_load_it(store: LineageStore) -> None:
     import mlflow
 
-    # Phase: log a level
-    torch.manual_seed(0)
-    network = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
-    pruner = SignPruner(network, method="lrr", classifier="2", seed=1)
-    for _ in pruner.levels(densities=[0.5]):
-        optimizer = pruner.attach(torch.optim.SGD(network.parameters(), 0.1))
-        with pruner.step():
-            network(torch.randn(8, 4)).square().mean().backward()
-        optimizer.step()
-        key = pruner.log(name="mine", runs=store.local.directory)
-    # Phase: deliver and load it
+    key, _ = own_loop_level(store.local.directory)
     for directory in store.local.directories():
         store.deliver(directory)
     run_id = find_node(store, key).run_id

@@ -32,7 +32,7 @@ from harness.checkpoint import Checkpoint, read_network
 from harness.cli.resolve import resolve_ticket
 from harness.common.digest import sha256_file, sha256_tensors
 from harness.common.tensors import load_correct, save_correct
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig, TicketConfig
+from harness.config import TicketConfig
 from harness.distributed.status import _is_anothers
 from harness.distributed.world import World
 from harness.lineage.browse.find import find_node, newest_local
@@ -58,7 +58,7 @@ from recipes.presets.figures import SCALES
 from recipes.reproduce import STUDIES
 from tests.damage import ORDINARY, THOROUGH, Parser, attack, check, every_kind
 from tests.lineage.lineage_story import checkpoint, commit_story, key_of, signed_mask
-from tests.made_search import MadeSearch
+from tests.made_search import MadeSearch, small_config
 from tests.mask_formats import as_format_1
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -283,16 +283,7 @@ def ticket_settings(root: Path) -> Parser:
 
 
 def _made(root: Path) -> MadeSearch:
-    config = SearchConfig(
-        data=DataConfig("digits", directory=Path("data")),
-        model=ModelConfig("resnet8", width=2),
-        optim=OptimConfig(),
-        final=Schedule(2, "step"),
-        warmup_epochs=1,
-        level_epochs=1,
-        num_levels=0,
-        global_batch_size=64,
-    )
+    config = small_config(Path("data"), num_levels=0)
     made = MadeSearch(LocalNodes(root), config, Architecture.built("resnet8", 10, 1, 8, 2), "0" * 64)
     made._root()
     made._level(0, Architecture.built("resnet8", 10, 1, 8, 2).theta_init(config.init_seed), None)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from harness.common.process import Process
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
+from harness.config import Schedule
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import CHECKPOINT
 from harness.lineage.proof import verify
@@ -24,7 +24,7 @@ from harness.lineage.reload import load_checkpoint, load_signed_mask
 from harness.lineage.store import LineageStore, open_store
 from harness.runs.garbage import Garbage, Policy, delete_garbage, find_garbage
 from harness.runs.unfinished import Unfinished
-from tests.made_search import MadeSearch
+from tests.made_search import MadeSearch, small_config
 from tests.warm import warm
 
 TOOL = Path(__file__).parents[2] / "tools" / "lineage.py"
@@ -36,16 +36,7 @@ def search(tmp_path: Path) -> MadeSearch:
 
     It has four pruning levels, two final trainings and their comparison.
     """
-    config = SearchConfig(
-        data=DataConfig("digits", directory=tmp_path / "none"),
-        model=ModelConfig("resnet8", width=2),
-        optim=OptimConfig(),
-        final=Schedule(1, "step"),
-        warmup_epochs=1,
-        level_epochs=1,
-        num_levels=4,
-        global_batch_size=64,
-    )
+    config = small_config(tmp_path / "none", num_levels=4, final=Schedule(1, "step"))
     architecture = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
     made = MadeSearch(LocalNodes(tmp_path / "runs"), config, architecture, "0" * 64)
     return made.make(("signed_mask", "retrain"))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from harness.config import DataConfig, ModelConfig, OptimConfig, Schedule, SearchConfig
+from harness.config import ModelConfig
 from harness.data import open_data
 from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.proof import Findings, verify
 from harness.lineage.proof.networks import Architecture
 from harness.lineage.store import open_store
-from tests.made_search import Change, MadeSearch
+from tests.made_search import Change, MadeSearch, small_config
 
 ARCHITECTURE = Architecture.built("resnet8", num_classes=10, channels=1, image_size=8, width=2)
 FINALS = ("signed_mask", "retrain", "mask")
@@ -42,17 +42,8 @@ def make(
         settings: Further fields of `SearchConfig`.
     """
     # level 0 is enough for other networks, which are tested for their θ_init only
-    config = SearchConfig(
-        data=DataConfig("digits", directory=data),
-        model=model,
-        optim=OptimConfig(),
-        final=Schedule(2, "step"),
-        warmup_epochs=2,
-        level_epochs=1,
-        num_levels=2 if architecture is ARCHITECTURE else 0,
-        global_batch_size=64,
-        **settings,
-    )
+    num_levels = 2 if architecture is ARCHITECTURE else 0
+    config = small_config(data, num_levels, model=model, warmup_epochs=2, **settings)
     return MadeSearch(LocalNodes(runs), config, architecture, content_digest(data), changes).make(finals)
 
 
