@@ -55,6 +55,7 @@ class HubServer(ThreadingHTTPServer):
         self.objects: dict[str, bytes] = {}  # uploaded large files by SHA-256
         self.requests: list[str] = []
         self.refused: dict[str, int] = {}  # status by a pattern of "METHOD path"
+        self.reason = "refused by the test"
 
     @property
     def endpoint(self) -> str:
@@ -98,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.requests.append(f"{self.command} {path}")
         for pattern, status in self.server.refused.items():
             if re.search(pattern, f"{self.command} {path}"):
-                return self.send(status, {"error": "refused by the test"}, X_Error_Message="refused by the test")
+                return self.send(status, {"error": self.server.reason}, X_Error_Message=self.server.reason)
 
         # Phase: requests about no repository.
         if path == "/api/validate-yaml":

@@ -297,6 +297,12 @@ def test_an_upload_without_a_token_or_a_hub_ends_before_anything_is_written(
     with pytest.raises(ConnectionError, match="cannot write hf://someone/ticket: the Hub is unreachable"):
         check_upload(REPO, public=False)
     assert hub.requests == []
+    # Phase: a message that repeats the answer of the Hub has no credentials
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
+    hub.refused["GET /api"], hub.reason = 500, "proxy http://me:secret@proxy failed"
+    with pytest.raises(ConnectionError, match="the Hub answers 500 .proxy http://.*@proxy failed") as caught:
+        check_upload(REPO, public=False)
+    assert "secret" not in str(caught.value)
 
 
 # ---------------------------------------------------------------------- commands
