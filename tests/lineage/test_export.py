@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,11 @@ from harness.lineage.nodes.local_files import LocalNodes
 from harness.lineage.nodes.record import LineageRecord
 from harness.lineage.proof.verify import verify
 from harness.lineage.pyfunc import _load_pyfunc
+from harness.lineage.sharing.card import model_card
 from harness.lineage.sharing.export import Exported, export_run
 from harness.lineage.sharing.licences import front_matter
 from harness.lineage.store import LineageStore
+from tests.lineage.proof.made import FOREIGN
 from tests.lineage.shared_run import MEAN, STD, local_store, made_search, own_loop_level, own_loop_network
 from tests.made_search import MadeSearch
 
@@ -67,10 +70,25 @@ def test_an_exported_directory_has_the_network_the_mask_and_a_card_at_its_top(
     assert (out / "signed_mask.safetensors").read_bytes() == (level / "signed_mask.safetensors").read_bytes()
     # Phase: the settings for other programs
     config = json.loads((out / "config.json").read_text())
-    assert config["network"] == {"name": "resnet8", "width": 2}
-    assert (config["num_classes"], config["channels"], config["image_size"]) == (10, 1, 8)
-    assert (config["mean"], config["std"], config["test_error_percent"], config["level"]) == (MEAN, STD, 10.0, 1)
-    assert config["run"]["key"] == made.keys["L01"]
+    record = made.nodes.load(made.keys["L01"])
+    assert config == {
+        "format": "harness.export/1",
+        "library_name": "signed-tickets",
+        "library_version": record.code.get("signed-tickets"),
+        "run": {"key": record.key, "kind": "level", "name": record.name, "run_ids": []},
+        "method": "aws",
+        "level": 1,
+        "density": load_signed_mask(out).density,
+        "test_error_percent": 10.0,
+        "sha256": {name: sha256_file(out / name) for name in ("model.safetensors", "signed_mask.safetensors")},
+        "network": {"name": "resnet8", "width": 2},
+        "num_classes": 10,
+        "channels": 1,
+        "image_size": 8,
+        "mean": MEAN,
+        "std": STD,
+        "data": {"name": "digits", "digest": FOREIGN},
+    }
     state = load_file(out / "model.safetensors")
     missing = load_network(out).load_state_dict(state)
     assert not missing.missing_keys and not missing.unexpected_keys
@@ -284,6 +302,30 @@ def test_the_model_card_says_what_the_run_is(made: MadeSearch, tmp_path: Path, n
     assert f"`resnet8-w2` on digits{sentence}" in text
     assert ("pruned weights are zeros" in text) == (name != "L00")
     assert "pip install signed-tickets\n" in text and "| images | 1 × 8 × 8 (channels" in text
+
+
+def test_the_model_card_has_commands_that_fit_the_network_and_the_place(exported: Exported) -> None:
+    def card(model: dict[str, object], repo: str, error: float) -> str:
+        """Return the card of the level, as if it had another network and another test error."""
+        record = exported.shared.record
+        metrics = tuple(
+            replace(one, value=error) if one.name == "test_error_percent" else one for one in record.metrics
+        )
+        record = replace(record, metrics=metrics, code=record.code | {"dirty": "true"})
+        determinants = {**exported.shared.determinants, "model": model}
+        shared = replace(exported.shared, record=record, determinants=determinants, run_ids=("a" * 32,))
+        return model_card(shared, exported.items, "mit", repo)
+
+    # Phase: a network of a library, on the Hub
+    text = card({"name": "timm:resnet18", "library": "timm 1.0"}, "me/ticket", 25.0)
+    assert "pip install 'signed-tickets[hub,networks]'" in text and "tickets pull me/ticket" in text
+    assert 'load_signed_mask("hf://me/ticket")' in text and 'load_network("hf://me/ticket")' in text
+    assert "timm 1.0" in text and "with changes" in text and f"`{'a' * 32}`" in text and '"value": 0.75' in text
+    # Phase: a network of a user's file, in a directory, after a training that diverged
+    text = card({"name": "net.py:build", "sha256": "0" * 64}, "", float("nan"))
+    assert "pip install signed-tickets\n" in text and "tickets lineage import THIS_DIRECTORY" in text
+    assert 'load_network("THIS_DIRECTORY", trust_code=True)' in text and "Read it before you trust it" in text
+    assert "model-index" not in text and "the mean (0.3053) and divide by the standard deviation (0.3762)" in text
 
 
 @pytest.mark.parametrize(
