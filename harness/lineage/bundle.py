@@ -221,9 +221,8 @@ def _write_node(
         write_absent_files(directory, absent)
     write_sums(directory, record)
     check_files(directory, record)
-    run_ids = tuple(dict.fromkeys((*([node.run_id] if node.run_id else []), *node.origin_run_ids)))
     digest = sha256_file(directory / RECORD)
-    return BundledRun(f"{NODES}/{directory.name}", record.key, record.kind, record.name, digest, run_ids)
+    return BundledRun(f"{NODES}/{directory.name}", record.key, record.kind, record.name, digest, node.all_run_ids)
 
 
 def _unavailable(store: LineageStore, node: RunSummary, record: LineageRecord) -> dict[str, AbsentFile]:

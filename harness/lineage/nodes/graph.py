@@ -65,6 +65,11 @@ class RunSummary:
         )
 
     @property
+    def all_run_ids(self) -> tuple[str, ...]:
+        """MLflow run IDs of this run in all stores that held it, newest first."""
+        return tuple(dict.fromkeys((*([self.run_id] if self.run_id else []), *self.origin_run_ids)))
+
+    @property
     def drawn_before(self) -> str | None:
         """Describe how an older version drew this run's initial parameters.
 

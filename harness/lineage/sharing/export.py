@@ -28,7 +28,7 @@ class Exported:
 
     @property
     def num_bytes(self) -> int:
-        """Return the size of all files."""
+        """Size of all files."""
         return sum(self.files.values())
 
 
@@ -69,8 +69,7 @@ def export_run(
     record = check_shareable(store.record_of(summary))
     with new_directory(out) as temporary:
         items = write_runs(store, [summary], temporary, checkpoints=checkpoints, at_top=summary.key)
-        run_ids = next(item.run_ids for item in items if item.key == record.key)
-        shared = shared_run(store, summary, record, run_ids)
+        shared = shared_run(store, summary, record)
 
         # Phase: write the description for people, for MLflow and for other programs.
         (temporary / CONFIG).write_bytes(json_bytes(shared.config()))
@@ -80,17 +79,13 @@ def export_run(
     return Exported(out, shared, tuple(items), sizes(out))
 
 
-def shared_run(
-    store: LineageStore, node: RunSummary, record: LineageRecord, run_ids: tuple[str, ...] | None = None
-) -> SharedRun:
+def shared_run(store: LineageStore, node: RunSummary, record: LineageRecord) -> SharedRun:
     """Return the description of a run that is about to be shared."""
     determinants = {}
     if DETERMINANTS in record.files:
         with store.open_file_of(node, DETERMINANTS) as path:
             determinants = parse_determinants(path.read_bytes())
-    if run_ids is None:
-        run_ids = tuple(dict.fromkeys((*([node.run_id] if node.run_id else []), *node.origin_run_ids)))
-    return SharedRun(record, determinants, run_ids)
+    return SharedRun(record, determinants, node.all_run_ids)
 
 
 def sizes(directory: Path) -> dict[str, int]:
