@@ -240,6 +240,7 @@ def test_an_upload_is_one_commit_with_exactly_the_exported_files(
     assert repository.messages == ["", f"Share {exported.shared.record.name}"]
     files = {name: (exported.directory / name).read_bytes() for name in exported.files}
     assert {name: content for name, content in repository.files.items() if name != ".gitattributes"} == files
+    assert f"tickets pull {REPO}\n".encode() in repository.files["README.md"]
     # Phase: load it again
     mask = load_signed_mask(f"hf://{REPO}", local_dir=tmp_path / "runs")
     assert mask.digest == load_signed_mask(exported.directory).digest

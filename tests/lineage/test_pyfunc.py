@@ -90,6 +90,7 @@ def test_levels_are_loaded_by_run_model_and_path(store: LineageStore, tmp_path: 
     check_predictions(f"runs:/{run_ids['signed_mask']}/network", expected["signed_mask"])
     # Phase: an exported directory
     out = export_run(store, made.keys["L01"], tmp_path / "out").directory
+    assert json.loads((out / "config.json").read_text())["run"]["run_ids"] == [run_ids["L01"]]
     check_predictions(str(out), expected["L01"])
     # Phase: local runs and records stay as they were, and `verify` finds nothing new
     assert MLMODEL not in file_names(made.directory("L01"))
