@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,11 @@ from torch.nn.utils import prune
 from harness import load_network, load_signed_mask
 from harness.cli import export as export_command
 from harness.common import optional
-from tests.lineage.shared_run import made_search
+from harness.lineage.browse.find import find_node
+from harness.lineage.nodes.record import SIGNED_MASK
+from harness.lineage.sharing.export import shared_run
+from harness.lineage.sharing.networks import network_of_run, write_onnx, write_torch_prune
+from tests.lineage.shared_run import local_store, made_search
 from tests.made_search import MadeSearch
 
 
@@ -81,3 +86,26 @@ def test_without_the_extra_the_export_to_onnx_names_it(
     with pytest.raises(SystemExit):
         export(made, "onnx", tmp_path / "level.onnx")
     assert "the export to ONNX needs onnxscript" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_network_that_cannot_be_exported_is_refused_in_one_line(
+    made: MadeSearch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("\nno such operator\nin layer 3")
+
+    # Phase: torch fails, and the image size is unknown
+    store, out = local_store(made.nodes.directory), tmp_path / "level"
+    node = find_node(store, made.keys["L01"])
+    shared = shared_run(store, node, store.record_of(node))
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    with pytest.raises(ValueError, match=r"^torch cannot export resnet8-w2 to ONNX: no such operator$"):
+        write_onnx(shared, network_of_run(store, node), out)
+    with pytest.raises(ValueError, match="has no recorded image size, so it cannot be exported to ONNX"):
+        write_onnx(replace(shared, determinants={}), network_of_run(store, node), out)
+    # Phase: a run without a signed mask
+    record = shared.record
+    without = replace(record, files={name: record.files[name] for name in record.files if name != SIGNED_MASK})
+    with pytest.raises(ValueError, match="has no signed_mask.safetensors, so there are no masks to write"):
+        write_torch_prune(store, node, replace(shared, record=without), out)
+    assert not list(tmp_path.iterdir())
