@@ -142,7 +142,7 @@ def test_a_reader_that_stops_and_a_package_of_the_same_name_give_no_traceback(tm
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     environment.pop("PYTHONUNBUFFERED", None)  # Python would write each line at once
     commands = ("recipes", "--help", "--version", "lineage list --offline", "lineage --help", "reproduce --help")
-    for words in (*(f"-m signed_tickets {words}" for words in commands), f"{REPOSITORY}/tools/lineage.py --help"):
+    for words in (*(f"-m signed_tickets {words}" for words in commands), f"{REPOSITORY}/tools/lineage.py list --help"):
         shell = ["bash", "-c", f"{sys.executable} {words} | true; exit ${{PIPESTATUS[0]}}"]
         done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=60)
         assert (done.returncode, done.stderr) == (0, ""), words
