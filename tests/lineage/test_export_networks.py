@@ -99,10 +99,12 @@ def test_a_network_that_cannot_be_exported_is_refused_in_one_line(
     node = find_node(store, made.keys["L01"])
     shared = shared_run(store, node, store.record_of(node))
     monkeypatch.setattr(torch.onnx, "export", fail)
+    network = network_of_run(store, node)
+    assert not any(module.training for module in network.modules())
     with pytest.raises(ValueError, match=r"^torch cannot export resnet8-w2 to ONNX: no such operator$"):
-        write_onnx(shared, network_of_run(store, node), out)
+        write_onnx(shared, network, out)
     with pytest.raises(ValueError, match="has no recorded image size, so it cannot be exported to ONNX"):
-        write_onnx(replace(shared, determinants={}), network_of_run(store, node), out)
+        write_onnx(replace(shared, determinants={}), network, out)
     # Phase: a run without a signed mask
     record = shared.record
     without = replace(record, files={name: record.files[name] for name in record.files if name != SIGNED_MASK})
