@@ -75,8 +75,8 @@ class Mask:
                 f"a mask takes bool tensors by name, such as a dictionary, not {type(self.tensors).__name__}"
             )
         for name, kept in self.tensors.items():
-            if getattr(kept, "dtype", torch.bool) != torch.bool:
-                kind = kept.dtype if isinstance(kept, torch.Tensor) else type(kept)
+            kind = kept.dtype if isinstance(kept, torch.Tensor) else type(kept)
+            if kind != torch.bool:
                 raise ValueError(f"a mask has bool tensors, but {name} is {kind}; give tensor != 0")
 
     @classmethod
@@ -86,14 +86,15 @@ class Mask:
 
     def __repr__(self) -> str:
         """Return three lines: counts, tensors, and the least and most dense tensor."""
-        head, share = f"Mask: {_kept_of(self.tensors)}", "no tensors"
-        if self.tensors and not _without_values(self.tensors):
-            dense = {name: float(kept.float().mean()) for name, kept in self.tensors.items() if kept.numel()}
-            ends = (
-                dict.fromkeys((min(dense, key=dense.__getitem__), max(dense, key=dense.__getitem__))) if dense else {}
-            )
-            share = "density by tensor: " + " to ".join(f"{dense[name]:.3f} ({short(name)})" for name in ends)
-        return f"{head}\n  {count(len(self), 'tensor')}: {few_shapes(self.tensors)}\n  {share}{_where(self.tensors)}"
+        filled = {} if _without_values(self.tensors) else {n: kept for n, kept in self.tensors.items() if kept.numel()}
+        dense = {name: float(kept.float().mean()) for name, kept in filled.items()}
+        ends = dict.fromkeys((min(dense, key=dense.__getitem__), max(dense, key=dense.__getitem__))) if dense else ()
+        share = " to ".join(f"{dense[name]:.3f} ({short(name)})" for name in ends) or "none"
+        return (
+            f"Mask: {_kept_of(self.tensors)}\n"
+            f"  {count(len(self), 'tensor')}: {few_shapes(self.tensors)}\n"
+            f"  density by tensor: {share}{_where(self.tensors)}"
+        )
 
     def __eq__(self, other: object) -> bool:
         """Return whether both masks keep the same weights, on any devices."""
@@ -712,9 +713,12 @@ def _where(tensors: Mapping[str, torch.Tensor]) -> str:
 
 def _choice(unpruned: bool | Iterable[str]) -> bool | list[str]:
     """Return which parameters outside the mask get their signs. An iterator gives its names only once."""
-    if isinstance(unpruned, str) or not isinstance(unpruned, bool | Iterable):
+    if isinstance(unpruned, bool):
+        return unpruned
+    names = list(unpruned) if isinstance(unpruned, Iterable) else [unpruned]
+    if isinstance(unpruned, str) or not all(isinstance(name, str) for name in names):
         raise TypeError(f"unpruned is {unpruned!r:.60}; give True, False or a list of parameter names")
-    return unpruned if isinstance(unpruned, bool) else list(unpruned)
+    return names
 
 
 def _names(unpruned: bool | Collection[str], name: str) -> bool:

@@ -77,9 +77,21 @@ def test_a_mask_of_a_wrapped_network_fits_the_network_itself() -> None:
     assert outer.to_dense(model).keys() == model.state_dict().keys()
 
 
-def test_names_that_differ_only_by_a_wrapper_stay_apart() -> None:
-    model = nn.ModuleDict({"a": nn.Linear(2, 2), "module": nn.ModuleDict({"a": nn.Linear(2, 2)})})
-    signs = signed(model, "a.weight", "module.a.weight", density=0.5)
+@pytest.mark.parametrize("part", ["module", "_orig_mod"])
+def test_names_that_differ_only_by_a_wrapper_stay_apart(part: str) -> None:
+    # Phase: with the names of the network, and with those of the network in a wrapper.
+    model = nn.ModuleDict({"a": nn.Linear(2, 2), part: nn.ModuleDict({"a": nn.Linear(2, 2)})})
+    signs = signed(model, "a.weight", f"{part}.a.weight", density=0.5)
+    assert signs.to_dense(model).keys() == model.state_dict().keys()
+    outer = signed(Inside(model), "module.a.weight", f"module.{part}.a.weight", density=0.5)
+    outer.apply_(model)
+    for name in outer.mask:
+        assert torch.equal(model.get_parameter(name.removeprefix("module.")) == 0, ~outer.mask[name])
+    with torch.no_grad():
+        for param in model.parameters():
+            param.fill_(1.0)
+
+    # Phase: a wrapper around the network.
     for given in (model, nn.DataParallel(model)):
         signs.apply_(given)
         for name in signs.mask:
@@ -135,6 +147,8 @@ def test_another_classifier_needs_unpruned_false() -> None:
     [
         ("fc.bias", TypeError, "give True, False or a list"),
         (["fc.bais"], ValueError, "unpruned names fc.bais, which the signed mask does not have"),
+        ([1], TypeError, r"unpruned is \[1\]; give True"),
+        (b"fc.bias", TypeError, "unpruned is b'fc.bias'; give True"),
         (None, TypeError, "unpruned is None; give True, False or a list"),
         (0, TypeError, "unpruned is 0"),
     ],
