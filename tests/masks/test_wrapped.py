@@ -108,6 +108,7 @@ def test_shared_weights_get_one_value_under_all_names() -> None:
         signs = SignedMask.of(state, Mask({name: torch.rand(6, 6) < 0.5}))
         signs = replace(signs, signs={n: s for n, s in signs.signs.items() if "weight" not in n or n == name})
         found = signs.signed(state)
+        assert len({value.data_ptr() for value in (*found.values(), *state.values())}) == 2 * len(state) - 1
         assert torch.equal(found["first.weight"], found["second.weight"])
         assert torch.equal(found["first.weight"] == 0, ~signs.mask[name])
         dense, split = signs.to_dense(model), signs.to_torch_prune(model)
@@ -129,11 +130,13 @@ def test_another_classifier_needs_unpruned_false() -> None:
         signs.apply_(model)
     assert "\n" not in str(caught.value)
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters()), "nothing changed"
+    signed_bias = before["conv.bias"].abs() * signs.signs["conv.bias"]
     for unpruned in (False, [], {"conv.bias"}, iter(["conv.bias"])):
+        model.load_state_dict(before, strict=False)
         signs.apply_(model, unpruned=unpruned)
+        assert torch.equal(model.conv.bias, before["conv.bias"] if not unpruned else signed_bias)
         assert torch.equal(model.conv.weight, before["conv.weight"].abs() * signs.signs["conv.weight"])
         assert torch.equal(model.fc.weight, before["fc.weight"])
-    assert torch.equal(model.conv.bias, before["conv.bias"].abs() * signs.signs["conv.bias"])
     without = nn.Sequential()
     without.add_module("conv", model.conv)
     signs.apply_(without, unpruned=False)
