@@ -355,6 +355,7 @@ def test_a_state_comes_before_levels() -> None:
     [
         ({"parameters": {"lr": np.float32(0.1)}}, ValueError, r"parameter 'lr' is np\.float32\(0\.1\).*JSON values"),
         ({"parameters": {"lr": math.nan}}, ValueError, "parameter 'lr' is nan"),
+        ({"parameters": {"text": "\ud800"}}, ValueError, r"parameter 'text' is '\\ud800'"),
         ({"parameters": {"w": torch.ones(2, 2)}}, ValueError, "parameter 'w' is tensor"),
         ({"parameters": Namespace(lr=1)}, TypeError, r"vars\(args\)"),
         ({"parameters": "lr=1"}, TypeError, "give a dictionary"),

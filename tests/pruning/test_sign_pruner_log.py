@@ -56,6 +56,8 @@ def test_the_key_gives_mask_and_network_back(tmp_path: Path) -> None:
         load_network(keys[-1], local_dir=tmp_path)
     with pytest.raises(TypeError, match="model takes a network .* to fill, got OrderedDict"):
         load_network(keys[-1], local_dir=tmp_path, model=network().state_dict())
+    with pytest.raises(TypeError, match="to fill, got type"):
+        load_network(keys[-1], local_dir=tmp_path, model=torch.nn.Sequential)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="trust_code is 'no'; give True or False"):
         load_network(keys[-1], local_dir=tmp_path, trust_code="no")
     model = load_network(keys[-1], local_dir=tmp_path, model=network())
