@@ -363,9 +363,9 @@ class SignedMask:
         Raises:
             ValueError: The signed mask does not fit the network.
         """
-        unpruned = _choice(unpruned)
-        held = _by_names(self._changed(norm, unpruned), params)
-        new = {formats.place(held[name]): value for name, value in self._values(held, norm, unpruned).items()}
+        changed = self._changed(norm, unpruned)
+        held = _by_names(changed, params)
+        new = {formats.place(held[name]): value for name, value in self._values(held, changed).items()}
         return {name: new.get(formats.place(param), param).detach().clone() for name, param in params.items()}
 
     @torch.no_grad()
@@ -381,10 +381,9 @@ class SignedMask:
         Raises:
             ValueError: The signed mask does not fit the network, or the network has no values.
         """
-        unpruned = _choice(unpruned)
         changed = self._changed(norm, unpruned)
         params = _params(changed, model, "apply_")
-        for name, value in self._values(params, norm, unpruned).items():
+        for name, value in self._values(params, changed).items():
             params[name].copy_(value)
         self._bound.clear()
         bound = {name: cast("nn.Parameter", params[name]) for name in self.mask.tensors}
@@ -393,21 +392,26 @@ class SignedMask:
 
     def _changed(self, norm: bool, unpruned: bool | Collection[str]) -> list[str]:
         """Return the names of the parameters that get their signs."""
+        # Phase: check the arguments. An iterator gives its names only once.
         if not isinstance(norm, bool):
             raise TypeError(f"norm is {norm!r:.60}; give True or False")
-        if not isinstance(unpruned, bool) and (unknown := [name for name in unpruned if name not in self.signs]):
+        if isinstance(unpruned, bool):
+            names = list(self.signs) if unpruned else []
+        else:
+            names = list(unpruned) if isinstance(unpruned, Iterable) else [unpruned]
+            if isinstance(unpruned, str) or not all(isinstance(name, str) for name in names):
+                raise TypeError(f"unpruned is {unpruned!r:.60}; give True, False or a list of parameter names")
+        if unknown := [name for name in names if name not in self.signs]:
             raise ValueError(f"unpruned names {listed(unknown)}, which the signed mask does not have")
+
+        # Phase: choose the names.
+        others = set(names)
         return [
-            name
-            for name in self.signs
-            if name in self.mask.tensors or (norm if name in self.norm else _names(unpruned, name))
+            name for name in self.signs if name in self.mask.tensors or (norm if name in self.norm else name in others)
         ]
 
-    def _values(
-        self, params: Mapping[str, torch.Tensor], norm: bool, unpruned: bool | Collection[str]
-    ) -> dict[str, torch.Tensor]:
+    def _values(self, params: Mapping[str, torch.Tensor], changed: Collection[str]) -> dict[str, torch.Tensor]:
         """Return abs(θ) ⊙ s of the parameters that get their signs."""
-        changed = self._changed(norm, unpruned)
         self._check(changed, params)
         result = {}
         for name in changed:
@@ -709,20 +713,6 @@ def _where(tensors: Mapping[str, torch.Tensor]) -> str:
     """Return the devices of tensors as the end of a sentence, "" for the CPU."""
     devices = sorted({str(tensor.device) for tensor in tensors.values()} - {"cpu"})
     return f", on {' and '.join(devices)}" if devices else ""
-
-
-def _choice(unpruned: bool | Iterable[str]) -> bool | list[str]:
-    """Return which parameters outside the mask get their signs. An iterator gives its names only once."""
-    if isinstance(unpruned, bool):
-        return unpruned
-    names = list(unpruned) if isinstance(unpruned, Iterable) else [unpruned]
-    if isinstance(unpruned, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"unpruned is {unpruned!r:.60}; give True, False or a list of parameter names")
-    return names
-
-
-def _names(unpruned: bool | Collection[str], name: str) -> bool:
-    return unpruned if isinstance(unpruned, bool) else name in unpruned
 
 
 def _unpack_bits(packed: torch.Tensor, count: int) -> np.ndarray:
