@@ -80,6 +80,7 @@ def test_arguments_of_other_types_are_refused(options: dict, message: str) -> No
         ({"densities": "0.5"}, "give a list of numbers"),
         ({"densities": [None]}, "give a list of numbers"),
         ({"densities": [math.nan]}, "they must fall"),
+        ({"densities": [0.5, 0.5]}, "they must fall"),
         ({"densities": torch.tensor([0.5, 0.6])}, "they must fall"),
         ({"densities": [0.5], "pruning_fraction": 0.3}, "pruning_fraction belongs to num_levels"),
         ({"densities": [0.5], "steps_per_epoch": 1.5}, r"steps_per_epoch is 1\.5; give a whole number"),
@@ -112,6 +113,7 @@ BAD_BATCHES: dict[str, tuple[Any, str]] = {
     "dictionaries": ([{"x": IMAGES, "y": LABELS}], "is no pair of tensors"),
     "arrays": ([(IMAGES.numpy(), LABELS.numpy())], "is no pair of tensors"),
     "another length": ([BATCHES[0], (IMAGES, LABELS[:2])], "batch 1 of batches has 8 images and labels of another"),
+    "one label": ([(IMAGES, torch.tensor(1))], "batch 0 of batches has 8 images and labels of another"),
     "nothing from a function": (lambda: None, "batches is NoneType"),
     "a number": (5, "batches is int"),
 }
