@@ -88,7 +88,7 @@ class Mask:
         """Return three lines: counts, tensors, and the least and most dense tensor."""
         filled = {} if _without_values(self.tensors) else {n: kept for n, kept in self.tensors.items() if kept.numel()}
         dense = {name: float(kept.float().mean()) for name, kept in filled.items()}
-        ends = dict.fromkeys((min(dense, key=dense.__getitem__), max(dense, key=dense.__getitem__))) if dense else ()
+        ends = dict.fromkeys((min(dense, key=dense.__getitem__), max(dense, key=dense.__getitem__))) if dense else {}
         share = " to ".join(f"{dense[name]:.3f} ({short(name)})" for name in ends) or "none"
         return (
             f"Mask: {_kept_of(self.tensors)}\n"
