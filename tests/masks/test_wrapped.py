@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from harness.checkpoint import Checkpoint
+from harness.common.tensors import renamed
 from harness.masks import Mask, SignedMask
 from tests.masks.networks import WRAPPINGS, Inside, Tied, network, params_of, signed
 
@@ -67,6 +68,17 @@ def test_state_dicts_of_wrapped_networks_keep_their_names(prefix: str, layer: st
     assert again.signs.keys() == params_of(plain).keys() and again == SignedMask.of(params_of(plain), signs.mask)
     signs.mask.apply_(state)
     assert not state[f"{prefix}{layer}.weight"][~signs.mask[f"{layer}.weight"]].any()
+
+
+def test_keys_stay_apart_when_a_prefix_is_removed() -> None:
+    """A shorter name that another tensor has already is not taken."""
+    names, keys = ["a", "b"], ["module.a", "a", "module.b"]
+    assert len(set(renamed(names, keys).values())) == len(keys)
+    twice = ["a", "module.a"]
+    assert renamed(twice, ["_orig_mod.a", "_orig_mod.module.a"]) == {
+        "_orig_mod.a": "a",
+        "_orig_mod.module.a": "module.a",
+    }
 
 
 def test_a_mask_of_a_wrapped_network_fits_the_network_itself() -> None:

@@ -163,6 +163,17 @@ def test_an_optimizer_that_is_given_twice_is_attached_once() -> None:
         optimizer.step()
 
 
+def test_a_level_begins_without_gradients() -> None:
+    model = network()
+    pruner = sign_pruner(model)
+    for _ in pruner.levels([0.5]):
+        assert all(param.grad is None for param in model.parameters())
+        optimizer = pruner.attach(SGD(model.parameters()))
+        with pruner.step():
+            loss_of(model(IMAGES), LABELS).backward()
+        optimizer.step()
+
+
 def test_frozen_norm_parameters_do_not_end_a_step() -> None:
     seen: dict[bool, list[float]] = {}
     for frozen in (False, True):
