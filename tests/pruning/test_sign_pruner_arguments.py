@@ -174,6 +174,15 @@ def test_a_level_begins_without_gradients() -> None:
         optimizer.step()
 
 
+def test_a_level_may_have_any_number_of_steps() -> None:
+    pruner = sign_pruner(network())
+    next(pruner.levels([0.5]))
+    steps = pruner._training
+    expected = steps.noise.alphas(0, 5001)
+    for steps.done in (0, 1023, 1024, 5000):
+        assert steps._alpha() == expected[steps.done]
+
+
 def test_frozen_norm_parameters_do_not_end_a_step() -> None:
     seen: dict[bool, list[float]] = {}
     for frozen in (False, True):
